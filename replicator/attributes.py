@@ -1,0 +1,192 @@
+"""DynamoDB's typed JSON, exact and lazy: one decoder for stream records and scanned items.
+
+An image stays raw bytes until somebody looks at it; a number stays its digits until a hook asks for its value.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Context, Decimal
+from typing import Any
+
+import msgspec
+import orjson
+
+Typed = dict[str, Any]  # {"S": "text"}: one attribute value as DynamoDB writes it
+Typeds = dict[str, Typed]  # a whole image, decoded one level deep
+
+_image = msgspec.json.Decoder(dict[str, dict[str, Any]])
+_WIDE = Context(prec=400)  # wider than any DynamoDB number written out, so nothing is rounded
+_PLAIN_ZEROS = 40  # up to here a number is written without an exponent
+_JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
+
+class Malformed(ValueError):
+    """Not an image in DynamoDB's typed JSON."""
+
+
+def typed(image: bytes) -> Typeds:
+    """The attributes of an image, each still in its one-entry mapping."""
+    try:
+        return _image.decode(image)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise Malformed(f"not DynamoDB's typed JSON: {e}") from e
+
+
+class Item(Mapping[str, Any]):
+    """An image as hooks see it: a read-only mapping from attribute names to exact Python values.
+
+    S is str, N is Decimal, B is bytes, BOOL is bool, NULL is None, M is dict, L is list, the sets are frozensets.
+    Nothing is converted before it is asked for.
+    """
+
+    __slots__ = ("_image", "_typed")
+
+    def __init__(self, image: bytes) -> None:
+        self._image = image
+        self._typed: Typeds | None = None
+
+    @property
+    def image(self) -> bytes:
+        """The image as DynamoDB sent it."""
+        return self._image
+
+    @property
+    def typed(self) -> Typeds:
+        """The attributes in DynamoDB's types. Look, do not change."""
+        if self._typed is None:
+            self._typed = typed(self._image)
+        return self._typed
+
+    def __getitem__(self, name: str) -> Any:
+        return value(self.typed[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.typed)
+
+    def __len__(self) -> int:
+        return len(self.typed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.typed
+
+    def __repr__(self) -> str:
+        return f"Item({', '.join(self.typed)})"  # names only: values may be private
+
+
+def value(attribute: Typed) -> Any:
+    """The Python value of one typed attribute."""
+    try:
+        ((kind, inner),) = attribute.items()
+        return _TO_PYTHON[kind](inner)
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as e:
+        raise Malformed(f"not a DynamoDB attribute value: {list(attribute)}") from e
+
+
+_TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
+    "S": str,
+    "N": Decimal,
+    "B": lambda text: base64.b64decode(text, validate=True),
+    "BOOL": bool,
+    "NULL": lambda _: None,
+    "M": lambda inner: {name: value(v) for name, v in inner.items()},
+    "L": lambda inner: [value(v) for v in inner],
+    "SS": frozenset,
+    "NS": lambda inner: frozenset(map(Decimal, inner)),
+    "BS": lambda inner: frozenset(base64.b64decode(text, validate=True) for text in inner),
+}
+
+
+def from_python(given: object) -> Typed:
+    """The typed attribute for a plain Python value: what tests and hooks write items in.
+
+    Floats are refused: they have already lost the digits that a DynamoDB number keeps.
+    """
+    match given:
+        case None:
+            return {"NULL": True}
+        case bool():
+            return {"BOOL": given}
+        case str():
+            return {"S": given}
+        case int() | Decimal():
+            return {"N": str(given)}
+        case bytes() | bytearray() | memoryview():
+            return {"B": base64.b64encode(bytes(given)).decode()}
+        case Mapping():
+            return {"M": {name: from_python(v) for name, v in given.items()}}
+        case set() | frozenset():
+            return _typed_set(given)
+        case list() | tuple():
+            return {"L": [from_python(v) for v in given]}
+    raise TypeError(f"a {type(given).__name__} is no DynamoDB value (numbers: int or Decimal)")
+
+
+def _typed_set(given: set[Any] | frozenset[Any]) -> Typed:
+    members = [from_python(v) for v in given]
+    kinds = {kind for m in members for kind in m}
+    if len(kinds) != 1 or not kinds <= {"S", "N", "B"}:
+        raise TypeError("a DynamoDB set is not empty and has members of one kind: str, number or bytes")
+    (kind,) = kinds
+    return {f"{kind}S": sorted(m[kind] for m in members)}
+
+
+def image(item: Mapping[str, object]) -> bytes:
+    """The image of an item given as plain Python values."""
+    return orjson.dumps({name: from_python(v) for name, v in item.items()})
+
+
+def plain(attribute: Typed) -> Any:
+    """One typed attribute as something ``orjson`` writes as plain JSON: exact digits, base64, sorted sets."""
+    try:
+        ((kind, inner),) = attribute.items()
+    except (ValueError, AttributeError) as e:
+        raise Malformed("not a DynamoDB attribute value") from e
+    if kind == "S" or kind == "BOOL" or kind == "B":
+        return inner
+    if kind == "N":
+        return number(inner)
+    return _plain_nested(kind, inner)
+
+
+def _plain_nested(kind: str, inner: Any) -> Any:
+    match kind:
+        case "NULL":
+            return None
+        case "M":
+            return {name: plain(v) for name, v in inner.items()}
+        case "L":
+            return [plain(v) for v in inner]
+        case "SS" | "BS":
+            return sorted(inner)
+        case "NS":
+            return [number(n) for n in sorted(inner, key=Decimal)]
+    raise Malformed(f"DynamoDB has no type {kind!r}")
+
+
+def number(digits: str) -> orjson.Fragment:
+    """A number as a JSON literal with the very digits DynamoDB gave."""
+    if _JSON_NUMBER.fullmatch(digits) is None:  # some emulators keep "+1" or "007" as they were sent
+        digits = str(exact(digits))
+    return orjson.Fragment(digits)
+
+
+def exact(digits: str) -> Decimal:
+    """The finite value of a DynamoDB number."""
+    try:
+        found = Decimal(digits)
+    except ArithmeticError as e:
+        raise Malformed(f"not a number: {digits!r}") from e
+    if not found.is_finite():
+        raise Malformed(f"not a finite number: {digits!r}")
+    return found
+
+
+def canonical_number(digits: str) -> str:
+    """One spelling a value: "1", "1.0" and "1E0" are the same key."""
+    short = _WIDE.normalize(exact(digits))
+    if short == 0:
+        return "0"
+    return format(short, "f") if abs(int(short.as_tuple().exponent)) <= _PLAIN_ZEROS else str(short)

@@ -1,0 +1,150 @@
+"""The nouns of the source: keys, changes, and the pages they come in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import orjson
+
+from replicator.attributes import canonical_number, from_python
+
+Key = tuple[str, ...]
+"""An item's primary key, partition first: each value as the text inside its typed JSON, numbers in one spelling.
+
+The kinds are the table's (``KeySchema``), so equal keys are equal tuples whether they were streamed or scanned.
+"""
+
+_LONGEST_KEY_TEXT = 512  # bytes; what every store of keys can index
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAttribute:
+    """One attribute of a primary key; ``kind`` is S, N or B."""
+
+    name: str
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("S", "N", "B"):
+            raise ValueError(f"a key attribute is S, N or B, not {self.kind!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeySchema:
+    """The attributes of a primary key, partition key first."""
+
+    attributes: tuple[KeyAttribute, ...]
+
+    def __post_init__(self) -> None:
+        if not self.attributes:
+            raise ValueError("a primary key has at least one attribute")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.attributes)
+
+    def key(self, typeds: Mapping[str, Mapping[str, Any]]) -> Key:
+        """The key inside an image (or inside a record's Keys)."""
+        return tuple(
+            canonical_number(typeds[a.name]["N"]) if a.kind == "N" else typeds[a.name][a.kind]
+            for a in self.attributes
+        )
+
+    def typed(self, key: Key) -> dict[str, dict[str, str]]:
+        """The key as a request to DynamoDB wants it."""
+        return {a.name: {a.kind: text} for a, text in zip(self.attributes, key, strict=True)}
+
+    def values(self, key: Key) -> dict[str, str | Decimal | bytes]:
+        """The key in Python values, for people and for targets."""
+        return {a.name: _VALUE[a.kind](text) for a, text in zip(self.attributes, key, strict=True)}
+
+    def parse(self, given: Mapping[str, object]) -> Key:
+        """A key from plain Python values; ValueError says which attribute is missing or of the wrong kind."""
+        if set(given) != set(self.names):
+            raise ValueError(f"the key has the attributes {', '.join(self.names)}, not {', '.join(given) or 'none'}")
+        typeds = {name: from_python(v) for name, v in given.items()}
+        for a in self.attributes:
+            if a.kind not in typeds[a.name]:
+                raise ValueError(f"key attribute {a.name} is of type {a.kind}")
+        return self.key(typeds)
+
+
+_VALUE: Mapping[str, Callable[[str], Any]] = {"S": str, "N": Decimal, "B": base64.b64decode}
+
+
+def key_text(key: Key) -> str:
+    """A key as one readable text, different for different keys, at most 512 bytes: longer ones are hashed."""
+    text = orjson.dumps(key)
+    if len(text) <= _LONGEST_KEY_TEXT:
+        return text.decode()
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """One stream record or one scanned item.
+
+    ``new`` and ``old`` are images in DynamoDB's typed JSON; a change without ``new`` is a removal. ``version`` orders
+    the changes of an item. ``sequence`` and ``created`` (seconds since 1970) are None for a scanned item. ``expired``:
+    DynamoDB's time to live removed it. A struct rather than a dataclass because a busy shard makes a million a minute.
+    """
+
+    key: Key
+    version: int
+    new: msgspec.Raw | bytes | None = None
+    old: msgspec.Raw | bytes | None = None
+    sequence: str | None = None
+    created: float | None = None
+    expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one step of a shard's reader found; empty pages are normal and mean nothing.
+
+    ``records`` are in order and follow what was passed before without a hole. ``ended``: the shard is closed and this
+    was its last page. ``through``: every record created before that time has been read, None where that is unknown.
+    ``rest``: seconds that the next step should wait at least. ``trouble``: why the step found nothing, if it failed
+    and will be repeated. ``size``: bytes held.
+    """
+
+    shard: str
+    records: Sequence[Record] = ()
+    ended: bool = False
+    through: float | None = None
+    rest: float = 0.0
+    trouble: str | None = None
+    size: int = 0
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One stream record as it was read: a change that has no version yet."""
+
+    key: Key
+    sequence: str
+    created: float
+    new: msgspec.Raw | bytes | None = None
+    old: msgspec.Raw | bytes | None = None
+    expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPage:
+    """What one step of a segment's scan found. ``cursor`` is where the next step starts (None: at its end)."""
+
+    segment: int
+    items: Sequence[tuple[Key, bytes]] = ()
+    cursor: Mapping[str, Any] | None = None
+    rest: float = 0.0
+    trouble: str | None = None
+    read_units: float = 0.0
+    size: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.cursor is None and self.trouble is None

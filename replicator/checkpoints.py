@@ -1,0 +1,226 @@
+"""Everything durable about a pipeline, as entries that change by compare-and-set only.
+
+An entry is found under (kind, id) and has a revision that rises by one with each save. The whole state of a pipeline is
+its entries: there is no second place. A store keeps them beside the rows where the target has transactions (then rows
+and positions commit together), otherwise in a place of its own.
+
+    kind       id              value
+    owner      ""              Owner: which run may write
+    pipeline   ""              Pipeline: epoch, stream, hook, stage
+    shard      shard id        ShardState
+    segment    number          SegmentState
+    gap        when it was     Gap
+    parked     key text        Parked: a change that was refused, with its image (one entry an item,
+                               or with "@version" one entry a change, for hooks with ids of their own)
+    pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+
+from replicator.errors import ReplicatorError
+from replicator.position import Position
+
+if TYPE_CHECKING:
+    from replicator.batch import Counts
+
+FORMAT = 1  # of the entries' values; a newer one is refused, an older one is read
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The run that may write. A later run overwrites this entry; the earlier one's next save is then refused."""
+
+    run: str
+    host: str
+    pid: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What the copy is made of.
+
+    ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
+    without one. ``table_id`` tells a table from a later one of the same name. Times in seconds since 1970.
+    """
+
+    epoch: int
+    stream_arn: str
+    table_arn: str
+    table_id: str
+    stage: str
+    hook: str = ""
+    resync: bool = False
+    started: float = 0.0
+    scan_started: float | None = None
+    scan_ended: float | None = None
+    items: int | None = None
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """How far a shard is stored.
+
+    ``first``: the StartingSequenceNumber it was listed with. ``whole``: the shard appeared later, so all its records
+    are needed; else it was open when the epoch began and is read from ``since`` on (or from its first record where the
+    endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it is older than this time.
+    ``anchor``: the sequence of its first record, stored before any write that uses its ordinal. ``sequence`` and
+    ``ordinal``: the position. ``through``: every record created before that time is stored; None when unknown.
+    """
+
+    parent: str | None
+    first: str | None
+    whole: bool
+    since: float
+    anchor: str | None = None
+    sequence: str | None = None
+    ordinal: int = 0
+    ended: bool = False
+    through: float | None = None
+
+    @property
+    def position(self) -> Position:
+        return Position(self.sequence, self.ordinal)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentState:
+    """How far a scan segment is stored: ``cursor`` is DynamoDB's LastEvaluatedKey, typed JSON as text."""
+
+    total: int
+    cursor: str | None = None
+    ended: bool = False
+    items: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Records that can no longer be read: where, after which position, since when, and why."""
+
+    reason: str
+    found: float
+    epoch: int
+    shard: str | None = None
+    sequence: str | None = None
+    repaired: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A change that a hook or the target refused. ``new`` and ``old`` are images in DynamoDB's typed JSON."""
+
+    key: tuple[str, ...]
+    version: int
+    reason: str
+    parked: float
+    new: str | None = None
+    old: str | None = None
+    traceback: str = ""
+    source: str = ""
+    sequence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """The run's last sign of life and the rates it saw. ``phase`` as `status` shows it."""
+
+    at: float
+    phase: str
+    rate: float | None = None
+    backfill_rate: float | None = None
+    trouble: str | None = None
+    caught_up: float | None = None
+
+
+VALUES: Mapping[str, type] = {
+    "owner": Owner,
+    "pipeline": Pipeline,
+    "shard": ShardState,
+    "segment": SegmentState,
+    "gap": Gap,
+    "parked": Parked,
+    "pulse": Pulse,
+}
+
+T = TypeVar("T")
+
+
+class DamagedCheckpoint(ReplicatorError):
+    """A stored entry cannot be read; nothing was started afresh in its place."""
+
+    exit_code = 3
+
+
+def encode(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def decode(kind: str, id: str, text: str) -> object:
+    """The value of an entry; DamagedCheckpoint says which one if it is not what this version can read."""
+    try:
+        value = msgspec.json.decode(text, type=VALUES[kind])
+    except (msgspec.DecodeError, KeyError) as e:
+        raise DamagedCheckpoint(
+            f"the checkpoint entry {kind} {id!r} is damaged or of a newer replicator: {e}. Nothing was changed. "
+            "Restore the checkpoints, or start the copy over with: replicator resync"
+        ) from e
+    if isinstance(value, Pipeline) and value.format > FORMAT:
+        raise DamagedCheckpoint(
+            f"the checkpoints are of format {value.format}, this replicator reads up to {FORMAT}: use the newer one"
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored entry. ``text`` is its encoded value; parked entries are listed without it (empty)."""
+
+    kind: str
+    id: str
+    revision: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One entry's change: put ``text`` (None: remove it) if its revision is ``expected``.
+
+    ``expected`` 0: there must be no such entry. None: whatever is there (signs of life, parked changes).
+    """
+
+    kind: str
+    id: str
+    expected: int | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A pipeline's state as its new owner found it. ``counts`` by source, see ``Part.source``."""
+
+    revision: int
+    entries: Sequence[Entry] = ()
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+
+
+class Checkpoints(Protocol):
+    """A store of entries for one pipeline. One thread uses it at a time."""
+
+    def claim(self, owner: Owner) -> Claimed:
+        """Make ``owner`` the only run that may save from now on, and return all entries as they are then."""
+
+    def save(self, saves: Sequence[Save]) -> None:
+        """Change all entries or none, durably. Fenced if another run owns the pipeline or a revision differs."""
+
+    def read(self) -> Claimed:
+        """All entries as they are, for `status`; owns nothing."""
+
+    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
+        """Parked changes whose id begins with ``prefix``, with their images, in order of id."""

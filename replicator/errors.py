@@ -1,0 +1,58 @@
+"""Errors, sorted by what to do about them; the command line turns each into its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ReplicatorError(Exception):
+    """Anything a person should read. The message says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(ReplicatorError):
+    """Somebody has to change a config, a hook, a table or a command. ``problems`` holds one sentence each."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: Sequence[str] = problems
+
+
+class GapFound(ReplicatorError):
+    """Records that can no longer be read. ``shard`` is None where the whole stream is concerned."""
+
+    exit_code = 3
+
+    def __init__(self, reason: str, shard: str | None = None, sequence: str | None = None) -> None:
+        super().__init__(reason if shard is None else f"{reason} (shard {shard}, last good position {sequence})")
+        self.reason = reason
+        self.shard = shard
+        self.sequence = sequence
+
+
+class NotPermitted(ReplicatorError):
+    """Credentials are missing, wrong, or not allowed to do ``action`` on ``resource``."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, action: str = "", resource: str = "") -> None:
+        super().__init__(message)
+        self.action = action
+        self.resource = resource
+
+
+class Fenced(ReplicatorError):
+    """Another run owns the pipeline now: this one must stop without another write."""
+
+    exit_code = 5
+
+
+class OutOfOrder(ReplicatorError):
+    """A shard handed out records in an impossible order; going on could apply an older image last."""
+
+
+class TransientError(ReplicatorError):
+    """Something that time usually mends. The same call may follow; nothing was half done that a repeat would harm."""

@@ -1,0 +1,87 @@
+"""Which shards there are, which may be read, and which are missing: pure functions of listings and of what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard as DescribeStream lists it; ``last`` is None while it is open."""
+
+    id: str
+    parent: str | None = None
+    first: str | None = None
+    last: str | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.last is None
+
+
+class Known(Protocol):
+    """What the lineage needs to know of a stored shard."""
+
+    @property
+    def parent(self) -> str | None: ...
+    @property
+    def ended(self) -> bool: ...
+
+
+def merged(listed: Iterable[Shard]) -> dict[str, Shard]:
+    """One entry a shard, whatever order and however often it was listed; closed wins over open."""
+    found: dict[str, Shard] = {}
+    for shard in listed:
+        seen = found.get(shard.id)
+        if seen is None or seen.open:
+            found[shard.id] = shard
+    return found
+
+
+def readable(known: Mapping[str, Known]) -> set[str]:
+    """The shards that may be read now: not ended, and the parent's end, if we know the parent, is durable."""
+    return {
+        id
+        for id, shard in known.items()
+        if not shard.ended and (shard.parent is None or shard.parent not in known or known[shard.parent].ended)
+    }
+
+
+def newcomers(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> list[Shard]:
+    """Listed shards that are new and whose place in the lineage is clear, parents before children."""
+    placed: dict[str, Shard] = {}
+
+    def clear(shard: Shard) -> bool:
+        parent = shard.parent
+        return parent is None or parent in known or parent in placed
+
+    waiting = [s for s in listed.values() if s.id not in known]
+    while ready := [s for s in waiting if clear(s)]:
+        placed.update((s.id, s) for s in ready)
+        waiting = [s for s in waiting if s.id not in placed]
+    return list(placed.values())
+
+
+def orphans(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
+    """Listed shards whose parent neither we nor this listing ever saw: they wait for further listings."""
+    placed = {s.id for s in newcomers(known, listed)}
+    return {id for id in listed if id not in known and id not in placed}
+
+
+def vanished(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
+    """Unfinished shards that a complete listing no longer shows."""
+    return {id for id, shard in known.items() if not shard.ended and id not in listed}
+
+
+def childless(known: Mapping[str, Known]) -> set[str]:
+    """Ended shards without a known child: somebody should ask for their children."""
+    parents = {shard.parent for shard in known.values()}
+    return {id for id, shard in known.items() if shard.ended and id not in parents}
+
+
+def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
+    """Ended shards that are no longer listed and whose children are all past their own start: nothing asks for them."""
+    needed = {shard.parent for shard in known.values() if not shard.ended} | childless(known)
+    return {id for id, shard in known.items() if shard.ended and id not in listed and id not in needed}

@@ -1,0 +1,90 @@
+"""What a destination must do: the contract that ``replicator.testing`` checks for every target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from replicator.batch import Batch, DocumentId, Outcome
+from replicator.change import KeySchema
+from replicator.checkpoints import Checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table (or index) of a target, as the pipeline wants it.
+
+    ``keys`` are the parts of a document's id: the item's key attributes, or ``_item`` and ``_id`` (both text) for
+    documents with ids of their own. ``options`` come from the config and are the connector's to understand.
+    """
+
+    name: str
+    keys: KeySchema
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """Where documents end up. One thread uses a target at a time.
+
+    Built by its connector from the target's part of the config; building connects to nothing.
+    """
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        """Connect, change nothing, and return every problem a person must solve, a sentence each.
+
+        TransientError if the target cannot be reached.
+        """
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        """The statements that ``open`` would run to make absent tables, as a person would type them."""
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        """The highest epoch that wrote to the tables, 0 for tables without one, None if a table is absent."""
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        """Make absent tables and note ``epoch`` with them. ConfigError names every mismatch of existing ones."""
+
+    def write(self, batch: Batch) -> Outcome:
+        """Store every write, durably, before returning, each only if its version is newer.
+
+        Document ids are distinct, so any order will do. Doing it again changes nothing. If anything is refused for
+        good, nothing of the batch counts as stored. TransientError when unsure, and the same call follows.
+        """
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        """Remove some documents with a version lower than ``below``; return how many, 0 when none is left.
+
+        Leaves tombstones of version ``below``. Documents whose id begins with one of ``spare`` stay.
+        """
+
+    def purge(self, table: Table) -> int:
+        """Forget some tombstones; return how many, 0 when none is left."""
+
+    def close(self) -> None:
+        """Let go of everything; calling it twice, or after a failed ``check`` or ``open``, is fine."""
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """A target whose ``write`` commits the batch's entries together with its rows, in one transaction."""
+
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A target that can store one batch while the next one is encoded.
+
+    ``write(batch)`` is the same as ``send(encode(batch))`` and ``collect()``. At most one batch is under way.
+    """
+
+    def encode(self, batch: Batch) -> Any:
+        """The batch in the target's own form. Refusals found here come out of ``collect``."""
+
+    def send(self, encoded: Any) -> None:
+        """Begin to store it and return without waiting for the answer."""
+
+    def collect(self) -> Outcome:
+        """Wait for the answer to what was sent."""
