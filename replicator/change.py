@@ -52,8 +52,7 @@ class KeySchema:
     def key(self, typeds: Mapping[str, Mapping[str, Any]]) -> Key:
         """The key inside an image (or inside a record's Keys)."""
         return tuple(
-            canonical_number(typeds[a.name]["N"]) if a.kind == "N" else typeds[a.name][a.kind]
-            for a in self.attributes
+            canonical_number(typeds[a.name]["N"]) if a.kind == "N" else typeds[a.name][a.kind] for a in self.attributes
         )
 
     def typed(self, key: Key) -> dict[str, dict[str, str]]:

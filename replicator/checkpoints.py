@@ -165,7 +165,7 @@ def encode(value: object) -> str:
 def decode(kind: str, id: str, text: str) -> object:
     """The value of an entry; DamagedCheckpoint says which one if it is not what this version can read."""
     try:
-        value = msgspec.json.decode(text, type=VALUES[kind])
+        value: object = msgspec.json.decode(text, type=VALUES[kind])
     except (msgspec.DecodeError, KeyError) as e:
         raise DamagedCheckpoint(
             f"the checkpoint entry {kind} {id!r} is damaged or of a newer replicator: {e}. Nothing was changed. "

@@ -1,4 +1,4 @@
-"""Which shards there are, which may be read, and which are missing: pure functions of listings and of what is stored."""
+"""Which shards there are, which may be read, which are missing: pure functions of listings and stored states."""
 
 from __future__ import annotations
 
