@@ -137,7 +137,7 @@ class ScanPage:
     """What one step of a segment's scan found. ``cursor`` is where the next step starts (None: at its end)."""
 
     segment: int
-    items: Sequence[tuple[Key, bytes]] = ()
+    items: Sequence[tuple[Key, msgspec.Raw | bytes]] = ()
     cursor: Mapping[str, Any] | None = None
     rest: float = 0.0
     trouble: str | None = None

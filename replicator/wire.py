@@ -7,7 +7,13 @@ as the call, never runs. The in-memory DynamoDB of ``replicator.testing`` answer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from replicator.errors import NotPermitted, ReplicatorError, TransientError
+
+Shape = TypeVar("Shape")
 
 
 class WireError(Exception):
@@ -28,3 +34,54 @@ class Wire(Protocol):
 
         ``request`` is in the wire's own form: binary values are base64 text. May be called from several threads.
         """
+
+
+_THROTTLED = frozenset(
+    {
+        "LimitExceededException",
+        "ProvisionedThroughputExceededException",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "Throttling",
+        "SlowDown",
+        "TransactionInProgressException",
+        "RequestTimeTooSkewed",
+    }
+)
+_REFUSED = frozenset(
+    {
+        "AccessDeniedException",
+        "AccessDenied",
+        "UnrecognizedClientException",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "IncompleteSignatureException",
+        "ExpiredTokenException",
+        "InvalidClientTokenId",
+        "NoCredentials",
+    }
+)
+
+
+def failure(error: WireError, operation: str, resource: str) -> ReplicatorError:
+    """What an error answer means for a run: something to repeat, a permission to grant, or a bug."""
+    if error.code in _REFUSED:
+        action = f"dynamodb:{operation}"
+        return NotPermitted(
+            f"{action} on {resource} is not permitted ({error.code}: {error.message}). "
+            "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
+            "(AWS_PROFILE, source.profile, source.role_arn)",
+            action,
+            resource,
+        )
+    if error.code in _THROTTLED or error.status >= 500 or error.status == 0:
+        return TransientError(f"{operation} on {resource}: {error.code}: {error.message}")
+    return ReplicatorError(f"{operation} on {resource} was refused: {error.code}: {error.message}")
+
+
+def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
+    """A body as the given struct; TransientError for what is no DynamoDB answer (a proxy's page, a cut body)."""
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e

@@ -1,0 +1,61 @@
+"""Looks up the items behind the records of a KEYS_ONLY stream.
+
+A looked-up image may be newer than its record, and the version stays the record's. Then the record of that newer image
+is still to come, with a higher version, and is looked up again: the target ends with the newest image. That holds for
+hooks that file one document under the item's key, and for no other kind: those need the images in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
+
+import msgspec
+
+from replicator.change import Key, Record
+from replicator.errors import TransientError
+from replicator.source import KeyReader
+from replicator.stream import Stream
+from replicator.wire import WireError, decoded, failure
+
+_AT_ONCE = 100  # keys that one BatchGetItem may ask for
+
+
+class _Responses(msgspec.Struct):
+    Responses: dict[str, list[msgspec.Raw]] = {}
+    UnprocessedKeys: dict[str, Any] = {}
+
+
+def looked_up(stream: Stream, records: Sequence[Record], removed: Set[int]) -> Iterator[str | Sequence[Record]]:
+    """The records with the images of their items as they are now, the last thing yielded.
+
+    Only the last record of each key is looked up, and none that is a removal (``removed`` holds their indices). Before
+    it, one text a call: why the call has to be repeated, or "" if it went well.
+    """
+    last = {r.key: i for i, r in enumerate(records)}
+    wanted = [key for key, i in last.items() if i not in removed]
+    images: dict[Key, bytes] = {}
+    reader = KeyReader(stream.keys)
+    while wanted:
+        try:
+            answer = _batch_get(stream, wanted[:_AT_ONCE])
+        except TransientError as e:
+            yield str(e)
+            continue
+        images.update((reader.of(raw), bytes(raw)) for raw in answer.Responses.get(stream.table, []))
+        again = [stream.keys.key(k) for k in answer.UnprocessedKeys.get(stream.table, {}).get("Keys", [])]
+        wanted = again + wanted[_AT_ONCE:]
+        yield "BatchGetItem is throttled" if again else ""
+    yield [
+        msgspec.structs.replace(r, new=images.get(r.key)) if last[r.key] == i and i not in removed else r
+        for i, r in enumerate(records)
+    ]
+
+
+def _batch_get(stream: Stream, keys: Sequence[Key]) -> _Responses:
+    wanted = {"Keys": [stream.keys.typed(k) for k in keys], "ConsistentRead": True}
+    try:
+        body = stream.wire.call("BatchGetItem", {"RequestItems": {stream.table: wanted}})
+    except WireError as e:
+        raise failure(e, "BatchGetItem", stream.table) from e
+    return decoded(body, _Responses, "BatchGetItem")

@@ -1,0 +1,213 @@
+"""Reads one shard, in order and without holes. Each step makes at most one call to AWS.
+
+A reader is a generator: whoever drives it decides when the next step is due. It ends where the shard ends and raises
+``GapFound`` where records are gone. Expiry, throttling and the resume probe are its own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from replicator.change import Page, Record
+from replicator.checkpoints import ShardState
+from replicator.errors import GapFound, OutOfOrder, TransientError
+from replicator.lookup import looked_up
+from replicator.stream import Records, Stream
+from replicator.wire import WireError, decoded, failure
+
+YOUNG = 20 * 3600.0  # seconds: younger records cannot have reached the 24 h retention limit
+OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began
+IDLE_PAGES = 3  # empty pages in a row after which a shard counts as read up to now
+SLOWEST_POLL = 1.0
+QUICKEST_POLL = 0.25
+LONGEST_BACKOFF = 20.0
+
+
+class _Iterator(msgspec.Struct):
+    ShardIterator: str
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """Where a reader is: the one mutable thing in it."""
+
+    shard: str
+    state: ShardState
+    closed: bool
+    last: str | None
+    expected: str | None
+    horizon: bool = False
+    failures: int = 0
+    idle: int = 0
+    through: float | None = None
+    iterator: str | None = None
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing of the shard was ever passed: then trimmed data may be none of ours."""
+        return self.last is None and self.expected is None
+
+
+def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False) -> Iterator[Page]:
+    """Pages of a shard from its stored position on; a step that failed yields a page that says so.
+
+    ``closed``: the shard is known to end, so empty pages are not waited upon.
+    Raises GapFound, OutOfOrder, NotPermitted.
+    """
+    at = _Cursor(shard, state, closed, state.sequence, state.sequence or state.anchor, through=state.through)
+    while True:
+        started = stream.now()
+        try:
+            if at.iterator is None:
+                at.iterator = _open(stream, at)
+                yield Page(shard, through=at.through)
+                continue
+            body = stream.wire.call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})
+            answer = stream.decode(body)
+        except WireError as e:
+            yield _after(stream, at, e, started)
+            continue
+        except TransientError as e:
+            yield _pause(stream, at, str(e))
+            continue
+        yield from _passed(stream, at, answer, started)
+        if at.iterator is None:
+            return
+
+
+def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> Iterator[Page]:
+    """The page that an answer makes; the cursor moves behind it."""
+    at.failures, at.iterator = 0, answer.next
+    records = _following(at, answer.records)
+    if at.iterator is None and at.expected is not None:
+        raise GapFound("the shard ended before the record that was stored last: it is trimmed", at.shard, at.expected)
+    if stream.keys_only and records:
+        skipped = len(answer.records) - len(records)
+        for found in looked_up(stream, records, {i - skipped for i in answer.removals}):
+            if not isinstance(found, str):
+                records = found
+            elif found:
+                yield _pause(stream, at, found)
+            else:
+                yield Page(at.shard, through=at.through)
+        at.failures = 0
+    yield _page(at, records, at.iterator is None, answer.size, started)
+
+
+def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Page:
+    """The page of a step that was answered with an error; GapFound, NotPermitted where repeating cannot help."""
+    if error.code == "ExpiredIteratorException":
+        at.iterator, at.expected = None, at.last or at.expected
+        return Page(at.shard, through=at.through, trouble="the iterator expired and is replaced in place")
+    if error.code == "TrimmedDataAccessException" and at.untouched:
+        _require_young(stream, at, error)
+        at.iterator, at.horizon = None, True
+        return replace(_page(at, (), False, 0, started), rest=SLOWEST_POLL)
+    return _failed(stream, at, error)
+
+
+def _open(stream: Stream, at: _Cursor) -> str:
+    """An iterator at the cursor. AT the last record, never after it: seeing it again proves that none is missing."""
+    try:
+        return _iterator(stream, at.shard, _place(stream, at))
+    except WireError as e:
+        if at.untouched and not at.horizon and _unusable(e, at):
+            _require_young(stream, at, e)
+            at.horizon = True
+            return _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"})
+        raise
+
+
+def _place(stream: Stream, at: _Cursor) -> dict[str, Any]:
+    if at.expected is not None:
+        return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": at.expected}
+    if at.horizon or (at.state.whole and at.state.first is None):
+        return {"ShardIteratorType": "TRIM_HORIZON"}
+    if at.state.whole:
+        return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": at.state.first}
+    return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": at.state.since - OVERLAP}
+
+
+def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> str:
+    request = {"StreamArn": stream.arn, "ShardId": shard, **place}
+    return decoded(stream.wire.call("GetShardIterator", request), _Iterator, "GetShardIterator").ShardIterator
+
+
+def _unusable(error: WireError, at: _Cursor) -> bool:
+    """The endpoint does not take this way in: no AT_TIMESTAMP, or a start that is no record's number."""
+    if at.state.whole:
+        return error.code in ("TrimmedDataAccessException", "ValidationException")
+    return error.code in ("ValidationException", "InternalFailure", "SerializationException")
+
+
+def _require_young(stream: Stream, at: _Cursor, error: WireError) -> None:
+    """TRIM_HORIZON is right only where nothing that we need can have been trimmed."""
+    age = stream.now() - at.state.since
+    if age >= YOUNG:
+        raise GapFound(
+            f"the head of the shard may be trimmed: it cannot be opened at its first record ({error.code}) "
+            f"and is known for {age / 3600:.0f} hours",
+            at.shard,
+            at.state.first,
+        ) from error
+
+
+def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
+    """The page of a failed step, or the error if repeating the step cannot help."""
+    if error.code == "TrimmedDataAccessException":
+        raise GapFound("records behind the stored position are trimmed", at.shard, at.last or at.expected) from error
+    if error.code == "ResourceNotFoundException":
+        raise GapFound("the shard no longer exists, and it was not read to its end", at.shard, at.last) from error
+    if error.code == "LimitExceededException":
+        return _pause(stream, at, "throttled: another consumer is attached (at most two may read a shard)")
+    found = failure(error, "GetRecords", stream.arn)
+    if isinstance(found, TransientError):
+        return _pause(stream, at, str(found))
+    raise found from error
+
+
+def _pause(stream: Stream, at: _Cursor, trouble: str) -> Page:
+    at.failures += 1
+    longest = min(LONGEST_BACKOFF, QUICKEST_POLL * 2 ** min(at.failures, 10))
+    return Page(at.shard, through=at.through, rest=stream.random.uniform(longest / 2, longest), trouble=trouble)
+
+
+def _following(at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+    """The records after the cursor, which moves behind them. The probe: the first one must be the expected one."""
+    if not records:
+        return records
+    if at.expected is not None:
+        if int(records[0].sequence) != int(at.expected):
+            raise GapFound(
+                f"the stream goes on at {records[0].sequence} instead of the stored position", at.shard, at.expected
+            )
+        resumed = at.expected == at.last
+        at.expected, at.last = None, records[0].sequence if resumed else None
+        records = records[1:] if resumed else records
+    previous = int(at.last) if at.last is not None else -1
+    for r in records:
+        number = int(r.sequence)
+        if number <= previous:
+            raise OutOfOrder(
+                f"shard {at.shard} handed out record {r.sequence} after record {previous}: "
+                "records of a shard must have rising sequence numbers. Nothing after it was stored"
+            )
+        previous = number
+    at.last = records[-1].sequence if records else at.last
+    return records
+
+
+def _page(at: _Cursor, records: Sequence[Record], ended: bool, size: int, started: float) -> Page:
+    """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
+    if records:
+        at.idle, at.through = 0, max(at.through or 0.0, records[-1].created)
+        return Page(at.shard, records, ended, at.through, 0.0, None, size)
+    at.idle += 1
+    if at.idle >= IDLE_PAGES or ended:
+        at.through = started
+    rest = 0.0 if ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** (at.idle - 1))
+    return Page(at.shard, records, ended, at.through, rest)

@@ -1,0 +1,176 @@
+"""The source table and its stream, as DynamoDB describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from replicator.change import Key, KeyAttribute, KeySchema
+from replicator.errors import ConfigError
+from replicator.lineage import Shard
+from replicator.wire import Wire, WireError, decoded, failure
+
+VIEW_TYPES = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES", "KEYS_ONLY", "OLD_IMAGE")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A DynamoDB table. ``stream_arn`` and ``view`` are None where no stream is (or was last) enabled."""
+
+    name: str
+    arn: str
+    id: str
+    keys: KeySchema
+    items: int
+    bytes: int
+    stream_arn: str | None
+    streaming: bool
+    view: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What DescribeStream told: shards in any order, whether these are all, and the stream's status."""
+
+    shards: tuple[Shard, ...]
+    complete: bool
+    status: str
+    at: float
+
+
+class _Attribute(msgspec.Struct):
+    AttributeName: str
+    AttributeType: str = ""
+    KeyType: str = ""
+
+
+class _StreamSpecification(msgspec.Struct):
+    StreamEnabled: bool = False
+    StreamViewType: str | None = None
+
+
+class _Table(msgspec.Struct):
+    TableName: str
+    KeySchema: list[_Attribute]
+    AttributeDefinitions: list[_Attribute]
+    TableArn: str = ""
+    TableId: str = ""
+    ItemCount: int = 0
+    TableSizeBytes: int = 0
+    LatestStreamArn: str | None = None
+    StreamSpecification: _StreamSpecification | None = None
+
+
+class _DescribeTable(msgspec.Struct):
+    Table: _Table
+
+
+class _Range(msgspec.Struct):
+    StartingSequenceNumber: str | None = None
+    EndingSequenceNumber: str | None = None
+
+
+class _Shard(msgspec.Struct):
+    ShardId: str
+    ParentShardId: str | None = None
+    SequenceNumberRange: _Range = msgspec.field(default_factory=_Range)
+
+
+class StreamPage(msgspec.Struct):
+    """One page of DescribeStream."""
+
+    StreamStatus: str = ""
+    StreamViewType: str | None = None
+    Shards: list[_Shard] = []
+    LastEvaluatedShardId: str | None = None
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [
+            Shard(
+                s.ShardId,
+                s.ParentShardId or None,
+                s.SequenceNumberRange.StartingSequenceNumber,
+                s.SequenceNumberRange.EndingSequenceNumber,
+            )
+            for s in self.Shards
+        ]
+
+
+class _DescribeStream(msgspec.Struct):
+    StreamDescription: StreamPage
+
+
+def describe_table(wire: Wire, name: str) -> SourceTable:
+    """The table as it is now; ConfigError if there is none."""
+    try:
+        body = wire.call("DescribeTable", {"TableName": name})
+    except WireError as e:
+        if e.code == "ResourceNotFoundException":
+            raise ConfigError(
+                f"source.table: there is no table {name} in this account and region; "
+                "check source.table, source.region and the credentials"
+            ) from e
+        raise failure(e, "DescribeTable", name) from e
+    return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table)
+
+
+def _source_table(table: _Table) -> SourceTable:
+    kinds = {a.AttributeName: a.AttributeType for a in table.AttributeDefinitions}
+    ordered = sorted(table.KeySchema, key=lambda a: a.KeyType != "HASH")
+    stream = table.StreamSpecification or _StreamSpecification()
+    return SourceTable(
+        name=table.TableName,
+        arn=table.TableArn,
+        id=table.TableId or table.TableArn,
+        keys=KeySchema(tuple(KeyAttribute(a.AttributeName, kinds[a.AttributeName]) for a in ordered)),
+        items=table.ItemCount,
+        bytes=table.TableSizeBytes,
+        stream_arn=table.LatestStreamArn,
+        streaming=stream.StreamEnabled,
+        view=stream.StreamViewType,
+    )
+
+
+def describe_stream(wire: Wire, arn: str, *, after: str | None = None, children_of: str | None = None) -> StreamPage:
+    """One page of the stream's shards: the one after shard ``after``, or the children of an ended shard."""
+    request: dict[str, Any] = {"StreamArn": arn}
+    if after is not None:
+        request["ExclusiveStartShardId"] = after
+    if children_of is not None:
+        request["ShardFilter"] = {"Type": "CHILD_SHARDS", "ShardId": children_of}
+    try:
+        body = wire.call("DescribeStream", request)
+    except WireError as e:
+        raise failure(e, "DescribeStream", arn) from e
+    return decoded(body, _DescribeStream, "DescribeStream").StreamDescription
+
+
+class KeyReader:
+    """Takes the key out of raw typed JSON (a record's Keys, or a whole image) without parsing the rest."""
+
+    def __init__(self, keys: KeySchema) -> None:
+        self._keys = keys
+        fields = [(f"k{i}", dict[str, str]) for i in range(len(keys.attributes))]
+        names = {f"k{i}": a.name for i, a in enumerate(keys.attributes)}
+        self.shape = msgspec.defstruct("Keys", fields, rename=names, gc=False)
+        self._decoder = msgspec.json.Decoder(self.shape)
+        self._plain = all(a.kind != "N" for a in keys.attributes)
+        self._kinds = tuple(a.kind for a in keys.attributes)
+
+    def key(self, found: Any) -> Key:
+        """The key in a decoded ``shape``."""
+        if self._plain:
+            if len(self._kinds) == 1:
+                return (found.k0[self._kinds[0]],)
+            return (found.k0[self._kinds[0]], found.k1[self._kinds[1]])
+        typeds: Mapping[str, dict[str, str]] = {
+            a.name: getattr(found, f"k{i}") for i, a in enumerate(self._keys.attributes)
+        }
+        return self._keys.key(typeds)
+
+    def of(self, image: bytes | msgspec.Raw) -> Key:
+        return self.key(self._decoder.decode(image))

@@ -1,0 +1,196 @@
+"""Hooks: from an item's images to the documents they stand for.
+
+There are two kinds. A plain function returns one mapping or None: the document is filed under the item's key, so only
+the newest image matters. A declared one (``@documents``) returns documents with ids of their own: it also sees old
+images, so that documents which only an old image yields are deleted.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from replicator.attributes import Item
+from replicator.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+_DECLARED = "__replicator_documents__"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document with an id of its own, which has to be unique among the documents of one item.
+
+    ``table`` names the target table; it may be left out where the target has only one.
+    """
+
+    id: str | int
+    body: Mapping[str, object]
+    table: str | None = None
+
+
+def documents(hook: F) -> F:
+    """Declare that a hook returns ``Document``s, any number of them. It must be pure: same image, same documents."""
+    setattr(hook, _DECLARED, True)
+    return hook
+
+
+class Poison(Exception):
+    """A hook failed on an image, or returned something that is no document. Carries the traceback for the parking."""
+
+    def __init__(self, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.trace = trace
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A loaded hook. ``fingerprint`` changes when the source of its module changes."""
+
+    name: str
+    function: Callable[[Item], Any]
+    fingerprint: str
+    declared: bool
+
+    def one(self, item: Item) -> Mapping[str, object] | None:
+        """The document of a plain hook for an item."""
+        found = _called(self, item)
+        if found is None or isinstance(found, Mapping):
+            return found
+        raise Poison(f"hook {self.name} returned {_a(found)}; a plain hook returns a mapping or None")
+
+    def many(self, item: Item, tables: Sequence[str]) -> dict[tuple[str, str], Mapping[str, object]]:
+        """The documents of a declared hook for an item, by (table, id)."""
+        found = _called(self, item)
+        if found is None:
+            return {}
+        if isinstance(found, Mapping | str | bytes | Document) or not isinstance(found, Iterable):
+            raise Poison(f"hook {self.name} returned {_a(found)}; a declared hook returns an iterable of Document")
+        placed: dict[tuple[str, str], Mapping[str, object]] = {}
+        for document in _listed(self, found):
+            table, id, body = self._place(document, tables)
+            if (table, id) in placed:
+                raise Poison(f"hook {self.name} gave two documents of one item the id {id!r} in {table}")
+            placed[table, id] = body
+        return placed
+
+    def _place(self, document: object, tables: Sequence[str]) -> tuple[str, str, Mapping[str, object]]:
+        if not isinstance(document, Document):
+            raise Poison(f"hook {self.name} yielded {_a(document)} instead of a Document")
+        if not isinstance(document.id, str | int) or isinstance(document.id, bool):
+            raise Poison(f"hook {self.name} gave a document {_a(document.id)} as its id; ids are str or int")
+        if not isinstance(document.body, Mapping):
+            raise Poison(f"hook {self.name} gave a document {_a(document.body)} as its body; bodies are mappings")
+        if document.table is None and len(tables) > 1:
+            raise Poison(f"hook {self.name} named no table for a document; the target has {', '.join(tables)}")
+        table = tables[0] if document.table is None else document.table
+        if table not in tables:
+            raise Poison(f"hook {self.name} named the table {table!r}; the target has {', '.join(tables)}")
+        return table, str(document.id), document.body
+
+
+def _a(found: object) -> str:
+    return f"a {type(found).__name__}"
+
+
+def _called(hook: Hook, item: Item) -> Any:
+    try:
+        return hook.function(item)
+    except (Exception, SystemExit) as e:  # whatever a user's code does, it parks one item and stops nothing else
+        raise _poison(hook, e) from e
+
+
+def _listed(hook: Hook, found: Iterable[object]) -> list[object]:
+    try:
+        return list(found)
+    except (Exception, SystemExit) as e:  # a generator runs its body here
+        raise _poison(hook, e) from e
+
+
+def _poison(hook: Hook, error: BaseException) -> Poison:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    text = str(error) if not isinstance(error, KeyError) else f"no attribute {error}"
+    return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}: {text}", traceback.format_exc())
+
+
+def load(spec: str, base: Path) -> Hook:
+    """The hook that ``spec`` names: ``file.py:function``, relative to ``base``, or ``package.module:function``.
+
+    ConfigError says which file and line to look at.
+    """
+    place, _, name = spec.partition(":")
+    if not place or not name:
+        raise ConfigError(f"transform: {spec!r} is not of the form hooks.py:function or package.module:function")
+    module, path = _from_file(place, base) if place.endswith(".py") else _from_package(place, base)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(_missing(name, path))
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"transform: {name} in {path} is async; a hook is a plain function")
+    return Hook(
+        name=name,
+        function=function,
+        fingerprint=hashlib.sha256(path.read_bytes() + b"\0" + name.encode()).hexdigest(),
+        declared=getattr(function, _DECLARED, False),
+    )
+
+
+def _from_file(place: str, base: Path) -> tuple[ModuleType, Path]:
+    path = (base / place).resolve()
+    if not path.is_file():
+        raise ConfigError(f"transform: there is no file {path}")
+    name = f"replicator_hook_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as e:
+        raise _unimportable(place, path, e) from e
+    return module, path
+
+
+def _from_package(place: str, base: Path) -> tuple[ModuleType, Path]:
+    if str(base) not in sys.path:
+        sys.path.insert(0, str(base))
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as e:
+        if e.name is not None and (place == e.name or place.startswith(e.name + ".")):
+            raise ConfigError(f"transform: there is no module {place} (looked in {base} and in Python's path)") from e
+        raise _unimportable(place, base, e) from e
+    except (Exception, SystemExit) as e:
+        raise _unimportable(place, base, e) from e
+    if module.__file__ is None:
+        raise ConfigError(f"transform: {place} is a package without a file of its own; name the module")
+    return module, Path(module.__file__)
+
+
+def _unimportable(place: str, path: Path, error: BaseException) -> ConfigError:
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}, line {error.lineno}"
+    else:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+        own = [f for f in frames if Path(f.filename) == path] or frames[-1:]
+        where = f"{own[-1].filename}, line {own[-1].lineno}"
+    return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}: {error} ({where})")
+
+
+def _missing(name: str, path: Path) -> str:
+    tree = ast.parse(path.read_text())
+    there = [f"{n.name} (line {n.lineno})" for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return f"transform: {path} has no function {name}; it has {', '.join(there) or 'none'}"
