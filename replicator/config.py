@@ -1,0 +1,172 @@
+"""What a pipeline is told: where from, through which hook, where to. Read whole, checked whole, then frozen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from replicator.config_file import ConfigFile, Problem, read
+from replicator.config_models import Options, is_loopback, validated
+from replicator.config_target import Destination, destination, target_schema
+from replicator.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+_ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
+_HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+
+
+def _pipeline_name(name: str) -> str:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError("is to be 1 to 63 letters, digits, _ . or -, and begins with a letter or digit")
+    return name
+
+
+def _table_name(name: str) -> str:
+    if _TABLE.fullmatch(name) is None and _ARN.fullmatch(name) is None:
+        raise ValueError("is to be a DynamoDB table's name (3 to 255 letters, digits, _ . -) or its ARN")
+    return name
+
+
+def _hook_name(name: str) -> str:
+    if _HOOK.fullmatch(name) is None:
+        raise ValueError("is to be of the form hooks.py:function or package.module:function")
+    return name
+
+
+class Source(Options):
+    """The DynamoDB table to read. What is left out comes from the usual AWS chain (environment, profile, instance)."""
+
+    table: Annotated[str, AfterValidator(_table_name)] = Field(description="name or ARN of the table")
+    region: str | None = Field(
+        default=None, validate_default=True, description="e.g. eu-west-1; an ARN already says it"
+    )
+    profile: str | None = Field(default=None, description="profile in ~/.aws/config")
+    role_arn: str | None = Field(default=None, description="role to assume for reading")
+    external_id: str | None = Field(default=None, description="external id that the role asks for")
+    insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
+    endpoint_url: str | None = Field(default=None, description="another endpoint, e.g. of DynamoDB Local")
+    account_id_endpoint_mode: Literal["preferred", "disabled", "required"] | None = Field(
+        default=None, description="botocore's setting of this name"
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _region_of_arn(cls, region: str | None, info: ValidationInfo) -> str | None:
+        arn = _ARN.fullmatch(info.data.get("table") or "")
+        if arn is None:
+            return region
+        if region not in (None, arn["region"]):
+            raise ValueError(f"is not the region in the table's ARN, {arn['region']}; leave it out")
+        return arn["region"]
+
+    @field_validator("external_id")
+    @classmethod
+    def _id_needs_role(cls, external_id: str | None, info: ValidationInfo) -> str | None:
+        if external_id is not None and info.data.get("role_arn") is None:
+            raise ValueError("means nothing without role_arn")
+        return external_id
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _safe_endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
+        if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
+            raise ValueError(
+                "is http to another machine, so items would travel in the clear; use https or insecure: true"
+            )
+        return url
+
+
+class Backfill(Options):
+    """How the items that are already there are copied."""
+
+    enabled: bool = Field(default=True, description="false: only changes from now on")
+    segments: int = Field(default=4, ge=1, le=1_000_000, description="parallel scan segments")
+    read_units: float | None = Field(default=None, ge=1, description="read capacity units a second the scan may use")
+
+
+class _Sections(Options):
+    """A config file as it is written; ``target`` is read by its connector."""
+
+    pipeline: Annotated[str, AfterValidator(_pipeline_name)] = Field(
+        description="everything durable is filed under this name"
+    )
+    source: Source
+    transform: Annotated[str, AfterValidator(_hook_name)] | None = Field(
+        default=None, description="hooks.py:function (relative to this file) or package.module:function"
+    )
+    target: dict[str, Any]
+    backfill: Backfill = Backfill()
+    on_gap: Literal["stop", "resync"] = Field(default="stop", description="what to do when records are lost")
+    ttl_deletes: Literal["apply", "ignore"] = Field(
+        default="apply", description="deletes made by DynamoDB's time to live"
+    )
+    parked_limit: int = Field(default=10_000, ge=0, description="stop when more changes than this are parked")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A checked config. ``path`` is the file it came from; hooks are found beside it."""
+
+    pipeline: str
+    source: Source
+    target: Destination
+    transform: str | None = None
+    backfill: Backfill = field(default_factory=Backfill)
+    on_gap: Literal["stop", "resync"] = "stop"
+    ttl_deletes: Literal["apply", "ignore"] = "apply"
+    parked_limit: int = 10_000
+    path: Path = Path("config.yaml")
+
+    @property
+    def base(self) -> Path:
+        """The folder that the hook's file is relative to."""
+        return self.path.resolve().parent
+
+
+def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
+    """The config in a file. ConfigError names every mistake at once, each with its line and its path in the file."""
+    file = read(Path(path), os.environ if environ is None else environ)
+    problems = list(file.problems)
+    config = None if file.values is None else _config(file, problems)
+    if problems or config is None:
+        ordered = sorted(problems, key=lambda p: file.line(p))
+        raise ConfigError(*dict.fromkeys(file.sentence(p) for p in ordered))
+    return config
+
+
+def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
+    spoilt = {p.path for p in problems}  # a placeholder without a value needs no second complaint
+    sections, wrong = validated(_Sections, file.values, ())
+    target, wrong_target = destination(file.values.get("target"))
+    problems += [p for p in (*wrong, *wrong_target) if p.path not in spoilt]
+    if sections is None or target is None:
+        return None
+    return Config(
+        pipeline=sections.pipeline,
+        source=sections.source,
+        target=target,
+        transform=sections.transform,
+        backfill=sections.backfill,
+        on_gap=sections.on_gap,
+        ttl_deletes=sections.ttl_deletes,
+        parked_limit=sections.parked_limit,
+        path=file.path,
+    )
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, with the options of every connector that is installed."""
+    return target_schema(_Sections)

@@ -1,0 +1,180 @@
+"""A config file as plain values that remember their lines: YAML without its traps, and placeholders filled in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from replicator.errors import ConfigError
+
+PathInFile = tuple[str | int, ...]
+"""Where a value stands: ``("target", "tables", "orders")``."""
+
+_PLACEHOLDER = re.compile(r"\$\{([^}]*)(\}?)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DEEPEST = 40  # levels; nothing in a config is half as deep, and recursion stays far from its limit
+_LARGEST = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: where it is, and what to do about it."""
+
+    path: PathInFile
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """What a file says. ``lines`` has the line (from 1) of every path; ``problems`` what is wrong already."""
+
+    path: Path
+    values: Any
+    lines: Mapping[PathInFile, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+    def line(self, problem: Problem) -> int:
+        """Where to look: a missing value's line is that of the part it is missing from."""
+        place = problem.path
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+    def sentence(self, problem: Problem) -> str:
+        """The problem as ``orders.yaml:7: target.table: ...``."""
+        dotted = ".".join(map(str, problem.path))
+        return f"{self.path.name}:{self.line(problem)}: {dotted + ': ' if dotted else ''}{problem.text}"
+
+
+def read(path: Path, environ: Mapping[str, str]) -> ConfigFile:
+    """The file with its placeholders filled in; ConfigError if it is no YAML mapping at all."""
+    node = _composed(path)
+    lines: dict[PathInFile, int] = {}
+    problems = list(_walk(node, (), lines))
+    if problems:  # what a doubled or odd key means is anybody's guess: nothing below could be trusted
+        return ConfigFile(path, None, lines, tuple(problems))
+    values = _filled(_constructed(path, node), (), _Sources(path.parent, environ), problems)
+    return ConfigFile(path, values, lines, tuple(problems))
+
+
+def _composed(path: Path) -> yaml.MappingNode:
+    text = _text(path)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError(f"{path.name}: YAML aliases (*name) are not used in configs; write the value out")
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        raise ConfigError(f"{path.name}:{line}: this is not YAML: {e.problem or e.context}") from e
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
+        raise ConfigError(f"{path.name}: this is not YAML: {type(e).__name__}") from e
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path.name}:1: a config is a mapping that begins like this:\npipeline: orders")
+    return node
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ConfigError(f"{path} is larger than a config can be ({_LARGEST >> 20} MB)")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise ConfigError(f"there is no config file {path}") from e
+    except OSError as e:
+        raise ConfigError(f"the config file {path} cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"the config file {path} is not UTF-8 text") from e
+
+
+def _walk(node: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> Iterator[Problem]:
+    """Note every path's line; yield what YAML would pass over in silence."""
+    if len(path) > _DEEPEST:
+        yield Problem(path[:3], f"is nested more than {_DEEPEST} levels deep")
+    elif isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            yield from _walk_entry(name, value, path, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for at, value in enumerate(node.value):
+            lines[*path, at] = value.start_mark.line + 1
+            yield from _walk(value, (*path, at), lines)
+
+
+def _walk_entry(name: yaml.Node, value: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> Iterator[Problem]:
+    line = name.start_mark.line + 1
+    if not isinstance(name, yaml.ScalarNode) or name.tag != "tag:yaml.org,2002:str":
+        shown = repr(name.value) if isinstance(name, yaml.ScalarNode) else "a list or mapping"
+        yield Problem(path, f"the name {shown} in line {line} is not text to YAML; put it in quotes")
+        return
+    place = (*path, name.value)
+    if place in lines:
+        yield Problem(place, f"is written twice, in lines {lines[place]} and {line}")
+        return
+    lines[place] = line
+    yield from _walk(value, place, lines)
+
+
+def _constructed(path: Path, node: yaml.MappingNode) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        raise ConfigError(f"{path.name}:{line}: {e.problem or e.context}") from e
+    except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as e:
+        raise ConfigError(f"{path.name}: a value is not what its form promises to YAML; put it in quotes") from e
+    finally:
+        loader.dispose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where placeholders take their values from."""
+
+    base: Path
+    environ: Mapping[str, str]
+
+    def find(self, name: str) -> str:
+        """The value behind a placeholder; LookupError says what is missing."""
+        if name.startswith("file:"):
+            return self._file(name.removeprefix("file:"))
+        if _VARIABLE.fullmatch(name) is None:
+            raise LookupError(f"${{{name}}} is neither ${{VARIABLE}} nor ${{file:path}}")
+        if name not in self.environ:
+            raise LookupError(f"the environment variable {name} is not set")
+        return self.environ[name]
+
+    def _file(self, name: str) -> str:
+        try:
+            return (self.base / name).read_text(encoding="utf-8").removesuffix("\n")
+        except OSError as e:
+            raise LookupError(f"the file {name} cannot be read: {e.strerror or type(e).__name__}") from e
+        except ValueError as e:  # not UTF-8, or a NUL in its name
+            raise LookupError(f"the file {name} is not UTF-8 text") from e
+
+
+def _filled(value: Any, path: PathInFile, sources: _Sources, problems: list[Problem]) -> Any:
+    """``value`` with its placeholders replaced, once: what a variable holds is never looked into."""
+    match value:
+        case dict():
+            return {name: _filled(inner, (*path, name), sources, problems) for name, inner in value.items()}
+        case list():
+            return [_filled(inner, (*path, at), sources, problems) for at, inner in enumerate(value)]
+        case str():
+            return _PLACEHOLDER.sub(lambda found: _looked_up(found, path, sources, problems), value)
+    return value
+
+
+def _looked_up(found: re.Match[str], path: PathInFile, sources: _Sources, problems: list[Problem]) -> str:
+    name, closed = found.groups()
+    try:
+        if not closed:
+            raise LookupError("a ${ is not closed by }")
+        return sources.find(name)
+    except LookupError as e:
+        problems.append(Problem(path, str(e.args[0])))
+        return ""
