@@ -14,10 +14,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from replicator.change import KeyAttribute, KeySchema
 from replicator.config_file import Problem
 from replicator.config_models import suggestion, validated
+from replicator.target import Table, Target
 
 GROUP = "replicator.targets"
+OWN_IDS = KeySchema((KeyAttribute("_item", "S"), KeyAttribute("_id", "S")))  # the item's key text, and the hook's id
 _OURS = ("type", "table", "tables")  # the names under ``target`` that every connector shares
 
 
@@ -29,6 +32,16 @@ class Destination:
     connector: Any
     options: BaseModel
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def build(self, pipeline: str) -> Target:
+        """The target, connected to nothing yet; what it keeps for itself is filed under ``pipeline``."""
+        target: Target = self.connector(self.options, pipeline)
+        return target
+
+    def wanted(self, keys: KeySchema, *, own_ids: bool) -> tuple[Table, ...]:
+        """The tables as the pipeline wants them: under the item's ``keys``, or under ids of the hook's own."""
+        keys = OWN_IDS if own_ids else keys
+        return tuple(Table(name, keys, options) for name, options in self.tables.items())
 
 
 def destination(given: object) -> tuple[Destination | None, list[Problem]]:

@@ -1,0 +1,62 @@
+"""Log events for people or for machines: one event a fact, its details as fields, no item's values among them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+ROOT = "replicator"  # the logger whose events are shown; libraries keep theirs
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    """What was passed as ``extra``."""
+    return {name: value for name, value in vars(record).items() if name not in _OWN}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, event, then the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class Human(logging.Formatter):
+    """``05:40:34 shard ended  shard=shardId-000 records=12``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        details = " ".join(f"{name}={value}" for name, value in fields(record).items() if value is not None)
+        text = f"{time} {level}{record.getMessage()}{'  ' if details else ''}{details}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def start(formatter: logging.Formatter, stream: TextIO | None = None) -> logging.Handler:
+    """Show the program's events from now on, on ``stream`` (standard output); calling it again replaces the last."""
+    handler = logging.StreamHandler(sys.stdout if stream is None else stream)
+    handler.setFormatter(formatter)
+    install(handler)
+    return handler
+
+
+def install(handler: logging.Handler) -> None:
+    """Make ``handler`` the only one that the program's events go to."""
+    logger = logging.getLogger(ROOT)
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,125 @@
+"""How a pipeline is doing, worked out from what is durable: `status` and the live view of `run` show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replicator.batch import Counts
+from replicator.checkpoints import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.lineage import readable
+
+RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
+SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """How far the scan is. ``rate`` in items a second; ``estimate`` is DynamoDB's item count, hours old."""
+
+    segments_ended: int
+    segments: int
+    items: int
+    estimate: int | None
+    rate: float | None
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """``waiting`` shards may not be read before their parents are stored to the end."""
+
+    open: int = 0
+    ended: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A pipeline at one moment; None is unknown. ``rate`` in records a second.
+
+    ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
+    changes. ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
+    """
+
+    phase: str
+    lag_seconds: float | None = None
+    hours_until_loss: float | None = None
+    backfill: Backfill | None = None
+    shards: Shards = Shards()
+    rate: float | None = None
+    gaps: tuple[Gap, ...] = ()
+    parked: int = 0
+    counts: Counts = Counts()
+    trouble: str | None = None
+    epoch: int | None = None
+
+
+def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
+    """What the checkpoint entries of a pipeline say at ``now`` (seconds since 1970)."""
+    kinds = _by_kind(entries)
+    pipeline: PipelineState | None = kinds["pipeline"].get("")
+    pulse: Pulse | None = kinds["pulse"].get("")
+    alive = pulse if pulse is not None and now - pulse.at <= SILENCE else None
+    gaps = tuple(g for _, g in sorted(kinds["gap"].items()) if g.repaired is None)
+    lag = _lag(kinds["shard"], now)
+    return Progress(
+        phase=_phase(pipeline, alive, gaps),
+        lag_seconds=lag,
+        hours_until_loss=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
+        backfill=_backfill(kinds["segment"], pipeline, alive),
+        shards=_shards(kinds["shard"]),
+        rate=alive.rate if alive else None,
+        gaps=gaps,
+        parked=len(kinds["parked"]),
+        counts=sum(counts.values(), Counts()),
+        trouble=alive.trouble if alive else None,
+        epoch=pipeline.epoch if pipeline else None,
+    )
+
+
+def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
+    kinds: dict[str, dict[str, Any]] = {kind: {} for kind in ("pipeline", "pulse", "gap", "shard", "segment", "parked")}
+    for entry in entries:
+        if entry.kind == "parked":  # listed without its text
+            kinds["parked"][entry.id] = None
+        elif entry.kind in kinds:
+            kinds[entry.kind][entry.id] = decode(entry.kind, entry.id, entry.text)
+    return kinds
+
+
+def _phase(pipeline: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ...]) -> str:
+    if pipeline is not None and any(g.epoch == pipeline.epoch for g in gaps):
+        return "gap"
+    return alive.phase if alive else "stopped"
+
+
+def _lag(shards: Mapping[str, ShardState], now: float) -> float | None:
+    """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask."""
+    current = readable(shards)
+    known = [t for id in current if (t := shards[id].through) is not None]
+    return max(0.0, now - min(known)) if known and len(known) == len(current) else None
+
+
+def _shards(shards: Mapping[str, ShardState]) -> Shards:
+    ended, current = sum(s.ended for s in shards.values()), len(readable(shards))
+    return Shards(open=current, ended=ended, waiting=len(shards) - ended - current)
+
+
+def _backfill(
+    segments: Mapping[str, SegmentState], pipeline: PipelineState | None, alive: Pulse | None
+) -> Backfill | None:
+    if not segments:
+        return None
+    ended, items = sum(s.ended for s in segments.values()), sum(s.items for s in segments.values())
+    estimate = pipeline.items if pipeline else None
+    rate = alive.backfill_rate if alive else None
+    total = max(s.total for s in segments.values())
+    return Backfill(ended, total, items, estimate, rate, 0.0 if ended == total else _eta(items, estimate, rate))
+
+
+def _eta(items: int, estimate: int | None, rate: float | None) -> float | None:
+    if estimate is None or not rate or items >= estimate:  # past an old estimate, nobody knows
+        return None
+    return (estimate - items) / rate
