@@ -1,0 +1,53 @@
+"""Which calls there are and what they take. What is not understood is refused rather than overlooked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from replicator.testing.dynamodb.refusals import invalid, refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The parameters of an operation, as words."""
+
+    required: str = ""
+    optional: str = ""
+
+
+CALLS: Mapping[str, Call] = {
+    "CreateTable": Call(
+        "TableName KeySchema AttributeDefinitions", "BillingMode ProvisionedThroughput StreamSpecification"
+    ),
+    "DescribeTable": Call("TableName"),
+    "ListTables": Call("", "Limit"),
+    "UpdateTable": Call("TableName StreamSpecification"),
+    "DeleteTable": Call("TableName"),
+    "DescribeTimeToLive": Call("TableName"),
+    "UpdateTimeToLive": Call("TableName TimeToLiveSpecification"),
+    "PutItem": Call("TableName Item"),
+    "DeleteItem": Call("TableName Key"),
+    "UpdateItem": Call("TableName Key", "UpdateExpression ExpressionAttributeNames ExpressionAttributeValues"),
+    "GetItem": Call("TableName Key", "ConsistentRead ReturnConsumedCapacity"),
+    "BatchWriteItem": Call("RequestItems"),
+    "BatchGetItem": Call("RequestItems", "ReturnConsumedCapacity"),
+    "Scan": Call("TableName", "ConsistentRead ReturnConsumedCapacity Segment TotalSegments ExclusiveStartKey Limit"),
+    "ListStreams": Call("", "TableName Limit"),
+    "DescribeStream": Call("StreamArn", "Limit ExclusiveStartShardId ShardFilter"),
+    "GetShardIterator": Call("StreamArn ShardId ShardIteratorType", "SequenceNumber Timestamp"),
+    "GetRecords": Call("ShardIterator", "Limit"),
+}
+
+
+def check(operation: str, request: Mapping[str, Any]) -> None:
+    """WireError unless the operation exists and has every parameter it needs and none that is unknown here."""
+    call = CALLS.get(operation)
+    if call is None:
+        raise refusal("UnknownOperationException", f"the in-memory DynamoDB has no {operation}")
+    required = set(call.required.split())
+    if missing := required - request.keys():
+        raise invalid(f"{operation} needs {', '.join(sorted(missing))}")
+    if unknown := request.keys() - required - set(call.optional.split()):
+        raise invalid(f"the in-memory DynamoDB's {operation} does not know {', '.join(sorted(unknown))}")

@@ -1,0 +1,148 @@
+"""Tables and streams by name: what CreateTable, DescribeTable, UpdateTable and DeleteTable do."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from replicator.change import KeyAttribute, KeySchema
+from replicator.testing.dynamodb.refusals import in_use, invalid, unknown_stream, unknown_table
+from replicator.testing.dynamodb.rows import Table
+from replicator.testing.dynamodb.sequences import Numbering
+from replicator.testing.dynamodb.streams import RETENTION, VIEWS, Origin, Stream
+
+ACCOUNT = "123456789012"
+
+
+class Catalog:
+    """All tables and streams of one endpoint. ``shards``: with how many a stream begins."""
+
+    def __init__(
+        self, now: Callable[[], float], random: random.Random, numbering: Numbering, shards: int, region: str
+    ) -> None:
+        self.now = now
+        self.random = random
+        self.shards = shards
+        self.numbering = numbering
+        self.region = region
+        self.tables: dict[str, Table] = {}
+        self._streams: dict[str, Stream] = {}
+        self._labelled = 0.0  # the newest stream's label, in milliseconds: no two streams share one
+
+    def table(self, name: str) -> Table:
+        """The table of that name or ARN."""
+        name = name.rsplit("/", 1)[-1]
+        if name not in self.tables:
+            raise unknown_table(name)
+        return self.tables[name]
+
+    def streams(self) -> list[Stream]:
+        """Streams that are enabled, or were 24 hours ago."""
+        oldest = self.now() - RETENTION
+        return [s for s in self._streams.values() if s.disabled is None or s.disabled >= oldest]
+
+    def stream(self, arn: str) -> Stream:
+        found = self._streams.get(arn)
+        if found is None or found not in self.streams():
+            raise unknown_stream(arn)
+        return found
+
+    def create_table(self, request: Mapping[str, Any]) -> bytes:
+        name = request["TableName"]
+        if name in self.tables:
+            raise in_use(f"Table already exists: {name}")
+        definition = {
+            "AttributeDefinitions": request["AttributeDefinitions"],
+            "TableName": name,
+            "KeySchema": request["KeySchema"],
+            "TableStatus": "ACTIVE",
+            "CreationDateTime": self.now(),
+            "TableArn": f"arn:aws:dynamodb:{self.region}:{ACCOUNT}:table/{name}",
+            "TableId": str(uuid.UUID(int=self.random.getrandbits(128))),
+            "BillingModeSummary": {"BillingMode": request.get("BillingMode", "PROVISIONED")},
+        }
+        table = Table(name, _key_schema(request), definition)
+        if request.get("StreamSpecification", {}).get("StreamEnabled"):
+            self._enable(table, request["StreamSpecification"])
+        self.tables[name] = table
+        return orjson.dumps({"TableDescription": self._description(table)})
+
+    def describe_table(self, request: Mapping[str, Any]) -> bytes:
+        return orjson.dumps({"Table": self._description(self.table(request["TableName"]))})
+
+    def list_tables(self, request: Mapping[str, Any]) -> bytes:
+        return orjson.dumps({"TableNames": sorted(self.tables)})
+
+    def update_table(self, request: Mapping[str, Any]) -> bytes:
+        table = self.table(request["TableName"])
+        wanted = request.get("StreamSpecification")
+        if wanted is None:
+            raise invalid("At least one of StreamSpecification is required")
+        if wanted.get("StreamEnabled"):
+            self._enable(table, wanted)
+        else:
+            self._disable(table)
+        return orjson.dumps({"TableDescription": self._description(table)})
+
+    def delete_table(self, request: Mapping[str, Any]) -> bytes:
+        """Remove a table; what its stream holds stays readable for 24 hours."""
+        table = self.table(request["TableName"])
+        if table.stream is not None:
+            self._disable(table)
+        del self.tables[table.name]
+        return orjson.dumps({"TableDescription": self._description(table) | {"TableStatus": "DELETING"}})
+
+    def describe_time_to_live(self, request: Mapping[str, Any]) -> bytes:
+        attribute = self.table(request["TableName"]).ttl_attribute
+        found = {"TimeToLiveStatus": "DISABLED"}
+        if attribute is not None:
+            found = {"TimeToLiveStatus": "ENABLED", "AttributeName": attribute}
+        return orjson.dumps({"TimeToLiveDescription": found})
+
+    def update_time_to_live(self, request: Mapping[str, Any]) -> bytes:
+        """Note the attribute. Nothing expires by itself here: ``DynamoDB.expire`` says when an item does."""
+        wanted = request["TimeToLiveSpecification"]
+        self.table(request["TableName"]).ttl_attribute = wanted["AttributeName"] if wanted["Enabled"] else None
+        return orjson.dumps({"TimeToLiveSpecification": wanted})
+
+    def _enable(self, table: Table, wanted: Mapping[str, Any]) -> None:
+        view = wanted.get("StreamViewType")
+        if view not in VIEWS:
+            raise invalid(f"StreamViewType must be one of {', '.join(VIEWS)}, not {view}")
+        if table.stream is not None:
+            raise invalid(f"Table already has an enabled stream: TableName: {table.name}")
+        self._labelled = max(self._labelled + 1, self.now() * 1000 // 1)
+        label = datetime.fromtimestamp(self._labelled / 1000, UTC).isoformat(timespec="milliseconds").split("+")[0]
+        arn = f"{table.definition['TableArn']}/stream/{label}"
+        schema = tuple(table.definition["KeySchema"])
+        origin = Origin(arn, label, table.name, view, self.region, schema)
+        stream = Stream(origin, self.shards, self.numbering, self.now, self.random)
+        self._streams[arn] = table.stream = table.latest_stream = stream
+
+    def _disable(self, table: Table) -> None:
+        if table.stream is None:
+            raise invalid(f"Table does not have an enabled stream to disable: TableName: {table.name}")
+        table.stream.disable()
+        table.stream = None
+
+    def _description(self, table: Table) -> dict[str, Any]:
+        found = table.definition | {"ItemCount": len(table), "TableSizeBytes": table.size}
+        if table.stream is not None:
+            found["StreamSpecification"] = {"StreamEnabled": True, "StreamViewType": table.stream.origin.view}
+        if table.latest_stream is not None:
+            origin = table.latest_stream.origin
+            found |= {"LatestStreamArn": origin.arn, "LatestStreamLabel": origin.label}
+        return found
+
+
+def _key_schema(request: Mapping[str, Any]) -> KeySchema:
+    kinds = {a["AttributeName"]: a["AttributeType"] for a in request["AttributeDefinitions"]}
+    ordered = sorted(request["KeySchema"], key=lambda a: str(a["KeyType"]))  # HASH, RANGE
+    if not 1 <= len(ordered) <= 2 or any(a["AttributeName"] not in kinds for a in ordered):
+        raise invalid("One or more parameter values were invalid: KeySchema and AttributeDefinitions do not fit")
+    return KeySchema(tuple(KeyAttribute(a["AttributeName"], kinds[a["AttributeName"]]) for a in ordered))

@@ -1,0 +1,123 @@
+"""What can be made to go wrong: refused calls, empty pages, listings that lie, endpoints with other habits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from replicator.testing.dynamodb.refusals import refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What an endpoint knows. ``starts``: AT_SEQUENCE_NUMBER takes a shard's start even if it is no record's number."""
+
+    at_timestamp: bool = True
+    shard_filter: bool = True
+    starts: bool = True
+
+
+AWS = Dialect()
+LOCAL = Dialect(at_timestamp=False, shard_filter=False, starts=False)  # as DynamoDB Local 2.6.1
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A shard as DescribeStream is about to show it; ``end`` None shows it open."""
+
+    id: str
+    parent: str | None
+    start: str
+    end: str | None
+
+
+Misreport = Callable[[Sequence[Listed]], Sequence[Listed]]
+"""What a listing makes of the truth. Equal listings must give equal results, or its pages do not fit together."""
+
+
+def duplicated(shards: Sequence[Listed]) -> list[Listed]:
+    """Every shard twice; a closed one is shown open first."""
+    return [copy for shard in shards for copy in (replace(shard, end=None), shard)]
+
+
+def unordered(shards: Sequence[Listed]) -> list[Listed]:
+    """In an order that has nothing to do with age."""
+    return sorted(shards, key=lambda shard: hashlib.md5(shard.id.encode(), usedforsecurity=False).digest())
+
+
+def children_first(shards: Sequence[Listed]) -> list[Listed]:
+    return list(reversed(shards))
+
+
+def stale(shards: Sequence[Listed]) -> list[Listed]:
+    """Closed shards without the children that took over from them."""
+    listed = {shard.id for shard in shards}
+    return [shard for shard in shards if shard.parent not in listed]
+
+
+def reopened(shards: Sequence[Listed]) -> list[Listed]:
+    """Parents shown open beside their children."""
+    parents = {shard.parent for shard in shards}
+    return [replace(shard, end=None) if shard.id in parents else shard for shard in shards]
+
+
+def parentless(shards: Sequence[Listed]) -> list[Listed]:
+    """Children whose parents are left out."""
+    parents = {shard.parent for shard in shards}
+    return [shard for shard in shards if shard.id not in parents]
+
+
+@dataclass(slots=True, eq=False)
+class _Fault:
+    """Something that happens to the next ``times`` calls it fits; None: to all of them."""
+
+    operation: str
+    effect: Any
+    times: int | None
+    shard: str | None
+    when: Callable[[Mapping[str, Any]], bool] | None
+
+    def fits(self, operation: str, request: Mapping[str, Any], shard: str | None) -> bool:
+        return (
+            self.times != 0
+            and self.operation == operation
+            and self.shard in (None, shard)
+            and (self.when is None or self.when(request))
+        )
+
+
+class Faults:
+    """The faults that are set; the first one that fits a call is used, and used up once it happened ``times`` times."""
+
+    def __init__(self) -> None:
+        self._faults: list[_Fault] = []
+
+    def add(
+        self,
+        operation: str,
+        effect: Any,
+        times: int | None,
+        shard: str | None = None,
+        when: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> None:
+        self._faults.append(_Fault(operation, effect, times, shard, when))
+
+    def clear(self) -> None:
+        self._faults.clear()
+
+    def take(self, operation: str, request: Mapping[str, Any], shard: str | None = None) -> Any:
+        """The effect on this call, or None."""
+        for fault in self._faults:
+            if fault.fits(operation, request, shard):
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault.effect
+        return None
+
+    def refuse(self, operation: str, request: Mapping[str, Any], shard: str | None) -> None:
+        """Raise the error that is set for this call, if any."""
+        effect = self.take(operation, request, shard)
+        if effect is not None:
+            raise refusal(*effect)

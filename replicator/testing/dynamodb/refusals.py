@@ -1,0 +1,40 @@
+"""The errors that DynamoDB answers with, by what the caller did."""
+
+from __future__ import annotations
+
+from replicator.wire import WireError
+
+_STATUS = {"InternalServerError": 500, "InternalFailure": 500, "ServiceUnavailable": 503}
+
+
+def refusal(code: str, message: str = "") -> WireError:
+    """An error of any kind; the HTTP status follows from the code as it does at AWS."""
+    return WireError(code, message or code, _STATUS.get(code, 400))
+
+
+def invalid(message: str) -> WireError:
+    return refusal("ValidationException", message)
+
+
+def unknown_table(name: str) -> WireError:
+    return refusal("ResourceNotFoundException", f"Requested resource not found: Table: {name} not found")
+
+
+def unknown_stream(arn: str) -> WireError:
+    return refusal("ResourceNotFoundException", f"Requested resource not found: Stream: {arn} not found")
+
+
+def unknown_shard(shard: str) -> WireError:
+    return refusal("ResourceNotFoundException", f"Requested resource not found: Shard: {shard} does not exist")
+
+
+def in_use(message: str) -> WireError:
+    return refusal("ResourceInUseException", message)
+
+
+def trimmed() -> WireError:
+    return refusal("TrimmedDataAccessException", "The operation attempted to read past the oldest stream record")
+
+
+def expired() -> WireError:
+    return refusal("ExpiredIteratorException", "Iterator expired. The iterator was issued more than 15 minutes ago")

@@ -1,0 +1,153 @@
+"""One table: its items by key, and the order in which a scan walks them."""
+
+from __future__ import annotations
+
+import base64
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from replicator.attributes import Typeds
+from replicator.change import Key, KeyAttribute, KeySchema
+from replicator.testing.dynamodb.refusals import invalid
+from replicator.testing.dynamodb.streams import HASHES, Change, Stream, hashed
+from replicator.testing.dynamodb.values import image, item_size, stored_form
+
+Place = tuple[int, str, str | bytes | Decimal]
+"""Where a key comes in a scan: its partition's hash, the partition key, the sort key by its own order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An item as stored: its image and its size as AWS counts it."""
+
+    image: bytes
+    size: int
+
+
+class Table:
+    """A table's items; each real change goes to the stream."""
+
+    def __init__(self, name: str, keys: KeySchema, definition: Mapping[str, Any]) -> None:
+        self.name = name
+        self.keys = keys
+        self.definition = dict(definition)
+        self.stream: Stream | None = None
+        self.latest_stream: Stream | None = None
+        self.ttl_attribute: str | None = None
+        self._rows: dict[Key, Row] = {}
+        self._walk: list[tuple[Place, Key]] = []  # sorted but for what was put since the last scan
+        self._placed: set[Key] = set()
+        self._unsorted = False
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def size(self) -> int:
+        return sum(row.size for row in self._rows.values())
+
+    def images(self) -> Iterator[bytes]:
+        return (row.image for row in self._rows.values())
+
+    def get(self, key: Key) -> Row | None:
+        return self._rows.get(key)
+
+    def key(self, given: Mapping[str, Any]) -> Key:
+        """The key in a request's ``Key``; ValidationException unless it is exactly the table's."""
+        if set(given) != set(self.keys.names):
+            raise invalid("The provided key element does not match the schema")
+        return self._key(stored_form(given))
+
+    def typed(self, key: Key) -> Typeds:
+        """The key as DynamoDB writes it, e.g. as Keys of a record or as LastEvaluatedKey."""
+        return stored_form(self.keys.typed(key))
+
+    def put(self, item: Mapping[str, Any]) -> Row | None:
+        """Store the whole item; return what it replaced. Putting what is there already is no change."""
+        typeds = stored_form(item)
+        key = self._key(typeds)
+        row, old = Row(image(typeds), item_size(typeds)), self._rows.get(key)
+        if old is not None and old.image == row.image:
+            return old
+        self._rows[key] = row
+        if key not in self._placed:
+            self._placed.add(key)
+            self._walk.append((self._place(key), key))
+            self._unsorted = True
+        self._emit(key, old, row)
+        return old
+
+    def remove(self, key: Key, *, expired: bool = False) -> Row | None:
+        """Remove an item and return it; removing an absent one is no change."""
+        old = self._rows.pop(key, None)
+        if old is not None:
+            self._emit(key, old, None, expired=expired)
+        return old
+
+    def walk(self, segment: int, total: int, after: Key | None) -> Iterator[tuple[Key, Row]]:
+        """The items of a segment in a scan's order, from behind ``after``; the table may change meanwhile."""
+        self._sort()
+        first = bisect_left(self._walk, HASHES * segment // total, key=lambda entry: entry[0][0])
+        last = bisect_left(self._walk, HASHES * (segment + 1) // total, key=lambda entry: entry[0][0])
+        if after is not None:
+            first = max(first, bisect_right(self._walk, self._place(after), key=lambda entry: entry[0]))
+        for at in range(first, last):
+            key = self._walk[at][1]
+            row = self._rows.get(key)
+            if row is not None:
+                yield key, row
+
+    def _sort(self) -> None:
+        if len(self._walk) > 2 * len(self._rows) + 16:  # mostly removed items: forget them
+            self._walk = [entry for entry in self._walk if entry[1] in self._rows]
+            self._placed = set(self._rows)
+        if self._unsorted:
+            self._walk.sort()
+            self._unsorted = False
+
+    def _emit(self, key: Key, old: Row | None, new: Row | None, *, expired: bool = False) -> None:
+        if self.stream is None:
+            return
+        typeds = self.typed(key)
+        size = item_size(typeds) + sum(row.size for row in (old, new) if row is not None)
+        before, after = (None if row is None else row.image for row in (old, new))
+        change = Change(image(typeds), before, after, size, expired)
+        self.stream.emit(hashed(key[0]), change)
+
+    def _key(self, typeds: Typeds) -> Key:
+        for a in self.keys.attributes:
+            _check_key(a, typeds.get(a.name))
+        return self.keys.key(typeds)
+
+    def _place(self, key: Key) -> Place:
+        sort = _ORDERED[self.keys.attributes[1].kind](key[1]) if len(key) > 1 else ""
+        return hashed(key[0]), key[0], sort
+
+
+_ORDERED: Mapping[str, Any] = {"S": str.encode, "N": Decimal, "B": base64.b64decode}
+
+
+def _check_key(attribute: KeyAttribute, given: Mapping[str, Any] | None) -> None:
+    name, kind = attribute.name, attribute.kind
+    if given is None:
+        raise invalid(f"One or more parameter values were invalid: Missing the key {name} in the item")
+    if kind not in given:
+        actual = next(iter(given))
+        raise invalid(
+            f"One or more parameter values were invalid: Type mismatch for key {name} expected: {kind} actual: {actual}"
+        )
+    if given[kind] == "":
+        raise invalid(
+            "One or more parameter values are not valid. The AttributeValue for a key attribute cannot contain an "
+            f"empty value. Key: {name}"
+        )
+
+
+def typeds_of(row: Row) -> Typeds:
+    found: Typeds = orjson.loads(row.image)
+    return found

@@ -1,0 +1,170 @@
+"""A stream: which shard takes a change, what its record looks like, and what becomes of shards with time."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from replicator.testing.dynamodb.refusals import unknown_shard
+from replicator.testing.dynamodb.sequences import Numbering, Sequences
+from replicator.testing.dynamodb.shards import Shard
+
+RETENTION = 24 * 3600.0
+VIEWS = ("KEYS_ONLY", "NEW_IMAGE", "OLD_IMAGE", "NEW_AND_OLD_IMAGES")
+HASHES = 1 << 64
+EXPIRY = b',"userIdentity":{"PrincipalId":"dynamodb.amazonaws.com","Type":"Service"}'
+
+
+def hashed(partition: str) -> int:
+    """Where a partition key falls: the same place for shards and for scan segments."""
+    return int.from_bytes(hashlib.md5(partition.encode(), usedforsecurity=False).digest()[:8])
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to an item: images as stored, None where there is none; ``size`` of key and images in bytes."""
+
+    key: bytes
+    old: bytes | None
+    new: bytes | None
+    size: int
+    expired: bool = False
+
+    @property
+    def event(self) -> str:
+        if self.old is None:
+            return "INSERT"
+        return "REMOVE" if self.new is None else "MODIFY"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a stream is of and how it is told apart."""
+
+    arn: str
+    label: str
+    table: str
+    view: str
+    region: str
+    key_schema: tuple[dict[str, str], ...]
+
+
+class Stream:
+    """A table's stream. Items of a partition key live in exactly one open shard."""
+
+    def __init__(
+        self, origin: Origin, shards: int, numbering: Numbering, now: Callable[[], float], random: random.Random
+    ) -> None:
+        self.origin = origin
+        self.created = now()
+        self.disabled: float | None = None
+        self.numbering = numbering
+        self._now = now
+        self._random = random
+        self._sequences = Sequences(numbering, random)
+        self._shards: dict[str, Shard] = {}
+        self._open: list[Shard] = []  # by the hashes they take
+        self._starts: list[int] = []
+        self._opened = 0  # milliseconds in the newest shard's id
+        self._prefix = f'{{"awsRegion":"{origin.region}","dynamodb":{{"ApproximateCreationDateTime":'.encode()
+        edges = [HASHES * i // shards for i in range(shards + 1)]
+        self._replace([], [self._new(None, range(*pair)) for pair in pairwise(edges)])
+
+    @property
+    def enabled(self) -> bool:
+        return self.disabled is None
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All shards that still exist, oldest first."""
+        return [shard for shard in list(self._shards.values()) if self._remains(shard)]
+
+    def shard(self, id: str) -> Shard:
+        shard = self._shards.get(id)
+        if shard is None or not self._remains(shard):
+            raise unknown_shard(id)
+        return shard
+
+    def emit(self, hash: int, change: Change) -> None:
+        """Append the record of a change to the shard that takes its key."""
+        shard = self._open[bisect_right(self._starts, hash) - 1]
+        sequence, created = self._sequences.after(shard.last), int(self._now())
+        shard.append(sequence, created, self._record(sequence, created, change), change.size)
+
+    def split(self, id: str) -> tuple[str, str]:
+        """Close a shard; two children take half of its hashes each."""
+        parent = self._closing(id)
+        middle = (parent.hashes.start + parent.hashes.stop) // 2
+        halves = range(parent.hashes.start, middle), range(middle, parent.hashes.stop)
+        left, right = (self._new(parent.id, half) for half in halves)
+        self._replace([parent], [left, right])
+        return left.id, right.id
+
+    def roll(self, id: str) -> str:
+        """Close a shard; one child takes all of its hashes."""
+        parent = self._closing(id)
+        child = self._new(parent.id, parent.hashes)
+        self._replace([parent], [child])
+        return child.id
+
+    def disable(self) -> None:
+        """Close all shards; what they hold stays readable until it is trimmed."""
+        self.disabled = self._now()
+        self._replace([self._closing(shard.id) for shard in self._open], [])
+
+    def _closing(self, id: str) -> Shard:
+        shard = self.shard(id)
+        if not shard.open:
+            raise ValueError(f"shard {id} is closed already")
+        # AWS does not promise that the end is a record's number, so here it is none.
+        shard.end, shard.closed = self._sequences.after(shard.last), self._now()
+        return shard
+
+    def _new(self, parent: str | None, hashes: range) -> Shard:
+        start = self._sequences.opening()
+        self._opened = max(self._opened + 1, int(self._now() * 1000))
+        id = f"shardId-{self._opened:020d}-{self._random.getrandbits(32):08x}"
+        shard = Shard(id, parent, hashes, start, last=start, trimmed=start - 1)
+        self._shards[id] = shard
+        return shard
+
+    def _replace(self, gone: list[Shard], new: list[Shard]) -> None:
+        staying = [shard for shard in self._open if shard not in gone]
+        self._open = sorted(staying + new, key=lambda shard: shard.hashes.start)
+        self._starts = [shard.hashes.start for shard in self._open]
+
+    def _remains(self, shard: Shard) -> bool:
+        """Trim what is older than 24 hours; a shard that closed so long ago is no longer there."""
+        oldest = self._now() - RETENTION
+        shard.trim_older(oldest)
+        if shard.closed is None or shard.closed >= oldest:
+            return True
+        self._shards.pop(shard.id, None)
+        return False
+
+    def _record(self, sequence: int, created: int, change: Change) -> bytes:
+        view = self.origin.view
+        parts = [self._prefix, _seconds(created), b',"Keys":', change.key]
+        if change.new is not None and view in ("NEW_IMAGE", "NEW_AND_OLD_IMAGES"):
+            parts += [b',"NewImage":', change.new]
+        if change.old is not None and view in ("OLD_IMAGE", "NEW_AND_OLD_IMAGES"):
+            parts += [b',"OldImage":', change.old]
+        parts.append(
+            f',"SequenceNumber":"{self.numbering.text(sequence)}","SizeBytes":{change.size},'
+            f'"StreamViewType":"{view}"}},"eventID":"{self._random.getrandbits(128):032x}",'
+            f'"eventName":"{change.event}","eventSource":"aws:dynamodb","eventVersion":"1.1"'.encode()
+        )
+        parts.append(EXPIRY + b"}" if change.expired else b"}")
+        return b"".join(parts)
+
+
+def _seconds(created: int) -> bytes:
+    """Whole seconds the way AWS writes them: 1.46480431E9."""
+    digits = str(created)
+    if created < 10**7:
+        return f"{digits}.0".encode()
+    return f"{digits[0]}.{digits[1:].rstrip('0') or '0'}E{len(digits) - 1}".encode()
