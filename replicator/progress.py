@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from replicator.batch import Counts
@@ -51,14 +51,18 @@ class Progress:
     rate: float | None = None
     gaps: tuple[Gap, ...] = ()
     parked: int = 0
-    counts: Counts = Counts()
+    counts: Counts = field(default_factory=Counts)
     trouble: str | None = None
     epoch: int | None = None
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
     """What the checkpoint entries of a pipeline say at ``now`` (seconds since 1970)."""
-    kinds = _by_kind(entries)
+    return measured(_by_kind(entries), counts, now)
+
+
+def measured(kinds: Mapping[str, Mapping[str, Any]], counts: Mapping[str, Counts], now: float) -> Progress:
+    """The same from decoded values, by kind and id."""
     pipeline: PipelineState | None = kinds["pipeline"].get("")
     pulse: Pulse | None = kinds["pulse"].get("")
     alive = pulse if pulse is not None and now - pulse.at <= SILENCE else None

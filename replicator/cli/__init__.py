@@ -1,0 +1,60 @@
+"""The command line: one file a command, and the one place where an error becomes an exit code.
+
+Nothing heavy (boto3, psycopg, pydantic) is imported before a command runs, so that the first line appears at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from replicator.cli.check import check
+from replicator.cli.demo import demo
+from replicator.cli.output import report
+from replicator.cli.parked import parked
+from replicator.cli.preview import preview
+from replicator.cli.run import resync, run
+from replicator.cli.schema import schema
+from replicator.cli.status import status
+from replicator.cli.version import version
+from replicator.errors import ReplicatorError
+
+
+class Commands(click.Group):
+    """Every error that a person should read ends here; what is left over is a bug, and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ReplicatorError as e:
+            report(e)
+            ctx.exit(e.exit_code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which people need them
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Keep DynamoDB tables somewhere else too.
+
+    Backfill and live changes at once, in order, without losing any. Everything is told by one config file:
+
+    \b
+      replicator demo                  see it work, on this machine, without an account
+      replicator check orders.yaml     is everything there and permitted?
+      replicator run orders.yaml       copy, then follow, until stopped
+
+    \b
+    Exit codes: 0 done, or stopped cleanly
+                1 a bug
+                2 a wrong config, hook, table or command
+                3 records were lost: a gap (replicator resync repairs the copy)
+                4 not permitted
+                5 another run has taken the pipeline over
+    """
+
+
+for command in (demo, check, preview, run, status, parked, resync, schema, version):
+    main.add_command(command)

@@ -1,0 +1,46 @@
+"""``replicator check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from replicator.cli.output import config_argument, json_option, put, say
+
+if TYPE_CHECKING:
+    from replicator.preflight import Finding
+
+_MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "forbidden": "FAIL"}
+
+
+@click.command
+@config_argument
+@json_option
+@click.pass_context
+def check(ctx: click.Context, config: str, as_json: bool) -> None:
+    """Look at everything a run needs, and change nothing.
+
+    Connects to the source and the target, tries each permission, compares tables column by column, runs the hook twice
+    on live items, and prints the statements that would make absent tables. Everything that is wrong is named at once,
+    with what to do. Exit code 0: ready; 2: something is to be changed; 4: something is not permitted.
+    """
+    from replicator import config as configs
+    from replicator import preflight
+
+    findings = preflight.check(configs.load(config))
+    for finding in findings:
+        if as_json:
+            put({"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})
+        else:
+            _tell(finding)
+    ctx.exit(preflight.exit_code(findings))
+
+
+def _tell(finding: Finding) -> None:
+    first, *more = finding.text.splitlines()
+    say(f"{_MARKS[finding.verdict]}  {finding.subject}: {first}")
+    for line in more:
+        say(f"      {line}")
+    if finding.do:
+        say(f"      -> {finding.do}")

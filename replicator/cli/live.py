@@ -1,0 +1,79 @@
+"""What `run` shows while it works: a live table on a terminal, log events elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from replicator import log as logs
+from replicator.progress import Progress
+
+EVERY = 10.0  # seconds between two progress events of a run that nobody watches
+
+Observe = Callable[[Progress], None]
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def view(as_json: bool) -> Iterator[Observe]:
+    """A function that shows progress, for as long as the run lasts."""
+    from rich.console import Console
+
+    console = Console()
+    if as_json:
+        yield Events()
+    elif console.is_terminal:
+        with _table(console) as observe:
+            yield observe
+    else:
+        logs.start(logs.Human())
+        yield Events()
+
+
+class Events:
+    """Progress as log events: when the phase or the trouble changes, and now and then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: tuple[str, str | None] | None = None
+        self._due = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now, state = self._clock(), (progress.phase, progress.trouble)
+        if state != self._last or now >= self._due:
+            self._last, self._due = state, now + EVERY
+            level = logging.WARNING if progress.trouble else logging.INFO
+            log.log(level, "progress", extra=_flat(progress))
+
+
+def _flat(progress: Progress) -> dict[str, Any]:
+    from replicator.cli.show import as_values
+
+    values = as_values(progress)
+    return {name: value for name, value in values.items() if name != "gap_list"}
+
+
+@contextmanager
+def _table(console: Any) -> Iterator[Observe]:
+    from rich.live import Live
+
+    from replicator.cli.show import as_table
+
+    logs.install(_Above(console))
+    with Live(console=console, refresh_per_second=4, transient=False) as shown:
+        yield lambda progress: shown.update(as_table(progress))
+
+
+class _Above(logging.Handler):
+    """Log events above the live table."""
+
+    def __init__(self, console: Any) -> None:
+        super().__init__()
+        self._console = console
+        self.setFormatter(logs.Human())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)

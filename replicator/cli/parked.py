@@ -1,0 +1,179 @@
+"""``replicator parked``: look at what was refused, try it again, or give it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli.output import config_argument, json_option, put, say
+from replicator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from replicator.checkpoints import Checkpoints, Parked
+    from replicator.config import Config
+    from replicator.parking import ParkedItem
+    from replicator.target import Target
+
+
+@click.group
+def parked() -> None:
+    """Work on changes that a hook or the target refused.
+
+    They are kept with their images and reasons; other items went on. ITEM is an item as `parked list` prints it, e.g.
+    '["order#1"]'.
+    """
+
+
+def _items_argument(command: Any) -> Any:
+    command = click.option("--all", "every", is_flag=True, help="Every parked item.")(command)
+    return click.argument("items", nargs=-1, metavar="[ITEM]...")(command)
+
+
+@parked.command("list")
+@config_argument
+@json_option
+def list_(config: str, as_json: bool) -> None:
+    """List parked items with their reasons."""
+    with _opened(config) as (_, _, checkpoints):
+        found = _chosen(checkpoints, (), every=True)
+    for item in found:
+        if as_json:
+            put(_line(item))
+        else:
+            since = datetime.fromtimestamp(item.first.parked, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            say(f"{item.item}  {len(item.entries)} change(s), since {since}: {item.first.reason}")
+    if not as_json:
+        say(f"{len(found)} item(s) parked")
+
+
+@parked.command
+@config_argument
+@_items_argument
+@click.option("--show-values", is_flag=True, help="Print the items' images too.")
+@json_option
+def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_json: bool) -> None:
+    """Show parked changes in full: reason, traceback, position, and with --show-values the images."""
+    with _opened(config) as (_, _, checkpoints):
+        found = _chosen(checkpoints, items, every=every)
+    for item in found:
+        for id, _, change in item.entries:
+            fields = _fields(id, change, show_values)
+            if as_json:
+                put(fields)
+            else:
+                say("\n".join(f"{name}: {value}" for name, value in fields.items() if value) + "\n")
+
+
+@parked.command
+@config_argument
+@_items_argument
+@json_option
+@click.pass_context
+def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
+    """Run the hook again and store what it gives.
+
+    Each change is stored at its own version: if the target has a newer one, that stays. What is refused again stays
+    parked (exit code 2).
+    """
+    from replicator import aws, transform
+    from replicator.compaction import Filing
+    from replicator.parking import pipeline_of
+    from replicator.parking import retry as tried
+    from replicator.source import describe_table
+
+    refused = 0
+    with _opened(config) as (loaded, target, checkpoints):
+        pipeline = pipeline_of(checkpoints)
+        hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
+        filing = Filing(hook, tuple(loaded.target.tables))
+        chosen = _chosen(checkpoints, items, every=every)
+        keys = describe_table(aws.connect(loaded.source), loaded.source.table).keys
+        target.open(loaded.target.wanted(keys, own_ids=filing.own_ids), pipeline.epoch)
+        for item in chosen:
+            reason = tried(item, filing, target, pipeline)
+            refused += bool(reason)
+            _tell(item, "still parked" if reason else "stored", reason, as_json)
+    ctx.exit(2 if refused else 0)
+
+
+@parked.command
+@config_argument
+@_items_argument
+@json_option
+def drop(config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
+    """Give parked changes up. The target keeps what it has of these items until they change again."""
+    with _opened(config) as (_, target, checkpoints):
+        for item in _chosen(checkpoints, items, every=every):
+            target.write(item.discarded())
+            _tell(item, "dropped", "", as_json)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
+    from replicator import config as configs
+    from replicator.cli.status import checkpoints_of
+
+    loaded = configs.load(path)
+    target = loaded.target.build(loaded.pipeline)
+    try:
+        yield loaded, target, checkpoints_of(target, loaded)
+    finally:
+        target.close()
+
+
+def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> list[ParkedItem]:
+    """The parked items that were named; ConfigError for one that is not parked."""
+    from replicator.parking import parked_items
+
+    if every:
+        return parked_items(checkpoints)
+    if not items:
+        raise ConfigError("name an item as `replicator parked list` prints it, or give --all")
+    found: list[ParkedItem] = []
+    for name in map(_key_text, items):
+        there = parked_items(checkpoints, name)
+        if not there:
+            raise ConfigError(f"{name} is not parked; `replicator parked list` shows what is")
+        found += there
+    return found
+
+
+def _key_text(given: str) -> str:
+    """An item as it is filed, however its JSON was spaced."""
+    import orjson
+
+    try:
+        key = orjson.loads(given)
+    except ValueError:
+        return given  # a hashed key
+    return orjson.dumps(key).decode()
+
+
+def _line(item: ParkedItem) -> dict[str, Any]:
+    first = item.first
+    return {"item": item.item, "changes": len(item.entries), "reason": first.reason, "parked": first.parked}
+
+
+def _fields(id: str, change: Parked, show_values: bool) -> dict[str, Any]:
+    fields = {
+        "id": id,
+        "key": list(change.key),
+        "version": change.version,
+        "reason": change.reason,
+        "parked": change.parked,
+        "source": change.source,
+        "sequence": change.sequence,
+        "traceback": change.traceback,
+    }
+    return fields | ({"old": change.old, "new": change.new} if show_values else {})
+
+
+def _tell(item: ParkedItem, outcome: str, reason: str, as_json: bool) -> None:
+    if as_json:
+        put({"item": item.item, "outcome": outcome, "reason": reason or None})
+    else:
+        say(f"{item.item}  {outcome}{': ' if reason else ''}{reason}")

@@ -1,0 +1,98 @@
+"""``replicator preview``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli.output import config_argument, json_option, say
+
+if TYPE_CHECKING:
+    from replicator.config import Config
+    from replicator.preview import Preview
+
+
+@click.command
+@config_argument
+@click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000), help="How many items to try.")
+@click.option("--key", help='One item instead, by its key as JSON, e.g. \'{"pk": "order#1"}\'; binary keys in base64.')
+@json_option
+def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
+    """Show what the hook makes of live items. Writes nothing.
+
+    For each item: how it is in the table, and the writes that would follow, or why it would be parked. Prints items'
+    values.
+    """
+    from replicator import config as configs
+
+    for found in _previews(configs.load(config), limit, key):
+        if as_json:
+            say(found.as_json().decode())
+        else:
+            _tell(found)
+
+
+def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
+    from replicator import aws, sample, transform
+    from replicator.compaction import Filing
+    from replicator.errors import ConfigError
+    from replicator.preview import preview as previewed
+    from replicator.source import KeyReader, describe_table
+
+    hook = transform.load(config.transform, config.base) if config.transform else None
+    wire = aws.connect(config.source)
+    table = describe_table(wire, config.source.table)
+    filing = Filing(hook, tuple(config.target.tables))
+    if key is None:
+        reader = KeyReader(table.keys)
+        for image in sample.some(wire, config.source.table, limit):
+            yield previewed(reader.of(image), image, filing)
+        return
+    wanted = _key(table.keys, key)
+    found = sample.one(wire, config.source.table, table.keys, wanted)
+    if found is None:
+        raise ConfigError(f"--key: there is no item {key} in {table.name}")
+    yield previewed(wanted, found, filing)
+
+
+def _key(keys: Any, text: str) -> Any:
+    """The key that somebody typed as JSON."""
+    import base64
+    import json
+    from decimal import Decimal
+
+    from replicator.errors import ConfigError
+
+    try:
+        given = json.loads(text, parse_float=Decimal)
+        if not isinstance(given, dict):
+            raise ValueError("a key is a JSON object, like " + json.dumps(dict.fromkeys(keys.names, "...")))
+        binary = {a.name for a in keys.attributes if a.kind == "B"}
+        return keys.parse({n: base64.b64decode(v, validate=True) if n in binary else v for n, v in given.items()})
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"--key: {e}") from e
+
+
+def _tell(found: Preview) -> None:
+    from replicator.batch import Upsert
+    from replicator.change import key_text
+    from replicator.preview import pretty
+
+    say(f"item {key_text(found.key)}")
+    say(_indented(pretty(found.before)))
+    if found.problem is not None:
+        say(f"  would be parked: {found.problem}")
+    elif not found.writes:
+        say("  nothing would be stored")
+    for write in found.writes:
+        kind = "upsert" if isinstance(write, Upsert) else "delete"
+        say(f"  {kind} {key_text(write.id)} in {write.table}")
+        if isinstance(write, Upsert) and write.body is not found.before:
+            say(_indented(pretty(write.body)))
+    say()
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,101 @@
+"""Progress as people read it (a rich table) and as machines do (plain JSON values)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from replicator.progress import Backfill, Progress
+
+_COLOURS = {"live": "green", "gap": "red", "stopped": "yellow"}
+
+
+def as_values(progress: Progress) -> dict[str, Any]:
+    """The keys of ``status --json``; null is unknown, and ``backfill`` is null where none was asked for."""
+    b = progress.backfill
+    return {
+        "phase": progress.phase,
+        "lag_seconds": progress.lag_seconds,
+        "hours_until_loss": progress.hours_until_loss,
+        "backfill": b
+        and {
+            "segments": b.segments,
+            "segments_ended": b.segments_ended,
+            "items": b.items,
+            "estimate": b.estimate,
+            "rate": b.rate,
+            "eta": b.eta_seconds,
+        },
+        "shards": asdict(progress.shards),
+        "rate": progress.rate,
+        "gaps": len(progress.gaps),
+        "gap_list": [asdict(gap) for gap in progress.gaps],
+        "parked": progress.parked,
+        "counts": asdict(progress.counts),
+        "trouble": progress.trouble,
+        "epoch": progress.epoch,
+    }
+
+
+def as_table(progress: Progress) -> Table:
+    """A table of two columns: what, and how it is."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for what, how in _rows(progress):
+        table.add_row(what, how)
+    return table
+
+
+def _rows(p: Progress) -> Iterator[tuple[str, Any]]:
+    yield "phase", Text(p.phase, style=_COLOURS.get(p.phase, "cyan"))
+    if p.backfill is not None:
+        yield "backfill", _bar(p.backfill)
+    yield "lag", duration(p.lag_seconds)
+    yield "until loss", "unknown" if p.hours_until_loss is None else _hours(p.hours_until_loss)
+    yield "records", "unknown rate" if p.rate is None else f"{p.rate:,.0f}/s"
+    yield "shards", f"{p.shards.open} open, {p.shards.ended} ended, {p.shards.waiting} waiting"
+    c = p.counts
+    yield (
+        "changes",
+        f"{c.read:,} read = {c.applied:,} applied + {c.stale:,} stale + {c.dropped:,} dropped + {c.parked:,} parked",
+    )
+    yield "parked", Text(f"{p.parked:,}", style="yellow" if p.parked else "")
+    yield "gaps", Text(str(len(p.gaps)), style="red" if p.gaps else "")
+    for gap in p.gaps:
+        yield "", Text(f"{gap.reason} (shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'})", "red")
+    if p.trouble:
+        yield "trouble", Text(p.trouble, style="red")
+
+
+def _bar(b: Backfill) -> Table:
+    done = f"{b.items:,} items, {b.segments_ended} of {b.segments} segments"
+    if b.segments_ended < b.segments:
+        done += f", {'unknown rate' if b.rate is None else f'{b.rate:,.0f}/s'}, {duration(b.eta_seconds)} to go"
+    whole, part = (
+        (1, 1)
+        if b.segments_ended == b.segments
+        else (b.estimate or b.segments, b.items if b.estimate else b.segments_ended)
+    )
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=whole, completed=min(part, whole), width=30), done)
+    return row
+
+
+def duration(seconds: float | None) -> str:
+    """``3 s``, ``4 min 10 s``, ``2 h 5 min``; unknown where nobody knows."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _hours(hours: float) -> Text:
+    return Text(f"{hours:.1f} h until the stream drops unread records", style="red" if hours < 6 else "")

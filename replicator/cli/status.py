@@ -1,0 +1,53 @@
+"""``replicator status``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from replicator.cli.output import config_argument, json_option, put
+
+if TYPE_CHECKING:
+    from replicator.checkpoints import Checkpoints
+    from replicator.config import Config
+    from replicator.target import Target
+
+
+@click.command
+@config_argument
+@json_option
+def status(config: str, as_json: bool) -> None:
+    """Show how a pipeline is doing, from what it has stored.
+
+    Needs the target, not the run. Phase is one of backfill, catching-up, live, gap, stopped. What is not known is
+    "unknown" (null in JSON), never 0.
+    """
+    from replicator import config as configs
+    from replicator.cli.show import as_table, as_values
+    from replicator.progress import progress
+
+    loaded = configs.load(config)
+    target = loaded.target.build(loaded.pipeline)
+    try:
+        claimed = checkpoints_of(target, loaded).read()
+    finally:
+        target.close()
+    found = progress(claimed.entries, claimed.counts, time.time())
+    if as_json:
+        put({"pipeline": loaded.pipeline, **as_values(found)})
+        return
+    from rich.console import Console
+
+    Console().print(as_table(found))
+
+
+def checkpoints_of(target: Target, config: Config) -> Checkpoints:
+    """Where a pipeline's entries are kept."""
+    from replicator.errors import ConfigError
+    from replicator.target import Transactional
+
+    if isinstance(target, Transactional):
+        return target.checkpoints
+    raise ConfigError(f"{config.path}: target.type: {config.target.type} keeps no checkpoints")

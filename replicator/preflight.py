@@ -1,0 +1,203 @@
+"""Looks at everything a run needs before it runs, and changes nothing: one finding a fact, all in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from replicator import aws, sample, transform
+from replicator.attributes import Item, Malformed
+from replicator.change import key_text
+from replicator.errors import ConfigError, NotPermitted, ReplicatorError
+from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
+from replicator.transform import Hook, Poison
+from replicator.wire import Wire, WireError, failure
+
+if TYPE_CHECKING:
+    from replicator.config import Config
+
+SAMPLED = 50  # items that the hook is tried on
+
+Verdict = Literal["ok", "note", "problem", "forbidden"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. ``do``: what a person should do about it, empty if nothing."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+    do: str = ""
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """0: ready. 4: something is not permitted, so not everything could be looked at. 2: something is to be changed."""
+    verdicts = {f.verdict for f in findings}
+    return 4 if "forbidden" in verdicts else 2 if "problem" in verdicts else 0
+
+
+def check(config: Config) -> list[Finding]:
+    """Everything that can be found out without changing anything."""
+    findings: list[Finding] = []
+    hook = _tried(findings, "transform", lambda: _hook(config))
+    wire = _tried(findings, "source", lambda: aws.connect(config.source))
+    table = None if wire is None else _tried(findings, "source", lambda: describe_table(wire, config.source.table))
+    if config.transform is not None and hook is not None:
+        findings.append(Finding("transform", "ok", f"{config.transform} is a {_kind(hook)}"))
+    if wire is not None and table is not None:
+        findings += _source(config, wire, table, hook)
+    findings += _target(config, table, hook)
+    return findings
+
+
+def _hook(config: Config) -> Hook | None:
+    return None if config.transform is None else transform.load(config.transform, config.base)
+
+
+def _kind(hook: Hook) -> str:
+    return "hook that files documents under ids of their own" if hook.declared else "hook with one document an item"
+
+
+def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any:
+    """What ``act`` gives; None, and a finding, if it fails in a way that a person can mend."""
+    try:
+        return act()
+    except ReplicatorError as e:
+        findings.append(_failed(subject, e))
+        return None
+
+
+def _failed(subject: str, error: ReplicatorError) -> Finding:
+    if isinstance(error, NotPermitted):
+        text = f"{error.action} on {error.resource} is not permitted" if error.action else str(error)
+        return Finding(subject, "forbidden", text, "allow it in the policy of the role or user that replicator runs as")
+    return Finding(subject, "problem", str(error))
+
+
+def _source(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+    yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
+    yield from _stream(table, hook)
+    if table.stream_arn is not None:
+        yield from _stream_calls(wire, table.stream_arn)
+    yield from _table_calls(config, wire, table, hook)
+
+
+def _stream(table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+    enable = (
+        f"aws dynamodb update-table --table-name {table.name} "
+        "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
+    )
+    own_ids = hook is not None and hook.declared
+    if not table.streaming or table.stream_arn is None:
+        yield Finding("source.stream", "problem", f"the table {table.name} has no enabled stream", enable)
+    elif table.view == "OLD_IMAGE":
+        text = "the view type is OLD_IMAGE: records do not say what an item became, only what it was"
+        yield Finding("source.stream", "problem", text, _again(enable))
+    elif own_ids and table.view != "NEW_AND_OLD_IMAGES":
+        text = (
+            f"the view type is {table.view}, but a hook with ids of its own needs NEW_AND_OLD_IMAGES: without the old "
+            "image nobody knows which documents an item had and has no longer"
+        )
+        yield Finding("source.stream", "problem", text, _again(enable))
+    else:
+        yield Finding("source.stream", "ok", f"{table.stream_arn}, {table.view}")
+
+
+def _again(enable: str) -> str:
+    return f"disable the stream, then: {enable} (a new stream: replicator reads the table anew)"
+
+
+def _stream_calls(wire: Wire, arn: str) -> Iterator[Finding]:
+    """Describe the stream, take an iterator, read a record: the three permissions on it."""
+    findings: list[Finding] = []
+    listing = _tried(findings, "permission", lambda: describe_stream(wire, arn))
+    yield from findings or [_allowed("DescribeStream", arn)]
+    shards = listing.shards if listing is not None else []
+    if not shards:
+        return
+    request = {"StreamArn": arn, "ShardId": shards[-1].id, "ShardIteratorType": "LATEST"}
+    body, finding = _permitted(wire, "GetShardIterator", request, arn)
+    yield finding
+    if body is not None:
+        import orjson
+
+        _, finding = _permitted(
+            wire, "GetRecords", {"ShardIterator": orjson.loads(body)["ShardIterator"], "Limit": 1}, arn
+        )
+        yield finding
+
+
+def _allowed(operation: str, resource: str) -> Finding:
+    return Finding("permission", "ok", f"dynamodb:{operation} on {resource}")
+
+
+def _permitted(wire: Wire, operation: str, request: dict[str, Any], resource: str) -> tuple[bytes | None, Finding]:
+    try:
+        return wire.call(operation, request), _allowed(operation, resource)
+    except WireError as e:
+        return None, _failed("permission", failure(e, operation, resource))
+
+
+def _table_calls(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+    arn = table.arn or table.name
+    if table.view == "KEYS_ONLY":
+        key = {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
+        request = {"RequestItems": {config.source.table: {"Keys": [key]}}}
+        yield _permitted(wire, "BatchGetItem", request, arn)[1]
+    if not config.backfill.enabled:
+        yield Finding("source.backfill", "note", "off: only changes from now on will be copied")
+        return
+    findings: list[Finding] = []
+    images = _tried(findings, "permission", lambda: list(sample.some(wire, config.source.table, SAMPLED)))
+    yield from findings or [_allowed("Scan", arn)]
+    if hook is not None and images:
+        yield from _purity(config, hook, table, images)
+
+
+def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
+    """Run the hook twice on each item: same image, same documents."""
+    tables, reader = tuple(config.target.tables), KeyReader(table.keys)
+    for image in images:
+        key = key_text(reader.of(image))
+        try:
+            first, second = (_documents(hook, Item(image), tables) for _ in range(2))
+        except (Poison, Malformed) as e:
+            yield Finding("transform", "note", f"item {key} would be parked: {e}")
+            continue
+        if first != second:
+            text = f"{hook.name} is not pure: item {key} gave two different results"
+            yield Finding("transform", "problem", text, "take clocks, random numbers and look-ups out of the hook")
+            return
+    yield Finding("transform", "ok", f"{hook.name} gave the same documents twice for {len(images)} live items")
+
+
+def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
+    if hook.declared:
+        return {place: dict(body) for place, body in hook.many(item, tables).items()}
+    body = hook.one(item)
+    return None if body is None else dict(body)
+
+
+def _target(config: Config, table: SourceTable | None, hook: Hook | None) -> Iterator[Finding]:
+    own_ids = hook is not None and hook.declared
+    wanted = () if table is None else config.target.wanted(table.keys, own_ids=own_ids)
+    target = None
+    try:
+        target = config.target.build(config.pipeline)
+        problems = target.check(wanted)
+        yield from (Finding("target", "problem", p) for p in problems)
+        if table is None:
+            yield Finding("target", "note", "reached; its tables are compared once the source can be read")
+        elif not problems:
+            plan = target.plan(wanted)
+            yield from (Finding("target", "note", f"run will do:\n{statement}") for statement in plan)
+            yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
+    except ConfigError as e:
+        yield from (Finding("target", "problem", p) for p in e.problems)
+    except ReplicatorError as e:
+        yield _failed("target", e)
+    finally:
+        if target is not None:
+            target.close()

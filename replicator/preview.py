@@ -1,0 +1,97 @@
+"""What a hook makes of an item, and which writes would follow: worked out, shown, and not done."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from replicator.attributes import Item, Malformed, number, plain
+from replicator.batch import Counts, Upsert, Write
+from replicator.change import Change, Key
+from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, run_writes
+from replicator.position import FIRST_EPOCH, version
+from replicator.transform import Poison
+
+_SCANNED = version(FIRST_EPOCH, 0)  # the version is not shown; any will do
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """An item and what would become of it. ``problem``: why it would be parked instead."""
+
+    key: Key
+    before: Item
+    writes: Sequence[Write] = ()
+    problem: str | None = None
+
+    def as_json(self) -> bytes:
+        return orjson.dumps(
+            {
+                "key": self.key,
+                "before": json_values(self.before),
+                "writes": [_shown(w) for w in self.writes],
+                "problem": self.problem,
+            },
+            default=_in_json,
+        )
+
+
+def preview(key: Key, image: bytes, filing: Filing) -> Preview:
+    """What a scan that met this item would store."""
+    change = Change(key, _SCANNED, new=image)
+    try:
+        if filing.own_ids:
+            return Preview(key, Item(image), run_writes([change], filing))
+    except (Poison, Malformed) as e:
+        return Preview(key, Item(image), problem=str(e))
+    at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="preview", now=0.0)
+    found = compact_latest([(change, 1)], filing, at)
+    if found.part("preview").counts == Counts(read=1, parked=1):
+        return Preview(key, Item(image), problem=_reason(found.saves[0].text))
+    return Preview(key, Item(image), found.writes)
+
+
+def _reason(parked: str | None) -> str:
+    return str(orjson.loads(parked or "{}").get("reason", ""))
+
+
+def _shown(write: Write) -> dict[str, Any]:
+    if isinstance(write, Upsert):
+        return {"write": "upsert", "table": write.table, "id": write.id, "document": json_values(write.body)}
+    return {"write": "delete", "table": write.table, "id": write.id}
+
+
+def json_values(body: Mapping[str, object]) -> Mapping[str, Any]:
+    """A document as plain JSON values: exact digits, base64, sorted sets."""
+    if isinstance(body, Item):
+        return {name: plain(value) for name, value in body.typed.items()}
+    return body
+
+
+def pretty(body: Mapping[str, object]) -> str:
+    return orjson.dumps(json_values(body), default=_in_json, option=orjson.OPT_INDENT_2).decode()
+
+
+def _in_json(value: object) -> Any:
+    match value:
+        case Decimal():
+            return number(str(value)) if value.is_finite() else str(value)
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(bytes(value)).decode()
+        case set() | frozenset():
+            return sorted(value, key=str)
+        case Item():
+            return json_values(value)
+        case Mapping():
+            return dict(value)
+        case datetime() | date() | time():
+            return value.isoformat()
+        case int():
+            return number(str(value))  # past 64 bits
+    return f"<{type(value).__name__}>"

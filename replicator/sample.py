@@ -1,0 +1,48 @@
+"""A few live items of a table, for `preview` and `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from replicator.change import Key, KeySchema
+from replicator.wire import Wire, WireError, decoded, failure
+
+_PAGE = 100  # items a Scan call asks for at most: small pages, because the table is somebody's production
+
+
+class _Items(msgspec.Struct):
+    Items: list[msgspec.Raw] = []
+    LastEvaluatedKey: dict[str, Any] | None = None
+
+
+class _Item(msgspec.Struct):
+    Item: msgspec.Raw | None = None
+
+
+def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
+    """The images of up to ``limit`` items, whichever come first."""
+    cursor: dict[str, Any] | None = None
+    while limit > 0:
+        request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE)}
+        page = decoded(_call(wire, "Scan", request | ({"ExclusiveStartKey": cursor} if cursor else {})), _Items, "Scan")
+        yield from map(bytes, page.Items)
+        limit, cursor = limit - len(page.Items), page.LastEvaluatedKey
+        if cursor is None:
+            return
+
+
+def one(wire: Wire, table: str, keys: KeySchema, key: Key) -> bytes | None:
+    """The image of the item with that key; None if there is none."""
+    request = {"TableName": table, "Key": keys.typed(key), "ConsistentRead": True}
+    found = decoded(_call(wire, "GetItem", request), _Item, "GetItem").Item
+    return None if found is None else bytes(found)
+
+
+def _call(wire: Wire, operation: str, request: dict[str, Any]) -> bytes:
+    try:
+        return wire.call(operation, request)
+    except WireError as e:
+        raise failure(e, operation, request["TableName"]) from e
