@@ -58,28 +58,46 @@ class Progress:
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
     """What the checkpoint entries of a pipeline say at ``now`` (seconds since 1970)."""
-    return measured(_by_kind(entries), counts, now)
-
-
-def measured(kinds: Mapping[str, Mapping[str, Any]], counts: Mapping[str, Counts], now: float) -> Progress:
-    """The same from decoded values, by kind and id."""
-    pipeline: PipelineState | None = kinds["pipeline"].get("")
-    pulse: Pulse | None = kinds["pulse"].get("")
-    alive = pulse if pulse is not None and now - pulse.at <= SILENCE else None
-    gaps = tuple(g for _, g in sorted(kinds["gap"].items()) if g.repaired is None)
-    lag = _lag(kinds["shard"], now)
-    return Progress(
-        phase=_phase(pipeline, alive, gaps),
-        lag_seconds=lag,
-        hours_until_loss=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
-        backfill=_backfill(kinds["segment"], pipeline, alive),
-        shards=_shards(kinds["shard"]),
-        rate=alive.rate if alive else None,
-        gaps=gaps,
+    kinds = _by_kind(entries)
+    return measured(
+        state=kinds["pipeline"].get(""),
+        pulse=kinds["pulse"].get(""),
+        shards=kinds["shard"],
+        segments=kinds["segment"],
+        gaps=kinds["gap"],
         parked=len(kinds["parked"]),
         counts=sum(counts.values(), Counts()),
+        now=now,
+    )
+
+
+def measured(
+    *,
+    state: PipelineState | None,
+    pulse: Pulse | None,
+    shards: Mapping[str, ShardState],
+    segments: Mapping[str, SegmentState],
+    gaps: Mapping[str, Gap],
+    parked: int,
+    counts: Counts,
+    now: float,
+) -> Progress:
+    """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing."""
+    alive = pulse if pulse is not None and now - pulse.at <= SILENCE else None
+    unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
+    lag = _lag(shards, now)
+    return Progress(
+        phase=_phase(state, alive, unrepaired),
+        lag_seconds=lag,
+        hours_until_loss=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
+        backfill=_backfill(segments, state, alive),
+        shards=_shards(shards),
+        rate=alive.rate if alive else None,
+        gaps=unrepaired,
+        parked=parked,
+        counts=counts,
         trouble=alive.trouble if alive else None,
-        epoch=pipeline.epoch if pipeline else None,
+        epoch=state.epoch if state else None,
     )
 
 
@@ -93,8 +111,8 @@ def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
     return kinds
 
 
-def _phase(pipeline: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ...]) -> str:
-    if pipeline is not None and any(g.epoch == pipeline.epoch for g in gaps):
+def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ...]) -> str:
+    if state is not None and any(g.epoch >= state.epoch for g in gaps):
         return "gap"
     return alive.phase if alive else "stopped"
 
@@ -112,12 +130,12 @@ def _shards(shards: Mapping[str, ShardState]) -> Shards:
 
 
 def _backfill(
-    segments: Mapping[str, SegmentState], pipeline: PipelineState | None, alive: Pulse | None
+    segments: Mapping[str, SegmentState], state: PipelineState | None, alive: Pulse | None
 ) -> Backfill | None:
     if not segments:
         return None
     ended, items = sum(s.ended for s in segments.values()), sum(s.items for s in segments.values())
-    estimate = pipeline.items if pipeline else None
+    estimate = state.items if state else None
     rate = alive.backfill_rate if alive else None
     total = max(s.total for s in segments.values())
     return Backfill(ended, total, items, estimate, rate, 0.0 if ended == total else _eta(items, estimate, rate))
