@@ -6,7 +6,7 @@ and positions commit together), otherwise in a place of its own.
 
     kind       id              value
     owner      ""              Owner: which run may write
-    pipeline   ""              Pipeline: epoch, stream, hook, stage
+    pipeline   ""              PipelineState: epoch, stream, hook, stage
     shard      shard id        ShardState
     segment    number          SegmentState
     gap        when it was     Gap
@@ -43,7 +43,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
+class PipelineState:
     """What the copy is made of.
 
     ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
@@ -72,7 +72,8 @@ class ShardState:
     are needed; else it was open when the epoch began and is read from ``since`` on (or from its first record where the
     endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it is older than this time.
     ``anchor``: the sequence of its first record, stored before any write that uses its ordinal. ``sequence`` and
-    ``ordinal``: the position. ``through``: every record created before that time is stored; None when unknown.
+    ``ordinal``: the position, ``created`` the time of its record. ``through``: every record created before that time
+    is stored; None when unknown.
     """
 
     parent: str | None
@@ -82,6 +83,7 @@ class ShardState:
     anchor: str | None = None
     sequence: str | None = None
     ordinal: int = 0
+    created: float | None = None
     ended: bool = False
     through: float | None = None
 
@@ -129,19 +131,22 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """The run's last sign of life and the rates it saw. ``phase`` as `status` shows it."""
+    """The run's last sign of life and the rates it saw. ``phase`` as `status` shows it.
+
+    ``listed``: when the last complete listing of shards was stored; shards that it did not show are younger.
+    """
 
     at: float
     phase: str
     rate: float | None = None
     backfill_rate: float | None = None
     trouble: str | None = None
-    caught_up: float | None = None
+    listed: float | None = None
 
 
 VALUES: Mapping[str, type] = {
     "owner": Owner,
-    "pipeline": Pipeline,
+    "pipeline": PipelineState,
     "shard": ShardState,
     "segment": SegmentState,
     "gap": Gap,
@@ -171,7 +176,7 @@ def decode(kind: str, id: str, text: str) -> object:
             f"the checkpoint entry {kind} {id!r} is damaged or of a newer replicator: {e}. Nothing was changed. "
             "Restore the checkpoints, or start the copy over with: replicator resync"
         ) from e
-    if isinstance(value, Pipeline) and value.format > FORMAT:
+    if isinstance(value, PipelineState) and value.format > FORMAT:
         raise DamagedCheckpoint(
             f"the checkpoints are of format {value.format}, this replicator reads up to {FORMAT}: use the newer one"
         )

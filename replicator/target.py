@@ -67,7 +67,11 @@ class Target(Protocol):
 
 @runtime_checkable
 class Transactional(Protocol):
-    """A target whose ``write`` commits the batch's entries together with its rows, in one transaction."""
+    """A target whose ``write`` commits the batch's entries together with its rows, in one transaction.
+
+    After a lost answer the same batch comes again. If its entries already are as it wants them, saved by this run, then
+    it is stored: ``write`` changes and counts nothing and returns an empty Outcome. It is not Fenced.
+    """
 
     @property
     def checkpoints(self) -> Checkpoints: ...

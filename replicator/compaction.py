@@ -1,0 +1,239 @@
+"""From the changes of one source to writes: the last state of each item, its documents, and what they replace.
+
+With one document an item the last image is enough. With ids of their own, every id that any image of the run had is
+deleted unless the last image has it: a replay with other page boundaries, or a scan, may have stored it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from replicator.attributes import Item, Malformed
+from replicator.batch import Counts, Delete, Part, Upsert, Write
+from replicator.change import Change, Key, Record, key_text
+from replicator.checkpoints import Parked, Save, encode
+from replicator.position import epoch_of, version
+from replicator.transform import Hook, Poison
+
+QUEUED = "queued behind an earlier parked change of the same item"
+
+
+@dataclass(frozen=True, slots=True)
+class Filing:
+    """How items become documents: by which hook (None: as they are), in which tables."""
+
+    hook: Hook | None
+    tables: tuple[str, ...]
+
+    @property
+    def own_ids(self) -> bool:
+        return self.hook is not None and self.hook.declared
+
+
+@dataclass(slots=True)
+class ParkedItems:
+    """Which items have parked changes, by key text; each with the ids of its parked entries."""
+
+    ids: dict[str, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> ParkedItems:
+        found = cls()
+        for id in ids:
+            found.add(id)
+        return found
+
+    def add(self, id: str) -> None:
+        self.ids.setdefault(item_of(id), set()).add(id)
+
+    def remove(self, id: str) -> None:
+        ids = self.ids.get(item_of(id), set())
+        ids.discard(id)
+        if not ids:
+            self.ids.pop(item_of(id), None)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def of_item(self, text: str) -> Sequence[str]:
+        return sorted(self.ids.get(text, ()))
+
+    def queued(self, text: str, epoch: int) -> bool:
+        """Whether changes of ``epoch`` must queue: those parked in earlier epochs are obsolete."""
+        return any(epoch_of(_version_of(id)) >= epoch for id in self.ids.get(text, ()) if "@" in id)
+
+
+def parked_id(change: Change, own_ids: bool) -> str:
+    """One entry an item, or one a change where the item's later changes queue."""
+    text = key_text(change.key)
+    return f"{text}@{change.version:019d}" if own_ids else text
+
+
+def item_of(id: str) -> str:
+    head, at, tail = id.rpartition("@")
+    return head if at and len(tail) == 19 and tail.isdigit() else id
+
+
+def _version_of(id: str) -> int:
+    return int(id.rpartition("@")[2])
+
+
+@dataclass(slots=True)
+class Compacted:
+    """What a run of changes comes to: writes, and the entries that park or heal items with them."""
+
+    read: int = 0
+    dropped: int = 0
+    parked: int = 0
+    writes: list[Write] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+
+    def part(self, source: str) -> Part:
+        return Part(source, self.writes, Counts(read=self.read, dropped=self.dropped, parked=self.parked))
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What besides the changes decides: refusals by (key, version), parked items, the epoch, and the time."""
+
+    refused: Mapping[tuple[Key, int], str]
+    parked: ParkedItems
+    epoch: int
+    source: str
+    now: float
+
+
+def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[tuple[Change, int]]:
+    """Each item's last change, and how many changes it stands for. ``numbered``: records with their ordinals."""
+    found: dict[Key, tuple[int, Record, int]] = {}
+    for ordinal, record in numbered:
+        key = record.key
+        seen = found.get(key)
+        found[key] = (ordinal, record, 1 if seen is None else seen[2] + 1)
+    for ordinal, record, weight in found.values():
+        yield _change(record, version(epoch, ordinal)), weight
+
+
+def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[Change]]:
+    """Each item's changes, in order."""
+    found: dict[Key, list[Change]] = {}
+    for ordinal, record in numbered:
+        found.setdefault(record.key, []).append(_change(record, version(epoch, ordinal)))
+    return found
+
+
+def _change(r: Record, version: int) -> Change:
+    return Change(r.key, version, r.new, r.old, r.sequence, r.created, r.expired)
+
+
+def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Circumstances) -> Compacted:
+    """One document an item: its last change, and how many changes that stands for in the counts."""
+    found = Compacted()
+    table, hook = filing.tables[0], filing.hook
+    writes, healing = found.writes, len(at.parked) > 0
+    for change, weight in changes:
+        key = change.key
+        found.read += weight
+        if at.refused and (reason := at.refused.get((key, change.version))) is not None:
+            _park(found, change, weight, reason, "", at)
+            continue
+        if change.new is None:
+            writes.append(Delete(table, key, change.version, key, weight))
+        elif hook is None:
+            writes.append(Upsert(table, key, Item(change.new), change.version, key, weight))
+        else:
+            try:
+                body = hook.one(Item(change.new))
+            except (Poison, Malformed) as e:
+                _park(found, change, weight, str(e), getattr(e, "trace", ""), at)
+                continue
+            if body is not None:
+                writes.append(Upsert(table, key, body, change.version, key, weight))
+            else:
+                found.dropped += weight
+                if change.sequence is not None:  # what a scan does not confirm is swept, where there is something
+                    writes.append(Delete(table, key, change.version, key, 0))
+        if healing:
+            _heal(found, key, at)
+    return found
+
+
+def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circumstances) -> Compacted:
+    """Ids of their own: all changes of each item, in order."""
+    found = Compacted()
+    for key, run in items.items():
+        found.read += len(run)
+        text = key_text(key)
+        if at.parked.queued(text, at.epoch):
+            _park_all(found, run, QUEUED, "", at)
+            continue
+        reason = next((at.refused[key, c.version] for c in run if (key, c.version) in at.refused), None)
+        if reason is not None:
+            _park_all(found, run, reason, "", at)
+            continue
+        try:
+            writes = run_writes(run, filing)
+        except (Poison, Malformed) as e:
+            _park_all(found, run, str(e), getattr(e, "trace", ""), at)
+            continue
+        found.writes += writes
+        if not writes:
+            found.dropped += len(run)
+        _heal(found, key, at)
+    return found
+
+
+def run_writes(run: Sequence[Change], filing: Filing) -> list[Write]:
+    """The writes for an item's run of changes, all at the last one's version. Poison if any image is."""
+    hook, last = filing.hook, run[-1]
+    assert hook is not None
+    text = key_text(last.key)
+    images = [run[0].old, *(c.new for c in run)]
+    placed = [hook.many(Item(i), filing.tables) if i is not None else {} for i in images]
+    now, before = placed[-1], {place for documents in placed[:-1] for place in documents}
+    writes: list[Write] = [
+        Upsert(table, (text, id), body, last.version, last.key, 0) for (table, id), body in now.items()
+    ]
+    writes += [Delete(table, (text, id), last.version, last.key, 0) for table, id in sorted(before - now.keys())]
+    if writes:  # one write answers for the item in the counts
+        first = writes[0]
+        writes[0] = type(first)(
+            **{f: getattr(first, f) for f in first.__struct_fields__ if f != "weight"}, weight=len(run)
+        )
+    return writes
+
+
+def _park_all(found: Compacted, run: Sequence[Change], reason: str, trace: str, at: Circumstances) -> None:
+    for i, change in enumerate(run):
+        _park(found, change, 1, reason if i == 0 else QUEUED, trace if i == 0 else "", at, own_ids=True)
+    for id in at.parked.of_item(key_text(run[0].key)):  # of an earlier epoch
+        if "@" in id and epoch_of(_version_of(id)) < at.epoch:
+            found.saves.append(Save("parked", id, None, None))
+
+
+def _park(
+    found: Compacted, change: Change, weight: int, reason: str, trace: str, at: Circumstances, *, own_ids: bool = False
+) -> None:
+    found.parked += weight
+    parked = Parked(
+        key=change.key,
+        version=change.version,
+        reason=reason,
+        parked=at.now,
+        new=_text(change.new),
+        old=_text(change.old),
+        traceback=trace,
+        source=at.source,
+        sequence=change.sequence,
+    )
+    found.saves.append(Save("parked", parked_id(change, own_ids), None, encode(parked)))
+
+
+def _heal(found: Compacted, key: Key, at: Circumstances) -> None:
+    """A later good change of an item makes its parked one obsolete."""
+    found.saves += [Save("parked", id, None, None) for id in at.parked.of_item(key_text(key))]
+
+
+def _text(image: object) -> str | None:
+    return None if image is None else bytes(image).decode()  # type: ignore[call-overload]

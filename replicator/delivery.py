@@ -1,0 +1,135 @@
+"""Hands batches to the target: the one place that retries, and where a batch becomes stored or comes back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
+from tenacity.nap import sleep_using_event
+from tenacity.wait import wait_exponential_jitter
+
+from replicator.batch import Batch, Outcome
+from replicator.checkpoints import Checkpoints
+from replicator.errors import TransientError
+from replicator.pipeline import Pipeline
+from replicator.target import Overlapping, Target, Transactional
+
+T = TypeVar("T")
+LONGEST_WAIT = 15.0
+
+
+class Stopped(Exception):
+    """The run was asked to stop while it waited; whatever it waited for is not stored, and nothing is lost."""
+
+
+class Patience:
+    """Repeats what fails for a time, with growing waits, until it works or the run is to stop."""
+
+    def __init__(self, stop: threading.Event, report: Callable[[str | None], None], now: Callable[[], float]) -> None:
+        self._report = report
+        self._now = now
+        self._since: float | None = None
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=wait_exponential_jitter(initial=0.2, max=LONGEST_WAIT),
+            stop=stop_when_event_set(stop),
+            sleep=sleep_using_event(stop),
+            before_sleep=self._waits,
+        )
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        try:
+            found = self._retrying(work)
+        except RetryError as e:
+            raise Stopped from e
+        if self._since is not None:
+            self._since = None
+            self._report(None)
+        return found
+
+    def _waits(self, state: RetryCallState) -> None:
+        self._since = self._since or self._now()
+        error = state.outcome.exception() if state.outcome is not None else None
+        wait = state.next_action.sleep if state.next_action is not None else 0.0
+        lasting = self._now() - self._since
+        self._report(f"{error} (for {lasting:.0f} s now, next try in {wait:.1f} s)")
+
+
+class Delivery:
+    """Stores batches in order. Where the target can, one is under way while the next is encoded."""
+
+    def __init__(
+        self,
+        target: Target,
+        checkpoints: Checkpoints,
+        pipeline: Pipeline,
+        patiently: Patience,
+        now: Callable[[], float],
+    ) -> None:
+        self._target = target
+        self._checkpoints = checkpoints
+        self._pipeline = pipeline
+        self._patiently = patiently
+        self._now = now
+        self._under_way: Batch | None = None
+        self._failed = False
+
+    @property
+    def busy(self) -> bool:
+        return self._under_way is not None
+
+    def offer(self, batch: Batch) -> None:
+        """Begin to store ``batch`` when everything before it is stored; it comes back if something before was refused."""
+        if not isinstance(self._target, Overlapping):
+            self._finish(batch, self._patiently(lambda: self._written(batch)))
+            return
+        encoded = self._target.encode(batch)
+        if self.settle():
+            self._under_way = batch
+            self._sent(encoded)
+
+    def settle(self) -> bool:
+        """Wait until what is under way is stored; False if the target refused part of it, so that all came back."""
+        batch, self._under_way = self._under_way, None
+        if batch is None:
+            return True
+        return self._finish(batch, self._collected(batch))
+
+    def flush(self) -> None:
+        """Store everything that the pipeline has to give."""
+        self.settle()
+        while (batch := self._pipeline.take(self._now())) is not None:
+            self.offer(batch)
+            self.settle()
+
+    def _sent(self, encoded: Any) -> None:
+        assert isinstance(self._target, Overlapping)
+        try:
+            self._target.send(encoded)
+        except TransientError:
+            self._failed = True  # the answer will be asked for, and the batch written again
+
+    def _collected(self, batch: Batch) -> Outcome:
+        assert isinstance(self._target, Overlapping)
+        failed, self._failed = self._failed, False
+        if not failed:
+            try:
+                return self._target.collect()
+            except TransientError:
+                pass  # unsure whether it is stored: the same batch follows, which changes nothing if it is
+        return self._patiently(lambda: self._written(batch))
+
+    def _written(self, batch: Batch) -> Outcome:
+        outcome = self._target.write(batch)
+        if not outcome.rejections and not isinstance(self._target, Transactional):
+            self._checkpoints.save(batch.saves)
+        return outcome
+
+    def _finish(self, batch: Batch, outcome: Outcome) -> bool:
+        if outcome.rejections:
+            self._pipeline.refused(batch, outcome.rejections)
+            return False
+        self._pipeline.stored(batch, outcome, self._now())
+        return True

@@ -1,0 +1,65 @@
+"""What a listing of shards means for a running copy: new shards, forgettable ones, and gaps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from replicator import backfill, lineage
+from replicator.checkpoints import ShardState
+from replicator.errors import GapFound
+from replicator.source import Listing
+
+PATIENCE = 3  # complete listings in a row after which a shard that none shows is gone
+ORPHAN_PATIENCE = 5  # complete listings in a row that show a shard but never its parent
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """New shards with their states, parents first, and ended shards that nothing asks for any more."""
+
+    shards: Mapping[str, ShardState] = field(default_factory=dict)
+    forgotten: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Discovery:
+    """Remembers what listings showed, because one alone proves nothing: they may be stale, partial or contradictory."""
+
+    misses: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    closed: set[str] = field(default_factory=set)
+    listed: float | None = None  # when the last complete listing was asked for
+
+    def news(self, known: Mapping[str, ShardState], listing: Listing) -> News:
+        """What the listing adds to ``known``. GapFound for a shard, or a parent, that stays away."""
+        found = lineage.merged(listing.shards)
+        self.closed |= {s.id for s in found.values() if not s.open}
+        fresh: dict[str, ShardState] = {}
+        for shard in lineage.newcomers(known, found):
+            fresh[shard.id] = backfill.new_shard(shard, {**known, **fresh}, self.listed)
+        if not listing.complete:
+            return News(fresh)
+        self._orphans(lineage.orphans(known, found))
+        self._vanished(known, lineage.vanished(known, found))
+        self.listed = listing.at
+        gone = lineage.forgettable(known, found)
+        self.closed -= gone
+        return News(fresh, frozenset(gone))
+
+    def read_from(self, shard: str) -> None:
+        """A shard that hands out pages is there, whatever listings say."""
+        self.misses.pop(shard, None)
+
+    def _orphans(self, ids: Iterable[str]) -> None:
+        self.waits = Counter({id: self.waits[id] + 1 for id in ids})
+        for id, waited in self.waits.items():
+            if waited >= ORPHAN_PATIENCE:
+                raise GapFound(f"the shard's parent was not shown by {waited} listings: its records are lost", id)
+
+    def _vanished(self, known: Mapping[str, ShardState], ids: Iterable[str]) -> None:
+        self.misses = Counter({id: self.misses[id] + 1 for id in ids})
+        for id, missed in self.misses.items():
+            if missed >= PATIENCE:
+                raise GapFound("the shard is no longer listed, and it was not read to its end", id, known[id].sequence)

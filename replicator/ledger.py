@@ -1,0 +1,76 @@
+"""The entries of a pipeline as this run sees them: what is stored, and what will be once the batches under way are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from replicator.checkpoints import (
+    VALUES,
+    Claimed,
+    Gap,
+    PipelineState,
+    Pulse,
+    Save,
+    SegmentState,
+    ShardState,
+    decode,
+    encode,
+)
+
+Place = tuple[str, str]  # kind, id
+Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing
+
+_UNREAD = ("owner", "parked")  # the store checks the one; the other stays on disk
+
+
+class Ledger:
+    """Entries by kind and id. ``put`` assumes that the save will succeed; ``undo`` takes that back."""
+
+    def __init__(self, claimed: Claimed) -> None:
+        self._revisions: dict[Place, int] = {}
+        self._values: dict[str, dict[str, Any]] = {kind: {} for kind in VALUES}
+        for e in claimed.entries:
+            if e.kind not in _UNREAD:
+                self._revisions[e.kind, e.id] = e.revision
+                self._values[e.kind][e.id] = decode(e.kind, e.id, e.text)
+
+    def put(self, kind: str, id: str, value: object | None) -> tuple[Save, Undo]:
+        """The save that makes ``value`` (None: nothing) the entry's value, and what ``undo`` needs."""
+        place, values = (kind, id), self._values[kind]
+        revision = self._revisions.get(place, 0)
+        undo = (place, revision, values.get(id))
+        if value is None:
+            self._revisions.pop(place, None)
+            values.pop(id, None)
+        else:
+            self._revisions[place], values[id] = revision + 1, value
+        return Save(kind, id, revision, None if value is None else encode(value)), undo
+
+    def undo(self, undo: Undo) -> None:
+        (kind, id), revision, value = undo
+        if value is None:
+            self._revisions.pop((kind, id), None)
+            self._values[kind].pop(id, None)
+        else:
+            self._revisions[kind, id], self._values[kind][id] = revision, value
+
+    @property
+    def shards(self) -> Mapping[str, ShardState]:
+        return self._values["shard"]
+
+    @property
+    def segments(self) -> Mapping[str, SegmentState]:
+        return self._values["segment"]
+
+    @property
+    def gaps(self) -> Mapping[str, Gap]:
+        return self._values["gap"]
+
+    @property
+    def pulse(self) -> Pulse | None:
+        return self._values["pulse"].get("")
+
+    @property
+    def pipeline(self) -> PipelineState | None:
+        return self._values["pipeline"].get("")

@@ -1,0 +1,428 @@
+"""The passive heart: takes pages, gives batches, is told what is stored. It never loops, waits, or looks at a clock.
+
+openings(), scans()   what may be read now, and from where
+accept(page)          a page of a shard, or of a scan segment
+take(now)             the next batch: positions, cursors, gaps and parked changes move with its writes
+stored(batch, ...)    only now do children open, stages change, and positions count
+refused(batch, ...)   the target took nothing of it: its changes come again, the refused ones parked
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import orjson
+
+from replicator import backfill, lineage
+from replicator.batch import Batch, Counts, Outcome, Part, Rejection
+from replicator.change import Change, Key, Page, Record, ScanPage
+from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState
+from replicator.compaction import (
+    Circumstances,
+    Compacted,
+    Filing,
+    ParkedItems,
+    compact_latest,
+    compact_runs,
+    item_of,
+    latest,
+    runs,
+)
+from replicator.discovery import Discovery
+from replicator.errors import GapFound
+from replicator.ledger import Ledger, Undo
+from replicator.position import version
+from replicator.source import Listing
+
+BATCH_ROWS = 2000  # changes from which on a batch is full: larger ones gain nothing
+BATCH_BYTES = 8 << 20
+BUFFER_BYTES = 24 << 20  # pages read ahead, in all
+SOURCE_PAGES = 4  # pages read ahead, of one shard or segment
+
+T = TypeVar("T")
+Pending = tuple[str, str, object | None]  # kind, id, value (None: remove)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A batch under way, and what it takes to take it back."""
+
+    batch: Batch = field(default_factory=Batch)
+    pending: list[Pending] = field(default_factory=list)
+    values: list[Pending] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+    undos: list[Undo] = field(default_factory=list)
+    pages: list[tuple[str, Page | ScanPage]] = field(default_factory=list)
+    parked: list[Save] = field(default_factory=list)
+
+
+class Pipeline:
+    """One copy, from its entries as its run claimed them. Driven from outside, by one thread."""
+
+    def __init__(self, filing: Filing, claimed: Claimed, *, ignore_expired: bool = False) -> None:
+        self.filing = filing
+        self.ignore_expired = ignore_expired
+        self.ledger = Ledger(claimed)
+        self.counts: dict[str, Counts] = dict(claimed.counts)
+        self.parked = ParkedItems.of(e.id for e in claimed.entries if e.kind == "parked")
+        pulse = self.ledger.pulse
+        self.discovery = Discovery(listed=pulse.listed if pulse is not None else None)
+        self.shards: dict[str, ShardState] = dict(self.ledger.shards)  # as stored
+        self.segments: dict[str, SegmentState] = dict(self.ledger.segments)
+        self.state: PipelineState | None = self.ledger.pipeline
+        self._opened: set[str] = set()
+        self._fetched: dict[str, deque[Page | ScanPage]] = {}
+        self._size = 0
+        self._through: dict[str, float] = {}
+        self._pulse: Pulse | None = None
+        self._pending: list[Pending] = []
+        self._under_way: deque[_Taken] = deque()
+        self._refused: dict[tuple[Key, int], str] = {}
+        self._scan_turn = False
+
+    # What may be read
+
+    def openings(self) -> Iterator[tuple[str, ShardState]]:
+        """Shards to read now that have no reader yet; each is given once, until ``close`` gives it back."""
+        for shard in sorted(lineage.readable(self.shards) - self._opened):
+            self._opened.add(shard)
+            yield shard, backfill.start(self.shards[shard], self.shards)
+
+    def scans(self) -> Iterator[tuple[int, SegmentState]]:
+        """Segments to scan now: none before the positions of the epoch are stored."""
+        if self.state is None or self.state.stage != backfill.SCANNING:
+            return
+        for id, segment in self.segments.items():
+            if not segment.ended and f"segment:{id}" not in self._opened:
+                self._opened.add(f"segment:{id}")
+                yield int(id), segment
+
+    def room(self, source: str) -> bool:
+        """Whether one more page of ``source`` may be fetched."""
+        return self._size < BUFFER_BYTES and len(self._fetched.get(source, ())) < SOURCE_PAGES
+
+    @property
+    def childless(self) -> set[str]:
+        """Ended shards whose children are not known yet."""
+        return lineage.childless(self.ledger.shards) if self.shards else set()
+
+    # What comes in
+
+    def begin(self, state: PipelineState, listing: Listing, segments: Mapping[str, SegmentState]) -> None:
+        """Start an epoch: where every shard stands is stored before anything of the epoch is read."""
+        self._forget_reading()
+        fresh = backfill.first_shards(lineage.merged(listing.shards), listing.at)
+        self._pending += [("shard", id, None) for id in self.ledger.shards if id not in fresh]
+        self._pending += [("segment", id, None) for id in self.ledger.segments if id not in segments]
+        self._pending += [("shard", id, s) for id, s in fresh.items()]
+        self._pending += [("segment", id, s) for id, s in segments.items()]
+        self._pending.append(("pipeline", "", state))
+        self.discovery = Discovery(listed=listing.at)
+        self.state = None  # nothing may be read before this is stored
+        self.shards, self.segments = {}, {}
+
+    def listed(self, listing: Listing) -> None:
+        """Take a listing of shards; GapFound where it shows that records are lost."""
+        news = self.discovery.news({**self.ledger.shards, **self._pending_shards()}, listing)
+        self._pending += [("shard", id, state) for id, state in news.shards.items()]
+        self._pending += [("shard", id, None) for id in news.forgotten]
+
+    def accept(self, page: Page) -> None:
+        """Take a page of a shard."""
+        self.discovery.read_from(page.shard)
+        if page.records or page.ended:
+            self._fetch(f"shard:{page.shard}", page)
+        elif page.through is not None and f"shard:{page.shard}" not in self._fetched:
+            self._through[page.shard] = page.through
+
+    def accept_scan(self, page: ScanPage) -> None:
+        """Take a page of a scan segment."""
+        if page.trouble is None:
+            self._fetch(f"segment:{page.segment}", page)
+
+    def gap(self, found: GapFound, now: float) -> None:
+        """Record that records are lost."""
+        epoch = self.state.epoch if self.state is not None else 0
+        self._pending.append(("gap", f"{now:017.3f}", Gap(found.reason, now, epoch, found.shard, found.sequence)))
+
+    def pulse(self, pulse: Pulse) -> None:
+        """A sign of life; with it goes how far idle shards are read."""
+        self._pulse = pulse
+
+    def chore_done(self, now: float) -> None:
+        """Nothing is left to sweep, or to purge: on to the next stage. With the last one, gaps are repaired."""
+        assert self.state is not None
+        after = backfill.after_chore(self.state)
+        self._pending.append(("pipeline", "", after))
+        if after.stage == backfill.FOLLOWING:
+            open_gaps = {id: g for id, g in self.ledger.gaps.items() if g.repaired is None and g.epoch < after.epoch}
+            self._pending += [("gap", id, replace(g, repaired=now)) for id, g in open_gaps.items()]
+
+    def change(self, state: PipelineState) -> None:
+        """Store another state of the pipeline itself: a hook that a person accepted."""
+        self._pending.append(("pipeline", "", state))
+
+    def unpark(self, ids: Iterable[str]) -> None:
+        """Remove parked entries with the next batch."""
+        self._pending += [("parked", id, None) for id in ids]
+
+    # What goes out
+
+    def take(self, now: float) -> Batch | None:
+        """The next batch, None if there is nothing to store. Several may be under way; they are stored in order."""
+        taken = _Taken(pending=self._pending)
+        self._pending = []
+        for kind, id, value in taken.pending:
+            self._put(taken, kind, id, value)
+        self._put_pulse(taken)
+        parts = [] if self._put_anchors(taken) else self._fill(taken, now)
+        if not taken.saves and not parts:
+            return None
+        state = self.ledger.pipeline
+        keep = state is not None and backfill.remembers_deletes(state)
+        taken.batch = Batch(parts, taken.saves, tombstones=keep)
+        self._under_way.append(taken)
+        return taken.batch
+
+    def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
+        """The target has stored the oldest batch under way, and its entries are durable."""
+        taken = self._under_way.popleft()
+        assert taken.batch is batch
+        for kind, id, value in taken.values:
+            self._became_durable(kind, id, value)
+        for part in batch.parts:
+            self._count(part, outcome.stale.get(part.source, 0))
+        self._refused.clear()
+        if self.state is not None and self.ledger.pipeline == self.state and not self._changing_stage():
+            after = backfill.next_stage(self.state, self.segments.values(), now)
+            if after is not None:
+                self._pending.append(("pipeline", "", after))
+
+    def refused(self, batch: Batch, rejections: Sequence[Rejection]) -> None:
+        """The target stored nothing of the oldest batch: its changes come again, with the refused ones parked.
+
+        Batches taken after it come again too, because an item's later changes may have to queue.
+        """
+        assert self._under_way[0].batch is batch
+        self._refused |= {(r.write.item, r.write.version): r.reason for r in rejections}
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Take back every batch under way, newest first: none of them was stored."""
+        while self._under_way:
+            taken = self._under_way.pop()
+            for undo in reversed(taken.undos):
+                self.ledger.undo(undo)
+            for save in reversed(taken.parked):
+                (self.parked.add if save.text is None else self.parked.remove)(save.id)
+            for source, page in reversed(taken.pages):
+                self._fetched.setdefault(source, deque()).appendleft(page)
+                self._size += page.size
+            self._pending = taken.pending + self._pending
+
+    # What people want to know
+
+    def caught_up(self, since: float) -> bool:
+        """Whether the backfill is stored, and every record that was created before ``since``."""
+        if self.state is None or self.state.stage != backfill.FOLLOWING:
+            return False
+        if self._pending or self._under_way or self._fetched or self.childless:
+            return False
+        return all(s.ended or self._read_through(id, s) >= since for id, s in self.shards.items())
+
+    def _read_through(self, id: str, state: ShardState) -> float:
+        return max(state.through or 0.0, self._through.get(id, 0.0))
+
+    def kinds(self, pulse: Pulse) -> dict[str, dict[str, object]]:
+        """The stored entries by kind and id, with what idle shards showed since."""
+        shards = {
+            id: replace(s, through=self._read_through(id, s)) if id in self._through else s
+            for id, s in self.shards.items()
+        }
+        return {
+            "pipeline": {} if self.state is None else {"": self.state},
+            "pulse": {"": pulse},
+            "gap": dict(self.ledger.gaps),
+            "shard": dict(shards),
+            "segment": dict(self.segments),
+            "parked": dict.fromkeys(self.parked.ids),
+        }
+
+    @property
+    def ended(self) -> bool:
+        """Whether every shard is stored to its end."""
+        return bool(self.shards) and all(s.ended for s in self.shards.values()) and not self._fetched
+
+    @property
+    def total(self) -> Counts:
+        return sum(self.counts.values(), Counts())
+
+    # How it is done
+
+    def _pending_shards(self) -> dict[str, ShardState]:
+        return {id: v for kind, id, v in self._pending if kind == "shard" and isinstance(v, ShardState)}
+
+    def _forget_reading(self) -> None:
+        assert not self._under_way, "collect or give back what is under way before an epoch begins"
+        self._fetched.clear()
+        self._opened.clear()
+        self._through.clear()
+        self._refused.clear()
+        self._pending = [p for p in self._pending if p[0] == "gap"]
+        self._size = 0
+
+    def _fetch(self, source: str, page: Page | ScanPage) -> None:
+        self._fetched.setdefault(source, deque()).append(page)
+        self._size += page.size
+
+    def _put(self, taken: _Taken, kind: str, id: str, value: object | None) -> None:
+        if kind == "parked":
+            self._park(taken, [Save(kind, id, None, None)])
+            return
+        save, undo = self.ledger.put(kind, id, value)
+        taken.saves.append(save)
+        taken.undos.append(undo)
+        taken.values.append((kind, id, value))
+
+    def _park(self, taken: _Taken, saves: Iterable[Save]) -> None:
+        for save in saves:
+            known = save.id in self.parked.of_item(item_of(save.id))
+            (self.parked.add if save.text is not None else self.parked.remove)(save.id)
+            taken.saves.append(save)
+            if known != (save.text is not None):
+                taken.parked.append(save)
+
+    def _put_pulse(self, taken: _Taken) -> None:
+        if self._pulse is None:
+            return
+        for shard, through in self._through.items():
+            state = self.ledger.shards.get(shard)
+            if state is not None and through > (state.through or 0.0):
+                self._put(taken, "shard", shard, replace(state, through=through))
+        self._through.clear()
+        self._put(taken, "pulse", "", replace(self._pulse, listed=self.discovery.listed))
+        self._pulse = None
+
+    def _put_anchors(self, taken: _Taken) -> bool:
+        """Store where a shard's ordinals begin before any write uses one; else a restart might count anew."""
+        found = False
+        for source, pages in self._fetched.items():
+            kind, _, id = source.partition(":")
+            page = pages[0]
+            if kind == "segment" or not isinstance(page, Page) or not page.records:
+                continue
+            state = self.ledger.shards[id]
+            if state.anchor is None and state.sequence is None:
+                started = backfill.start(state, self.ledger.shards)
+                self._put(taken, "shard", id, replace(started, anchor=page.records[0].sequence))
+                found = True
+        return found
+
+    def _fill(self, taken: _Taken, now: float) -> list[Part]:
+        """Parts for one batch: of shards or of segments, by turns, never of both."""
+        self._scan_turn = not self._scan_turn
+        for kind in ("segment", "shard") if self._scan_turn else ("shard", "segment"):
+            sources = [s for s in self._fetched if s.startswith(kind)]
+            if sources:
+                return list(self._parts(taken, sources, now))
+        return []
+
+    def _parts(self, taken: _Taken, sources: Sequence[str], now: float) -> Iterator[Part]:
+        rows, size = 0, 0
+        for source in sources:
+            pages: list[Page | ScanPage] = []
+            waiting = self._fetched.pop(source)
+            while waiting and rows < BATCH_ROWS and size < BATCH_BYTES:
+                page = waiting.popleft()
+                pages.append(page)
+                rows += len(page.records) if isinstance(page, Page) else len(page.items)
+                size += page.size
+            if waiting:
+                self._fetched[source] = waiting  # at the end: the others come first next time
+            if pages:
+                taken.pages += [(source, p) for p in pages]
+                yield self._part(taken, source, pages, now)
+        self._size -= size
+
+    def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
+        state = self.ledger.pipeline
+        assert state is not None
+        at = Circumstances(self._refused, self.parked, state.epoch, source, now)
+        kind, _, id = source.partition(":")
+        if kind == "segment":
+            found = self._scanned(taken, id, [p for p in pages if isinstance(p, ScanPage)], at)
+        else:
+            found = self._streamed(taken, id, [p for p in pages if isinstance(p, Page)], at)
+        self._park(taken, found.saves)
+        return found.part(source)
+
+    def _scanned(self, taken: _Taken, id: str, pages: Sequence[ScanPage], at: Circumstances) -> Compacted:
+        changes = [Change(key, version(at.epoch, 0), new=image) for page in pages for key, image in page.items]
+        segment, cursor = self.ledger.segments[id], pages[-1].cursor
+        moved = replace(
+            segment,
+            cursor=None if cursor is None else orjson.dumps(cursor).decode(),
+            ended=pages[-1].ended,
+            items=segment.items + len(changes),
+        )
+        self._put(taken, "segment", id, moved)
+        if self.filing.own_ids:
+            return compact_runs({c.key: [c] for c in changes}, self.filing, at)
+        return compact_latest(((c, 1) for c in changes), self.filing, at)
+
+    def _streamed(self, taken: _Taken, id: str, pages: Sequence[Page], at: Circumstances) -> Compacted:
+        state = backfill.start(self.ledger.shards[id], self.ledger.shards)
+        records = [r for page in pages for r in page.records]
+        self._put(taken, "shard", id, _moved(state, pages, records))
+        numbered: Iterable[tuple[int, Record]] = enumerate(records, state.ordinal + 1)
+        if self.ignore_expired:
+            numbered = ((n, r) for n, r in numbered if not r.expired)
+        if self.filing.own_ids:
+            found = compact_runs(runs(numbered, at.epoch), self.filing, at)
+        else:
+            found = compact_latest(latest(numbered, at.epoch), self.filing, at)
+        if self.ignore_expired:
+            expired = sum(r.expired for r in records)
+            found.read += expired
+            found.dropped += expired
+        return found
+
+    def _became_durable(self, kind: str, id: str, value: object | None) -> None:
+        if kind == "pipeline" and isinstance(value, PipelineState):
+            self.state = value
+        elif kind == "shard":
+            _set(self.shards, id, value, ShardState)
+        elif kind == "segment":
+            _set(self.segments, id, value, SegmentState)
+
+    def _changing_stage(self) -> bool:
+        return any(kind == "pipeline" for kind, _, _ in self._pending)
+
+    def _count(self, part: Part, stale: int) -> None:
+        known = part.counts
+        applied = known.read - known.dropped - known.parked - stale
+        counted = replace(known, applied=applied, stale=stale)
+        self.counts[part.source] = self.counts.get(part.source, Counts()) + counted
+
+
+def _moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
+    """A shard's state behind its pages."""
+    last = records[-1] if records else None
+    return replace(
+        state,
+        sequence=last.sequence if last is not None else state.sequence,
+        created=last.created if last is not None else state.created,
+        ordinal=state.ordinal + len(records),
+        ended=pages[-1].ended,
+        through=pages[-1].through,
+    )
+
+
+def _set(stored: dict[str, T], id: str, value: object | None, kind: type[T]) -> None:
+    if isinstance(value, kind):
+        stored[id] = value
+    else:
+        stored.pop(id, None)
