@@ -1,0 +1,34 @@
+"""DynamoDB Local for the tests: started when a test first asks for it, once a session for each kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from replicator.testing.dynamodb_local import DynamoDBLocal, ServerMissing
+
+StartLocal = Callable[..., DynamoDBLocal]
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local() -> Iterator[StartLocal]:
+    """Starts servers: ``dynamodb_local(clock=True)``. Each call gives a new one, which ends with the session."""
+    with ExitStack() as running:
+
+        def start(**options: object) -> DynamoDBLocal:
+            try:
+                return running.enter_context(DynamoDBLocal(**options))  # type: ignore[arg-type]
+            except ServerMissing as e:
+                _missing(str(e))
+
+        yield start
+
+
+def _missing(reason: str) -> None:
+    """In CI a server that cannot start is a failure: a skipped test proves nothing."""
+    if os.environ.get("CI"):
+        pytest.fail(f"DynamoDB Local is missing: {reason}")
+    pytest.skip(f"NOT TESTED, DynamoDB Local is missing: {reason}")
