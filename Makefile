@@ -1,19 +1,39 @@
-# One folder holds everything that is installed: .venv (replicator and its tests).
+# One folder holds everything that is installed: .venv (replicator and its tests), and .venv-ministack beside it (the
+# demo's DynamoDB emulator, which pins an older botocore).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install lint types test
-install: .venv/.installed
+.PHONY: help install demo test prove bench lint types clean
+help: ## show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.installed .venv-ministack/.installed ## everything the other commands need
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@
+.venv-ministack/.installed:
+	$(PYTHON) -m venv .venv-ministack
+	.venv-ministack/bin/pip install -q 'ministack>=1.5'
+	touch $@
 
-lint: install
+demo: install ## copy a table while it is being written to, on this machine
+	$(BIN)/replicator demo
+
+test: install ## all tests; those that need a server that is missing are skipped, loudly (with CI=true they fail)
+	$(BIN)/pytest
+
+prove: install ## the long ones: 50 kills, many random histories
+	REPLICATOR_PROVE=1 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
+
+bench: install ## measure, and print the table
+	$(BIN)/python -m benchmarks
+
+lint: install ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: install
+types: install ## mypy, strict
 	$(BIN)/mypy
 
-test: install
-	$(BIN)/pytest
+clean: ## remove what install made
+	rm -rf .venv .venv-ministack

@@ -8,6 +8,7 @@ from typing import Any
 
 from replicator.batch import Counts
 from replicator.checkpoints import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.compaction import item_of
 from replicator.lineage import readable
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
@@ -40,7 +41,7 @@ class Progress:
     """A pipeline at one moment; None is unknown. ``rate`` in records a second.
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
-    changes. ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
+    items. ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
     """
 
     phase: str
@@ -65,7 +66,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         shards=kinds["shard"],
         segments=kinds["segment"],
         gaps=kinds["gap"],
-        parked=len(kinds["parked"]),
+        parked=len({item_of(id) for id in kinds["parked"]}),
         counts=sum(counts.values(), Counts()),
         now=now,
     )

@@ -1,0 +1,5 @@
+"""``python -m replicator`` is ``replicator``."""
+
+from replicator.cli import main
+
+main(prog_name="replicator")
