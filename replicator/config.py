@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -39,6 +39,13 @@ def _hook_name(name: str) -> str:
     if _HOOK.fullmatch(name) is None:
         raise ValueError("is to be of the form hooks.py:function or package.module:function")
     return name
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        return SplitResult("", "", "", "", "")
 
 
 class Source(Options):
@@ -79,7 +86,7 @@ class Source(Options):
     def _safe_endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(url)
+        parts = _split(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):

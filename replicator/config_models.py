@@ -28,13 +28,27 @@ def validated(model: type[M], values: object, prefix: PathInFile) -> tuple[M | N
     try:
         return model.model_validate(values), []
     except ValidationError as e:
+        found = [(_in_file(e["loc"], values, e["type"]), e) for e in e.errors(include_url=False)]
         problems: dict[PathInFile, str] = {}
-        for error in e.errors(include_url=False):
-            path = _in_file(error["loc"], values, error["type"])
+        for path, error in _likely(found):
             text = _sentence(model, path, error)
             seen = problems.get(path)
             problems[path] = text if seen is None else f"{seen}, or {text}"
         return None, [Problem((*prefix, *path), text) for path, text in problems.items()]
+
+
+def _likely(found: Sequence[tuple[PathInFile, Any]]) -> Iterator[tuple[PathInFile, Any]]:
+    """Where a value may be of two shapes, only the complaints about the one that somebody began to write."""
+    for path, error in found:
+        mapping = isinstance(error["input"], Mapping)
+        rivals = [other for place, other in found if other is not error and place[: len(path)] == path]
+        unlikely = error["type"] in (_SCALAR_TYPES if mapping else _MAPPING_TYPES)
+        if not (unlikely and rivals):
+            yield path, error
+
+
+_MAPPING_TYPES = frozenset({"model_type", "model_attributes_type", "dict_type", "mapping_type"})
+_SCALAR_TYPES = frozenset({"literal_error", "enum", "string_type"})
 
 
 def is_loopback(host: str | None) -> bool:
