@@ -1,0 +1,6 @@
+"""DynamoDB tables in Postgres: rows, positions, parked changes and counts in one transaction."""
+
+from connectors.postgres.options import Column, PostgresOptions, PostgresTable
+from connectors.postgres.target import Postgres
+
+__all__ = ["Postgres", "PostgresOptions", "PostgresTable", "Column"]

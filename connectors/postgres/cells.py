@@ -1,0 +1,213 @@
+"""One value for one column, from DynamoDB's typed JSON or from what a hook returned. Exact, or refused with a reason.
+
+A cell is what an array literal is made of: text, or an int, a bool, or (for jsonb) the bytes of the JSON text; None is
+NULL. ``nul`` says what becomes of NUL characters, which Postgres can hold neither in text nor in jsonb.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from connectors.postgres.json_text import JsonText, NotJson
+from connectors.postgres.literals import array
+from connectors.postgres.options import ColumnType, Nul
+from replicator.attributes import Malformed, Typed, exact
+
+Cell = str | int | bytes | None
+
+REPLACEMENT = "\ufffd"
+_LARGEST = (1 << 63) - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_SECOND = 253_402_300_799  # of the year 9999
+_KINDS = {
+    "S": "text", "N": "a number", "B": "binary", "BOOL": "a truth value", "M": "a map", "L": "a list",
+    "SS": "a set of texts", "NS": "a set of numbers", "BS": "a set of binaries",
+}  # fmt: skip
+
+
+class Unfit(Exception):
+    """The value cannot be stored there; the message says why, without the value."""
+
+
+Encoder = Callable[[Any], Cell]
+
+
+def typed_encoder(type: ColumnType, nul: Nul) -> Encoder:
+    """From a typed attribute (``{"N": "1"}``), None where it is missing."""
+    wanted, convert = _typed(type, nul)
+
+    def encoder(attribute: Typed | None) -> Cell:
+        if attribute is None or "NULL" in attribute:
+            return None
+        ((kind, inner),) = attribute.items()
+        if wanted and kind not in wanted:
+            raise Unfit(f"is {type}, and the attribute is {_KINDS.get(kind, 'of an unknown kind')}")
+        return convert(attribute if type == "jsonb" else inner)
+
+    return encoder
+
+
+def python_encoder(type: ColumnType, nul: Nul) -> Encoder:
+    """From a plain Python value."""
+    wanted, convert = _python(type, nul)
+
+    def encoder(value: object) -> Cell:
+        if value is None:
+            return None
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            raise Unfit(f"is {type}, and the value is a {value.__class__.__name__}")
+        return convert(value)
+
+    return encoder
+
+
+def _typed(type: ColumnType, nul: Nul) -> tuple[tuple[str, ...], Encoder]:
+    text = texts(nul)
+    table: Mapping[str, tuple[tuple[str, ...], Encoder]] = {
+        "text": (("S",), text),
+        "numeric": (("N",), _digits),
+        "bigint": (("N",), lambda n: whole(_exact(n))),
+        "boolean": (("BOOL",), bool),
+        "timestamptz": (("S", "N"), _typed_moment),
+        "bytea": (("B",), lambda b: binary(base64.b64decode(b))),
+        "jsonb": ((), JsonText(nul).of_typed),
+        "text[]": (("SS", "L"), lambda members: array([text(m) for m in _typed_members(members, "S")])),
+        "numeric[]": (("NS", "L"), lambda members: array([_digits(m) for m in _typed_members(members, "N")])),
+    }
+    wanted, convert = table[type]
+    return wanted, convert if type != "jsonb" else _json(convert)
+
+
+def _python(type: ColumnType, nul: Nul) -> tuple[tuple[type, ...], Encoder]:  # type: ignore[valid-type]
+    text = texts(nul)
+    sequence = (list, tuple, set, frozenset)
+    table: Mapping[str, tuple[tuple[Any, ...], Encoder]] = {
+        "text": ((str, UUID), lambda v: text(str(v))),
+        "numeric": ((int, Decimal, float), finite),
+        "bigint": ((int, Decimal, float), lambda n: whole(Decimal(finite(n)))),
+        "boolean": ((bool,), bool),
+        "timestamptz": ((datetime, date, str, int, Decimal, float), moment),
+        "bytea": ((bytes, bytearray, memoryview), binary),
+        "jsonb": ((), JsonText(nul).of_python),
+        "text[]": (sequence, lambda v: array([text(m) for m in _members(v, str)])),
+        "numeric[]": (sequence, lambda v: array([finite(m) for m in _members(v, int, Decimal, float)])),
+    }
+    wanted, convert = table[type]
+    return wanted, convert if type != "jsonb" else _json(convert)
+
+
+def texts(nul: Nul) -> Callable[[str], str]:
+    """Text as Postgres can hold it."""
+
+    def text(value: str) -> str:
+        if not value.isascii():
+            _utf8(value)
+        if "\0" not in value:
+            return value
+        if nul == "replace":
+            return value.replace("\0", REPLACEMENT)
+        raise Unfit("contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)")
+
+    return text
+
+
+def _utf8(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unfit("contains half of a surrogate pair, which is no text") from None
+
+
+def finite(value: int | Decimal | float) -> str:
+    if isinstance(value, bool) or not (isinstance(value, int) or math.isfinite(value)):
+        raise Unfit("is to hold a finite number")
+    return str(value)
+
+
+def _exact(digits: str) -> Decimal:
+    try:
+        return exact(digits)
+    except (Malformed, TypeError):
+        raise Unfit("is to hold a number, and the attribute is none") from None
+
+
+def _digits(digits: str) -> str:
+    _exact(digits)
+    return digits
+
+
+def whole(number: Decimal) -> int:
+    """A number that fits a bigint."""
+    if number != number.to_integral_value():
+        raise Unfit("is bigint, and the number has a fraction")
+    if not -_LARGEST - 1 <= number <= _LARGEST:
+        raise Unfit("is bigint, and the number is beyond 64 bits")
+    return int(number)
+
+
+def binary(value: bytes | bytearray | memoryview) -> str:
+    return "\\x" + bytes(value).hex()
+
+
+def _typed_moment(inner: str) -> str:
+    return moment(inner if _looks_like_date(inner) else _exact(inner))
+
+
+def _looks_like_date(inner: str) -> bool:
+    return "T" in inner or ":" in inner or inner.count("-") > 1
+
+
+def moment(value: datetime | date | str | int | Decimal | float) -> str:
+    """A point in time from ISO 8601 text with an offset, or from seconds since 1970."""
+    if isinstance(value, str):
+        value = _iso(value)
+    if isinstance(value, int | Decimal | float):
+        return _since_1970(Decimal(finite(value)))
+    if not isinstance(value, datetime):
+        return value.isoformat()
+    if value.utcoffset() is None:
+        raise Unfit("is timestamptz, and the time has no offset from UTC (write it like 2026-01-31T12:00:00Z)")
+    return value.isoformat()
+
+
+def _iso(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise Unfit("is timestamptz, and the text is no time like 2026-01-31T12:00:00Z") from None
+
+
+def _since_1970(seconds: Decimal) -> str:
+    if not -62_135_596_800 <= seconds <= _LAST_SECOND:
+        raise Unfit("is timestamptz, and the number is no time in seconds since 1970 (milliseconds?)")
+    return (_EPOCH + timedelta(microseconds=int(seconds * 1_000_000))).isoformat()
+
+
+def _typed_members(members: Sequence[Any], kind: str) -> list[str]:
+    if all(isinstance(m, str) for m in members):  # a set
+        return sorted(members, key=_exact) if kind == "N" else sorted(members)
+    if any(not isinstance(m, Mapping) or kind not in m for m in members):
+        raise Unfit(f"is an array, and not every member is {_KINDS[kind]}")
+    return [m[kind] for m in members]
+
+
+def _members(values: Any, *types: type) -> list[Any]:
+    if any(not isinstance(v, types) or isinstance(v, bool) for v in values):
+        raise Unfit(f"is an array, and not every member is {'text' if str in types else 'a number'}")
+    return sorted(values) if isinstance(values, set | frozenset) else list(values)
+
+
+def _json(convert: Callable[[Any], bytes]) -> Encoder:
+    def encoder(value: Any) -> bytes:
+        try:
+            return convert(value)
+        except NotJson as e:
+            raise Unfit(f"is jsonb, and the value {e}") from None
+
+    return encoder

@@ -1,0 +1,128 @@
+"""A pipeline's entries and counts in the schema ``replicator``, beside the tables that they speak of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+
+from connectors.postgres.encode import Statement
+from connectors.postgres.errors import StoredAlready
+from connectors.postgres.literals import literal
+from connectors.postgres.schema import exists, install
+from connectors.postgres.session import Session
+from replicator.batch import Counts, Part
+from replicator.checkpoints import Claimed, Entry, Owner, Parked, Save, decode, encode
+
+_ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
+  $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])"""
+_CLAIM = """
+INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value) VALUES (%s, 'owner', '', 1, %s)
+ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value = EXCLUDED.value RETURNING revision"""
+_ENTRIES = """
+SELECT kind, id, revision, CASE kind WHEN 'parked' THEN '' ELSE value::text END
+FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
+_COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
+_PARKED = """
+SELECT id, value::text FROM replicator.checkpoints
+WHERE pipeline = %s AND kind = 'parked' AND starts_with(id, %s) ORDER BY id"""
+
+
+class PostgresCheckpoints:
+    """The entries of one pipeline. They move in the transaction of a batch (``advance``) or by themselves (``save``).
+
+    Once claimed, everything is refused that another run's claim has overtaken. Unclaimed (a command beside a run), only
+    the entries' own revisions are compared.
+    """
+
+    def __init__(self, session: Session, pipeline: str) -> None:
+        self._session = session
+        self._pipeline = pipeline
+        self._owner: int | None = None
+        self._stale: Counter[str] = Counter()  # as it is stored, by source: tells what a lost answer said
+
+    def claim(self, owner: Owner) -> Claimed:
+        with self._session.connection() as connection:
+            install(connection)
+            with connection.transaction():
+                row = connection.execute(_CLAIM, (self._pipeline, encode(owner))).fetchone()
+                assert row is not None
+                claimed = self._read(connection)
+        self._owner = row[0]
+        self._stale = Counter({source: counts.stale for source, counts in claimed.counts.items()})
+        return claimed
+
+    def save(self, saves: Sequence[Save]) -> None:
+        try:
+            self._session.send([self.advance(saves, ())])
+            self._session.collect()
+        except psycopg.Error as e:
+            found = self._session.translated(e)
+            if not isinstance(found, StoredAlready):
+                raise found from e
+
+    def read(self) -> Claimed:
+        with self._session.connection() as connection, connection.transaction():
+            return self._read(connection) if exists(connection) else Claimed(0)
+
+    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
+        with self._session.connection() as connection:
+            rows = connection.execute(_PARKED, (self._pipeline, prefix)).fetchall() if exists(connection) else []
+        return [(id, _parked(id, text)) for id, text in rows]
+
+    def advance(self, saves: Sequence[Save], parts: Sequence[Part]) -> Statement:
+        """The statement that moves entries and counts, first in its transaction: it also fences, and locks entries.
+
+        Writes count as applied here; the statements that find some of them stale correct that.
+        """
+        ordered = sorted(saves, key=lambda save: (save.kind, save.id))
+        counts = _by_source(parts)
+        parameters = [
+            self._pipeline.encode(),
+            None if self._owner is None else str(self._owner).encode(),
+            literal([save.kind for save in ordered]),
+            literal([save.id for save in ordered]),
+            literal([save.expected for save in ordered]),
+            literal([save.text for save in ordered]),
+            literal(list(counts)),
+            literal([c.read for c in counts.values()]),
+            literal([c.applied for c in counts.values()]),
+            literal([c.dropped for c in counts.values()]),
+            literal([c.parked for c in counts.values()]),
+        ]
+        return Statement(_ADVANCE, parameters)
+
+    def noted(self, stale: Mapping[str, int]) -> None:
+        """Remember what a batch's answer said."""
+        self._stale.update(stale)
+
+    def missed(self, parts: Sequence[Part]) -> dict[str, int]:
+        """What the answer said that got lost: stale changes that are stored and that we have not heard of."""
+        with self._session.connection() as connection:
+            stored = {row[0]: row[3] for row in connection.execute(_COUNTS, (self._pipeline,))}
+        sources = {part.source for part in parts}
+        found = {s: stored.get(s, 0) - self._stale[s] for s in sources}
+        self.noted(found)
+        return {source: count for source, count in found.items() if count > 0}
+
+    def _read(self, connection: psycopg.Connection[Any]) -> Claimed:
+        entries = [Entry(*row) for row in connection.execute(_ENTRIES, (self._pipeline,))]
+        rows = connection.execute(_COUNTS, (self._pipeline,)).fetchall()
+        owner = next((e.revision for e in entries if e.kind == "owner"), 0)
+        return Claimed(owner, entries, {row[0]: Counts(*row[1:]) for row in rows})
+
+
+def _by_source(parts: Sequence[Part]) -> dict[str, Counts]:
+    found: dict[str, Counts] = {}
+    for part in parts:
+        applied = Counts(applied=sum(write.weight for write in part.writes))
+        found[part.source] = found.get(part.source, Counts()) + part.counts + applied
+    return {source: counts for source, counts in sorted(found.items()) if counts != Counts()}
+
+
+def _parked(id: str, text: str) -> Parked:
+    value = decode("parked", id, text)
+    assert isinstance(value, Parked)
+    return value

@@ -1,0 +1,193 @@
+"""A batch as statements with their parameters: everything that can be done before the server is asked."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+
+from connectors.postgres.cells import binary
+from connectors.postgres.columns import ColumnEncoder, Reasons
+from connectors.postgres.literals import NulFound, literal
+from connectors.postgres.options import Nul
+from connectors.postgres.shape import KeyColumn, Shape
+from connectors.postgres.statements import statements
+from replicator.attributes import Item, Malformed, Typeds
+from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
+from replicator.change import key_text
+
+MOST_ROWS = 2000  # in one statement; more gains nothing
+_LARGEST_KEY = 2704  # bytes of an index entry; what a btree page takes
+_KEY_OVERHEAD = 8  # bytes an entry and a column, at most
+
+Row = tuple[DocumentId, Write, int]  # id, write, number of its source
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with its parameters as text. ``planned_once``: the server may keep its plan, because it joins nothing."""
+
+    sql: bytes
+    parameters: Sequence[bytes | None] = ()
+    planned_once: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch in Postgres' form. With ``rejections`` there is nothing to send."""
+
+    batch: Batch
+    statements: Sequence[Statement] = ()
+    rejections: Sequence[Rejection] = ()
+
+
+class Encoder:
+    """Turns batches into statements for tables of known shapes. Pure: no connection, no clock."""
+
+    def __init__(self, shapes: Mapping[str, Shape], nul: Nul, pipeline: str) -> None:
+        self._tables = {name: TableEncoder(shape, nul) for name, shape in shapes.items()}
+        self._pipeline = pipeline.encode()
+
+    def encode(self, batch: Batch) -> Encoded:
+        sources = literal([part.source for part in batch.parts])
+        found: list[Statement] = []
+        rejections: list[Rejection] = []
+        for name, rows in sorted(self._by_table(batch).items()):
+            table = self._tables[name]
+            if batch.tombstones:
+                found.append(table.lock)
+            for chunk in _chunks(rows):
+                shared = (sources, self._pipeline)
+                found += table.deletes(chunk, shared, tombstones=batch.tombstones)
+                found += table.upserts(chunk, shared, rejections, tombstones=batch.tombstones)
+        return Encoded(batch, (), rejections) if rejections else Encoded(batch, found)
+
+    def _by_table(self, batch: Batch) -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for number, part in enumerate(batch.parts, start=1):
+            for write in part.writes:
+                found.setdefault(write.table, []).append((write.id, write, number))
+        for rows in found.values():
+            rows.sort(key=itemgetter(0))  # everybody takes row locks in this order, so nobody waits in a circle
+        return found
+
+
+def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
+    for start in range(0, len(rows), MOST_ROWS):
+        yield rows[start : start + MOST_ROWS]
+
+
+class TableEncoder:
+    """Statements for one table."""
+
+    def __init__(self, shape: Shape, nul: Nul) -> None:
+        self._keys = shape.keys
+        self._columns = [ColumnEncoder(column, nul) for column in shape.columns]
+        self._statements = statements(shape)
+        self.lock = Statement(_LOCK, [shape.label.encode()])
+
+    def deletes(self, rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[Statement]:
+        wanted = [row for row in rows if type(row[1]) is Delete]
+        if not wanted:
+            return
+        reasons = _unfit_keys(self._keys, wanted)  # such a document cannot be there, so it is removed already
+        wanted = [row for i, row in enumerate(wanted) if i not in reasons]
+        text = self._statements.delete_for_good if tombstones else self._statements.delete
+        parameters = [*_key_literals(self._keys, wanted), *_bookkeeping(wanted, shared, tombstones=tombstones)]
+        yield Statement(text, parameters, planned_once=False)
+
+    def upserts(
+        self, rows: Sequence[Row], shared: tuple[bytes, bytes], rejections: list[Rejection], *, tombstones: bool
+    ) -> Iterator[Statement]:
+        wanted = [row for row in rows if type(row[1]) is Upsert]
+        if not wanted:
+            return
+        reasons = _unfit_keys(self._keys, wanted)
+        columns = self._body_literals(wanted, reasons)
+        rejections += (Rejection(wanted[i][1], reason) for i, reason in sorted(reasons.items()))
+        if reasons:
+            return
+        text = self._statements.upsert_unless_deleted if tombstones else self._statements.upsert
+        keys = _key_literals(self._keys, wanted)
+        parameters = [*keys, *columns, *_bookkeeping(wanted, shared, tombstones=tombstones)]
+        yield Statement(text, parameters, planned_once=not tombstones)
+
+    def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
+        bodies = [row[1].body for row in rows]  # type: ignore[union-attr]
+        if all(type(body) is Item for body in bodies):
+            typeds = _typeds(bodies, reasons)
+            return [column.items(typeds, reasons) for column in self._columns]
+        return [column.bodies(bodies, reasons) for column in self._columns]
+
+
+_LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0))"
+
+
+def _typeds(bodies: Sequence[Item], reasons: Reasons) -> list[Typeds]:
+    try:
+        return [body.typed for body in bodies]
+    except Malformed:
+        return [_typed(i, body, reasons) for i, body in enumerate(bodies)]
+
+
+def _typed(index: int, body: Item, reasons: Reasons) -> Typeds:
+    try:
+        return body.typed
+    except Malformed:
+        reasons.setdefault(index, "the image is not DynamoDB's typed JSON")
+        return {}
+
+
+def _bookkeeping(rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[bytes]:
+    sources, pipeline = shared
+    yield literal([row[1].version for row in rows])
+    if tombstones:
+        yield literal([key_text(row[0]) for row in rows])
+    yield literal([row[2] for row in rows])
+    yield literal([row[1].weight for row in rows])
+    yield sources
+    yield pipeline
+
+
+def _key_literals(keys: Sequence[KeyColumn], rows: Sequence[Row]) -> Iterator[bytes]:
+    for i, key in enumerate(keys):
+        texts = [row[0][i] for row in rows]
+        yield literal(texts if key.kind != "B" else [binary(base64.b64decode(text)) for text in texts])
+
+
+def _unfit_keys(keys: Sequence[KeyColumn], rows: Sequence[Row]) -> Reasons:
+    """Why documents cannot be filed under their ids, by index."""
+    texts = [[row[0][i] for row in rows] for i in range(len(keys))]
+    if _surely_fit(texts):
+        return {}
+    reasons: Reasons = {}
+    for index, row in enumerate(rows):
+        for reason in _unfit(keys, row[0]):
+            reasons.setdefault(index, reason)
+    return reasons
+
+
+def _surely_fit(columns: Sequence[Sequence[str]]) -> bool:
+    most = sum(max(map(len, texts), default=0) * 4 for texts in columns) + _KEY_OVERHEAD * (len(columns) + 1)
+    try:
+        return most <= _LARGEST_KEY and not any("\0" in "".join(texts) for texts in columns) and _all_utf8(columns)
+    except UnicodeEncodeError:
+        return False
+
+
+def _all_utf8(columns: Iterable[Sequence[str]]) -> bool:
+    return all("".join(texts).encode() is not None for texts in columns)
+
+
+def _unfit(keys: Sequence[KeyColumn], id: DocumentId) -> Iterator[str]:
+    size = _KEY_OVERHEAD
+    for key, text in zip(keys, id, strict=True):
+        if "\0" in text:
+            yield f"key {key.name} contains a NUL character, which Postgres cannot hold"
+        try:
+            size += _KEY_OVERHEAD + len(text.encode() if key.kind != "B" else base64.b64decode(text))
+        except UnicodeEncodeError:
+            yield f"key {key.name} contains half of a surrogate pair, which is no text"
+    if size > _LARGEST_KEY:
+        yield f"the key has {size} bytes, and an entry of a Postgres index has at most {_LARGEST_KEY}"

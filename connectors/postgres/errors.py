@@ -1,0 +1,109 @@
+"""psycopg's errors as ours, sorted by what to do about them. Messages name tables and grants, never values."""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import errors
+
+from replicator.errors import ConfigError, Fenced, NotPermitted, ReplicatorError, TransientError
+
+FENCED = "RP001"
+STORED_ALREADY = "RP002"
+
+_REFUSED_AT_LOGIN = ("password authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in",
+                     "no password supplied", "permission denied for database")  # fmt: skip
+_WAIT = {
+    "40001": "a serialization failure",
+    "40P01": "a deadlock",
+    "55P03": "a lock is held by somebody else",
+    "57014": "a statement was cancelled (statement_timeout?)",
+    "25006": "the server is read-only (a standby, or failing over)",
+    "25P03": "the transaction was idle for too long",
+    "57P01": "the server is shutting down",
+    "57P02": "the server crashed and restarts",
+    "57P03": "the server is starting up or shutting down",
+    "57P05": "the session was idle for too long",
+    "53300": "too many connections",
+    "53100": "its disk is full",
+    "53200": "it is out of memory",
+}
+_WAIT_CLASSES = ("08", "40", "53", "57")
+_DATA_CLASSES = ("22", "23", "54", "P0")  # P0: a trigger or a function of somebody's raised it
+
+
+class StoredAlready(Exception):
+    """The batch was committed before: only its answer got lost."""
+
+
+def is_data_error(error: psycopg.Error) -> bool:
+    """Whether some of the rows are to blame."""
+    return (error.sqlstate or "")[:2] in _DATA_CLASSES
+
+
+def translated(error: psycopg.Error, server: str) -> Exception:
+    """Our error for one that came from a statement."""
+    state = error.sqlstate
+    if state == FENCED:
+        return Fenced("another run owns this pipeline now, or its checkpoints were changed: this run must stop")
+    if state == STORED_ALREADY:
+        return StoredAlready()
+    if state is None or state in _WAIT or state[:2] in _WAIT_CLASSES:
+        return TransientError(f"Postgres at {server}: {_WAIT.get(state or '', _first_line(error))}")
+    if state == "42501":
+        return _not_permitted(error, server)
+    if isinstance(
+        error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName | errors.UndefinedFunction
+    ):
+        return ConfigError(f"Postgres at {server}: {_first_line(error)}; somebody dropped or changed it: run check")
+    if isinstance(error, errors.SyntaxErrorOrAccessRuleViolation):
+        return ConfigError(f"Postgres at {server}: {_first_line(error)}; somebody changed the table: run check")
+    return error
+
+
+def unreachable(error: psycopg.Error, server: str) -> ReplicatorError:
+    """Our error for a connection that was not made; libpq gives no SQLSTATE there, only the server's words."""
+    text = _first_line(error)
+    if any(words in text for words in _REFUSED_AT_LOGIN):
+        kind = ConfigError if "does not exist" in text else NotPermitted
+        return kind(
+            f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}; correct target.url"
+        )
+    return TransientError(f"Postgres at {server} cannot be reached: {text}")
+
+
+def _not_permitted(error: psycopg.Error, server: str) -> NotPermitted:
+    text = _first_line(error)
+    return NotPermitted(f"Postgres at {server}: {text}; {_grant(text)}", action=text)
+
+
+def _grant(text: str) -> str:
+    if "must be owner" in text or "must be member" in text:
+        return "ALTER TABLE … OWNER TO the user of target.url"
+    if "for database" in text:
+        return "GRANT CREATE ON DATABASE … TO the user of target.url (for the schema replicator)"
+    if "for schema" in text:
+        return "GRANT USAGE, CREATE ON SCHEMA … TO the user of target.url"
+    return "GRANT SELECT, INSERT, UPDATE, DELETE ON … TO the user of target.url"
+
+
+def _first_line(error: psycopg.Error) -> str:
+    primary = error.diag.message_primary
+    return primary if primary else str(error).strip().partition("\n")[0]
+
+
+def refusal(error: psycopg.Error, table: str) -> str:
+    """Why the server refuses a row, without the row's values (the server's own text would quote them)."""
+    diag = error.diag
+    match error:
+        case errors.NotNullViolation():
+            return f"column {diag.column_name} of {table} may not be null"
+        case errors.UniqueViolation():
+            return f"another row of {table} has the same value under the unique constraint {diag.constraint_name}"
+        case errors.CheckViolation():
+            return f"the check constraint {diag.constraint_name} of {table} refuses it"
+        case errors.ForeignKeyViolation():
+            return f"the foreign key {diag.constraint_name} of {table} refuses it"
+        case errors.RaiseException():
+            return f"a trigger of {table} refuses it"
+    name = type(error).__name__
+    return f"Postgres refuses it for {table}: {name} (SQLSTATE {error.sqlstate})"

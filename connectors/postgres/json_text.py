@@ -1,0 +1,134 @@
+"""Documents as JSON text for jsonb: exact digits, base64 for binary, sorted arrays for sets."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from connectors.postgres.options import Nul
+from replicator.attributes import Malformed, Typed, Typeds, number, plain
+
+_NUL = b"\\u0000"
+_ESCAPE = re.compile(rb"\\(u0000|.)")
+_REPLACEMENT = "\ufffd".encode()
+_PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_DEEPEST = 200  # levels; orjson's own limit is 254
+
+
+class NotJson(Exception):
+    """The value has no place in jsonb; the message says why, without the value."""
+
+
+class JsonText:
+    """JSON texts under one policy for NUL characters."""
+
+    def __init__(self, nul: Nul) -> None:
+        self._nul = nul
+
+    def of_item(self, typeds: Typeds) -> bytes:
+        """A whole item."""
+        try:
+            found = orjson.dumps({n: a["S"] if "S" in a else plain(a) for n, a in typeds.items()})
+        except (Malformed, TypeError, ValueError) as e:
+            raise NotJson("is not what DynamoDB sends") from e
+        return found if _NUL not in found else self._without_nul(found)
+
+    def of_typed(self, attribute: Typed) -> bytes:
+        """One attribute."""
+        return self.of_item({"": attribute})[4:-1]  # between {"": and }
+
+    def of_python(self, value: object) -> bytes:
+        """What a hook returned. NotJson for what JSON has no word for (NaN, objects) and for half surrogates."""
+        try:
+            found = orjson.dumps(value, default=_default, option=_PLAIN)
+        except TypeError as e:  # something rare: say what, or write it the slow way (integers beyond 64 bits)
+            if isinstance(e.__cause__, NotJson):
+                raise e.__cause__ from None
+            found = orjson.dumps(_careful(value, 0))
+        else:
+            if b"null" in found:  # orjson writes NaN and Infinity as null, without a word
+                _careful(value, 0)
+        return found if _NUL not in found else self._without_nul(found)
+
+    def _without_nul(self, text: bytes) -> bytes:
+        replaced = _ESCAPE.sub(lambda e: _REPLACEMENT if e[1] == b"u0000" else e[0], text)
+        if replaced != text and self._nul == "reject":
+            raise NotJson("contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)")
+        return replaced
+
+
+def _default(value: object) -> Any:
+    """What orjson does not write by itself."""
+    match value:
+        case Decimal():
+            return number(str(_finite(value)))
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(bytes(value)).decode()
+        case set() | frozenset():
+            return _sorted(value)
+        case datetime() | date():
+            return value.isoformat()
+        case Mapping():
+            return dict(value)
+        case str():
+            return str(value)
+    raise NotJson(f"contains a {type(value).__name__}")
+
+
+def _careful(value: object, depth: int) -> Any:
+    """``value`` in a form that orjson surely writes as it is meant."""
+    if depth > _DEEPEST:
+        raise NotJson(f"is nested more than {_DEEPEST} levels deep")
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _utf8(value)
+        case int():
+            return orjson.Fragment(str(int(value)))
+        case float():
+            return _finite(value)
+        case Mapping():
+            return {_name(name): _careful(inner, depth + 1) for name, inner in value.items()}
+        case list() | tuple():
+            return [_careful(inner, depth + 1) for inner in value]
+        case set() | frozenset():
+            return [_careful(inner, depth + 1) for inner in _sorted(value)]
+        case UUID():
+            return str(value)
+    return _default(value)
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise NotJson(f"has a {type(name).__name__} as a name; names are text")
+    return _utf8(name)
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NotJson("contains half of a surrogate pair, which is no text") from None
+    return str(text)
+
+
+def _finite(value: Any) -> Any:
+    if not math.isfinite(value):
+        raise NotJson("contains NaN or Infinity")
+    return value
+
+
+def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
+    try:
+        return sorted(members)
+    except TypeError:
+        raise NotJson("contains a set of unlike members") from None

@@ -1,0 +1,47 @@
+"""Columns of values as Postgres array literals: one text parameter a column, whatever the number of rows.
+
+JSON's array of strings is nearly an array literal, and ``orjson`` writes it in C. The two differ in their brackets and
+in escapes: Postgres takes the character after a backslash as it is, so only ``\\"`` and ``\\\\`` mean the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+_SUSPECT = re.compile(rb'\\[^"\\]')  # also matches inside an escaped backslash; then the slow path changes nothing
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|(.))")
+_MEANING = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+
+
+class NulFound(Exception):
+    """A text contains a NUL character, for which nothing stands that Postgres would take."""
+
+
+def literal(values: Sequence[Any]) -> bytes:
+    """An array of texts (or numbers, or truth values; None is NULL). TypeError for text that is not UTF-8, NulFound."""
+    dumped = orjson.dumps(values)
+    if b"\\" in dumped and _SUSPECT.search(dumped) is not None:
+        dumped = _ESCAPE.sub(_literally, dumped)
+    return b"{" + dumped[1:-1] + b"}"
+
+
+def _literally(escape: re.Match[bytes]) -> bytes:
+    if (code := escape[1]) is not None:
+        if code == b"0000":
+            raise NulFound
+        return chr(int(code, 16)).encode()
+    return _MEANING.get(escape[2], escape[0])
+
+
+def json_literal(documents: Sequence[bytes | None]) -> bytes:
+    """An array of JSON texts as ``orjson`` writes them: no control characters in them, so nothing to look for."""
+    return b"{" + orjson.dumps([None if d is None else d.decode() for d in documents])[1:-1] + b"}"
+
+
+def array(members: Sequence[str]) -> str:
+    """One array as the text of its literal, for a column of arrays."""
+    return literal(members).decode()

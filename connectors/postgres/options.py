@@ -1,0 +1,92 @@
+"""What a config may say about a Postgres target and each of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
+
+from replicator.config_models import Options, is_loopback
+
+ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "bytea", "jsonb", "text[]", "numeric[]"]
+Nul = Literal["reject", "replace"]
+
+_ENCRYPTED = ("require", "verify-ca", "verify-full")
+
+
+def _conninfo(url: SecretStr) -> SecretStr:
+    try:
+        conninfo_to_dict(url.get_secret_value())
+    except psycopg.Error:  # its message may quote the password
+        raise ValueError("is no Postgres address; it is to look like postgresql://user@host:5432/database") from None
+    return url
+
+
+class Column(Options):
+    """One column: its type, the attribute it is made from (``from``, its own name by default), whether it may be null."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    type: ColumnType
+    attribute: str | None = Field(
+        default=None, alias="from", description="the attribute, or the name the hook returned"
+    )
+    nullable: bool = Field(default=True, description="false: an item without the attribute is parked")
+
+
+class PostgresTable(Options):
+    """Options of one table. Without ``columns`` the whole document goes into one jsonb column, ``document``."""
+
+    columns: dict[str, Column | ColumnType] | None = Field(
+        default=None, min_length=1, description="columns beside the key's, e.g. total: numeric"
+    )
+
+
+class PostgresOptions(Options):
+    """Where the database is, and what to do with text that Postgres cannot hold."""
+
+    url: Annotated[SecretStr, AfterValidator(_conninfo)] = Field(
+        description="postgresql://user:password@host:5432/database"
+    )
+    schema_: str = Field(default="public", alias="schema", min_length=1, description="the tables' schema")
+    nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or put U+FFFD there")
+    insecure: bool = Field(default=False, description="allow a host that is not this machine without TLS")
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> PostgresOptions:
+        if not self.insecure and not _is_private(self.url.get_secret_value()):
+            raise ValueError(
+                "url: TLS is off to a host that is not this machine; add ?sslmode=verify-full (or require) to it, "
+                "or say insecure: true"
+            )
+        return self
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody between us and the server can read along."""
+    given = {**_defaults(), **conninfo_to_dict(url)}
+    if given.get("sslmode") in _ENCRYPTED:
+        return True
+    if given.get("service"):  # a file that we do not read may say anything
+        return False
+    hosts = f"{given.get('hostaddr') or given.get('host') or ''}".split(",")
+    return all(not host or host.startswith(("/", "@")) or is_loopback(host) for host in hosts)
+
+
+def _defaults() -> Mapping[str, Any]:
+    """What libpq takes from the environment (PGHOST, PGSSLMODE, ...)."""
+    values = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
+    return {name: value for name, value in values.items() if name in ("host", "hostaddr", "sslmode", "service")}
+
+
+def address(url: str) -> str:
+    """The server and database in words for messages, never the password."""
+    given = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
+    given |= {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    host = given.get("host") or given.get("hostaddr") or "the local socket"
+    port = given.get("port", "5432")
+    return f"{host}:{port}/{given.get('dbname') or given.get('user', '')}"

@@ -1,0 +1,70 @@
+"""What the user of ``url`` may not do and would have to, with the GRANT that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connectors.postgres.schema import exists
+from connectors.postgres.shape import Shape
+
+_NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_OWN = ("checkpoints", "counts", "tombstones")
+
+
+def missing_privileges(connection: psycopg.Connection[Any], shapes: Sequence[Shape]) -> list[str]:
+    """A sentence for each privilege that is missing."""
+    user = sql.Identifier(str(_one(connection, "SELECT current_user"))).as_string(None)
+    return [*_own_tables(connection, user), *_targets(connection, shapes, user)]
+
+
+def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]:
+    if not exists(connection):
+        if not _one(connection, "SELECT has_database_privilege(current_database(), 'CREATE')"):
+            database = sql.Identifier(str(_one(connection, "SELECT current_database()"))).as_string(None)
+            yield f"the schema replicator cannot be created: GRANT CREATE ON DATABASE {database} TO {user}"
+        return
+    if not _one(connection, "SELECT has_schema_privilege('replicator', 'USAGE')"):
+        yield f"the schema replicator cannot be used: GRANT USAGE ON SCHEMA replicator TO {user}"
+        return
+    for table in _OWN:
+        yield from _rights(connection, sql.Identifier("replicator", table).as_string(None), user)
+
+
+def _targets(connection: psycopg.Connection[Any], shapes: Sequence[Shape], user: str) -> Iterator[str]:
+    for name in sorted({shape.schema for shape in shapes}):
+        quoted = sql.Identifier(name).as_string(None)
+        if not _one(connection, "SELECT count(*) FROM pg_namespace WHERE nspname = %s", name):
+            yield f"the schema {quoted} does not exist: CREATE SCHEMA {quoted}"
+            return
+        if not _one(connection, "SELECT has_schema_privilege(%s, 'USAGE')", name):
+            yield f"the schema {quoted} cannot be used: GRANT USAGE ON SCHEMA {quoted} TO {user}"
+            return
+    for shape in shapes:
+        yield from _target(connection, shape, user)
+
+
+def _target(connection: psycopg.Connection[Any], shape: Shape, user: str) -> Iterator[str]:
+    schema = sql.Identifier(shape.schema).as_string(None)
+    if _one(connection, "SELECT to_regclass(%s)", shape.label) is None:
+        if not _one(connection, "SELECT has_schema_privilege(%s, 'CREATE')", shape.schema):
+            yield f"{shape.label} cannot be created: GRANT CREATE ON SCHEMA {schema} TO {user}"
+        return
+    yield from _rights(connection, shape.label, user)
+    owned = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass"
+    if not _one(connection, owned, shape.label):
+        yield f"{shape.label} belongs to somebody else, and only its owner may note the epoch: ALTER TABLE {shape.label} OWNER TO {user}"
+
+
+def _rights(connection: psycopg.Connection[Any], table: str, user: str) -> Iterator[str]:
+    missing = [r for r in _NEEDED if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, r)]
+    if missing:
+        yield f"{table} cannot be used: GRANT {', '.join(missing)} ON {table} TO {user}"
+
+
+def _one(connection: psycopg.Connection[Any], query: str, *parameters: object) -> object:
+    row = connection.execute(query, parameters or None).fetchone()  # type: ignore[arg-type]
+    return None if row is None else row[0]

@@ -1,0 +1,138 @@
+"""Replicator's own tables in a database: how they are made, and brought up to date."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString
+
+import psycopg
+
+from replicator.errors import ConfigError
+
+_FIRST: LiteralString = """
+CREATE TABLE replicator.checkpoints (
+  pipeline text COLLATE "C" NOT NULL,
+  kind text COLLATE "C" NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  revision bigint NOT NULL,
+  value json NOT NULL,
+  saved timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (pipeline, kind, id)
+);
+COMMENT ON TABLE replicator.checkpoints IS 'Everything durable about each pipeline. Written by replicator only.';
+
+CREATE TABLE replicator.counts (
+  pipeline text COLLATE "C" NOT NULL,
+  source text COLLATE "C" NOT NULL,
+  read bigint NOT NULL,
+  applied bigint NOT NULL,
+  stale bigint NOT NULL DEFAULT 0,
+  dropped bigint NOT NULL,
+  parked bigint NOT NULL,
+  PRIMARY KEY (pipeline, source)
+);
+COMMENT ON TABLE replicator.counts IS 'What became of each change: read = applied + stale + dropped + parked.';
+
+CREATE TABLE replicator.tombstones (
+  target text COLLATE "C" NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  version bigint NOT NULL,
+  PRIMARY KEY (target, id)
+);
+COMMENT ON TABLE replicator.tombstones IS 'Deletes that an older scanned item must not undo. Empty after a backfill.';
+
+CREATE FUNCTION replicator.advance(
+  _pipeline text, _owner bigint,
+  _kinds text[], _ids text[], _expected bigint[], _values text[],
+  _sources text[], _read bigint[], _applied bigint[], _dropped bigint[], _parked bigint[]
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+  compared int := 0;
+  already int := 0;
+BEGIN
+  IF _owner IS NOT NULL THEN
+    -- shared with other batches of this run; a new run's claim waits for them, and then they wait for nobody
+    PERFORM FROM replicator.checkpoints
+      WHERE pipeline = _pipeline AND kind = 'owner' AND id = '' AND revision = _owner FOR SHARE;
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'another run owns pipeline %', _pipeline USING ERRCODE = 'RP001';
+    END IF;
+  END IF;
+  FOR i IN 1 .. cardinality(_kinds) LOOP
+    IF _values[i] IS NULL THEN
+      DELETE FROM replicator.checkpoints
+        WHERE pipeline = _pipeline AND kind = _kinds[i] AND id = _ids[i]
+          AND (_expected[i] IS NULL OR revision = _expected[i]);
+    ELSIF _expected[i] IS NULL THEN
+      INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value)
+        VALUES (_pipeline, _kinds[i], _ids[i], 1, _values[i]::json)
+        ON CONFLICT (pipeline, kind, id)
+        DO UPDATE SET revision = c.revision + 1, value = EXCLUDED.value, saved = now();
+    ELSIF _expected[i] = 0 THEN
+      INSERT INTO replicator.checkpoints (pipeline, kind, id, revision, value)
+        VALUES (_pipeline, _kinds[i], _ids[i], 1, _values[i]::json) ON CONFLICT DO NOTHING;
+    ELSE
+      UPDATE replicator.checkpoints SET revision = revision + 1, value = _values[i]::json, saved = now()
+        WHERE pipeline = _pipeline AND kind = _kinds[i] AND id = _ids[i] AND revision = _expected[i];
+    END IF;
+    CONTINUE WHEN _expected[i] IS NULL;
+    compared := compared + 1;
+    IF NOT FOUND THEN
+      -- this very batch may be stored, and only the answer was lost on its way
+      PERFORM FROM replicator.checkpoints
+        WHERE pipeline = _pipeline AND kind = _kinds[i] AND id = _ids[i]
+          AND revision = _expected[i] + 1 AND value::text = _values[i];
+      IF NOT FOUND AND (_values[i] IS NOT NULL OR _owner IS NULL OR EXISTS (
+        SELECT FROM replicator.checkpoints WHERE pipeline = _pipeline AND kind = _kinds[i] AND id = _ids[i])) THEN
+        RAISE EXCEPTION 'entry % % of pipeline % is not at revision %', _kinds[i], _ids[i], _pipeline, _expected[i]
+          USING ERRCODE = 'RP001';
+      END IF;
+      already := already + 1;
+    END IF;
+  END LOOP;
+  IF already > 0 THEN
+    RAISE EXCEPTION 'stored already' USING ERRCODE = CASE WHEN already = compared THEN 'RP002' ELSE 'RP001' END;
+  END IF;
+  INSERT INTO replicator.counts AS c (pipeline, source, read, applied, dropped, parked)
+    SELECT _pipeline, s.source, s.read, s.applied, s.dropped, s.parked
+    FROM unnest(_sources, _read, _applied, _dropped, _parked) AS s (source, read, applied, dropped, parked)
+    ON CONFLICT (pipeline, source) DO UPDATE SET
+      read = c.read + EXCLUDED.read, applied = c.applied + EXCLUDED.applied,
+      dropped = c.dropped + EXCLUDED.dropped, parked = c.parked + EXCLUDED.parked;
+END $$;
+"""
+
+_STEPS: tuple[LiteralString, ...] = (_FIRST,)  # append only: each brings a database from one version to the next
+
+
+def exists(connection: psycopg.Connection[Any]) -> bool:
+    """Whether this database has replicator's tables."""
+    row = connection.execute("SELECT to_regclass('replicator.checkpoints') IS NOT NULL").fetchone()
+    return row is not None and bool(row[0])
+
+
+def install(connection: psycopg.Connection[Any]) -> None:
+    """Make the tables, or bring them up to date. ConfigError if a newer replicator was here."""
+    if _version(connection) == len(_STEPS):
+        return
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator schema', 0))")
+        found = _version(connection)
+        if found > len(_STEPS):
+            raise ConfigError(
+                f"the schema replicator is of version {found}, this replicator knows up to {len(_STEPS)}: use the newer one"
+            )
+        if found == 0:
+            connection.execute("CREATE SCHEMA IF NOT EXISTS replicator")
+            connection.execute("CREATE TABLE replicator.version (number int NOT NULL)")
+            connection.execute("INSERT INTO replicator.version VALUES (0)")
+        for step in _STEPS[found:]:
+            connection.execute(step)
+        connection.execute("UPDATE replicator.version SET number = %s", (len(_STEPS),))
+
+
+def _version(connection: psycopg.Connection[Any]) -> int:
+    there = connection.execute("SELECT to_regclass('replicator.version') IS NOT NULL").fetchone()
+    if there is None or not there[0]:
+        return 0
+    row = connection.execute("SELECT number FROM replicator.version").fetchone()
+    return 0 if row is None else int(row[0])

@@ -1,0 +1,178 @@
+"""One connection: opened when needed, thrown away after any error, statements sent together and answered together."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import error_from_result
+
+from connectors.postgres.encode import Statement
+from connectors.postgres.errors import translated, unreachable
+from connectors.postgres.options import address
+
+Rows = list[tuple[bytes | None, ...]]
+
+BEGIN = Statement(b"BEGIN ISOLATION LEVEL READ COMMITTED")  # a lock's waiter must see what its holder committed
+COMMIT = Statement(b"COMMIT")
+
+_CONNECT: dict[str, Any] = {
+    "application_name": "replicator",
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+# The server must notice a vanished client too: its batch holds the lock that a new run waits for. The planner's choice
+# is narrowed to what stays right when a table grows under a kept plan: probing the key's index, in the order of keys.
+_SETTINGS = """
+SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
+SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '30s';
+SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
+SET plan_cache_mode = force_generic_plan;
+"""
+
+
+class Session:
+    """A lazily opened connection to one database."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._server = address(url)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._prepared: dict[bytes, bytes] = {}
+        self._sent: list[bool] | None = None  # for each answer to come: whether somebody wants it
+
+    @property
+    def under_way(self) -> bool:
+        return self._sent is not None
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """The connection for ordinary queries; errors come out as ours, and the connection goes with them."""
+        assert not self.under_way, "a batch is under way: collect it first"
+        try:
+            yield self._open()
+        except psycopg.Error as e:
+            self.close()
+            raise translated(e, self._server) from e
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, statements: Sequence[Statement]) -> None:
+        """Send everything as one transaction, and return when it is on its way."""
+        assert not self.under_way, "a batch is under way: collect it first"
+        with self._discarding():
+            connection = self._open().pgconn
+            connection.enter_pipeline_mode()
+            self._sent = []
+            for statement in (BEGIN, *statements, COMMIT):
+                self._queue(connection, statement)
+            connection.pipeline_sync()
+            _flush(connection)
+
+    def collect(self) -> list[Rows]:
+        """Wait for the answers: each statement's rows, the transaction committed. psycopg.Error if it was not."""
+        wanted, self._sent = self._sent, None
+        assert wanted is not None, "nothing was sent"
+        with self._discarding():
+            connection = self._open_still()
+            answers = list(_answers(connection))
+            connection.exit_pipeline_mode()
+        found = [rows for rows, keep in zip(answers, wanted, strict=True) if keep]
+        return found[1:-1]
+
+    def translated(self, error: psycopg.Error) -> Exception:
+        return translated(error, self._server)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        self._prepared = {}
+        self._sent = None
+        if connection is not None:
+            connection.close()
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:  # also a KeyboardInterrupt in the middle of a message: nothing can be sent after it
+            self.close()
+            raise
+
+    def _queue(self, connection: pq.abc.PGconn, statement: Statement) -> None:
+        assert self._sent is not None
+        if not statement.planned_once:
+            connection.send_query_params(statement.sql, statement.parameters)
+        else:
+            name = self._prepared.get(statement.sql)
+            if name is None:
+                name = self._prepared[statement.sql] = b"r%d" % len(self._prepared)
+                connection.send_prepare(name, statement.sql)
+                self._sent.append(False)
+            connection.send_query_prepared(name, statement.parameters)
+        self._sent.append(True)
+
+    def _open_still(self) -> pq.abc.PGconn:
+        if self._connection is None or self._connection.closed:
+            raise psycopg.OperationalError("the connection was closed while a batch was under way")
+        return self._connection.pgconn
+
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        self.close()
+        given = conninfo_to_dict(self._url)
+        settings = {name: value for name, value in _CONNECT.items() if name not in given}
+        try:
+            connection = psycopg.connect(self._url, autocommit=True, client_encoding="utf8", **settings)
+        except psycopg.OperationalError as e:
+            raise unreachable(e, self._server) from e
+        self._connection = connection
+        connection.execute(_SETTINGS)
+        return connection
+
+
+def _flush(connection: pq.abc.PGconn) -> None:
+    """Push the queued bytes out, taking in what comes meanwhile so that neither side waits for the other."""
+    poll = select.poll()
+    poll.register(connection.socket, select.POLLIN | select.POLLOUT)
+    while connection.flush():
+        poll.poll()
+        connection.consume_input()
+
+
+def _answers(connection: pq.abc.PGconn) -> Iterator[Rows]:
+    """One list of rows a statement; the first error, after everything was read."""
+    failure: psycopg.Error | None = None
+    while (result := _next(connection)) is None or result.status != pq.ExecStatus.PIPELINE_SYNC:
+        if result is None:  # between two statements
+            continue
+        if result.status == pq.ExecStatus.FATAL_ERROR and failure is None:
+            failure = error_from_result(result)
+        yield _rows(result)
+    if failure is not None:
+        raise failure
+
+
+def _next(connection: pq.abc.PGconn) -> pq.abc.PGresult | None:
+    """libpq's next result, waiting in Python so that signals are heard."""
+    poll = select.poll()
+    poll.register(connection.socket, select.POLLIN)
+    if connection.is_busy():
+        _flush(connection)
+    while connection.is_busy():
+        poll.poll()
+        connection.consume_input()
+    return connection.get_result()
+
+
+def _rows(result: pq.abc.PGresult) -> Rows:
+    return [tuple(result.get_value(r, c) for c in range(result.nfields)) for r in range(result.ntuples)]

@@ -1,0 +1,176 @@
+"""The SQL for one table. Every array parameter holds one column of the batch, whatever the number of rows.
+
+The guard is in the statement: a row or a tombstone of the same or a newer version wins. What the guard held back is
+counted in the same statement, and only looked up when fewer rows were affected than sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from connectors.postgres.shape import VERSION, Shape
+
+_CASTS = {"text[]", "numeric[]"}  # unnest flattens arrays of arrays, so these travel as the text of their literals
+
+_STALE = """ stale AS (
+  SELECT ({sources}::text[])[s.source] AS source, sum(s.weight)::bigint AS weight
+  FROM unnest({arrays}, {numbers}::int[], {weights}::int[]) AS s({names}, source, weight)
+  WHERE (SELECT count(*) FROM done) < cardinality({first}) AND {held_back}
+  GROUP BY 1 HAVING sum(s.weight) > 0
+), corrected AS (
+  UPDATE replicator.counts AS c SET applied = c.applied - stale.weight, stale = c.stale + stale.weight
+  FROM stale WHERE c.pipeline = {pipeline} AND c.source = stale.source
+) SELECT source, weight FROM stale"""
+
+_UPSERT = """WITH done AS (
+  INSERT INTO {table} AS t ({columns})
+  SELECT {values} FROM unnest({arrays}) AS d({names}){unless_deleted}
+  ON CONFLICT ({keys}) DO UPDATE SET {assignments} WHERE t.{version} < EXCLUDED.{version}
+  RETURNING {returned}
+),{stale}"""
+
+_DELETE = """WITH done AS (
+  DELETE FROM {table} AS t USING unnest({arrays}) AS d({names})
+  WHERE {matches} AND t.{version} < d.v RETURNING 1
+),{tombstones}{stale}"""
+
+_UNLESS_DELETED = """
+  WHERE NOT EXISTS (SELECT FROM replicator.tombstones AS x WHERE x.target = {label} AND x.id = d.i AND x.version >= d.v)"""
+
+_TOMBSTONES = """ kept AS (
+  INSERT INTO replicator.tombstones AS x (target, id, version)
+  SELECT {label}, d.i, d.v FROM unnest({ids}::text[], {versions}::bigint[]) AS d(i, v)
+  ON CONFLICT (target, id) DO UPDATE SET version = EXCLUDED.version WHERE x.version < EXCLUDED.version
+),"""
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """One table's statements. Parameters: keys, columns (upserts only), versions, ids (with tombstones only), then
+    each write's number of its source and its weight, the sources' names, and the pipeline."""
+
+    upsert: bytes
+    upsert_unless_deleted: bytes
+    delete: bytes
+    delete_for_good: bytes
+
+
+def statements(shape: Shape) -> Statements:
+    return Statements(
+        upsert=_upsert(shape, _Parameters(shape, tombstones=False)),
+        upsert_unless_deleted=_upsert(shape, _Parameters(shape, tombstones=True)),
+        delete=_delete(shape, _Parameters(shape, tombstones=False, columns=False)),
+        delete_for_good=_delete(shape, _Parameters(shape, tombstones=True, columns=False)),
+    )
+
+
+class _Parameters:
+    """Which $n holds what."""
+
+    def __init__(self, shape: Shape, *, tombstones: bool, columns: bool = True) -> None:
+        types = [key.type for key in shape.keys]
+        if columns:
+            types += ["text" if c.type in _CASTS else c.type for c in shape.columns]
+        self.count = len(types)
+        self.types = [*types, "bigint", *(["text"] if tombstones else [])]
+        self.names = [f"c{i}" for i in range(self.count)] + ["v"] + (["i"] if tombstones else [])
+        self.tombstones = tombstones
+        self.versions = self.dollar(self.count)
+        self.ids = self.dollar(self.count + 1)
+        rest = len(self.types)
+        self.numbers, self.weights, self.sources, self.pipeline = (self.dollar(rest + i) for i in range(4))
+
+    def dollar(self, index: int) -> sql.SQL:
+        return _raw(f"${index + 1}")
+
+    def arrays(self, indices: Sequence[int] | None = None) -> sql.SQL:
+        wanted = range(len(self.types)) if indices is None else indices
+        return _raw(", ".join(f"${i + 1}::{self.types[i]}[]" for i in wanted))
+
+    def named(self, indices: Sequence[int] | None = None) -> sql.SQL:
+        wanted = range(len(self.types)) if indices is None else indices
+        return _raw(", ".join(self.names[i] for i in wanted))
+
+
+def _raw(text: str) -> sql.SQL:
+    """Our own words only: numbers and type names, never a name from a config."""
+    return sql.SQL(text)  # type: ignore[arg-type]
+
+
+def _names(names: Sequence[str], prefix: str = "") -> sql.Composed:
+    return _raw(", ").join(_raw(prefix) + sql.Identifier(name) for name in names)
+
+
+def _upsert(shape: Shape, p: _Parameters) -> bytes:
+    keys = [key.name for key in shape.keys]
+    body = [*(c.name for c in shape.columns), VERSION]
+    casts = [""] * len(keys) + [f"::{c.type}" if c.type in _CASTS else "" for c in shape.columns] + [""]
+    found = sql.SQL(_UPSERT).format(
+        table=shape.qualified,
+        columns=_names([*keys, *body]),
+        values=_raw(", ".join(f"d.{name}{cast}" for name, cast in zip(p.names, casts, strict=False))),
+        arrays=p.arrays(),
+        names=p.named(),
+        unless_deleted=sql.SQL(_UNLESS_DELETED).format(label=sql.Literal(shape.label)) if p.tombstones else _raw(""),
+        keys=_names(keys),
+        assignments=_raw(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in body),
+        version=sql.Identifier(VERSION),
+        returned=_names(keys, "t."),
+        stale=_stale(p, range(len(keys)), _not_done(keys)),
+    )
+    return found.as_bytes(None)
+
+
+def _not_done(keys: Sequence[str]) -> sql.Composed:
+    """NOT IN, not NOT EXISTS: it is hashed without asking the planner, and keys are never null."""
+    row = _raw(", ".join(f"s.c{i}" for i in range(len(keys))))
+    return sql.SQL("({}) NOT IN (SELECT {} FROM done)").format(row, _names(keys))
+
+
+def _delete(shape: Shape, p: _Parameters) -> bytes:
+    keyed = [*range(p.count), p.count]
+    table = sql.SQL(_TOMBSTONES).format(label=sql.Literal(shape.label), ids=p.ids, versions=p.versions)
+    found = sql.SQL(_DELETE).format(
+        table=shape.qualified,
+        arrays=p.arrays(keyed),
+        names=p.named(keyed),
+        matches=_matches(shape, "d"),
+        version=sql.Identifier(VERSION),
+        tombstones=table if p.tombstones else _raw(""),
+        stale=_stale(p, range(len(p.types)), _newer(shape, tombstones=p.tombstones)),
+    )
+    return found.as_bytes(None)
+
+
+def _matches(shape: Shape, alias: str) -> sql.Composed:
+    pairs = (
+        sql.SQL("t.{} = {}").format(sql.Identifier(k.name), _raw(f"{alias}.c{i}")) for i, k in enumerate(shape.keys)
+    )
+    return _raw(" AND ").join(pairs)
+
+
+def _newer(shape: Shape, *, tombstones: bool) -> sql.Composed:
+    row = sql.SQL("EXISTS (SELECT FROM {} AS t WHERE {} AND t.{} >= s.v)")
+    found = row.format(shape.qualified, _matches(shape, "s"), sql.Identifier(VERSION))
+    if not tombstones:
+        return found
+    tomb = sql.SQL(
+        "EXISTS (SELECT FROM replicator.tombstones AS x WHERE x.target = {} AND x.id = s.i AND x.version >= s.v)"
+    )
+    return sql.SQL("({} OR {})").format(found, tomb.format(sql.Literal(shape.label)))
+
+
+def _stale(p: _Parameters, indices: Sequence[int], held_back: sql.Composed) -> sql.Composed:
+    return sql.SQL(_STALE).format(
+        sources=p.sources,
+        arrays=p.arrays(indices),
+        numbers=p.numbers,
+        weights=p.weights,
+        names=p.named(indices),
+        first=p.arrays([0]),
+        held_back=held_back,
+        pipeline=p.pipeline,
+    )

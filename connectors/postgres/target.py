@@ -1,0 +1,162 @@
+"""The target itself: tables checked and made, batches stored with their checkpoints in one transaction each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+
+from connectors.postgres import catalog, culprits, leftovers
+from connectors.postgres.checkpoints import PostgresCheckpoints
+from connectors.postgres.encode import Encoded, Encoder
+from connectors.postgres.errors import StoredAlready, is_data_error
+from connectors.postgres.options import PostgresOptions, PostgresTable
+from connectors.postgres.privileges import missing_privileges
+from connectors.postgres.schema import install
+from connectors.postgres.session import Rows, Session
+from connectors.postgres.shape import Shape, shapes
+from replicator.batch import Batch, DocumentId, Outcome
+from replicator.errors import ConfigError
+from replicator.target import Table
+
+
+class Postgres:
+    """Tables in one schema of a Postgres database (15 or newer), and everything durable in the schema ``replicator``.
+
+    A batch is one transaction and one round trip: entries, deletes, upserts and counts commit together or not at all.
+    The user of ``url`` creates and owns the tables, or is granted them.
+    """
+
+    Options = PostgresOptions
+    TableOptions = PostgresTable
+
+    def __init__(self, options: PostgresOptions, pipeline: str) -> None:
+        self._options = options
+        self._pipeline = pipeline
+        self._session = Session(options.url.get_secret_value())
+        self._checkpoints = PostgresCheckpoints(self._session, pipeline)
+        self._encoder = Encoder({}, options.nul, pipeline)
+        self._sent: Encoded | None = None
+
+    @property
+    def checkpoints(self) -> PostgresCheckpoints:
+        """The pipeline's entries. Not to be used while a batch is under way."""
+        return self._checkpoints
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        try:
+            wanted = self._shapes(tables)
+        except ConfigError as e:
+            return e.problems
+        try:
+            with self._session.connection() as connection:
+                problems = [text for shape in wanted for text in self._mismatches(connection, shape)]
+                return [*problems, *missing_privileges(connection, wanted)]
+        except ConfigError as e:
+            return e.problems
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        wanted = self._shapes(tables)
+        with self._session.connection() as connection:
+            missing = [shape for shape in wanted if catalog.found(connection, shape) is None]
+        return [catalog.create_table(shape).as_string(None) + ";" for shape in missing]
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        wanted = self._shapes(tables)
+        with self._session.connection() as connection:
+            there = [catalog.found(connection, shape) for shape in wanted]
+        epochs = [table.epoch for table in there if table is not None]
+        return max(epochs, default=None) if len(epochs) == len(there) else None
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        wanted = shapes(tables, self._options.schema_)
+        with self._session.connection() as connection:
+            install(connection)
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator tables', 0))")
+                problems = [text for shape in wanted.values() for text in self._mismatches(connection, shape)]
+                if problems:
+                    raise ConfigError(*problems)
+                for shape in wanted.values():
+                    self._make(connection, shape, epoch)
+        self._encoder = Encoder(wanted, self._options.nul, self._pipeline)
+
+    def write(self, batch: Batch) -> Outcome:
+        self.send(self.encode(batch))
+        return self.collect()
+
+    def encode(self, batch: Batch) -> Encoded:
+        return self._encoder.encode(batch)
+
+    def send(self, encoded: Encoded) -> None:
+        if not encoded.rejections:
+            batch = encoded.batch
+            self._session.send([self._checkpoints.advance(batch.saves, batch.parts), *encoded.statements])
+        self._sent = encoded
+
+    def collect(self) -> Outcome:
+        encoded, self._sent = self._sent, None
+        assert encoded is not None, "nothing was sent"
+        if encoded.rejections:
+            return Outcome(encoded.rejections)
+        try:
+            answers = self._session.collect()
+        except psycopg.Error as e:
+            return self._failed(encoded.batch, e)
+        stale = dict(_stale(answers[1:]))
+        self._checkpoints.noted(stale)
+        return Outcome(stale=stale)
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        (shape,) = self._shapes([table])
+        with self._session.connection() as connection:
+            ids = leftovers.older(connection, shape, below, spare)
+        if ids:
+            self.write(leftovers.removal(table, ids, below))
+        return len(ids)
+
+    def purge(self, table: Table) -> int:
+        (shape,) = self._shapes([table])
+        self._session.send([self._checkpoints.advance((), ()), leftovers.purge(shape)])
+        try:
+            _, rows = self._session.collect()
+        except psycopg.Error as e:
+            raise self._session.translated(e) from e
+        return int(rows[0][0] or 0)
+
+    def close(self) -> None:
+        self._sent = None
+        self._session.close()
+
+    def _failed(self, batch: Batch, error: psycopg.Error) -> Outcome:
+        found = self._session.translated(error)
+        if isinstance(found, StoredAlready):
+            return Outcome(stale=self._checkpoints.missed(batch.parts))
+        if is_data_error(error):
+            return Outcome(culprits.refused(self._session, self._encoder, batch, error))
+        raise found from error
+
+    def _shapes(self, tables: Sequence[Table]) -> list[Shape]:
+        return list(shapes(tables, self._options.schema_).values())
+
+    def _mismatches(self, connection: psycopg.Connection[Any], shape: Shape) -> Iterator[str]:
+        table = catalog.found(connection, shape)
+        return iter(()) if table is None else catalog.mismatches(shape, table)
+
+    def _make(self, connection: psycopg.Connection[Any], shape: Shape, epoch: int) -> None:
+        table = catalog.found(connection, shape)
+        if table is None:
+            connection.execute(catalog.create_table(shape))
+        if table is None or table.epoch != epoch:
+            connection.execute(catalog.comment(shape, self._pipeline, epoch))
+
+
+def _stale(answers: Sequence[Rows]) -> Iterator[tuple[str, int]]:
+    totals: dict[str, int] = {}
+    for rows in answers:
+        for row in rows:
+            if len(row) == 2 and row[0] is not None and row[1] is not None:
+                source = row[0].decode()
+                totals[source] = totals.get(source, 0) + int(row[1])
+    return iter(totals.items())
