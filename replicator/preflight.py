@@ -10,7 +10,9 @@ from replicator import aws, sample, transform
 from replicator.attributes import Item, Malformed
 from replicator.change import key_text
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError
+from replicator.run import target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
+from replicator.start import check_source
 from replicator.transform import Hook, Poison
 from replicator.wire import Wire, WireError, failure
 
@@ -85,28 +87,12 @@ def _source(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -
 
 
 def _stream(table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
-    enable = (
-        f"aws dynamodb update-table --table-name {table.name} "
-        "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
-    )
-    own_ids = hook is not None and hook.declared
-    if not table.streaming or table.stream_arn is None:
-        yield Finding("source.stream", "problem", f"the table {table.name} has no enabled stream", enable)
-    elif table.view == "OLD_IMAGE":
-        text = "the view type is OLD_IMAGE: records do not say what an item became, only what it was"
-        yield Finding("source.stream", "problem", text, _again(enable))
-    elif own_ids and table.view != "NEW_AND_OLD_IMAGES":
-        text = (
-            f"the view type is {table.view}, but a hook with ids of its own needs NEW_AND_OLD_IMAGES: without the old "
-            "image nobody knows which documents an item had and has no longer"
-        )
-        yield Finding("source.stream", "problem", text, _again(enable))
+    try:
+        check_source(table, own_ids=hook is not None and hook.declared)
+    except ConfigError as e:
+        yield from (Finding("source.stream", "problem", p) for p in e.problems)
     else:
         yield Finding("source.stream", "ok", f"{table.stream_arn}, {table.view}")
-
-
-def _again(enable: str) -> str:
-    return f"disable the stream, then: {enable} (a new stream: replicator reads the table anew)"
 
 
 def _stream_calls(wire: Wire, arn: str) -> Iterator[Finding]:
@@ -181,10 +167,9 @@ def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
 
 
 def _target(config: Config, table: SourceTable | None, hook: Hook | None) -> Iterator[Finding]:
-    own_ids = hook is not None and hook.declared
-    wanted = () if table is None else config.target.wanted(table.keys, own_ids=own_ids)
     target = None
     try:
+        wanted = () if table is None else target_tables(config, table, hook)
         target = config.target.build(config.pipeline)
         problems = target.check(wanted)
         yield from (Finding("target", "problem", p) for p in problems)

@@ -83,6 +83,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     from replicator.compaction import Filing
     from replicator.parking import pipeline_of
     from replicator.parking import retry as tried
+    from replicator.run import target_tables
     from replicator.source import describe_table
 
     refused = 0
@@ -91,8 +92,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
         filing = Filing(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
-        keys = describe_table(aws.connect(loaded.source), loaded.source.table).keys
-        target.open(loaded.target.wanted(keys, own_ids=filing.own_ids), pipeline.epoch)
+        table = describe_table(aws.connect(loaded.source), loaded.source.table)
+        target.open(target_tables(loaded, table, hook), pipeline.epoch)
         for item in chosen:
             reason = tried(item, filing, target, pipeline)
             refused += bool(reason)
@@ -115,12 +116,12 @@ def drop(config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
     from replicator import config as configs
-    from replicator.cli.status import checkpoints_of
+    from replicator.run import checkpoints_of
 
     loaded = configs.load(path)
     target = loaded.target.build(loaded.pipeline)
     try:
-        yield loaded, target, checkpoints_of(target, loaded)
+        yield loaded, target, checkpoints_of(target)
     finally:
         target.close()
 

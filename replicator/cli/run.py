@@ -56,13 +56,14 @@ def resync(config: str, until: Until, as_json: bool) -> None:
 
 def _move(path: str, as_json: bool, **how: Any) -> None:
     say_first(path, as_json)
-    from replicator import config, driver
+    from replicator import config
     from replicator.cli import live
+    from replicator.run import run as copy
 
     stop = stop_on_signals()
     loaded = config.load(path)
     with live.view(as_json) as observe:
-        driver.run(loaded, stop=stop, observe=observe, **how)
+        copy(loaded, stop=stop, observe=observe, **how)
         log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": loaded.pipeline})
 
 

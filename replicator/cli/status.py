@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import click
 
 from replicator.cli.output import config_argument, json_option, put
-
-if TYPE_CHECKING:
-    from replicator.checkpoints import Checkpoints
-    from replicator.config import Config
-    from replicator.target import Target
 
 
 @click.command
@@ -27,11 +21,12 @@ def status(config: str, as_json: bool) -> None:
     from replicator import config as configs
     from replicator.cli.show import as_table, as_values
     from replicator.progress import progress
+    from replicator.run import checkpoints_of
 
     loaded = configs.load(config)
     target = loaded.target.build(loaded.pipeline)
     try:
-        claimed = checkpoints_of(target, loaded).read()
+        claimed = checkpoints_of(target).read()
     finally:
         target.close()
     found = progress(claimed.entries, claimed.counts, time.time())
@@ -41,13 +36,3 @@ def status(config: str, as_json: bool) -> None:
     from rich.console import Console
 
     Console().print(as_table(found))
-
-
-def checkpoints_of(target: Target, config: Config) -> Checkpoints:
-    """Where a pipeline's entries are kept."""
-    from replicator.errors import ConfigError
-    from replicator.target import Transactional
-
-    if isinstance(target, Transactional):
-        return target.checkpoints
-    raise ConfigError(f"{config.path}: target.type: {config.target.type} keeps no checkpoints")
