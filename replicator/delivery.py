@@ -81,7 +81,7 @@ class Delivery:
         return self._under_way is not None
 
     def offer(self, batch: Batch) -> None:
-        """Begin to store ``batch`` when everything before it is stored; it comes back if something before was refused."""
+        """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
         if not isinstance(self._target, Overlapping):
             self._finish(batch, self._patiently(lambda: self._written(batch)))
             return

@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from replicator import backfill, start
@@ -58,12 +59,13 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a run gets from outside: time, randomness, when to stop, and who wants to know how it goes."""
+    """What a run gets from outside: time, randomness, threads, when to stop, and who wants to know how it goes."""
 
     stop: threading.Event
     observe: Callable[[Progress], None]
     now: Callable[[], float] = time.time
-    random: random.Random = random.Random()
+    random: random.Random = field(default_factory=random.Random)
+    steps: Callable[[], Steps] = lambda: Steps(THREADS)
 
 
 def log_wait(trouble: str | None) -> None:
@@ -102,7 +104,7 @@ class Driver:
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore")
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
         self._budget = ReadBudget(copy.config.backfill.read_units)
-        self._steps = Steps(THREADS)
+        self._steps = world.steps()
         self._fetching: Fetching | None = None
         self._outage: str | None = None
         self._pulsed = self._observed = 0.0
@@ -234,10 +236,10 @@ class Driver:
         if state.stage == backfill.SWEEPING:
             spare, obsolete = self._spared(state.epoch)
             self.pipeline.unpark(obsolete)
-            below = version(state.epoch, 0)
-            done = [self._patiently(lambda t=t: self._copy.target.sweep(t, below, spare)) for t in self._copy.tables]
+            sweep = partial(self._copy.target.sweep, below=version(state.epoch, 0), spare=spare)
+            done = [self._patiently(partial(sweep, table)) for table in self._copy.tables]
         else:
-            done = [self._patiently(lambda t=t: self._copy.target.purge(t)) for t in self._copy.tables]
+            done = [self._patiently(partial(self._copy.target.purge, table)) for table in self._copy.tables]
         if not any(done):
             self.pipeline.chore_done(self._now())
             self._delivery.flush()
@@ -312,8 +314,17 @@ class Driver:
 
     def progress(self) -> Progress:
         """How the run is doing, from what is stored and what idle shards showed."""
-        kinds = self.pipeline.kinds(self._sign("catching-up"))
-        found = measured(kinds, self.pipeline.counts, self._now())
+        pipeline = self.pipeline
+        found = measured(
+            state=pipeline.state,
+            pulse=self._sign("catching-up"),
+            shards=pipeline.seen(),
+            segments=pipeline.segments,
+            gaps=pipeline.ledger.gaps,
+            parked=len(pipeline.parked),
+            counts=pipeline.total,
+            now=self._now(),
+        )
         return replace(found, phase=self._phase(found))
 
     def _phase(self, found: Progress) -> str:

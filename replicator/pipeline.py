@@ -236,20 +236,9 @@ class Pipeline:
     def _read_through(self, id: str, state: ShardState) -> float:
         return max(state.through or 0.0, self._through.get(id, 0.0))
 
-    def kinds(self, pulse: Pulse) -> dict[str, dict[str, object]]:
-        """The stored entries by kind and id, with what idle shards showed since."""
-        shards = {
-            id: replace(s, through=self._read_through(id, s)) if id in self._through else s
-            for id, s in self.shards.items()
-        }
-        return {
-            "pipeline": {} if self.state is None else {"": self.state},
-            "pulse": {"": pulse},
-            "gap": dict(self.ledger.gaps),
-            "shard": dict(shards),
-            "segment": dict(self.segments),
-            "parked": dict.fromkeys(self.parked.ids),
-        }
+    def seen(self) -> dict[str, ShardState]:
+        """The stored shards, with what idle ones showed since."""
+        return {id: replace(s, through=self._read_through(id, s) or None) for id, s in self.shards.items()}
 
     @property
     def ended(self) -> bool:

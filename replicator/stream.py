@@ -38,8 +38,8 @@ class RecordsDecoder:
                 ("SequenceNumber", str),
                 ("Keys", self._key.shape),
                 ("ApproximateCreationDateTime", float, 0.0),
-                ("NewImage", msgspec.Raw | None, None),
-                ("OldImage", msgspec.Raw | None, None),
+                ("NewImage", msgspec.Raw, None),
+                ("OldImage", msgspec.Raw, None),
             ],
             gc=False,
         )

@@ -1,0 +1,166 @@
+"""A target and checkpoints in memory with the semantics of the real ones: for tests of hooks, pipelines, drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from replicator.attributes import Item, plain
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write
+from replicator.checkpoints import Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.errors import Fenced
+from replicator.target import Table
+
+
+@dataclass(slots=True)
+class MemoryDatabase:
+    """What survives a crash: rows and tombstones by table and document id, entries, counts.
+
+    A row is (version, body as JSON bytes); a tombstone is a version.
+    """
+
+    rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
+    tombstones: dict[str, dict[DocumentId, int]] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    entries: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+    def documents(self, table: str) -> dict[DocumentId, Any]:
+        """The documents of a table as plain values, as a reader of the destination sees them."""
+        return {id: orjson.loads(body) for id, (_, body) in self.rows.get(table, {}).items()}
+
+
+class MemoryCheckpoints:
+    """``Checkpoints`` over a MemoryDatabase."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+        self._owner: int | None = None
+
+    def claim(self, owner: Owner) -> Claimed:
+        entries = self._database.entries
+        self._owner = entries.get(("owner", ""), (0, ""))[0] + 1
+        entries["owner", ""] = (self._owner, encode(owner))
+        return self.read()
+
+    def read(self) -> Claimed:
+        listed = [
+            Entry(kind, id, revision, "" if kind == "parked" else text)
+            for (kind, id), (revision, text) in self._database.entries.items()
+        ]
+        return Claimed(self._owner or 0, listed, dict(self._database.counts))
+
+    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
+        found = []
+        for (kind, id), (_, text) in sorted(self._database.entries.items()):
+            value = decode(kind, id, text) if kind == "parked" and id.startswith(prefix) else None
+            if isinstance(value, Parked):
+                found.append((id, value))
+        return found
+
+    def check(self, saves: Sequence[Save]) -> None:
+        """Fenced unless all of ``saves`` may be made."""
+        entries = self._database.entries
+        if self._owner is not None and entries["owner", ""][0] != self._owner:
+            raise Fenced("another run owns the pipeline")
+        for save in saves:
+            revision = entries.get((save.kind, save.id), (0, ""))[0]
+            if save.expected is not None and save.expected != revision:
+                raise Fenced(f"{save.kind} {save.id!r} has revision {revision} instead of {save.expected}")
+
+    def save(self, saves: Sequence[Save]) -> None:
+        self.check(saves)
+        for save in saves:
+            place = (save.kind, save.id)
+            revision = self._database.entries.get(place, (0, ""))[0]
+            if save.text is None:
+                self._database.entries.pop(place, None)
+            else:
+                self._database.entries[place] = (revision + 1, save.text)
+
+
+class MemoryTarget:
+    """``Target`` over a MemoryDatabase, transactional. ``refuse`` names what it will not take, with a reason."""
+
+    def __init__(self, database: MemoryDatabase, refuse: Callable[[Upsert], str | None] = lambda _: None) -> None:
+        self._database = database
+        self._refuse = refuse
+        self.checkpoints = MemoryCheckpoints(database)
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        return []
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        return []
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        found = [self._database.epochs.get(t.name) for t in tables]
+        return None if None in found else max(e for e in found if e is not None)
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        for table in tables:
+            self._database.rows.setdefault(table.name, {})
+            self._database.tombstones.setdefault(table.name, {})
+            self._database.epochs[table.name] = epoch
+
+    def write(self, batch: Batch) -> Outcome:
+        upserts = [w for part in batch.parts for w in part.writes if isinstance(w, Upsert)]
+        rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
+        if rejections:
+            return Outcome(rejections)
+        self.checkpoints.save(batch.saves)
+        stale: dict[str, int] = {}
+        for part in batch.parts:
+            known = sum(w.weight for w in part.writes if not self._apply(w, keep=batch.tombstones))
+            if known:
+                stale[part.source] = known
+            c = part.counts
+            applied = c.read - c.dropped - c.parked - known
+            counted = Counts(c.read, applied, known, c.dropped, c.parked)
+            self._database.counts[part.source] = self._database.counts.get(part.source, Counts()) + counted
+        return Outcome((), stale)
+
+    def _apply(self, write: Write, *, keep: bool) -> bool:
+        rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
+        known = max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1))
+        if write.version <= known:
+            return False
+        if isinstance(write, Delete):
+            rows.pop(write.id, None)
+            if keep:
+                tombstones[write.id] = write.version
+        else:
+            rows[write.id] = (write.version, body(write.body))
+        return True
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        rows = self._database.rows[table.name]
+        gone = [id for id, (v, _) in rows.items() if v < below and not any(id[: len(s)] == s for s in spare)]
+        for id in gone:
+            del rows[id]
+            self._database.tombstones[table.name][id] = below
+        return len(gone)
+
+    def purge(self, table: Table) -> int:
+        gone = len(self._database.tombstones[table.name])
+        self._database.tombstones[table.name].clear()
+        return gone
+
+    def close(self) -> None:
+        pass
+
+
+def body(document: Mapping[str, object]) -> bytes:
+    """A document as canonical JSON."""
+    if isinstance(document, Item):
+        document = {name: plain(v) for name, v in document.typed.items()}
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS, default=_default)
+
+
+def _default(value: object) -> object:
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return str(value)

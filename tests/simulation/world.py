@@ -1,0 +1,382 @@
+"""The production driver, pipeline and readers on a virtual clock, with everything outside them in memory and unreliable.
+
+One seed decides everything: what is written and when shards split, which step comes next, what fails, when the process
+dies and when a second run starts. What the target holds at the end is compared with what the hook gives for each item.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from replicator.attributes import Item, image
+from replicator.batch import Batch, DocumentId, Outcome
+from replicator.change import key_text
+from replicator.checkpoints import Owner
+from replicator.compaction import Filing
+from replicator.config import Backfill, Config, Source
+from replicator.config_target import OWN_IDS, Destination
+from replicator.driver import Copy, Driver, World
+from replicator.errors import Fenced, GapFound, TransientError
+from replicator.progress import Progress
+from replicator.source import describe_table
+from replicator.steps import Stepped, Steps
+from replicator.target import Table
+from replicator.testing.dynamodb import AWS, LOCAL, DynamoDB
+from replicator.testing.memory import MemoryDatabase, MemoryTarget, body
+from replicator.transform import Hook, Poison
+
+TABLE = "orders"
+HOUR = 3600.0
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this point happened."""
+
+
+class NeverSettled(AssertionError):
+    """Faults stopped, and still the run did not catch up."""
+
+
+@dataclass(slots=True)
+class Clock:
+    now: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class VirtualStop:
+    """``threading.Event`` on the virtual clock: waiting moves time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._clock.now += timeout or 0.0
+        return False
+
+
+class VirtualSteps(Steps):
+    """``Steps`` without threads: the seed picks which due generator moves; between steps the world does its worst."""
+
+    def __init__(self, universe: Universe) -> None:
+        self._universe = universe
+        self._generators: dict[str, Iterator[Any]] = {}
+        self._when: dict[str, float] = {}
+
+    def again(self, name: str, rest: float = 0.0) -> None:
+        self._when[name] = self._universe.clock() + rest
+
+    def clear(self) -> None:
+        self._generators.clear()
+        self._when.clear()
+
+    def close(self) -> None:
+        self.clear()
+
+    def get(self, timeout: float) -> Stepped | None:
+        universe = self._universe
+        if timeout == 0.0 and universe.random.random() < 0.5:
+            return None
+        universe.happen()
+        due = [name for name, at in self._when.items() if at <= universe.clock()]
+        if not due:
+            universe.clock.now += max(timeout, 0.05)
+            return None
+        name = universe.random.choice(due)
+        del self._when[name]
+        return self._step(name)
+
+    def _step(self, name: str) -> Stepped:
+        generator = self._generators[name]
+        try:
+            return Stepped(name, next(generator))
+        except StopIteration:
+            del self._generators[name]
+            return Stepped(name, ended=True)
+        except Exception as e:
+            del self._generators[name]
+            return Stepped(name, error=e)
+
+
+class Unreliable(MemoryTarget):
+    """The target: it may fail before or after it stored a batch, and the process may die at either moment."""
+
+    def __init__(self, universe: Universe) -> None:
+        super().__init__(universe.database, universe.refuse)
+        self._universe = universe
+
+    def write(self, batch: Batch) -> Outcome:
+        self._universe.may_die()
+        if self._universe.chance("lost"):
+            raise TransientError("the target did not answer; nothing was stored")
+        before = dict(self._universe.database.entries)
+        try:
+            outcome = super().write(batch)
+        except Fenced:
+            if self._already(batch):  # the answer to the same batch was lost
+                return Outcome()
+            raise
+        self._universe.may_die()
+        if outcome.rejections:
+            assert before == self._universe.database.entries
+        elif batch.saves and self._universe.chance("unanswered"):
+            raise TransientError("the target stored it, but the answer was lost")
+        return outcome
+
+    def _already(self, batch: Batch) -> bool:
+        entries = self._universe.database.entries
+        mine = self.checkpoints._owner == entries["owner", ""][0]
+        kept = [s for s in batch.saves if s.expected is not None]
+        return (
+            mine
+            and bool(kept)
+            and all(
+                (entries.get((s.kind, s.id)) == (s.expected + 1, s.text))
+                if s.text is not None
+                else (s.kind, s.id) not in entries
+                for s in kept
+                if s.expected is not None
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What kind of pipeline, and how hard the world tries. ``rates``: chance of each misfortune a step."""
+
+    hook: Callable[..., object] | None = None
+    steps: int = 250
+    keys: int = 6
+    trims: bool = False
+    ignore_expired: bool = False
+    rates: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "write": 0.6,
+            "split": 0.03,
+            "roll": 0.03,
+            "expire": 0.03,
+            "throttle": 0.02,
+            "blank": 0.02,
+            "pause": 0.02,
+            "jump": 0.01,
+            "die": 0.012,
+            "takeover": 0.004,
+            "lost": 0.02,
+            "unanswered": 0.02,
+        }
+    )
+
+
+class Universe:
+    """One seed's world and the runs in it."""
+
+    def __init__(self, seed: int, scenario: Scenario) -> None:
+        self.random = random.Random(seed)
+        self.scenario = scenario
+        self.clock = Clock()
+        self.budget = scenario.steps
+        swing = {name: 10 ** self.random.uniform(-1, 0.5) for name in scenario.rates}
+        self.rates = {name: rate * swing[name] for name, rate in scenario.rates.items()}
+        self.database = MemoryDatabase()
+        dialect = self.random.choice([AWS, LOCAL])
+        self.source = DynamoDB(now=self.clock, random=self.random, dialect=dialect)
+        self.source.create_table(TABLE, keys={"pk": "S"}, shards=self.random.randrange(1, 4))
+        self.source.page_sizes(shards=3, records=self.random.choice([1, 3, 7]), items=self.random.choice([1, 2, 5]))
+        self.value = 0
+        self.expired: set[str] = set()
+        for _ in range(self.random.randrange(0, 12)):
+            self._write()
+        self.hook = None
+        self.depth = 0
+
+    # What may happen between two steps
+
+    def chance(self, what: str) -> bool:
+        return self.budget > 0 and self.random.random() < self.rates.get(what, 0.0)
+
+    def may_die(self) -> None:
+        if self.chance("die"):
+            raise Killed
+
+    def happen(self) -> None:
+        """The world moves on."""
+        self.clock.now += self.random.uniform(0.0, 0.3)
+        if self.budget <= 0:
+            return
+        self.budget -= 1
+        if self.budget == 0:
+            self.source.heal()
+        for what, act in self._misfortunes().items():
+            if self.chance(what):
+                act()
+        self.may_die()
+
+    def _misfortunes(self) -> dict[str, Callable[[], None]]:
+        return {
+            "write": self._write,
+            "split": lambda: self._reshard(self.source.split),
+            "roll": lambda: self._reshard(self.source.roll),
+            "expire": self._expire,
+            "throttle": self._throttle,
+            "blank": lambda: self.source.blank(times=self.random.randrange(1, 4)),
+            "pause": lambda: self._pass(self.random.uniform(1, 16 * 60)),
+            "jump": lambda: self._pass(25 * HOUR) if self.scenario.trims else None,
+            "takeover": self._takeover,
+        }
+
+    def _pass(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    def _write(self) -> None:
+        key = f"k{self.random.randrange(self.scenario.keys)}"
+        if self.random.random() < 0.35:
+            self.source.delete(TABLE, {"pk": key})
+        else:
+            self.value += 1
+            self.source.put(TABLE, {"pk": key, "v": self.value})
+
+    def _expire(self) -> None:
+        items = self.source.items(TABLE)
+        if items:
+            self.source.expire(TABLE, {"pk": self.random.choice(items)["pk"]})
+
+    def _reshard(self, how: Callable[[str, str], object]) -> None:
+        shards = self.source.open_shards(TABLE)
+        if len(shards) < 8:
+            how(TABLE, self.random.choice(shards))
+
+    def _throttle(self) -> None:
+        operation = self.random.choice(["GetRecords", "Scan", "DescribeStream", "GetShardIterator"])
+        self.source.fail(operation, times=self.random.randrange(1, 5))
+
+    def _takeover(self) -> None:
+        """Another run of the pipeline starts while this one lives; then this one goes on, and must notice."""
+        if self.depth < 2:
+            self.go(self.random.randrange(1, 40))
+
+    def refuse(self, write: Any) -> str | None:
+        return None
+
+    # Runs
+
+    def tables(self) -> Mapping[str, Mapping[str, Any]]:
+        declared = self.scenario.hook is not None and getattr(self.scenario.hook, "__replicator_documents__", False)
+        return {"even": {}, "odd": {}} if declared else {TABLE: {}}
+
+    def driver(self) -> Driver:
+        hook, function = None, self.scenario.hook
+        if function is not None:
+            declared = getattr(function, "__replicator_documents__", False)
+            hook = Hook(function.__name__, function, function.__name__, declared)
+        config = Config(
+            "simulated",
+            Source(table=TABLE),
+            Destination("memory", None, None, self.tables()),  # type: ignore[arg-type]
+            backfill=Backfill(segments=self.random.choice([1, 2, 3])),
+            on_gap="resync",
+            ttl_deletes="ignore" if self.scenario.ignore_expired else "apply",
+        )
+        target = Unreliable(self)
+        table = describe_table(self.source, TABLE)
+        keys = OWN_IDS if hook is not None and hook.declared else table.keys
+        tables = tuple(Table(name, keys) for name in self.tables())
+        copy = Copy(config, self.source, target, target.checkpoints, hook, table, tables)
+        world = World(VirtualStop(self.clock), _ignore, self.clock, self.random, lambda: VirtualSteps(self))  # type: ignore[arg-type]
+        return Driver(copy, Owner(f"run{self.random.random()}", "here", 1, self.clock()), world)
+
+    def go(self, turns: int) -> None:
+        """One run, for so many turns at most; it may be killed, or fenced off by another one."""
+        self.depth += 1
+        try:
+            driver = self.driver()
+            left = [turns]
+            inner = driver._turn
+
+            def turn() -> None:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                inner()
+
+            driver._turn = turn  # type: ignore[method-assign]
+            driver.run(until="caught-up", resync=False, accept_hook_change=False)
+            self.caught_up = True
+        except (Killed, Fenced, GapFound):  # dead, replaced, or ended with exit code 3; somebody starts it again
+            pass
+        finally:
+            self.depth -= 1
+
+    def settle(self) -> None:
+        """Runs one after the other until the world has done its worst; then one that must catch up."""
+        while self.budget > 0:
+            self.go(10_000)
+        self.source.heal()
+        self.caught_up = False
+        self.go(5_000)
+        if not self.caught_up:
+            raise NeverSettled("the last run did not catch up within 5,000 turns")
+
+    # What must hold in the end
+
+    def check(self) -> None:
+        """The target is what the hook gives for each item; parked items are excepted."""
+        parked = {p.key for _, p in MemoryTarget(self.database).checkpoints.parked()}
+        want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in self.tables()}
+        for item in self.source.items(TABLE):
+            key = (str(item["pk"]),)
+            if key not in parked:
+                for table, id, document in self._documents(key, item):
+                    want[table][id] = document
+        for table in self.tables():
+            got = {
+                id: stored
+                for id, (_, stored) in self.database.rows.get(table, {}).items()
+                if not self._of_parked(id, parked)
+            }
+            assert want[table] == got, f"{table} differs"
+        for source, c in self.database.counts.items():
+            assert c.read == c.applied + c.stale + c.dropped + c.parked, f"counts of {source}: {c}"
+            assert min(c.read, c.applied, c.stale, c.dropped, c.parked) >= 0
+
+    def _of_parked(self, id: DocumentId, parked: set[tuple[str, ...]]) -> bool:
+        return id in parked or any(id[0] == key_text(key) for key in parked)
+
+    def _documents(self, key: tuple[str, ...], item: Mapping[str, object]) -> Iterator[tuple[str, DocumentId, bytes]]:
+        function = self.scenario.hook
+        encoded = Item(image(item))
+        if function is None:
+            yield TABLE, key, body(encoded)
+            return
+        hook = Hook("", function, "", getattr(function, "__replicator_documents__", False))
+        try:
+            if not hook.declared:
+                found = hook.one(encoded)
+                if found is not None:
+                    yield TABLE, key, body(found)
+                return
+            for (table, id), document in hook.many(encoded, tuple(self.tables())).items():
+                yield table, (key_text(key), id), body(document)
+        except Poison:
+            raise AssertionError(f"the item {key} is poison, and is not parked") from None
+
+
+def _ignore(_: Progress) -> None:
+    pass
+
+
+def simulate(seed: int, scenario: Scenario) -> Universe:
+    """One seed, to its end. AssertionError says what did not hold."""
+    universe = Universe(seed, scenario)
+    universe.settle()
+    universe.check()
+    return universe
+
+
+__all__: Sequence[str] = ["Scenario", "Universe", "simulate", "Filing"]
