@@ -64,7 +64,8 @@ def _move(path: str, as_json: bool, **how: Any) -> None:
     loaded = config.load(path)
     with live.view(as_json) as observe:
         copy(loaded, stop=stop, observe=observe, **how)
-        log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": loaded.pipeline})
+        if not stop.is_set():
+            log.info("caught up", extra={"pipeline": loaded.pipeline})
 
 
 def say_first(path: str, as_json: bool) -> None:
