@@ -83,7 +83,7 @@ def mismatches(shape: Shape, table: Found) -> Iterator[str]:
         yield f"{shape.label}: the primary key is to be ({', '.join(keys)}), it is {there}"
     for column in table.columns.values():
         if column.name not in wanted and column.not_null and not (column.has_default or column.generated):
-            yield f"{shape.label}: column {column.name} is not among the columns wanted, and is NOT NULL without a default"
+            yield f"{shape.label}: column {column.name}, not among those wanted, is NOT NULL without a default"
 
 
 def _wanted(shape: Shape) -> Iterator[tuple[str, str, bool]]:
@@ -125,7 +125,7 @@ def create_table(shape: Shape) -> sql.Composed:
 
 
 def _type(name: str, *, key: bool = False) -> sql.SQL:
-    return sql.SQL('text COLLATE "C"' if key and name == "text" else name)  # type: ignore[arg-type]
+    return sql.SQL('text COLLATE "C"' if key and name == "text" else name)
 
 
 def comment(shape: Shape, pipeline: str, epoch: int) -> sql.Composed:

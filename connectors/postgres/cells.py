@@ -14,14 +14,14 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from connectors.postgres.json_text import JsonText, NotJson
+from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import array
 from connectors.postgres.options import ColumnType, Nul
+from connectors.postgres.texts import Unfit, texts
 from replicator.attributes import Malformed, Typed, exact
 
 Cell = str | int | bytes | None
 
-REPLACEMENT = "\ufffd"
 _LARGEST = (1 << 63) - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_SECOND = 253_402_300_799  # of the year 9999
@@ -29,10 +29,6 @@ _KINDS = {
     "S": "text", "N": "a number", "B": "binary", "BOOL": "a truth value", "M": "a map", "L": "a list",
     "SS": "a set of texts", "NS": "a set of numbers", "BS": "a set of binaries",
 }  # fmt: skip
-
-
-class Unfit(Exception):
-    """The value cannot be stored there; the message says why, without the value."""
 
 
 Encoder = Callable[[Any], Cell]
@@ -80,11 +76,10 @@ def _typed(type: ColumnType, nul: Nul) -> tuple[tuple[str, ...], Encoder]:
         "text[]": (("SS", "L"), lambda members: array([text(m) for m in _typed_members(members, "S")])),
         "numeric[]": (("NS", "L"), lambda members: array([_digits(m) for m in _typed_members(members, "N")])),
     }
-    wanted, convert = table[type]
-    return wanted, convert if type != "jsonb" else _json(convert)
+    return table[type]
 
 
-def _python(type: ColumnType, nul: Nul) -> tuple[tuple[type, ...], Encoder]:  # type: ignore[valid-type]
+def _python(type: ColumnType, nul: Nul) -> tuple[tuple[type, ...], Encoder]:
     text = texts(nul)
     sequence = (list, tuple, set, frozenset)
     table: Mapping[str, tuple[tuple[Any, ...], Encoder]] = {
@@ -98,30 +93,7 @@ def _python(type: ColumnType, nul: Nul) -> tuple[tuple[type, ...], Encoder]:  # 
         "text[]": (sequence, lambda v: array([text(m) for m in _members(v, str)])),
         "numeric[]": (sequence, lambda v: array([finite(m) for m in _members(v, int, Decimal, float)])),
     }
-    wanted, convert = table[type]
-    return wanted, convert if type != "jsonb" else _json(convert)
-
-
-def texts(nul: Nul) -> Callable[[str], str]:
-    """Text as Postgres can hold it."""
-
-    def text(value: str) -> str:
-        if not value.isascii():
-            _utf8(value)
-        if "\0" not in value:
-            return value
-        if nul == "replace":
-            return value.replace("\0", REPLACEMENT)
-        raise Unfit("contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)")
-
-    return text
-
-
-def _utf8(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unfit("contains half of a surrogate pair, which is no text") from None
+    return table[type]
 
 
 def finite(value: int | Decimal | float) -> str:
@@ -201,13 +173,3 @@ def _members(values: Any, *types: type) -> list[Any]:
     if any(not isinstance(v, types) or isinstance(v, bool) for v in values):
         raise Unfit(f"is an array, and not every member is {'text' if str in types else 'a number'}")
     return sorted(values) if isinstance(values, set | frozenset) else list(values)
-
-
-def _json(convert: Callable[[Any], bytes]) -> Encoder:
-    def encoder(value: Any) -> bytes:
-        try:
-            return convert(value)
-        except NotJson as e:
-            raise Unfit(f"is jsonb, and the value {e}") from None
-
-    return encoder

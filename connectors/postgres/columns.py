@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from connectors.postgres.cells import Cell, Encoder, Unfit, python_encoder, typed_encoder
-from connectors.postgres.json_text import JsonText, NotJson
+from connectors.postgres.cells import Cell, Encoder, python_encoder, typed_encoder
+from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, json_literal, literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import BodyColumn
+from connectors.postgres.texts import Unfit
 from replicator.attributes import Typeds
 
 Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]
 Reasons = dict[int, str]
 
-_UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, NulFound, NotJson, Unfit)
+_UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, NulFound, Unfit)
 _DIGITS = b'0123456789+-.eE,"{}nul'  # what an array of numbers and nulls is made of: no NaN, no Infinity
 _LARGEST = (1 << 63) - 1
 
@@ -88,8 +89,8 @@ class ColumnEncoder:
     def _cell(self, index: int, value: Any, encoder: Encoder, reasons: Reasons) -> Cell:
         try:
             cell = encoder(value)
-        except (Unfit, NotJson, ValueError, TypeError) as e:
-            why = str(e) if isinstance(e, Unfit | NotJson) else "cannot hold the value"
+        except (Unfit, ValueError, TypeError, ArithmeticError) as e:
+            why = str(e) if isinstance(e, Unfit) else "cannot hold the value"
             reasons.setdefault(index, f"column {self._label} {why}")
             return None
         if cell is None and not self._column.nullable:

@@ -6,10 +6,11 @@ import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 from connectors.postgres.cells import binary
 from connectors.postgres.columns import ColumnEncoder, Reasons
-from connectors.postgres.literals import NulFound, literal
+from connectors.postgres.literals import literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import KeyColumn, Shape
 from connectors.postgres.statements import statements
@@ -124,7 +125,7 @@ class TableEncoder:
 _LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0))"
 
 
-def _typeds(bodies: Sequence[Item], reasons: Reasons) -> list[Typeds]:
+def _typeds(bodies: Sequence[Any], reasons: Reasons) -> list[Typeds]:
     try:
         return [body.typed for body in bodies]
     except Malformed:

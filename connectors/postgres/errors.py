@@ -10,8 +10,14 @@ from replicator.errors import ConfigError, Fenced, NotPermitted, ReplicatorError
 FENCED = "RP001"
 STORED_ALREADY = "RP002"
 
-_REFUSED_AT_LOGIN = ("password authentication failed", "no pg_hba.conf entry", "does not exist", "is not permitted to log in",
-                     "no password supplied", "permission denied for database")  # fmt: skip
+_REFUSED_AT_LOGIN = (
+    "password authentication failed",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "is not permitted to log in",
+    "no password supplied",
+    "permission denied for database",
+)
 _WAIT = {
     "40001": "a serialization failure",
     "40P01": "a deadlock",

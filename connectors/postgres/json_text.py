@@ -14,6 +14,7 @@ from uuid import UUID
 import orjson
 
 from connectors.postgres.options import Nul
+from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT, Unfit, utf8
 from replicator.attributes import Malformed, Typed, Typeds, number, plain
 
 _NUL = b"\\u0000"
@@ -21,10 +22,6 @@ _ESCAPE = re.compile(rb"\\(u0000|.)")
 _REPLACEMENT = "\ufffd".encode()
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _DEEPEST = 200  # levels; orjson's own limit is 254
-
-
-class NotJson(Exception):
-    """The value has no place in jsonb; the message says why, without the value."""
 
 
 class JsonText:
@@ -38,7 +35,7 @@ class JsonText:
         try:
             found = orjson.dumps({n: a["S"] if "S" in a else plain(a) for n, a in typeds.items()})
         except (Malformed, TypeError, ValueError) as e:
-            raise NotJson("is not what DynamoDB sends") from e
+            raise Unfit("is not what DynamoDB sends") from e
         return found if _NUL not in found else self._without_nul(found)
 
     def of_typed(self, attribute: Typed) -> bytes:
@@ -46,11 +43,11 @@ class JsonText:
         return self.of_item({"": attribute})[4:-1]  # between {"": and }
 
     def of_python(self, value: object) -> bytes:
-        """What a hook returned. NotJson for what JSON has no word for (NaN, objects) and for half surrogates."""
+        """What a hook returned. Unfit for what JSON has no word for (NaN, objects) and for half surrogates."""
         try:
             found = orjson.dumps(value, default=_default, option=_PLAIN)
         except TypeError as e:  # something rare: say what, or write it the slow way (integers beyond 64 bits)
-            if isinstance(e.__cause__, NotJson):
+            if isinstance(e.__cause__, Unfit):
                 raise e.__cause__ from None
             found = orjson.dumps(_careful(value, 0))
         else:
@@ -59,9 +56,9 @@ class JsonText:
         return found if _NUL not in found else self._without_nul(found)
 
     def _without_nul(self, text: bytes) -> bytes:
-        replaced = _ESCAPE.sub(lambda e: _REPLACEMENT if e[1] == b"u0000" else e[0], text)
+        replaced = _ESCAPE.sub(lambda e: REPLACEMENT.encode() if e[1] == b"u0000" else e[0], text)
         if replaced != text and self._nul == "reject":
-            raise NotJson("contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)")
+            raise Unfit(NUL_REFUSED)
         return replaced
 
 
@@ -80,18 +77,18 @@ def _default(value: object) -> Any:
             return dict(value)
         case str():
             return str(value)
-    raise NotJson(f"contains a {type(value).__name__}")
+    raise Unfit(f"contains a {type(value).__name__}")
 
 
 def _careful(value: object, depth: int) -> Any:
     """``value`` in a form that orjson surely writes as it is meant."""
     if depth > _DEEPEST:
-        raise NotJson(f"is nested more than {_DEEPEST} levels deep")
+        raise Unfit(f"is nested more than {_DEEPEST} levels deep")
     match value:
         case None | bool():
             return value
         case str():
-            return _utf8(value)
+            return str(utf8(value))
         case int():
             return orjson.Fragment(str(int(value)))
         case float():
@@ -109,21 +106,13 @@ def _careful(value: object, depth: int) -> Any:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise NotJson(f"has a {type(name).__name__} as a name; names are text")
-    return _utf8(name)
-
-
-def _utf8(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise NotJson("contains half of a surrogate pair, which is no text") from None
-    return str(text)
+        raise Unfit(f"has a {type(name).__name__} as a name; names are text")
+    return str(utf8(name))
 
 
 def _finite(value: Any) -> Any:
     if not math.isfinite(value):
-        raise NotJson("contains NaN or Infinity")
+        raise Unfit("contains NaN or Infinity")
     return value
 
 
@@ -131,4 +120,4 @@ def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
     try:
         return sorted(members)
     except TypeError:
-        raise NotJson("contains a set of unlike members") from None
+        raise Unfit("contains a set of unlike members") from None

@@ -64,7 +64,7 @@ def _without(shape: Shape, spare: Sequence[DocumentId]) -> Iterator[sql.Composed
 
 def _array(key: KeyColumn, texts: Sequence[str]) -> sql.Composed:
     values = [f"\\x{base64.b64decode(t).hex()}" for t in texts] if key.kind == "B" else texts
-    return sql.SQL("{}::{}").format(sql.Literal(literal(values).decode()), sql.SQL(f"{key.type}[]"))  # type: ignore[arg-type]
+    return sql.SQL("{}::{}").format(sql.Literal(literal(values).decode()), sql.SQL(f"{key.type}[]"))
 
 
 def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:

@@ -27,7 +27,7 @@ def _conninfo(url: SecretStr) -> SecretStr:
 
 
 class Column(Options):
-    """One column: its type, the attribute it is made from (``from``, its own name by default), whether it may be null."""
+    """One column: its type, the attribute it is made ``from`` (its own name by default), whether it may be null."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 

@@ -56,7 +56,8 @@ def _target(connection: psycopg.Connection[Any], shape: Shape, user: str) -> Ite
     yield from _rights(connection, shape.label, user)
     owned = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass"
     if not _one(connection, owned, shape.label):
-        yield f"{shape.label} belongs to somebody else, and only its owner may note the epoch: ALTER TABLE {shape.label} OWNER TO {user}"
+        mend = f"ALTER TABLE {shape.label} OWNER TO {user}"
+        yield f"{shape.label} belongs to somebody else, and only its owner may note the epoch: {mend}"
 
 
 def _rights(connection: psycopg.Connection[Any], table: str, user: str) -> Iterator[str]:
@@ -66,5 +67,5 @@ def _rights(connection: psycopg.Connection[Any], table: str, user: str) -> Itera
 
 
 def _one(connection: psycopg.Connection[Any], query: str, *parameters: object) -> object:
-    row = connection.execute(query, parameters or None).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(query, parameters or None).fetchone()
     return None if row is None else row[0]

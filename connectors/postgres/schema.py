@@ -119,7 +119,8 @@ def install(connection: psycopg.Connection[Any]) -> None:
         found = _version(connection)
         if found > len(_STEPS):
             raise ConfigError(
-                f"the schema replicator is of version {found}, this replicator knows up to {len(_STEPS)}: use the newer one"
+                f"the schema replicator is of version {found}, this replicator knows up to {len(_STEPS)}: "
+                "use the newer one"
             )
         if found == 0:
             connection.execute("CREATE SCHEMA IF NOT EXISTS replicator")

@@ -38,7 +38,8 @@ _DELETE = """WITH done AS (
 ),{tombstones}{stale}"""
 
 _UNLESS_DELETED = """
-  WHERE NOT EXISTS (SELECT FROM replicator.tombstones AS x WHERE x.target = {label} AND x.id = d.i AND x.version >= d.v)"""
+  WHERE NOT EXISTS (
+    SELECT FROM replicator.tombstones AS x WHERE x.target = {label} AND x.id = d.i AND x.version >= d.v)"""
 
 _TOMBSTONES = """ kept AS (
   INSERT INTO replicator.tombstones AS x (target, id, version)
@@ -97,7 +98,7 @@ class _Parameters:
 
 def _raw(text: str) -> sql.SQL:
     """Our own words only: numbers and type names, never a name from a config."""
-    return sql.SQL(text)  # type: ignore[arg-type]
+    return sql.SQL(text)
 
 
 def _names(names: Sequence[str], prefix: str = "") -> sql.Composed:
