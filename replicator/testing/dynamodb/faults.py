@@ -12,15 +12,20 @@ from replicator.testing.dynamodb.refusals import refusal
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What an endpoint knows. ``starts``: AT_SEQUENCE_NUMBER takes a shard's start even if it is no record's number."""
+    """What an endpoint knows.
+
+    ``starts``: AT_SEQUENCE_NUMBER takes a shard's start even if its first record has another number.
+    ``refuses_early``: trimmed positions are refused by GetShardIterator, not only when they are read.
+    """
 
     at_timestamp: bool = True
     shard_filter: bool = True
     starts: bool = True
+    refuses_early: bool = True
 
 
 AWS = Dialect()
-LOCAL = Dialect(at_timestamp=False, shard_filter=False, starts=False)  # as DynamoDB Local 2.6.1
+LOCAL = Dialect(at_timestamp=False, shard_filter=False, starts=False, refuses_early=False)  # as DynamoDB Local 2.6.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,14 +115,12 @@ def _joined(rows: Iterable[Row]) -> orjson.Fragment:
 def _page(walk: Iterable[tuple[Key, Row]], limit: int) -> tuple[list[Row], Key | None]:
     """The rows of one page, and the key it reached unless it came to the end."""
     rows: list[Row] = []
-    size, reached = 0, None
+    size = 0
     for key, row in walk:
-        if size + row.size > _SCAN_BYTES and rows:
-            return rows, reached
         rows.append(row)
-        size, reached = size + row.size, key
-        if len(rows) == limit:
-            return rows, reached
+        size += row.size
+        if len(rows) == limit or size >= _SCAN_BYTES:
+            return rows, key
     return rows, None
 
 

@@ -102,7 +102,7 @@ class StreamReads:
         stream = self.catalog.stream(request["StreamArn"])
         shard = stream.shard(request["ShardId"])
         after = self._place(shard, request)
-        if after < shard.trimmed:
+        if after < shard.trimmed and self.dialect.refuses_early:
             raise trimmed()
         return orjson.dumps({"ShardIterator": self._iterator(stream, shard, after)})
 
@@ -143,8 +143,8 @@ class StreamReads:
         raise invalid(f"Invalid ShardIteratorType: {request.get('ShardIteratorType')}")
 
     def _at(self, shard: Shard, number: int) -> int:
-        if number == shard.start and not self.dialect.starts and not shard.has(number):
-            raise trimmed()
+        if number == shard.start and not self.dialect.starts and shard.sequences and not shard.has(number):
+            return shard.start - 2  # before everything that was ever there: as good as trimmed
         return number - 1
 
     def _timestamp(self, request: Mapping[str, Any]) -> float:
