@@ -1,0 +1,64 @@
+"""The target contract on real servers, oldest and newest: what only Postgres can do wrong is in its neighbours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+from psycopg import sql
+from psycopg.types.json import set_json_loads
+
+from replicator.attributes import canonical_number
+from replicator.target import Table
+from replicator.testing.contract import TargetContract
+from tests.servers_postgres import Database
+
+pytestmark = pytest.mark.postgres
+
+
+class TestPostgres(TargetContract):
+    races = 600
+    seeds = 20
+
+    @pytest.fixture
+    def config(self, postgres: Database) -> Mapping[str, Any]:
+        return {"type": "postgres", "url": postgres.url}
+
+    @pytest.fixture
+    def unreachable(self) -> Mapping[str, Any]:
+        return {"type": "postgres", "url": "postgresql://postgres@127.0.0.1:1/postgres"}
+
+    @pytest.fixture
+    def stored(self, postgres: Database) -> Callable[[Table], Any]:
+        return partial(documents, postgres)
+
+    @pytest.fixture
+    def sever(self, postgres: Database) -> Callable[[], None]:
+        return partial(terminate, postgres)
+
+
+def documents(postgres: Database, table: Table) -> dict[tuple[str, ...], Any]:
+    """The jsonb documents of a table by key."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, table.keys.names))
+    query = sql.SQL("SELECT document, {} FROM {}").format(columns, sql.Identifier("public", table.name))
+    with postgres.connect() as client:
+        set_json_loads(partial(json.loads, parse_float=Decimal, parse_int=Decimal), client)
+        rows = client.execute(query).fetchall()
+    return {tuple(_key(value) for value in key): document for document, *key in rows}
+
+
+def _key(value: object) -> str:
+    return canonical_number(str(value)) if isinstance(value, Decimal) else str(value)
+
+
+def terminate(postgres: Database) -> None:
+    """End every session of replicator, as an administrator would."""
+    with postgres.connect() as client:
+        client.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name = 'replicator' AND datname = current_database()"
+        )
