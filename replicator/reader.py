@@ -25,6 +25,7 @@ IDLE_PAGES = 3  # empty pages in a row after which a shard counts as read up to 
 SLOWEST_POLL = 1.0
 QUICKEST_POLL = 0.25
 LONGEST_BACKOFF = 20.0
+_SILENT = ("TRIM_HORIZON", "AT_TIMESTAMP")  # iterator types that skip trimmed records without a word
 
 
 class _Iterator(msgspec.Struct):
@@ -112,17 +113,20 @@ def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Pag
 
 def _open(stream: Stream, at: _Cursor) -> str:
     """An iterator at the cursor. AT the last record, never after it: seeing it again proves that none is missing."""
+    place = _place(at)
+    if place["ShardIteratorType"] in _SILENT:
+        _require_young(stream, at, None)
     try:
-        return _iterator(stream, at.shard, _place(stream, at))
+        return _iterator(stream, at.shard, place)
     except WireError as e:
-        if at.untouched and not at.horizon and _unusable(e, at):
-            _require_young(stream, at, e)
-            at.horizon = True
-            return _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"})
-        raise
+        if not at.untouched or at.horizon or not _unusable(e, at):
+            raise
+        _require_young(stream, at, e)
+        at.horizon = True
+        return _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"})
 
 
-def _place(stream: Stream, at: _Cursor) -> dict[str, Any]:
+def _place(at: _Cursor) -> dict[str, Any]:
     if at.expected is not None:
         return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": at.expected}
     if at.horizon or (at.state.whole and at.state.first is None):
@@ -144,13 +148,14 @@ def _unusable(error: WireError, at: _Cursor) -> bool:
     return error.code in ("ValidationException", "InternalFailure", "SerializationException")
 
 
-def _require_young(stream: Stream, at: _Cursor, error: WireError) -> None:
-    """TRIM_HORIZON is right only where nothing that we need can have been trimmed."""
+def _require_young(stream: Stream, at: _Cursor, error: WireError | None) -> None:
+    """Opening a shard at what is left of it is right only where nothing that we need can have been trimmed."""
     age = stream.now() - at.state.since
     if age >= YOUNG:
+        why = "" if error is None else f" ({error.code})"
         raise GapFound(
-            f"the head of the shard may be trimmed: it cannot be opened at its first record ({error.code}) "
-            f"and is known for {age / 3600:.0f} hours",
+            f"the head of the shard may be trimmed{why}: nothing of it is stored, "
+            f"and what is needed of it is up to {age / 3600:.0f} hours old",
             at.shard,
             at.state.first,
         ) from error
