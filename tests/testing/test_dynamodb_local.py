@@ -1,0 +1,103 @@
+"""DynamoDB Local as tests start it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+
+from replicator.testing import dynamodb_local as module
+from replicator.testing.dynamodb_local import DynamoDBLocal, ServerMissing
+from replicator.testing.http import HttpWire
+from replicator.wire import WireError
+from tests.servers_dynamodb import StartLocal
+
+
+def answers(endpoint: str) -> bool:
+    try:
+        HttpWire(endpoint, timeout=5).call("ListTables", {})
+    except WireError:
+        return False
+    return True
+
+
+def make_table(endpoint: str) -> None:
+    HttpWire(endpoint).call(
+        "CreateTable",
+        {
+            "TableName": "orders",
+            "AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}],
+            "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
+            "BillingMode": "PAY_PER_REQUEST",
+        },
+    )
+
+
+class TestMissing:
+    """Each program that is not there is named, with how to get it."""
+
+    def test_java(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        with pytest.raises(ServerMissing, match="Java 17"):
+            DynamoDBLocal().start()
+
+    def test_maven_where_nothing_is_cached(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("REPLICATOR_CACHE", str(tmp_path))
+        monkeypatch.setattr(shutil, "which", lambda name: None if name == "mvn" else f"/somewhere/{name}")
+        with pytest.raises(ServerMissing, match="Maven"):
+            DynamoDBLocal().start()
+
+    def test_faketime(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_CLOCKS", ())
+        with pytest.raises(ServerMissing, match="faketime"):
+            DynamoDBLocal(clock=True)
+
+
+@pytest.mark.dynamodb_local
+class TestRunning:
+    def test_tables_in_a_directory_outlive_the_server(self, dynamodb_local: StartLocal, tmp_path: Path) -> None:
+        server = dynamodb_local(directory=tmp_path)
+        make_table(server.endpoint)
+        server.stop()
+        server.start()
+        tables = orjson.loads(HttpWire(server.endpoint).call("ListTables", {}))
+        server.stop()
+        assert tables == {"TableNames": ["orders"]}
+
+    def test_a_stopped_server_is_gone_with_its_folder(self, dynamodb_local: StartLocal) -> None:
+        server = dynamodb_local()
+        home = server._home
+        assert home is not None
+        assert answers(server.endpoint)
+        server.stop()
+        server.stop()
+        assert not answers(server.endpoint)
+        assert not home.exists()
+
+    def test_only_a_clock_that_is_asked_for_moves(self, dynamodb_local: StartLocal) -> None:
+        server = dynamodb_local()
+        with pytest.raises(ValueError, match="clock=True"):
+            server.advance(hours=1)
+        server.stop()
+
+    def test_it_ends_with_the_process_that_started_it(self, dynamodb_local: StartLocal) -> None:
+        """However that ends: here it is killed."""
+        dynamodb_local().stop()  # so that a missing server is told as one
+        code = (
+            "import time; from replicator.testing.dynamodb_local import DynamoDBLocal\n"
+            "server = DynamoDBLocal(); server.start(); print(server.endpoint, flush=True); time.sleep(600)"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            endpoint = process.stdout.readline().strip()
+            assert answers(endpoint)
+            process.kill()
+        deadline = time.monotonic() + 20
+        while answers(endpoint):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
