@@ -299,12 +299,13 @@ class TargetContract:
         with ThreadPoolExecutor(2) as threads:
             for race in range(self.races):
                 start = threading.Barrier(2)
-                pk = f"{race}"
-                for done in (
-                    threads.submit(_at_once, start, scanner, batch(put({"pk": pk}, 0), tombstones=True)),
-                    threads.submit(_at_once, start, opened, batch(remove(pk, 5), tombstones=True)),
-                ):
-                    done.result()
+                page = Batch([Part("segment:1", [put({"pk": f"{race}"}, 0)], Counts(read=1))], tombstones=True)
+                live = Batch([Part("shard:1", [remove(f"{race}", 5)], Counts(read=1))], tombstones=True)
+                racing = [
+                    threads.submit(_at_once, start, scanner, page),
+                    threads.submit(_at_once, start, opened, live),
+                ]
+                assert all(not done.result().rejections for done in racing)
         assert stored(table()) == {}
 
     def test_a_sweep_removes_what_is_older(self, opened: Target, stored: Stored) -> None:
