@@ -148,6 +148,8 @@ def plain(attribute: Typed) -> Any:
         return inner
     if kind == "N":
         return number(inner)
+    if kind == "M":
+        return {name: v["S"] if "S" in v else plain(v) for name, v in inner.items()}
     return _plain_nested(kind, inner)
 
 
@@ -155,8 +157,6 @@ def _plain_nested(kind: str, inner: Any) -> Any:
     match kind:
         case "NULL":
             return None
-        case "M":
-            return {name: plain(v) for name, v in inner.items()}
         case "L":
             return [plain(v) for v in inner]
         case "SS" | "BS":
@@ -168,6 +168,8 @@ def _plain_nested(kind: str, inner: Any) -> Any:
 
 def number(digits: str) -> orjson.Fragment:
     """A number as a JSON literal with the very digits DynamoDB gave."""
+    if digits.isascii() and digits.isdecimal() and digits[0] != "0":
+        return orjson.Fragment(digits)  # nearly all numbers, several times faster than the pattern
     if _JSON_NUMBER.fullmatch(digits) is None:  # some emulators keep "+1" or "007" as they were sent
         digits = str(exact(digits))
     return orjson.Fragment(digits)

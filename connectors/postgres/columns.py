@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from connectors.postgres.cells import Cell, Encoder, python_encoder, typed_encoder
 from connectors.postgres.json_text import JsonText
-from connectors.postgres.literals import NulFound, json_literal, literal
+from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import BodyColumn
 from connectors.postgres.texts import Unfit
@@ -117,6 +118,17 @@ def _integers(values: Sequence[Any]) -> bytes:
     return literal(found)
 
 
+def _times(values: Sequence[Any]) -> bytes:
+    found = [datetime.fromisoformat(v) if type(v) is str else v for v in values]
+    if any(v is not None and v.tzinfo is None for v in found):
+        raise ValueError
+    return literal(found)
+
+
+def _sets(values: Sequence[Any]) -> bytes:
+    return literal([None if v is None else array(sorted(v)) for v in values])
+
+
 def _finish(type: str) -> Callable[[Sequence[Any]], bytes]:
     return json_literal if type == "jsonb" else literal
 
@@ -126,5 +138,10 @@ _BULK: Mapping[str, tuple[str, Bulk]] = {
     "numeric": ("N", _numbers),
     "bigint": ("N", _integers),
     "boolean": ("BOOL", literal),
+    "timestamptz": ("S", _times),
+    "text[]": ("SS", _sets),
 }
-_USUAL: Mapping[str, set[type]] = {"text": {str}, "numeric": {int, Decimal}, "bigint": {int}, "boolean": {bool}}
+_USUAL: Mapping[str, set[type]] = {
+    "text": {str}, "numeric": {int, Decimal}, "bigint": {int}, "boolean": {bool}, "timestamptz": {str, datetime},
+    "text[]": set(),
+}  # fmt: skip

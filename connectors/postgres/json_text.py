@@ -32,15 +32,15 @@ class JsonText:
 
     def of_item(self, typeds: Typeds) -> bytes:
         """A whole item."""
-        try:
-            found = orjson.dumps({n: a["S"] if "S" in a else plain(a) for n, a in typeds.items()})
-        except (Malformed, TypeError, ValueError) as e:
-            raise Unfit("is not what DynamoDB sends") from e
-        return found if _NUL not in found else self._without_nul(found)
+        return self.of_typed({"M": typeds})
 
     def of_typed(self, attribute: Typed) -> bytes:
         """One attribute."""
-        return self.of_item({"": attribute})[4:-1]  # between {"": and }
+        try:
+            found = orjson.dumps(plain(attribute))
+        except (Malformed, TypeError, ValueError) as e:
+            raise Unfit("is not what DynamoDB sends") from e
+        return found if _NUL not in found else self._without_nul(found)
 
     def of_python(self, value: object) -> bytes:
         """What a hook returned. Unfit for what JSON has no word for (NaN, objects) and for half surrogates."""
