@@ -46,6 +46,8 @@ class Boto:
         self._body.request = orjson.dumps(request)
         # Endpoint rules look at these parameters; the body that is sent is the one above.
         routed = {k: request[k] for k in ("TableName", "StreamArn") if k in request}
+        if "RequestItems" in request:  # of which they look at the tables' names
+            routed["RequestItems"] = {table: {} for table in request["RequestItems"]}
         try:
             answer = getattr(client, _METHODS[operation])(**routed)
         except ClientError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from replicator.wire import Wire, WireError, failure
 if TYPE_CHECKING:
     from replicator.config import Config
 
+_PLACE = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 SAMPLED = 50  # items that the hook is tried on
 
 Verdict = Literal["ok", "note", "problem", "forbidden"]
@@ -75,13 +77,16 @@ def _failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, NotPermitted):
         text = f"{error.action} on {error.resource} is not permitted" if error.action else str(error)
         return Finding(subject, "forbidden", text, "allow it in the policy of the role or user that replicator runs as")
+    place, _, text = str(error).partition(": ")
+    if _PLACE.fullmatch(place):  # the error says more precisely where
+        return Finding(place, "problem", text)
     return Finding(subject, "problem", str(error))
 
 
 def _source(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
     yield from _stream(table, hook)
-    if table.stream_arn is not None:
+    if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(wire, table.stream_arn)
     yield from _table_calls(config, wire, table, hook)
 
@@ -145,18 +150,23 @@ def _table_calls(config: Config, wire: Wire, table: SourceTable, hook: Hook | No
 def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
     """Run the hook twice on each item: same image, same documents."""
     tables, reader = tuple(config.target.tables), KeyReader(table.keys)
+    parked: list[str] = []
     for image in images:
         key = key_text(reader.of(image))
         try:
             first, second = (_documents(hook, Item(image), tables) for _ in range(2))
         except (Poison, Malformed) as e:
-            yield Finding("transform", "note", f"item {key} would be parked: {e}")
+            parked.append(f"item {key}: {e}")
             continue
         if first != second:
             text = f"{hook.name} is not pure: item {key} gave two different results"
             yield Finding("transform", "problem", text, "take clocks, random numbers and look-ups out of the hook")
             return
-    yield Finding("transform", "ok", f"{hook.name} gave the same documents twice for {len(images)} live items")
+    if parked:
+        text = f"{len(parked)} of {len(images)} live items would be parked, e.g. {parked[0]}"
+        yield Finding("transform", "note", text, "replicator preview shows what the hook makes of an item")
+    if len(parked) < len(images):
+        yield Finding("transform", "ok", f"{hook.name} gave the same twice for {len(images) - len(parked)} live items")
 
 
 def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:

@@ -19,7 +19,7 @@ class _Items(msgspec.Struct):
 
 
 class _Item(msgspec.Struct):
-    Item: msgspec.Raw | None = None
+    Item: msgspec.Raw = msgspec.Raw()  # empty where there is no item
 
 
 def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
@@ -38,7 +38,7 @@ def one(wire: Wire, table: str, keys: KeySchema, key: Key) -> bytes | None:
     """The image of the item with that key; None if there is none."""
     request = {"TableName": table, "Key": keys.typed(key), "ConsistentRead": True}
     found = decoded(_call(wire, "GetItem", request), _Item, "GetItem").Item
-    return None if found is None else bytes(found)
+    return bytes(found) or None
 
 
 def _call(wire: Wire, operation: str, request: dict[str, Any]) -> bytes:

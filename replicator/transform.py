@@ -119,7 +119,9 @@ def _listed(hook: Hook, found: Iterable[object]) -> list[object]:
 
 
 def _poison(hook: Hook, error: BaseException) -> Poison:
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(getattr(hook.function, "__code__", None), "co_filename", None)  # its line, not ours
+    last = next((f for f in reversed(frames) if f.filename == own), frames[-1])
     where = f"{Path(last.filename).name}:{last.lineno}"
     text = str(error) if not isinstance(error, KeyError) else f"no attribute {error}"
     return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}: {text}", traceback.format_exc())

@@ -44,7 +44,7 @@ def list_(config: str, as_json: bool) -> None:
         if as_json:
             put(_line(item))
         else:
-            since = datetime.fromtimestamp(item.first.parked, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            since = _moment(item.first.parked)
             say(f"{item.item}  {len(item.entries)} change(s), since {since}: {item.first.reason}")
     if not as_json:
         say(f"{len(found)} item(s) parked")
@@ -65,6 +65,7 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
             if as_json:
                 put(fields)
             else:
+                fields["parked"] = _moment(change.parked)
                 say("\n".join(f"{name}: {value}" for name, value in fields.items() if value) + "\n")
 
 
@@ -141,6 +142,10 @@ def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> l
             raise ConfigError(f"{name} is not parked; `replicator parked list` shows what is")
         found += there
     return found
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _key_text(given: str) -> str:

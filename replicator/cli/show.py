@@ -58,7 +58,7 @@ def _rows(p: Progress) -> Iterator[tuple[str, Any]]:
         yield "backfill", _bar(p.backfill)
     yield "lag", duration(p.lag_seconds)
     yield "until loss", "unknown" if p.hours_until_loss is None else _hours(p.hours_until_loss)
-    yield "records", "unknown rate" if p.rate is None else f"{p.rate:,.0f}/s"
+    yield "records", "unknown" if p.rate is None else f"{p.rate:,.0f}/s"
     yield "shards", f"{p.shards.open} open, {p.shards.ended} ended, {p.shards.waiting} waiting"
     c = p.counts
     yield (
