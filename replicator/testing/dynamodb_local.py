@@ -163,9 +163,10 @@ class DynamoDBLocal:
 
 
 def _java() -> str:
+    """Java with its compiler: the launcher is started from its source."""
     found = shutil.which("java")
-    if found is None:
-        raise ServerMissing("DynamoDB Local needs Java 17 or later (Debian: apt-get install openjdk-17-jdk-headless)")
+    if found is None or not (shutil.which("javac") or Path(found).resolve().with_name("javac").exists()):
+        raise ServerMissing("DynamoDB Local needs a JDK, 17 or later (Debian: apt-get install openjdk-17-jdk-headless)")
     return found
 
 
@@ -176,12 +177,15 @@ def _faketime() -> str:
     raise ServerMissing("moving DynamoDB Local's clock needs libfaketime (Debian: apt-get install faketime)")
 
 
+def _cache() -> Path:
+    if given := os.environ.get("REPLICATOR_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replicator"
+
+
 def _jars() -> Path:
     """The folder with DynamoDB Local and what it needs, fetched at first use."""
-    cache = os.environ.get("REPLICATOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (
-        Path(cache) / ("" if "REPLICATOR_CACHE" in os.environ else "replicator") / f"dynamodb-local-{VERSION}-{SDK}"
-    )
+    folder = _cache() / f"dynamodb-local-{VERSION}-{SDK}"
     with _alone(folder):
         if not (folder / ".complete").exists():
             _fetch(folder)
@@ -204,7 +208,10 @@ def _fetch(folder: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """No two processes fetch at once."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ServerMissing(f"DynamoDB Local is fetched into {folder}: {e}; set REPLICATOR_CACHE to a folder") from e
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -9,6 +9,7 @@ import argparse
 import http.client
 import random
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -133,8 +134,6 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error; anything else is a bug, and is printed."""
-        import sys
-
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 

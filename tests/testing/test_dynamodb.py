@@ -575,6 +575,35 @@ class TestItems:
                 db.delete("orders", {"id": f"i{n}"})
             assert ask(db, "Scan", TableName="orders")["Count"] == 0
 
+    def test_reads_that_are_not_consistent_may_miss_the_last_write(self, db: DynamoDB) -> None:
+        db.create_table("orders")
+        fill(db, 2)
+        db.lag_reads("orders")
+        db.put("orders", {"id": "i0", "n": 99})
+        db.delete("orders", {"id": "i1"})
+        db.put("orders", {"id": "i2"})
+        wanted = [{"id": {"S": f"i{n}"}} for n in range(3)]
+        found = {}
+        for consistent in (True, False):
+            scanned = ask(db, "Scan", TableName="orders", ConsistentRead=consistent)["Items"]
+            request = {"orders": {"Keys": wanted, "ConsistentRead": consistent}}
+            looked_up = ask(db, "BatchGetItem", RequestItems=request)["Responses"]["orders"]
+            assert sorted(map(str, scanned)) == sorted(map(str, looked_up))
+            found[consistent] = {i["id"]["S"]: i.get("n", {}).get("N") for i in scanned}
+        assert found == {True: {"i0": "99", "i2": None}, False: {"i0": "0", "i1": "1"}}
+        db.heal()
+        assert (
+            ask(db, "Scan", TableName="orders")["Items"]
+            == ask(db, "Scan", TableName="orders", ConsistentRead=True)["Items"]
+        )
+
+    def test_calls_are_counted(self, db: DynamoDB) -> None:
+        db.create_table("orders")
+        db.fail("Scan")
+        refusal(db, "Scan", TableName="orders")
+        ask(db, "Scan", TableName="orders")
+        assert db.calls["Scan"] == 2
+
     def test_capacity_is_counted_in_4_kb(self, db: DynamoDB) -> None:
         db.create_table("orders")
         db.put("orders", {"id": "a", "text": "x" * 9000})

@@ -43,12 +43,18 @@ class TestMissing:
 
     def test_java(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "which", lambda name: None)
-        with pytest.raises(ServerMissing, match="Java 17"):
+        with pytest.raises(ServerMissing, match="JDK, 17"):
+            DynamoDBLocal().start()
+
+    def test_javas_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", {"java": "/jre/java"}.get)
+        with pytest.raises(ServerMissing, match="JDK, 17"):
             DynamoDBLocal().start()
 
     def test_maven_where_nothing_is_cached(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("REPLICATOR_CACHE", str(tmp_path))
-        monkeypatch.setattr(shutil, "which", lambda name: None if name == "mvn" else f"/somewhere/{name}")
+        found = {"java": "/jdk/java", "javac": "/jdk/javac"}
+        monkeypatch.setattr(shutil, "which", found.get)
         with pytest.raises(ServerMissing, match="Maven"):
             DynamoDBLocal().start()
 
@@ -56,6 +62,19 @@ class TestMissing:
         monkeypatch.setattr(module, "_CLOCKS", ())
         with pytest.raises(ServerMissing, match="faketime"):
             DynamoDBLocal(clock=True)
+
+
+def test_only_a_clock_that_is_asked_for_moves() -> None:
+    with pytest.raises(ValueError, match="clock=True"):
+        DynamoDBLocal().advance(hours=1)
+
+
+def test_a_folder_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REPLICATOR_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(module, "_java", lambda: "java")
+    with pytest.raises(ServerMissing, match="REPLICATOR_CACHE"):
+        DynamoDBLocal().start()
 
 
 @pytest.mark.dynamodb_local
@@ -78,12 +97,6 @@ class TestRunning:
         server.stop()
         assert not answers(server.endpoint)
         assert not home.exists()
-
-    def test_only_a_clock_that_is_asked_for_moves(self, dynamodb_local: StartLocal) -> None:
-        server = dynamodb_local()
-        with pytest.raises(ValueError, match="clock=True"):
-            server.advance(hours=1)
-        server.stop()
 
     def test_it_ends_with_the_process_that_started_it(self, dynamodb_local: StartLocal) -> None:
         """However that ends: here it is killed."""

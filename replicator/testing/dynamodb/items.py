@@ -51,7 +51,7 @@ class Items:
 
     def get_item(self, request: Mapping[str, Any]) -> bytes:
         table = self._catalog.table(request["TableName"])
-        row = table.get(table.key(request["Key"]))
+        row = table.get(table.key(request["Key"]), bool(request.get("ConsistentRead")))
         found: dict[str, Any] = {} if row is None else {"Item": orjson.Fragment(row.image)}
         if _counted(request):
             found["ConsumedCapacity"] = _capacity(table, [row.size if row else 0], request)
@@ -83,7 +83,7 @@ class Items:
             found["ConsumedCapacity"] = []
         for name, asked in wanted.items():
             table = self._catalog.table(name)
-            rows, rest = _looked_up(table, asked["Keys"], budget)
+            rows, rest = _looked_up(table, asked, budget)
             found["Responses"][name] = _joined(rows)
             if rest:
                 found["UnprocessedKeys"][name] = asked | {"Keys": rest}
@@ -99,7 +99,7 @@ class Items:
             raise invalid("Value at 'limit' failed to satisfy constraint: Member must have value greater than 0")
         start = request.get("ExclusiveStartKey")
         after = None if start is None else table.key(start)
-        rows, reached = _page(table.walk(segment, total, after), limit)
+        rows, reached = _page(table.walk(segment, total, after, bool(request.get("ConsistentRead"))), limit)
         found: dict[str, Any] = {"Count": len(rows), "Items": _joined(rows), "ScannedCount": len(rows)}
         if reached is not None:
             found["LastEvaluatedKey"] = table.typed(reached)
@@ -133,14 +133,15 @@ def _segment(request: Mapping[str, Any]) -> tuple[int, int]:
     return segment, total
 
 
-def _looked_up(table: Table, keys: list[Mapping[str, Any]], budget: list[int]) -> tuple[list[Row], list[Any]]:
+def _looked_up(table: Table, asked: Mapping[str, Any], budget: list[int]) -> tuple[list[Row], list[Any]]:
     """The rows of the keys that fit the ``budget`` (keys, bytes), which shrinks; and the keys left over."""
+    keys, consistent = asked["Keys"], bool(asked.get("ConsistentRead"))
     parsed = [table.key(key) for key in keys]
     if len(set(parsed)) < len(parsed):
         raise invalid("Provided list of item keys contains duplicates")
     found: list[Row] = []
     for at, key in enumerate(parsed):
-        row = table.get(key)
+        row = table.get(key, consistent)
         size = row.size if row is not None else 0
         if budget[0] < 1 or budget[1] < size:
             return found, keys[at:]

@@ -43,6 +43,7 @@ class Table:
         self._walk: list[tuple[Place, Key]] = []  # sorted but for what was put since the last scan
         self._placed: set[Key] = set()
         self._unsorted = False
+        self._before: dict[Key, Row | None] | None = None  # what the last write of an item replaced, while reads lag
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -54,7 +55,16 @@ class Table:
     def images(self) -> Iterator[bytes]:
         return (row.image for row in self._rows.values())
 
-    def get(self, key: Key) -> Row | None:
+    def lag(self) -> None:
+        """Let reads that are not consistent miss the last write of each item from now on."""
+        self._before = {}
+
+    def catch_up(self) -> None:
+        self._before = None
+
+    def get(self, key: Key, consistent: bool = True) -> Row | None:
+        if not consistent and self._before is not None and key in self._before:
+            return self._before[key]
         return self._rows.get(key)
 
     def key(self, given: Mapping[str, Any]) -> Key:
@@ -89,7 +99,7 @@ class Table:
             self._emit(key, old, None, expired=expired)
         return old
 
-    def walk(self, segment: int, total: int, after: Key | None) -> Iterator[tuple[Key, Row]]:
+    def walk(self, segment: int, total: int, after: Key | None, consistent: bool) -> Iterator[tuple[Key, Row]]:
         """The items of a segment in a scan's order, from behind ``after``; the table may change meanwhile."""
         self._sort()
         first = bisect_left(self._walk, HASHES * segment // total, key=lambda entry: entry[0][0])
@@ -98,12 +108,12 @@ class Table:
             first = max(first, bisect_right(self._walk, self._place(after), key=lambda entry: entry[0]))
         for at in range(first, last):
             key = self._walk[at][1]
-            row = self._rows.get(key)
+            row = self.get(key, consistent)
             if row is not None:
                 yield key, row
 
     def _sort(self) -> None:
-        if len(self._walk) > 2 * len(self._rows) + 16:  # mostly removed items: forget them
+        if self._before is None and len(self._walk) > 2 * len(self._rows) + 16:  # mostly removed items: forget them
             self._walk = [entry for entry in self._walk if entry[1] in self._rows]
             self._placed = set(self._rows)
         if self._unsorted:
@@ -111,6 +121,8 @@ class Table:
             self._unsorted = False
 
     def _emit(self, key: Key, old: Row | None, new: Row | None, *, expired: bool = False) -> None:
+        if self._before is not None:
+            self._before[key] = old
         if self.stream is None:
             return
         typeds = self.typed(key)

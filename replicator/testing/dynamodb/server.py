@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ class DynamoDB:
     and the 15 minutes of iterators go by, ``random`` makes ids and numbers. May be called from several threads.
 
     A table is named where a method takes one. Streams begin with ``shards`` shards; sequence numbers look as
-    ``numbering`` says, and ``dialect`` says what this endpoint does not know.
+    ``numbering`` says, and ``dialect`` says what this endpoint does not know. ``calls`` counts the calls by operation.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class DynamoDB:
         shards: int = 1,
         region: str = "us-east-1",
     ) -> None:
+        self.calls: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._faults = Faults()
         self._catalog = Catalog(now, random, numbering or Numbering(), shards, region)
@@ -50,6 +52,7 @@ class DynamoDB:
         """The JSON body that answers ``operation``; WireError otherwise."""
         check(operation, request)
         with self._lock:
+            self.calls[operation] += 1
             self._faults.refuse(operation, request, self._reads.shard_of(operation, request))
             return self._operations[operation](request)
 
@@ -178,6 +181,11 @@ class DynamoDB:
         with self._lock:
             self._faults.add("unprocessed", at_most, times)
 
+    def lag_reads(self, table: str) -> None:
+        """Let reads that are not consistent miss the last write of each item that is written from now on."""
+        with self._lock:
+            self._catalog.table(table).lag()
+
     def misreport(self, *how: Misreport, times: int | None = None) -> None:
         """Let the next ``times`` DescribeStream calls (None: all) show what ``how``, in turn, makes of the truth."""
 
@@ -195,9 +203,11 @@ class DynamoDB:
             self._reads.page_shards, self._reads.page_records, self._items.page_items = shards, records, items
 
     def heal(self) -> None:
-        """Forget all faults; page sizes stay."""
+        """Forget all faults and let lagging reads catch up; page sizes stay."""
         with self._lock:
             self._faults.clear()
+            for table in self._catalog.tables.values():
+                table.catch_up()
 
     def _operation(self, name: str) -> Callable[[Mapping[str, Any]], bytes]:
         method = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
