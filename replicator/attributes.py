@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Context, Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ Typed = dict[str, Any]  # {"S": "text"}: one attribute value as DynamoDB writes 
 Typeds = dict[str, Typed]  # a whole image, decoded one level deep
 
 _image = msgspec.json.Decoder(dict[str, dict[str, Any]])
-_WIDE = Context(prec=400)  # wider than any DynamoDB number written out, so nothing is rounded
+_WIDE = Context(prec=400, traps=[InvalidOperation, Overflow, Inexact])  # wider than any DynamoDB number written out
 _PLAIN_ZEROS = 40  # up to here a number is written without an exponent
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
@@ -27,11 +27,14 @@ class Malformed(ValueError):
     """Not an image in DynamoDB's typed JSON."""
 
 
+_WRONG = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)  # what a value of wrong shape raises
+
+
 def typed(image: bytes) -> Typeds:
     """The attributes of an image, each still in its one-entry mapping."""
     try:
         return _image.decode(image)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"not DynamoDB's typed JSON: {e}") from e
 
 
@@ -81,21 +84,44 @@ def value(attribute: Typed) -> Any:
     try:
         ((kind, inner),) = attribute.items()
         return _TO_PYTHON[kind](inner)
-    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as e:
-        raise Malformed(f"not a DynamoDB attribute value: {list(attribute)}") from e
+    except Malformed:
+        raise
+    except (*_WRONG, KeyError) as e:
+        raise Malformed(f"not a DynamoDB attribute value: {_kinds(attribute)}") from e
+
+
+def _kinds(attribute: object) -> str:
+    """What may be said of a value that is none: the types it names, nothing of what is in it."""
+    return ", ".join(attribute) if isinstance(attribute, dict) else f"a {type(attribute).__name__}"
+
+
+def _of(kind: type) -> Callable[[Any], Any]:
+    def same(inner: Any) -> Any:
+        if type(inner) is not kind:
+            raise TypeError(f"a {type(inner).__name__} instead of a {kind.__name__}")
+        return inner
+
+    return same
+
+
+_text, _bool, _list = _of(str), _of(bool), _of(list)
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
 
 
 _TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
-    "S": str,
-    "N": Decimal,
-    "B": lambda text: base64.b64decode(text, validate=True),
-    "BOOL": bool,
+    "S": _text,
+    "N": lambda digits: exact(digits),
+    "B": _bytes,
+    "BOOL": _bool,
     "NULL": lambda _: None,
     "M": lambda inner: {name: value(v) for name, v in inner.items()},
-    "L": lambda inner: [value(v) for v in inner],
-    "SS": frozenset,
-    "NS": lambda inner: frozenset(map(Decimal, inner)),
-    "BS": lambda inner: frozenset(base64.b64decode(text, validate=True) for text in inner),
+    "L": lambda inner: [value(v) for v in _list(inner)],
+    "SS": lambda inner: frozenset(map(_text, _list(inner))),
+    "NS": lambda inner: frozenset(map(exact, _list(inner))),
+    "BS": lambda inner: frozenset(map(_bytes, _list(inner))),
 }
 
 
@@ -112,6 +138,8 @@ def from_python(given: object) -> Typed:
         case str():
             return {"S": given}
         case int() | Decimal():
+            if not Decimal(given).is_finite():
+                raise TypeError(f"{given} is no DynamoDB number")
             return {"N": str(given)}
         case bytes() | bytearray() | memoryview():
             return {"B": base64.b64encode(bytes(given)).decode()}
@@ -142,15 +170,17 @@ def plain(attribute: Typed) -> Any:
     """One typed attribute as something ``orjson`` writes as plain JSON: exact digits, base64, sorted sets."""
     try:
         ((kind, inner),) = attribute.items()
-    except (ValueError, AttributeError) as e:
-        raise Malformed("not a DynamoDB attribute value") from e
-    if kind == "S" or kind == "BOOL" or kind == "B":
-        return inner
-    if kind == "N":
-        return number(inner)
-    if kind == "M":
-        return {name: v["S"] if "S" in v else plain(v) for name, v in inner.items()}
-    return _plain_nested(kind, inner)
+        if kind == "S" or kind == "BOOL" or kind == "B":
+            return inner
+        if kind == "N":
+            return number(inner)
+        if kind == "M":
+            return {name: v["S"] if "S" in v else plain(v) for name, v in inner.items()}
+        return _plain_nested(kind, inner)
+    except Malformed:
+        raise
+    except _WRONG as e:
+        raise Malformed(f"not a DynamoDB attribute value: {_kinds(attribute)}") from e
 
 
 def _plain_nested(kind: str, inner: Any) -> Any:
@@ -158,11 +188,11 @@ def _plain_nested(kind: str, inner: Any) -> Any:
         case "NULL":
             return None
         case "L":
-            return [plain(v) for v in inner]
+            return [plain(v) for v in _list(inner)]
         case "SS" | "BS":
-            return sorted(inner)
+            return sorted(_list(inner))
         case "NS":
-            return [number(n) for n in sorted(inner, key=Decimal)]
+            return [number(n) for n in sorted(_list(inner), key=exact)]
     raise Malformed(f"DynamoDB has no type {kind!r}")
 
 
@@ -178,8 +208,8 @@ def number(digits: str) -> orjson.Fragment:
 def exact(digits: str) -> Decimal:
     """The finite value of a DynamoDB number."""
     try:
-        found = Decimal(digits)
-    except ArithmeticError as e:
+        found = Decimal(_text(digits))
+    except (ArithmeticError, TypeError) as e:
         raise Malformed(f"not a number: {digits!r}") from e
     if not found.is_finite():
         raise Malformed(f"not a finite number: {digits!r}")
@@ -188,7 +218,10 @@ def exact(digits: str) -> Decimal:
 
 def canonical_number(digits: str) -> str:
     """One spelling a value: "1", "1.0" and "1E0" are the same key."""
-    short = _WIDE.normalize(exact(digits))
+    try:
+        short = _WIDE.normalize(exact(digits))
+    except ArithmeticError as e:  # rounding would make different keys one
+        raise Malformed("a number beyond what DynamoDB can hold") from e
     if short == 0:
         return "0"
     return format(short, "f") if abs(int(short.as_tuple().exponent)) <= _PLAIN_ZEROS else str(short)
