@@ -1,0 +1,143 @@
+"""The command line itself: what comes out at once, exit codes, and where errors go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import click
+import jsonschema
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from replicator import __version__, errors
+from replicator.checkpoints import DamagedCheckpoint
+from replicator.cli import Commands, main
+
+
+def invoked(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def raising(error: BaseException) -> Commands:
+    group = Commands("replicator")
+
+    @group.command
+    def fail() -> None:
+        raise error
+
+    return group
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("the table is missing"), 2),
+        (errors.GapFound("records were trimmed", "shard-1", "17"), 3),
+        (DamagedCheckpoint("cannot be read"), 3),
+        (errors.NotPermitted("dynamodb:Scan is not permitted"), 4),
+        (errors.Fenced("another run owns the pipeline"), 5),
+        (errors.OutOfOrder("record 3 came after 4"), 1),
+        (errors.TransientError("no answer"), 1),
+    ],
+)
+def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorError, code: int) -> None:
+    result = CliRunner().invoke(raising(error), ["fail"])
+
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert f"error: {error}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_several_mistakes_are_listed() -> None:
+    result = CliRunner().invoke(raising(errors.ConfigError("first", "second")), ["fail"])
+
+    assert result.stderr.splitlines() == ["error: 2 things to put right", "  first", "  second"]
+
+
+def test_a_gap_says_how_to_repair_the_copy() -> None:
+    result = CliRunner().invoke(raising(errors.GapFound("trimmed")), ["fail"])
+
+    assert "replicator resync CONFIG" in result.stderr
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    result = CliRunner().invoke(raising(ZeroDivisionError("oops")), ["fail"])
+
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_bug_ends_the_process_with_its_traceback_and_exit_code_1() -> None:
+    code = "import replicator.cli as c; c.main.commands['version'].callback = lambda: 1 / 0; c.main(['version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [["rnu"], ["run"], ["run", "x", "--until", "never"], ["parked", "retry"]])
+def test_a_wrong_command_is_exit_code_2(wrong: list[str]) -> None:
+    assert invoked(*wrong)[0] == 2
+
+
+def test_a_missing_config_is_exit_code_2() -> None:
+    for command in (["run"], ["status"], ["check"], ["preview"], ["resync"], ["parked", "list"]):
+        code, _, err = invoked(*command, "none.yaml")
+        assert (code, err) == (2, "error: there is no config file none.yaml\n")
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    code, out, _ = invoked("--help")
+
+    assert code == 0
+    for command in ["run", "check", "preview", "status", "parked", "resync", "demo", "version", "schema"]:
+        assert f"\n  {command} " in out
+    for number in range(6):
+        assert f" {number} " in out
+
+
+def test_every_command_has_help_worth_reading() -> None:
+    commands: list[click.Command] = [*main.commands.values()]
+    parked = main.commands["parked"]
+    assert isinstance(parked, click.Group)
+    for command in [*commands, *parked.commands.values()]:
+        assert command.help, command.name
+        assert len(command.help) > 15, command.name
+
+
+def test_version() -> None:
+    assert invoked("version") == (0, f"{__version__}\n", "")
+
+
+def test_schema_prints_a_json_schema() -> None:
+    code, out, _ = invoked("schema")
+
+    assert code == 0
+    jsonschema.Draft202012Validator.check_schema(orjson.loads(out))
+
+
+def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
+    heavy = "boto3 botocore psycopg pydantic yaml rich.live msgspec orjson"
+    code = f"import sys, replicator.cli; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_first_output_comes_within_half_a_second() -> None:
+    def first_line(*arguments: str) -> float:
+        began = time.monotonic()
+        with subprocess.Popen(
+            [sys.executable, "-m", "replicator", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            return time.monotonic() - began
+
+    for arguments in (["--help"], ["version"], ["run", "none.yaml"]):
+        assert min(first_line(*arguments) for _ in range(5)) < 0.5  # the best of five: the machine may be busy
