@@ -67,11 +67,17 @@ class KeySchema:
         """A key from plain Python values; ValueError says which attribute is missing or of the wrong kind."""
         if set(given) != set(self.names):
             raise ValueError(f"the key has the attributes {', '.join(self.names)}, not {', '.join(given) or 'none'}")
-        typeds = {name: from_python(v) for name, v in given.items()}
-        for a in self.attributes:
-            if a.kind not in typeds[a.name]:
-                raise ValueError(f"key attribute {a.name} is of type {a.kind}")
-        return self.key(typeds)
+        return self.key({a.name: _typed(a, given[a.name]) for a in self.attributes})
+
+
+def _typed(attribute: KeyAttribute, given: object) -> dict[str, Any]:
+    try:
+        typed = from_python(given)
+    except TypeError as e:
+        raise ValueError(f"key attribute {attribute.name}: {e}") from e
+    if attribute.kind not in typed:
+        raise ValueError(f"key attribute {attribute.name} is of type {attribute.kind}")
+    return typed
 
 
 _VALUE: Mapping[str, Callable[[str], Any]] = {"S": str, "N": Decimal, "B": base64.b64decode}

@@ -38,7 +38,7 @@ class Position:
     ordinal: int
 
     def __post_init__(self) -> None:
-        if self.sequence is not None and not self.sequence.isdigit():
+        if self.sequence is not None and not (self.sequence.isascii() and self.sequence.isdigit()):
             raise ValueError(f"a sequence number consists of digits, not {self.sequence!r}")
         if self.ordinal < 0:
             raise ValueError(f"an ordinal counts from 0, not {self.ordinal}")
