@@ -8,7 +8,6 @@ hooks that file one document under the item's key, and for no other kind: those 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from typing import Any
 
 import msgspec
 
@@ -21,9 +20,16 @@ from replicator.wire import WireError, decoded, failure
 _AT_ONCE = 100  # keys that one BatchGetItem may ask for
 
 
+class _Unprocessed(msgspec.Struct):
+    Keys: list[msgspec.Raw] = []
+
+
 class _Responses(msgspec.Struct):
     Responses: dict[str, list[msgspec.Raw]] = {}
-    UnprocessedKeys: dict[str, Any] = {}
+    UnprocessedKeys: dict[str, _Unprocessed] = {}
+
+    def unprocessed(self, table: str) -> list[msgspec.Raw]:
+        return self.UnprocessedKeys[table].Keys if table in self.UnprocessedKeys else []
 
 
 def looked_up(stream: Stream, records: Sequence[Record], removed: Set[int]) -> Iterator[str | Sequence[Record]]:
@@ -34,16 +40,16 @@ def looked_up(stream: Stream, records: Sequence[Record], removed: Set[int]) -> I
     """
     last = {r.key: i for i, r in enumerate(records)}
     wanted = [key for key, i in last.items() if i not in removed]
-    images: dict[Key, bytes] = {}
+    images: dict[Key, msgspec.Raw] = {}
     reader = KeyReader(stream.keys)
     while wanted:
         try:
             answer = _batch_get(stream, wanted[:_AT_ONCE])
+            images.update(reader.keyed(answer.Responses.get(stream.table, []), "BatchGetItem"))
+            again = [key for key, _ in reader.keyed(answer.unprocessed(stream.table), "BatchGetItem")]
         except TransientError as e:
             yield str(e)
             continue
-        images.update((reader.of(raw), bytes(raw)) for raw in answer.Responses.get(stream.table, []))
-        again = [stream.keys.key(k) for k in answer.UnprocessedKeys.get(stream.table, {}).get("Keys", [])]
         wanted = again + wanted[_AT_ONCE:]
         yield "BatchGetItem is throttled" if again else ""
     yield [

@@ -51,6 +51,7 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Iterator[ScanPage
     while True:
         try:
             page, size = _page(table, segment, state.total, cursor)
+            items = reader.keyed(page.Items, "Scan")
         except TransientError as e:
             failures += 1
             longest = min(LONGEST_BACKOFF, QUICKEST_BACKOFF * 2 ** min(failures, 10))
@@ -58,7 +59,7 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Iterator[ScanPage
             continue
         failures, cursor = 0, page.LastEvaluatedKey
         units = page.ConsumedCapacity.CapacityUnits if page.ConsumedCapacity is not None else 0.0
-        yield ScanPage(segment, [(reader.of(i), i) for i in page.Items], cursor, read_units=units, size=size)
+        yield ScanPage(segment, items, cursor, read_units=units, size=size)
         if cursor is None:
             return
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from replicator.attributes import Malformed
 from replicator.change import Key, KeyAttribute, KeySchema
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, TransientError
 from replicator.lineage import Shard
 from replicator.wire import Wire, WireError, decoded, failure
 
@@ -173,4 +174,15 @@ class KeyReader:
         return self._keys.key(typeds)
 
     def of(self, image: bytes | msgspec.Raw) -> Key:
-        return self.key(self._decoder.decode(image))
+        """The key in an image; Malformed if there is none."""
+        try:
+            return self.key(self._decoder.decode(image))
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
+            raise Malformed(f"no key in an image: {e}") from e
+
+    def keyed(self, images: Iterable[msgspec.Raw], operation: str) -> list[tuple[Key, msgspec.Raw]]:
+        """Images with their keys; TransientError if one has none, for then it is no answer of DynamoDB's."""
+        try:
+            return [(self.of(image), image) for image in images]
+        except Malformed as e:
+            raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e

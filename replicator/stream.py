@@ -69,7 +69,7 @@ class RecordsDecoder:
                 )
                 for r in page.Records
             ]
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
             raise TransientError(f"GetRecords was answered with something that is not DynamoDB's JSON: {e}") from e
         removals = frozenset(i for i, r in enumerate(page.Records) if r.eventName == "REMOVE")
         return Records(found, removals, page.NextShardIterator, len(body))

@@ -83,5 +83,5 @@ def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
     """A body as the given struct; TransientError for what is no DynamoDB answer (a proxy's page, a cut body)."""
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e

@@ -1,0 +1,156 @@
+"""The items behind a KEYS_ONLY stream's records."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+
+from replicator.attributes import Item
+from replicator.change import KeyAttribute, KeySchema, Record
+from replicator.errors import NotPermitted
+from replicator.lookup import looked_up
+from replicator.stream import RecordsDecoder, Stream
+from replicator.testing.dynamodb import DynamoDB
+from replicator.wire import Wire
+
+KEYS = KeySchema((KeyAttribute("id", "S"), KeyAttribute("n", "N")))
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    made = DynamoDB(now=lambda: 0.0, random=random.Random(1))
+    made.create_table("orders", keys={"id": "S", "n": "N"}, view="KEYS_ONLY")
+    return made
+
+
+def put(db: DynamoDB, *ids: str, text: str = "now") -> None:
+    for id in ids:
+        db.put("orders", {"id": id, "n": Decimal("1.0"), "text": text})
+
+
+def stream(wire: Wire) -> Stream:
+    return Stream(wire, "arn", "orders", KEYS, RecordsDecoder(KEYS), lambda: 0.0, random.Random(2), keys_only=True)
+
+
+def records(*ids: str) -> list[Record]:
+    return [Record((id, "1"), str(at), 0.0) for at, id in enumerate(ids, start=1)]
+
+
+def steps(wire: Wire, found: Sequence[Record], removed: set[int] = frozenset()) -> tuple[list[str], list[Any]]:  # type: ignore[assignment]
+    """What each call said, and what came of the records in the end: their texts."""
+    *said, last = looked_up(stream(wire), found, removed)
+    assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]  # type: ignore[union-attr]
+    return said, [r.new and Item(bytes(r.new))["text"] for r in last]  # type: ignore[arg-type, union-attr]
+
+
+def test_records_get_the_images_of_their_items(db: DynamoDB) -> None:
+    put(db, "a", "b")
+    assert steps(db, records("a", "b")) == ([""], ["now", "now"])
+
+
+def test_only_the_last_record_of_a_key_is_looked_up(db: DynamoDB) -> None:
+    put(db, "a", "b")
+    assert steps(db, records("a", "b", "a")) == ([""], [None, "now", "now"])
+
+
+def test_a_removal_is_not_looked_up_even_if_the_item_is_there_again(db: DynamoDB) -> None:
+    put(db, "a")
+    assert steps(db, records("a"), {0}) == ([], [None])
+
+
+def test_an_item_that_is_removed_last_stays_removed(db: DynamoDB) -> None:
+    put(db, "a")
+    assert steps(db, records("a", "a"), {1}) == ([], [None, None])
+
+
+def test_an_item_that_came_back_after_its_removal_is_looked_up(db: DynamoDB) -> None:
+    put(db, "a")
+    assert steps(db, records("a", "a"), {0}) == ([""], [None, "now"])
+
+
+def test_an_item_that_is_gone_by_now_is_a_removal(db: DynamoDB) -> None:
+    assert steps(db, records("gone")) == ([""], [None])
+
+
+def test_nothing_to_look_up_is_no_call(db: DynamoDB) -> None:
+    steps(db, records("a", "b"), {0, 1})
+    assert db.calls["BatchGetItem"] == 0
+
+
+def test_a_hundred_keys_a_call(db: DynamoDB) -> None:
+    ids = [f"i{n}" for n in range(250)]
+    put(db, *ids)
+    assert steps(db, records(*ids)) == ([""] * 3, ["now"] * 250)
+    assert db.calls["BatchGetItem"] == 3
+
+
+def test_keys_that_were_not_processed_are_asked_again(db: DynamoDB) -> None:
+    put(db, "a", "b", "c")
+    db.unprocessed(at_most=1, times=2)
+    throttled = "BatchGetItem is throttled"
+    assert steps(db, records("a", "b", "c")) == ([throttled, throttled, ""], ["now"] * 3)
+
+
+def test_keys_that_were_not_processed_do_not_push_others_out(db: DynamoDB) -> None:
+    ids = [f"i{n}" for n in range(150)]
+    put(db, *ids)
+    db.unprocessed(at_most=30, times=1)
+    assert steps(db, records(*ids))[1] == ["now"] * 150
+
+
+def test_a_throttled_call_says_so_and_is_repeated(db: DynamoDB) -> None:
+    put(db, "a")
+    db.fail("BatchGetItem", message="slow down")
+    (trouble, well), texts = steps(db, records("a"))
+    assert trouble == "BatchGetItem on orders: ProvisionedThroughputExceededException: slow down"
+    assert (well, texts) == ("", ["now"])
+
+
+def test_what_is_not_permitted_is_not_repeated(db: DynamoDB) -> None:
+    db.fail("BatchGetItem", "AccessDeniedException")
+    with pytest.raises(NotPermitted, match="dynamodb:BatchGetItem on orders"):
+        steps(db, records("a"))
+
+
+def test_look_ups_are_consistent(db: DynamoDB) -> None:
+    put(db, "a", text="before")
+    db.lag_reads("orders")
+    put(db, "a", text="after")
+    assert steps(db, records("a"))[1] == ["after"]
+
+
+def test_a_number_in_a_key_is_the_same_key_however_it_is_spelled() -> None:
+    class Spelling:
+        def call(self, operation: str, request: Any) -> bytes:
+            image = {"id": {"S": "a"}, "n": {"N": "1.00"}, "text": {"S": "now"}}
+            return orjson.dumps({"Responses": {"orders": [image]}})
+
+    assert steps(Spelling(), records("a")) == ([""], ["now"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>proxy</html>",
+        b'{"Responses":{"orders":[{"id":{"S":"a"}}]}}',
+        b'{"Responses":{"orders":["a"]}}',
+        b'{"Responses":{},"UnprocessedKeys":{"orders":{"Keys":[{"id":{"S":"a"}}]}}}',
+        b'{"Responses":{},"UnprocessedKeys":{"orders":[]}}',
+    ],
+)
+def test_what_is_no_answer_of_dynamodb_is_asked_again(db: DynamoDB, answer: bytes) -> None:
+    answers = [answer]
+
+    class Proxied:
+        def call(self, operation: str, request: Any) -> bytes:
+            return answers.pop() if answers else db.call(operation, request)
+
+    put(db, "a")
+    (trouble, well), texts = steps(Proxied(), records("a"))
+    assert "something that is not DynamoDB's JSON" in trouble
+    assert (well, texts) == ("", ["now"])
