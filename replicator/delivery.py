@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
 from tenacity.nap import sleep_using_event
-from tenacity.wait import wait_exponential_jitter
 
 from replicator.batch import Batch, Outcome
 from replicator.checkpoints import Checkpoints
@@ -17,7 +17,7 @@ from replicator.pipeline import Pipeline
 from replicator.target import Overlapping, Target, Transactional
 
 T = TypeVar("T")
-LONGEST_WAIT = 15.0
+SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
 
 
 class Stopped(Exception):
@@ -27,13 +27,20 @@ class Stopped(Exception):
 class Patience:
     """Repeats what fails for a time, with growing waits, until it works or the run is to stop."""
 
-    def __init__(self, stop: threading.Event, report: Callable[[str | None], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        stop: threading.Event,
+        report: Callable[[str | None], None],
+        now: Callable[[], float],
+        random: random.Random,
+    ) -> None:
+        self._random = random
         self._report = report
         self._now = now
         self._since: float | None = None
         self._retrying = Retrying(
             retry=retry_if_exception_type(TransientError),
-            wait=wait_exponential_jitter(initial=0.2, max=LONGEST_WAIT),
+            wait=self._backoff,
             stop=stop_when_event_set(stop),
             sleep=sleep_using_event(stop),
             before_sleep=self._waits,
@@ -48,6 +55,10 @@ class Patience:
             self._since = None
             self._report(None)
         return found
+
+    def _backoff(self, state: RetryCallState) -> float:
+        longest = min(LONGEST_WAIT, SHORTEST_WAIT * 2 ** min(state.attempt_number, 10))
+        return self._random.uniform(longest / 2, longest)
 
     def _waits(self, state: RetryCallState) -> None:
         self._since = self._since or self._now()

@@ -99,8 +99,8 @@ class Driver:
         self._copy, self._world, self._now = copy, world, world.now
         self._started = world.now()
         self._table = copy.table
-        claimed = Patience(world.stop, log_wait, self._now)(lambda: copy.checkpoints.claim(owner))
-        self._patiently = Patience(world.stop, self._report, self._now)
+        claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
+        self._patiently = Patience(world.stop, self._report, self._now, world.random)
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore")
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
         self._budget = ReadBudget(copy.config.backfill.read_units)

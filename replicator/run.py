@@ -40,7 +40,7 @@ def run(
     world = World(stop, observe)
     target = config.target.build(config.pipeline)
     try:
-        patiently = Patience(stop, log_wait, world.now)
+        patiently = Patience(stop, log_wait, world.now, world.random)
         table = patiently(lambda: describe_table(wire, config.source.table))
         copy = assemble(config, wire, target, hook, table)
         _calm_down()

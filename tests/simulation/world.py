@@ -1,4 +1,4 @@
-"""The production driver, pipeline and readers on a virtual clock, with everything outside them in memory and unreliable.
+"""The production driver, pipeline and readers on a virtual clock; everything outside is in memory and unreliable.
 
 One seed decides everything: what is written and when shards split, which step comes next, what fails, when the process
 dies and when a second run starts. What the target holds at the end is compared with what the hook gives for each item.
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replicator.attributes import Item, image
-from replicator.batch import Batch, DocumentId, Outcome
+from replicator.batch import Batch, Counts, DocumentId, Outcome
 from replicator.change import key_text
-from replicator.checkpoints import Owner
+from replicator.checkpoints import Owner, PipelineState, ShardState, decode
 from replicator.compaction import Filing
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import OWN_IDS, Destination
 from replicator.driver import Copy, Driver, World
 from replicator.errors import Fenced, GapFound, TransientError
+from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
 from replicator.source import describe_table
 from replicator.steps import Stepped, Steps
@@ -69,6 +70,7 @@ class VirtualSteps(Steps):
         self._universe = universe
         self._generators: dict[str, Iterator[Any]] = {}
         self._when: dict[str, float] = {}
+        self._made: list[Stepped] = []
 
     def again(self, name: str, rest: float = 0.0) -> None:
         self._when[name] = self._universe.clock() + rest
@@ -76,6 +78,7 @@ class VirtualSteps(Steps):
     def clear(self) -> None:
         self._generators.clear()
         self._when.clear()
+        self._made.clear()
 
     def close(self) -> None:
         self.clear()
@@ -86,12 +89,14 @@ class VirtualSteps(Steps):
             return None
         universe.happen()
         due = [name for name, at in self._when.items() if at <= universe.clock()]
-        if not due:
-            universe.clock.now += max(timeout, 0.05)
-            return None
-        name = universe.random.choice(due)
-        del self._when[name]
-        return self._step(name)
+        if due and (not self._made or universe.random.random() < 0.7):
+            name = universe.random.choice(due)
+            del self._when[name]
+            self._made.append(self._step(name))
+        if self._made and (not due or universe.random.random() < 0.6):  # an answer may be long on its way
+            return self._made.pop(universe.random.randrange(len(self._made)))
+        universe.clock.now += max(timeout, 0.05)
+        return None
 
     def _step(self, name: str) -> Stepped:
         generator = self._generators[name]
@@ -119,6 +124,7 @@ class Unreliable(MemoryTarget):
         before = dict(self._universe.database.entries)
         try:
             outcome = super().write(batch)
+            self._universe.watch(before)
         except Fenced:
             if self._already(batch):  # the answer to the same batch was lost
                 return Outcome()
@@ -323,7 +329,20 @@ class Universe:
         if not self.caught_up:
             raise NeverSettled("the last run did not catch up within 5,000 turns")
 
-    # What must hold in the end
+    # What must hold always, and in the end
+
+    def watch(self, before: Mapping[tuple[str, str], tuple[int, str]]) -> None:
+        """Inside an epoch no position ever goes back, and what has ended stays ended."""
+        entries = self.database.entries
+        if before.get(("pipeline", "")) is None or _epoch(before) != _epoch(entries):
+            return
+        for (kind, id), (_, text) in before.items():
+            if kind == "shard" and (kind, id) in entries:
+                was, now = decode(kind, id, text), decode(kind, id, entries[kind, id][1])
+                assert isinstance(was, ShardState)
+                assert isinstance(now, ShardState)
+                assert now.ordinal >= was.ordinal, f"shard {id} went back from {was} to {now}"
+                assert now.ended >= was.ended, f"shard {id} began again"
 
     def check(self) -> None:
         """The target is what the hook gives for each item; parked items are excepted."""
@@ -344,6 +363,19 @@ class Universe:
         for source, c in self.database.counts.items():
             assert c.read == c.applied + c.stale + c.dropped + c.parked, f"counts of {source}: {c}"
             assert min(c.read, c.applied, c.stale, c.dropped, c.parked) >= 0
+        if _epoch(self.database.entries) == FIRST_EPOCH:
+            self._check_read()
+
+    def _check_read(self) -> None:
+        """Each record of an epoch is read once: stored again after no crash, counted whatever became of it."""
+        shards = {id: decode(k, id, t) for (k, id), (_, t) in self.database.entries.items() if k == "shard"}
+        for id, state in shards.items():
+            assert isinstance(state, ShardState)
+            parent = shards.get(state.parent or "")
+            base = parent.ordinal if isinstance(parent, ShardState) else 0
+            passed = state.ordinal - base if state.sequence is not None else 0
+            counted = self.database.counts.get(f"shard:{id}", Counts()).read
+            assert counted == passed, f"shard {id}: {counted} records counted, {passed} passed"
 
     def _of_parked(self, id: DocumentId, parked: set[tuple[str, ...]]) -> bool:
         return id in parked or any(id[0] == key_text(key) for key in parked)
@@ -365,6 +397,12 @@ class Universe:
                 yield table, (key_text(key), id), body(document)
         except Poison:
             raise AssertionError(f"the item {key} is poison, and is not parked") from None
+
+
+def _epoch(entries: Mapping[tuple[str, str], tuple[int, str]]) -> int:
+    state = decode("pipeline", "", entries["pipeline", ""][1])
+    assert isinstance(state, PipelineState)
+    return state.epoch
 
 
 def _ignore(_: Progress) -> None:
