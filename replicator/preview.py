@@ -37,8 +37,7 @@ class Preview:
                 "before": json_values(self.before),
                 "writes": [_shown(w) for w in self.writes],
                 "problem": self.problem,
-            },
-            default=_in_json,
+            }
         )
 
 
@@ -67,31 +66,27 @@ def _shown(write: Write) -> dict[str, Any]:
     return {"write": "delete", "table": write.table, "id": write.id}
 
 
-def json_values(body: Mapping[str, object]) -> Mapping[str, Any]:
-    """A document as plain JSON values: exact digits, base64, sorted sets."""
-    if isinstance(body, Item):
-        return {name: plain(value) for name, value in body.typed.items()}
-    return body
-
-
 def pretty(body: Mapping[str, object]) -> str:
-    return orjson.dumps(json_values(body), default=_in_json, option=orjson.OPT_INDENT_2).decode()
+    return orjson.dumps(json_values(body), option=orjson.OPT_INDENT_2).decode()
 
 
-def _in_json(value: object) -> Any:
+def json_values(value: object) -> Any:
+    """A document, or a value in it, as plain JSON values: exact digits, base64, sorted sets."""
     match value:
-        case Decimal():
-            return number(str(value)) if value.is_finite() else str(value)
+        case Item():
+            return {name: plain(attribute) for name, attribute in value.typed.items()}
+        case Mapping():
+            return {str(name): json_values(inner) for name, inner in value.items()}
+        case None | bool() | str() | float():
+            return value
+        case int() | Decimal():
+            return number(str(value)) if isinstance(value, int) or value.is_finite() else str(value)
         case bytes() | bytearray() | memoryview():
             return base64.b64encode(bytes(value)).decode()
         case set() | frozenset():
-            return sorted(value, key=str)
-        case Item():
-            return json_values(value)
-        case Mapping():
-            return dict(value)
+            return [json_values(inner) for inner in sorted(value, key=str)]
+        case list() | tuple():
+            return [json_values(inner) for inner in value]
         case datetime() | date() | time():
             return value.isoformat()
-        case int():
-            return number(str(value))  # past 64 bits
     return f"<{type(value).__name__}>"

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
+import orjson
+import psycopg
 import pytest
 from boto3.dynamodb.types import TypeSerializer
+from click.testing import CliRunner
 
+from replicator.cli import main
 from replicator.errors import ConfigError
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.http import served
 from replicator.testing.ministack import MiniStack
+from tests.servers_postgres import Database
 
 PATIENCE = 90.0
 
@@ -77,3 +86,83 @@ def put(client: Any, table: str, *items: Mapping[str, object]) -> None:
     written = TypeSerializer().serialize
     for item in items:
         client.put_item(TableName=table, Item={name: written(value) for name, value in item.items()})
+
+
+@dataclass(frozen=True)
+class World:
+    """An in-memory DynamoDB over HTTP, a real Postgres, and a folder with a config and its hook.
+
+    The config is of a table ``orders`` with key ``id``; ``change`` replaces text in it.
+    """
+
+    db: DynamoDB
+    postgres: Database
+    folder: Path
+    environ: Mapping[str, str]
+
+    @property
+    def config(self) -> str:
+        return str(self.folder / "orders.yaml")
+
+    @property
+    def shell(self) -> Shell:
+        return Shell(self.environ)
+
+    def change(self, old: str, new: str) -> None:
+        path = self.folder / "orders.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def hook(self, source: str) -> None:
+        """Use a hook: a function named ``hook``, in a file of its own."""
+        if not (self.folder / "hooks.py").exists():
+            self.change("target:", "transform: hooks.py:hook\ntarget:")
+        (self.folder / "hooks.py").write_text(source)
+
+    def call(self, *arguments: str) -> tuple[int, str, str]:
+        """A command in this process: exit code, standard output, standard error. Bugs come out as they are."""
+        result = CliRunner().invoke(main, arguments, env=self.environ)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    def lines(self, *arguments: str) -> list[Any]:
+        """What a command prints with --json."""
+        return [orjson.loads(line) for line in self.call(*arguments, "--json")[1].splitlines()]
+
+    def catch_up(self, *more: str) -> None:
+        code, _, err = self.shell.run("run", self.config, "--until", "caught-up", *more)
+        assert code == 0, err
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with self.postgres.connect() as connection:
+            return connection.execute(query.encode()).fetchall()
+
+    def has_table(self, name: str) -> bool:
+        try:
+            return bool(self.rows(f"SELECT 1 FROM information_schema.tables WHERE table_name = '{name}'"))  # noqa: S608
+        except psycopg.errors.UndefinedTable:
+            return False
+
+
+_CONFIG = """\
+pipeline: orders
+source:
+  table: orders
+  region: us-east-1
+  endpoint_url: {endpoint}
+target:
+  type: postgres
+  url: {url}
+  table: orders
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path, one_postgres: Database) -> Iterator[World]:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    with served(db) as endpoint:
+        (tmp_path / "orders.yaml").write_text(_CONFIG.format(endpoint=endpoint, url=one_postgres.url))
+        environ = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+        yield World(db, one_postgres, tmp_path, environ)

@@ -1,1 +1,1 @@
-pytest_plugins = ["tests.servers_dynamodb", "tests.servers_postgres"]
+pytest_plugins = ["tests.servers_dynamodb", "tests.servers_postgres", "tests.cli"]

@@ -1,0 +1,268 @@
+"""``replicator check`` and ``preview``: everything that is wrong is named at once, and nothing is changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli import World
+
+TABLE = "arn:aws:dynamodb:us-east-1:"  # how a table's ARN begins
+
+FAN_OUT = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    for tag in item.get("tags", ()):
+        yield Document(id=tag, body={"tag": tag})
+"""
+
+
+def texts(world: World, *verdicts: str) -> list[str]:
+    found = world.lines("check", world.config)
+    return [f"{f['subject']}: {f['text']}" for f in found if f["verdict"] in verdicts]
+
+
+def test_a_ready_pipeline_is_exit_code_0_and_every_permission_is_named(world: World) -> None:
+    arn = world.db.create_table("orders")
+    code, out, _ = world.call("check", world.config, "--human")
+
+    assert code == 0
+    for action in ("DescribeStream", "GetShardIterator", "GetRecords"):
+        assert f"ok    permission: dynamodb:{action} on {arn}" in out
+    assert "ok    permission: dynamodb:Scan on arn:aws:dynamodb:us-east-1:" in out
+    assert 'CREATE TABLE "public"."orders"' in out
+    assert "FAIL" not in out
+
+
+def test_nothing_is_changed(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.call("check", world.config)
+    world.call("preview", world.config)
+    world.call("status", world.config)
+
+    assert not world.has_table("orders")
+    assert not world.rows("SELECT 1 FROM information_schema.schemata WHERE schema_name = 'replicator'")
+
+
+def test_every_missing_permission_is_named_with_its_action_and_arn(world: World) -> None:
+    arn = world.db.create_table("orders")
+    for operation in ("GetShardIterator", "Scan"):
+        world.db.fail(operation, "AccessDeniedException", times=None)
+    code, _, _ = world.call("check", world.config)
+    found = texts(world, "forbidden")
+
+    assert code == 4
+    assert found[0] == f"permission: dynamodb:GetShardIterator on {arn} is not permitted"
+    assert found[1].startswith("permission: dynamodb:Scan on ")
+
+
+def test_a_forbidden_look_up_is_named_for_a_stream_of_keys(world: World) -> None:
+    world.db.create_table("orders", view="KEYS_ONLY")
+    assert world.call("check", world.config)[0] == 0
+    world.db.fail("BatchGetItem", "AccessDeniedException", times=None)
+    world.db.fail("GetRecords", "AccessDeniedException", times=None)
+    world.db.fail("DescribeStream", "AccessDeniedException", times=None)
+
+    assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == [
+        "permission: dynamodb:DescribeStream",
+        "permission: dynamodb:BatchGetItem",
+    ]
+    world.db.heal()
+    world.db.fail("GetRecords", "AccessDeniedException", times=None)
+    assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetRecords"]
+
+
+def test_no_permission_at_all_still_looks_at_the_target(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.fail("DescribeTable", "AccessDeniedException", times=None)
+    found = world.lines("check", world.config)
+
+    assert world.call("check", world.config)[0] == 4
+    assert [f["subject"] for f in found] == ["source", "target"]
+    assert found[0]["text"] == "dynamodb:DescribeTable on orders is not permitted"
+    assert found[0]["do"]
+
+
+def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    bare = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none"}
+    code, out, _ = World(world.db, world.postgres, world.folder, bare).call("check", world.config)
+
+    assert code == 4
+    assert "dynamodb:DescribeTable on orders is not permitted" in out
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (None, "has no enabled stream, so changes cannot be read; enable it: aws dynamodb update-table"),
+        ("OLD_IMAGE", "has view type OLD_IMAGE: it never shows what an item became"),
+    ],
+)
+def test_a_stream_that_cannot_be_read_says_what_to_do(world: World, view: str | None, message: str) -> None:
+    world.db.create_table("orders", view=view)
+
+    assert world.call("check", world.config)[0] == 2
+    assert any(message in text for text in texts(world, "problem"))
+
+
+def test_a_disabled_stream_is_a_problem(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.disable_stream("orders")
+
+    assert world.call("check", world.config)[0] == 2
+    assert any("has no enabled stream" in text for text in texts(world, "problem"))
+
+
+@pytest.mark.parametrize("view", ["KEYS_ONLY", "NEW_IMAGE"])
+def test_ids_of_their_own_need_old_images(world: World, view: str) -> None:
+    world.db.create_table("orders", view=view)
+    world.hook(FAN_OUT)
+
+    assert world.call("check", world.config)[0] == 2
+    assert any(
+        f"has view type {view}, but the hook gives documents ids of their own" in t for t in texts(world, "problem")
+    )
+
+
+def test_every_mismatch_of_an_existing_table_is_named(world: World) -> None:
+    world.db.create_table("orders")
+    with world.postgres.connect() as connection:
+        connection.execute("CREATE TABLE orders (id bigint PRIMARY KEY, document text, _version bigint NOT NULL)")
+    problems = texts(world, "problem")
+    assert any("id" in p for p in problems), problems
+    assert any("document" in p for p in problems), problems
+
+
+def test_everything_is_named_in_one_go(world: World) -> None:
+    world.hook("def other(item):\n    return None\n")
+    world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
+    code, _, _ = world.call("check", world.config)
+    problems = texts(world, "problem")
+
+    assert code == 2
+    assert any("hooks.py has no function hook; it has other (line 1)" in p for p in problems)
+    assert any(p.startswith("source.table: there is no table orders") for p in problems)
+    assert any("cannot be reached" in p for p in problems)
+
+
+def test_an_impure_hook_is_a_problem(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n    return {'n': next(count)}\n")
+
+    assert world.call("check", world.config)[0] == 2
+    assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+
+
+def test_an_impure_hook_with_ids_of_its_own_too(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a"]})
+    world.hook(FAN_OUT.replace("id=tag", "id=next(count)") + "\nimport itertools\ncount = itertools.count()\n")
+
+    assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+
+
+def test_items_that_would_be_parked_are_told_not_refused(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.db.put("orders", {"id": "2", "total": 1})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+
+    assert world.call("check", world.config)[0] == 0
+    (note,) = (t for t in texts(world, "note") if t.startswith("transform"))
+    assert note == (
+        'transform: 1 of 2 live items would be parked, e.g. item ["1"]: '
+        "hook hook raised KeyError at hooks.py:2: no attribute 'total'"
+    )
+
+
+def test_a_hook_that_cannot_be_imported_names_file_and_line(world: World) -> None:
+    world.db.create_table("orders")
+    world.hook("import json\nimport nonsense_that_is_not_there\n")
+    code, out, _ = world.call("check", world.config)
+
+    assert code == 2
+    assert "hooks.py, line 2" in out
+
+
+class TestPreview:
+    def test_shows_before_after_and_the_writes(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1", "total": 5, "secret": "x"})
+        world.hook("def hook(item):\n    return {'total': item['total'] * 2}\n")
+
+        assert world.lines("preview", world.config) == [
+            {
+                "key": ["1"],
+                "before": {"id": "1", "total": 5, "secret": "x"},
+                "writes": [{"write": "upsert", "table": "orders", "id": ["1"], "document": {"total": 10}}],
+                "problem": None,
+            }
+        ]
+        code, out, _ = world.call("preview", world.config, "--human")
+        assert code == 0
+        assert 'item ["1"]' in out
+        assert 'upsert ["1"] in orders' in out
+
+    def test_says_what_would_be_parked_and_what_left_out(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1"})
+        world.hook("def hook(item):\n    return 5\n")
+        assert "a plain hook returns a mapping or None" in world.lines("preview", world.config)[0]["problem"]
+        assert "would be parked: " in world.call("preview", world.config, "--human")[1]
+
+        world.hook("def hook(item):\n    return None\n")
+        assert "nothing would be stored" in world.call("preview", world.config, "--human")[1]
+
+    def test_shows_documents_with_ids_of_their_own(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1", "tags": {"b", "a"}})
+        world.hook(FAN_OUT)
+        (found,) = world.lines("preview", world.config)
+
+        assert sorted(w["id"] for w in found["writes"]) == [['["1"]', "a"], ['["1"]', "b"]]
+
+    def test_takes_a_limit_or_a_key(self, world: World) -> None:
+        world.db.create_table("orders", keys={"id": "B", "n": "N"})
+        for n in range(250):
+            world.db.put("orders", {"id": b"\x01", "n": n})
+
+        assert len(world.lines("preview", world.config)) == 5
+        assert len(world.lines("preview", world.config, "--limit", "230")) == 230
+        (found,) = world.lines("preview", world.config, "--key", '{"id": "AQ==", "n": 17}')
+        assert found["key"] == ["AQ==", "17"]
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ('{"id": "9"}', "there is no item"),
+            ('{"id": 9}', "key attribute id is of type S"),
+            ('{"pk": "9"}', "the key has the attributes id, not pk"),
+            ("[1]", "a key is a JSON object"),
+            ("{", "--key: "),
+        ],
+    )
+    def test_a_wrong_key_says_why(self, world: World, key: str, message: str) -> None:
+        world.db.create_table("orders")
+        code, out, err = world.call("preview", world.config, "--key", key)
+
+        assert (code, out) == (2, "")
+        assert message in err
+
+    def test_every_kind_of_value_can_be_shown(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1", "n": 10**37})
+        world.hook(
+            "import datetime\ndef hook(item):\n"
+            "    return {'n': item['n'], 'b': b'x', 's': {2, 1}, 'i': 2**70, 'item': item, 'o': object(),\n"
+            "            't': datetime.datetime(2026, 1, 31)}\n"
+        )
+        code, out, _ = world.call("preview", world.config, "--json")
+
+        assert code == 0
+        assert f'"n":{10**37},"b":"eA==","s":[1,2],"i":{2**70}' in out
+        assert '"t":"2026-01-31T00:00:00"' in out
