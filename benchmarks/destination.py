@@ -1,0 +1,96 @@
+"""The Postgres side: a server of its own, tables as the product makes them, and what must be in them at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import boto3
+import psycopg
+from boto3.dynamodb.types import TypeDeserializer
+from psycopg.types.json import Json, set_json_loads
+
+from benchmarks import data
+from connectors.postgres import Postgres
+from connectors.postgres.options import PostgresOptions
+from replicator.change import KeyAttribute, KeySchema
+from replicator.target import Table
+
+SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
+KEYS = KeySchema(tuple(KeyAttribute(name, "S") for name in data.KEYS))
+SHAPES: Mapping[str, Table] = {
+    data.TABLE: Table(data.TABLE, KEYS, {"columns": dict(data.COLUMNS)}),
+    data.DOCUMENTS: Table(data.DOCUMENTS, KEYS),
+}
+Rows = set[str] | dict[tuple[str, ...], tuple[Any, ...]]
+
+
+def encoded(value: Any) -> Any:
+    """A value as psycopg sends it: what is not plain becomes JSON."""
+    if isinstance(value, Mapping | list | set | frozenset):
+        return Json(value, dumps=partial(json.dumps, default=_default, ensure_ascii=False))
+    return value
+
+
+def _default(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return sorted(value)
+
+
+def prepare(url: str) -> None:
+    """The tables' contents before the first change, once for all rounds."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for table in SHAPES.values():
+            _create(connection, url, table)
+            _load(connection, table)
+            connection.execute(f"ALTER TABLE {table.name} RENAME TO {table.name}_before")  # type: ignore[arg-type]
+
+
+def _create(connection: psycopg.Connection[Any], url: str, table: Table) -> None:
+    target = Postgres(PostgresOptions(url=url), "benchmark")  # type: ignore[arg-type]
+    for statement in target.plan([table]):
+        connection.execute(statement)  # type: ignore[arg-type]
+    target.close()
+
+
+def _load(connection: psycopg.Connection[Any], table: Table) -> None:
+    row = data.row if table.name == data.TABLE else data.document
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table.name} FROM STDIN") as copy:  # type: ignore[arg-type]
+        for item in data.initial():
+            copy.write_row([*map(encoded, row(item)), 0])
+
+
+def reset(url: str) -> None:
+    """Everything as it was before the first change."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
+        for table in SHAPES.values():
+            connection.execute(f"DROP TABLE IF EXISTS {table.name}")  # type: ignore[arg-type]
+            _create(connection, url, table)
+            connection.execute(f"INSERT INTO {table.name} SELECT * FROM {table.name}_before")  # type: ignore[arg-type]
+            connection.execute(f"VACUUM ANALYZE {table.name}")  # type: ignore[arg-type]
+        connection.execute("CHECKPOINT")
+
+
+def items(endpoint: str) -> list[dict[str, Any]]:
+    """What the source holds at the end, read and decoded without any code of the product."""
+    client = boto3.client("dynamodb", endpoint_url=endpoint, region_name="us-east-1")
+    decode = TypeDeserializer().deserialize
+    pages = client.get_paginator("scan").paginate(TableName=data.TABLE, ConsistentRead=True)
+    return [{name: decode(v) for name, v in found.items()} for page in pages for found in page["Items"]]
+
+
+def differences(url: str, table: str, wanted: Iterable[tuple[Any, ...]]) -> int:
+    """How many rows are missing, there without reason, or not as they should be."""
+    with psycopg.connect(url) as connection:
+        set_json_loads(partial(json.loads, parse_float=Decimal), connection)
+        found = {row[:2]: row[:-1] for row in connection.execute(f"SELECT * FROM {table}")}  # type: ignore[arg-type]
+    right = {row[:2]: row for row in wanted}
+    return sum(found.get(key) != right.get(key) for key in found.keys() | right.keys())
+
+
+Row = Callable[[Mapping[str, Any]], tuple[Any, ...]]

@@ -1,0 +1,83 @@
+"""R: the product itself, from the stream over HTTP to rows in Postgres, in one process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data
+from connectors.postgres import Postgres
+from connectors.postgres.options import PostgresOptions
+from replicator import run
+from replicator.batch import Outcome
+from replicator.config import Backfill, Config, Source
+from replicator.config_target import Destination
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+TYPED: Mapping[str, Mapping[str, Any]] = {data.TABLE: {"columns": dict(data.COLUMNS)}}
+AS_DOCUMENTS: Mapping[str, Mapping[str, Any]] = {data.DOCUMENTS: {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """So many changes took so long. ``cpu``: seconds of this process, all threads."""
+
+    changes: int
+    seconds: float
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        return self.changes / self.seconds
+
+
+class Counting(Postgres):
+    """The real target; asks the run to stop when so many changes are stored, and remembers when that was."""
+
+    def __init__(self, options: PostgresOptions, pipeline: str, expected: int, stop: threading.Event) -> None:
+        super().__init__(options, pipeline)
+        self._expected, self._stop = expected, stop
+        self.stored = 0
+        self.finished = 0.0
+
+    def collect(self) -> Outcome:
+        under_way = self._sent
+        outcome = super().collect()
+        if under_way is not None and not outcome.rejections:
+            self.stored += sum(part.counts.read for part in under_way.batch.parts)
+        if self.stored >= self._expected:
+            self.finished = time.perf_counter()
+            self._stop.set()
+        return outcome
+
+
+def config(endpoint: str, tables: Mapping[str, Mapping[str, Any]], connector: Any, url: str, transform: str | None) -> Config:
+    return Config(
+        pipeline="benchmark",
+        source=Source(table=data.TABLE, region="us-east-1", endpoint_url=endpoint),
+        target=Destination("postgres", connector, PostgresOptions(url=url), tables),
+        transform=transform,
+        backfill=Backfill(enabled=False),
+        path=Path(__file__),
+    )
+
+
+def copy(endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int) -> Result:
+    """Copy ``expected`` changes, as ``replicator run`` does."""
+    os.environ.update(CREDENTIALS)
+    stop = threading.Event()
+    built: list[Counting] = []
+
+    def connector(options: PostgresOptions, pipeline: str) -> Counting:
+        built.append(Counting(options, pipeline, expected, stop))
+        return built[-1]
+
+    wanted = config(endpoint, tables, connector, url, transform)
+    started, cpu = time.perf_counter(), time.process_time()
+    run.run(wanted, until=None, resync=False, accept_hook_change=False, stop=stop, observe=lambda _: None)
+    return Result(built[0].stored, built[0].finished - started, time.process_time() - cpu)

@@ -1,0 +1,98 @@
+"""The source in a process of its own: the in-memory DynamoDB behind HTTP, its stream holding all changes already."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import orjson
+
+from benchmarks import data
+from replicator.testing.dynamodb import AWS, DynamoDB
+from replicator.testing.http import HttpWire, served
+from replicator.wire import Wire
+
+KEYS = {"pk": "S", "sk": "S"}
+# Streams are opened at their first record: a benchmark may be at work longer than AT_TIMESTAMP's ten minutes.
+DIALECT = replace(AWS, at_timestamp=False)
+
+
+def filled(changes: int, shards: int) -> DynamoDB:
+    database = DynamoDB(now=time.time, random=random.Random(3), dialect=DIALECT, shards=shards)
+    database.create_table(data.TABLE, keys=KEYS, view=None)
+    for item in data.initial():
+        database.put(data.TABLE, item)
+    database.enable_stream(data.TABLE)
+    for kind, item in data.changes(changes):
+        (database.put if kind == "put" else database.delete)(data.TABLE, item)
+    return database
+
+
+def wide(shards: int, records: int, size: int) -> DynamoDB:
+    """``records`` changes of items of ``size`` bytes."""
+    database = DynamoDB(now=time.time, random=random.Random(4), dialect=DIALECT, shards=shards)
+    database.create_table(data.TABLE, keys=KEYS)
+    filler = orjson.dumps(list(range(size))).decode()[: size - 200]
+    for n in range(records):
+        database.put(data.TABLE, {**data.key(n % (shards * 4)), "turn": n, "filler": filler})
+    return database
+
+
+@contextlib.contextmanager
+def endpoint(*arguments: str) -> Iterator[str]:
+    """The URL of a source that runs while the block does. ``arguments``: of ``main``."""
+    command = [sys.executable, "-m", "benchmarks.source", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            if not url:
+                raise RuntimeError("the source did not start")
+            yield url
+        finally:
+            process.terminate()
+
+
+def bodies(wire: Wire) -> Iterator[tuple[str, bytes]]:
+    """Every page of the stream: its shard, and the body of the answer to GetRecords."""
+    arn = orjson.loads(wire.call("DescribeTable", {"TableName": data.TABLE}))["Table"]["LatestStreamArn"]
+    described = orjson.loads(wire.call("DescribeStream", {"StreamArn": arn}))["StreamDescription"]
+    for shard in (s["ShardId"] for s in described["Shards"]):
+        first = {"StreamArn": arn, "ShardId": shard, "ShardIteratorType": "TRIM_HORIZON"}
+        iterator = orjson.loads(wire.call("GetShardIterator", first))["ShardIterator"]
+        while True:
+            body = wire.call("GetRecords", {"ShardIterator": iterator})
+            answer = orjson.loads(body)
+            if not answer["Records"]:
+                break
+            yield shard, body
+            iterator = answer["NextShardIterator"]
+
+
+def wire(url: str) -> Wire:
+    return HttpWire(url)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.source")
+    parser.add_argument("--changes", type=int, default=data.CHANGES)
+    parser.add_argument("--shards", type=int, default=data.SHARDS)
+    parser.add_argument("--size", type=int, help="bytes of each item, instead of the usual ones")
+    given = parser.parse_args()
+    if given.size is None:
+        database = filled(given.changes, given.shards)
+    else:
+        database = wide(given.shards, given.changes, given.size)
+    with served(database) as url:
+        print(url, flush=True)
+        sys.stdin.read()  # until whoever started it is gone
+
+
+if __name__ == "__main__":
+    main()
