@@ -139,7 +139,7 @@ def load(spec: str, base: Path) -> Hook:
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(_missing(name, path))
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigError(f"transform: {name} in {path} is async; a hook is a plain function")
     return Hook(
         name=name,
@@ -177,22 +177,25 @@ def _from_package(place: str, base: Path) -> tuple[ModuleType, Path]:
         raise _unimportable(place, base, e) from e
     except (Exception, SystemExit) as e:
         raise _unimportable(place, base, e) from e
-    if module.__file__ is None:
+    if getattr(module, "__file__", None) is None:
         raise ConfigError(f"transform: {place} is a package without a file of its own; name the module")
-    return module, Path(module.__file__)
+    return module, Path(str(module.__file__))
 
 
 def _unimportable(place: str, path: Path, error: BaseException) -> ConfigError:
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename is not None:
         where = f"{error.filename}, line {error.lineno}"
     else:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-        own = [f for f in frames if Path(f.filename) == path] or frames[-1:]
-        where = f"{own[-1].filename}, line {own[-1].lineno}"
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+        own = [f for f in theirs if Path(f.filename) == path] or theirs
+        where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
     return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}: {error} ({where})")
 
 
 def _missing(name: str, path: Path) -> str:
-    tree = ast.parse(path.read_text())
+    if path.suffix != ".py":
+        return f"transform: {path} has no function {name}"
+    tree = ast.parse(path.read_bytes())
     there = [f"{n.name} (line {n.lineno})" for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     return f"transform: {path} has no function {name}; it has {', '.join(there) or 'none'}"
