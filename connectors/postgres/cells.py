@@ -44,7 +44,7 @@ def typed_encoder(type: ColumnType, nul: Nul) -> Encoder:
         ((kind, inner),) = attribute.items()
         if wanted and kind not in wanted:
             raise Unfit(f"is {type}, and the attribute is {_KINDS.get(kind, 'of an unknown kind')}")
-        return convert(attribute if type == "jsonb" else inner)
+        return convert(attribute if type in ("jsonb", "timestamptz") else inner)
 
     return encoder
 
@@ -127,12 +127,8 @@ def binary(value: bytes | bytearray | memoryview) -> str:
     return "\\x" + bytes(value).hex()
 
 
-def _typed_moment(inner: str) -> str:
-    return moment(inner if _looks_like_date(inner) else _exact(inner))
-
-
-def _looks_like_date(inner: str) -> bool:
-    return "T" in inner or ":" in inner or inner.count("-") > 1
+def _typed_moment(attribute: Typed) -> str:
+    return moment(attribute["S"] if "S" in attribute else _exact(attribute["N"]))
 
 
 def moment(value: datetime | date | str | int | Decimal | float) -> str:

@@ -17,7 +17,11 @@ _REFUSED_AT_LOGIN = (
     "is not permitted to log in",
     "no password supplied",
     "permission denied for database",
+    "SSL was required",
+    "certificate verify failed",
+    "server certificate for",
 )
+_WRONG = ("does not exist", "SSL", "certificate")
 _WAIT = {
     "40001": "a serialization failure",
     "40P01": "a deadlock",
@@ -33,7 +37,7 @@ _WAIT = {
     "53100": "its disk is full",
     "53200": "it is out of memory",
 }
-_WAIT_CLASSES = ("08", "40", "53", "57")
+_WAIT_CLASSES = ("08", "40", "53", "57", "58")
 _DATA_CLASSES = ("22", "23", "54", "P0")  # P0: a trigger or a function of somebody's raised it
 
 
@@ -70,7 +74,7 @@ def unreachable(error: psycopg.Error, server: str) -> ReplicatorError:
     """Our error for a connection that was not made; libpq gives no SQLSTATE there, only the server's words."""
     text = _first_line(error)
     if any(words in text for words in _REFUSED_AT_LOGIN):
-        kind = ConfigError if "does not exist" in text else NotPermitted
+        kind = ConfigError if any(words in text for words in _WRONG) else NotPermitted
         return kind(
             f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}; correct target.url"
         )

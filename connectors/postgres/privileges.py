@@ -8,17 +8,26 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.schema import exists
+from connectors.postgres.schema import exists, outdated
 from connectors.postgres.shape import Shape
 
+_OLDEST = 150000
 _NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _OWN = ("checkpoints", "counts", "tombstones")
 
 
 def missing_privileges(connection: psycopg.Connection[Any], shapes: Sequence[Shape]) -> list[str]:
-    """A sentence for each privilege that is missing."""
+    """A sentence for each privilege that is missing, and for what else is wrong with the server."""
     user = sql.Identifier(str(_one(connection, "SELECT current_user"))).as_string(None)
-    return [*_own_tables(connection, user), *_targets(connection, shapes, user)]
+    return [*_server(connection), *_own_tables(connection, user), *_targets(connection, shapes, user)]
+
+
+def _server(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    if connection.info.server_version < _OLDEST:
+        yield f"the server is Postgres {connection.info.server_version // 10000}; replicator needs 15 or newer"
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        yield f"the database is encoded as {encoding}, which cannot hold every text: CREATE DATABASE … ENCODING 'UTF8'"
 
 
 def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]:
@@ -30,6 +39,10 @@ def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]
     if not _one(connection, "SELECT has_schema_privilege('replicator', 'USAGE')"):
         yield f"the schema replicator cannot be used: GRANT USAGE ON SCHEMA replicator TO {user}"
         return
+    if missing := list(_rights(connection, "replicator.version", user, ("SELECT",))):
+        yield from missing
+    elif (problem := outdated(connection)) is not None:
+        yield problem
     for table in _OWN:
         yield from _rights(connection, sql.Identifier("replicator", table).as_string(None), user)
 
@@ -60,8 +73,10 @@ def _target(connection: psycopg.Connection[Any], shape: Shape, user: str) -> Ite
         yield f"{shape.label} belongs to somebody else, and only its owner may note the epoch: {mend}"
 
 
-def _rights(connection: psycopg.Connection[Any], table: str, user: str) -> Iterator[str]:
-    missing = [r for r in _NEEDED if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, r)]
+def _rights(
+    connection: psycopg.Connection[Any], table: str, user: str, needed: Sequence[str] = _NEEDED
+) -> Iterator[str]:
+    missing = [r for r in needed if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, r)]
     if missing:
         yield f"{table} cannot be used: GRANT {', '.join(missing)} ON {table} TO {user}"
 

@@ -106,8 +106,15 @@ _STEPS: tuple[LiteralString, ...] = (_FIRST,)  # append only: each brings a data
 
 def exists(connection: psycopg.Connection[Any]) -> bool:
     """Whether this database has replicator's tables."""
-    row = connection.execute("SELECT to_regclass('replicator.checkpoints') IS NOT NULL").fetchone()
-    return row is not None and bool(row[0])
+    return _there(connection, "checkpoints")
+
+
+def outdated(connection: psycopg.Connection[Any]) -> str | None:
+    """Why this replicator cannot use the tables that are there."""
+    found = _version(connection)
+    if found <= len(_STEPS):
+        return None
+    return f"the schema replicator is of version {found}, this replicator knows up to {len(_STEPS)}: use the newer one"
 
 
 def install(connection: psycopg.Connection[Any]) -> None:
@@ -117,11 +124,8 @@ def install(connection: psycopg.Connection[Any]) -> None:
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator schema', 0))")
         found = _version(connection)
-        if found > len(_STEPS):
-            raise ConfigError(
-                f"the schema replicator is of version {found}, this replicator knows up to {len(_STEPS)}: "
-                "use the newer one"
-            )
+        if (problem := outdated(connection)) is not None:
+            raise ConfigError(problem)
         if found == 0:
             connection.execute("CREATE SCHEMA IF NOT EXISTS replicator")
             connection.execute("CREATE TABLE replicator.version (number int NOT NULL)")
@@ -132,8 +136,16 @@ def install(connection: psycopg.Connection[Any]) -> None:
 
 
 def _version(connection: psycopg.Connection[Any]) -> int:
-    there = connection.execute("SELECT to_regclass('replicator.version') IS NOT NULL").fetchone()
-    if there is None or not there[0]:
+    if not _there(connection, "version"):
         return 0
     row = connection.execute("SELECT number FROM replicator.version").fetchone()
     return 0 if row is None else int(row[0])
+
+
+def _there(connection: psycopg.Connection[Any], table: LiteralString) -> bool:
+    """Asked of the catalog itself: to_regclass fails where the schema may not be used."""
+    query = """
+    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE n.nspname = 'replicator' AND c.relname = %s)"""
+    row = connection.execute(query, (table,)).fetchone()
+    return row is not None and bool(row[0])

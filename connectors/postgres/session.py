@@ -62,15 +62,14 @@ class Session:
         except psycopg.Error as e:
             self.close()
             raise translated(e, self._server) from e
-        except BaseException:
+        except BaseException:  # also a KeyboardInterrupt in the middle of a message: nothing can be sent after it
             self.close()
             raise
 
     def send(self, statements: Sequence[Statement]) -> None:
         """Send everything as one transaction, and return when it is on its way."""
-        assert not self.under_way, "a batch is under way: collect it first"
-        with self._discarding():
-            connection = self._open().pgconn
+        with self.connection() as opened:
+            connection = opened.pgconn
             connection.enter_pipeline_mode()
             self._sent = []
             for statement in (BEGIN, *statements, COMMIT):
@@ -82,10 +81,13 @@ class Session:
         """Wait for the answers: each statement's rows, the transaction committed. psycopg.Error if it was not."""
         wanted, self._sent = self._sent, None
         assert wanted is not None, "nothing was sent"
-        with self._discarding():
+        try:
             connection = self._open_still()
             answers = list(_answers(connection))
             connection.exit_pipeline_mode()
+        except BaseException:
+            self.close()
+            raise
         found = [rows for rows, keep in zip(answers, wanted, strict=True) if keep]
         return found[1:-1]
 
@@ -98,14 +100,6 @@ class Session:
         self._sent = None
         if connection is not None:
             connection.close()
-
-    @contextlib.contextmanager
-    def _discarding(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:  # also a KeyboardInterrupt in the middle of a message: nothing can be sent after it
-            self.close()
-            raise
 
     def _queue(self, connection: pq.abc.PGconn, statement: Statement) -> None:
         assert self._sent is not None

@@ -1,0 +1,50 @@
+"""What the tests of the Postgres target share: targets on a fresh database, batches, and a plain look at the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import sql
+
+from connectors.postgres import Postgres, PostgresOptions
+from replicator.change import KeyAttribute, KeySchema
+from replicator.checkpoints import Owner
+from replicator.position import FIRST_EPOCH
+from replicator.target import Table
+from tests.servers_postgres import Database
+
+PK = KeySchema((KeyAttribute("pk", "S"),))
+
+
+def target(database: Database, **options: Any) -> Postgres:
+    return Postgres(PostgresOptions.model_validate({"url": database.url, **options}), "contract")
+
+
+def typed(name: str = "contract", keys: KeySchema = PK, **columns: Any) -> Table:
+    """A table with typed columns."""
+    return Table(name, keys, {"columns": columns})
+
+
+def opened(database: Database, *tables: Table, **options: Any) -> Postgres:
+    found = target(database, **options)
+    found.open(tables, FIRST_EPOCH)
+    return found
+
+
+def owner(run: str = "run") -> Owner:
+    return Owner(run, "host", 1, 0.0)
+
+
+def rows(database: Database, table: str = "contract") -> list[Mapping[str, Any]]:
+    """Every row as a plain client sees it, in the order of the first column."""
+    with database.connect() as client:
+        cursor = client.execute(sql.SQL("SELECT * FROM {} ORDER BY 1").format(sql.Identifier("public", table)))
+        assert cursor.description is not None
+        names = [column.name for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def run(database: Database, statement: str) -> None:
+    with database.connect() as client:
+        client.execute(statement)  # type: ignore[arg-type]
