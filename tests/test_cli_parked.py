@@ -1,0 +1,176 @@
+"""``replicator parked``: what was refused can be looked at, tried again at its own version, or given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.checkpoints import Owner
+from replicator.config import load
+from tests.cli import World
+
+NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
+MENDED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
+FAN_OUT = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    if "broken" in item:
+        raise ValueError("broken")
+    return [Document(id=tag, body={"tag": tag}) for tag in item.get("tags", ())]
+"""
+
+
+@pytest.fixture
+def parked(world: World) -> World:
+    """A pipeline with one stored item, two parked ones, and no run."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "good", "total": 1})
+    world.db.put("orders", {"id": "bad", "note": "private"})
+    world.db.put("orders", {"id": "worse"})
+    world.hook(NEEDS_TOTAL)
+    world.catch_up()
+    return world
+
+
+def counts(world: World) -> dict[str, int]:
+    found: dict[str, int] = world.lines("status", world.config)[0]["counts"]
+    assert found["read"] == found["applied"] + found["stale"] + found["dropped"] + found["parked"], found
+    return found
+
+
+def test_list_shows_items_and_reasons(parked: World) -> None:
+    found = parked.lines("parked", "list", parked.config)
+
+    assert [f["item"] for f in found] == ['["bad"]', '["worse"]']
+    assert all("raised KeyError at hooks.py:2: no attribute 'total'" in f["reason"] for f in found)
+    human = parked.call("parked", "list", parked.config, "--human")[1]
+    assert human.endswith("2 item(s) parked\n")
+
+
+def test_values_are_shown_only_when_asked_for(parked: World) -> None:
+    for command in (["list"], ["show", "--all"]):
+        assert "private" not in parked.call("parked", *command[:1], parked.config, *command[1:])[1]
+
+    (found,) = parked.lines("parked", "show", parked.config, '[ "bad" ]', "--show-values")
+    assert '"note":{"S":"private"}' in found["new"].replace(" ", "")
+    assert "KeyError" in found["traceback"]
+    assert "private" in parked.call("parked", "show", parked.config, "--all", "--show-values", "--human")[1]
+
+
+def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_2(parked: World) -> None:
+    before = counts(parked)
+    code, out, _ = parked.call("parked", "retry", parked.config, "--all", "--human")
+
+    assert code == 2
+    assert out.count("still parked: hook hook raised KeyError") == 2
+    assert counts(parked) == before
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_retry_with_a_mended_hook_stores_what_was_parked(parked: World) -> None:
+    before = counts(parked)
+    parked.hook(MENDED)
+    code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
+
+    assert (code, out) == (0, '["bad"]  stored\n')
+    assert parked.rows("SELECT document->>'note' FROM orders WHERE id = 'bad'") == [("private",)]
+    assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
+    after = counts(parked)
+    assert after["applied"] + after["stale"] > before["applied"] + before["stale"]
+    assert after["parked"] < before["parked"]
+    assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
+    assert parked.lines("status", parked.config)[0]["parked"] == 0
+
+
+def test_a_hook_that_now_leaves_the_item_out_removes_it(parked: World) -> None:
+    parked.hook("def hook(item):\n    return None\n")
+
+    assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
+    assert parked.rows("SELECT id FROM orders") == [("good",)]
+    assert parked.lines("parked", "list", parked.config) == []
+    counts(parked)
+
+
+def test_retry_never_overwrites_a_newer_state(parked: World) -> None:
+    with parked.postgres.connect() as connection:
+        connection.execute(
+            "INSERT INTO orders (id, document, _version) VALUES ('bad', '{\"newer\": true}', 9000000000000000000)"
+        )
+    parked.hook(MENDED)
+
+    assert parked.call("parked", "retry", parked.config, '["bad"]')[0] == 0
+    assert parked.rows("SELECT document FROM orders WHERE id = 'bad'") == [({"newer": True},)]
+    assert counts(parked)["stale"] >= 1
+
+
+def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
+    parked.hook("def hook(item):\n    return {'total': float('nan')}\n")
+    code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
+
+    assert code == 2
+    assert "still parked: " in out
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_drop_gives_up_and_counts_it(parked: World) -> None:
+    before = counts(parked)
+    assert parked.call("parked", "drop", parked.config, '["bad"]')[0] == 0
+
+    assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
+    after = counts(parked)
+    assert (after["dropped"], after["parked"]) == (before["dropped"] + 1, before["parked"] - 1)
+    assert parked.rows("SELECT id FROM orders") == [("good",)]
+
+
+@pytest.mark.parametrize("command", ["show", "retry", "drop"])
+def test_an_item_that_is_not_parked_or_none_at_all_is_said(parked: World, command: str) -> None:
+    code, _, err = parked.call("parked", command, parked.config, '["good"]')
+    assert code == 2
+    assert '["good"] is not parked' in err
+
+    code, _, err = parked.call("parked", command, parked.config)
+    assert code == 2
+    assert "or give --all" in err
+
+
+def test_a_pipeline_that_never_ran_has_nothing_parked(world: World) -> None:
+    world.db.create_table("orders")
+
+    assert world.lines("parked", "list", world.config) == []
+    code, _, err = world.call("parked", "retry", world.config, "--all")
+    assert code == 2
+    assert "has never run" in err
+
+
+def test_queued_changes_of_an_item_are_retried_in_order_and_together(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a", "b"]})
+    world.hook(FAN_OUT)
+    world.catch_up()
+    world.db.put("orders", {"id": "1", "tags": ["b", "c"], "broken": 1})
+    world.db.put("orders", {"id": "1", "tags": ["c"]})
+    world.catch_up()
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("b",)]
+    (item,) = world.lines("parked", "list", world.config)
+    assert (item["item"], item["changes"]) == ('["1"]', 2)
+
+    world.hook(FAN_OUT.replace('raise ValueError("broken")', "pass"))
+    code, out, _ = world.call("parked", "retry", world.config, "--all", "--human")
+
+    assert (code, out) == (0, '["1"]  stored\n')
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("c",)]
+    assert counts(world)["parked"] == 0
+
+
+def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:
+    config = load(parked.config)
+    owner = config.target.build(config.pipeline)
+    try:
+        checkpoints = owner.checkpoints  # type: ignore[attr-defined]
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+        parked.hook(MENDED)
+        assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
+        checkpoints.save([])  # not fenced
+    finally:
+        owner.close()

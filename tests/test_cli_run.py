@@ -1,0 +1,179 @@
+"""``replicator run``, ``resync`` and ``status`` as processes: events, signals, and what status knows by itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import orjson
+import pytest
+
+from tests.cli import World
+
+SECRET = "a-value-nobody-should-see"
+
+
+def await_that(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.05)
+
+
+def phase(world: World) -> str:
+    return str(world.lines("status", world.config)[0]["phase"])
+
+
+def fill(world: World, items: int = 20) -> None:
+    world.db.create_table("orders")
+    for n in range(items):
+        world.db.put("orders", {"id": str(n), "note": SECRET})
+
+
+def test_status_of_a_pipeline_that_never_ran_is_unknown_not_zero(world: World) -> None:
+    (found,) = world.lines("status", world.config)
+
+    assert found["phase"] == "stopped"
+    assert [found[k] for k in ("lag_seconds", "hours_until_loss", "backfill", "rate")] == [None] * 4
+    assert "unknown" in world.call("status", world.config, "--human")[1]
+
+
+def test_status_says_what_a_run_has_stored(world: World) -> None:
+    fill(world)
+    world.catch_up()
+    (found,) = world.lines("status", world.config)
+
+    assert found["phase"] == "stopped"
+    assert found["lag_seconds"] < 60
+    assert 23.9 < found["hours_until_loss"] <= 24
+    backfill = found["backfill"]
+    assert (backfill["segments"], backfill["segments_ended"], backfill["items"], backfill["eta"]) == (4, 4, 20, 0)
+    assert found["shards"] == {"open": 1, "ended": 0, "waiting": 0}
+    assert (found["gaps"], found["parked"]) == (0, 0)
+    counts = found["counts"]
+    assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"] >= 20
+    human = world.call("status", world.config, "--human")[1]
+    assert "20 items, 4 of 4 segments" in human
+
+
+def test_status_of_an_unreachable_target_says_so(world: World) -> None:
+    world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
+    code, out, err = world.call("status", world.config)
+
+    assert (code, out) == (1, "")
+    assert "cannot be reached" in err
+
+
+def test_events_are_json_lines_without_values(world: World) -> None:
+    fill(world)
+    code, out, err = world.shell.run("run", world.config, "--until", "caught-up")
+    events = [orjson.loads(line) for line in out.splitlines()]
+
+    assert (code, err) == (0, "")
+    assert [events[0]["event"], events[-1]["event"]] == ["starting", "caught up"]
+    assert all({"time", "level", "event"} <= set(e) for e in events)
+    assert {"progress", "stopped"} <= {e["event"] for e in events}
+    assert SECRET not in out
+
+
+def test_events_for_people_are_lines_of_text(world: World) -> None:
+    fill(world)
+    code, out, _ = world.shell.run("run", world.config, "--until", "caught-up", "--human")
+
+    assert code == 0
+    assert out.startswith("replicator ")
+    assert "progress  phase=" in out
+    assert SECRET not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_cleanly_within_ten_seconds(world: World, number: signal.Signals) -> None:
+    fill(world)
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        process.send_signal(number)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=30)
+
+    assert process.returncode == 0, err
+    assert time.monotonic() - began < 10
+    assert orjson.loads(out.splitlines()[-1])["event"] == "stopped"
+    assert phase(world) == "stopped"
+
+
+def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: World) -> None:
+    fill(world, 300)
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) != "stopped", process)
+        world.postgres.server.stop("immediate")  # so that the first signal finds something to wait for
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0)  # the two are two signals, not one
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        process.communicate(timeout=30)
+    assert process.returncode in (128 + signal.SIGTERM, 0)
+
+    world.postgres.server.start()
+    world.catch_up()
+    assert world.rows("SELECT count(*) FROM orders") == [(300,)]
+
+
+def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) -> None:
+    fill(world)
+    with world.shell.start("run", world.config) as first:
+        await_that(lambda: phase(world) == "live", first)
+        with world.shell.start("run", world.config) as second:
+            _, err = first.communicate(timeout=60)
+            assert first.returncode == 5
+            assert err.startswith("error: ")
+            await_that(lambda: phase(world) == "live", second)
+            second.terminate()
+            second.communicate(timeout=30)
+    assert second.returncode == 0
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+def test_a_gap_ends_a_run_with_3_is_shown_and_a_resync_repairs_it(world: World) -> None:
+    fill(world)
+    world.catch_up()
+    world.db.disable_stream("orders")
+    world.db.delete("orders", {"id": "0"})
+    world.db.enable_stream("orders")
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 3
+    assert "the stream was replaced" in err
+    assert "replicator resync CONFIG" in err
+    (found,) = world.lines("status", world.config)
+    assert (found["phase"], found["gaps"]) == ("gap", 1)
+    assert "the stream was replaced" in found["gap_list"][0]["reason"]
+    assert "the stream was replaced" in world.call("status", world.config, "--human")[1]
+
+    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    assert code == 0, err
+    (after,) = world.lines("status", world.config)
+    assert (after["phase"], after["gaps"], after["epoch"]) == ("stopped", 0, found["epoch"] + 1)
+    assert world.rows("SELECT count(*) FROM orders") == [(19,)]
+
+
+def test_a_changed_hook_needs_a_decision(world: World) -> None:
+    fill(world)
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.catch_up()
+    world.hook("def hook(item):\n    return {'n': 2}\n")
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 2
+    assert "the hook changed since the last run" in err
+    world.catch_up("--accept-hook-change")
+    world.db.put("orders", {"id": "0"})
+    world.catch_up()
+    assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2 ORDER BY 2") == [(19, "1"), (1, "2")]
+
+    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    assert code == 0, err
+    assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2") == [(20, "2")]
