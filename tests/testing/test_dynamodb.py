@@ -535,6 +535,19 @@ class TestFaults:
             at = page.get("NextShardIterator", "")
         assert sizes == [0, 0, 2]
 
+    def test_the_end_may_come_on_a_page_of_its_own(self, db: DynamoDB) -> None:
+        """As AWS does at times: all records are read, an empty page follows, and only the next one ends the shard."""
+        db.create_table("orders")
+        fill(db, 2)
+        (root,) = db.open_shards("orders")
+        last = numbers(records(db, root))[-1]
+        db.roll_all("orders")
+        db.blank()
+        page = ask(db, "GetRecords", ShardIterator=iterator(db, root, "AFTER_SEQUENCE_NUMBER", SequenceNumber=last))
+        assert page["Records"] == []
+        page = ask(db, "GetRecords", ShardIterator=page["NextShardIterator"])
+        assert page == {"Records": []}
+
     def test_short_pages_lose_nothing(self, db: DynamoDB) -> None:
         db.create_table("orders")
         fill(db, 5)
