@@ -1,4 +1,4 @@
-"""DynamoDB Local for the tests: started when a test first asks for it, once a session for each kind."""
+"""DynamoDB Local for the tests, started when a test asks for it and ended with the test run."""
 
 from __future__ import annotations
 
