@@ -44,7 +44,7 @@ class Discovery:
         self._orphans(lineage.orphans(known, found))
         self._vanished(known, lineage.vanished(known, found))
         self.listed = listing.at
-        gone = lineage.forgettable(known, found)
+        gone = lineage.forgettable(known, found, listing.at)
         self.closed -= gone
         return News(fresh, frozenset(gone))
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+KEPT = 48 * 3600.0  # seconds; the stream itself forgets after 24 hours
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -28,6 +30,10 @@ class Known(Protocol):
     def parent(self) -> str | None: ...
     @property
     def ended(self) -> bool: ...
+    @property
+    def since(self) -> float: ...
+    @property
+    def through(self) -> float | None: ...
 
 
 def merged(listed: Iterable[Shard]) -> dict[str, Shard]:
@@ -81,7 +87,16 @@ def childless(known: Mapping[str, Known]) -> set[str]:
     return {id for id, shard in known.items() if shard.ended and id not in parents}
 
 
-def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
-    """Ended shards that are no longer listed and whose children are all past their own start: nothing asks for them."""
+def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard], now: float) -> set[str]:
+    """Ended shards that nothing asks for any more: not listed, their children past their own start, and long past.
+
+    One listing that leaves a shard out proves nothing. Forgotten too early, it would look like a new one when the next
+    listing shows it again.
+    """
     needed = {shard.parent for shard in known.values() if not shard.ended} | childless(known)
-    return {id for id, shard in known.items() if shard.ended and id not in listed and id not in needed}
+    long_past = now - KEPT
+    return {
+        id
+        for id, shard in known.items()
+        if shard.ended and id not in listed and id not in needed and (shard.through or shard.since) < long_past
+    }

@@ -214,5 +214,5 @@ def _page(at: _Cursor, records: Sequence[Record], ended: bool, size: int, starte
     at.idle += 1
     if at.idle >= IDLE_PAGES or ended:
         at.through = started
-    rest = 0.0 if ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** (at.idle - 1))
+    rest = 0.0 if ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
     return Page(at.shard, records, ended, at.through, rest)

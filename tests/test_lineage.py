@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 
 from replicator.lineage import (
+    KEPT,
     Shard,
     childless,
     forgettable,
@@ -23,8 +24,11 @@ from replicator.lineage import (
 class Stored:
     parent: str | None = None
     ended: bool = False
+    since: float = 0.0
+    through: float | None = None
 
 
+LONG_AFTER = KEPT + 1
 OPEN, ENDED = Stored(), Stored(ended=True)
 
 
@@ -178,25 +182,35 @@ def test_only_the_last_generation_is_childless() -> None:
 
 def test_what_is_still_listed_is_kept() -> None:
     known = {"a": ENDED, "b": ended_child("a"), "c": child("b")}
-    assert forgettable(known, listed(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b"))) == set()
+    assert (
+        forgettable(known, listed(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")), LONG_AFTER)
+        == set()
+    )
 
 
 def test_an_ended_shard_whose_children_ended_may_be_forgotten_once_it_is_not_listed() -> None:
     known = {"a": ENDED, "b": ended_child("a"), "c": child("b")}
-    assert forgettable(known, listed(Shard("c", "b"))) == {"a"}
+    assert forgettable(known, listed(Shard("c", "b")), LONG_AFTER) == {"a"}
+
+
+def test_a_shard_that_a_listing_left_out_is_not_forgotten_for_two_days() -> None:
+    read_to_its_end = Stored(ended=True, through=1000.0)
+    known = {"a": read_to_its_end, "b": ended_child("a"), "c": child("b")}
+    assert forgettable(known, {}, 1000.0 + KEPT) == set()
+    assert forgettable(known, {}, 1001.0 + KEPT) == {"a"}
 
 
 def test_the_parent_of_an_unfinished_shard_is_kept() -> None:
-    assert forgettable({"a": ENDED, "b": child("a")}, {}) == set()
+    assert forgettable({"a": ENDED, "b": child("a")}, {}, LONG_AFTER) == set()
 
 
 def test_a_parent_is_kept_while_one_of_its_children_is_unfinished() -> None:
-    assert forgettable({"a": ENDED, "b": ended_child("a"), "c": child("a")}, {}) == set()
+    assert forgettable({"a": ENDED, "b": ended_child("a"), "c": child("a")}, {}, LONG_AFTER) == set()
 
 
 def test_a_shard_whose_children_were_never_seen_is_kept() -> None:
-    assert forgettable({"a": ENDED}, {}) == set()
+    assert forgettable({"a": ENDED}, {}, LONG_AFTER) == set()
 
 
 def test_an_unfinished_shard_is_never_forgotten() -> None:
-    assert forgettable({"a": OPEN, "b": child("a")}, {}) == set()
+    assert forgettable({"a": OPEN, "b": child("a")}, {}, LONG_AFTER) == set()

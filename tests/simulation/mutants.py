@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from replicator import backfill, compaction, lineage, pipeline, reader
+from replicator import backfill, compaction, lineage, pipeline, reader, scan
 from replicator.batch import Batch, Delete, Outcome, Upsert, Write
 from replicator.change import Change, Page, Record
 from replicator.checkpoints import ShardState
@@ -64,6 +64,20 @@ def _(patch: Patch) -> None:
         return {"ShardIteratorType": "LATEST"} if at.untouched and not at.state.whole else right(at)
 
     patch.setattr(reader, "_place", latest)
+
+
+@mutant("the scan's reads are eventually consistent", 1)
+def _(patch: Patch) -> None:
+    right = scan._page
+
+    def careless(table: scan.Scanned, *how: Any) -> Any:
+        class Careless:
+            def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+                return table.wire.call(operation, {**request, "ConsistentRead": False})
+
+        return right(replace(table, wire=Careless()), *how)
+
+    patch.setattr(scan, "_page", careless)
 
 
 @mutant("the resume probe is skipped", 2, TRIMMED, 400)

@@ -16,6 +16,8 @@ SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "40"))
 
 SCENARIOS = {
     "no hook": Scenario(),
+    "new images only": Scenario(view="NEW_IMAGE"),
+    "keys only": Scenario(hooks.kept, view="KEYS_ONLY"),
     "a filter": Scenario(hooks.kept),
     "ids that change": Scenario(hooks.rekeyed),
     "fan-out": Scenario(hooks.fanned),

@@ -25,7 +25,17 @@ from replicator.progress import Progress
 from replicator.source import describe_table
 from replicator.steps import Stepped, Steps
 from replicator.target import Table
-from replicator.testing.dynamodb import AWS, LOCAL, DynamoDB
+from replicator.testing.dynamodb import (
+    AWS,
+    LOCAL,
+    DynamoDB,
+    children_first,
+    duplicated,
+    parentless,
+    reopened,
+    stale,
+    unordered,
+)
 from replicator.testing.memory import MemoryDatabase, MemoryTarget, body
 from replicator.transform import Hook, Poison
 
@@ -161,7 +171,7 @@ class Scenario:
     steps: int = 250
     keys: int = 6
     trims: bool = False
-    ignore_expired: bool = False
+    view: str = "NEW_AND_OLD_IMAGES"
     rates: Mapping[str, float] = field(
         default_factory=lambda: {
             "write": 0.6,
@@ -169,6 +179,7 @@ class Scenario:
             "roll": 0.03,
             "expire": 0.03,
             "throttle": 0.02,
+            "lie": 0.03,
             "blank": 0.02,
             "pause": 0.02,
             "jump": 0.01,
@@ -193,7 +204,8 @@ class Universe:
         self.database = MemoryDatabase()
         dialect = self.random.choice([AWS, LOCAL])
         self.source = DynamoDB(now=self.clock, random=self.random, dialect=dialect)
-        self.source.create_table(TABLE, keys={"pk": "S"}, shards=self.random.randrange(1, 4))
+        self.source.create_table(TABLE, keys={"pk": "S"}, view=scenario.view, shards=self.random.randrange(1, 4))
+        self.source.lag_reads(TABLE)
         self.source.page_sizes(shards=3, records=self.random.choice([1, 3, 7]), items=self.random.choice([1, 2, 5]))
         self.value = 0
         self.expired: set[str] = set()
@@ -231,6 +243,7 @@ class Universe:
             "roll": lambda: self._reshard(self.source.roll),
             "expire": self._expire,
             "throttle": self._throttle,
+            "lie": self._lie,
             "blank": lambda: self.source.blank(times=self.random.randrange(1, 4)),
             "pause": lambda: self._pass(self.random.uniform(1, 16 * 60)),
             "jump": lambda: self._pass(25 * HOUR) if self.scenario.trims else None,
@@ -262,6 +275,10 @@ class Universe:
         operation = self.random.choice(["GetRecords", "Scan", "DescribeStream", "GetShardIterator"])
         self.source.fail(operation, times=self.random.randrange(1, 5))
 
+    def _lie(self) -> None:
+        how = self.random.sample([duplicated, unordered, children_first, stale, reopened, parentless], 2)
+        self.source.misreport(*how, times=self.random.randrange(1, 4))
+
     def _takeover(self) -> None:
         """Another run of the pipeline starts while this one lives; then this one goes on, and must notice."""
         if self.depth < 2:
@@ -287,7 +304,6 @@ class Universe:
             Destination("memory", None, None, self.tables()),  # type: ignore[arg-type]
             backfill=Backfill(segments=self.random.choice([1, 2, 3])),
             on_gap="resync",
-            ttl_deletes="ignore" if self.scenario.ignore_expired else "apply",
         )
         target = Unreliable(self)
         table = describe_table(self.source, TABLE)
