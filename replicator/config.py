@@ -120,7 +120,7 @@ class _Sections(Options):
     ttl_deletes: Literal["apply", "ignore"] = Field(
         default="apply", description="deletes made by DynamoDB's time to live"
     )
-    parked_limit: int = Field(default=10_000, ge=0, description="stop when more changes than this are parked")
+    parked_limit: int = Field(default=10_000, ge=0, description="stop when more items than this are parked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -141,3 +142,26 @@ def test_the_first_output_comes_within_half_a_second() -> None:
 
     for arguments in (["--help"], ["version"], ["run", "none.yaml"]):
         assert min(first_line(*arguments) for _ in range(5)) < 0.5  # the best of five: the machine may be busy
+
+
+def test_the_first_signal_asks_and_the_second_one_ends_the_process() -> None:
+    code = """
+import time
+from replicator.cli.run import stop_on_signals
+stop = stop_on_signals()
+print("ready", flush=True)
+stop.wait()
+print("asked", flush=True)
+try:
+    time.sleep(60)
+finally:
+    print("cleaning up", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == ""
+    assert process.returncode == 128 + signal.SIGINT

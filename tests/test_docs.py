@@ -1,0 +1,192 @@
+"""What the documents say is so: every command is run, every config loaded, every hook called, every link followed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import pytest
+import yaml
+
+from connectors.postgres.options import ColumnType, PostgresOptions
+from replicator import aws, config
+from replicator.attributes import image
+from replicator.cli import main
+from replicator.cli.show import as_values
+from replicator.compaction import Filing
+from replicator.config import Backfill, Source
+from replicator.preview import preview
+from replicator.progress import Progress
+from replicator.transform import load
+from tests.cli import World
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENVIRON = {"POSTGRES_URL": "postgresql://localhost/shop", "AWS_REGION": "eu-west-1"}
+BASE = {
+    "pipeline": "p",
+    "source": {"table": "orders"},
+    "target": {"type": "postgres", "url": "${POSTGRES_URL}", "table": "t"},
+}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(document, text) of every code block in that language."""
+    found = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(path.name, text) for path in DOCUMENTS for text in found.findall(path.read_text())]
+
+
+def commands() -> list[list[str]]:
+    """Every documented command, without its comment, once."""
+    lines = (line for _, text in blocks("sh") for line in text.splitlines() if line.strip())
+    return [shlex.split(line, comments=True) for line in dict.fromkeys(line.split("  #")[0].rstrip() for line in lines)]
+
+
+REPLICATOR = [c[1:] for c in commands() if c[0] == "replicator"]
+MAKE = [target for c in commands() if c[0] == "make" for target in c[1:]]
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    kinds = {kind for path in DOCUMENTS for kind in re.findall(r"^```(\w+)$", path.read_text(), re.MULTILINE)}
+
+    assert kinds <= {"sh", "yaml", "python", "json"}
+    assert {c[0] for c in commands()} == {"replicator", "make"}
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert {"install", "demo", "test"} <= set(MAKE)
+    for target in MAKE:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_make_target_can_be_made() -> None:
+    for target in re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE):
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.fixture
+def orders(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A pipeline as the documents talk of it: in ``orders.yaml`` here, with ``order#1`` parked for good."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "order#1"})
+    world.db.put("orders", {"id": "order#2", "total": 1})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+    monkeypatch.chdir(world.folder)
+    return world
+
+
+@pytest.mark.parametrize("arguments", REPLICATOR, ids=" ".join)
+def test_every_command_does_what_is_said(orders: World, arguments: list[str]) -> None:
+    if arguments[0] == "parked":
+        orders.catch_up()
+    if arguments[0] in ("run", "resync") and "--until" not in arguments:
+        assert stopped_once_live(orders, arguments) == 0
+        return
+    code, out, err = orders.call(*arguments)
+    assert code == (2 if arguments[:2] == ["parked", "retry"] else 0), err
+    assert out
+
+
+def stopped_once_live(world: World, arguments: list[str]) -> int:
+    with world.shell.start(*arguments, cwd=world.folder) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("phase") == "live":
+                break
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    return process.returncode
+
+
+def test_every_command_is_documented() -> None:
+    documented = {c[0] for c in REPLICATOR} | {"demo", "version"}  # `make demo`; a version needs no words
+    text = "".join(path.read_text() for path in DOCUMENTS)
+
+    for name, command in main.commands.items():
+        assert name in documented or f"`replicator {name}`" in text, name
+        if isinstance(command, click.Group):
+            assert {c[1] for c in REPLICATOR if c[0] == name} == set(command.commands)
+
+
+@pytest.mark.parametrize(("document", "text"), blocks("yaml"))
+def test_every_config_loads(tmp_path: Path, document: str, text: str) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(yaml.safe_dump(BASE | yaml.safe_load(text)))
+
+    assert config.load(path, ENVIRON).pipeline
+
+
+@pytest.mark.parametrize(("document", "text"), blocks("python"))
+def test_every_hook_can_be_called(tmp_path: Path, document: str, text: str) -> None:
+    (tmp_path / "hooks.py").write_text(text)
+    name = re.findall(r"^def (\w+)\(item\)", text, re.MULTILINE)[0]
+    hook = load(f"hooks.py:{name}", tmp_path)
+    item = {"sk": "o", "status": "new", "customer": "c", "total": Decimal("1.5"), "lines": [{"sku": "a"}, {"sku": "b"}]}
+    found = preview(("o",), image(item), Filing(hook, ("orders", "order_lines")))
+
+    assert found.problem is None
+    assert len(found.writes) == (3 if hook.declared else 1)
+
+
+def test_the_policy_allows_what_is_asked_for_and_nothing_else() -> None:
+    ((_, text),) = blocks("json")
+    allowed = {action for s in json.loads(text)["Statement"] for action in s["Action"]}
+    asked = {f"dynamodb:{operation}" for path in (ROOT / "replicator").glob("*.py") for operation in operations(path)}
+
+    assert allowed == asked
+
+
+def operations(path: Path) -> Iterator[str]:
+    for operation in aws._METHODS:
+        if path.name != "aws.py" and f'"{operation}"' in path.read_text():
+            yield operation
+
+
+def table_names(document: str) -> set[str]:
+    """What stands in backticks in the first column of a document's tables."""
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / document).read_text(), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_every_status_field_is_explained() -> None:
+    assert set(as_values(Progress("stopped"))) <= table_names("operations.md")
+
+
+def test_every_option_is_explained() -> None:
+    names = {name.rpartition(".")[2] for name in table_names("operations.md")}
+    sections: Any = config._Sections
+
+    assert {*sections.model_fields} - {"source", "backfill"} <= names
+    assert {*Source.model_fields, *Backfill.model_fields} <= names
+    assert {f.alias or n for n, f in PostgresOptions.model_fields.items()} <= table_names("targets.md")
+
+
+def test_every_column_type_is_explained() -> None:
+    assert set(get_args(ColumnType)) <= table_names("targets.md")
+
+
+def test_every_link_leads_somewhere() -> None:
+    for path in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+            if not link.startswith("https://"):
+                assert (path.parent / link.partition("#")[0]).exists(), f"{path.name}: {link}"
+
+
+def test_ci_runs_the_documented_commands() -> None:
+    script = ROOT / ".ci" / "run"
+
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    for line in ("make install", "make lint", "make types", "CI=true make test"):
+        assert f"\n{line}\n" in script.read_text()

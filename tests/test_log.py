@@ -1,0 +1,136 @@
+"""Log events: one a line, details as fields; and the views of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from replicator import log
+from replicator.batch import Counts
+from replicator.checkpoints import Gap
+from replicator.cli import live
+from replicator.cli.show import as_table
+from replicator.progress import Backfill, Progress, Shards
+
+FULL = Progress(
+    "gap",
+    lag_seconds=90.0,
+    hours_until_loss=5.2,
+    backfill=Backfill(1, 4, 500, 2000, 100.0, 15.0),
+    shards=Shards(3, 2, 1),
+    rate=1234.0,
+    gaps=(Gap("records were trimmed", 0.0, 1024, "shard-7", "17"),),
+    parked=2,
+    counts=Counts(10, 5, 3, 1, 1),
+    trouble="the target does not answer",
+)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    found = logging.getLogger("replicator")
+    kept, level, propagate = list(found.handlers), found.level, found.propagate
+    yield logging.getLogger("replicator.here")
+    found.handlers, found.propagate = kept, propagate
+    found.setLevel(level)
+
+
+def test_a_json_line_has_time_level_event_and_fields(logger: logging.Logger) -> None:
+    stream = io.StringIO()
+    log.start(log.JsonLines(), stream)
+    logger.warning("shard %s", "ended", extra={"shard": "s-1", "records": 3, "reason": None})
+    event = json.loads(stream.getvalue())
+
+    assert event.pop("time").endswith("+00:00")
+    assert event == {"level": "warning", "event": "shard ended", "shard": "s-1", "records": 3, "reason": None}
+
+
+def test_a_human_line_leaves_out_what_is_none(logger: logging.Logger) -> None:
+    stream = io.StringIO()
+    log.start(log.Human(), stream)
+    logger.info("shard ended", extra={"shard": "s-1", "reason": None})
+    logger.warning("waits")
+
+    first, second = stream.getvalue().splitlines()
+    assert first[8:] == " shard ended  shard=s-1"
+    assert second[8:] == " warning: waits"
+
+
+@pytest.mark.parametrize("formatter", [log.JsonLines(), log.Human()])
+def test_a_traceback_is_kept(logger: logging.Logger, formatter: logging.Formatter) -> None:
+    stream = io.StringIO()
+    log.start(formatter, stream)
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        logger.exception("bug")
+
+    assert "ZeroDivisionError" in stream.getvalue()
+
+
+def test_starting_again_replaces_what_was_there(logger: logging.Logger) -> None:
+    first, second = io.StringIO(), io.StringIO()
+    log.start(log.Human(), first)
+    log.start(log.Human(), second)
+    logger.info("once")
+
+    assert (first.getvalue(), second.getvalue().count("once")) == ("", 1)
+
+
+def test_progress_is_an_event_when_something_changed_and_every_ten_seconds(logger: logging.Logger) -> None:
+    stream, now = io.StringIO(), [100.0]
+    log.start(log.JsonLines(), stream)
+    events = live.Events(clock=lambda: now[0])
+    for at, progress in [
+        (100.0, Progress("live")),
+        (101.0, Progress("live")),
+        (102.0, Progress("live", trouble="no answer")),
+        (103.0, Progress("live")),
+        (112.9, Progress("live")),
+        (113.0, Progress("live")),
+    ]:
+        now[0] = at
+        events(progress)
+
+    levels = [json.loads(line)["level"] for line in stream.getvalue().splitlines()]
+    assert levels == ["info", "warning", "info", "info"]
+
+
+def test_a_progress_event_leaves_out_what_is_unknown(logger: logging.Logger) -> None:
+    stream = io.StringIO()
+    log.start(log.JsonLines(), stream)
+    live.Events()(Progress("stopped"))
+
+    assert "lag_seconds" not in json.loads(stream.getvalue())
+
+
+def test_the_live_view_shows_everything() -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=False)
+    console.print(as_table(FULL))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+
+    for part in (
+        "gap",
+        "500 items, 1 of 4 segments, 100/s, 15 s to go",
+        "1 min 30 s",
+        "5.2 h until the stream drops unread records",
+        "1,234/s",
+        "3 open, 2 ended, 1 waiting",
+        "10 read = 5 applied + 3 stale + 1 dropped + 1 parked",
+        "records were trimmed (shard shard-7, last good position 17)",
+        "the target does not answer",
+    ):
+        assert part in text
+
+
+def test_the_live_view_says_unknown_and_never_zero() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(as_table(Progress("live", backfill=Backfill(0, 4, 0, None, None, None))))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert text.count("unknown") == 5  # the backfill's rate and time to go, lag, hours, records
