@@ -16,6 +16,8 @@ from replicator.cli.output import config_argument, json_option, say
 
 log = logging.getLogger(__name__)
 
+GRACE = 8.0  # seconds after SIGTERM that a batch under way has
+
 Until = Literal["caught-up"] | None
 
 _until = click.option(
@@ -80,7 +82,10 @@ def say_first(path: str, as_json: bool) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set; the second signal ends the process at once."""
+    """An event that SIGTERM and SIGINT set; the second signal ends the process at once.
+
+    If what is under way is not stored within ``GRACE`` (the target hangs), the process ends without it.
+    """
     stop = threading.Event()
     leave: Callable[[int], None] = (
         os._exit
@@ -90,7 +95,9 @@ def stop_on_signals() -> threading.Event:
         if stop.is_set():
             leave(128 + number)
         stop.set()
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    signal.signal(signal.SIGALRM, lambda _number, _frame: leave(0))
     return stop
