@@ -1,0 +1,302 @@
+"""One shard, read step by step from a DynamoDB in memory whose clock the test holds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from replicator.change import KeyAttribute, KeySchema, Page
+from replicator.checkpoints import ShardState
+from replicator.errors import GapFound, NotPermitted, OutOfOrder
+from replicator.reader import IDLE_PAGES, read
+from replicator.stream import RecordsDecoder, Stream
+from replicator.testing.dynamodb import AWS, LOCAL, Dialect, DynamoDB, Numbering
+
+KEYS = KeySchema((KeyAttribute("pk", "S"),))
+HOUR = 3600.0
+
+
+class World:
+    """A table with one shard, its reader's stream, and the clock."""
+
+    def __init__(self, dialect: Dialect = AWS, view: str = "NEW_AND_OLD_IMAGES") -> None:
+        self.now = 1_700_000_000.0
+        self.source = DynamoDB(now=lambda: self.now, random=random.Random(1), dialect=dialect)
+        self.source.create_table("orders", keys={"pk": "S"}, view=view)
+        self.shard = self.source.open_shards("orders")[0]
+        self.state = ShardState(None, None, whole=False, since=self.now)
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(
+            wire=self.source,
+            arn=self.source.stream_arn("orders"),
+            table="orders",
+            keys=KEYS,
+            decode=RecordsDecoder(KEYS),
+            now=lambda: self.now,
+            random=random.Random(2),
+        )
+
+    def write(self, *values: int) -> None:
+        for v in values:
+            self.source.put("orders", {"pk": f"k{v}", "v": v})
+
+    def read(self, state: ShardState | None = None, shard: str | None = None) -> Iterator[Page]:
+        return read(self.stream, shard or self.shard, state or self.state)
+
+    def at(self, sequence: str) -> ShardState:
+        return ShardState(None, None, whole=False, since=self.now, sequence=sequence, ordinal=1)
+
+
+def keys(pages: Sequence[Page]) -> list[str]:
+    return [r.key[0] for page in pages for r in page.records]
+
+
+def until_idle(reader: Iterator[Page]) -> list[Page]:
+    """Pages up to the first ones that show nothing new, or the shard's end."""
+    pages: list[Page] = []
+    for page in reader:
+        pages.append(page)
+        if page.ended or (len(pages) > 3 and not any(p.records for p in pages[-3:])):
+            return pages
+    return pages
+
+
+def sequences(world: World) -> list[str]:
+    return [r.sequence for page in until_idle(world.read()) for r in page.records]
+
+
+@pytest.mark.parametrize("dialect", [AWS, LOCAL], ids=["AWS", "DynamoDB Local"])
+def test_every_record_is_read_in_order(dialect: Dialect) -> None:
+    world = World(dialect)
+    world.write(1, 2, 3)
+    assert keys(until_idle(world.read())) == ["k1", "k2", "k3"]
+
+
+def test_one_step_makes_one_call_at_most() -> None:
+    world = World()
+    world.write(1)
+    reader = world.read()
+    for _ in range(5):
+        before = sum(world.source.calls.values())
+        next(reader)
+        assert sum(world.source.calls.values()) - before <= 1
+
+
+def test_empty_pages_are_nothing() -> None:
+    world = World()
+    world.write(1)
+    world.source.blank(times=20)
+    pages = [next(reader) for reader in [world.read()] for _ in range(30)]
+    assert keys(pages) == ["k1"]
+    assert not any(p.ended for p in pages)
+
+
+def test_the_records_of_a_closed_shards_last_page_count() -> None:
+    world = World()
+    world.write(1, 2)
+    world.source.roll("orders", world.shard)
+    pages = list(world.read())
+    assert keys(pages) == ["k1", "k2"]
+    assert [p.ended for p in pages][-1] is True
+
+
+def test_reading_goes_on_behind_the_stored_record() -> None:
+    world = World()
+    world.write(1, 2, 3)
+    second = sequences(world)[1]
+    assert keys(until_idle(world.read(world.at(second)))) == ["k3"]
+
+
+def test_an_anchor_is_read_again_because_nothing_of_it_is_stored() -> None:
+    world = World()
+    world.write(1, 2)
+    first = sequences(world)[0]
+    anchored = ShardState(None, None, whole=False, since=world.now, anchor=first)
+    assert keys(until_idle(world.read(anchored))) == ["k1", "k2"]
+
+
+def test_an_expired_iterator_is_replaced_in_place() -> None:
+    world = World()
+    world.write(1, 2)
+    reader = world.read()
+    pages = [next(reader), next(reader)]
+    world.now += 16 * 60
+    world.write(3)
+    pages += until_idle(reader)
+    assert keys(pages) == ["k1", "k2", "k3"]
+    assert any("expired" in (p.trouble or "") for p in pages)
+
+
+def test_throttling_is_waited_out_and_nothing_is_skipped() -> None:
+    world = World()
+    world.write(1, 2)
+    world.source.fail("GetRecords", times=4)
+    reader = world.read()
+    pages = [next(reader) for _ in range(7)]
+    assert keys(pages) == ["k1", "k2"]
+    rests = [p.rest for p in pages if p.trouble]
+    assert len(rests) == 4
+    assert rests[3] > rests[0] > 0
+
+
+def test_a_server_error_is_waited_out_too() -> None:
+    world = World()
+    world.write(1)
+    world.source.fail("GetShardIterator", "InternalServerError", times=2)
+    reader = world.read()
+    assert keys([next(reader) for _ in range(5)]) == ["k1"]
+
+
+def test_a_third_reader_is_named_as_such() -> None:
+    world = World()
+    world.source.fail("GetRecords", "LimitExceededException")
+    reader = world.read()
+    next(reader)
+    assert "another consumer is attached" in (next(reader).trouble or "")
+
+
+def test_a_missing_permission_ends_the_run() -> None:
+    world = World()
+    world.source.fail("GetRecords", "AccessDeniedException")
+    reader = world.read()
+    next(reader)
+    with pytest.raises(NotPermitted, match="dynamodb:GetRecords on arn:aws:dynamodb"):
+        next(reader)
+
+
+def test_an_idle_shard_costs_four_calls_in_its_first_second_and_then_one() -> None:
+    world = World()
+    reader = world.read()
+    next(reader)
+    rests = [next(reader).rest for _ in range(2000)]
+    assert rests[0] == 0.25
+    assert rests[2:] == [1.0] * 1998
+
+
+def test_a_busy_shard_is_read_back_to_back() -> None:
+    world = World()
+    world.write(1)
+    reader = world.read()
+    next(reader)
+    assert next(reader).rest == 0.0
+
+
+def test_a_shard_counts_as_read_up_to_now_after_a_few_empty_pages() -> None:
+    world = World()
+    world.write(1)
+    reader = world.read()
+    pages = [next(reader) for _ in range(2 + IDLE_PAGES)]
+    assert pages[1].through == pytest.approx(1_700_000_000, abs=1)
+    world.now += 5
+    assert next(reader).through == world.now
+
+
+class TestGaps:
+    def test_the_stored_record_is_trimmed(self) -> None:
+        world = World()
+        world.write(1, 2, 3)
+        second = sequences(world)[1]
+        world.source.trim("orders", world.shard, 2)
+        with pytest.raises(GapFound, match="trimmed") as found:
+            until_idle(world.read(world.at(second)))
+        assert (found.value.shard, found.value.sequence) == (world.shard, second)
+
+    def test_a_record_is_trimmed_between_iterator_and_read(self) -> None:
+        world = World()
+        world.write(1, 2, 3)
+        reader = world.read(world.at(sequences(world)[0]))
+        next(reader)
+        world.source.trim("orders", world.shard, 2)
+        with pytest.raises(GapFound, match="trimmed"):
+            until_idle(reader)
+
+    def test_a_later_record_answers_than_the_one_asked_for(self) -> None:
+        world = World(LOCAL)
+        world.write(1, 2)
+        absent = str(int(sequences(world)[0]) + 1).zfill(21)
+        with pytest.raises(GapFound, match="instead of the stored position"):
+            until_idle(world.read(world.at(absent)))
+
+    def test_the_shard_no_longer_exists(self) -> None:
+        world = World()
+        with pytest.raises(GapFound, match="no longer exists"):
+            until_idle(world.read(shard="shardId-00000000000000000000-00000000"))
+
+    def test_a_late_shards_head_is_trimmed(self) -> None:
+        world = World()
+        child = world.source.roll("orders", world.shard)
+        first = world.source.shards("orders")[-1].start
+        world.write(1, 2)
+        late = ShardState(world.shard, first, whole=True, since=world.now)
+        world.source.trim("orders", child, 1)
+        world.now += 21 * HOUR
+        with pytest.raises(GapFound, match="head of the shard may be trimmed"):
+            until_idle(world.read(late, child))
+
+    def test_a_shard_that_was_empty_for_a_day_is_not_opened_at_what_is_left_of_it(self) -> None:
+        world = World(LOCAL)
+        reader = world.read()
+        next(reader)
+        world.now += 1 * HOUR
+        world.write(1)
+        world.now += 25 * HOUR
+        world.write(2)
+        with pytest.raises(GapFound, match="up to 26 hours old"):
+            until_idle(reader)
+
+
+@pytest.mark.parametrize("dialect", [AWS, LOCAL], ids=["AWS", "DynamoDB Local"])
+def test_a_late_shard_is_read_from_its_very_first_record(dialect: Dialect) -> None:
+    world = World(dialect)
+    child = world.source.roll("orders", world.shard)
+    first = world.source.shards("orders")[-1].start
+    world.write(1, 2)
+    late = ShardState(world.shard, first, whole=True, since=world.now)
+    assert keys(until_idle(world.read(late, child))) == ["k1", "k2"]
+
+
+def test_trimmed_data_in_an_empty_young_shard_is_no_gap() -> None:
+    world = World(LOCAL)
+    reader = world.read()
+    next(reader)
+    world.source.fail("GetRecords", "TrimmedDataAccessException", times=3)
+    pages = [next(reader) for _ in range(6)]
+    world.write(1)
+    assert keys([*pages, *until_idle(reader)]) == ["k1"]
+
+
+def test_records_out_of_order_stop_the_run_with_their_ids() -> None:
+    world = World()
+    world.write(1)
+    first = sequences(world)[0]
+    body = (
+        b'{"Records":[{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"a"}},"SequenceNumber":"%s"}},'
+        b'{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"b"}},"SequenceNumber":"%s"}}],"NextShardIterator":"x"}'
+    ) % (first.encode(), first.encode())
+    real = world.source.call
+    world.source.call = lambda op, request: body if op == "GetRecords" else real(op, request)  # type: ignore[method-assign]
+    with pytest.raises(OutOfOrder, match=f"record {first} after record {int(first)}"):
+        until_idle(world.read())
+
+
+@pytest.mark.parametrize(
+    "numbering", [Numbering(21, zeros=5), Numbering(40), Numbering(56), Numbering(22, first=10**21 - 9)]
+)
+def test_sequence_numbers_may_have_any_length_and_leading_zeros(numbering: Numbering) -> None:
+    source = DynamoDB(now=lambda: 1e9, random=random.Random(3), numbering=numbering)
+    source.create_table("orders", keys={"pk": "S"})
+    for v in range(12):
+        source.put("orders", {"pk": f"k{v}"})
+    arn, decode = source.stream_arn("orders"), RecordsDecoder(KEYS)
+    stream = Stream(source, arn, "orders", KEYS, decode, lambda: 1e9, random.Random(4))
+    (shard,) = source.open_shards("orders")
+    pages = until_idle(read(stream, shard, ShardState(None, None, whole=False, since=1e9)))
+    assert keys(pages) == [f"k{v}" for v in range(12)]
+    last = pages[1].records[-1].sequence
+    resumed = ShardState(None, None, whole=False, since=1e9, sequence=last, ordinal=12)
+    source.put("orders", {"pk": "next"})
+    assert keys(until_idle(read(stream, shard, resumed))) == ["next"]
