@@ -226,8 +226,13 @@ class Pipeline:
     # What people want to know
 
     def caught_up(self, since: float) -> bool:
-        """Whether the backfill is stored, and every record that was created before ``since``."""
+        """Whether the backfill is stored, and every record that was created before ``since``.
+
+        All shards there are have been listed since then: a shard may have been left out before.
+        """
         if self.state is None or self.state.stage != backfill.FOLLOWING:
+            return False
+        if self.discovery.listed is None or self.discovery.listed < since:
             return False
         if self._pending or self._under_way or self._fetched or self.childless:
             return False
