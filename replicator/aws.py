@@ -9,16 +9,24 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import orjson
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-from botocore.exceptions import ProfileNotFound as BotoProfileNotFound
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
 
-from replicator.errors import ConfigError
-from replicator.wire import WireError
+from replicator.errors import ConfigError, NotPermitted
+from replicator.wire import UNNAMED, WireError, failure
 
 if TYPE_CHECKING:
     from replicator.config import Source
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
+_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, SSOError, TokenRetrievalError)  # somebody has to log in
 _METHODS = {
     "DescribeTable": "describe_table",
     "DescribeTimeToLive": "describe_time_to_live",
@@ -51,10 +59,8 @@ class Boto:
         try:
             answer = getattr(client, _METHODS[operation])(**routed)
         except ClientError as e:
-            error = e.response.get("Error", {})
-            status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            raise WireError(error.get("Code", "Unknown"), error.get("Message", str(e)), status) from e
-        except (NoCredentialsError, PartialCredentialsError) as e:
+            raise _wire_error(e) from e
+        except _CREDENTIALS as e:
             raise WireError("NoCredentials", str(e), 0) from e
         except BotoCoreError as e:
             raise WireError(type(e).__name__, str(e), 0) from e
@@ -65,17 +71,36 @@ class Boto:
         params["body"] = self._body.request
 
     def _keep_body(self, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-        if response_dict["status_code"] == 200:
+        if response_dict["status_code"] <= 300:
             customized_response_dict["body"] = response_dict["body"]
             response_dict["body"] = b"{}"
+        elif not response_dict["body"].startswith(b"{"):  # a proxy's page, over which botocore would stumble
+            response_dict["body"] = b"{}"
+
+
+def _wire_error(error: ClientError) -> WireError:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    found = error.response.get("Error", {})
+    code, message = found.get("Code", ""), found.get("Message", "")
+    if not code or code == str(status):  # botocore's word for an answer that names no error
+        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+    return WireError(code, message, status)
 
 
 def connect(source: Source) -> Boto:
     """The wire to the table that ``source`` names, with its own profile, role, region and endpoint."""
     try:
-        session = boto3.Session(profile_name=source.profile, region_name=source.region)
-    except BotoProfileNotFound as e:
+        return _connected(source)
+    except ProfileNotFound as e:
         raise ConfigError(f"source.profile: {e}. Look at the profiles in ~/.aws/config") from e
+    except BotoCoreError as e:
+        raise ConfigError(
+            f"source: {str(e).rstrip('.')}. Look at source.region, source.profile and ~/.aws/config"
+        ) from e
+
+
+def _connected(source: Source) -> Boto:
+    session = boto3.Session(profile_name=source.profile, region_name=source.region)
     if source.role_arn is not None:
         session = _assumed(session, source.role_arn, source.external_id)
     if session.region_name is None and source.region is None:
@@ -98,14 +123,32 @@ def _assumed(session: Any, role_arn: str, external_id: str | None) -> Any:
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
     from botocore.session import Session as BotoSession
 
+    given = session.get_credentials()
+    if given is None:
+        raise NotPermitted(
+            f"there are no AWS credentials to assume {role_arn} with. "
+            "Give some (AWS_PROFILE, source.profile, a role of the machine)",
+            "sts:AssumeRole",
+            role_arn,
+        )
     extra = {"RoleSessionName": "replicator"} | ({"ExternalId": external_id} if external_id else {})
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=session._session.create_client,
-        source_credentials=session.get_credentials(),
+        source_credentials=given,
         role_arn=role_arn,
         extra_args=extra,
     )
+
+    def fetched() -> Any:
+        try:
+            return fetcher.fetch_credentials()
+        except ClientError as e:
+            error = failure(_wire_error(e), "sts:AssumeRole", role_arn)
+            if isinstance(error, NotPermitted):
+                raise error from e
+            raise
+
     inner = BotoSession()
-    inner._credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, method="assume-role")
+    inner._credentials = DeferredRefreshableCredentials(fetched, method="assume-role")
     inner.set_config_variable("region", session.region_name)
     return boto3.Session(botocore_session=inner)

@@ -36,6 +36,7 @@ class Wire(Protocol):
         """
 
 
+UNNAMED = "Unknown"  # the code of an error answer that names no error: not DynamoDB, but a proxy between
 _THROTTLED = frozenset(
     {
         "LimitExceededException",
@@ -57,6 +58,7 @@ _REFUSED = frozenset(
         "MissingAuthenticationTokenException",
         "IncompleteSignatureException",
         "ExpiredTokenException",
+        "ExpiredToken",
         "InvalidClientTokenId",
         "NoCredentials",
     }
@@ -66,7 +68,7 @@ _REFUSED = frozenset(
 def failure(error: WireError, operation: str, resource: str) -> ReplicatorError:
     """What an error answer means for a run: something to repeat, a permission to grant, or a bug."""
     if error.code in _REFUSED:
-        action = f"dynamodb:{operation}"
+        action = operation if ":" in operation else f"dynamodb:{operation}"
         return NotPermitted(
             f"{action} on {resource} is not permitted ({error.code}: {error.message}). "
             "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
@@ -74,7 +76,7 @@ def failure(error: WireError, operation: str, resource: str) -> ReplicatorError:
             action,
             resource,
         )
-    if error.code in _THROTTLED or error.status >= 500 or error.status == 0:
+    if error.code in _THROTTLED or error.code == UNNAMED or error.status >= 500 or error.status == 0:
         return TransientError(f"{operation} on {resource}: {error.code}: {error.message}")
     return ReplicatorError(f"{operation} on {resource} was refused: {error.code}: {error.message}")
 
