@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import decimal
 import gc
 import os
 import socket
@@ -80,11 +79,7 @@ def _owner() -> Owner:
 
 
 def _calm_down() -> None:
-    """What was loaded at start never dies: the collector need not look at it for every page (twice as fast).
-
-    Hooks calculate with all the digits a DynamoDB number can have.
-    """
+    """What was loaded at start never dies: the collector need not look at it for every page (twice as fast)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
-    decimal.getcontext().prec = 76

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import getcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 from replicator.attributes import Item
 from replicator.errors import ConfigError
 
+DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
 F = TypeVar("F", bound=Callable[..., Any])
 _DECLARED = "__replicator_documents__"
 
@@ -130,8 +132,10 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
 def load(spec: str, base: Path) -> Hook:
     """The hook that ``spec`` names: ``file.py:function``, relative to ``base``, or ``package.module:function``.
 
-    ConfigError says which file and line to look at.
+    ConfigError says which file and line to look at. From then on decimal arithmetic in this thread keeps all the digits
+    that DynamoDB numbers can have, in a run, a preview and a retry alike.
     """
+    getcontext().prec = DIGITS
     place, _, name = spec.partition(":")
     if not place or not name:
         raise ConfigError(f"transform: {spec!r} is not of the form hooks.py:function or package.module:function")

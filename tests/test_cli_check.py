@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from tests.cli import World
@@ -252,6 +254,17 @@ class TestPreview:
 
         assert (code, out) == (2, "")
         assert message in err
+
+    def test_a_hook_calculates_with_all_digits_as_in_a_run(self, world: World) -> None:
+        world.db.create_table("orders")
+        digits = "1234567890123456789012345678901234567.8"
+        world.db.put("orders", {"id": "1", "n": Decimal(digits)})
+        world.hook("def hook(item):\n    return {'n': item['n'] + 1}\n")
+        shown = world.call("preview", world.config, "--json")[1]
+        world.catch_up()
+
+        assert '"n":1234567890123456789012345678901234568.8' in shown
+        assert world.rows("SELECT document->'n' = '1234567890123456789012345678901234568.8' FROM orders") == [(True,)]
 
     def test_every_kind_of_value_can_be_shown(self, world: World) -> None:
         world.db.create_table("orders")

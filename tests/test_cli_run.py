@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -77,6 +79,30 @@ def test_events_are_json_lines_without_values(world: World) -> None:
     assert all({"time", "level", "event"} <= set(e) for e in events)
     assert {"progress", "stopped"} <= {e["event"] for e in events}
     assert SECRET not in out
+
+
+def test_a_terminal_shows_a_live_table(world: World) -> None:
+    fill(world)
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "replicator", "run", world.config, "--until", "caught-up"]
+    environ = {**os.environ, **world.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environ) as process:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: _read(screen), b"")).decode()
+    os.close(screen)
+
+    assert process.returncode == 0, shown
+    assert shown.startswith("replicator ")
+    for part in ("phase", "live", "backfill", "20 items, 4 of 4 segments", "lag", "shards", "1 open", "parked", "gaps"):
+        assert part in shown
+    assert SECRET not in shown
+
+
+def _read(screen: int) -> bytes:
+    try:
+        return os.read(screen, 65536)
+    except OSError:  # nobody writes to the terminal any more
+        return b""
 
 
 def test_events_for_people_are_lines_of_text(world: World) -> None:
