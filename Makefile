@@ -24,7 +24,7 @@ test: install ## all tests; those that need a server that is missing are skipped
 	$(BIN)/pytest
 
 prove: install ## the long ones: 50 kills, many random histories
-	REPLICATOR_PROVE=1 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
+	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=2000 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
 
 bench: install ## measure, and print the table
 	$(BIN)/python -m benchmarks
