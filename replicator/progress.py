@@ -113,7 +113,7 @@ def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ...]) -> str:
-    if state is not None and any(g.epoch >= state.epoch for g in gaps):
+    if any(state is None or g.epoch >= state.epoch for g in gaps):
         return "gap"
     return alive.phase if alive else "stopped"
 
