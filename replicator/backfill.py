@@ -38,16 +38,13 @@ def first_shards(listed: Mapping[str, Shard], now: float) -> dict[str, ShardStat
 def new_shard(shard: Shard, known: Mapping[str, ShardState], listed_before: float | None) -> ShardState:
     """The state of a shard that appeared after the epoch began: all its records are needed.
 
-    Unless a shard that was there when the epoch began is its child: then a listing had left it out, and it had closed
-    before. Nothing in a new shard is older than its parent's last record, or than the last complete listing that did
-    not show it.
+    Nothing in it is older than its parent's last record, or than the last complete listing that did not show it.
     """
     parent = known.get(shard.parent) if shard.parent is not None else None
     bounds = [listed_before or 0.0]
     if parent is not None:
         bounds += [parent.since, parent.created or 0.0]
-    before_epoch = any(state.parent == shard.id for state in known.values())
-    return ShardState(shard.parent, shard.first, whole=True, since=max(bounds), ended=before_epoch)
+    return ShardState(shard.parent, shard.first, whole=True, since=max(bounds))
 
 
 def start(state: ShardState, known: Mapping[str, ShardState]) -> ShardState:

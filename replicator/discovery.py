@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from replicator import backfill, lineage
 from replicator.checkpoints import ShardState
@@ -37,8 +37,10 @@ class Discovery:
         found = lineage.merged(listing.shards)
         self.closed |= {s.id for s in found.values() if not s.open}
         fresh: dict[str, ShardState] = {}
+        before = lineage.ancestors(known, found)
         for shard in lineage.newcomers(known, found):
-            fresh[shard.id] = backfill.new_shard(shard, {**known, **fresh}, self.listed)
+            state = backfill.new_shard(shard, {**known, **fresh}, self.listed)
+            fresh[shard.id] = replace(state, ended=shard.id in before)
         if not listing.complete:
             return News(fresh)
         self._orphans(lineage.orphans(known, found))

@@ -70,6 +70,17 @@ def newcomers(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> list[S
     return list(placed.values())
 
 
+def ancestors(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
+    """Listed shards from which a known one descends: they closed before it, whenever a listing first shows them."""
+    found: set[str] = set()
+    for shard in known.values():
+        parent = shard.parent
+        while parent is not None and parent in listed and parent not in found:
+            found.add(parent)
+            parent = listed[parent].parent
+    return found
+
+
 def orphans(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
     """Listed shards whose parent neither we nor this listing ever saw: they wait for further listings."""
     placed = {s.id for s in newcomers(known, listed)}

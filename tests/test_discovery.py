@@ -1,0 +1,91 @@
+"""What listings mean for a running copy; none is believed alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.checkpoints import ShardState
+from replicator.discovery import ORPHAN_PATIENCE, PATIENCE, Discovery
+from replicator.errors import GapFound
+from replicator.lineage import Shard
+from replicator.source import Listing
+
+
+def listing(*shards: Shard, complete: bool = True, at: float = 100.0) -> Listing:
+    return Listing(shards, complete, "ENABLED", at)
+
+
+def state(parent: str | None = None, *, ended: bool = False, since: float = 0.0, ordinal: int = 0) -> ShardState:
+    return ShardState(parent, None, whole=False, since=since, ended=ended, ordinal=ordinal)
+
+
+def test_a_child_of_a_known_shard_is_read_whole_from_its_first_record() -> None:
+    news = Discovery().news({"p": state(since=7.0)}, listing(Shard("p", last="9"), Shard("c", "p", first="10")))
+    assert news.shards == {"c": ShardState("p", "10", whole=True, since=7.0)}
+
+
+def test_nothing_in_a_new_shard_is_older_than_the_last_listing_without_it() -> None:
+    discovery = Discovery()
+    discovery.news({"p": state()}, listing(Shard("p"), at=50.0))
+    news = discovery.news({"p": state()}, listing(Shard("p", last="9"), Shard("c", "p")))
+    assert news.shards["c"].since == 50.0
+
+
+def test_a_whole_generation_may_appear_at_once_in_any_order() -> None:
+    shards = [Shard("d", "c"), Shard("b", "a", last="2"), Shard("c", "b", last="3"), Shard("a", last="1")]
+    assert list(Discovery().news({"a": state()}, listing(*shards)).shards) == ["b", "c", "d"]
+
+
+def test_an_ancestor_that_shows_up_late_closed_before_the_epoch_and_is_not_read() -> None:
+    shards = [Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")]
+    news = Discovery().news({"c": state("b")}, listing(*shards))
+    assert {id: s.ended for id, s in news.shards.items()} == {"a": True, "b": True}
+
+
+def test_a_sibling_that_shows_up_late_is_read() -> None:
+    shards = [Shard("a", last="1"), Shard("b", "a"), Shard("c", "a")]
+    news = Discovery().news({"a": state(ended=True), "b": state("a")}, listing(*shards))
+    assert {id: s.ended for id, s in news.shards.items()} == {"c": False}
+
+
+def test_an_unfinished_shard_that_no_listing_shows_is_a_gap_after_some_patience() -> None:
+    discovery, known = Discovery(), {"a": state(), "b": state()}
+    for _ in range(PATIENCE - 1):
+        discovery.news(known, listing(Shard("b")))
+    with pytest.raises(GapFound, match="no longer listed, and it was not read to its end"):
+        discovery.news(known, listing(Shard("b")))
+
+
+def test_a_shard_that_hands_out_pages_is_there_whatever_listings_say() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(3 * PATIENCE):
+        discovery.news(known, listing())
+        discovery.read_from("a")
+
+
+def test_one_listing_that_shows_it_again_is_enough() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(PATIENCE):
+        discovery.news(known, listing())
+        discovery.news(known, listing(Shard("a")))
+
+
+def test_a_shard_whose_parent_no_listing_ever_shows_is_a_gap_not_a_root() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(ORPHAN_PATIENCE - 1):
+        assert discovery.news(known, listing(Shard("a"), Shard("z", "y"))).shards == {}
+    with pytest.raises(GapFound, match="parent was not shown by 5 listings") as found:
+        discovery.news(known, listing(Shard("a"), Shard("z", "y")))
+    assert found.value.shard == "z"
+
+
+def test_the_children_that_were_asked_for_say_nothing_about_other_shards() -> None:
+    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
+    for _ in range(3 * PATIENCE):
+        discovery.news(known, listing(Shard("c", "a"), complete=False))
+
+
+def test_closed_shards_are_remembered_so_that_their_empty_pages_are_not_waited_upon() -> None:
+    discovery = Discovery()
+    discovery.news({"a": state()}, listing(Shard("a", last="5"), Shard("b", "a")))
+    assert discovery.closed == {"a"}
