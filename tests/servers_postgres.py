@@ -67,6 +67,18 @@ def one_postgres_server() -> Iterator[PostgresServer]:
     yield from started("wheel")
 
 
+@pytest.fixture(scope="session")
+def old_postgres_server() -> Iterator[PostgresServer]:
+    """The oldest one, for what the newest is built without (ICU)."""
+    yield from started("debian")
+
+
+@pytest.fixture
+def old_postgres(old_postgres_server: PostgresServer) -> Iterator[Database]:
+    """A fresh database on the oldest server."""
+    yield from database(old_postgres_server)
+
+
 @pytest.fixture
 def postgres(postgres_server: PostgresServer) -> Iterator[Database]:
     """A fresh database on each server."""

@@ -1,7 +1,7 @@
 """One value for one column, from DynamoDB's typed JSON or from what a hook returned. Exact, or refused with a reason.
 
-A cell is what an array literal is made of: text, or an int, a bool, or (for jsonb) the bytes of the JSON text; None is
-NULL. ``nul`` says what becomes of NUL characters, which Postgres can hold neither in text nor in jsonb.
+A cell is what an array literal is made of: text (for jsonb the JSON text), an int or a bool; None is NULL. ``nul`` says
+what becomes of NUL characters, which Postgres can hold neither in text nor in jsonb.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from connectors.postgres.options import ColumnType, Nul
 from connectors.postgres.texts import Unfit, texts
 from replicator.attributes import Malformed, Typed, exact
 
-Cell = str | int | bytes | None
+Cell = str | int | None
 
 _LARGEST = (1 << 63) - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -7,21 +7,24 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from connectors.postgres.cells import Cell, Encoder, python_encoder, typed_encoder
 from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import BodyColumn
 from connectors.postgres.texts import Unfit
-from replicator.attributes import Typeds
+from replicator.attributes import Typeds, typed
 
 Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]
 Reasons = dict[int, str]
 
-_UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, NulFound, Unfit)
+UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, NulFound, Unfit)
 _DIGITS = b'0123456789+-.eE,"{}nul'  # what an array of numbers and nulls is made of: no NaN, no Infinity
 _LARGEST = (1 << 63) - 1
+_attribute = msgspec.json.Decoder(dict[str, Any])
 
 
 class ColumnEncoder:
@@ -33,11 +36,26 @@ class ColumnEncoder:
         self._typed = typed_encoder(column.type, nul)
         self._python = python_encoder(column.type, nul)
 
+    @property
+    def attribute(self) -> str | None:
+        return self._column.attribute
+
+    def usual(self, values: Sequence[Any]) -> bytes:
+        """The literal for what a ``Projection`` gave; one of ``UNUSUAL`` where some value needs a closer look."""
+        if self._column.attribute is None:
+            return json_literal([self._json.of_item(typed(image)) for image in values])
+        bulk = _BULK.get(self._column.type)
+        if bulk is None:
+            return self._strict([self._typed(_attribute.decode(raw)) for raw in values])
+        if not self._column.nullable and None in values:
+            raise KeyError
+        return bulk[1](values)
+
     def items(self, typeds: Sequence[Typeds], reasons: Reasons) -> bytes:
         """The literal for items; where a value does not fit, its reason under its index."""
         try:
             return self._items_at_once(typeds)
-        except _UNUSUAL:
+        except UNUSUAL:
             if self._column.attribute is None:
                 return self._one_by_one(typeds, self._json.of_item, reasons)
             name = self._column.attribute
@@ -46,8 +64,8 @@ class ColumnEncoder:
     def bodies(self, bodies: Sequence[Body], reasons: Reasons) -> bytes:
         """The same for what a hook returned."""
         try:
-            return self._bodies_at_once(bodies)
-        except _UNUSUAL:
+            return self.usual_bodies(bodies)
+        except UNUSUAL:
             if self._column.attribute is None:
                 return self._one_by_one(bodies, self._json.of_python, reasons)
             name = self._column.attribute
@@ -64,7 +82,8 @@ class ColumnEncoder:
             return finish([t[name][kind] for t in typeds])
         return finish([None if (a := t.get(name)) is None else a[kind] for t in typeds])
 
-    def _bodies_at_once(self, bodies: Sequence[Body]) -> bytes:
+    def usual_bodies(self, bodies: Sequence[Body]) -> bytes:
+        """The literal for what a hook returned; one of ``UNUSUAL`` where some value needs a closer look."""
         if (name := self._column.attribute) is None:
             return json_literal([self._json.of_python(b) for b in bodies])
         values = [b.get(name) for b in bodies]

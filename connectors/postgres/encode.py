@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 from connectors.postgres.cells import binary
-from connectors.postgres.columns import ColumnEncoder, Reasons
+from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Reasons
 from connectors.postgres.literals import literal
 from connectors.postgres.options import Nul
+from connectors.postgres.projection import Projection
 from connectors.postgres.shape import KeyColumn, Shape
 from connectors.postgres.statements import statements
-from replicator.attributes import Item, Malformed, Typeds
+from replicator.attributes import Amended, Item, Malformed, Typeds
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.change import key_text
 
@@ -85,6 +87,7 @@ class TableEncoder:
     def __init__(self, shape: Shape, nul: Nul) -> None:
         self._keys = shape.keys
         self._columns = [ColumnEncoder(column, nul) for column in shape.columns]
+        self._projection = Projection(shape.columns)
         self._statements = statements(shape)
         self.lock = Statement(_LOCK, [shape.label.encode()])
 
@@ -116,10 +119,31 @@ class TableEncoder:
 
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
         bodies = [row[1].body for row in rows]  # type: ignore[union-attr]
-        if all(type(body) is Item for body in bodies):
+        kinds = set(map(type, bodies))
+        with contextlib.suppress(UNUSUAL):
+            if kinds == {Item}:
+                return [column.usual(values) for column, values in self._projected([b.image for b in bodies])]
+            if kinds == {Amended}:
+                return self._amended_literals(bodies)
+        if kinds == {Item}:
             typeds = _typeds(bodies, reasons)
             return [column.items(typeds, reasons) for column in self._columns]
-        return [column.bodies(bodies, reasons) for column in self._columns]
+        whole = [_whole(i, body, reasons) for i, body in enumerate(bodies)]
+        return [column.bodies(whole, reasons) for column in self._columns]
+
+    def _amended_literals(self, bodies: Sequence[Amended]) -> list[bytes]:
+        """What the hook put there from its values, the rest from the images. UNUSUAL if it did not do so for all."""
+        changes = [body.changes for body in bodies]
+        names = changes[0].keys()
+        if any(c.keys() != names for c in changes):
+            raise KeyError
+        return [
+            column.usual_bodies(changes) if column.attribute in names else column.usual(values)
+            for column, values in self._projected([body.item.image for body in bodies])
+        ]
+
+    def _projected(self, images: Sequence[bytes]) -> Iterator[tuple[ColumnEncoder, Sequence[Any]]]:
+        return zip(self._columns, self._projection(images), strict=True)
 
 
 _LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0))"
@@ -135,6 +159,14 @@ def _typeds(bodies: Sequence[Any], reasons: Reasons) -> list[Typeds]:
 def _typed(index: int, body: Item, reasons: Reasons) -> Typeds:
     try:
         return body.typed
+    except Malformed:
+        reasons.setdefault(index, "the image is not DynamoDB's typed JSON")
+        return {}
+
+
+def _whole(index: int, body: Body, reasons: Reasons) -> Body:
+    try:
+        return dict(body) if type(body) is Amended else body
     except Malformed:
         reasons.setdefault(index, "the image is not DynamoDB's typed JSON")
         return {}

@@ -38,6 +38,7 @@ _WAIT = {
     "53200": "it is out of memory",
 }
 _WAIT_CLASSES = ("08", "40", "53", "57", "58")
+_CHANGED_CLASSES = ("42", "3F", "3D")  # what our statements name is not there any more, or not like that
 _DATA_CLASSES = ("22", "23", "54", "P0")  # P0: a trigger or a function of somebody's raised it
 
 
@@ -61,12 +62,8 @@ def translated(error: psycopg.Error, server: str) -> Exception:
         return TransientError(f"Postgres at {server}: {_WAIT.get(state or '', _first_line(error))}")
     if state == "42501":
         return _not_permitted(error, server)
-    if isinstance(
-        error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName | errors.UndefinedFunction
-    ):
+    if state[:2] in _CHANGED_CLASSES:
         return ConfigError(f"Postgres at {server}: {_first_line(error)}; somebody dropped or changed it: run check")
-    if isinstance(error, errors.SyntaxErrorOrAccessRuleViolation):
-        return ConfigError(f"Postgres at {server}: {_first_line(error)}; somebody changed the table: run check")
     return error
 
 
@@ -98,7 +95,7 @@ def _grant(text: str) -> str:
 
 def _first_line(error: psycopg.Error) -> str:
     primary = error.diag.message_primary
-    return primary if primary else str(error).strip().partition("\n")[0]
+    return primary if primary else str(error).strip().partition("\n")[0].removeprefix("consuming input failed: ")
 
 
 def refusal(error: psycopg.Error, table: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,13 @@ from tests.servers_postgres import Database
 PK = KeySchema((KeyAttribute("pk", "S"),))
 
 
-def target(database: Database, **options: Any) -> Postgres:
-    return Postgres(PostgresOptions.model_validate({"url": database.url, **options}), "contract")
+made: list[Postgres] = []
+"""Targets of the running test; they are closed when it ends."""
+
+
+def target(database: Database, pipeline: str = "contract", **options: Any) -> Postgres:
+    made.append(Postgres(PostgresOptions.model_validate({"url": database.url, **options}), pipeline))
+    return made[-1]
 
 
 def typed(name: str = "contract", keys: KeySchema = PK, **columns: Any) -> Table:
@@ -48,3 +54,13 @@ def rows(database: Database, table: str = "contract") -> list[Mapping[str, Any]]
 def run(database: Database, statement: str) -> None:
     with database.connect() as client:
         client.execute(statement)  # type: ignore[arg-type]
+
+
+def until(database: Database, query: str) -> None:
+    """Wait until a query says true, at most half a minute."""
+    with database.connect() as client:
+        for _ in range(3000):
+            if client.execute(query).fetchone() == (True,):  # type: ignore[arg-type]
+                return
+            select.select([], [], [], 0.01)
+    raise AssertionError(f"never true: {query}")

@@ -1,0 +1,73 @@
+"""Images straight to columns: what the table has is decoded, the rest is skipped, and no dictionaries are made for it.
+
+This is the way for items as they usually are; whatever else is in an image is an error here, and decoded with care by
+somebody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from connectors.postgres.shape import BodyColumn
+
+_KINDS: Mapping[str, tuple[str, type]] = {
+    "text": ("S", str),
+    "numeric": ("N", str),
+    "bigint": ("N", str),
+    "boolean": ("BOOL", bool),
+    "timestamptz": ("S", str),
+    "text[]": ("SS", list[str]),
+}
+_MISSING = msgspec.Raw(b'{"NULL":true}')
+
+
+class Projection:
+    """What some columns are made of: for each its values, one an image.
+
+    A value is what is inside the typed attribute (None where that is null or missing); the raw typed attribute for a
+    column whose type takes attributes of several kinds; the image itself for a column that holds the whole document.
+    """
+
+    def __init__(self, columns: Sequence[BodyColumn]) -> None:
+        self._whole = columns[0].attribute is None  # then it is the only one
+        fields = [_field(f"c{i}", column) for i, column in enumerate(columns)]
+        names = {f"c{i}": column.attribute or "" for i, column in enumerate(columns)}
+        distinct = len(set(names.values())) == len(names)
+        self._rows = (
+            msgspec.json.Decoder(msgspec.defstruct("Row", fields, rename=names, gc=False)) if distinct else None
+        )
+        self._values = [attrgetter(_path(f"c{i}", column)) for i, column in enumerate(columns)]
+
+    def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
+        """msgspec.DecodeError for any image that is not as usual, TypeError where two columns share an attribute."""
+        if self._whole:
+            return [images]
+        if self._rows is None:
+            raise TypeError
+        decode = self._rows.decode
+        rows = [decode(image) for image in images]
+        return [list(map(value, rows)) for value in self._values]
+
+
+def _field(name: str, column: BodyColumn) -> tuple[str, type, Any]:
+    if column.type not in _KINDS:
+        return name, msgspec.Raw, _MISSING
+    shape = _ATTRIBUTES[_KINDS[column.type][0]]
+    return name, shape, shape()
+
+
+def _path(name: str, column: BodyColumn) -> str:
+    return f"{name}.{_KINDS[column.type][0]}" if column.type in _KINDS else name
+
+
+def _attribute(kind: str, type: type) -> type[msgspec.Struct]:
+    """An attribute of this kind, or null, and nothing else."""
+    fields = [(kind, type, None), ("NULL", bool, False)]
+    return msgspec.defstruct(kind, fields, frozen=True, gc=False, forbid_unknown_fields=True)
+
+
+_ATTRIBUTES = {kind: _attribute(kind, type) for kind, type in dict(_KINDS.values()).items()}

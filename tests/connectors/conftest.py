@@ -1,0 +1,18 @@
+"""Targets that a test made are closed when it ends, however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.connectors import postgres_kit
+
+
+@pytest.fixture(autouse=True)
+def _closed_targets(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "one_postgres" in request.fixturenames:  # so that they close before their database is dropped
+        request.getfixturevalue("one_postgres")
+    yield
+    while postgres_kit.made:
+        postgres_kit.made.pop().close()

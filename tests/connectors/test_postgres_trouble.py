@@ -1,0 +1,304 @@
+"""A server in trouble: what passes is waited for in words, what a person must mend is said, nothing is half done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from connectors.postgres import Postgres
+from replicator.batch import Batch, Outcome, Upsert
+from replicator.checkpoints import Save
+from replicator.errors import ConfigError, TransientError
+from replicator.target import Table
+from replicator.testing.contract import at, batch, put, remove
+from tests.connectors.postgres_kit import PK, opened, owner, rows, run, target, typed, until
+from tests.connectors.test_postgres import terminate
+from tests.servers_postgres import Database
+
+pytestmark = pytest.mark.postgres
+
+CONTRACT = Table("contract", PK)
+
+
+@pytest.fixture
+def one(one_postgres: Database) -> Postgres:
+    found = opened(one_postgres, CONTRACT)
+    found.checkpoints.claim(owner())
+    return found
+
+
+def _transient(one: Postgres, words: str) -> None:
+    with pytest.raises(TransientError, match=words):
+        one.write(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")]))
+
+
+def _then_it_works(one: Postgres, database: Database) -> None:
+    assert one.write(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])) == Outcome()
+    assert [row["pk"] for row in rows(database)] == ["a"]
+
+
+def test_a_server_that_stops_and_starts_again(postgres: Database) -> None:
+    one = opened(postgres, CONTRACT)
+    postgres.server.stop("fast")
+    _transient(one, "Postgres at 127.0.0.1:")
+    _transient(one, "cannot be reached: .*Connection refused|cannot be reached: connection failed")
+    postgres.server.start()
+    _then_it_works(one, postgres)
+
+
+def test_a_server_killed_in_the_middle_of_batches(postgres: Database) -> None:
+    """What was answered is there after the crash; what was not is there wholly or not at all, and can come again."""
+    one = opened(postgres, CONTRACT)
+    one.checkpoints.claim(owner())
+    done = 0
+    for _ in range(3):
+        for _ in range(5):
+            _patiently(one, batch(put({"pk": f"{done}"}, 1), put({"pk": f"{done}'"}, 1), saves=[_position(done)]))
+            done += 1
+        unsure = batch(put({"pk": f"{done}"}, 1), put({"pk": f"{done}'"}, 1), saves=[_position(done)])
+        one.send(one.encode(unsure))
+        postgres.server.kill()
+        postgres.server.start()
+        try:
+            one.collect()
+        except TransientError:
+            _patiently(one, unsure)
+        done += 1
+    assert {row["pk"] for row in rows(postgres)} == {f"{n}{prime}" for n in range(done) for prime in ("", "'")}
+    ((_, counts),) = one.checkpoints.read().counts.items()
+    assert (counts.read, counts.applied, counts.stale) == (2 * done, 2 * done, 0)
+
+
+def _patiently(one: Postgres, given: Batch) -> None:
+    """As a driver would: the same again, where it was unsure."""
+    try:
+        assert one.write(given) == Outcome()
+    except TransientError:
+        assert one.write(given) == Outcome()
+
+
+def _position(done: int) -> Save:
+    return Save("shard", "s", done, f"{done}")
+
+
+def test_a_connection_cut_between_sending_and_collecting(one: Postgres, one_postgres: Database) -> None:
+    with one_postgres.connect() as somebody:
+        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+        one.send(one.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
+        terminate(one_postgres)
+    with pytest.raises(
+        TransientError, match=r"Postgres at .*: (server closed the connection|the server is shutting down)"
+    ):
+        one.collect()
+    assert rows(one_postgres) == []
+    _then_it_works(one, one_postgres)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("default_transaction_read_only = on", "the server is read-only"),
+        ("statement_timeout = '200ms'", r"a statement was cancelled \(statement_timeout\?\)"),
+    ],
+)
+def test_a_session_that_may_not_write_now(one: Postgres, one_postgres: Database, setting: str, words: str) -> None:
+    run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" SET {setting}')
+    one.close()
+    with one_postgres.connect() as somebody:
+        somebody.execute("BEGIN READ WRITE; LOCK TABLE contract IN SHARE MODE")
+        _transient(one, words)
+    run(one_postgres, f'SET transaction_read_only = off; ALTER DATABASE "{one_postgres.name}" RESET ALL')
+    one.close()
+    _then_it_works(one, one_postgres)
+
+
+def test_a_table_that_somebody_has_locked(one: Postgres, one_postgres: Database) -> None:
+    """The session gives up after a while, so that a run can say what it waits for."""
+    with one._session.connection() as own:
+        own.execute("SET lock_timeout = '100ms'")  # the test has less patience
+    with one_postgres.connect() as somebody:
+        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+        _transient(one, "a lock is held by somebody else")
+    _then_it_works(one, one_postgres)
+
+
+def test_a_deadlock_is_waited_out(one: Postgres, one_postgres: Database) -> None:
+    """Somebody else updates two rows in the other order: one is the victim, and if it is us we come again."""
+    one.write(batch(put({"pk": "a"}, 1), put({"pk": "z"}, 1)))
+    run(one_postgres, f"ALTER DATABASE \"{one_postgres.name}\" SET deadlock_timeout = '50ms'")
+    one.close()
+    with one_postgres.connect() as somebody, ThreadPoolExecutor(1) as threads:
+        somebody.execute("SET deadlock_timeout = '60s'; BEGIN; UPDATE contract SET document = '{}' WHERE pk = 'z'")
+        ours = threads.submit(one.write, batch(put({"pk": "a"}, 2), put({"pk": "z"}, 2)))
+        until(one_postgres, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        somebody.execute("UPDATE contract SET document = '{}' WHERE pk = 'a'; COMMIT")
+        with pytest.raises(TransientError, match="a deadlock"):
+            ours.result(30)
+    assert one.write(batch(put({"pk": "a"}, 2), put({"pk": "z"}, 2))) == Outcome()
+    assert {row["_version"] for row in rows(one_postgres)} == {at(2)}
+
+
+def test_a_serialization_failure_is_waited_out(one: Postgres, one_postgres: Database) -> None:
+    run(
+        one_postgres,
+        """CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$;
+        CREATE TRIGGER conflict BEFORE INSERT ON contract FOR EACH ROW EXECUTE FUNCTION conflict()""",
+    )
+    _transient(one, "a serialization failure")
+    run(one_postgres, "DROP TRIGGER conflict ON contract")
+    _then_it_works(one, one_postgres)
+
+
+def test_no_connection_left(one: Postgres, one_postgres: Database) -> None:
+    one.close()
+    run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" CONNECTION LIMIT 1')
+    run(one_postgres, "CREATE ROLE many LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO many")
+    crowd = target(one_postgres, url=one_postgres.server.url(one_postgres.name, "many"))
+    with one_postgres.connect(), pytest.raises(TransientError, match="too many connections"):
+        crowd.check([CONTRACT])
+    run(one_postgres, "DROP OWNED BY many; DROP ROLE many")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (
+            "DROP TABLE contract",
+            ConfigError,
+            'relation "public.contract" does not exist; somebody dropped or changed it',
+        ),
+        ("ALTER TABLE contract DROP COLUMN document", ConfigError, 'column "document" of relation "contract" does not'),
+        (
+            "ALTER TABLE contract ALTER document TYPE bytea USING ''",
+            ConfigError,
+            "is of type bytea but expression is of",
+        ),
+        (
+            "ALTER TABLE contract DROP CONSTRAINT contract_pkey",
+            ConfigError,
+            "no unique or exclusion constraint matching",
+        ),
+        ("DROP SCHEMA replicator CASCADE", ConfigError, "does not exist; somebody dropped or changed it: run check"),
+    ],
+)
+def test_a_table_that_was_changed_meanwhile(
+    one: Postgres, one_postgres: Database, change: str, error: Any, words: str
+) -> None:
+    one.write(batch(put({"pk": "b"}, 1)))
+    run(one_postgres, change)
+    with pytest.raises(error) as refused:
+        one.write(batch(put({"pk": "a"}, 1)))
+    assert words in str(refused.value)
+    assert str(refused.value).startswith("Postgres at 127.0.0.1:")
+
+
+# rows that only the server can refuse
+
+
+CONSTRAINED = """CREATE TABLE contract (pk text PRIMARY KEY, total numeric CHECK (total < 100), email text UNIQUE,
+_version bigint NOT NULL)"""
+
+
+@pytest.fixture
+def constrained(postgres: Database) -> Postgres:
+    run(postgres, CONSTRAINED)
+    found = opened(postgres, typed(total="numeric", email="text"))
+    found.checkpoints.claim(owner())
+    return found
+
+
+def test_rows_that_the_server_refuses_are_found_among_the_others(constrained: Postgres, postgres: Database) -> None:
+    """By halving, in a transaction that leaves nothing: no row, no entry, no tombstone, no count."""
+    good = [put({"pk": f"{n:04}", "total": n % 100, "email": f"{n}@"}, 1) for n in range(500)]
+    poor = [put({"pk": f"{n:04}x", "total": 12345}, 1) for n in (7, 250, 499)]
+    twice = put({"pk": "0499y", "email": "0@"}, 1)
+    saves = [Save("shard", "s", 0, "1")]
+    outcome = constrained.write(batch(*good, *poor, twice, remove("gone", 5), saves=saves, tombstones=True))
+    assert {r.write.id: r.reason for r in outcome.rejections} == {
+        **{w.id: "the check constraint contract_total_check of contract refuses it" for w in poor},
+        twice.id: "another row of contract has the same value under the unique constraint contract_email_key",
+    }
+    assert rows(postgres) == []
+    found = constrained.checkpoints.read()
+    assert ([e.kind for e in found.entries], found.counts) == (["owner"], {})
+    assert constrained.purge(CONTRACT) == 0
+    assert constrained.write(batch(*good, remove("gone", 5), saves=saves, tombstones=True)) == Outcome()
+    assert len(rows(postgres)) == 500
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("ALTER TABLE contract ALTER COLUMN email SET NOT NULL", "column email of contract may not be null"),
+        (
+            "CREATE TABLE emails (email text PRIMARY KEY);"
+            "ALTER TABLE contract ADD CONSTRAINT known FOREIGN KEY (total_text) REFERENCES emails",
+            "the foreign key known of contract refuses it",
+        ),
+        (
+            """CREATE FUNCTION picky() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF NEW.total = 13 THEN RAISE EXCEPTION 'secret %', NEW.total; END IF; RETURN NEW; END $$;
+            CREATE TRIGGER picky BEFORE INSERT ON contract FOR EACH ROW EXECUTE FUNCTION picky()""",
+            "a trigger of contract refuses it",
+        ),
+        (
+            "CREATE INDEX divided ON contract ((1 / (13 - total)))",
+            "Postgres refuses it for contract: DivisionByZero (SQLSTATE 22012)",
+        ),
+    ],
+)
+def test_what_somebody_added_to_the_table_may_refuse_rows(
+    constrained: Postgres, postgres: Database, statement: str, words: str
+) -> None:
+    run(postgres, "ALTER TABLE contract ADD COLUMN total_text text GENERATED ALWAYS AS (nullif(total, 1)::text) STORED")
+    run(postgres, statement)
+    poor = put({"pk": "b", "total": 13}, 1)
+    fine = put({"pk": "a", "total": 1, "email": "a"}, 1)
+    (rejection,) = constrained.write(batch(poor, fine)).rejections
+    assert (rejection.write, rejection.reason) == (poor, words)
+    assert constrained.write(batch(fine)) == Outcome()
+
+
+def test_a_document_nested_too_deeply_for_the_server_is_refused(one: Postgres) -> None:
+    """Its own limit or ours: either way one document is refused and the session goes on."""
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    poor = Upsert("contract", ("deep",), {"deep": deep}, at(1), ("deep",))
+    assert [r.write for r in one.write(batch(poor, put({"pk": "a"}, 1))).rejections] == [poor]
+    assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+
+def test_two_tables_are_told_apart_in_a_refusal(postgres: Database) -> None:
+    run(postgres, CONSTRAINED)
+    one = opened(postgres, typed(total="numeric", email="text"), Table("other", PK))
+    poor = put({"pk": "a", "total": 1000}, 1)
+    outcome = one.write(batch(put({"pk": "a"}, 1, table="other"), poor, remove("x", 1, table="other")))
+    assert [r.write for r in outcome.rejections] == [poor]
+
+
+def test_an_interrupt_while_waiting_leaves_a_usable_target(one: Postgres, one_postgres: Database) -> None:
+    """A signal's handler may raise in the middle of an answer; the next call starts on a fresh connection."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with one_postgres.connect() as somebody:
+            somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+            one.send(one.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
+            ringing = threading.Timer(0.2, signal.raise_signal, [signal.SIGUSR1])
+            ringing.start()
+            with pytest.raises(KeyboardInterrupt):
+                one.collect()
+            ringing.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert one.write(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])) == Outcome()
+    assert len(rows(one_postgres)) == 1
