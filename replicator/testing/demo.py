@@ -42,7 +42,8 @@ target:
   url: {url}
   table: {table}
 backfill:
-  segments: 8
+  segments: 20
+  read_units: 4  # the emulator charges one a page, so this takes five seconds: time to watch, and to write
 """
 
 
