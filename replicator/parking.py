@@ -13,7 +13,7 @@ from replicator.batch import Batch, Counts, Delete, Part, Upsert, Write
 from replicator.change import Change
 from replicator.checkpoints import Checkpoints, Parked, PipelineState, Save, decode
 from replicator.compaction import Filing, item_of, run_writes
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, Fenced
 from replicator.position import epoch_of
 from replicator.target import Target
 from replicator.transform import Poison
@@ -68,7 +68,19 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, pipeline: Pipeline
         batch = retried(parked, filing, tombstones=pipeline.stage != "following")
     except (Poison, Malformed) as e:
         return str(e)
-    refusals = target.write(batch).rejections
+    return _written(target, batch)
+
+
+def drop(parked: ParkedItem, target: Target) -> str:
+    """Give an item's parked changes up; "" if they are gone, else why not."""
+    return _written(target, parked.discarded())
+
+
+def _written(target: Target, batch: Batch) -> str:
+    try:
+        refusals = target.write(batch).rejections
+    except Fenced:  # the entries moved: a run parked something newer, or healed the item
+        return "a run has changed it meanwhile; look at it again"
     return "; ".join(dict.fromkeys(r.reason for r in refusals))
 
 

@@ -106,12 +106,18 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
 @config_argument
 @_items_argument
 @json_option
-def drop(config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
+@click.pass_context
+def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
     """Give parked changes up. The target keeps what it has of these items until they change again."""
+    from replicator.parking import drop as given_up
+
+    kept = 0
     with _opened(config) as (_, target, checkpoints):
         for item in _chosen(checkpoints, items, every=every):
-            target.write(item.discarded())
-            _tell(item, "dropped", "", as_json)
+            reason = given_up(item, target)
+            kept += bool(reason)
+            _tell(item, "still parked" if reason else "dropped", reason, as_json)
+    ctx.exit(2 if kept else 0)
 
 
 @contextmanager
