@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from replicator import backfill, compaction, lineage, pipeline, reader, scan
+from replicator import backfill, compaction, lineage, pipeline, reader
 from replicator.batch import Batch, Delete, Outcome, Upsert, Write
 from replicator.change import Change, Page, Record
 from replicator.checkpoints import ShardState
@@ -32,6 +32,7 @@ FAN = Scenario(hooks.fanned)
 POISON = Scenario(hooks.poisoned)
 POISON_FAN = Scenario(hooks.poisoned_fan)
 TRIMMED = Scenario(trims=True)
+LONG_SCAN = Scenario(keys=25)
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,6 @@ def _(patch: Patch) -> None:
         return {"ShardIteratorType": "LATEST"} if at.untouched and not at.state.whole else right(at)
 
     patch.setattr(reader, "_place", latest)
-
-
-@mutant("the scan's reads are eventually consistent", 1)
-def _(patch: Patch) -> None:
-    right = scan._page
-
-    def careless(table: scan.Scanned, *how: Any) -> Any:
-        class Careless:
-            def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
-                return table.wire.call(operation, {**request, "ConsistentRead": False})
-
-        return right(replace(table, wire=Careless()), *how)
-
-    patch.setattr(scan, "_page", careless)
 
 
 @mutant("the resume probe is skipped", 2, TRIMMED, 400)
@@ -168,7 +155,7 @@ def _(patch: Patch) -> None:
     patch.setattr(pipeline, "_moved", kept_only)
 
 
-@mutant("the target has no guard", 5)
+@mutant("the target has no guard", 5, LONG_SCAN)
 def _(patch: Patch) -> None:
     def whatever_comes(self: MemoryTarget, write: Write, *, keep: bool) -> bool:
         rows = self._database.rows[write.table]
@@ -183,7 +170,7 @@ def _(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "_apply", whatever_comes)
 
 
-@mutant("deletes leave no tombstones while the scan runs", 5)
+@mutant("deletes leave no tombstones while the scan runs", 5, LONG_SCAN)
 def _(patch: Patch) -> None:
     patch.setattr(backfill, "remembers_deletes", lambda _: False)
 

@@ -80,7 +80,8 @@ class VirtualSteps(Steps):
         self._universe = universe
         self._generators: dict[str, Iterator[Any]] = {}
         self._when: dict[str, float] = {}
-        self._made: list[Stepped] = []
+        self._made: list[tuple[int, Stepped]] = []
+        self._turn = 0
 
     def again(self, name: str, rest: float = 0.0) -> None:
         self._when[name] = self._universe.clock() + rest
@@ -98,14 +99,20 @@ class VirtualSteps(Steps):
         if timeout == 0.0 and universe.random.random() < 0.5:
             return None
         universe.happen()
+        self._turn += 1
         due = [name for name, at in self._when.items() if at <= universe.clock()]
-        if due and (not self._made or universe.random.random() < 0.7):
+        if due:
             name = universe.random.choice(due)
             del self._when[name]
-            self._made.append(self._step(name))
-        if self._made and (not due or universe.random.random() < 0.6):  # an answer may be long on its way
-            return self._made.pop(universe.random.randrange(len(self._made)))
-        universe.clock.now += max(timeout, 0.05)
+            late = universe.random.randrange(80) if universe.random.random() < 0.12 else 0
+            self._made.append((self._turn + late, self._step(name)))  # some answers are long on their way
+        arrived = [made for made in self._made if made[0] <= self._turn]
+        if arrived:
+            made = universe.random.choice(arrived)
+            self._made.remove(made)
+            return made[1]
+        if not due:
+            universe.clock.now += max(timeout, 0.05)
         return None
 
     def _step(self, name: str) -> Stepped:
@@ -209,7 +216,7 @@ class Universe:
         self.source.page_sizes(shards=3, records=self.random.choice([1, 3, 7]), items=self.random.choice([1, 2, 5]))
         self.value = 0
         self.expired: set[str] = set()
-        for _ in range(self.random.randrange(0, 12)):
+        for _ in range(self.random.randrange(0, 2 * scenario.keys)):
             self._write()
         self.hook = None
         self.depth = 0
