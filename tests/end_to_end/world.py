@@ -22,6 +22,7 @@ import boto3
 import psycopg
 import yaml
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 
@@ -224,13 +225,17 @@ class Copy:
     database: Database
     clock: Mapping[str, str] = field(default_factory=dict)
     """Environment of a moved clock."""
+    name: str = "copy"
+    """Of the pipeline, and of its table where it has one."""
     runs: int = 0
 
     def configure(self, hook: str | None = None, tables: Mapping[str, Any] | None = None, **more: Any) -> Copy:
         """Write the config; ``hook`` is the source of its function ``hook``."""
-        target = {"type": "postgres", "url": self.database.url} | ({"tables": tables} if tables else {"table": "copy"})
+        target = {"type": "postgres", "url": self.database.url} | (
+            {"tables": tables} if tables else {"table": self.name}
+        )
         config: dict[str, Any] = {
-            "pipeline": "copy",
+            "pipeline": self.name,
             "source": {"table": self.source.table, "region": "eu-west-1", "endpoint_url": self.source.endpoint},
             "target": target,
             **more,
@@ -243,13 +248,15 @@ class Copy:
 
     @property
     def path(self) -> Path:
-        return self.folder / "copy.yaml"
+        return self.folder / f"{self.name}.yaml"
 
     def start(self, command: str = "run", *options: str) -> Run:
         """``replicator run`` (or another command), in the background."""
         self.runs += 1
         environment = {**os.environ, **_AWS, **self.clock}
-        return Run([*command.split(), str(self.path), *options], environment, self.folder / f"{self.runs}.log")
+        return Run(
+            [*command.split(), str(self.path), *options], environment, self.folder / f"{self.name}-{self.runs}.log"
+        )
 
     def command(self, command: str, *options: str) -> Ended:
         with self.start(command, *options) as run:
@@ -271,19 +278,21 @@ class Copy:
         assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"], counts
         return counts
 
-    def query(self, statement: str) -> list[dict[str, Any]]:
+    def query(self, statement: str, *names: str) -> list[dict[str, Any]]:
+        """The rows of a statement, its braces filled with ``names``."""
+        filled = sql.SQL(statement).format(*map(sql.Identifier, names))
         with psycopg.connect(self.database.url, autocommit=True, row_factory=dict_row) as connection:
             set_json_loads(lambda text: json.loads(text, parse_float=Decimal), connection)
-            return connection.execute(statement.encode()).fetchall()
+            return connection.execute(filled).fetchall()
 
     def documents(self) -> dict[str, dict[str, Any]]:
         """The target's documents as a plain client shows them."""
-        return {row["pk"]: row["document"] for row in self.query("SELECT pk, document FROM copy")}
+        return {row["pk"]: row["document"] for row in self.query("SELECT pk, document FROM {}", self.name)}
 
     def rows(self) -> int:
         """How many rows there are, 0 also before there is a table."""
         try:
-            return int(self.query("SELECT count(*) AS n FROM copy")[0]["n"])
+            return int(self.query("SELECT count(*) AS n FROM {}", self.name)[0]["n"])
         except psycopg.Error:
             return 0
 
