@@ -14,33 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-import orjson
-
 from replicator import backfill, lineage
 from replicator.batch import Batch, Counts, Outcome, Part, Rejection
-from replicator.change import Change, Key, Page, Record, ScanPage
+from replicator.change import Key, Page, ScanPage
 from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState
-from replicator.compaction import (
-    Circumstances,
-    Compacted,
-    Filing,
-    ParkedItems,
-    compact_latest,
-    compact_runs,
-    item_of,
-    latest,
-    runs,
-)
+from replicator.compaction import Circumstances, Filing, ParkedItems, item_of
 from replicator.discovery import Discovery
 from replicator.errors import GapFound
+from replicator.fetched import Fetched
 from replicator.ledger import Ledger, Undo
-from replicator.position import version
+from replicator.passing import scanned, streamed
 from replicator.source import Listing
-
-BATCH_ROWS = 2000  # changes from which on a batch is full: larger ones gain nothing
-BATCH_BYTES = 8 << 20
-BUFFER_BYTES = 24 << 20  # pages read ahead, in all
-SOURCE_PAGES = 4  # pages read ahead, of one shard or segment
 
 T = TypeVar("T")
 Pending = tuple[str, str, object | None]  # kind, id, value (None: remove)
@@ -74,14 +58,12 @@ class Pipeline:
         self.segments: dict[str, SegmentState] = dict(self.ledger.segments)
         self.state: PipelineState | None = self.ledger.pipeline
         self._opened: set[str] = set()
-        self._fetched: dict[str, deque[Page | ScanPage]] = {}
-        self._size = 0
+        self._fetched = Fetched()
         self._through: dict[str, float] = {}
         self._pulse: Pulse | None = None
         self._pending: list[Pending] = []
         self._under_way: deque[_Taken] = deque()
         self._refused: dict[tuple[Key, int], str] = {}
-        self._scan_turn = False
 
     # What may be read
 
@@ -102,7 +84,7 @@ class Pipeline:
 
     def room(self, source: str) -> bool:
         """Whether one more page of ``source`` may be fetched."""
-        return self._size < BUFFER_BYTES and len(self._fetched.get(source, ())) < SOURCE_PAGES
+        return self._fetched.room(source)
 
     @property
     def childless(self) -> set[str]:
@@ -134,14 +116,14 @@ class Pipeline:
         """Take a page of a shard."""
         self.discovery.read_from(page.shard)
         if page.records or page.ended:
-            self._fetch(f"shard:{page.shard}", page)
+            self._fetched.add(f"shard:{page.shard}", page)
         elif page.through is not None and f"shard:{page.shard}" not in self._fetched:
             self._through[page.shard] = page.through
 
     def accept_scan(self, page: ScanPage) -> None:
         """Take a page of a scan segment."""
         if page.trouble is None:
-            self._fetch(f"segment:{page.segment}", page)
+            self._fetched.add(f"segment:{page.segment}", page)
 
     def gap(self, found: GapFound, now: float) -> None:
         """Record that records are lost."""
@@ -218,9 +200,7 @@ class Pipeline:
                 self.ledger.undo(undo)
             for save in reversed(taken.parked):
                 (self.parked.add if save.text is None else self.parked.remove)(save.id)
-            for source, page in reversed(taken.pages):
-                self._fetched.setdefault(source, deque()).appendleft(page)
-                self._size += page.size
+            self._fetched.give_back(taken.pages)
             self._pending = taken.pending + self._pending
 
     # What people want to know
@@ -266,11 +246,6 @@ class Pipeline:
         self._through.clear()
         self._refused.clear()
         self._pending = [p for p in self._pending if p[0] == "gap"]
-        self._size = 0
-
-    def _fetch(self, source: str, page: Page | ScanPage) -> None:
-        self._fetched.setdefault(source, deque()).append(page)
-        self._size += page.size
 
     def _put(self, taken: _Taken, kind: str, id: str, value: object | None) -> None:
         if kind == "parked":
@@ -303,11 +278,10 @@ class Pipeline:
     def _put_anchors(self, taken: _Taken) -> bool:
         """Store where a shard's ordinals begin before any write uses one; else a restart might count anew."""
         found = False
-        for source, pages in self._fetched.items():
-            kind, _, id = source.partition(":")
-            page = pages[0]
-            if kind == "segment" or not isinstance(page, Page) or not page.records:
+        for page in self._fetched.heads():
+            if not isinstance(page, Page) or not page.records:
                 continue
+            id = page.shard
             state = self.ledger.shards[id]
             if state.anchor is None and state.sequence is None:
                 started = backfill.start(state, self.ledger.shards)
@@ -316,73 +290,28 @@ class Pipeline:
         return found
 
     def _fill(self, taken: _Taken, now: float) -> list[Part]:
-        """Parts for one batch: of shards or of segments, by turns, never of both."""
-        self._scan_turn = not self._scan_turn
-        for kind in ("segment", "shard") if self._scan_turn else ("shard", "segment"):
-            sources = [s for s in self._fetched if s.startswith(kind)]
-            if sources:
-                return list(self._parts(taken, sources, now))
-        return []
-
-    def _parts(self, taken: _Taken, sources: Sequence[str], now: float) -> Iterator[Part]:
-        rows, size = 0, 0
-        for source in sources:
-            pages: list[Page | ScanPage] = []
-            waiting = self._fetched.pop(source)
-            while waiting and rows < BATCH_ROWS and size < BATCH_BYTES:
-                page = waiting.popleft()
-                pages.append(page)
-                rows += len(page.records) if isinstance(page, Page) else len(page.items)
-                size += page.size
-            if waiting:
-                self._fetched[source] = waiting  # at the end: the others come first next time
-            if pages:
-                taken.pages += [(source, p) for p in pages]
-                yield self._part(taken, source, pages, now)
-        self._size -= size
+        parts = []
+        for source, pages in self._fetched.next():
+            taken.pages += [(source, page) for page in pages]
+            parts.append(self._part(taken, source, pages, now))
+        return parts
 
     def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
         state = self.ledger.pipeline
         assert state is not None
         at = Circumstances(self._refused, self.parked, state.epoch, source, now)
         kind, _, id = source.partition(":")
+        behind: ShardState | SegmentState
         if kind == "segment":
-            found = self._scanned(taken, id, [p for p in pages if isinstance(p, ScanPage)], at)
+            scans = [p for p in pages if isinstance(p, ScanPage)]
+            behind, found = scanned(self.ledger.segments[id], scans, self.filing, at)
         else:
-            found = self._streamed(taken, id, [p for p in pages if isinstance(p, Page)], at)
+            shard = backfill.start(self.ledger.shards[id], self.ledger.shards)
+            reads = [p for p in pages if isinstance(p, Page)]
+            behind, found = streamed(shard, reads, self.filing, at, ignore_expired=self.ignore_expired)
+        self._put(taken, kind, id, behind)
         self._park(taken, found.saves)
         return found.part(source)
-
-    def _scanned(self, taken: _Taken, id: str, pages: Sequence[ScanPage], at: Circumstances) -> Compacted:
-        changes = [Change(key, version(at.epoch, 0), new=image) for page in pages for key, image in page.items]
-        segment, cursor = self.ledger.segments[id], pages[-1].cursor
-        moved = replace(
-            segment,
-            cursor=None if cursor is None else orjson.dumps(cursor).decode(),
-            ended=pages[-1].ended,
-            items=segment.items + len(changes),
-        )
-        self._put(taken, "segment", id, moved)
-        if self.filing.own_ids:
-            return compact_runs({c.key: [c] for c in changes}, self.filing, at)
-        return compact_latest(((c, 1) for c in changes), self.filing, at)
-
-    def _streamed(self, taken: _Taken, id: str, pages: Sequence[Page], at: Circumstances) -> Compacted:
-        state = backfill.start(self.ledger.shards[id], self.ledger.shards)
-        records = [r for page in pages for r in page.records]
-        self._put(taken, "shard", id, _moved(state, pages, records))
-        numbered: Iterable[tuple[int, Record]] = enumerate(records, state.ordinal + 1)
-        if self.ignore_expired:
-            numbered = ((n, r) for n, r in numbered if not r.expired)
-        if self.filing.own_ids:
-            found = compact_runs(runs(numbered, at.epoch), self.filing, at)
-        else:
-            found = compact_latest(latest(numbered, at.epoch), self.filing, at)
-        if self.ignore_expired:
-            expired = sum(r.expired for r in records)
-            found.read += expired
-            found.dropped += expired
-        return found
 
     def _became_durable(self, kind: str, id: str, value: object | None) -> None:
         if kind == "pipeline" and isinstance(value, PipelineState):
@@ -400,19 +329,6 @@ class Pipeline:
         applied = known.read - known.dropped - known.parked - stale
         counted = replace(known, applied=applied, stale=stale)
         self.counts[part.source] = self.counts.get(part.source, Counts()) + counted
-
-
-def _moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
-    """A shard's state behind its pages."""
-    last = records[-1] if records else None
-    return replace(
-        state,
-        sequence=last.sequence if last is not None else state.sequence,
-        created=last.created if last is not None else state.created,
-        ordinal=state.ordinal + len(records),
-        ended=pages[-1].ended,
-        through=pages[-1].through,
-    )
 
 
 def _set(stored: dict[str, T], id: str, value: object | None, kind: type[T]) -> None:

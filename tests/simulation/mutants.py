@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from replicator import backfill, compaction, lineage, pipeline, reader
+from replicator import backfill, compaction, lineage, passing, reader
 from replicator.batch import Batch, Delete, Outcome, Upsert, Write
 from replicator.change import Change, Page, Record
 from replicator.checkpoints import ShardState
@@ -146,13 +146,13 @@ def _(patch: Patch) -> None:
 
 @mutant("only records that the hook keeps are counted", 4, FILTER)
 def _(patch: Patch) -> None:
-    right = pipeline._moved
+    right = passing.moved
 
     def kept_only(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
         kept = len({r.key for r in records})
         return replace(right(state, pages, records), ordinal=state.ordinal + kept)
 
-    patch.setattr(pipeline, "_moved", kept_only)
+    patch.setattr(passing, "moved", kept_only)
 
 
 @mutant("the target has no guard", 5, LONG_SCAN)
@@ -199,7 +199,7 @@ def _(patch: Patch) -> None:
         found.writes = [w for w in found.writes if isinstance(w, Upsert) or w.weight]
         return found
 
-    patch.setattr(pipeline, "compact_latest", skips)
+    patch.setattr(passing, "compact_latest", skips)
 
 
 @mutant("documents are deleted only when their item is removed", 7, REKEY)

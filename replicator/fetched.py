@@ -1,0 +1,76 @@
+"""Pages that were read ahead and wait for their batch, in the order they were read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from replicator.change import Page, ScanPage
+
+BATCH_ROWS = 2000  # changes from which on a batch is full: larger ones gain nothing
+BATCH_BYTES = 8 << 20
+BUFFER_BYTES = 24 << 20  # pages read ahead, in all
+SOURCE_PAGES = 4  # pages read ahead, of one shard or segment
+
+
+class Fetched:
+    """A queue of pages a source; sources are named ``shard:ID`` and ``segment:N``."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[Page | ScanPage]] = {}
+        self._size = 0
+        self._scan_turn = False
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def __contains__(self, source: str) -> bool:
+        return source in self._queues
+
+    def add(self, source: str, page: Page | ScanPage) -> None:
+        self._queues.setdefault(source, deque()).append(page)
+        self._size += page.size
+
+    def room(self, source: str) -> bool:
+        """Whether one more page of ``source`` may be fetched."""
+        return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < SOURCE_PAGES
+
+    def heads(self) -> list[Page | ScanPage]:
+        """The oldest page of each source."""
+        return [pages[0] for pages in self._queues.values()]
+
+    def next(self) -> Iterator[tuple[str, list[Page | ScanPage]]]:
+        """Pages for one batch: of shards or of segments, by turns, never of both."""
+        self._scan_turn = not self._scan_turn
+        for kind in ("segment", "shard") if self._scan_turn else ("shard", "segment"):
+            sources = [s for s in self._queues if s.startswith(kind)]
+            if sources:
+                return self._of(sources)
+        return iter(())
+
+    def _of(self, sources: Iterable[str]) -> Iterator[tuple[str, list[Page | ScanPage]]]:
+        rows, size = 0, 0
+        for source in sources:
+            if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+                return
+            pages: list[Page | ScanPage] = []
+            waiting = self._queues.pop(source)
+            while waiting and rows < BATCH_ROWS and size < BATCH_BYTES:
+                page = waiting.popleft()
+                pages.append(page)
+                rows += len(page.records) if isinstance(page, Page) else len(page.items)
+                size += page.size
+                self._size -= page.size
+            if waiting:
+                self._queues[source] = waiting  # at the end: the others come first next time
+            yield source, pages
+
+    def give_back(self, pages: Iterable[tuple[str, Page | ScanPage]]) -> None:
+        """Put pages back to where ``next`` took them from."""
+        for source, page in reversed(list(pages)):
+            self._queues.setdefault(source, deque()).appendleft(page)
+            self._size += page.size
+
+    def clear(self) -> None:
+        self._queues.clear()
+        self._size = 0
