@@ -10,8 +10,8 @@ and positions commit together), otherwise in a place of its own.
     shard      shard id        ShardState
     segment    number          SegmentState
     gap        when it was     Gap
-    parked     key text        Parked: a change that was refused, with its image (one entry an item,
-                               or with "@version" one entry a change, for hooks with ids of their own)
+    parked     key@version     Parked: a change that was refused, with its image (the key as text; the newest one of
+                               an item, or for hooks with ids of their own all that queue)
     pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
 """
 

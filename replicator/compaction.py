@@ -6,7 +6,7 @@ deleted unless the last image has it: a replay with other page boundaries, or a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from replicator.attributes import Item, Malformed
@@ -61,13 +61,12 @@ class ParkedItems:
 
     def queued(self, text: str, epoch: int) -> bool:
         """Whether changes of ``epoch`` must queue: those parked in earlier epochs are obsolete."""
-        return any(epoch_of(_version_of(id)) >= epoch for id in self.ids.get(text, ()) if "@" in id)
+        return any(epoch_of(_version_of(id)) >= epoch for id in self.ids.get(text, ()))
 
 
-def parked_id(change: Change, own_ids: bool) -> str:
-    """One entry an item, or one a change where the item's later changes queue."""
-    text = key_text(change.key)
-    return f"{text}@{change.version:019d}" if own_ids else text
+def parked_id(change: Change) -> str:
+    """One entry a change; its version says what it is obsolete for."""
+    return f"{key_text(change.key)}@{change.version:019d}"
 
 
 def item_of(id: str) -> str:
@@ -136,7 +135,7 @@ def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Ci
         key = change.key
         found.read += weight
         if at.refused and (reason := at.refused.get((key, change.version))) is not None:
-            _park(found, change, weight, reason, "", at)
+            _park_latest(found, change, weight, reason, "", at)
             continue
         if change.new is None:
             writes.append(Delete(table, key, change.version, key, weight))
@@ -146,7 +145,7 @@ def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Ci
             try:
                 body = hook.one(Item(change.new))
             except (Poison, Malformed) as e:
-                _park(found, change, weight, str(e), getattr(e, "trace", ""), at)
+                _park_latest(found, change, weight, str(e), getattr(e, "trace", ""), at)
                 continue
             if body is not None:
                 writes.append(Upsert(table, key, body, change.version, key, weight))
@@ -155,7 +154,7 @@ def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Ci
                 if change.sequence is not None:  # what a scan does not confirm is swept, where there is something
                     writes.append(Delete(table, key, change.version, key, 0))
         if healing:
-            _heal(found, key, at)
+            _heal(found, change, at)
     return found
 
 
@@ -180,7 +179,7 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circ
         found.writes += writes
         if not writes:
             found.dropped += len(run)
-        _heal(found, key, at)
+        _heal(found, run[-1], at)
     return found
 
 
@@ -206,15 +205,20 @@ def run_writes(run: Sequence[Change], filing: Filing) -> list[Write]:
 
 def _park_all(found: Compacted, run: Sequence[Change], reason: str, trace: str, at: Circumstances) -> None:
     for i, change in enumerate(run):
-        _park(found, change, 1, reason if i == 0 else QUEUED, trace if i == 0 else "", at, own_ids=True)
-    for id in at.parked.of_item(key_text(run[0].key)):  # of an earlier epoch
-        if "@" in id and epoch_of(_version_of(id)) < at.epoch:
-            found.saves.append(Save("parked", id, None, None))
+        _park(found, change, 1, reason if i == 0 else QUEUED, trace if i == 0 else "", at)
+    _unpark(found, run[0].key, lambda version: epoch_of(version) < at.epoch, at)
 
 
-def _park(
-    found: Compacted, change: Change, weight: int, reason: str, trace: str, at: Circumstances, *, own_ids: bool = False
-) -> None:
+def _park_latest(found: Compacted, change: Change, weight: int, reason: str, trace: str, at: Circumstances) -> None:
+    """Park an item's newest change in the place of its earlier ones."""
+    if any(_version_of(id) > change.version for id in at.parked.of_item(key_text(change.key))):
+        found.parked += weight  # a scanned image that a parked change of the stream has replaced
+        return
+    _unpark(found, change.key, lambda version: version < change.version, at)
+    _park(found, change, weight, reason, trace, at)
+
+
+def _park(found: Compacted, change: Change, weight: int, reason: str, trace: str, at: Circumstances) -> None:
     found.parked += weight
     parked = Parked(
         key=change.key,
@@ -227,13 +231,18 @@ def _park(
         source=at.source,
         sequence=change.sequence,
     )
-    found.saves.append(Save("parked", parked_id(change, own_ids), None, encode(parked)))
+    found.saves.append(Save("parked", parked_id(change), None, encode(parked)))
 
 
-def _heal(found: Compacted, key: Key, at: Circumstances) -> None:
-    """A later good change of an item makes its parked one obsolete."""
-    found.saves += [Save("parked", id, None, None) for id in at.parked.of_item(key_text(key))]
+def _heal(found: Compacted, change: Change, at: Circumstances) -> None:
+    """A good change makes the item's parked ones obsolete, but not those after it: a scanned image may be older."""
+    _unpark(found, change.key, lambda version: version <= change.version, at)
+
+
+def _unpark(found: Compacted, key: Key, obsolete: Callable[[int], bool], at: Circumstances) -> None:
+    ids = at.parked.of_item(key_text(key))
+    found.saves += [Save("parked", id, None, None) for id in ids if obsolete(_version_of(id))]
 
 
 def _text(image: object) -> str | None:
-    return None if image is None else bytes(image).decode()  # type: ignore[call-overload]
+    return None if image is None else bytes(image).decode(errors="replace")  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from replicator.attributes import Item, image
 from replicator.batch import Batch, Counts, Delete, Outcome, Rejection, Upsert
 from replicator.change import Page, Record, ScanPage
 from replicator.checkpoints import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
-from replicator.compaction import Filing
+from replicator.compaction import Filing, item_of
 from replicator.errors import GapFound
 from replicator.lineage import Shard
 from replicator.pipeline import SOURCE_PAGES, Pipeline
@@ -223,7 +223,7 @@ def test_a_later_good_change_heals_a_parked_item() -> None:
     assert len(pipeline.parked) == 1
     pipeline.accept(page("a", record(2, "x", 5)))
     (batch,) = store(pipeline)
-    assert [(s.id, s.text) for s in batch.saves if s.kind == "parked"] == [('["x"]', None)]
+    assert [(item_of(s.id), s.text) for s in batch.saves if s.kind == "parked"] == [('["x"]', None)]
     assert len(pipeline.parked) == 0
 
 
