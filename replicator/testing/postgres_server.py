@@ -170,9 +170,12 @@ class PostgresServer:
 
     def _readable(self, source: Path) -> Path:
         """The programs, copied into our own folder where the unprivileged user cannot reach them."""
-        probe = subprocess.run([str(source / "postgres"), "--version"], capture_output=True, **self._as_user())
-        if probe.returncode == 0:
-            return source
+        with contextlib.suppress(PermissionError):
+            if (
+                subprocess.run([source / "postgres", "--version"], capture_output=True, **self._as_user()).returncode
+                == 0
+            ):
+                return source
         shutil.copytree(source.parent, self._home / "installation", symlinks=True)
         return self._home / "installation" / "bin"
 
