@@ -209,7 +209,8 @@ def _following(at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
 def _page(at: _Cursor, records: Sequence[Record], ended: bool, size: int, started: float) -> Page:
     """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
     if records:
-        at.idle, at.through = 0, max(at.through or 0.0, records[-1].created)
+        created = min(records[-1].created, started)  # the source's clock may be ahead of ours
+        at.idle, at.through = 0, max(at.through or 0.0, created)
         return Page(at.shard, records, ended, at.through, 0.0, None, size)
     at.idle += 1
     if at.idle >= IDLE_PAGES or ended:

@@ -48,6 +48,10 @@ def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -
     assert seen({("pipeline", ""): STATE, ("gap", "1"): gap, ("pulse", ""): Pulse(NOW, "live")}).phase == "gap"
 
 
+def test_a_gap_is_the_phase_too_when_the_checkpoints_it_was_found_with_are_lost() -> None:
+    assert seen({("gap", "1"): Gap("the checkpoints are lost", NOW, 0)}).phase == "gap"
+
+
 def test_a_gap_of_an_earlier_epoch_or_a_repaired_one_is_not_the_phase() -> None:
     pulse = {("pipeline", ""): STATE, ("pulse", ""): Pulse(NOW, "live")}
     earlier, repaired = Gap("trimmed", NOW, 1023), Gap("trimmed", NOW, 1024, repaired=NOW)

@@ -185,6 +185,16 @@ def test_a_busy_shard_is_read_back_to_back() -> None:
     assert next(reader).rest == 0.0
 
 
+def test_a_clock_of_the_source_that_is_ahead_does_not_make_the_future_count_as_read() -> None:
+    world = World()
+    world.now += 60
+    world.write(1)
+    world.now -= 60
+    pages = until_idle(world.read())
+    assert keys(pages) == ["k1"]
+    assert all((page.through or 0.0) <= world.now for page in pages)
+
+
 def test_a_shard_counts_as_read_up_to_now_after_a_few_empty_pages() -> None:
     world = World()
     world.write(1)
