@@ -67,8 +67,10 @@ def test_programs_in_a_private_folder_are_copied(monkeypatch: pytest.MonkeyPatch
     """A virtual environment under a folder that only we may read; nobody's permissions are changed for it."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    (private / "installation").symlink_to(programs("wheel").parent)
-    monkeypatch.setattr(postgres_server, "programs", lambda _: private / "installation" / "bin")
+    installed = programs("wheel")
+    (private / "site").symlink_to(installed.parents[2])
+    within = private / "site" / installed.relative_to(installed.parents[2])
+    monkeypatch.setattr(postgres_server, "programs", lambda _: within)
     with PostgresServer("wheel") as server, psycopg.connect(server.url()) as client:
         assert client.execute("SELECT 1").fetchone() == (1,)
     assert private.stat().st_mode & 0o777 == 0o700

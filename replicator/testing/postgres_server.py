@@ -71,7 +71,7 @@ def _system() -> Path:
 
 
 class PostgresServer:
-    """One cluster: ``with PostgresServer() as server: connect(server.url())``. Its superuser is ``postgres``, no password.
+    """One cluster: ``with PostgresServer() as server: connect(server.url())``. Superuser ``postgres``, no password.
 
     Everything it made is gone when the block ends. ``settings`` are added to postgresql.conf.
     """
@@ -176,8 +176,15 @@ class PostgresServer:
                 == 0
             ):
                 return source
-        shutil.copytree(source.parent, self._home / "installation", symlinks=True)
-        return self._home / "installation" / "bin"
+        return self._copied(source)
+
+    def _copied(self, source: Path) -> Path:
+        """A copy with its neighbours: a wheel keeps the libraries three folders up, beside its package."""
+        site = self._home / "site"
+        shutil.copytree(source.parent, site / "package" / "installation", symlinks=True)
+        for libraries in source.parents[2].glob("*pgserver.libs"):
+            shutil.copytree(libraries, site / libraries.name, symlinks=True)
+        return site / "package" / "installation" / "bin"
 
     def _initialise(self) -> None:
         command = [self._program("initdb"), "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
