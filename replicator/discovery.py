@@ -37,10 +37,10 @@ class Discovery:
         found = lineage.merged(listing.shards)
         self.closed |= {s.id for s in found.values() if not s.open}
         fresh: dict[str, ShardState] = {}
-        before = lineage.ancestors(known, found)
+        before = _before_epoch(known, found)
         for shard in lineage.newcomers(known, found):
             state = backfill.new_shard(shard, {**known, **fresh}, self.listed)
-            fresh[shard.id] = replace(state, ended=shard.id in before)
+            fresh[shard.id] = replace(state, ended=True, whole=False) if shard.id in before else state
         if not listing.complete:
             return News(fresh)
         self._orphans(lineage.orphans(known, found))
@@ -65,3 +65,16 @@ class Discovery:
         for id, missed in self.misses.items():
             if missed >= PATIENCE:
                 raise GapFound("the shard is no longer listed, and it was not read to its end", id, known[id].sequence)
+
+
+def _before_epoch(known: Mapping[str, ShardState], listed: Mapping[str, lineage.Shard]) -> set[str]:
+    """Ancestors of the shards that were there when the epoch began: they had closed, and hold nothing we need.
+
+    GapFound if one of them was taken for new, because listings had left out what lies between, and is being read.
+    """
+    parents = {id: s.parent for id, s in known.items()} | {id: s.parent for id, s in listed.items()}
+    found = lineage.ancestors([id for id, s in known.items() if not s.whole], parents)
+    for id in found & known.keys():
+        if known[id].whole:
+            raise GapFound("listings contradicted each other: an old shard was taken for a new one", id)
+    return found

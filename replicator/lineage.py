@@ -70,14 +70,14 @@ def newcomers(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> list[S
     return list(placed.values())
 
 
-def ancestors(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
-    """Listed shards from which a known one descends: they closed before it, whenever a listing first shows them."""
+def ancestors(shards: Iterable[str], parents: Mapping[str, str | None]) -> set[str]:
+    """The shards that ``shards`` descend from, as far as ``parents`` tells."""
     found: set[str] = set()
-    for shard in known.values():
-        parent = shard.parent
-        while parent is not None and parent in listed and parent not in found:
+    for shard in shards:
+        parent = parents.get(shard)
+        while parent is not None and parent not in found:
             found.add(parent)
-            parent = listed[parent].parent
+            parent = parents.get(parent)
     return found
 
 

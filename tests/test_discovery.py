@@ -42,6 +42,14 @@ def test_an_ancestor_that_shows_up_late_closed_before_the_epoch_and_is_not_read(
     assert {id: s.ended for id, s in news.shards.items()} == {"a": True, "b": True}
 
 
+def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_when_that_comes_out() -> None:
+    discovery, known = Discovery(), {"c": state("b")}
+    taken = discovery.news(known, listing(Shard("a"), Shard("c", "b"))).shards
+    assert taken["a"].whole
+    with pytest.raises(GapFound, match="an old shard was taken for a new one"):
+        discovery.news({**known, **taken}, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
+
+
 def test_a_sibling_that_shows_up_late_is_read() -> None:
     shards = [Shard("a", last="1"), Shard("b", "a"), Shard("c", "a")]
     news = Discovery().news({"a": state(ended=True), "b": state("a")}, listing(*shards))
