@@ -8,6 +8,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from replicator.attributes import Amended, Item
+
+Plain = dict[str, Any]
 TABLE = "orders"
 DOCUMENTS = "documents"
 KEYS = ("pk", "sk")
@@ -28,16 +31,15 @@ COLUMNS: Mapping[str, str] = {
 }
 NAMES = (*KEYS, *COLUMNS, "_version")  # 13 columns
 
-Item = dict[str, Any]
 _WORDS = ("Amsterdam", "Bergen", "Coruña", "Dublin", "Espoo", "Firenze", "Gdańsk", "Hamburg", "Ioannina", "Jaca")
 _STATES = ("OPEN", "PACKED", "SENT", "RETURNED")
 
 
-def key(number: int) -> Item:
+def key(number: int) -> Plain:
     return {"pk": f"order#{number:08d}", "sk": "2026"}
 
 
-def item(number: int, random: random.Random) -> Item:
+def item(number: int, random: random.Random) -> Plain:
     """12 attributes, about 650 bytes of DynamoDB's JSON."""
     second = random.randrange(86_400)
     return {
@@ -59,13 +61,13 @@ def item(number: int, random: random.Random) -> Item:
     }
 
 
-def initial(count: int = ITEMS) -> Iterator[Item]:
+def initial(count: int = ITEMS) -> Iterator[Plain]:
     """The items that were there before the first change."""
     source = random.Random(1)
     return (item(n, source) for n in range(count))
 
 
-def changes(count: int, items: int = ITEMS) -> Iterator[tuple[str, Item]]:
+def changes(count: int, items: int = ITEMS) -> Iterator[tuple[str, Plain]]:
     """("put", item) or ("delete", key), of keys that are equally likely."""
     source = random.Random(2)
     alive, following = list(range(items)), items
@@ -84,8 +86,13 @@ def changes(count: int, items: int = ITEMS) -> Iterator[tuple[str, Item]]:
             yield "delete", key(alive.pop())
 
 
-def hook(given: Mapping[str, Any]) -> Mapping[str, object]:
+def hook(given: Item) -> Amended:
     """A simple hook: a text lowered, a sum worked out, everything else as it is."""
+    return given | {"status": given["status"].lower(), "tax": given["total"] * Decimal("0.2")}
+
+
+def rebuilding_hook(given: Item) -> dict[str, object]:
+    """The same, but it makes a dictionary of all that there is."""
     return {**given, "status": given["status"].lower(), "tax": given["total"] * Decimal("0.2")}
 
 

@@ -56,7 +56,9 @@ class Counting(Postgres):
         return outcome
 
 
-def config(endpoint: str, tables: Mapping[str, Mapping[str, Any]], connector: Any, url: str, transform: str | None) -> Config:
+def config(
+    endpoint: str, tables: Mapping[str, Mapping[str, Any]], connector: Any, url: str, transform: str | None
+) -> Config:
     return Config(
         pipeline="benchmark",
         source=Source(table=data.TABLE, region="us-east-1", endpoint_url=endpoint),
@@ -67,7 +69,9 @@ def config(endpoint: str, tables: Mapping[str, Mapping[str, Any]], connector: An
     )
 
 
-def copy(endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int) -> Result:
+def copy(
+    endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int
+) -> Result:
     """Copy ``expected`` changes, as ``replicator run`` does."""
     os.environ.update(CREDENTIALS)
     stop = threading.Event()

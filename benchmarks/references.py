@@ -36,7 +36,7 @@ def upsert(table: str, names: Sequence[str], values: str) -> str:
     """INSERT or UPDATE, if the version is newer; ``values`` is what follows the column list."""
     body = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name not in data.KEYS)
     return (
-        f"INSERT INTO {table} AS t ({', '.join(names)}) {values} "  # noqa: S608
+        f"INSERT INTO {table} AS t ({', '.join(names)}) {values} "
         f"ON CONFLICT ({_KEYS}) DO UPDATE SET {body} WHERE t._version < EXCLUDED._version"
     )
 
@@ -173,7 +173,7 @@ def _cell(value: Any) -> str:
 
 def merge(path: Path, url: str, table: str) -> Result:
     """M."""
-    batches: list[Prepared] = pickle.loads(path.read_bytes())  # noqa: S301
+    batches: list[Prepared] = pickle.loads(path.read_bytes())
     names = data.NAMES if table == data.TABLE else (*data.KEYS, "document", "_version")
     into = upsert(table, names, f"SELECT {', '.join(names)} FROM staging")  # noqa: S608
     gone = (
@@ -181,7 +181,9 @@ def merge(path: Path, url: str, table: str) -> Result:
         "WHERE t.pk = d.pk AND t.sk = d.sk AND t._version < d.v"
     )
     with psycopg.connect(url, prepare_threshold=1) as connection:
-        connection.execute("SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off")
+        connection.execute(
+            "SET jit = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off"
+        )
         connection.execute(_POSITIONS)
         connection.execute(f"CREATE TEMP TABLE staging (LIKE {table}) ON COMMIT DELETE ROWS")
         connection.commit()

@@ -9,15 +9,18 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
 
 Typed = dict[str, Any]  # {"S": "text"}: one attribute value as DynamoDB writes it
 Typeds = dict[str, Typed]  # a whole image, decoded one level deep
+T = TypeVar("T")
 
 _image = msgspec.json.Decoder(dict[str, dict[str, Any]])
+_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_attribute = msgspec.json.Decoder(dict[str, Any])
 _WIDE = Context(prec=400, traps=[InvalidOperation, Overflow, Inexact])  # wider than any DynamoDB number written out
 _PLAIN_ZEROS = 40  # up to here a number is written without an exponent
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -32,8 +35,12 @@ _WRONG = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
 
 def typed(image: bytes) -> Typeds:
     """The attributes of an image, each still in its one-entry mapping."""
+    return _decoded(_image, image)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
     try:
-        return _image.decode(image)
+        return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"not DynamoDB's typed JSON: {e}") from e
 
@@ -42,14 +49,15 @@ class Item(Mapping[str, Any]):
     """An image as hooks see it: a read-only mapping from attribute names to exact Python values.
 
     S is str, N is Decimal, B is bytes, BOOL is bool, NULL is None, M is dict, L is list, the sets are frozensets.
-    Nothing is converted before it is asked for.
+    Nothing is decoded before it is asked for. ``item | {"name": value}`` is the item with some values of your own, and
+    leaves the others undecoded: the quickest thing a hook can return.
     """
 
-    __slots__ = ("_image", "_typed")
+    __slots__ = ("_image", "_raws")
 
     def __init__(self, image: bytes) -> None:
         self._image = image
-        self._typed: Typeds | None = None
+        self._raws: dict[str, msgspec.Raw] | None = None
 
     @property
     def image(self) -> bytes:
@@ -58,25 +66,58 @@ class Item(Mapping[str, Any]):
 
     @property
     def typed(self) -> Typeds:
-        """The attributes in DynamoDB's types. Look, do not change."""
-        if self._typed is None:
-            self._typed = typed(self._image)
-        return self._typed
+        """The attributes in DynamoDB's types, decoded anew each time."""
+        return typed(self._image)
+
+    @property
+    def _attributes(self) -> dict[str, msgspec.Raw]:
+        if self._raws is None:
+            self._raws = _decoded(_attributes, self._image)
+        return self._raws
 
     def __getitem__(self, name: str) -> Any:
-        return value(self.typed[name])
+        return value(_decoded(_attribute, self._attributes[name]))
+
+    def __or__(self, changes: Mapping[str, object]) -> Amended:
+        return Amended(self, changes) if isinstance(changes, Mapping) else NotImplemented
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.typed)
+        return iter(self._attributes)
 
     def __len__(self) -> int:
-        return len(self.typed)
+        return len(self._attributes)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.typed
+        return name in self._attributes
 
     def __repr__(self) -> str:
-        return f"Item({', '.join(self.typed)})"  # names only: values may be private
+        return f"Item({', '.join(self)})"  # names only: values may be private
+
+
+class Amended(Mapping[str, Any]):
+    """An item with some values that a hook put in their place, or added. Read-only, like the item."""
+
+    __slots__ = ("changes", "item")
+
+    def __init__(self, item: Item, changes: Mapping[str, object]) -> None:
+        self.item = item
+        self.changes = changes
+
+    def __getitem__(self, name: str) -> Any:
+        return self.changes[name] if name in self.changes else self.item[name]
+
+    def __or__(self, changes: Mapping[str, object]) -> Amended:
+        return Amended(self.item, {**self.changes, **changes}) if isinstance(changes, Mapping) else NotImplemented
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.item
+        yield from (name for name in self.changes if name not in self.item)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"Amended({', '.join(self)})"
 
 
 def value(attribute: Typed) -> Any:
@@ -188,7 +229,7 @@ def _plain_nested(kind: str, inner: Any) -> Any:
         case "NULL":
             return None
         case "L":
-            return [plain(v) for v in _list(inner)]
+            return [v["S"] if "S" in v else plain(v) for v in _list(inner)]
         case "SS" | "BS":
             return sorted(_list(inner))
         case "NS":

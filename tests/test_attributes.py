@@ -350,3 +350,23 @@ def test_a_streamed_image_and_a_scanned_one_decode_to_the_same() -> None:
     assert streamed == scanned
     assert Item(record.new) == Item(scanned)  # type: ignore[arg-type]
     assert {n: as_json(v) for n, v in typed(streamed).items()} == {n: as_json(v) for n, v in typed(scanned).items()}
+
+
+def test_an_item_amended_is_a_mapping_with_the_new_values_in_place() -> None:
+    item = Item(image({"a": 1, "b": "x"}))
+    amended = item | {"b": "y", "c": None}
+    assert dict(amended) == {"a": Decimal(1), "b": "y", "c": None}
+    assert (len(amended), "c" in amended, list(amended)) == (3, True, ["a", "b", "c"])
+    assert dict(amended | {"a": 2}) == {"a": 2, "b": "y", "c": None}
+    assert dict(item) == {"a": Decimal(1), "b": "x"}  # as it was
+
+
+def test_an_item_is_amended_with_mappings_only() -> None:
+    with pytest.raises(TypeError):
+        Item(image({"a": 1})) | 5  # type: ignore[operator]
+    with pytest.raises(TypeError):
+        (Item(image({"a": 1})) | {"b": 1}) | 5  # type: ignore[operator]
+
+
+def test_an_amended_item_shows_names_only() -> None:
+    assert repr(Item(image({"a": "secret"})) | {"b": "secret"}) == "Amended(a, b)"

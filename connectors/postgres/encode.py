@@ -118,9 +118,9 @@ class TableEncoder:
         yield Statement(text, parameters, planned_once=not tombstones)
 
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
-        bodies = [row[1].body for row in rows]  # type: ignore[union-attr]
+        bodies: list[Any] = [row[1].body for row in rows]  # type: ignore[union-attr]
         kinds = set(map(type, bodies))
-        with contextlib.suppress(UNUSUAL):
+        with contextlib.suppress(*UNUSUAL):
             if kinds == {Item}:
                 return [column.usual(values) for column, values in self._projected([b.image for b in bodies])]
             if kinds == {Amended}:

@@ -157,7 +157,7 @@ def body(document: Mapping[str, object]) -> bytes:
     """A document as canonical JSON."""
     if isinstance(document, Item):
         document = {name: plain(v) for name, v in document.typed.items()}
-    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS, default=_default)
+    return orjson.dumps(dict(document), option=orjson.OPT_SORT_KEYS, default=_default)
 
 
 def _default(value: object) -> object:
