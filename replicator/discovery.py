@@ -74,7 +74,10 @@ def _before_epoch(known: Mapping[str, ShardState], listed: Mapping[str, lineage.
     """
     parents = {id: s.parent for id, s in known.items()} | {id: s.parent for id, s in listed.items()}
     found = lineage.ancestors([id for id, s in known.items() if not s.whole], parents)
+    hidden = lineage.ancestors(found - known.keys(), parents)  # what listings had left out lay behind these
     for id in found & known.keys():
-        if known[id].whole:
-            raise GapFound("listings contradicted each other: an old shard was taken for a new one", id)
+        state = known[id]
+        being_read = not state.ended or state.anchor is not None or state.sequence is not None
+        if being_read and (state.whole or id in hidden):
+            raise GapFound("listings contradicted each other: an old shard was taken for a younger one", id)
     return found

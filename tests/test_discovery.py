@@ -46,8 +46,15 @@ def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_when_that_comes_out(
     discovery, known = Discovery(), {"c": state("b")}
     taken = discovery.news(known, listing(Shard("a"), Shard("c", "b"))).shards
     assert taken["a"].whole
-    with pytest.raises(GapFound, match="an old shard was taken for a new one"):
+    with pytest.raises(GapFound, match="an old shard was taken for a younger one"):
         discovery.news({**known, **taken}, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
+
+
+def test_two_shards_that_were_read_side_by_side_and_turn_out_to_be_kin_are_a_gap() -> None:
+    whole_line = listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b"))
+    Discovery().news({"a": state(ended=True), "c": state("b")}, whole_line)  # a was closed when the epoch began
+    with pytest.raises(GapFound, match="an old shard was taken for a younger one"):
+        Discovery().news({"a": state(), "c": state("b")}, whole_line)
 
 
 def test_a_sibling_that_shows_up_late_is_read() -> None:
