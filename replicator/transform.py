@@ -47,6 +47,11 @@ def documents(hook: F) -> F:
     return hook
 
 
+def is_declared(hook: Callable[..., Any]) -> bool:
+    """Whether ``documents`` declares it."""
+    return bool(getattr(hook, _DECLARED, False))
+
+
 class Poison(Exception):
     """A hook failed on an image, or returned something that is no document. Carries the traceback for the parking."""
 
@@ -149,7 +154,7 @@ def load(spec: str, base: Path) -> Hook:
         name=name,
         function=function,
         fingerprint=hashlib.sha256(path.read_bytes() + b"\0" + name.encode()).hexdigest(),
-        declared=getattr(function, _DECLARED, False),
+        declared=is_declared(function),
     )
 
 

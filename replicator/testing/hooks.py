@@ -1,0 +1,154 @@
+"""Tests of your own hooks: items in as plain Python, documents and writes out, worked out as a run would.
+
+    from replicator.testing import hook_test
+
+    def test_drafts_are_not_stored():
+        hook_test(order).drops({"id": "1", "status": "draft"})
+
+Numbers of an item are int or Decimal (a hook sees Decimal), sets are frozensets, binary is bytes. Every method raises
+an AssertionError that says what is different.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from replicator.attributes import Item, image
+from replicator.batch import Upsert
+from replicator.change import Change
+from replicator.checkpoints import Parked, decode
+from replicator.compaction import Circumstances, Compacted, Filing, ParkedItems, compact_latest, compact_runs
+from replicator.position import FIRST_EPOCH, version
+from replicator.transform import Document, Hook, is_declared
+
+GivenItem = Mapping[str, object]
+Body = Mapping[str, object]
+Id = str | None
+"""A document's own id; None where a plain hook's document is filed under the item's key."""
+
+Written = tuple[str, str, Id, Body] | tuple[str, str, Id]
+"""("upsert", table, id, body) or ("delete", table, id)"""
+
+_KEY = ("item",)  # whatever the item's key is, a hook has no part in it
+
+
+def hook_test(hook: Callable[[Item], Any], *, tables: Sequence[str] = ("documents",)) -> HookTest:
+    """The kit for ``hook``, plain or declared, with the tables that the target has."""
+    name = getattr(hook, "__name__", type(hook).__name__)
+    return HookTest(Filing(Hook(name, hook, "", is_declared(hook)), tuple(tables)), name)
+
+
+@dataclass(frozen=True, slots=True)
+class HookTest:
+    """What a hook is claimed to do."""
+
+    filing: Filing
+    name: str
+
+    def gives(self, item: GivenItem, *expected: Body | Document) -> None:
+        """The hook makes exactly these of ``item``: one mapping of a plain hook, ``Document``s of a declared one."""
+        found = self._placed(item)
+        wanted = dict(self._place(e) for e in expected)
+        if found != wanted:
+            raise AssertionError(
+                f"hook {self.name} gives something else for {dict(item)}:\n{_differences(wanted, found)}"
+            )
+
+    def drops(self, item: GivenItem) -> None:
+        """Nothing is stored for ``item``."""
+        found = self._placed(item)
+        if found:
+            raise AssertionError(f"hook {self.name} was to drop {dict(item)}, and gives:\n{_differences({}, found)}")
+
+    def parks(self, item: GivenItem, reason: str = "") -> None:
+        """``item`` is parked: the hook raises, or returns what is no document. ``reason`` is part of why."""
+        found = _parked(self._compacted(None, item))
+        if found is None:
+            raise AssertionError(f"hook {self.name} was to fail on {dict(item)}, and does not")
+        if reason not in found.reason:
+            raise AssertionError(f"hook {self.name} fails on {dict(item)} for another reason: {found.reason}")
+
+    def writes(self, old: GivenItem | None = None, new: GivenItem | None = None) -> list[Written]:
+        """What is written when ``old`` (None: the item was not there) becomes ``new`` (None: it is removed)."""
+        found = self._compacted(old, new)
+        parked = _parked(found)
+        if parked is not None:
+            raise AssertionError(f"the item is parked: {parked.reason}\n{parked.traceback}")
+        return [
+            ("upsert", w.table, self._id(w.id), dict(w.body))
+            if isinstance(w, Upsert)
+            else ("delete", w.table, self._id(w.id))
+            for w in found.writes
+        ]
+
+    def is_pure_on(self, items: Iterable[GivenItem]) -> None:
+        """Each item gives the same documents twice, also after others: no clock, no counter, nothing remembered."""
+        given = list(items)
+        first = [self._placed(item) for item in given]
+        for item, before in reversed(list(zip(given, first, strict=True))):
+            again = self._placed(item)
+            if again != before:
+                raise AssertionError(
+                    f"hook {self.name} is not pure: another result for the same {dict(item)}:\n"
+                    + _differences(before, again)
+                )
+
+    def _compacted(self, old: GivenItem | None, new: GivenItem | None) -> Compacted:
+        change = Change(_KEY, version(FIRST_EPOCH, 1), _image(new), _image(old), "1")
+        at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="test", now=0.0)
+        if self.filing.own_ids:
+            return compact_runs({_KEY: [change]}, self.filing, at)
+        return compact_latest([(change, 1)], self.filing, at)
+
+    def _placed(self, item: GivenItem) -> dict[tuple[str, Id], Body]:
+        return {(w[1], w[2]): w[3] for w in self.writes(new=item) if len(w) == 4}
+
+    def _id(self, id: Sequence[str]) -> Id:
+        return id[1] if self.filing.own_ids else None
+
+    def _place(self, expected: Body | Document) -> tuple[tuple[str, Id], Body]:
+        if isinstance(expected, Document) != self.filing.own_ids:
+            kind = (
+                "Documents, because the hook is declared" if self.filing.own_ids else "one mapping: the hook is plain"
+            )
+            raise TypeError(f"hook {self.name} is expected to give {kind}")
+        if isinstance(expected, Document):
+            return (expected.table or self.filing.tables[0], str(expected.id)), dict(expected.body)
+        return (self.filing.tables[0], None), dict(expected)
+
+
+def _image(item: GivenItem | None) -> bytes | None:
+    return None if item is None else image(item)
+
+
+def _parked(found: Compacted) -> Parked | None:
+    if not found.parked:
+        return None
+    (save,) = found.saves
+    value = decode("parked", save.id, save.text or "")
+    assert isinstance(value, Parked)
+    return value
+
+
+def _differences(wanted: Mapping[Any, Body], found: Mapping[Any, Body]) -> str:
+    """One line for each document or attribute that is not as it was wanted."""
+    lines = []
+    for place in [*wanted, *(p for p in found if p not in wanted)]:
+        table, id = place
+        name = table if id is None else f"{table} {id!r}"
+        if place not in found:
+            lines.append(f"  {name}: is missing, expected {wanted[place]}")
+        elif place not in wanted:
+            lines.append(f"  {name}: was not expected: {found[place]}")
+        else:
+            lines += [f"  {name}: {line}" for line in _unlike(wanted[place], found[place])]
+    return "\n".join(lines)
+
+
+def _unlike(wanted: Body, found: Body) -> list[str]:
+    lines = [f"{n} is missing, expected {v!r}" for n, v in wanted.items() if n not in found]
+    lines += [f"{n} is {found[n]!r}, expected {v!r}" for n, v in wanted.items() if n in found and found[n] != v]
+    lines += [f"{n} was not expected: {v!r}" for n, v in found.items() if n not in wanted]
+    return lines
