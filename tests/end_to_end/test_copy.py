@@ -7,7 +7,7 @@ from pathlib import Path
 
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.conftest import NewSource
-from tests.end_to_end.world import Copy, Load, Source, eventually
+from tests.end_to_end.world import Copy, Load, Source
 from tests.servers_postgres import Database
 
 TYPED = """
@@ -38,7 +38,7 @@ def test_a_backfill_beside_live_writes_deletes_and_roll_overs_ends_equal(
             local.roll()
 
     with copy.start() as run:
-        eventually(copy.rows, "the backfill began")
+        run.eventually(copy.rows, "the backfill began")
         with Load(source, seed=1, keys=800, every=roll) as load:
             load.wait(200)
             during = copy.status()
@@ -141,7 +141,7 @@ def test_a_backfill_that_was_stopped_goes_on_where_it_was(copy: Copy, source: So
     copy.configure(backfill={"segments": 3, "read_units": 50})
     source.fill(800, filler="x" * 6000)
     with copy.start() as run:
-        eventually(copy.rows, "the backfill began")
+        run.eventually(copy.rows, "the backfill began")
         assert run.stop().code == 0
     stopped = copy.rows()
     copy.configure(backfill={"segments": 3})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from replicator.testing.dynamodb_local import DynamoDBLocal
-from tests.end_to_end.world import Copy, Ended, Source, eventually
+from tests.end_to_end.world import Copy, Ended, Source
 
 DOUBLED = """
 def hook(item):
@@ -96,11 +96,11 @@ def test_expired_iterators_are_replaced_and_nothing_is_lost_or_read_twice(
         for n in range(2):
             copy.source.put("k1", n=n, round=n)
             copy.source.put("new", n=n, round=n)
-            eventually(copy.equal, "the run is live")
+            run.eventually(copy.equal, "the run is live")
             clocked.advance(minutes=16)
         copy.source.put("k1", n=7)
         copy.source.delete("k2")
-        eventually(copy.equal, "the run goes on")
+        run.eventually(copy.equal, "the run goes on")
         assert run.stop().code == 0
 
     after = copy.counts()

@@ -36,10 +36,10 @@ def assert_all_once(copy: Copy, before: dict[str, int], written: int) -> None:
     assert after["stale"] == before["stale"]
 
 
-def goes_on(copy: Copy, more: int = 1) -> None:
-    """Until so many more records are stored."""
+def goes_on(copy: Copy, run: Run, more: int = 1) -> None:
+    """Until the run has stored so many more records."""
     goal = stored(copy) + more
-    eventually(lambda: stored(copy) >= goal, "the run stores something")
+    run.eventually(lambda: stored(copy) >= goal, "the run stores something")
 
 
 def stored(copy: Copy) -> int:
@@ -60,7 +60,7 @@ def test_after_kills_at_random_moments_nothing_is_lost_and_nothing_applied_again
     with Load(source, seed=5, every=roll):
         for _ in range(KILLS):
             with copy.start() as run:
-                goes_on(copy, more=chance.randrange(1, 60))
+                goes_on(copy, run, more=chance.randrange(1, 60))
                 run.kill()
     copy.caught_up()
 
@@ -75,7 +75,7 @@ def test_a_run_ends_within_ten_seconds_of_sigterm_and_the_next_applies_nothing_a
     with Load(source, seed=6) as load:
         for _ in range(2):
             with copy.start() as run:
-                goes_on(copy)
+                goes_on(copy, run)
                 assert run.stop(within=10.0).code == 0
                 assert run.events("stopped")
         load.wait(10)
@@ -114,7 +114,7 @@ def hang(copy: Copy, blocker: psycopg.Connection, run: Run) -> None:
     run.until("going on")
     blocker.execute("BEGIN; LOCK TABLE copy")
     copy.source.put("k2", n=-2)
-    eventually(lambda: blocked(copy), "the run waits for the lock")
+    run.eventually(lambda: blocked(copy), "the run waits for the lock")
 
 
 def blocked(copy: Copy) -> bool:
@@ -136,7 +136,7 @@ def test_a_run_waits_for_a_postgres_that_is_down_says_so_and_goes_on(copy: Copy,
     before, written = copy.counts(), source.records
     server = copy.database.server
     with Load(source, seed=7) as load, copy.start() as run:
-        goes_on(copy)
+        goes_on(copy, run)
         if how == "stopped":
             server.stop("fast")
         else:
@@ -146,7 +146,7 @@ def test_a_run_waits_for_a_postgres_that_is_down_says_so_and_goes_on(copy: Copy,
         server.start()
         run.until("going on after a wait")
         load.wait(10)
-        goes_on(copy)
+        goes_on(copy, run)
         assert run.stop().code == 0
     copy.caught_up()
 
@@ -173,7 +173,7 @@ def test_a_run_may_be_started_before_postgres_is(copy: Copy, source: Source) -> 
 def test_a_second_run_takes_over_and_the_first_stops_with_exit_code_5(copy: Copy, source: Source) -> None:
     before, written = copy.counts(), source.records
     with Load(source, seed=8) as load, copy.start() as first:
-        goes_on(copy)
+        goes_on(copy, first)
         with copy.start() as second:
             second.until("going on")
             ended = first.wait(within=15.0)

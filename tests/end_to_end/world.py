@@ -188,15 +188,20 @@ class Run:
 
     def until(self, name: str, within: float = PATIENCE, **fields: object) -> dict[str, Any]:
         """The first event of that name with these fields."""
+        wanted = fields.items()
+        found = self.eventually(lambda: [e for e in self.events(name) if wanted <= e.items()], f"event {name}", within)
+        return found[0]
 
-        def found() -> dict[str, Any] | None:
-            for event in self.events(name):
-                if fields.items() <= event.items():
-                    return event
-            assert self.process.poll() is None or self.events(name), f"ended before {name}: {self.ended()}"
-            return None
+    def eventually(self, found: Callable[[], T], what: str, within: float = PATIENCE) -> T:
+        """The same as ``eventually``, but not for longer than the command runs."""
 
-        return eventually(lambda: found() or {}, f"the event {name} {fields}", within)
+        def still() -> T:
+            running = self.process.poll() is None
+            value = found()
+            assert value or running, f"{what}: ended before, {self.ended()}"
+            return value
+
+        return eventually(still, what, within)
 
     def wait(self, within: float = PATIENCE) -> Ended:
         self.process.wait(within)
