@@ -17,7 +17,7 @@ from replicator.steps import Stepped, Steps
 from replicator.stream import LISTING_REST, Stream, children, listing
 
 LISTING_EVERY = 30.0  # seconds between full listings when nothing asks for one
-SOONEST, LATEST = 0.5, 10.0  # seconds between listings while an ended shard has no known children
+SOONEST, LATEST = 0.5, 10.0  # seconds between listings while something is missing in the lineage
 FEW = 3  # childless shards that are asked about one by one; more are cheaper in a full listing
 _LISTER = "listing"
 
@@ -119,7 +119,7 @@ class Fetching:
         self.pipeline.listed(found)
         if not found.complete:
             return
-        if self.pipeline.childless:
+        if self.pipeline.childless or self.pipeline.discovery.waits or self.pipeline.discovery.misses:
             self._list_rest = min(LATEST, self._list_rest * 2)
             self._list_at = self.now() + self._list_rest
         else:

@@ -208,11 +208,12 @@ class Pipeline:
     def caught_up(self, since: float) -> bool:
         """Whether the backfill is stored, and every record that was created before ``since``.
 
-        All shards there are have been listed since then: a shard may have been left out before.
+        All shards there are have been listed since then, because one may have been left out before, and none waits for
+        a parent that no listing shows.
         """
         if self.state is None or self.state.stage != backfill.FOLLOWING:
             return False
-        if self.discovery.listed is None or self.discovery.listed < since:
+        if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
             return False
         if self._pending or self._under_way or self._fetched or self.childless:
             return False
