@@ -16,7 +16,7 @@ from replicator.attributes import canonical_number
 from replicator.batch import Batch, Delete, DocumentId, Part
 from replicator.target import Table
 
-_PIECE = 2000  # documents; one statement's worth
+_PIECE = 5000  # documents; every piece looks for its beginning anew
 
 _PURGE = """
 WITH oldest AS (SELECT id FROM replicator.tombstones WHERE target = $1::text LIMIT $2::int),

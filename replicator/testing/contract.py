@@ -479,7 +479,7 @@ def _in_epoch(pk: str, ordinal: int) -> Upsert:
 
 
 def _at_once(start: threading.Barrier, target: Target, given: Batch) -> Outcome:
-    start.wait()
+    start.wait(20)  # not for ever: the other one may have failed
     return target.write(given)
 
 

@@ -221,7 +221,7 @@ def test_two_connections_never_wait_in_a_circle(postgres: Database) -> None:
 
     def storm(one: Postgres, step: int) -> None:
         for ordinal in range(1, 40):
-            start.wait()
+            start.wait(20)  # not for ever: the other one may have failed
             keys = range(200)[::step]
             one.write(Batch([Part(f"shard:{step}", [_write(key, ordinal * 2 + (step > 0)) for key in keys])]))
 

@@ -445,3 +445,36 @@ def test_no_message_and_no_repr_shows_the_password() -> None:
     assert problems[0].text.startswith("is no Postgres address; it is to look like postgresql://user@host")
     assert "pa55" not in str(problems)
     assert "pa55" not in repr(PostgresOptions.model_validate({"url": "postgresql://u:pa55@localhost/d"}))
+
+
+def test_columns_reach_the_table_as_the_config_wrote_them(one_postgres: Database) -> None:
+    """Short and long form; ``from`` keeps its name on the way through the config."""
+    columns = {"total": "numeric", "placed": {"type": "timestamptz", "from": "at", "nullable": False}}
+    given = {"type": "postgres", "url": one_postgres.url, "tables": {"orders": {"columns": columns}, "whole": None}}
+    found, problems = destination(given)
+    assert problems == []
+    assert found is not None
+    tables = found.wanted(PK, own_ids=False)
+    one = found.build("contract")
+    orders, whole = one.plan(tables)
+    one.close()
+    assert '  "total" numeric,\n  "placed" timestamptz NOT NULL,\n' in orders
+    assert '  "document" jsonb NOT NULL,\n' in whole
+
+
+@pytest.mark.parametrize(
+    ("columns", "path", "words"),
+    [
+        ({"total": "numerik"}, ("total",), "numeric"),
+        ({"total": {"type": "numerik"}}, ("total", "type"), "did you mean numeric?"),
+        ({"total": {"typ": "numeric"}}, ("total", "typ"), "did you mean type?"),
+        ({"total": {"from": "amount"}}, ("total", "type"), "is missing"),
+        ({}, (), "at least 1"),
+    ],
+)
+def test_a_wrong_column_is_named_with_its_place(columns: Any, path: tuple[str, ...], words: str) -> None:
+    tables = {"orders": {"columns": columns}}
+    found, problems = destination({"type": "postgres", "url": "postgresql://u@localhost/d", "tables": tables})
+    assert found is None
+    places = {p.path: p.text for p in problems}
+    assert words in places["target", "tables", "orders", "columns", *path]
