@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -138,17 +139,18 @@ def _assumed(session: Any, role_arn: str, external_id: str | None) -> Any:
         role_arn=role_arn,
         extra_args=extra,
     )
-
-    def fetched() -> Any:
-        try:
-            return fetcher.fetch_credentials()
-        except ClientError as e:
-            error = failure(_wire_error(e), "sts:AssumeRole", role_arn)
-            if isinstance(error, NotPermitted):
-                raise error from e
-            raise
-
     inner = BotoSession()
-    inner._credentials = DeferredRefreshableCredentials(fetched, method="assume-role")
+    inner._credentials = DeferredRefreshableCredentials(partial(_fetched, fetcher, role_arn), method="assume-role")
     inner.set_config_variable("region", session.region_name)
     return boto3.Session(botocore_session=inner)
+
+
+def _fetched(fetcher: Any, role_arn: str) -> Any:
+    """Credentials of the role; a refusal is one to assume it, whatever call it was for."""
+    try:
+        return fetcher.fetch_credentials()
+    except ClientError as e:
+        error = failure(_wire_error(e), "sts:AssumeRole", role_arn)
+        if isinstance(error, NotPermitted):
+            raise error from e
+        raise
