@@ -7,36 +7,32 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Literal
 
 from replicator import backfill, start
-from replicator.change import key_text
-from replicator.checkpoints import Checkpoints, Owner, Pulse
+from replicator.checkpoints import Checkpoints, Owner
+from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.config import Config
 from replicator.delivery import Delivery, Patience, Stopped
 from replicator.errors import ConfigError, GapFound
 from replicator.fetching import Fetching, check_disabled
 from replicator.pipeline import Pipeline
-from replicator.position import epoch_of, version
-from replicator.progress import Progress, measured
+from replicator.progress import Progress
 from replicator.scan import ReadBudget, Scanned
 from replicator.source import Listing, SourceTable, describe_table
 from replicator.steps import Steps
 from replicator.stream import RecordsDecoder, Stream, listing
 from replicator.target import Table, Target
 from replicator.transform import Hook
+from replicator.vitals import Vitals
 from replicator.wire import Wire
 
 log = logging.getLogger("replicator")
 
 THREADS = 12  # that read ahead
-PULSE = 2.0  # seconds between signs of life
-OBSERVE = 0.25  # seconds between looks at the progress
 WAIT = 0.1  # seconds the loop waits for a page at most
-LIVE = 10.0  # seconds of lag up to which a copy counts as live
 RESYNCS = 3  # in one run; more would be a loop
 
 
@@ -76,22 +72,6 @@ def log_wait(trouble: str | None) -> None:
         log.warning("waiting", extra={"reason": trouble})
 
 
-@dataclass(slots=True)
-class Rate:
-    """How fast a counter rises, a second, smoothed over a few looks at it."""
-
-    at: float = 0.0
-    count: int = 0
-    value: float | None = None
-
-    def look(self, count: int, now: float) -> float | None:
-        if self.at and now > self.at:
-            recent = max(0, count - self.count) / (now - self.at)
-            self.value = recent if self.value is None else 0.6 * self.value + 0.4 * recent
-        self.at, self.count = now, count
-        return self.value
-
-
 class Driver:
     """One run of a pipeline, from its claim to its end."""
 
@@ -102,14 +82,15 @@ class Driver:
         claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
         self._patiently = Patience(world.stop, self._report, self._now, world.random)
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore")
+        self._vitals = Vitals(self.pipeline, world.observe, self._now)
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
+        self._chores = Chores(
+            copy.target, copy.checkpoints, copy.tables, self.pipeline, self._delivery, self._patiently, self._now
+        )
         self._budget = ReadBudget(copy.config.backfill.read_units)
         self._steps = world.steps()
         self._fetching: Fetching | None = None
-        self._outage: str | None = None
-        self._pulsed = self._observed = 0.0
         self._resyncs = 0
-        self._rate, self._scan_rate = Rate(), Rate()
 
     def run(self, *, until: Literal["caught-up"] | None, resync: bool, accept_hook_change: bool) -> None:
         """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
@@ -121,7 +102,7 @@ class Driver:
             self._run(until)
             self._say_goodbye()
         except Stopped:
-            log.info("stopped while waiting", extra={"waiting_for": self._outage})
+            log.info("stopped while waiting", extra={"waiting_for": self._vitals.trouble})
         finally:
             self._steps.close()
 
@@ -213,13 +194,14 @@ class Driver:
     def _turn(self) -> None:
         """One round: take in what was read, give out what is to be stored, and see to what else is due."""
         assert self._fetching is not None
-        self._pulse()
+        self._vitals.trouble = next(iter(self._fetching.trouble.values()), None)
+        self._vitals.tick()
         self._fetching.advance()
         batch = self.pipeline.take(self._now())
         if batch is not None:
             self._delivery.offer(batch)
-        idle = batch is None and not self._delivery.busy
-        stepped = self._steps.get(WAIT if idle and not self._chore() else 0.0)
+        busy = self._chores.do() or batch is not None or self._delivery.busy
+        stepped = self._steps.get(0.0 if busy else WAIT)
         if stepped is None and batch is None:
             self._delivery.settle()
         while stepped is not None:
@@ -227,30 +209,6 @@ class Driver:
             stepped = self._steps.get(0.0)
         check_disabled(self._fetching)
         self._check_parked()
-
-    def _chore(self) -> bool:
-        """Sweep or purge a little; whether there was something to do."""
-        state = self.pipeline.state
-        if state is None or state.stage not in (backfill.SWEEPING, backfill.PURGING):
-            return False
-        if state.stage == backfill.SWEEPING:
-            spare, obsolete = self._spared(state.epoch)
-            self.pipeline.unpark(obsolete)
-            sweep = partial(self._copy.target.sweep, below=version(state.epoch, 0), spare=spare)
-            done = [self._patiently(partial(sweep, table)) for table in self._copy.tables]
-        else:
-            done = [self._patiently(partial(self._copy.target.purge, table)) for table in self._copy.tables]
-        if not any(done):
-            self.pipeline.chore_done(self._now())
-            self._delivery.flush()
-        return True
-
-    def _spared(self, epoch: int) -> tuple[list[tuple[str, ...]], list[str]]:
-        """Documents of items parked in this epoch stay; older parked changes belong to items that are gone."""
-        parked = self._patiently(self._copy.checkpoints.parked)
-        own = self._copy.filing.own_ids
-        spare = [(key_text(p.key),) if own else p.key for _, p in parked if epoch_of(p.version) >= epoch]
-        return spare, [id for id, p in parked if epoch_of(p.version) < epoch]
 
     def _gap(self, found: GapFound) -> None:
         """Record it; then repair it by a rescan if that is wished for, else end with it."""
@@ -282,61 +240,15 @@ class Driver:
 
     def _report(self, trouble: str | None) -> None:
         """A wait began, goes on, or is over."""
-        self._outage = trouble
+        self._vitals.trouble = trouble
         if trouble is None:
             log.info("going on after a wait")
         else:
-            log.warning("waiting", extra={"reason": trouble, "hours_until_loss": self._hours_until_loss()})
-            self._world.observe(replace(self.progress(), trouble=trouble))
-
-    def _hours_until_loss(self) -> float | None:
-        hours = self.progress().hours_until_loss
-        return None if hours is None else round(hours, 1)
-
-    def _pulse(self) -> None:
-        now = self._now()
-        if now - self._pulsed >= PULSE:
-            self._pulsed = now
-            counts = self.pipeline.total
-            self._rate.look(counts.read, now)
-            self._scan_rate.look(sum(s.items for s in self.pipeline.segments.values()), now)
-            self.pipeline.pulse(self._sign(self.progress().phase))
-        if now - self._observed >= OBSERVE:
-            self._observed = now
-            self._world.observe(self.progress())
-
-    def _sign(self, phase: str) -> Pulse:
-        return Pulse(self._now(), phase, self._rate.value, self._scan_rate.value, self._current_trouble())
-
-    def _current_trouble(self) -> str | None:
-        fetching = self._fetching
-        return self._outage or (next(iter(fetching.trouble.values()), None) if fetching is not None else None)
-
-    def progress(self) -> Progress:
-        """How the run is doing, from what is stored and what idle shards showed."""
-        pipeline = self.pipeline
-        found = measured(
-            state=pipeline.state,
-            pulse=self._sign("catching-up"),
-            shards=pipeline.seen(),
-            segments=pipeline.segments,
-            gaps=pipeline.ledger.gaps,
-            parked=len(pipeline.parked),
-            counts=pipeline.total,
-            now=self._now(),
-        )
-        return replace(found, phase=self._phase(found))
-
-    def _phase(self, found: Progress) -> str:
-        state = self.pipeline.state
-        if found.phase == "gap":
-            return "gap"
-        if state is None or state.stage != backfill.FOLLOWING:
-            return "backfill"
-        return "live" if found.lag_seconds is not None and found.lag_seconds <= LIVE else "catching-up"
+            log.warning("waiting", extra={"reason": trouble, "hours_until_loss": self._vitals.hours_until_loss()})
+            self._vitals.show()
 
     def _say_goodbye(self) -> None:
-        self.pipeline.pulse(self._sign("stopped"))
+        self._vitals.goodbye()
         self._delivery.flush()
-        self._world.observe(self.progress())
+        self._vitals.show()
         log.info("stopped", extra={"read": self.pipeline.total.read})

@@ -1,0 +1,58 @@
+"""Sweep and purge: what a copy owes its target once the scan is stored, done a piece at a time between batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from replicator import backfill
+from replicator.batch import DocumentId
+from replicator.change import key_text
+from replicator.checkpoints import Checkpoints
+from replicator.delivery import Delivery, Patience
+from replicator.pipeline import Pipeline
+from replicator.position import epoch_of, version
+from replicator.target import Table, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Chores:
+    """The chores of one run."""
+
+    target: Target
+    checkpoints: Checkpoints
+    tables: Sequence[Table]
+    pipeline: Pipeline
+    delivery: Delivery
+    patiently: Patience
+    now: Callable[[], float]
+
+    def do(self) -> bool:
+        """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins."""
+        state = self.pipeline.state
+        if state is None or state.stage not in (backfill.SWEEPING, backfill.PURGING):
+            return False
+        self.delivery.settle()
+        left = self._sweep(state.epoch) if state.stage == backfill.SWEEPING else self._purge()
+        if not left:
+            self.delivery.flush()
+            self.pipeline.chore_done(self.now())
+            self.delivery.flush()
+        return True
+
+    def _sweep(self, epoch: int) -> bool:
+        spare, obsolete = self._spared(epoch)
+        self.pipeline.unpark(obsolete)
+        sweep = partial(self.target.sweep, below=version(epoch, 0), spare=spare)
+        return any([self.patiently(partial(sweep, table)) for table in self.tables])
+
+    def _purge(self) -> bool:
+        return any([self.patiently(partial(self.target.purge, table)) for table in self.tables])
+
+    def _spared(self, epoch: int) -> tuple[list[DocumentId], list[str]]:
+        """Documents of items parked in this epoch stay; older parked changes belong to items that are gone."""
+        parked = self.patiently(self.checkpoints.parked)
+        own = self.pipeline.filing.own_ids
+        spare = [(key_text(p.key),) if own else p.key for _, p in parked if epoch_of(p.version) >= epoch]
+        return spare, [id for id, p in parked if epoch_of(p.version) < epoch]

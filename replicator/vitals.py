@@ -1,0 +1,94 @@
+"""How a run is doing, for whoever watches it and for whoever asks `status` later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from replicator import backfill
+from replicator.batch import Counts
+from replicator.checkpoints import Pulse
+from replicator.pipeline import Pipeline
+from replicator.progress import Progress, measured
+
+PULSE = 2.0  # seconds between signs of life
+OBSERVE = 0.25  # seconds between looks at the progress
+LIVE = 10.0  # seconds of lag up to which a copy counts as live
+
+
+@dataclass(slots=True)
+class Rate:
+    """How fast a counter rises, a second, smoothed over a few looks at it."""
+
+    at: float = 0.0
+    count: int = 0
+    value: float | None = None
+
+    def look(self, count: int, now: float) -> None:
+        if self.at and now > self.at:
+            recent = max(0, count - self.count) / (now - self.at)
+            self.value = recent if self.value is None else 0.6 * self.value + 0.4 * recent
+        self.at, self.count = now, count
+
+
+@dataclass(slots=True)
+class Vitals:
+    """One run's progress, rates and signs of life. ``trouble`` is what it waits for now, if anything."""
+
+    pipeline: Pipeline
+    observe: Callable[[Progress], None]
+    now: Callable[[], float]
+    trouble: str | None = None
+    _rate: Rate = field(default_factory=Rate)
+    _scan_rate: Rate = field(default_factory=Rate)
+    _pulsed: float = 0.0
+    _observed: float = 0.0
+
+    def tick(self) -> None:
+        """Give a sign of life, and show the progress, when it is time."""
+        now = self.now()
+        if now - self._pulsed >= PULSE:
+            self._pulsed = now
+            self._rate.look(self.pipeline.total.read, now)
+            self._scan_rate.look(sum(s.items for s in self.pipeline.segments.values()), now)
+            self.pipeline.pulse(self._sign(self.progress().phase))
+        if now - self._observed >= OBSERVE:
+            self._observed = now
+            self.show()
+
+    def show(self) -> None:
+        self.observe(self.progress())
+
+    def goodbye(self) -> None:
+        """The last sign of life: stopped in good order."""
+        self.pipeline.pulse(self._sign("stopped"))
+
+    def progress(self) -> Progress:
+        """How the run is doing, from what is stored and what idle shards showed."""
+        pipeline = self.pipeline
+        found = measured(
+            state=pipeline.state,
+            pulse=self._sign("catching-up"),
+            shards=pipeline.seen(),
+            segments=pipeline.segments,
+            gaps=pipeline.ledger.gaps,
+            parked=len(pipeline.parked),
+            counts=sum(pipeline.counts.values(), Counts()),
+            now=self.now(),
+        )
+        return replace(found, phase=self._phase(found))
+
+    def hours_until_loss(self) -> float | None:
+        hours = self.progress().hours_until_loss
+        return None if hours is None else round(hours, 1)
+
+    def _sign(self, phase: str) -> Pulse:
+        return Pulse(self.now(), phase, self._rate.value, self._scan_rate.value, self.trouble)
+
+    def _phase(self, found: Progress) -> str:
+        state = self.pipeline.state
+        if found.phase == "gap":
+            return "gap"
+        if state is None or state.stage != backfill.FOLLOWING:
+            return "backfill"
+        return "live" if found.lag_seconds is not None and found.lag_seconds <= LIVE else "catching-up"
