@@ -36,14 +36,11 @@ class Projection:
         self._whole = columns[0].attribute is None  # then it is the only one
         fields = [_field(f"c{i}", column) for i, column in enumerate(columns)]
         names = {f"c{i}": column.attribute or "" for i, column in enumerate(columns)}
-        distinct = len(set(names.values())) == len(names)
-        self._rows = (
-            msgspec.json.Decoder(msgspec.defstruct("Row", fields, rename=names, gc=False)) if distinct else None
-        )
+        self._rows = _decoder(fields, names)
         self._values = [attrgetter(_path(f"c{i}", column)) for i, column in enumerate(columns)]
 
     def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
-        """msgspec.DecodeError for any image that is not as usual, TypeError where two columns share an attribute."""
+        """msgspec.DecodeError for any image that is not as usual, TypeError where there is no such way."""
         if self._whole:
             return [images]
         if self._rows is None:
@@ -51,6 +48,16 @@ class Projection:
         decode = self._rows.decode
         rows = [decode(image) for image in images]
         return [list(map(value, rows)) for value in self._values]
+
+
+def _decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) -> msgspec.json.Decoder[Any] | None:
+    """None where two columns share an attribute, or msgspec has no field of that name (with quotes, say)."""
+    if len(set(names.values())) < len(names):
+        return None
+    try:
+        return msgspec.json.Decoder(msgspec.defstruct("Row", fields, rename=names, gc=False))
+    except ValueError:
+        return None
 
 
 def _field(name: str, column: BodyColumn) -> tuple[str, type, Any]:
