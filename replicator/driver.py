@@ -153,18 +153,19 @@ class Driver:
     def _fetch(self) -> None:
         """Read from the stream that the table has now."""
         wire, table, world = self._copy.wire, self._table, self._world
+        name = self._copy.config.source.table  # perhaps an ARN: a table of another account has to be called by it
         self._steps.clear()
         stream = Stream(
             wire=wire,
             arn=table.stream_arn or "",
-            table=table.name,
+            table=name,
             keys=table.keys,
             decode=RecordsDecoder(table.keys),
             now=self._now,
             random=world.random,
             keys_only=table.view == "KEYS_ONLY",
         )
-        scanned = Scanned(wire, table.name, table.keys, world.random)
+        scanned = Scanned(wire, name, table.keys, world.random)
         self._fetching = Fetching(self.pipeline, stream, scanned, self._budget, self._steps, self._now, world.random)
 
     def _full_listing(self) -> Listing:
@@ -248,6 +249,9 @@ class Driver:
             self._vitals.show()
 
     def _say_goodbye(self) -> None:
+        """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""
+        self._delivery.settle()
+        self.pipeline.drop_ahead()
         self._vitals.goodbye()
         self._delivery.flush()
         self._vitals.show()

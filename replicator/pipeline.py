@@ -147,6 +147,10 @@ class Pipeline:
         """Store another state of the pipeline itself: a hook that a person accepted."""
         self._pending.append(("pipeline", "", state))
 
+    def drop_ahead(self) -> None:
+        """Forget pages that were read ahead: nothing of them is stored, and they will be read again."""
+        self._fetched.clear()
+
     def unpark(self, ids: Iterable[str]) -> None:
         """Remove parked entries with the next batch."""
         self._pending += [("parked", id, None) for id in ids]
