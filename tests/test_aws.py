@@ -145,8 +145,10 @@ def test_threads_do_not_mix_their_bodies(db: DynamoDB, wire: Boto) -> None:
     for n in range(20):
         db.put("orders", {"id": f"i{n}"})
     found: dict[int, bytes] = {}
+    together = threading.Barrier(20)
 
     def get(n: int) -> None:
+        together.wait()
         found[n] = wire.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": f"i{n}"}}})
 
     threads = [threading.Thread(target=get, args=(n,)) for n in range(20)]

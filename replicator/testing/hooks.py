@@ -87,7 +87,7 @@ class HookTest:
         """Each item gives the same documents twice, also after others: no clock, no counter, nothing remembered."""
         given = list(items)
         first = [self._placed(item) for item in given]
-        for item, before in reversed(list(zip(given, first, strict=True))):
+        for item, before in zip(given, first, strict=True):
             again = self._placed(item)
             if again != before:
                 raise AssertionError(
