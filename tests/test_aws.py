@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,10 +153,15 @@ def test_threads_do_not_mix_their_bodies(db: DynamoDB, wire: Boto) -> None:
         found[n] = wire.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": f"i{n}"}}})
 
     threads = [threading.Thread(target=get, args=(n,)) for n in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # let them get in each other's way
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
     assert all(f'"i{n}"'.encode() in found[n] for n in range(20))
 
 
