@@ -293,7 +293,8 @@ def test_an_interrupt_while_waiting_leaves_a_usable_target(one: Postgres, one_po
         with one_postgres.connect() as somebody:
             somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
             one.send(one.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
-            ringing = threading.Timer(0.2, signal.raise_signal, [signal.SIGUSR1])
+            main = threading.main_thread().ident
+            ringing = threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGUSR1])
             ringing.start()
             with pytest.raises(KeyboardInterrupt):
                 one.collect()
