@@ -184,3 +184,25 @@ def test_a_second_run_takes_over_and_the_first_stops_with_exit_code_5(copy: Copy
     assert ended.code == 5
     assert "another run owns this pipeline" in ended.err
     assert_all_once(copy, before, source.records - written)
+
+
+@ON_THE_NEWEST
+def test_a_run_that_has_nothing_to_do_notices_a_second_one_too(copy: Copy) -> None:
+    with copy.start() as first:
+        first.until("progress", phase="live")
+        with copy.start() as second:
+            second.until("going on")
+            assert first.wait(within=15.0).code == 5
+            assert second.stop().code == 0
+
+
+@ON_THE_NEWEST
+def test_a_run_that_waits_for_postgres_ends_cleanly_on_sigterm(copy: Copy) -> None:
+    with copy.start() as run:
+        run.until("progress", phase="live")
+        copy.database.server.stop()
+        run.until("waiting")
+        assert run.stop(within=10.0).code == 0
+    with copy.start() as run:
+        run.until("waiting")
+        assert run.stop(within=10.0).code == 0
