@@ -11,8 +11,9 @@ from replicator.change import Page, Record, ScanPage
 from replicator.checkpoints import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
 from replicator.compaction import Filing, item_of
 from replicator.errors import GapFound
+from replicator.fetched import SOURCE_PAGES
 from replicator.lineage import Shard
-from replicator.pipeline import SOURCE_PAGES, Pipeline
+from replicator.pipeline import Pipeline
 from replicator.position import FIRST_EPOCH, version
 from replicator.source import Listing
 from replicator.transform import Hook
