@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from replicator.checkpoints import PipelineState, SegmentState, ShardState
-from replicator.lineage import Shard
+from replicator.lineage import Shard, ancestors
 
 SCANNING, SWEEPING, PURGING, FOLLOWING = "scanning", "sweeping", "purging", "following"
 
@@ -21,15 +21,18 @@ def first_shards(listed: Mapping[str, Shard], now: float) -> dict[str, ShardStat
     """Where every listed shard stands as an epoch begins: open ones are read, closed ones hold nothing we need.
 
     Items changed in a shard that closed before the scan are as new in the scan. A shard listed as open whose parent is
-    listed as open too waits for it, as it would later.
+    listed as open too waits for it, as it would later; but a closed shard proves that its ancestors had closed, however
+    they are listed.
     """
+    closed = {shard.id for shard in listed.values() if not shard.open}
+    closed |= ancestors(closed, {shard.id: shard.parent for shard in listed.values()})
     return {
         shard.id: ShardState(
             parent=shard.parent,
             first=shard.first,
             whole=False,
             since=now,
-            ended=not shard.open,
+            ended=shard.id in closed,
         )
         for shard in listed.values()
     }
