@@ -42,7 +42,7 @@ def upsert(table: str, names: Sequence[str], values: str) -> str:
 
 
 _UPSERT = upsert(data.TABLE, data.NAMES, f"VALUES ({', '.join(['%s'] * len(data.NAMES))})")
-_DELETE = f"DELETE FROM {data.TABLE} WHERE pk = %s AND sk = %s AND _version < %s"  # noqa: S608
+_DELETE = f"DELETE FROM {data.TABLE} WHERE pk = %s AND sk = %s AND _version < %s"
 _CHECKPOINT = "INSERT INTO positions VALUES (%s, %s) ON CONFLICT (shard) DO UPDATE SET sequence = EXCLUDED.sequence"
 _POSITIONS = "CREATE TABLE IF NOT EXISTS positions (shard text PRIMARY KEY, sequence text)"
 
@@ -175,9 +175,9 @@ def merge(path: Path, url: str, table: str) -> Result:
     """M."""
     batches: list[Prepared] = pickle.loads(path.read_bytes())
     names = data.NAMES if table == data.TABLE else (*data.KEYS, "document", "_version")
-    into = upsert(table, names, f"SELECT {', '.join(names)} FROM staging")  # noqa: S608
+    into = upsert(table, names, f"SELECT {', '.join(names)} FROM staging")
     gone = (
-        f"DELETE FROM {table} AS t USING unnest(%s::text[], %s::text[], %s::bigint[]) AS d (pk, sk, v) "  # noqa: S608
+        f"DELETE FROM {table} AS t USING unnest(%s::text[], %s::text[], %s::bigint[]) AS d (pk, sk, v) "
         "WHERE t.pk = d.pk AND t.sk = d.sk AND t._version < d.v"
     )
     with psycopg.connect(url, prepare_threshold=1) as connection:
