@@ -57,6 +57,8 @@ class Pipeline:
         self.shards: dict[str, ShardState] = dict(self.ledger.shards)  # as stored
         self.segments: dict[str, SegmentState] = dict(self.ledger.segments)
         self.state: PipelineState | None = self.ledger.pipeline
+        self._readable: set[str] | None = None  # None: to be worked out, because the lineage changed
+        self._childless: set[str] | None = None
         self._opened: set[str] = set()
         self._fetched = Fetched()
         self._through: dict[str, float] = {}
@@ -69,7 +71,9 @@ class Pipeline:
 
     def openings(self) -> Iterator[tuple[str, ShardState]]:
         """Shards to read now that have no reader yet; each is given once, until ``close`` gives it back."""
-        for shard in sorted(lineage.readable(self.shards) - self._opened):
+        if self._readable is None:
+            self._readable = lineage.readable(self.shards)
+        for shard in sorted(self._readable - self._opened):
             self._opened.add(shard)
             yield shard, backfill.start(self.shards[shard], self.shards)
 
@@ -89,7 +93,9 @@ class Pipeline:
     @property
     def childless(self) -> set[str]:
         """Ended shards whose children are not known yet."""
-        return lineage.childless(self.ledger.shards) if self.shards else set()
+        if self._childless is None:
+            self._childless = lineage.childless(self.shards)
+        return self._childless
 
     # What comes in
 
@@ -105,6 +111,7 @@ class Pipeline:
         self.discovery = Discovery(listed=listing.at)
         self.state = None  # nothing may be read before this is stored
         self.shards, self.segments = {}, {}
+        self._readable = self._childless = None
 
     def listed(self, listing: Listing) -> None:
         """Take a listing of shards; GapFound where it shows that records are lost."""
@@ -228,7 +235,8 @@ class Pipeline:
 
     def seen(self) -> dict[str, ShardState]:
         """The stored shards, with what idle ones showed since."""
-        return {id: replace(s, through=self._read_through(id, s) or None) for id, s in self.shards.items()}
+        idle = {id: self.shards[id] for id in self._through if id in self.shards}
+        return self.shards | {id: replace(s, through=self._read_through(id, s)) for id, s in idle.items()}
 
     @property
     def ended(self) -> bool:
@@ -322,7 +330,10 @@ class Pipeline:
         if kind == "pipeline" and isinstance(value, PipelineState):
             self.state = value
         elif kind == "shard":
+            before = self.shards.get(id)
             _set(self.shards, id, value, ShardState)
+            if before is None or not isinstance(value, ShardState) or value.ended != before.ended:
+                self._readable = self._childless = None
         elif kind == "segment":
             _set(self.segments, id, value, SegmentState)
 
