@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -25,7 +25,6 @@ SHAPES: Mapping[str, Table] = {
     data.TABLE: Table(data.TABLE, KEYS, {"columns": dict(data.COLUMNS)}),
     data.DOCUMENTS: Table(data.DOCUMENTS, KEYS),
 }
-Rows = set[str] | dict[tuple[str, ...], tuple[Any, ...]]
 
 
 def encoded(value: Any) -> Any:
@@ -64,15 +63,15 @@ def _load(connection: psycopg.Connection[Any], table: Table) -> None:
             copy.write_row([*map(encoded, row(item)), 0])
 
 
-def reset(url: str) -> None:
-    """Everything as it was before the first change."""
+def reset(url: str, table: str) -> None:
+    """The table as it was before the first change, and nothing of an earlier run."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
-        for table in SHAPES.values():
-            connection.execute(f"DROP TABLE IF EXISTS {table.name}")  # type: ignore[arg-type]
-            _create(connection, url, table)
-            connection.execute(f"INSERT INTO {table.name} SELECT * FROM {table.name}_before")  # type: ignore[arg-type]
-            connection.execute(f"VACUUM ANALYZE {table.name}")  # type: ignore[arg-type]
+        connection.execute("DROP TABLE IF EXISTS positions")
+        connection.execute(f"DROP TABLE IF EXISTS {table}")  # type: ignore[arg-type]
+        _create(connection, url, SHAPES[table])
+        connection.execute(f"INSERT INTO {table} SELECT * FROM {table}_before")  # type: ignore[arg-type]
+        connection.execute(f"VACUUM ANALYZE {table}")  # type: ignore[arg-type]
         connection.execute("CHECKPOINT")
 
 
@@ -91,6 +90,3 @@ def differences(url: str, table: str, wanted: Iterable[tuple[Any, ...]]) -> int:
         found = {row[:2]: row[:-1] for row in connection.execute(f"SELECT * FROM {table}")}  # type: ignore[arg-type]
     right = {row[:2]: row for row in wanted}
     return sum(found.get(key) != right.get(key) for key in found.keys() | right.keys())
-
-
-Row = Callable[[Mapping[str, Any]], tuple[Any, ...]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from replicator import run
 from replicator.batch import Outcome
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import Destination
+from replicator.target import Table
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 TYPED: Mapping[str, Mapping[str, Any]] = {data.TABLE: {"columns": dict(data.COLUMNS)}}
@@ -37,13 +38,17 @@ class Result:
 
 
 class Counting(Postgres):
-    """The real target; asks the run to stop when so many changes are stored, and remembers when that was."""
+    """The real target. Its clock runs from before the first change is read until so many are stored; then all stops."""
 
     def __init__(self, options: PostgresOptions, pipeline: str, expected: int, stop: threading.Event) -> None:
         super().__init__(options, pipeline)
         self._expected, self._stop = expected, stop
         self.stored = 0
-        self.finished = 0.0
+        self.began = self.finished = (0.0, 0.0)
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        self.began = _clocks()
+        super().open(tables, epoch)
 
     def collect(self) -> Outcome:
         under_way = self._sent
@@ -51,7 +56,7 @@ class Counting(Postgres):
         if under_way is not None and not outcome.rejections:
             self.stored += sum(part.counts.read for part in under_way.batch.parts)
         if self.stored >= self._expected:
-            self.finished = time.perf_counter()
+            self.finished = _clocks()
             self._stop.set()
         return outcome
 
@@ -82,6 +87,11 @@ def copy(
         return built[-1]
 
     wanted = config(endpoint, tables, connector, url, transform)
-    started, cpu = time.perf_counter(), time.process_time()
     run.run(wanted, until=None, resync=False, accept_hook_change=False, stop=stop, observe=lambda _: None)
-    return Result(built[0].stored, built[0].finished - started, time.process_time() - cpu)
+    (target,) = built
+    seconds, cpu = (after - before for before, after in zip(target.began, target.finished, strict=True))
+    return Result(target.stored, seconds, cpu)
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()

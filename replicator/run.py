@@ -42,7 +42,7 @@ def run(
         patiently = Patience(stop, log_wait, world.now, world.random)
         table = patiently(lambda: describe_table(wire, config.source.table))
         copy = assemble(config, wire, target, hook, table)
-        _calm_down()
+        calm_down()
         Driver(copy, _owner(), world).run(until=until, resync=resync, accept_hook_change=accept_hook_change)
     except Stopped:
         return  # before anything began
@@ -78,7 +78,7 @@ def _owner() -> Owner:
     return Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
 
 
-def _calm_down() -> None:
+def calm_down() -> None:
     """What was loaded at start never dies: the collector need not look at it for every page (twice as fast)."""
     gc.collect()
     gc.freeze()

@@ -1,0 +1,177 @@
+"""Measures everything in one run and prints it as tables: python -m benchmarks [--rounds N] [--changes N]."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks import backlog, data, decoding, destination, memory, product, references, source
+from benchmarks.product import CREDENTIALS, Result
+from replicator.testing.postgres_server import PostgresServer
+
+NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes that the slow ones are measured on
+Contender = Callable[[], Result]
+Rows = Sequence[tuple[Any, ...]]
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """``work`` in a fresh process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+class EndToEnd:
+    """The contenders on one stream, in rounds, each from the same start."""
+
+    def __init__(self, endpoint: str, url: str, changes: int, folder: Path) -> None:
+        self._url = url
+        batches = {table: folder / table for table in destination.SHAPES}
+        for table, path in batches.items():
+            references.prepare(endpoint, path, table)
+        typed, whole = (product.TYPED, data.TABLE), (product.AS_DOCUMENTS, data.DOCUMENTS)
+        self._work: dict[str, tuple[str, Callable[..., Result], tuple[Any, ...]]] = {
+            "M": (data.TABLE, references.merge, (batches[data.TABLE], url, data.TABLE)),
+            "M, jsonb document": (data.DOCUMENTS, references.merge, (batches[data.DOCUMENTS], url, data.DOCUMENTS)),
+            "N": (data.TABLE, references.naive, (endpoint, url, NAIVE)),
+            "L": (data.TABLE, references.one_by_one, (endpoint, url, ONE_BY_ONE)),
+        }
+        for name, (tables, table), hook in (
+            ("R, no hook", typed, None),
+            ("R, hook (item | {...})", typed, "data.py:hook"),
+            ("R, hook that makes a dictionary", typed, "data.py:rebuilding_hook"),
+            ("R, jsonb document", whole, None),
+        ):
+            self._work[name] = (table, product.copy, (endpoint, url, tables, hook, changes))
+        items = destination.items(endpoint)
+        self._expected = {table: [_row(table)(item) for item in items] for table in destination.SHAPES}
+        self.results: dict[str, list[Result]] = {name: [] for name in self._work}
+
+    def round(self, order: random.Random) -> None:
+        for name in order.sample(sorted(self._work), len(self._work)):
+            table, work, arguments = self._work[name]
+            destination.reset(self._url, table)
+            result = alone(work, *arguments)
+            self.results[name].append(result)
+            self._check(name, table)
+            print(f"  {name}: {result.rate:,.0f}/s, {result.cpu / result.changes * 1e6:.1f} us", file=sys.stderr)
+
+    def _check(self, name: str, table: str) -> None:
+        """The table against the source, row by row, where all changes were copied."""
+        if name in ("N", "L") or "hook (" in name or "hook that" in name:
+            return
+        differences = destination.differences(self._url, table, self._expected[table])
+        if differences:
+            raise SystemExit(f"{name}: {differences} rows differ from the source")
+
+    def lines(self) -> Iterator[str]:
+        yield "| | changes/s | client CPU, us/change | x M | x N | x L |"
+        yield "|---|---|---|---|---|---|"
+        for name, results in self.results.items():
+            cpu = statistics.median(r.cpu / r.changes * 1e6 for r in results)
+            least = "M, jsonb document" if "jsonb" in name else "M"
+            ratios = " | ".join(self._ratio(name, other) for other in (least, "N", "L"))
+            yield f"| {name} | {statistics.median(r.rate for r in results):,.0f} | {cpu:.1f} | {ratios} |"
+
+    def _ratio(self, name: str, other: str) -> str:
+        found = [a.rate / b.rate for a, b in zip(self.results[name], self.results[other], strict=True)]
+        return f"{statistics.median(found):.2f} [{min(found):.2f}-{max(found):.2f}]"
+
+
+def _row(table: str) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    return data.row if table == data.TABLE else data.document
+
+
+def decoding_lines(rounds: int) -> Iterator[str]:
+    found = alone(decoding.measured, rounds)
+    base = found["boto3 + TypeDeserializer"]
+    yield "| body to rows, no server | CPU, us/change | x boto3 + TypeDeserializer |"
+    yield "|---|---|---|"
+    for name, costs in found.items():
+        ratio = statistics.median(b / c for b, c in zip(base, costs, strict=True))
+        yield f"| {name} | {statistics.median(costs):.1f} | {ratio:.1f} |"
+
+
+def backlog_lines(rounds: int) -> Iterator[str]:
+    found: dict[int, list[float]] = {behind: [] for behind in backlog.BEHIND}
+    for _ in range(rounds):
+        for behind, costs in found.items():
+            costs.append(alone(backlog.cost, behind))
+    base = found[100_000]
+    yield "| changes behind | client CPU, us/change | x 100,000 behind |"
+    yield "|---|---|---|"
+    for behind, costs in found.items():
+        ratio = statistics.median(c / b for b, c in zip(base, costs, strict=True))
+        yield f"| {behind:,} | {statistics.median(costs):.1f} | {ratio:.2f} |"
+
+
+def memory_lines(url: str) -> Iterator[str]:
+    arguments = ("--changes", memory.RECORDS, "--shards", memory.SHARDS, "--size", memory.SIZE)
+    with source.endpoint(*map(str, arguments)) as endpoint:
+        destination.reset(url, data.DOCUMENTS)
+        found = alone(memory.measured, endpoint, url)
+    yield f"| {memory.SHARDS} shards, items of {memory.SIZE // 1000} KB | MB |"
+    yield "|---|---|"
+    yield f"| peak RSS | {found.peak:.0f} |"
+    yield f"| RSS in the second quarter of the run | {found.early:.0f} |"
+    yield f"| RSS in the last quarter | {found.late:.0f} |"
+
+
+def machine(url: str) -> str:
+    model = next(
+        (line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+    )
+    with psycopg.connect(url) as connection:
+        postgres = connection.info.server_version // 10_000
+    return f"{os.cpu_count()} cores ({model.strip()}), Python {platform.python_version()}, Postgres {postgres}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--changes", type=int, default=data.CHANGES)
+    parser.add_argument("--only", choices=["end-to-end", "decoding", "backlog", "memory"])
+    given = parser.parse_args()
+    os.environ.update(CREDENTIALS)
+    with PostgresServer("debian", destination.SETTINGS) as server:
+        url = server.url()
+        print(f"{machine(url)}; {given.rounds} rounds, medians [least-most] of each round's ratio\n")
+        destination.prepare(url)
+        for part in _parts(given, url):
+            print("\n".join(part), "\n", flush=True)
+
+
+def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
+    if given.only in (None, "end-to-end"):
+        yield end_to_end_lines(given.rounds, given.changes, url)
+    if given.only in (None, "decoding"):
+        yield decoding_lines(given.rounds)
+    if given.only in (None, "backlog"):
+        yield backlog_lines(given.rounds)
+    if given.only in (None, "memory"):
+        yield memory_lines(url)
+
+
+def end_to_end_lines(rounds: int, changes: int, url: str) -> Iterator[str]:
+    order = random.Random(5)
+    with source.endpoint("--changes", str(changes)) as endpoint, tempfile.TemporaryDirectory() as folder:
+        contest = EndToEnd(endpoint, url, changes, Path(folder))
+        for number in range(rounds):
+            print(f"round {number + 1}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+            contest.round(order)
+        yield from contest.lines()
+
+
+if __name__ == "__main__":
+    main()

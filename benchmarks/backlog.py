@@ -1,0 +1,96 @@
+"""What a change costs when few and when many are waiting: the driver, without HTTP and without a server.
+
+The source hands out the same pages again and again under new sequence numbers; the target encodes and forgets.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from benchmarks import data, destination, source
+from benchmarks.product import TYPED
+from connectors.postgres.encode import Encoder
+from connectors.postgres.options import PostgresOptions
+from connectors.postgres.shape import shapes
+from replicator.batch import Batch, Outcome
+from replicator.checkpoints import Owner
+from replicator.config import Backfill, Config, Source
+from replicator.config_target import Destination
+from replicator.driver import Driver, World
+from replicator.run import assemble, calm_down
+from replicator.source import describe_table
+from replicator.target import Table
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+
+BEHIND = (10_000, 100_000, 1_000_000)
+_SEQUENCE = re.compile(rb'("SequenceNumber":")\d+')
+
+
+class Treadmill:
+    """A wire to a stream with as many changes as are wanted, at the price of a few thousand."""
+
+    def __init__(self, changes: int) -> None:
+        self._database = source.filled(8000, data.SHARDS)
+        self._pages = [_SEQUENCE.split(body) for _, body in source.bodies(self._database)]
+        self._pages = [page for page in self._pages if len(page) == 2001]  # full ones
+        self.turns = changes // 1000 // data.SHARDS
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        if operation == "GetShardIterator":
+            return orjson.dumps({"ShardIterator": "0"})
+        if operation != "GetRecords":
+            return self._database.call(operation, request)
+        turn = int(request["ShardIterator"])
+        following = orjson.dumps({"NextShardIterator": str(turn + 1)})[1:]
+        if turn >= self.turns:
+            return b'{"Records":[],' + following
+        parts = self._pages[turn % len(self._pages)].copy()
+        parts[1::2] = [b'"SequenceNumber":"%021d' % n for n in range(turn * 1000 + 1, turn * 1000 + 1001)]
+        records, _, _ = b"".join(parts).rpartition(b"]")
+        return records + b"]," + following
+
+
+class Forgetting(MemoryTarget):
+    """Encodes as for Postgres and keeps the checkpoints, but no rows."""
+
+    def __init__(self, expected: int, stop: threading.Event) -> None:
+        super().__init__(MemoryDatabase())
+        self._encoder = Encoder(shapes(list(destination.SHAPES.values()), "public"), "reject", "benchmark")
+        self._expected, self._stop, self.stored = expected, stop, 0
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        super().open(tables, epoch)
+        self.began = time.process_time()
+
+    def write(self, batch: Batch) -> Outcome:
+        assert not self._encoder.encode(batch).rejections
+        self.checkpoints.save(batch.saves)
+        self.stored += sum(part.counts.read for part in batch.parts)
+        if self.stored >= self._expected:
+            self._stop.set()
+        return Outcome()
+
+
+def cost(changes: int) -> float:
+    """Microseconds of CPU a change, all threads, with so many waiting."""
+    wire, stop = Treadmill(changes), threading.Event()
+    expected = wire.turns * 1000 * data.SHARDS
+    target = Forgetting(expected, stop)
+    options = PostgresOptions(url="postgresql://127.0.0.1/nowhere")  # type: ignore[arg-type]
+    config = Config(
+        "benchmark",
+        Source(table=data.TABLE, region="us-east-1"),
+        Destination("none", None, options, TYPED),
+        backfill=Backfill(enabled=False),
+    )
+    copy = assemble(config, wire, target, None, describe_table(wire, data.TABLE))
+    calm_down()
+    owner = Owner("run", "host", 1, time.time())
+    Driver(copy, owner, World(stop, lambda _: None)).run(until=None, resync=False, accept_hook_change=False)
+    return (time.process_time() - target.began) / expected * 1e6
