@@ -60,14 +60,15 @@ class RecordsDecoder:
             key = self._key.key
             found = [
                 Record(
-                    key(r.dynamodb.Keys),
-                    r.dynamodb.SequenceNumber,
-                    r.dynamodb.ApproximateCreationDateTime,
-                    r.dynamodb.NewImage,
-                    r.dynamodb.OldImage,
+                    key(d.Keys),
+                    d.SequenceNumber,
+                    d.ApproximateCreationDateTime,
+                    d.NewImage,
+                    d.OldImage,
                     r.userIdentity is not None and _expired(r.userIdentity),
                 )
                 for r in page.Records
+                for d in (r.dynamodb,)
             ]
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
             raise TransientError(f"GetRecords was answered with something that is not DynamoDB's JSON: {e}") from e
