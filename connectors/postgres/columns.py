@@ -44,6 +44,8 @@ class ColumnEncoder:
         """The literal for what a ``Projection`` gave; one of ``UNUSUAL`` where some value needs a closer look."""
         if self._column.attribute is None:
             return json_literal([self._json.of_item(typed(image)) for image in values])
+        if self._column.type == "jsonb":
+            return self._strict([self._json.of_raw(raw) for raw in values])
         bulk = _BULK.get(self._column.type)
         if bulk is None:
             return self._strict([self._typed(_attribute.decode(raw)) for raw in values])

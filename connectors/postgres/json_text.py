@@ -11,12 +11,14 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import orjson
 
 from connectors.postgres.options import Nul
 from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT, Unfit, utf8
 from replicator.attributes import Malformed, Typed, Typeds, number, plain
 
+_attribute = msgspec.json.Decoder(dict[str, Any])
 _NUL = "\\u0000"
 _ESCAPE = re.compile(r"\\(u0000|.)")
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -32,6 +34,11 @@ class JsonText:
     def of_item(self, typeds: Typeds) -> str:
         """A whole item."""
         return self.of_typed({"M": typeds})
+
+    def of_raw(self, attribute: msgspec.Raw) -> str | None:
+        """One attribute that is not decoded yet; None for null."""
+        found = _attribute.decode(attribute)
+        return None if "NULL" in found else self.of_typed(found)
 
     def of_typed(self, attribute: Typed) -> str:
         """One attribute."""
