@@ -35,13 +35,19 @@ class EndToEnd:
 
     def __init__(self, endpoint: str, url: str, changes: int, folder: Path) -> None:
         self._url = url
-        batches = {table: folder / table for table in destination.SHAPES}
-        for table, path in batches.items():
-            references.prepare(endpoint, path, table)
+        batches = {(table, pages): folder / f"{table}-{pages}" for table in destination.SHAPES for pages in (1, 2)}
+        for (table, pages), path in batches.items():
+            references.prepare(endpoint, path, table, pages)
         typed, whole = (product.TYPED, data.TABLE), (product.AS_DOCUMENTS, data.DOCUMENTS)
         self._work: dict[str, tuple[str, Callable[..., Result], tuple[Any, ...]]] = {
-            "M": (data.TABLE, references.merge, (batches[data.TABLE], url, data.TABLE)),
-            "M, jsonb document": (data.DOCUMENTS, references.merge, (batches[data.DOCUMENTS], url, data.DOCUMENTS)),
+            f"M{pages if pages > 1 else ''}{'' if table == data.TABLE else ', jsonb document'}": (
+                table,
+                references.merge,
+                (path, url, table),
+            )
+            for (table, pages), path in batches.items()
+        }
+        self._work |= {
             "N": (data.TABLE, references.naive, (endpoint, url, NAIVE)),
             "L": (data.TABLE, references.one_by_one, (endpoint, url, ONE_BY_ONE)),
         }

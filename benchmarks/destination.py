@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-import boto3
+import orjson
 import psycopg
 from boto3.dynamodb.types import TypeDeserializer
 from psycopg.types.json import Json, set_json_loads
@@ -18,6 +18,7 @@ from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
 from replicator.change import KeyAttribute, KeySchema
 from replicator.target import Table
+from replicator.testing.http import HttpWire
 
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
 KEYS = KeySchema(tuple(KeyAttribute(name, "S") for name in data.KEYS))
@@ -76,11 +77,16 @@ def reset(url: str, table: str) -> None:
 
 
 def items(endpoint: str) -> list[dict[str, Any]]:
-    """What the source holds at the end, read and decoded without any code of the product."""
-    client = boto3.client("dynamodb", endpoint_url=endpoint, region_name="us-east-1")
-    decode = TypeDeserializer().deserialize
-    pages = client.get_paginator("scan").paginate(TableName=data.TABLE, ConsistentRead=True)
-    return [{name: decode(v) for name, v in found.items()} for page in pages for found in page["Items"]]
+    """What the source holds at the end, decoded without any code of the product."""
+    wire, decode = HttpWire(endpoint), TypeDeserializer().deserialize
+    found: list[dict[str, Any]] = []
+    request: dict[str, Any] = {"TableName": data.TABLE}
+    while True:
+        page = orjson.loads(wire.call("Scan", request))
+        found += ({name: decode(v) for name, v in item.items()} for item in page["Items"])
+        if "LastEvaluatedKey" not in page:
+            return found
+        request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
 def differences(url: str, table: str, wanted: Iterable[tuple[Any, ...]]) -> int:

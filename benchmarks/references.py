@@ -2,8 +2,9 @@
 
 N  the loop people write: boto3, TypeDeserializer, executemany and a commit per page
 L  the same with one transaction a record, as a function behind an event source mapping does it
-M  the least that the rows cost: everything read, compacted and encoded before the clock starts, then per batch a COPY
+M  the least that the rows cost: everything read, compacted and encoded before the clock starts, then per page a COPY
    into a temporary table, a guarded merge, the deletes and the position, on one connection
+M2 the same with two pages a batch, in the order of keys
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from benchmarks.product import CREDENTIALS, Result
 from benchmarks.source import bodies, wire
 from replicator.attributes import plain
 
-BATCH_PAGES = 2  # 2000 changes: as many as the product stores at once
 _KEYS = ", ".join(data.KEYS)
 
 
@@ -135,23 +135,24 @@ class Prepared:
     deletes: list[list[Any]]  # pks, sks, versions
 
 
-def prepare(endpoint: str, path: Path, table: str) -> None:
-    """Write M's batches into a file."""
+def prepare(endpoint: str, path: Path, table: str, pages: int) -> None:
+    """Write M's batches of so many pages into a file; of more than one in the order of keys."""
     shards: dict[str, list[list[Any]]] = defaultdict(list)
     for shard, body in bodies(wire(endpoint)):
         shards[shard].append(orjson.loads(body)["Records"])
-    batches = [list(_batches(shard, found, table)) for shard, found in shards.items()]
+    batches = [list(_batches(shard, found, table, pages)) for shard, found in shards.items()]
     turns = max(map(len, batches))
     path.write_bytes(pickle.dumps([b[turn] for turn in range(turns) for b in batches if turn < len(b)]))
 
 
-def _batches(shard: str, found: list[list[Any]], table: str) -> Iterator[Prepared]:
+def _batches(shard: str, found: list[list[Any]], table: str, pages: int) -> Iterator[Prepared]:
     done = 0
-    for at in range(0, len(found), BATCH_PAGES):
-        records = [record["dynamodb"] for page in found[at : at + BATCH_PAGES] for record in page]
+    for at in range(0, len(found), pages):
+        records = [record["dynamodb"] for page in found[at : at + pages] for record in page]
         last = {r["Keys"]["pk"]["S"]: (r, done + n) for n, r in enumerate(records, 1)}
-        puts = [_line(r["NewImage"], version, table) for _, (r, version) in sorted(last.items()) if "NewImage" in r]
-        gone = [(pk, r["Keys"]["sk"]["S"], v) for pk, (r, v) in sorted(last.items()) if "NewImage" not in r]
+        ordered = list(last.items()) if pages == 1 else sorted(last.items())
+        puts = [_line(r["NewImage"], version, table) for _, (r, version) in ordered if "NewImage" in r]
+        gone = [(pk, r["Keys"]["sk"]["S"], v) for pk, (r, v) in ordered if "NewImage" not in r]
         done += len(records)
         columns = [list(column) for column in zip(*gone, strict=True)] or [[], [], []]
         yield Prepared(shard, records[-1]["SequenceNumber"], len(records), b"".join(puts), columns)
