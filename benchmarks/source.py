@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import random
 import subprocess
 import sys
@@ -89,6 +90,9 @@ def main() -> None:
         database = filled(given.changes, given.shards)
     else:
         database = wide(given.shards, given.changes, given.size)
+    gc.collect()
+    gc.freeze()  # the collector would walk through all of it again and again, and be measured with the product
+    gc.disable()
     with served(database) as url:
         print(url, flush=True)
         sys.stdin.read()  # until whoever started it is gone
