@@ -14,7 +14,7 @@ Plain = dict[str, Any]
 TABLE = "orders"
 DOCUMENTS = "documents"
 KEYS = ("pk", "sk")
-ITEMS, CHANGES, SHARDS = 300_000, 120_000, 4
+ITEMS, CHANGES, SHARDS = 100_000, 120_000, 4
 INSERTS, UPDATES = 0.3, 0.6  # of the changes; the rest deletes
 
 COLUMNS: Mapping[str, str] = {
