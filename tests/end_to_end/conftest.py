@@ -14,7 +14,8 @@ from tests.servers_dynamodb import StartLocal
 from tests.servers_postgres import Database
 
 NewSource = Callable[..., Source]
-_CLOCK = ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE", "FAKETIME_NO_CACHE")
+_CLOCK = ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE")
+_LOOK = {"FAKETIME_CACHE_DURATION": "1"}  # seconds; looked up at each call, libfaketime crashes programs with threads
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,6 @@ def copy(tmp_path: Path, source: Source, one_postgres: Database) -> Copy:
 def clocked_copy(tmp_path: Path, clocked: DynamoDBLocal, one_postgres: Database) -> Iterator[Copy]:
     """The same, where commands share the clock of the source."""
     with table(clocked.endpoint, "NEW_AND_OLD_IMAGES") as source:
-        environment = {name: clocked._environment()[name] for name in _CLOCK}
+        environment = {name: clocked._environment()[name] for name in _CLOCK} | _LOOK
         clock = environment | {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # waits go on as ever
         yield Copy(tmp_path, source, one_postgres, clock).configure()
