@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -78,6 +78,12 @@ class Part:
     counts: Counts = Counts()
 
 
+def counted(part: Part, stale: int) -> Counts:
+    """What became of a part's changes, once the target said how many of them it knew already."""
+    known = part.counts
+    return replace(known, applied=known.read - known.dropped - known.parked - stale, stale=stale)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Writes with distinct document ids, and the checkpoint entries that may move once all of them are stored.
@@ -113,3 +119,12 @@ class Outcome:
 
     rejections: Sequence[Rejection] = ()
     stale: Mapping[str, int] = field(default_factory=dict)
+
+
+def outcome_counts(batch: Batch, outcome: Outcome) -> dict[str, Counts]:
+    """What a stored batch adds to the counts of each source."""
+    found: dict[str, Counts] = {}
+    for part in batch.parts:
+        stale = outcome.stale.get(part.source, 0) if part.source not in found else 0
+        found[part.source] = found.get(part.source, Counts()) + counted(part, stale)
+    return found

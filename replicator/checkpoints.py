@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
@@ -215,14 +216,22 @@ class Claimed:
     counts: Mapping[str, Counts] = field(default_factory=dict)
 
 
+NO_COUNTS: Mapping[str, Counts] = MappingProxyType({})
+
+
 class Checkpoints(Protocol):
     """A store of entries for one pipeline. One thread uses it at a time."""
 
     def claim(self, owner: Owner) -> Claimed:
         """Make ``owner`` the only run that may save from now on, and return all entries as they are then."""
 
-    def save(self, saves: Sequence[Save]) -> None:
-        """Change all entries or none, durably. Fenced if another run owns the pipeline or a revision differs."""
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+        """Change all entries, and add ``counts`` to each source's, or do nothing, durably.
+
+        Fenced if another run owns the pipeline or a revision differs. After a lost answer (TransientError) the same
+        saves come again: where all are already as they are to be, saved by this run, nothing changes. Without saves it
+        only asks whether this run still owns the pipeline.
+        """
 
     def read(self) -> Claimed:
         """All entries as they are, for `status`; owns nothing."""

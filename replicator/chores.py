@@ -13,7 +13,7 @@ from replicator.checkpoints import Checkpoints
 from replicator.delivery import Delivery, Patience
 from replicator.pipeline import Pipeline
 from replicator.position import epoch_of, version
-from replicator.target import Table, Target
+from replicator.target import Lingering, Table, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +31,45 @@ class Chores:
     def do(self) -> bool:
         """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins."""
         state = self.pipeline.state
-        if state is None or state.stage not in (backfill.SWEEPING, backfill.PURGING):
+        if state is None or state.stage == backfill.SCANNING:
             return False
+        if state.stage == backfill.FOLLOWING:
+            return self._after_doubt(state.epoch)
         self.delivery.settle()
-        left = self._sweep(state.epoch) if state.stage == backfill.SWEEPING else self._purge()
+        left = self._sweep(state.epoch) if state.stage == backfill.SWEEPING else self._purge(state.epoch)
         if not left:
             self.delivery.flush()
             self.pipeline.chore_done(self.now())
             self.delivery.flush()
         return True
 
+    def _after_doubt(self, epoch: int) -> bool:
+        """Forget the tombstones that were kept in case a lost request is still carried out."""
+        if not isinstance(self.target, Lingering) or not self.target.doubt.over:
+            return False
+        self.delivery.settle()
+        if not self._purge(epoch) and self.target.doubt.over:
+            self.target.doubt.settle()
+        return True
+
     def _sweep(self, epoch: int) -> bool:
         spare, obsolete = self._spared(epoch)
         self.pipeline.unpark(obsolete)
         sweep = partial(self.target.sweep, below=version(epoch, 0), spare=spare)
-        return any([self.patiently(partial(sweep, table)) for table in self.tables])
+        return any([self._patiently(partial(sweep, table)) for table in self.tables])
 
-    def _purge(self) -> bool:
-        return any([self.patiently(partial(self.target.purge, table)) for table in self.tables])
+    def _purge(self, epoch: int) -> bool:
+        if isinstance(self.target, Lingering) and self.target.doubt:
+            return False  # the tombstones stay for now, and go when the doubt is over
+        purge = partial(self.target.purge, below=version(epoch + 1, 0))
+        return any([self._patiently(partial(purge, table)) for table in self.tables])
+
+    def _patiently(self, piece: Callable[[], int]) -> int:
+        def confirmed() -> int:
+            self.delivery.confirm()
+            return piece()
+
+        return self.patiently(confirmed)
 
     def _spared(self, epoch: int) -> tuple[list[DocumentId], list[str]]:
         """Documents of items parked in this epoch stay; older parked changes belong to items that are gone."""

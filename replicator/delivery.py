@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
 from tenacity.nap import sleep_using_event
 
-from replicator.batch import Batch, Outcome
+from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints import Checkpoints
 from replicator.errors import TransientError
 from replicator.pipeline import Pipeline
@@ -18,6 +19,7 @@ from replicator.target import Overlapping, Target, Transactional
 
 T = TypeVar("T")
 SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
+CONFIRMED = 5.0  # seconds for which a run believes that no other one took over; it may have been stopped meanwhile
 
 
 class Stopped(Exception):
@@ -86,6 +88,7 @@ class Delivery:
         self._now = now
         self._under_way: Batch | None = None
         self._failed = False
+        self._confirmed = -math.inf
 
     @property
     def busy(self) -> bool:
@@ -118,6 +121,7 @@ class Delivery:
     def _sent(self, encoded: Any) -> None:
         assert isinstance(self._target, Overlapping)
         try:
+            self.confirm()
             self._target.send(encoded)
         except TransientError:
             self._failed = True  # the answer will be asked for, and the batch written again
@@ -133,14 +137,22 @@ class Delivery:
         return self._patiently(lambda: self._written(batch))
 
     def _written(self, batch: Batch) -> Outcome:
-        outcome = self._target.write(batch)
-        if not outcome.rejections and not isinstance(self._target, Transactional):
-            self._checkpoints.save(batch.saves)
-        return outcome
+        self.confirm()
+        return self._target.write(batch)
 
     def _finish(self, batch: Batch, outcome: Outcome) -> bool:
         if outcome.rejections:
             self._pipeline.refused(batch, outcome.rejections)
             return False
+        if not isinstance(self._target, Transactional):
+            counts = outcome_counts(batch, outcome)
+            self._patiently(lambda: self._checkpoints.save(batch.saves, counts))
+            self._confirmed = self._now()
         self._pipeline.stored(batch, outcome, self._now())
         return True
+
+    def confirm(self) -> None:
+        """Fenced if another run took over. Asked where the target cannot, and not again within a few seconds."""
+        if not isinstance(self._target, Transactional) and self._now() - self._confirmed > CONFIRMED:
+            self._checkpoints.save(())
+            self._confirmed = self._now()

@@ -24,7 +24,7 @@ from replicator.scan import ReadBudget, Scanned
 from replicator.source import Listing, SourceTable, describe_table
 from replicator.steps import Steps
 from replicator.stream import RecordsDecoder, Stream, listing
-from replicator.target import Table, Target
+from replicator.target import Lingering, Table, Target
 from replicator.transform import Hook
 from replicator.vitals import Vitals
 from replicator.wire import Wire
@@ -130,6 +130,7 @@ class Driver:
         if not accept_hook_change:
             start.check_hook(found)
         assert found.state is not None
+        self._doubt()
         if found.state.hook != found.hook:
             self.pipeline.change(start.accepted(found.state, found.hook))
             self._delivery.flush()
@@ -141,6 +142,8 @@ class Driver:
     def _begin(self, found: start.Found) -> None:
         """A new epoch: positions first, durably, before anything is read."""
         backfilling = self._copy.config.backfill
+        if found.state is not None or found.target_epoch:
+            self._doubt()
         start.check_source(self._table, own_ids=self._copy.filing.own_ids)
         state = start.fresh(found, enabled=backfilling.enabled, now=self._now())
         segments = backfill.segments(backfilling.segments) if state.stage == backfill.SCANNING else {}
@@ -149,6 +152,11 @@ class Driver:
         self._delivery.flush()
         self._patiently(lambda: self._copy.target.open(self._copy.tables, state.epoch))
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+
+    def _doubt(self) -> None:
+        """A run before this one may have been killed while it wrote."""
+        if isinstance(self._copy.target, Lingering):
+            self._copy.target.doubt.begin()
 
     def _fetch(self) -> None:
         """Read from the stream that the table has now."""

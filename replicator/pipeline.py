@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from replicator import backfill, lineage
-from replicator.batch import Batch, Counts, Outcome, Part, Rejection
+from replicator.batch import Batch, Counts, Outcome, Part, Rejection, counted
 from replicator.change import Key, Page, ScanPage
 from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState
 from replicator.compaction import Circumstances, Filing, ParkedItems, item_of
@@ -341,10 +341,7 @@ class Pipeline:
         return any(kind == "pipeline" for kind, _, _ in self._pending)
 
     def _count(self, part: Part, stale: int) -> None:
-        known = part.counts
-        applied = known.read - known.dropped - known.parked - stale
-        counted = replace(known, applied=applied, stale=stale)
-        self.counts[part.source] = self.counts.get(part.source, Counts()) + counted
+        self.counts[part.source] = self.counts.get(part.source, Counts()) + counted(part, stale)
 
 
 def _set(stored: dict[str, T], id: str, value: object | None, kind: type[T]) -> None:

@@ -9,6 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from replicator.batch import Batch, DocumentId, Outcome
 from replicator.change import KeySchema
 from replicator.checkpoints import Checkpoints
+from replicator.doubt import Doubt
+from replicator.source import SourceTable
+from replicator.wire import Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ class Target(Protocol):
         Leaves tombstones of version ``below``. Documents whose id begins with one of ``spare`` stay.
         """
 
-    def purge(self, table: Table) -> int:
-        """Forget some tombstones; return how many, 0 when none is left."""
+    def purge(self, table: Table, below: int) -> int:
+        """Forget some tombstones with a version lower than ``below``; return how many, 0 when none is left."""
 
     def close(self) -> None:
         """Let go of everything; calling it twice, or after a failed ``check`` or ``open``, is fine."""
@@ -75,6 +78,26 @@ class Transactional(Protocol):
 
     @property
     def checkpoints(self) -> Checkpoints: ...
+
+
+@runtime_checkable
+class Lingering(Protocol):
+    """A target without transactions, whose requests may still be carried out after their answer was given up.
+
+    It begins a ``doubt`` whenever an answer is lost. While there is doubt, every delete leaves a tombstone, whatever
+    the batch says. The pipeline begins one where an earlier run may have been killed, and purges when it is over.
+    """
+
+    @property
+    def doubt(self) -> Doubt: ...
+
+
+@runtime_checkable
+class Mirroring(Protocol):
+    """A target that wants to know what it is a copy of, for instance to make its tables alike."""
+
+    def mirror(self, source: SourceTable, wire: Wire) -> None:
+        """Called once, before anything else. ``wire`` reads the source's account; it is not to be called yet."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from connectors.postgres.literals import literal
 from connectors.postgres.schema import exists, install
 from connectors.postgres.session import Session
 from replicator.batch import Counts, Part
-from replicator.checkpoints import Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
   $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])"""
@@ -54,9 +54,9 @@ class PostgresCheckpoints:
         self._stale = Counter({source: counts.stale for source, counts in claimed.counts.items()})
         return claimed
 
-    def save(self, saves: Sequence[Save]) -> None:
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         try:
-            self._session.send([self.advance(saves, ())])
+            self._session.send([self._advance(saves, counts)])
             self._session.collect()
         except psycopg.Error as e:
             found = self._session.translated(e)
@@ -77,8 +77,10 @@ class PostgresCheckpoints:
 
         Writes count as applied here; the statements that find some of them stale correct that.
         """
+        return self._advance(saves, _by_source(parts))
+
+    def _advance(self, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Statement:
         ordered = sorted(saves, key=lambda save: (save.kind, save.id))
-        counts = _by_source(parts)
         parameters = [
             self._pipeline.encode(),
             None if self._owner is None else str(self._owner).encode(),

@@ -19,7 +19,7 @@ from replicator.target import Table
 _PIECE = 5000  # documents; every piece looks for its beginning anew
 
 _PURGE = """
-WITH oldest AS (SELECT id FROM replicator.tombstones WHERE target = $1::text LIMIT $2::int),
+WITH oldest AS (SELECT id FROM replicator.tombstones WHERE target = $1::text AND version < $3::bigint LIMIT $2::int),
 gone AS (DELETE FROM replicator.tombstones AS t USING oldest WHERE t.target = $1::text AND t.id = oldest.id RETURNING 1)
 SELECT count(*) FROM gone"""
 
@@ -73,5 +73,6 @@ def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
     return Batch([Part("sweep", deletes)], tombstones=True)
 
 
-def purge(shape: Shape) -> Statement:
-    return Statement(_PURGE.encode(), [shape.label.encode(), str(_PIECE).encode()], planned_once=False)
+def purge(shape: Shape, below: int) -> Statement:
+    parameters = [shape.label.encode(), str(_PIECE).encode(), str(below).encode()]
+    return Statement(_PURGE.encode(), parameters, planned_once=False)

@@ -116,9 +116,9 @@ class Postgres:
             self.write(leftovers.removal(table, ids, below))
         return len(ids)
 
-    def purge(self, table: Table) -> int:
+    def purge(self, table: Table, below: int) -> int:
         (shape,) = self._shapes([table])
-        self._session.send([self._checkpoints.advance((), ()), leftovers.purge(shape)])
+        self._session.send([self._checkpoints.advance((), ()), leftovers.purge(shape, below)])
         try:
             _, rows = self._session.collect()
         except psycopg.Error as e:

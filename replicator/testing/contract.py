@@ -287,7 +287,7 @@ class TargetContract:
         opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), tombstones=True))
         opened.write(batch(remove("a", 5), remove("b", 5), tombstones=True))
         assert opened.write(batch(put({"pk": "a", "n": 6}, 6), tombstones=True)) == Outcome()
-        _exhaust(lambda: opened.purge(table()))
+        _exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1)))
         assert opened.write(batch(put({"pk": "b", "n": 6}, 6))) == Outcome()
         assert set(stored(table())) == {("a",), ("b",)}
 
@@ -333,7 +333,7 @@ class TargetContract:
             opened.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(start, start + 1000))))
         assert _exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), [("77",)])) == 5999
         assert set(stored(table())) == {("77",)}
-        assert _exhaust(lambda: opened.purge(table())) == 5999
+        assert _exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 2))) == 5999
 
     # opening
 

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from replicator.attributes import Item, plain
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write
-from replicator.checkpoints import Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
+from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
 from replicator.errors import Fenced
 from replicator.target import Table
 
@@ -61,6 +61,12 @@ class MemoryCheckpoints:
                 found.append((id, value))
         return found
 
+    def _saved_already(self, saves: Sequence[Save]) -> bool:
+        entries = self._database.entries
+        compared = [s for s in saves if s.expected is not None]
+        mine = self._owner is not None and entries["owner", ""][0] == self._owner
+        return mine and bool(compared) and all(_is_saved(s, entries.get((s.kind, s.id))) for s in compared)
+
     def check(self, saves: Sequence[Save]) -> None:
         """Fenced unless all of ``saves`` may be made."""
         entries = self._database.entries
@@ -71,8 +77,12 @@ class MemoryCheckpoints:
             if save.expected is not None and save.expected != revision:
                 raise Fenced(f"{save.kind} {save.id!r} has revision {revision} instead of {save.expected}")
 
-    def save(self, saves: Sequence[Save]) -> None:
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+        if self._saved_already(saves):
+            return
         self.check(saves)
+        for source, more in counts.items():
+            self._database.counts[source] = self._database.counts.get(source, Counts()) + more
         for save in saves:
             place = (save.kind, save.id)
             revision = self._database.entries.get(place, (0, ""))[0]
@@ -80,6 +90,10 @@ class MemoryCheckpoints:
                 self._database.entries.pop(place, None)
             else:
                 self._database.entries[place] = (revision + 1, save.text)
+
+
+def _is_saved(save: Save, entry: tuple[int, str] | None) -> bool:
+    return entry is None if save.text is None else entry == ((save.expected or 0) + 1, save.text)
 
 
 class MemoryTarget:
@@ -111,17 +125,15 @@ class MemoryTarget:
         rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
         if rejections:
             return Outcome(rejections)
-        self.checkpoints.save(batch.saves)
+        self.checkpoints.check(batch.saves)
         stale: dict[str, int] = {}
         for part in batch.parts:
             known = sum(w.weight for w in part.writes if not self._apply(w, keep=batch.tombstones))
             if known:
-                stale[part.source] = known
-            c = part.counts
-            applied = c.read - c.dropped - c.parked - known
-            counted = Counts(c.read, applied, known, c.dropped, c.parked)
-            self._database.counts[part.source] = self._database.counts.get(part.source, Counts()) + counted
-        return Outcome((), stale)
+                stale[part.source] = stale.get(part.source, 0) + known
+        outcome = Outcome((), stale)
+        self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
+        return outcome
 
     def _apply(self, write: Write, *, keep: bool) -> bool:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
@@ -144,10 +156,12 @@ class MemoryTarget:
             self._database.tombstones[table.name][id] = below
         return len(gone)
 
-    def purge(self, table: Table) -> int:
-        gone = len(self._database.tombstones[table.name])
-        self._database.tombstones[table.name].clear()
-        return gone
+    def purge(self, table: Table, below: int) -> int:
+        tombstones = self._database.tombstones[table.name]
+        gone = [id for id, version in tombstones.items() if version < below]
+        for id in gone:
+            del tombstones[id]
+        return len(gone)
 
     def close(self) -> None:
         pass

@@ -251,7 +251,7 @@ def test_any_name_is_quoted(one_postgres: Database) -> None:
         )
         one.write(batch(Delete(name, ("b",), at(2), ("b",)), tombstones=True))
         assert rows(one_postgres, name) == [{key: "a", column: "x", "_version": at(1)}]
-        assert (one.sweep(table, at(9), []), one.purge(table)) == (1, 2)
+        assert (one.sweep(table, at(9), []), one.purge(table, at(10))) == (1, 2)
         one.close()
         run(one_postgres, sql.SQL("DROP TABLE {}").format(sql.Identifier(name)).as_string(None))
 

@@ -1,0 +1,40 @@
+"""Whether a request that nobody waits for any more may still be carried out.
+
+A target without transactions cannot call a request back: one that timed out, or that a killed run had sent, may be
+carried out minutes later, behind newer ones. The guard turns it away as long as the document, or a tombstone of it, is
+there. So while there is doubt every delete leaves a tombstone, and none is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LINGER = 300.0  # seconds after which a request that was given up has been carried out, or never will be
+
+
+@dataclass(slots=True)
+class Doubt:
+    """The time in which earlier requests may still be carried out; true while it lasts.
+
+    ``over``: it has passed, and tombstones that were kept because of it can be forgotten.
+    """
+
+    now: Callable[[], float] = time.monotonic
+    _until: float | None = None
+
+    def __bool__(self) -> bool:
+        return self._until is not None and self.now() < self._until
+
+    def begin(self) -> None:
+        """An answer was lost just now, or a run began where another one may have been killed."""
+        self._until = self.now() + LINGER
+
+    @property
+    def over(self) -> bool:
+        return self._until is not None and not self
+
+    def settle(self) -> None:
+        """Nothing is left of it."""
+        self._until = None
