@@ -35,11 +35,15 @@ class Ledger:
                 self._revisions[e.kind, e.id] = e.revision
                 self._values[e.kind][e.id] = decode(e.kind, e.id, e.text)
 
-    def put(self, kind: str, id: str, value: object | None) -> tuple[Save, Undo]:
-        """The save that makes ``value`` (None: nothing) the entry's value, and what ``undo`` needs."""
+    def put(self, kind: str, id: str, value: object | None, earlier: Save | None = None) -> tuple[Save, Undo]:
+        """The save that makes ``value`` (None: nothing) the entry's value, and what ``undo`` needs.
+
+        It takes the place of an ``earlier`` save of this entry in the same batch: no store is asked to change an entry
+        twice at once.
+        """
         place, values = (kind, id), self._values[kind]
-        revision = self._revisions.get(place, 0)
-        undo = (place, revision, values.get(id))
+        undo = (place, self._revisions.get(place, 0), values.get(id))
+        revision = undo[1] if earlier is None else earlier.expected or 0
         if value is None:
             self._revisions.pop(place, None)
             values.pop(id, None)

@@ -37,7 +37,7 @@ class _Taken:
     batch: Batch = field(default_factory=Batch)
     pending: list[Pending] = field(default_factory=list)
     values: list[Pending] = field(default_factory=list)
-    saves: list[Save] = field(default_factory=list)
+    saves: dict[tuple[str, str], Save] = field(default_factory=dict)
     undos: list[Undo] = field(default_factory=list)
     pages: list[tuple[str, Page | ScanPage]] = field(default_factory=list)
     parked: list[Save] = field(default_factory=list)
@@ -176,7 +176,7 @@ class Pipeline:
             return None
         state = self.ledger.pipeline
         keep = state is not None and backfill.remembers_deletes(state)
-        taken.batch = Batch(parts, taken.saves, tombstones=keep)
+        taken.batch = Batch(parts, list(taken.saves.values()), tombstones=keep)
         self._under_way.append(taken)
         return taken.batch
 
@@ -264,8 +264,10 @@ class Pipeline:
         if kind == "parked":
             self._park(taken, [Save(kind, id, None, None)])
             return
-        save, undo = self.ledger.put(kind, id, value)
-        taken.saves.append(save)
+        save, undo = self.ledger.put(kind, id, value, taken.saves.get((kind, id)))
+        taken.saves[kind, id] = save
+        if save.text is None and save.expected == 0:
+            del taken.saves[kind, id]  # it came and went: there is nothing to store
         taken.undos.append(undo)
         taken.values.append((kind, id, value))
 
@@ -273,7 +275,7 @@ class Pipeline:
         for save in saves:
             known = save.id in self.parked.of_item(item_of(save.id))
             (self.parked.add if save.text is not None else self.parked.remove)(save.id)
-            taken.saves.append(save)
+            taken.saves[save.kind, save.id] = save
             if known != (save.text is not None):
                 taken.parked.append(save)
 

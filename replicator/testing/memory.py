@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import orjson
 from replicator.attributes import Item, plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
 from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.doubt import Doubt
 from replicator.errors import Fenced
 from replicator.target import Table
 
@@ -19,11 +21,13 @@ from replicator.target import Table
 class MemoryDatabase:
     """What survives a crash: rows and tombstones by table and document id, entries, counts.
 
-    A row is (version, body as JSON bytes); a tombstone is a version.
+    A row is (version, body as JSON bytes); a tombstone is a version. ``volatile`` are the versions of deletes that a
+    search engine remembers by itself, until it is restarted.
     """
 
     rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
     tombstones: dict[str, dict[DocumentId, int]] = field(default_factory=dict)
+    volatile: dict[tuple[str, DocumentId], int] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     entries: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -61,7 +65,8 @@ class MemoryCheckpoints:
                 found.append((id, value))
         return found
 
-    def _saved_already(self, saves: Sequence[Save]) -> bool:
+    def saved_already(self, saves: Sequence[Save]) -> bool:
+        """Whether this run has saved exactly these: their answer was lost."""
         entries = self._database.entries
         compared = [s for s in saves if s.expected is not None]
         mine = self._owner is not None and entries["owner", ""][0] == self._owner
@@ -78,7 +83,7 @@ class MemoryCheckpoints:
                 raise Fenced(f"{save.kind} {save.id!r} has revision {revision} instead of {save.expected}")
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
-        if self._saved_already(saves):
+        if self.saved_already(saves):
             return
         self.check(saves)
         for source, more in counts.items():
@@ -96,13 +101,12 @@ def _is_saved(save: Save, entry: tuple[int, str] | None) -> bool:
     return entry is None if save.text is None else entry == ((save.expected or 0) + 1, save.text)
 
 
-class MemoryTarget:
-    """``Target`` over a MemoryDatabase, transactional. ``refuse`` names what it will not take, with a reason."""
+class MemoryRows:
+    """What both targets have in common: guarded rows and tombstones. ``refuse``: a reason for what is not taken."""
 
     def __init__(self, database: MemoryDatabase, refuse: Callable[[Upsert], str | None] = lambda _: None) -> None:
         self._database = database
         self._refuse = refuse
-        self.checkpoints = MemoryCheckpoints(database)
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         return []
@@ -120,26 +124,11 @@ class MemoryTarget:
             self._database.tombstones.setdefault(table.name, {})
             self._database.epochs[table.name] = epoch
 
-    def write(self, batch: Batch) -> Outcome:
-        upserts = [w for part in batch.parts for w in part.writes if isinstance(w, Upsert)]
-        rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
-        if rejections:
-            return Outcome(rejections)
-        self.checkpoints.check(batch.saves)
-        stale: dict[str, int] = {}
-        for part in batch.parts:
-            known = sum(w.weight for w in part.writes if not self._apply(w, keep=batch.tombstones))
-            if known:
-                stale[part.source] = stale.get(part.source, 0) + known
-        outcome = Outcome((), stale)
-        self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
-        return outcome
-
     def _apply(self, write: Write, *, keep: bool) -> bool:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
-        known = max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1))
-        if write.version <= known:
+        if write.version <= self._known(write):
             return False
+        tombstones.pop(write.id, None)
         if isinstance(write, Delete):
             rows.pop(write.id, None)
             if keep:
@@ -147,6 +136,10 @@ class MemoryTarget:
         else:
             rows[write.id] = (write.version, body(write.body))
         return True
+
+    def _known(self, write: Write) -> int:
+        rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
+        return max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         rows = self._database.rows[table.name]
@@ -165,6 +158,98 @@ class MemoryTarget:
 
     def close(self) -> None:
         pass
+
+
+class MemoryTarget(MemoryRows):
+    """A target with transactions: entries, counts and rows change together."""
+
+    def __init__(self, database: MemoryDatabase, refuse: Callable[[Upsert], str | None] = lambda _: None) -> None:
+        super().__init__(database, refuse)
+        self.checkpoints = MemoryCheckpoints(database)
+
+    def write(self, batch: Batch) -> Outcome:
+        upserts = [w for part in batch.parts for w in part.writes if isinstance(w, Upsert)]
+        rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
+        if rejections:
+            return Outcome(rejections)
+        self.checkpoints.check(batch.saves)
+        stale: dict[str, int] = {}
+        for part in batch.parts:
+            known = sum(w.weight for w in part.writes if not self._apply(w, keep=batch.tombstones))
+            if known:
+                stale[part.source] = stale.get(part.source, 0) + known
+        outcome = Outcome((), stale)
+        self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One write on its way. ``keep``: a delete that leaves a tombstone."""
+
+    write: Write
+    keep: bool
+
+
+class MemoryIndex(MemoryRows):
+    """A target without transactions, as search engines and DynamoDB are: each write is a request of its own.
+
+    Deletes without a tombstone are remembered in ``MemoryDatabase.volatile`` only.
+    """
+
+    def __init__(
+        self,
+        database: MemoryDatabase,
+        refuse: Callable[[Upsert], str | None] = lambda _: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(database, refuse)
+        self.doubt = Doubt(now)
+        self._acknowledged: dict[tuple[str, DocumentId], int] = {}
+
+    def requests(self, batch: Batch) -> list[Request]:
+        keep = batch.tombstones or bool(self.doubt)
+        return [Request(write, keep) for part in batch.parts for write in part.writes]
+
+    def carry_out(self, request: Request) -> bool:
+        """What the server does with it, whenever it arrives; False if it knew that version already."""
+        write = request.write
+        return self._apply(write, keep=request.keep)
+
+    def write(self, batch: Batch) -> Outcome:
+        known = {(r.write.table, r.write.id): self.carry_out(r) for r in self.requests(batch) if not self._reason(r)}
+        return self.answered(batch, known)
+
+    def answered(self, batch: Batch, applied: Mapping[tuple[str, DocumentId], bool]) -> Outcome:
+        """The outcome of a batch from what became of each request. What an earlier try applied is not stale."""
+        rejections = [Rejection(r.write, reason) for r in self.requests(batch) if (reason := self._reason(r))]
+        stale: dict[str, int] = {}
+        for part in batch.parts:
+            for write in part.writes:
+                place = (write.table, write.id)
+                if applied.get(place):
+                    self._acknowledged[place] = write.version
+                elif self._acknowledged.get(place) != write.version and write.weight:
+                    stale[part.source] = stale.get(part.source, 0) + write.weight
+        if rejections:
+            return Outcome(rejections)
+        self._acknowledged.clear()
+        return Outcome((), stale)
+
+    def _reason(self, request: Request) -> str | None:
+        return self._refuse(request.write) if isinstance(request.write, Upsert) else None
+
+    def _known(self, write: Write) -> int:
+        return max(super()._known(write), self._database.volatile.get((write.table, write.id), -1))
+
+    def _apply(self, write: Write, *, keep: bool) -> bool:
+        applied = super()._apply(write, keep=keep)
+        if applied:
+            place = (write.table, write.id)
+            self._database.volatile.pop(place, None)
+            if isinstance(write, Delete):
+                self._database.volatile[place] = write.version
+        return applied
 
 
 def body(document: Mapping[str, object]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,13 +17,17 @@ from replicator import backfill, compaction, lineage, passing, reader
 from replicator.batch import Batch, Delete, Outcome, Upsert, Write
 from replicator.change import Change, Page, Record
 from replicator.checkpoints import ShardState
+from replicator.chores import Chores
 from replicator.compaction import Circumstances, Compacted, Filing
+from replicator.delivery import Delivery
 from replicator.driver import Driver
 from replicator.errors import GapFound
+from replicator.position import version
 from replicator.stream import Records, Stream
-from replicator.testing.memory import MemoryCheckpoints, MemoryTarget
+from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryTarget, Request
 from tests.simulation import hooks
-from tests.simulation.world import Scenario, Unreliable
+from tests.simulation.targets import Unreliable, UnreliableIndex
+from tests.simulation.world import Scenario
 
 Patch = pytest.MonkeyPatch
 PLAIN = Scenario()
@@ -33,6 +38,10 @@ POISON = Scenario(hooks.poisoned)
 POISON_FAN = Scenario(hooks.poisoned_fan)
 TRIMMED = Scenario(trims=True)
 LONG_SCAN = Scenario(keys=25)
+INDEX = Scenario(index=True)
+REFUSING = Scenario(hooks.kept, index=True, refuses=True)
+LOSSY = Scenario(index=True, keys=12, rates={**INDEX.rates, "lost": 0.15, "pause": 0.004, "die": 0.003})
+REPLACED = Scenario(index=True, rates={**INDEX.rates, "takeover": 0.03, "pause": 0.15, "die": 0.0})
 
 
 @dataclass(frozen=True)
@@ -266,6 +275,64 @@ def _(patch: Patch) -> None:
         return replace(part, counts=replace(part.counts, read=len(self.writes)))
 
     patch.setattr(Compacted, "part", miscounts)
+
+
+@mutant("a lost request is taken for one that was never carried out", 5, INDEX, 1000)
+def _(patch: Patch) -> None:
+    patch.setattr(UnreliableIndex, "requests", _keeps_in_batches_only)
+
+
+@mutant("tombstones are purged while lost requests may still be carried out", 5, LOSSY, 1000)
+def _(patch: Patch) -> None:
+    def at_once(self: Chores, epoch: int) -> bool:
+        purge = partial(self.target.purge, below=version(epoch + 1, 0))
+        return any([self._patiently(partial(purge, table)) for table in self.tables])
+
+    patch.setattr(Chores, "_purge", at_once)
+
+
+@mutant("what a killed run had sent is forgotten", 5, INDEX, 1000)
+def _(patch: Patch) -> None:
+    patch.setattr(Driver, "_doubt", lambda self: None)
+
+
+@mutant("positions are stored before the documents", 6, INDEX)
+def _(patch: Patch) -> None:
+    right = Delivery._written
+
+    def early(self: Delivery, batch: Batch) -> Outcome:
+        self._checkpoints.save(batch.saves)
+        return right(self, Batch(batch.parts, (), batch.tombstones))
+
+    patch.setattr(Delivery, "_written", early)
+
+
+@mutant(
+    "the positions of a batch are stored though some of it was refused",
+    8,
+    REFUSING,
+)
+def _(patch: Patch) -> None:
+    right = Delivery._finish
+
+    def whatever(self: Delivery, batch: Batch, outcome: Outcome) -> bool:
+        return right(self, batch, Outcome((), outcome.stale))
+
+    patch.setattr(Delivery, "_finish", whatever)
+
+
+@mutant("a store takes its own lost save for another run's", 6, INDEX)
+def _(patch: Patch) -> None:
+    patch.setattr(MemoryCheckpoints, "saved_already", lambda self, saves: False)
+
+
+@mutant("a run that was stopped for long does not ask whether it was replaced", 6, REPLACED, 1000)
+def _(patch: Patch) -> None:
+    patch.setattr(Delivery, "confirm", lambda self: None)
+
+
+def _keeps_in_batches_only(self: MemoryIndex, batch: Batch) -> list[Request]:
+    return [Request(write, batch.tombstones) for part in batch.parts for write in part.writes]
 
 
 def _with_writes(patch: Patch, change: Callable[[Sequence[Change], list[Write]], list[Write]]) -> None:

@@ -28,6 +28,11 @@ SCENARIOS = {
     "fan-out, records trimmed": Scenario(hooks.fanned, trims=True),
     "a filter that fails, records trimmed": Scenario(hooks.poisoned, trims=True),
     "fan-out that fails, records trimmed": Scenario(hooks.poisoned_fan, trims=True),
+    "a target that refuses some": Scenario(hooks.kept, refuses=True),
+    "an index": Scenario(index=True),
+    "an index that refuses some": Scenario(hooks.kept, refuses=True, index=True),
+    "an index, a filter that fails": Scenario(hooks.poisoned, index=True),
+    "an index, fan-out that fails, records trimmed": Scenario(hooks.poisoned_fan, trims=True, index=True),
 }
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replicator.attributes import Item, image
-from replicator.batch import Batch, Counts, DocumentId, Outcome
+from replicator.batch import Counts, DocumentId, Upsert
 from replicator.change import key_text
 from replicator.checkpoints import Owner, PipelineState, ShardState, decode
 from replicator.compaction import Filing
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import OWN_IDS, Destination
 from replicator.driver import Copy, Driver, World
-from replicator.errors import Fenced, GapFound, TransientError
+from replicator.errors import Fenced, GapFound
 from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
 from replicator.source import describe_table
@@ -36,15 +36,12 @@ from replicator.testing.dynamodb import (
     stale,
     unordered,
 )
-from replicator.testing.memory import MemoryDatabase, MemoryTarget, body
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
 from replicator.transform import Hook, Poison
+from tests.simulation.targets import Killed, Late, Unreliable, UnreliableIndex, UnreliableStore
 
 TABLE = "orders"
 HOUR = 3600.0
-
-
-class Killed(BaseException):
-    """The process is gone: nothing after this point happened."""
 
 
 class NeverSettled(AssertionError):
@@ -127,57 +124,20 @@ class VirtualSteps(Steps):
             return Stepped(name, error=e)
 
 
-class Unreliable(MemoryTarget):
-    """The target: it may fail before or after it stored a batch, and the process may die at either moment."""
-
-    def __init__(self, universe: Universe) -> None:
-        super().__init__(universe.database, universe.refuse)
-        self._universe = universe
-
-    def write(self, batch: Batch) -> Outcome:
-        self._universe.may_die()
-        if self._universe.chance("lost"):
-            raise TransientError("the target did not answer; nothing was stored")
-        before = dict(self._universe.database.entries)
-        try:
-            outcome = super().write(batch)
-            self._universe.watch(before)
-        except Fenced:
-            if self._already(batch):  # the answer to the same batch was lost
-                return Outcome()
-            raise
-        self._universe.may_die()
-        if outcome.rejections:
-            assert before == self._universe.database.entries
-        elif batch.saves and self._universe.chance("unanswered"):
-            raise TransientError("the target stored it, but the answer was lost")
-        return outcome
-
-    def _already(self, batch: Batch) -> bool:
-        entries = self._universe.database.entries
-        mine = self.checkpoints._owner == entries["owner", ""][0]
-        kept = [s for s in batch.saves if s.expected is not None]
-        return (
-            mine
-            and bool(kept)
-            and all(
-                (entries.get((s.kind, s.id)) == (s.expected + 1, s.text))
-                if s.text is not None
-                else (s.kind, s.id) not in entries
-                for s in kept
-                if s.expected is not None
-            )
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What kind of pipeline, and how hard the world tries. ``rates``: chance of each misfortune a step."""
+    """What kind of pipeline, and how hard the world tries. ``rates``: chance of each misfortune a step.
+
+    ``index``: the target is without transactions, like a search engine or DynamoDB. ``refuses``: it does not take
+    every document.
+    """
 
     hook: Callable[..., object] | None = None
     steps: int = 250
     keys: int = 6
     trims: bool = False
+    index: bool = False
+    refuses: bool = False
     view: str = "NEW_AND_OLD_IMAGES"
     rates: Mapping[str, float] = field(
         default_factory=lambda: {
@@ -194,6 +154,7 @@ class Scenario:
             "takeover": 0.004,
             "lost": 0.02,
             "unanswered": 0.02,
+            "restart": 0.02,
         }
     )
 
@@ -219,7 +180,9 @@ class Universe:
         for _ in range(self.random.randrange(0, 2 * scenario.keys)):
             self._write()
         self.hook = None
-        self.depth = 0
+        self.depth = self.runs = 0
+        self.remembers = self.random.random() < 0.5  # whether the engine keeps deletes in mind, until it is restarted
+        self.late: list[Late] = []
 
     # What may happen between two steps
 
@@ -234,6 +197,7 @@ class Universe:
         """The world moves on."""
         self.clock.now += self.random.uniform(0.0, 0.3)
         if self.budget <= 0:
+            self.arrive()
             return
         self.budget -= 1
         if self.budget == 0:
@@ -241,7 +205,15 @@ class Universe:
         for what, act in self._misfortunes().items():
             if self.chance(what):
                 act()
+        self.arrive()
         self.may_die()
+
+    def arrive(self) -> None:
+        """Requests that were given up, and are carried out all the same."""
+        due = [late for late in self.late if late.at <= self.clock()]
+        self.late = [late for late in self.late if late.at > self.clock()]
+        for late in sorted(due, key=lambda late: late.at):
+            late.carry_out()
 
     def _misfortunes(self) -> dict[str, Callable[[], None]]:
         return {
@@ -255,6 +227,7 @@ class Universe:
             "pause": lambda: self._pass(self.random.uniform(1, 16 * 60)),
             "jump": lambda: self._pass(25 * HOUR) if self.scenario.trims else None,
             "takeover": self._takeover,
+            "restart": self.database.volatile.clear,
         }
 
     def _pass(self, seconds: float) -> None:
@@ -291,8 +264,9 @@ class Universe:
         if self.depth < 2:
             self.go(self.random.randrange(1, 40))
 
-    def refuse(self, write: Any) -> str | None:
-        return None
+    def refuse(self, write: Upsert) -> str | None:
+        poor = self.scenario.refuses and int(str(write.body["v"])) % 5 == 1
+        return "the target does not like this value" if poor else None
 
     # Runs
 
@@ -312,17 +286,20 @@ class Universe:
             backfill=Backfill(segments=self.random.choice([1, 2, 3])),
             on_gap="resync",
         )
-        target = Unreliable(self)
+        target = UnreliableIndex(self) if self.scenario.index else Unreliable(self)
+        store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(self)
         table = describe_table(self.source, TABLE)
         keys = OWN_IDS if hook is not None and hook.declared else table.keys
         tables = tuple(Table(name, keys) for name in self.tables())
-        copy = Copy(config, self.source, target, target.checkpoints, hook, table, tables)
+        copy = Copy(config, self.source, target, store, hook, table, tables)
         world = World(VirtualStop(self.clock), _ignore, self.clock, self.random, lambda: VirtualSteps(self))  # type: ignore[arg-type]
         return Driver(copy, Owner(f"run{self.random.random()}", "here", 1, self.clock()), world)
 
     def go(self, turns: int) -> None:
         """One run, for so many turns at most; it may be killed, or fenced off by another one."""
         self.depth += 1
+        self.runs += 1
+        run = self.runs
         try:
             driver = self.driver()
             left = [turns]
@@ -337,7 +314,9 @@ class Universe:
             driver._turn = turn  # type: ignore[method-assign]
             driver.run(until="caught-up", resync=False, accept_hook_change=False)
             self.caught_up = True
-        except (Killed, Fenced, GapFound):  # dead, replaced, or ended with exit code 3; somebody starts it again
+        except Fenced:
+            assert run < self.runs, "a run was fenced off that no other run had replaced"
+        except (Killed, GapFound):  # dead, or ended with exit code 3; somebody starts it again
             pass
         finally:
             self.depth -= 1
@@ -349,6 +328,8 @@ class Universe:
         self.source.heal()
         self.caught_up = False
         self.go(5_000)
+        for late in self.late:
+            late.carry_out()
         if not self.caught_up:
             raise NeverSettled("the last run did not catch up within 5,000 turns")
 
@@ -369,7 +350,7 @@ class Universe:
 
     def check(self) -> None:
         """The target is what the hook gives for each item; parked items are excepted."""
-        parked = {p.key for _, p in MemoryTarget(self.database).checkpoints.parked()}
+        parked = {p.key for _, p in MemoryCheckpoints(self.database).parked()}
         want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in self.tables()}
         for item in self.source.items(TABLE):
             key = (str(item["pk"]),)
