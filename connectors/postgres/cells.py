@@ -17,8 +17,9 @@ from uuid import UUID
 from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import array
 from connectors.postgres.options import ColumnType, Nul
-from connectors.postgres.texts import Unfit, texts
+from connectors.postgres.texts import texts
 from replicator.attributes import Malformed, Typed, exact
+from replicator.json_text import Unfit
 
 Cell = str | int | None
 

@@ -14,8 +14,8 @@ from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import BodyColumn
-from connectors.postgres.texts import Unfit
 from replicator.attributes import Typeds, typed
+from replicator.json_text import Unfit
 
 Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]

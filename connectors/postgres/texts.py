@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from connectors.postgres.options import Nul
+from replicator.json_text import Unfit, utf8
 
 REPLACEMENT = "\ufffd"
 NUL_REFUSED = "contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)"
-
-
-class Unfit(Exception):
-    """The value cannot be stored there; the message says why, without the value, to go on after the column's name."""
 
 
 def texts(nul: Nul) -> Callable[[str], str]:
@@ -26,11 +23,3 @@ def texts(nul: Nul) -> Callable[[str], str]:
         raise Unfit(NUL_REFUSED)
 
     return text
-
-
-def utf8(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unfit("contains half of a surrogate pair, which is no text") from None
-    return value

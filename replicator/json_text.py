@@ -1,0 +1,130 @@
+"""Values as JSON text: exact digits, base64 for binary, sorted arrays for sets. The same for every target."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from replicator.attributes import Amended, Item, Malformed, Typed, number, plain
+
+_PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_DEEPEST = 200  # levels; orjson's own limit is 254
+
+
+class Unfit(Exception):
+    """The value cannot be stored there; the message says why, without the value, to go on after the column's name."""
+
+
+def of_typed(attribute: Typed) -> str:
+    """One attribute in DynamoDB's types."""
+    try:
+        # As text at once: orjson's bytes keep the 1 KB they are born with, and a batch of them leaves the caches.
+        return orjson.dumps(plain(attribute)).decode()
+    except (Malformed, TypeError, ValueError) as e:
+        raise Unfit("is not what DynamoDB sends") from e
+
+
+def of_python(value: object) -> str:
+    """What a hook returned. Unfit for what JSON has no word for (NaN, objects) and for half surrogates."""
+    try:
+        found = orjson.dumps(value, default=_default, option=_PLAIN).decode()
+    except TypeError as e:  # something rare: say what, or write it the slow way (integers beyond 64 bits)
+        if isinstance(e.__cause__, Unfit):
+            raise e.__cause__ from None
+        return orjson.dumps(_careful(value, 0)).decode()
+    if "null" in found:  # orjson writes NaN and Infinity as null, without a word
+        _careful(value, 0)
+    return found
+
+
+def of_document(body: Mapping[str, object]) -> str:
+    """A whole body: an item as it is, an item with a hook's values in it, or what a hook returned."""
+    try:
+        if type(body) is Item:
+            return of_typed({"M": body.typed})
+        return of_python(body) if type(body) is not Amended else _of_amended(body)
+    except Malformed as e:
+        raise Unfit("is not what DynamoDB sends") from e
+
+
+def _of_amended(body: Amended) -> str:
+    """Only what the hook put there is looked at as Python's values."""
+    found = {name: plain(attribute) for name, attribute in body.item.typed.items() if name not in body.changes}
+    changes = {_name(name): orjson.Fragment(of_python(value)) for name, value in body.changes.items()}
+    return orjson.dumps(found | changes).decode()
+
+
+def utf8(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unfit("contains half of a surrogate pair, which is no text") from None
+    return value
+
+
+def _default(value: object) -> Any:
+    """What orjson does not write by itself."""
+    match value:
+        case Decimal():
+            return number(str(_finite(value)))
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(bytes(value)).decode()
+        case set() | frozenset():
+            return _sorted(value)
+        case datetime() | date():
+            return value.isoformat()
+        case Mapping():
+            return dict(value)
+        case str():
+            return str(value)
+    raise Unfit(f"contains a {type(value).__name__}")
+
+
+def _careful(value: object, depth: int) -> Any:
+    """``value`` in a form that orjson surely writes as it is meant."""
+    if depth > _DEEPEST:
+        raise Unfit(f"is nested more than {_DEEPEST} levels deep")
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return str(utf8(value))
+        case int():
+            return orjson.Fragment(str(int(value)))
+        case float():
+            return _finite(value)
+        case Mapping():
+            return {_name(name): _careful(inner, depth + 1) for name, inner in value.items()}
+        case list() | tuple():
+            return [_careful(inner, depth + 1) for inner in value]
+        case set() | frozenset():
+            return [_careful(inner, depth + 1) for inner in _sorted(value)]
+        case UUID():
+            return str(value)
+    return _default(value)
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise Unfit(f"has a {type(name).__name__} as a name; names are text")
+    return str(utf8(name))
+
+
+def _finite(value: Any) -> Any:
+    if not math.isfinite(value):
+        raise Unfit("contains NaN or Infinity")
+    return value
+
+
+def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
+    try:
+        return sorted(members)
+    except TypeError:
+        raise Unfit("contains a set of unlike members") from None
