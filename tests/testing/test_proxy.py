@@ -1,0 +1,135 @@
+"""Claims about the proxy: it loses what it says, and nothing else."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from replicator.testing.proxy import Proxy
+
+
+class Echo:
+    """A server that answers each line with the same line, and remembers it."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.heard: list[bytes] = []
+        self.hears = threading.Condition()
+        self.thread = threading.Thread(target=self._accept)
+        self.thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    with self.hears:
+                        self.heard.append(line)
+                        self.hears.notify_all()
+                    connection.sendall(line)
+            except OSError:
+                return
+
+    def has_heard(self, line: bytes) -> bool:
+        with self.hears:
+            return self.hears.wait_for(lambda: line in self.heard, timeout=10)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    server = Echo()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def proxy(echo: Echo) -> Iterator[Proxy]:
+    with Proxy("127.0.0.1", echo.port) as found:
+        yield found
+
+
+def connected(proxy: Proxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+
+
+def asked(connection: socket.socket, line: bytes) -> bytes:
+    connection.sendall(line)
+    return connection.recv(100)
+
+
+def ends(connection: socket.socket, line: bytes) -> bool:
+    """Whether the connection is over, however it shows that."""
+    try:
+        return asked(connection, line) == b""
+    except ConnectionError:
+        return True
+
+
+def test_everything_passes_both_ways(proxy: Proxy) -> None:
+    with connected(proxy) as connection:
+        assert asked(connection, b"a\n") == b"a\n"
+        assert asked(connection, b"b\n") == b"b\n"
+
+
+def test_a_lost_answer_belongs_to_a_request_that_arrived(proxy: Proxy, echo: Echo) -> None:
+    with connected(proxy) as connection:
+        assert asked(connection, b"a\n") == b"a\n"
+        proxy.lose_answers()
+        assert ends(connection, b"b\n")
+    assert echo.has_heard(b"b\n")
+    proxy.heal()
+    with connected(proxy) as connection:
+        assert asked(connection, b"c\n") == b"c\n"
+
+
+def test_a_black_hole_takes_and_says_nothing(proxy: Proxy, echo: Echo) -> None:
+    with connected(proxy) as connection:
+        proxy.swallow()
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            asked(connection, b"a\n")
+    assert echo.heard == []
+
+
+def test_what_is_deaf_still_arrives(proxy: Proxy, echo: Echo) -> None:
+    with connected(proxy) as connection:
+        proxy.deafen()
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            asked(connection, b"a\n")
+        assert echo.has_heard(b"a\n")
+
+
+def test_a_refusing_proxy_resets_old_and_new_connections(proxy: Proxy) -> None:
+    with connected(proxy) as connection:
+        assert asked(connection, b"a\n") == b"a\n"
+        proxy.refuse()
+        assert ends(connection, b"b\n")
+    with connected(proxy) as connection:
+        assert ends(connection, b"c\n")
+    proxy.heal()
+    with connected(proxy) as connection:
+        assert asked(connection, b"e\n") == b"e\n"
+
+
+def test_it_ends_with_all_its_connections_and_threads(echo: Echo) -> None:
+    threads = threading.active_count()
+    with Proxy("127.0.0.1", echo.port) as proxy, connected(proxy) as connection:
+        assert asked(connection, b"a\n") == b"a\n"
+    assert threading.active_count() <= threads + 1  # the server's own, perhaps
