@@ -1,6 +1,6 @@
 from hypothesis import settings
 
-pytest_plugins = ["tests.servers_dynamodb", "tests.servers_postgres", "tests.cli"]
+pytest_plugins = ["tests.servers_dynamodb", "tests.servers_postgres", "tests.servers_search", "tests.cli"]
 
 settings.register_profile("replicator", deadline=None)  # a busy machine is no failure
 settings.load_profile("replicator")

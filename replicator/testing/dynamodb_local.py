@@ -6,7 +6,6 @@ the clock.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -14,13 +13,11 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from replicator.testing.http import HttpWire
-from replicator.testing.postgres_server import ServerMissing
+from replicator.testing.servers import ServerMissing, alone, cache
 from replicator.wire import WireError
 
 __all__ = ["DynamoDBLocal", "ServerMissing"]
@@ -177,16 +174,10 @@ def _faketime() -> str:
     raise ServerMissing("moving DynamoDB Local's clock needs libfaketime (Debian: apt-get install faketime)")
 
 
-def _cache() -> Path:
-    if given := os.environ.get("REPLICATOR_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replicator"
-
-
 def _jars() -> Path:
     """The folder with DynamoDB Local and what it needs, fetched at first use."""
-    folder = _cache() / f"dynamodb-local-{VERSION}-{SDK}"
-    with _alone(folder):
+    folder = cache() / f"dynamodb-local-{VERSION}-{SDK}"
+    with alone(folder, "DynamoDB Local"):
         if not (folder / ".complete").exists():
             _fetch(folder)
             (folder / ".complete").touch()
@@ -203,18 +194,6 @@ def _fetch(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServerMissing(f"Maven could not fetch DynamoDB Local {VERSION}:\n{(done.stdout + done.stderr)[-2000:]}")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No two processes fetch at once."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ServerMissing(f"DynamoDB Local is fetched into {folder}: {e}; set REPLICATOR_CACHE to a folder") from e
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _free_ports() -> tuple[int, int]:

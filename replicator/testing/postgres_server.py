@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+
+from replicator.testing.servers import ServerMissing, free_port, unprivileged
+
+__all__ = ["PostgresServer", "ServerMissing", "Which", "programs"]
 
 Which = Literal["debian", "wheel"]
 
@@ -37,10 +39,6 @@ _SETTINGS: Mapping[str, str] = {
 }
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _PATIENCE = 60.0  # seconds for a start or a stop on a busy machine
-
-
-class ServerMissing(Exception):
-    """The programs are not installed; the message says what to install."""
 
 
 def programs(which: Which) -> Path:
@@ -79,7 +77,7 @@ class PostgresServer:
     def __init__(self, which: Which = "debian", settings: Mapping[str, str] | None = None) -> None:
         self._which = which
         self._settings = {**_SETTINGS, **(settings or {})}
-        self._user = _unprivileged()
+        self._user = unprivileged("Postgres", _UNPRIVILEGED)
         self._folder: Path | None = None
         self._programs = Path()
         self._process: subprocess.Popen[bytes] | None = None
@@ -192,7 +190,7 @@ class PostgresServer:
         done = subprocess.run(command, capture_output=True, text=True, cwd=self._home, **self._as_user())
         if done.returncode != 0:
             raise RuntimeError(f"initdb failed: {done.stderr.strip()}")
-        self.port = _free_port()
+        self.port = free_port()
         with (self._data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
@@ -223,15 +221,6 @@ class PostgresServer:
         raise RuntimeError(f"Postgres was not ready within {_PATIENCE:.0f} seconds:\n{self.log[-2000:]}")
 
 
-def _unprivileged() -> pwd.struct_passwd | None:
-    if os.geteuid() != 0:
-        return None
-    for name in _UNPRIVILEGED:
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name)
-    raise ServerMissing("Postgres refuses to run as root, and there is no user postgres or nobody to run it as")
-
-
 def _children(parent: int) -> list[int]:
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = (line.split() for line in listed.splitlines())
@@ -247,9 +236,3 @@ def _await_gone(pids: Sequence[int]) -> None:
 def _alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return state != "" and not state.startswith("Z")  # an orphan that nobody has reaped yet is gone all the same
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

