@@ -1,4 +1,7 @@
+import pytest
 from hypothesis import settings
+
+pytest.register_assert_rewrite("replicator.testing.contract")  # so that its claims say what they compared
 
 pytest_plugins = ["tests.servers_dynamodb", "tests.servers_postgres", "tests.servers_search", "tests.cli"]
 

@@ -19,7 +19,6 @@ CORE = {name for name in NAMES if name.startswith("replicator") and not name.sta
 # These are long for a reason that splitting would hide.
 LONG_FILES = {
     "replicator.pipeline": "the passive heart: what may be read, what comes in, what goes out, over one state",
-    "replicator.testing.contract": "one suite, read from top to bottom as the list of what a target must do",
 }
 LONG_FUNCTIONS = {
     "replicator.compaction.compact_latest": "the loop that every change goes through: a call costs more than a line",

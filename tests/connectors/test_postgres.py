@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from psycopg.types.json import set_json_loads
 from replicator.attributes import canonical_number
 from replicator.target import Table
 from replicator.testing.contract import TargetContract
+from replicator.testing.proxy import Proxy
 from tests.servers_postgres import Database
 
 pytestmark = pytest.mark.postgres
@@ -35,6 +36,20 @@ class TestPostgres(TargetContract):
     @pytest.fixture
     def stored(self, postgres: Database) -> Callable[[Table], Any]:
         return partial(documents, postgres)
+
+    @pytest.fixture
+    def restart(self, postgres: Database) -> Callable[[], None]:
+        def kill_and_start() -> None:
+            postgres.server.kill()
+            postgres.server.start()
+
+        return kill_and_start
+
+    @pytest.fixture
+    def proxied(self, postgres: Database) -> Iterator[tuple[Mapping[str, Any], Proxy]]:
+        with Proxy("127.0.0.1", postgres.server.port) as proxy:
+            url = postgres.url.replace(f":{postgres.server.port}/", f":{proxy.port}/")
+            yield {"type": "postgres", "url": url}, proxy
 
     @pytest.fixture
     def sever(self, postgres: Database) -> Callable[[], None]:

@@ -1,0 +1,35 @@
+"""What every target must do, as tests: subclass ``TargetContract`` in a test module of your connector.
+
+    class TestOurs(TargetContract):
+        @pytest.fixture
+        def config(self): ...       # target's part of a config, for an empty destination; without table or tables
+        @pytest.fixture
+        def unreachable(self): ...  # the same with an address where nobody answers
+        @pytest.fixture
+        def stored(self): ...       # a function: what a plain client finds in a table, see Stored
+        @pytest.fixture
+        def sever(self): ...        # a function that cuts the connections of every target
+        @pytest.fixture
+        def restart(self): ...      # a function that restarts the server, its data kept (may be left out)
+        @pytest.fixture
+        def proxied(self): ...      # config with the address of a replicator.testing.proxy.Proxy, and that (same)
+
+The suite reads the destination only through ``stored``, so what it sees is what anybody else sees.
+"""
+
+from __future__ import annotations
+
+from replicator.testing.contract.batches import Batches
+from replicator.testing.contract.documents import Documents
+from replicator.testing.contract.kit import as_json, at, batch, put, remove, table
+from replicator.testing.contract.lingering import Lingerings
+from replicator.testing.contract.tombstones import Tombstones
+from replicator.testing.contract.transactions import Transactions
+from replicator.testing.contract.trouble import Trouble
+
+
+class TargetContract(Documents, Batches, Tombstones, Lingerings, Trouble, Transactions):
+    """Every promise of ``replicator.target``."""
+
+
+__all__ = ["TargetContract", "as_json", "at", "batch", "put", "remove", "table"]

@@ -1,0 +1,120 @@
+"""Versions and batches: what is newer wins, whatever comes again, and each refusal is told."""
+
+from __future__ import annotations
+
+import os
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from replicator.batch import Batch, DocumentId, Outcome, Part, Upsert, Write
+from replicator.position import FIRST_EPOCH
+from replicator.target import Overlapping, Target
+from replicator.testing.contract.kit import (
+    Contract,
+    Stored,
+    as_json,
+    at,
+    batch,
+    put,
+    remove,
+    table,
+)
+
+
+class Batches(Contract):
+    """Versions and batches: what is newer wins, whatever comes again, and each refusal is told."""
+
+    def test_writing_again_changes_nothing(self, opened: Target, stored: Stored) -> None:
+        again = batch(put({"pk": "a"}, 1), remove("b", 1))
+        opened.write(again)
+        before = stored(table())
+        opened.write(again)
+        assert stored(table()) == before
+
+    def test_an_equal_or_older_version_is_stale(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(put({"pk": "a", "n": 5}, 5), put({"pk": "b"}, 5)))
+        outcome = opened.write(
+            batch(put({"pk": "a", "n": 4}, 4, weight=3), remove("b", 5, weight=2), put({"pk": "c"}, 1))
+        )
+        assert outcome == Outcome(stale={"shard:contract": 5})
+        assert stored(table()) == {("a",): as_json({"pk": "a", "n": 5}), ("b",): {"pk": "b"}, ("c",): {"pk": "c"}}
+
+    def test_stale_changes_are_told_apart_by_source(self, opened: Target) -> None:
+        opened.write(batch(*(put({"pk": pk}, 5) for pk in "abc")))
+        parts = [Part("shard:1", [put({"pk": "a"}, 5), put({"pk": "d"}, 5)]), Part("segment:2", [put({"pk": "b"}, 4)])]
+        assert opened.write(Batch(parts)).stale == {"shard:1": 1, "segment:2": 1}
+
+    def test_a_replayed_history_converges(self, target: Target, stored: Stored) -> None:
+        """Any history, cut anywhere, resumed from anywhere earlier with other batches, ends like a dict."""
+        names = [f"t{seed}" for seed in range(self.seeds)]
+        target.open([table(name) for name in names], FIRST_EPOCH)
+        for seed, name in enumerate(names):
+            wanted = _replay(target, name, random.Random(seed))
+            assert stored(table(name)) == wanted, f"seed {seed}"
+
+    # batches
+
+    def test_an_empty_batch_is_fine(self, opened: Target, stored: Stored) -> None:
+        assert opened.write(Batch()) == Outcome()
+        assert opened.write(Batch([Part("shard:1")])) == Outcome()
+        assert stored(table()) == {}
+
+    def test_several_tables_in_one_batch(self, target: Target, stored: Stored) -> None:
+        target.open([table("orders"), table("lines")], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a"}, 1, table="orders"), put({"pk": "a"}, 1, table="lines")))
+        target.write(batch(remove("a", 2, table="orders"), put({"pk": "b"}, 2, table="lines")))
+        assert (set(stored(table("orders"))), set(stored(table("lines")))) == (set(), {("a",), ("b",)})
+
+    def test_the_largest_item(self, opened: Target, stored: Stored) -> None:
+        large = {"pk": "a", "text": 'é"\n' * 75_000, "binary": os.urandom(90_000)}
+        opened.write(batch(put(large, 1)))
+        assert stored(table()) == {("a",): as_json(large)}
+
+    def test_a_full_page(self, opened: Target, stored: Stored) -> None:
+        page = [{"pk": f"{n:04}", "note": "x" * 1000, "n": n} for n in range(1000)]
+        assert opened.write(batch(*(put(item, 1) for item in page))) == Outcome()
+        assert stored(table()) == {(item["pk"],): as_json(item) for item in page}
+
+    def test_what_cannot_be_stored_is_a_rejection_and_nothing_moves(self, opened: Target, stored: Stored) -> None:
+        """One such item comes back with the reason; the rest of its batch is stored when it comes again without it."""
+        good, poor = put({"pk": "a"}, 1), Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
+        outcome = opened.write(batch(good, poor))
+        assert [r.write for r in outcome.rejections] == [poor]
+        assert len(outcome.rejections[0].reason) > 10
+        opened.write(batch(good))
+        assert set(stored(table())) == {("a",)}
+
+    def test_sending_and_collecting_is_writing(self, opened: Target, stored: Stored) -> None:
+        if not isinstance(opened, Overlapping):
+            pytest.skip("this target does not overlap")
+        for ordinal in (1, 2):
+            opened.send(opened.encode(batch(put({"pk": "a", "n": ordinal}, ordinal))))
+            assert opened.collect() == Outcome()
+        poor = Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
+        opened.send(opened.encode(batch(poor)))
+        assert [r.write for r in opened.collect().rejections] == [poor]
+        assert stored(table()) == {("a",): as_json({"pk": "a", "n": 2})}
+
+
+def _replay(target: Target, name: str, chance: random.Random) -> dict[DocumentId, Any]:
+    """Write a random history in batches, starting over from earlier places; what a dict makes of it."""
+    history = [_change(name, ordinal, chance) for ordinal in range(1, 80)]
+    reached = 0
+    while reached < len(history):
+        start = chance.randint(max(0, reached - 20), reached)
+        reached = chance.randint(start, min(start + 25, len(history)))
+        cuts = sorted({start, reached, *(chance.randint(start, reached) for _ in range(3))})
+        for first, last in pairwise(cuts):
+            target.write(batch(*{w.id: w for w in history[first:last]}.values(), tombstones=chance.random() < 0.5))
+    wanted = {w.id: w for w in history}
+    return {id: as_json(dict(w.body)) for id, w in wanted.items() if isinstance(w, Upsert)}
+
+
+def _change(name: str, ordinal: int, chance: random.Random) -> Write:
+    pk = chance.choice("abcdefg")
+    if chance.random() < 0.3:
+        return remove(pk, ordinal, table=name)
+    return put({"pk": pk, "n": ordinal}, ordinal, table=name)

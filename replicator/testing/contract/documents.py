@@ -1,0 +1,84 @@
+"""One document at a time: what is stored, under which key, in which types."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from replicator.batch import Delete, Outcome, Upsert
+from replicator.config_target import OWN_IDS
+from replicator.position import FIRST_EPOCH
+from replicator.target import Target
+from replicator.testing.contract.kit import (
+    EVERY_TYPE,
+    PAIR,
+    Contract,
+    Stored,
+    as_json,
+    at,
+    batch,
+    put,
+    remove,
+    table,
+)
+
+
+class Documents(Contract):
+    """One document at a time: what is stored, under which key, in which types."""
+
+    def test_stores_a_new_item(self, opened: Target, stored: Stored) -> None:
+        assert opened.write(batch(put({"pk": "a", "size": 1}, 1))) == Outcome()
+        assert stored(table()) == {("a",): as_json({"pk": "a", "size": 1})}
+
+    def test_replaces_the_whole_item(self, opened: Target, stored: Stored) -> None:
+        """An attribute that is missing from the new image is gone, not left behind."""
+        opened.write(batch(put({"pk": "a", "colour": "red", "size": 4}, 1)))
+        opened.write(batch(put({"pk": "a", "colour": "blue"}, 2)))
+        assert stored(table()) == {("a",): {"pk": "a", "colour": "blue"}}
+
+    def test_removes_an_item(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 2)))
+        assert opened.write(batch(remove("a", 3))) == Outcome()
+        assert set(stored(table())) == {("b",)}
+
+    def test_removing_an_absent_item_is_fine(self, opened: Target, stored: Stored) -> None:
+        assert opened.write(batch(remove("a", 1))) == Outcome()
+        assert stored(table()) == {}
+
+    def test_keeps_every_type_exactly(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(put(EVERY_TYPE, 1)))
+        assert stored(table()) == {("types",): as_json(EVERY_TYPE)}
+
+    def test_an_item_and_what_a_hook_makes_of_it_are_stored_alike(self, opened: Target, stored: Stored) -> None:
+        body = {**EVERY_TYPE, "pk": "hook"}
+        opened.write(batch(put(EVERY_TYPE, 1), Upsert("contract", ("hook",), body, at(1), ("hook",))))
+        found = stored(table())
+        assert {**found["hook",], "pk": "types"} == found["types",]
+
+    def test_nul_characters_stop_nothing(self, opened: Target, stored: Stored) -> None:
+        """They are kept, replaced, or refused in words; the target's options say which."""
+        outcome = opened.write(batch(put({"pk": "a", "text": "x\0y", "map": {"n\0": "\0"}}, 1)))
+        assert [r.write.id for r in outcome.rejections] in ([], [("a",)])
+        assert set(stored(table())) == (set() if outcome.rejections else {("a",)})
+
+    # keys
+
+    def test_the_key_is_the_whole_key(self, target: Target, stored: Stored) -> None:
+        """Equal partition, different sort: two items. Numbers are the same key however they were written."""
+        pair = table(keys=PAIR)
+        target.open([pair], FIRST_EPOCH)
+        target.write(batch(*(put({"pk": "a", "sk": n}, 1, id=("a", str(n))) for n in (1, 10, -2))))
+        target.write(batch(Delete("contract", ("a", "10"), at(2), ("a", "10"))))
+        assert set(stored(pair)) == {("a", "1"), ("a", "-2")}
+
+    def test_keys_of_any_text_stay_apart(self, opened: Target, stored: Stored) -> None:
+        keys = ["a", "A", "a ", "á", "a\u0301", '"', "\\", "{}", "a,b", "NULL", "\n", "%s", "$1", "漢", "\U0001f600"]
+        opened.write(batch(*(put({"pk": key}, 1) for key in keys)))
+        assert set(stored(table())) == {(key,) for key in keys}
+
+    def test_documents_with_ids_of_their_own(self, target: Target, stored: Stored) -> None:
+        own = table(keys=OWN_IDS)
+        target.open([own], FIRST_EPOCH)
+        ids = [('["a"]', "1"), ('["a"]', "2"), ('["b"]', "1")]
+        target.write(batch(*(Upsert("contract", id, {"n": n}, at(1), ("a",)) for n, id in enumerate(ids))))
+        target.write(batch(Delete("contract", ids[1], at(2), ("a",))))
+        assert stored(own) == {ids[0]: {"n": Decimal(0)}, ids[2]: {"n": Decimal(2)}}

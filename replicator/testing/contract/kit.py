@@ -1,0 +1,174 @@
+"""What the suite is written with: writes and batches in a line, the fixtures, and values as JSON says them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from replicator.attributes import Item, image
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert, Write
+from replicator.change import KeyAttribute, KeySchema
+from replicator.checkpoints import Owner, Save
+from replicator.config_target import destination
+from replicator.position import FIRST_EPOCH, version
+from replicator.target import Table, Target, Transactional
+
+Stored = Callable[[Table], Mapping[DocumentId, Mapping[str, Any]]]
+"""The documents of a table by id, each as its JSON says: numbers as Decimal, binary as base64, sets as sorted lists."""
+
+Document = Mapping[str, object]
+
+PK = KeySchema((KeyAttribute("pk", "S"),))
+PAIR = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("sk", "N")))
+
+EVERY_TYPE: Document = {
+    "pk": "types",
+    "empty": "",
+    "text": 'tab\t newline\n quote" backslash\\ brace{} comma, é 漢 \U0001f600 \x01\x1f\x7f',
+    "digits38": Decimal("12345678901234567890123456789012345678"),
+    "smallest": Decimal("1E-130"),
+    "largest": Decimal("9.9999999999999999999999999999999999999E+125"),
+    "negative": Decimal("-0.10"),
+    "zero": 0,
+    "binary": b"\x00\x01\xfe\xff",
+    "no_bytes": b"",
+    "true": True,
+    "false": False,
+    "null": None,
+    "list": ["a", 1, None, [], {"b": [True]}],
+    "map": {"": "", "null": None, "deep": {"deeper": {"deepest": [Decimal("1.5")]}}},
+    "texts": {"b", "a", "NULL", ""},
+    "numbers": {Decimal("2"), Decimal("10"), Decimal("-1.5")},
+    "binaries": {b"\xff", b"\x00"},
+}
+
+
+def table(name: str = "contract", keys: KeySchema = PK) -> Table:
+    return Table(name, keys)
+
+
+def at(ordinal: int, epoch: int = FIRST_EPOCH) -> int:
+    return version(epoch, ordinal)
+
+
+def put(
+    document: Document, ordinal: int, *, id: DocumentId | None = None, table: str = "contract", weight: int = 1
+) -> Upsert:
+    """An item without a hook, filed under its ``pk``."""
+    key = (cast(str, document["pk"]),) if id is None else id
+    return Upsert(table, key, Item(image(document)), at(ordinal), key, weight)
+
+
+def remove(pk: str, ordinal: int, *, table: str = "contract", weight: int = 1) -> Delete:
+    return Delete(table, (pk,), at(ordinal), (pk,), weight)
+
+
+def batch(*writes: Write, saves: Sequence[Save] = (), tombstones: bool = False) -> Batch:
+    counts = Counts(read=sum(write.weight for write in writes))
+    return Batch([Part("shard:contract", writes, counts)], saves, tombstones)
+
+
+def as_json(value: object) -> Any:
+    """A Python value as ``Stored`` shows it."""
+    match value:
+        case bool() | None | str():
+            return value
+        case int() | Decimal():
+            return Decimal(value)
+        case bytes():
+            return base64.b64encode(value).decode()
+        case Mapping():
+            return {name: as_json(inner) for name, inner in value.items()}
+        case set() | frozenset():
+            return sorted(as_json(member) for member in value)
+        case list() | tuple():
+            return [as_json(member) for member in value]
+    raise TypeError(type(value))
+
+
+class Contract:
+    """What every theme of the suite begins with. ``races`` and ``seeds`` say how often chance is tried."""
+
+    races = 50
+    seeds = 10
+
+    unacceptable: ClassVar[Document] = {"value": float("nan")}
+    """What a hook may return and no target can store. Override it where a target can."""
+
+    @pytest.fixture
+    def build(self, config: Mapping[str, Any]) -> Iterator[Callable[[], Target]]:
+        """Makes targets for one destination, as several runs would; all are closed in the end."""
+        made: list[Target] = []
+
+        def another(given: Mapping[str, Any] = config) -> Target:
+            made.append(built(given))
+            return made[-1]
+
+        yield another
+        for target in made:
+            target.close()
+
+    @pytest.fixture
+    def target(self, build: Callable[[], Target]) -> Target:
+        return build()
+
+    @pytest.fixture
+    def opened(self, target: Target) -> Target:
+        target.open([table()], FIRST_EPOCH)
+        return target
+
+
+def described(config: Mapping[str, Any]) -> Any:
+    found, problems = destination({**config, "table": "contract"})
+    assert found is not None, problems
+    return found
+
+
+def built(config: Mapping[str, Any]) -> Target:
+    return cast(Target, described(config).build("contract"))
+
+
+def transactional(target: Target) -> Transactional:
+    if not isinstance(target, Transactional):
+        pytest.skip("this target has no transactions")
+    return target
+
+
+def owner(run: str) -> Owner:
+    return Owner(run, "host", 1, 0.0)
+
+
+def in_epoch(pk: str, ordinal: int) -> Upsert:
+    return Upsert("contract", (pk,), Item(image({"pk": pk})), at(ordinal, FIRST_EPOCH + 1), (pk,))
+
+
+def at_once(start: threading.Barrier, target: Target, given: Batch) -> Outcome:
+    start.wait(20)  # not for ever: the other one may have failed
+    return target.write(given)
+
+
+def exhaust(step: Callable[[], int]) -> int:
+    total = 0
+    while (done := step()) > 0:
+        total += done
+    return total
+
+
+def sockets() -> int:
+    """Open sockets of this process, where the system tells."""
+    if not os.path.isdir("/proc/self/fd"):
+        return 0
+    return sum(_is_socket(fd) for fd in os.listdir("/proc/self/fd"))
+
+
+def _is_socket(fd: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,118 @@
+"""Requests that are carried out though nobody waits for them any more, and servers that forget deletes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from replicator.batch import Outcome
+from replicator.doubt import LINGER, Doubt
+from replicator.errors import TransientError
+from replicator.position import FIRST_EPOCH
+from replicator.target import Lingering, Target
+from replicator.testing.contract.kit import Contract, Stored, as_json, at, batch, exhaust, put, remove, table
+from replicator.testing.proxy import Proxy
+
+Proxied = tuple[Mapping[str, Any], Proxy]
+
+
+class Lingerings(Contract):
+    """Requests that are carried out though nobody waits for them any more, and servers that forget deletes.
+
+    Two more fixtures: ``restart`` (a function after which the server has forgotten whatever it had not written down)
+    and ``proxied`` (``config`` with the address of a ``Proxy`` before the server, and that proxy).
+    """
+
+    @pytest.fixture
+    def restart(self) -> Callable[[], None]:
+        """Override it where the server can be restarted; else these tests run without."""
+        return lambda: None
+
+    @pytest.fixture
+    def proxied(self) -> Proxied:
+        pytest.skip("NOT TESTED: this target's tests have no proxy")
+
+    def test_tombstones_survive_a_restart(self, opened: Target, restart: Callable[[], None], stored: Stored) -> None:
+        opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+        opened.write(batch(remove("a", 5), tombstones=True))
+        exhaust(lambda: opened.sweep(table(), at(3), []))
+        restart()
+        late = batch(put({"pk": "a"}, 4), put({"pk": "b"}, 2), tombstones=True)
+        assert _written(opened, late).stale == {"shard:contract": 2}
+        assert stored(table()) == {}
+
+    def test_while_in_doubt_a_late_request_undoes_no_delete(
+        self, opened: Target, restart: Callable[[], None], stored: Stored
+    ) -> None:
+        doubt = _doubt(opened)
+        doubt.begin()
+        opened.write(batch(put({"pk": "a"}, 1)))
+        opened.write(batch(remove("a", 2)))
+        restart()
+        assert _written(opened, batch(put({"pk": "a"}, 1))).stale == {"shard:contract": 1}
+        assert stored(table()) == {}
+
+    def test_tombstones_of_a_doubt_are_forgotten_after_it(self, opened: Target, stored: Stored) -> None:
+        doubt = _doubt(opened)
+        doubt.begin()
+        opened.write(batch(put({"pk": "a"}, 1), remove("b", 1)))
+        opened.write(batch(remove("a", 2)))
+        assert exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1))) == 2
+        assert opened.write(batch(put({"pk": "a", "n": 3}, 3))) == Outcome()
+        assert stored(table()) == {("a",): as_json({"pk": "a", "n": 3})}
+
+    def test_a_doubt_ends_by_itself(self, opened: Target) -> None:
+        doubt, time = _doubt(opened), [0.0]
+        doubt.now = lambda: time[0]
+        doubt.begin()
+        assert doubt
+        assert not doubt.over
+        time[0] = LINGER
+        assert doubt.over
+        assert not doubt
+
+    def test_a_lost_answer_raises_a_doubt_and_the_write_comes_again(
+        self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
+    ) -> None:
+        config, proxy = proxied
+        target = build(config)
+        target.open([table()], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a"}, 1)))
+        proxy.lose_answers()
+        with pytest.raises(TransientError):
+            target.write(batch(put({"pk": "b"}, 2), remove("a", 3)))
+        if isinstance(target, Lingering):
+            assert target.doubt
+        proxy.heal()
+        assert not target.write(batch(put({"pk": "b"}, 2), remove("a", 3))).rejections
+        assert set(stored(table())) == {("b",)}
+
+    def test_while_the_server_refuses_connections_writes_wait(
+        self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
+    ) -> None:
+        config, proxy = proxied
+        target = build(config)
+        target.open([table()], FIRST_EPOCH)
+        proxy.refuse()
+        for _ in range(3):
+            with pytest.raises(TransientError):
+                target.write(batch(put({"pk": "a"}, 1)))
+        proxy.heal()
+        assert not target.write(batch(put({"pk": "a"}, 1))).rejections
+        assert set(stored(table())) == {("a",)}
+
+
+def _doubt(target: Target) -> Doubt:
+    if not isinstance(target, Lingering):
+        pytest.skip("this target has transactions: no request of it lingers")
+    return target.doubt
+
+
+def _written(target: Target, given: Any) -> Outcome:
+    """After a restart the first try may find the old connection broken."""
+    try:
+        return target.write(given)
+    except TransientError:
+        return target.write(given)

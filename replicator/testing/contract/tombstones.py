@@ -1,0 +1,102 @@
+"""Deletes that are remembered, what a rescan did not confirm, and how both are forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert
+from replicator.config_target import OWN_IDS
+from replicator.position import FIRST_EPOCH
+from replicator.target import Target
+from replicator.testing.contract.kit import (
+    Contract,
+    Stored,
+    at,
+    at_once,
+    batch,
+    exhaust,
+    in_epoch,
+    put,
+    remove,
+    table,
+)
+
+
+class Tombstones(Contract):
+    """Deletes that are remembered, what a rescan did not confirm, and how both are forgotten."""
+
+    def test_a_scanned_item_does_not_undo_a_live_delete(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(remove("a", 5), tombstones=True))
+        assert opened.write(batch(put({"pk": "a"}, 0), put({"pk": "b"}, 0), tombstones=True)).stale == {
+            "shard:contract": 1
+        }
+        assert set(stored(table())) == {("b",)}
+
+    def test_after_a_delete_the_items_next_change_applies(self, opened: Target, stored: Stored) -> None:
+        """Before the tombstones are forgotten and after."""
+        opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), tombstones=True))
+        opened.write(batch(remove("a", 5), remove("b", 5), tombstones=True))
+        assert opened.write(batch(put({"pk": "a", "n": 6}, 6), tombstones=True)) == Outcome()
+        exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1)))
+        assert opened.write(batch(put({"pk": "b", "n": 6}, 6))) == Outcome()
+        assert set(stored(table())) == {("a",), ("b",)}
+
+    def test_a_purge_spares_the_tombstones_of_later_epochs(self, opened: Target, stored: Stored) -> None:
+        """A run that was overtaken may still purge: what the next epoch's scan needs must stay."""
+        opened.write(Batch([Part("", [Delete("contract", ("a",), at(1, FIRST_EPOCH + 1), ("a",))])], tombstones=True))
+        opened.write(batch(remove("b", 9), tombstones=True))
+        assert exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1))) == 1
+        opened.write(Batch([Part("", [in_epoch("a", 0), in_epoch("b", 0)])], tombstones=True))
+        assert set(stored(table())) == {("b",)}
+
+    def test_a_purge_takes_no_document_that_came_back(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(remove("a", 5), remove("b", 5), tombstones=True))
+        opened.write(batch(put({"pk": "a"}, 6), tombstones=True))
+        exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1)))
+        assert set(stored(table())) == {("a",)}
+
+    def test_scans_and_live_deletes_race_without_ghosts(
+        self, opened: Target, build: Callable[[], Target], stored: Stored
+    ) -> None:
+        scanner = build()
+        scanner.open([table()], FIRST_EPOCH)
+        with ThreadPoolExecutor(2) as threads:
+            for race in range(self.races):
+                start = threading.Barrier(2)
+                page = Batch([Part("segment:1", [put({"pk": f"{race}"}, 0)], Counts(read=1))], tombstones=True)
+                live = Batch([Part("shard:1", [remove(f"{race}", 5)], Counts(read=1))], tombstones=True)
+                racing = [
+                    threads.submit(at_once, start, scanner, page),
+                    threads.submit(at_once, start, opened, live),
+                ]
+                assert all(not done.result().rejections for done in racing)
+        assert stored(table()) == {}
+
+    def test_a_sweep_removes_what_is_older(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(put({"pk": "old"}, 9), put({"pk": "parked"}, 9)))
+        opened.write(Batch([Part("", [in_epoch("new", 1), in_epoch("seen", 0)])], tombstones=True))
+        exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), [("parked",)]))
+        assert set(stored(table())) == {("new",), ("seen",), ("parked",)}
+
+    def test_a_sweep_leaves_tombstones(self, opened: Target, stored: Stored) -> None:
+        opened.write(batch(put({"pk": "a"}, 9), put({"pk": "b"}, 9)))
+        exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), []))
+        opened.write(Batch([Part("", [in_epoch("a", 0), in_epoch("b", 1)])], tombstones=True))
+        assert set(stored(table())) == {("b",)}
+
+    def test_a_sweep_spares_all_documents_of_an_item(self, target: Target, stored: Stored) -> None:
+        own = table(keys=OWN_IDS)
+        target.open([own], FIRST_EPOCH)
+        ids = [("a", "1"), ("a", "2"), ("b", "1")]
+        target.write(batch(*(Upsert("contract", id, {}, at(1), (id[0],)) for id in ids)))
+        exhaust(lambda: target.sweep(own, at(0, FIRST_EPOCH + 1), [("a",)]))
+        assert set(stored(own)) == {("a", "1"), ("a", "2")}
+
+    def test_sweeps_and_purges_go_through_tables_of_any_size(self, opened: Target, stored: Stored) -> None:
+        for start in range(0, 6000, 1000):
+            opened.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(start, start + 1000))))
+        assert exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), [("77",)])) == 5999
+        assert set(stored(table())) == {("77",)}
+        assert exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 2))) == 5999
