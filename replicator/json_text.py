@@ -124,7 +124,8 @@ def _finite(value: Any) -> Any:
 
 
 def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
+    """As DynamoDB's own sets are sorted here: binary members by what stands for them in JSON."""
     try:
-        return sorted(members)
+        return sorted(members, key=lambda m: base64.b64encode(m) if isinstance(m, bytes) else m)
     except TypeError:
         raise Unfit("contains a set of unlike members") from None

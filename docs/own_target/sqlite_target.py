@@ -1,0 +1,84 @@
+"""A target in one file: documents as rows of an SQLite database. A row without a document is a tombstone."""
+
+import json
+import sqlite3
+from contextlib import closing
+
+from replicator import config_models
+from replicator.batch import Delete, Outcome, Rejection
+from replicator.errors import TransientError
+from replicator.json_text import Unfit, of_document
+
+TABLE = "CREATE TABLE {0} (id TEXT PRIMARY KEY, version INTEGER NOT NULL, document TEXT)"
+PUT = """INSERT INTO {0} VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
+SET version = excluded.version, document = excluded.document WHERE version < excluded.version"""
+FORGET = "DELETE FROM {0} WHERE document IS NULL AND version < ?"
+OLDER = "SELECT id FROM {0} WHERE document IS NOT NULL AND version < ?"
+
+
+class SQLite:
+    class Options(config_models.Options):
+        path: str
+
+    class TableOptions(config_models.Options):
+        pass
+
+    def __init__(self, options, pipeline):
+        self.path = options.path
+
+    def run(self, work):
+        """One transaction. What SQLite complains about (a lock, a full disk) may be better later."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
+                return work(connection.execute)
+        except sqlite3.Error as e:
+            raise TransientError(f"SQLite in {self.path}: {e}") from e
+
+    def plan(self, tables):
+        there = self.run(lambda sql: {name for (name,) in sql("SELECT name FROM sqlite_master")})
+        return [TABLE.format(t.name) for t in tables if t.name not in there]
+
+    def check(self, tables):
+        self.plan(tables)  # can it be reached?
+        return [f"table {t.name}: use letters and digits only" for t in tables if not t.name.isalnum()]
+
+    def epoch(self, tables):
+        return None if self.plan(tables) else self.run(lambda sql: sql("PRAGMA user_version").fetchone()[0])
+
+    def open(self, tables, epoch):
+        for statement in [*self.plan(tables), f"PRAGMA user_version = {epoch}"]:
+            self.run(lambda sql, statement=statement: sql(statement))
+
+    def write(self, batch):
+        rows, rejections = [], []
+        for source, write in ((part.source, write) for part in batch.parts for write in part.writes):
+            try:
+                text = None if isinstance(write, Delete) else of_document(write.body)
+                rows.append((source, write, (json.dumps(write.id), write.version, text)))
+            except Unfit as e:
+                rejections.append(Rejection(write, f"a value {e}"))
+        return Outcome(rejections) if rejections else self.run(lambda sql: self.put(sql, rows, batch.tombstones))
+
+    def put(self, sql, rows, tombstones):
+        stale = {}
+        for source, write, row in rows:
+            if not sql(PUT.format(write.table), row).rowcount:
+                stale[source] = stale.get(source, 0) + write.weight
+            elif row[2] is None and not tombstones:
+                sql(FORGET.format(write.table) + " AND id = ?", (write.version + 1, row[0]))
+        return Outcome(stale={source: weight for source, weight in stale.items() if weight})
+
+    def sweep(self, table, below, spare):
+        begins = tuple(json.dumps(id)[:-1] for id in spare)
+
+        def bury(sql):
+            ids = [id for (id,) in sql(OLDER.format(table.name), (below,)) if not id.startswith(begins)]
+            return sum(sql(PUT.format(table.name), (id, below, None)).rowcount for id in ids)
+
+        return self.run(bury)
+
+    def purge(self, table, below):
+        return self.run(lambda sql: sql(FORGET.format(table.name), (below,)).rowcount)
+
+    def close(self):
+        pass
