@@ -233,7 +233,9 @@ def _gone(group: int, leader: subprocess.Popen[bytes]) -> bool:
 
 
 def _alive(process: Sequence[str], group: int) -> bool:
-    return process[0] == str(group) and not process[1].startswith("Z")
+    """A zombie with threads (l) still holds its sockets and locks."""
+    own, state = process
+    return own == str(group) and (not state.startswith("Z") or "l" in state)
 
 
 def _jvm_options(of: Path, java: Path) -> str:
