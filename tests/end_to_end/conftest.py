@@ -63,4 +63,4 @@ def clocked_copy(tmp_path: Path, clocked: DynamoDBLocal, one_postgres: Database)
     with table(clocked.endpoint, "NEW_AND_OLD_IMAGES") as source:
         environment = {name: clocked._environment()[name] for name in _CLOCK} | _LOOK
         clock = environment | {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # waits go on as ever
-        yield Copy(tmp_path, source, one_postgres, clock).configure()
+        yield Copy(tmp_path, source, one_postgres, clock=clock).configure()

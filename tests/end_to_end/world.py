@@ -1,47 +1,31 @@
-"""A DynamoDB table, a database, and the command line between them. Everything is looked at with plain clients."""
+"""A DynamoDB table with writes going on, and a database to copy it to; all of it looked at with plain clients."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import boto3
 import psycopg
-import yaml
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 
+from tests.end_to_end.pipeline import PATIENCE, Ended, Pipeline, Run, eventually
 from tests.servers_postgres import Database
 
-T = TypeVar("T")
-PATIENCE = 90.0  # seconds for anything on a busy machine
-_AWS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_REGION": "eu-west-1"}
+__all__ = ["Copy", "Ended", "Load", "PATIENCE", "Run", "Source", "eventually"]
+
 _deserialized = TypeDeserializer().deserialize
 _serialized = TypeSerializer().serialize
-
-
-def eventually(found: Callable[[], T], what: str, within: float = PATIENCE) -> T:
-    """What ``found`` returns once it is true; AssertionError when it is not within the deadline."""
-    deadline = time.monotonic() + within
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"{what}: not within {within:.0f} s"
-        time.sleep(0.05)
-    return value
 
 
 @dataclass
@@ -154,138 +138,13 @@ class Load:
 
 
 @dataclass
-class Ended:
-    """A command that ended."""
+class Copy(Pipeline):
+    """A pipeline into Postgres."""
 
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-class Run:
-    """A command in a process of its own, and the events it wrote so far."""
-
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._log, self._errors = log, log.with_suffix(".err")
-        with log.open("wb") as out, self._errors.open("wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "replicator", *arguments], env=environment, stdout=out, stderr=err
-            )
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.kill()
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        complete = self._log.read_text().rpartition("\n")[0].splitlines()
-        return [e for e in map(json.loads, complete) if e["event"] == name]
-
-    def until(self, name: str, within: float = PATIENCE, **fields: object) -> dict[str, Any]:
-        """The first event of that name with these fields."""
-        wanted = fields.items()
-        found = self.eventually(lambda: [e for e in self.events(name) if wanted <= e.items()], f"event {name}", within)
-        return found[0]
-
-    def eventually(self, found: Callable[[], T], what: str, within: float = PATIENCE) -> T:
-        """The same as ``eventually``, but not for longer than the command runs."""
-
-        def still() -> T:
-            running = self.process.poll() is None
-            value = found()
-            assert value or running, f"{what}: ended before, {self.ended()}"
-            return value
-
-        return eventually(still, what, within)
-
-    def wait(self, within: float = PATIENCE) -> Ended:
-        self.process.wait(within)
-        return self.ended()
-
-    def ended(self) -> Ended:
-        code = self.process.poll()
-        return Ended(-1000 if code is None else code, self._log.read_text(), self._errors.read_text())
-
-    def stop(self, within: float = 10.0) -> Ended:
-        """As a service manager asks for it."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait(within)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@dataclass
-class Copy:
-    """A pipeline's config in a folder, and the commands on it."""
-
-    folder: Path
-    source: Source
     database: Database
-    clock: Mapping[str, str] = field(default_factory=dict)
-    """Environment of a moved clock."""
-    name: str = "copy"
-    """Of the pipeline, and of its table where it has one."""
-    runs: int = 0
 
-    def configure(self, hook: str | None = None, tables: Mapping[str, Any] | None = None, **more: Any) -> Copy:
-        """Write the config; ``hook`` is the source of its function ``hook``."""
-        target = {"type": "postgres", "url": self.database.url} | (
-            {"tables": tables} if tables else {"table": self.name}
-        )
-        config: dict[str, Any] = {
-            "pipeline": self.name,
-            "source": {"table": self.source.table, "region": "eu-west-1", "endpoint_url": self.source.endpoint},
-            "target": target,
-            **more,
-        }
-        if hook is not None:
-            (self.folder / "hooks.py").write_text(hook)
-            config["transform"] = "hooks.py:hook"
-        self.path.write_text(yaml.safe_dump(config))
-        return self
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.name}.yaml"
-
-    def start(self, command: str = "run", *options: str) -> Run:
-        """``replicator run`` (or another command), in the background."""
-        self.runs += 1
-        environment = {**os.environ, **_AWS, **self.clock}
-        return Run(
-            [*command.split(), str(self.path), *options], environment, self.folder / f"{self.name}-{self.runs}.log"
-        )
-
-    def command(self, command: str, *options: str) -> Ended:
-        with self.start(command, *options) as run:
-            ended = run.wait()
-        if ended.code == -signal.SIGSEGV and self.clock:  # libfaketime's doing: never seen without it
-            with self.start(command, *options) as run:
-                ended = run.wait()
-        return ended
-
-    def caught_up(self, command: str = "run", *options: str) -> Ended:
-        """The same until it has caught up, which has to go well."""
-        ended = self.command(command, "--until", "caught-up", *options)
-        assert ended.code == 0, ended
-        return ended
-
-    def status(self) -> dict[str, Any]:
-        (found,) = self.command("status", "--json").lines
-        return found
-
-    def counts(self) -> dict[str, int]:
-        """The counts of ``status``, which always add up."""
-        counts: dict[str, int] = self.status()["counts"]
-        assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"], counts
-        return counts
+    def target(self) -> Mapping[str, Any]:
+        return {"type": "postgres", "url": self.database.url}
 
     def query(self, statement: str, *names: str) -> list[dict[str, Any]]:
         """The rows of a statement, its braces filled with ``names``."""
@@ -295,7 +154,6 @@ class Copy:
             return connection.execute(filled).fetchall()
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """The target's documents as a plain client shows them."""
         return {row["pk"]: row["document"] for row in self.query("SELECT pk, document FROM {}", self.name)}
 
     def rows(self) -> int:
@@ -304,10 +162,3 @@ class Copy:
             return int(self.query("SELECT count(*) AS n FROM {}", self.name)[0]["n"])
         except psycopg.Error:
             return 0
-
-    def equal(self) -> bool:
-        """Whether the target is what the source is now."""
-        return self.documents() == self.source.items()
-
-    def assert_equal(self) -> None:
-        assert self.documents() == self.source.items()
