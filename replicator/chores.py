@@ -11,14 +11,15 @@ from replicator.batch import DocumentId
 from replicator.change import key_text
 from replicator.checkpoints import Checkpoints
 from replicator.delivery import Delivery, Patience
+from replicator.doubt import Doubt
 from replicator.pipeline import Pipeline
 from replicator.position import epoch_of, version
-from replicator.target import Lingering, Table, Target
+from replicator.target import Table, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Chores:
-    """The chores of one run."""
+    """The chores of one run. ``doubt`` is the target's, where its requests may linger."""
 
     target: Target
     checkpoints: Checkpoints
@@ -27,6 +28,7 @@ class Chores:
     delivery: Delivery
     patiently: Patience
     now: Callable[[], float]
+    doubt: Doubt | None
 
     def do(self) -> bool:
         """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins."""
@@ -45,11 +47,11 @@ class Chores:
 
     def _after_doubt(self, epoch: int) -> bool:
         """Forget the tombstones that were kept in case a lost request is still carried out."""
-        if not isinstance(self.target, Lingering) or not self.target.doubt.over:
+        if self.doubt is None or not self.doubt.over:
             return False
         self.delivery.settle()
-        if not self._purge(epoch) and self.target.doubt.over:
-            self.target.doubt.settle()
+        if not self._purge(epoch) and self.doubt.over:
+            self.doubt.settle()
         return True
 
     def _sweep(self, epoch: int) -> bool:
@@ -59,7 +61,7 @@ class Chores:
         return any([self._patiently(partial(sweep, table)) for table in self.tables])
 
     def _purge(self, epoch: int) -> bool:
-        if isinstance(self.target, Lingering) and self.target.doubt:
+        if self.doubt:
             return False  # the tombstones stay for now, and go when the doubt is over
         purge = partial(self.target.purge, below=version(epoch + 1, 0))
         return any([self._patiently(partial(purge, table)) for table in self.tables])

@@ -82,6 +82,8 @@ class Delivery:
         now: Callable[[], float],
     ) -> None:
         self._target = target
+        self._overlapping = target if isinstance(target, Overlapping) else None
+        self._transactional = isinstance(target, Transactional)
         self._checkpoints = checkpoints
         self._pipeline = pipeline
         self._patiently = patiently
@@ -96,10 +98,10 @@ class Delivery:
 
     def offer(self, batch: Batch) -> None:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
-        if not isinstance(self._target, Overlapping):
+        if self._overlapping is None:
             self._finish(batch, self._patiently(lambda: self._written(batch)))
             return
-        encoded = self._target.encode(batch)
+        encoded = self._overlapping.encode(batch)
         if self.settle():
             self._under_way = batch
             self._sent(encoded)
@@ -119,19 +121,19 @@ class Delivery:
             self.settle()
 
     def _sent(self, encoded: Any) -> None:
-        assert isinstance(self._target, Overlapping)
+        assert self._overlapping is not None
         try:
             self.confirm()
-            self._target.send(encoded)
+            self._overlapping.send(encoded)
         except TransientError:
             self._failed = True  # the answer will be asked for, and the batch written again
 
     def _collected(self, batch: Batch) -> Outcome:
-        assert isinstance(self._target, Overlapping)
+        assert self._overlapping is not None
         failed, self._failed = self._failed, False
         if not failed:
             try:
-                return self._target.collect()
+                return self._overlapping.collect()
             except TransientError:
                 pass  # unsure whether it is stored: the same batch follows, which changes nothing if it is
         return self._patiently(lambda: self._written(batch))
@@ -144,7 +146,7 @@ class Delivery:
         if outcome.rejections:
             self._pipeline.refused(batch, outcome.rejections)
             return False
-        if not isinstance(self._target, Transactional):
+        if not self._transactional:
             counts = outcome_counts(batch, outcome)
             self._patiently(lambda: self._checkpoints.save(batch.saves, counts))
             self._confirmed = self._now()
@@ -153,6 +155,6 @@ class Delivery:
 
     def confirm(self) -> None:
         """Fenced if another run took over. Asked where the target cannot, and not again within a few seconds."""
-        if not isinstance(self._target, Transactional) and self._now() - self._confirmed > CONFIRMED:
+        if not self._transactional and self._now() - self._confirmed > CONFIRMED:
             self._checkpoints.save(())
             self._confirmed = self._now()

@@ -84,8 +84,16 @@ class Driver:
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore")
         self._vitals = Vitals(self.pipeline, world.observe, self._now)
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
+        self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = Chores(
-            copy.target, copy.checkpoints, copy.tables, self.pipeline, self._delivery, self._patiently, self._now
+            copy.target,
+            copy.checkpoints,
+            copy.tables,
+            self.pipeline,
+            self._delivery,
+            self._patiently,
+            self._now,
+            self._doubt,
         )
         self._budget = ReadBudget(copy.config.backfill.read_units)
         self._steps = world.steps()
@@ -130,7 +138,7 @@ class Driver:
         if not accept_hook_change:
             start.check_hook(found)
         assert found.state is not None
-        self._doubt()
+        self._begin_doubt()
         if found.state.hook != found.hook:
             self.pipeline.change(start.accepted(found.state, found.hook))
             self._delivery.flush()
@@ -143,7 +151,7 @@ class Driver:
         """A new epoch: positions first, durably, before anything is read."""
         backfilling = self._copy.config.backfill
         if found.state is not None or found.target_epoch:
-            self._doubt()
+            self._begin_doubt()
         start.check_source(self._table, own_ids=self._copy.filing.own_ids)
         state = start.fresh(found, enabled=backfilling.enabled, now=self._now())
         segments = backfill.segments(backfilling.segments) if state.stage == backfill.SCANNING else {}
@@ -153,10 +161,10 @@ class Driver:
         self._patiently(lambda: self._copy.target.open(self._copy.tables, state.epoch))
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _doubt(self) -> None:
+    def _begin_doubt(self) -> None:
         """A run before this one may have been killed while it wrote."""
-        if isinstance(self._copy.target, Lingering):
-            self._copy.target.doubt.begin()
+        if self._doubt is not None:
+            self._doubt.begin()
 
     def _fetch(self) -> None:
         """Read from the stream that the table has now."""

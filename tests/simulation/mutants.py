@@ -293,7 +293,7 @@ def _(patch: Patch) -> None:
 
 @mutant("what a killed run had sent is forgotten", 5, INDEX, 1000)
 def _(patch: Patch) -> None:
-    patch.setattr(Driver, "_doubt", lambda self: None)
+    patch.setattr(Driver, "_begin_doubt", lambda self: None)
 
 
 @mutant("positions are stored before the documents", 6, INDEX)
