@@ -35,6 +35,10 @@ class Fetched:
         """Whether one more page of ``source`` may be fetched."""
         return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < SOURCE_PAGES
 
+    def full(self, unseen: int) -> bool:
+        """Whether no further page may be fetched, while ``unseen`` bytes were fetched that were not added yet."""
+        return self._size + unseen >= BUFFER_BYTES
+
     def heads(self) -> list[Page | ScanPage]:
         """The oldest page of each source."""
         return [pages[0] for pages in self._queues.values()]

@@ -41,6 +41,9 @@ class Fetching:
     _list_at: float = 0.0
     _list_rest: float = SOONEST
 
+    def __post_init__(self) -> None:
+        self.steps.full = self.pipeline.full
+
     def advance(self) -> None:
         """Start what became due: readers, scans, listings, and whoever waited for room."""
         for shard, state in self.pipeline.openings():

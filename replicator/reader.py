@@ -6,7 +6,7 @@ A reader is a generator: whoever drives it decides when the next step is due. It
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class _Cursor:
     idle: int = 0
     through: float | None = None
     iterator: str | None = None
+    ended: bool = False
 
     @property
     def untouched(self) -> bool:
@@ -60,27 +61,26 @@ def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False)
     Raises GapFound, OutOfOrder, NotPermitted.
     """
     at = _Cursor(shard, state, closed, state.sequence, state.sequence or state.anchor, through=state.through)
-    while True:
-        started = stream.now()
-        try:
-            if at.iterator is None:
-                at.iterator = _open(stream, at)
-                yield Page(shard, through=at.through)
-                continue
-            body = stream.wire.call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})
-            answer = stream.decode(body)
-        except WireError as e:
-            yield _after(stream, at, e, started)
-            continue
-        except TransientError as e:
-            yield _pause(stream, at, str(e))
-            continue
-        yield from _passed(stream, at, answer, started)
+    while not at.ended:
+        yield (yield from _step(stream, at))  # nothing of the page stays here: many readers rest for a long time
+
+
+def _step(stream: Stream, at: _Cursor) -> Generator[Page, None, Page]:
+    """The page that the next call gives; look-ups that it takes yield pages of their own before."""
+    started = stream.now()
+    try:
         if at.iterator is None:
-            return
+            at.iterator = _open(stream, at)
+            return Page(at.shard, through=at.through)
+        answer = stream.decode(stream.wire.call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000}))
+    except WireError as e:
+        return _after(stream, at, e, started)
+    except TransientError as e:
+        return _pause(stream, at, str(e))
+    return (yield from _passed(stream, at, answer, started))
 
 
-def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> Iterator[Page]:
+def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> Generator[Page, None, Page]:
     """The page that an answer makes; the cursor moves behind it."""
     at.failures, at.iterator = 0, answer.next
     records = _following(at, answer.records)
@@ -96,7 +96,8 @@ def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> Ite
             else:
                 yield Page(at.shard, through=at.through)
         at.failures = 0
-    yield _page(at, records, at.iterator is None, answer.size, started)
+    at.ended = at.iterator is None
+    return _page(at, records, answer.size, started)
 
 
 def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Page:
@@ -107,7 +108,7 @@ def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Pag
     if error.code == "TrimmedDataAccessException" and at.untouched:
         _require_young(stream, at, error)
         at.iterator, at.horizon = None, True
-        return replace(_page(at, (), False, 0, started), rest=SLOWEST_POLL)
+        return replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
     return _failed(stream, at, error)
 
 
@@ -206,14 +207,14 @@ def _following(at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
     return records
 
 
-def _page(at: _Cursor, records: Sequence[Record], ended: bool, size: int, started: float) -> Page:
+def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> Page:
     """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
     if records:
         created = min(records[-1].created, started)  # the source's clock may be ahead of ours
         at.idle, at.through = 0, max(at.through or 0.0, created)
-        return Page(at.shard, records, ended, at.through, 0.0, None, size)
+        return Page(at.shard, records, at.ended, at.through, 0.0, None, size)
     at.idle += 1
-    if at.idle >= IDLE_PAGES or ended:
+    if at.idle >= IDLE_PAGES or at.ended:
         at.through = started
-    rest = 0.0 if ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
-    return Page(at.shard, records, ended, at.through, rest)
+    rest = 0.0 if at.ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
+    return Page(at.shard, records, at.ended, at.through, rest)

@@ -213,3 +213,59 @@ def test_close_may_be_called_twice() -> None:
     made = Steps(threads=1)
     made.close()
     made.close()
+
+
+class Sized(int):
+    """A value that weighs as many bytes as it says."""
+
+    @property
+    def size(self) -> int:
+        return int(self)
+
+
+def unlooked_at(steps: Steps, most: int) -> int:
+    """How much is found while nobody looks, if no step begins from ``most`` bytes on."""
+    weighed: list[int] = []
+    stopped: set[int] = set()
+    all_stopped = threading.Event()
+
+    def full(unseen: int) -> bool:
+        weighed.append(unseen)
+        if unseen >= most:
+            stopped.add(threading.get_ident())
+        if len(stopped) == 4:
+            all_stopped.set()
+        return unseen >= most
+
+    steps.full = full
+    for n in range(100):
+        steps.add(str(n), iter([Sized(10)]))
+    assert all_stopped.wait(SOON)
+    return max(weighed)
+
+
+def test_what_nobody_looked_at_never_weighs_more_than_what_is_allowed_and_one_value_a_thread(steps: Steps) -> None:
+    assert unlooked_at(steps, 50) <= 50 + 4 * 10
+
+
+def test_steps_that_were_held_back_are_made_as_soon_as_somebody_looks(steps: Steps) -> None:
+    unlooked_at(steps, 50)
+    found = [steps.get(SOON) for _ in range(100)]
+    assert sorted(s.name for s in found if s is not None) == sorted(map(str, range(100)))
+
+
+def test_what_weighs_nothing_is_never_held_back(steps: Steps) -> None:
+    steps.full = lambda unseen: unseen > 0
+    for n in range(1000):
+        steps.add(str(n), iter([n]))
+    assert sum(steps.get(SOON) is not None for _ in range(1000)) == 1000
+
+
+def test_forgotten_results_weigh_nothing_once_somebody_looked(steps: Steps) -> None:
+    unlooked_at(steps, 50)
+    steps.clear()
+    steps.add("new", iter(["value"]))
+    found = None
+    while found is None:  # what is forgotten is None, at once
+        found = steps.get(SOON)
+    assert found == Stepped("new", "value")

@@ -1,0 +1,142 @@
+"""How much of a stream is in memory at most, however many shards there are and however slow the target is.
+
+Everything is a 16th of its size here: 400 KB items, pages of 1 MB, and what is read ahead of them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from replicator import fetched
+from replicator.batch import Batch, Outcome
+from replicator.checkpoints import Owner, ShardState
+from replicator.config import Backfill, Config, Source
+from replicator.config_target import Destination
+from replicator.driver import THREADS, Copy, Driver, World
+from replicator.fetched import BATCH_BYTES, BUFFER_BYTES
+from replicator.reader import read
+from replicator.source import describe_table
+from replicator.stream import RecordsDecoder, Stream
+from replicator.target import Table
+from replicator.testing.dynamodb import DynamoDB, shards
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+
+SCALE = 16
+PAGE = (1 << 20) // SCALE
+ITEM = 400_000 // SCALE
+BUFFER, BATCH = BUFFER_BYTES // SCALE, BATCH_BYTES // SCALE
+MOST = BUFFER + THREADS * PAGE + 2 * (BATCH + PAGE)  # read ahead; under way; one batch stored, one encoded
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "PAGE_BYTES", PAGE)
+    monkeypatch.setattr(fetched, "BUFFER_BYTES", BUFFER)
+    monkeypatch.setattr(fetched, "BATCH_BYTES", BATCH)
+
+
+def filled(count: int, items: int) -> DynamoDB:
+    source = DynamoDB(now=time.time, random=random.Random(1), shards=count)
+    source.create_table("orders", keys={"pk": "S"}, view="NEW_IMAGE")
+    for n in range(items):
+        source.put("orders", {"pk": str(n), "filler": "x" * ITEM})
+    return source
+
+
+class Weighing:
+    """A wire that counts the records it handed out."""
+
+    def __init__(self, source: DynamoDB) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self.records = 0
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        body = self._source.call(operation, request)
+        with self._lock:
+            self.records += body.count(b'"SequenceNumber":')
+        return body
+
+    def rest(self) -> None:
+        """Until nothing was handed out for a while."""
+        before = -1
+        while before != self.records:
+            before = self.records
+            threading.Event().wait(0.1)
+
+
+class Slow(MemoryTarget):
+    """Takes its time for the first batches: until nothing more is read ahead of them."""
+
+    def __init__(self, wire: Weighing, expected: int, stop: threading.Event) -> None:
+        super().__init__(MemoryDatabase())
+        self._wire, self._expected, self._stop = wire, expected, stop
+        self._slow = 6  # batches
+        self.stored = self.most = 0
+
+    def write(self, batch: Batch) -> Outcome:
+        if self._slow:
+            self._slow -= 1
+            self._wire.rest()
+        self.most = max(self.most, self._wire.records - self.stored)
+        self.stored += sum(part.counts.read for part in batch.parts)
+        if self.stored >= self._expected:
+            self._stop.set()
+        return super().write(batch)
+
+
+def run(wire: Weighing, expected: int) -> Slow:
+    stop = threading.Event()
+    target = Slow(wire, expected, stop)
+    table = describe_table(wire, "orders")
+    config = Config(
+        "memory",
+        Source(table="orders"),
+        Destination("memory", None, None, {"orders": {}}),  # type: ignore[arg-type]
+        backfill=Backfill(enabled=False),
+    )
+    copy = Copy(config, wire, target, target.checkpoints, None, table, (Table("orders", table.keys),))
+    world = World(stop, lambda _: None)
+    Driver(copy, Owner("run", "here", 1, 0.0), world).run(until=None, resync=False, accept_hook_change=False)
+    return target
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards() -> None:
+    target = run(Weighing(filled(200, 500)), 500)
+    assert target.stored == 500
+    assert BUFFER <= target.most * ITEM <= MOST
+
+
+class Remembering:
+    """A wire that keeps its last answer."""
+
+    def __init__(self, source: DynamoDB) -> None:
+        self._source = source
+        self.last = b""
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.last = self._source.call(operation, request)
+        return self.last
+
+
+@pytest.mark.usefixtures("small")
+def test_a_reader_that_rests_holds_nothing_of_its_page() -> None:
+    source = filled(1, 4)
+    wire, table = Remembering(source), describe_table(source, "orders")
+    arn = table.stream_arn or ""
+    stream = Stream(wire, arn, "orders", table.keys, RecordsDecoder(table.keys), time.time, random.Random(1))
+    (shard,) = source.open_shards("orders")
+    reader = read(stream, shard, ShardState(parent=None, first=None, whole=True, since=time.time()))
+    page = next(page for page in reader if page.records)
+    while_held = sys.getrefcount(wire.last)
+    del page
+    afterwards = sys.getrefcount(wire.last)
+    assert (while_held > 2, afterwards) == (True, 2)  # the wire's, and that of the call
