@@ -54,7 +54,7 @@ class DynamoDBLocal:
         self._directory = directory
         self._patience = patience
         self._ahead = 0.0
-        self._control = 0
+        self._port = self._control = 0
         self._home: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -66,13 +66,17 @@ class DynamoDBLocal:
         self.stop()
 
     def start(self) -> None:
-        """Start the server and wait until it answers; ServerMissing says what to install."""
+        """Start the server (again, on its port) and wait until it answers; ServerMissing says what to install."""
+        if self._process is not None:
+            return
         java, jars = _java(), _jars()
         self._home = Path(tempfile.mkdtemp(prefix="dynamodb-local-"))
         self._set_clock()
         for left in reversed(range(_ATTEMPTS)):
-            self._launch(java, jars)
+            port, self._control = _free_ports()
+            self._launch(java, jars, self._port or port)
             if self._answers():
+                self._port = self._port or port
                 return
             log = (self._home / "log").read_text(errors="replace")[-2000:]
             self._kill()
@@ -104,9 +108,8 @@ class DynamoDBLocal:
         self._ahead += hours * 3600 + minutes * 60
         self._set_clock()
 
-    def _launch(self, java: str, jars: Path) -> None:
+    def _launch(self, java: str, jars: Path, port: int) -> None:
         assert self._home is not None
-        port, self._control = _free_ports()
         self.endpoint = f"http://127.0.0.1:{port}"
         store = ["-inMemory"] if self._directory is None else ["-dbPath", str(self._directory)]
         command = [java, "-Xmx1g", f"-Djava.library.path={jars}", "-cp", f"{jars}/*", str(_LAUNCHER)]

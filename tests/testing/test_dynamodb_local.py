@@ -81,9 +81,12 @@ def test_a_folder_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, 
 class TestRunning:
     def test_tables_in_a_directory_outlive_the_server(self, dynamodb_local: StartLocal, tmp_path: Path) -> None:
         server = dynamodb_local(directory=tmp_path)
+        before = server.endpoint
         make_table(server.endpoint)
         server.stop()
         server.start()
+        server.start()
+        assert server.endpoint == before
         tables = orjson.loads(HttpWire(server.endpoint).call("ListTables", {}))
         server.stop()
         assert tables == {"TableNames": ["orders"]}

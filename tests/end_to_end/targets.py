@@ -1,0 +1,226 @@
+"""Pipelines into the other targets, read with plain clients, and what all of them are put through."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+from urllib.request import Request, urlopen
+
+import boto3
+from boto3.dynamodb.types import TypeDeserializer
+
+from replicator.testing.dynamodb_local import DynamoDBLocal
+from tests.end_to_end.pipeline import Pipeline, Run
+from tests.end_to_end.world import Load, Source
+from tests.servers_search import Search
+
+KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if os.environ.get("REPLICATOR_PROVE") else "5"))
+FILLER = "x" * 4000
+HOOK = """
+def hook(item):
+    if item["n"] % 5 == 0:
+        return None
+    return {"pk": item["pk"], "n": item["n"], "eighth": item["n"] / 8, "even": item["n"] % 2 == 0}
+"""
+MAPPING = {
+    "properties": {
+        "pk": {"type": "keyword"},
+        "n": {"type": "long"},
+        "eighth": {"type": "double"},
+        "even": {"type": "boolean"},
+    }
+}
+_deserialized = TypeDeserializer().deserialize
+
+
+def through_the_hook(items: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What HOOK makes of items, worked out once more."""
+    return {
+        item["pk"]: {"pk": item["pk"], "n": item["n"], "eighth": item["n"] / 8, "even": item["n"] % 2 == 0}
+        for item in items
+        if item["n"] % 5
+    }
+
+
+@dataclass
+class Mirror(Pipeline):
+    """A pipeline into a target without transactions."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """Of the target's table."""
+
+    @abstractmethod
+    def tombstones(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def stop_server(self) -> None: ...
+
+    @abstractmethod
+    def start_server(self) -> None: ...
+
+    def configured(self, hook: str | None = HOOK, **more: Any) -> Mirror:
+        self.configure(hook, {self.table: dict(self.options)}, **more)
+        return self
+
+    @property
+    def table(self) -> str:
+        return self.name
+
+    def begun(self, run: Run) -> None:
+        """Until the run has found out where to go on."""
+        run.eventually(lambda: run.events("epoch begins") + run.events("going on"), "the run begins")
+
+
+@dataclass
+class Index(Mirror):
+    """Into a search index, behind its alias."""
+
+    search: Search
+
+    def target(self) -> Mapping[str, Any]:
+        return {"type": self.search.server.which.partition("-")[0], "url": self.search.url}
+
+    @property
+    def table(self) -> str:
+        return f"{self.search.prefix}{self.name}"
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        return {key: source for key, source in self._all(self.table)}
+
+    def tombstones(self) -> int:
+        hidden = {"query": {"term": {"replicator.deleted": True}}}
+        return sum(self._asked("POST", f"/{index}/_count", hidden)["count"] for index in self._refreshed())
+
+    def stop_server(self) -> None:
+        self.search.server.stop()
+
+    def start_server(self) -> None:
+        self.search.server.start()
+
+    def crash_server(self) -> None:
+        """Without a trace of what it only remembers: everything stored is flushed, then the power goes."""
+        for index in self.search.indices():
+            self._asked("POST", f"/{index}/_flush")
+        self.search.server.kill()
+
+    def _refreshed(self) -> list[str]:
+        indices = self.search.indices()
+        for index in indices:
+            self._asked("POST", f"/{index}/_refresh")
+        return indices
+
+    def _all(self, alias: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        if not self._refreshed():
+            return
+        page = self._asked("POST", f"/{alias}/_search?scroll=1m", {"size": 1000})
+        while page["hits"]["hits"]:
+            for hit in page["hits"]["hits"]:
+                source = hit["_source"]
+                ours = source.pop("replicator")
+                yield ours["partition"], source.get("document", source)
+            page = self._asked("POST", "/_search/scroll", {"scroll": "1m", "scroll_id": page["_scroll_id"]})
+
+    def _asked(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer with its numbers exact."""
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(f"{self.search.url}{path}", data, {"Content-Type": "application/json"}, method=method)
+        with urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read(), parse_float=Decimal)
+
+
+@dataclass
+class OtherTable(Mirror):
+    """Into a table of another DynamoDB."""
+
+    server: DynamoDBLocal
+
+    def target(self) -> Mapping[str, Any]:
+        return {"type": "dynamodb", "region": "eu-west-1", "endpoint_url": self.server.endpoint}
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        found = [item for item in self._items() if not _is_tombstone(item)]
+        return {item["pk"]: {n: v for n, v in item.items() if not n.startswith("_replicator")} for item in found}
+
+    def tombstones(self) -> int:
+        return sum(map(_is_tombstone, self._items()))
+
+    def stop_server(self) -> None:
+        self.server.stop()
+
+    def start_server(self) -> None:
+        self.server.start()
+
+    def _items(self) -> list[dict[str, Any]]:
+        client = boto3.client(
+            "dynamodb",
+            endpoint_url=self.server.endpoint,
+            region_name="eu-west-1",
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+        try:
+            pages = client.get_paginator("scan").paginate(TableName=self.table, ConsistentRead=True)
+            return [{n: _deserialized(v) for n, v in item.items()} for page in pages for item in page["Items"]]
+        except client.exceptions.ResourceNotFoundException:
+            return []
+
+
+def _is_tombstone(item: Mapping[str, Any]) -> bool:
+    return "_replicator_deleted" in item
+
+
+# What each is put through
+
+
+def ends_equal_after_kills_and_a_restart(mirror: Mirror, source: Source, roll: Callable[[int], None]) -> None:
+    """A backfill beside live writes with deletes; the run is killed at random moments, the server goes and returns."""
+    chance = random.Random(KILLS)
+    source.fill(600, filler=FILLER)
+    mirror.configured(backfill={"segments": 2, "read_units": 30})
+    with Load(source, seed=11, keys=600, every=roll) as load:
+        for _ in range(KILLS):
+            with mirror.start() as run:
+                mirror.begun(run)
+                load.wait(chance.randrange(1, 120))
+                run.kill()
+        killed = mirror.status()
+        the_server_goes_and_returns(mirror, load)
+    mirror.configured(backfill={"segments": 2})
+    mirror.caught_up()
+
+    assert killed["counts"]["read"] > 0
+    assert mirror.documents() == through_the_hook(source.items().values())
+    mirror.counts()
+
+
+def the_server_goes_and_returns(mirror: Mirror, load: Load) -> None:
+    with mirror.start() as run:
+        mirror.begun(run)
+        load.wait(20)
+        mirror.stop_server()
+        run.until("waiting")
+        load.wait(30)
+        mirror.start_server()
+        run.until("going on after a wait")
+        load.wait(30)
+        assert run.stop().code == 0
+
+
+def leaves_no_tombstone(mirror: Mirror, source: Source) -> None:
+    """Deletes beside a backfill that nothing interrupted."""
+    source.fill(400, filler=FILLER)
+    mirror.configured(backfill={"segments": 2, "read_units": 60})
+    with mirror.start("run", "--until", "caught-up") as run:
+        with Load(source, seed=12, keys=400):
+            run.eventually(mirror.tombstones, "a delete leaves a tombstone")
+            mirror.begun(run)
+        assert run.wait().code == 0
+    assert mirror.tombstones() == 0
+    assert mirror.documents() == through_the_hook(source.items().values())

@@ -1,0 +1,67 @@
+"""Search indices, on each of the real servers: whatever interrupts a copy, the index ends as the hook's documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from replicator.testing.dynamodb_local import DynamoDBLocal
+from tests.end_to_end import targets
+from tests.end_to_end.targets import KILLS, MAPPING, Index
+from tests.end_to_end.world import Load, Source
+from tests.servers_search import Search
+
+pytestmark = [pytest.mark.search, pytest.mark.timeout(300 + 30 * KILLS)]
+
+
+@pytest.fixture
+def index(tmp_path: Path, source: Source, search: Search) -> Index:
+    """A pipeline through the hook into an index on each server."""
+    return Index(tmp_path, source, search, options={"mapping": MAPPING})
+
+
+def test_after_kills_and_a_restart_of_the_server_the_index_is_what_the_hook_makes(
+    index: Index, source: Source, local: DynamoDBLocal
+) -> None:
+    def roll(done: int) -> None:
+        if done % 150 == 75:
+            local.roll()
+
+    targets.ends_equal_after_kills_and_a_restart(index, source, roll)
+
+
+def test_a_backfill_that_nothing_interrupts_leaves_no_tombstone(index: Index, source: Source) -> None:
+    targets.leaves_no_tombstone(index, source)
+
+
+def test_tombstones_outlive_a_crash_of_the_server_in_the_middle_of_a_backfill(index: Index, source: Source) -> None:
+    source.fill(600, filler=targets.FILLER)
+    index.configured(backfill={"segments": 2, "read_units": 40})
+    with Load(source, seed=13, keys=600) as load, index.start() as run:
+        run.eventually(lambda: index.tombstones() > 5, "deletes leave tombstones")
+        index.crash_server()
+        run.until("waiting")
+        index.start_server()
+        kept = index.tombstones()
+        phase = index.status()["phase"]
+        run.until("going on after a wait")
+        load.wait(100)
+        assert run.stop().code == 0
+    index.configured(backfill={"segments": 2})
+    index.caught_up()
+
+    assert phase == "backfill"
+    assert kept > 5
+    assert index.documents() == targets.through_the_hook(source.items().values())
+
+
+def test_whole_items_without_a_mapping_keep_their_numbers_exactly(index: Index, source: Source) -> None:
+    index.options = {}
+    index.configured(None)
+    source.fill(20)
+    exact = {"big": 12345678901234567890123456789012345678, "": "empty name", "a.b": {"c": [1, None]}, "_id": "own"}
+    source.put("odd", n=1, **exact)
+    index.caught_up()
+
+    index.assert_equal()
