@@ -1,0 +1,65 @@
+"""Elasticsearch 8 and 9: what is different from OpenSearch is how one logs in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from elastic_transport import NodeConfig
+from elastic_transport.client_utils import parse_cloud_id
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
+
+from connectors.search.connection import Connection
+from connectors.search.nodes import nodes
+from connectors.search.options import Address, SearchOptions, safe_addresses
+from connectors.search.target import SearchTarget
+
+
+def _cloud_id(text: str) -> str:
+    try:
+        address = parse_cloud_id(text).es_address
+    except ValueError:
+        address = None
+    if address is None:
+        raise ValueError("is no cloud id; copy it from the deployment's page, it looks like name:bG9uZy10ZXh0")
+    return text
+
+
+class ElasticsearchOptions(SearchOptions):
+    """Where the cluster is (``url`` or ``cloud_id``), and who logs in."""
+
+    url: Address | list[Address] | None = Field(default=None, description="https://host:9200, or several nodes of one")
+    cloud_id: Annotated[str, AfterValidator(_cloud_id)] | None = Field(default=None, description="of Elastic Cloud")
+    api_key: SecretStr | None = Field(default=None, description="the encoded form, as Elasticsearch shows it")
+
+    @field_validator("url")
+    @classmethod
+    def _safe(cls, url: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        return safe_addresses(url, info)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ElasticsearchOptions:
+        if bool(self.url) == bool(self.cloud_id):
+            raise ValueError("needs one of url and cloud_id")
+        if self.api_key is not None and self.username is not None:
+            raise ValueError("has api_key and username; keep one")
+        return self
+
+
+class Elasticsearch(SearchTarget):
+    """Indices in Elasticsearch 8 or 9."""
+
+    Options = ElasticsearchOptions
+
+    def __init__(self, options: ElasticsearchOptions, pipeline: str) -> None:
+        super().__init__(options, pipeline, Connection(_nodes(options), "Elasticsearch"))
+
+
+def _nodes(options: ElasticsearchOptions) -> list[NodeConfig]:
+    key = None if options.api_key is None else f"ApiKey {options.api_key.get_secret_value()}"
+    return nodes(options.url or _cloud_url(options.cloud_id or ""), options, key)
+
+
+def _cloud_url(cloud_id: str) -> str:
+    address = parse_cloud_id(cloud_id).es_address
+    assert address is not None, "the options were validated"
+    return f"https://{address[0]}:{address[1]}"

@@ -1,0 +1,65 @@
+"""OpenSearch 2 and 3, also Amazon's: what is different from Elasticsearch is how one logs in."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from connectors.search.connection import Connection, Sign
+from connectors.search.nodes import nodes
+from connectors.search.options import Address, SearchOptions, safe_addresses
+from connectors.search.target import SearchTarget
+from replicator.config_models import Options
+
+
+class Aws(Options):
+    """Requests signed with AWS credentials. What is left out comes from the usual AWS chain."""
+
+    region: str | None = Field(default=None, description="the domain's region, e.g. eu-west-1")
+    profile: str | None = Field(default=None, description="profile in ~/.aws/config")
+    role_arn: str | None = Field(default=None, description="role to assume for writing")
+    external_id: str | None = Field(default=None, description="external id that the role asks for")
+    service: Literal["es", "aoss"] = Field(default="es", description="es: a domain; aoss: OpenSearch Serverless")
+
+    @model_validator(mode="after")
+    def _id_needs_role(self) -> Aws:
+        if self.external_id is not None and self.role_arn is None:
+            raise ValueError("external_id means nothing without role_arn")
+        return self
+
+
+class OpenSearchOptions(SearchOptions):
+    """Where the cluster is, and who logs in."""
+
+    url: Address | list[Address] = Field(min_length=1, description="https://host:9200, or several nodes of one cluster")
+    aws: Aws | None = Field(default=None, description="sign requests for Amazon OpenSearch; {} for the usual chain")
+
+    @field_validator("url")
+    @classmethod
+    def _safe(cls, url: str | list[str], info: ValidationInfo) -> str | list[str] | None:
+        return safe_addresses(url, info)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> OpenSearchOptions:
+        if self.aws is not None and self.username is not None:
+            raise ValueError("has aws and username; keep one")
+        if self.aws is not None and not isinstance(self.url, str) and len(self.url) > 1:
+            raise ValueError("has aws and several addresses; a domain has one")
+        return self
+
+
+class OpenSearch(SearchTarget):
+    """Indices in OpenSearch 2 or 3, or in an Amazon OpenSearch domain."""
+
+    Options = OpenSearchOptions
+
+    def __init__(self, options: OpenSearchOptions, pipeline: str) -> None:
+        sign = None if options.aws is None else _signed(options.aws)
+        super().__init__(options, pipeline, Connection(nodes(options.url, options), "OpenSearch", sign))
+
+
+def _signed(aws: Aws) -> Sign:
+    from replicator.signing import session, signer  # boto3 is slow to import, and most clusters need none
+
+    return signer(session(aws.region, aws.profile), aws.service)

@@ -1,0 +1,104 @@
+"""Sends lines as bulk requests, several at once, split where a request is too large for somebody on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from connectors.search.connection import NDJSON, Connection
+from connectors.search.encode import cut
+from connectors.search.failures import Answer, AnswerLost, failure
+from connectors.search.verdicts import Verdict, busy, failed, refused, verdicts
+from replicator.errors import ReplicatorError
+
+SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
+_ANSWER = "filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason"
+
+
+@dataclass(slots=True)
+class Size:
+    """How large a bulk may be now: at most ``largest``, which falls for good where somebody on the way refuses more."""
+
+    largest: int
+    documents: int
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.bytes = self.largest
+
+    def shrink(self) -> None:
+        self.bytes = max(SMALLEST, self.bytes // 2)
+
+    def grow(self) -> None:
+        self.bytes = min(self.largest, self.bytes * 2)
+
+    def too_large(self, size: int) -> None:
+        self.largest = min(self.largest, max(SMALLEST, size // 2))
+        self.bytes = min(self.bytes, self.largest)
+
+
+Sent = list[tuple[slice, Future[list[Verdict]]]]
+
+
+class Bulk:
+    """Bulk requests to the indices of one cluster. Threads are started when needed and end with ``close``."""
+
+    def __init__(self, connection: Connection, size: Size, in_flight: int) -> None:
+        self._connection = connection
+        self._in_flight = in_flight
+        self._threads: ThreadPoolExecutor | None = None
+        self.size = size
+
+    def start(self, alias: str, lines: Sequence[bytes]) -> Sent:
+        """Begin to send lines (an action with its document each) to the index behind ``alias``."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._in_flight, thread_name_prefix="bulk")
+        pieces = cut([len(line) for line in lines], self.size.bytes, self.size.documents)
+        return [(piece, self._threads.submit(self._deliver, alias, lines[piece])) for piece in pieces]
+
+    def store(self, alias: str, lines: Sequence[bytes]) -> list[Verdict]:
+        """Send lines and wait; a verdict for each."""
+        return [verdict for _, done in self.start(alias, lines) for verdict in done.result()]
+
+    def close(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+
+    def _deliver(self, alias: str, lines: Sequence[bytes]) -> list[Verdict]:
+        body = b"".join(lines)
+        # Only through the alias: an index that is gone is not made anew by accident, with a mapping out of thin air.
+        path = f"/{quote(alias, safe='')}/_bulk?require_alias=true&timeout=30s&{_ANSWER}"
+        try:
+            answer = self._connection.request("POST", path, body, form=NDJSON)
+        except ReplicatorError as e:
+            return [failed(e)] * len(lines)
+        found = answer.json
+        if answer.status == 200 and isinstance(found, dict) and len(found.get("items", ())) == len(lines):
+            return verdicts(found["items"], self._connection.server)
+        return self._refused(alias, lines, answer, len(body))
+
+    def _refused(self, alias: str, lines: Sequence[bytes], answer: Answer, size: int) -> list[Verdict]:
+        """The whole request was refused: in halves it may go, down to the one document that is to blame."""
+        server = self._connection.server
+        if answer.status == 413:
+            self.size.too_large(size)
+        elif answer.status == 429:
+            return [busy(server)] * len(lines)
+        elif answer.status == 200:
+            lost = AnswerLost(f"{server} answered a bulk request in part only")
+            return [failed(failure(answer, server, "a bulk request") if answer.json is None else lost)] * len(lines)
+        elif answer.status != 400 or not answer.cause[0]:
+            return [failed(failure(answer, server, "writing documents"))] * len(lines)
+        if len(lines) > 1:
+            half = len(lines) // 2
+            return [*self._deliver(alias, lines[:half]), *self._deliver(alias, lines[half:])]
+        return [refused(_alone(answer, size))]
+
+
+def _alone(answer: Answer, size: int) -> str:
+    if answer.status == 413:
+        return f"the document has {size} bytes, more than the server (or a proxy before it) takes in one request"
+    return f"the engine refuses a request with this document alone: {answer.cause[0]}"

@@ -1,0 +1,95 @@
+"""An index's mapping as the engine has it, compared with the one that is wanted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# The engine does not show what is as it would be anyway.
+_DEFAULTS: Mapping[str, Any] = {
+    "index": True, "doc_values": True, "store": False, "enabled": True, "coerce": True, "ignore_malformed": False,
+    "eager_global_ordinals": False, "similarity": "BM25", "analyzer": "default", "boost": 1.0, "fielddata": False,
+    "index_phrases": False, "split_queries_on_whitespace": False, "required": False, "numeric_detection": False,
+    "date_detection": True, "position_increment_gap": 100, "ignore_z_value": True, "type": "object",
+    "null_value": None, "meta": {}, "fields": {}, "properties": {},
+}  # fmt: skip
+_ROUNDED = {
+    "double": "keeps 15 to 17 digits", "float": "keeps 6 to 9 digits", "half_float": "keeps 3 digits",
+    "scaled_float": "keeps what its scaling_factor says", "long": "cuts off fractions, and refuses more than 64 bits",
+    "integer": "cuts off fractions, and refuses more than 32 bits",
+    "short": "cuts off fractions, and refuses more than 16 bits",
+    "byte": "cuts off fractions, and refuses more than 8 bits",
+    "unsigned_long": "refuses fractions and negative numbers", "rank_feature": "keeps 3 digits",
+}  # fmt: skip
+
+
+def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    """Everything in which the mapping that is there is not as wanted; further fields are nobody's harm."""
+    for name, value in wanted.items():
+        if name not in ("properties", "_meta"):
+            yield from _parameter("the mapping", name, value, there)
+    yield from _fields(wanted.get("properties", {}), there.get("properties", {}), "")
+
+
+def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, field in wanted.items():
+        path = f"{prefix}{name}"
+        if name not in there:
+            yield f"field {path} is missing (add it with PUT _mapping, as {field.get('type', 'object')})"
+            continue
+        yield from _field(path, field, there[name])
+
+
+def _field(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    type, found = wanted.get("type", "object"), there.get("type", "object")
+    if type != found:
+        yield f"field {path} is to be {type}, it is {found} (a type cannot be changed: make a new index)"
+        return
+    for name, value in wanted.items():
+        if name not in ("type", "properties", "fields"):
+            yield from _parameter(f"field {path}", name, value, there)
+    for inner in ("properties", "fields"):
+        yield from _fields(wanted.get(inner, {}), there.get(inner, {}), f"{path}.")
+
+
+def _parameter(where: str, name: str, wanted: Any, there: Mapping[str, Any]) -> Iterator[str]:
+    if name in there:
+        if _plain(wanted) != _plain(there[name]):
+            yield f"{where} is to have {name}: {_plain(wanted)}, it has {_plain(there[name])}"
+    elif _plain(wanted) != _plain(_DEFAULTS.get(name, _ABSENT.get(name))) and not _is_usual(name, wanted):
+        yield f"{where} is to have {name}: {_plain(wanted)}, it has none"
+
+
+_ABSENT: Mapping[str, Any] = {"dynamic": "true"}
+
+
+def _is_usual(name: str, wanted: Any) -> bool:
+    """Parameters whose default depends on the field's type, so that the engine shows only what differs from it."""
+    return name in ("norms", "index_options", "precision_step", "orientation", "format") and wanted is not None
+
+
+def _plain(value: Any) -> Any:
+    """One spelling a value: the engine writes true, "true" and True alike."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def roundings(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What a search on numeric fields sees less of than the document has; the document itself keeps every digit."""
+    for name, field in properties.items():
+        kind = field.get("type", "object")
+        if kind in _ROUNDED:
+            yield f"{prefix}{name}: {kind} {_ROUNDED[kind]}; the document itself keeps all of them"
+        for inner in ("properties", "fields"):
+            yield from roundings(field.get(inner, {}), f"{prefix}{name}.")
+
+
+def settings_differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Sequence[str]:
+    """Only the number of shards: the others may be changed while the index is in use, and are somebody's business."""
+    shards, found = wanted.get("number_of_shards"), there.get("number_of_shards")
+    if shards is None or str(shards) == str(found):
+        return []
+    return [f"it is to have {shards} primary shards, it has {found} (this cannot be changed: make a new index)"]

@@ -1,0 +1,72 @@
+"""Conflicts, looked up: which of them this run caused itself, and which nobody of ours can have caused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from connectors.search.connection import Connection
+from connectors.search.encode import Entry
+from connectors.search.layout import Layout
+from connectors.search.progress import Place, Progress, place
+from replicator.errors import ConfigError
+from replicator.position import epoch_of
+
+_LOOKED_AT = 20  # conflicts of a batch that are looked up to see whether they can be ours
+_FOUND = "_source=false&filter_path=docs._version,docs.found"
+
+
+class Conflicts:
+    """Looks at what is stored where the engine reports a conflict.
+
+    In a replay (after a restart, or where scan and stream overlap) every write may find itself or a newer one there. A
+    version of a later epoch than this run's cannot come from it: that is reported instead of being counted as stale.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.epoch = 0
+
+    def ours(self, entries: Sequence[Entry], progress: Progress, layouts: Mapping[str, Layout]) -> set[Place]:
+        """The conflicting writes that this run had carried out itself."""
+        found = {place(e.write) for e in entries if place(e.write) in progress.stored}
+        strange = [e for e in entries if place(e.write) not in found]
+        lost = [e for e in strange if place(e.write) in progress.lost]
+        looked_at = [*lost, *(e for e in strange if place(e.write) not in progress.lost)][: max(len(lost), _LOOKED_AT)]
+        known = max((epoch_of(e.write.version) for e in looked_at), default=0)
+        for table in {e.write.table for e in looked_at}:
+            wanted = [e for e in looked_at if e.write.table == table]
+            versions = self._versions(layouts[table], wanted)
+            for entry, version in zip(wanted, versions, strict=True):
+                self._explain(entry, version, layouts[table], max(known, self.epoch))
+                if place(entry.write) in progress.lost and _is_it(entry, version):
+                    found.add(place(entry.write))
+        return found
+
+    def _versions(self, layout: Layout, entries: Sequence[Entry]) -> list[int | None]:
+        """The stored version of each document, None where there is none."""
+        wanted = [{"_id": e.id, **_routing(layout, e)} for e in entries]
+        path = f"/{quote(layout.index, safe='')}/_mget?{_FOUND}"
+        found = self._connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing="reading versions")
+        return [doc.get("_version") if doc.get("found") else None for doc in found["docs"]]
+
+    def _explain(self, entry: Entry, version: int | None, layout: Layout, epoch: int) -> None:
+        if version is None or layout.adopt or epoch_of(version) <= epoch:
+            return
+        raise ConfigError(
+            f"{self._connection.server}: document {entry.id} in {layout.index} has version {version}, higher than any "
+            f"that this copy writes (its epoch is {epoch}): another tool, or a later run, writes to the index. "
+            "Let only one write there; adopt: true accepts that such documents stay as they are"
+        )
+
+
+def _is_it(entry: Entry, version: int | None) -> bool:
+    """Whether the write is what is stored; a delete without a tombstone is where nothing is."""
+    return version == entry.write.version or (version is None and entry.plain is not None)
+
+
+def _routing(layout: Layout, entry: Entry) -> Mapping[str, Any]:
+    return {} if layout.routed_by is None else {"routing": entry.write.id[layout.routed_by]}

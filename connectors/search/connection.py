@@ -1,0 +1,124 @@
+"""The edge to the servers: an official client's transport, with our bytes in and the raw answer out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from elastic_transport import (
+    ConnectionError,
+    ConnectionTimeout,
+    HttpHeaders,
+    NodeConfig,
+    Serializer,
+    TlsError,
+    Transport,
+    TransportError,
+)
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from connectors.search.failures import Answer, AnswerLost, failure
+from replicator import __version__
+from replicator.errors import ConfigError, ReplicatorError, TransientError
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+
+Sign = Callable[[str, str, bytes | None, Mapping[str, str]], Mapping[str, str]]
+"""From (method, URL, body, headers) to the headers that sign the request."""
+
+
+class _Bytes(Serializer):
+    """Bodies are bytes in both directions: the transport's own reading and writing of JSON would round numbers."""
+
+    def loads(self, data: bytes) -> bytes:
+        return data
+
+    def dumps(self, data: bytes) -> bytes:
+        return data
+
+
+_SERIALIZERS = {name: _Bytes() for name in (JSON, NDJSON, "application/*", "text/*")}
+
+
+class Connection:
+    """Connections to the nodes of one cluster, made when needed. Threads may share it.
+
+    The transport selects nodes, sets dead ones aside and reuses connections. It repeats nothing: that is done in one
+    place, where it can be seen.
+    """
+
+    def __init__(self, nodes: Sequence[NodeConfig], product: str, sign: Sign | None = None) -> None:
+        first = nodes[0]
+        self.server = f"{product} at {first.host}:{first.port}"
+        self._nodes = [
+            node.replace(headers={**node.headers, "user-agent": f"replicator/{__version__}"}) for node in nodes
+        ]
+        self._sign = sign
+        self._transport: Transport | None = None
+
+    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = JSON) -> Answer:
+        """The answer, whatever its status. TransientError without one, AnswerLost if the request may have arrived."""
+        headers = {"accept": JSON} | ({} if body is None else {"content-type": form})
+        if self._sign is not None:
+            headers |= self._sign(method, self._url(path), body, headers)
+        try:
+            found = self._open().perform_request(method, path, body=body, headers=HttpHeaders(headers))
+        except TransportError as e:
+            raise unanswered(e, self.server) from e
+        product = found.meta.headers.get("x-elastic-product")
+        return Answer(found.meta.status, found.body or b"", product == "Elasticsearch")
+
+    def ask(self, method: str, path: str, body: bytes | None = None, *, doing: str) -> Any:
+        """The JSON of a successful answer; errors by what to do about them otherwise."""
+        answer = self.request(method, path, body)
+        found = answer.json
+        if answer.status >= 300 or (found is None and method != "HEAD"):
+            raise failure(answer, self.server, doing)
+        return found
+
+    def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def _url(self, path: str) -> str:
+        node = self._nodes[0]
+        return f"{node.scheme}://{node.host}:{node.port}{node.path_prefix}{path}"
+
+    def _open(self) -> Transport:
+        if self._transport is None:
+            self._transport = Transport(
+                self._nodes, max_retries=0, retry_on_status=(), serializers=_SERIALIZERS, meta_header=False
+            )
+        return self._transport
+
+
+def unanswered(error: TransportError, server: str) -> ReplicatorError:
+    """Our error for a request without an answer."""
+    cause: Any = error.errors[0] if error.errors else error
+    if isinstance(error, TlsError):
+        return _no_tls(str(cause), server)
+    if isinstance(cause, NewConnectionError | ConnectTimeoutError):
+        return TransientError(f"{server} cannot be reached: {_short(cause)}")
+    if isinstance(error, ConnectionTimeout):
+        return AnswerLost(f"{server} did not answer in time (target.timeout)")
+    if isinstance(error, ConnectionError):
+        return AnswerLost(f"{server}: the connection was cut: {_short(cause)}")
+    return AnswerLost(f"{server}: {_short(error)}")
+
+
+def _no_tls(text: str, server: str) -> ReplicatorError:
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ConfigError(
+            f"{server} has a certificate that is not trusted or is made out for another name; "
+            "name its authority in target.ca_certs"
+        )
+    if "WRONG_VERSION_NUMBER" in text or "record layer" in text:
+        return ConfigError(f"{server} does not speak TLS on that port; is target.url to be http?")
+    return TransientError(f"{server}: TLS failed: {text}")
+
+
+def _short(error: object) -> str:
+    """The last part of urllib3's nested sentences."""
+    return str(error).rpartition(": ")[2].strip("()'\" ") or type(error).__name__

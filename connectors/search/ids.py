@@ -1,0 +1,24 @@
+"""A document's id inside its index: readable, at most 512 bytes, different for different keys."""
+
+from __future__ import annotations
+
+import hashlib
+
+from replicator.batch import DocumentId
+
+LONGEST = 512  # bytes; a longer one makes the engine refuse the whole request
+_HASHED = "sha256:"
+
+
+def index_id(id: DocumentId) -> str:
+    """The key itself; two parts are joined by ``|``, which is %7C inside them, as % is %25. Hashed where too long.
+
+    A key that looks like a hash is hashed too, so it meets no other's. UnicodeEncodeError for half a surrogate pair.
+    """
+    text = id[0] if len(id) == 1 else "|".join(part.replace("%", "%25").replace("|", "%7C") for part in id)
+    if len(text) * 4 <= LONGEST and not text.startswith(_HASHED) and text.isascii():
+        return text
+    encoded = text.encode()
+    if len(encoded) <= LONGEST and not text.startswith(_HASHED):
+        return text
+    return _HASHED + hashlib.sha256(encoded).hexdigest()

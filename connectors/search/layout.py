@@ -1,0 +1,114 @@
+"""How documents lie in an index: its names, its mapping, where a document's own fields are and where ours.
+
+Ours are in one object, ``replicator``: the version, the key's parts, and whether it is a tombstone. The name has no
+underscore in front, because the engines keep such names for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.search.options import SearchTable, index_name
+from replicator.config_target import OWN_IDS
+from replicator.errors import ConfigError
+from replicator.target import Table
+
+OURS = "replicator"
+WHOLE = "document"  # where a whole item is, in an index without a mapping
+FORMAT = 1  # of the layout; a newer one is refused
+LIVE = {"bool": {"must_not": {"term": {f"{OURS}.deleted": True}}}}  # the alias's filter: hides tombstones
+_LONGEST_TERM = 8191  # characters of up to 4 bytes: what fits a keyword
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One index.
+
+    ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as it is in
+    one object that is not searched; otherwise its attributes are fields. ``routed_by``: index of the part.
+    """
+
+    alias: str
+    index: str
+    parts: tuple[str, ...]
+    whole: bool
+    mapping: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    shards: int | None = None
+    routed_by: int | None = None
+    adopt: bool = False
+
+
+def layouts(tables: Sequence[Table]) -> dict[str, Layout]:
+    """Each table's layout by name; ConfigError names everything that cannot be."""
+    problems: list[str] = []
+    found: dict[str, Layout] = {}
+    for table in tables:
+        try:
+            found[table.name] = _layout(table)
+        except ConfigError as e:
+            problems += e.problems
+    problems += _shared(list(found.values()))
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def _shared(found: Sequence[Layout]) -> list[str]:
+    names = [layout.index for layout in found] + [layout.alias for layout in found]
+    return [f"target: the name {name} is used twice" for name in sorted(names) if names.count(name) > 1][:1]
+
+
+def _layout(table: Table) -> Layout:
+    options = SearchTable.model_validate(dict(table.options))
+    name = options.index or f"{table.name.lower()}-1"
+    for given in (table.name.lower(), name):
+        try:
+            index_name(given)
+        except ValueError as e:
+            raise ConfigError(f"{table.name}: {given} {e}") from e
+    if name == table.name:
+        raise ConfigError(f"{name}: the alias and the index behind it need different names; leave out index")
+    routed_by = _routing(table, options.routing)
+    parts = _parts(table)
+    mapping = _mapping(options.mapping, parts, routed=routed_by is not None)
+    settings = _settings(options)
+    whole = options.mapping is None
+    return Layout(table.name, name, parts, whole, mapping, settings, options.shards, routed_by, options.adopt)
+
+
+def _parts(table: Table) -> tuple[str, ...]:
+    return ("item", "id") if table.keys == OWN_IDS else ("partition", "sort")[: len(table.keys.names)]
+
+
+def _routing(table: Table, name: str | None) -> int | None:
+    if name is None:
+        return None
+    if name not in table.keys.names:
+        known = ", ".join(table.keys.names)
+        raise ConfigError(f"{table.name}: routing is to be an attribute of the key ({known}), {name} is none")
+    return table.keys.names.index(name)
+
+
+def _mapping(given: Mapping[str, Any] | None, parts: Sequence[str], *, routed: bool) -> dict[str, Any]:
+    fields = {} if given is None else given["properties"]
+    whole = {WHOLE: {"type": "object", "enabled": False}} if given is None else {}
+    return {
+        "dynamic": "strict",
+        **(given or {}),
+        **({"_routing": {"required": True}} if routed else {}),
+        "properties": {OURS: {"properties": own_fields(parts)}, **whole, **fields},
+    }
+
+
+def own_fields(parts: Sequence[str]) -> dict[str, Any]:
+    """The mapping of what is under ``replicator``."""
+    key = {"type": "keyword", "ignore_above": _LONGEST_TERM}
+    return {"version": {"type": "long"}, "deleted": {"type": "boolean"}, **{part: key for part in parts}}
+
+
+def _settings(options: SearchTable) -> dict[str, Any]:
+    counts = {"number_of_shards": options.shards, "number_of_replicas": options.replicas}
+    return {**options.settings, **{name: n for name, n in counts.items() if n is not None}}

@@ -1,0 +1,126 @@
+"""What a config may say about a search target and each of its indices, whichever engine it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+import orjson
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
+
+from replicator.config_models import Options, is_loopback
+
+MEGABYTE = 1 << 20
+_FORBIDDEN = re.compile(r'[\\/*?"<>|\s,#:\x00-\x1f]')
+
+
+def index_name(name: str) -> str:
+    """An index's name as both engines take it; ValueError says what is wrong."""
+    if _FORBIDDEN.search(name) or name[:1] in ("-", "_", "+", "") or name in (".", "..") or name != name.lower():
+        raise ValueError(
+            "is to be an index's name: lower case, none of \\ / * ? \" < > | , # : or spaces, not beginning with - _ +"
+        )
+    if len(name.encode()) > 255:
+        raise ValueError("is longer than the 255 bytes that an index's name may have")
+    return name
+
+
+def _mapping(given: object) -> object:
+    """A mapping, or the JSON text of one (``${file:products.json}`` puts it there)."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return orjson.loads(given)
+    except orjson.JSONDecodeError as e:
+        raise ValueError(f"is text that is no JSON ({e}); write ${{file:NAME.json}} to take it from a file") from None
+
+
+def _whole_mapping(mapping: dict[str, Any]) -> dict[str, Any]:
+    if "mappings" in mapping:
+        raise ValueError("is a whole index; keep what is under mappings, and put its settings under settings")
+    if not isinstance(mapping.get("properties"), dict):
+        raise ValueError("has no properties; it is to look like properties: {title: {type: text}}")
+    if "replicator" in mapping["properties"]:
+        raise ValueError("has a field named replicator, which is where replicator keeps version and key")
+    if "_source" in mapping:
+        raise ValueError("has _source, which is always kept whole: it is the document")
+    return mapping
+
+
+class SearchTable(Options):
+    """Options of one index. The table's name is the alias under which it is searched."""
+
+    index: Annotated[str, AfterValidator(index_name)] | None = Field(
+        default=None, description="the index behind the alias, by default the table's name and -1"
+    )
+    mapping: Annotated[dict[str, Any], AfterValidator(_whole_mapping), BeforeValidator(_mapping)] | None = Field(
+        default=None, description="the index's mapping; without it a whole item is kept under document, unsearchable"
+    )
+    settings: dict[str, Any] = Field(default={}, description="the index's settings, e.g. analysis")
+    shards: int | None = Field(default=None, ge=1, le=1024, description="primary shards; cannot be changed later")
+    replicas: int | None = Field(default=None, ge=0, le=100, description="copies of each shard")
+    routing: str | None = Field(default=None, description="key attribute that says in which shard a document is")
+    adopt: bool = Field(default=False, description="take over an index that something else made and filled")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        return SplitResult("", "", "", "", "")
+
+
+def _address(url: str) -> str:
+    parts = _split(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("is to be of the form https://host:9200 or http://127.0.0.1:9200")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("has a user name in it; put it under username and password, where it is kept secret")
+    return url
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+def _file(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"is to be a file of certificates, and there is none at {path}")
+    return path
+
+
+class SearchOptions(Options):
+    """Where the cluster is, who logs in, and how much goes there at once."""
+
+    insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
+    username: str | None = Field(default=None, description="for basic authentication, with password")
+    password: SecretStr | None = None
+    ca_certs: Annotated[str, AfterValidator(_file)] | None = Field(
+        default=None, description="file with the authorities to trust instead of the public ones"
+    )
+    compress: bool = Field(default=False, description="gzip requests and answers: less traffic, more work")
+    timeout: float = Field(default=60.0, ge=5, le=240, description="seconds to wait for an answer")
+    bulk_bytes: int = Field(default=8 * MEGABYTE, ge=1024, le=90 * MEGABYTE, description="most bytes in a bulk request")
+    bulk_documents: int = Field(default=1000, ge=1, le=100_000, description="most documents in a bulk request")
+    in_flight: int = Field(default=2, ge=1, le=16, description="bulk requests at once")
+
+    @model_validator(mode="after")
+    def _both(self) -> SearchOptions:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("has only one of username and password; give both")
+        return self
+
+
+def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+    """ValueError for addresses of other machines where everything would travel in the clear."""
+    for url in [urls] if isinstance(urls, str) else urls or []:
+        parts = _split(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
+            raise ValueError(
+                "is http to another machine, so documents would travel in the clear; use https or insecure: true"
+            )
+    return urls
+
+
+__all__ = ["Address", "SearchOptions", "SearchTable", "field_validator", "index_name", "safe_addresses"]

@@ -1,0 +1,58 @@
+"""Why the engine refuses a document, in words that quote nothing of what is in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+Say = Callable[[re.Match[str]], str]
+
+_KNOWN: tuple[tuple[str, Say], ...] = (
+    (
+        r"dynamic introduction of \[(?P<field>.*?)\] within \[(?P<where>.*?)\] is not allowed",
+        lambda m: (
+            f"the mapping does not know the field {_path(m['where'], m['field'])} and is strict "
+            "(add the field to it, or say dynamic: false there)"
+        ),
+    ),
+    (
+        r"failed to parse (?:date )?field \[(?P<field>.*?)\] of type \[(?P<type>\w+)\]",
+        lambda m: f"the field {m['field']} is of type {m['type']} and cannot hold the value",
+    ),
+    (
+        r"object mapping for \[(?P<field>.*?)\] tried to parse field \[.*?\] as object",
+        lambda m: f"the field {m['field']} is an object in the mapping, and the value is none",
+    ),
+    (
+        r'immense term in field="(?P<field>.*?)"',
+        lambda m: (
+            f"the text in the field {m['field']} is longer than the 32,766 bytes that a keyword can index "
+            "(ignore_above in its mapping avoids this)"
+        ),
+    ),
+    (
+        r"Limit of (?P<what>[a-z ]+) \[(?P<limit>\d+)\].* has been exceeded",
+        lambda m: f"the index is limited to {m['limit']} {m['what']}",
+    ),
+    (
+        r"is a metadata field and cannot be added",
+        lambda _: "it has a field with a name that the engine keeps to itself",
+    ),
+    (
+        r"field name cannot be|[Ff]ield name \[.*?\] |contains only whitespace|starts or ends with a",
+        lambda _: "it has a field whose name is empty, or has a dot where the engine allows none",
+    ),
+)
+
+
+def refusal(type: str, reason: str) -> str:
+    """A sentence for a refused document. The engine's own words are used only where they surely quote no value."""
+    for pattern, say in _KNOWN:
+        found = re.search(pattern, reason, re.DOTALL)
+        if found is not None:
+            return f"{say(found)}: {type}"
+    return f"the engine refuses the document: {type}"
+
+
+def _path(where: str, field: str) -> str:
+    return field if where == "_doc" else f"{where}.{field}"

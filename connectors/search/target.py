@@ -1,0 +1,110 @@
+"""The target itself: indices checked and made, batches stored under versions that the engine compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from connectors.search import catalog, leftovers
+from connectors.search.bulk import Bulk, Size
+from connectors.search.conflicts import Conflicts
+from connectors.search.connection import Connection
+from connectors.search.encode import Encoded, encode
+from connectors.search.failures import AnswerLost
+from connectors.search.layout import Layout, layouts
+from connectors.search.options import SearchOptions, SearchTable
+from connectors.search.verdicts import worst
+from connectors.search.writing import Writing
+from replicator.batch import Batch, DocumentId, Outcome
+from replicator.doubt import Doubt
+from replicator.errors import ConfigError
+from replicator.target import Table
+
+
+class SearchTarget:
+    """Indices of one cluster. Every write is guarded by its version (``version_type=external``).
+
+    Deletes that must be remembered are documents of their own, which the alias hides, because the engine's own memory
+    of deletes ends with a restart.
+    """
+
+    TableOptions = SearchTable
+
+    def __init__(self, options: SearchOptions, pipeline: str, connection: Connection) -> None:
+        self._pipeline = pipeline
+        self._connection = connection
+        self._bulk = Bulk(connection, Size(options.bulk_bytes, options.bulk_documents), options.in_flight)
+        self._doubt = Doubt()
+        self._conflicts = Conflicts(connection)
+        self._writing = Writing(self._bulk, self._doubt, self._conflicts)
+        self._layouts: Mapping[str, Layout] = {}
+
+    @property
+    def doubt(self) -> Doubt:
+        return self._doubt
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        try:
+            return [text for layout in layouts(tables).values() for text in self._problems(layout)]
+        except ConfigError as e:
+            return e.problems
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        wanted = layouts(tables).values()
+        return [text for layout in wanted for text in catalog.plan(layout, catalog.state(self._connection, layout))]
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        epochs = [catalog.epoch_noted(catalog.state(self._connection, layout)) for layout in layouts(tables).values()]
+        known = [epoch for epoch in epochs if epoch is not None]
+        return max(known, default=None) if len(known) == len(epochs) else None
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        wanted = layouts(tables)
+        found = {name: catalog.state(self._connection, layout) for name, layout in wanted.items()}
+        problems = [text for n, layout in wanted.items() for text in self._mismatches(layout, found[n])]
+        if problems:
+            raise ConfigError(*problems)
+        for name, layout in wanted.items():
+            catalog.make(self._connection, layout, found[name], catalog.notes(layout, self._pipeline, epoch))
+        self._layouts = wanted
+        self._conflicts.epoch = epoch
+
+    def write(self, batch: Batch) -> Outcome:
+        self.send(self.encode(batch))
+        return self.collect()
+
+    def encode(self, batch: Batch) -> Encoded:
+        return encode(batch, self._layouts)
+
+    def send(self, encoded: Encoded) -> None:
+        self._writing.send(encoded, self._layouts)
+
+    def collect(self) -> Outcome:
+        return self._writing.collect(self._layouts)
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        (layout,) = layouts([table]).values()
+        return self._stored(layout, leftovers.swept(self._connection, layout, below, spare))
+
+    def purge(self, table: Table, below: int) -> int:
+        (layout,) = layouts([table]).values()
+        return self._stored(layout, leftovers.forgotten(self._connection, layout, below))
+
+    def close(self) -> None:
+        self._writing.drop()
+        self._bulk.close()
+        self._connection.close()
+
+    def _stored(self, layout: Layout, lines: Sequence[bytes]) -> int:
+        found = self._bulk.store(layout.alias, lines)
+        error = worst(found)
+        if error is not None:
+            if isinstance(error, AnswerLost):
+                self._doubt.begin()
+            raise error
+        return len(lines)
+
+    def _problems(self, layout: Layout) -> Sequence[str]:
+        return list(self._mismatches(layout, catalog.state(self._connection, layout)))
+
+    def _mismatches(self, layout: Layout, found: catalog.State) -> Sequence[str]:
+        return list(catalog.mismatches(layout, found, self._pipeline))

@@ -1,0 +1,80 @@
+"""What the engine's answer means for each line of a bulk request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from connectors.search.failures import AnswerLost, engine_failure
+from connectors.search.reasons import refusal
+from replicator.errors import ReplicatorError, TransientError
+
+REJECTED_EXECUTION = ("es_rejected_execution_exception", "rejected_execution_exception", "circuit_breaking_exception")
+
+Kind = Literal["stored", "conflict", "refused", "busy", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one line.
+
+    stored: done. conflict: the engine has that version or a newer one. refused: never, for the ``reason``. busy: the
+    engine has too much to do just now, or always for this document. failed: ``error`` says what it waits for, or
+    what a person has to change.
+    """
+
+    kind: Kind
+    reason: str = ""
+    error: ReplicatorError | None = None
+
+
+STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
+
+
+def verdicts(items: Sequence[Any], server: str) -> list[Verdict]:
+    """One verdict for each item of the answer to a bulk request."""
+    return [_verdict(outcome, server) for item in items for outcome in item.values()]
+
+
+def _verdict(outcome: Any, server: str) -> Verdict:
+    status, error = outcome["status"], outcome.get("error")
+    if error is None and (status < 300 or status == 404):  # 404: what was to be deleted is not there
+        return STORED
+    type, reason = _cause(error)
+    if status == 409:
+        return CONFLICT
+    if status == 429 and type in REJECTED_EXECUTION:
+        return busy(server)
+    found = engine_failure(status, type, reason, server)
+    if found is None and status == 429:
+        return busy(server)
+    return refused(refusal(type, reason)) if found is None else failed(found)
+
+
+def _cause(error: Any) -> tuple[str, str]:
+    if not isinstance(error, dict):
+        return "", str(error)
+    return str(error.get("type", "")), str(error.get("reason", ""))
+
+
+def busy(server: str) -> Verdict:
+    return Verdict("busy", error=TransientError(f"{server} has too much to do; the rest is sent again"))
+
+
+def failed(error: ReplicatorError) -> Verdict:
+    return Verdict("failed", error=error)
+
+
+def refused(reason: str) -> Verdict:
+    return Verdict("refused", reason)
+
+
+def worst(found: Sequence[Verdict]) -> ReplicatorError | None:
+    """The error that says most about a batch that is not stored: what a person must change before what time mends."""
+    errors = [verdict.error for verdict in found if verdict.error is not None]
+    for error in errors:
+        if not isinstance(error, TransientError):
+            return error
+    lost = next((error for error in errors if isinstance(error, AnswerLost)), None)
+    return lost or next(iter(errors), None)

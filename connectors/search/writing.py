@@ -1,0 +1,132 @@
+"""Stores a batch: sends what is unfinished, reads every answer, and says what became of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from connectors.search.bulk import SMALLEST, Bulk, Sent
+from connectors.search.conflicts import Conflicts
+from connectors.search.encode import Encoded, Entry
+from connectors.search.failures import AnswerLost
+from connectors.search.layout import Layout
+from connectors.search.progress import Progress, place
+from connectors.search.verdicts import Verdict, worst
+from replicator.batch import Outcome, Rejection
+from replicator.doubt import Doubt
+
+_PROBE = b'{"delete":{"_id":"replicator-is-there-room","version":0,"version_type":"external"}}\n'
+
+Attempt = list[tuple[Entry, Verdict, bool]]
+"""Each entry that was sent, what became of it, and whether it was alone in its request."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    encoded: Encoded
+    tombstones: bool
+    sent: Sequence[tuple[str, Sequence[Entry], Sent]]
+
+
+class Writing:
+    """The way from encoded batches to outcomes. At most one batch is under way."""
+
+    def __init__(self, bulk: Bulk, doubt: Doubt, conflicts: Conflicts) -> None:
+        self._bulk = bulk
+        self._doubt = doubt
+        self._conflicts = conflicts
+        self._progress = Progress()
+        self._under_way: _UnderWay | None = None
+
+    def send(self, encoded: Encoded, layouts: Mapping[str, Layout]) -> None:
+        """Begin to store what is unfinished of a batch."""
+        assert self._under_way is None, "a batch is under way: collect it first"
+        tombstones = encoded.batch.tombstones or bool(self._doubt)
+        sent = []
+        for table, entries in encoded.tables.items():
+            pending = self._progress.unfinished(entries, tombstones=tombstones)
+            lines = [entry.sent(tombstones=tombstones) for entry in pending]
+            sent.append((table, pending, self._bulk.start(layouts[table].alias, lines)))
+        self._under_way = _UnderWay(encoded, tombstones, sent)
+
+    def collect(self, layouts: Mapping[str, Layout]) -> Outcome:
+        """Wait for every answer to what was sent. TransientError, ConfigError or NotPermitted if it is not all stored."""
+        under_way, self._under_way = self._under_way, None
+        assert under_way is not None, "nothing was sent"
+        if under_way.encoded.rejections:
+            return Outcome(under_way.encoded.rejections)
+        attempt = [one for _, entries, sent in under_way.sent for one in _answers(entries, sent)]
+        rejections = self._noted(attempt, layouts, tombstones=under_way.tombstones)
+        error = worst([verdict for _, verdict, _ in attempt])
+        if error is not None and not rejections:
+            raise error
+        if rejections:
+            return Outcome(rejections)
+        return self._whole(under_way.encoded)
+
+    def drop(self) -> None:
+        self._under_way = None
+
+    def _noted(self, attempt: Attempt, layouts: Mapping[str, Layout], *, tombstones: bool) -> list[Rejection]:
+        """Remember what was said; the writes that are refused for good."""
+        conflicting = []
+        rejections = []
+        for entry, verdict, _ in attempt:
+            match verdict.kind:
+                case "stored":
+                    self._progress.was_stored(entry, tombstones=tombstones)
+                case "conflict":
+                    conflicting.append(entry)
+                case "refused":
+                    rejections.append(Rejection(entry.write, verdict.reason))
+                case "failed" if isinstance(verdict.error, AnswerLost):
+                    self._doubt.begin()
+                    self._progress.lost.add(place(entry.write))
+        self._known(conflicting, layouts, tombstones=tombstones)
+        return rejections + self._too_heavy(attempt, layouts)
+
+    def _known(self, conflicting: Sequence[Entry], layouts: Mapping[str, Layout], *, tombstones: bool) -> None:
+        ours = self._conflicts.ours(conflicting, self._progress, layouts)
+        for entry in conflicting:
+            if place(entry.write) in ours:
+                self._progress.was_stored(entry, tombstones=tombstones)
+            else:
+                self._progress.stale.add(place(entry.write))
+
+    def _too_heavy(self, attempt: Attempt, layouts: Mapping[str, Layout]) -> list[Rejection]:
+        """Documents that the engine has no room for, however often it is asked, while it has room for others."""
+        busy = [(entry, alone) for entry, verdict, alone in attempt if verdict.kind == "busy"]
+        if not busy:
+            self._bulk.size.grow()
+            return []
+        self._bulk.size.shrink()
+        heavy = all(alone and len(entry.lines) > SMALLEST for entry, alone in busy)
+        if not heavy or not self._room(layouts[busy[0][0].write.table]):
+            return []
+        return [Rejection(e.write, _TOO_HEAVY.format(len(e.lines))) for e, _ in busy if self._progress.struck(e)]
+
+    def _room(self, layout: Layout) -> bool:
+        """Whether the engine takes anything at all just now."""
+        (verdict,) = self._bulk.store(layout.alias, [_PROBE])
+        return verdict.kind in ("stored", "conflict", "refused")
+
+    def _whole(self, encoded: Encoded) -> Outcome:
+        entries = [entry for entries in encoded.tables.values() for entry in entries]
+        stale = self._progress.stale_by_source(entries)
+        self._progress.forget(entries)
+        return Outcome(stale=stale)
+
+
+_TOO_HEAVY = (
+    "the engine has no room for this document of {} bytes, though it took others meanwhile (429 each time it was sent "
+    "alone): it is too large for the memory of its nodes"
+)
+
+
+def _answers(entries: Sequence[Entry], sent: Sent) -> Attempt:
+    found: Attempt = []
+    for piece, done in sent:
+        sent_entries = entries[piece]
+        alone = len(sent_entries) == 1
+        found += ((entry, verdict, alone) for entry, verdict in zip(sent_entries, done.result(), strict=True))
+    return found

@@ -1,0 +1,97 @@
+"""The target contract on the four real servers, read with a plain client."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import pytest
+
+from replicator.batch import Outcome
+from replicator.position import FIRST_EPOCH
+from replicator.target import Table, Target
+from replicator.testing.contract import TargetContract, batch, put, table
+from replicator.testing.contract.kit import Stored
+from replicator.testing.contract.lingering import Proxied
+from replicator.testing.proxy import Proxy
+from tests.servers_search import Search
+
+pytestmark = pytest.mark.search
+
+
+class TestSearch(TargetContract):
+    races = 100
+
+    @pytest.fixture(autouse=True)
+    def _empty(self, search: Search) -> Iterator[None]:
+        """The contract's tables have names of their own."""
+        yield
+        search.server.start()
+        for name in search.ask("GET", "/_cat/indices?format=json&h=index"):
+            search.ask("DELETE", f"/{name['index']}")
+
+    @pytest.fixture
+    def proxy(self, search: Search) -> Iterator[Proxy]:
+        with Proxy("127.0.0.1", search.server.port) as found:
+            yield found
+
+    @pytest.fixture
+    def config(self, search: Search) -> Mapping[str, Any]:
+        return options(search, search.server.port)
+
+    @pytest.fixture
+    def unreachable(self, search: Search) -> Mapping[str, Any]:
+        return options(search, 1)
+
+    @pytest.fixture
+    def stored(self, search: Search) -> Callable[[Table], Any]:
+        return partial(documents, search.url)
+
+    @pytest.fixture
+    def restart(self, search: Search) -> Callable[[], None]:
+        return partial(restarted, search)
+
+    @pytest.fixture
+    def proxied(self, search: Search, proxy: Proxy) -> Proxied:
+        return {**options(search, proxy.port), "timeout": 5}, proxy
+
+    def test_recovers_from_a_cut_connection(
+        self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
+    ) -> None:
+        """A connection that broke while nobody used it is made anew, and nobody needs to know."""
+        config, proxy = proxied
+        target = build(config)
+        target.open([table()], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a"}, 1)))
+        proxy.cut()
+        assert target.write(batch(put({"pk": "b"}, 2))) == Outcome()
+        assert set(stored(table())) == {("a",), ("b",)}
+
+
+def options(search: Search, port: int) -> dict[str, Any]:
+    return {"type": search.server.which.partition("-")[0], "url": f"http://127.0.0.1:{port}"}
+
+
+def restarted(search: Search) -> None:
+    """What the engine remembers of deletes in its translog is gone, too."""
+    search.ask("POST", "/_flush?force=true")
+    search.server.kill()
+    search.server.start()
+
+
+def documents(url: str, table: Table) -> dict[tuple[str, ...], Any]:
+    """What a search finds behind the alias, by key; each document's own part of it."""
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/{table.name}/_refresh", method="POST")):
+        pass
+    with urllib.request.urlopen(f"{url}/{table.name}/_search?size=10000") as answer:
+        found = json.load(answer, parse_float=Decimal, parse_int=Decimal)
+    return dict(_document(hit["_source"]) for hit in found["hits"]["hits"])
+
+
+def _document(source: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
+    ours = source["replicator"]
+    return tuple(ours[part] for part in ("partition", "sort", "item", "id") if part in ours), source["document"]
