@@ -28,6 +28,10 @@ PASSIVE = ("attributes", "backfill", "batch", "change", "checkpoints", "compacti
 PASSIVE += ("fetched", "ledger", "lineage", "pipeline", "position", "progress", "target", "transform", "wire")
 
 
+SHARED = {"elasticsearch": ("search",), "opensearch": ("search",)}
+"""Code that connectors share: two products, one engine."""
+
+
 def imports(path: Path) -> set[str]:
     """Every module that a file imports anywhere in it, as full names (of ``from a import b`` both a and a.b)."""
     found = set()
@@ -72,7 +76,7 @@ def test_a_connector_imports_no_other_connector() -> None:
     for name, connector in own.items():
         for found in imports(NAMES[name]):
             if found.startswith("connectors."):
-                assert found.split(".")[1] == connector, f"{name} imports {found}"
+                assert found.split(".")[1] in (connector, *SHARED.get(connector, ())), f"{name} imports {found}"
 
 
 def test_a_connector_needs_nothing_that_is_for_tests() -> None:
@@ -83,8 +87,8 @@ def test_only_the_demo_uses_what_is_for_tests() -> None:
     assert importers("replicator.testing") & CORE <= {"replicator.cli.demo"}
 
 
-def test_one_module_talks_to_aws() -> None:
-    assert importers("boto3", "botocore") & CORE == {"replicator.aws"}
+def test_one_module_talks_to_aws_and_one_signs_for_others() -> None:
+    assert importers("boto3", "botocore") & CORE == {"replicator.aws", "replicator.signing"}
     assert {name for name in importers("boto3", "botocore") if name.startswith("connectors")} == set()
 
 

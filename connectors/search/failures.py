@@ -67,31 +67,39 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
 
 def engine_failure(status: int, type: str, reason: str, server: str) -> ReplicatorError | None:
     """The error for what concerns an index or the cluster rather than one document; None for everything else."""
-    match type:
-        case "index_closed_exception":
-            return TransientError(f"{server}: the index is closed; waiting until it is opened (POST INDEX/_open)")
-        case "cluster_block_exception":
-            return TransientError(f"{server}: {_block(status, reason)}")
-        case "index_not_found_exception":
-            return ConfigError(
-                f"{server}: the index, or the alias that leads to it, is gone: {reason}. "
-                "If its documents are lost, copy everything again with: replicator resync"
-            )
-        case "security_exception" if status == 403:
-            return NotPermitted(f"{server}: {reason}", action="write", resource=server)
-        case "routing_missing_exception":
-            return ConfigError(f"{server}: the index requires routing; say routing: ATTRIBUTE in target.tables")
-        case "unavailable_shards_exception" | "no_shard_available_action_exception":
-            return AnswerLost(f"{server}: a shard of the index is not available (its health is red)")
-        case "master_not_discovered_exception":
-            return AnswerLost(f"{server}: the cluster has no master")
-    if "no write index is defined" in reason:
-        return ConfigError(f"{server}: the alias leads to several indices now; leave it to the one that check names")
-    if "pipeline with id [" in reason:
-        return ConfigError(f"{server}: {reason}; the index names an ingest pipeline that is not there")
-    if status >= 500:
-        return AnswerLost(f"{server} fails to store documents: {type or status}")
-    return None
+    for known, kind, text in _KNOWN:
+        if type == known or (known.startswith("*") and known[1:] in reason):
+            return kind(f"{server}: {text.format(reason=reason.rstrip('.'))}")
+    if type == "cluster_block_exception":
+        return TransientError(f"{server}: {_block(status, reason)}")
+    if type == "security_exception" and status == 403:
+        return NotPermitted(f"{server}: {reason}", action="write", resource=server)
+    return AnswerLost(f"{server} fails to store documents: {type or status}") if status >= 500 else None
+
+
+_KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
+    ("index_closed_exception", TransientError, "the index is closed; waiting until it is opened (POST INDEX/_open)"),
+    (
+        "index_not_found_exception",
+        ConfigError,
+        "the index, or the alias that leads to it, is gone: {reason}. If its documents are lost, copy everything again "
+        "with: replicator resync",
+    ),
+    (
+        "routing_missing_exception",
+        ConfigError,
+        "the index requires routing; say routing: ATTRIBUTE under the table in target.tables",
+    ),
+    ("unavailable_shards_exception", AnswerLost, "a shard of the index is not available (its health is red)"),
+    ("no_shard_available_action_exception", AnswerLost, "a shard of the index is not available (its health is red)"),
+    ("master_not_discovered_exception", AnswerLost, "the cluster has no master"),
+    (
+        "*no write index is defined",
+        ConfigError,
+        "the alias leads to several indices now; leave only the one behind it that check names",
+    ),
+    ("*pipeline with id [", ConfigError, "{reason}; the index names an ingest pipeline that is not there"),
+)
 
 
 def _block(status: int, reason: str) -> str:

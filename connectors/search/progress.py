@@ -1,7 +1,7 @@
 """What this run was told about the writes of a batch that is not wholly stored yet.
 
-A batch may need several attempts: only what is unfinished is sent again, and a write that this run had carried out in an
-earlier attempt is counted as applied, though the engine then finds it stored already.
+A batch may need several attempts: only what is unfinished is sent again, and a write that this run had carried out in
+an earlier attempt is counted as applied, though the engine then finds it stored already.
 """
 
 from __future__ import annotations

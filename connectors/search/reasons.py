@@ -36,7 +36,7 @@ _KNOWN: tuple[tuple[str, Say], ...] = (
     ),
     (
         r"is a metadata field and cannot be added",
-        lambda _: "it has a field with a name that the engine keeps to itself",
+        lambda _: "a field has a name that the engine keeps to itself",
     ),
     (
         r"field name cannot be|[Ff]ield name \[.*?\] |contains only whitespace|starts or ends with a",

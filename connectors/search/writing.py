@@ -50,7 +50,7 @@ class Writing:
         self._under_way = _UnderWay(encoded, tombstones, sent)
 
     def collect(self, layouts: Mapping[str, Layout]) -> Outcome:
-        """Wait for every answer to what was sent. TransientError, ConfigError or NotPermitted if it is not all stored."""
+        """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
         under_way, self._under_way = self._under_way, None
         assert under_way is not None, "nothing was sent"
         if under_way.encoded.rejections:
