@@ -89,7 +89,7 @@ def cost(changes: int) -> float:
         Destination("none", None, options, TYPED),
         backfill=Backfill(enabled=False),
     )
-    copy = assemble(config, wire, target, None, describe_table(wire, data.TABLE))
+    copy = assemble(config, wire, target, target.checkpoints, None, describe_table(wire, data.TABLE))
     calm_down()
     owner = Owner("run", "host", 1, time.time())
     Driver(copy, owner, World(stop, lambda _: None)).run(until=None, resync=False, accept_hook_change=False)

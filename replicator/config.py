@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from replicator.config_checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
 from replicator.config_file import ConfigFile, Problem, read
 from replicator.config_models import Options, is_loopback, validated
 from replicator.config_target import Destination, destination, target_schema
@@ -105,7 +106,7 @@ class Backfill(Options):
 
 
 class _Sections(Options):
-    """A config file as it is written; ``target`` is read by its connector."""
+    """A config file as it is written; ``target`` is read by its connector, ``checkpoints`` by their store."""
 
     pipeline: Annotated[str, AfterValidator(_pipeline_name)] = Field(
         description="everything durable is filed under this name"
@@ -115,6 +116,9 @@ class _Sections(Options):
         default=None, description="hooks.py:function (relative to this file) or package.module:function"
     )
     target: dict[str, Any]
+    checkpoints: dict[str, Any] | None = Field(
+        default=None, description="where positions are kept; leave it out where the target keeps them itself"
+    )
     backfill: Backfill = Backfill()
     on_gap: Literal["stop", "resync"] = Field(default="stop", description="what to do when records are lost")
     ttl_deletes: Literal["apply", "ignore"] = Field(
@@ -125,7 +129,10 @@ class _Sections(Options):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A checked config. ``path`` is the file it came from; hooks are found beside it."""
+    """A checked config. ``path`` is the file it came from; hooks are found beside it.
+
+    ``checkpoints`` None: with the target where it keeps them, else in a file beside the config.
+    """
 
     pipeline: str
     source: Source
@@ -135,6 +142,7 @@ class Config:
     on_gap: Literal["stop", "resync"] = "stop"
     ttl_deletes: Literal["apply", "ignore"] = "apply"
     parked_limit: int = 10_000
+    checkpoints: Keeping | None = None
     path: Path = Path("config.yaml")
 
     @property
@@ -158,9 +166,12 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
     spoilt = {p.path for p in problems}  # a placeholder without a value needs no second complaint
     sections, wrong = validated(_Sections, file.values, ())
     target, wrong_target = destination(file.values.get("target"))
-    problems += [p for p in (*wrong, *wrong_target) if p.path not in spoilt]
+    checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
+    problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in spoilt]
     if sections is None or target is None:
         return None
+    if checkpoints is not None and hasattr(target.connector, "checkpoints"):
+        problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     return Config(
         pipeline=sections.pipeline,
         source=sections.source,
@@ -170,10 +181,11 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         on_gap=sections.on_gap,
         ttl_deletes=sections.ttl_deletes,
         parked_limit=sections.parked_limit,
+        checkpoints=checkpoints,
         path=file.path,
     )
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a config file, with the options of every connector that is installed."""
-    return target_schema(_Sections)
+    """The JSON schema of a config file, with the options of every connector and store that is installed."""
+    return with_checkpoints(target_schema(_Sections))

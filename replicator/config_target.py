@@ -126,7 +126,7 @@ def target_schema(sections: type[BaseModel]) -> dict[str, Any]:
     whole["properties"] = {**whole["properties"], "target": {"oneOf": choices}}
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "replicator config", **whole}
     schema["title"] = "replicator config"
-    return {**_with_placeholders(schema), "$defs": _with_placeholders(found)}
+    return {**with_placeholders(schema), "$defs": with_placeholders(found)}
 
 
 def _loaded(point: EntryPoint) -> Any:
@@ -159,12 +159,12 @@ _PLACEHOLDER = {"type": "string", "pattern": r"\$\{.+\}"}
 _NARROW = ("integer", "number", "boolean")
 
 
-def _with_placeholders(schema: Any) -> Any:
+def with_placeholders(schema: Any) -> Any:
     """``schema`` where ``${VAR}`` may also stand for a number, a truth value or one of a few words."""
     if isinstance(schema, list):
-        return [_with_placeholders(part) for part in schema]
+        return [with_placeholders(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    inner = {name: _with_placeholders(part) for name, part in schema.items()}
+    inner = {name: with_placeholders(part) for name, part in schema.items()}
     narrow = schema.get("type") in _NARROW or ("enum" in schema and "properties" not in schema)
     return {"anyOf": [inner, _PLACEHOLDER]} if narrow else inner

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import msgspec
 
 from replicator.attributes import Item, Malformed
-from replicator.batch import Batch, Counts, Delete, Part, Upsert, Write
+from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
 from replicator.change import Change
 from replicator.checkpoints import Checkpoints, Parked, PipelineState, Save, decode
 from replicator.compaction import Filing, item_of, run_writes
 from replicator.errors import ConfigError, Fenced
 from replicator.position import epoch_of
-from replicator.target import Target
+from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
 
@@ -57,7 +58,7 @@ def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
     raise ConfigError("this pipeline has never run: nothing is parked")
 
 
-def retry(parked: ParkedItem, filing: Filing, target: Target, pipeline: PipelineState) -> str:
+def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Checkpoints, pipeline: PipelineState) -> str:
     """Try an item's parked changes again; what became of them: "" if they are stored, else why not.
 
     What is still refused stays parked as it is.
@@ -68,20 +69,34 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, pipeline: Pipeline
         batch = retried(parked, filing, tombstones=pipeline.stage != "following")
     except (Poison, Malformed) as e:
         return str(e)
-    return _written(target, batch)
+    if isinstance(target, Lingering):
+        target.doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
+    return _unless_changed(partial(_written, target, checkpoints, batch))
 
 
-def drop(parked: ParkedItem, target: Target) -> str:
+def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
     """Give an item's parked changes up; "" if they are gone, else why not."""
-    return _written(target, parked.discarded())
+    return _unless_changed(partial(_saved, checkpoints, parked.discarded(), Outcome()))
 
 
-def _written(target: Target, batch: Batch) -> str:
+def _unless_changed(act: Callable[[], Outcome]) -> str:
     try:
-        refusals = target.write(batch).rejections
+        refusals = act().rejections
     except Fenced:  # the entries moved: a run parked something newer, or healed the item
         return "a run has changed it meanwhile; look at it again"
     return "; ".join(dict.fromkeys(r.reason for r in refusals))
+
+
+def _written(target: Target, checkpoints: Checkpoints, batch: Batch) -> Outcome:
+    outcome = target.write(batch)
+    if isinstance(target, Transactional) or outcome.rejections:
+        return outcome
+    return _saved(checkpoints, batch, outcome)
+
+
+def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
+    checkpoints.save(batch.saves, outcome_counts(batch, outcome))
+    return outcome
 
 
 def retried(parked: ParkedItem, filing: Filing, *, tombstones: bool) -> Batch:

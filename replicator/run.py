@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from replicator.aws import connect
 from replicator.checkpoints import Checkpoints, Owner
 from replicator.config import Config
+from replicator.config_checkpoints import KEPT_BY_TARGET, default
 from replicator.delivery import Patience, Stopped
 from replicator.driver import Copy, Driver, World, log_wait
 from replicator.errors import ConfigError
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
-from replicator.target import Table, Target, Transactional
+from replicator.stores import Store
+from replicator.target import Mirroring, Table, Target, Transactional
 from replicator.transform import Hook, load
 from replicator.wire import Wire
+
+log = logging.getLogger("replicator")
 
 
 def run(
@@ -37,23 +43,29 @@ def run(
     hook = load(config.transform, config.base) if config.transform is not None else None
     wire = connect(config.source)
     world = World(stop, observe)
-    target = config.target.build(config.pipeline)
-    try:
+    with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped before anything began
         patiently = Patience(stop, log_wait, world.now, world.random)
         table = patiently(lambda: describe_table(wire, config.source.table))
-        copy = assemble(config, wire, target, hook, table)
+        copy = assemble(config, wire, target, checkpoints, hook, table)
         calm_down()
         Driver(copy, _owner(), world).run(until=until, resync=resync, accept_hook_change=accept_hook_change)
-    except Stopped:
-        return  # before anything began
-    finally:
-        target.close()
 
 
-def assemble(config: Config, wire: Wire, target: Target, hook: Hook | None, table: SourceTable) -> Copy:
+def assemble(
+    config: Config, wire: Wire, target: Target, checkpoints: Checkpoints, hook: Hook | None, table: SourceTable
+) -> Copy:
     """A copy of ``table`` as the config wants it; ConfigError where hook and tables do not go together."""
     tables = target_tables(config, table, hook)
-    return Copy(config, wire, target, checkpoints_of(target), hook, table, tables)
+    introduce(target, table, wire)
+    if isinstance(checkpoints, Store):
+        log.info("checkpoints", extra={"place": checkpoints.place})
+    return Copy(config, wire, target, checkpoints, hook, table, tables)
+
+
+def introduce(target: Target, table: SourceTable, wire: Wire) -> None:
+    """Tell the target what it is to be a copy of, if it wants to know."""
+    if isinstance(target, Mirroring):
+        target.mirror(table, wire)
 
 
 def target_tables(config: Config, table: SourceTable, hook: Hook | None) -> tuple[Table, ...]:
@@ -67,11 +79,23 @@ def target_tables(config: Config, table: SourceTable, hook: Hook | None) -> tupl
     return config.target.wanted(table.keys, own_ids=own_ids)
 
 
-def checkpoints_of(target: Target) -> Checkpoints:
-    """Where the entries are kept: with the target's rows, in their transactions."""
+@contextlib.contextmanager
+def ends(config: Config) -> Iterator[tuple[Target, Checkpoints]]:
+    """The target and where the entries are kept, connected to nothing yet; both are closed in the end."""
+    target = config.target.build(config.pipeline)
+    with contextlib.closing(target):
+        checkpoints = checkpoints_of(config, target)
+        with contextlib.closing(checkpoints) if isinstance(checkpoints, Store) else contextlib.nullcontext():
+            yield target, checkpoints
+
+
+def checkpoints_of(config: Config, target: Target) -> Checkpoints:
+    """With the target's rows in their transactions, where it has them; else in the store that the config names."""
     if isinstance(target, Transactional):
+        if config.checkpoints is not None:
+            raise ConfigError(f"checkpoints: {KEPT_BY_TARGET}")
         return target.checkpoints
-    raise ConfigError("target.type: this target keeps no checkpoints, and there is no other store for them yet")
+    return (config.checkpoints or default()).build(config.pipeline, config.base)
 
 
 def _owner() -> Owner:

@@ -57,7 +57,7 @@ def only(target: MemoryTarget) -> ParkedItem:
 def test_a_retry_stores_the_item_and_moves_its_count(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 7)
 
-    assert retry(only(target), AS_IS, target, STATE) == ""
+    assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 7}}
     assert database.counts[SOURCE] == Counts(read=1, applied=1)
     assert parked_items(target.checkpoints) == []
@@ -65,19 +65,19 @@ def test_a_retry_stores_the_item_and_moves_its_count(database: MemoryDatabase, t
 
 def test_a_parked_removal_removes(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 7)
-    retry(only(target), AS_IS, target, STATE)
+    retry(only(target), AS_IS, target, target.checkpoints, STATE)
     park(target, "a", 8, new=False)
 
-    assert retry(only(target), AS_IS, target, STATE) == ""
+    assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {}
 
 
 def test_an_older_change_than_the_targets_is_stale(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 9)
-    retry(only(target), AS_IS, target, STATE)
+    retry(only(target), AS_IS, target, target.checkpoints, STATE)
     park(target, "a", 7)
 
-    assert retry(only(target), AS_IS, target, STATE) == ""
+    assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 9}}
     assert database.counts[SOURCE] == Counts(read=2, applied=1, stale=1)
 
@@ -87,7 +87,7 @@ def test_an_entry_that_a_run_changed_meanwhile_stays(database: MemoryDatabase, t
     park(target, "a", 7)
     seen = only(target)
     park(target, "a", 8)
-    reason = drop(seen, target) if how == "drop" else retry(seen, AS_IS, target, STATE)
+    reason = drop(seen, target.checkpoints) if how == "drop" else retry(seen, AS_IS, target, target.checkpoints, STATE)
 
     assert reason == "a run has changed it meanwhile; look at it again"
     assert only(target).first.version == version(1024, 8)
@@ -97,14 +97,16 @@ def test_an_entry_that_a_run_changed_meanwhile_stays(database: MemoryDatabase, t
 def test_a_change_parked_before_a_resync_is_not_brought_back(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 7)
 
-    assert "before the last resync" in retry(only(target), AS_IS, target, replace(STATE, epoch=1025))
+    assert "before the last resync" in retry(
+        only(target), AS_IS, target, target.checkpoints, replace(STATE, epoch=1025)
+    )
     assert database.documents("orders") == {}
 
 
 def test_dropping_counts_the_change_as_dropped(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 7)
 
-    assert drop(only(target), target) == ""
+    assert drop(only(target), target.checkpoints) == ""
     assert database.counts[SOURCE] == Counts(read=1, dropped=1)
     assert parked_items(target.checkpoints) == []
 
@@ -113,7 +115,7 @@ def test_while_a_scan_runs_a_retried_removal_leaves_a_tombstone(target: MemoryTa
     park(target, "a", 7, new=False)
 
     assert retried(only(target), AS_IS, tombstones=True).tombstones
-    retry(only(target), AS_IS, target, replace(STATE, stage="scanning"))
+    retry(only(target), AS_IS, target, target.checkpoints, replace(STATE, stage="scanning"))
     assert target._database.tombstones["orders"] == {("a",): version(1024, 7)}
 
 

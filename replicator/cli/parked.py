@@ -84,7 +84,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     from replicator.compaction import Filing
     from replicator.parking import pipeline_of
     from replicator.parking import retry as tried
-    from replicator.run import target_tables
+    from replicator.run import introduce, target_tables
     from replicator.source import describe_table
 
     refused = 0
@@ -93,10 +93,12 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
         filing = Filing(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
-        table = describe_table(aws.connect(loaded.source), loaded.source.table)
+        wire = aws.connect(loaded.source)
+        table = describe_table(wire, loaded.source.table)
+        introduce(target, table, wire)
         target.open(target_tables(loaded, table, hook), pipeline.epoch)
         for item in chosen:
-            reason = tried(item, filing, target, pipeline)
+            reason = tried(item, filing, target, checkpoints, pipeline)
             refused += bool(reason)
             _tell(item, "still parked" if reason else "stored", reason, as_json)
     ctx.exit(2 if refused else 0)
@@ -112,9 +114,9 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_
     from replicator.parking import drop as given_up
 
     kept = 0
-    with _opened(config) as (_, target, checkpoints):
+    with _opened(config) as (_, _, checkpoints):
         for item in _chosen(checkpoints, items, every=every):
-            reason = given_up(item, target)
+            reason = given_up(item, checkpoints)
             kept += bool(reason)
             _tell(item, "still parked" if reason else "dropped", reason, as_json)
     ctx.exit(2 if kept else 0)
@@ -123,14 +125,11 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
     from replicator import config as configs
-    from replicator.run import checkpoints_of
+    from replicator.run import ends
 
     loaded = configs.load(path)
-    target = loaded.target.build(loaded.pipeline)
-    try:
-        yield loaded, target, checkpoints_of(target)
-    finally:
-        target.close()
+    with ends(loaded) as (target, checkpoints):
+        yield loaded, target, checkpoints
 
 
 def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> list[ParkedItem]:

@@ -15,20 +15,17 @@ from replicator.cli.output import config_argument, json_option, put
 def status(config: str, as_json: bool) -> None:
     """Show how a pipeline is doing, from what it has stored.
 
-    Needs the target, not the run. Phase is one of backfill, catching-up, live, gap, stopped. What is not known is
-    "unknown" (null in JSON), never 0.
+    Needs the place where the checkpoints are kept, not the run. Phase is one of backfill, catching-up, live, gap,
+    stopped. What is not known is "unknown" (null in JSON), never 0.
     """
     from replicator import config as configs
     from replicator.cli.show import as_table, as_values
     from replicator.progress import progress
-    from replicator.run import checkpoints_of
+    from replicator.run import ends
 
     loaded = configs.load(config)
-    target = loaded.target.build(loaded.pipeline)
-    try:
-        claimed = checkpoints_of(target).read()
-    finally:
-        target.close()
+    with ends(loaded) as (_, checkpoints):
+        claimed = checkpoints.read()
     found = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
         put({"pipeline": loaded.pipeline, **as_values(found)})

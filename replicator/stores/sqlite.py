@@ -1,0 +1,178 @@
+"""Checkpoints in an SQLite file on this machine: for one run at a time, and commands beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from replicator.batch import Counts
+from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, decode, encode
+from replicator.config_models import Options
+from replicator.errors import ConfigError
+from replicator.stores import sqlite_file as file
+from replicator.stores.decide import saved_already
+from replicator.stores.lock import Lock
+from replicator.stores.sqlite_changes import Changes
+
+
+class SqliteOptions(Options):
+    """A file on a local disk of the machine that runs the pipeline."""
+
+    path: str | None = Field(
+        default=None, min_length=1, description="the file, relative to the config; by default PIPELINE.checkpoints"
+    )
+
+
+class SqliteCheckpoints:
+    """``Checkpoints`` in a file. Every save is on the disk before it returns.
+
+    A run holds ``PATH.lock`` from its claim to its end; a second one is told who has it (Fenced).
+    """
+
+    Options = SqliteOptions
+
+    def __init__(self, options: SqliteOptions, pipeline: str, base: Path) -> None:
+        self._path = base / (options.path or f"{pipeline}.checkpoints")
+        self._pipeline = pipeline
+        self._lock = Lock(self._path)
+        self._connection: sqlite3.Connection | None = None
+        self._owner: int | None = None
+
+    @property
+    def place(self) -> str:
+        return f"the file {self._path}"
+
+    def check(self) -> Sequence[str]:
+        if not self._path.parent.is_dir():
+            return [f"checkpoints.path: there is no folder {self._path.parent}; make it"]
+        with self._reading() as connection:
+            if connection is not None:
+                self._verified(connection)
+        return []
+
+    def plan(self) -> Sequence[str]:
+        return [] if self._path.exists() else [f"make the file {self._path}"]
+
+    def create(self) -> None:
+        """The first run makes it."""
+
+    def claim(self, owner: Owner) -> Claimed:
+        if not self._path.parent.is_dir():
+            raise ConfigError(f"checkpoints.path: there is no folder {self._path.parent}; make it")
+        with file.guarded(self._path):
+            self._lock.take(owner)
+            if not self._path.exists():
+                file.make(self._path, self._pipeline)
+                self._lock.bear(0)
+            connection = self._open()
+            self._verify_all(connection)
+            with self._changing(connection) as changes:
+                self._owner = changes.put("owner", "", encode(owner))
+        return self.read()
+
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+        if not self._path.exists():
+            raise file.damaged(self._path, "it is gone")
+        with file.guarded(self._path), self._changing(self._open()) as changes:
+            found = {(save.kind, save.id): changes.row(save.kind, save.id) for save in saves}
+            if saved_already(saves, found, changes.row("owner", "").revision, self._owner):
+                return
+            for save in saves:
+                changes.put(save.kind, save.id, save.text)
+            for source, more in counts.items():
+                changes.add(source, more)
+
+    def read(self) -> Claimed:
+        with self._reading() as connection:
+            if connection is None:
+                return Claimed(0)
+            found = self._verified(connection)
+            owner = next((e.revision for e in found.entries if e.kind == "owner"), 0)
+            return Claimed(owner, found.entries, found.counts)
+
+    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
+        with self._reading() as connection:
+            return [] if connection is None else list(self._parked(connection, prefix))
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._owner = None
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """One state of the file for several queries; None where there is no file."""
+        if not self._path.exists():
+            yield None
+            return
+        with file.guarded(self._path):
+            connection = self._open()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = file.opened(self._path)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _changing(self, connection: sqlite3.Connection) -> Iterator[Changes]:
+        """One transaction; what it changed is on the disk when it ends."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            changes = Changes(connection, file.head(connection, self._path))
+            yield changes
+            changed = changes.end()
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        if changed is not None:
+            self._lock.bear(changed.saves)
+
+    def _verify_all(self, connection: sqlite3.Connection) -> None:
+        """Every page of the file and every text in it, before a run builds on them."""
+        found = [text for (text,) in connection.execute("PRAGMA integrity_check(5)")]
+        if found != ["ok"]:
+            raise file.damaged(self._path, found[0])
+        connection.execute("BEGIN")
+        try:
+            self._verified(connection)
+            for _ in self._parked(connection, ""):
+                pass
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _verified(self, connection: sqlite3.Connection) -> file.Verified:
+        witness = self._lock.witness  # read first: a run beside us goes on saving
+        found = file.Verified(connection, self._path)
+        if found.head.pipeline != self._pipeline:
+            raise ConfigError(
+                f"checkpoints.path: {self._path} belongs to pipeline {found.head.pipeline!r}, and this one is "
+                f"{self._pipeline!r}; give each pipeline a file of its own"
+            )
+        if found.head.saves < witness:
+            raise file.damaged(
+                self._path, f"it is older than the last run left it ({found.head.saves} saves instead of {witness})"
+            )
+        return found
+
+    def _parked(self, connection: sqlite3.Connection, prefix: str) -> Iterator[tuple[str, Parked]]:
+        query = "SELECT id, sum, text FROM entries WHERE kind = 'parked' AND id >= ? ORDER BY id"
+        for id, sum, text in connection.execute(query, (prefix,)):
+            if not str(id).startswith(prefix):
+                return
+            if not file.is_text(text, sum):
+                raise file.damaged(self._path, f"its entry 'parked' {id!r} is not what was saved")
+            value = decode("parked", id, text)
+            assert isinstance(value, Parked)
+            yield id, value
