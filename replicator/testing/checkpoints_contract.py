@@ -1,0 +1,306 @@
+"""What every store of checkpoints must do, as tests: subclass ``CheckpointsContract`` in a test module of your store.
+
+    class TestOurs(CheckpointsContract):
+        @pytest.fixture
+        def store(self): ...  # a function: Checkpoints of the pipeline that it is given, in one and the same empty place
+
+A later run takes over, and the earlier one is fenced. Where a later run is refused instead, as with a file that one
+process holds, say ``takes_over = False``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import pytest
+
+from replicator.batch import Counts
+from replicator.checkpoints import Checkpoints, DamagedCheckpoint, Owner, Parked, Save, encode
+from replicator.errors import Fenced
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
+
+Place = tuple[str, str]
+Build = Callable[..., Checkpoints]
+
+
+def owner(run: str = "run") -> Owner:
+    return Owner(run, "far-away", 4711, 1_700_000_000.0)
+
+
+def parked(key: str, reason: str = "because", image: str = '{"a":{"S":"\\u0000 \\\\ \u00e9"}}') -> str:
+    return encode(Parked((key,), 5, reason, 0.0, new=image, traceback="line 1\nline 2"))
+
+
+def entries(checkpoints: Checkpoints) -> dict[Place, tuple[int, str]]:
+    return {(e.kind, e.id): (e.revision, e.text) for e in checkpoints.read().entries if e.kind != "owner"}
+
+
+def counts(checkpoints: Checkpoints) -> Mapping[str, Counts]:
+    return {source: found for source, found in checkpoints.read().counts.items() if found != Counts()}
+
+
+class _Fixtures:
+    """``steps``: how long each random history is."""
+
+    takes_over: ClassVar[bool] = True
+    steps: ClassVar[int] = 60
+
+    @pytest.fixture
+    def build(self, store: Build) -> Iterator[Build]:
+        """Makes stores in one place, as several processes would; all are closed in the end."""
+        made: list[Any] = []
+
+        def another(pipeline: str = "contract") -> Checkpoints:
+            made.append(store(pipeline))
+            return made[-1]  # type: ignore[no-any-return]
+
+        yield another
+        for one in made:
+            _close(one)
+
+    @pytest.fixture
+    def claimed(self, build: Build) -> Checkpoints:
+        one = build()
+        one.claim(owner())
+        return one
+
+
+def _close(checkpoints: Any) -> None:
+    if hasattr(checkpoints, "close"):
+        checkpoints.close()
+        checkpoints.close()
+
+
+class Ownership(_Fixtures):
+    def test_looking_before_the_first_run_finds_nothing(self, build: Build) -> None:
+        one = build()
+        assert (list(one.read().entries), dict(one.read().counts), list(one.parked())) == ([], {}, [])
+
+    def test_a_claim_returns_everything(self, build: Build) -> None:
+        first = build()
+        found = first.claim(Owner("run", "host", 7, 1.5))
+        assert [(e.kind, e.id, e.text) for e in found.entries] == [("owner", "", encode(Owner("run", "host", 7, 1.5)))]
+        first.save([Save("shard", "a", 0, '"1"')], {"shard:a": Counts(read=2, applied=2)})
+        _close(first)
+        again = build().claim(owner("later"))
+        assert again.revision == found.revision + 1
+        assert {(e.kind, e.id, e.revision) for e in again.entries} == {("owner", "", 2), ("shard", "a", 1)}
+        assert again.counts == {"shard:a": Counts(read=2, applied=2)}
+
+    def test_a_later_run_takes_over_or_is_told_who_has_it(self, build: Build, claimed: Checkpoints) -> None:
+        later = build()
+        if not self.takes_over:
+            with pytest.raises(Fenced, match="process 4711 on far-away, since 2023-11-14 22:13:20 UTC"):
+                later.claim(owner("later"))
+            claimed.save([Save("shard", "a", 0, '"1"')])
+            return
+        later.claim(owner("later"))
+        for saves in ([Save("shard", "a", 0, '"1"')], [Save("pulse", "", None, '"1"')], []):
+            with pytest.raises(Fenced):
+                claimed.save(saves)
+        later.save([])
+        assert entries(later) == {}
+
+    def test_asking_whether_it_still_owns_changes_nothing(self, claimed: Checkpoints) -> None:
+        claimed.save([Save("shard", "a", 0, '"1"')])
+        claimed.save([])
+        claimed.save(())
+        assert entries(claimed) == {("shard", "a"): (1, '"1"')}
+
+    def test_a_claim_may_come_again(self, build: Build) -> None:
+        """Its answer was lost: the same call follows."""
+        one = build()
+        one.claim(owner())
+        one.claim(owner())
+        one.save([Save("shard", "a", 0, '"1"')])
+        assert entries(one) == {("shard", "a"): (1, '"1"')}
+
+    def test_pipelines_in_one_place_do_not_meet(self, build: Build, claimed: Checkpoints) -> None:
+        other = build("contract2")
+        other.claim(owner("other"))
+        other.save([Save("shard", "a", 0, '"2"')], {"x": Counts(read=1)})
+        claimed.save([Save("shard", "a", 0, '"1"')])
+        assert (entries(claimed), counts(claimed)) == ({("shard", "a"): (1, '"1"')}, {})
+        assert entries(other) == {("shard", "a"): (1, '"2"')}
+
+
+class Saving(_Fixtures):
+    def test_saves_compare_and_set(self, claimed: Checkpoints) -> None:
+        gone = Save("shard", "gone", None, None)
+        claimed.save([Save("shard", "a", 0, '"1"'), Save("shard", "b", None, '"1"'), gone])
+        claimed.save([Save("shard", "a", 1, '"2"'), Save("shard", "b", None, '"2"')])
+        assert entries(claimed) == {("shard", "a"): (2, '"2"'), ("shard", "b"): (2, '"2"')}
+        claimed.save([Save("shard", "a", 2, None), Save("gap", "a", 0, "{}")])
+        assert entries(claimed) == {("shard", "b"): (2, '"2"'), ("gap", "a"): (1, "{}")}
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            Save("shard", "a", 0, '"9"'),
+            Save("shard", "a", 1, '"9"'),
+            Save("shard", "a", 3, '"9"'),
+            Save("shard", "a", 1, None),
+            Save("shard", "absent", 1, '"9"'),
+        ],
+    )
+    def test_one_wrong_revision_refuses_all_of_a_save(self, claimed: Checkpoints, wrong: Save) -> None:
+        claimed.save([Save("shard", "a", 0, '"1"')])
+        claimed.save([Save("shard", "a", 1, '"2"')])
+        with pytest.raises(Fenced):
+            claimed.save([Save("shard", "new", 0, '"1"'), wrong], {"x": Counts(read=1)})
+        assert (entries(claimed), counts(claimed)) == ({("shard", "a"): (2, '"2"')}, {})
+
+    def test_what_was_saved_is_there_for_others_at_once(self, build: Build, claimed: Checkpoints) -> None:
+        command = build()
+        assert entries(command) == {}
+        claimed.save([Save("shard", "a", 0, '"1"')], {"x": Counts(read=1, dropped=1)})
+        assert (entries(command), counts(command)) == ({("shard", "a"): (1, '"1"')}, {"x": Counts(read=1, dropped=1)})
+
+    def test_counts_add_up_by_source(self, claimed: Checkpoints) -> None:
+        claimed.save([], {"shard:1": Counts(9, 1, 2, 3, 3), "segment:0": Counts(read=1, stale=1)})
+        claimed.save([Save("pulse", "", None, "{}")], {"shard:1": Counts(parked=-1, applied=1)})
+        assert counts(claimed) == {"shard:1": Counts(9, 2, 2, 3, 2), "segment:0": Counts(read=1, stale=1)}
+
+    def test_a_save_whose_answer_was_lost_is_made_once(self, claimed: Checkpoints) -> None:
+        claimed.save([Save("shard", "a", 0, '"1"'), Save("shard", "gone", 0, '"1"')])
+        again = [
+            Save("shard", "a", 1, '"2"'),
+            Save("shard", "gone", 1, None),
+            Save("shard", "new", 0, '"1"'),
+            Save("shard", "never", 0, None),
+            Save("pulse", "", None, '"1"'),
+        ]
+        for _ in range(3):
+            claimed.save(again, {"x": Counts(read=5, stale=5)})
+        assert counts(claimed) == {"x": Counts(read=5, stale=5)}
+        found = entries(claimed)
+        assert found.pop(("pulse", ""))[1] == '"1"'
+        assert found == {("shard", "a"): (2, '"2"'), ("shard", "new"): (1, '"1"')}
+
+    def test_part_of_a_save_that_is_stored_is_no_proof_of_the_whole(self, claimed: Checkpoints) -> None:
+        claimed.save([Save("shard", "a", 0, '"1"')])
+        with pytest.raises(Fenced):
+            claimed.save([Save("shard", "a", 0, '"1"'), Save("shard", "b", 0, '"1"')], {"x": Counts(read=1)})
+        assert (entries(claimed), counts(claimed)) == ({("shard", "a"): (1, '"1"')}, {})
+
+    def test_hundreds_of_entries_change_together_or_not_at_all(self, claimed: Checkpoints) -> None:
+        """A listing of shards, as an epoch begins."""
+        many = [Save("shard", f"shardId-{n:04}", 0, f'"{n}"') for n in range(777)]
+        claimed.save([Save("segment", "0", 0, '"0"')])
+        with pytest.raises(Fenced):
+            claimed.save([*many, Save("segment", "0", 2, '"1"')], {"x": Counts(read=1)})
+        assert (len(entries(claimed)), counts(claimed)) == (1, {})
+        for _ in range(2):  # the second time, its answer was lost
+            claimed.save([*many, Save("segment", "0", 1, '"1"')], {"x": Counts(read=1)})
+        assert (len(entries(claimed)), counts(claimed)) == (778, {"x": Counts(read=1)})
+        claimed.save([Save("shard", s.id, 1, None) for s in many])
+        assert set(entries(claimed)) == {("segment", "0")}
+
+    def test_counts_of_hundreds_of_sources_add_up(self, claimed: Checkpoints) -> None:
+        more = {f"shard:{n}": Counts(read=n, applied=n) for n in range(1, 300)}
+        claimed.save([Save("pulse", "", None, "{}")], more)
+        claimed.save([Save("pulse", "", None, "{}")], more)
+        assert counts(claimed) == {source: found + found for source, found in more.items()}
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_any_history_ends_as_it_would_in_memory(self, build: Build, claimed: Checkpoints, seed: int) -> None:
+        chance = random.Random(seed)
+        model = MemoryCheckpoints(MemoryDatabase())
+        model.claim(owner())
+        for _ in range(self.steps):
+            saves = _saves(chance, entries(model))
+            more = {f"shard:{chance.randrange(3)}": Counts(*(chance.randrange(9) for _ in range(5)))}
+            assert _refused(claimed, saves, more) == _refused(model, saves, more)
+        assert (entries(claimed), counts(claimed)) == (entries(model), counts(model))
+        assert entries(build()) == entries(model)
+
+
+def _saves(chance: random.Random, there: Mapping[Place, tuple[int, str]]) -> list[Save]:
+    """Mostly right ones, of entries that are there and that are not."""
+    ids = chance.sample("abcdefgh", chance.randrange(1, 6))
+    found = []
+    for id in ids:
+        revision = there.get(("shard", id), (0, ""))[0]
+        expected = chance.choices([revision, None, revision + 1, max(0, revision - 1)], [20, 4, 1, 1])[0]
+        text = None if expected != 0 and chance.random() < 0.2 else f'"{chance.random()}"'
+        found.append(Save("shard", id, expected, text))
+    return found
+
+
+def _refused(checkpoints: Checkpoints, saves: list[Save], more: Mapping[str, Counts]) -> bool:
+    try:
+        checkpoints.save(saves, more)
+    except Fenced:
+        return True
+    return False
+
+
+class BesideARun(_Fixtures):
+    """Commands that claim nothing: ``status``, ``parked``."""
+
+    def test_a_command_is_not_fenced_but_compares(self, build: Build, claimed: Checkpoints) -> None:
+        command = build()
+        claimed.save([Save("parked", "k", None, parked("k"))])
+        claimed.save([Save("parked", "k", None, parked("k", "again"))])
+        with pytest.raises(Fenced):
+            command.save([Save("parked", "k", 1, None)], {"x": Counts(parked=-1, dropped=1)})
+        command.save([Save("parked", "k", 2, None)], {"x": Counts(parked=-1, dropped=1)})
+        claimed.save([Save("shard", "a", 0, '"1"')])
+        with pytest.raises(Fenced):
+            command.save([Save("parked", "k", 2, None)])
+        assert entries(claimed) == {("shard", "a"): (1, '"1"')}
+        assert counts(claimed) == {"x": Counts(parked=-1, dropped=1)}
+
+    def test_of_several_that_race_one_wins(self, build: Build, claimed: Checkpoints) -> None:
+        claimed.save([Save("parked", f"{n}", None, parked("k")) for n in range(10)])
+        commands = [build() for _ in range(4)]
+
+        def won(command: Checkpoints) -> list[bool]:
+            return [not _refused(command, [Save("parked", f"{n}", 1, None)], {}) for n in range(10)]
+
+        with ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(won, commands))
+        assert [sum(each) for each in zip(*results, strict=True)] == [1] * 10
+        assert entries(claimed) == {}
+
+
+class Texts(_Fixtures):
+    def test_parked_changes_are_listed_without_their_images(self, claimed: Checkpoints) -> None:
+        names = ['["b"]', '["a"]', '["a"]@7', "%", "_", "\\", "\u00e9\U0001f600", "sha256:00"]
+        claimed.save([Save("parked", id, None, parked(id)) for id in names])
+        assert {e.text for e in claimed.read().entries if e.kind == "parked"} == {""}
+        assert [id for id, _ in claimed.parked()] == sorted(names)
+        for prefix in ('["a"]', "%", "_", "\\", "\u00e9", "nothing"):
+            assert [id for id, _ in claimed.parked(prefix)] == sorted(n for n in names if n.startswith(prefix))
+        ((_, found),) = claimed.parked("%")
+        assert encode(found) == parked("%")
+
+    @pytest.mark.parametrize("id", ["", " ", "a b", "'\"", "a#b@c/d", "\u6f22\U0001f600", "x" * 530])
+    def test_any_id_will_do(self, claimed: Checkpoints, id: str) -> None:
+        claimed.save([Save("shard", id, 0, '"1"'), Save("gap", id, 0, '"2"')])
+        claimed.save([Save("shard", id, 1, '"3"')])
+        assert entries(claimed) == {("shard", id): (2, '"3"'), ("gap", id): (1, '"2"')}
+
+    def test_the_largest_parked_changes_fit_and_several_of_them(self, claimed: Checkpoints) -> None:
+        """Both images of an item of 400 KB whose characters take six each in JSON, and a traceback."""
+        image = '{"a":{"S":"' + "\\u0001" * 800_000 + '"}}'
+        saves = [Save("parked", f"{n}", None, parked(f"{n}", image=image)) for n in range(3)]
+        claimed.save([*saves, Save("shard", "a", 0, '"1"')])
+        for id, found in claimed.parked():
+            assert encode(found) == parked(id, image=image)
+        assert len(claimed.parked()) == 3
+        claimed.save([Save("parked", "1", 1, parked("1")), Save("parked", "0", None, None)])
+        assert [(id, len(p.new or "") < 100) for id, p in claimed.parked()] == [("1", True), ("2", False)]
+
+    def test_a_damaged_entry_is_named_and_left(self, claimed: Checkpoints) -> None:
+        claimed.save([Save("parked", "k", None, '{"key": 5}')])
+        with pytest.raises(DamagedCheckpoint, match="parked 'k'"):
+            claimed.parked()
+        assert ("parked", "k") in entries(claimed)
+
+
+class CheckpointsContract(Ownership, Saving, BesideARun, Texts):
+    """Every promise of ``replicator.checkpoints.Checkpoints``."""
