@@ -182,9 +182,9 @@ def _is_tombstone(item: Mapping[str, Any]) -> bool:
 def ends_equal_after_kills_and_a_restart(mirror: Mirror, source: Source, roll: Callable[[int], None]) -> None:
     """A backfill beside live writes with deletes; the run is killed at random moments, the server goes and returns."""
     chance = random.Random(KILLS)
-    source.fill(600, filler=FILLER)
+    source.fill(800, filler=FILLER)
     mirror.configured(backfill={"segments": 2, "read_units": 30})
-    with Load(source, seed=11, keys=600, every=roll) as load:
+    with Load(source, seed=11, keys=800, every=roll) as load:
         for _ in range(KILLS):
             with mirror.start() as run:
                 mirror.begun(run)
@@ -215,12 +215,11 @@ def the_server_goes_and_returns(mirror: Mirror, load: Load) -> None:
 
 def leaves_no_tombstone(mirror: Mirror, source: Source) -> None:
     """Deletes beside a backfill that nothing interrupted."""
-    source.fill(400, filler=FILLER)
-    mirror.configured(backfill={"segments": 2, "read_units": 60})
+    source.fill(800, filler=FILLER)
+    mirror.configured(backfill={"segments": 2, "read_units": 40})
     with mirror.start("run", "--until", "caught-up") as run:
-        with Load(source, seed=12, keys=400):
+        with Load(source, seed=12, keys=800):
             run.eventually(mirror.tombstones, "a delete leaves a tombstone")
-            mirror.begun(run)
         assert run.wait().code == 0
     assert mirror.tombstones() == 0
     assert mirror.documents() == through_the_hook(source.items().values())

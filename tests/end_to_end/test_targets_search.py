@@ -36,9 +36,9 @@ def test_a_backfill_that_nothing_interrupts_leaves_no_tombstone(index: Index, so
 
 
 def test_tombstones_outlive_a_crash_of_the_server_in_the_middle_of_a_backfill(index: Index, source: Source) -> None:
-    source.fill(600, filler=targets.FILLER)
-    index.configured(backfill={"segments": 2, "read_units": 40})
-    with Load(source, seed=13, keys=600) as load, index.start() as run:
+    source.fill(800, filler=targets.FILLER)
+    index.configured(backfill={"segments": 2, "read_units": 30})
+    with Load(source, seed=13, keys=800) as load, index.start() as run:
         run.eventually(lambda: index.tombstones() > 5, "deletes leave tombstones")
         index.crash_server()
         run.until("waiting")
@@ -56,11 +56,13 @@ def test_tombstones_outlive_a_crash_of_the_server_in_the_middle_of_a_backfill(in
     assert index.documents() == targets.through_the_hook(source.items().values())
 
 
-def test_whole_items_without_a_mapping_keep_their_numbers_exactly(index: Index, source: Source) -> None:
-    index.options = {}
+def test_whole_items_without_a_mapping_keep_their_numbers_exactly(
+    tmp_path: Path, source: Source, one_search: Search
+) -> None:
+    index = Index(tmp_path, source, one_search)
     index.configured(None)
     source.fill(20)
-    exact = {"big": 12345678901234567890123456789012345678, "": "empty name", "a.b": {"c": [1, None]}, "_id": "own"}
+    exact = {"big": 12345678901234567890123456789012345678, "empty": "", "a.b": {"c": [1, None]}, "_id": "own"}
     source.put("odd", n=1, **exact)
     index.caught_up()
 
