@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import orjson
+from botocore import xform_name
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import (
     BotoCoreError,
@@ -28,17 +29,8 @@ if TYPE_CHECKING:
     from replicator.config import Source
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
+_DETAILS = ("CancellationReasons", "Item")  # what an error says besides
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, SSOError, TokenRetrievalError)  # somebody has to log in
-_METHODS = {
-    "DescribeTable": "describe_table",
-    "DescribeTimeToLive": "describe_time_to_live",
-    "Scan": "scan",
-    "GetItem": "get_item",
-    "BatchGetItem": "batch_get_item",
-    "DescribeStream": "describe_stream",
-    "GetShardIterator": "get_shard_iterator",
-    "GetRecords": "get_records",
-}
 
 
 class Boto:
@@ -58,8 +50,10 @@ class Boto:
         routed = {k: request[k] for k in ("TableName", "StreamArn") if k in request}
         if "RequestItems" in request:  # of which they look at the tables' names
             routed["RequestItems"] = {table: {} for table in request["RequestItems"]}
+        if "TransactItems" in request:
+            routed["TransactItems"] = [_named(action) for action in request["TransactItems"]]
         try:
-            answer = getattr(client, _METHODS[operation])(**routed)
+            answer = getattr(client, xform_name(operation))(**routed)
         except ClientError as e:
             raise _wire_error(e) from e
         except _CREDENTIALS as e:
@@ -80,13 +74,19 @@ class Boto:
             response_dict["body"] = b"{}"
 
 
+def _named(action: Mapping[str, Any]) -> dict[str, Any]:
+    """A transaction's action with nothing but its table's name."""
+    return {kind: {"TableName": given["TableName"]} for kind, given in action.items()}
+
+
 def _wire_error(error: ClientError) -> WireError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     found = error.response.get("Error", {})
     code, message = found.get("Code", ""), found.get("Message", "")
     if not code or code == str(status):  # botocore's word for an answer that names no error
         return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
-    return WireError(code, message, status)
+    details = {name: error.response[name] for name in _DETAILS if name in error.response}
+    return WireError(code, message, status, details)
 
 
 def connect(source: Source) -> Boto:

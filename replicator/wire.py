@@ -17,13 +17,17 @@ Shape = TypeVar("Shape")
 
 
 class WireError(Exception):
-    """An answer that is an error: ``code`` as AWS names it, the HTTP ``status``, 0 where no answer came."""
+    """An answer that is an error: ``code`` as AWS names it, the HTTP ``status``, 0 where no answer came.
 
-    def __init__(self, code: str, message: str, status: int) -> None:
+    ``details``: what else the answer says, as it stands there (CancellationReasons, Item).
+    """
+
+    def __init__(self, code: str, message: str, status: int, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.status = status
+        self.details: Mapping[str, Any] = details or {}
 
 
 class Wire(Protocol):

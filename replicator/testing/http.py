@@ -65,7 +65,8 @@ def _error(body: bytes, status: int) -> WireError:
         code = found["__type"].rpartition("#")[2]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return WireError("Unknown", body.decode(errors="replace"), status)
-    return WireError(code, found.get("message") or found.get("Message") or "", status)
+    details = {name: value for name, value in found.items() if name.lower() not in ("__type", "message")}
+    return WireError(code, found.get("message") or found.get("Message") or "", status, details)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,7 +97,9 @@ def _answer(wire: Wire, operation: str, body: bytes) -> tuple[int, bytes]:
     except orjson.JSONDecodeError as e:
         return 400, _error_body("com.amazon.coral.service#SerializationException", str(e))
     except WireError as e:
-        return e.status, _error_body(_type(e.code), e.message)
+        return e.status, _error_body(_type(e.code), e.message) if not e.details else orjson.dumps(
+            {"__type": _type(e.code), "message": e.message, **e.details}
+        )
 
 
 def _type(code: str) -> str:

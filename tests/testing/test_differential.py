@@ -13,11 +13,12 @@ from replicator.testing.dynamodb import LOCAL, DynamoDB
 from replicator.testing.http import HttpWire
 from replicator.wire import WireError
 from tests.servers_dynamodb import StartLocal
-from tests.testing.script import STEPS
+from tests.testing import conditions, script
 from tests.testing.world import Observation, World, typed
 
 pytestmark = pytest.mark.dynamodb_local
 
+STEPS = {**script.STEPS, **conditions.STEPS}
 BROKE_OFF = "broke off: "
 _NOT_FOUND = "GetRecords: ResourceNotFoundException"
 _EMPTY = {"records": [], "ended": False}
@@ -55,6 +56,11 @@ DIFFERENCES: Mapping[str, Difference] = {
         [4, 4, 0],
         [4, 4],
         "AWS documents that LastEvaluatedKey does not mean that there is more",
+    ),
+    "what_a_transaction_costs": Difference(
+        [{"TableName": "forms", "CapacityUnits": 4.0, "WriteCapacityUnits": 4.0}],
+        [{"TableName": "forms", "CapacityUnits": 8.0, "WriteCapacityUnits": 8.0}],
+        "AWS documents two units for each KB that a transaction writes; DynamoDB Local counts them twice",
     ),
     "closed_shards_that_are_wholly_trimmed": Difference(
         (1, []),

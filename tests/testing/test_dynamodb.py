@@ -649,7 +649,7 @@ class TestItems:
     def test_what_it_does_not_know_is_refused(self, db: DynamoDB) -> None:
         """A condition that is overlooked would make a test pass that should not."""
         db.create_table("orders")
-        request = {"TableName": "orders", "Item": {"id": {"S": "a"}}, "ConditionExpression": "attribute_exists(id)"}
+        request: dict[str, Any] = {"TableName": "orders", "Item": {"id": {"S": "a"}}, "Expected": {}}
         assert refusal(db, "PutItem", **request) == ("ValidationException", 400)
-        assert refusal(db, "Query", TableName="orders") == ("UnknownOperationException", 400)
+        assert refusal(db, "ExecuteStatement", Statement="x") == ("UnknownOperationException", 400)
         assert refusal(db, "PutItem", TableName="orders") == ("ValidationException", 400)

@@ -17,6 +17,10 @@ class Call:
     optional: str = ""
 
 
+_TERMS = "ExpressionAttributeNames ExpressionAttributeValues ReturnConsumedCapacity"
+_CONDITION = f"ConditionExpression ReturnValuesOnConditionCheckFailure ReturnValues {_TERMS}"
+_READ = f"ConsistentRead Limit ExclusiveStartKey FilterExpression ProjectionExpression {_TERMS}"
+
 CALLS: Mapping[str, Call] = {
     "CreateTable": Call(
         "TableName KeySchema AttributeDefinitions", "BillingMode ProvisionedThroughput StreamSpecification"
@@ -27,13 +31,17 @@ CALLS: Mapping[str, Call] = {
     "DeleteTable": Call("TableName"),
     "DescribeTimeToLive": Call("TableName"),
     "UpdateTimeToLive": Call("TableName TimeToLiveSpecification"),
-    "PutItem": Call("TableName Item"),
-    "DeleteItem": Call("TableName Key"),
-    "UpdateItem": Call("TableName Key", "UpdateExpression ExpressionAttributeNames ExpressionAttributeValues"),
-    "GetItem": Call("TableName Key", "ConsistentRead ReturnConsumedCapacity"),
+    "PutItem": Call("TableName Item", _CONDITION),
+    "DeleteItem": Call("TableName Key", _CONDITION),
+    "UpdateItem": Call("TableName Key", f"UpdateExpression {_CONDITION}"),
+    "TransactWriteItems": Call("TransactItems", "ClientRequestToken ReturnConsumedCapacity"),
+    "GetItem": Call(
+        "TableName Key", "ConsistentRead ReturnConsumedCapacity ProjectionExpression ExpressionAttributeNames"
+    ),
     "BatchWriteItem": Call("RequestItems"),
     "BatchGetItem": Call("RequestItems", "ReturnConsumedCapacity"),
-    "Scan": Call("TableName", "ConsistentRead ReturnConsumedCapacity Segment TotalSegments ExclusiveStartKey Limit"),
+    "Scan": Call("TableName", f"Segment TotalSegments {_READ}"),
+    "Query": Call("TableName KeyConditionExpression", f"ScanIndexForward {_READ}"),
     "ListStreams": Call("", "TableName Limit"),
     "DescribeStream": Call("StreamArn", "Limit ExclusiveStartShardId ShardFilter"),
     "GetShardIterator": Call("StreamArn ShardId ShardIteratorType", "SequenceNumber Timestamp"),

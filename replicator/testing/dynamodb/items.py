@@ -1,16 +1,17 @@
-"""Item by item and page by page: what the calls that write, look up and scan do."""
+"""Item by item and page by page: what the calls that look up, query and scan do."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
 
+from replicator.attributes import Typeds
 from replicator.change import Key
 from replicator.testing.dynamodb.catalog import Catalog
+from replicator.testing.dynamodb.expressions import Terms, equalities, parsed, projected
 from replicator.testing.dynamodb.faults import Faults
 from replicator.testing.dynamodb.refusals import invalid
 from replicator.testing.dynamodb.rows import Row, Table, typeds_of
@@ -21,55 +22,22 @@ _UNIT = 4096  # bytes that one read unit covers
 
 
 class Items:
-    """The operations on items. ``page_items``: at most so many in a scan's page, for tests with small tables."""
+    """The operations that read items. ``page_items``: at most so many in a page, for tests with small tables."""
 
     def __init__(self, catalog: Catalog, faults: Faults) -> None:
         self._catalog = catalog
         self._faults = faults
         self.page_items: int | None = None
 
-    def put_item(self, request: Mapping[str, Any]) -> bytes:
-        self._catalog.table(request["TableName"]).put(request["Item"])
-        return b"{}"
-
-    def delete_item(self, request: Mapping[str, Any]) -> bytes:
-        table = self._catalog.table(request["TableName"])
-        table.remove(table.key(request["Key"]))
-        return b"{}"
-
-    def update_item(self, request: Mapping[str, Any]) -> bytes:
-        """SET and REMOVE of top-level attributes; an absent item is made."""
-        table = self._catalog.table(request["TableName"])
-        key = table.key(request["Key"])
-        old = table.get(key)
-        item = table.typed(key) if old is None else typeds_of(old)
-        item |= _settings(request)
-        for name in _removals(request):
-            item.pop(name, None)
-        table.put(item | table.typed(key))
-        return b"{}"
-
     def get_item(self, request: Mapping[str, Any]) -> bytes:
         table = self._catalog.table(request["TableName"])
         row = table.get(table.key(request["Key"]), bool(request.get("ConsistentRead")))
-        found: dict[str, Any] = {} if row is None else {"Item": orjson.Fragment(row.image)}
+        terms = Terms(request)
+        found: dict[str, Any] = {} if row is None else {"Item": _shown(row, projected(request, terms))}
+        terms.check_used()
         if _counted(request):
             found["ConsumedCapacity"] = _capacity(table, [row.size if row else 0], request)
         return orjson.dumps(found)
-
-    def batch_write_item(self, request: Mapping[str, Any]) -> bytes:
-        wanted = [(self._catalog.table(name), w) for name, writes in request["RequestItems"].items() for w in writes]
-        if not 1 <= len(wanted) <= 25:
-            raise invalid("Too many items requested for the BatchWriteItem call, or none")
-        keys = [(table.name, _written_key(table, write)) for table, write in wanted]
-        if len(set(keys)) < len(keys):
-            raise invalid("Provided list of item keys contains duplicates")
-        for (table, write), (_, key) in zip(wanted, keys, strict=True):
-            if "PutRequest" in write:
-                table.put(write["PutRequest"]["Item"])
-            else:
-                table.remove(key)
-        return b'{"UnprocessedItems":{}}'
 
     def batch_get_item(self, request: Mapping[str, Any]) -> bytes:
         wanted = {name: dict(asked) for name, asked in request["RequestItems"].items()}
@@ -94,18 +62,55 @@ class Items:
     def scan(self, request: Mapping[str, Any]) -> bytes:
         table = self._catalog.table(request["TableName"])
         segment, total = _segment(request)
+        start = request.get("ExclusiveStartKey")
+        after = None if start is None else table.key(start)
+        return self._page_of(table, table.walk(segment, total, after, bool(request.get("ConsistentRead"))), request)
+
+    def query(self, request: Mapping[str, Any]) -> bytes:
+        """The items of one partition, by their sort key, whose key the condition fits."""
+        table = self._catalog.table(request["TableName"])
+        text, terms = request["KeyConditionExpression"], Terms(request)
+        partition = table.keys.attributes[0]
+        typed = equalities(text, terms).get(partition.name)
+        if typed is None or partition.kind not in typed:
+            raise invalid(f"Query condition missed key schema element: {partition.name}")
+        start = request.get("ExclusiveStartKey")
+        after = None if start is None else table.key(start)
+        fits = parsed(text, terms)
+        rows = table.partition(
+            table.keys_text(partition, typed),
+            after,
+            forward=bool(request.get("ScanIndexForward", True)),
+            consistent=bool(request.get("ConsistentRead")),
+        )
+        return self._page_of(table, ((k, row) for k, row in rows if fits(typeds_of(row))), request, terms)
+
+    def _page_of(
+        self,
+        table: Table,
+        walk: Iterable[tuple[Key, Row]],
+        request: Mapping[str, Any],
+        terms: Terms | None = None,
+    ) -> bytes:
         limit = min(request.get("Limit", 1 << 40), self.page_items or 1 << 40)
         if limit < 1:
             raise invalid("Value at 'limit' failed to satisfy constraint: Member must have value greater than 0")
-        start = request.get("ExclusiveStartKey")
-        after = None if start is None else table.key(start)
-        rows, reached = _page(table.walk(segment, total, after, bool(request.get("ConsistentRead"))), limit)
-        found: dict[str, Any] = {"Count": len(rows), "Items": _joined(rows), "ScannedCount": len(rows)}
+        terms = terms or Terms(request)
+        keeps, projection = parsed(request.get("FilterExpression"), terms), projected(request, terms)
+        terms.check_used()
+        rows, reached = _page(walk, limit)
+        kept = rows if "FilterExpression" not in request else [row for row in rows if keeps(typeds_of(row))]
+        items = _joined(kept) if projection is None else [_shown(row, projection) for row in kept]
+        found: dict[str, Any] = {"Count": len(kept), "Items": items, "ScannedCount": len(rows)}
         if reached is not None:
             found["LastEvaluatedKey"] = table.typed(reached)
         if _counted(request):
             found["ConsumedCapacity"] = _capacity(table, [sum(row.size for row in rows)], request)
         return orjson.dumps(found)
+
+
+def _shown(row: Row, projection: Callable[[Typeds], Typeds] | None) -> Any:
+    return orjson.Fragment(row.image) if projection is None else projection(typeds_of(row))
 
 
 def _joined(rows: Iterable[Row]) -> orjson.Fragment:
@@ -151,13 +156,6 @@ def _looked_up(table: Table, asked: Mapping[str, Any], budget: list[int]) -> tup
     return found, []
 
 
-def _written_key(table: Table, write: Mapping[str, Any]) -> Key:
-    if "PutRequest" in write:
-        item = write["PutRequest"]["Item"]
-        return table.key({name: item[name] for name in table.keys.names if name in item})
-    return table.key(write["DeleteRequest"]["Key"])
-
-
 def _counted(request: Mapping[str, Any]) -> bool:
     return bool(request.get("ReturnConsumedCapacity", "NONE") != "NONE")
 
@@ -167,36 +165,3 @@ def _capacity(table: Table, sizes: Iterable[int], asked: Mapping[str, Any]) -> d
     unit = 1.0 if asked.get("ConsistentRead") else 0.5
     units = unit * sum(max(1, math.ceil(size / _UNIT)) for size in sizes)
     return {"CapacityUnits": units, "TableName": table.name}
-
-
-_CLAUSES = re.compile(r"\b(SET|REMOVE|ADD|DELETE)\b", re.IGNORECASE)
-
-
-def _clauses(request: Mapping[str, Any]) -> dict[str, str]:
-    words = _CLAUSES.split(request.get("UpdateExpression", ""))[1:]
-    found = {verb.upper(): text for verb, text in zip(words[::2], words[1::2], strict=True)}
-    if found.keys() - {"SET", "REMOVE"}:
-        raise invalid("the in-memory DynamoDB knows only SET and REMOVE of top-level attributes")
-    return found
-
-
-def _name(request: Mapping[str, Any], token: str) -> str:
-    token = token.strip()
-    found = request.get("ExpressionAttributeNames", {}).get(token, token)
-    if not re.fullmatch(r"[#\w]+", token) or found.startswith("#"):
-        raise invalid(f"the in-memory DynamoDB knows only SET and REMOVE of top-level attributes, not {token!r}")
-    return str(found)
-
-
-def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    text = _clauses(request).get("SET", "")
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    values = request.get("ExpressionAttributeValues", {})
-    unknown = [value.strip() for _, _, value in pairs if value.strip() not in values]
-    if unknown:
-        raise invalid(f"An expression attribute value used in expression is not defined: {', '.join(unknown)}")
-    return {_name(request, name): values[value.strip()] for name, _, value in pairs}
-
-
-def _removals(request: Mapping[str, Any]) -> list[str]:
-    return [_name(request, name) for name in _clauses(request).get("REMOVE", "").split(",") if name.strip()]

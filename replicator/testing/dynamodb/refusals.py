@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from replicator.wire import WireError
 
 _STATUS = {"InternalServerError": 500, "InternalFailure": 500, "ServiceUnavailable": 503}
 
 
-def refusal(code: str, message: str = "") -> WireError:
+def refusal(code: str, message: str = "", details: Mapping[str, Any] | None = None) -> WireError:
     """An error of any kind; the HTTP status follows from the code as it does at AWS."""
-    return WireError(code, message or code, _STATUS.get(code, 400))
+    return WireError(code, message or code, _STATUS.get(code, 400), details)
 
 
 def invalid(message: str) -> WireError:

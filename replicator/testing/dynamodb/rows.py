@@ -73,6 +73,14 @@ class Table:
             raise invalid("The provided key element does not match the schema")
         return self._key(stored_form(given))
 
+    def key_of(self, item: Mapping[str, Any]) -> Key:
+        """The key of a whole item in a request."""
+        return self._key({name: _one(name, item[name]) for name in self.keys.names if name in item})
+
+    def keys_text(self, attribute: KeyAttribute, typed: Mapping[str, Any]) -> str:
+        """A key attribute's value as it is in a ``Key``."""
+        return KeySchema((attribute,)).key({attribute.name: typed})[0]
+
     def typed(self, key: Key) -> Typeds:
         """The key as DynamoDB writes it, e.g. as Keys of a record or as LastEvaluatedKey."""
         return stored_form(self.keys.typed(key))
@@ -108,6 +116,21 @@ class Table:
             first = max(first, bisect_right(self._walk, self._place(after), key=lambda entry: entry[0]))
         for at in range(first, last):
             key = self._walk[at][1]
+            row = self.get(key, consistent)
+            if row is not None:
+                yield key, row
+
+    def partition(self, text: str, after: Key | None, *, forward: bool, consistent: bool) -> Iterator[tuple[Key, Row]]:
+        """The items of a partition key by their sort key, from behind ``after``."""
+        self._sort()
+        at = hashed(text)
+        first = bisect_left(self._walk, at, key=lambda entry: entry[0][0])
+        last = bisect_right(self._walk, at, key=lambda entry: entry[0][0])
+        found = [entry for entry in self._walk[first:last] if entry[1][0] == text]
+        if after is not None:
+            limit = self._place(after)
+            found = [entry for entry in found if (entry[0] > limit if forward else entry[0] < limit)]
+        for _, key in found if forward else reversed(found):
             row = self.get(key, consistent)
             if row is not None:
                 yield key, row
@@ -158,6 +181,10 @@ def _check_key(attribute: KeyAttribute, given: Mapping[str, Any] | None) -> None
             "One or more parameter values are not valid. The AttributeValue for a key attribute cannot contain an "
             f"empty value. Key: {name}"
         )
+
+
+def _one(name: str, attribute: Any) -> Any:
+    return stored_form({name: attribute})[name]
 
 
 def typeds_of(row: Row) -> Typeds:

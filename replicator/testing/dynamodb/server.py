@@ -18,6 +18,7 @@ from replicator.testing.dynamodb.rows import Table
 from replicator.testing.dynamodb.sequences import Numbering
 from replicator.testing.dynamodb.shards import Shard
 from replicator.testing.dynamodb.streams import Stream
+from replicator.testing.dynamodb.writes import Writes
 
 
 class DynamoDB:
@@ -45,6 +46,7 @@ class DynamoDB:
         self._faults = Faults()
         self._catalog = Catalog(now, random, numbering or Numbering(), shards, region)
         self._items = Items(self._catalog, self._faults)
+        self._writes = Writes(self._catalog)
         self._reads = StreamReads(self._catalog, self._faults, dialect)
         self._operations = {name: self._operation(name) for name in CALLS}
 
@@ -211,7 +213,7 @@ class DynamoDB:
 
     def _operation(self, name: str) -> Callable[[Mapping[str, Any]], bytes]:
         method = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
-        for owner in (self._reads, self._items, self._catalog):
+        for owner in (self._reads, self._items, self._writes, self._catalog):
             if hasattr(owner, method):
                 found: Callable[[Mapping[str, Any]], bytes] = getattr(owner, method)
                 return found
