@@ -37,7 +37,7 @@ class Lock:
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        except BlockingIOError as e:
             os.close(file)
             raise Fenced(
                 f"another run has this pipeline: {self._holder()}. Stop that one first; "

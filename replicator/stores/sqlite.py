@@ -40,6 +40,7 @@ class SqliteCheckpoints:
         self._pipeline = pipeline
         self._lock = Lock(self._path)
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
         self._owner: int | None = None
 
     @property
@@ -75,9 +76,7 @@ class SqliteCheckpoints:
         return self.read()
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
-        if not self._path.exists():
-            raise file.damaged(self._path, "it is gone")
-        with file.guarded(self._path), self._changing(self._open()) as changes:
+        with file.guarded(self._path), self._changing(self._open_still()) as changes:
             found = {(save.kind, save.id): changes.row(save.kind, save.id) for save in saves}
             if saved_already(saves, found, changes.row("owner", "").revision, self._owner):
                 return
@@ -122,7 +121,15 @@ class SqliteCheckpoints:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = file.opened(self._path)
+            self._opened = _identity(self._path)
         return self._connection
+
+    def _open_still(self) -> sqlite3.Connection:
+        """The connection, if what it writes to is still what others find under the path."""
+        there = _identity(self._path)
+        if there is None or (self._connection is not None and there != self._opened):
+            raise file.damaged(self._path, "it was removed or replaced while this run used it")
+        return self._open()
 
     @contextlib.contextmanager
     def _changing(self, connection: sqlite3.Connection) -> Iterator[Changes]:
@@ -176,3 +183,12 @@ class SqliteCheckpoints:
             value = decode("parked", id, text)
             assert isinstance(value, Parked)
             yield id, value
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path names; None for none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

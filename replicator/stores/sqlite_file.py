@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ _TABLES = (
     "dropped INTEGER, parked INTEGER)",
 )
 _WAIT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+_WAIT_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_NOT_OURS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 _PATIENCE = 20.0  # seconds that one connection waits for another one's save
 
 
@@ -56,19 +59,18 @@ def guarded(path: Path) -> Iterator[None]:
     """SQLite's errors as ours: what time mends, what somebody must change, and damage."""
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as e:
+    except (sqlite3.Error, UnicodeDecodeError, OSError) as e:
         raise _translated(path, e) from e
 
 
 def _translated(path: Path, error: Exception) -> ReplicatorError:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in _WAIT:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _WAIT or (isinstance(error, OSError) and error.errno in _WAIT_SYSTEM):
         return TransientError(f"the checkpoints in {path}: {error}")
-    if code is not None and code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        folder = path.parent
+    if code in _NOT_OURS or isinstance(error, OSError):
         return ConfigError(
             f"the checkpoints in {path} cannot be written: {error}. Let this user write to the file and to its folder "
-            f"{folder}, or say where else with checkpoints: {{type: sqlite, path: ...}}"
+            f"{path.parent}, or say where else with checkpoints: {{type: sqlite, path: ...}}"
         )
     return damaged(path, str(error))
 
