@@ -27,6 +27,7 @@ prove: install ## the long ones: 50 kills, many random histories
 	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=2000 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
 
 bench: install ## measure, and print the table
+	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 lint: install ## style

@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--changes", type=int, default=data.CHANGES)
-    parser.add_argument("--only", choices=["end-to-end", "decoding", "backlog", "memory"])
+    parser.add_argument("--only", choices=["end-to-end", "decoding", "backlog", "memory", "search"])
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
     with PostgresServer("debian", destination.SETTINGS) as server:
@@ -161,6 +161,14 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         yield backlog_lines(given.rounds)
     if given.only in (None, "memory"):
         yield memory_lines(url)
+    if given.only in (None, "search"):
+        yield _search_lines(given.rounds)
+
+
+def _search_lines(rounds: int) -> Iterator[str]:
+    from benchmarks import search  # only this part needs what the extra bench brings
+
+    yield from search.lines(rounds, alone)
 
 
 def end_to_end_lines(rounds: int, changes: int, url: str) -> Iterator[str]:

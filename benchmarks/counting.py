@@ -1,0 +1,97 @@
+"""The product into any target, with a clock that runs from before the first change is read until the last is stored."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data
+from benchmarks.product import CREDENTIALS, Result
+from replicator import run
+from replicator.batch import Batch, Outcome
+from replicator.config import Backfill, Config, Source
+from replicator.config_target import Destination
+from replicator.target import Table
+
+
+class Clock:
+    """Stops everything when ``expected`` changes are stored."""
+
+    def __init__(self, expected: int, stop: threading.Event) -> None:
+        self._expected, self._stop = expected, stop
+        self.stored = 0
+        self.began = self.finished = (0.0, 0.0)
+
+    def start(self) -> None:
+        self.began = _clocks()
+
+    def count(self, batch: Batch, outcome: Outcome) -> None:
+        if not outcome.rejections:
+            self.stored += sum(part.counts.read for part in batch.parts)
+        if self.stored >= self._expected and not self._stop.is_set():
+            self.finished = _clocks()
+            self._stop.set()
+
+    @property
+    def result(self) -> Result:
+        seconds, cpu = (after - before for before, after in zip(self.began, self.finished, strict=True))
+        return Result(self.stored, seconds, cpu)
+
+
+def counted(kind: type[Any], clock: Clock) -> Any:
+    """A connector that builds the real target, and tells the clock what it stores."""
+
+    class Counted(kind):  # type: ignore[misc]
+        _under_way: Batch | None = None
+
+        def open(self, tables: Sequence[Table], epoch: int) -> None:
+            clock.start()
+            super().open(tables, epoch)
+
+        def encode(self, batch: Batch) -> Any:
+            return batch, super().encode(batch)
+
+        def send(self, encoded: Any) -> None:
+            self._under_way, own = encoded
+            super().send(own)
+
+        def collect(self) -> Outcome:
+            outcome: Outcome = super().collect()
+            assert self._under_way is not None
+            clock.count(self._under_way, outcome)
+            return outcome
+
+    return Counted
+
+
+def plain_config(
+    endpoint: str, connector: Any, options: Any, table: str, of_table: dict[str, Any], folder: Path
+) -> Config:
+    """A pipeline without a hook or backfill; its checkpoints are a file in ``folder``."""
+    return Config(
+        pipeline="benchmark",
+        source=Source(table=data.TABLE, region="us-east-1", endpoint_url=endpoint),
+        target=Destination("benchmark", connector, options, {table: of_table}),
+        backfill=Backfill(enabled=False),
+        path=folder / "benchmark.yaml",
+    )
+
+
+def copied(endpoint: str, kind: type[Any], options: Any, table: str, of_table: dict[str, Any], expected: int) -> Result:
+    """Copy ``expected`` changes as ``replicator run`` does, checkpoints in a file and all."""
+    os.environ.update(CREDENTIALS)
+    stop = threading.Event()
+    clock = Clock(expected, stop)
+    with tempfile.TemporaryDirectory() as folder:
+        config = plain_config(endpoint, counted(kind, clock), options, table, of_table, Path(folder))
+        run.run(config, until=None, resync=False, accept_hook_change=False, stop=stop, observe=lambda _: None)
+    return clock.result
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
