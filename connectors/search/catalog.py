@@ -13,7 +13,6 @@ from connectors.search.compare import differences, roundings, settings_differenc
 from connectors.search.connection import Connection
 from connectors.search.failures import failure
 from connectors.search.layout import FORMAT, LIVE, OURS, Layout, own_fields
-from replicator.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,8 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
     alias = found.aliases.get(layout.alias)
     if alias is not None and alias.get("filter") != LIVE:
         yield f"the alias {layout.alias} does not hide tombstones; its filter is to be {orjson.dumps(LIVE).decode()}"
-    if not layout.adopt and _routed(found) != (layout.routed_by is not None):
-        yield "its documents are routed in another way than routing says; make a new index"
+    if not _routed_alike(layout, found):
+        yield "its documents are routed otherwise than routing says, so they would be there twice; make a new index"
 
 
 def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,8 +112,10 @@ def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {**mapping, "properties": properties}
 
 
-def _routed(found: Found) -> bool:
-    return str(found.mapping.get("_routing", {}).get("required", "")).lower() == "true"
+def _routed_alike(layout: Layout, found: Found) -> bool:
+    by = None if layout.routed_by is None else layout.parts[layout.routed_by]
+    required = str(found.mapping.get("_routing", {}).get("required", "")).lower() == "true"
+    return required == (by is not None) and (layout.adopt or found.notes.get("routing") == by)
 
 
 def plan(layout: Layout, found: State) -> Iterator[str]:
@@ -154,14 +155,7 @@ def _alias(layout: Layout) -> dict[str, Any]:
     return {"actions": [{"add": {"index": layout.index, "alias": layout.alias, "filter": LIVE}}]}
 
 
-def epoch_noted(found: State) -> int | None:
-    return None if found.index is None else found.index.epoch
-
-
 def notes(layout: Layout, pipeline: str, epoch: int) -> dict[str, Any]:
     """What is left in the mapping of an index that replicator writes to."""
     routing = {} if layout.routed_by is None else {"routing": layout.parts[layout.routed_by]}
     return {"pipeline": pipeline, "epoch": epoch, "format": FORMAT, **routing}
-
-
-__all__ = ["ConfigError", "Found", "State", "epoch_noted", "make", "mismatches", "notes", "plan", "state"]

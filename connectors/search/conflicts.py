@@ -37,7 +37,6 @@ class Conflicts:
         lost = [e for e in strange if place(e.write) in progress.lost]
         looked_at = [*lost, *(e for e in strange if place(e.write) not in progress.lost)][: max(len(lost), _LOOKED_AT)]
         known = max((epoch_of(e.write.version) for e in looked_at), default=0)
-        known = max((epoch_of(e.write.version) for e in looked_at), default=0)
         for table in {e.write.table for e in looked_at}:
             wanted = [e for e in looked_at if e.write.table == table]
             versions = self._versions(layouts[table], wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from connectors.search import catalog, leftovers
+from connectors.search import catalog, leftovers, probe
 from connectors.search.bulk import Bulk, Size
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
@@ -16,7 +16,7 @@ from connectors.search.verdicts import worst
 from connectors.search.writing import Writing
 from replicator.batch import Batch, DocumentId, Outcome
 from replicator.doubt import Doubt
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, ReplicatorError
 from replicator.target import Table
 
 
@@ -44,7 +44,9 @@ class SearchTarget:
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         try:
-            return [text for layout in layouts(tables).values() for text in self._problems(layout)]
+            wanted = list(layouts(tables).values())
+            missing = list(probe.missing_privileges(self._connection, wanted))
+            return missing or [text for layout in wanted for text in self._problems(layout)]
         except ConfigError as e:
             return e.problems
 
@@ -53,9 +55,9 @@ class SearchTarget:
         return [text for layout in wanted for text in catalog.plan(layout, catalog.state(self._connection, layout))]
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
-        epochs = [catalog.epoch_noted(catalog.state(self._connection, layout)) for layout in layouts(tables).values()]
-        known = [epoch for epoch in epochs if epoch is not None]
-        return max(known, default=None) if len(known) == len(epochs) else None
+        indices = [catalog.state(self._connection, layout).index for layout in layouts(tables).values()]
+        epochs = [index.epoch for index in indices if index is not None]
+        return max(epochs, default=None) if len(epochs) == len(indices) else None
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)
@@ -65,6 +67,7 @@ class SearchTarget:
             raise ConfigError(*problems)
         for name, layout in wanted.items():
             catalog.make(self._connection, layout, found[name], catalog.notes(layout, self._pipeline, epoch))
+            probe.versions_kept(self._bulk, layout, self._connection.server)
         self._layouts = wanted
         self._conflicts.epoch = epoch
 
@@ -104,7 +107,18 @@ class SearchTarget:
         return len(lines)
 
     def _problems(self, layout: Layout) -> Sequence[str]:
-        return list(self._mismatches(layout, catalog.state(self._connection, layout)))
+        found = catalog.state(self._connection, layout)
+        problems = self._mismatches(layout, found)
+        if problems or not found.complete:
+            return problems
+        try:
+            probe.versions_kept(self._bulk, layout, self._connection.server)
+        except ReplicatorError as e:  # also one that time might mend: somebody is looking now
+            return [str(e)]
+        return []
 
     def _mismatches(self, layout: Layout, found: catalog.State) -> Sequence[str]:
-        return list(catalog.mismatches(layout, found, self._pipeline))
+        problems = list(catalog.mismatches(layout, found, self._pipeline))
+        if problems or found.index is None or layout.adopt:
+            return problems
+        return list(probe.swallowed(self._connection, layout))

@@ -15,7 +15,7 @@ from connectors.search.verdicts import Verdict, worst
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import Doubt
 
-_PROBE = b'{"delete":{"_id":"replicator-is-there-room","version":0,"version_type":"external"}}\n'
+_PROBE = b'{"delete":{"_id":"replicator-is-there-room","version":0,"version_type":"external","routing":"x"}}\n'
 
 Attempt = list[tuple[Entry, Verdict, bool]]
 """Each entry that was sent, what became of it, and whether it was alone in its request."""
@@ -56,6 +56,7 @@ class Writing:
         if under_way.encoded.rejections:
             return Outcome(under_way.encoded.rejections)
         attempt = [one for _, entries, sent in under_way.sent for one in _answers(entries, sent)]
+        self._sized(attempt)
         rejections = self._noted(attempt, layouts, tombstones=under_way.tombstones)
         error = worst([verdict for _, verdict, _ in attempt])
         if error is not None and not rejections:
@@ -66,6 +67,13 @@ class Writing:
 
     def drop(self) -> None:
         self._under_way = None
+
+    def _sized(self, attempt: Attempt) -> None:
+        """Smaller bulks where the server has no room, or where large ones never get an answer; else larger ones."""
+        if any(v.kind == "busy" or isinstance(v.error, AnswerLost) for _, v, _ in attempt):
+            self._bulk.size.shrink()
+        else:
+            self._bulk.size.grow()
 
     def _noted(self, attempt: Attempt, layouts: Mapping[str, Layout], *, tombstones: bool) -> list[Rejection]:
         """Remember what was said; the writes that are refused for good."""
@@ -97,9 +105,7 @@ class Writing:
         """Documents that the engine has no room for, however often it is asked, while it has room for others."""
         busy = [(entry, alone) for entry, verdict, alone in attempt if verdict.kind == "busy"]
         if not busy:
-            self._bulk.size.grow()
             return []
-        self._bulk.size.shrink()
         heavy = all(alone and len(entry.lines) > SMALLEST for entry, alone in busy)
         if not heavy or not self._room(layouts[busy[0][0].write.table]):
             return []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.connectors import postgres_kit
+from tests.connectors import postgres_kit, search_kit
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +16,5 @@ def _closed_targets(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     while postgres_kit.made:
         postgres_kit.made.pop().close()
+    while search_kit.made:
+        search_kit.made.pop().close()
