@@ -48,6 +48,30 @@ class Unreliable(MemoryTarget):
         return outcome
 
 
+class Overlaps:
+    """Makes a target one that stores a batch while the next is encoded: what was sent is carried out when collected."""
+
+    _universe: Universe
+    _sent: Batch | None = None
+
+    def encode(self, batch: Batch) -> Batch:
+        return batch
+
+    def send(self, encoded: Batch) -> None:
+        assert self._sent is None, "at most one batch is under way"
+        if self._universe.chance("lost"):
+            raise TransientError("the connection broke; nothing was sent")
+        self._sent = encoded
+
+    def collect(self) -> Outcome:
+        sent, self._sent = self._sent, None
+        assert sent is not None, "nothing was sent"
+        return self.write(sent)
+
+    def write(self, batch: Batch) -> Outcome:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Late:
     """A request that nobody waits for any more, and when it will be carried out."""
@@ -112,6 +136,16 @@ class UnreliableIndex(MemoryIndex):
             self.doubt.begin()
             raise TransientError("the answer was lost")
         return done
+
+
+class UnreliableOverlapping(Overlaps, Unreliable):
+    def write(self, batch: Batch) -> Outcome:
+        return Unreliable.write(self, batch)
+
+
+class UnreliableOverlappingIndex(Overlaps, UnreliableIndex):
+    def write(self, batch: Batch) -> Outcome:
+        return UnreliableIndex.write(self, batch)
 
 
 class UnreliableStore(MemoryCheckpoints):

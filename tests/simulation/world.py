@@ -38,7 +38,15 @@ from replicator.testing.dynamodb import (
 )
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
 from replicator.transform import Hook, Poison
-from tests.simulation.targets import Killed, Late, Unreliable, UnreliableIndex, UnreliableStore
+from tests.simulation.targets import (
+    Killed,
+    Late,
+    Unreliable,
+    UnreliableIndex,
+    UnreliableOverlapping,
+    UnreliableOverlappingIndex,
+    UnreliableStore,
+)
 
 TABLE = "orders"
 HOUR = 3600.0
@@ -183,6 +191,8 @@ class Universe:
         self.depth = self.runs = 0
         self.remembers = self.random.random() < 0.5  # whether the engine keeps deletes in mind, until it is restarted
         self.late: list[Late] = []
+        kinds = (UnreliableIndex, UnreliableOverlappingIndex) if scenario.index else (Unreliable, UnreliableOverlapping)
+        self.target: type[Unreliable | UnreliableIndex] = self.random.choice(kinds)
 
     # What may happen between two steps
 
@@ -286,7 +296,7 @@ class Universe:
             backfill=Backfill(segments=self.random.choice([1, 2, 3])),
             on_gap="resync",
         )
-        target = UnreliableIndex(self) if self.scenario.index else Unreliable(self)
+        target = self.target(self)
         store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(self)
         table = describe_table(self.source, TABLE)
         keys = OWN_IDS if hook is not None and hook.declared else table.keys
