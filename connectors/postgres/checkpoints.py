@@ -17,7 +17,7 @@ from replicator.batch import Counts, Part
 from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
-  $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])"""
+  $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"""
 _CLAIM = """
 INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value) VALUES (%s, 'owner', '', 1, %s)
 ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value = EXCLUDED.value RETURNING revision"""
@@ -91,6 +91,7 @@ class PostgresCheckpoints:
             literal(list(counts)),
             literal([c.read for c in counts.values()]),
             literal([c.applied for c in counts.values()]),
+            literal([c.stale for c in counts.values()]),
             literal([c.dropped for c in counts.values()]),
             literal([c.parked for c in counts.values()]),
         ]

@@ -51,8 +51,8 @@ def is_data_error(error: psycopg.Error) -> bool:
     return (error.sqlstate or "")[:2] in _DATA_CLASSES
 
 
-def translated(error: psycopg.Error, server: str) -> Exception:
-    """Our error for one that came from a statement."""
+def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
+    """Our error for one that came from a statement. ``setting``: where the config names the server."""
     state = error.sqlstate
     if state == FENCED:
         return Fenced("another run owns this pipeline now, or its checkpoints were changed: this run must stop")
@@ -61,36 +61,36 @@ def translated(error: psycopg.Error, server: str) -> Exception:
     if state is None or state in _WAIT or state[:2] in _WAIT_CLASSES:
         return TransientError(f"Postgres at {server}: {_WAIT.get(state or '', _first_line(error))}")
     if state == "42501":
-        return _not_permitted(error, server)
+        return _not_permitted(error, server, setting)
     if state[:2] in _CHANGED_CLASSES:
         return ConfigError(f"Postgres at {server}: {_first_line(error)}; somebody dropped or changed it: run check")
     return error
 
 
-def unreachable(error: psycopg.Error, server: str) -> ReplicatorError:
+def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorError:
     """Our error for a connection that was not made; libpq gives no SQLSTATE there, only the server's words."""
     text = _first_line(error)
     if any(words in text for words in _REFUSED_AT_LOGIN):
         kind = ConfigError if any(words in text for words in _WRONG) else NotPermitted
         return kind(
-            f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}; correct target.url"
+            f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}; correct {setting}"
         )
     return TransientError(f"Postgres at {server} cannot be reached: {text}")
 
 
-def _not_permitted(error: psycopg.Error, server: str) -> NotPermitted:
+def _not_permitted(error: psycopg.Error, server: str, setting: str) -> NotPermitted:
     text = _first_line(error)
-    return NotPermitted(f"Postgres at {server}: {text}; {_grant(text)}", action=text)
+    return NotPermitted(f"Postgres at {server}: {text}; {_grant(text, setting)}", action=text)
 
 
-def _grant(text: str) -> str:
+def _grant(text: str, setting: str) -> str:
     if "must be owner" in text or "must be member" in text:
-        return "ALTER TABLE … OWNER TO the user of target.url"
+        return f"ALTER TABLE … OWNER TO the user of {setting}"
     if "for database" in text:
-        return "GRANT CREATE ON DATABASE … TO the user of target.url (for the schema replicator)"
+        return f"GRANT CREATE ON DATABASE … TO the user of {setting} (for the schema replicator)"
     if "for schema" in text:
-        return "GRANT USAGE, CREATE ON SCHEMA … TO the user of target.url"
-    return "GRANT SELECT, INSERT, UPDATE, DELETE ON … TO the user of target.url"
+        return f"GRANT USAGE, CREATE ON SCHEMA … TO the user of {setting}"
+    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON … TO the user of {setting}"
 
 
 def _first_line(error: psycopg.Error) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -46,24 +46,29 @@ class PostgresTable(Options):
     )
 
 
-class PostgresOptions(Options):
-    """Where the database is, and what to do with text that Postgres cannot hold."""
+class Server(Options):
+    """Where the database is. TLS, unless nobody can listen."""
 
     url: Annotated[SecretStr, AfterValidator(_conninfo)] = Field(
         description="postgresql://user:password@host:5432/database"
     )
-    schema_: str = Field(default="public", alias="schema", min_length=1, description="the tables' schema")
-    nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or put U+FFFD there")
     insecure: bool = Field(default=False, description="allow a host that is not this machine without TLS")
 
     @model_validator(mode="after")
-    def _encrypted(self) -> PostgresOptions:
+    def _encrypted(self) -> Self:
         if not self.insecure and not _is_private(self.url.get_secret_value()):
             raise ValueError(
                 "url: TLS is off to a host that is not this machine; add ?sslmode=verify-full (or require) to it, "
                 "or say insecure: true"
             )
         return self
+
+
+class PostgresOptions(Server):
+    """Where the database is, and what to do with text that Postgres cannot hold."""
+
+    schema_: str = Field(default="public", alias="schema", min_length=1, description="the tables' schema")
+    nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or put U+FFFD there")
 
 
 def _is_private(url: str) -> bool:

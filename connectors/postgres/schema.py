@@ -43,7 +43,7 @@ COMMENT ON TABLE replicator.tombstones IS 'Deletes that an older scanned item mu
 CREATE FUNCTION replicator.advance(
   _pipeline text, _owner bigint,
   _kinds text[], _ids text[], _expected bigint[], _values text[],
-  _sources text[], _read bigint[], _applied bigint[], _dropped bigint[], _parked bigint[]
+  _sources text[], _read bigint[], _applied bigint[], _stale bigint[], _dropped bigint[], _parked bigint[]
 ) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
   compared int := 0;
@@ -58,7 +58,13 @@ BEGIN
     END IF;
   END IF;
   FOR i IN 1 .. cardinality(_kinds) LOOP
-    IF _values[i] IS NULL THEN
+    IF _values[i] IS NULL AND _expected[i] = 0 THEN -- came and went within one batch: nothing to do, nothing to tell
+      PERFORM FROM replicator.checkpoints WHERE pipeline = _pipeline AND kind = _kinds[i] AND id = _ids[i];
+      IF FOUND THEN
+        RAISE EXCEPTION 'entry % % of pipeline % is there', _kinds[i], _ids[i], _pipeline USING ERRCODE = 'RP001';
+      END IF;
+      CONTINUE;
+    ELSIF _values[i] IS NULL THEN
       DELETE FROM replicator.checkpoints
         WHERE pipeline = _pipeline AND kind = _kinds[i] AND id = _ids[i]
           AND (_expected[i] IS NULL OR revision = _expected[i]);
@@ -92,11 +98,12 @@ BEGIN
   IF already > 0 THEN
     RAISE EXCEPTION 'stored already' USING ERRCODE = CASE WHEN already = compared THEN 'RP002' ELSE 'RP001' END;
   END IF;
-  INSERT INTO replicator.counts AS c (pipeline, source, read, applied, dropped, parked)
-    SELECT _pipeline, s.source, s.read, s.applied, s.dropped, s.parked
-    FROM unnest(_sources, _read, _applied, _dropped, _parked) AS s (source, read, applied, dropped, parked)
+  INSERT INTO replicator.counts AS c (pipeline, source, read, applied, stale, dropped, parked)
+    SELECT _pipeline, s.source, s.read, s.applied, s.stale, s.dropped, s.parked
+    FROM unnest(_sources, _read, _applied, _stale, _dropped, _parked)
+      AS s (source, read, applied, stale, dropped, parked)
     ON CONFLICT (pipeline, source) DO UPDATE SET
-      read = c.read + EXCLUDED.read, applied = c.applied + EXCLUDED.applied,
+      read = c.read + EXCLUDED.read, applied = c.applied + EXCLUDED.applied, stale = c.stale + EXCLUDED.stale,
       dropped = c.dropped + EXCLUDED.dropped, parked = c.parked + EXCLUDED.parked;
 END $$;
 """

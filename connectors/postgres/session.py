@@ -40,10 +40,11 @@ SET plan_cache_mode = force_generic_plan;
 
 
 class Session:
-    """A lazily opened connection to one database."""
+    """A lazily opened connection to one database, which the config names under ``setting``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, setting: str = "target.url") -> None:
         self._url = url
+        self._setting = setting
         self._server = address(url)
         self._connection: psycopg.Connection[Any] | None = None
         self._prepared: dict[bytes, bytes] = {}
@@ -61,7 +62,7 @@ class Session:
             yield self._open()
         except psycopg.Error as e:
             self.close()
-            raise translated(e, self._server) from e
+            raise translated(e, self._server, self._setting) from e
         except BaseException:  # also a KeyboardInterrupt in the middle of a message: nothing can be sent after it
             self.close()
             raise
@@ -92,7 +93,7 @@ class Session:
         return found[1:-1]
 
     def translated(self, error: psycopg.Error) -> Exception:
-        return translated(error, self._server)
+        return translated(error, self._server, self._setting)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -128,7 +129,7 @@ class Session:
         try:
             connection = psycopg.connect(self._url, autocommit=True, client_encoding="utf8", **settings)
         except psycopg.OperationalError as e:
-            raise unreachable(e, self._server) from e
+            raise unreachable(e, self._server, self._setting) from e
         self._connection = connection
         connection.execute(_SETTINGS)
         return connection

@@ -279,7 +279,7 @@ def test_a_file_of_a_newer_replicator_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_pipeline_is_refused(tmp_path: Path) -> None:
     left(tmp_path, killed=False)
     other = SqliteCheckpoints(SqliteOptions(path="orders.checkpoints"), "customers", tmp_path)
-    with contextlib.closing(other), pytest.raises(ConfigError, match="belongs to pipeline 'orders'.*'customers'"):
+    with contextlib.closing(other), pytest.raises(ConfigError, match=r"belongs to pipeline 'orders'.*'customers'"):
         other.claim(owner())
 
 
