@@ -10,11 +10,12 @@ from urllib.parse import quote
 from connectors.search.connection import NDJSON, Connection
 from connectors.search.encode import cut
 from connectors.search.failures import Answer, AnswerLost, failure
+from connectors.search.layout import Layout
 from connectors.search.verdicts import Verdict, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
-_ANSWER = "filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason"
+_ANSWER = "filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason,items.delete._index"
 
 
 @dataclass(slots=True)
@@ -51,40 +52,40 @@ class Bulk:
         self._threads: ThreadPoolExecutor | None = None
         self.size = size
 
-    def start(self, alias: str, lines: Sequence[bytes]) -> Sent:
-        """Begin to send lines (an action with its document each) to the index behind ``alias``."""
+    def start(self, layout: Layout, lines: Sequence[bytes]) -> Sent:
+        """Begin to send lines (an action with its document each) to the index of ``layout``."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._in_flight, thread_name_prefix="bulk")
         pieces = cut([len(line) for line in lines], self.size.bytes, self.size.documents)
-        return [(piece, self._threads.submit(self._deliver, alias, lines[piece])) for piece in pieces]
+        return [(piece, self._threads.submit(self._deliver, layout, lines[piece])) for piece in pieces]
 
-    def store(self, alias: str, lines: Sequence[bytes]) -> list[Verdict]:
+    def store(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         """Send lines and wait; a verdict for each."""
-        return [verdict for _, done in self.start(alias, lines) for verdict in done.result()]
+        return [verdict for _, done in self.start(layout, lines) for verdict in done.result()]
 
-    def together(self, alias: str, lines: Sequence[bytes]) -> list[Verdict]:
+    def together(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         """The same in one request, in this order."""
-        return self._deliver(alias, lines)
+        return self._deliver(layout, lines)
 
     def close(self) -> None:
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(cancel_futures=True)
 
-    def _deliver(self, alias: str, lines: Sequence[bytes]) -> list[Verdict]:
+    def _deliver(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         body = b"".join(lines)
         # Only through the alias: an index that is gone is not made anew by accident, with a mapping out of thin air.
-        path = f"/{quote(alias, safe='')}/_bulk?require_alias=true&timeout=30s&{_ANSWER}"
+        path = f"/{quote(layout, safe='')}/_bulk?require_alias=true&timeout=30s&{_ANSWER}"
         try:
             answer = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:
             return [failed(e)] * len(lines)
         found = answer.json
         if answer.status == 200 and isinstance(found, dict) and len(found.get("items", ())) == len(lines):
-            return verdicts(found["items"], self._connection.server)
-        return self._refused(alias, lines, answer, len(body))
+            return verdicts(found["items"], self._connection.server, layout.index)
+        return self._refused(layout, lines, answer, len(body))
 
-    def _refused(self, alias: str, lines: Sequence[bytes], answer: Answer, size: int) -> list[Verdict]:
+    def _refused(self, layout: Layout, lines: Sequence[bytes], answer: Answer, size: int) -> list[Verdict]:
         """The whole request was refused: in halves it may go, down to the one document that is to blame."""
         server = self._connection.server
         if answer.status == 413:
@@ -98,7 +99,7 @@ class Bulk:
             return [failed(failure(answer, server, "writing documents"))] * len(lines)
         if len(lines) > 1:
             half = len(lines) // 2
-            return [*self._deliver(alias, lines[:half]), *self._deliver(alias, lines[half:])]
+            return [*self._deliver(layout, lines[:half]), *self._deliver(layout, lines[half:])]
         return [refused(_alone(answer, size))]
 
 

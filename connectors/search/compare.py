@@ -26,7 +26,7 @@ _ROUNDED = {
 def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
     """Everything in which the mapping that is there is not as wanted; further fields are nobody's harm."""
     for name, value in wanted.items():
-        if name not in ("properties", "_meta"):
+        if name not in ("properties", "_meta", "_routing"):
             yield from _parameter("the mapping", name, value, there)
     yield from _fields(wanted.get("properties", {}), there.get("properties", {}), "")
 

@@ -17,7 +17,7 @@ _KNOWN: tuple[tuple[str, Say], ...] = (
     ),
     (
         r"failed to parse (?:date )?field \[(?P<field>.*?)\] of type \[(?P<type>\w+)\]",
-        lambda m: f"the field {m['field']} is of type {m['type']} and cannot hold the value",
+        lambda m: _cannot_hold(m["field"], m["type"]),
     ),
     (
         r"object mapping for \[(?P<field>.*?)\] tried to parse field \[.*?\] as object",
@@ -52,6 +52,13 @@ def refusal(type: str, reason: str) -> str:
         if found is not None:
             return f"{say(found)}: {type}"
     return f"the engine refuses the document: {type}"
+
+
+def _cannot_hold(field: str, type: str) -> str:
+    if field == type:
+        return f"the engine keeps the name {field} to itself"
+    hint = " (of more than 32,766 bytes? ignore_above in its mapping avoids this)" if type == "keyword" else ""
+    return f"the field {field} is of type {type} and cannot hold the value{hint}"
 
 
 def _path(where: str, field: str) -> str:

@@ -98,7 +98,7 @@ class SearchTarget:
         self._connection.close()
 
     def _stored(self, layout: Layout, lines: Sequence[bytes]) -> int:
-        found = self._bulk.store(layout.alias, lines)
+        found = self._bulk.store(layout, lines)
         error = worst(found)
         if error is not None:
             if isinstance(error, AnswerLost):

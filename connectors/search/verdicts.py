@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from connectors.search.failures import AnswerLost, engine_failure
 from connectors.search.reasons import refusal
-from replicator.errors import ReplicatorError, TransientError
+from replicator.errors import ConfigError, ReplicatorError, TransientError
 
 REJECTED_EXECUTION = ("es_rejected_execution_exception", "rejected_execution_exception", "circuit_breaking_exception")
 
@@ -32,13 +32,15 @@ class Verdict:
 STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
 
 
-def verdicts(items: Sequence[Any], server: str) -> list[Verdict]:
-    """One verdict for each item of the answer to a bulk request."""
-    return [_verdict(outcome, server) for item in items for outcome in item.values()]
+def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
+    """One verdict for each item of the answer to a bulk request, which was to go to ``index``."""
+    return [_verdict(outcome, server, index) for item in items for outcome in item.values()]
 
 
-def _verdict(outcome: Any, server: str) -> Verdict:
+def _verdict(outcome: Any, server: str, index: str) -> Verdict:
     status, error = outcome["status"], outcome.get("error")
+    if outcome.get("_index", index) != index:  # said of deletes only, which may make an index that is not there
+        return failed(ConfigError(_ASTRAY.format(server=server, index=index, other=outcome["_index"])))
     if error is None and (status < 300 or status == 404):  # 404: what was to be deleted is not there
         return STORED
     type, reason = _cause(error)
@@ -50,6 +52,12 @@ def _verdict(outcome: Any, server: str) -> Verdict:
     if found is None and status == 429:
         return busy(server)
     return refused(refusal(type, reason)) if found is None else failed(found)
+
+
+_ASTRAY = (
+    "{server}: the index {index} is gone, and the cluster made an empty one, {other}, as soon as something was written. "
+    "Remove {other}; if the documents are lost, copy everything again with: replicator resync"
+)
 
 
 def _cause(error: Any) -> tuple[str, str]:

@@ -46,7 +46,7 @@ class Writing:
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
             lines = [entry.sent(tombstones=tombstones) for entry in pending]
-            sent.append((table, pending, self._bulk.start(layouts[table].alias, lines)))
+            sent.append((table, pending, self._bulk.start(layouts[table], lines)))
         self._under_way = _UnderWay(encoded, tombstones, sent)
 
     def collect(self, layouts: Mapping[str, Layout]) -> Outcome:
@@ -113,7 +113,7 @@ class Writing:
 
     def _room(self, layout: Layout) -> bool:
         """Whether the engine takes anything at all just now."""
-        (verdict,) = self._bulk.store(layout.alias, [_PROBE])
+        (verdict,) = self._bulk.store(layout, [_PROBE])
         return verdict.kind in ("stored", "conflict", "refused")
 
     def _whole(self, encoded: Encoded) -> Outcome:

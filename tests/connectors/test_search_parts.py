@@ -211,11 +211,11 @@ def item(status: int, type: str = "", reason: str = "", action: str = "index") -
     ],
 )
 def test_what_an_item_of_the_answer_means(given: Mapping[str, Any], kind: str) -> None:
-    assert [v.kind for v in verdicts([given], "S")] == [kind]
+    assert [v.kind for v in verdicts([given], "S", "i")] == [kind]
 
 
 def test_an_error_that_is_only_a_text_is_read_too() -> None:
-    (found,) = verdicts([{"index": {"status": 400, "error": "secret"}}], "S")
+    (found,) = verdicts([{"index": {"status": 400, "error": "secret"}}], "S", "i")
     assert (found.kind, "secret" in found.reason) == ("refused", False)
 
 
@@ -240,7 +240,7 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
 def test_what_a_batch_waits_for_or_what_has_to_be_changed(
     given: Mapping[str, Any], error: type[Exception], text: str
 ) -> None:
-    found = worst(verdicts([item(200), given], "Elasticsearch at h:1"))
+    found = worst(verdicts([item(200), given], "Elasticsearch at h:1", "i"))
     assert type(found) is error
     assert str(found).startswith("Elasticsearch at h:1")
     assert text in str(found)
@@ -248,9 +248,16 @@ def test_what_a_batch_waits_for_or_what_has_to_be_changed(
 
 def test_what_a_person_must_change_comes_before_what_time_mends() -> None:
     given = [item(429, "rejected_execution_exception"), item(503, "x"), item(404, "index_not_found_exception")]
-    assert isinstance(worst(verdicts(given, "S")), ConfigError)
-    assert isinstance(worst(verdicts(given[:2], "S")), AnswerLost)
-    assert worst(verdicts([item(200), item(409, "x")], "S")) is None
+    assert isinstance(worst(verdicts(given, "S", "i")), ConfigError)
+    assert isinstance(worst(verdicts(given[:2], "S", "i")), AnswerLost)
+    assert worst(verdicts([item(200), item(409, "x")], "S", "i")) is None
+
+
+def test_a_delete_that_went_to_another_index_says_that_ours_is_gone() -> None:
+    answered = {"delete": {"status": 404, "_index": "products"}}
+    (found,) = verdicts([answered], "S", "products-1")
+    assert isinstance(found.error, ConfigError)
+    assert str(found.error).startswith("S: the index products-1 is gone, and the cluster made an empty one, products,")
 
 
 def test_an_unknown_reason_is_not_repeated() -> None:
