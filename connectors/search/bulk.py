@@ -75,7 +75,7 @@ class Bulk:
     def _deliver(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         body = b"".join(lines)
         # Only through the alias: an index that is gone is not made anew by accident, with a mapping out of thin air.
-        path = f"/{quote(layout, safe='')}/_bulk?require_alias=true&timeout=30s&{_ANSWER}"
+        path = f"/{quote(layout.alias, safe='')}/_bulk?require_alias=true&timeout=30s&{_ANSWER}"
         try:
             answer = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:

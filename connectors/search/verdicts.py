@@ -55,7 +55,7 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
 
 
 _ASTRAY = (
-    "{server}: the index {index} is gone, and the cluster made an empty one, {other}, as soon as something was written. "
+    "{server}: the index {index} is gone, and the cluster made an empty one, {other}, when something was written. "
     "Remove {other}; if the documents are lost, copy everything again with: replicator resync"
 )
 
