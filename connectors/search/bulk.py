@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from connectors.search.connection import NDJSON, Connection
+from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
 from connectors.search.failures import Answer, AnswerLost, failure
 from connectors.search.layout import Layout
@@ -15,7 +15,9 @@ from connectors.search.verdicts import Verdict, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
-_ANSWER = "filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason,items.delete._index"
+_SAID = ("status", "error.type", "error.reason", "error.caused_by.reason")
+_ITEMS = ("errors", *(f"items.*.{name}" for name in _SAID), "items.delete._index")
+_ANSWER = filtered(*_ITEMS)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import orjson
 
-from connectors.search.connection import Connection
+from connectors.search.connection import Connection, filtered
 from connectors.search.encode import Entry
 from connectors.search.layout import Layout
 from connectors.search.progress import Place, Progress, place
@@ -16,7 +16,7 @@ from replicator.errors import ConfigError
 from replicator.position import epoch_of
 
 _LOOKED_AT = 20  # conflicts of a batch that are looked up to see whether they can be ours
-_FOUND = "_source=false&filter_path=docs._version,docs.found"
+_FOUND = f"_source=false&{filtered('docs._version', 'docs.found')}"
 
 
 class Conflicts:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from elastic_transport import (
     ConnectionError,
@@ -21,11 +23,19 @@ from connectors.search.failures import Answer, AnswerLost, failure
 from replicator import __version__
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
+# What it has to say about nodes is said by our errors; without a handler Python would print it between our lines.
+logging.getLogger("elastic_transport").addHandler(logging.NullHandler())
+
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
 Sign = Callable[[str, str, bytes | None, Mapping[str, str]], Mapping[str, str]]
 """From (method, URL, body, headers) to the headers that sign the request."""
+
+
+def filtered(*paths: str) -> str:
+    """The parameter that keeps an answer small. Encoded as a signature of AWS wants it."""
+    return f"filter_path={quote(','.join(paths), safe='')}"
 
 
 class _Bytes(Serializer):
@@ -96,7 +106,7 @@ class Connection:
 
 def unanswered(error: TransportError, server: str) -> ReplicatorError:
     """Our error for a request without an answer."""
-    cause: Any = error.errors[0] if error.errors else error
+    cause = error.__cause__ or error
     if isinstance(error, TlsError):
         return _no_tls(str(cause), server)
     if isinstance(cause, NewConnectionError | ConnectTimeoutError):

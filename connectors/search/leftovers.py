@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 import orjson
 
-from connectors.search.connection import Connection
+from connectors.search.connection import Connection, filtered
 from connectors.search.ids import index_id
 from connectors.search.layout import OURS, Layout
 from replicator.batch import DocumentId
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
-_HITS = "filter_path=hits.hits._id,hits.hits._version,hits.hits._routing,hits.hits._source"
+_HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "hits.hits._source")
 _WHOLE = "allow_partial_search_results=false"  # a shard that does not answer is no shard without hits
 
 

@@ -39,6 +39,11 @@ class SearchTarget:
         self._layouts: Mapping[str, Layout] = {}
 
     @property
+    def server(self) -> str:
+        """The product and its address, for messages."""
+        return self._connection.server
+
+    @property
     def doubt(self) -> Doubt:
         return self._doubt
 

@@ -39,10 +39,9 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
 
 def _verdict(outcome: Any, server: str, index: str) -> Verdict:
     status, error = outcome["status"], outcome.get("error")
-    if outcome.get("_index", index) != index:  # said of deletes only, which may make an index that is not there
-        return failed(ConfigError(_ASTRAY.format(server=server, index=index, other=outcome["_index"])))
     if error is None and (status < 300 or status == 404):  # 404: what was to be deleted is not there
-        return STORED
+        went_to = outcome.get("_index", index)  # said of deletes, which may make an index where ours is gone
+        return STORED if went_to == index else failed(ConfigError(_astray(server, index, went_to)))
     type, reason = _cause(error)
     if status == 409:
         return CONFLICT
@@ -54,16 +53,18 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
     return refused(refusal(type, reason)) if found is None else failed(found)
 
 
-_ASTRAY = (
-    "{server}: the index {index} is gone, and the cluster made an empty one, {other}, when something was written. "
-    "Remove {other}; if the documents are lost, copy everything again with: replicator resync"
-)
+def _astray(server: str, index: str, other: str) -> str:
+    return (
+        f"{server}: the index {index} is gone, and the cluster made an empty one, {other}, when something was written. "
+        f"Remove {other}; if the documents are lost, copy everything again with: replicator resync"
+    )
 
 
 def _cause(error: Any) -> tuple[str, str]:
     if not isinstance(error, dict):
         return "", str(error)
-    return str(error.get("type", "")), str(error.get("reason", ""))
+    inner = error.get("caused_by", {}).get("reason", "")
+    return str(error.get("type", "")), f"{error.get('reason', '')} {inner}".strip()
 
 
 def busy(server: str) -> Verdict:

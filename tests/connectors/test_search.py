@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 import orjson
 import pytest
 
-from replicator.batch import Batch, Outcome, Part, Upsert
+from replicator.batch import Batch, Delete, Outcome, Part, Upsert
 from replicator.errors import ConfigError, TransientError
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
@@ -124,7 +124,7 @@ def test_a_limit_of_the_index_is_a_reason(one_search: Search) -> None:
 def test_what_an_earlier_attempt_stored_is_applied_and_not_stale(one_search: Search) -> None:
     of = table(one_search, mapping=PLAIN)
     found = opened(one_search, of)
-    rest = [hooked(of, "a", 2, {}), remove("b", 2, table=of.name)]
+    rest: list[Upsert | Delete] = [hooked(of, "a", 2, {}), remove("b", 2, table=of.name)]
     assert len(found.write(batch(*rest, hooked(of, "c", 1, {"n": "x"}))).rejections) == 1
     assert found.write(batch(*rest)) == Outcome()
     assert found.write(batch(*rest)).stale == {"shard:contract": 2}  # but now they are

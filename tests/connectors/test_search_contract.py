@@ -59,7 +59,7 @@ class TestSearch(TargetContract):
     def proxied(self, search: Search, proxy: Proxy) -> Proxied:
         return {**options(search, proxy.port), "timeout": 5}, proxy
 
-    def test_recovers_from_a_cut_connection(
+    def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
         """A connection that broke while nobody used it is made anew, and nobody needs to know."""

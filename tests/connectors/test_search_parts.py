@@ -398,6 +398,7 @@ OS = {"type": "opensearch", "url": "https://h:9200"}
         ({**ES, "ca_certs": "/nowhere"}, "target.ca_certs is to be a file of certificates, and there is none"),
         ({**OS, "aws": {}, "username": "u", "password": "p"}, "has aws and username; keep one"),
         ({**OS, "url": ["https://a", "https://b"], "aws": {}}, "has aws and several addresses"),
+        ({**OS, "aws": {}, "compress": True}, "has aws and compress"),
         ({**OS, "aws": {"external_id": "x"}}, "external_id means nothing without role_arn"),
         ({**OS, "aws": {"service": "s3"}}, "target.aws.service is to be one of es, aoss"),
         ({**ES, "bulk_bytes": 10}, "target.bulk_bytes is to be at least 1024"),

@@ -1,0 +1,352 @@
+"""What servers, proxies and login pages answer, and what is made of it: a small HTTP server says what it is told to."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.search.target import SearchTarget
+from replicator.batch import Outcome
+from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.position import FIRST_EPOCH
+from replicator.target import Table
+from replicator.testing.contract.kit import PK, batch, put, remove
+from tests.connectors.search_kit import client
+
+Told = tuple[int, Mapping[str, str], bytes]
+TABLE = Table("contract", PK)
+ELASTICSEARCH = {"x-elastic-product": "Elasticsearch"}
+
+
+def said(status: int, body: object = None, **headers: str) -> Told:
+    if isinstance(body, bytes):
+        return status, {"content-type": "text/html", **headers}, body
+    return status, {"content-type": "application/json", **headers}, json.dumps(body).encode()
+
+
+@dataclass
+class Server:
+    """Behaves like a cluster with nothing in it, but for what ``answers`` says, by the beginning of "METHOD /path"."""
+
+    port: int = 0
+    answers: dict[str, Told] = field(default_factory=dict)
+    requests: list[tuple[str, Mapping[str, str], bytes]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answer(self, asked: str, headers: Mapping[str, str], body: bytes) -> Told:
+        self.requests.append((asked, headers, body))
+        for beginning, told in self.answers.items():
+            if asked.startswith(beginning):
+                return told
+        return self._usual(asked, body)
+
+    def _usual(self, asked: str, body: bytes) -> Told:
+        if "/_bulk" in asked:
+            actions = [json.loads(line) for line in body.splitlines() if line.startswith((b'{"index"', b'{"delete"'))]
+            versions: dict[str, int] = {}
+            return said(200, {"items": [_guarded(action, versions) for action in actions]})
+        if asked.startswith("GET /contract"):
+            return said(404, {"error": {"type": "index_not_found_exception", "reason": "no such index"}})
+        if "_has_privileges" in asked:
+            return said(405, {"error": "no"})
+        return said(200, {"acknowledged": True})
+
+
+def _guarded(action: Mapping[str, Any], versions: dict[str, int]) -> Mapping[str, Any]:
+    ((kind, told),) = action.items()
+    known = versions.get(told["_id"], -1)
+    if told["version"] < known or (told["version"] == known and told["version_type"] == "external"):
+        return {kind: {"status": 409, "error": {"type": "version_conflict_engine_exception"}}}
+    versions[told["_id"]] = told["version"]
+    return {kind: {"status": 201}}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    yield from served(Server(), lambda http: None)
+
+
+def served(found: Server, secure: Callable[[ThreadingHTTPServer], None]) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status, given, answer = found.answer(f"{self.command} {self.path}", headers, body)
+            self.send_response(status)
+            for name, value in {**given, "content-length": str(len(answer))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST = do_PUT = do  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is no news
+    secure(http)
+    found.port = http.server_address[1]
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield found
+    http.shutdown()
+    http.server_close()
+    thread.join(10)
+
+
+def opened(server: Server, **options: Any) -> SearchTarget:
+    found = client("elasticsearch", url=server.url, **options)
+    found.open([TABLE], FIRST_EPOCH)
+    return found
+
+
+HTML = b"<html><body>Welcome</body></html>"
+UNRECOVERED = {"type": "cluster_block_exception", "reason": "blocked by: state not recovered"}
+UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/write/bulk] is unauthorized for user [u]"}
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "text"),
+    [
+        (said(401, {"error": {"type": "security_exception", "reason": "missing"}}), NotPermitted, "refuses the login"),
+        (said(403, {"error": UNAUTHORIZED}), NotPermitted, "is unauthorized for user [u]"),
+        (said(403, {"Message": "User: x is not authorized"}), NotPermitted, "User: x is not authorized"),
+        (said(403, HTML), NotPermitted, "does not permit writing documents"),
+        (said(404, HTML), ConfigError, "answers with a web page (status 404), which no search engine would"),
+        (said(200, HTML), ConfigError, "answers with a web page (status 200)"),
+        (said(302, HTML, location="/login"), ConfigError, "answers with a web page (status 302)"),
+        (said(400, HTML), ConfigError, "answers with a web page (status 400)"),
+        (said(429, {"error": {"type": "es_rejected_execution_exception"}}), TransientError, "has too much to do"),
+        (said(429, HTML), TransientError, "has too much to do"),
+        (said(502, HTML), TransientError, "fails to answer writing documents: a web page (status 502)"),
+        (said(503, {"error": {"type": "master_not_discovered_exception"}}), TransientError, "has no master"),
+        (said(503, {"error": UNRECOVERED}), TransientError, "the cluster is not ready"),
+        (said(500, {"error": {"type": "odd"}}), TransientError, "fails to store documents: odd"),
+        (said(200, {"items": []}), TransientError, "answered a bulk request in part only"),
+        (said(404, {"error": {"type": "index_not_found_exception", "reason": "x"}}), ConfigError, "is gone"),
+    ],
+)  # fmt: skip
+def test_what_a_whole_answer_means(server: Server, told: Told, error: type[Exception], text: str) -> None:
+    found = opened(server)
+    server.answers["POST /contract/_bulk"] = told
+    with pytest.raises(error) as e:
+        found.write(batch(put({"pk": "a"}, 1)))
+    assert str(e.value).startswith(f"Elasticsearch at 127.0.0.1:{server.port}")
+    assert text in str(e.value)
+    del server.answers["POST /contract/_bulk"]
+    assert found.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+
+@pytest.mark.parametrize(("status", "doubt"), [(429, False), (401, False), (500, True), (502, True), (503, True)])
+def test_what_a_server_gave_up_halfway_is_doubted(server: Server, status: int, doubt: bool) -> None:
+    found = opened(server)
+    server.answers["POST /contract/_bulk"] = said(status, HTML)
+    with pytest.raises((TransientError, NotPermitted)):
+        found.write(batch(put({"pk": "a"}, 1)))
+    assert bool(found.doubt) is doubt
+
+
+@pytest.mark.parametrize("answer", [said(413, b""), said(400, {"error": {"type": "x_content_parse_exception"}})])
+def test_a_refused_request_goes_in_halves_down_to_the_document_that_is_to_blame(server: Server, answer: Told) -> None:
+    class Picky(Server):
+        def answer(self, asked: str, headers: Mapping[str, str], body: bytes) -> Told:
+            return answer if b'"culprit"' in body else super().answer(asked, headers, body)
+
+    picky = Picky(server.port)
+    server.answer = picky.answer  # type: ignore[method-assign]
+    found = opened(server)
+    writes = [put({"pk": pk}, 1) for pk in ("a", "b", "culprit", "c", "d", "e")]
+    (rejection,) = found.write(batch(*writes)).rejections
+    assert rejection.write is writes[2]
+    assert "bytes" in rejection.reason or "x_content_parse_exception" in rejection.reason
+    bodies = [body for asked, _, body in picky.requests if "/_bulk" in asked]
+    stored = [json.loads(line) for body in bodies for line in body.splitlines() if b'"document"' in line]
+    assert {document["replicator"]["partition"] for document in stored} == {"a", "b", "c", "d", "e"}
+
+
+def test_only_what_is_unfinished_goes_again(server: Server) -> None:
+    found = opened(server)
+    busy = {"status": 429, "error": {"type": "es_rejected_execution_exception"}}
+    items = [{"index": {"status": 201}}, {"index": busy}, {"delete": {"status": 404}}]
+    server.answers["POST /contract/_bulk"] = said(200, {"items": items})
+    whole = batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), remove("c", 1))
+    with pytest.raises(TransientError, match="the rest is sent again"):
+        found.write(whole)
+    server.answers.clear()
+    server.requests.clear()
+    assert found.write(whole) == Outcome()
+    ((_, _, body),) = server.requests
+    assert [json.loads(line)["index"]["_id"] for line in body.splitlines()[::2]] == ["b"]
+
+
+def test_a_shard_that_does_not_answer_is_no_shard_without_leftovers(server: Server) -> None:
+    found = opened(server)
+    server.answers["POST /contract-1/_search"] = said(503, {"error": {"type": "search_phase_execution_exception"}})
+    with pytest.raises(TransientError):
+        found.sweep(TABLE, 1, [])
+    assert "allow_partial_search_results=false" in server.requests[-1][0]
+
+
+# logging in
+
+
+CLOUD = {"cloud_id": "name:" + base64.b64encode(b"example.com$uuid$kibana").decode()}
+
+
+@pytest.mark.parametrize(
+    ("options", "header"),
+    [
+        ({"api_key": "a2V5"}, "ApiKey a2V5"),
+        (
+            {"username": "elastic", "password": "pass:é"},
+            f"Basic {base64.b64encode('elastic:pass:é'.encode()).decode()}",
+        ),
+    ],
+)
+def test_how_one_logs_in(server: Server, options: Mapping[str, str], header: str) -> None:
+    opened(server, **options)
+    assert {headers["authorization"] for _, headers, _ in server.requests} == {header}
+
+
+def test_a_cloud_id_is_an_address() -> None:
+    found = client("elasticsearch", **CLOUD)
+    assert found.server == "Elasticsearch at uuid.example.com:443"
+
+
+def test_missing_privileges_are_named(server: Server) -> None:
+    granted = {
+        "contract-1": {"manage": False, "read": True, "index": True, "delete": False},
+        "contract": {"manage": True},
+    }
+    told = {"username": "writer", "has_all_requested": False, "index": granted}
+    server.answers["POST /_security/user/_has_privileges"] = said(200, told)
+    (problem,) = client("elasticsearch", url=server.url).check([TABLE])
+    assert problem.endswith("the login writer lacks manage, delete on contract-1")
+
+
+def test_what_may_not_be_made_is_not_permitted(server: Server) -> None:
+    reason = "action [indices:admin/create] is unauthorized for user [u]"
+    server.answers["PUT /contract-1"] = said(403, {"error": {"type": "security_exception", "reason": reason}})
+    with pytest.raises(NotPermitted, match="is unauthorized for user"):
+        opened(server)
+
+
+def test_a_server_that_keeps_no_versions_is_refused(server: Server) -> None:
+    """As a service would that takes the parameters and ignores them."""
+    server.answers["POST /contract/_bulk"] = said(200, {"items": [{"index": {"status": 200}}] * 4})
+    with pytest.raises(ConfigError, match="does not keep versions as a copy needs it"):
+        opened(server)
+
+
+def test_requests_to_amazon_are_signed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", "AKID"), ("SECRET_ACCESS_KEY", "secret"), ("SESSION_TOKEN", "token")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    found = client("opensearch", url=server.url, aws={"region": "eu-west-1"})
+    found.open([TABLE], FIRST_EPOCH)
+    found.write(batch(put({"pk": "é"}, 1)))
+    assert len(server.requests) > 3
+    for asked, headers, body in server.requests:
+        assert headers["x-amz-security-token"] == "token"
+        assert headers["authorization"] == signature(asked, headers, body, "eu-west-1", "es")
+
+
+def signature(asked: str, headers: Mapping[str, str], body: bytes, region: str, service: str) -> str:
+    """The header as AWS would work it out from the request that arrived."""
+    method, target = asked.split(" ")
+    path, _, query = target.partition("?")
+    signed = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0]
+    canonical = "\n".join(
+        [
+            method,
+            path.replace("%", "%25"),
+            "&".join(sorted(f"{n}={v.replace(',', '%2C').replace('*', '%2A')}" for n, _, v in _pairs(query))),
+            *(f"{name}:{headers[name]}" for name in signed.split(";")),
+            "",
+            signed,
+            sha256(body).hexdigest(),
+        ]
+    )
+    stamp = headers["x-amz-date"]
+    scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
+    key = b"AWS4secret"
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
+    made = hmac.digest(key, text.encode(), "sha256").hex()
+    return f"AWS4-HMAC-SHA256 Credential=AKID/{scope}, SignedHeaders={signed}, Signature={made}"
+
+
+def _pairs(query: str) -> list[tuple[str, str, str]]:
+    return [pair.partition("=") for pair in query.split("&") if pair]
+
+
+def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
+    found = client("elasticsearch", url="http://127.0.0.1:1")
+    found._layouts = opened(server)._layouts  # as after the server went away
+    with pytest.raises(TransientError, match=r"127\.0\.0\.1:1 cannot be reached: .*refused"):
+        found.write(batch(put({"pk": "a"}, 1)))
+    assert not found.doubt
+
+
+# TLS
+
+
+def test_a_server_that_speaks_no_tls_is_a_config_error(server: Server) -> None:
+    (problem,) = client("elasticsearch", url=f"https://127.0.0.1:{server.port}").check([TABLE])
+    assert problem.endswith("does not speak TLS on that port; is target.url to be http?")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("NOT TESTED: there is no openssl to make a certificate with")
+    found = tmp_path / "pair.pem"
+    subprocess.run(
+        [program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(found),
+         "-out", str(tmp_path / "certificate.pem")], check=True, capture_output=True,
+    )  # fmt: skip
+    found.write_text(found.read_text() + (tmp_path / "certificate.pem").read_text())
+    return found
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[Server]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def wrap(http: ThreadingHTTPServer) -> None:
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
+
+    yield from served(Server(), wrap)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Server) -> None:
+    (problem,) = client("elasticsearch", url=f"https://127.0.0.1:{secure.port}").check([TABLE])
+    assert "has a certificate that is not trusted" in problem
+    assert problem.endswith("name its authority in target.ca_certs")
+
+
+def test_with_the_authority_named_the_same_server_is_trusted(secure: Server, tmp_path: Path) -> None:
+    trusted = {"url": f"https://127.0.0.1:{secure.port}", "ca_certs": str(tmp_path / "certificate.pem")}
+    assert list(client("elasticsearch", **trusted).check([TABLE])) == []
