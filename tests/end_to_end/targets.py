@@ -22,6 +22,7 @@ from tests.servers_search import Search
 
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if os.environ.get("REPLICATOR_PROVE") else "5"))
 FILLER = "x" * 4000
+PAUSE = 0.01  # between writes: servers that start need the processor, too
 HOOK = """
 def hook(item):
     if item["n"] % 5 == 0:
@@ -58,6 +59,10 @@ class Mirror(Pipeline):
     @abstractmethod
     def tombstones(self) -> int:
         """How many there are."""
+
+    @abstractmethod
+    def writes(self) -> int:
+        """A number that is another one after anything was stored."""
 
     @abstractmethod
     def stop_server(self) -> None: ...
@@ -97,6 +102,10 @@ class Index(Mirror):
     def tombstones(self) -> int:
         hidden = {"query": {"term": {"replicator.deleted": True}}}
         return sum(self._asked("POST", f"/{index}/_count", hidden)["count"] for index in self._refreshed())
+
+    def writes(self) -> int:
+        stats = [self._asked("GET", f"/{index}/_stats/indexing")["_all"] for index in self.search.indices()]
+        return sum(s["primaries"]["indexing"]["index_total"] for s in stats)
 
     def stop_server(self) -> None:
         self.search.server.stop()
@@ -151,6 +160,9 @@ class OtherTable(Mirror):
     def tombstones(self) -> int:
         return sum(map(_is_tombstone, self._items()))
 
+    def writes(self) -> int:
+        return sum(int(item["_replicator_version"]) for item in self._items())
+
     def stop_server(self) -> None:
         self.server.stop()
 
@@ -184,11 +196,14 @@ def ends_equal_after_kills_and_a_restart(mirror: Mirror, source: Source, roll: C
     chance = random.Random(KILLS)
     source.fill(800, filler=FILLER)
     mirror.configured(backfill={"segments": 2, "read_units": 30})
-    with Load(source, seed=11, keys=800, every=roll) as load:
+    with Load(source, seed=11, keys=800, every=roll, pause=PAUSE) as load:
         for _ in range(KILLS):
             with mirror.start() as run:
                 mirror.begun(run)
-                load.wait(chance.randrange(1, 120))
+                if chance.random() < 0.7:
+                    before = mirror.writes()
+                    run.eventually(lambda: mirror.writes() != before, "the run stores something")  # noqa: B023
+                load.wait(chance.randrange(1, 60))
                 run.kill()
         killed = mirror.status()
         the_server_goes_and_returns(mirror, load)
@@ -218,7 +233,7 @@ def leaves_no_tombstone(mirror: Mirror, source: Source) -> None:
     source.fill(800, filler=FILLER)
     mirror.configured(backfill={"segments": 2, "read_units": 40})
     with mirror.start("run", "--until", "caught-up") as run:
-        with Load(source, seed=12, keys=800):
+        with Load(source, seed=12, keys=800, pause=PAUSE):
             run.eventually(mirror.tombstones, "a delete leaves a tombstone")
         assert run.wait().code == 0
     assert mirror.tombstones() == 0

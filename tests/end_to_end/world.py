@@ -94,11 +94,21 @@ class Source:
 
 
 class Load:
-    """Writes, updates and deletes in a thread, from a seed, for as long as the block runs."""
+    """Writes, updates and deletes in a thread, from a seed, for as long as the block runs.
 
-    def __init__(self, source: Source, seed: int, keys: int = 150, every: Callable[[int], None] | None = None) -> None:
+    ``every`` is called after each change, with their number; ``pause``: seconds between changes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        seed: int,
+        keys: int = 150,
+        every: Callable[[int], None] | None = None,
+        pause: float = 0.0,
+    ) -> None:
         self._source, self._random, self._keys = source, random.Random(seed), keys
-        self._every = every
+        self._every, self._pause = every, pause
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -121,7 +131,7 @@ class Load:
 
     def _work(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(self._pause):
                 self._write()
                 self.done += 1
                 if self._every is not None:
