@@ -1,0 +1,217 @@
+"""What the table holds as of one save, and how a save gets into it: all of it or nothing, however large it is.
+
+A save that fits is one transaction. A larger one is written beside as a journal first; it counts from the moment the
+head names that journal. From then on nothing else happens before its items are written: whoever comes, does it, and
+who only reads, looks through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from replicator.batch import Counts
+from replicator.checkpoints import DamagedCheckpoint, Save
+from replicator.errors import TransientError
+from replicator.stores import dynamodb_layout as layout
+from replicator.stores.dynamodb_layout import HEAD, Action, Blob, Head, Item, Known, Place
+from replicator.stores.dynamodb_table import Changed, CheckpointTable, absent, is_, portions
+
+TRIES = 30  # in which a save or a read finds the table at rest
+_LISTED = ("revision", "sum", "blob")
+
+
+class States:
+    """The states that the table goes through, one with each save."""
+
+    def __init__(self, table: CheckpointTable, place: str) -> None:
+        self._table, self._place = table, place
+
+    # Reading
+
+    def head(self) -> Head:
+        found = self._table.get(HEAD)
+        return Head() if found is None else layout.head_of(found, self._place)
+
+    def settled_head(self) -> Head:
+        """The head once no journal is left to be carried out."""
+        while (head := self.head()).journal is not None:
+            self.finish(head)
+        return head
+
+    def all(self, *, settled: bool) -> tuple[Known, dict[Place, str]]:
+        """Everything, and the texts of what is not parked. ``settled``: as of one save, with no journal left."""
+        for _ in range(TRIES):
+            before = self.settled_head() if settled else self.head()
+            items = self._items({"c#": (), "e#": (), "p#": _LISTED}, before)
+            known, texts = None, None
+            if items is not None:
+                known, texts = self._known(before, items), self._texts(items)
+            now = self.head()
+            quiet = now.commit == before.commit if settled else now.journal == before.journal
+            if known is not None and texts is not None and quiet:
+                return known, texts
+        raise TransientError(f"the checkpoints in {self._place} change all the time")
+
+    def touched(self, head: Head, saves: Sequence[Save], sources: Iterable[str]) -> Known:
+        """What a save needs, read one by one."""
+        known = Known(head)
+        for save in saves:
+            item = self._table.get(layout.entry_key(save.kind, save.id))
+            if item is not None:
+                known.entries[save.kind, save.id] = layout.stored_of(item)
+        for source in sources:
+            item = self._table.get(f"c#{source}")
+            if item is not None:
+                known.counts[source] = layout.counts_of(item)
+        return known
+
+    def parked(self, prefix: str) -> list[tuple[str, str]]:
+        """Ids and texts, in order."""
+        for _ in range(TRIES):
+            before = self.head()
+            items = self._items({f"p#{prefix}": ()}, before)
+            texts = None if items is None else self._texts(items, "p#")
+            if texts is not None and self.head().journal == before.journal:
+                return [(id, texts["parked", id]) for _, id in sorted(texts)]
+        raise TransientError(f"the checkpoints in {self._place} change all the time")
+
+    def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:
+        """What the table holds under each prefix, all or some attributes of it, seen through a journal.
+
+        None if the journal was carried out meanwhile.
+        """
+        found: dict[str, Item] = {}
+        for prefix, attributes in wanted.items():
+            found.update(self._table.query(prefix, attributes))
+        if head.journal is None:
+            return found
+        journal = self._journal(head.journal)
+        for action in journal or ():
+            if action.item is None:
+                found.pop(action.key, None)
+            elif action.key.startswith(tuple(wanted)):
+                found[action.key] = action.item
+        return None if journal is None else found
+
+    def _known(self, head: Head, items: Mapping[str, Item]) -> Known:
+        entries = {layout.place_of(k): layout.stored_of(item) for k, item in items.items() if k[0] in "ep"}
+        return Known(head, entries, {k[2:]: layout.counts_of(item) for k, item in items.items() if k[0] == "c"})
+
+    def _texts(self, items: Mapping[str, Item], prefix: str = "e#") -> dict[Place, str] | None:
+        """Texts by place; None if one was replaced meanwhile."""
+        found: dict[Place, str] = {}
+        for key, item in items.items():
+            if key.startswith(prefix):
+                text = self._text(item)
+                if text is None:
+                    return None
+                if layout.text_sum(text) != item["sum"]["S"]:
+                    kind, id = layout.place_of(key)
+                    raise self._damaged(f"its entry {kind} {id!r} is not what was saved")
+                found[layout.place_of(key)] = text
+        return found
+
+    def _text(self, item: Item) -> str | None:
+        blob = layout.stored_of(item).blob
+        return item["text"]["S"] if blob is None else self._table.read_blob(blob)
+
+    def _damaged(self, what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"the checkpoints in {self._place} cannot be trusted: {what}; somebody else changed the table. Restore it "
+            "to an earlier moment, or remove the pipeline's items from it and start the copy over with: "
+            "replicator resync"
+        )
+
+    # Writing
+
+    def commit(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], name: tuple[str, str]) -> Known:
+        """Make a save if the head still is the one that is ``known``, else Changed.
+
+        ``name``: a token for its blobs, and what the head calls it from then on.
+        """
+        token, last = name
+        blobs = self._blobs(saves, token)
+        actions = layout.actions(known, saves, counts, blobs)
+        obsolete = [b for s in saves if (e := known.entries.get((s.kind, s.id))) is not None and (b := e.blob)]
+        try:
+            head = self._committed(known.head, actions, token, last)
+        except Changed:
+            self._forget(blobs.values())
+            raise
+        self._forget(obsolete)
+        return layout.after(known, head, actions)
+
+    def _committed(self, head: Head, actions: Sequence[Action], token: str, last: str) -> Head:
+        (first, *more) = portions(actions)
+        if not more:
+            new = layout.committed(head, last, None)
+            self._table.transact(self._table.putting(HEAD, layout.head_item(new), _unchanged(head)), first)
+            return new
+        journal = self._table.write_blob(f"{token}-journal", msgspec.json.encode(actions).decode())
+        new = layout.committed(head, last, journal)
+        try:
+            self._table.put(HEAD, layout.head_item(new), _unchanged(head))
+        except Changed:
+            self._forget([journal])
+            raise
+        return self.finish(new)
+
+    def _blobs(self, saves: Sequence[Save], token: str) -> dict[Place, Blob]:
+        large = [(n, s) for n, s in enumerate(saves) if s.text is not None and len(s.text.encode()) > layout.INLINE]
+        return {(s.kind, s.id): self._table.write_blob(f"{token}-{n}", s.text or "") for n, s in large}
+
+    def finish(self, head: Head) -> Head:
+        """Carry the journal out that ``head`` names, if nobody has; the head without it."""
+        assert head.journal is not None
+        done = replace(head, journal=None)
+        pending = is_("journal", msgspec.json.encode(head.journal).decode())
+        actions = self._journal(head.journal)
+        if actions is None and self.head().journal == head.journal:
+            raise self._damaged("a journal is missing")
+        try:
+            for portion in portions([_unconditional(a) for a in actions or ()]):
+                self._table.transact(self._table.checking(HEAD, pending), portion)
+            self._table.put(HEAD, layout.head_item(done), pending)
+        except Changed:
+            return done  # somebody else was quicker
+        self._forget([head.journal])
+        return done
+
+    def _journal(self, blob: Blob) -> list[Action] | None:
+        text = self._table.read_blob(blob)
+        return None if text is None else msgspec.json.decode(text, type=list[Action])
+
+    def take_over(self, head: Head, owner: str) -> Head:
+        """Make ``owner`` the only one that may save, if ``head`` still is the head; else Changed."""
+        new = replace(head, owner=owner, claim=head.claim + 1, commit=head.commit + 1, last="-")
+        self._table.put(HEAD, layout.head_item(new), _unchanged(head))
+        return new
+
+    def pieces(self) -> list[str]:
+        """The keys of all pieces. Who takes over after it makes every save fail that still writes some of them."""
+        return [key for key, _ in self._table.query("b#", ("revision",))]
+
+    def collect_garbage(self, pieces: Sequence[str], known: Known) -> None:
+        """Remove those ``pieces`` that nothing refers to: a killed run left them."""
+        used = {blob.token for e in known.entries.values() if (blob := e.blob) is not None}
+        self._table.forget([key for key in pieces if key.split("#")[1] not in used])
+
+    def _forget(self, blobs: Iterable[Blob]) -> None:
+        self._table.forget(list(_keys(blobs)))
+
+
+def _unconditional(action: Action) -> Action:
+    """A journal counts already: its items are written whatever is there."""
+    return Action(action.key, action.item)
+
+
+def _unchanged(head: Head) -> dict[str, object]:
+    return is_("commit", head.commit) if head.commit else absent()
+
+
+def _keys(blobs: Iterable[Blob]) -> Iterator[str]:
+    for blob in blobs:
+        yield from blob.keys
