@@ -8,17 +8,19 @@ import re
 import shlex
 import signal
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
+import boto3
 import click
 import pytest
 import yaml
 
 from connectors.postgres.options import ColumnType, PostgresOptions
-from replicator import aws, config
+from replicator import config
 from replicator.attributes import image
 from replicator.cli import main
 from replicator.cli.show import as_values
@@ -51,6 +53,11 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in dict.fromkeys(line.split("  #")[0].rstrip() for line in lines)]
 
 
+OPERATIONS = {
+    operation
+    for service in ("dynamodb", "dynamodbstreams")
+    for operation in boto3.client(service, region_name="us-east-1").meta.service_model.operation_names
+}
 REPLICATOR = [c[1:] for c in commands() if c[0] == "replicator"]
 MAKE = [target for c in commands() if c[0] == "make" for target in c[1:]]
 
@@ -58,7 +65,7 @@ MAKE = [target for c in commands() if c[0] == "make" for target in c[1:]]
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     kinds = {kind for path in DOCUMENTS for kind in re.findall(r"^```(\w+)$", path.read_text(), re.MULTILINE)}
 
-    assert kinds <= {"sh", "yaml", "python", "json"}
+    assert kinds <= {"sh", "yaml", "python", "json", "toml"}
     assert {c[0] for c in commands()} == {"replicator", "make"}
 
 
@@ -127,7 +134,10 @@ def test_every_config_loads(tmp_path: Path, document: str, text: str) -> None:
     assert config.load(path, ENVIRON).pipeline
 
 
-@pytest.mark.parametrize(("document", "text"), blocks("python"))
+HOOKS = [(document, text) for document, text in blocks("python") if "(item)" in text]
+
+
+@pytest.mark.parametrize(("document", "text"), HOOKS)
 def test_every_hook_can_be_called(tmp_path: Path, document: str, text: str) -> None:
     (tmp_path / "hooks.py").write_text(text)
     name = re.findall(r"^def (\w+)\(item\)", text, re.MULTILINE)[0]
@@ -139,6 +149,19 @@ def test_every_hook_can_be_called(tmp_path: Path, document: str, text: str) -> N
     assert len(found.writes) == (3 if hook.declared else 1)
 
 
+def test_a_target_of_ones_own_is_documented_as_it_is_tested() -> None:
+    tested = (ROOT / "tests" / "test_own_target.py").read_text()
+    ((_, points),) = blocks("toml")
+    ((_, suite),) = [block for block in blocks("python") if block not in HOOKS]
+
+    for group, entries in tomllib.loads(points)["project"]["entry-points"].items():
+        for name, place in entries.items():
+            assert f"[{group}]\\n{name} = {place}\\n" in tested
+    for line in suite.splitlines():
+        told = re.sub(r", tmp_path\).*", "", line.partition("#")[0]).strip()
+        assert told in tested, line
+
+
 def test_the_policy_allows_what_is_asked_for_and_nothing_else() -> None:
     ((_, text),) = blocks("json")
     allowed = {action for s in json.loads(text)["Statement"] for action in s["Action"]}
@@ -148,7 +171,7 @@ def test_the_policy_allows_what_is_asked_for_and_nothing_else() -> None:
 
 
 def operations(path: Path) -> Iterator[str]:
-    for operation in aws._METHODS:
+    for operation in OPERATIONS:
         if path.name != "aws.py" and f'"{operation}"' in path.read_text():
             yield operation
 
