@@ -11,9 +11,11 @@ from replicator import aws, sample, transform
 from replicator.attributes import Item, Malformed
 from replicator.change import key_text
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError
-from replicator.run import target_tables
+from replicator.run import ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
 from replicator.start import check_source
+from replicator.stores import Store
+from replicator.target import Target
 from replicator.transform import Hook, Poison
 from replicator.wire import Wire, WireError, failure
 
@@ -42,8 +44,8 @@ def exit_code(findings: Sequence[Finding]) -> int:
     return 4 if "forbidden" in verdicts else 2 if "problem" in verdicts else 0
 
 
-def check(config: Config) -> list[Finding]:
-    """Everything that can be found out without changing anything."""
+def check(config: Config, *, create: bool = False) -> list[Finding]:
+    """Everything that can be found out without changing anything. ``create``: make what keeps the checkpoints."""
     findings: list[Finding] = []
     hook = _tried(findings, "transform", lambda: _hook(config))
     wire = _tried(findings, "source", lambda: aws.connect(config.source))
@@ -52,7 +54,7 @@ def check(config: Config) -> list[Finding]:
         findings.append(Finding("transform", "ok", f"{config.transform} is a {_kind(hook)}"))
     if wire is not None and table is not None:
         findings += _source(config, wire, table, hook)
-    findings += _target(config, table, hook)
+    findings += _gathered("target", _destination(config, wire, table, hook, create=create))
     return findings
 
 
@@ -77,10 +79,14 @@ def _failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, NotPermitted):
         text = f"{error.action} on {error.resource} is not permitted" if error.action else str(error)
         return Finding(subject, "forbidden", text, "allow it in the policy of the role or user that replicator runs as")
-    place, _, text = str(error).partition(": ")
-    if _PLACE.fullmatch(place):  # the error says more precisely where
+    return _problem(subject, str(error))
+
+
+def _problem(subject: str, sentence: str) -> Finding:
+    place, _, text = sentence.partition(": ")
+    if _PLACE.fullmatch(place):  # the sentence says more precisely where
         return Finding(place, "problem", text)
-    return Finding(subject, "problem", str(error))
+    return Finding(subject, "problem", sentence)
 
 
 def _source(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
@@ -176,23 +182,47 @@ def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
     return None if body is None else dict(body)
 
 
-def _target(config: Config, table: SourceTable | None, hook: Hook | None) -> Iterator[Finding]:
-    target = None
+def _destination(
+    config: Config, wire: Wire | None, table: SourceTable | None, hook: Hook | None, *, create: bool
+) -> Iterator[Finding]:
+    """The target, and where the checkpoints are kept if not there."""
+    with ends(config) as (target, checkpoints):
+        if wire is not None and table is not None:
+            introduce(target, table, wire)
+        yield from _gathered("target", _target(config, target, table, hook))
+        if isinstance(checkpoints, Store):
+            yield from _gathered("checkpoints", _store(checkpoints, create=create))
+
+
+def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """``findings``, and what ends them early."""
     try:
-        wanted = () if table is None else target_tables(config, table, hook)
-        target = config.target.build(config.pipeline)
-        problems = target.check(wanted)
-        yield from (Finding("target", "problem", p) for p in problems)
-        if table is None:
-            yield Finding("target", "note", "reached; its tables are compared once the source can be read")
-        elif not problems:
-            plan = target.plan(wanted)
-            yield from (Finding("target", "note", f"run will do:\n{statement}") for statement in plan)
-            yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
+        yield from findings
     except ConfigError as e:
-        yield from (Finding("target", "problem", p) for p in e.problems)
+        yield from (_problem(subject, p) for p in e.problems)
     except ReplicatorError as e:
-        yield _failed("target", e)
-    finally:
-        if target is not None:
-            target.close()
+        yield _failed(subject, e)
+
+
+def _target(config: Config, target: Target, table: SourceTable | None, hook: Hook | None) -> Iterator[Finding]:
+    wanted = () if table is None else target_tables(config, table, hook)
+    problems = target.check(wanted)
+    yield from (Finding("target", "problem", p) for p in problems)
+    if table is None:
+        yield Finding("target", "note", "reached; its tables are compared once the source can be read")
+    elif not problems:
+        plan = target.plan(wanted)
+        yield from (Finding("target", "note", f"run will do:\n{statement}") for statement in plan)
+        yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
+
+
+def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
+    if create:
+        checkpoints.create()
+    problems = checkpoints.check()
+    yield from (_problem("checkpoints", p) for p in problems)
+    if plan := checkpoints.plan():
+        text = "check --create will do" if problems else "run will do"
+        yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)
+    if not problems:
+        yield Finding("checkpoints", "ok", f"kept in {checkpoints.place}")

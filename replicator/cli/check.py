@@ -16,10 +16,11 @@ _MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "forbidden": "FAIL"}
 
 @click.command
 @config_argument
+@click.option("--create", is_flag=True, help="Make the table or schema that is to keep the checkpoints.")
 @json_option
 @click.pass_context
-def check(ctx: click.Context, config: str, as_json: bool) -> None:
-    """Look at everything a run needs, and change nothing.
+def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
+    """Look at everything a run needs, and change nothing (but for --create).
 
     Connects to the source and the target, tries each permission, compares tables column by column, runs the hook twice
     on live items, and prints the statements that would make absent tables. Everything that is wrong is named at once,
@@ -28,7 +29,7 @@ def check(ctx: click.Context, config: str, as_json: bool) -> None:
     from replicator import config as configs
     from replicator import preflight
 
-    findings = preflight.check(configs.load(config))
+    findings = preflight.check(configs.load(config), create=create)
     for finding in findings:
         if as_json:
             put({"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})

@@ -2,7 +2,7 @@
 
     class TestOurs(CheckpointsContract):
         @pytest.fixture
-        def store(self): ...  # a function: Checkpoints of the pipeline that it is given, in one and the same empty place
+        def store(self): ...  # a function: Checkpoints of the pipeline that it is given, in one empty place
 
 A later run takes over, and the earlier one is fenced. Where a later run is refused instead, as with a file that one
 process holds, say ``takes_over = False``.
@@ -43,10 +43,8 @@ def counts(checkpoints: Checkpoints) -> Mapping[str, Counts]:
 
 
 class _Fixtures:
-    """``steps``: how long each random history is."""
-
     takes_over: ClassVar[bool] = True
-    steps: ClassVar[int] = 60
+    steps: ClassVar[int] = 60  # of a random history
 
     @pytest.fixture
     def build(self, store: Build) -> Iterator[Build]:
@@ -107,11 +105,9 @@ class Ownership(_Fixtures):
     def test_asking_whether_it_still_owns_changes_nothing(self, claimed: Checkpoints) -> None:
         claimed.save([Save("shard", "a", 0, '"1"')])
         claimed.save([])
-        claimed.save(())
         assert entries(claimed) == {("shard", "a"): (1, '"1"')}
 
-    def test_a_claim_may_come_again(self, build: Build) -> None:
-        """Its answer was lost: the same call follows."""
+    def test_a_claim_may_come_again_if_its_answer_was_lost(self, build: Build) -> None:
         one = build()
         one.claim(owner())
         one.claim(owner())
@@ -187,7 +183,6 @@ class Saving(_Fixtures):
         assert (entries(claimed), counts(claimed)) == ({("shard", "a"): (1, '"1"')}, {})
 
     def test_hundreds_of_entries_change_together_or_not_at_all(self, claimed: Checkpoints) -> None:
-        """A listing of shards, as an epoch begins."""
         many = [Save("shard", f"shardId-{n:04}", 0, f'"{n}"') for n in range(777)]
         claimed.save([Save("segment", "0", 0, '"0"')])
         with pytest.raises(Fenced):
@@ -238,9 +233,7 @@ def _refused(checkpoints: Checkpoints, saves: list[Save], more: Mapping[str, Cou
     return False
 
 
-class BesideARun(_Fixtures):
-    """Commands that claim nothing: ``status``, ``parked``."""
-
+class Commands(_Fixtures):
     def test_a_command_is_not_fenced_but_compares(self, build: Build, claimed: Checkpoints) -> None:
         command = build()
         claimed.save([Save("parked", "k", None, parked("k"))])
@@ -285,8 +278,7 @@ class Texts(_Fixtures):
         assert entries(claimed) == {("shard", id): (2, '"3"'), ("gap", id): (1, '"2"')}
 
     def test_the_largest_parked_changes_fit_and_several_of_them(self, claimed: Checkpoints) -> None:
-        """Both images of an item of 400 KB whose characters take six each in JSON, and a traceback."""
-        image = '{"a":{"S":"' + "\\u0001" * 800_000 + '"}}'
+        image = '{"a":{"S":"' + "\\u0001" * 800_000 + '"}}'  # both images of 400 KB, six letters for a byte
         saves = [Save("parked", f"{n}", None, parked(f"{n}", image=image)) for n in range(3)]
         claimed.save([*saves, Save("shard", "a", 0, '"1"')])
         for id, found in claimed.parked():
@@ -302,5 +294,5 @@ class Texts(_Fixtures):
         assert ("parked", "k") in entries(claimed)
 
 
-class CheckpointsContract(Ownership, Saving, BesideARun, Texts):
+class CheckpointsContract(Ownership, Saving, Commands, Texts):
     """Every promise of ``replicator.checkpoints.Checkpoints``."""
