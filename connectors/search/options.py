@@ -49,13 +49,20 @@ def _whole_mapping(mapping: dict[str, Any]) -> dict[str, Any]:
     return mapping
 
 
+Mapping = Annotated[
+    dict[str, Any],
+    AfterValidator(_whole_mapping),
+    BeforeValidator(_mapping, json_schema_input_type=dict[str, Any] | str),
+]
+
+
 class SearchTable(Options):
     """Options of one index. The table's name is the alias under which it is searched."""
 
     index: Annotated[str, AfterValidator(index_name)] | None = Field(
         default=None, description="the index behind the alias, by default the table's name and -1"
     )
-    mapping: Annotated[dict[str, Any], AfterValidator(_whole_mapping), BeforeValidator(_mapping)] | None = Field(
+    mapping: Mapping | None = Field(
         default=None, description="the index's mapping; without it a whole item is kept under document, unsearchable"
     )
     settings: dict[str, Any] = Field(default={}, description="the index's settings, e.g. analysis")
