@@ -33,7 +33,12 @@ from tests.cli import World
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-ENVIRON = {"POSTGRES_URL": "postgresql://localhost/shop", "AWS_REGION": "eu-west-1"}
+ENVIRON = {
+    "POSTGRES_URL": "postgresql://localhost/shop",
+    "AWS_REGION": "eu-west-1",
+    "API_KEY": "a2V5",
+    "ELASTICSEARCH_KEY": "a2V5",
+}
 BASE = {
     "pipeline": "p",
     "source": {"table": "orders"},
