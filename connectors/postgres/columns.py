@@ -14,14 +14,14 @@ from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import BodyColumn
-from replicator.attributes import Typeds
+from replicator.attributes import Typeds, typed
 from replicator.json_text import Unfit
 
 Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]
 Reasons = dict[int, str]
 
-UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, msgspec.DecodeError, NulFound, Unfit)
+UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, msgspec.DecodeError, NulFound, Unfit)
 _DIGITS = b'0123456789+-.eE,"{}nul'  # what an array of numbers and nulls is made of: no NaN, no Infinity
 _LARGEST = (1 << 63) - 1
 _attribute = msgspec.json.Decoder(dict[str, Any])
@@ -43,9 +43,9 @@ class ColumnEncoder:
     def usual(self, values: Sequence[Any]) -> bytes:
         """The literal for what a ``Projection`` gave; one of ``UNUSUAL`` where some value needs a closer look."""
         if self._column.attribute is None:
-            return json_literal([self._json.of_image(image) for image in values])
+            return json_literal([self._json.of_item(typed(image)) for image in values])
         if self._column.type == "jsonb":
-            return self._strict([self._json.of_attribute(attribute) for attribute in values])
+            return self._strict([self._json.of_raw(raw) for raw in values])
         bulk = _BULK.get(self._column.type)
         if bulk is None:
             return self._strict([self._typed(_attribute.decode(raw)) for raw in values])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import msgspec
 
 from connectors.postgres.options import Nul
 from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT
 from replicator import json_text
 from replicator.attributes import Typed, Typeds
-from replicator.images import Attribute, plain, plain_image
 from replicator.json_text import Unfit
 
+_attribute = msgspec.json.Decoder(dict[str, Any])
 _NUL = "\\u0000"
 _ESCAPE = re.compile(r"\\(u0000|.)")
 
@@ -25,17 +28,10 @@ class JsonText:
         """A whole item."""
         return self.of_typed({"M": typeds})
 
-    def of_image(self, image: bytes) -> str:
-        """A whole item that is not decoded yet; Malformed if it is none."""
-        found = json_text.of_plain(plain_image(image))
-        return found if _NUL not in found else self._without_nul(found)
-
-    def of_attribute(self, attribute: Attribute) -> str | None:
-        """One attribute; None for null."""
-        if attribute.NULL is not None:
-            return None
-        found = json_text.of_plain(plain(attribute))
-        return found if _NUL not in found else self._without_nul(found)
+    def of_raw(self, attribute: msgspec.Raw) -> str | None:
+        """One attribute that is not decoded yet; None for null."""
+        found = _attribute.decode(attribute)
+        return None if "NULL" in found else self.of_typed(found)
 
     def of_typed(self, attribute: Typed) -> str:
         """One attribute."""

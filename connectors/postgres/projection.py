@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from connectors.postgres.shape import BodyColumn
-from replicator.images import MISSING, Attribute
 
 _KINDS: Mapping[str, tuple[str, type]] = {
     "text": ("S", str),
@@ -23,15 +22,14 @@ _KINDS: Mapping[str, tuple[str, type]] = {
     "timestamptz": ("S", str),
     "text[]": ("SS", list[str]),
 }
-_MISSING_RAW = msgspec.Raw(b'{"NULL":true}')
+_MISSING = msgspec.Raw(b'{"NULL":true}')
 
 
 class Projection:
     """What some columns are made of: for each its values, one an image.
 
-    A value is what is inside the typed attribute (None where that is null or missing); an ``Attribute`` for jsonb; the
-    raw typed attribute for any other column whose type takes attributes of several kinds; the image itself for a column
-    that holds the whole document.
+    A value is what is inside the typed attribute (None where that is null or missing); the raw typed attribute for a
+    column whose type takes attributes of several kinds; the image itself for a column that holds the whole document.
     """
 
     def __init__(self, columns: Sequence[BodyColumn]) -> None:
@@ -42,7 +40,7 @@ class Projection:
         self._values = [attrgetter(_path(f"c{i}", column)) for i, column in enumerate(columns)]
 
     def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
-        """DecodeError, RecursionError for any image that is not as usual, TypeError where there is no such way."""
+        """msgspec.DecodeError for any image that is not as usual, TypeError where there is no such way."""
         if self._whole:
             return [images]
         if self._rows is None:
@@ -63,10 +61,8 @@ def _decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) 
 
 
 def _field(name: str, column: BodyColumn) -> tuple[str, type, Any]:
-    if column.type == "jsonb":
-        return name, Attribute, MISSING
     if column.type not in _KINDS:
-        return name, msgspec.Raw, _MISSING_RAW
+        return name, msgspec.Raw, _MISSING
     shape = _ATTRIBUTES[_KINDS[column.type][0]]
     return name, shape, shape()
 
