@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import boto3
 import orjson
@@ -20,23 +22,52 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
+from botocore.httpsession import where
+from botocore.utils import get_environ_proxies
 
 from replicator import __version__
-from replicator.errors import ConfigError, NotPermitted
+from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.sigv4 import Keys
 from replicator.wire import UNNAMED, WireError, failure
 
-if TYPE_CHECKING:
-    from replicator.config import Source
+
+class Access(Protocol):
+    """What a config says about reaching an account; see ``config_access``."""
+
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def profile(self) -> str | None: ...
+    @property
+    def role_arn(self) -> str | None: ...
+    @property
+    def external_id(self) -> str | None: ...
+    @property
+    def endpoint_url(self) -> str | None: ...
+    @property
+    def account_id_endpoint_mode(self) -> str | None: ...
+
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
 _DETAILS = ("CancellationReasons", "Item")  # what an error says besides
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, SSOError, TokenRetrievalError)  # somebody has to log in
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint of DynamoDB. ``authorities``: the file of certificates to trust; ``proxy``: what stands before it."""
+
+    url: str
+    region: str
+    authorities: str
+    proxy: str | None = None
+
+
 class Boto:
     """``Wire`` over boto3. Nothing is retried here: readers and the driver do that, where it can be seen."""
 
-    def __init__(self, dynamodb: Any, streams: Any) -> None:
+    def __init__(self, dynamodb: Any, streams: Any, session: Any = None) -> None:
+        self._session = session
         self._clients = {"dynamodb": dynamodb, "dynamodbstreams": streams}
         self._body = threading.local()
         for client in self._clients.values():
@@ -62,6 +93,38 @@ class Boto:
             raise WireError(type(e).__name__, str(e), 0) from e
         body: bytes = answer["body"]
         return body
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the calls go, for those who send many small ones themselves."""
+        client = self._clients["dynamodb"]
+        url = client.meta.endpoint_url
+        proxy = get_environ_proxies(url).get(urlsplit(url).scheme)
+        return Endpoint(url, client.meta.region_name, self._authorities(), proxy)
+
+    def keys(self) -> Keys:
+        """The credentials as they are now, renewed if need be. NotPermitted without, TransientError if not just now."""
+        try:
+            found = self._session.get_credentials()
+            frozen = None if found is None else found.get_frozen_credentials()
+        except ClientError as e:
+            raise failure(_wire_error(e), "sts:AssumeRole", "credentials") from e
+        except _CREDENTIALS as e:
+            raise _without_credentials(str(e)) from e
+        except BotoCoreError as e:
+            raise TransientError(f"credentials cannot be renewed: {e}") from e
+        if frozen is None:
+            raise _without_credentials("Unable to locate credentials")
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    def _authorities(self) -> str:
+        """The file of certificates that botocore trusts."""
+        configured = self._session._session.get_config_variable("ca_bundle")
+        return str(configured or where())
 
     def _put_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body.request
@@ -89,24 +152,33 @@ def _wire_error(error: ClientError) -> WireError:
     return WireError(code, message, status, details)
 
 
-def connect(source: Source) -> Boto:
-    """The wire to the table that ``source`` names, with its own profile, role, region and endpoint."""
+def _without_credentials(reason: str) -> NotPermitted:
+    return NotPermitted(
+        f"there are no AWS credentials ({reason}). Give some (AWS_PROFILE, profile, a role of the machine)"
+    )
+
+
+def connect(access: Access, place: str = "source") -> Boto:
+    """The wire to DynamoDB as ``access`` reaches it: with its own profile, role, region and endpoint.
+
+    ``place``: the part of the config that ``access`` is, for messages.
+    """
     try:
-        return _connected(source)
+        return _connected(access, place)
     except ProfileNotFound as e:
-        raise ConfigError(f"source.profile: {e}. Look at the profiles in ~/.aws/config") from e
+        raise ConfigError(f"{place}.profile: {e}. Look at the profiles in ~/.aws/config") from e
     except BotoCoreError as e:
         raise ConfigError(
-            f"source: {str(e).rstrip('.')}. Look at source.region, source.profile and ~/.aws/config"
+            f"{place}: {str(e).rstrip('.')}. Look at {place}.region, {place}.profile and ~/.aws/config"
         ) from e
 
 
-def _connected(source: Source) -> Boto:
-    session = boto3.Session(profile_name=source.profile, region_name=source.region)
-    if source.role_arn is not None:
-        session = _assumed(session, source.role_arn, source.external_id)
-    if session.region_name is None and source.region is None:
-        raise ConfigError("source.region is missing, and neither AWS_REGION nor the profile names one")
+def _connected(access: Access, place: str) -> Boto:
+    session = boto3.Session(profile_name=access.profile, region_name=access.region)
+    if access.role_arn is not None:
+        session = _assumed(session, access.role_arn, access.external_id, place)
+    if session.region_name is None and access.region is None:
+        raise ConfigError(f"{place}.region is missing, and neither AWS_REGION nor the profile names one")
     config = BotoConfig(
         retries={"mode": "standard", "total_max_attempts": 1},
         parameter_validation=False,
@@ -114,14 +186,14 @@ def _connected(source: Source) -> Boto:
         read_timeout=20,
         max_pool_connections=40,
         tcp_keepalive=True,
-        account_id_endpoint_mode=source.account_id_endpoint_mode,
+        account_id_endpoint_mode=access.account_id_endpoint_mode,
         user_agent=f"replicator/{__version__}",  # botocore makes its own anew for each call: a third of its work
     )
-    named = {"region_name": source.region, "endpoint_url": source.endpoint_url, "config": config}
-    return Boto(session.client("dynamodb", **named), session.client("dynamodbstreams", **named))
+    named = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": config}
+    return Boto(session.client("dynamodb", **named), session.client("dynamodbstreams", **named), session)
 
 
-def _assumed(session: Any, role_arn: str, external_id: str | None) -> Any:
+def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -> Any:
     """A session whose credentials come from the role and are renewed before they expire."""
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
     from botocore.session import Session as BotoSession
@@ -130,7 +202,7 @@ def _assumed(session: Any, role_arn: str, external_id: str | None) -> Any:
     if given is None:
         raise NotPermitted(
             f"there are no AWS credentials to assume {role_arn} with. "
-            "Give some (AWS_PROFILE, source.profile, a role of the machine)",
+            f"Give some (AWS_PROFILE, {place}.profile, a role of the machine)",
             "sts:AssumeRole",
             role_arn,
         )
@@ -142,17 +214,19 @@ def _assumed(session: Any, role_arn: str, external_id: str | None) -> Any:
         extra_args=extra,
     )
     inner = BotoSession()
-    inner._credentials = DeferredRefreshableCredentials(partial(_fetched, fetcher, role_arn), method="assume-role")
+    inner._credentials = DeferredRefreshableCredentials(
+        partial(_fetched, fetcher, role_arn, place), method="assume-role"
+    )
     inner.set_config_variable("region", session.region_name)
     return boto3.Session(botocore_session=inner)
 
 
-def _fetched(fetcher: Any, role_arn: str) -> Any:
+def _fetched(fetcher: Any, role_arn: str, place: str) -> Any:
     """Credentials of the role; a refusal is one to assume it, whatever call it was for."""
     try:
         return fetcher.fetch_credentials()
     except ClientError as e:
-        error = failure(_wire_error(e), "sts:AssumeRole", role_arn)
+        error = failure(_wire_error(e), "sts:AssumeRole", role_arn, place=place)
         if isinstance(error, NotPermitted):
             raise error from e
         raise

@@ -20,7 +20,10 @@ VIEW_TYPES = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES", "KEYS_ONLY", "OLD_IMAGE")
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A DynamoDB table. ``stream_arn`` and ``view`` are None where no stream is (or was last) enabled."""
+    """A DynamoDB table. ``stream_arn`` and ``view`` are None where no stream is (or was last) enabled.
+
+    ``identity``: what no other table has, not even one of the same name elsewhere (some endpoints give equal ARNs).
+    """
 
     name: str
     arn: str
@@ -31,6 +34,7 @@ class SourceTable:
     stream_arn: str | None
     streaming: bool
     view: str | None
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class _Table(msgspec.Struct):
     AttributeDefinitions: list[_Attribute]
     TableArn: str = ""
     TableId: str = ""
+    CreationDateTime: float = 0.0
     ItemCount: int = 0
     TableSizeBytes: int = 0
     LatestStreamArn: str | None = None
@@ -134,6 +139,7 @@ def _source_table(table: _Table) -> SourceTable:
         stream_arn=table.LatestStreamArn,
         streaming=stream.StreamEnabled,
         view=stream.StreamViewType,
+        identity=table.TableId or str(table.CreationDateTime),
     )
 
 

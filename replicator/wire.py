@@ -69,14 +69,17 @@ _REFUSED = frozenset(
 )
 
 
-def failure(error: WireError, operation: str, resource: str) -> ReplicatorError:
-    """What an error answer means for a run: something to repeat, a permission to grant, or a bug."""
+def failure(error: WireError, operation: str, resource: str, *, place: str = "source") -> ReplicatorError:
+    """What an error answer means for a run: something to repeat, a permission to grant, or a bug.
+
+    ``place``: the part of the config that says with which credentials.
+    """
     if error.code in _REFUSED:
         action = operation if ":" in operation else f"dynamodb:{operation}"
         return NotPermitted(
             f"{action} on {resource} is not permitted ({error.code}: {error.message}). "
             "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
-            "(AWS_PROFILE, source.profile, source.role_arn)",
+            f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
             action,
             resource,
         )

@@ -297,8 +297,20 @@ def items_that_are_refused(world: World) -> Observation:
         key | {"v": {"S": "x" * 410_000}},
         key | {"v": {}},
         key | {"v": {"NULL": False}},
+        key | {"": {"S": "x"}},
+        key | {"v": {"M": {"": {"S": "x"}}}},
+        key | {"v": nested(30)},
+        key | {"v": nested(31)},
+        key | {"v": nested(32)},
     ]
     return [world.refusal("PutItem", TableName="orders", Item=item) for item in bad]
+
+
+def nested(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"L": []}
+    for _ in range(levels):
+        found = {"L": [found]}
+    return found
 
 
 @step

@@ -49,7 +49,7 @@ class Batches(Contract):
 
     def test_a_replayed_history_converges(self, target: Target, stored: Stored) -> None:
         """Any history, cut anywhere, resumed from anywhere earlier with other batches, ends like a dict."""
-        names = [f"t{seed}" for seed in range(self.seeds)]
+        names = [f"replay{seed}" for seed in range(self.seeds)]
         target.open([table(name) for name in names], FIRST_EPOCH)
         for seed, name in enumerate(names):
             wanted = _replay(target, name, random.Random(seed))

@@ -9,7 +9,6 @@ from replicator.config_target import OWN_IDS
 from replicator.position import FIRST_EPOCH
 from replicator.target import Target
 from replicator.testing.contract.kit import (
-    EVERY_TYPE,
     PAIR,
     Contract,
     Stored,
@@ -45,12 +44,12 @@ class Documents(Contract):
         assert stored(table()) == {}
 
     def test_keeps_every_type_exactly(self, opened: Target, stored: Stored) -> None:
-        opened.write(batch(put(EVERY_TYPE, 1)))
-        assert stored(table()) == {("types",): as_json(EVERY_TYPE)}
+        opened.write(batch(put(self.every_type, 1)))
+        assert stored(table()) == {("types",): as_json(self.every_type)}
 
     def test_an_item_and_what_a_hook_makes_of_it_are_stored_alike(self, opened: Target, stored: Stored) -> None:
-        body = {**EVERY_TYPE, "pk": "hook"}
-        opened.write(batch(put(EVERY_TYPE, 1), Upsert("contract", ("hook",), body, at(1), ("hook",))))
+        body = {**self.every_type, "pk": "hook"}
+        opened.write(batch(put(self.every_type, 1), Upsert("contract", ("hook",), body, at(1), ("hook",))))
         found = stored(table())
         assert {**found["hook",], "pk": "types"} == found["types",]
 

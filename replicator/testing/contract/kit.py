@@ -98,6 +98,9 @@ class Contract:
     races = 50
     seeds = 10
 
+    every_type: ClassVar[Document] = EVERY_TYPE
+    """An item with a value of each type. Override it where a target cannot hold all of it."""
+
     unacceptable: ClassVar[Document] = {"value": float("nan")}
     """What a hook may return and no target can store. Override it where a target can."""
 

@@ -17,7 +17,7 @@ from replicator.attributes import Typed, Typeds
 from replicator.testing.dynamodb.refusals import invalid
 
 _LARGEST = 400 * 1024  # bytes of an item
-_DEEPEST = 32
+_DEEPEST = 31  # maps and lists in each other, so that a value in the innermost is on the 32nd level
 _MOST_DIGITS = 38
 
 
@@ -25,10 +25,16 @@ def stored_form(item: Mapping[str, Any]) -> Typeds:
     """An item from a request as it will be read back; ValidationException for what DynamoDB refuses."""
     if not isinstance(item, Mapping):
         raise invalid("Item must be a map of attribute values")
-    found = {name: _stored(attribute, 0) for name, attribute in item.items()}
+    found = _map(item, 0)
     if item_size(found) > _LARGEST:
         raise invalid("Item size has exceeded the maximum allowed size")
     return found
+
+
+def _map(inner: Mapping[str, Any], depth: int) -> Typeds:
+    if "" in inner:
+        raise invalid("Empty attribute name")
+    return {str(name): _stored(attribute, depth) for name, attribute in inner.items()}
 
 
 def image(item: Typeds) -> bytes:
@@ -44,13 +50,13 @@ def item_size(item: Typeds) -> int:
 def _stored(attribute: Any, depth: int) -> Typed:
     if not isinstance(attribute, Mapping) or len(attribute) != 1:
         raise invalid("Supplied AttributeValue has more than one datatypes set, must contain exactly one datatype")
-    if depth > _DEEPEST:
-        raise invalid("Nesting Levels have exceeded supported limits")
     ((kind, inner),) = attribute.items()
     if kind == "S":  # most values are text: no dispatch for them
         return {"S": _text(inner)}
+    if kind in ("M", "L") and depth >= _DEEPEST:
+        raise invalid("Nesting Levels have exceeded supported limits")
     if kind == "M":
-        return {"M": {str(name): _stored(v, depth + 1) for name, v in inner.items()}}
+        return {"M": _map(inner, depth + 1)}
     if kind == "L":
         return {"L": [_stored(v, depth + 1) for v in inner]}
     try:

@@ -1,0 +1,51 @@
+"""The account and region that the tables are in: one way for what is asked now and then, one for many writes."""
+
+from __future__ import annotations
+
+from connectors.dynamodb.epochs import Epochs
+from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.pace import Pace
+from connectors.dynamodb.sender import Sender
+from connectors.dynamodb.writing import Writing
+from replicator.aws import Boto, connect
+from replicator.doubt import Doubt
+from replicator.errors import ConfigError
+
+
+class Account:
+    """Connected when something is asked of it."""
+
+    def __init__(self, options: DynamoDBOptions) -> None:
+        self._options = options
+        self._wire: Boto | None = None
+        self._sender: Sender | None = None
+
+    @property
+    def wire(self) -> Boto:
+        if self._wire is None:
+            self._wire = connect(self._options, "target")
+        return self._wire
+
+    @property
+    def epochs(self) -> Epochs:
+        return Epochs(self.wire, self._options.epochs_table)
+
+    def writing(self, doubt: Doubt) -> Writing:
+        """Writes with as many requests at once as the options allow. One at a time."""
+        options, endpoint = self._options, self.wire.endpoint
+        if endpoint.proxy is not None:
+            raise ConfigError(
+                f"target: the environment names a proxy ({endpoint.proxy}) for {endpoint.url}, and writes go there "
+                "directly; add the host to NO_PROXY (a VPC endpoint needs no proxy)"
+            )
+        self._sender = Sender(endpoint, Pace(options.in_flight, options.write_units), options.timeout)
+        limited = options.write_units is not None
+        return Writing(self._sender, self.wire.keys, doubt, options.version_attribute, counts=limited)
+
+    def close(self) -> None:
+        sender, self._sender = self._sender, None
+        wire, self._wire = self._wire, None
+        if sender is not None:
+            sender.close()
+        if wire is not None:
+            wire.close()

@@ -1,0 +1,138 @@
+"""What DynamoDB's answers mean. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from replicator.errors import ConfigError, ReplicatorError, TransientError
+from replicator.wire import UNNAMED, WireError, failure
+
+_LESS = frozenset(
+    {
+        "ProvisionedThroughputExceededException",
+        "ThrottlingException",
+        "Throttling",
+        "RequestLimitExceeded",
+        "TransactionConflictException",  # somebody's transaction holds the item just now
+        "ReplicatedWriteConflictException",
+    }
+)
+_UNSURE = 500  # from this status on, nobody knows whether the request was carried out
+
+Kind = Literal["stored", "conflict", "refused", "unsure", "failed"]
+
+
+class _Consumed(msgspec.Struct):
+    CapacityUnits: float = 0.0
+
+
+class _Cost(msgspec.Struct):
+    ConsumedCapacity: _Consumed | None = None
+
+
+class _Error(msgspec.Struct):
+    type: str = msgspec.field(default="", name="__type")
+    message: str = ""
+    Message: str = ""
+    Item: dict[str, Any] | None = None
+
+
+_cost = msgspec.json.Decoder(_Cost)
+_error = msgspec.json.Decoder(_Error)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a write.
+
+    stored: done. conflict: the table has that version or a newer one; ``found`` is that item, where it was asked for.
+    refused: never, for the ``reason``. unsure: it may have been done, or may still be. failed: ``error`` says what it
+    waits for, or what a person has to change.
+    """
+
+    kind: Kind
+    reason: str = ""
+    error: ReplicatorError | None = None
+    found: dict[str, Any] | None = None
+
+
+STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
+
+
+def error_of(status: int, body: bytes) -> WireError:
+    """The error that an answer is."""
+    try:
+        found = _error.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = _Error()
+    code = found.type.rpartition("#")[2]
+    if not code:
+        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+    details = {} if found.Item is None else {"Item": found.Item}
+    return WireError(code, found.message or found.Message, status, details)
+
+
+def wants_less(status: int, body: bytes) -> bool:
+    """Whether the request was refused only because there are too many: it was not carried out."""
+    return status in (400, 429, 503) and error_of(status, body).code in _LESS
+
+
+def units_of(body: bytes, otherwise: float) -> float:
+    """What a write cost, where its answer says so."""
+    try:
+        cost = _cost.decode(body).ConsumedCapacity
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return otherwise
+    return otherwise if cost is None else cost.CapacityUnits
+
+
+def verdict(status: int, body: bytes, operation: str, table: str) -> Verdict:
+    """What an answer to one write means."""
+    if status == 200:
+        return STORED if body.startswith(b"{") else _nonsense(operation, table)
+    error = error_of(status, body)
+    if error.code == "ConditionalCheckFailedException":
+        found = error.details.get("Item")
+        return CONFLICT if found is None else Verdict("conflict", found=found)
+    if error.code in ("ValidationException", "ItemCollectionSizeLimitExceededException"):
+        return Verdict("refused", refusal(error))
+    if error.code == "ResourceNotFoundException":
+        return Verdict(
+            "failed", error=ConfigError(f"the target's table {table} is gone: it was there when the run began")
+        )
+    meaning = failure(error, operation, table, place="target")
+    if status >= _UNSURE or error.code == UNNAMED:
+        return Verdict("unsure", error=meaning)
+    return Verdict("failed", error=meaning)
+
+
+def _nonsense(operation: str, table: str) -> Verdict:
+    text = f"{operation} on {table} was answered with something that is not DynamoDB's JSON"
+    return Verdict("unsure", error=TransientError(text))
+
+
+_REASONS: tuple[tuple[str, str], ...] = (
+    ("Item size has exceeded", "the item with its version is larger than the 400 KB that DynamoDB stores"),
+    ("Item size to update has exceeded", "the item with its version is larger than the 400 KB that DynamoDB stores"),
+    ("[Ii]tem collection", "its partition is full: 10 GB is the most in a table with local indexes"),
+    ("[Nn]est", "it is nested more than the 32 levels that DynamoDB stores"),
+    ("Empty attribute name|attribute name.*empty", "it has an attribute with an empty name"),
+    ("[Ii]ndex [Kk]ey", "an attribute that is an index's key has another type than the index declares"),
+    ("Type mismatch for key", "a key attribute has another type than the table's key"),
+    ("primary key values must be under|[Oo]ne or more.*[Ss]ize of (hash|range)key", "its key is too long"),
+    ("key attribute cannot contain an empty", "a key, the table's or an index's, is empty"),
+    ("significant digits", "it has a number with more than 38 digits"),
+    ("Number overflow|Number underflow", "it has a number beyond what DynamoDB can hold"),
+)
+
+
+def refusal(error: WireError) -> str:
+    """Why DynamoDB refuses an item for good, without a value in it: messages of AWS may quote some."""
+    for pattern, reason in _REASONS:
+        if re.search(pattern, error.message):
+            return reason
+    return f"DynamoDB refuses it as invalid ({error.code})"

@@ -1,0 +1,73 @@
+"""Which copy wrote to which table last: an item for each table, in a small table of our own.
+
+Not in the table itself, where it would be an item among the user's. Not as a tag of it: tags are read as they were some
+time ago, they take rights of their own, and DynamoDB Local has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from connectors.dynamodb.catalog import Described, ask, describe
+from replicator.change import KeyAttribute, KeySchema
+from replicator.wire import Wire, WireError, failure
+
+KEYS = KeySchema((KeyAttribute("table", "S"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is noted for a table: the ``pipeline`` that writes to it, and the last ``epoch`` that did."""
+
+    pipeline: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """The table of notes, called ``name``."""
+
+    wire: Wire
+    name: str
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Makes it."""
+        return {
+            "TableName": self.name,
+            "AttributeDefinitions": [{"AttributeName": "table", "AttributeType": "S"}],
+            "KeySchema": [{"AttributeName": "table", "KeyType": "HASH"}],
+            "BillingMode": "PAY_PER_REQUEST",
+        }
+
+    def found(self) -> Described | None:
+        return describe(self.wire, self.name)
+
+    def read(self, table: Described) -> Note | None:
+        """What is noted for a table, None if nothing is, or if that was about an earlier table of its name."""
+        request = {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
+        item = ask(self.wire, "GetItem", request, self.name).get("Item")
+        if item is None or item["identity"]["S"] != table.identity:
+            return None
+        return Note(item["pipeline"]["S"], int(item["epoch"]["N"]))
+
+    def write(self, table: Described, note: Note) -> None:
+        """Note it, unless a later epoch is noted already for that very table."""
+        request = {
+            "TableName": self.name,
+            "Item": {
+                "table": {"S": table.name},
+                "identity": {"S": table.identity},
+                "pipeline": {"S": note.pipeline},
+                "epoch": {"N": str(note.epoch)},
+            },
+            "ConditionExpression": "attribute_not_exists(#e) OR #e < :e OR #i <> :i",
+            "ExpressionAttributeNames": {"#e": "epoch", "#i": "identity"},
+            "ExpressionAttributeValues": {":e": {"N": str(note.epoch)}, ":i": {"S": table.identity}},
+        }
+        try:
+            self.wire.call("PutItem", request)
+        except WireError as e:
+            if e.code != "ConditionalCheckFailedException":
+                raise failure(e, "PutItem", self.name, place="target") from e

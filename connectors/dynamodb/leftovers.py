@@ -1,0 +1,112 @@
+"""What a sweep removes and a purge forgets: one scan of the table each, a piece at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import orjson
+
+from connectors.dynamodb.catalog import ask
+from connectors.dynamodb.encode import Encoder
+from connectors.dynamodb.layout import Layout
+from connectors.dynamodb.request import Request
+from connectors.dynamodb.writing import Writing
+from replicator.batch import DocumentId
+from replicator.wire import Wire
+
+Items = Sequence[Mapping[str, Any]]
+Place = tuple[str, str, int]
+"""One pass through a table: sweep or purge, its name, the version that is the limit."""
+
+
+@dataclass(slots=True)
+class Found:
+    """Some items that are to be changed, and where to go on behind them (None: that was the table's end)."""
+
+    items: Sequence[Mapping[str, Any]]
+    after: Mapping[str, Any] | None
+
+
+class Leftovers:
+    """Passes through tables. One pass sees whatever was there when it began, so it is done when it is through."""
+
+    def __init__(self, wire: Wire, writing: Writing) -> None:
+        self._wire = wire
+        self._writing = writing
+        self._reached: dict[Place, Mapping[str, Any] | None] = {}
+
+    def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
+        spared = frozenset(spare)
+        pages = partial(_scanned, self._wire, layout, below, "attribute_not_exists(#d) AND #v < :b")
+        return self._piece(("sweep", layout.name, below), pages, lambda i: burials(layout, i, below, spared))
+
+    def purge(self, layout: Layout, below: int) -> int:
+        pages = partial(_scanned, self._wire, layout, below, "attribute_exists(#d) AND #v < :b")
+        return self._piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
+
+    def _piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
+        """Scan until something is to be done, and do it; what is not done for sure is scanned again."""
+        if place in self._reached and self._reached[place] is None:
+            del self._reached[place]
+            return 0
+        for found in pages(after=self._reached.get(place)):
+            done = self._writing.all_done(requests(found.items), place[1])
+            self._reached[place] = found.after
+            if done:
+                return done
+        del self._reached[place]
+        return 0
+
+
+class Pages(Protocol):
+    def __call__(self, *, after: Mapping[str, Any] | None) -> Iterator[Found]: ...
+
+
+def _scanned(
+    wire: Wire, layout: Layout, below: int, condition: str, *, after: Mapping[str, Any] | None
+) -> Iterator[Found]:
+    """What fits the condition, page by page."""
+    names = {f"#k{at}": name for at, name in enumerate(layout.keys.names)}
+    request: dict[str, Any] = {
+        "TableName": layout.name,
+        "ConsistentRead": True,
+        "FilterExpression": condition,
+        "ProjectionExpression": ", ".join([*names, "#v"]),
+        "ExpressionAttributeNames": {**names, "#v": layout.version, "#d": layout.deleted},
+        "ExpressionAttributeValues": {":b": {"N": str(below)}},
+    }
+    while True:
+        start = {} if after is None else {"ExclusiveStartKey": after}
+        page = ask(wire, "Scan", {**request, **start}, layout.name)
+        after = page.get("LastEvaluatedKey")
+        yield Found(page["Items"], after)
+        if after is None:
+            return
+
+
+def burials(
+    layout: Layout, items: Sequence[Mapping[str, Any]], below: int, spare: frozenset[DocumentId]
+) -> list[Request]:
+    """Requests that put tombstones of version ``below`` where older documents are, but for those that are spared."""
+    encoder = Encoder(layout)
+    ids = [layout.keys.key(item) for item in items]
+    kept = [id for id in ids if not any(id[:length] in spare for length in range(1, len(id) + 1))]
+    return [Request("PutItem", encoder.tombstone(id, below) + b"}") for id in kept]
+
+
+def removals(layout: Layout, items: Sequence[Mapping[str, Any]]) -> list[Request]:
+    """Requests that remove tombstones, each only as long as it is that tombstone."""
+    return [Request("DeleteItem", orjson.dumps(_removal(layout, item))) for item in items]
+
+
+def _removal(layout: Layout, item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "TableName": layout.name,
+        "Key": {name: item[name] for name in layout.keys.names},
+        "ConditionExpression": "attribute_exists(#d) AND #v = :v",
+        "ExpressionAttributeNames": {"#d": layout.deleted, "#v": layout.version},
+        "ExpressionAttributeValues": {":v": item[layout.version]},
+    }

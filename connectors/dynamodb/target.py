@@ -1,0 +1,97 @@
+"""The target itself: tables checked and made, batches stored under versions that DynamoDB compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from connectors.dynamodb.account import Account
+from connectors.dynamodb.encode import Encoded, encode
+from connectors.dynamodb.layout import Layout, layout, layouts
+from connectors.dynamodb.leftovers import Leftovers
+from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
+from connectors.dynamodb.tables import Tables
+from connectors.dynamodb.writing import Writing
+from replicator.batch import Batch, DocumentId, Outcome
+from replicator.doubt import Doubt
+from replicator.errors import ConfigError
+from replicator.source import SourceTable
+from replicator.target import Table
+from replicator.wire import Wire
+
+
+class DynamoDB:
+    """Tables of one account and region. Every write is guarded by a condition on the version in the item."""
+
+    Options = DynamoDBOptions
+    TableOptions = DynamoDBTable
+
+    def __init__(self, options: DynamoDBOptions, pipeline: str) -> None:
+        self._options = options
+        self._account = Account(options)
+        self._tables = Tables(self._account, options, pipeline)
+        self._doubt = Doubt()
+        self._layouts: Mapping[str, Layout] = {}
+        self._opened: tuple[Writing, Leftovers] | None = None
+
+    @property
+    def doubt(self) -> Doubt:
+        return self._doubt
+
+    def mirror(self, source: SourceTable, wire: Wire) -> None:
+        self._tables.source = source, wire
+
+    def check(self, tables: Sequence[Table]) -> Sequence[str]:
+        return self._tables.problems(layouts(tables, self._options))
+
+    def plan(self, tables: Sequence[Table]) -> Sequence[str]:
+        return self._tables.plan(layouts(tables, self._options))
+
+    def epoch(self, tables: Sequence[Table]) -> int | None:
+        return self._tables.epoch(layouts(tables, self._options))
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        wanted = layouts(tables, self._options)
+        if problems := self._tables.problems(wanted):
+            raise ConfigError(*problems)
+        self._tables.make(wanted, epoch)
+        self._layouts = wanted
+
+    def write(self, batch: Batch) -> Outcome:
+        self.send(self.encode(batch))
+        return self.collect()
+
+    def encode(self, batch: Batch) -> Encoded:
+        return encode(batch, self._layouts)
+
+    def send(self, encoded: Encoded) -> None:
+        self._writing.send(encoded)
+
+    def collect(self) -> Outcome:
+        return self._writing.collect()
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        return self._leftovers.sweep(layout(table, self._options), below, spare)
+
+    def purge(self, table: Table, below: int) -> int:
+        return self._leftovers.purge(layout(table, self._options), below)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._writing.drop()
+        self._opened = None
+        self._account.close()
+
+    @property
+    def _writing(self) -> Writing:
+        return self._ways()[0]
+
+    @property
+    def _leftovers(self) -> Leftovers:
+        return self._ways()[1]
+
+    def _ways(self) -> tuple[Writing, Leftovers]:
+        """Made when needed: a batch that only notes where the shards stand comes before the tables are opened."""
+        if self._opened is None:
+            writing = self._account.writing(self._doubt)
+            self._opened = writing, Leftovers(self._account.wire, writing)
+        return self._opened

@@ -1,0 +1,127 @@
+"""Stores a batch: sends what is unfinished, reads every answer, and says what became of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from connectors.dynamodb.answers import Verdict, verdict
+from connectors.dynamodb.encode import Encoded, Entry
+from connectors.dynamodb.progress import Progress, place
+from connectors.dynamodb.request import Request
+from connectors.dynamodb.sender import Sender
+from replicator.batch import Outcome, Rejection
+from replicator.doubt import Doubt
+from replicator.errors import ReplicatorError, TransientError
+from replicator.sigv4 import Keys
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    encoded: Encoded
+    tombstones: bool
+    sent: Sequence[tuple[Entry, Request]]
+    done: Future[str]
+
+
+class Writing:
+    """The way from encoded batches to outcomes. At most one batch is under way."""
+
+    def __init__(self, sender: Sender, keys: Callable[[], Keys], doubt: Doubt, version: str, *, counts: bool) -> None:
+        self._sender = sender
+        self._keys = keys
+        self._doubt = doubt
+        self._version = version
+        self._counts = counts
+        self._progress = Progress()
+        self._under_way: _UnderWay | None = None
+
+    def send(self, encoded: Encoded) -> None:
+        """Begin to store what is unfinished of a batch."""
+        assert self._under_way is None, "a batch is under way: collect it first"
+        tombstones = encoded.batch.tombstones or bool(self._doubt)
+        pending = self._progress.unfinished(encoded.entries, tombstones=tombstones)
+        lost, counts = self._progress.lost, self._counts
+        sent = [
+            (e, e.request(tombstones=tombstones, shows=bool(lost) and place(e.write) in lost, counts=counts))
+            for e in pending
+        ]
+        done = self._sender.start([request for _, request in sent], self._keys())
+        self._under_way = _UnderWay(encoded, tombstones, sent, done)
+
+    def collect(self) -> Outcome:
+        """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
+        under_way, self._under_way = self._under_way, None
+        assert under_way is not None, "nothing was sent"
+        trouble = under_way.done.result()
+        if under_way.encoded.rejections:
+            return Outcome(under_way.encoded.rejections)
+        rejections, errors = self._noted(under_way)
+        if rejections:
+            return Outcome(rejections)
+        if errors:
+            raise _worst(errors)
+        if trouble:
+            raise TransientError(f"{self._sender.server}: {trouble}")
+        return self._whole(under_way.encoded.entries)
+
+    def all_done(self, requests: Sequence[Request], table: str) -> int:
+        """Carry out writes of our own; how many of them the table did not turn away. An error if some are not done."""
+        trouble = self._sender.start(requests, self._keys()).result()
+        found = [self._verdict(request, table) for request in requests]
+        errors = [v.error for v in found if v is not None and v.error is not None]
+        if any(v is not None and v.kind == "unsure" for v in found):
+            self._doubt.begin()
+        if errors or trouble:
+            raise _worst(errors or [TransientError(f"{self._sender.server}: {trouble}")])
+        return sum(v is not None and v.kind == "stored" for v in found)
+
+    def drop(self) -> None:
+        self._under_way = None
+
+    def _verdict(self, request: Request, table: str) -> Verdict | None:
+        """None for what was not sent."""
+        if request.lost:
+            text = f"{self._sender.server}: {request.operation} on {table} was not answered: {request.lost}"
+            return Verdict("unsure", error=TransientError(text))
+        return verdict(request.status, request.answer, request.operation, table) if request.status else None
+
+    def _noted(self, under_way: _UnderWay) -> tuple[list[Rejection], list[ReplicatorError]]:
+        """Remember what was said; the writes that are refused for good, and the errors."""
+        rejections: list[Rejection] = []
+        errors: list[ReplicatorError] = []
+        for entry, request in under_way.sent:
+            found = self._verdict(request, entry.write.table)
+            if found is None:
+                continue
+            if found.kind == "stored":
+                self._progress.was_stored(entry, tombstones=under_way.tombstones)
+            elif found.kind == "conflict":
+                self._known(entry, found, under_way.tombstones)
+            elif found.kind == "refused":
+                rejections.append(Rejection(entry.write, found.reason))
+            elif found.error is not None:
+                errors.append(found.error)
+                if found.kind == "unsure":
+                    self._doubt.begin()
+                    self._progress.lost.add(place(entry.write))
+        return rejections, errors
+
+    def _known(self, entry: Entry, found: Verdict, tombstones: bool) -> None:
+        """The table has that version, or a newer one: perhaps from a request of ours whose answer was lost."""
+        there = (found.found or {}).get(self._version, {}).get("N")
+        if place(entry.write) in self._progress.lost and there == str(entry.write.version):
+            self._progress.was_stored(entry, tombstones=tombstones)
+        else:
+            self._progress.stale.add(place(entry.write))
+
+    def _whole(self, entries: Sequence[Entry]) -> Outcome:
+        stale = self._progress.stale_by_source(entries)
+        self._progress.forget(entries)
+        return Outcome(stale=stale)
+
+
+def _worst(errors: Sequence[ReplicatorError]) -> ReplicatorError:
+    """What a person must change before what time mends."""
+    return next((e for e in errors if not isinstance(e, TransientError)), errors[0])
