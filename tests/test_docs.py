@@ -19,7 +19,10 @@ import click
 import pytest
 import yaml
 
+from connectors.elasticsearch import ElasticsearchOptions
+from connectors.opensearch import OpenSearchOptions
 from connectors.postgres.options import ColumnType, PostgresOptions
+from connectors.search.options import SearchTable
 from replicator import config
 from replicator.attributes import image
 from replicator.cli import main
@@ -34,6 +37,7 @@ from tests.cli import World
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENVIRON = {
+    "ELASTICSEARCH_URL": "https://localhost:9200",
     "POSTGRES_URL": "postgresql://localhost/shop",
     "AWS_REGION": "eu-west-1",
     "API_KEY": "a2V5",
@@ -197,7 +201,9 @@ def test_every_option_is_explained() -> None:
 
     assert {*sections.model_fields} - {"source", "backfill"} <= names
     assert {*Source.model_fields, *Backfill.model_fields} <= names
-    assert {f.alias or n for n, f in PostgresOptions.model_fields.items()} <= table_names("targets.md")
+    connectors = (PostgresOptions, ElasticsearchOptions, OpenSearchOptions, SearchTable)
+    options = {f.alias or n for model in connectors for n, f in model.model_fields.items()}
+    assert options <= table_names("targets.md")
 
 
 def test_every_column_type_is_explained() -> None:
