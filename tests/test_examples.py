@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+import boto3
 import jsonschema
 import pytest
 import yaml
+from boto3.dynamodb.types import TypeDeserializer
 
 from replicator import config
 from replicator.testing.ministack import MiniStack
+from replicator.testing.search_server import SearchServer
 from tests.cli import Shell, make_table, ministack, put
+from tests.servers_dynamodb import StartLocal
 from tests.servers_postgres import Database
+from tests.servers_search import Search
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-EXAMPLES = sorted(CONFIGS.glob("*.yaml"))
+EXAMPLES = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: path.stem)
+ENVIRON = {
+    "AWS_REGION": "eu-west-1",
+    "TARGET_REGION": "eu-north-1",
+    "POSTGRES_URL": "postgresql://localhost/shop",
+    "ELASTICSEARCH_URL": "http://localhost:9200",
+    "SOURCE_ENDPOINT": "http://localhost:8000",
+    "TARGET_ENDPOINT": "http://localhost:8001",
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +43,18 @@ def shell(server: MiniStack, one_postgres: Database) -> Shell:
     return Shell({**server.environ, "AWS_ENDPOINT_URL": server.url, "POSTGRES_URL": one_postgres.url})
 
 
-def caught_up(shell: Shell, name: str) -> None:
-    code, _, err = shell.run("run", str(CONFIGS / f"{name}.yaml"), "--until", "caught-up")
+def caught_up(shell: Shell, name: str, folder: Path = CONFIGS) -> None:
+    code, _, err = shell.run("run", str(folder / f"{name}.yaml"), "--until", "caught-up")
     assert code == 0, err
 
 
-def test_there_are_three() -> None:
-    assert [path.stem for path in EXAMPLES] == ["events", "orders", "shop"]
+def test_there_are_five() -> None:
+    assert [path.stem for path in EXAMPLES] == ["events", "orders", "orders-moved", "products", "shop"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_the_schema_accepts_it(path: Path) -> None:
-    loaded = config.load(path, {"AWS_REGION": "eu-west-1", "POSTGRES_URL": "postgresql://localhost/shop"})
+    loaded = config.load(path, ENVIRON)
 
     assert loaded.pipeline == path.stem
     jsonschema.validate(yaml.safe_load(path.read_text()), config.schema())
@@ -101,3 +115,60 @@ def test_one_shop_table_becomes_three(server: MiniStack, shell: Shell, one_postg
         assert connection.execute("SELECT customer, status, total FROM orders").fetchall() == [("C#1", "sent", 5)]
         left = connection.execute('SELECT "order", sku, count, price FROM order_lines').fetchall()
         assert left == [("ORDER#7", "cup", 1, Decimal(5))]
+
+
+@pytest.mark.search
+def test_products_are_found_under_their_alias_until_they_are_discontinued(
+    server: MiniStack, shell: Shell, one_search_server: SearchServer, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(CONFIGS / "products", tmp_path / "products")  # the checkpoints are kept beside the config
+    search = Search(one_search_server, "products")
+    shell = Shell({**shell.environ, "ELASTICSEARCH_URL": search.url})
+    client = make_table(server, "products", {"id": "S"})
+    tea = {"id": "1", "title": "Green tea", "category": "tea", "price": Decimal("4.20"), "stock": 3, "tags": {"b", "a"}}
+    put(client, "products", tea, tea | {"id": "2", "title": "Black tea"}, tea | {"id": "3", "discontinued": True})
+    try:
+        caught_up(shell, "products", folder)
+        put(client, "products", tea | {"id": "2", "title": "Black tea", "discontinued": True})
+        caught_up(shell, "products", folder)
+        search.ask("POST", "/products-1/_refresh")
+        found = search.ask("GET", "/products/_search?q=title:tea")["hits"]["hits"]
+        everything = search.ask("GET", "/products/_count")["count"]
+    finally:
+        search.clear()
+
+    assert everything == 1
+    ((id, document),) = [(hit["_id"], hit["_source"]) for hit in found]
+    assert id == "1"
+    assert (document["price_cents"], document["in_stock"], document["tags"]) == (420, True, ["a", "b"])
+
+
+@pytest.mark.dynamodb_local
+def test_a_moved_table_is_the_same_table(server: MiniStack, shell: Shell, dynamodb_local: StartLocal) -> None:
+    there = dynamodb_local()
+    region = {"TARGET_REGION": "eu-north-1", "TARGET_ENDPOINT": there.endpoint, "SOURCE_ENDPOINT": server.url}
+    shell = Shell({name: v for name, v in shell.environ.items() if name != "AWS_ENDPOINT_URL"} | region)
+    client = make_table(server, "orders", {"id": "S", "line": "N"})
+    order = {
+        "id": "1",
+        "line": 1,
+        "total": Decimal("1.10"),
+        "tags": {"b", "a"},
+        "raw": b"\x00",
+        "none": None,
+        "empty": "",
+    }
+    put(client, "orders", order, order | {"line": 2})
+    moved = CONFIGS / "moved"
+    assert shell.run("check", str(moved / "orders-moved.yaml"), "--create")[0] == 0
+    caught_up(shell, "orders-moved", moved)
+    client.delete_item(TableName="orders", Key={"id": {"S": "1"}, "line": {"N": "2"}})
+    caught_up(shell, "orders-moved", moved)
+    options = {**server.options, "endpoint_url": there.endpoint, "region_name": "eu-north-1"}
+    items = boto3.client("dynamodb", **options).scan(TableName="orders")["Items"]
+    there.stop()
+
+    own = ("_replicator_version", "_replicator_deleted")
+    alive = [item for item in items if own[1] not in item]
+    decoded = [{n: TypeDeserializer().deserialize(v) for n, v in item.items() if n not in own} for item in alive]
+    assert decoded == [order]

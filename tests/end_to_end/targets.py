@@ -151,7 +151,7 @@ class OtherTable(Mirror):
     server: DynamoDBLocal
 
     def target(self) -> Mapping[str, Any]:
-        return {"type": "dynamodb", "region": "eu-west-1", "endpoint_url": self.server.endpoint}
+        return {"type": "dynamodb", "region": "eu-west-1", "endpoint_url": self.server.endpoint, "create": True}
 
     def documents(self) -> dict[str, dict[str, Any]]:
         found = [item for item in self._items() if not _is_tombstone(item)]

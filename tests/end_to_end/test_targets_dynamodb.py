@@ -25,7 +25,7 @@ def other_server(dynamodb_local: StartLocal, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def other(tmp_path: Path, source: Source, other_server: DynamoDBLocal) -> Iterator[OtherTable]:
     """A pipeline into a table of the second server, which it makes."""
-    yield OtherTable(tmp_path, source, other_server, name=f"copy-of-{source.table}", options={"create": True})
+    yield OtherTable(tmp_path, source, other_server, name=f"copy-of-{source.table}")
     other_server.start()  # a test may have stopped it
 
 

@@ -1,0 +1,19 @@
+"""A product as people search for it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def product(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """One document a product; None leaves out what is not sold (any more), and removes it if it was there."""
+    if item.get("discontinued"):
+        return None
+    return {
+        "title": item["title"],
+        "description": item.get("description", ""),
+        "category": item["category"],
+        "price_cents": int(item["price"] * 100),  # whole cents sort exactly, a double might not
+        "in_stock": item.get("stock", 0) > 0,
+        "tags": sorted(item.get("tags", ())),
+        "attributes": item.get("attributes", {}),  # kept and shown, not searched
+    }
