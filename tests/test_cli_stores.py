@@ -1,0 +1,221 @@
+"""Commands with a target that keeps no checkpoints: each kind of store, chosen in the config and told about."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from replicator import config
+from replicator.checkpoints import Owner
+from replicator.errors import ConfigError, Fenced
+from replicator.run import ends
+from tests.cli import World
+
+TARGET = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_target.py"
+NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total']}\n"
+MENDED = "def hook(item):\n    return {'total': item.get('total', 0)}\n"
+
+
+@pytest.fixture
+def mirror(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A pipeline from the table ``orders`` into a file of rows, with the target that the docs show."""
+    site = tmp_path / "site"
+    (site / "sqlite_target-1.0.dist-info").mkdir(parents=True)
+    (site / "sqlite_target.py").write_text(TARGET.read_text())
+    (site / "sqlite_target-1.0.dist-info" / "METADATA").write_text("Name: sqlite-target\nVersion: 1.0\n")
+    points = "[replicator.targets]\nsqlite = sqlite_target:SQLite\n"
+    (site / "sqlite_target-1.0.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(site))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "local")
+    world.change(f"type: postgres\n  url: {world.postgres.url}", f"type: sqlite\n  path: {tmp_path / 'rows.db'}")
+    world.db.create_table("orders")
+    yield World(world.db, world.postgres, world.folder, {**world.environ, "PYTHONPATH": str(site)})
+    sys.modules.pop("sqlite_target", None)
+
+
+def keep(mirror: World, section: str) -> None:
+    mirror.change("target:", f"checkpoints: {section}\ntarget:")
+
+
+def rows(mirror: World) -> dict[str, Any]:
+    with closing(sqlite3.connect(mirror.folder / "rows.db")) as client:
+        found = client.execute("SELECT id, document FROM orders WHERE document IS NOT NULL").fetchall()
+    return {json.loads(id)[0]: json.loads(document) for id, document in found}
+
+
+def endpoint(mirror: World) -> str:
+    return str(config.load(mirror.config).source.endpoint_url)
+
+
+SECTIONS = {
+    "default": "",
+    "sqlite": "{type: sqlite, path: kept.db}",
+    "dynamodb": "{type: dynamodb, table: kept, region: us-east-1, endpoint_url: ENDPOINT}",
+    "postgres": "{type: postgres, url: POSTGRES}",
+}
+PLACES = {
+    "default": "the file FOLDER/orders.checkpoints",
+    "sqlite": "the file FOLDER/kept.db",
+    "dynamodb": "the DynamoDB table kept (us-east-1)",
+    "postgres": "the schema replicator of Postgres at 127.0.0.1:",
+}
+
+
+@pytest.fixture(params=SECTIONS)
+def kept(mirror: World, request: pytest.FixtureRequest) -> str:
+    """Where the checkpoints are kept, as it is told; the place is made."""
+    section = SECTIONS[request.param].replace("ENDPOINT", endpoint(mirror)).replace("POSTGRES", mirror.postgres.url)
+    if section:
+        keep(mirror, section)
+    code, out, _ = mirror.call("check", mirror.config, "--create", "--human")
+    place = PLACES[request.param].replace("FOLDER", str(mirror.folder))
+    assert code == 0
+    assert f"ok    checkpoints: kept in {place}" in out
+    return place
+
+
+def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
+    """Backfill, restart, parked changes looked at, tried again and given up, all beside the next claim."""
+    mirror.hook(NEEDS_TOTAL)
+    mirror.db.put("orders", {"id": "good", "total": 1})
+    for id in ("bad", "worse"):
+        mirror.db.put("orders", {"id": id})
+    code, out, err = mirror.shell.run("run", mirror.config, "--until", "caught-up", "--json")
+    assert code == 0, err
+    said = [json.loads(line) for line in (out + err).splitlines() if line.startswith("{")]
+    assert [line["place"].startswith(kept) for line in said if "place" in line] == [True]
+
+    mirror.db.delete("orders", {"id": "good"})
+    mirror.db.put("orders", {"id": "late", "total": 2})
+    mirror.catch_up()
+    assert rows(mirror) == {"late": {"total": 2}}
+
+    mirror.hook(MENDED)
+    loaded = config.load(mirror.config)
+    with ends(loaded) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+        assert mirror.call("parked", "retry", mirror.config, '["bad"]')[0] == 0
+        assert mirror.call("parked", "drop", mirror.config, '["worse"]')[0] == 0
+        found = mirror.lines("status", mirror.config)[0]
+        checkpoints.save([])  # still the owner
+    assert rows(mirror) == {"late": {"total": 2}, "bad": {"total": 0}}
+    counts = found["counts"]
+    assert (found["parked"], counts["dropped"]) == (0, 1)
+    assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"]
+
+
+def test_what_a_run_parks_again_meanwhile_is_neither_retried_nor_dropped(mirror: World) -> None:
+    from replicator import parking
+
+    mirror.hook(NEEDS_TOTAL)
+    mirror.db.put("orders", {"id": "bad"})
+    mirror.catch_up()
+    with ends(config.load(mirror.config)) as (_, checkpoints):
+        (seen,) = parking.parked_items(checkpoints)
+        checkpoints.save(seen.removals())
+        assert parking.drop(seen, checkpoints) == "a run has changed it meanwhile; look at it again"
+
+
+def test_check_without_create_makes_nothing_and_says_how(mirror: World) -> None:
+    keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
+    code, out, _ = mirror.call("check", mirror.config, "--human")
+
+    assert code == 2
+    assert "FAIL  checkpoints.table: there is no arn:aws:dynamodb:us-east-1:*:table/kept; make it with: " in out
+    assert "aws dynamodb create-table --table-name kept --region us-east-1" in out
+    assert "# what a run needs: dynamodb:GetItem, dynamodb:Query, " in out
+    code, _, err = mirror.shell.run("run", mirror.config)
+    assert code == 2
+    assert "replicator check --create CONFIG" in err
+
+
+def test_a_permission_that_is_missing_is_exit_code_4(mirror: World) -> None:
+    keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
+    mirror.call("check", mirror.config, "--create")
+    mirror.db.fail("PutItem", "AccessDeniedException", times=None)
+    code, out, _ = mirror.call("check", mirror.config, "--human")
+
+    assert code == 4
+    assert "dynamodb:PutItem on arn:aws:dynamodb:us-east-1:*:table/kept is not permitted" in out
+
+
+def test_a_second_run_of_a_file_is_exit_code_5_and_told_who_has_it(mirror: World) -> None:
+    with ends(config.load(mirror.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "other-machine", 77, 0.0))
+        code, _, err = mirror.shell.run("run", mirror.config)
+    assert code == 5
+    assert "another run has this pipeline: process 77 on other-machine, since 1970-01-01 00:00:00 UTC" in err
+
+
+def test_a_later_run_takes_a_table_over(mirror: World) -> None:
+    keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
+    mirror.call("check", mirror.config, "--create")
+    with ends(config.load(mirror.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "other-machine", 77, 0.0))
+        mirror.catch_up()
+        with pytest.raises(Fenced):
+            checkpoints.save([])
+
+
+# the section in the config
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("{}", "checkpoints.type: is missing; known: dynamodb, postgres, sqlite"),
+        ("{type: sqlit}", "checkpoints.type: is no kind of store; did you mean sqlite?"),
+        ("{type: sqlite, pth: x}", "checkpoints.pth: is not known here; "),
+        ("{type: sqlite, path: ''}", "checkpoints.path: is empty"),
+        ("{type: dynamodb}", "checkpoints.table: is missing"),
+        ("{type: dynamodb, table: a/b}", "checkpoints.table: is to be a DynamoDB table's name"),
+        ("{type: dynamodb, table: abc, external_id: x}", "checkpoints.external_id: means nothing without role_arn"),
+        ("{type: dynamodb, table: abc, endpoint_url: 'http://far.example'}", "checkpoints.endpoint_url: is http to"),
+        ("{type: postgres}", "checkpoints.url: is missing"),
+        ("{type: postgres, url: 'postgresql://u:secret@far.example/d'}", "TLS is off to a host that is not this"),
+        ("{type: postgres, url: 'nonsense'}", "checkpoints.url: is no Postgres address"),
+        ("file", "checkpoints: is to be a mapping"),
+    ],
+)
+def test_a_mistake_in_it_is_named_with_its_place(mirror: World, section: str, problem: str) -> None:
+    keep(mirror, section)
+    with pytest.raises(ConfigError) as caught:
+        config.load(mirror.config)
+    assert any(p.startswith("orders.yaml:6: ") and problem in p for p in caught.value.problems), caught.value.problems
+    assert "secret" not in str(caught.value)
+
+
+def test_a_target_that_keeps_its_own_wants_none(world: World) -> None:
+    world.change("target:", "checkpoints: {type: sqlite}\ntarget:")
+    with pytest.raises(ConfigError) as caught:
+        config.load(world.config)
+    assert caught.value.problems == (
+        "orders.yaml:6: checkpoints: this target keeps the checkpoints itself, in the transaction that stores the "
+        "rows; leave this section out",
+    )
+
+
+def test_secrets_in_it_are_not_shown(mirror: World) -> None:
+    keep(mirror, "{type: postgres, url: 'postgresql://u:pass-word@127.0.0.1/d'}")
+    assert "pass-word" not in repr(config.load(mirror.config))
+
+
+@pytest.mark.parametrize(("section", "right"), [(s or None, True) for s in SECTIONS.values()] + [("{type: x}", False)])
+def test_the_json_schema_knows_it(section: str | None, right: bool) -> None:
+    import yaml
+
+    given = yaml.safe_load(
+        "{pipeline: p, source: {table: abc}, target: {type: postgres, url: 'postgresql://u@127.0.0.1/d', table: t}}"
+    )
+    if section is not None:
+        given["checkpoints"] = yaml.safe_load(section)
+    assert jsonschema.Draft202012Validator(config.schema()).is_valid(given) is right
