@@ -21,7 +21,7 @@ Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]
 Reasons = dict[int, str]
 
-UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, msgspec.DecodeError, NulFound, Unfit)
+UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, msgspec.DecodeError, NulFound, Unfit)
 _DIGITS = b'0123456789+-.eE,"{}nul'  # what an array of numbers and nulls is made of: no NaN, no Infinity
 _LARGEST = (1 << 63) - 1
 _attribute = msgspec.json.Decoder(dict[str, Any])

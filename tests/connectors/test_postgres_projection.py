@@ -101,3 +101,14 @@ def test_an_amended_item_that_is_malformed_is_refused_alone() -> None:
     rows = [((str(n),), Upsert("t", (str(n),), body, n, (str(n),)), 1) for n, body in enumerate(bodies)]
     assert not list(TableEncoder(table, "reject").upserts(rows, (b"", b""), rejections, tombstones=False))
     assert [(r.write.version, r.reason) for r in rejections] == [(1, "the image is not DynamoDB's typed JSON")]
+
+
+@pytest.mark.parametrize("columns", [COLUMNS, {}], ids=["columns", "whole"])
+@pytest.mark.parametrize("levels", [500, 100_000])
+def test_an_item_nested_without_end_is_refused_alone(columns: dict[str, Any], levels: int) -> None:
+    deep = b'{"pk":{"S":"1"},"address":' + b'{"L":[' * levels + b'{"S":"x"}' + b"]}" * levels + b"}"
+    table = Table("t", KEYS, {"columns": columns} if columns else {})
+    bodies = [Item(deep), *items(FULL)]
+    writes = [Upsert("t", (str(n),), body, n, (str(n),)) for n, body in enumerate(bodies)]
+    found = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+    assert [r.write for r in found.rejections] == writes[:1]
