@@ -15,7 +15,7 @@ from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints import Checkpoints
 from replicator.errors import TransientError
 from replicator.pipeline import Pipeline
-from replicator.target import Overlapping, Target, Transactional
+from replicator.target import Lingering, Overlapping, Target, Transactional
 
 T = TypeVar("T")
 SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
@@ -98,6 +98,8 @@ class Delivery:
 
     def offer(self, batch: Batch) -> None:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
+        if isinstance(self._target, Lingering) and any(s.kind == "parked" and s.text is None for s in batch.saves):
+            self._target.doubt.begin()  # `parked retry` may be storing an older change of the item at this moment
         if self._overlapping is None:
             self._finish(batch, self._patiently(lambda: self._written(batch)))
             return

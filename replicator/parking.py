@@ -19,6 +19,8 @@ from replicator.position import epoch_of
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
+_CHANGED = "a run has changed it meanwhile; look at it again"
+
 
 @dataclass(frozen=True, slots=True)
 class ParkedItem:
@@ -71,6 +73,8 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Check
         return str(e)
     if isinstance(target, Lingering):
         target.doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
+    if not isinstance(target, Transactional) and not _still_there(parked, checkpoints):
+        return _CHANGED  # asked just before: what a run removes by healing it is remembered for some minutes
     return _unless_changed(partial(_written, target, checkpoints, batch))
 
 
@@ -83,8 +87,13 @@ def _unless_changed(act: Callable[[], Outcome]) -> str:
     try:
         refusals = act().rejections
     except Fenced:  # the entries moved: a run parked something newer, or healed the item
-        return "a run has changed it meanwhile; look at it again"
+        return _CHANGED
     return "; ".join(dict.fromkeys(r.reason for r in refusals))
+
+
+def _still_there(parked: ParkedItem, checkpoints: Checkpoints) -> bool:
+    there = dict(checkpoints.parked(parked.item))
+    return all(there.get(id) == p for id, _, p in parked.entries)
 
 
 def _written(target: Target, checkpoints: Checkpoints, batch: Batch) -> Outcome:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from replicator.attributes import image
-from replicator.batch import Batch, Counts, Part
+from replicator.batch import Batch, Counts, Delete, Outcome, Part
 from replicator.change import KeyAttribute, KeySchema
 from replicator.checkpoints import Parked, PipelineState, Save, encode
 from replicator.compaction import Filing
+from replicator.delivery import Delivery, Patience
 from replicator.errors import ConfigError
 from replicator.parking import ParkedItem, drop, parked_items, pipeline_of, retried, retry
+from replicator.pipeline import Pipeline
 from replicator.position import version
 from replicator.target import Table
-from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from replicator.testing.memory import MemoryDatabase, MemoryIndex, MemoryTarget
 
 STATE = PipelineState(1024, "stream", "table", "id", "following")
 AS_IS = Filing(None, ("orders",))
@@ -133,3 +136,60 @@ def test_a_pipeline_without_state_never_ran(target: MemoryTarget) -> None:
         pipeline_of(target.checkpoints)
     target.checkpoints.save([Save("pipeline", "", 0, encode(STATE))])
     assert pipeline_of(target.checkpoints) == STATE
+
+
+# a target without transactions
+
+
+@pytest.fixture
+def index(database: MemoryDatabase) -> MemoryIndex:
+    index = MemoryIndex(database)
+    index.open([TABLE], 1024)
+    return index
+
+
+def test_without_transactions_the_entry_goes_once_the_document_is_stored(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    park(target, "a", 7)
+
+    assert retry(only(target), AS_IS, index, target.checkpoints, STATE) == ""
+    assert database.documents("orders") == {("a",): {"id": "a", "n": 7}}
+    assert database.counts[SOURCE] == Counts(read=1, applied=1)
+    assert parked_items(target.checkpoints) == []
+
+
+def test_without_transactions_a_retried_removal_leaves_a_tombstone(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    """A request that the run gave up may still arrive behind it."""
+    park(target, "a", 7, new=False)
+
+    assert retry(only(target), AS_IS, index, target.checkpoints, STATE) == ""
+    assert database.tombstones["orders"] == {("a",): version(1024, 7)}
+
+
+def test_an_item_that_a_run_removed_meanwhile_is_not_brought_back(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    """Neither where the run was done before the retry began, nor where the retry is in the middle of it."""
+    checkpoints = target.checkpoints
+    park(target, "a", 7)
+    seen = only(target)
+    healing = Batch(
+        [Part(SOURCE, [Delete("orders", ("a",), version(1024, 9), ("a",))], Counts(read=1))], seen.removals()
+    )
+    delivery = Delivery(index, checkpoints, cast(Pipeline, Accepting()), cast(Patience, lambda act: act()), lambda: 0.0)
+    delivery.offer(healing)
+
+    assert retry(seen, AS_IS, index, checkpoints, STATE) == "a run has changed it meanwhile; look at it again"
+    database.volatile.clear()  # the server was restarted
+    index.write(retried(seen, AS_IS, tombstones=False))  # a retry that had asked before
+    assert database.documents("orders") == {}
+
+
+class Accepting:
+    """A pipeline that is told of batches."""
+
+    def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
+        assert not outcome.rejections

@@ -117,7 +117,7 @@ def test_a_killed_run_loses_nothing_that_a_save_returned_for(tmp_path: Path, see
             for _ in range(chance.randrange(1, 300)):
                 reported = int(run.stdout.readline())
             run.send_signal(signal.SIGKILL)
-            reported = int(([reported, *run.stdout.read().split()])[-1])
+            reported = max([reported, *map(int, run.stdout.read().split())])
         entries, counts, _ = seen(tmp_path)
         (revision,) = {e.revision for e in entries}
         assert (len(entries), counts["shard:a"].read) == (6, revision)
