@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import zlib
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from replicator.checkpoints import Owner, encode
-from replicator.errors import Fenced
+from replicator.errors import ConfigError, Fenced
 
 _WITNESS = 30  # bytes: 20 digits, a space, 8 hex digits of their checksum, a line end
 
@@ -34,6 +33,13 @@ class Lock:
         os.pwrite(self._held, encode(owner).encode().ljust(400), _WITNESS)
 
     def _taken(self) -> int:
+        try:
+            import fcntl
+        except ImportError as e:
+            raise ConfigError(
+                "checkpoints.type: an SQLite file needs the locks of Linux or macOS, which this system does not have; "
+                "use dynamodb or postgres"
+            ) from e
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

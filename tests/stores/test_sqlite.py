@@ -313,6 +313,13 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
         claimed(tmp_path)
 
 
+def test_a_system_without_such_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ConfigError, match="needs the locks of Linux or macOS.*use dynamodb or postgres"):
+        store(tmp_path).claim(owner())
+    assert not (tmp_path / "orders.checkpoints").exists()
+
+
 def test_check_reads_it_all_and_makes_nothing(tmp_path: Path) -> None:
     one = store(tmp_path)
     assert (one.check(), one.plan()) == ([], [f"make the file {tmp_path}/orders.checkpoints"])
