@@ -46,6 +46,8 @@ class OpenSearchOptions(SearchOptions):
             raise ValueError("has aws and username; keep one")
         if self.aws is not None and not isinstance(self.url, str) and len(self.url) > 1:
             raise ValueError("has aws and several addresses; a domain has one")
+        if self.aws is not None and self.compress:
+            raise ValueError("has aws and compress; what is signed is sent as it is, keep one")
         return self
 
 
@@ -60,6 +62,8 @@ class OpenSearch(SearchTarget):
 
 
 def _signed(aws: Aws) -> Sign:
-    from replicator.signing import session, signer  # boto3 is slow to import, and most clusters need none
+    from replicator.config_access import Access
+    from replicator.signing import signer  # boto3 is slow to import, and most clusters need none
 
-    return signer(session(aws.region, aws.profile), aws.service)
+    access = Access(region=aws.region, profile=aws.profile, role_arn=aws.role_arn, external_id=aws.external_id)
+    return signer(access, aws.service, "target.aws")

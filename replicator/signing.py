@@ -1,47 +1,34 @@
-"""Requests to AWS services that boto3 has no client for, signed with the credentials it would use (SigV4)."""
+"""Requests to AWS services that boto3 has no client for, signed with the credentials that it would use (SigV4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 
-import boto3
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import BotoCoreError, ProfileNotFound
+from botocore.credentials import Credentials
 
-from replicator.errors import ConfigError, NotPermitted
+from replicator.aws import connect
+from replicator.config_access import Access
 
 Sign = Callable[[str, str, bytes | None, Mapping[str, str]], Mapping[str, str]]
+"""From (method, URL, body, headers) to the headers that have to be added."""
 
 
-def signer(session: boto3.Session, service: str) -> Sign:
-    """Signs a request, given as method, URL, body and headers; gives the headers to add.
+def signer(access: Access, service: str, place: str) -> Sign:
+    """Signs with what ``access`` gives: profile, role, region. ``place``: the part of the config that it is.
 
-    NotPermitted without credentials; they are asked for each time, so that temporary ones are renewed.
+    ConfigError without a region. Signing raises NotPermitted without credentials, which are renewed as needed.
     """
-    region = session.region_name
-    if region is None:
-        raise ConfigError("target.aws.region is missing, and neither AWS_REGION nor the profile names one")
+    account = connect(access, place)
+    region = account.endpoint.region
 
     def sign(method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Mapping[str, str]:
-        credentials = session.get_credentials()
-        if credentials is None:
-            raise NotPermitted(
-                "there are no AWS credentials to sign requests with. "
-                "Give some (AWS_PROFILE, target.aws.profile, a role of the machine)",
-                action=service,
-            )
-        request = AWSRequest(method, url, data=body or b"", headers=dict(headers))
-        SigV4Auth(credentials.get_frozen_credentials(), service, region).add_auth(request)
+        keys = account.keys()
+        content = {"x-amz-content-sha256": sha256(body or b"").hexdigest()}  # OpenSearch Serverless asks for it
+        request = AWSRequest(method, url, data=body or b"", headers={**headers, **content})
+        SigV4Auth(Credentials(keys.access, keys.secret, keys.token), service, region).add_auth(request)
         return {name: value for name, value in request.headers.items() if name not in headers}
 
     return sign
-
-
-def session(region: str | None, profile: str | None) -> boto3.Session:
-    try:
-        return boto3.Session(region_name=region, profile_name=profile)
-    except ProfileNotFound as e:
-        raise ConfigError(f"target.aws.profile: {e}. Look at the profiles in ~/.aws/config") from e
-    except BotoCoreError as e:
-        raise ConfigError(f"target.aws: {str(e).rstrip('.')}") from e

@@ -269,6 +269,26 @@ def test_requests_to_amazon_are_signed(server: Server, monkeypatch: pytest.Monke
         assert headers["authorization"] == signature(asked, headers, body, "eu-west-1", "es")
 
 
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without any AWS credentials or region."""
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+
+
+@pytest.mark.usefixtures("nobody")
+def test_amazons_needs_a_region_and_credentials(server: Server) -> None:
+    with pytest.raises(ConfigError, match=r"target\.aws\.region is missing"):
+        client("opensearch", url=server.url, aws={})
+    with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+        client("opensearch", url=server.url, aws={"region": "eu-west-1"}).check([TABLE])
+    with pytest.raises(ConfigError, match=r"target\.aws\.profile: .*nobody"):
+        client("opensearch", url=server.url, aws={"region": "eu-west-1", "profile": "nobody"})
+
+
 def signature(asked: str, headers: Mapping[str, str], body: bytes, region: str, service: str) -> str:
     """The header as AWS would work it out from the request that arrived."""
     method, target = asked.split(" ")
