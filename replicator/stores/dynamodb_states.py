@@ -166,18 +166,24 @@ class States:
     def finish(self, head: Head) -> Head:
         """Carry the journal out that ``head`` names, if nobody has; the head without it."""
         assert head.journal is not None
+        for _ in range(TRIES):
+            actions = self._journal(head.journal)
+            if actions is None and self.head().journal == head.journal:
+                raise self._damaged("a journal is missing")
+            try:
+                return self._carried_out(head, head.journal, actions or ())
+            except Changed:  # by somebody who does the same, perhaps not to the end
+                if self.head().journal != head.journal:
+                    return replace(head, journal=None)
+        raise TransientError(f"the checkpoints in {self._place} are changed by others all the time")
+
+    def _carried_out(self, head: Head, journal: Blob, actions: Sequence[Action]) -> Head:
+        pending = is_("journal", msgspec.json.encode(journal).decode())
+        for portion in portions([_unconditional(a) for a in actions]):
+            self._table.transact(self._table.checking(HEAD, pending), portion)
         done = replace(head, journal=None)
-        pending = is_("journal", msgspec.json.encode(head.journal).decode())
-        actions = self._journal(head.journal)
-        if actions is None and self.head().journal == head.journal:
-            raise self._damaged("a journal is missing")
-        try:
-            for portion in portions([_unconditional(a) for a in actions or ()]):
-                self._table.transact(self._table.checking(HEAD, pending), portion)
-            self._table.put(HEAD, layout.head_item(done), pending)
-        except Changed:
-            return done  # somebody else was quicker
-        self._forget([head.journal])
+        self._table.put(HEAD, layout.head_item(done), pending)
+        self._forget([journal])
         return done
 
     def _journal(self, blob: Blob) -> list[Action] | None:
@@ -209,7 +215,8 @@ def _unconditional(action: Action) -> Action:
 
 
 def _unchanged(head: Head) -> dict[str, object]:
-    return is_("commit", head.commit) if head.commit else absent()
+    """That nothing was saved since, and that no journal waits."""
+    return is_("commit", head.commit, without="journal") if head.commit else absent()
 
 
 def _keys(blobs: Iterable[Blob]) -> Iterator[str]:

@@ -123,12 +123,13 @@ class CheckpointTable:
         return {**self._key(key), **{n: v for n, v in item.items() if n not in ("pipeline", "entry")}}
 
 
-def is_(name: str, value: int | str) -> dict[str, Any]:
-    """The condition that an attribute has a value."""
+def is_(name: str, value: int | str, *, without: str | None = None) -> dict[str, Any]:
+    """The condition that an attribute has a value (and that there is none called ``without``)."""
     typed = {"N": str(value)} if isinstance(value, int) else {"S": value}
+    more = {} if without is None else {"#w": without}
     return {
-        "ConditionExpression": "#n = :v",
-        "ExpressionAttributeNames": {"#n": name},
+        "ConditionExpression": "#n = :v" + (" AND attribute_not_exists(#w)" if more else ""),
+        "ExpressionAttributeNames": {"#n": name, **more},
         "ExpressionAttributeValues": {":v": typed},
     }
 

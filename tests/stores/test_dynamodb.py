@@ -76,7 +76,10 @@ class TestOnDynamoDBLocal(CheckpointsContract):
 
 
 class Trouble:
-    """A wire that fails when ``fate`` says so: before the call is made, after it, or that it is made later."""
+    """A wire that fails when ``fate`` says so: before the call is made, after it, or so that it is made later.
+
+    A ``conflict`` is with another transaction on the same items, which may fail itself.
+    """
 
     def __init__(self, db: DynamoDB, fate: Callable[[int], str]) -> None:
         self._db, self._fate, self.calls = db, fate, 0
@@ -88,6 +91,11 @@ class Trouble:
         answer = self._db.call(operation, request) if fate in ("fine", "unheard") else b""
         if fate == "late":
             self.late.append((operation, request))
+        if fate == "conflict" and operation == "TransactWriteItems":
+            reasons = {"CancellationReasons": [{"Code": "None"}, {"Code": "TransactionConflict"}]}
+            raise WireError("TransactionCanceledException", "others are at it", 400, reasons)
+        if fate == "conflict" and operation == "PutItem":
+            raise WireError("TransactionConflictException", "others are at it", 400)
         if fate != "fine":
             raise WireError("ReadTimeout", "nothing came", 0)
         return answer
@@ -141,7 +149,7 @@ def only(number: int, fate: str) -> Fate:
 
 
 @pytest.mark.parametrize("saves", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("fate", ["lost", "unheard", "late"])
+@pytest.mark.parametrize("fate", ["lost", "unheard", "late", "conflict"])
 def test_a_save_is_made_once_whichever_call_fails(saves: list[Save], fate: str) -> None:
     db = made()
     (one := begun(db)).save(saves, MORE)

@@ -315,7 +315,7 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
 
 def test_a_system_without_such_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(ConfigError, match="needs the locks of Linux or macOS.*use dynamodb or postgres"):
+    with pytest.raises(ConfigError, match=r"needs the locks of Linux or macOS.*use dynamodb or postgres"):
         store(tmp_path).claim(owner())
     assert not (tmp_path / "orders.checkpoints").exists()
 
