@@ -86,6 +86,11 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
         "with: replicator resync",
     ),
     (
+        "resource_already_exists_exception",
+        TransientError,
+        "somebody else made the index at the same moment; looking again",
+    ),
+    (
         "routing_missing_exception",
         ConfigError,
         "the index requires routing; say routing: ATTRIBUTE under the table in target.tables",

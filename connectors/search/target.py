@@ -109,6 +109,9 @@ class SearchTarget:
             if isinstance(error, AnswerLost):
                 self._doubt.begin()
             raise error
+        refused = next((verdict.reason for verdict in found if verdict.kind == "refused"), None)
+        if refused is not None:  # it would be found again and again
+            raise ConfigError(f"{self.server}: {layout.index} takes no tombstones ({refused}); run check")
         return len(lines)
 
     def _problems(self, layout: Layout) -> Sequence[str]:

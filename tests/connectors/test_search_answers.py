@@ -105,7 +105,7 @@ def served(found: Server, secure: Callable[[ThreadingHTTPServer], None]) -> Iter
     http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is no news
     secure(http)
     found.port = http.server_address[1]
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield found
     http.shutdown()
@@ -204,6 +204,22 @@ def test_a_shard_that_does_not_answer_is_no_shard_without_leftovers(server: Serv
     with pytest.raises(TransientError):
         found.sweep(TABLE, 1, [])
     assert "allow_partial_search_results=false" in server.requests[-1][0]
+
+
+def test_an_index_that_takes_no_tombstones_ends_the_run_instead_of_being_swept_for_ever(server: Server) -> None:
+    found = opened(server)
+    hits = [{"_id": "a", "_version": 1, "_source": {"replicator": {"partition": "a"}}}]
+    server.answers["POST /contract-1/_search"] = said(200, {"hits": {"hits": hits}})
+    refused = {"status": 400, "error": {"type": "illegal_argument_exception", "reason": "a pipeline's own"}}
+    server.answers["POST /contract/_bulk"] = said(200, {"items": [{"index": refused}]})
+    with pytest.raises(ConfigError, match=r"contract-1 takes no tombstones \(the engine refuses the document"):
+        found.sweep(TABLE, 5, [])
+
+
+def test_an_index_made_by_two_runs_at_once_is_looked_at_again(server: Server) -> None:
+    server.answers["PUT /contract-1"] = said(400, {"error": {"type": "resource_already_exists_exception"}})
+    with pytest.raises(TransientError, match="somebody else made the index at the same moment"):
+        opened(server)
 
 
 # logging in
