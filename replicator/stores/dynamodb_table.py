@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ class CheckpointTable:
             return ConfigError(
                 f"checkpoints.table: there is no {self._resource}; make it with: replicator check --create CONFIG"
             )
-        found: ReplicatorError = failure(error, operation, self._resource, place="checkpoints")
+        found: ReplicatorError = failure(error, _action_of(operation, error), self._resource, place="checkpoints")
         return found
 
     def _action(self, action: Action) -> dict[str, Any]:
@@ -121,6 +122,14 @@ class CheckpointTable:
 
     def _whole(self, key: str, item: Item) -> Item:
         return {**self._key(key), **{n: v for n, v in item.items() if n not in ("pipeline", "entry")}}
+
+
+def _action_of(operation: str, error: WireError) -> str:
+    """What IAM calls it: a transaction is permitted by what is done in it."""
+    if operation != "TransactWriteItems":
+        return operation
+    named = re.search(r"dynamodb:(\w+)", error.message)
+    return named[1] if named else "ConditionCheckItem"
 
 
 def is_(name: str, value: int | str, *, without: str | None = None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from replicator.batch import Counts
 from replicator.checkpoints import DamagedCheckpoint, Save, encode
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
 from replicator.stores.dynamodb import DynamodbCheckpoints, DynamodbOptions
+from replicator.stores.dynamodb_table import CheckpointTable
 from replicator.testing.checkpoints_contract import Build, CheckpointsContract, counts, entries, owner, parked
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
@@ -283,13 +284,28 @@ def test_a_table_with_other_keys_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("operation", ["DescribeTable", "GetItem", "Query", "PutItem", "DeleteItem"])
-def test_check_tries_every_permission_and_names_the_one_that_is_missing(db: DynamoDB, operation: str) -> None:
+@pytest.mark.parametrize(
+    ("operation", "action"),
+    [(o, o) for o in ("DescribeTable", "GetItem", "Query", "PutItem", "DeleteItem")]
+    + [("TransactWriteItems", "ConditionCheckItem")],
+)
+def test_check_tries_every_permission_and_names_the_one_that_is_missing(
+    db: DynamoDB, operation: str, action: str
+) -> None:
     db.fail(operation, "AccessDeniedException", times=None)
-    with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:{operation} on {TABLE} is not permitted")) as caught:
+    with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:{action} on {TABLE} is not permitted")) as caught:
         store(db).check()
-    assert caught.value.action == f"dynamodb:{operation}"
+    assert caught.value.action == f"dynamodb:{action}"
     assert "checkpoints.profile, checkpoints.role_arn" in str(caught.value)
+
+
+def test_what_aws_says_a_transaction_lacks_is_named() -> None:
+    class Refusing:
+        def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+            raise WireError("AccessDeniedException", "User: x is not authorized to perform: dynamodb:PutItem on r", 400)
+
+    with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:PutItem on {TABLE} is not permitted")):
+        CheckpointTable(Refusing(), "checkpoints", TABLE, "p").transact({}, [])
 
 
 def test_throttling_is_waited_for(db: DynamoDB) -> None:
