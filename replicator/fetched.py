@@ -1,4 +1,9 @@
-"""Pages that were read ahead and wait for their batch, in the order they were read."""
+"""Pages that were read ahead and wait for their batch, in the order they were read.
+
+A driver begins to fetch a page only while this is not ``full``. So what is read and not stored weighs at most
+BUFFER_BYTES, a page for each of its threads, and BATCH_BYTES and a page for each batch that is encoded or under way:
+whatever the number of shards.
+"""
 
 from __future__ import annotations
 
