@@ -107,6 +107,11 @@ class SearchServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def config(self) -> Path:
+        """The folder of its settings, for files that it reads when it starts."""
+        return self._home / "config"
+
+    @property
     def log(self) -> str:
         """What the server has written so far."""
         return (self._home / "logs" / "out").read_text(errors="replace")

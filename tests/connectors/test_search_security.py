@@ -1,0 +1,91 @@
+"""A real Elasticsearch that asks for a login: who may do what, and how a refusal reads."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from connectors.search.target import SearchTarget
+from replicator.batch import Outcome
+from replicator.errors import NotPermitted
+from replicator.position import FIRST_EPOCH
+from replicator.target import Table
+from replicator.testing.contract.kit import PK, batch, put, remove
+from replicator.testing.search_server import SearchServer, ServerMissing
+from tests.connectors.search_kit import client
+
+pytestmark = pytest.mark.search
+
+# Whoever does not log in may ask for the cluster's health, which is how the server is known to be ready.
+SECURED = {"xpack.security.enabled": "true", "xpack.security.authc.anonymous.roles": "beats_system"}
+ROLES = """
+writer:
+  indices: [{names: ["secured*"], privileges: [manage, read, index, delete]}]
+reader:
+  indices: [{names: ["secured*"], privileges: [read, view_index_metadata]}]
+"""
+PASSWORD = "only for this test"
+TABLE = Table("secured", PK)
+
+
+@pytest.fixture(scope="module")
+def secured() -> Iterator[SearchServer]:
+    try:
+        server = SearchServer("elasticsearch-9", SECURED).__enter__()
+    except ServerMissing as e:
+        if os.environ.get("CI"):
+            pytest.fail(f"Elasticsearch is missing: {e}")
+        pytest.skip(f"NOT TESTED on a real Elasticsearch: {e}")
+    server.stop()
+    (server.config / "users").write_text("".join(f"{user}:{_hashed(PASSWORD)}\n" for user in ("writer", "reader")))
+    (server.config / "users_roles").write_text("writer:writer\nreader:reader\n")
+    (server.config / "roles.yml").write_text(ROLES)
+    server.start()
+    yield server
+    server.__exit__(None, None, None)
+
+
+def _hashed(password: str) -> str:
+    salt, rounds = os.urandom(32), 10_000
+    made = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds, 32)
+    return f"{{PBKDF2}}{rounds}${base64.b64encode(salt).decode()}${base64.b64encode(made).decode()}"
+
+
+def logged_in(server: SearchServer, user: str, password: str = PASSWORD) -> SearchTarget:
+    return client("elasticsearch", url=server.url, username=user, password=password)
+
+
+def test_the_privileges_that_the_docs_name_are_enough(secured: SearchServer) -> None:
+    target = logged_in(secured, "writer")
+    assert list(target.check([TABLE])) == []
+    target.open([TABLE], FIRST_EPOCH)
+    assert target.write(batch(put({"pk": "a"}, 1, table="secured"), tombstones=True)) == Outcome()
+    assert target.write(batch(remove("a", 2, table="secured"), tombstones=True)) == Outcome()
+    assert target.write(batch(put({"pk": "b"}, 1, table="secured"))) == Outcome()
+    assert target.sweep(TABLE, 1 << 60, []) == 1
+    assert target.purge(TABLE, (1 << 60) + 1) == 2
+    target.open([TABLE], FIRST_EPOCH + 1)
+
+
+def test_missing_privileges_are_named(secured: SearchServer) -> None:
+    problems = logged_in(secured, "reader").check([TABLE])
+    assert {p.rpartition(": ")[2] for p in problems} == {
+        "the login reader lacks manage, index, delete on secured",
+        "the login reader lacks manage, index, delete on secured-1",
+    }
+
+
+def test_a_refusal_names_what_would_allow_it(secured: SearchServer) -> None:
+    logged_in(secured, "writer").open([TABLE], FIRST_EPOCH)
+    with pytest.raises(NotPermitted, match=r"mapping/put\] is unauthorized for user \[reader\].*granted by.*manage"):
+        logged_in(secured, "reader").open([TABLE], FIRST_EPOCH + 7)
+
+
+@pytest.mark.parametrize(("user", "password"), [("writer", "wrong"), ("nobody", PASSWORD)])
+def test_a_wrong_login_is_refused(secured: SearchServer, user: str, password: str) -> None:
+    with pytest.raises(NotPermitted, match="refuses the login; correct target"):
+        logged_in(secured, user, password).check([TABLE])
