@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from replicator.config_access import Access
 from replicator.config_checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
 from replicator.config_file import ConfigFile, Problem, read
-from replicator.config_models import Options, is_loopback, validated
+from replicator.config_models import Options, validated
 from replicator.config_target import Destination, destination, target_schema
 from replicator.errors import ConfigError
 
@@ -42,27 +42,15 @@ def _hook_name(name: str) -> str:
     return name
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:  # half an IPv6 address
-        return SplitResult("", "", "", "", "")
+class _Named(Options):
+    table: Annotated[str, AfterValidator(_table_name)] = Field(description="name or ARN of the table")
 
 
-class Source(Options):
+class Source(Access, _Named):  # in this order the name is read first, and its ARN tells the region
     """The DynamoDB table to read. What is left out comes from the usual AWS chain (environment, profile, instance)."""
 
-    table: Annotated[str, AfterValidator(_table_name)] = Field(description="name or ARN of the table")
     region: str | None = Field(
         default=None, validate_default=True, description="e.g. eu-west-1; an ARN already says it"
-    )
-    profile: str | None = Field(default=None, description="profile in ~/.aws/config")
-    role_arn: str | None = Field(default=None, description="role to assume for reading")
-    external_id: str | None = Field(default=None, description="external id that the role asks for")
-    insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
-    endpoint_url: str | None = Field(default=None, description="another endpoint, e.g. of DynamoDB Local")
-    account_id_endpoint_mode: Literal["preferred", "disabled", "required"] | None = Field(
-        default=None, description="botocore's setting of this name"
     )
 
     @field_validator("region")
@@ -74,27 +62,6 @@ class Source(Options):
         if region not in (None, arn["region"]):
             raise ValueError(f"is not the region in the table's ARN, {arn['region']}; leave it out")
         return arn["region"]
-
-    @field_validator("external_id")
-    @classmethod
-    def _id_needs_role(cls, external_id: str | None, info: ValidationInfo) -> str | None:
-        if external_id is not None and info.data.get("role_arn") is None:
-            raise ValueError("means nothing without role_arn")
-        return external_id
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _safe_endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url is None:
-            return None
-        parts = _split(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
-        if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
-            raise ValueError(
-                "is http to another machine, so items would travel in the clear; use https or insecure: true"
-            )
-        return url
 
 
 class Backfill(Options):

@@ -7,7 +7,7 @@ from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.sender import Sender
 from connectors.dynamodb.writing import Writing
-from replicator.aws import Boto, connect
+from replicator.aws import Boto, Endpoint, connect
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError
 
@@ -24,6 +24,7 @@ class Account:
     def wire(self) -> Boto:
         if self._wire is None:
             self._wire = connect(self._options, "target")
+            _check_direct(self._wire.endpoint)
         return self._wire
 
     @property
@@ -33,14 +34,8 @@ class Account:
     def writing(self, doubt: Doubt) -> Writing:
         """Writes with as many requests at once as the options allow. One at a time."""
         options, endpoint = self._options, self.wire.endpoint
-        if endpoint.proxy is not None:
-            raise ConfigError(
-                f"target: the environment names a proxy ({endpoint.proxy}) for {endpoint.url}, and writes go there "
-                "directly; add the host to NO_PROXY (a VPC endpoint needs no proxy)"
-            )
         self._sender = Sender(endpoint, Pace(options.in_flight, options.write_units), options.timeout)
-        limited = options.write_units is not None
-        return Writing(self._sender, self.wire.keys, doubt, options.version_attribute, counts=limited)
+        return Writing(self._sender, self.wire.keys, doubt, options)
 
     def close(self) -> None:
         sender, self._sender = self._sender, None
@@ -49,3 +44,11 @@ class Account:
             sender.close()
         if wire is not None:
             wire.close()
+
+
+def _check_direct(endpoint: Endpoint) -> None:
+    if endpoint.proxy is not None:
+        raise ConfigError(
+            f"target: the environment names a proxy for {endpoint.url}, and writes go there directly; add the host to "
+            "NO_PROXY (a VPC endpoint needs no proxy)"
+        )

@@ -42,6 +42,7 @@ class DynamoDBOptions(Access):
     pristine: bool = Field(default=False, description="add nothing to items, at the price of a weaker promise")
     create: bool = Field(default=False, description="make absent tables, with the source's keys and indexes")
     tags: bool = Field(default=False, description="give a table that is made the source's tags")
+    adopt: bool = Field(default=False, description="take over a table that something else filled")
     epochs_table: Annotated[str, AfterValidator(table_name)] = Field(
         default="replicator-epochs", description="small table of our own: which copy wrote to which table last"
     )
@@ -55,6 +56,13 @@ class DynamoDBOptions(Access):
         if name == info.data.get("version_attribute"):
             raise ValueError("is the same as version_attribute; they hold different things")
         return name
+
+    @field_validator("adopt")
+    @classmethod
+    def _nothing_to_tell_apart_by(cls, adopt: bool, info: ValidationInfo) -> bool:
+        if adopt and info.data.get("pristine"):
+            raise ValueError("does not go with pristine: true, which begins with an empty table")
+        return adopt
 
     @field_validator("tags")
     @classmethod

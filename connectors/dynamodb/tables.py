@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from connectors.dynamodb import catalog, creation
 from connectors.dynamodb.account import Account
@@ -10,10 +10,13 @@ from connectors.dynamodb.catalog import Described
 from connectors.dynamodb.creation import Plan
 from connectors.dynamodb.epochs import KEYS, Note
 from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.options import DynamoDBOptions, table_name
 from replicator.errors import ConfigError, TransientError
+from replicator.position import epoch_of
 from replicator.source import SourceTable
 from replicator.wire import Wire, WireError, failure
+
+_SAMPLED = 50  # items
 
 
 class Tables:
@@ -25,9 +28,12 @@ class Tables:
         self._pipeline = pipeline
         self.source: tuple[SourceTable, Wire] | None = None
 
-    def problems(self, wanted: Mapping[str, Layout]) -> list[str]:
+    def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
+        """Every reason why documents cannot be stored, by a run of ``epoch`` where that is known."""
+        if wrong := list(_wrong_names(wanted)):
+            return wrong
         found = {name: self._described(name) for name in wanted}
-        return [text for name, layout in wanted.items() for text in self._problems(layout, found[name])]
+        return [text for name, layout in wanted.items() for text in self._problems(layout, found[name], epoch)]
 
     def plan(self, wanted: Mapping[str, Layout]) -> list[str]:
         found: list[str] = []
@@ -40,12 +46,11 @@ class Tables:
 
     def epoch(self, wanted: Mapping[str, Layout]) -> int | None:
         """The highest epoch that is noted, 0 without one, None if a table is absent."""
-        described = [self._described(name) for name in wanted]
-        found = [table for table in described if table is not None]
+        described = {layout: self._described(name) for name, layout in wanted.items()}
+        found = {layout: table for layout, table in described.items() if table is not None}
         if len(found) < len(described):
             return None
-        noted = [self._noted(table) for table in found]
-        return max((note.epoch for note in noted if note is not None), default=0)
+        return max((self._epoch(layout, table) for layout, table in found.items()), default=0)
 
     def make(self, wanted: Mapping[str, Layout], epoch: int) -> None:
         """Make what is absent, and note the epoch. TransientError while a table is being made."""
@@ -68,10 +73,22 @@ class Tables:
     def _noted(self, table: Described) -> Note | None:
         return self._account.epochs.read(table) if self._account.epochs.found() is not None else None
 
+    def _epoch(self, layout: Layout, table: Described) -> int:
+        """As noted; where the note is lost, as the versions of some items show."""
+        note = self._noted(table)
+        return note.epoch if note is not None else max(self._sample(layout), default=0)
+
+    def _sample(self, layout: Layout) -> list[int]:
+        """The epochs of some items, 0 for those without a version."""
+        request = {"TableName": layout.name, "Limit": _SAMPLED, "ConsistentRead": True}
+        items = catalog.ask(self._account.wire, "Scan", request, layout.name)["Items"]
+        versions = [item.get(layout.version, {}).get("N", "0") for item in items]
+        return [epoch_of(int(digits)) if digits.isdecimal() else 0 for digits in versions]
+
     def _plan(self, layout: Layout) -> Plan:
         return creation.plan(layout, self.source, tags=self._options.tags)
 
-    def _problems(self, layout: Layout, found: Described | None) -> Iterator[str]:
+    def _problems(self, layout: Layout, found: Described | None, epoch: int) -> Iterator[str]:
         if found is None:
             if not self._options.create:
                 commands = "\n".join(self._plan(layout).commands)
@@ -80,13 +97,36 @@ class Tables:
                     f"yourself:\n{commands}"
                 )
             return
-        yield from catalog.mismatches(layout, found, self.source[0] if self.source is not None else None)
+        wrong = list(catalog.mismatches(layout, found, self.source[0] if self.source is not None else None))
         note = self._noted(found)
+        yield from wrong or [*self._others(layout, note), *self._contents(layout, note, epoch)]
+
+    def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:
             yield (
                 f"the target's table {layout.name} is written by the pipeline {note.pipeline} (so says the table "
                 f"{self._options.epochs_table}); two copies in one table would overwrite each other. Name another "
                 "table, or remove that item if the other pipeline is gone"
+            )
+
+    def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:
+        """Why what is in the table already is in the way."""
+        begins = note is None or note.epoch < epoch
+        if not begins or self._options.adopt or (note is not None and not layout.pristine):
+            return
+        if not self._sample(layout):
+            return
+        if layout.pristine:
+            yield (
+                f"the target's table {layout.name} is not empty, and a pristine copy begins with an empty table: "
+                "without versions nobody could tell which items are left over. Delete the table and make it again, "
+                "or leave pristine out"
+            )
+        else:
+            yield (
+                f"the target's table {layout.name} holds items, and nothing says that this copy wrote them. Name an "
+                "empty table, or take it over (adopt: true): items of the source replace those with the same key, and "
+                "others stay"
             )
 
     def _made(self, plan: Plan) -> Described | None:
@@ -114,3 +154,11 @@ class Tables:
         if found.get("TimeToLiveStatus") == "DISABLED":
             wanted = {"Enabled": True, "AttributeName": attribute}
             catalog.ask(wire, "UpdateTimeToLive", {"TableName": name, "TimeToLiveSpecification": wanted}, name)
+
+
+def _wrong_names(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        try:
+            table_name(name)
+        except ValueError as e:
+            yield f"target.table: {name!r} {e}"

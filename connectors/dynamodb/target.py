@@ -18,6 +18,12 @@ from replicator.source import SourceTable
 from replicator.target import Table
 from replicator.wire import Wire
 
+_PRISTINE = (
+    "pristine: the table holds the source's items and nothing else, so its writes are guarded by nothing. Let only one "
+    "run write to it. After a timeout or a crash a request that is carried out late may put an older state of an item "
+    "back, until the item's next change"
+)
+
 
 class DynamoDB:
     """Tables of one account and region. Every write is guarded by a condition on the version in the item."""
@@ -37,6 +43,11 @@ class DynamoDB:
     def doubt(self) -> Doubt:
         return self._doubt
 
+    @property
+    def promise(self) -> str:
+        """What this copy promises less than others do, for people; empty if nothing."""
+        return _PRISTINE if self._options.pristine else ""
+
     def mirror(self, source: SourceTable, wire: Wire) -> None:
         self._tables.source = source, wire
 
@@ -51,7 +62,7 @@ class DynamoDB:
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables, self._options)
-        if problems := self._tables.problems(wanted):
+        if problems := self._tables.problems(wanted, epoch):
             raise ConfigError(*problems)
         self._tables.make(wanted, epoch)
         self._layouts = wanted
@@ -70,9 +81,13 @@ class DynamoDB:
         return self._writing.collect()
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        if self._options.pristine:
+            return 0  # it began with an empty table
         return self._leftovers.sweep(layout(table, self._options), below, spare)
 
     def purge(self, table: Table, below: int) -> int:
+        if self._options.pristine:
+            return 0
         return self._leftovers.purge(layout(table, self._options), below)
 
     def close(self) -> None:

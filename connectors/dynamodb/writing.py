@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from connectors.dynamodb.answers import Verdict, verdict
 from connectors.dynamodb.encode import Encoded, Entry
+from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.overtaken import Overtaken
 from connectors.dynamodb.progress import Progress, place
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.sender import Sender
@@ -28,20 +30,24 @@ class _UnderWay:
 class Writing:
     """The way from encoded batches to outcomes. At most one batch is under way."""
 
-    def __init__(self, sender: Sender, keys: Callable[[], Keys], doubt: Doubt, version: str, *, counts: bool) -> None:
+    def __init__(self, sender: Sender, keys: Callable[[], Keys], doubt: Doubt, options: DynamoDBOptions) -> None:
         self._sender = sender
         self._keys = keys
         self._doubt = doubt
-        self._version = version
-        self._counts = counts
+        self._version = options.version_attribute
+        self._counts = options.write_units is not None
+        self._overtaken = Overtaken() if options.pristine else None
         self._progress = Progress()
         self._under_way: _UnderWay | None = None
 
     def send(self, encoded: Encoded) -> None:
         """Begin to store what is unfinished of a batch."""
         assert self._under_way is None, "a batch is under way: collect it first"
-        tombstones = encoded.batch.tombstones or bool(self._doubt)
+        tombstones = self._overtaken is None and (encoded.batch.tombstones or bool(self._doubt))
         pending = self._progress.unfinished(encoded.entries, tombstones=tombstones)
+        if self._overtaken is not None:
+            pending, stale = self._overtaken.split(pending, scanning=encoded.batch.tombstones)
+            self._progress.stale.update(place(entry.write) for entry in stale)
         lost, counts = self._progress.lost, self._counts
         sent = [
             (e, e.request(tombstones=tombstones, shows=bool(lost) and place(e.write) in lost, counts=counts))

@@ -23,9 +23,13 @@ _READ = f"ConsistentRead Limit ExclusiveStartKey FilterExpression ProjectionExpr
 
 CALLS: Mapping[str, Call] = {
     "CreateTable": Call(
-        "TableName KeySchema AttributeDefinitions", "BillingMode ProvisionedThroughput StreamSpecification"
+        "TableName KeySchema AttributeDefinitions",
+        "BillingMode ProvisionedThroughput StreamSpecification GlobalSecondaryIndexes LocalSecondaryIndexes Tags "
+        "TableClass",
     ),
     "DescribeTable": Call("TableName"),
+    "TagResource": Call("ResourceArn Tags"),
+    "ListTagsOfResource": Call("ResourceArn", "NextToken"),
     "ListTables": Call("", "Limit"),
     "UpdateTable": Call("TableName StreamSpecification"),
     "DeleteTable": Call("TableName"),

@@ -66,7 +66,9 @@ class Catalog:
             "TableId": str(uuid.UUID(int=self.random.getrandbits(128))),
             "BillingModeSummary": {"BillingMode": request.get("BillingMode", "PROVISIONED")},
         }
+        definition |= _described(request)
         table = Table(name, _key_schema(request), definition)
+        table.tags = {tag["Key"]: tag["Value"] for tag in request.get("Tags", ())}
         if request.get("StreamSpecification", {}).get("StreamEnabled"):
             self._enable(table, request["StreamSpecification"])
         self.tables[name] = table
@@ -96,6 +98,14 @@ class Catalog:
             self._disable(table)
         del self.tables[table.name]
         return orjson.dumps({"TableDescription": self._description(table) | {"TableStatus": "DELETING"}})
+
+    def tag_resource(self, request: Mapping[str, Any]) -> bytes:
+        self.table(request["ResourceArn"]).tags |= {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+        return b"{}"
+
+    def list_tags_of_resource(self, request: Mapping[str, Any]) -> bytes:
+        tags = self.table(request["ResourceArn"]).tags
+        return orjson.dumps({"Tags": [{"Key": key, "Value": value} for key, value in tags.items()]})
 
     def describe_time_to_live(self, request: Mapping[str, Any]) -> bytes:
         attribute = self.table(request["TableName"]).ttl_attribute
@@ -146,3 +156,16 @@ def _key_schema(request: Mapping[str, Any]) -> KeySchema:
     if not 1 <= len(ordered) <= 2 or any(a["AttributeName"] not in kinds for a in ordered):
         raise invalid("One or more parameter values were invalid: KeySchema and AttributeDefinitions do not fit")
     return KeySchema(tuple(KeyAttribute(a["AttributeName"], kinds[a["AttributeName"]]) for a in ordered))
+
+
+def _described(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Indexes and capacity as DescribeTable shows them. Items are not looked up by index here."""
+    found: dict[str, Any] = {}
+    for kind in ("GlobalSecondaryIndexes", "LocalSecondaryIndexes"):
+        if kind in request:
+            found[kind] = [{**index, "IndexStatus": "ACTIVE", "ItemCount": 0} for index in request[kind]]
+    if "ProvisionedThroughput" in request:
+        found["ProvisionedThroughput"] = {**request["ProvisionedThroughput"], "NumberOfDecreasesToday": 0}
+    if "TableClass" in request:
+        found["TableClassSummary"] = {"TableClass": request["TableClass"]}
+    return found
