@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import backlog, data, decoding, destination, memory, product, references, source
+from benchmarks import backlog, data, decoding, destination, dynamodb, memory, product, references, source
 from benchmarks.product import CREDENTIALS, Result
 from replicator.testing.postgres_server import PostgresServer
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--changes", type=int, default=data.CHANGES)
-    parser.add_argument("--only", choices=["end-to-end", "decoding", "backlog", "memory", "search"])
+    parser.add_argument("--only", choices=["end-to-end", "decoding", "backlog", "memory", "search", "dynamodb"])
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
     with PostgresServer("debian", destination.SETTINGS) as server:
@@ -163,6 +163,8 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         yield memory_lines(url)
     if given.only in (None, "search"):
         yield _search_lines(given.rounds)
+    if given.only in (None, "dynamodb"):
+        yield dynamodb.lines(given.rounds, alone)
 
 
 def _search_lines(rounds: int) -> Iterator[str]:

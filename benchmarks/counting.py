@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import threading
 import time
@@ -91,6 +92,12 @@ def copied(endpoint: str, kind: type[Any], options: Any, table: str, of_table: d
         config = plain_config(endpoint, counted(kind, clock), options, table, of_table, Path(folder))
         run.run(config, until=None, resync=False, accept_hook_change=False, stop=stop, observe=lambda _: None)
     return clock.result
+
+
+def ratio(these: Sequence[float], of_those: Sequence[float]) -> str:
+    """The median of each round's ratio, and the least and the most."""
+    found = [a / b for a, b in zip(these, of_those, strict=True)]
+    return f"{statistics.median(found):.2f} [{min(found):.2f}-{max(found):.2f}]"
 
 
 def _clocks() -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -14,7 +14,7 @@ from elasticsearch import Elasticsearch as Client
 from elasticsearch import helpers
 
 from benchmarks import data, destination, source
-from benchmarks.counting import copied
+from benchmarks.counting import copied, ratio
 from benchmarks.product import Result
 from benchmarks.references import pages
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
@@ -184,8 +184,8 @@ def _cost_lines(rounds: int, url: str, alone: Callable[..., Any]) -> Iterator[st
     yield "| to Elasticsearch | client CPU, us/document | times less than helpers.bulk |"
     yield "|---|---|---|"
     for name, costs in found.items():
-        ratio = _ratio(found["helpers.bulk"], costs)
-        yield f"| {names[name]} | {statistics.median(costs):.1f} | {ratio} |"
+        less = ratio(found["helpers.bulk"], costs)
+        yield f"| {names[name]} | {statistics.median(costs):.1f} | {less} |"
 
 
 def _rate_lines(rounds: int, endpoint: str, url: str, alone: Callable[..., Any]) -> Iterator[str]:
@@ -203,9 +203,4 @@ def _rate_lines(rounds: int, endpoint: str, url: str, alone: Callable[..., Any])
     for name, results in found.items():
         cpu = statistics.median(r.cpu / r.changes * 1e6 for r in results)
         rates = [r.rate for r in results]
-        yield f"| {name} | {statistics.median(rates):,.0f} | {cpu:.1f} | {_ratio(rates, loop)} |"
-
-
-def _ratio(these: Sequence[float], of_those: Sequence[float]) -> str:
-    found = [a / b for a, b in zip(these, of_those, strict=True)]
-    return f"{statistics.median(found):.2f} [{min(found):.2f}-{max(found):.2f}]"
+        yield f"| {name} | {statistics.median(rates):,.0f} | {cpu:.1f} | {ratio(rates, loop)} |"

@@ -1,0 +1,87 @@
+"""DynamoDB as a target: what an item costs the client, and how long it takes, against boto3's ``batch_writer``.
+
+The product's writes are conditional, one item a request; ``batch_writer`` sends 25 items a request, without conditions.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import boto3
+
+from benchmarks import data, destination, source, writes
+from benchmarks.counting import ratio
+from benchmarks.product import CREDENTIALS, Result
+from connectors.dynamodb.account import Account
+from connectors.dynamodb.encode import encode
+from connectors.dynamodb.layout import layouts
+from connectors.dynamodb.options import DynamoDBOptions
+from replicator.batch import Batch
+from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, latest
+from replicator.doubt import Doubt
+from replicator.position import FIRST_EPOCH
+from replicator.run import calm_down
+from replicator.stream import RecordsDecoder
+from replicator.target import Table
+
+ITEMS = 8000
+LATENCIES = (0.0, 0.005)  # seconds
+
+
+def batch_writer(endpoint: str) -> Result:
+    os.environ.update(CREDENTIALS)
+    table = boto3.resource("dynamodb", endpoint_url=endpoint, region_name="us-east-1").Table(data.TABLE)
+    items = list(data.initial(ITEMS))
+    calm_down()
+    started, cpu = time.perf_counter(), time.process_time()
+    with table.batch_writer() as batch:
+        for item in items:
+            batch.put_item(Item=item)
+    return Result(ITEMS, time.perf_counter() - started, time.process_time() - cpu)
+
+
+def product(endpoint: str) -> Result:
+    """Batches of a page each, as they come from the stream; what it takes to make them is not counted."""
+    os.environ.update(CREDENTIALS)
+    batches = list(_batches())
+    options = DynamoDBOptions(endpoint_url=endpoint, region="us-east-1")
+    account = Account(options)
+    writing = account.writing(Doubt())
+    tables = layouts([Table(data.TABLE, destination.KEYS)], options)
+    calm_down()
+    started, cpu = time.perf_counter(), time.process_time()
+    for batch in batches:
+        writing.send(encode(batch, tables))
+        assert not writing.collect().rejections
+    spent = Result(sum(b.size for b in batches), time.perf_counter() - started, time.process_time() - cpu)
+    account.close()
+    return spent
+
+
+def _batches() -> Iterator[Batch]:
+    decoder, filing, done = RecordsDecoder(destination.KEYS), Filing(None, (data.TABLE,)), 0
+    for _, body in source.bodies(source.filled(ITEMS, 1)):
+        records = decoder(body).records
+        at = Circumstances({}, ParkedItems(), FIRST_EPOCH, "shard:1", 0.0)
+        yield Batch([compact_latest(latest(enumerate(records, done + 1), FIRST_EPOCH), filing, at).part("shard:1")])
+        done += len(records)
+
+
+def lines(rounds: int, alone: Callable[..., Result]) -> Iterator[str]:
+    """The table. ``alone`` calls a function in a process of its own."""
+    yield "| to DynamoDB | latency, ms | items/s | client CPU, us/item | x batch_writer's rate | times less CPU |"
+    yield "|---|---|---|---|---|---|"
+    for latency in LATENCIES:
+        with writes.endpoint(latency) as endpoint:
+            pairs = [(alone(batch_writer, endpoint), alone(product, endpoint)) for _ in range(rounds)]
+        theirs, ours = zip(*pairs, strict=True)
+        for name, results in (("batch_writer", theirs), ("replicator, with conditions", ours)):
+            rate = statistics.median(r.rate for r in results)
+            cpu = [r.cpu / r.changes * 1e6 for r in results]
+            rates = ratio([r.rate for r in results], [r.rate for r in theirs])
+            less = ratio([r.cpu / r.changes * 1e6 for r in theirs], cpu)
+            row = (name, f"{latency * 1000:.0f}", f"{rate:,.0f}", f"{statistics.median(cpu):.1f}", rates, less)
+            yield f"| {' | '.join(row)} |"
