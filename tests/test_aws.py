@@ -19,6 +19,7 @@ import pytest
 from replicator.aws import Boto, connect
 from replicator.config import Source
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.sigv4 import Keys
 from replicator.source import describe_table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
@@ -290,6 +291,35 @@ def test_a_role_that_may_not_be_assumed_is_named_as_such(monkeypatch: pytest.Mon
             boto(dynamodb.url, role_arn=ROLE).call("Scan", SCAN)
     assert (raised.value.action, raised.value.resource) == ("sts:AssumeRole", ROLE)
     assert dynamodb.asked == []
+
+
+def test_the_roles_keys_are_there_for_those_who_sign_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(body=ASSUMED)) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        wire = boto("http://127.0.0.1:1", role_arn=ROLE)
+        assert [wire.keys() for _ in range(3)] == [Keys("theirs", "s", "t")] * 3
+    assert len(sts.asked) == 1
+
+
+def test_a_refused_role_is_a_permission_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(403, DENIED)) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
+            boto("http://127.0.0.1:1", role_arn=ROLE).keys()
+
+
+@pytest.mark.usefixtures("without_credentials")
+def test_without_credentials_there_are_no_keys() -> None:
+    with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+        boto("http://127.0.0.1:1").keys()
+
+
+def test_the_other_side_is_named_in_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each side has its own profile, role and region."""
+    with pytest.raises(ConfigError, match=r"^target\.profile: .*absent"):
+        connect(Source(table="orders", profile="absent"), "target")
+    with pytest.raises(ConfigError, match=r"^target\.region is missing"):
+        connect(Source(table="orders"), "target")
 
 
 @pytest.mark.usefixtures("without_credentials")

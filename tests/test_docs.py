@@ -19,6 +19,7 @@ import click
 import pytest
 import yaml
 
+from connectors.dynamodb.options import DynamoDBOptions
 from connectors.elasticsearch import ElasticsearchOptions
 from connectors.opensearch import OpenSearchOptions
 from connectors.postgres.options import ColumnType, PostgresOptions
@@ -201,7 +202,7 @@ def test_every_option_is_explained() -> None:
 
     assert {*sections.model_fields} - {"source", "backfill"} <= names
     assert {*Source.model_fields, *Backfill.model_fields} <= names
-    connectors = (PostgresOptions, ElasticsearchOptions, OpenSearchOptions, SearchTable)
+    connectors = (PostgresOptions, ElasticsearchOptions, OpenSearchOptions, SearchTable, DynamoDBOptions)
     options = {f.alias or n for model in connectors for n, f in model.model_fields.items()}
     assert options <= table_names("targets.md")
 

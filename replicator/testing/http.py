@@ -9,6 +9,7 @@ import argparse
 import http.client
 import random
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -118,14 +119,17 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, wire: Wire, port: int) -> None:
+    def __init__(self, wire: Wire, port: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.wire = wire
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
         self._connections: set[socket.socket] = set()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self.server_port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -148,9 +152,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(wire: Wire, port: int = 0) -> Iterator[str]:
-    """The URL under which ``wire`` answers HTTP on loopback while the block runs. Port 0: a free one."""
-    with _Server(wire, port) as server:
+def served(wire: Wire, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The URL under which ``wire`` answers HTTP on loopback while the block runs. Port 0: a free one.
+
+    ``tls``: with the server's certificate, to answer HTTPS instead.
+    """
+    with _Server(wire, port, tls) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True, name="dynamodb-http")
         thread.start()
         try:

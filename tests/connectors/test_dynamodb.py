@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from botocore.httpsession import where
 
 from connectors.dynamodb import sender
 from connectors.dynamodb.pace import Pace
+from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.attributes import Item, image
+from replicator.aws import Endpoint
 from replicator.batch import Outcome, Upsert
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 from replicator.position import FIRST_EPOCH
+from replicator.sigv4 import Keys
 from replicator.testing.contract import at, batch, put, remove, table
 from replicator.testing.contract.kit import built, exhaust
 from replicator.testing.dynamodb import DynamoDB
@@ -304,3 +311,40 @@ def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None
     got = orjson.loads(db.call("GetItem", {"TableName": "contract", "Key": {"pk": {"S": "a"}}}))["Item"]
     del got[kit.VERSION]
     assert got == orjson.loads(image(item))
+
+
+class TestTls:
+    @pytest.fixture
+    def certificate(self, tmp_path: Path) -> Path:
+        """Of 127.0.0.1, signed by itself, with its key."""
+        found = tmp_path / "server.pem"
+        command = (
+            "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=local -addext subjectAltName=IP:127.0.0.1"
+        )
+        subprocess.run([*command.split(), "-keyout", found, "-out", f"{found}.crt"], check=True, capture_output=True)
+        found.write_text(found.read_text() + Path(f"{found}.crt").read_text())
+        return found
+
+    @pytest.fixture
+    def secure(self, db: DynamoDB, certificate: Path) -> Iterator[str]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        with served(db, tls=context) as found:
+            yield found
+
+    def test_writes_go_through_tls(
+        self, db: DynamoDB, secure: str, certificate: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the authorities that botocore is told to trust."""
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        build(endpoint_url=secure).write(batch(*(put({"pk": f"{n}"}, 1) for n in range(20))))
+        assert len(db.items("contract")) == 20
+
+    def test_a_certificate_that_nobody_trusts_ends_it(self, secure: str) -> None:
+        endpoint = Endpoint(secure, "us-east-1", where())
+        trying = sender.Sender(endpoint, Pace(2), 5.0)
+        try:
+            trouble = trying.start([Request("PutItem", b"{}")], Keys("a", "b")).result(20)
+        finally:
+            trying.close()
+        assert "its certificate is not trusted" in trouble
