@@ -17,7 +17,18 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import backlog, data, decoding, destination, dynamodb, memory, product, references, source
+from benchmarks import (
+    backlog,
+    data,
+    decoding,
+    destination,
+    dynamodb,
+    memory,
+    product,
+    references,
+    source,
+    target_memory,
+)
 from benchmarks.product import CREDENTIALS, Result
 from replicator.testing.postgres_server import PostgresServer
 
@@ -141,7 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--changes", type=int, default=data.CHANGES)
-    parser.add_argument("--only", choices=["end-to-end", "decoding", "backlog", "memory", "search", "dynamodb"])
+    parser.add_argument(
+        "--only", choices=["end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory"]
+    )
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
     with PostgresServer("debian", destination.SETTINGS) as server:
@@ -165,6 +178,8 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         yield _search_lines(given.rounds)
     if given.only in (None, "dynamodb"):
         yield dynamodb.lines(given.rounds, alone)
+    if given.only in (None, "target-memory"):
+        yield target_memory.lines(alone)
 
 
 def _search_lines(rounds: int) -> Iterator[str]:
