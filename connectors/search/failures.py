@@ -103,6 +103,11 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
         ConfigError,
         "the alias leads to several indices now; leave only the one behind it that check names",
     ),
+    (
+        "*number of documents in the",
+        ConfigError,
+        "a shard is full ({reason}); make an index with more shards, with index: NAME and shards: NUMBER",
+    ),
     ("*pipeline with id [", ConfigError, "{reason}; the index names an ingest pipeline that is not there"),
 )
 

@@ -233,6 +233,11 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
         (item(400, "routing_missing_exception"), ConfigError, "say routing: ATTRIBUTE"),
         (item(400, "illegal_argument_exception", "no write index is defined for alias [x]"), ConfigError, "several"),
         (item(400, "illegal_argument_exception", "pipeline with id [p] does not exist"), ConfigError, "[p]"),
+        (
+            item(400, "illegal_argument_exception", "number of documents in the index cannot exceed 5"),
+            ConfigError,
+            "full",
+        ),
         (item(500, "io_exception"), AnswerLost, "fails to store documents: io_exception"),
         (item(429, "es_rejected_execution_exception"), TransientError, "has too much to do"),
     ],
