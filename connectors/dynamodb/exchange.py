@@ -33,6 +33,7 @@ class Exchange(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._fault: Exception | None = None
+        self._whole = False
         self.request: Request | None = None
         self.since = 0.0
         self.status = 0
@@ -65,6 +66,9 @@ class Exchange(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
             self.abort(Unreadable(f"the answer is no HTTP: {e}"))
+        if self._whole:  # not inside the parser's call, which swallows errors
+            self._whole = False
+            self._complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -77,6 +81,9 @@ class Exchange(asyncio.Protocol):
         self._parts.append(part)
 
     def on_message_complete(self) -> None:
+        self._whole = True
+
+    def _complete(self) -> None:
         self.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self.status = self._parser.get_status_code()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from connectors.dynamodb.request import Request
 from connectors.dynamodb.writing import Writing
 from replicator.batch import DocumentId
 from replicator.wire import Wire
+
+_LONGEST = 5.0  # seconds
 
 Items = Sequence[Mapping[str, Any]]
 Place = tuple[str, str, int]
@@ -33,9 +36,10 @@ class Found:
 class Leftovers:
     """Passes through tables. One pass sees whatever was there when it began, so it is done when it is through."""
 
-    def __init__(self, wire: Wire, writing: Writing) -> None:
+    def __init__(self, wire: Wire, writing: Writing, now: Callable[[], float] = time.monotonic) -> None:
         self._wire = wire
         self._writing = writing
+        self._now = now
         self._reached: dict[Place, Mapping[str, Any] | None] = {}
 
     def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
@@ -48,15 +52,19 @@ class Leftovers:
         return self._piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
 
     def _piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
-        """Scan until something is to be done, and do it; what is not done for sure is scanned again."""
+        """Scan until something is to be done, and do it; what is not done for sure is scanned again.
+
+        A long search that finds nothing counts as something done: what the stream brings must not wait for its end.
+        """
         if place in self._reached and self._reached[place] is None:
             del self._reached[place]
             return 0
+        until = self._now() + _LONGEST
         for found in pages(after=self._reached.get(place)):
             done = self._writing.all_done(requests(found.items), place[1])
             self._reached[place] = found.after
-            if done:
-                return done
+            if done or self._now() > until:
+                return max(done, 1)
         del self._reached[place]
         return 0
 

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 from urllib.parse import urlsplit
 
 from connectors.dynamodb.answers import units_of, wants_less
@@ -71,6 +72,7 @@ class Sender:
         if self._lines is None:
             self._loop = asyncio.new_event_loop()
             self._lines = Lines(self._loop, self._endpoint, self._pace, self._timeout)
+            self._loop.set_exception_handler(self._lines.broken)
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="dynamodb-target")
             self._thread.start()
         return self._lines
@@ -129,6 +131,11 @@ class Lines:
             exchange.abort()
         self._watch = self._loop.call_later(1.0, self._look)
         self._fill()
+
+    def broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A bug in this thread ends the run in the one that waits, with its traceback."""
+        if self._work is not None and not self._work.done.done():
+            self._work.done.set_exception(context.get("exception") or RuntimeError(context["message"]))
 
     async def close(self) -> None:
         for task in list(self._connecting):

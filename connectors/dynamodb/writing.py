@@ -70,6 +70,7 @@ class Writing:
             raise _worst(errors)
         if trouble:
             raise TransientError(f"{self._sender.server}: {trouble}")
+        assert all(request.status for _, request in under_way.sent), "a request has neither an answer nor a reason"
         return self._whole(under_way.encoded.entries)
 
     def all_done(self, requests: Sequence[Request], table: str) -> int:

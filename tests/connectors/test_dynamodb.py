@@ -195,6 +195,18 @@ class TestLostAnswers:
         assert target.write(given) == Outcome()
         assert found(db)["a"] == {"pk": "a", kit.VERSION: at(2), kit.DELETED: True}
 
+    def test_a_bug_in_the_other_thread_is_raised_and_not_waited_for(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(status: int, body: bytes) -> bool:
+            raise ZeroDivisionError
+
+        target = build()
+        db.fail("PutItem", times=1)
+        monkeypatch.setattr(sender, "wants_less", broken)
+        with pytest.raises(ZeroDivisionError):
+            target.write(batch(put({"pk": "a"}, 1)))
+
 
 class TestRefusals:
     def test_an_item_that_becomes_too_large_is_refused_alone(self, db: DynamoDB, build: Build) -> None:
@@ -259,6 +271,18 @@ class TestLeftovers:
         scans = db.calls["Scan"]
         assert exhaust(lambda: target.purge(table(), at(5))) == 35
         assert (db.items("contract"), db.calls["Scan"] - scans) == ([], 4)
+
+    def test_a_long_search_lets_others_go_on_meanwhile(self, db: DynamoDB, build: Build) -> None:
+        """It goes on where it was."""
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(25))))
+        db.page_sizes(items=10)
+        seconds = iter(range(0, 1000, 9))
+        assert target._opened is not None
+        target._opened[1]._now = lambda: float(next(seconds))
+        scans = db.calls["Scan"]
+        assert [target.purge(table(), at(5)) for _ in range(4)] == [1, 1, 1, 0]
+        assert db.calls["Scan"] - scans == 3
 
     def test_what_a_sweep_could_not_do_for_sure_is_done_again(self, db: DynamoDB, build: Build) -> None:
         target = build()
