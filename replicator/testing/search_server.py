@@ -61,6 +61,7 @@ _SETTINGS: Mapping[str, str] = {
     "cluster.routing.allocation.disk.threshold_enabled": "false",
     "action.auto_create_index": "false",
 }
+_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()  # also where this process is killed
 _VECTOR = "jdk.incubator.vector"  # asked for in jvm.options; a Java without it would not start
 _STARTUP = 180.0  # seconds on a busy machine
 _ENDING = 60.0
@@ -88,6 +89,7 @@ class SearchServer:
         java = java_home(asked.name, asked.majors, asked.modules)
         programs = _programs(asked)
         self._folder = Path(tempfile.mkdtemp(prefix=f"replicator-{self.which}-"))
+        atexit.register(self.__exit__, None, None, None)
         try:
             self._prepare(programs, java)
             self.start()
@@ -101,6 +103,7 @@ class SearchServer:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        atexit.unregister(self.__exit__)
 
     @property
     def url(self) -> str:
@@ -122,11 +125,10 @@ class SearchServer:
             return
         with (self._home / "logs" / "out").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._programs / "bin" / self._distribution.product)],
+                [*_WITH_US, str(self._programs / "bin" / self._distribution.product)],
                 cwd=self._home / "tmp", env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, **self._as_user(),
             )  # fmt: skip
-        atexit.register(self.kill)
         self._await_ready()
 
     def stop(self) -> None:
@@ -223,7 +225,6 @@ class SearchServer:
                 os.killpg(group, signal.SIGKILL)
             self._process.wait()
         self._process = None
-        atexit.unregister(self.kill)
 
 
 def _gone(group: int, leader: subprocess.Popen[bytes]) -> bool:
