@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -76,8 +77,12 @@ server.__enter__()
 print(server.url, flush=True)
 {end}
 """
-    done = subprocess.run([sys.executable, "-c", forgetful], capture_output=True, text=True)
-    eventually(lambda: not answers(done.stdout.strip()), "the server is gone")
+    with tempfile.TemporaryDirectory() as folder:  # what is killed cannot clean up
+        Path(folder).chmod(0o755)
+        environment = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", forgetful], capture_output=True, text=True, env=environment)
+        eventually(lambda: not answers(done.stdout.strip()), "the server is gone")
+    assert done.stdout.startswith("http://127.0.0.1:"), done.stderr
 
 
 def answers(url: str) -> bool:
