@@ -9,7 +9,7 @@ from functools import partial
 from replicator import backfill
 from replicator.batch import DocumentId
 from replicator.change import key_text
-from replicator.checkpoints import Checkpoints
+from replicator.checkpoints import Checkpoints, PipelineState
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
 from replicator.pipeline import Pipeline
@@ -36,7 +36,7 @@ class Chores:
         if state is None or state.stage == backfill.SCANNING:
             return False
         if state.stage == backfill.FOLLOWING:
-            return self._after_doubt(state.epoch)
+            return self._after_doubt(state)
         self.delivery.settle()
         left = self._sweep(state.epoch) if state.stage == backfill.SWEEPING else self._purge(state.epoch)
         if not left:
@@ -45,12 +45,16 @@ class Chores:
             self.delivery.flush()
         return True
 
-    def _after_doubt(self, epoch: int) -> bool:
-        """Forget the tombstones that were kept in case a lost request is still carried out."""
+    def _after_doubt(self, state: PipelineState) -> bool:
+        """Forget the tombstones that were kept in case a lost request is still carried out.
+
+        After a resync the sweep comes again first: what an earlier epoch's run had sent may have arrived behind it.
+        """
         if self.doubt is None or not self.doubt.over:
             return False
         self.delivery.settle()
-        if not self._purge(epoch) and self.doubt.over:
+        left = (state.resync and self._sweep(state.epoch)) or self._purge(state.epoch)
+        if not left and self.doubt.over:
             self.doubt.settle()
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -11,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from replicator import backfill, start
-from replicator.checkpoints import Checkpoints, Owner
+from replicator.checkpoints import Checkpoints, Owner, Save, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.config import Config
 from replicator.delivery import Delivery, Patience, Stopped
-from replicator.errors import ConfigError, GapFound
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.fetching import Fetching, check_disabled
 from replicator.pipeline import Pipeline
 from replicator.progress import Progress
@@ -24,7 +25,7 @@ from replicator.scan import ReadBudget, Scanned
 from replicator.source import Listing, SourceTable, describe_table
 from replicator.steps import Steps
 from replicator.stream import RecordsDecoder, Stream, listing
-from replicator.target import Lingering, Table, Target
+from replicator.target import Lingering, Table, Target, Transactional
 from replicator.transform import Hook
 from replicator.vitals import Vitals
 from replicator.wire import Wire
@@ -260,9 +261,17 @@ class Driver:
         self._vitals.trouble = trouble
         if trouble is None:
             log.info("going on after a wait")
-        else:
-            log.warning("waiting", extra={"reason": trouble, "hours_until_loss": self._vitals.hours_until_loss()})
-            self._vitals.show()
+            return
+        log.warning("waiting", extra={"reason": trouble, "hours_until_loss": self._vitals.hours_until_loss()})
+        self._vitals.show()
+        if not isinstance(self._copy.target, Transactional):
+            self._sign_past()
+
+    def _sign_past(self) -> None:
+        """A sign of life beside the batch that waits, where the store is apart from the target."""
+        sign = Save("pulse", "", None, encode(self._vitals.sign()))
+        with contextlib.suppress(TransientError):  # it may be the store itself that is waited for
+            self._copy.checkpoints.save([sign])
 
     def _say_goodbye(self) -> None:
         """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""

@@ -292,6 +292,8 @@ class Pipeline:
                 self._put(taken, "shard", shard, replace(state, through=through))
         self._through.clear()
         self._put(taken, "pulse", "", replace(self._pulse, listed=self.discovery.listed))
+        # Whatever is there: while a batch waits for the target, the driver gives signs of life past it.
+        taken.saves["pulse", ""] = replace(taken.saves["pulse", ""], expected=None)
         self._pulse = None
 
     def _put_anchors(self, taken: _Taken) -> bool:

@@ -24,7 +24,7 @@ from replicator.errors import ConfigError
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
 from replicator.stores import Store
-from replicator.target import Mirroring, Table, Target, Transactional
+from replicator.target import Mirroring, Table, Target, Transactional, Weaker
 from replicator.transform import Hook, load
 from replicator.wire import Wire
 
@@ -60,9 +60,16 @@ def assemble(
     """A copy of ``table`` as the config wants it; ConfigError where hook and tables do not go together."""
     tables = target_tables(config, table, hook)
     introduce(target, table, wire)
+    if (promise := promise_of(target)) != "":
+        log.warning("a weaker promise", extra={"promise": promise})
     if isinstance(checkpoints, Store):
         log.info("checkpoints", extra={"place": checkpoints.place})
     return Copy(config, wire, target, checkpoints, hook, table, tables)
+
+
+def promise_of(target: Target) -> str:
+    """What the target promises instead of what others do; empty if nothing is missing."""
+    return target.promise if isinstance(target, Weaker) else ""
 
 
 def introduce(target: Target, table: SourceTable, wire: Wire) -> None:

@@ -58,6 +58,8 @@ class Target(Protocol):
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         """Remove some documents with a version lower than ``below``; return how many, 0 when none is left.
 
+        A target that has to look for long may return before it found any, and says 1 to be asked again.
+
         Leaves tombstones of version ``below``. Documents whose id begins with one of ``spare`` stay.
         """
 
@@ -90,6 +92,15 @@ class Lingering(Protocol):
 
     @property
     def doubt(self) -> Doubt: ...
+
+
+@runtime_checkable
+class Weaker(Protocol):
+    """A target that may promise less than others do, under some option."""
+
+    @property
+    def promise(self) -> str:
+        """What is promised instead, a sentence or two for people; empty if nothing is missing."""
 
 
 @runtime_checkable

@@ -59,6 +59,10 @@ class Vitals:
     def show(self) -> None:
         self.observe(self.progress())
 
+    def sign(self) -> Pulse:
+        """A sign of life as of now."""
+        return replace(self._sign(self.progress().phase), listed=self.pipeline.discovery.listed)
+
     def goodbye(self) -> None:
         """The last sign of life: stopped in good order."""
         self.pipeline.pulse(self._sign("stopped"))

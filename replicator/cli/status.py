@@ -21,15 +21,17 @@ def status(config: str, as_json: bool) -> None:
     from replicator import config as configs
     from replicator.cli.show import as_table, as_values
     from replicator.progress import progress
-    from replicator.run import ends
+    from replicator.run import ends, promise_of
 
     loaded = configs.load(config)
-    with ends(loaded) as (_, checkpoints):
-        claimed = checkpoints.read()
+    with ends(loaded) as (target, checkpoints):
+        claimed, promise = checkpoints.read(), promise_of(target)
     found = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
-        put({"pipeline": loaded.pipeline, **as_values(found)})
+        put({"pipeline": loaded.pipeline, **as_values(found), "promise": promise or None})
         return
     from rich.console import Console
 
     Console().print(as_table(found))
+    if promise:
+        Console(soft_wrap=True).print(f"a weaker promise: {promise}", style="yellow")

@@ -41,6 +41,9 @@ LONG_SCAN = Scenario(keys=25)
 INDEX = Scenario(index=True)
 REFUSING = Scenario(hooks.kept, index=True, refuses=True)
 LOSSY = Scenario(index=True, keys=12, rates={**INDEX.rates, "lost": 0.15, "pause": 0.004, "die": 0.003})
+RESYNCED = Scenario(
+    index=True, steps=60, keys=15, rates={**INDEX.rates, "write": 1.0, "lost": 0.15, "die": 0.04, "resync": 0.7}
+)
 REPLACED = Scenario(index=True, rates={**INDEX.rates, "takeover": 0.03, "pause": 0.15, "die": 0.0})
 
 
@@ -289,6 +292,12 @@ def _(patch: Patch) -> None:
         return any([self._patiently(partial(purge, table)) for table in self.tables])
 
     patch.setattr(Chores, "_purge", at_once)
+
+
+@mutant("what arrives behind a sweep stays", 9, RESYNCED, 1000)
+def _(patch: Patch) -> None:
+    right = Chores._after_doubt
+    patch.setattr(Chores, "_after_doubt", lambda self, state: right(self, replace(state, resync=False)))
 
 
 @mutant("what a killed run had sent is forgotten", 5, INDEX, 1000)

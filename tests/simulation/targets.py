@@ -53,6 +53,7 @@ class Overlaps:
 
     _universe: Universe
     _sent: Batch | None = None
+    _at: float = 0.0
 
     def encode(self, batch: Batch) -> Batch:
         return batch
@@ -61,11 +62,14 @@ class Overlaps:
         assert self._sent is None, "at most one batch is under way"
         if self._universe.chance("lost"):
             raise TransientError("the connection broke; nothing was sent")
-        self._sent = encoded
+        self._sent, self._at = encoded, self._universe.clock()
 
     def collect(self) -> Outcome:
+        """A request that was sent so long ago that no server has it any more comes to nothing."""
         sent, self._sent = self._sent, None
         assert sent is not None, "nothing was sent"
+        if self._universe.clock() > self._at + LINGER - 60:
+            raise TransientError("the connection timed out long ago; nothing was stored")
         return self.write(sent)
 
     def write(self, batch: Batch) -> Outcome:

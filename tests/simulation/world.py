@@ -6,6 +6,7 @@ dies and when a second run starts. What the target holds at the end is compared 
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from replicator.checkpoints import Owner, PipelineState, ShardState, decode
 from replicator.compaction import Filing
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import OWN_IDS, Destination
+from replicator.doubt import LINGER
 from replicator.driver import Copy, Driver, World
 from replicator.errors import Fenced, GapFound
 from replicator.position import FIRST_EPOCH
@@ -163,6 +165,7 @@ class Scenario:
             "lost": 0.02,
             "unanswered": 0.02,
             "restart": 0.02,
+            "resync": 0.1,
         }
     )
 
@@ -322,7 +325,7 @@ class Universe:
                 inner()
 
             driver._turn = turn  # type: ignore[method-assign]
-            driver.run(until="caught-up", resync=False, accept_hook_change=False)
+            driver.run(until="caught-up", resync=self.chance("resync"), accept_hook_change=False)
             self.caught_up = True
         except Fenced:
             assert run < self.runs, "a run was fenced off that no other run had replaced"
@@ -338,10 +341,31 @@ class Universe:
         self.source.heal()
         self.caught_up = False
         self.go(5_000)
-        for late in self.late:
-            late.carry_out()
         if not self.caught_up:
             raise NeverSettled("the last run did not catch up within 5,000 turns")
+        if self.scenario.index:
+            self._outlive_doubt()
+
+    def _outlive_doubt(self) -> None:
+        """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
+        driver = self.driver()
+        turns = iter(range(200))
+        inner = driver._turn
+
+        def turn() -> None:
+            at = next(turns, None)
+            if at is None:
+                raise Killed
+            if at == 50:
+                self.clock.now += LINGER
+                self.arrive()
+            inner()
+
+        driver._turn = turn  # type: ignore[method-assign]
+        with contextlib.suppress(Killed):
+            driver.run(until=None, resync=False, accept_hook_change=False)
+        assert not self.late
+        assert not any(self.database.tombstones.values()), "tombstones are left after the doubt"
 
     # What must hold always, and in the end
 

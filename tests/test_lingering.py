@@ -1,0 +1,84 @@
+"""Claims about runs whose target has no transactions: waits are seen, weaker promises are said."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from replicator import run
+from replicator.batch import Batch, Outcome
+from replicator.checkpoints import Pulse, decode
+from replicator.cli import main
+from replicator.errors import TransientError
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex
+from tests.simulation.targets import UnreliableIndex
+from tests.simulation.world import Scenario, Universe
+
+PROMISE = "Only one run may write."
+
+
+class Modest(MemoryIndex):
+    promise = PROMISE
+
+
+def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() -> None:
+    universe = Universe(0, Scenario(index=True, rates={}))
+    began, signs = universe.clock(), []
+
+    class Down(UnreliableIndex):
+        def write(self, batch: Batch) -> Outcome:
+            if not batch.parts or universe.clock() > began + 120:
+                return super().write(batch)
+            signs.append((universe.clock(), sign(universe.database)))
+            raise TransientError("nobody answers")
+
+    universe.target = Down
+    universe.go(5000)
+
+    waited = [(at, found) for at, found in signs if found is not None and found.trouble is not None]
+    assert len(waited) >= 5
+    for at, found in waited:
+        assert at - found.at <= 15
+        assert found.trouble is not None
+        assert "nobody answers" in found.trouble
+    assert universe.caught_up, "the run goes on, and is not fenced off by its own signs of life"
+
+
+def sign(database: MemoryDatabase) -> Pulse | None:
+    found = database.entries.get(("pulse", ""))
+    value = None if found is None else decode("pulse", "", found[1])
+    assert value is None or isinstance(value, Pulse)
+    return value
+
+
+@pytest.fixture
+def modest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A config whose target promises less."""
+
+    @contextlib.contextmanager
+    def ends(_: object) -> Iterator[object]:
+        yield Modest(MemoryDatabase()), MemoryCheckpoints(MemoryDatabase())
+
+    monkeypatch.setattr(run, "ends", ends)
+    path = tmp_path / "modest.yaml"
+    url = "postgresql://localhost/shop"
+    path.write_text(f"pipeline: p\nsource: {{table: orders}}\ntarget: {{type: postgres, url: {url}, table: t}}\n")
+    return path
+
+
+def test_status_says_what_is_promised_instead(modest: Path) -> None:
+    for_people = CliRunner().invoke(main, ["status", str(modest), "--human"], catch_exceptions=False)
+    for_machines = CliRunner().invoke(main, ["status", str(modest), "--json"], catch_exceptions=False)
+
+    assert f"a weaker promise: {PROMISE}" in for_people.output
+    assert json.loads(for_machines.output)["promise"] == PROMISE
+
+
+def test_targets_that_promise_nothing_less_say_nothing() -> None:
+    assert run.promise_of(MemoryIndex(MemoryDatabase())) == ""
+    assert run.promise_of(Modest(MemoryDatabase())) == PROMISE
