@@ -53,8 +53,9 @@ class Chores:
         if self.doubt is None or not self.doubt.over:
             return False
         self.delivery.settle()
-        left = (state.resync and self._sweep(state.epoch)) or self._purge(state.epoch)
-        if not left and self.doubt.over:
+        if state.resync and not self.doubt.swept:
+            self.doubt.swept = not self._sweep(state.epoch)
+        elif not self._purge(state.epoch) and self.doubt.over:
             self.doubt.settle()
         return True
 

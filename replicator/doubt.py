@@ -18,10 +18,12 @@ LINGER = 300.0  # seconds after which a request that was given up has been carri
 class Doubt:
     """The time in which earlier requests may still be carried out; true while it lasts.
 
-    ``over``: it has passed, and tombstones that were kept because of it can be forgotten.
+    ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``swept``: what it may have
+    brought back since the last resync was looked for.
     """
 
     now: Callable[[], float] = time.monotonic
+    swept: bool = False
     _until: float | None = None
 
     def __bool__(self) -> bool:
@@ -29,7 +31,7 @@ class Doubt:
 
     def begin(self) -> None:
         """An answer was lost just now, or a run began where another one may have been killed."""
-        self._until = self.now() + LINGER
+        self._until, self.swept = self.now() + LINGER, False
 
     @property
     def over(self) -> bool:
