@@ -84,6 +84,7 @@ class Delivery:
         self._target = target
         self._overlapping = target if isinstance(target, Overlapping) else None
         self._transactional = isinstance(target, Transactional)
+        self._doubt = target.doubt if isinstance(target, Lingering) else None
         self._checkpoints = checkpoints
         self._pipeline = pipeline
         self._patiently = patiently
@@ -98,8 +99,8 @@ class Delivery:
 
     def offer(self, batch: Batch) -> None:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
-        if isinstance(self._target, Lingering) and any(s.kind == "parked" and s.text is None for s in batch.saves):
-            self._target.doubt.begin()  # `parked retry` may be storing an older change of the item at this moment
+        if self._doubt is not None and any(s.kind == "parked" and s.text is None for s in batch.saves):
+            self._doubt.begin()  # `parked retry` may be storing an older change of the item at this moment
         if self._overlapping is None:
             self._finish(batch, self._patiently(lambda: self._written(batch)))
             return
