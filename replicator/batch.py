@@ -78,12 +78,6 @@ class Part:
     counts: Counts = Counts()
 
 
-def counted(part: Part, stale: int) -> Counts:
-    """What became of a part's changes, once the target said how many of them it knew already."""
-    known = part.counts
-    return replace(known, applied=known.read - known.dropped - known.parked - stale, stale=stale)
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Writes with distinct document ids, and the checkpoint entries that may move once all of them are stored.
@@ -126,5 +120,7 @@ def outcome_counts(batch: Batch, outcome: Outcome) -> dict[str, Counts]:
     found: dict[str, Counts] = {}
     for part in batch.parts:
         stale = outcome.stale.get(part.source, 0) if part.source not in found else 0
-        found[part.source] = found.get(part.source, Counts()) + counted(part, stale)
+        known = part.counts
+        applied = known.read - known.dropped - known.parked - stale
+        found[part.source] = found.get(part.source, Counts()) + replace(known, applied=applied, stale=stale)
     return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from replicator import backfill, lineage
-from replicator.batch import Batch, Counts, Outcome, Part, Rejection, counted
+from replicator.batch import Batch, Counts, Outcome, Part, Rejection, outcome_counts
 from replicator.change import Key, Page, ScanPage
 from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState
 from replicator.compaction import Circumstances, Filing, ParkedItems, item_of
@@ -190,8 +190,8 @@ class Pipeline:
         assert taken.batch is batch
         for kind, id, value in taken.values:
             self._became_durable(kind, id, value)
-        for part in batch.parts:
-            self._count(part, outcome.stale.get(part.source, 0))
+        for source, more in outcome_counts(batch, outcome).items():
+            self.counts[source] = self.counts.get(source, Counts()) + more
         self._refused.clear()
         if self.state is not None and self.ledger.pipeline == self.state and not self._changing_stage():
             after = backfill.next_stage(self.state, self.segments.values(), now)
@@ -347,9 +347,6 @@ class Pipeline:
 
     def _changing_stage(self) -> bool:
         return any(kind == "pipeline" for kind, _, _ in self._pending)
-
-    def _count(self, part: Part, stale: int) -> None:
-        self.counts[part.source] = self.counts.get(part.source, Counts()) + counted(part, stale)
 
 
 def _set(stored: dict[str, T], id: str, value: object | None, kind: type[T]) -> None:
