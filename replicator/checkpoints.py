@@ -184,6 +184,13 @@ def decode(kind: str, id: str, text: str) -> object:
     return value
 
 
+def decode_parked(id: str, text: str) -> Parked:
+    """The value of a parked entry; DamagedCheckpoint as for any other."""
+    value = decode("parked", id, text)
+    assert isinstance(value, Parked)
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A stored entry. ``text`` is its encoded value; parked entries are listed without it (empty)."""

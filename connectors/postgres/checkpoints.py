@@ -14,7 +14,7 @@ from connectors.postgres.literals import literal
 from connectors.postgres.schema import exists, install
 from connectors.postgres.session import Session
 from replicator.batch import Counts, Part
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
   $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"""
@@ -70,7 +70,7 @@ class PostgresCheckpoints:
     def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
         with self._session.connection() as connection:
             rows = connection.execute(_PARKED, (self._pipeline, prefix)).fetchall() if exists(connection) else []
-        return [(id, _parked(id, text)) for id, text in rows]
+        return [(id, decode_parked(id, text)) for id, text in rows]
 
     def advance(self, saves: Sequence[Save], parts: Sequence[Part]) -> Statement:
         """The statement that moves entries and counts, first in its transaction: it also fences, and locks entries.
@@ -125,9 +125,3 @@ def _by_source(parts: Sequence[Part]) -> dict[str, Counts]:
         applied = Counts(applied=sum(write.weight for write in part.writes))
         found[part.source] = found.get(part.source, Counts()) + part.counts + applied
     return {source: counts for source, counts in sorted(found.items()) if counts != Counts()}
-
-
-def _parked(id: str, text: str) -> Parked:
-    value = decode("parked", id, text)
-    assert isinstance(value, Parked)
-    return value

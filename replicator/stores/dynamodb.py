@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from replicator import aws
 from replicator.batch import Counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
 from replicator.config_access import Access
 from replicator.errors import Fenced, TransientError
 from replicator.stores import dynamodb_layout as layout
@@ -98,7 +98,7 @@ class DynamodbCheckpoints:
         return _claimed(*self._states().all(settled=False))
 
     def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
-        return [(id, _parked(id, text)) for id, text in self._states().parked(prefix)]
+        return [(id, decode_parked(id, text)) for id, text in self._states().parked(prefix)]
 
     def close(self) -> None:
         wire, self._wire = self._wire, None
@@ -173,9 +173,3 @@ def _claimed(known: Known, texts: Mapping[layout.Place, str]) -> Claimed:
     places = sorted(known.entries.items())
     entries = [Entry(*place, stored.revision, texts.get(place, "")) for place, stored in places]
     return Claimed(head.claim, [*owner, *entries], known.counts)
-
-
-def _parked(id: str, text: str) -> Parked:
-    value = decode("parked", id, text)
-    assert isinstance(value, Parked)
-    return value

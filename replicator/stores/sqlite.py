@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from replicator.batch import Counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, decode, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, decode_parked, encode
 from replicator.config_models import Options
 from replicator.errors import ConfigError
 from replicator.stores import sqlite_file as file
@@ -180,9 +180,7 @@ class SqliteCheckpoints:
                 return
             if not file.is_text(text, sum):
                 raise file.damaged(self._path, f"its entry 'parked' {id!r} is not what was saved")
-            value = decode("parked", id, text)
-            assert isinstance(value, Parked)
-            yield id, value
+            yield id, decode_parked(id, text)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

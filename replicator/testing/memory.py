@@ -11,7 +11,7 @@ import orjson
 
 from replicator.attributes import Item, plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
 from replicator.doubt import Doubt
 from replicator.errors import Fenced
 from replicator.target import Table
@@ -58,12 +58,9 @@ class MemoryCheckpoints:
         return Claimed(self._owner or 0, listed, dict(self._database.counts))
 
     def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
-        found = []
-        for (kind, id), (_, text) in sorted(self._database.entries.items()):
-            value = decode(kind, id, text) if kind == "parked" and id.startswith(prefix) else None
-            if isinstance(value, Parked):
-                found.append((id, value))
-        return found
+        entries = sorted(self._database.entries.items())
+        texts = [(id, text) for (kind, id), (_, text) in entries if kind == "parked" and id.startswith(prefix)]
+        return [(id, decode_parked(id, text)) for id, text in texts]
 
     def saved_already(self, saves: Sequence[Save]) -> bool:
         """Whether this run has saved exactly these: their answer was lost."""
