@@ -24,7 +24,17 @@ LONG_FUNCTIONS = {
     "replicator.compaction.compact_latest": "the loop that every change goes through: a call costs more than a line",
 }
 
-PASSIVE = ("attributes", "backfill", "batch", "change", "checkpoints", "compaction", "discovery", "errors")
+PASSIVE = (
+    "acknowledged",
+    "attributes",
+    "backfill",
+    "batch",
+    "change",
+    "checkpoints",
+    "compaction",
+    "discovery",
+    "errors",
+)
 PASSIVE += ("fetched", "ledger", "lineage", "pipeline", "position", "progress", "target", "transform", "wire")
 
 

@@ -10,9 +10,9 @@ from connectors.dynamodb.answers import Verdict, verdict
 from connectors.dynamodb.encode import Encoded, Entry
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.overtaken import Overtaken
-from connectors.dynamodb.progress import Progress, place
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.sender import Sender
+from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import Doubt
 from replicator.errors import ReplicatorError, TransientError
@@ -37,7 +37,7 @@ class Writing:
         self._version = options.version_attribute
         self._counts = options.write_units is not None
         self._overtaken = Overtaken() if options.pristine else None
-        self._progress = Progress()
+        self._progress = Acknowledged()
         self._under_way: _UnderWay | None = None
 
     def send(self, encoded: Encoded) -> None:

@@ -11,7 +11,8 @@ import orjson
 from connectors.search.connection import Connection, filtered
 from connectors.search.encode import Entry
 from connectors.search.layout import Layout
-from connectors.search.progress import Place, Progress, place
+from connectors.search.progress import Progress
+from replicator.acknowledged import Place, place
 from replicator.errors import ConfigError
 from replicator.position import epoch_of
 

@@ -1,53 +1,22 @@
-"""What this run was told about the writes of a batch that is not wholly stored yet.
-
-A batch may need several attempts: only what is unfinished is sent again, and a write that this run had carried out in
-an earlier attempt is counted as applied, though the engine then finds it stored already.
-"""
+"""What this run was told about a batch, and how often the engine had no room for a document alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from connectors.search.encode import Entry
-from replicator.batch import DocumentId, Write
-
-Place = tuple[str, DocumentId, int]
-"""Table, document, version: one write, in whichever batch it comes again."""
+from replicator import acknowledged
+from replicator.acknowledged import Acknowledged, Place, place
 
 STRIKES = 5  # attempts of a document alone that the engine was too busy for, while it took others
 
 
-def place(write: Write) -> Place:
-    return write.table, write.id, write.version
+@dataclass
+class Progress(Acknowledged):
+    """``strikes``: how often the engine had no room for this document alone."""
 
-
-@dataclass(slots=True)
-class Progress:
-    """``stored``: carried out by this run, and whether a tombstone (or the document itself) is there to prove it.
-
-    ``stale``: the engine had that version or a newer one from elsewhere. ``lost``: sent, but never answered.
-    ``strikes``: how often the engine had no room for this document alone.
-    """
-
-    stored: dict[Place, bool] = field(default_factory=dict)
-    stale: set[Place] = field(default_factory=set)
-    lost: set[Place] = field(default_factory=set)
     strikes: dict[Place, int] = field(default_factory=dict)
-
-    def unfinished(self, entries: Iterable[Entry], *, tombstones: bool) -> list[Entry]:
-        """The entries that have to be sent (again)."""
-        if not (self.stored or self.stale):
-            return list(entries)
-        return [entry for entry in entries if not self._finished(entry, tombstones)]
-
-    def _finished(self, entry: Entry, tombstones: bool) -> bool:
-        at = place(entry.write)
-        proven = self.stored.get(at)
-        return at in self.stale or (proven is not None and (proven or not tombstones))
-
-    def was_stored(self, entry: Entry, *, tombstones: bool) -> None:
-        self.stored[place(entry.write)] = entry.plain is None or tombstones
 
     def struck(self, entry: Entry) -> bool:
         """Note that there was no room for this document alone; whether that is enough to give up on it."""
@@ -55,19 +24,7 @@ class Progress:
         self.strikes[at] = self.strikes.get(at, 0) + 1
         return self.strikes[at] >= STRIKES
 
-    def stale_by_source(self, entries: Iterable[Entry]) -> dict[str, int]:
-        """How many changes (by weight) the target already knew, for each source that had any."""
-        found: dict[str, int] = {}
-        for entry in entries if self.stale else ():
-            if entry.write.weight and place(entry.write) in self.stale:
-                found[entry.source] = found.get(entry.source, 0) + entry.write.weight
-        return found
-
-    def forget(self, entries: Sequence[Entry]) -> None:
-        """The batch of these entries is stored as a whole."""
-        for entry in entries if self.stored or self.stale or self.lost or self.strikes else ():
-            at = place(entry.write)
-            self.stored.pop(at, None)
-            self.stale.discard(at)
-            self.lost.discard(at)
-            self.strikes.pop(at, None)
+    def forget(self, entries: Sequence[acknowledged.Entry]) -> None:
+        super().forget(entries)
+        for entry in entries if self.strikes else ():
+            self.strikes.pop(place(entry.write), None)

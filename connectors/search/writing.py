@@ -10,8 +10,9 @@ from connectors.search.conflicts import Conflicts
 from connectors.search.encode import Encoded, Entry
 from connectors.search.failures import AnswerLost
 from connectors.search.layout import Layout
-from connectors.search.progress import Progress, place
+from connectors.search.progress import Progress
 from connectors.search.verdicts import Verdict, worst
+from replicator.acknowledged import place
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import Doubt
 

@@ -1,37 +1,54 @@
-"""What this run was told about the writes of a batch that is not wholly stored yet.
+"""What this run was told about the writes of a batch that is not wholly stored yet, for targets without transactions.
 
 A batch may need several attempts: only what is unfinished is sent again, and a write that this run had carried out in
-an earlier attempt is counted as applied, though its condition then fails.
+an earlier attempt is counted as applied, though the target then finds it stored already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
-from connectors.dynamodb.encode import Entry
 from replicator.batch import DocumentId, Write
 
 Place = tuple[str, DocumentId, int]
 """Table, document, version: one write, in whichever batch it comes again."""
 
 
+class Entry(Protocol):
+    """A write in a target's own form. ``source``: the part of the batch that it came from.
+
+    ``plain``: for a delete, the form that leaves no tombstone behind; None for everything else.
+    """
+
+    @property
+    def write(self) -> Write: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def plain(self) -> Any: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
 def place(write: Write) -> Place:
     return write.table, write.id, write.version
 
 
-@dataclass(slots=True)
-class Progress:
+@dataclass
+class Acknowledged:
     """``stored``: carried out by this run, and whether a tombstone (or the document itself) is there to prove it.
 
-    ``stale``: the table had that version or a newer one from elsewhere. ``lost``: sent, but never answered.
+    ``stale``: the target had that version or a newer one from elsewhere. ``lost``: sent, but never answered.
     """
 
     stored: dict[Place, bool] = field(default_factory=dict)
     stale: set[Place] = field(default_factory=set)
     lost: set[Place] = field(default_factory=set)
 
-    def unfinished(self, entries: Sequence[Entry], *, tombstones: bool) -> Sequence[Entry]:
+    def unfinished(self, entries: Sequence[E], *, tombstones: bool) -> Sequence[E]:
         """The entries that have to be sent (again)."""
         if not (self.stored or self.stale):
             return entries
@@ -46,14 +63,14 @@ class Progress:
         self.stored[place(entry.write)] = entry.plain is None or tombstones
 
     def stale_by_source(self, entries: Iterable[Entry]) -> dict[str, int]:
-        """How many changes (by weight) the table already knew, for each source that had any."""
+        """How many changes (by weight) the target already knew, for each source that had any."""
         found: dict[str, int] = {}
         for entry in entries if self.stale else ():
             if entry.write.weight and place(entry.write) in self.stale:
                 found[entry.source] = found.get(entry.source, 0) + entry.write.weight
         return found
 
-    def forget(self, entries: Iterable[Entry]) -> None:
+    def forget(self, entries: Sequence[Entry]) -> None:
         """The batch of these entries is stored as a whole."""
         for entry in entries if self.stored or self.stale or self.lost else ():
             at = place(entry.write)
