@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from replicator.config_models import Options, is_loopback
+from replicator.config_models import Options, is_loopback, split_url
 
 
 class Access(Options):
@@ -35,7 +34,7 @@ class Access(Options):
     def _safe_endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is None:
             return None
-        parts = _split(url)
+        parts = split_url(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
@@ -43,10 +42,3 @@ class Access(Options):
                 "is http to another machine, so items would travel in the clear; use https or insecure: true"
             )
         return url
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:  # half an IPv6 address
-        return SplitResult("", "", "", "", "")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Any, TypeVar, get_args
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -59,6 +60,14 @@ def is_loopback(host: str | None) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address; all empty where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        return SplitResult("", "", "", "", "")
 
 
 def suggestion(given: object, known: Sequence[str]) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, urlsplit
 
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from replicator.config_models import Options, is_loopback
+from replicator.config_models import Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
 _FORBIDDEN = re.compile(r'[\\/*?"<>|\s,#:\x00-\x1f]')
@@ -72,15 +71,8 @@ class SearchTable(Options):
     adopt: bool = Field(default=False, description="take over an index that something else made and filled")
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:  # half an IPv6 address
-        return SplitResult("", "", "", "", "")
-
-
 def _address(url: str) -> str:
-    parts = _split(url)
+    parts = split_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("is to be of the form https://host:9200 or http://127.0.0.1:9200")
     if parts.username is not None or parts.password is not None:
@@ -122,7 +114,7 @@ class SearchOptions(Options):
 def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
     """ValueError for addresses of other machines where everything would travel in the clear."""
     for url in [urls] if isinstance(urls, str) else urls or []:
-        parts = _split(url)
+        parts = split_url(url)
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
             raise ValueError(
                 "is http to another machine, so documents would travel in the clear; use https or insecure: true"
