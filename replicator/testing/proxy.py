@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 
@@ -30,17 +31,49 @@ class Fault(Enum):
     DEAF = "passes requests on, and never an answer"
 
 
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """A fault, and how bytes pass: in pieces of at most ``piece``, each ``delay`` seconds late.
+
+    ``answer``: bytes of answers after which a connection ends. ``closing``: seconds after which clients hear that the
+    server's side is gone, None for never.
+    """
+
+    fault: Fault = Fault.NONE
+    delay: float = 0.0
+    piece: int = _PIECE
+    answer: int | None = None
+    closing: float | None = None
+
+
+class _Link:
+    """A client's connection and the one to the server that belongs to it."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.answered = 0  # bytes
+        self.forgotten = threading.Event()
+
+    def end(self) -> None:
+        _end(self.client)
+        _end(self.server)
+
+
 class Proxy:
-    """Listens on a free port of this machine (``port``) and passes bytes on to ``host``:``port``, both ways."""
+    """Listens on a free port of this machine (``port``) and passes bytes on to ``host``:``port``, both ways.
+
+    ``connections`` counts those that clients have begun.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._to = (host, port)
-        self._fault = Fault.NONE
-        self._delay = 0.0
-        self._open: set[socket.socket] = set()
+        self._weather = Weather()
+        self._links: set[_Link] = set()
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Proxy:
@@ -50,6 +83,7 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
@@ -61,37 +95,66 @@ class Proxy:
 
     def heal(self) -> None:
         """Pass everything on again, at once. Connections that saw a fault are gone."""
-        self._become(Fault.NONE)
-        self._delay = 0.0
+        self._become(Weather())
 
     def slow(self, seconds: float) -> None:
         """Hold every piece back so long, in each direction."""
-        self._delay = seconds
+        self._weather = Weather(delay=seconds)
+
+    def slice(self, piece: int, seconds: float = 0.0) -> None:
+        """Pass everything on in pieces of so many bytes, and rest after each: ``piece / seconds`` bytes a second."""
+        self._weather = Weather(piece=piece, delay=seconds)
 
     def refuse(self) -> None:
-        self._become(Fault.REFUSING)
+        """Reset connections, those there are and new ones."""
+        self._become(Weather(Fault.REFUSING))
+
+    def truncate(self, answer: int) -> None:
+        """End each connection after so many bytes of answers, in good order."""
+        for link in self._links_now():
+            link.answered = 0
+        self._weather = Weather(answer=answer)
 
     def lose_answers(self) -> None:
-        self._fault = Fault.LOSING_ANSWERS  # connections stay: what is asked on them is carried out
+        self._weather = Weather(Fault.LOSING_ANSWERS)  # connections stay: what is asked on them is carried out
 
     def swallow(self) -> None:
-        self._fault = Fault.BLACK_HOLE
+        self._weather = Weather(Fault.BLACK_HOLE)
 
     def deafen(self) -> None:
-        self._fault = Fault.DEAF
+        self._weather = Weather(Fault.DEAF)
+
+    def forget(self) -> None:
+        """Leave clients with half-open connections: the server's side is gone, and nobody says so. New ones work."""
+        self._weather = Weather()
+        self._forget()
+
+    def close_slowly(self, seconds: float) -> None:
+        """Let the server's side end, and tell the clients so much later; what they say meanwhile is lost."""
+        self._weather = Weather(closing=seconds)
+        self._forget()
 
     def cut(self) -> None:
         """End every connection there is."""
         with self._lock:
-            connections, self._open = self._open, set()
-        for connection in connections:
-            _end(connection)
+            links, self._links = self._links, set()
+        for link in links:
+            link.end()
 
     # How
 
-    def _become(self, fault: Fault) -> None:
-        self._fault = fault
+    def _forget(self) -> None:
+        for link in self._links_now():
+            link.forgotten.set()
+            _end(link.server)
+
+    def _become(self, weather: Weather) -> None:
+        self._weather = weather
         self.cut()
+
+    def _links_now(self) -> list[_Link]:
+        with self._lock:
+            return list(self._links)
 
     def _start(self, work: object, *given: object) -> None:
         thread = threading.Thread(target=work, args=given, daemon=True)  # type: ignore[arg-type]
@@ -104,35 +167,62 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.connections += 1
             self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
         try:
-            if self._fault is Fault.REFUSING:
+            if self._weather.fault is Fault.REFUSING:
                 raise ConnectionRefusedError
             server = socket.create_connection(self._to, timeout=10)
         except OSError:
             _end(client)
             return
         server.settimeout(None)
+        link = _Link(client, server)
         with self._lock:
-            self._open |= {client, server}
-        self._start(self._pass, client, server, False)
-        self._start(self._pass, server, client, True)
+            self._links.add(link)
+        self._start(self._requests, link)
+        self._start(self._answers, link)
 
-    def _pass(self, source: socket.socket, to: socket.socket, answers: bool) -> None:
+    def _requests(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
-            while piece := source.recv(_PIECE):
-                time.sleep(self._delay)
-                if self._fault is Fault.BLACK_HOLE or (answers and self._fault is Fault.DEAF):
+            while piece := link.client.recv(_PIECE):
+                if self._weather.fault is Fault.BLACK_HOLE or link.forgotten.is_set():
                     continue
-                if answers and self._fault is Fault.LOSING_ANSWERS:
+                self._send(link.server, piece)
+        self._over(link)
+
+    def _answers(self, link: _Link) -> None:
+        with contextlib.suppress(OSError):
+            while piece := link.server.recv(_PIECE):
+                weather = self._weather
+                if weather.fault in (Fault.BLACK_HOLE, Fault.DEAF):
+                    continue
+                if weather.fault is Fault.LOSING_ANSWERS:
                     break
-                to.sendall(piece)
+                kept = piece if weather.answer is None else piece[: max(0, weather.answer - link.answered)]
+                link.answered += len(kept)
+                self._send(link.client, kept)
+                if len(kept) < len(piece):
+                    link.client.shutdown(socket.SHUT_WR)  # so that what was sent arrives
+                    break
+        if link.forgotten.is_set():
+            if self._weather.closing is None:
+                return  # nobody tells the client
+            self._closed.wait(self._weather.closing)
+        self._over(link)
+
+    def _send(self, to: socket.socket, piece: bytes) -> None:
+        weather = self._weather
+        for start in range(0, len(piece), weather.piece):
+            time.sleep(weather.delay)
+            to.sendall(piece[start : start + weather.piece])
+
+    def _over(self, link: _Link) -> None:
         with self._lock:
-            self._open -= {source, to}
-        _end(source)
-        _end(to)
+            self._links.discard(link)
+        link.end()
 
 
 def _end(connection: socket.socket) -> None:

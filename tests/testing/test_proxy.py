@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,15 @@ def ends(connection: socket.socket, line: bytes) -> bool:
         return True
 
 
+def refused(proxy: Proxy) -> bool:
+    """Whether a new connection comes to nothing, at once or with the first word."""
+    try:
+        with connected(proxy) as connection:
+            return ends(connection, b"c\n")
+    except ConnectionError:
+        return True
+
+
 def test_everything_passes_both_ways(proxy: Proxy) -> None:
     with connected(proxy) as connection:
         assert asked(connection, b"a\n") == b"a\n"
@@ -121,8 +131,7 @@ def test_a_refusing_proxy_resets_old_and_new_connections(proxy: Proxy) -> None:
         assert asked(connection, b"a\n") == b"a\n"
         proxy.refuse()
         assert ends(connection, b"b\n")
-    with connected(proxy) as connection:
-        assert ends(connection, b"c\n")
+    assert refused(proxy)
     proxy.heal()
     with connected(proxy) as connection:
         assert asked(connection, b"e\n") == b"e\n"
@@ -133,3 +142,65 @@ def test_it_ends_with_all_its_connections_and_threads(echo: Echo) -> None:
     with Proxy("127.0.0.1", echo.port) as proxy, connected(proxy) as connection:
         assert asked(connection, b"a\n") == b"a\n"
     assert threading.active_count() <= threads + 1  # the server's own, perhaps
+
+
+def test_slow_answers_arrive_whole_and_late(proxy: Proxy) -> None:
+    with connected(proxy) as connection:
+        proxy.slow(0.1)
+        began = time.monotonic()
+        assert asked(connection, b"a\n") == b"a\n"
+        assert time.monotonic() - began >= 0.2  # there and back
+
+
+def test_slices_arrive_one_by_one_and_nothing_is_missing(proxy: Proxy) -> None:
+    with connected(proxy) as connection:
+        proxy.slice(3, 0.01)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(b"0123456789\n")
+        pieces = [connection.recv(100)]
+        while not pieces[-1].endswith(b"\n"):
+            pieces.append(connection.recv(100))
+    assert b"".join(pieces) == b"0123456789\n"
+    assert len(pieces) > 1
+
+
+def test_a_truncated_answer_is_its_beginning_and_then_the_end(proxy: Proxy, echo: Echo) -> None:
+    with connected(proxy) as connection:
+        assert asked(connection, b"first\n") == b"first\n"
+        proxy.truncate(4)
+        assert asked(connection, b"second\n") == b"seco"
+        assert connection.recv(100) == b""
+    assert echo.has_heard(b"second\n")
+    with connected(proxy) as connection:
+        assert asked(connection, b"third\n") == b"thir"
+
+
+def test_a_half_open_connection_is_silent_and_new_ones_work(proxy: Proxy, echo: Echo) -> None:
+    with connected(proxy) as old:
+        assert asked(old, b"a\n") == b"a\n"
+        proxy.forget()
+        old.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            asked(old, b"b\n")
+        with connected(proxy) as new:
+            assert asked(new, b"c\n") == b"c\n"
+        proxy.heal()
+        assert ends(old, b"d\n")
+    assert echo.heard == [b"a\n", b"c\n"]
+
+
+def test_a_slow_close_is_heard_of_late_and_what_is_said_meanwhile_is_lost(proxy: Proxy, echo: Echo) -> None:
+    with connected(proxy) as connection:
+        assert asked(connection, b"a\n") == b"a\n"
+        began = time.monotonic()
+        proxy.close_slowly(0.3)
+        assert ends(connection, b"b\n")
+        assert time.monotonic() - began >= 0.3
+    assert echo.heard == [b"a\n"]
+
+
+def test_connections_are_counted(proxy: Proxy) -> None:
+    for n in range(3):
+        with connected(proxy) as connection:
+            assert asked(connection, b"a\n") == b"a\n"
+        assert proxy.connections == n + 1
