@@ -6,6 +6,7 @@ as the call, never runs. The in-memory DynamoDB of ``replicator.testing`` answer
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -74,18 +75,25 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
 
     ``place``: the part of the config that says with which credentials.
     """
+    words, *_ = error.message.splitlines() or [""]  # further lines may repeat the request with its session token
+    said = f"{error.code}: {words}"
     if error.code in _REFUSED:
         action = operation if ":" in operation else f"dynamodb:{operation}"
+        named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
+        action, resource = (action, resource) if named is None else (named["action"], named["resource"])
         return NotPermitted(
-            f"{action} on {resource} is not permitted ({error.code}: {error.message}). "
+            f"{action} on {resource} is not permitted ({said}). "
             "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
             f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
             action,
             resource,
         )
     if error.code in _THROTTLED or error.code == UNNAMED or error.status >= 500 or error.status == 0:
-        return TransientError(f"{operation} on {resource}: {error.code}: {error.message}")
-    return ReplicatorError(f"{operation} on {resource} was refused: {error.code}: {error.message}")
+        return TransientError(f"{operation} on {resource}: {said}")
+    return ReplicatorError(f"{operation} on {resource} was refused: {said}")
+
+
+_DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
 
 
 def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:

@@ -1,9 +1,29 @@
+from collections.abc import Iterator
+from functools import cache
+
 import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("replicator.testing.contract")  # so that its claims say what they compared
 
-pytest_plugins = ["tests.servers_dynamodb", "tests.servers_postgres", "tests.servers_search", "tests.cli"]
+# the first one wraps what the others import
+pytest_plugins = [
+    "tests.security.plugin",
+    "tests.servers_dynamodb",
+    "tests.servers_postgres",
+    "tests.servers_search",
+    "tests.cli",
+]
 
 settings.register_profile("replicator", deadline=None)  # a busy machine is no failure
 settings.load_profile("replicator")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_loader() -> Iterator[None]:
+    """botocore reads its models once, not for each of a thousand clients."""
+    from botocore import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "create_loader", cache(session.create_loader))
+        yield

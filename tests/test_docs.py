@@ -9,12 +9,10 @@ import shlex
 import signal
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
-import boto3
 import click
 import pytest
 import yaml
@@ -63,11 +61,6 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in dict.fromkeys(line.split("  #")[0].rstrip() for line in lines)]
 
 
-OPERATIONS = {
-    operation
-    for service in ("dynamodb", "dynamodbstreams")
-    for operation in boto3.client(service, region_name="us-east-1").meta.service_model.operation_names
-}
 REPLICATOR = [c[1:] for c in commands() if c[0] == "replicator"]
 MAKE = [target for c in commands() if c[0] == "make" for target in c[1:]]
 
@@ -170,20 +163,6 @@ def test_a_target_of_ones_own_is_documented_as_it_is_tested() -> None:
     for line in suite.splitlines():
         told = re.sub(r", tmp_path\).*", "", line.partition("#")[0]).strip()
         assert told in tested, line
-
-
-def test_the_policy_allows_what_is_asked_for_and_nothing_else() -> None:
-    ((_, text),) = blocks("json")
-    allowed = {action for s in json.loads(text)["Statement"] for action in s["Action"]}
-    asked = {f"dynamodb:{operation}" for path in (ROOT / "replicator").glob("*.py") for operation in operations(path)}
-
-    assert allowed == asked
-
-
-def operations(path: Path) -> Iterator[str]:
-    for operation in OPERATIONS:
-        if path.name != "aws.py" and f'"{operation}"' in path.read_text():
-            yield operation
 
 
 def table_names(document: str) -> set[str]:

@@ -52,7 +52,11 @@ class DynamoDB:
         self._tables.source = source, wire
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
-        return self._tables.problems(layouts(tables, self._options))
+        wanted = layouts(tables, self._options)
+        problems = self._tables.problems(wanted)
+        if not problems:
+            self._tables.try_writes(wanted)
+        return problems
 
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         return self._tables.plan(layouts(tables, self._options))

@@ -1,0 +1,89 @@
+"""The in-memory DynamoDB behind policies: what is not allowed is refused in AWS's words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from replicator.testing.dynamodb import DynamoDB
+from replicator.wire import WireError
+from tests.security.policy import RESOURCES, Permission
+from tests.security.process.aws_calls import actions
+
+REGION, ACCOUNT = "us-east-1", "123456789012"
+_KINDS = {
+    "source": {"orders": "table"},
+    "target": {"copies": "table", "replicator-epochs": "epochs"},
+    "checkpoints": {"kept": "table"},
+}
+_NAMES = {
+    "REGION": REGION,
+    "ACCOUNT": ACCOUNT,
+    "TABLE": "orders",
+    "TARGET": "copies",
+    "EPOCHS": "replicator-epochs",
+    "CHECKPOINTS": "kept",
+}
+
+
+class Account:
+    """A ``Wire`` for one place of a config (source, target, checkpoints), and ``used``: what it was asked for.
+
+    ``denied``: permissions of the documents that are missing. What is in no document is refused as well.
+    """
+
+    def __init__(self, place: str, db: DynamoDB, allowed: set[Permission]) -> None:
+        self.db, self.allowed = db, allowed
+        self.used: set[Permission] = set()
+        self.denied: set[Permission] = set()
+        self._place = place
+        self._lock = threading.Lock()
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        for wanted in self._wanted(operation, request):
+            with self._lock:
+                self.used.add(wanted)
+            if wanted not in self.allowed or wanted in self.denied:
+                raise WireError("AccessDeniedException", _refusal(wanted, self._stream_arn()), 400)
+        return self.db.call(operation, request)
+
+    def _wanted(self, operation: str, request: Mapping[str, Any]) -> Iterator[Permission]:
+        kind = self._kind(operation, request)
+        for action in actions(operation, request):
+            yield Permission(RESOURCES.get((self._place, kind), kind), action)
+
+    def _kind(self, operation: str, request: Mapping[str, Any]) -> str:
+        if operation in ("DescribeStream", "GetShardIterator", "GetRecords"):
+            return "stream"
+        (table,) = set(_tables(request))
+        return _KINDS[self._place].get(table, table)
+
+    def _stream_arn(self) -> str:
+        return self.db.stream_arn("orders") if self._place == "source" else ""
+
+
+def _tables(request: Mapping[str, Any]) -> Iterator[str]:
+    if "TableName" in request:
+        yield request["TableName"]
+    if "ResourceArn" in request:
+        yield request["ResourceArn"].rpartition("/")[2]
+    yield from request.get("RequestItems", ())
+    for action in request.get("TransactItems", ()):
+        yield from (given["TableName"] for given in action.values())
+
+
+def arn(resource: str, stream: str = "") -> str:
+    """A documented resource with the names that the tests use."""
+    if resource.endswith("/stream/*"):
+        return stream
+    for word, name in _NAMES.items():
+        resource = resource.replace(word, name)
+    return resource
+
+
+def _refusal(wanted: Permission, stream: str) -> str:
+    return (
+        f"User: arn:aws:sts::{ACCOUNT}:assumed-role/replicator/me is not authorized to perform: {wanted.action} on "
+        f"resource: {arn(wanted.resource, stream)} because no identity-based policy allows the {wanted.action} action"
+    )

@@ -1,0 +1,73 @@
+"""What is looked at over the whole suite: it calls AWS for what the documents permit, and for all of that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.security.policy import documented, permission
+from tests.security.process import aws_calls
+from tests.security.process.aws_calls import Note
+
+_PROCESS = Path(__file__).parent / "process"
+_ELSEWHERE = ("es:", "aoss:")  # no test reaches Amazon; test_permissions reads the methods in the source
+_problems = pytest.StashKey[list[str]]()
+
+aws_calls.install()  # now: the plugins that come next import what it wraps
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of tests, and workers of xdist, inherit where the notes go."""
+    config.stash[_problems] = []
+    if aws_calls.FOLDER not in os.environ:
+        os.environ[aws_calls.FOLDER] = tempfile.mkdtemp(prefix="replicator-calls-")
+        paths = [str(_PROCESS), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(aws_calls.FOLDER), ignore_errors=True))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):
+        return  # the controller looks at what all workers noted
+    found = session.config.stash[_problems]
+    noted = aws_calls.noted(Path(os.environ[aws_calls.FOLDER]))
+    found += unlisted(noted)
+    if _is_whole(session):
+        found += never_made(noted)
+    if found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if problems := config.stash[_problems]:
+        terminalreporter.section("calls to AWS and docs/operations.md")
+        terminalreporter.write_line("\n".join(problems), red=True)
+
+
+def unlisted(noted: Mapping[Note, str]) -> Iterator[str]:
+    """A sentence for each call that the documents do not permit."""
+    permitted = documented()
+    for note, test in sorted(noted.items()):
+        if permission(note) not in permitted:
+            yield f"FAILED: {permission(note)} is called (in {test}), and docs/operations.md does not list it"
+
+
+def never_made(noted: Mapping[Note, str]) -> Iterator[str]:
+    """A sentence for each permission that the documents list for nothing."""
+    used = {permission(note) for note in noted}
+    for wanted in sorted(documented().keys() - used):
+        if not wanted.action.startswith(_ELSEWHERE):
+            yield f"FAILED: docs/operations.md lists {wanted}, and no test calls it"
+
+
+def _is_whole(session: pytest.Session) -> bool:
+    """Whether every test ran."""
+    option = session.config.option
+    chosen = option.keyword or option.markexpr or getattr(option, "lf", False) or option.deselect
+    everything = session.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return everything and not chosen and not session.testsfailed and not option.collectonly

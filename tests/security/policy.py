@@ -1,0 +1,57 @@
+"""The policies that docs/operations.md lists, and what notes of calls mean in their terms."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.security.process.aws_calls import Note
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "operations.md"
+_DYNAMODB = "arn:aws:dynamodb:REGION:ACCOUNT:table/"
+RESOURCES = {
+    ("source", "table"): f"{_DYNAMODB}TABLE",
+    ("source", "stream"): f"{_DYNAMODB}TABLE/stream/*",
+    ("target", "table"): f"{_DYNAMODB}TARGET",
+    ("target", "epochs"): f"{_DYNAMODB}EPOCHS",
+    ("checkpoints", "table"): f"{_DYNAMODB}CHECKPOINTS",
+    ("role", "role"): "arn:aws:iam::ACCOUNT:role/ROLE",
+    ("search", "es"): "arn:aws:es:REGION:ACCOUNT:domain/DOMAIN/*",
+    ("search", "aoss"): "arn:aws:aoss:REGION:ACCOUNT:collection/COLLECTION",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Permission:
+    """An action on a resource, whose name has words in capitals where a person's own names go."""
+
+    resource: str
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.action} on {self.resource}"
+
+
+def permission(note: Note) -> Permission:
+    place, kind, action = note
+    return Permission(RESOURCES.get((place, kind), f"the {kind} of {place}"), action)
+
+
+def documented() -> dict[Permission, str]:
+    """Every permission that is listed, with the Sid of its statement."""
+    found = list(_statements())
+    assert len({p for p, _ in found}) == len(found), "a permission is listed twice"
+    return dict(found)
+
+
+def _statements() -> Iterator[tuple[Permission, str]]:
+    text = DOCUMENT.read_text().partition("## Permissions")[2].partition("\n## ")[0]
+    for block in re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for statement in json.loads(block)["Statement"]:
+            assert statement["Effect"] == "Allow"
+            listed = statement["Action"]
+            for action in [listed] if isinstance(listed, str) else listed:
+                yield Permission(statement["Resource"], action), statement["Sid"]

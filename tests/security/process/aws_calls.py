@@ -1,0 +1,156 @@
+"""Notes what replicator asks of AWS: in the test process, and in each Python process that a test starts.
+
+Production code knows nothing of it. An import hook wraps the edges as their modules come in: the one wire, the DynamoDB
+target's own connections, the role that is assumed, requests signed for OpenSearch. A note is (place, kind, action): the
+part of the config whose credentials were used, what the call was about, and what IAM calls it. Each is appended to a
+file of its process at once, because processes are killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FOLDER = "REPLICATOR_TESTS_AWS_CALLS"  # where the notes are kept; nothing is noted without it
+Note = tuple[str, str, str]
+"""(place, kind, action)"""
+
+_STREAM = frozenset({"DescribeStream", "GetShardIterator", "GetRecords"})
+_TRANSACTED = {"Put": "PutItem", "Delete": "DeleteItem", "Update": "UpdateItem", "ConditionCheck": "ConditionCheckItem"}
+_noted: set[Note] = set()
+
+
+def note(place: str, kind: str, action: str) -> None:
+    found = (place, kind, action)
+    folder = os.environ.get(FOLDER)
+    if found in _noted or folder is None:
+        return
+    _noted.add(found)
+    with (Path(folder) / f"{os.getpid()}.calls").open("a") as file:
+        file.write(json.dumps([*found, os.environ.get("PYTEST_CURRENT_TEST", "")]) + "\n")
+
+
+def noted(folder: Path) -> dict[Note, str]:
+    """What all processes noted, with a test that it came from."""
+    lines = [line for path in sorted(folder.glob("*.calls")) for line in path.read_text().splitlines()]
+    return {(place, kind, action): test for place, kind, action, test in map(json.loads, lines)}
+
+
+def actions(operation: str, request: Mapping[str, Any]) -> Iterator[str]:
+    """What IAM calls an operation: a transaction is permitted by what is done in it, tags by an action of their own."""
+    if operation == "TransactWriteItems":
+        yield from (f"dynamodb:{_TRANSACTED[kind]}" for action in request["TransactItems"] for kind in action)
+        return
+    yield f"dynamodb:{operation}"
+    if operation == "CreateTable" and request.get("Tags"):
+        yield "dynamodb:TagResource"
+
+
+def _is_ours(depth: int) -> bool:
+    """Whether production code makes the call; tests use the same classes as plain clients."""
+    name = sys._getframe(depth + 1).f_globals["__name__"]
+    return name.startswith(("replicator.", "connectors.")) and not name.startswith("replicator.testing")
+
+
+def _wire(aws: Any) -> None:
+    connected, call, fetched = aws._connected, aws.Boto.call, aws._fetched
+
+    @functools.wraps(connected)
+    def with_place(access: Any, place: str) -> Any:
+        wire = connected(access, place)
+        wire._noted_as = place, getattr(access, "epochs_table", None)
+        return wire
+
+    @functools.wraps(call)
+    def with_note(self: Any, operation: str, request: Mapping[str, Any]) -> bytes:
+        place, epochs = getattr(self, "_noted_as", (None, None))
+        if place is not None and _is_ours(1):
+            kind = (
+                "stream"
+                if operation in _STREAM
+                else "epochs"
+                if epochs and request.get("TableName") == epochs
+                else "table"
+            )
+            for action in actions(operation, request):
+                note(place, kind, action)
+        answer: bytes = call(self, operation, request)
+        return answer
+
+    @functools.wraps(fetched)
+    def with_role(fetcher: Any, role_arn: str, place: str) -> Any:
+        note("role", "role", "sts:AssumeRole")
+        return fetched(fetcher, role_arn, place)
+
+    aws._connected, aws.Boto.call, aws._fetched = with_place, with_note, with_role
+
+
+def _target(exchange: Any) -> None:
+    send = exchange.Exchange.send
+
+    @functools.wraps(send)
+    def with_note(self: Any, request: Any, message: bytes, now: float) -> None:
+        note("target", "table", f"dynamodb:{request.operation}")
+        send(self, request, message, now)
+
+    exchange.Exchange.send = with_note
+
+
+def _signed(signing: Any) -> None:
+    signer = signing.signer
+
+    @functools.wraps(signer)
+    def with_note(access: Any, service: str, place: str) -> Any:
+        sign = signer(access, service, place)
+
+        def noting(method: str, *rest: Any) -> Any:
+            note("search", service, "aoss:APIAccessAll" if service == "aoss" else f"es:ESHttp{method.title()}")
+            return sign(method, *rest)
+
+        return noting
+
+    signing.signer = with_note
+
+
+_EDGES: Mapping[str, Callable[[Any], None]] = {
+    "replicator.aws": _wire,
+    "connectors.dynamodb.exchange": _target,
+    "replicator.signing": _signed,
+}
+
+
+class _Edges(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the modules with edges as Python would, and wraps their edges when they are loaded."""
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, Any] = {}
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name not in _EDGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None:
+            self._loaders[name], spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loaders[module.__name__].exec_module(module)
+        _EDGES[module.__name__](module)
+
+
+def install() -> None:
+    """Note calls from now on; before the modules with the edges are imported."""
+    late = [name for name in _EDGES if name in sys.modules]
+    assert not late, f"imported before its calls could be noted: {late}"
+    sys.meta_path.insert(0, _Edges())

@@ -1,0 +1,8 @@
+"""Python imports this at the start of each process that the tests start (``tests/security/plugin.py`` sees to it)."""
+
+import os
+
+import aws_calls  # the file beside this one; nothing heavy is imported
+
+if aws_calls.FOLDER in os.environ:
+    aws_calls.install()

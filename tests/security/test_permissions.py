@@ -1,0 +1,223 @@
+"""The permissions that docs/operations.md lists are enough, and each is needed: without it a command names it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from botocore import session
+from click.testing import CliRunner
+
+from replicator.cli import main
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.http import served
+from tests.cli import Shell
+from tests.security.iam import Account, arn
+from tests.security.plugin import never_made, unlisted
+from tests.security.policy import RESOURCES, Permission, documented
+from tests.security.process import aws_calls
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRON = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+PLACES = ("source", "target", "checkpoints")
+TABLES = {p: sid for p, sid in documented().items() if p.action.startswith("dynamodb:")}
+CONFIG = """\
+pipeline: orders
+source: {{table: orders, region: us-east-1, endpoint_url: "{source}"}}
+target:
+  type: dynamodb
+  region: us-east-1
+  endpoint_url: "{target}"
+  create: true
+  tags: true
+  table: copies
+checkpoints: {{type: dynamodb, table: kept, region: us-east-1, endpoint_url: "{checkpoints}"}}
+"""
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Three accounts, each with the policy of the documents, and a pipeline that goes through all of them."""
+
+    of: dict[str, Account]
+    config: str
+
+    @property
+    def used(self) -> set[Permission]:
+        return set().union(*(account.used for account in self.of.values()))
+
+    def without(self, permission: Permission) -> None:
+        for account in self.of.values():
+            account.denied = {permission}
+
+    def arn(self, permission: Permission) -> str:
+        return arn(permission.resource, self.of["source"].db.stream_arn("orders"))
+
+    def call(self, *arguments: str) -> tuple[int, str]:
+        """A command in this process: its exit code, and everything that it printed."""
+        found = CliRunner().invoke(main, [*arguments], env=ENVIRON, catch_exceptions=False)
+        return found.exit_code, found.output
+
+    def run(self, command: str = "run") -> tuple[int, str]:
+        """The same, of a command that minds signals: in a process of its own."""
+        code, out, err = Shell(ENVIRON).run(command, self.config, "--until", "caught-up", "--json")
+        return code, out + err
+
+
+EXPIRY = {"Enabled": True, "AttributeName": "until"}
+SOURCE = RESOURCES["source", "table"]
+ORDERS = arn(SOURCE)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Accounts]:
+    with ExitStack() as running:
+        of = {p: Account(p, DynamoDB(now=time.time, random=random.Random(1)), set(TABLES)) for p in PLACES}
+        endpoints = {p: running.enter_context(served(account)) for p, account in of.items()}
+        db = of["source"].db
+        db.create_table("orders", view="KEYS_ONLY")
+        db.call("UpdateTimeToLive", {"TableName": "orders", "TimeToLiveSpecification": EXPIRY})
+        db.call("TagResource", {"ResourceArn": ORDERS, "Tags": [{"Key": "team", "Value": "orders"}]})
+        for n in range(3):
+            db.put("orders", {"id": str(n), "n": n})
+        (folder / "orders.yaml").write_text(CONFIG.format(**endpoints))
+        yield Accounts(of, str(folder / "orders.yaml"))
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[Accounts]:
+    """Nothing is made yet."""
+    with serving(tmp_path) as accounts:
+        yield accounts
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Accounts]:
+    """A pipeline has run there."""
+    with serving(tmp_path_factory.mktemp("made")) as accounts:
+        assert accounts.call("check", accounts.config, "--create")[0] == 0
+        code, said = accounts.run()
+        assert code == 0, said
+        yield accounts
+        for account in accounts.of.values():
+            account.denied = set()
+
+
+def test_what_the_documents_list_is_enough_and_all_of_it_is_used(made: Accounts) -> None:
+    made.of["source"].db.delete("orders", {"id": "0"})
+    for command in (["check"], ["preview", "--key", '{"id": "1"}'], ["status"], ["parked", "list"]):
+        assert made.call(*command, made.config)[0] == 0
+    code, said = made.run("resync")
+    assert code == 0, said
+    copies = made.of["target"].db.items("copies")
+    assert {item["id"] for item in copies if "_replicator_deleted" not in item} == {"1", "2"}
+    assert made.used == set(TABLES)
+
+
+CHECKED = ("Items", "Changes", "LookUpsForKeysOnly", "Copies", "Epochs", "Checkpoints")
+PATTERN = ("PatternForAnotherTable",)
+RUN = ("MakeEpochs", "MakeCopies")
+
+
+def listed(*statements: str) -> list[Permission]:
+    return sorted(p for p, sid in TABLES.items() if sid in statements)
+
+
+@pytest.mark.parametrize("permission", listed(*CHECKED), ids=str)
+def test_check_names_what_is_missing(made: Accounts, permission: Permission) -> None:
+    made.without(permission)
+    code, said = made.call("check", made.config)
+    assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
+
+
+@pytest.mark.parametrize("permission", listed(*PATTERN), ids=str)
+def test_check_names_what_making_a_table_like_the_source_lacks(bare: Accounts, permission: Permission) -> None:
+    bare.without(permission)
+    code, said = bare.call("check", bare.config)
+    assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
+
+
+@pytest.mark.parametrize("permission", listed(*RUN), ids=str)
+def test_the_run_that_makes_tables_names_what_is_missing(bare: Accounts, permission: Permission) -> None:
+    assert bare.call("check", bare.config, "--create")[0] == 0
+    bare.without(permission)
+    code, said = bare.run()
+    assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
+
+
+@pytest.mark.parametrize("permission", listed("MakeCheckpoints"), ids=str)
+def test_check_create_names_what_is_missing(bare: Accounts, permission: Permission) -> None:
+    bare.without(permission)
+    code, said = bare.call("check", bare.config, "--create")
+    assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
+
+
+@pytest.mark.parametrize("permission", listed("PreviewOfOneKey"), ids=str)
+def test_preview_of_a_key_names_what_is_missing(made: Accounts, permission: Permission) -> None:
+    made.without(permission)
+    code, said = made.call("preview", made.config, "--key", '{"id": "1"}')
+    assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
+
+
+def test_each_permission_has_its_test() -> None:
+    assert set(listed(*CHECKED, *PATTERN, *RUN, "MakeCheckpoints", "PreviewOfOneKey")) == set(TABLES)
+
+
+# What the source says, whatever any test runs
+
+EXPANDED = {"TransactWriteItems": {"PutItem", "DeleteItem", "ConditionCheckItem"}}
+
+
+def spoken(*folders: str) -> Iterator[tuple[str, ast.AST]]:
+    """Every node of production code, with the name of its file."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if "testing" not in path.parts and path.name != "aws.py":
+                yield from ((path.name, node) for node in ast.walk(ast.parse(path.read_text())))
+
+
+def test_production_code_names_no_other_operation_of_dynamodb() -> None:
+    models = (session.Session().get_service_model(name) for name in ("dynamodb", "dynamodbstreams"))
+    known = {name for model in models for name in model.operation_names}
+    constants = {n.value for _, n in spoken("replicator", "connectors") if isinstance(n, ast.Constant)}
+    named = {str(c) for c in constants if c in known}
+    meant = set().union(*(EXPANDED.get(name, {name}) for name in named)) | {"TagResource"}  # by CreateTable's Tags
+    assert {f"dynamodb:{name}" for name in meant} == {p.action for p in TABLES}
+
+
+def test_search_engines_are_asked_by_no_other_method() -> None:
+    calls = [n for _, n in spoken("connectors") if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    asked = [n.args[0] for n in calls if n.func.attr in ("request", "ask") and len(n.args) > 1]  # type: ignore[attr-defined]
+    methods = {a.value for a in asked if isinstance(a, ast.Constant) and str(a.value).isupper()}
+    listed = {p.action for p in documented() if p.action.startswith("es:")}
+    assert {f"es:ESHttp{str(method).title()}" for method in methods} == listed
+
+
+# What the whole suite is measured by (plugin.py)
+
+
+def test_a_call_that_is_not_listed_fails_the_suite_and_names_its_test() -> None:
+    assert list(unlisted({("source", "table", "dynamodb:DeleteItem"): "test_x"})) == [
+        f"FAILED: dynamodb:DeleteItem on {SOURCE} is called (in test_x), and docs/operations.md does not list it"
+    ]
+    assert len(list(unlisted({("somewhere", "table", "dynamodb:Scan"): "test_x"}))) == 1
+
+
+def test_a_permission_for_nothing_fails_the_suite() -> None:
+    made = {("source", "table", action): "" for action in ("dynamodb:Scan", "dynamodb:DescribeTable")}
+    lines = list(never_made(made))
+    assert f"FAILED: docs/operations.md lists dynamodb:BatchGetItem on {SOURCE}, and no test calls it" in lines
+    assert f"FAILED: docs/operations.md lists dynamodb:Scan on {SOURCE}, and no test calls it" not in lines
+
+
+def test_processes_note_their_calls_too(made: Accounts) -> None:
+    """``made`` ran in a process of its own, which alone reads records."""
+    noted = aws_calls.noted(Path(os.environ[aws_calls.FOLDER]))
+    assert ("source", "stream", "dynamodb:GetRecords") in noted
