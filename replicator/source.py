@@ -11,7 +11,7 @@ import msgspec
 
 from replicator.attributes import Malformed, canonical_number
 from replicator.change import Key, KeyAttribute, KeySchema
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.lineage import Shard
 from replicator.wire import Wire, WireError, decoded, failure
 
@@ -144,7 +144,10 @@ def _source_table(table: _Table) -> SourceTable:
 
 
 def describe_stream(wire: Wire, arn: str, *, after: str | None = None, children_of: str | None = None) -> StreamPage:
-    """One page of the stream's shards: the one after shard ``after``, or the children of an ended shard."""
+    """One page of the stream's shards: the one after shard ``after``, or the children of an ended shard.
+
+    GapFound if the stream is forgotten, a day after it was disabled.
+    """
     request: dict[str, Any] = {"StreamArn": arn}
     if after is not None:
         request["ExclusiveStartShardId"] = after
@@ -153,6 +156,8 @@ def describe_stream(wire: Wire, arn: str, *, after: str | None = None, children_
     try:
         body = wire.call("DescribeStream", request)
     except WireError as e:
+        if e.code == "ResourceNotFoundException":
+            raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end") from e
         raise failure(e, "DescribeStream", arn) from e
     return decoded(body, _DescribeStream, "DescribeStream").StreamDescription
 

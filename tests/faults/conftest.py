@@ -1,0 +1,1 @@
+from tests.faults.world import faults as faults

@@ -1,0 +1,231 @@
+"""Records that are gone: exit code 3 with the reason, nothing skipped; a resync repairs the copy, deletes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+
+from replicator.testing.dynamodb import LOCAL
+from tests.faults.world import HOUR, TABLE, World
+
+Fault = Callable[[World], None]
+
+
+def shard(world: World) -> str:
+    return world.db.open_shards(TABLE)[0]
+
+
+def unseen(world: World) -> None:
+    """Changes that no run reads before they are gone."""
+    world.db.delete(TABLE, {"id": "k0"})
+    world.put("k1", "k2", n=7)
+
+
+def trimmed_behind_the_position(world: World) -> None:
+    unseen(world)
+    world.put("k3", n=8)
+    world.db.trim(TABLE, shard(world), len(world.documents) + 2)
+
+
+def trimmed_between_iterator_and_read(world: World) -> None:
+    unseen(world)
+    real = world.db.call
+
+    def call(operation: str, request: Mapping[str, Any]) -> bytes:
+        answer = real(operation, request)
+        if operation == "GetShardIterator":
+            world.db.call = real  # type: ignore[method-assign]
+            world.db.trim(TABLE, shard(world), len(world.documents) + 2)
+        return answer
+
+    world.db.call = call  # type: ignore[method-assign]
+
+
+def answered_with_later_records(world: World) -> None:
+    """As an endpoint does that gives what is left instead of an error."""
+    unseen(world)
+    real = world.db.call
+
+    def call(operation: str, request: Mapping[str, Any]) -> bytes:
+        if operation == "GetShardIterator":
+            request = {k: v for k, v in request.items() if k != "SequenceNumber"} | {
+                "ShardIteratorType": "TRIM_HORIZON"
+            }
+        return real(operation, request)
+
+    world.db.trim(TABLE, shard(world), len(world.documents) + 1)
+    world.db.call = call  # type: ignore[method-assign]
+
+
+def vanished(world: World) -> None:
+    """The shard is no longer there, and it was not read to its end."""
+    unseen(world)
+    world.db.roll_all(TABLE)
+    world.clock.move(world.clock() + 25 * HOUR)
+    world.put("k3", n=8)
+
+
+def late_shard_without_its_head(world: World) -> None:
+    """A shard that appeared and lost its first records, all while nobody looked."""
+    child = world.db.roll(TABLE, shard(world))
+    world.clock.move(world.clock() + 21 * HOUR)
+    unseen(world)
+    world.put("k3", n=8)
+    world.db.trim(TABLE, child, 1)
+
+
+def replaced_stream(world: World) -> None:
+    world.db.disable_stream(TABLE)
+    unseen(world)
+    world.clock.move(world.clock() + 60)
+    world.db.enable_stream(TABLE)
+
+
+def another_table(world: World) -> None:
+    world.db.call("DeleteTable", {"TableName": TABLE})
+    world.clock.move(world.clock() + 60)
+    world.db.create_table(TABLE)
+    world.put("k1", "other")
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "trimmed behind the position": (trimmed_behind_the_position, "records behind the stored position are trimmed"),
+    "trimmed between iterator and read": (trimmed_between_iterator_and_read, "behind the stored position are trimmed"),
+    "answered with later records": (answered_with_later_records, "instead of the stored position"),
+    "vanished": (vanished, "the shard no longer exists, and it was not read to its end"),
+    "late shard without its head": (late_shard_without_its_head, "the head of the shard may be trimmed"),
+    "replaced stream": (replaced_stream, "the stream was replaced: the last run read arn:aws:dynamodb:"),
+    "another table of the name": (another_table, "was deleted and created again since the last run"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
+def test_lost_records_end_a_run_with_exit_code_3_and_a_resync_repairs_it(
+    faults: World, fault: Fault, reason: str
+) -> None:
+    faults.fill()
+    faults.copied()
+    real, before = faults.db.call, faults.documents
+    fault(faults)
+    first, again = faults.run(seconds=60), faults.run(seconds=60)
+    after, gaps = faults.documents, faults.gaps
+    faults.db.call = real  # type: ignore[method-assign]
+    repaired = faults.run(name="resync")
+
+    assert (first.code, again.code) == (3, 3)
+    assert reason in first.err
+    assert reason in again.err
+    assert "To make it whole again: replicator resync CONFIG" in first.err
+    assert first.event("gap")["reason"] in first.err
+    assert [reason in g.reason for g in gaps] == [True]
+    assert after == before
+    assert repaired.code == 0
+    faults.assert_equal()
+    assert not faults.gaps
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
+def test_where_it_is_wished_the_same_run_repairs_it(faults: World, fault: Fault, reason: str) -> None:
+    faults.configure(on_gap="resync")
+    faults.fill()
+    faults.copied()
+    real = faults.db.call
+    fault(faults)
+    faults.clock.plan(20, lambda: setattr(faults.db, "call", real))
+    ended = faults.run(seconds=120)
+
+    assert ended.code == 0
+    assert reason in ended.event("gap")["reason"]
+    faults.assert_equal()
+    assert not faults.gaps
+
+
+def test_a_stream_that_is_replaced_under_a_run_is_a_gap_within_one_listing(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    faults.clock.plan(10, lambda: replaced_stream(faults))
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 3
+    assert "the stream was disabled" in ended.err
+    assert faults.clock() < 1_700_000_000 + 10 + 60 + 60
+
+
+def test_a_table_that_is_deleted_and_made_again_under_a_run_is_not_merged(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    faults.clock.plan(10, lambda: another_table(faults))
+    ended, again = faults.run(seconds=600), faults.run(seconds=600)
+
+    assert (ended.code, again.code) == (3, 3)
+    assert "other" not in faults.documents
+
+
+def test_a_stream_that_is_gone_for_good_is_a_gap(faults: World) -> None:
+    """Disabled for more than a day: neither the stream nor its shards are known any more."""
+    faults.fill()
+    faults.copied()
+    faults.db.disable_stream(TABLE)
+    unseen(faults)
+    faults.clock.move(faults.clock() + 25 * HOUR)
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 3
+    assert "no longer exists" in ended.err
+
+
+def test_a_stream_that_listings_say_is_gone_is_a_gap_too(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    faults.db.fail("DescribeStream", "ResourceNotFoundException", times=None)
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 3
+    assert f"the stream {faults.db.stream_arn(TABLE)} no longer exists" in ended.err
+    assert len(faults.gaps) == 1
+
+
+def test_a_shard_whose_parent_was_trimmed_before_anybody_saw_it_is_a_gap(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    parent = shard(faults)
+    faults.db.roll(TABLE, parent)
+    faults.db.misreport(lambda shards: [replace(s, parent="shardId-0-0") if s.parent == parent else s for s in shards])
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 3
+    assert "the shard's parent was not shown by 5 listings: its records are lost" in ended.err
+
+
+def test_records_out_of_order_stop_a_run_before_anything_of_them_is_stored(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    real, before = faults.db.call, faults.documents
+    faults.put("k1", "k2", n=1)
+
+    def call(operation: str, request: Mapping[str, Any]) -> bytes:
+        answer = orjson.loads(real(operation, request))
+        if operation == "GetRecords":
+            answer["Records"][1:] = reversed(answer["Records"][1:])
+        return orjson.dumps(answer)
+
+    faults.db.call = call  # type: ignore[method-assign]
+    ended = faults.run(seconds=60)
+    faults.db.call = real  # type: ignore[method-assign]
+
+    assert ended.code == 1
+    assert "records of a shard must have rising sequence numbers. Nothing after it was stored" in ended.err
+    assert faults.documents == before
+    faults.copied()
+
+
+def test_an_endpoint_without_at_timestamp_is_read_from_its_oldest_record_while_that_is_young(faults: World) -> None:
+    faults.db = type(faults.db)(now=faults.clock, random=faults.random, dialect=LOCAL)
+    faults.wire.db = faults.db
+    faults.fill()
+    faults.copied()
+    assert faults.counts.stale == 6

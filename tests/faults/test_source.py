@@ -1,0 +1,249 @@
+"""The source is slow, busy, empty or broken for a while: the run waits, says why, and loses and doubles nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from replicator.batch import Batch, Outcome
+from replicator.errors import TransientError
+from replicator.scan import LONGEST_BACKOFF
+from replicator.testing.dynamodb import Misreport, children_first, duplicated, reopened, unordered
+from replicator.testing.memory import MemoryTarget
+from tests.faults.world import TABLE, World
+
+EVERY_CALL = ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords", "Scan")
+
+
+def troubles(events: list[dict[str, object]]) -> str:
+    return "\n".join(str(e.get("trouble", "")) for e in events)
+
+
+def test_a_shard_that_is_throttled_for_ten_minutes_keeps_its_position_and_holds_no_other_one_up(faults: World) -> None:
+    faults.fill(shards=2)
+    faults.copied()
+    for n in range(12):
+        faults.put(f"n{n}")
+    slow, quick = sorted(faults.shards)
+    before = faults.shards
+    faults.db.fail("GetRecords", times=None, shard=slow)
+    waiting = faults.run(seconds=600)
+    throttled = faults.shards
+    faults.db.heal()
+    asked = len(faults.wire.times("GetRecords"))
+    faults.copied()
+
+    assert waiting.code == 0
+    assert f"shard:{slow}: GetRecords on" in troubles(waiting.events)
+    assert "ProvisionedThroughputExceededException" in troubles(waiting.events)
+    assert (throttled[slow].sequence, throttled[slow].ordinal) == (before[slow].sequence, before[slow].ordinal)
+    assert throttled[quick].ordinal > before[quick].ordinal
+    assert asked < 900  # the quick one once a second, the slow one every 10 to 20
+
+
+def test_a_third_reader_is_named_while_the_run_goes_on(faults: World) -> None:
+    faults.fill()
+    faults.db.fail("GetRecords", "LimitExceededException", times=5)
+    ended = faults.copied()
+
+    assert "another consumer is attached (at most two may read a shard)" in troubles(ended.events)
+
+
+@pytest.mark.parametrize("code", ["InternalServerError", "ThrottlingException"])
+def test_a_burst_of_errors_on_every_call_is_waited_out_and_counts_nothing_twice(faults: World, code: str) -> None:
+    faults.fill(30)
+    faults.db.page_sizes(records=4, items=4)
+
+    def burst() -> None:
+        for operation in EVERY_CALL:
+            faults.db.fail(operation, code, times=None)
+        faults.clock.plan(30, faults.db.heal)
+
+    faults.clock.plan(0.0, burst)
+    faults.copied()
+    faults.put("k1", n=1)
+    faults.clock.plan(1, burst)
+    ended = faults.run(seconds=60)
+
+    assert ended.code == 0
+    faults.assert_equal()
+    assert faults.counts.read == 30 + 31  # scanned, and streamed
+    assert code in troubles(ended.events)
+
+
+def test_iterators_that_expire_while_the_target_hangs_are_replaced_and_nothing_is_skipped(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    down = faults.clock() + 16 * 60
+
+    class Hanging(MemoryTarget):
+        def write(self, batch: Batch) -> Outcome:
+            if batch.parts and faults.clock() < down:
+                raise TransientError("the target does not answer")
+            return super().write(batch)
+
+    faults.target = lambda: Hanging(faults.database)
+    read, iterators = faults.counts.read, len(faults.wire.times("GetShardIterator"))
+    for n in range(40):
+        faults.clock.plan(n * 30, lambda n=n: faults.put("k1", f"n{n}", n=n))  # type: ignore[misc]
+    ended = faults.run(seconds=20 * 60)
+
+    assert ended.code == 0
+    faults.assert_equal()
+    assert faults.counts.read == read + 80
+    assert len(faults.wire.times("GetShardIterator")) == iterators + 2  # the run's first one, and its replacement
+    waits = [str(e["reason"]) for e in ended.events if e["event"] == "waiting"]
+    assert "the target does not answer (for 9" in waits[-1]
+
+
+def test_a_disabled_stream_is_stored_to_its_end_and_then_a_gap_that_does_not_spin(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+
+    def disable() -> None:
+        faults.put("last")
+        faults.db.disable_stream(TABLE)
+
+    faults.clock.plan(10, disable)
+    before = len(faults.wire.asked)
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 3
+    assert "the stream was disabled, and is stored to its end" in ended.err
+    faults.assert_equal()
+    assert len(faults.wire.asked) - before < 200
+
+
+LISTINGS: list[list[Misreport]] = [[unordered], [duplicated], [children_first], [reopened], [duplicated, unordered]]
+
+
+@pytest.mark.parametrize("how", LISTINGS, ids=lambda how: " and ".join(h.__name__ for h in how))
+def test_listings_in_any_order_doubled_or_over_pages_mean_the_same(faults: World, how: list[Misreport]) -> None:
+    faults.fill(shards=2)
+    faults.copied()
+    faults.db.page_sizes(shards=1)  # a page boundary between every parent and child
+    faults.db.misreport(*how)
+    for n in range(8):
+        faults.put("k1", f"n{n}", n=n)
+        faults.db.split(TABLE, faults.db.open_shards(TABLE)[0])
+    faults.copied()
+
+    assert {id: s.parent for id, s in faults.shards.items()} == {s.id: s.parent for s in faults.db.shards(TABLE)}
+    assert faults.counts.read == 6 + 6 + 16
+
+
+def test_an_ended_shard_whose_children_no_listing_shows_is_asked_about_until_one_does(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    parent = faults.db.open_shards(TABLE)[0]
+    child = faults.db.roll(TABLE, parent)
+    faults.put("late")
+    faults.db.misreport(lambda shards: [s for s in shards if s.id != child], times=60)
+    ended = faults.run(seconds=120)
+    early = faults.documents
+    faults.copied()
+
+    assert ended.code == 0
+    assert "late" not in early
+    assert set(faults.shards) == {parent, child}
+    assert not faults.gaps
+
+
+def test_a_child_whose_parent_is_shown_open_is_stored_behind_all_of_its_parent(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    faults.db.page_sizes(records=1)
+    parent = faults.db.open_shards(TABLE)[0]
+    for n in range(5):
+        faults.put("k1", n=n)
+    child = faults.db.roll(TABLE, parent)
+    faults.put("k1", n=99)
+    faults.db.misreport(reopened)
+    faults.copied()
+
+    opened = [r["ShardId"] for _, operation, r in faults.wire.asked if operation == "GetShardIterator"]
+    assert opened.index(child) > max(at for at, shard in enumerate(opened) if shard == parent)
+    assert faults.shards[child].ordinal == faults.shards[parent].ordinal + 1
+
+
+def test_a_storm_of_256_shards_costs_at_most_ten_listings_a_second(faults: World) -> None:
+    faults.fill(20)
+    faults.copied()
+
+    def storm(generation: int) -> None:
+        for shard in faults.db.open_shards(TABLE):
+            faults.db.split(TABLE, shard)
+        for n in range(20):
+            faults.put(f"k{n}", n=generation)
+
+    for generation in range(8):
+        faults.clock.plan(5 + 7 * generation, lambda generation=generation: storm(generation))  # type: ignore[misc]
+    assert faults.run(seconds=90).code == 0
+    faults.copied()
+
+    assert len(faults.db.open_shards(TABLE)) == 256
+    seconds = Counter(int(at) for at in faults.wire.times("DescribeStream"))
+    assert max(seconds.values()) <= 10
+    assert faults.counts.read == 20 + 20 + 160
+
+
+def test_a_thousand_empty_pages_are_one_call_a_second_and_move_no_position(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    before = faults.shards
+    asked = len(faults.wire.times("GetRecords"))
+    faults.db.blank(times=1_000)
+    faults.put("behind")
+    ended = faults.run(seconds=1_000)
+    (shard,) = before
+
+    assert ended.code == 0
+    assert faults.shards[shard].sequence == before[shard].sequence
+    assert 900 < len(faults.wire.times("GetRecords")) - asked < 1_010
+    faults.db.heal()
+    faults.copied()
+
+
+def test_what_is_read_twice_because_the_stream_begins_earlier_than_the_scan_is_stale(faults: World) -> None:
+    faults.fill(50)
+    faults.copied()
+
+    assert faults.counts.read == 100
+    assert (faults.counts.applied, faults.counts.stale) == (50, 50)
+
+
+def test_a_scan_that_is_throttled_waits_and_goes_on_at_its_cursor(faults: World) -> None:
+    faults.fill(40)
+    faults.db.page_sizes(items=3)
+    for n in range(4):
+        faults.clock.plan(0.05 * n, lambda: faults.db.fail("Scan", times=4))
+    ended = faults.copied()
+
+    assert "Scan on orders: ProvisionedThroughputExceededException" in troubles(ended.events)
+    scanned = [r for _, operation, r in faults.wire.asked if operation == "Scan"]
+    cursors = Counter((r["Segment"], str(r.get("ExclusiveStartKey"))) for r in scanned)
+    assert max(cursors.values()) <= 17
+    assert faults.counts.read == 80
+    assert faults.clock() - 1_700_000_000 < 40 * LONGEST_BACKOFF
+
+
+def test_another_number_of_segments_begins_with_the_next_backfill(faults: World) -> None:
+    faults.fill(60)
+    faults.db.page_sizes(items=2)
+    faults.configure(backfill={"segments": 3})
+    faults.clock.plan(0.03, lambda: faults.db.fail("Scan", times=None))
+    faults.run(seconds=5)
+    begun = faults.states("segment")
+    faults.db.heal()
+    faults.configure(backfill={"segments": 5})
+    faults.copied()
+    after = faults.states("segment")
+    ended = faults.run(name="resync")
+
+    assert any(s.cursor for s in begun.values())
+    assert not all(s.ended for s in begun.values())
+    assert {s.total for s in after.values()} == {3}
+    assert sum(s.items for s in after.values()) == 60
+    assert ended.code == 0
+    assert {s.total for s in faults.states("segment").values()} == {5}

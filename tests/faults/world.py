@@ -1,0 +1,269 @@
+"""``replicator run`` in this process on a virtual clock: days pass in milliseconds, faults come when a test says."""
+
+The command line, the config, the driver and the readers are the production code. In memory are the source, the target
+and its checkpoints; ``run`` gives what a person sees: exit code, events, and what was printed as an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from replicator import driver
+from replicator import run as running
+from replicator.batch import Counts
+from replicator.checkpoints import Gap, ShardState, decode
+from replicator.cli import main
+from replicator.progress import Progress
+from replicator.steps import Stepped, Steps
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
+
+TABLE = "orders"
+HOUR = 3600.0
+LATENCY = 0.002  # seconds that each step takes
+TURNS = 300_000  # looks for a step after which a run has failed to end
+
+_CONFIG = """\
+pipeline: orders
+source: {table: orders, region: us-east-1}
+target: {type: postgres, url: "postgresql://localhost/shop", table: orders}
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended. ``events`` are its JSON lines."""
+
+    code: int
+    err: str
+    events: list[dict[str, Any]]
+
+    def event(self, name: str) -> dict[str, Any]:
+        return next(e for e in self.events if e["event"] == name)
+
+
+@dataclass
+class Clock:
+    """Seconds since 1970, and what is to happen when. ``skew``: how far this machine's clock is ahead of AWS's."""
+
+    now: float = 1_700_000_000.0
+    skew: float = 0.0
+    planned: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    order: Iterator[int] = field(default_factory=itertools.count)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def plan(self, after: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self.planned, (self.now + after, next(self.order), act))
+
+    def move(self, to: float) -> None:
+        """Let time pass; what was planned happens on the way."""
+        while self.planned and self.planned[0][0] <= to:
+            at, _, act = heapq.heappop(self.planned)
+            self.now = max(self.now, at)
+            act()
+        self.now = max(self.now, to)
+
+    def machine(self) -> float:
+        return self.now + self.skew
+
+
+class Stop:
+    """``threading.Event`` on the virtual clock; set once ``until`` is reached."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.until: float | None = None
+
+    def is_set(self) -> bool:
+        return self.until is not None and self.clock() >= self.until
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.clock.move(self.clock() + (timeout or 0.0))
+        return self.is_set()
+
+
+class VirtualSteps(Steps):
+    """``Steps`` without threads: the next one is the one that is due first, and waiting moves the clock.
+
+    Like the real one it measures rests by a clock that nobody sets.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._passed = 0.0  # as ``time.monotonic`` would say
+        self._turns = 0
+        self._generators: dict[str, Iterator[Any]] = {}
+        self._queue: list[tuple[float, int, str]] = []
+        self._order = itertools.count()
+
+    def again(self, name: str, rest: float = 0.0) -> None:
+        heapq.heappush(self._queue, (self._passed + rest, next(self._order), name))
+
+    def clear(self) -> None:
+        self._generators.clear()
+        self._queue.clear()
+
+    def close(self) -> None:
+        self.clear()
+
+    def get(self, timeout: float) -> Stepped | None:
+        self._turns += 1
+        assert self._turns < TURNS, "the run does not end"
+        due = self._queue[0][0] if self._queue else self._passed + timeout
+        if due > self._passed:
+            self._pass(min(due - self._passed, timeout))
+        if not self._queue or self._queue[0][0] > self._passed:
+            return None
+        _, _, name = heapq.heappop(self._queue)
+        self._pass(LATENCY)
+        return self._step(name)
+
+    def _pass(self, seconds: float) -> None:
+        self._passed += seconds
+        self._clock.move(self._clock() + seconds)
+
+    def _step(self, name: str) -> Stepped:
+        try:
+            return Stepped(name, next(self._generators[name]))
+        except StopIteration:
+            found = Stepped(name, ended=True)
+        except Exception as e:
+            found = Stepped(name, error=e)
+        del self._generators[name]
+        return found
+
+
+class Recorded:
+    """A wire that remembers what was asked when."""
+
+    def __init__(self, db: DynamoDB, clock: Clock) -> None:
+        self.db, self._clock = db, clock
+        self.asked: list[tuple[float, str, Mapping[str, Any]]] = []
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.asked.append((self._clock(), operation, request))
+        return self.db.call(operation, request)
+
+    def times(self, operation: str) -> list[float]:
+        return [at for at, asked, _ in self.asked if asked == operation]
+
+
+class World:
+    """A table ``orders`` with key ``id``, a pipeline from it, and everything that survives a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.random = random.Random(1)
+        self.db = DynamoDB(now=self.clock, random=self.random)
+        self.wire: Any = Recorded(self.db, self.clock)
+        self.database = MemoryDatabase()
+        self.target: Callable[[], Any] = lambda: MemoryTarget(self.database)
+        self.stop = Stop(self.clock)
+        (folder / "orders.yaml").write_text(_CONFIG)
+
+    # What a test changes
+
+    def configure(self, **options: Any) -> None:
+        text = "".join(f"{name}: {orjson.dumps(value).decode()}\n" for name, value in options.items())
+        (self.folder / "orders.yaml").write_text(_CONFIG + text)
+
+    def hook(self, source: str) -> None:
+        (self.folder / "hooks.py").write_text(source)
+        self.configure(transform="hooks.py:hook")
+
+    def put(self, *ids: str, **values: object) -> None:
+        for id in ids:
+            self.db.put(TABLE, {"id": id, **values})
+
+    def fill(self, items: int = 6, shards: int = 1) -> None:
+        self.db.create_table(TABLE, shards=shards)
+        self.put(*(f"k{n}" for n in range(items)))
+
+    # Runs
+
+    def run(self, *arguments: str, seconds: float | None = None, name: str = "run") -> Ended:
+        """A run that is stopped after so many seconds, or that ends when it has caught up."""
+        self.stop.until = None if seconds is None else self.clock() + seconds
+        until = () if seconds is not None else ("--until", "caught-up")
+        done = CliRunner().invoke(main, [name, str(self.folder / "orders.yaml"), *until, *arguments])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Ended(done.exit_code, done.stderr, [orjson.loads(line) for line in done.stdout.splitlines()])
+
+    def copied(self) -> Ended:
+        """A run that has to catch up and to leave an equal copy."""
+        ended = self.run()
+        assert ended.code == 0, ended
+        self.assert_equal()
+        return ended
+
+    # What a run left
+
+    @property
+    def documents(self) -> dict[str, Any]:
+        return {id[0]: document for id, document in self.database.documents(TABLE).items()}
+
+    def assert_equal(self) -> None:
+        """Every item is there as it is, nothing else is, and every change was counted once."""
+        assert self.documents == {i["id"]: {k: _plain(v) for k, v in i.items()} for i in self.db.items(TABLE)}
+        total = self.counts
+        assert total.read == total.applied + total.stale + total.dropped + total.parked
+
+    @property
+    def counts(self) -> Counts:
+        return sum(self.database.counts.values(), Counts())
+
+    def states(self, kind: str) -> dict[str, Any]:
+        return {id: decode(k, id, text) for (k, id), (_, text) in self.database.entries.items() if k == kind}
+
+    @property
+    def shards(self) -> dict[str, ShardState]:
+        return self.states("shard")
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [g for g in self.states("gap").values() if g.repaired is None]
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str) else int(str(value))
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path)
+
+    @contextlib.contextmanager
+    def ends(_: object) -> Iterator[tuple[Any, Any]]:
+        target = world.target()
+        yield target, getattr(target, "checkpoints", None) or MemoryCheckpoints(world.database)
+
+    def outside(stop: Any, observe: Callable[[Progress], None]) -> driver.World:
+        clock = world.clock
+        return driver.World(stop, observe, clock.machine, world.random, steps=lambda: VirtualSteps(clock), steady=clock)
+
+    monkeypatch.setattr(running, "connect", lambda *_: world.wire)
+    monkeypatch.setattr(running, "ends", ends)
+    monkeypatch.setattr(running, "World", outside)
+    monkeypatch.setattr(running, "calm_down", lambda: None)
+    monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda: world.stop)
+    logger = logging.getLogger("replicator")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield world
+    logger.handlers[:], logger.level, logger.propagate = before
