@@ -46,6 +46,8 @@ class Access(Protocol):
     def endpoint_url(self) -> str | None: ...
     @property
     def account_id_endpoint_mode(self) -> str | None: ...
+    @property
+    def timeout(self) -> float: ...
 
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
@@ -182,8 +184,8 @@ def _connected(access: Access, place: str) -> Boto:
     config = BotoConfig(
         retries={"mode": "standard", "total_max_attempts": 1},
         parameter_validation=False,
-        connect_timeout=5,
-        read_timeout=20,
+        connect_timeout=min(5.0, access.timeout),
+        read_timeout=access.timeout,
         max_pool_connections=40,
         tcp_keepalive=True,
         account_id_endpoint_mode=access.account_id_endpoint_mode,

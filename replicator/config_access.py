@@ -21,6 +21,7 @@ class Access(Options):
     account_id_endpoint_mode: Literal["preferred", "disabled", "required"] | None = Field(
         default=None, description="botocore's setting of this name"
     )
+    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for an answer")
 
     @field_validator("external_id")
     @classmethod

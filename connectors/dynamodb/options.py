@@ -48,7 +48,6 @@ class DynamoDBOptions(Access):
     )
     in_flight: int = Field(default=32, ge=1, le=500, description="requests at once")
     write_units: float | None = Field(default=None, ge=1, description="write capacity units a second to use at most")
-    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for an answer")
 
     @field_validator("deleted_attribute")
     @classmethod

@@ -53,6 +53,9 @@ class Server(Options):
         description="postgresql://user:password@host:5432/database"
     )
     insecure: bool = Field(default=False, description="allow a host that is not this machine without TLS")
+    timeout: float = Field(
+        default=20.0, ge=1, le=240, description="seconds of silence before the server counts as gone"
+    )
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:

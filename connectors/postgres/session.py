@@ -14,7 +14,8 @@ from psycopg.errors import error_from_result
 
 from connectors.postgres.encode import Statement
 from connectors.postgres.errors import translated, unreachable
-from connectors.postgres.options import address
+from connectors.postgres.options import Server, address
+from connectors.postgres.silence import Watched, connect, connect_timeout
 
 Rows = list[tuple[bytes | None, ...]]
 
@@ -23,7 +24,6 @@ COMMIT = Statement(b"COMMIT")
 
 _CONNECT: dict[str, Any] = {
     "application_name": "replicator",
-    "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
@@ -40,13 +40,14 @@ SET plan_cache_mode = force_generic_plan;
 
 
 class Session:
-    """A lazily opened connection to one database, which the config names under ``setting``."""
+    """A lazily opened connection to one database, which the config describes in ``section``."""
 
-    def __init__(self, url: str, setting: str = "target.url") -> None:
-        self._url = url
-        self._setting = setting
-        self._server = address(url)
-        self._connection: psycopg.Connection[Any] | None = None
+    def __init__(self, options: Server, section: str = "target") -> None:
+        self._url = options.url.get_secret_value()
+        self._patience = options.timeout
+        self._section = section
+        self._server = address(self._url)
+        self._connection: Watched | None = None
         self._prepared: dict[bytes, bytes] = {}
         self._sent: list[bool] | None = None  # for each answer to come: whether somebody wants it
 
@@ -55,14 +56,14 @@ class Session:
         return self._sent is not None
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self) -> Iterator[Watched]:
         """The connection for ordinary queries; errors come out as ours, and the connection goes with them."""
         assert not self.under_way, "a batch is under way: collect it first"
         try:
             yield self._open()
         except psycopg.Error as e:
             self.close()
-            raise translated(e, self._server, self._setting) from e
+            raise self.translated(e) from e
         except BaseException:  # also a KeyboardInterrupt in the middle of a message: nothing can be sent after it
             self.close()
             raise
@@ -70,13 +71,12 @@ class Session:
     def send(self, statements: Sequence[Statement]) -> None:
         """Send everything as one transaction, and return when it is on its way."""
         with self.connection() as opened:
-            connection = opened.pgconn
-            connection.enter_pipeline_mode()
+            opened.pgconn.enter_pipeline_mode()
             self._sent = []
             for statement in (BEGIN, *statements, COMMIT):
-                self._queue(connection, statement)
-            connection.pipeline_sync()
-            _flush(connection)
+                self._queue(opened.pgconn, statement)
+            opened.pgconn.pipeline_sync()
+            _flush(opened)
 
     def collect(self) -> list[Rows]:
         """Wait for the answers: each statement's rows, the transaction committed. psycopg.Error if it was not."""
@@ -85,7 +85,7 @@ class Session:
         try:
             connection = self._open_still()
             answers = list(_answers(connection))
-            connection.exit_pipeline_mode()
+            connection.pgconn.exit_pipeline_mode()
         except BaseException:
             self.close()
             raise
@@ -93,7 +93,7 @@ class Session:
         return found[1:-1]
 
     def translated(self, error: psycopg.Error) -> Exception:
-        return translated(error, self._server, self._setting)
+        return translated(error, self._server, f"{self._section}.url")
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -115,36 +115,37 @@ class Session:
             connection.send_query_prepared(name, statement.parameters)
         self._sent.append(True)
 
-    def _open_still(self) -> pq.abc.PGconn:
+    def _open_still(self) -> Watched:
         if self._connection is None or self._connection.closed:
             raise psycopg.OperationalError("the connection was closed while a batch was under way")
-        return self._connection.pgconn
+        return self._connection
 
-    def _open(self) -> psycopg.Connection[Any]:
+    def _open(self) -> Watched:
         if self._connection is not None and not self._connection.closed:
             return self._connection
         self.close()
         given = conninfo_to_dict(self._url)
-        settings = {name: value for name, value in _CONNECT.items() if name not in given}
+        wanted = _CONNECT | {"connect_timeout": connect_timeout(self._patience)}
+        settings = {name: value for name, value in wanted.items() if name not in given}
         try:
-            connection = psycopg.connect(self._url, autocommit=True, client_encoding="utf8", **settings)
+            connection = connect(self._url, settings, self._patience, f"{self._section}.timeout")
         except psycopg.OperationalError as e:
-            raise unreachable(e, self._server, self._setting) from e
+            raise unreachable(e, self._server, f"{self._section}.url") from e
         self._connection = connection
         connection.execute(_SETTINGS)
         return connection
 
 
-def _flush(connection: pq.abc.PGconn) -> None:
+def _flush(connection: Watched) -> None:
     """Push the queued bytes out, taking in what comes meanwhile so that neither side waits for the other."""
     poll = select.poll()
-    poll.register(connection.socket, select.POLLIN | select.POLLOUT)
-    while connection.flush():
-        poll.poll()
-        connection.consume_input()
+    poll.register(connection.pgconn.socket, select.POLLIN | select.POLLOUT)
+    while connection.pgconn.flush():
+        connection.await_socket(poll)
+        connection.pgconn.consume_input()
 
 
-def _answers(connection: pq.abc.PGconn) -> Iterator[Rows]:
+def _answers(connection: Watched) -> Iterator[Rows]:
     """One list of rows a statement; the first error, after everything was read."""
     failure: psycopg.Error | None = None
     while (result := _next(connection)) is None or result.status != pq.ExecStatus.PIPELINE_SYNC:
@@ -157,16 +158,17 @@ def _answers(connection: pq.abc.PGconn) -> Iterator[Rows]:
         raise failure
 
 
-def _next(connection: pq.abc.PGconn) -> pq.abc.PGresult | None:
+def _next(connection: Watched) -> pq.abc.PGresult | None:
     """libpq's next result, waiting in Python so that signals are heard."""
+    pgconn = connection.pgconn
     poll = select.poll()
-    poll.register(connection.socket, select.POLLIN)
-    if connection.is_busy():
+    poll.register(pgconn.socket, select.POLLIN)
+    if pgconn.is_busy():
         _flush(connection)
-    while connection.is_busy():
-        poll.poll()
-        connection.consume_input()
-    return connection.get_result()
+    while pgconn.is_busy():
+        connection.await_socket(poll)
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
 def _rows(result: pq.abc.PGresult) -> Rows:

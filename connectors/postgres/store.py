@@ -18,9 +18,8 @@ class PostgresStore(PostgresCheckpoints):
     Options = Server
 
     def __init__(self, options: Server, pipeline: str, base: Path) -> None:
-        url = options.url.get_secret_value()
-        super().__init__(Session(url, "checkpoints.url"), pipeline)
-        self._address = address(url)
+        super().__init__(Session(options, "checkpoints"), pipeline)
+        self._address = address(options.url.get_secret_value())
 
     @property
     def place(self) -> str:

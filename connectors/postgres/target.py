@@ -34,7 +34,7 @@ class Postgres:
     def __init__(self, options: PostgresOptions, pipeline: str) -> None:
         self._options = options
         self._pipeline = pipeline
-        self._session = Session(options.url.get_secret_value())
+        self._session = Session(options)
         self._checkpoints = PostgresCheckpoints(self._session, pipeline)
         self._encoder = Encoder({}, options.nul, pipeline)
         self._sent: Encoded | None = None

@@ -99,7 +99,7 @@ class SearchOptions(Options):
         default=None, description="file with the authorities to trust instead of the public ones"
     )
     compress: bool = Field(default=False, description="gzip requests and answers: less traffic, more work")
-    timeout: float = Field(default=60.0, ge=5, le=240, description="seconds to wait for an answer")
+    timeout: float = Field(default=60.0, ge=1, le=240, description="seconds to wait for an answer")
     bulk_bytes: int = Field(default=8 * MEGABYTE, ge=1024, le=90 * MEGABYTE, description="most bytes in a bulk request")
     bulk_documents: int = Field(default=1000, ge=1, le=100_000, description="most documents in a bulk request")
     in_flight: int = Field(default=2, ge=1, le=16, description="bulk requests at once")
