@@ -1,4 +1,4 @@
-"""``replicator run`` in this process on a virtual clock: days pass in milliseconds, faults come when a test says."""
+"""``replicator run`` in this process on a virtual clock: days pass in milliseconds, faults come when a test says.
 
 The command line, the config, the driver and the readers are the production code. In memory are the source, the target
 and its checkpoints; ``run`` gives what a person sees: exit code, events, and what was printed as an error.
