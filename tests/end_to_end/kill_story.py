@@ -1,0 +1,198 @@
+"""A pipeline that lives through many kills: what is written before each, and what has to hold after it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from replicator.checkpoints import Claimed, PipelineState, SegmentState, ShardState, decode
+from replicator.config import load
+from replicator.run import ends
+from replicator.testing.dynamodb_local import DynamoDBLocal
+from tests.end_to_end.kills import PAGE
+from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run
+from tests.end_to_end.targets import HOOK, Mirror, through_the_hook
+from tests.end_to_end.world import Source
+
+ROOT = Path(__file__).parents[2]
+KEYS = 60
+RESUMED = 10.0  # seconds from a run's start, in which it has to go on where the killed one was
+RESYNCING = ("after positions", "mid scan batch", "scan stored, cursor not", "during the epoch's rise")
+RESYNCING += ("during sweep", "during purge")
+MANY = ("mid scan batch", "scan stored, cursor not", "after GetRecords", "inside a hook", "at a shard's end")
+MANY += ("between requests of a batch", "stored, checkpoint not", "during the checkpoint")
+"""Steps that a run comes by at least twice."""
+BATCH = 2 * PAGE - 1  # records that a batch may have: a page, and one more where the first one lacks a record
+
+
+@dataclass(frozen=True)
+class Durable:
+    """What is stored of a pipeline: its epoch, positions, and counts of its shards and of its segments."""
+
+    epoch: int
+    shards: Mapping[str, ShardState]
+    segments: Mapping[str, SegmentState]
+    read: Mapping[str, int]
+    stale: Mapping[str, int]
+
+    @classmethod
+    def of(cls, claimed: Claimed) -> Durable:
+        values = [(e.kind, e.id, decode(e.kind, e.id, e.text)) for e in claimed.entries if e.kind != "parked"]
+        counts = claimed.counts.items()
+        return cls(
+            next((v.epoch for _, _, v in values if isinstance(v, PipelineState)), 0),
+            {id: v for _, id, v in values if isinstance(v, ShardState)},
+            {id: v for _, id, v in values if isinstance(v, SegmentState)},
+            {k: sum(c.read for s, c in counts if s.startswith(k)) for k in ("shard", "segment")},
+            {k: sum(c.stale for s, c in counts if s.startswith(k)) for k in ("shard", "segment")},
+        )
+
+    def assert_not_behind(self, earlier: Durable) -> None:
+        """No position that was stored ``earlier`` is lost."""
+        assert self.epoch >= earlier.epoch
+        if self.epoch > earlier.epoch:
+            return
+        for id, was in earlier.shards.items():
+            now = self.shards[id]
+            assert (int(now.sequence or 0), now.ordinal, now.ended) >= (int(was.sequence or 0), was.ordinal, was.ended)
+        for id, done in earlier.segments.items():
+            assert (self.segments[id].items, self.segments[id].ended) >= (done.items, done.ended)
+
+
+class Doomed(Run):
+    """A run that sends itself a signal at a step."""
+
+    def __init__(self, how: Sequence[str], arguments: Sequence[str], log: Path) -> None:
+        self._log, self._errors = log, log.with_suffix(".err")
+        command = [sys.executable, "-m", "tests.end_to_end.kills", *how, "--", *arguments]
+        with log.open("wb") as out, self._errors.open("wb") as err:
+            self.process = subprocess.Popen(command, env={**os.environ, **_AWS}, cwd=ROOT, stdout=out, stderr=err)
+
+
+@dataclass
+class Story:
+    """``kind``, ``store``: see ``steps``. ``settings``: more of the config."""
+
+    pipeline: Pipeline
+    source: Source
+    local: DynamoDBLocal
+    kind: str
+    store: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    chance: random.Random = field(default_factory=lambda: random.Random(55))
+    rolled: int = 0
+    changes: int = 0
+
+    def begin(self) -> Story:
+        """A finished backfill."""
+        configure = self.pipeline.configured if isinstance(self.pipeline, Mirror) else self.pipeline.configure
+        configure(HOOK, backfill={"segments": 2}, **self.settings)
+        self.source.fill(KEYS)
+        self.pipeline.caught_up()
+        return self
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is applied again: rows and positions commit together."""
+        return self.kind == "postgres"
+
+    @property
+    def durable(self) -> Durable:
+        with ends(load(self.pipeline.path)) as (_, checkpoints):
+            return Durable.of(checkpoints.read())
+
+    def change(self, count: int) -> None:
+        """Puts and deletes. What the hook drops is among them."""
+        for _ in range(count):
+            pk = f"k{self.chance.randrange(KEYS)}"
+            if pk in self.source.alive and self.chance.random() < 0.3:
+                self.source.delete(pk)
+            else:
+                self.put(pk)
+
+    def put(self, pk: str) -> None:
+        self.changes += 1
+        self.source.put(pk, n=1000 + self.changes)
+
+    def roll(self) -> None:
+        self.local.roll()
+        self.rolled = self.source.records
+
+    def leave_rows_to_sweep(self) -> None:
+        """Deletes that a new epoch does not read, because their shard is closed by then."""
+        missing = [pk for pk in map("k{}".format, range(KEYS)) if pk not in self.source.alive]
+        for pk in sorted(self.source.alive)[: KEYS // 3]:
+            self.source.delete(pk)
+        self.roll()
+        for pk in missing:
+            self.put(pk)
+
+    def killed(self, step: str, count: int) -> None:
+        """A run that ends at a step."""
+        resyncs = step in RESYNCING
+        if resyncs:
+            self.leave_rows_to_sweep()
+        else:
+            for _ in range(3):
+                self.change(25)
+                if step == "at a shard's end":
+                    self.roll()
+        self.ended_at(step, count, "resync" if resyncs else "run")
+
+    def doomed(self, step: str, count: int, command: str, how: str = "SIGKILL") -> Doomed:
+        self.pipeline.runs += 1
+        log = self.pipeline.folder / f"{self.pipeline.name}-{self.pipeline.runs}.log"
+        self.marker.unlink(missing_ok=True)
+        told = [self.kind, self.store, step, str(count), how, str(self.marker)]
+        return Doomed(told, [command, str(self.pipeline.path), "--json"], log)
+
+    @property
+    def marker(self) -> Path:
+        return self.pipeline.folder / "passed"
+
+    def ended_at(self, step: str, count: int, command: str) -> None:
+        with self.doomed(step, count, command) as run:
+            ended = run.wait()
+        assert self.marker.exists(), f"{step} was not passed {count} times: {ended}"
+        assert ended.code == -9, ended
+
+    def goes_on(self, before: Durable, records: int, step: str) -> None:
+        """What has to hold after a kill, ``before`` and that many ``records`` before it."""
+        left = self.durable
+        self.change(3)
+        recovered, seconds = self._resumed()
+        after = self.durable
+        assert recovered.code == 0, recovered
+        assert seconds < RESUMED
+        assert self.pipeline.documents() == through_the_hook(self.source.items().values())
+        left.assert_not_behind(before)
+        after.assert_not_behind(left)
+        self._assert_counted(before, after, records, step)
+
+    def _resumed(self) -> tuple[Ended, float]:
+        """The next run until it has caught up, and how long that took."""
+        started = time.monotonic()
+        with self.pipeline.start("run", "--until", "caught-up", "--json") as run:
+            ended = run.wait(PATIENCE)
+        return ended, time.monotonic() - started
+
+    def _assert_counted(self, before: Durable, after: Durable, records: int, step: str) -> None:
+        """Each record was read once, and applied once: all of it in Postgres, all but a batch elsewhere."""
+        read = {kind: after.read[kind] - before.read[kind] for kind in before.read}
+        stale = {kind: after.stale[kind] - before.stale[kind] for kind in before.stale}
+        again = 0 if self.exact else BATCH
+        if after.epoch == before.epoch:
+            assert step not in RESYNCING or step == "during the epoch's rise"
+            assert read == {"shard": self.source.records - records, "segment": 0}
+        else:
+            assert after.epoch == before.epoch + 1
+            fresh = self.source.records - self.rolled
+            assert read == {"shard": fresh, "segment": sum(s.items for s in after.segments.values())}
+            assert stale["segment"] <= fresh + again, "a scanned item is stale where a record came first"
+        assert stale["shard"] <= again

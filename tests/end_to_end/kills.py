@@ -1,0 +1,128 @@
+"""``replicator`` as it is, but for a signal that it sends itself at a named step: SIGKILL, or SIGSTOP.
+
+    python -m tests.end_to_end.kills TARGET STORE STEP COUNT SIGNAL MARKER -- run CONFIG ...
+
+When the step is passed for the COUNT-th time, MARKER is written and the process is gone, or stopped. Pages and batches
+are small here, so that a small table has many of them, and requests are believed to linger for a moment only, so that
+a purge comes soon.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from replicator import doubt, fetched
+from replicator.cli import main
+from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
+
+PAGE = 20  # changes in a page, and from which on a batch is full
+LINGER = 0.2  # seconds
+
+
+def wrapped(function: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``module:Class.method`` by what ``wrapper`` makes of it."""
+    module, _, path = function.partition(":")
+    owner, _, name = path.rpartition(".")
+    place = getattr(importlib.import_module(module), owner)
+    setattr(place, name, wrapper(getattr(place, name)))
+
+
+def small_pages() -> None:
+    def limited(call: Callable[..., Any]) -> Callable[..., Any]:
+        def limit(wire: Any, operation: str, request: dict[str, Any]) -> Any:
+            small = {"Limit": PAGE} if operation in ("GetRecords", "Scan") else {}
+            return call(wire, operation, {**request, **small})
+
+        return limit
+
+    wrapped("replicator.aws:Boto.call", limited)
+    fetched.BATCH_ROWS = PAGE
+    doubt.LINGER = LINGER
+
+
+def watched(target: str) -> Scene:
+    """A scene that is kept true while the run goes on."""
+    scene = Scene()
+
+    def sends(send: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: Any, encoded: Any) -> Any:
+            scene.batch, scene.answered = encoded.batch, 0
+            return send(self, encoded)
+
+        return noted
+
+    def delivers(deliver: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(self: Any, layout: Any, lines: Any) -> Any:
+            found = deliver(self, layout, lines)
+            scene.answered += len(lines)
+            return found
+
+        return noted
+
+    wrapped(f"connectors.{target}.target:{SENDS[target]}.send", sends)
+    if target == "search":
+        wrapped("connectors.search.bulk:Bulk._deliver", delivers)
+    for chore in ("sweep", "purge"):
+        wrapped(f"replicator.chores:Chores._{chore}", lambda do, chore=chore: _during(scene, chore, do))
+    return scene
+
+
+def _during(scene: Scene, chore: str, do: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        scene.chore = chore
+        try:
+            return do(*arguments)
+        finally:
+            scene.chore = None
+
+    return noted
+
+
+def armed(step: Step, scene: Scene, act: Callable[[], None], count: int) -> None:
+    """Let ``act`` happen when the step is passed for the ``count``-th time."""
+    lock = threading.Lock()
+    left = count
+
+    def passed(arguments: tuple[Any, ...], found: Any) -> None:
+        nonlocal left
+        if not step.counts(Passage(scene, arguments, found)):
+            return
+        with lock:  # no other thread comes by while this one acts
+            left -= 1
+            if left == 0:
+                act()
+
+    def around(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if step.moment == "before":
+                passed(arguments, None)
+            found = function(*arguments)
+            if step.moment == "after":
+                passed(arguments, found)
+            return found
+
+        return call
+
+    wrapped(step.function, around)
+
+
+def run(target: str, store: str, name: str, count: str, number: str, marker: str) -> None:
+    def act() -> None:
+        Path(marker).write_text(name)
+        os.kill(os.getpid(), signal.Signals[number])
+
+    small_pages()
+    armed(steps(target, store)[name], watched(target), act, int(count))
+
+
+if __name__ == "__main__":
+    at = sys.argv.index("--")
+    run(*sys.argv[1:at])
+    main(sys.argv[at + 1 :], prog_name="replicator")

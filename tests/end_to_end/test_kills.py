@@ -1,0 +1,132 @@
+"""A kill at every step, on real servers: the next run goes on where the killed one was, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from replicator.testing.dynamodb_local import DynamoDBLocal
+from tests.end_to_end.conftest import table
+from tests.end_to_end.kill_steps import steps
+from tests.end_to_end.kill_story import MANY, Story
+from tests.end_to_end.pipeline import _AWS, Pipeline
+from tests.end_to_end.targets import MAPPING, Index, OtherTable
+from tests.end_to_end.world import Copy, Source
+from tests.servers_dynamodb import StartLocal
+from tests.servers_postgres import Database, PostgresServer, database
+from tests.servers_search import SERVERS, Search, SearchServer, indices
+
+PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
+KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "2"))
+"""Of each step."""
+POSTGRES = ("debian", "wheel") if PROVE else ("wheel",)
+SEARCH = SERVERS if PROVE else ("elasticsearch-9", "opensearch-3")
+pytestmark = [pytest.mark.dynamodb_local, pytest.mark.timeout(120 + 30 * KILLS)]
+
+
+@pytest.fixture(scope="module")
+def credentials() -> Iterator[None]:
+    """For the checkpoints, which the tests read in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _AWS.items():
+            patch.setenv(name, value)
+        yield
+
+
+@contextmanager
+def its_source(local: DynamoDBLocal) -> Iterator[Source]:
+    with table(local.endpoint, "NEW_AND_OLD_IMAGES") as source:
+        yield source
+
+
+@pytest.fixture(scope="module")
+def into_postgres(
+    postgres_server: PostgresServer, local: DynamoDBLocal, credentials: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    with its_source(local) as source, contextmanager(database)(postgres_server) as empty:
+        copy = Copy(tmp_path_factory.mktemp("kills"), source, empty)
+        yield Story(copy, source, local, "postgres", "target").begin()
+
+
+@pytest.fixture(scope="module")
+def into_a_search_engine(
+    search_server: SearchServer,
+    one_postgres_server: PostgresServer,
+    local: DynamoDBLocal,
+    credentials: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Story]:
+    """Checkpoints are in a file for Elasticsearch, in Postgres for OpenSearch."""
+    with (
+        its_source(local) as source,
+        contextmanager(indices)(search_server) as search,
+        contextmanager(database)(one_postgres_server) as empty,
+    ):
+        index = SmallBulks(tmp_path_factory.mktemp("kills"), source, search, options={"mapping": MAPPING})
+        if search_server.which.startswith("elasticsearch"):
+            yield Story(index, source, local, "search", "sqlite").begin()
+        else:
+            kept = {"checkpoints": {"type": "postgres", "url": empty.url}}
+            yield Story(index, source, local, "search", "postgres", kept).begin()
+
+
+@pytest.fixture(scope="module")
+def into_a_table(
+    dynamodb_local: StartLocal, local: DynamoDBLocal, credentials: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    """Checkpoints are in a table beside it."""
+    with its_source(local) as source:
+        server = dynamodb_local()
+        copy = OtherTable(tmp_path_factory.mktemp("kills"), source, server, name=f"copy-of-{source.table}")
+        place = {"region": "eu-west-1", "endpoint_url": server.endpoint}
+        kept = {"checkpoints": {"type": "dynamodb", "table": "checkpoints", **place}}
+        story = Story(copy, source, local, "dynamodb", "dynamodb", kept)
+        copy.configured(backfill={"segments": 2}, **kept)
+        assert copy.command("check", "--create").code == 0
+        yield story.begin()
+        server.stop()
+
+
+class SmallBulks(Index):
+    """A batch takes several requests."""
+
+    def target(self) -> dict[str, object]:
+        return {**super().target(), "bulk_documents": 7}
+
+
+def survives(story: Story, step: str) -> None:
+    """Kills at the first passages, then at random ones."""
+    for kill in range(KILLS):
+        before, records = story.durable, story.source.records
+        count = 1 + kill % 2 if kill < 2 else story.chance.randint(1, 2)
+        story.killed(step, count if step in MANY else 1)
+        story.goes_on(before, records, step)
+
+
+@pytest.mark.parametrize("postgres_server", POSTGRES, indirect=True)
+@pytest.mark.parametrize("step", sorted(steps("postgres", "target")))
+def test_after_a_kill_postgres_is_what_the_hook_makes_and_nothing_is_applied_again(
+    into_postgres: Story, step: str
+) -> None:
+    survives(into_postgres, step)
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("search_server", SEARCH, indirect=True)
+@pytest.mark.parametrize("step", sorted(steps("search", "sqlite")))
+def test_after_a_kill_an_index_is_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
+    into_a_search_engine: Story, step: str
+) -> None:
+    survives(into_a_search_engine, step)
+
+
+@pytest.mark.parametrize("step", sorted(steps("dynamodb", "dynamodb")))
+def test_after_a_kill_a_table_is_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
+    into_a_table: Story, step: str
+) -> None:
+    survives(into_a_table, step)
