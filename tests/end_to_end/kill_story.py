@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from replicator.checkpoints import Claimed, PipelineState, SegmentState, ShardSt
 from replicator.config import load
 from replicator.run import ends
 from replicator.testing.dynamodb_local import DynamoDBLocal
+from tests.end_to_end import kills
 from tests.end_to_end.kills import PAGE
 from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run
 from tests.end_to_end.targets import HOOK, Mirror, through_the_hook
 from tests.end_to_end.world import Source
 
-ROOT = Path(__file__).parents[2]
 KEYS = 60
 RESUMED = 10.0  # seconds from a run's start, in which it has to go on where the killed one was
 RESYNCING = ("after positions", "mid scan batch", "scan stored, cursor not", "during the epoch's rise")
@@ -65,14 +65,34 @@ class Durable:
             assert (self.segments[id].items, self.segments[id].ended) >= (done.items, done.ended)
 
 
-class Doomed(Run):
-    """A run that sends itself a signal at a step."""
+_FORKING = multiprocessing.get_context("forkserver")
+_FORKING.set_forkserver_preload([*kills.IMPORTED, kills.__name__])
 
-    def __init__(self, how: Sequence[str], arguments: Sequence[str], log: Path) -> None:
+
+class Forked(Run):
+    """A run in a process of its own that imported everything before: it starts at once. ``how``: see ``prepared``."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, how: Sequence[str] = ()) -> None:
         self._log, self._errors = log, log.with_suffix(".err")
-        command = [sys.executable, "-m", "tests.end_to_end.kills", *how, "--", *arguments]
-        with log.open("wb") as out, self._errors.open("wb") as err:
-            self.process = subprocess.Popen(command, env={**os.environ, **_AWS}, cwd=ROOT, stdout=out, stderr=err)
+        told = (how, arguments, str(self._log), str(self._errors), _AWS)
+        self.forked = _FORKING.Process(target=kills.forked, args=told)
+        self.forked.start()
+
+    def wait(self, within: float = PATIENCE) -> Ended:
+        self.forked.join(within)
+        return self.ended()
+
+    def ended(self) -> Ended:
+        code = self.forked.exitcode
+        return Ended(-1000 if code is None else code, self._log.read_text(), self._errors.read_text())
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.forked.pid is not None
+        os.kill(self.forked.pid, number)
+
+    def kill(self) -> None:
+        self.forked.kill()
+        self.forked.join()
 
 
 @dataclass
@@ -145,12 +165,14 @@ class Story:
                     self.roll()
         self.ended_at(step, count, "resync" if resyncs else "run")
 
-    def doomed(self, step: str, count: int, command: str, how: str = "SIGKILL") -> Doomed:
+    def doomed(self, step: str, count: int, command: str, how: str = "SIGKILL") -> Forked:
+        self.marker.unlink(missing_ok=True)
+        return self.run(command, how=(self.kind, self.store, step, str(count), how, str(self.marker)))
+
+    def run(self, command: str, *options: str, how: Sequence[str] = ()) -> Forked:
         self.pipeline.runs += 1
         log = self.pipeline.folder / f"{self.pipeline.name}-{self.pipeline.runs}.log"
-        self.marker.unlink(missing_ok=True)
-        told = [self.kind, self.store, step, str(count), how, str(self.marker)]
-        return Doomed(told, [command, str(self.pipeline.path), "--json"], log)
+        return Forked([command, str(self.pipeline.path), "--json", *options], log, how)
 
     @property
     def marker(self) -> Path:
@@ -178,8 +200,8 @@ class Story:
     def _resumed(self) -> tuple[Ended, float]:
         """The next run until it has caught up, and how long that took."""
         started = time.monotonic()
-        with self.pipeline.start("run", "--until", "caught-up", "--json") as run:
-            ended = run.wait(PATIENCE)
+        with self.run("run", "--until", "caught-up") as run:
+            ended = run.wait()
         return ended, time.monotonic() - started
 
     def _assert_counted(self, before: Durable, after: Durable, records: int, step: str) -> None:

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,9 @@ def armed(step: Step, scene: Scene, act: Callable[[], None], count: int) -> None
     wrapped(step.function, around)
 
 
-def run(target: str, store: str, name: str, count: str, number: str, marker: str) -> None:
+def prepared(target: str, store: str, name: str, count: str, number: str, marker: str) -> None:
+    """Arm this process; ``number`` is the signal's name."""
+
     def act() -> None:
         Path(marker).write_text(name)
         os.kill(os.getpid(), signal.Signals[number])
@@ -122,7 +124,22 @@ def run(target: str, store: str, name: str, count: str, number: str, marker: str
     armed(steps(target, store)[name], watched(target), act, int(count))
 
 
+def forked(how: Sequence[str], arguments: Sequence[str], log: str, errors: str, environment: Mapping[str, str]) -> None:
+    """The same in a process forked from one that has imported everything; without ``how`` as a user's run is."""
+    for number, path in ((1, log), (2, errors)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.update(environment)
+    if how:
+        prepared(*how)
+    main(arguments, prog_name="replicator")
+
+
+IMPORTED = ("connectors.postgres", "connectors.elasticsearch", "connectors.opensearch", "connectors.dynamodb")
+IMPORTED += ("replicator.run", "replicator.cli.live", "replicator.stores.sqlite", "replicator.stores.dynamodb")
+
 if __name__ == "__main__":
     at = sys.argv.index("--")
-    run(*sys.argv[1:at])
+    prepared(*sys.argv[1:at])
     main(sys.argv[at + 1 :], prog_name="replicator")
