@@ -15,7 +15,7 @@ from replicator.batch import Batch
 
 @dataclass
 class Scene:
-    """What a run is at: the batch that was handed to the target last, how many writes of it were answered, the chore."""
+    """What a run is at: the batch that the target got last, how many writes of it were answered, the chore."""
 
     batch: Batch = field(default_factory=Batch)
     answered: int = 0

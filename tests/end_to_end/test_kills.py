@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,12 @@ from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.conftest import table
 from tests.end_to_end.kill_steps import steps
 from tests.end_to_end.kill_story import MANY, Story
-from tests.end_to_end.pipeline import _AWS, Pipeline
+from tests.end_to_end.pipeline import _AWS
 from tests.end_to_end.targets import MAPPING, Index, OtherTable
 from tests.end_to_end.world import Copy, Source
 from tests.servers_dynamodb import StartLocal
-from tests.servers_postgres import Database, PostgresServer, database
-from tests.servers_search import SERVERS, Search, SearchServer, indices
+from tests.servers_postgres import PostgresServer, database
+from tests.servers_search import SERVERS, SearchServer, indices
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "2"))
