@@ -23,7 +23,7 @@ demo: install ## copy a table while it is being written to, on this machine
 test: install ## all tests; those that need a server that is missing are skipped, loudly (with CI=true they fail)
 	$(BIN)/pytest
 
-prove: install ## the long ones: 50 kills, many random histories
+prove: install ## the long ones: 50 kills at every step on every server (hours), many random histories
 	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=2000 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
 
 bench: install ## measure, and print the table

@@ -4,7 +4,8 @@ from functools import cache
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("replicator.testing.contract")  # so that its claims say what they compared
+# So that their claims say what they compared.
+pytest.register_assert_rewrite("replicator.testing.contract", "tests.end_to_end.kill_story")
 
 # the first one wraps what the others import
 pytest_plugins = [

@@ -10,24 +10,36 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from replicator.checkpoints import Claimed, PipelineState, SegmentState, ShardState, decode
 from replicator.config import load
+from replicator.delivery import CONFIRMED
 from replicator.run import ends
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end import kills
 from tests.end_to_end.kills import PAGE
-from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run
+from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run, eventually
 from tests.end_to_end.targets import HOOK, Mirror, through_the_hook
-from tests.end_to_end.world import Source
+from tests.end_to_end.world import Copy, Source
 
 KEYS = 60
+ASKS = "after GetRecords"  # the step after which a run asks whether it was replaced
 RESUMED = 10.0  # seconds from a run's start, in which it has to go on where the killed one was
-RESYNCING = ("after positions", "mid scan batch", "scan stored, cursor not", "during the epoch's rise")
+RESYNCING: tuple[str, ...] = ("after positions", "mid scan batch", "scan stored, cursor not", "during the epoch's rise")
 RESYNCING += ("during sweep", "during purge")
-MANY = ("mid scan batch", "scan stored, cursor not", "after GetRecords", "inside a hook", "at a shard's end")
-MANY += ("between requests of a batch", "stored, checkpoint not", "during the checkpoint")
-"""Steps that a run comes by at least twice."""
+PASSAGES: Mapping[str, int] = {
+    "mid scan batch": 2,
+    "scan stored, cursor not": 2,
+    "after GetRecords": 3,
+    "inside a hook": 20,
+    "at a shard's end": 3,
+    "between requests of a batch": 3,
+    "stored, checkpoint not": 3,
+    "during the checkpoint": 3,
+}
+"""How often a run comes by, at least, where that is more than once."""
+ANY = "at any moment"
 BATCH = 2 * PAGE - 1  # records that a batch may have: a page, and one more where the first one lacks a record
 
 
@@ -90,6 +102,9 @@ class Forked(Run):
         assert self.forked.pid is not None
         os.kill(self.forked.pid, number)
 
+    def __enter__(self) -> Forked:
+        return self
+
     def kill(self) -> None:
         self.forked.kill()
         self.forked.join()
@@ -104,7 +119,7 @@ class Story:
     local: DynamoDBLocal
     kind: str
     store: str
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     chance: random.Random = field(default_factory=lambda: random.Random(55))
     rolled: int = 0
     changes: int = 0
@@ -163,11 +178,14 @@ class Story:
                 self.change(25)
                 if step == "at a shard's end":
                     self.roll()
-        self.ended_at(step, count, "resync" if resyncs else "run")
+        if step == ANY:
+            self.ended_at_any_moment()
+        else:
+            self.ended_at(step, count, "resync" if resyncs else "run")
 
-    def doomed(self, step: str, count: int, command: str, how: str = "SIGKILL") -> Forked:
+    def doomed(self, step: str, count: int, command: str, number: str = "SIGKILL") -> Forked:
         self.marker.unlink(missing_ok=True)
-        return self.run(command, how=(self.kind, self.store, step, str(count), how, str(self.marker)))
+        return self.run(command, how=(self.kind, self.store, step, str(count), number, str(self.marker)))
 
     def run(self, command: str, *options: str, how: Sequence[str] = ()) -> Forked:
         self.pipeline.runs += 1
@@ -183,6 +201,12 @@ class Story:
             ended = run.wait()
         assert self.marker.exists(), f"{step} was not passed {count} times: {ended}"
         assert ended.code == -9, ended
+
+    def ended_at_any_moment(self) -> None:
+        with self.run("run") as run:
+            run.forked.join(self.chance.uniform(0.0, 1.5))
+            assert run.forked.is_alive()
+            run.kill()
 
     def goes_on(self, before: Durable, records: int, step: str) -> None:
         """What has to hold after a kill, ``before`` and that many ``records`` before it."""
@@ -218,3 +242,41 @@ class Story:
             assert read == {"shard": fresh, "segment": sum(s.items for s in after.segments.values())}
             assert stale["segment"] <= fresh + again, "a scanned item is stale where a record came first"
         assert stale["shard"] <= again
+
+    def overslept(self, step: str) -> None:
+        """A run stops at a step, as by SIGSTOP; another one takes over and catches up; then the first one wakes up."""
+        self.put("k0")
+        self.change(25)
+        with self.doomed(step, 1, "run", "SIGSTOP") as sleeper:
+            eventually(self.marker.exists, f"{step} is passed")
+            asleep = time.monotonic()
+            second = self._taken_over(forgets=step == ASKS)
+            if step == ASKS:
+                eventually(lambda: time.monotonic() - asleep > CONFIRMED, "what it knew of its ownership is old")
+            before = self.durable, self._documents()
+            sleeper.send(signal.SIGCONT)
+            first = sleeper.wait(15.0)
+        assert second.code == 0, second
+        assert first.code == 5, first
+        assert "another run owns this pipeline" in first.err
+        assert (self.durable, self._documents()) == before
+        assert self.pipeline.documents() == through_the_hook(self.source.items().values())
+
+    def _taken_over(self, *, forgets: bool) -> Ended:
+        """Another run that catches up. ``forgets``: it leaves no tombstone of a delete, as after five minutes.
+
+        So what the first run writes without asking would be there again.
+        """
+        self.change(25)
+        if "k0" in self.source.alive:
+            self.source.delete("k0")
+        never = (self.kind, self.store, ASKS, "1000000", "SIGKILL", f"{self.marker}-never")
+        with self.run("run", "--until", "caught-up", how=never if forgets else ()) as second:
+            return second.wait()
+
+    def _documents(self) -> object:
+        """Everything that is stored, with versions or what changes with any write."""
+        if isinstance(self.pipeline, Mirror):
+            return self.pipeline.writes(), self.pipeline.tombstones(), self.pipeline.documents()
+        assert isinstance(self.pipeline, Copy)
+        return self.pipeline.query("SELECT *, xmin::text FROM {} ORDER BY pk", self.pipeline.name)

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def watched(target: str) -> Scene:
     if target == "search":
         wrapped("connectors.search.bulk:Bulk._deliver", delivers)
     for chore in ("sweep", "purge"):
-        wrapped(f"replicator.chores:Chores._{chore}", lambda do, chore=chore: _during(scene, chore, do))
+        wrapped(f"replicator.chores:Chores._{chore}", partial(_during, scene, chore))
     return scene
 
 
@@ -136,8 +137,16 @@ def forked(how: Sequence[str], arguments: Sequence[str], log: str, errors: str, 
     main(arguments, prog_name="replicator")
 
 
-IMPORTED = ("connectors.postgres", "connectors.elasticsearch", "connectors.opensearch", "connectors.dynamodb")
-IMPORTED += ("replicator.run", "replicator.cli.live", "replicator.stores.sqlite", "replicator.stores.dynamodb")
+IMPORTED = (
+    "connectors.dynamodb",
+    "connectors.elasticsearch",
+    "connectors.opensearch",
+    "connectors.postgres",
+    "replicator.cli.live",
+    "replicator.run",
+    "replicator.stores.dynamodb",
+    "replicator.stores.sqlite",
+)
 
 if __name__ == "__main__":
     at = sys.argv.index("--")

@@ -1,23 +1,30 @@
-"""A kill at every step, on real servers: the next run goes on where the killed one was, and nothing is lost."""
+"""A run is killed, or stopped for a while, at every step, on real servers.
+
+After a kill the next run goes on where the killed one was, and nothing is lost. After SIGSTOP and a take-over the run
+that wakes up writes nothing that counts.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from replicator.testing.dynamodb_local import DynamoDBLocal
+from replicator.testing.postgres_server import PostgresServer
+from replicator.testing.search_server import SearchServer
 from tests.end_to_end.conftest import table
 from tests.end_to_end.kill_steps import steps
-from tests.end_to_end.kill_story import MANY, Story
+from tests.end_to_end.kill_story import ANY, PASSAGES, Story
 from tests.end_to_end.pipeline import _AWS
 from tests.end_to_end.targets import MAPPING, Index, OtherTable
 from tests.end_to_end.world import Copy, Source
 from tests.servers_dynamodb import StartLocal
-from tests.servers_postgres import PostgresServer, database
-from tests.servers_search import SERVERS, SearchServer, indices
+from tests.servers_postgres import database
+from tests.servers_search import SERVERS, indices
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "2"))
@@ -82,7 +89,7 @@ def into_a_table(
         server = dynamodb_local()
         copy = OtherTable(tmp_path_factory.mktemp("kills"), source, server, name=f"copy-of-{source.table}")
         place = {"region": "eu-west-1", "endpoint_url": server.endpoint}
-        kept = {"checkpoints": {"type": "dynamodb", "table": "checkpoints", **place}}
+        kept: dict[str, Any] = {"checkpoints": {"type": "dynamodb", "table": "checkpoints", **place}}
         story = Story(copy, source, local, "dynamodb", "dynamodb", kept)
         copy.configured(backfill={"segments": 2}, **kept)
         assert copy.command("check", "--create").code == 0
@@ -98,16 +105,21 @@ class SmallBulks(Index):
 
 
 def survives(story: Story, step: str) -> None:
-    """Kills at the first passages, then at random ones."""
+    """Kills at the first passage, at a later one, and then at random ones."""
+    most = PASSAGES.get(step, 1)
     for kill in range(KILLS):
         before, records = story.durable, story.source.records
-        count = 1 + kill % 2 if kill < 2 else story.chance.randint(1, 2)
-        story.killed(step, count if step in MANY else 1)
+        story.killed(step, (1, most)[kill] if kill < 2 else story.chance.randint(1, most))
         story.goes_on(before, records, step)
 
 
+def steps_of(target: str, store: str) -> list[str]:
+    """Random moments have tests of their own, so a few of them are enough: here only in the long form."""
+    return sorted(steps(target, store)) + [ANY] * PROVE
+
+
 @pytest.mark.parametrize("postgres_server", POSTGRES, indirect=True)
-@pytest.mark.parametrize("step", sorted(steps("postgres", "target")))
+@pytest.mark.parametrize("step", steps_of("postgres", "target"))
 def test_after_a_kill_postgres_is_what_the_hook_makes_and_nothing_is_applied_again(
     into_postgres: Story, step: str
 ) -> None:
@@ -116,15 +128,35 @@ def test_after_a_kill_postgres_is_what_the_hook_makes_and_nothing_is_applied_aga
 
 @pytest.mark.search
 @pytest.mark.parametrize("search_server", SEARCH, indirect=True)
-@pytest.mark.parametrize("step", sorted(steps("search", "sqlite")))
+@pytest.mark.parametrize("step", steps_of("search", "sqlite"))
 def test_after_a_kill_an_index_is_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
     into_a_search_engine: Story, step: str
 ) -> None:
     survives(into_a_search_engine, step)
 
 
-@pytest.mark.parametrize("step", sorted(steps("dynamodb", "dynamodb")))
+@pytest.mark.parametrize("step", steps_of("dynamodb", "dynamodb"))
 def test_after_a_kill_a_table_is_what_the_hook_makes_and_a_batch_at_most_is_applied_again(
     into_a_table: Story, step: str
 ) -> None:
     survives(into_a_table, step)
+
+
+@pytest.mark.parametrize("postgres_server", ["wheel"], indirect=True)
+@pytest.mark.parametrize("step", ["after GetRecords", "during the checkpoint", "stored, checkpoint not"])
+def test_a_run_that_slept_while_another_took_postgres_over_writes_nothing_more(into_postgres: Story, step: str) -> None:
+    into_postgres.overslept(step)
+
+
+@pytest.mark.search
+@pytest.mark.parametrize("search_server", ["opensearch-3"], indirect=True)
+@pytest.mark.parametrize("step", ["after GetRecords", "between requests of a batch", "stored, checkpoint not"])
+def test_a_run_that_slept_while_another_took_an_index_over_writes_nothing_more(
+    into_a_search_engine: Story, step: str
+) -> None:
+    into_a_search_engine.overslept(step)
+
+
+@pytest.mark.parametrize("step", ["after GetRecords", "between requests of a batch", "stored, checkpoint not"])
+def test_a_run_that_slept_while_another_took_a_table_over_writes_nothing_more(into_a_table: Story, step: str) -> None:
+    into_a_table.overslept(step)
