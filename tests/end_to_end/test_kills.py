@@ -87,7 +87,7 @@ def into_a_table(
     """Checkpoints are in a table beside it."""
     with its_source(local) as source:
         server = dynamodb_local()
-        copy = OtherTable(tmp_path_factory.mktemp("kills"), source, server, name=f"copy-of-{source.table}")
+        copy = FewAtOnce(tmp_path_factory.mktemp("kills"), source, server, name=f"copy-of-{source.table}")
         place = {"region": "eu-west-1", "endpoint_url": server.endpoint}
         kept: dict[str, Any] = {"checkpoints": {"type": "dynamodb", "table": "checkpoints", **place}}
         story = Story(copy, source, local, "dynamodb", "dynamodb", kept)
@@ -98,10 +98,17 @@ def into_a_table(
 
 
 class SmallBulks(Index):
-    """A batch takes several requests."""
+    """A batch takes several requests, one after the other."""
 
     def target(self) -> dict[str, object]:
-        return {**super().target(), "bulk_documents": 7}
+        return {**super().target(), "bulk_documents": 7, "in_flight": 1}
+
+
+class FewAtOnce(OtherTable):
+    """The requests of a batch are not all on their way when the first one is answered."""
+
+    def target(self) -> dict[str, object]:
+        return {**super().target(), "in_flight": 3}
 
 
 def survives(story: Story, step: str) -> None:
