@@ -23,7 +23,8 @@ from replicator import doubt, fetched
 from replicator.cli import main
 from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
 
-PAGE = 20  # changes in a page, and from which on a batch is full
+PAGE = 20  # records in a page, and changes from which on a batch is full
+SCANNED = 10  # items in a page
 LINGER = 0.2  # seconds
 
 
@@ -36,10 +37,13 @@ def wrapped(function: str, wrapper: Callable[[Callable[..., Any]], Callable[...,
 
 
 def small_pages() -> None:
+    small = {"GetRecords": PAGE, "Scan": SCANNED}
+
     def limited(call: Callable[..., Any]) -> Callable[..., Any]:
         def limit(wire: Any, operation: str, request: dict[str, Any]) -> Any:
-            small = {"Limit": PAGE} if operation in ("GetRecords", "Scan") else {}
-            return call(wire, operation, {**request, **small})
+            if operation in small:
+                request = {**request, "Limit": small[operation]}
+            return call(wire, operation, request)
 
         return limit
 
