@@ -158,6 +158,6 @@ class Delivery:
 
     def confirm(self) -> None:
         """Fenced if another run took over. Asked where the target cannot, and not again within a few seconds."""
-        if not self._transactional and self._now() - self._confirmed > CONFIRMED:
+        if not self._transactional and not 0 <= self._now() - self._confirmed <= CONFIRMED:  # clocks are set back, too
             self._checkpoints.save(())
             self._confirmed = self._now()

@@ -56,13 +56,18 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a run gets from outside: time, randomness, threads, when to stop, and who wants to know how it goes."""
+    """What a run gets from outside: time, randomness, threads, when to stop, and who wants to know how it goes.
+
+    ``now`` is the time that people and AWS go by; it may be set, also back. ``steady`` never is: whatever is to happen
+    again after some seconds goes by it.
+    """
 
     stop: threading.Event
     observe: Callable[[Progress], None]
     now: Callable[[], float] = time.time
     random: random.Random = field(default_factory=random.Random)
     steps: Callable[[], Steps] = lambda: Steps(THREADS)
+    steady: Callable[[], float] = time.monotonic
 
 
 def log_wait(trouble: str | None) -> None:
@@ -83,7 +88,7 @@ class Driver:
         claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
         self._patiently = Patience(world.stop, self._report, self._now, world.random)
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore")
-        self._vitals = Vitals(self.pipeline, world.observe, self._now)
+        self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady)
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = Chores(
@@ -183,7 +188,7 @@ class Driver:
             keys_only=table.view == "KEYS_ONLY",
         )
         scanned = Scanned(wire, name, table.keys, world.random)
-        self._fetching = Fetching(self.pipeline, stream, scanned, self._budget, self._steps, self._now, world.random)
+        self._fetching = Fetching(self.pipeline, stream, scanned, self._budget, self._steps, world.steady, world.random)
 
     def _full_listing(self) -> Listing:
         assert self._fetching is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -33,20 +34,24 @@ class Rate:
 
 @dataclass(slots=True)
 class Vitals:
-    """One run's progress, rates and signs of life. ``trouble`` is what it waits for now, if anything."""
+    """One run's progress, rates and signs of life. ``trouble`` is what it waits for now, if anything.
+
+    ``now`` is what signs of life are dated with; ``steady``, which is never set, says when the next one is due.
+    """
 
     pipeline: Pipeline
     observe: Callable[[Progress], None]
     now: Callable[[], float]
+    steady: Callable[[], float]
     trouble: str | None = None
     _rate: Rate = field(default_factory=Rate)
     _scan_rate: Rate = field(default_factory=Rate)
-    _pulsed: float = 0.0
-    _observed: float = 0.0
+    _pulsed: float = -math.inf
+    _observed: float = -math.inf
 
     def tick(self) -> None:
         """Give a sign of life, and show the progress, when it is time."""
-        now = self.now()
+        now = self.steady()
         if now - self._pulsed >= PULSE:
             self._pulsed = now
             self._rate.look(self.pipeline.total.read, now)

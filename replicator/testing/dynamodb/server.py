@@ -114,6 +114,10 @@ class DynamoDB:
         stream = self._catalog.table(table).latest_stream
         return "" if stream is None else stream.origin.arn
 
+    def streaming(self, table: str) -> bool:
+        """Whether the table has an enabled stream."""
+        return self._catalog.table(table).stream is not None
+
     def shards(self, table: str) -> list[Shard]:
         """All shards of the table's latest stream that still exist, oldest first. Look, do not change."""
         with self._lock:
