@@ -3,7 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test prove bench lint types clean
+SEEDS ?= 10000
+
+.PHONY: help install demo test simulate prove bench lint types clean
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -23,8 +25,11 @@ demo: install ## copy a table while it is being written to, on this machine
 test: install ## all tests; those that need a server that is missing are skipped, loudly (with CI=true they fail)
 	$(BIN)/pytest
 
+simulate: install ## SEEDS=10000 whole runs in the simulation, on all cores
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
 prove: install ## the long ones: 50 kills at every step on every server (hours), many random histories
-	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=2000 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
+	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=100000 $(BIN)/pytest tests/end_to_end tests/simulation --timeout 3600
 
 bench: install ## measure, and print the table
 	$(BIN)/pip install -q -e '.[bench]'

@@ -87,7 +87,8 @@ class Driver:
         self._table = copy.table
         claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
         self._patiently = Patience(world.stop, self._report, self._now, world.random)
-        self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore")
+        ignore_expired = copy.config.ttl_deletes == "ignore"
+        self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=ignore_expired, now=self._started)
         self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady)
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None

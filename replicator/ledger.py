@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from replicator.checkpoints import (
@@ -34,6 +35,18 @@ class Ledger:
             if e.kind not in _UNREAD:
                 self._revisions[e.kind, e.id] = e.revision
                 self._values[e.kind][e.id] = decode(e.kind, e.id, e.text)
+
+    def doubt_times(self, now: float) -> None:
+        """Forget how far shards were read, and when they were listed, where that lies in the future.
+
+        A clock that was set back since says nothing about it: what was read up to then has to be seen again.
+        """
+        shards, pulse = self._values["shard"], self.pulse
+        for id, state in shards.items():
+            if state.through is not None and state.through > now:
+                shards[id] = replace(state, through=None)
+        if pulse is not None and (pulse.listed or 0.0) > now:
+            self._values["pulse"][""] = replace(pulse, listed=None)
 
     def put(self, kind: str, id: str, value: object | None, earlier: Save | None = None) -> tuple[Save, Undo]:
         """The save that makes ``value`` (None: nothing) the entry's value, and what ``undo`` needs.

@@ -9,6 +9,7 @@ refused(batch, ...)   the target took nothing of it: its changes come again, the
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,12 +45,15 @@ class _Taken:
 
 
 class Pipeline:
-    """One copy, from its entries as its run claimed them. Driven from outside, by one thread."""
+    """One copy, from its entries as its run claimed them at ``now``. Driven from outside, by one thread."""
 
-    def __init__(self, filing: Filing, claimed: Claimed, *, ignore_expired: bool = False) -> None:
+    def __init__(
+        self, filing: Filing, claimed: Claimed, *, ignore_expired: bool = False, now: float = math.inf
+    ) -> None:
         self.filing = filing
         self.ignore_expired = ignore_expired
         self.ledger = Ledger(claimed)
+        self.ledger.doubt_times(now)
         self.counts: dict[str, Counts] = dict(claimed.counts)
         self.parked = ParkedItems.of(e.id for e in claimed.entries if e.kind == "parked")
         pulse = self.ledger.pulse

@@ -16,8 +16,9 @@ from replicator.checkpoints import Pulse, decode
 from replicator.cli import main
 from replicator.errors import TransientError
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex
+from tests.simulation.scenario import Scenario
 from tests.simulation.targets import UnreliableIndex
-from tests.simulation.world import Scenario, Universe
+from tests.simulation.world import Universe
 
 PROMISE = "Only one run may write."
 
@@ -27,7 +28,7 @@ class Modest(MemoryIndex):
 
 
 def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() -> None:
-    universe = Universe(0, Scenario(index=True, rates={}))
+    universe = Universe(0, Scenario(index=True, rates={}, steps=1_000_000))
     began, signs = universe.clock(), []
 
     class Down(UnreliableIndex):

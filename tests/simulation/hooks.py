@@ -1,47 +1,92 @@
-"""The hooks of the simulation: each kind, deterministic, on items {"pk": …, "v": …}."""
+"""The hooks of the simulation: each kind, deterministic, on items {"pk": …, "v": …}, and each in several editions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from replicator.attributes import Item
 from replicator.transform import Document, Hook, documents
 
+Function = Callable[[Item], Any]
 
-def kept(item: Item) -> Mapping[str, object] | None:
+
+def kept(edition: int) -> Function:
     """One document an item; a third of all values leave the filter."""
-    return None if int(item["v"]) % 3 == 0 else {"v": int(item["v"])}
+
+    def hook(item: Item) -> Mapping[str, object] | None:
+        v = int(item["v"])
+        return None if v % 3 == edition % 3 else {"v": v, "edition": edition}
+
+    return hook
 
 
-@documents
-def rekeyed(item: Item) -> Iterator[Document]:
+def rekeyed(edition: int) -> Function:
     """One document, whose id and table change with the value."""
-    v = int(item["v"])
-    yield Document(v % 3, {"v": v}, "odd" if v % 2 else "even")
+
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        v = int(item["v"])
+        yield Document((v + edition) % 3, {"v": v}, "odd" if v % 2 else "even")
+
+    return hook
 
 
-@documents
-def fanned(item: Item) -> Iterator[Document]:
+def fanned(edition: int) -> Function:
     """As many documents as the value says."""
-    v = int(item["v"])
-    for i in range(v % 4):
-        yield Document(i, {"v": v}, "odd" if i % 2 else "even")
+
+    @documents
+    def hook(item: Item) -> Iterator[Document]:
+        v = int(item["v"])
+        for i in range((v + edition) % 4):
+            yield Document(i, {"v": v}, "odd" if i % 2 else "even")
+
+    return hook
 
 
-def poisoned(item: Item) -> Mapping[str, object] | None:
+def poisoned(edition: int) -> Function:
     """Fails on some values; a later value heals the item."""
-    if int(item["v"]) % 5 == 0:
-        raise ValueError("this value is poison")
-    return kept(item)
+    right = kept(edition)
+
+    def hook(item: Item) -> Any:
+        if int(item["v"]) % 5 == 0:
+            raise ValueError("this value is poison")
+        return right(item)
+
+    return hook
 
 
-@documents
-def poisoned_fan(item: Item) -> Iterator[Document]:
-    if int(item["v"]) % 7 == 0:
-        raise ValueError("this value is poison")
-    yield from fanned(item)
+def poisoned_fan(edition: int) -> Function:
+    """Documents with ids of their own, from a hook that fails on some values."""
+    right = fanned(edition)
+
+    @documents
+    def hook(item: Item) -> Any:
+        if int(item["v"]) % 7 == 0:
+            raise ValueError("this value is poison")
+        return right(item)
+
+    return hook
 
 
-def hook(function: Callable[..., object]) -> Hook:
-    declared = getattr(function, "__replicator_documents__", False)
-    return Hook(function.__name__, function, function.__name__, declared)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    make: Callable[[int], Function]
+    own_ids: bool = False
+
+
+HOOKS: Mapping[str, Kind] = {
+    "kept": Kind(kept),
+    "rekeyed": Kind(rekeyed, own_ids=True),
+    "fanned": Kind(fanned, own_ids=True),
+    "poisoned": Kind(poisoned),
+    "poisoned fan": Kind(poisoned_fan, own_ids=True),
+}
+
+
+@lru_cache(maxsize=64)
+def load(name: str, edition: int) -> Hook:
+    kind = HOOKS[name]
+    return Hook(name, kind.make(edition), f"{name} {edition}", kind.own_ids)

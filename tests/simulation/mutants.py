@@ -25,45 +25,85 @@ from replicator.errors import GapFound
 from replicator.position import version
 from replicator.stream import Records, Stream
 from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryTarget, Request
-from tests.simulation import hooks
+from tests.simulation.scenario import RATES, Scenario
 from tests.simulation.targets import Unreliable, UnreliableIndex
-from tests.simulation.world import Scenario
 
 Patch = pytest.MonkeyPatch
-PLAIN = Scenario()
-FILTER = Scenario(hooks.kept)
-REKEY = Scenario(hooks.rekeyed)
-FAN = Scenario(hooks.fanned)
-POISON = Scenario(hooks.poisoned)
-POISON_FAN = Scenario(hooks.poisoned_fan)
-TRIMMED = Scenario(trims=True)
-LONG_SCAN = Scenario(keys=25)
-INDEX = Scenario(index=True)
-REFUSING = Scenario(hooks.kept, index=True, refuses=True)
-LOSSY = Scenario(index=True, keys=12, rates={**INDEX.rates, "lost": 0.15, "pause": 0.004, "die": 0.003})
-RESYNCED = Scenario(
-    index=True, steps=60, keys=15, rates={**INDEX.rates, "write": 1.0, "lost": 0.15, "die": 0.04, "resync": 0.7}
-)
-REPLACED = Scenario(index=True, rates={**INDEX.rates, "takeover": 0.03, "pause": 0.15, "die": 0.0})
+Where = Callable[[Scenario], bool]
+
+
+def anywhere(_: Scenario) -> bool:
+    return True
+
+
+def hooked(*names: str) -> Where:
+    return lambda s: s.hook in names
+
+
+def trimmed(s: Scenario) -> bool:
+    return s.trims
+
+
+def index(s: Scenario) -> bool:
+    return s.index
+
+
+def transacted(s: Scenario) -> bool:
+    return not s.index
+
+
+def refusing(s: Scenario) -> bool:
+    return s.index and s.refuses
+
+
+Shape = Callable[[Scenario], Scenario]
+
+
+def as_drawn(drawn: Scenario) -> Scenario:
+    return drawn
+
+
+def long_scan(drawn: Scenario) -> Scenario:
+    """Many items, a page each, beside many deletes; answers are long on their way."""
+    rates = {"write": 1.0, "die": 0.003}
+    return replace(drawn, index=False, keys=25, steps=150, items_a_page=1, records_a_page=7, slow=0.3, rates=rates)
+
+
+def days(drawn: Scenario) -> Scenario:
+    """Time passes in jumps of hours, shards come and go, and runs end."""
+    rates = {**RATES, "jump": 0.04, "split": 0.06, "roll": 0.06, "trim": 0.0, "die": 0.05}
+    return replace(drawn, trims=True, steps=200, records_a_page=3, rates=rates)
+
+
+def lossy_resyncs(drawn: Scenario) -> Scenario:
+    """Requests are lost, runs die, and people resync."""
+    rates = {**RATES, "write": 1.0, "lost": 0.1, "late": 0.1, "die": 0.04, "resync": 0.05}
+    return replace(drawn, index=True, keys=15, steps=60, rates=rates)
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """``seeds``: how many the simulation may need at most."""
+    """``where``: the only scenarios that can show it. ``seeds``: how many it may take at most, all counted.
+
+    ``shape``: for what shows too rarely otherwise, scenarios in which it shows more often.
+    """
 
     name: str
     rule: int
     apply: Callable[[Patch], None]
-    scenario: Scenario = PLAIN
-    seeds: int = 200
+    where: Where = anywhere
+    seeds: int = 2000
+    shape: Shape = as_drawn
 
 
 MUTANTS: list[Mutant] = []
 
 
-def mutant(name: str, rule: int, scenario: Scenario = PLAIN, seeds: int = 200) -> Callable[[Any], Any]:
+def mutant(
+    name: str, rule: int, where: Where = anywhere, seeds: int = 2000, shape: Shape = as_drawn
+) -> Callable[[Any], Any]:
     def register(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        MUTANTS.append(Mutant(name, rule, apply, scenario, seeds))
+        MUTANTS.append(Mutant(name, rule, apply, where, seeds, shape))
         return apply
 
     return register
@@ -79,7 +119,7 @@ def _(patch: Patch) -> None:
     patch.setattr(reader, "_place", latest)
 
 
-@mutant("the resume probe is skipped", 2, TRIMMED, 400)
+@mutant("the resume probe is skipped", 2, trimmed, 10_000)
 def _(patch: Patch) -> None:
     def open_at_what_is_left(at: Any) -> dict[str, Any]:
         at.expected = None
@@ -96,7 +136,7 @@ def _(patch: Patch) -> None:
     patch.setattr(reader, "_following", only_newer)
 
 
-@mutant("a late shard is opened at what is left of it, however old", 2, TRIMMED, 400)
+@mutant("a late shard is opened at what is left of it, however old", 2, shape=days)
 def _(patch: Patch) -> None:
     patch.setattr(reader, "_require_young", lambda *_: None)
     right = reader._place
@@ -156,7 +196,7 @@ def _(patch: Patch) -> None:
     patch.setattr(backfill, "start", lambda state, known: state)
 
 
-@mutant("only records that the hook keeps are counted", 4, FILTER)
+@mutant("only records that the hook keeps are counted", 4, hooked("kept"))
 def _(patch: Patch) -> None:
     right = passing.moved
 
@@ -167,7 +207,7 @@ def _(patch: Patch) -> None:
     patch.setattr(passing, "moved", kept_only)
 
 
-@mutant("the target has no guard", 5, LONG_SCAN)
+@mutant("the target has no guard", 5)
 def _(patch: Patch) -> None:
     def whatever_comes(self: MemoryTarget, write: Write, *, keep: bool) -> bool:
         rows = self._database.rows[write.table]
@@ -182,27 +222,27 @@ def _(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "_apply", whatever_comes)
 
 
-@mutant("deletes leave no tombstones while the scan runs", 5, LONG_SCAN)
+@mutant("deletes leave no tombstones while the scan runs", 5, shape=long_scan)
 def _(patch: Patch) -> None:
     patch.setattr(backfill, "remembers_deletes", lambda _: False)
 
 
-@mutant("positions are stored before the rows", 6)
+@mutant("positions are stored before the rows", 6, transacted)
 def _(patch: Patch) -> None:
     def early(self: Unreliable, batch: Batch) -> Outcome:
         self.checkpoints.save(batch.saves)
-        self._universe.may_die()
+        self._universe.effect("between positions and rows")
         return MemoryTarget.write(self, Batch(batch.parts, (), batch.tombstones))
 
     patch.setattr(Unreliable, "write", early)
 
 
-@mutant("nothing fences off an earlier run", 6, seeds=600)
+@mutant("nothing fences off an earlier run", 6)
 def _(patch: Patch) -> None:
     patch.setattr(MemoryCheckpoints, "check", lambda self, saves: None)
 
 
-@mutant("an item that leaves the filter is skipped", 7, FILTER)
+@mutant("an item that leaves the filter is skipped", 7, hooked("kept"))
 def _(patch: Patch) -> None:
     right = compaction.compact_latest
 
@@ -214,12 +254,12 @@ def _(patch: Patch) -> None:
     patch.setattr(passing, "compact_latest", skips)
 
 
-@mutant("documents are deleted only when their item is removed", 7, REKEY)
+@mutant("documents are deleted only when their item is removed", 7, hooked("rekeyed"))
 def _(patch: Patch) -> None:
     _with_writes(patch, lambda run, writes: [w for w in writes if isinstance(w, Upsert) or run[-1].new is None])
 
 
-@mutant("a poison change is skipped, and its item goes on", 8, POISON)
+@mutant("a poison change is skipped, and its item goes on", 8, hooked("poisoned"))
 def _(patch: Patch) -> None:
     def forgets(found: Compacted, change: Change, weight: int, *_: Any, **__: Any) -> None:
         found.parked += weight
@@ -227,12 +267,12 @@ def _(patch: Patch) -> None:
     patch.setattr(compaction, "_park", forgets)
 
 
-@mutant("an item's later changes do not queue behind its parked one", 8, POISON_FAN, 600)
+@mutant("an item's later changes do not queue behind its parked one", 8, hooked("poisoned fan"))
 def _(patch: Patch) -> None:
     patch.setattr(compaction.ParkedItems, "queued", lambda self, text, epoch: False)
 
 
-@mutant("a gap is logged and ignored", 9, TRIMMED)
+@mutant("a gap is logged and ignored", 9, trimmed)
 def _(patch: Patch) -> None:
     def goes_on(self: Driver, found: GapFound) -> None:
         state = self.pipeline.ledger.shards.get(found.shard or "")
@@ -243,12 +283,12 @@ def _(patch: Patch) -> None:
     patch.setattr(Driver, "_gap", goes_on)
 
 
-@mutant("a rescan is not followed by a sweep", 9, TRIMMED)
+@mutant("a rescan is not followed by a sweep", 9, trimmed)
 def _(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "sweep", lambda self, table, below, spare: 0)
 
 
-@mutant("the sweep asks which items are gone, not which documents were confirmed", 9, Scenario(hooks.kept, trims=True))
+@mutant("the sweep asks which items are gone, not which documents were confirmed", 9, hooked("kept"), shape=days)
 def _(patch: Patch) -> None:
     right = MemoryTarget.sweep
 
@@ -259,7 +299,7 @@ def _(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "sweep", absent_only)
 
 
-@mutant("a batch keeps the first old and the last new image only", 12, FAN)
+@mutant("a batch keeps the first old and the last new image only", 12, hooked("fanned"))
 def _(patch: Patch) -> None:
     right = compaction.run_writes
 
@@ -280,12 +320,12 @@ def _(patch: Patch) -> None:
     patch.setattr(Compacted, "part", miscounts)
 
 
-@mutant("a lost request is taken for one that was never carried out", 5, INDEX, 1000)
+@mutant("a lost request is taken for one that was never carried out", 5, index, 10_000)
 def _(patch: Patch) -> None:
     patch.setattr(UnreliableIndex, "requests", _keeps_in_batches_only)
 
 
-@mutant("tombstones are purged while lost requests may still be carried out", 5, LOSSY, 1000)
+@mutant("tombstones are purged while lost requests may still be carried out", 5, index, 10_000)
 def _(patch: Patch) -> None:
     def at_once(self: Chores, epoch: int) -> bool:
         purge = partial(self.target.purge, below=version(epoch + 1, 0))
@@ -294,18 +334,18 @@ def _(patch: Patch) -> None:
     patch.setattr(Chores, "_purge", at_once)
 
 
-@mutant("what arrives behind a sweep stays", 9, RESYNCED, 1000)
+@mutant("what arrives behind a sweep stays", 9, shape=lossy_resyncs)
 def _(patch: Patch) -> None:
     right = Chores._after_doubt
     patch.setattr(Chores, "_after_doubt", lambda self, state: right(self, replace(state, resync=False)))
 
 
-@mutant("what a killed run had sent is forgotten", 5, INDEX, 1000)
+@mutant("what a killed run had sent is forgotten", 5, index, 10_000)
 def _(patch: Patch) -> None:
     patch.setattr(Driver, "_begin_doubt", lambda self: None)
 
 
-@mutant("positions are stored before the documents", 6, INDEX)
+@mutant("positions are stored before the documents", 6, index)
 def _(patch: Patch) -> None:
     right = Delivery._written
 
@@ -319,7 +359,7 @@ def _(patch: Patch) -> None:
 @mutant(
     "the positions of a batch are stored though some of it was refused",
     8,
-    REFUSING,
+    refusing,
 )
 def _(patch: Patch) -> None:
     right = Delivery._finish
@@ -330,12 +370,12 @@ def _(patch: Patch) -> None:
     patch.setattr(Delivery, "_finish", whatever)
 
 
-@mutant("a store takes its own lost save for another run's", 6, INDEX)
+@mutant("a store takes its own lost save for another run's", 6, index)
 def _(patch: Patch) -> None:
     patch.setattr(MemoryCheckpoints, "saved_already", lambda self, saves: False)
 
 
-@mutant("a run that was stopped for long does not ask whether it was replaced", 6, REPLACED, 1000)
+@mutant("a run that was stopped for long does not ask whether it was replaced", 6, index, 10_000)
 def _(patch: Patch) -> None:
     patch.setattr(Delivery, "confirm", lambda self: None)
 

@@ -3,49 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from replicator.batch import Batch, Counts, DocumentId, Outcome
+from replicator.batch import Batch, Counts, DocumentId, Outcome, Write
 from replicator.checkpoints import NO_COUNTS, Save
 from replicator.doubt import LINGER
 from replicator.errors import Fenced, TransientError
 from replicator.target import Table
-from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryTarget, Request
+from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryRows, MemoryTarget, Request
+from tests.simulation import truth
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
+
+LATEST = LINGER - 60  # seconds after which a lost request is carried out at the latest
 
 
 class Killed(BaseException):
     """The process is gone: nothing after this point happened."""
 
 
-class Unreliable(MemoryTarget):
-    """A target with transactions: it may fail before or after it stored a batch."""
+@dataclass(frozen=True)
+class Late:
+    """A request that nobody waits for any more, and when it will be carried out."""
+
+    at: float
+    carry_out: Callable[[], object]
+
+
+class Watched(MemoryRows):
+    """Rows whose versions never go back."""
+
+    def _apply(self, write: Write, *, keep: bool) -> bool:
+        before = self._known(write)
+        applied = super()._apply(write, keep=keep)
+        truth.check_version(write, before, applied=applied)
+        return applied
+
+
+class Unreliable(Watched, MemoryTarget):
+    """A target with transactions: one may be lost, be stored without an answer, or be stored minutes later."""
 
     def __init__(self, universe: Universe) -> None:
         super().__init__(universe.database, universe.refuse)
         self._universe = universe
 
     def write(self, batch: Batch) -> Outcome:
-        self._universe.may_die()
-        if self._universe.chance("lost"):
+        universe = self._universe
+        universe.effect("write")
+        if universe.take("lost"):
             raise TransientError("the target did not answer; nothing was stored")
-        before = dict(self._universe.database.entries)
+        if universe.take("late"):
+            universe.later(lambda: self._late(batch))
+            raise TransientError("the target did not answer; it stores it all the same")
+        outcome = self._transaction(batch)
+        universe.effect("stored")
+        if batch.saves and not outcome.rejections and universe.take("unanswered"):
+            raise TransientError("the target stored it, but the answer was lost")
+        return outcome
+
+    def _transaction(self, batch: Batch) -> Outcome:
+        entries = self._universe.database.entries
         try:
-            outcome = super().write(batch)
-            self._universe.watch(before)
+            before = truth.places(entries, batch.saves)
+            outcome = MemoryTarget.write(self, batch)
+            truth.check_saved(before, entries)
         except Fenced:
             if self.checkpoints.saved_already(batch.saves):  # the answer to the same batch was lost
                 return Outcome()
             raise
-        self._universe.may_die()
-        if outcome.rejections:
-            assert before == self._universe.database.entries
-        elif batch.saves and self._universe.chance("unanswered"):
-            raise TransientError("the target stored it, but the answer was lost")
+        assert not outcome.rejections or before == truth.places(entries, batch.saves)
         return outcome
+
+    def _late(self, batch: Batch) -> None:
+        with suppress(Fenced):
+            MemoryTarget.write(self, batch)
 
 
 class Overlaps:
@@ -60,7 +94,7 @@ class Overlaps:
 
     def send(self, encoded: Batch) -> None:
         assert self._sent is None, "at most one batch is under way"
-        if self._universe.chance("lost"):
+        if self._universe.take("lost"):
             raise TransientError("the connection broke; nothing was sent")
         self._sent, self._at = encoded, self._universe.clock()
 
@@ -68,7 +102,7 @@ class Overlaps:
         """A request that was sent so long ago that no server has it any more comes to nothing."""
         sent, self._sent = self._sent, None
         assert sent is not None, "nothing was sent"
-        if self._universe.clock() > self._at + LINGER - 60:
+        if self._universe.clock() > self._at + LATEST:
             raise TransientError("the connection timed out long ago; nothing was stored")
         return self.write(sent)
 
@@ -76,15 +110,7 @@ class Overlaps:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Late:
-    """A request that nobody waits for any more, and when it will be carried out."""
-
-    at: float
-    carry_out: Callable[[], object]
-
-
-class UnreliableIndex(MemoryIndex):
+class UnreliableIndex(Watched, MemoryIndex):
     """A target without transactions: requests may fail, each for itself, or be carried out minutes later."""
 
     def __init__(self, universe: Universe) -> None:
@@ -92,26 +118,27 @@ class UnreliableIndex(MemoryIndex):
         self._universe = universe
 
     def carry_out(self, request: Request) -> bool:
-        if not self._universe.remembers:
+        if self._universe.scenario.forgetful:
             self._universe.database.volatile.clear()
         return super().carry_out(request)
 
     def write(self, batch: Batch) -> Outcome:
+        universe = self._universe
         sent = [r for r in self.requests(batch) if not self._reason(r)]
-        self._universe.random.shuffle(sent)
+        universe.random.shuffle(sent)
         applied: dict[tuple[str, DocumentId], bool] = {}
         lost = False
         for n, request in enumerate(sent):
-            if self._universe.chance("die"):
+            if universe.dies_here("request"):
                 self._float(sent[n:])
                 raise Killed
-            if self._universe.chance("lost"):
+            if universe.take("lost") or universe.take("late"):
                 lost = True
                 self._float([request])
             else:
                 applied[request.write.table, request.write.id] = self.carry_out(request)
         outcome = self.answered(batch, applied)
-        self._universe.may_die()
+        universe.effect("stored")
         if lost:
             self.doubt.begin()
             raise TransientError("some answers were lost")
@@ -119,14 +146,12 @@ class UnreliableIndex(MemoryIndex):
 
     def _float(self, requests: Sequence[Request]) -> None:
         """What becomes of requests without an answer: nothing, or they are carried out, now or later."""
-        chance = self._universe.random
         for request in requests:
-            fate = chance.choice(["never", "now", "late", "late"])
+            fate = self._universe.random.choice(["never", "now", "late", "late"])
             if fate == "now":
                 self.carry_out(request)
             elif fate == "late":
-                at = self._universe.clock() + chance.uniform(0.0, LINGER - 60)
-                self._universe.late.append(Late(at, lambda r=request: self.carry_out(r)))  # type: ignore[misc]
+                self._universe.later(lambda r=request: self.carry_out(r))  # type: ignore[misc]
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self._unreliably(super().sweep(table, below, spare))
@@ -135,8 +160,8 @@ class UnreliableIndex(MemoryIndex):
         return self._unreliably(super().purge(table, below))
 
     def _unreliably(self, done: int) -> int:
-        self._universe.may_die()
-        if self._universe.chance("unanswered"):
+        self._universe.effect("chore")
+        if self._universe.take("unanswered"):
             self.doubt.begin()
             raise TransientError("the answer was lost")
         return done
@@ -153,19 +178,27 @@ class UnreliableOverlappingIndex(Overlaps, UnreliableIndex):
 
 
 class UnreliableStore(MemoryCheckpoints):
-    """Checkpoints in a place of their own: a save may be lost, or only its answer."""
+    """Checkpoints in a place of their own: a save may be lost, or only its answer, or be made minutes later."""
 
     def __init__(self, universe: Universe) -> None:
         super().__init__(universe.database)
         self._universe = universe
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
-        self._universe.may_die()
-        if self._universe.chance("lost"):
+        universe = self._universe
+        universe.effect("save")
+        if universe.take("lost"):
             raise TransientError("the store did not answer; nothing was stored")
-        before = dict(self._universe.database.entries)
+        if saves and universe.take("late"):
+            universe.later(lambda: self._late(saves, counts))
+            raise TransientError("the store did not answer; it stores it all the same")
+        before = truth.places(universe.database.entries, saves)
         super().save(saves, counts)
-        self._universe.watch(before)
-        self._universe.may_die()
-        if self._universe.chance("unanswered"):
+        truth.check_saved(before, universe.database.entries)
+        universe.effect("saved")
+        if universe.take("unanswered"):
             raise TransientError("the store has it, but the answer was lost")
+
+    def _late(self, saves: Sequence[Save], counts: Mapping[str, Counts]) -> None:
+        with suppress(Fenced):
+            super().save(saves, counts)

@@ -1,0 +1,226 @@
+"""What can happen to a run and to the world around it: each act of a plan, by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from replicator.testing.dynamodb import children_first, duplicated, parentless, reopened, stale, unordered
+from tests.simulation.plan import Act
+from tests.simulation.targets import Killed
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Universe
+
+HOUR = 3600.0
+CALLS = ("GetRecords", "Scan", "DescribeStream", "GetShardIterator", "BatchGetItem")
+LIES = (duplicated, unordered, children_first, stale, reopened, parentless)
+MANY_SHARDS = 8
+
+
+# What the application does
+
+
+def write(world: Universe, act: Act) -> None:
+    world.write(f"k{act.pick(world.scenario.keys)}", removes=act.luck[1] < 0.35)
+
+
+def expire(world: Universe, act: Act) -> None:
+    items = world.source.items(world.TABLE)
+    if items:
+        world.source.expire(world.TABLE, {"pk": items[act.pick(len(items))]["pk"]})
+
+
+# What DynamoDB does
+
+
+def split(world: Universe, act: Act) -> None:
+    if (shard := _shard(world, act)) is not None:
+        world.source.split(world.TABLE, shard)
+
+
+def roll(world: Universe, act: Act) -> None:
+    if (shard := _shard(world, act)) is not None:
+        world.source.roll(world.TABLE, shard)
+
+
+def storm(world: Universe, act: Act) -> None:
+    """Every shard splits, and splits again, until there are 32."""
+    for _ in range(1 + act.pick(5) if world.streaming else 0):
+        shards = world.source.open_shards(world.TABLE)
+        for shard in shards[: max(0, 32 - len(shards))]:
+            world.source.split(world.TABLE, shard)
+
+
+def throttle(world: Universe, act: Act) -> None:
+    world.source.fail(CALLS[act.pick(len(CALLS))], times=int(act.between(1, 5)))
+
+
+def outage(world: Universe, act: Act) -> None:
+    for call in CALLS:
+        world.source.fail(call, "InternalServerError", times=int(act.between(5, 30)))
+
+
+def lie(world: Universe, act: Act) -> None:
+    first, second = LIES[act.pick(len(LIES))], LIES[int(act.luck[1] * len(LIES))]
+    world.source.misreport(first, second, times=1 + act.pick(3))
+
+
+def blank(world: Universe, act: Act) -> None:
+    often = act.luck[1] > 0.98
+    world.source.blank(times=300 if often else 1 + act.pick(3))
+
+
+def trim(world: Universe, act: Act) -> None:
+    """Records go before their time, of a shard that somebody has begun to read."""
+    shards = [s.id for s in world.source.shards(world.TABLE) if world.begun(s.id)]
+    if shards:
+        world.source.trim(world.TABLE, shards[act.pick(len(shards))], int(act.between(1, 9)))
+
+
+def disable(world: Universe, act: Act) -> None:
+    """The stream is disabled, and enabled again some steps later: another stream, with shards of its own."""
+    if world.streaming:
+        world.source.disable_stream(world.TABLE)
+        world.soon(1 + act.pick(40), "enable")
+
+
+def enable(world: Universe, act: Act) -> None:
+    if not world.streaming:
+        world.source.enable_stream(world.TABLE, world.scenario.view)
+
+
+def recreate(world: Universe, act: Act) -> None:
+    """The table is deleted, and one of the same name created."""
+    world.source.call("DeleteTable", {"TableName": world.TABLE})
+    world.create()
+
+
+# What time does
+
+
+def pause(world: Universe, act: Act) -> None:
+    world.clock.now += act.between(1.0, 16 * 60.0)
+
+
+def jump(world: Universe, act: Act) -> None:
+    world.clock.now += act.between(HOUR, 26 * HOUR)
+
+
+def skew(world: Universe, act: Act) -> None:
+    """The clock of the machine is set, forwards or back."""
+    world.clock.skew = act.between(-HOUR, HOUR)
+
+
+# What becomes of requests and of the process
+
+
+def arm(world: Universe, act: Act) -> None:
+    """The next request to the target, or to the store, has this fate."""
+    world.armed[act.what] = world.armed.get(act.what, 0) + 1 + act.pick(3)
+
+
+def die(world: Universe, act: Act) -> None:
+    """The process is killed, now or a few effects later."""
+    world.fuse = 1 + act.pick(8)
+
+
+def takeover(world: Universe, act: Act) -> None:
+    """Another run of the pipeline starts while this one lives; then this one goes on, and must notice."""
+    if world.depth < 2:
+        world.go(int(act.between(1, 40)))
+
+
+def restart(world: Universe, act: Act) -> None:
+    """The engine is restarted: it forgets what it had only in memory."""
+    world.database.volatile.clear()
+
+
+# What a person does: the run is ended, and started again by somebody who knows
+
+
+def resync(world: Universe, act: Act) -> None:
+    world.order_resync()
+    raise Killed
+
+
+def rehook(world: Universe, act: Act) -> None:
+    """The hook is changed, and the documents are to be made anew."""
+    world.edition += 1
+    world.order_resync()
+    raise Killed
+
+
+def restore(world: Universe, act: Act) -> None:
+    """The target comes back from a backup; a store that is apart knows nothing of that."""
+    backup, edition = copy.deepcopy(world.database), world.edition
+
+    def put_back() -> None:
+        for part in ("rows", "tombstones", "epochs") if world.scenario.index else backup.__slots__:
+            setattr(world.database, part, getattr(backup, part))
+        world.database.volatile.clear()
+        if world.scenario.index or edition != world.edition:
+            world.order_resync()
+
+    world.later_between_runs(1 + act.pick(60), put_back)
+
+
+def roll_back(world: Universe, act: Act) -> None:
+    """The store comes back from an older copy of itself."""
+    backup, edition = copy.deepcopy(world.database), world.edition
+
+    def put_back() -> None:
+        if world.scenario.index:
+            world.database.entries, world.database.counts = backup.entries, backup.counts
+        if edition != world.edition:
+            world.order_resync()
+
+    world.later_between_runs(1 + act.pick(60), put_back)
+
+
+def forget(world: Universe, act: Act) -> None:
+    """The store is lost."""
+
+    def lose() -> None:
+        if world.scenario.index:
+            world.database.entries, world.database.counts = {}, {}
+
+    world.later_between_runs(0, lose)
+    raise Killed
+
+
+def _shard(world: Universe, act: Act) -> str | None:
+    shards = world.source.open_shards(world.TABLE) if world.streaming else []
+    return shards[act.pick(len(shards))] if 0 < len(shards) < MANY_SHARDS else None
+
+
+ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
+    "write": write,
+    "expire": expire,
+    "split": split,
+    "roll": roll,
+    "storm": storm,
+    "throttle": throttle,
+    "outage": outage,
+    "lie": lie,
+    "blank": blank,
+    "trim": trim,
+    "disable": disable,
+    "enable": enable,
+    "recreate": recreate,
+    "pause": pause,
+    "jump": jump,
+    "skew": skew,
+    "lost": arm,
+    "unanswered": arm,
+    "late": arm,
+    "die": die,
+    "takeover": takeover,
+    "restart": restart,
+    "resync": resync,
+    "rehook": rehook,
+    "restore": restore,
+    "roll back": roll_back,
+    "forget": forget,
+}

@@ -1,0 +1,34 @@
+"""Time in the simulation: it moves when the seed says so, and nobody really waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Clock:
+    """True time. ``skew``: how wrong the clock of the machine is on which runs are made."""
+
+    now: float = 1_700_000_000.0
+    skew: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        """What the machine's clock shows."""
+        return self.now + self.skew
+
+
+class VirtualStop:
+    """``threading.Event`` on the virtual clock: waiting moves time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._clock.now += timeout or 0.0
+        return False

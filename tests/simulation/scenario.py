@@ -1,0 +1,115 @@
+"""What kind of pipeline a seed has, and how hard its world tries: everything is drawn, also how often what happens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from replicator.testing.dynamodb import AWS, LOCAL
+from replicator.testing.dynamodb.faults import Dialect
+from replicator.testing.dynamodb.sequences import Numbering
+from tests.simulation.hooks import HOOKS
+
+RATES: Mapping[str, float] = {
+    "write": 0.6,
+    "expire": 0.03,
+    "split": 0.03,
+    "roll": 0.03,
+    "storm": 0.0005,
+    "throttle": 0.02,
+    "outage": 0.003,
+    "lie": 0.03,
+    "blank": 0.02,
+    "pause": 0.02,
+    "skew": 0.005,
+    "jump": 0.01,
+    "trim": 0.006,
+    "die": 0.015,
+    "takeover": 0.006,
+    "lost": 0.02,
+    "unanswered": 0.02,
+    "late": 0.01,
+    "restart": 0.02,
+    "resync": 0.004,
+    "disable": 0.001,
+    "recreate": 0.0005,
+    "restore": 0.0015,
+    "forget": 0.0007,
+    "roll back": 0.0015,
+    "rehook": 0.0015,
+}
+"""How often each act happens, a step, before the seed multiplies it."""
+
+ONLY_WHERE_TRIMMED = ("jump", "trim")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One seed's pipeline and world.
+
+    ``hook`` names one of HOOKS. ``index``: the target is without transactions, as search engines and DynamoDB are;
+    ``overlaps``: it stores a batch while the next is encoded; ``refuses``: it does not take every document;
+    ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
+    ``pace``: seconds a step takes at most. ``slow``: chance that an answer is long on its way.
+    ``rates``: chance of each act, a step.
+    """
+
+    hook: str | None = None
+    view: str = "NEW_AND_OLD_IMAGES"
+    index: bool = False
+    overlaps: bool = False
+    refuses: bool = False
+    forgetful: bool = False
+    trims: bool = False
+    numbering: Numbering = field(default_factory=Numbering)
+    keys: int = 6
+    steps: int = 120
+    shards: int = 1
+    segments: int = 1
+    records_a_page: int = 3
+    items_a_page: int = 2
+    dialect: Dialect = AWS
+    pace: float = 0.1
+    slow: float = 0.1
+    rates: Mapping[str, float] = field(default_factory=lambda: RATES)
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed. Swarm testing: some acts never happen in a seed, others often."""
+    chance = random.Random(f"scenario {seed}")
+    hook = chance.choice([None, *HOOKS])
+    own_ids = hook is not None and HOOKS[hook].own_ids
+    view = "NEW_AND_OLD_IMAGES" if own_ids or chance.random() < 0.7 else chance.choice(["NEW_IMAGE", "KEYS_ONLY"])
+    trims = chance.random() < 0.3
+    rates = {}
+    for what, rate in RATES.items():
+        swung = rate * 10 ** chance.uniform(-1, 0.6) if chance.random() < 0.85 else 0.0
+        if trims or what not in ONLY_WHERE_TRIMMED:
+            rates[what] = min(swung, 1.0)
+    return Scenario(
+        hook=hook,
+        view=view,
+        index=chance.random() < 0.5,
+        overlaps=chance.random() < 0.5,
+        refuses=chance.random() < 0.15,
+        forgetful=chance.random() < 0.5,
+        trims=trims,
+        numbering=_numbering(chance),
+        keys=int(2 * 12 ** chance.random()),
+        steps=int(15 * 12 ** chance.random()),
+        shards=chance.randrange(1, 4),
+        segments=chance.randrange(1, 4),
+        records_a_page=chance.choice([1, 3, 7]),
+        items_a_page=chance.choice([1, 2, 5]),
+        dialect=chance.choice([AWS, LOCAL]),
+        pace=chance.choice([0.02, 0.1, 0.3, 2.0]),
+        slow=chance.choice([0.0, 0.1, 0.3]),
+        rates=rates,
+    )
+
+
+def _numbering(chance: random.Random) -> Numbering:
+    """Sequence numbers that rise along the stream, or only inside a shard; some become longer on the way."""
+    longer = 10**21 - chance.randrange(1, 200_000)
+    return chance.choice([Numbering(), Numbering(across_shards=False), Numbering(first=longer)])

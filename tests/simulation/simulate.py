@@ -1,0 +1,105 @@
+"""One seed, to its end; and what is left of a seed that fails when everything is dropped that it can do without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replicator.errors import ReplicatorError
+from tests.simulation import plan, scenario, truth
+from tests.simulation.plan import Plan
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import Universe
+
+FAILURES = (AssertionError, ReplicatorError)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A seed that did not hold, with the acts that it took and what happened then."""
+
+    seed: int
+    reason: str
+    acts: Plan
+    trace: Sequence[str]
+
+    def __str__(self) -> str:
+        acts = [f"  at step {act.at}: {act.what} {act.luck}" for act in self.acts]
+        return "\n".join(
+            [
+                f"seed {self.seed}: {self.reason}",
+                f"{scenario.draw(self.seed)}",
+                f"what it takes ({len(acts)} acts):",
+                *acts,
+                "and what happens then:",
+                *self.trace[-200:],
+                f"repeat it with: python -m tests.simulation --seed {self.seed}",
+            ]
+        )
+
+
+def simulate(seed: int, found: Scenario | None = None) -> Universe:
+    """One seed, to its end. AssertionError, or an error of the run itself, says what did not hold."""
+    found = found or scenario.draw(seed)
+    return play(seed, found, plan.draw(seed, found))
+
+
+def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> Universe:
+    """A seed with these acts. ``trace`` takes a line for everything that happens."""
+    universe = Universe(seed, found, acts, trace)
+    universe.settle()
+    truth.check_end(universe)
+    return universe
+
+
+def traced(seed: int) -> list[str]:
+    """Everything that happens in a seed, line by line, also if it fails."""
+    trace: list[str] = []
+    _reason(seed, scenario.draw(seed), plan.draw(seed, scenario.draw(seed)), trace)
+    return trace
+
+
+def failure(seed: int) -> Failure | None:
+    """Why a seed does not hold, with the fewest acts that still show it; None if it holds."""
+    found = scenario.draw(seed)
+    acts = plan.draw(seed, found)
+    if _reason(seed, found, acts) is None:
+        return None
+    acts = _fewest(seed, found, acts)
+    trace: list[str] = []
+    return Failure(seed, _reason(seed, found, acts, trace) or "", acts, trace)
+
+
+def _reason(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> str | None:
+    try:
+        play(seed, found, acts, trace)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return None
+
+
+def _fewest(seed: int, found: Scenario, acts: Plan) -> Plan:
+    """Drop ever smaller pieces of the plan while the seed still fails."""
+    piece = len(acts) // 2
+    while piece:
+        at = 0
+        while at < len(acts):
+            fewer = acts[:at] + acts[at + piece :]
+            if _reason(seed, found, fewer) is not None:
+                acts = fewer
+            else:
+                at += piece
+        piece //= 2
+    return acts
+
+
+def failing(seeds: Sequence[int]) -> list[Failure]:
+    """The failures among these seeds."""
+    logging.getLogger("replicator").setLevel(logging.CRITICAL)
+    return [found for seed in seeds if (found := failure(seed)) is not None]
+
+
+def differing(seeds: Sequence[int]) -> list[int]:
+    """The seeds whose second run is not, line by line, like the first."""
+    return [seed for seed in seeds if traced(seed) != traced(seed)]

@@ -1,0 +1,157 @@
+"""What must hold at every step, and what the target has to be in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from replicator import backfill
+from replicator.attributes import Item, image
+from replicator.batch import Counts, DocumentId, Write
+from replicator.change import key_text
+from replicator.checkpoints import Gap, PipelineState, Save, ShardState, decode
+from replicator.position import FIRST_EPOCH
+from replicator.progress import Progress
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
+from replicator.transform import Hook, Poison
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Universe
+
+Entries = Mapping[tuple[str, str], tuple[int, str]]
+
+
+def check_version(write: Write, before: int, *, applied: bool) -> None:
+    """What the target knows of a document is never replaced by something older."""
+    assert not applied or write.version > before, f"{write.id} went back from {before} to {write.version}"
+
+
+def check_saved(before: Entries, entries: Entries) -> None:
+    """Inside an epoch no position ever goes back, and what has ended stays ended. The epoch only rises.
+
+    ``before``: what the entries that were saved, and the pipeline's, had been.
+    """
+    epoch, now = epoch_of(before), epoch_of(entries)
+    assert now >= epoch, f"the epoch fell from {epoch} to {now}"
+    if now > epoch:
+        return
+    for (kind, id), (_, text) in before.items():
+        if kind == "shard" and (kind, id) in entries:
+            _check_shard(id, text, entries[kind, id][1])
+
+
+def places(entries: Entries, saves: Sequence[Save]) -> Entries:
+    """The entries that ``saves`` are about to change, and the pipeline's."""
+    named = [("pipeline", ""), *((s.kind, s.id) for s in saves)]
+    return {place: entries[place] for place in named if place in entries}
+
+
+def _check_shard(id: str, before: str, after: str) -> None:
+    was, now = decode("shard", id, before), decode("shard", id, after)
+    assert isinstance(was, ShardState)
+    assert isinstance(now, ShardState)
+    assert now.ordinal >= was.ordinal, f"shard {id} went back from {was} to {now}"
+    assert now.ended >= was.ended, f"shard {id} began again"
+
+
+def check_told(database: MemoryDatabase, told: Progress) -> None:
+    """Nobody is told that a copy is live before its backfill is stored, or while records are lost."""
+    if told.phase != "live":
+        return
+    state = _pipeline(database.entries)
+    if state is None or state.epoch != told.epoch:
+        return  # told by a run that was replaced, and does not know it yet
+    assert state.stage == backfill.FOLLOWING, f"live while {state.stage}"
+    for (kind, id), (_, text) in database.entries.items():
+        if kind == "gap":
+            gap = decode(kind, id, text)
+            assert isinstance(gap, Gap)
+            assert gap.repaired is not None or gap.epoch < state.epoch, "live with an open gap"
+
+
+def check_end(universe: Universe) -> None:
+    """The target is what the hook gives for each item; parked items are excepted, and listed."""
+    database = universe.database
+    parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
+    want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in universe.tables}
+    for item in universe.source.items(universe.TABLE):
+        key = (str(item["pk"]),)
+        if key not in parked:
+            for table, id, document in _documents(universe, key, item):
+                want[table][id] = document
+    for table in universe.tables:
+        _check_table(table, want[table], database.rows.get(table, {}), parked)
+        assert not database.tombstones.get(table), f"tombstones are left in {table}"
+    _check_counts(database)
+
+
+def _check_table(
+    table: str,
+    want: Mapping[DocumentId, bytes],
+    rows: Mapping[DocumentId, tuple[int, bytes]],
+    parked: set[tuple[str, ...]],
+) -> None:
+    got = {id: stored for id, (_, stored) in rows.items() if not _of_parked(id, parked)}
+    assert not (lost := want.keys() - got.keys()), f"{table} lacks {sorted(lost)}"
+    assert not (ghosts := got.keys() - want.keys()), f"{table} has {sorted(ghosts)}, which are gone"
+    stale = {id: (got[id], want[id]) for id in want if got[id] != want[id]}
+    assert not stale, f"{table} is not up to date: {stale}"
+
+
+def _check_counts(database: MemoryDatabase) -> None:
+    for source, c in database.counts.items():
+        assert c.read == c.applied + c.stale + c.dropped + c.parked, f"counts of {source}: {c}"
+        assert min(c.read, c.applied, c.stale, c.dropped, c.parked) >= 0
+    if epoch_of(database.entries) == FIRST_EPOCH:
+        _check_read(database)
+
+
+def _check_read(database: MemoryDatabase) -> None:
+    """Each record of an epoch is read once: stored again after no crash, counted whatever became of it."""
+    shards = {id: decode(k, id, t) for (k, id), (_, t) in database.entries.items() if k == "shard"}
+    for id, state in shards.items():
+        assert isinstance(state, ShardState)
+        parent = shards.get(state.parent or "")
+        base = parent.ordinal if isinstance(parent, ShardState) else 0
+        passed = state.ordinal - base if state.sequence is not None else 0
+        counted = database.counts.get(f"shard:{id}", Counts()).read
+        assert counted == passed, f"shard {id}: {counted} records counted, {passed} passed"
+
+
+def _of_parked(id: DocumentId, parked: set[tuple[str, ...]]) -> bool:
+    return id in parked or any(id[0] == key_text(key) for key in parked)
+
+
+def _documents(
+    universe: Universe, key: tuple[str, ...], item: Mapping[str, object]
+) -> Iterator[tuple[str, DocumentId, bytes]]:
+    encoded, hook = Item(image(item)), universe.hook()
+    try:
+        if hook is None:
+            yield universe.TABLE, key, body(encoded)
+        elif hook.declared:
+            yield from _own(hook, key, encoded, universe.tables)
+        elif (found := hook.one(encoded)) is not None:
+            yield universe.TABLE, key, body(found)
+    except Poison:
+        raise AssertionError(f"the item {key} is poison, and is not parked") from None
+
+
+def _own(
+    hook: Hook, key: tuple[str, ...], item: Item, tables: Mapping[str, object]
+) -> Iterator[tuple[str, DocumentId, bytes]]:
+    for (table, id), document in hook.many(item, tuple(tables)).items():
+        yield table, (key_text(key), id), body(document)
+
+
+def _pipeline(entries: Entries) -> PipelineState | None:
+    if ("pipeline", "") not in entries:
+        return None
+    state = decode("pipeline", "", entries["pipeline", ""][1])
+    assert isinstance(state, PipelineState)
+    return state
+
+
+def epoch_of(entries: Entries) -> int:
+    state = _pipeline(entries)
+    return 0 if state is None else state.epoch
