@@ -81,6 +81,18 @@ def lossy_resyncs(drawn: Scenario) -> Scenario:
     return replace(drawn, index=True, keys=15, steps=60, rates=rates)
 
 
+def lossy(drawn: Scenario) -> Scenario:
+    """Many requests are lost, of one run that nothing else disturbs for long, to an engine that forgets."""
+    rates = {"write": 0.8, "lost": 0.15, "die": 0.003, "pause": 0.004, "unanswered": 0.02, "restart": 0.05}
+    return replace(drawn, index=True, forgetful=True, keys=12, steps=180, pace=0.3, rates=rates)
+
+
+def replaced(drawn: Scenario) -> Scenario:
+    """Runs are stopped for minutes, and others take over meanwhile."""
+    rates = {"write": 0.8, "takeover": 0.03, "pause": 0.15, "lost": 0.02, "unanswered": 0.02, "restart": 0.03}
+    return replace(drawn, index=True, forgetful=True, steps=180, rates=rates)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """``where``: the only scenarios that can show it. ``seeds``: how many it may take at most, all counted.
@@ -325,7 +337,7 @@ def _(patch: Patch) -> None:
     patch.setattr(UnreliableIndex, "requests", _keeps_in_batches_only)
 
 
-@mutant("tombstones are purged while lost requests may still be carried out", 5, index, 10_000)
+@mutant("tombstones are purged while lost requests may still be carried out", 5, shape=lossy)
 def _(patch: Patch) -> None:
     def at_once(self: Chores, epoch: int) -> bool:
         purge = partial(self.target.purge, below=version(epoch + 1, 0))
@@ -375,7 +387,7 @@ def _(patch: Patch) -> None:
     patch.setattr(MemoryCheckpoints, "saved_already", lambda self, saves: False)
 
 
-@mutant("a run that was stopped for long does not ask whether it was replaced", 6, index, 10_000)
+@mutant("a run that was stopped for long does not ask whether it was replaced", 6, shape=replaced)
 def _(patch: Patch) -> None:
     patch.setattr(Delivery, "confirm", lambda self: None)
 
