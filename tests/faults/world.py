@@ -27,9 +27,10 @@ from replicator.batch import Counts
 from replicator.checkpoints import Gap, ShardState, decode
 from replicator.cli import main
 from replicator.progress import Progress
-from replicator.steps import Stepped, Steps
+from replicator.steps import Stepped
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
+from tests.virtual_steps import VirtualSteps
 
 TABLE = "orders"
 HOUR = 3600.0
@@ -97,17 +98,17 @@ class Stop:
         return self.is_set()
 
 
-class VirtualSteps(Steps):
+class OrderedSteps(VirtualSteps):
     """``Steps`` without threads: the next one is the one that is due first, and waiting moves the clock.
 
     Like the real one it measures rests by a clock that nobody sets.
     """
 
     def __init__(self, clock: Clock) -> None:
+        super().__init__()
         self._clock = clock
         self._passed = 0.0  # as ``time.monotonic`` would say
         self._turns = 0
-        self._generators: dict[str, Iterator[Any]] = {}
         self._queue: list[tuple[float, int, str]] = []
         self._order = itertools.count()
 
@@ -115,11 +116,8 @@ class VirtualSteps(Steps):
         heapq.heappush(self._queue, (self._passed + rest, next(self._order), name))
 
     def clear(self) -> None:
-        self._generators.clear()
+        super().clear()
         self._queue.clear()
-
-    def close(self) -> None:
-        self.clear()
 
     def get(self, timeout: float) -> Stepped | None:
         self._turns += 1
@@ -136,16 +134,6 @@ class VirtualSteps(Steps):
     def _pass(self, seconds: float) -> None:
         self._passed += seconds
         self._clock.move(self._clock() + seconds)
-
-    def _step(self, name: str) -> Stepped:
-        try:
-            return Stepped(name, next(self._generators[name]))
-        except StopIteration:
-            found = Stepped(name, ended=True)
-        except Exception as e:
-            found = Stepped(name, error=e)
-        del self._generators[name]
-        return found
 
 
 class Recorded:
@@ -256,7 +244,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     def outside(stop: Any, observe: Callable[[Progress], None]) -> driver.World:
         clock = world.clock
-        return driver.World(stop, observe, clock.machine, world.random, steps=lambda: VirtualSteps(clock), steady=clock)
+        return driver.World(stop, observe, clock.machine, world.random, steps=lambda: OrderedSteps(clock), steady=clock)
 
     monkeypatch.setattr(running, "connect", lambda *_: world.wire)
     monkeypatch.setattr(running, "ends", ends)

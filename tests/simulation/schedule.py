@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from replicator.steps import Stepped, Steps
+from replicator.steps import Stepped
+from tests.virtual_steps import VirtualSteps
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
@@ -14,12 +14,12 @@ LONGEST_ANSWER = 80  # turns that an answer may be on its way
 LONGEST_NAP = 1.0  # seconds that pass at once when nothing is due
 
 
-class VirtualSteps(Steps):
+class SeededSteps(VirtualSteps):
     """``Steps`` without threads; between two steps the world does its worst."""
 
     def __init__(self, universe: Universe) -> None:
+        super().__init__()
         self._universe = universe
-        self._generators: dict[str, Iterator[Any]] = {}
         self._when: dict[str, float] = {}
         self._made: list[tuple[int, Stepped]] = []
         self._turn = 0
@@ -28,12 +28,9 @@ class VirtualSteps(Steps):
         self._when[name] = self._universe.clock.now + rest
 
     def clear(self) -> None:
-        self._generators.clear()
+        super().clear()
         self._when.clear()
         self._made.clear()
-
-    def close(self) -> None:
-        self.clear()
 
     def get(self, timeout: float) -> Stepped | None:
         universe = self._universe
@@ -67,14 +64,3 @@ class VirtualSteps(Steps):
         self._made.remove(made)
         self._universe.note("step", made[1].name, "ends" if made[1].ended else made[1].error or "")
         return made[1]
-
-    def _step(self, name: str) -> Stepped:
-        generator = self._generators[name]
-        try:
-            return Stepped(name, next(generator))
-        except StopIteration:
-            del self._generators[name]
-            return Stepped(name, ended=True)
-        except Exception as e:
-            del self._generators[name]
-            return Stepped(name, error=e)

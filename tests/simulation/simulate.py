@@ -56,7 +56,8 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
 def traced(seed: int) -> list[str]:
     """Everything that happens in a seed, line by line, also if it fails."""
     trace: list[str] = []
-    _reason(seed, scenario.draw(seed), plan.draw(seed, scenario.draw(seed)), trace)
+    found = scenario.draw(seed)
+    _reason(seed, found, plan.draw(seed, found), trace)
     return trace
 
 

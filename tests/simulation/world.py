@@ -29,7 +29,7 @@ from tests.simulation.acts import ACTS
 from tests.simulation.clock import Clock, VirtualStop
 from tests.simulation.plan import Act, Plan
 from tests.simulation.scenario import Scenario
-from tests.simulation.schedule import VirtualSteps
+from tests.simulation.schedule import SeededSteps
 from tests.simulation.targets import (
     LATEST,
     Killed,
@@ -49,7 +49,7 @@ class NeverSettled(AssertionError):
 
 
 class Touched:
-    """The source's wire: the process may die before a call, and after it."""
+    """The source's wire: the process may die before each call."""
 
     def __init__(self, universe: Universe) -> None:
         self._universe = universe
@@ -81,9 +81,8 @@ class Universe:
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
         self.caught_up = False
-        self._last: Unreliable | UnreliableIndex
         self._between: list[tuple[int, Callable[[], None]]] = []
-        self._ordered: str | None = None  # the epoch's entry when a resync was ordered
+        self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
         for act in plan:
             self._acts.setdefault(act.at, []).append(act)
@@ -193,15 +192,11 @@ class Universe:
     # What a person does
 
     def order_resync(self) -> None:
-        self._ordered = self._epoch()
+        self._ordered = truth.epoch_of(self.database.entries)
 
     def later_between_runs(self, steps: int, do: Callable[[], None]) -> None:
         """Do something when no run lives, at that many steps from now at the earliest."""
         self._between.append((self.step + steps, do))
-
-    def _epoch(self) -> str:
-        state = self.database.entries.get(("pipeline", ""))
-        return "" if state is None else str(truth.epoch_of(self.database.entries))
 
     def _between_runs(self) -> None:
         due = [do for at, do in self._between if at <= self.step]
@@ -229,7 +224,6 @@ class Universe:
             on_gap="resync",
         )
         hook, target = self.hook(), self.target(self)
-        self._last = target
         store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(self)
         table = describe_table(self.source, self.TABLE)
         keys = OWN_IDS if hook is not None and hook.declared else table.keys
@@ -240,7 +234,7 @@ class Universe:
             self._told,
             self.clock.wall,
             self.random,
-            lambda: VirtualSteps(self),
+            lambda: SeededSteps(self),
             self.clock,
         )
         return Driver(copy, Owner(f"run{self.runs}", "here", 1, self.clock()), world)
@@ -253,7 +247,7 @@ class Universe:
         self.depth += 1
         self.runs += 1
         run = self.runs
-        resync = self._ordered is not None and self._ordered == self._epoch()
+        resync = self._ordered == truth.epoch_of(self.database.entries)
         self.note("run", run, "begins", "with a resync" if resync else "")
         try:
             driver = self.driver()
@@ -288,36 +282,36 @@ class Universe:
 
     def _outlive_doubt(self) -> None:
         """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
-        driver, target = self.driver(), self._last
-        left = limit_turns(driver, 200)
-        inner = driver._turn
+        driver = self.driver()
+        doubt = driver._doubt
+        assert doubt is not None
 
-        def turn() -> None:
-            if left[0] == 185:
+        def passes(left: int) -> None:
+            if left == 185:
                 self.clock.now += LINGER
                 self.arrive()
-            if left[0] < 185 and isinstance(target, UnreliableIndex) and not (target.doubt or target.doubt.over):
+            if left < 185 and not (doubt or doubt.over):
                 raise Killed
-            inner()
 
-        driver._turn = turn  # type: ignore[method-assign]
+        limit_turns(driver, 200, passes)
         with suppress(Killed):
             driver.run(until=None, resync=False, accept_hook_change=False)
         assert not self.late
 
 
-def limit_turns(driver: Driver, turns: int) -> list[int]:
-    """Kill the run after so many turns; the turns that are left, as they go down."""
-    left, inner = [turns], driver._turn
+def limit_turns(driver: Driver, turns: int, before: Callable[[int], None] = lambda left: None) -> None:
+    """Kill the run after so many turns. ``before`` each one, it is told how many are left."""
+    left, inner = turns, driver._turn
 
     def turn() -> None:
-        left[0] -= 1
-        if left[0] < 0:
+        nonlocal left
+        before(left)
+        left -= 1
+        if left < 0:
             raise Killed
         inner()
 
     driver._turn = turn  # type: ignore[method-assign]
-    return left
 
 
 def _target(scenario: Scenario) -> type[Unreliable | UnreliableIndex]:
