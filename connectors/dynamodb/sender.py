@@ -236,14 +236,20 @@ class Lines:
         try:
             await asyncio.wait_for(connecting, _CONNECT)
         except (TimeoutError, OSError) as e:
-            if self._work is not None:
-                self._work.stop(f"cannot be reached: {_reason(e)}")
-                self._settle()
+            self._unreachable(_reason(e))
+            return
+        if not exchange.open:  # reset before this task's turn came: nobody calls for it any more
+            self._unreachable("the connection was closed as soon as it was made")
             return
         self._all.add(exchange)
         exchange.since = self._loop.time()
         self._idle.append(exchange)
         self._fill()
+
+    def _unreachable(self, reason: str) -> None:
+        if self._work is not None:
+            self._work.stop(f"cannot be reached: {reason}")
+            self._settle()
 
     def _later(self, wait: float) -> None:
         if self._timer is not None:

@@ -47,16 +47,39 @@ class Weather:
 
 
 class _Link:
-    """A client's connection and the one to the server that belongs to it."""
+    """A client's connection and the one to the server that belongs to it.
+
+    Two threads use it. The last of them closes the sockets: a number closed under a thread's feet may be another
+    connection's by the time that thread reads.
+    """
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
         self.answered = 0  # bytes
         self.forgotten = threading.Event()
+        self._users = 2
+        self._lock = threading.Lock()
 
     def end(self) -> None:
-        _end(self.client)
-        _end(self.server)
+        with self._lock:  # not while they are being closed
+            if self._users:
+                _break(self.client)
+                _break(self.server)
+
+    def forget(self) -> None:
+        """The server's side ends, and nobody tells the client."""
+        self.forgotten.set()
+        with self._lock:
+            if self._users:
+                _break(self.server)
+
+    def left(self) -> None:
+        """One of its threads is done with it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self.client.close()
+                self.server.close()
 
 
 class Proxy:
@@ -145,8 +168,7 @@ class Proxy:
 
     def _forget(self) -> None:
         for link in self._links_now():
-            link.forgotten.set()
-            _end(link.server)
+            link.forget()
 
     def _become(self, weather: Weather) -> None:
         self._weather = weather
@@ -192,8 +214,18 @@ class Proxy:
                     continue
                 self._send(link.server, piece)
         self._over(link)
+        link.left()
 
     def _answers(self, link: _Link) -> None:
+        self._answer(link)
+        if not link.forgotten.is_set():
+            self._over(link)
+        elif self._weather.closing is not None:  # else nobody tells the client
+            self._closed.wait(self._weather.closing)
+            self._over(link)
+        link.left()
+
+    def _answer(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
             while piece := link.server.recv(_PIECE):
                 weather = self._weather
@@ -207,11 +239,6 @@ class Proxy:
                 if len(kept) < len(piece):
                     link.client.shutdown(socket.SHUT_WR)  # so that what was sent arrives
                     break
-        if link.forgotten.is_set():
-            if self._weather.closing is None:
-                return  # nobody tells the client
-            self._closed.wait(self._weather.closing)
-        self._over(link)
 
     def _send(self, to: socket.socket, piece: bytes) -> None:
         weather = self._weather
@@ -226,7 +253,12 @@ class Proxy:
 
 
 def _end(connection: socket.socket) -> None:
+    _break(connection)
+    connection.close()
+
+
+def _break(connection: socket.socket) -> None:
+    """Wake whoever waits for it; closing it resets the other side."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

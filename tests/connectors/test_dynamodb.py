@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import ssl
@@ -16,6 +17,7 @@ import pytest
 from botocore.httpsession import where
 
 from connectors.dynamodb import sender
+from connectors.dynamodb.exchange import Exchange
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
@@ -335,6 +337,27 @@ def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None
     got = orjson.loads(db.call("GetItem", {"TableName": "contract", "Key": {"pk": {"S": "a"}}}))["Item"]
     del got[kit.VERSION]
     assert got == orjson.loads(image(item))
+
+
+class ResetAtOnce(Exchange):
+    """What a firewall, or a server that is full, does to connections."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.abort(ConnectionResetError("reset by peer"))
+
+
+def test_connections_that_are_reset_at_once_end_the_try(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the batch would wait for ever for a connection that is gone, and closing too."""
+    trying = sender.Sender(Endpoint(endpoint, "us-east-1", where()), Pace(2), 5.0)
+    monkeypatch.setattr(sender, "Exchange", ResetAtOnce)
+    trouble = trying.start([Request("PutItem", b"{}")] * 3, Keys("a", "b")).result(20)
+    monkeypatch.setattr(sender, "Exchange", Exchange)
+    try:
+        assert trouble == "cannot be reached: the connection was closed as soon as it was made"
+        assert trying.start([Request("PutItem", b"{}")], Keys("a", "b")).result(20) == ""
+    finally:
+        trying.close()
 
 
 class TestTls:
