@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, repeat
+from typing import Any, NoReturn, TypeVar
 
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
 from tenacity.nap import sleep_using_event
@@ -50,13 +52,22 @@ class Patience:
 
     def __call__(self, work: Callable[[], T]) -> T:
         try:
-            found = self._retrying(work)
-        except RetryError as e:
-            raise Stopped from e
+            found = work()
+        except TransientError as e:
+            found = self._again(work, e)
         if self._since is not None:
             self._since = None
             self._report(None)
         return found
+
+    def _again(self, work: Callable[[], T], failed: TransientError) -> T:
+        """Go on after a first try that failed: a retry loop costs more than most of what succeeds at once."""
+        tries: Iterator[Callable[[], T]] = chain([partial(_fail, failed)], repeat(work))
+        try:
+            found: T = self._retrying(lambda: next(tries)())
+            return found
+        except RetryError as e:
+            raise Stopped from e
 
     def _backoff(self, state: RetryCallState) -> float:
         longest = min(LONGEST_WAIT, SHORTEST_WAIT * 2 ** min(state.attempt_number, 10))
@@ -68,6 +79,10 @@ class Patience:
         wait = state.next_action.sleep if state.next_action is not None else 0.0
         lasting = self._now() - self._since
         self._report(f"{error} (for {lasting:.0f} s now, next try in {wait:.1f} s)")
+
+
+def _fail(error: TransientError) -> NoReturn:
+    raise error
 
 
 class Delivery:

@@ -54,7 +54,7 @@ class Pipeline:
         self.ignore_expired = ignore_expired
         self.ledger = Ledger(claimed)
         self.ledger.doubt_times(now)
-        self.counts: dict[str, Counts] = dict(claimed.counts)
+        self.total = sum(claimed.counts.values(), Counts())  # of all shards and segments, what is stored
         self.parked = ParkedItems.of(e.id for e in claimed.entries if e.kind == "parked")
         pulse = self.ledger.pulse
         self.discovery = Discovery(listed=pulse.listed if pulse is not None else None)
@@ -174,6 +174,8 @@ class Pipeline:
 
     def take(self, now: float) -> Batch | None:
         """The next batch, None if there is nothing to store. Several may be under way; they are stored in order."""
+        if not (self._pending or self._fetched or self._pulse):
+            return None
         taken = _Taken(pending=self._pending)
         self._pending = []
         for kind, id, value in taken.pending:
@@ -194,8 +196,7 @@ class Pipeline:
         assert taken.batch is batch
         for kind, id, value in taken.values:
             self._became_durable(kind, id, value)
-        for source, more in outcome_counts(batch, outcome).items():
-            self.counts[source] = self.counts.get(source, Counts()) + more
+        self.total = sum(outcome_counts(batch, outcome).values(), self.total)
         self._refused.clear()
         if self.state is not None and self.ledger.pipeline == self.state and not self._changing_stage():
             after = backfill.next_stage(self.state, self.segments.values(), now)
@@ -250,10 +251,6 @@ class Pipeline:
     def ended(self) -> bool:
         """Whether every shard is stored to its end."""
         return bool(self.shards) and all(s.ended for s in self.shards.values()) and not self._fetched
-
-    @property
-    def total(self) -> Counts:
-        return sum(self.counts.values(), Counts())
 
     # How it is done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -166,15 +167,21 @@ def describe_stream(wire: Wire, arn: str, *, after: str | None = None, children_
 _VALUES = {kind: msgspec.defstruct(kind, [(kind, str)], gc=False) for kind in ("S", "N", "B")}
 
 
+@lru_cache(maxsize=64)  # making the struct costs more than reading a page with it
+def key_shape(keys: KeySchema) -> type[msgspec.Struct]:
+    """The struct that a key in raw typed JSON is decoded to."""
+    named = [(f"k{i}", a) for i, a in enumerate(keys.attributes)]
+    fields = [(name, _VALUES[a.kind]) for name, a in named]
+    return msgspec.defstruct("Keys", fields, rename={name: a.name for name, a in named}, gc=False)
+
+
 class KeyReader:
     """Takes the key out of raw typed JSON (a record's Keys, or a whole image) without parsing the rest."""
 
     def __init__(self, keys: KeySchema) -> None:
-        named = [(f"k{i}", a) for i, a in enumerate(keys.attributes)]
-        fields = [(name, _VALUES[a.kind]) for name, a in named]
-        self.shape = msgspec.defstruct("Keys", fields, rename={name: a.name for name, a in named}, gc=False)
+        self.shape = key_shape(keys)
         self._decoder = msgspec.json.Decoder(self.shape)
-        self._texts = attrgetter(*(f"{name}.{a.kind}" for name, a in named))
+        self._texts = attrgetter(*(f"k{i}.{a.kind}" for i, a in enumerate(keys.attributes)))
         self._kinds = tuple(a.kind for a in keys.attributes)
 
     def key(self, found: Any) -> Key:

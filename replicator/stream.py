@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from replicator.change import KeySchema, Record
 from replicator.errors import TransientError
-from replicator.source import KeyReader, Listing, describe_stream
+from replicator.source import KeyReader, Listing, describe_stream, key_shape
 from replicator.wire import Wire
 
 LISTING_REST = 0.11  # seconds between DescribeStream calls: at most 10 a second are allowed
@@ -27,32 +28,37 @@ class Records:
     size: int
 
 
+@lru_cache(maxsize=64)
+def _page_shape(keys: KeySchema) -> Any:
+    """The struct of a GetRecords answer: keys are read, images stay raw bytes."""
+    stored = msgspec.defstruct(
+        "Stored",
+        [
+            ("SequenceNumber", str),
+            ("Keys", key_shape(keys)),
+            ("ApproximateCreationDateTime", float, 0.0),
+            ("NewImage", msgspec.Raw, None),
+            ("OldImage", msgspec.Raw, None),
+        ],
+        gc=False,
+    )
+    record = msgspec.defstruct(
+        "StreamRecord",
+        [("dynamodb", stored), ("eventName", str, ""), ("userIdentity", dict[str, str] | None, None)],
+        gc=False,
+    )
+    return msgspec.defstruct(
+        "RecordsPage",
+        [("Records", list[record], msgspec.field(default_factory=list)), ("NextShardIterator", str | None, None)],  # type: ignore[valid-type]
+    )
+
+
 class RecordsDecoder:
     """Turns a GetRecords body into records whose images stay raw bytes."""
 
     def __init__(self, keys: KeySchema) -> None:
         self._key = KeyReader(keys)
-        stored = msgspec.defstruct(
-            "Stored",
-            [
-                ("SequenceNumber", str),
-                ("Keys", self._key.shape),
-                ("ApproximateCreationDateTime", float, 0.0),
-                ("NewImage", msgspec.Raw, None),
-                ("OldImage", msgspec.Raw, None),
-            ],
-            gc=False,
-        )
-        record = msgspec.defstruct(
-            "StreamRecord",
-            [("dynamodb", stored), ("eventName", str, ""), ("userIdentity", dict[str, str] | None, None)],
-            gc=False,
-        )
-        page = msgspec.defstruct(
-            "RecordsPage",
-            [("Records", list[record], msgspec.field(default_factory=list)), ("NextShardIterator", str | None, None)],  # type: ignore[valid-type]
-        )
-        self._decoder = msgspec.json.Decoder(page)
+        self._decoder = msgspec.json.Decoder(_page_shape(keys))
 
     def __call__(self, body: bytes) -> Records:
         try:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from replicator import backfill
-from replicator.batch import Counts
 from replicator.checkpoints import Pulse
 from replicator.pipeline import Pipeline
 from replicator.progress import Progress, measured
@@ -82,7 +81,7 @@ class Vitals:
             segments=pipeline.segments,
             gaps=pipeline.ledger.gaps,
             parked=len(pipeline.parked),
-            counts=sum(pipeline.counts.values(), Counts()),
+            counts=pipeline.total,
             now=self.now(),
         )
         return replace(found, phase=self._phase(found))

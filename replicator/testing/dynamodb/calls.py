@@ -11,10 +11,16 @@ from replicator.testing.dynamodb.refusals import invalid, refusal
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The parameters of an operation, as words."""
+    """The parameters of an operation."""
 
-    required: str = ""
-    optional: str = ""
+    required: frozenset[str]
+    known: frozenset[str]
+
+
+def _call(required: str = "", optional: str = "") -> Call:
+    """Parameters as words."""
+    needed = frozenset(required.split())
+    return Call(needed, needed | set(optional.split()))
 
 
 _TERMS = "ExpressionAttributeNames ExpressionAttributeValues ReturnConsumedCapacity"
@@ -22,34 +28,34 @@ _CONDITION = f"ConditionExpression ReturnValuesOnConditionCheckFailure ReturnVal
 _READ = f"ConsistentRead Limit ExclusiveStartKey FilterExpression ProjectionExpression {_TERMS}"
 
 CALLS: Mapping[str, Call] = {
-    "CreateTable": Call(
+    "CreateTable": _call(
         "TableName KeySchema AttributeDefinitions",
         "BillingMode ProvisionedThroughput StreamSpecification GlobalSecondaryIndexes LocalSecondaryIndexes Tags "
         "TableClass",
     ),
-    "DescribeTable": Call("TableName"),
-    "TagResource": Call("ResourceArn Tags"),
-    "ListTagsOfResource": Call("ResourceArn", "NextToken"),
-    "ListTables": Call("", "Limit"),
-    "UpdateTable": Call("TableName StreamSpecification"),
-    "DeleteTable": Call("TableName"),
-    "DescribeTimeToLive": Call("TableName"),
-    "UpdateTimeToLive": Call("TableName TimeToLiveSpecification"),
-    "PutItem": Call("TableName Item", _CONDITION),
-    "DeleteItem": Call("TableName Key", _CONDITION),
-    "UpdateItem": Call("TableName Key", f"UpdateExpression {_CONDITION}"),
-    "TransactWriteItems": Call("TransactItems", "ClientRequestToken ReturnConsumedCapacity"),
-    "GetItem": Call(
+    "DescribeTable": _call("TableName"),
+    "TagResource": _call("ResourceArn Tags"),
+    "ListTagsOfResource": _call("ResourceArn", "NextToken"),
+    "ListTables": _call("", "Limit"),
+    "UpdateTable": _call("TableName StreamSpecification"),
+    "DeleteTable": _call("TableName"),
+    "DescribeTimeToLive": _call("TableName"),
+    "UpdateTimeToLive": _call("TableName TimeToLiveSpecification"),
+    "PutItem": _call("TableName Item", _CONDITION),
+    "DeleteItem": _call("TableName Key", _CONDITION),
+    "UpdateItem": _call("TableName Key", f"UpdateExpression {_CONDITION}"),
+    "TransactWriteItems": _call("TransactItems", "ClientRequestToken ReturnConsumedCapacity"),
+    "GetItem": _call(
         "TableName Key", "ConsistentRead ReturnConsumedCapacity ProjectionExpression ExpressionAttributeNames"
     ),
-    "BatchWriteItem": Call("RequestItems"),
-    "BatchGetItem": Call("RequestItems", "ReturnConsumedCapacity"),
-    "Scan": Call("TableName", f"Segment TotalSegments {_READ}"),
-    "Query": Call("TableName KeyConditionExpression", f"ScanIndexForward {_READ}"),
-    "ListStreams": Call("", "TableName Limit"),
-    "DescribeStream": Call("StreamArn", "Limit ExclusiveStartShardId ShardFilter"),
-    "GetShardIterator": Call("StreamArn ShardId ShardIteratorType", "SequenceNumber Timestamp"),
-    "GetRecords": Call("ShardIterator", "Limit"),
+    "BatchWriteItem": _call("RequestItems"),
+    "BatchGetItem": _call("RequestItems", "ReturnConsumedCapacity"),
+    "Scan": _call("TableName", f"Segment TotalSegments {_READ}"),
+    "Query": _call("TableName KeyConditionExpression", f"ScanIndexForward {_READ}"),
+    "ListStreams": _call("", "TableName Limit"),
+    "DescribeStream": _call("StreamArn", "Limit ExclusiveStartShardId ShardFilter"),
+    "GetShardIterator": _call("StreamArn ShardId ShardIteratorType", "SequenceNumber Timestamp"),
+    "GetRecords": _call("ShardIterator", "Limit"),
 }
 
 
@@ -58,8 +64,7 @@ def check(operation: str, request: Mapping[str, Any]) -> None:
     call = CALLS.get(operation)
     if call is None:
         raise refusal("UnknownOperationException", f"the in-memory DynamoDB has no {operation}")
-    required = set(call.required.split())
-    if missing := required - request.keys():
+    if missing := call.required - request.keys():
         raise invalid(f"{operation} needs {', '.join(sorted(missing))}")
-    if unknown := request.keys() - required - set(call.optional.split()):
+    if unknown := request.keys() - call.known:
         raise invalid(f"the in-memory DynamoDB's {operation} does not know {', '.join(sorted(unknown))}")
