@@ -24,7 +24,7 @@ class Fetched:
     def __init__(self) -> None:
         self._queues: dict[str, deque[Page | ScanPage]] = {}
         self._size = 0
-        self._scan_turn = False
+        self._scan_turn = True
 
     def __bool__(self) -> bool:
         return bool(self._queues)

@@ -77,6 +77,11 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
     """
     words, *_ = error.message.splitlines() or [""]  # further lines may repeat the request with its session token
     said = f"{error.code}: {words}"
+    if error.code == "InvalidSignatureException" and _WRONG_TIME.match(words):
+        return TransientError(
+            f"{operation} on {resource}: AWS refuses what this machine signs, because its clock is wrong ({words}). "
+            "Set it, and keep it set (NTP)"
+        )
     if error.code in _REFUSED:
         action = operation if ":" in operation else f"dynamodb:{operation}"
         named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
@@ -93,6 +98,7 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
+_WRONG_TIME = re.compile(r"Signature (expired|not yet current)")  # more than five minutes off
 _DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
 
 

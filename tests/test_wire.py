@@ -60,6 +60,17 @@ def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
     )
 
 
+@pytest.mark.parametrize("how", ["expired", "not yet current"])
+def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
+    said = f"Signature {how}: 20261125T000000Z is now earlier than 20261125T001500Z (20261125T002000Z - 5 min.)"
+    found = failure(WireError("InvalidSignatureException", said, 400), "Scan", "orders")
+    assert type(found) is TransientError
+    assert str(found) == (
+        f"Scan on orders: AWS refuses what this machine signs, because its clock is wrong ({said}). "
+        "Set it, and keep it set (NTP)"
+    )
+
+
 @pytest.mark.parametrize("code", ["ValidationException", "ResourceNotFoundException", "SerializationException"])
 def test_any_other_refusal_is_neither_repeated_nor_a_permission(code: str) -> None:
     found = failure(WireError(code, "no such thing", 400), "Scan", "orders")

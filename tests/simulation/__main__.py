@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.simulation.simulate import failing
 
 PIECE = 100
+SHOWN = 10_000  # seeds after which a word is said
 
 
 def main() -> int:
@@ -21,8 +22,11 @@ def main() -> int:
     seeds = range(asked.first, asked.first + asked.seeds) if asked.seed is None else range(asked.seed, asked.seed + 1)
     began, failed = time.monotonic(), 0
     with ProcessPoolExecutor() as pool:
-        for found in pool.map(failing, [seeds[at : at + PIECE] for at in range(0, len(seeds), PIECE)]):
+        pieces = [seeds[at : at + PIECE] for at in range(0, len(seeds), PIECE)]
+        for piece, found in zip(pieces, pool.map(failing, pieces), strict=True):
             failed += len(found)
+            if piece.stop % SHOWN == 0:
+                print(f"up to {piece.stop:,}: {failed} failed, {time.monotonic() - began:.0f} s", flush=True)
             for failure in found:
                 print(failure, flush=True)
     print(f"{len(seeds):,} seeds, {failed} failed, {len(seeds) / (time.monotonic() - began):.0f} a second")

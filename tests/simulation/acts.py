@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from replicator.lineage import ancestors
 from replicator.testing.dynamodb import children_first, duplicated, parentless, reopened, stale, unordered
+from tests.simulation.clock import TOLERATED
 from tests.simulation.plan import Act
 from tests.simulation.targets import Killed
 
@@ -73,10 +76,14 @@ def blank(world: Universe, act: Act) -> None:
 
 
 def trim(world: Universe, act: Act) -> None:
-    """Records go before their time, of a shard that somebody has begun to read."""
-    shards = [s.id for s in world.source.shards(world.TABLE) if world.begun(s.id)]
-    if shards:
-        world.source.trim(world.TABLE, shards[act.pick(len(shards))], int(act.between(1, 9)))
+    """Records go before their time, of a shard that somebody has begun to read; of an item, the oldest first."""
+    parents = {shard.id: shard.parent for shard in world.source.shards(world.TABLE)}
+    begun = [id for id in parents if world.begun(id)]
+    if begun:
+        chosen = begun[act.pick(len(begun))]
+        world.source.trim(world.TABLE, chosen, int(act.between(1, 9)))
+        for older in ancestors([chosen], parents) & parents.keys():
+            world.source.trim(world.TABLE, older, sys.maxsize)
 
 
 def disable(world: Universe, act: Act) -> None:
@@ -109,8 +116,8 @@ def jump(world: Universe, act: Act) -> None:
 
 
 def skew(world: Universe, act: Act) -> None:
-    """The clock of the machine is set, forwards or back."""
-    world.clock.skew = act.between(-HOUR, HOUR)
+    """The clock of the machine is set, forwards or back; often so far that AWS refuses what it signs."""
+    world.clock.skew = act.between(-HOUR, HOUR) if act.luck[0] < 0.3 else act.between(-TOLERATED, TOLERATED)
 
 
 # What becomes of requests and of the process
@@ -153,13 +160,18 @@ def rehook(world: Universe, act: Act) -> None:
 
 
 def restore(world: Universe, act: Act) -> None:
-    """The target comes back from a backup; a store that is apart knows nothing of that."""
+    """The target comes back from a backup; a store that is apart knows nothing of that.
+
+    A transaction that was under way ends with the database.
+    """
     backup, edition = copy.deepcopy(world.database), world.edition
 
     def put_back() -> None:
         for part in ("rows", "tombstones", "epochs") if world.scenario.index else backup.__slots__:
             setattr(world.database, part, getattr(backup, part))
         world.database.volatile.clear()
+        if not world.scenario.index:
+            world.late.clear()
         if world.scenario.index or edition != world.edition:
             world.order_resync()
 
@@ -167,12 +179,13 @@ def restore(world: Universe, act: Act) -> None:
 
 
 def roll_back(world: Universe, act: Act) -> None:
-    """The store comes back from an older copy of itself."""
+    """The store comes back from an older copy of itself, when nothing is under way any more, as people are told."""
     backup, edition = copy.deepcopy(world.database), world.edition
 
     def put_back() -> None:
         if world.scenario.index:
             world.database.entries, world.database.counts = backup.entries, backup.counts
+            world.late.clear()
         if edition != world.edition:
             world.order_resync()
 
@@ -180,11 +193,12 @@ def roll_back(world: Universe, act: Act) -> None:
 
 
 def forget(world: Universe, act: Act) -> None:
-    """The store is lost."""
+    """The store is lost, and with it what was on its way there."""
 
     def lose() -> None:
         if world.scenario.index:
             world.database.entries, world.database.counts = {}, {}
+            world.late = [late for late in world.late if late.to == "target"]
 
     world.later_between_runs(0, lose)
     raise Killed

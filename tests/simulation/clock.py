@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TOLERATED = 300.0  # seconds that a clock may be wrong before AWS refuses what is signed with it
+PATIENT = 20  # requests that are refused before somebody sets the clock
+
 
 @dataclass(slots=True)
 class Clock:
@@ -11,6 +14,7 @@ class Clock:
 
     now: float = 1_700_000_000.0
     skew: float = 0.0
+    _refused: int = 0
 
     def __call__(self) -> float:
         return self.now
@@ -18,6 +22,15 @@ class Clock:
     def wall(self) -> float:
         """What the machine's clock shows."""
         return self.now + self.skew
+
+    def refuses(self) -> bool:
+        """Whether AWS refuses a request signed now. After some of them the clock is set right."""
+        if abs(self.skew) <= TOLERATED:
+            return False
+        self._refused += 1
+        if self._refused >= PATIENT:
+            self.skew, self._refused = 0.0, 0
+        return True
 
 
 class VirtualStop:

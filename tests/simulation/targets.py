@@ -30,6 +30,7 @@ class Late:
     """A request that nobody waits for any more, and when it will be carried out."""
 
     at: float
+    to: str  # target or store
     carry_out: Callable[[], object]
 
 
@@ -56,7 +57,7 @@ class Unreliable(Watched, MemoryTarget):
         if universe.take("lost"):
             raise TransientError("the target did not answer; nothing was stored")
         if universe.take("late"):
-            universe.later(lambda: self._late(batch))
+            universe.later("target", lambda: self._late(batch))
             raise TransientError("the target did not answer; it stores it all the same")
         outcome = self._transaction(batch)
         universe.effect("stored")
@@ -151,7 +152,7 @@ class UnreliableIndex(Watched, MemoryIndex):
             if fate == "now":
                 self.carry_out(request)
             elif fate == "late":
-                self._universe.later(lambda r=request: self.carry_out(r))  # type: ignore[misc]
+                self._universe.later("target", lambda r=request: self.carry_out(r))  # type: ignore[misc]
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self._unreliably(super().sweep(table, below, spare))
@@ -190,7 +191,7 @@ class UnreliableStore(MemoryCheckpoints):
         if universe.take("lost"):
             raise TransientError("the store did not answer; nothing was stored")
         if saves and universe.take("late"):
-            universe.later(lambda: self._late(saves, counts))
+            universe.later("store", lambda: self._late(saves, counts))
             raise TransientError("the store did not answer; it stores it all the same")
         before = truth.places(universe.database.entries, saves)
         super().save(saves, counts)

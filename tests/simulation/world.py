@@ -24,6 +24,7 @@ from replicator.target import Table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
 from replicator.transform import Hook
+from replicator.wire import WireError
 from tests.simulation import hooks, truth
 from tests.simulation.acts import ACTS
 from tests.simulation.clock import Clock, VirtualStop
@@ -49,13 +50,15 @@ class NeverSettled(AssertionError):
 
 
 class Touched:
-    """The source's wire: the process may die before each call."""
+    """The source's wire: the process may die before each call, and a clock that is wrong signs nothing."""
 
     def __init__(self, universe: Universe) -> None:
         self._universe = universe
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         self._universe.effect(operation)
+        if self._universe.clock.refuses():
+            raise WireError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
         return self._universe.source.call(operation, request)
 
 
@@ -151,9 +154,9 @@ class Universe:
         """Let an act follow."""
         self._acts.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
 
-    def later(self, carry_out: Callable[[], object]) -> None:
+    def later(self, to: str, carry_out: Callable[[], object]) -> None:
         """A request that nobody waits for any more is carried out all the same, within minutes."""
-        self.late.append(Late(self.clock.now + LATEST * self.random.random(), carry_out))
+        self.late.append(Late(self.clock.now + LATEST * self.random.random(), to, carry_out))
 
     def arrive(self) -> None:
         now = self.clock.now

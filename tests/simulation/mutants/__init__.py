@@ -1,0 +1,11 @@
+"""Wrong designs: each breaks one rule in the production code, and the simulation has to notice.
+
+A mutant is a patch that a test applies and takes back, in the file that is named for what it gets wrong.
+"""
+
+from tests.simulation.mutants import gaps, guarding, hooking, reading, versions
+from tests.simulation.mutants.mutant import Mutant, among
+
+MUTANTS = among(reading, versions, guarding, hooking, gaps)
+
+__all__ = ["MUTANTS", "Mutant"]

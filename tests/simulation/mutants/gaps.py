@@ -1,0 +1,65 @@
+"""Rule 9: a gap raises the epoch, and what the rescan did not confirm is swept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from replicator import backfill, reader
+from replicator.checkpoints import ShardState
+from replicator.chores import Chores
+from replicator.driver import Driver
+from replicator.errors import GapFound
+from replicator.lineage import Shard
+from replicator.testing.memory import MemoryTarget
+from tests.simulation.mutants.mutant import Patch, mutant
+from tests.simulation.mutants.scenarios import days, hooked, lossy_resyncs, trimmed
+
+
+@mutant("a gap is logged and ignored", 9, trimmed)
+def gap_is_ignored(patch: Patch) -> None:
+    def goes_on(self: Driver, found: GapFound) -> None:
+        state = self.pipeline.ledger.shards.get(found.shard or "")
+        if state is None:
+            raise found
+        self.pipeline._pending.append(("shard", found.shard or "", replace(state, ended=True)))
+
+    patch.setattr(Driver, "_gap", goes_on)
+
+
+@mutant("a rescan is not followed by a sweep", 9, trimmed)
+def no_sweep(patch: Patch) -> None:
+    patch.setattr(MemoryTarget, "sweep", lambda self, table, below, spare: 0)
+
+
+@mutant("the sweep asks which items are gone, not which documents were confirmed", 9, hooked("kept"), shape=days)
+def sweep_by_absence(patch: Patch) -> None:
+    right = MemoryTarget.sweep
+
+    def absent_only(self: Any, table: Any, below: int, spare: Sequence[Any]) -> int:
+        there = [(str(i["pk"]),) for i in self._universe.source.items("orders")]
+        return right(self, table, below, [*spare, *there])
+
+    patch.setattr(MemoryTarget, "sweep", absent_only)
+
+
+@mutant("what arrives behind a sweep stays", 9, shape=lossy_resyncs)
+def one_sweep_only(patch: Patch) -> None:
+    right = Chores._after_doubt
+    patch.setattr(Chores, "_after_doubt", lambda self, state: right(self, replace(state, resync=False)))
+
+
+@mutant("an epoch begins at the oldest record of every shard, closed ones too", 9, trimmed, 10_000, shape=days)
+def epochs_begin_at_the_oldest(patch: Patch) -> None:
+    right = backfill.first_shards
+
+    def all_open(listed: Mapping[str, Shard], now: float) -> dict[str, ShardState]:
+        return {id: replace(state, ended=False) for id, state in right(listed, now).items()}
+
+    patch.setattr(backfill, "first_shards", all_open)
+    patch.setattr(reader, "_require_young", lambda *_: None)
+    place = reader._place
+    patch.setattr(
+        reader, "_place", lambda at: place(at) if at.expected is not None else {"ShardIteratorType": "TRIM_HORIZON"}
+    )

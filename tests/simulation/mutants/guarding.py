@@ -1,0 +1,131 @@
+"""Rules 5 and 6: the guard remembers deletes; write, then checkpoint, as the one owner."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from replicator import backfill, doubt
+from replicator.batch import Batch, Delete, Outcome, Write
+from replicator.chores import Chores
+from replicator.delivery import Delivery
+from replicator.driver import Driver
+from replicator.position import version
+from replicator.target import Table
+from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryRows, MemoryTarget, Request, body
+from tests.simulation.mutants.mutant import Patch, mutant
+from tests.simulation.mutants.scenarios import index, long_scan, lossy, replaced, seldom_written, transacted
+from tests.simulation.targets import Unreliable, UnreliableIndex
+
+
+@mutant("the target has no guard", 5, transacted)
+def no_guard(patch: Patch) -> None:
+    patch.setattr(MemoryTarget, "_apply", _whatever_comes)
+
+
+@mutant("a target without transactions has no guard", 5, index)
+def no_guard_in_an_index(patch: Patch) -> None:
+    patch.setattr(MemoryIndex, "_apply", _whatever_comes)
+
+
+def _whatever_comes(self: MemoryRows, write: Write, *, keep: bool) -> bool:
+    rows = self._database.rows[write.table]
+    if isinstance(write, Delete):
+        rows.pop(write.id, None)
+    else:
+        rows[write.id] = (write.version, body(write.body))
+    return True
+
+
+@mutant("deletes leave no tombstones while the scan runs", 5, shape=long_scan)
+def no_tombstones(patch: Patch) -> None:
+    patch.setattr(backfill, "remembers_deletes", lambda _: False)
+
+
+@mutant("positions are stored before the rows", 6, transacted)
+def positions_before_rows(patch: Patch) -> None:
+    def early(self: Unreliable, batch: Batch) -> Outcome:
+        self.checkpoints.save(batch.saves)
+        self._universe.effect("between positions and rows")
+        return MemoryTarget.write(self, Batch(batch.parts, (), batch.tombstones))
+
+    patch.setattr(Unreliable, "write", early)
+
+
+@mutant("nothing fences off an earlier run", 6)
+def no_fence(patch: Patch) -> None:
+    patch.setattr(MemoryCheckpoints, "check", lambda self, saves: None)
+
+
+@mutant("a lost request is taken for one that was never carried out", 5, index, 10_000)
+def lost_is_never(patch: Patch) -> None:
+    patch.setattr(UnreliableIndex, "requests", _keeps_in_batches_only)
+
+
+@mutant("tombstones are purged while lost requests may still be carried out", 5, shape=lossy)
+def purged_too_soon(patch: Patch) -> None:
+    def at_once(self: Chores, epoch: int) -> bool:
+        purge = partial(self.target.purge, below=version(epoch + 1, 0))
+        return any([self._patiently(partial(purge, table)) for table in self.tables])
+
+    patch.setattr(Chores, "_purge", at_once)
+
+
+@mutant("what a killed run had sent is forgotten", 5, index, 10_000)
+def killed_runs_are_forgotten(patch: Patch) -> None:
+    patch.setattr(Driver, "_begin_doubt", lambda self: None)
+
+
+@mutant("positions are stored before the documents", 6, index)
+def positions_before_documents(patch: Patch) -> None:
+    right = Delivery._written
+
+    def early(self: Delivery, batch: Batch) -> Outcome:
+        self._checkpoints.save(batch.saves)
+        return right(self, Batch(batch.parts, (), batch.tombstones))
+
+    patch.setattr(Delivery, "_written", early)
+
+
+@mutant("a store takes its own lost save for another run's", 6, index)
+def own_save_not_known(patch: Patch) -> None:
+    patch.setattr(MemoryCheckpoints, "saved_already", lambda self, saves: False)
+
+
+@mutant("a run that was stopped for long does not ask whether it was replaced", 6, shape=replaced)
+def sleeper_does_not_ask(patch: Patch) -> None:
+    patch.setattr(Delivery, "confirm", lambda self: None)
+
+
+def _keeps_in_batches_only(self: MemoryIndex, batch: Batch) -> list[Request]:
+    return [Request(write, batch.tombstones) for part in batch.parts for write in part.writes]
+
+
+@mutant("tombstones expire while the scan still runs", 5, shape=long_scan)
+def tombstones_expire(patch: Patch) -> None:
+    right = Unreliable.write
+
+    def forgets_first(self: Unreliable, batch: Batch) -> Outcome:
+        for tombstones in self._universe.database.tombstones.values():
+            tombstones.clear()
+        return right(self, batch)
+
+    patch.setattr(Unreliable, "write", forgets_first)
+
+
+@mutant("a purge leaves the version after the tombstone's behind", 5, shape=seldom_written)
+def purged_at_the_next_version(patch: Patch) -> None:
+    right = MemoryRows.purge
+
+    def deletes(self: MemoryRows, table: Table, below: int) -> int:
+        before = dict(self._database.tombstones[table.name])
+        done = right(self, table, below)
+        for id in before.keys() - self._database.tombstones[table.name].keys():
+            self._database.volatile[table.name, id] = before[id] + 1
+        return done
+
+    patch.setattr(MemoryRows, "purge", deletes)
+
+
+@mutant("a doubt is over before lost requests are carried out", 5, shape=lossy)
+def short_doubt(patch: Patch) -> None:
+    patch.setattr(doubt, "LINGER", 20.0)

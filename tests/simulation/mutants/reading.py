@@ -1,0 +1,136 @@
+"""Rules 1 to 3: positions first, no holes, parents before children."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from replicator import backfill, lineage, reader
+from replicator.change import Page, Record
+from replicator.checkpoints import ShardState
+from replicator.ledger import Ledger
+from replicator.pipeline import Pipeline
+from replicator.stream import Records, Stream
+from tests.simulation.mutants.mutant import Patch, mutant
+from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
+from tests.simulation.world import Touched
+
+
+@mutant("positions are where the stream is when a reader opens", 1)
+def late_positions(patch: Patch) -> None:
+    right = reader._place
+
+    def latest(at: Any) -> dict[str, Any]:
+        return {"ShardIteratorType": "LATEST"} if at.untouched and not at.state.whole else right(at)
+
+    patch.setattr(reader, "_place", latest)
+
+
+@mutant("the resume probe is skipped", 2, trimmed, 10_000)
+def no_probe(patch: Patch) -> None:
+    def open_at_what_is_left(at: Any) -> dict[str, Any]:
+        at.expected = None
+        return {"ShardIteratorType": "TRIM_HORIZON"}
+
+    patch.setattr(reader, "_place", open_at_what_is_left)
+    patch.setattr(reader, "_require_young", lambda *_: None)
+    right = reader._following
+
+    def only_newer(at: Any, records: Sequence[Record]) -> Sequence[Record]:
+        last = int(at.last or 0)
+        return right(at, [r for r in records if int(r.sequence) > last])
+
+    patch.setattr(reader, "_following", only_newer)
+
+
+@mutant("a late shard is opened at what is left of it, however old", 2, shape=days)
+def late_shards_at_what_is_left(patch: Patch) -> None:
+    patch.setattr(reader, "_require_young", lambda *_: None)
+    right = reader._place
+    patch.setattr(
+        reader,
+        "_place",
+        lambda at: right(at) if at.expected is not None else {"ShardIteratorType": "TRIM_HORIZON"},
+    )
+
+
+@mutant("children open before their parents' end is stored", 3)
+def children_first(patch: Patch) -> None:
+    def all_unfinished(known: Mapping[str, Any]) -> set[str]:
+        return {id for id, shard in known.items() if not shard.ended}
+
+    patch.setattr(lineage, "readable", all_unfinished)
+
+
+@mutant("an empty page is taken for the end of its shard", 3)
+def empty_is_the_end(patch: Patch) -> None:
+    right = reader._passed
+
+    def ends_at_nothing(stream: Stream, at: Any, answer: Records, started: float) -> Iterator[Page]:
+        if not answer.records:
+            answer, at.expected = replace(answer, next=None), None
+        return right(stream, at, answer, started)
+
+    patch.setattr(reader, "_passed", ends_at_nothing)
+
+
+@mutant("the records of a closed shard's last page are dropped", 3)
+def last_page_dropped(patch: Patch) -> None:
+    right = reader._passed
+
+    def forgets_the_last(stream: Stream, at: Any, answer: Records, started: float) -> Iterator[Page]:
+        if answer.next is None:
+            answer, at.expected = replace(answer, records=()), None
+        return right(stream, at, answer, started)
+
+    patch.setattr(reader, "_passed", forgets_the_last)
+
+
+@mutant("an expired iterator is replaced one record too far", 3)
+def one_too_far(patch: Patch) -> None:
+    right = reader._following
+
+    def skips_one(at: Any, records: Sequence[Record]) -> Sequence[Record]:
+        resumed = at.expected is not None and at.expected == at.last
+        found = right(at, records)
+        return found[1:] if resumed else found
+
+    patch.setattr(reader, "_following", skips_one)
+
+
+@mutant("positions are taken after the scan", 1)
+def positions_after_the_scan(patch: Patch) -> None:
+    right = Pipeline.openings
+
+    def once_scanned(self: Pipeline) -> Iterator[tuple[str, ShardState]]:
+        scanning = self.state is None or self.state.stage == backfill.SCANNING
+        return iter(()) if scanning else right(self)
+
+    patch.setattr(Pipeline, "openings", once_scanned)
+    late_positions.apply(patch)
+
+
+@mutant("the scan is not consistent, and positions are where the stream is when it begins", 1, at_timestamp, 10_000)
+def inconsistent_scan(patch: Patch) -> None:
+    right = Touched.call
+
+    def eventually(self: Touched, operation: str, request: Mapping[str, Any]) -> bytes:
+        return right(self, operation, {**request, "ConsistentRead": False} if operation == "Scan" else request)
+
+    patch.setattr(Touched, "call", eventually)
+    patch.setattr(reader, "OVERLAP", 0.0)
+
+
+@mutant("a shard's sequence numbers are compared as strings", 2, longer)
+def compared_as_strings(patch: Patch) -> None:
+    class Digits(str):
+        def __le__(self, other: object) -> bool:
+            return isinstance(other, str) and str.__le__(self, other)
+
+    patch.setattr(reader, "int", Digits, raising=False)
+
+
+@mutant("times that an earlier run stored are believed, though they lie in the future", 2, shape=set_back)
+def future_is_believed(patch: Patch) -> None:
+    patch.setattr(Ledger, "doubt_times", lambda self, now: None)

@@ -1,0 +1,113 @@
+"""In which scenarios a wrong design can show, and scenarios in which it shows more often than as drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tests.simulation.scenario import RATES, Scenario
+
+Where = Callable[[Scenario], bool]
+Shape = Callable[[Scenario], Scenario]
+
+
+def anywhere(_: Scenario) -> bool:
+    return True
+
+
+def hooked(*names: str) -> Where:
+    return lambda s: s.hook in names
+
+
+def trimmed(s: Scenario) -> bool:
+    return s.trims
+
+
+def index(s: Scenario) -> bool:
+    return s.index
+
+
+def transacted(s: Scenario) -> bool:
+    return not s.index
+
+
+def refusing(s: Scenario) -> bool:
+    return s.index and s.refuses
+
+
+def as_drawn(drawn: Scenario) -> Scenario:
+    return drawn
+
+
+def long_scan(drawn: Scenario) -> Scenario:
+    """Many items, a page each, beside many deletes; answers are long on their way."""
+    rates = {"write": 1.0, "die": 0.003}
+    return replace(drawn, index=False, keys=25, steps=150, items_a_page=1, records_a_page=7, slow=0.3, rates=rates)
+
+
+def days(drawn: Scenario) -> Scenario:
+    """Time passes in jumps of hours, shards come and go, and runs end."""
+    rates = {**RATES, "jump": 0.04, "split": 0.06, "roll": 0.06, "trim": 0.0, "die": 0.05}
+    return replace(drawn, trims=True, steps=200, records_a_page=3, rates=rates)
+
+
+def lossy_resyncs(drawn: Scenario) -> Scenario:
+    """Requests are lost, runs die, and people resync."""
+    rates = {**RATES, "write": 1.0, "lost": 0.1, "late": 0.1, "die": 0.04, "resync": 0.05}
+    return replace(drawn, index=True, keys=15, steps=60, rates=rates)
+
+
+def lossy(drawn: Scenario) -> Scenario:
+    """Many requests are lost, of one run that nothing else disturbs for long, to an engine that forgets."""
+    rates = {"write": 0.8, "lost": 0.15, "die": 0.003, "pause": 0.004, "unanswered": 0.02, "restart": 0.05}
+    return replace(drawn, index=True, forgetful=True, keys=12, steps=180, pace=0.3, rates=rates)
+
+
+def set_back(drawn: Scenario) -> Scenario:
+    """The machine's clock is set again and again, and runs end."""
+    return replace(drawn, rates={"write": 0.8, "skew": 0.2, "die": 0.05, "roll": 0.02}, steps=60)
+
+
+def short_runs(drawn: Scenario) -> Scenario:
+    """Runs end soon after they began to read a shard, and what they had read is trimmed meanwhile."""
+    rates = {**RATES, "write": 0.8, "roll": 0.1, "jump": 0.05, "die": 0.15, "lost": 0.1, "trim": 0.0}
+    return replace(drawn, index=True, trims=True, steps=120, records_a_page=1, rates=rates)
+
+
+def seldom_written(drawn: Scenario) -> Scenario:
+    """One item, deleted and written again with long pauses between."""
+    rates = {"write": 0.1, "pause": 0.1, "die": 0.02, "lost": 0.02}
+    return replace(drawn, index=True, forgetful=False, keys=1, steps=150, rates=rates)
+
+
+def replaced(drawn: Scenario) -> Scenario:
+    """Runs are stopped for minutes, and others take over meanwhile."""
+    rates = {"write": 0.8, "takeover": 0.03, "pause": 0.15, "lost": 0.02, "unanswered": 0.02, "restart": 0.03}
+    return replace(drawn, index=True, forgetful=True, steps=180, rates=rates)
+
+
+def longer(s: Scenario) -> bool:
+    """Sequence numbers become longer on the way."""
+    return s.numbering.first is not None and plain(s)
+
+
+def among_shards(s: Scenario) -> bool:
+    """Sequence numbers of one shard say nothing about those of another."""
+    return not s.numbering.across_shards and plain(s)
+
+
+def plain(s: Scenario) -> bool:
+    """Nothing is parked: its entries are named by versions as they should be."""
+    return s.hook in (None, "kept", "rekeyed", "fanned") and not s.refuses
+
+
+def at_timestamp(s: Scenario) -> bool:
+    return s.dialect.at_timestamp
+
+
+def keeps_in_mind(s: Scenario) -> bool:
+    """A target without transactions that remembers deletes by itself, as search engines do."""
+    return s.index and not s.forgetful
+
+
+SHAPES = (days, long_scan, lossy, lossy_resyncs, replaced, seldom_written, set_back, short_runs)

@@ -1,0 +1,65 @@
+"""Rule 4: versions come from the lineage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from replicator import backfill, passing, position
+from replicator.change import Page, Record
+from replicator.checkpoints import ShardState
+from replicator.pipeline import Pipeline
+from tests.simulation.mutants.mutant import Patch, mutant
+from tests.simulation.mutants.scenarios import among_shards, hooked, longer, plain, short_runs
+
+
+@mutant("a child's ordinals begin at nothing again", 4)
+def child_begins_at_nothing(patch: Patch) -> None:
+    patch.setattr(backfill, "start", lambda state, known: state)
+
+
+@mutant("only records that the hook keeps are counted", 4, hooked("kept"))
+def only_kept_count(patch: Patch) -> None:
+    right = passing.moved
+
+    def kept_only(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
+        kept = len({r.key for r in records})
+        return replace(right(state, pages, records), ordinal=state.ordinal + kept)
+
+    patch.setattr(passing, "moved", kept_only)
+
+
+@mutant("versions are sequence numbers", 4, among_shards)
+def versions_are_sequences(patch: Patch) -> None:
+    _number(patch, lambda records: ((int(r.sequence), r) for r in records))
+
+
+@mutant("versions are sequence numbers, compared as strings", 4, longer)
+def versions_are_strings(patch: Patch) -> None:
+    _number(patch, lambda records: ((int(r.sequence.ljust(22, "0")), r) for r in records))
+
+
+@mutant("versions are times, with a counter inside each second", 4, plain)
+def versions_are_times(patch: Patch) -> None:
+    def timed(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
+        seconds: Counter[int] = Counter()  # of this process, in this batch
+        for record in records:
+            second = int(record.created)
+            seconds[second] += 1
+            yield second * 1_000_000 + seconds[second], record
+
+    _number(patch, timed)
+
+
+def _number(patch: Patch, numbers: Callable[[Iterable[Record]], Iterable[tuple[int, Record]]]) -> None:
+    """Versions from something else than the lineage, as large as they may become."""
+    latest, runs = passing.latest, passing.runs
+    patch.setattr(position, "ORDINAL_BITS", 80)
+    patch.setattr(passing, "latest", lambda given, epoch: latest(numbers(r for _, r in given), epoch))
+    patch.setattr(passing, "runs", lambda given, epoch: runs(numbers(r for _, r in given), epoch))
+
+
+@mutant("where ordinals begin is not stored before they are used", 4, shape=short_runs)
+def no_anchor(patch: Patch) -> None:
+    patch.setattr(Pipeline, "_put_anchors", lambda self, taken: False)
