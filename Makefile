@@ -23,7 +23,7 @@ demo: install ## copy a table while it is being written to, on this machine
 	$(BIN)/replicator demo
 
 test: install ## all tests; those that need a server that is missing are skipped, loudly (with CI=true they fail)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 simulate: install ## SEEDS=10000 whole runs in the simulation, on all cores
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)

@@ -16,6 +16,18 @@ pytest_plugins = [
     "tests.cli",
 ]
 
+_SERVERS = ("postgres_server", "search_server")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of one server stay together, so that it is started once; others by file."""
+    for item in items:
+        chosen = getattr(item, "callspec", None)
+        server = next((chosen.params[s] for s in _SERVERS if s in chosen.params), None) if chosen else None
+        item.add_marker(pytest.mark.xdist_group(server or item.path.stem))
+
+
 settings.register_profile("replicator", deadline=None)  # a busy machine is no failure
 settings.load_profile("replicator")
 
