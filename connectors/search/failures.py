@@ -57,6 +57,8 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
             return TransientError(f"{server} has too much to do ({type or 429})")
         case status if status >= 500:
             return AnswerLost(f"{server} fails to answer {doing}: {_said(answer)}")
+        case status if status < 300 and not answer.body:
+            return AnswerLost(f"{server} answers {doing} with nothing (status {status}): it was cut short on the way")
     if answer.json is None:
         return ConfigError(
             f"{server} answers with {_said(answer)}, which no search engine would: a proxy or a login page? "

@@ -142,6 +142,7 @@ UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/wr
         (said(503, {"error": UNRECOVERED}), TransientError, "the cluster is not ready"),
         (said(500, {"error": {"type": "odd"}}), TransientError, "fails to store documents: odd"),
         (said(200, {"items": []}), TransientError, "answered a bulk request in part only"),
+        (said(200, b""), TransientError, "with nothing (status 200): it was cut short on the way"),
         (said(404, {"error": {"type": "index_not_found_exception", "reason": "x"}}), ConfigError, "is gone"),
     ],
 )  # fmt: skip
@@ -156,10 +157,17 @@ def test_what_a_whole_answer_means(server: Server, told: Told, error: type[Excep
     assert found.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
 
-@pytest.mark.parametrize(("status", "doubt"), [(429, False), (401, False), (500, True), (502, True), (503, True)])
-def test_what_a_server_gave_up_halfway_is_doubted(server: Server, status: int, doubt: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "doubt"),
+    [
+        *((said(status, HTML), False) for status in (429, 401)),
+        *((said(status, HTML), True) for status in (500, 502, 503)),
+        (said(200, b""), True),
+    ],
+)
+def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, doubt: bool) -> None:
     found = opened(server)
-    server.answers["POST /contract/_bulk"] = said(status, HTML)
+    server.answers["POST /contract/_bulk"] = told
     with pytest.raises((TransientError, NotPermitted)):
         found.write(batch(put({"pk": "a"}, 1)))
     assert bool(found.doubt) is doubt
