@@ -83,18 +83,18 @@ class _Link:
 
 
 class Proxy:
-    """Listens on a free port of this machine (``port``) and passes bytes on to ``host``:``port``, both ways.
+    """Listens on this machine (``port``, a free one by default) and passes bytes on to ``host``:``port``, both ways.
 
-    ``connections`` counts those that clients have begun.
+    ``listen``: the address and port where; ``connections`` counts those that clients have begun.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, listen: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self._to = (host, port)
         self._weather = Weather()
         self._links: set[_Link] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(listen)
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
         self._threads: list[threading.Thread] = []

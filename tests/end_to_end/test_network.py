@@ -1,7 +1,7 @@
 """A network in bad weather between a run and its target, each kind of it and each kind of target.
 
-One run a target goes through all of it, on real servers: what is slow arrives, what is lost is said and comes again, and
-in the end every change is there and was counted once.
+One run a target goes through all of it, on real servers: what is slow arrives, what is lost is said and comes again,
+and in the end every change is there and was counted once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tests.end_to_end.conftest import table
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.targets import Index, OtherTable
 from tests.end_to_end.world import Copy, Source
-from tests.servers_dynamodb import StartLocal
 from tests.servers_postgres import database
 from tests.servers_search import indices
 
@@ -129,15 +128,12 @@ def to_a_search_engine(
 
 
 @pytest.fixture(scope="module")
-def to_a_table(
-    dynamodb_local: StartLocal, local: DynamoDBLocal, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Route]:
-    server = dynamodb_local()
+def to_a_table(local: DynamoDBLocal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Route]:
+    """Beside the source, on the same server."""
     with table(local.endpoint, "NEW_AND_OLD_IMAGES") as source:
-        copy = ThroughDynamoDB(tmp_path_factory.mktemp("network"), source, server, name=f"copy-of-{source.table}")
-        with route(copy, source, int(server.endpoint.rpartition(":")[2])) as found:
+        copy = ThroughDynamoDB(tmp_path_factory.mktemp("network"), source, local, name=f"copy-of-{source.table}")
+        with route(copy, source, int(local.endpoint.rpartition(":")[2])) as found:
             yield found
-    server.stop()
 
 
 def slow(proxy: Proxy) -> None:
