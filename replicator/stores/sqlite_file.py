@@ -66,7 +66,7 @@ def guarded(path: Path) -> Iterator[None]:
 def _translated(path: Path, error: Exception) -> ReplicatorError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _WAIT or (isinstance(error, OSError) and error.errno in _WAIT_SYSTEM):
-        return TransientError(f"the checkpoints in {path}: {error}")
+        return TransientError(f"the checkpoints in {path} cannot be saved: {error}; no position moves meanwhile")
     if code in _NOT_OURS or isinstance(error, OSError):
         return ConfigError(
             f"the checkpoints in {path} cannot be written: {error}. Let this user write to the file and to its folder "

@@ -73,6 +73,11 @@ class Run:
         complete = self._log.read_text().rpartition("\n")[0].splitlines()
         return [e for e in map(json.loads, complete) if e["event"] == name]
 
+    @property
+    def size(self) -> int:
+        """Bytes that it has written to its log."""
+        return self._log.stat().st_size
+
     def until(self, name: str, within: float = PATIENCE, **fields: object) -> dict[str, Any]:
         """The first event of that name with these fields."""
         wanted = fields.items()

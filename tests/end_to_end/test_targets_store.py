@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,28 @@ def test_what_a_killed_run_leaves_is_in_nobodys_way(index: Index, source: Source
     source.delete("k1")
     index.caught_up()
 
+    assert index.documents() == targets.through_the_hook(source.items().values())
+
+
+def test_on_a_full_disk_a_run_waits_and_says_so_and_no_position_moves(index: Index, source: Source) -> None:
+    """The disk is full for this process: a limit of the system's on the size of what it writes."""
+    with index.start() as run:
+        run.until("progress", phase="live")
+        wal = index.folder / "copy.checkpoints-wal"
+        _, most = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
+        run.eventually(lambda: wal.stat().st_size > 2 * run.size, "the log beside it stays within the limit")
+        before = index.status()["counts"]["read"]
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (wal.stat().st_size, most))
+        source.put("k1", n=1001)
+        waiting = run.until("waiting")
+        meanwhile = index.status()
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        run.until("going on after a wait")
+        run.eventually(lambda: index.status()["counts"]["read"] == before + 1, "the change counts as read")
+        assert run.stop().code == 0
+
+    assert f"the checkpoints in {index.folder / 'copy.checkpoints'} cannot be saved" in waiting["reason"]
+    assert meanwhile["counts"]["read"] == before
     assert index.documents() == targets.through_the_hook(source.items().values())
 
 

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from replicator.batch import Counts
 from replicator.checkpoints import DamagedCheckpoint, Save
-from replicator.errors import ConfigError, Fenced
+from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.stores import sqlite_file
 from replicator.stores.sqlite import SqliteCheckpoints, SqliteOptions
 from replicator.testing.checkpoints_contract import Build, CheckpointsContract, owner, parked
@@ -311,6 +311,48 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "orders.checkpoints").mkdir()
     with pytest.raises(ConfigError, match=r"cannot be written: .*checkpoints: \{type: sqlite, path: ...\}"):
         claimed(tmp_path)
+
+
+@contextlib.contextmanager
+def full(one: SqliteCheckpoints) -> Iterator[None]:
+    """Not a page more fits into the file."""
+    connection = one._open()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    yield
+    connection.execute("PRAGMA max_page_count = 1000000")
+
+
+def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Path) -> None:
+    large = [Save("parked", f"new{n}", None, parked("new", image="i" * 60_000)) for n in range(4)]
+    with contextlib.closing(filled(tmp_path)) as one:
+        before = seen(tmp_path)
+        with full(one):
+            for _ in range(2):
+                with pytest.raises(
+                    TransientError, match=r"cannot be saved: database or disk is full; no position moves"
+                ):
+                    one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, stale=1)})
+            assert seen(tmp_path) == before
+        one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, stale=1)})
+    entries, counts, found = seen(tmp_path)
+    assert (len(entries), counts["shard:2"].read, len(found)) == (60 + 8 + 4, 10, 12)
+
+
+def test_a_disk_that_may_not_be_written_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as one:
+        one._open().execute("PRAGMA query_only = ON")
+        with pytest.raises(
+            ConfigError, match=r"cannot be written: attempt to write a readonly database. Let this user"
+        ):
+            one.save([Save("shard", "new", 0, "1")])
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a folder where nobody may make a file")
+def test_a_folder_in_which_not_even_root_may_write_is_said(tmp_path: Path) -> None:
+    nowhere = SqliteCheckpoints(SqliteOptions(path="/sys/orders.checkpoints"), "orders", tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be written: .*(Permission denied|Read-only file system)"):
+        nowhere.claim(owner())
 
 
 def test_a_system_without_such_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
