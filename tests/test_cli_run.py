@@ -148,6 +148,34 @@ def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: W
     assert world.rows("SELECT count(*) FROM orders") == [(300,)]
 
 
+def test_a_hook_that_hangs_is_not_interrupted_and_keeps_no_signal_from_ending_the_run(world: World) -> None:
+    """Its item, and all behind it, come with the next run."""
+    fill(world)
+    begun = world.folder / "begun"
+    hangs = f"import time\ndef hook(item):\n    open({str(begun)!r}, 'w').close()\n    time.sleep(3600)\n"
+    world.hook(hangs)
+    with world.shell.start("run", world.config) as process:
+        await_that(begun.exists, process)
+        process.terminate()
+        _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, "")
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.catch_up("--accept-hook-change")
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+def test_a_hook_that_takes_the_process_down_is_a_killed_run(world: World) -> None:
+    """Out of memory, a crash in a library: what was stored stays, and the next run goes on there."""
+    fill(world)
+    world.hook("import os\ndef hook(item):\n    os.abort()\n")
+    code, _, _ = world.shell.run("run", world.config)
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.catch_up("--accept-hook-change")
+
+    assert code == -signal.SIGABRT
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
 def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) -> None:
     fill(world)
     with world.shell.start("run", world.config) as first:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from replicator.cli.output import config_argument, json_option, put, say
+from replicator.cli.output import aside, config_argument, json_option, put, say
 
 if TYPE_CHECKING:
     from replicator.preflight import Finding
@@ -29,7 +29,8 @@ def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
     from replicator import config as configs
     from replicator import preflight
 
-    findings = preflight.check(configs.load(config), create=create)
+    with aside():
+        findings = preflight.check(configs.load(config), create=create)
     for finding in findings:
         if as_json:
             put({"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from replicator import log as logs
+from replicator.cli.output import aside
 from replicator.progress import Progress
 
 EVERY = 10.0  # seconds between two progress events of a run that nobody watches
@@ -24,13 +25,15 @@ def view(as_json: bool) -> Iterator[Observe]:
 
     console = Console()
     if as_json:
-        yield Events()
+        with aside():
+            yield Events()
     elif console.is_terminal:
         with _table(console) as observe:
             yield observe
     else:
         logs.start(logs.Human())
-        yield Events()
+        with aside():
+            yield Events()
 
 
 class Events:

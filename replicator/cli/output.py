@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -38,6 +39,11 @@ def say(text: str = "") -> None:
 def put(value: object) -> None:
     """One JSON value on a line of its own."""
     say(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def aside() -> contextlib.AbstractContextManager[object]:
+    """While it lasts, what somebody else prints (a hook) goes to standard error, not between our lines."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def report(error: ReplicatorError) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.output import config_argument, json_option, put, say
+from replicator.cli.output import aside, config_argument, json_option, put, say
 from replicator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     refused = 0
     with _opened(config) as (loaded, target, checkpoints):
         pipeline = pipeline_of(checkpoints)
-        hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
+        with aside():
+            hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
         filing = Filing(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
         wire = aws.connect(loaded.source)
@@ -98,7 +99,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         introduce(target, table, wire)
         target.open(target_tables(loaded, table, hook), pipeline.epoch)
         for item in chosen:
-            reason = tried(item, filing, target, checkpoints, pipeline)
+            with aside():
+                reason = tried(item, filing, target, checkpoints, pipeline)
             refused += bool(reason)
             _tell(item, "still parked" if reason else "stored", reason, as_json)
     ctx.exit(2 if refused else 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.output import config_argument, json_option, say
+from replicator.cli.output import aside, config_argument, json_option, say
 
 if TYPE_CHECKING:
     from replicator.config import Config
@@ -27,11 +27,17 @@ def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
     """
     from replicator import config as configs
 
-    for found in _previews(configs.load(config), limit, key):
+    previews = _previews(configs.load(config), limit, key)
+    while (found := _next(previews)) is not None:
         if as_json:
             say(found.as_json().decode())
         else:
             _tell(found)
+
+
+def _next(previews: Iterator[Preview]) -> Preview | None:
+    with aside():
+        return next(previews, None)
 
 
 def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:

@@ -194,6 +194,13 @@ class World:
             raise done.exception
         return Ended(done.exit_code, done.stderr, [orjson.loads(line) for line in done.stdout.splitlines()])
 
+    def printed(self, name: str, *arguments: str) -> tuple[str, str]:
+        """What a command that goes well writes: standard output, standard error."""
+        self.stop.until = None
+        done = CliRunner().invoke(main, [name, str(self.folder / "orders.yaml"), *arguments])
+        assert done.exit_code == 0, done.stderr
+        return done.stdout, done.stderr
+
     def copied(self) -> Ended:
         """A run that has to catch up and to leave an equal copy."""
         ended = self.run()

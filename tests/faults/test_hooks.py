@@ -1,0 +1,91 @@
+"""Hooks that misbehave: the item they were given is parked with the reason, and the run and other items go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.checkpoints import Parked
+from tests.faults.world import World
+
+PLAIN = """
+import sys
+def hook(item):
+    if item["id"] == "k1" and "mended" not in item:
+        {}
+    return dict(item)
+"""
+MISBEHAVES: dict[str, tuple[str, str]] = {
+    "raises": ("raise ValueError('no')", "hook hook raised ValueError at hooks.py:5: no"),
+    "exits": ("sys.exit(3)", "hook hook raised SystemExit at hooks.py:5: 3"),
+    "never comes back": ("return hook(item)", "hook hook raised RecursionError at hooks.py:"),
+    "gives a list": ("return [1]", "hook hook returned a list; a plain hook returns a mapping or None"),
+    "gives a generator": ("return (n for n in [1])", "hook hook returned a generator; a plain hook returns a mapping"),
+    "gives a text": ("return 'secret'", "hook hook returned a str; a plain hook returns a mapping or None"),
+    "writes into the item": ("item['n'] = 1", "hook hook raised TypeError at hooks.py:5: 'Item' object does not"),
+    "removes from the item": ("item.clear()", "hook hook raised AttributeError at hooks.py:5: 'Item' object has no"),
+}
+
+
+def parked(world: World) -> list[Parked]:
+    return list(world.states("parked").values())
+
+
+@pytest.mark.parametrize(("body", "reason"), MISBEHAVES.values(), ids=MISBEHAVES)
+def test_a_hook_that_misbehaves_parks_the_item_and_nothing_else(faults: World, body: str, reason: str) -> None:
+    faults.fill()
+    faults.hook(PLAIN.format(body))
+    ended = faults.run()
+    (change,) = parked(faults)
+
+    assert (ended.code, ended.err) == (0, "")
+    assert change.reason.startswith(reason)
+    assert list(change.key) == ["k1"]
+    assert set(faults.documents) == {"k0", "k2", "k3", "k4", "k5"}
+    assert faults.counts.parked == 2  # scanned, and streamed
+    faults.put("k1", mended="yes")
+    faults.copied()
+    assert parked(faults) == []
+
+
+def test_what_a_hook_does_to_values_that_it_was_given_touches_nothing_but_what_it_returns(faults: World) -> None:
+    """Each look at an attribute gives a value of its own."""
+    faults.fill(0)
+    faults.put("k1", tags=["a"])
+    faults.hook("def hook(item):\n    item['tags'].append('lost')\n    tags = item['tags']\n    tags.append('kept')\n"
+                "    return {'tags': tags, 'again': item['tags']}\n")  # fmt: skip
+    assert faults.run().code == 0
+
+    assert faults.documents["k1"] == {"tags": ["a", "kept"], "again": ["a"]}
+
+
+@pytest.mark.parametrize("style", ["--json", "--human"])
+def test_what_a_hook_prints_stands_beside_the_events_and_not_between_them(faults: World, style: str) -> None:
+    faults.fill(1)
+    faults.hook("print('imported')\ndef hook(item):\n    print('called')\n    return dict(item)\n")
+    out, err = faults.printed("run", "--until", "caught-up", style)
+
+    assert "imported\ncalled\n" in err
+    assert "called" not in out
+    assert "caught up" in out
+
+
+def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_begins(faults: World) -> None:
+    faults.fill()
+    faults.hook("import no_such_module\n\n\ndef hook(item):\n    return item\n")
+    ended = faults.run()
+
+    assert ended.code == 2
+    assert "hooks.py" in ended.err
+    assert "no_such_module" in ended.err
+    assert faults.documents == {}
+
+
+def test_a_hook_that_gives_something_else_each_time_changes_documents_and_never_their_order(faults: World) -> None:
+    """Not promised: that a copy is what such a hook gave last. What is stored is of the item's newest image."""
+    faults.fill(0)
+    faults.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n"
+                "    return {'n': item['n'], 'count': next(count)}\n")  # fmt: skip
+    for n in range(5):
+        faults.put("k1", n=f"{n}")
+        assert faults.run().code == 0
+    assert faults.documents["k1"]["n"] == "4"
