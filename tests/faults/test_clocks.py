@@ -1,0 +1,43 @@
+"""This machine's clock is set while a run goes on, or was wrong all the time: order and ownership rest on none."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.world import HOUR, TABLE, World
+
+JUMPS = {"a day ahead": 24 * HOUR, "a day back": -24 * HOUR, "an hour of summer time": HOUR, "to 1970": -1_700_000_000.0}
+
+
+def set_to(world: World, skew: float) -> None:
+    world.clock.skew = skew
+
+
+@pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
+def test_a_clock_that_is_set_under_a_run_loses_nothing_and_makes_no_gap(faults: World, jump: float) -> None:
+    faults.fill(shards=2)
+    faults.copied()
+    faults.clock.plan(20, lambda: set_to(faults, jump))
+    for n in range(12):
+        faults.clock.plan(5 * n, lambda n=n: faults.put("k1", f"n{n}", n=f"{n}"))  # type: ignore[misc]
+    faults.clock.plan(30, lambda: faults.db.split(TABLE, faults.db.open_shards(TABLE)[0]))
+    ended = faults.run(seconds=120)
+    later = faults.run(seconds=60)
+    set_to(faults, 0.0)
+
+    assert (ended.code, later.code) == (0, 0), (ended, later)
+    assert not faults.gaps
+    faults.copied()
+
+
+@pytest.mark.parametrize("skew", JUMPS.values(), ids=JUMPS)
+def test_a_wrong_clock_makes_no_wrong_copy(faults: World, skew: float) -> None:
+    """Only what is said in hours is wrong with it."""
+    set_to(faults, skew)
+    faults.fill(shards=2)
+    faults.copied()
+    faults.put("k1", "new", n="1")
+    faults.db.roll_all(TABLE)
+    faults.put("k1", n="2")
+    faults.copied()
+    assert not faults.gaps
