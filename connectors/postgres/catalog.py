@@ -12,7 +12,7 @@ from psycopg import sql
 
 from connectors.postgres.shape import VERSION, Shape
 
-_EPOCH = re.compile(r"replicator: pipeline .*, epoch (\d+)", re.DOTALL)
+_NOTE = re.compile(r"replicator: pipeline (.*), epoch (\d+)", re.DOTALL)
 
 _TABLE = """
 SELECT c.oid, c.relkind::text, c.relrowsecurity
@@ -54,9 +54,19 @@ class Found:
     @property
     def epoch(self) -> int:
         """The highest epoch that wrote to the table, 0 if none did."""
+        noted = self._note
+        return int(noted[2]) if noted else 0
+
+    @property
+    def pipeline(self) -> str | None:
+        """The one that writes to the table, None if none did."""
+        noted = self._note
+        return noted[1] if noted else None
+
+    @property
+    def _note(self) -> re.Match[str] | None:
         version = self.columns.get(VERSION)
-        noted = _EPOCH.fullmatch(version.comment or "") if version is not None else None
-        return int(noted[1]) if noted else 0
+        return _NOTE.fullmatch(version.comment or "") if version is not None else None
 
 
 def found(connection: psycopg.Connection[Any], shape: Shape) -> Found | None:
@@ -67,6 +77,16 @@ def found(connection: psycopg.Connection[Any], shape: Shape) -> Found | None:
     columns = [Existing(*c) for c in connection.execute(_COLUMNS, (row[0],))]
     primary = frozenset(name for (name,) in connection.execute(_PRIMARY, (row[0],)))
     return Found(row[1], {c.name: c for c in columns}, primary)
+
+
+def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
+    """Whose table it is, if it is another pipeline's: a sweep of either would remove the other's rows."""
+    if table.pipeline not in (None, pipeline):
+        hand_over = comment(shape, pipeline, table.epoch).as_string(None)
+        yield (
+            f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
+            f"other. Name another table; or if that pipeline is gone: {hand_over}; then: replicator resync"
+        )
 
 
 def mismatches(shape: Shape, table: Found) -> Iterator[str]:

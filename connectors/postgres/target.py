@@ -66,6 +66,9 @@ class Postgres:
         wanted = self._shapes(tables)
         with self._session.connection() as connection:
             there = [catalog.found(connection, shape) for shape in wanted]
+        both = zip(wanted, there, strict=True)
+        if others := [text for shape, t in both if t for text in catalog.taken(shape, t, self._pipeline)]:
+            raise ConfigError(*others)
         epochs = [table.epoch for table in there if table is not None]
         return max(epochs, default=None) if len(epochs) == len(there) else None
 
@@ -142,7 +145,9 @@ class Postgres:
 
     def _mismatches(self, connection: psycopg.Connection[Any], shape: Shape) -> Iterator[str]:
         table = catalog.found(connection, shape)
-        return iter(()) if table is None else catalog.mismatches(shape, table)
+        if table is not None:
+            yield from catalog.taken(shape, table, self._pipeline)
+            yield from catalog.mismatches(shape, table)
 
     def _make(self, connection: psycopg.Connection[Any], shape: Shape, epoch: int) -> None:
         table = catalog.found(connection, shape)

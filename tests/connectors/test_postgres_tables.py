@@ -134,6 +134,21 @@ def test_what_cannot_be_written_to_is_named(one_postgres: Database, made: str, w
     assert any(words in problem for problem in one.check([Table("contract", PK)]))
 
 
+def test_a_table_of_another_pipeline_is_refused_and_can_be_handed_over(one_postgres: Database) -> None:
+    """Each would take the other's rows for what its scan did not confirm, and remove them."""
+    table = typed(total="numeric")
+    opened(one_postgres, table)
+    other = target(one_postgres, pipeline="it's another")
+    (problem,) = other.check([table])
+    assert problem.startswith('"public"."contract" is written by the pipeline contract; two copies in one table')
+    for use in (other.epoch, lambda tables: other.open(tables, FIRST_EPOCH + 1)):
+        with pytest.raises(ConfigError, match="is written by the pipeline contract"):
+            use([table])
+    run(one_postgres, problem.partition("is gone: ")[2].partition("; then")[0])
+    assert (list(other.check([table])), other.epoch([table])) == ([], FIRST_EPOCH)
+    assert target(one_postgres).check([table]) != []
+
+
 def test_a_table_may_have_more_columns_and_indexes_than_wanted(one_postgres: Database) -> None:
     run(
         one_postgres,

@@ -6,7 +6,12 @@ import pytest
 
 from tests.faults.world import HOUR, TABLE, World
 
-JUMPS = {"a day ahead": 24 * HOUR, "a day back": -24 * HOUR, "an hour of summer time": HOUR, "to 1970": -1_700_000_000.0}
+JUMPS = {
+    "a day ahead": 24 * HOUR,
+    "a day back": -24 * HOUR,
+    "an hour of summer time": HOUR,
+    "to 1970": -1_700_000_000.0,
+}
 
 
 def set_to(world: World, skew: float) -> None:
