@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,23 @@ def test_a_role_is_assumed_once_with_the_external_id_and_signs_the_calls(monkeyp
     assert [("Credential=theirs/" in h["Authorization"], h["X-Amz-Security-Token"]) for h, _ in dynamodb.asked] == [
         (True, "t")
     ] * 2
+
+
+def test_a_roles_keys_that_run_out_are_renewed_and_a_role_that_was_taken_away_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=5)  # less than what is left when botocore renews them
+    short = ASSUMED.replace(b"2999-01-01T00:00:00Z", soon.isoformat().encode())
+    with answering(Server(body=short)) as sts, answering(Server()) as dynamodb:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        wire = boto(dynamodb.url, role_arn=ROLE)
+        wire.call("Scan", SCAN)
+        sts.body = short.replace(b"theirs", b"renewed")
+        wire.call("Scan", SCAN)
+        assert "Credential=renewed/" in dynamodb.asked[-1][0]["Authorization"]
+        sts.status, sts.body = 403, DENIED
+        with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
+            wire.call("Scan", SCAN)
 
 
 def test_without_an_external_id_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,15 +142,26 @@ def test_a_deadlock_is_waited_out(one: Postgres, one_postgres: Database) -> None
     assert {row["_version"] for row in rows(one_postgres)} == {at(2)}
 
 
-def test_a_serialization_failure_is_waited_out(one: Postgres, one_postgres: Database) -> None:
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("40001", "a serialization failure"),
+        ("53100", "its disk is full"),
+        ("53200", "it is out of memory"),
+        ("57P02", "the server crashed and restarts"),
+        ("58030", "no"),
+    ],
+)
+def test_an_error_that_time_mends_is_waited_out(one: Postgres, one_postgres: Database, state: str, words: str) -> None:
+    """As the server gives it; a trigger does."""
     run(
         one_postgres,
-        """CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$;
-        CREATE TRIGGER conflict BEFORE INSERT ON contract FOR EACH ROW EXECUTE FUNCTION conflict()""",
+        f"""CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$;
+        CREATE TRIGGER trouble BEFORE INSERT ON contract FOR EACH ROW EXECUTE FUNCTION trouble()""",
     )
-    _transient(one, "a serialization failure")
-    run(one_postgres, "DROP TRIGGER conflict ON contract")
+    _transient(one, rf"^Postgres at 127.0.0.1:\d+/\w+: {words}$")
+    run(one_postgres, "DROP TRIGGER trouble ON contract")
     _then_it_works(one, one_postgres)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.world import Copy, Load, Run, Source, eventually
@@ -206,3 +207,29 @@ def test_a_run_that_waits_for_postgres_ends_cleanly_on_sigterm(copy: Copy) -> No
     with copy.start() as run:
         run.until("waiting")
         assert run.stop(within=10.0).code == 0
+
+
+@ON_THE_NEWEST
+def test_a_postgres_that_lost_its_last_commits_is_repaired_by_reading_on_from_where_it_is(
+    copy: Copy, source: Source
+) -> None:
+    """A standby that was behind, a restored backup: positions and rows are from one moment, and go on from there."""
+    before, written = copy.counts(), source.records
+    behind = f"{copy.database.name}_behind"
+    admin = copy.database.server.url()
+    with psycopg.connect(admin, autocommit=True) as client:
+        client.execute(clone(behind, copy.database.name))
+    with Load(source, seed=9, keys=30) as load:
+        load.wait(40)
+    copy.caught_up()
+    with psycopg.connect(admin, autocommit=True) as client:
+        client.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(copy.database.name)))
+        client.execute(clone(copy.database.name, behind))
+        client.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(behind)))
+    copy.caught_up()
+
+    assert_all_once(copy, before, source.records - written)
+
+
+def clone(new: str, of: str) -> sql.Composed:
+    return sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(new), sql.Identifier(of))

@@ -162,6 +162,7 @@ class World:
         self.wire: Any = Recorded(self.db, self.clock)
         self.database = MemoryDatabase()
         self.target: Callable[[], Any] = lambda: MemoryTarget(self.database)
+        self.store: Callable[[], Any] = lambda: MemoryCheckpoints(self.database)
         self.stop = Stop(self.clock)
         (folder / "orders.yaml").write_text(_CONFIG)
 
@@ -247,7 +248,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     @contextlib.contextmanager
     def ends(_: object) -> Iterator[tuple[Any, Any]]:
         target = world.target()
-        yield target, getattr(target, "checkpoints", None) or MemoryCheckpoints(world.database)
+        yield target, getattr(target, "checkpoints", None) or world.store()
 
     def outside(stop: Any, observe: Callable[[Progress], None]) -> driver.World:
         clock = world.clock

@@ -53,6 +53,19 @@ class Documents(Contract):
         found = stored(table())
         assert {**found["hook",], "pk": "types"} == found["types",]
 
+    def test_stores_items_of_any_shape(self, opened: Target, stored: Stored) -> None:
+        """Ten thousand attributes, names of 255 bytes that differ in their last, any characters, deep nesting."""
+        deep: object = "deepest"
+        for _ in range(15):
+            deep = {"deeper": [deep]}  # with the attribute itself 31 levels; DynamoDB stores 32
+        long = {"x" * 254 + end: end for end in "ab"}
+        odd = {
+            name: name for name in ("a.b", "a..b", ".", '"', "'", "`", "%s", "$1", "{}", "\\", " ", "漢", "\U0001f600")
+        }
+        items = [{"pk": "many", **{f"a{n}": n for n in range(10_000)}}, {"pk": "odd", **long, **odd, "deep": deep}]
+        assert opened.write(batch(*(put(item, 1) for item in items))) == Outcome()
+        assert stored(table()) == {(str(item["pk"]),): as_json(item) for item in items}
+
     def test_nul_characters_stop_nothing(self, opened: Target, stored: Stored) -> None:
         """They are kept, replaced, or refused in words; the target's options say which."""
         outcome = opened.write(batch(put({"pk": "a", "text": "x\0y", "map": {"n\0": "\0"}}, 1)))

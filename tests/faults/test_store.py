@@ -1,0 +1,65 @@
+"""The store of the checkpoints is apart from the target, and one of them cannot be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from replicator.batch import Batch, Counts, Outcome
+from replicator.checkpoints import NO_COUNTS, Owner, Save
+from replicator.delivery import CONFIRMED
+from replicator.errors import TransientError
+from replicator.testing.memory import MemoryCheckpoints, MemoryIndex
+from tests.faults.world import World
+
+
+class Apart:
+    """A target and a store; the store cannot be reached from ``cut`` on, for ``lasting`` seconds."""
+
+    def __init__(self, faults: World, cut: float, lasting: float) -> None:
+        clock, database = faults.clock, faults.database
+        begun = clock()
+        self.written: list[float] = []
+        this = self
+
+        class Index(MemoryIndex):
+            def write(self, batch: Batch) -> Outcome:
+                if batch.size:
+                    this.written.append(clock() - begun)
+                return super().write(batch)
+
+        class Store(MemoryCheckpoints):
+            def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+                if cut <= clock() - begun < cut + lasting:
+                    raise TransientError("the store of the checkpoints cannot be reached")
+                super().save(saves, counts)
+
+        faults.target = lambda: Index(database, now=clock)
+        faults.store = lambda: Store(database)
+
+
+def changing(faults: World, seconds: int) -> None:
+    for n in range(seconds):
+        faults.clock.plan(n, lambda n=n: faults.put("k1", n=f"{n}"))  # type: ignore[misc]
+
+
+def test_a_run_that_cannot_reach_its_store_writes_no_more_than_it_was_sure_of_and_goes_on_later(faults: World) -> None:
+    faults.fill()
+    apart = Apart(faults, cut=20, lasting=60)
+    changing(faults, 100)
+    ended = faults.run(seconds=150)
+
+    assert ended.code == 0
+    assert any("the store of the checkpoints cannot be reached" in e["reason"] for e in ended.events if "reason" in e)
+    assert [at for at in apart.written if 20 + CONFIRMED < at < 80] == []
+    faults.copied()
+
+
+def test_a_run_that_cannot_reach_its_store_ends_when_it_can_if_another_took_over_meanwhile(faults: World) -> None:
+    faults.fill()
+    apart = Apart(faults, cut=20, lasting=60)
+    changing(faults, 100)
+    faults.clock.plan(50, lambda: MemoryCheckpoints(faults.database).claim(Owner("other", "host", 1, 0.0)) and None)
+    ended = faults.run(seconds=150)
+
+    assert ended.code == 5
+    assert [at for at in apart.written if at > 20 + CONFIRMED] == []
