@@ -1,4 +1,7 @@
-"""docs/faults.md: all 64 faults are there, every test that it names exists, and what it quotes is in the code."""
+"""docs/faults.md: all 64 faults are there, every test that it names exists, and what it quotes is in the code.
+
+So do the tests that docs/guarantees.md names for its promises.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +81,34 @@ def test_a_rows_tests_exist(row: Row) -> None:
 
     assert named or "the simulation" in row.tests or "`make bench`" in row.tests
     for test in named:
-        path, _, function = test.partition("::")
-        if test == "make bench":
-            continue
-        text = (ROOT / path).read_text()
-        assert not function or re.search(rf"^\s*(def|class) {function}\b", text, re.MULTILINE), test
+        assert test == "make bench" or is_there(test), test
+
+
+def is_there(test: str) -> bool:
+    """A file of tests, or one of its functions or classes."""
+    path, _, function = test.partition("::")
+    text = (ROOT / path).read_text()
+    return (
+        re.search(rf"^\s*(def|class) {function}\b" if function else r"^\s*(def test_|class Test)", text, re.MULTILINE)
+        is not None
+    )
+
+
+def promises() -> list[tuple[str, str]]:
+    """Each promise of docs/guarantees.md, and what proves it."""
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    lines = text[text.index("| promise |") :].partition("\n\n")[0].splitlines()[2:]
+    return [(promise, proof) for promise, proof in (line.strip("| ").split(" | ") for line in lines)]
+
+
+@pytest.mark.parametrize(("promise", "proof"), promises())
+def test_the_tests_of_a_promise_exist(promise: str, proof: str) -> None:
+    named = QUOTED.findall(proof)
+
+    assert promise
+    assert named
+    for test in named:
+        assert is_there(test), test
 
 
 @pytest.mark.parametrize("row", rows(), ids=name)
