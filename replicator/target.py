@@ -43,7 +43,10 @@ class Target(Protocol):
         """The statements that ``open`` would run to make absent tables, as a person would type them."""
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
-        """The highest epoch that wrote to the tables, 0 for tables without one, None if a table is absent."""
+        """The highest epoch that wrote to the tables, 0 for tables without one, None if a table is absent.
+
+        ConfigError if another pipeline writes to one, where the target can tell.
+        """
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         """Make absent tables and note ``epoch`` with them. ConfigError names every mismatch of existing ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import orjson
 import pytest
 
 from tests.cli import World
@@ -158,6 +159,21 @@ def test_an_impure_hook_is_a_problem(world: World) -> None:
 
     assert world.call("check", world.config)[0] == 2
     assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+
+
+@pytest.mark.parametrize("command", ["check", "preview", "parked retry --all"])
+def test_what_a_hook_prints_is_not_among_what_a_command_says(world: World, command: str) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook("print('imported')\n\n\ndef hook(item):\n    print('called')\n    return {'n': item['n']}\n")
+    if command.startswith("parked"):
+        world.catch_up()
+    name, *options = command.split(" --")
+    _, out, err = world.call(*name.split(), world.config, *(f"--{option}" for option in options), "--json")
+
+    assert err.startswith("imported\ncalled\n")
+    assert all(isinstance(orjson.loads(line), dict) for line in out.splitlines())
+    assert out
 
 
 def test_an_impure_hook_with_ids_of_its_own_too(world: World) -> None:

@@ -191,6 +191,18 @@ def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) ->
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 
+@pytest.mark.parametrize("command", ["run", "resync"])
+def test_a_second_pipeline_into_the_same_table_is_refused_and_removes_nothing(world: World, command: str) -> None:
+    fill(world)
+    world.catch_up()
+    world.change("pipeline: orders", "pipeline: second")
+    code, _, err = world.shell.run(command, world.config, "--until", "caught-up")
+
+    assert code == 2
+    assert "is written by the pipeline orders; two copies in one table would overwrite each other" in err
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
 def test_a_gap_ends_a_run_with_3_is_shown_and_a_resync_repairs_it(world: World) -> None:
     fill(world)
     world.catch_up()

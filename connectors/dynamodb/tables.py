@@ -45,9 +45,14 @@ class Tables:
         return found
 
     def epoch(self, wanted: Mapping[str, Layout]) -> int | None:
-        """The highest epoch that is noted, 0 without one, None if a table is absent."""
+        """The highest epoch that is noted, 0 without one, None if a table is absent.
+
+        ConfigError where another pipeline noted it.
+        """
         described = {layout: self._described(name) for name, layout in wanted.items()}
         found = {layout: table for layout, table in described.items() if table is not None}
+        if others := [text for of, table in found.items() for text in self._others(of, self._noted(table))]:
+            raise ConfigError(*others)
         if len(found) < len(described):
             return None
         return max((self._epoch(layout, table) for layout, table in found.items()), default=0)

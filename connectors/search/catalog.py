@@ -81,6 +81,15 @@ def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
         yield from (f"{layout.index}: {text}" for text in _of_index(layout, found.index, pipeline))
 
 
+def taken(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
+    """Whose index it is, if it is another pipeline's."""
+    if found.notes and not layout.adopt and found.notes.get("pipeline") != pipeline:
+        yield (
+            f"pipeline {found.notes.get('pipeline')} writes to this index; choose another one with index: NAME, or "
+            "take it over with adopt: true if that pipeline is gone"
+        )
+
+
 def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
     if not layout.adopt:
         if not found.notes:
@@ -89,11 +98,7 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
                 "dynamic mapping). Remove it, choose another one with index: NAME, or take it over with adopt: true"
             )
             return
-        if found.notes.get("pipeline") != pipeline:
-            yield (
-                f"pipeline {found.notes.get('pipeline')} writes to this index; choose another one with index: NAME, or "
-                "take it over with adopt: true if that pipeline is gone"
-            )
+        yield from taken(layout, found, pipeline)
     if int(found.notes.get("format", 0)) > FORMAT:
         yield f"it is of format {found.notes['format']}, this replicator knows up to {FORMAT}: use the newer one"
     missing = layout.adopt and OURS not in found.mapping.get("properties", {})

@@ -60,9 +60,12 @@ class SearchTarget:
         return [text for layout in wanted for text in catalog.plan(layout, catalog.state(self._connection, layout))]
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
-        indices = [catalog.state(self._connection, layout).index for layout in layouts(tables).values()]
-        epochs = [index.epoch for index in indices if index is not None]
-        return max(epochs, default=None) if len(epochs) == len(indices) else None
+        wanted = list(layouts(tables).values())
+        found = [(layout, catalog.state(self._connection, layout).index) for layout in wanted]
+        there = [(layout, index) for layout, index in found if index is not None]
+        if others := [f"{of.index}: {text}" for of, i in there for text in catalog.taken(of, i, self._pipeline)]:
+            raise ConfigError(*others)
+        return max((i.epoch for _, i in there), default=None) if len(there) == len(wanted) else None
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)

@@ -236,8 +236,12 @@ class TestComparing:
 
     def test_a_table_of_another_pipeline_is_refused(self, endpoint: str, make: Make) -> None:
         make(endpoint, pipeline="first").open([COPY], FIRST_EPOCH)
-        (problem,) = make(endpoint, pipeline="second").check([COPY])
+        second = make(endpoint, pipeline="second")
+        (problem,) = second.check([COPY])
         assert "is written by the pipeline first (so says the table replicator-epochs)" in problem
+        for use in (second.epoch, lambda tables: second.open(tables, FIRST_EPOCH + 1)):
+            with pytest.raises(ConfigError, match="is written by the pipeline first"):
+                use([COPY])
 
     def test_a_table_that_holds_items_is_taken_over_knowingly(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)

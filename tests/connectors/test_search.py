@@ -277,8 +277,13 @@ def test_every_mismatch_is_named_at_once(one_search: Search) -> None:
 def test_an_index_of_another_pipeline_is_refused(one_search: Search) -> None:
     of = table(one_search)
     opened(one_search, of)
-    (problem,) = target(one_search, pipeline="other").check([of])
-    assert "pipeline contract writes to this index" in problem
+    other = target(one_search, pipeline="other")
+    (problem,) = other.check([of])
+    assert problem.startswith(f"{of.name}-1: pipeline contract writes to this index")
+    for use in (other.epoch, lambda tables: other.open(tables, FIRST_EPOCH + 1)):
+        with pytest.raises(ConfigError, match="pipeline contract writes to this index"):
+            use([of])
+    assert other.epoch([Table(of.name, of.keys, {"adopt": True})]) == FIRST_EPOCH
 
 
 def test_other_routing_is_refused(one_search: Search) -> None:
