@@ -25,7 +25,7 @@ from tests.servers_postgres import database
 from tests.servers_search import indices
 
 pytestmark = [pytest.mark.dynamodb_local, pytest.mark.timeout(180)]
-TIMEOUT = 1.5  # seconds that a run waits for an answer
+TIMEOUT = 1.0  # seconds that a run waits for an answer
 
 
 @dataclass
