@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import orjson
 import pytest
@@ -174,6 +176,21 @@ def test_a_hook_that_takes_the_process_down_is_a_killed_run(world: World) -> Non
 
     assert code == -signal.SIGABRT
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory a process ever had")
+def test_a_run_of_items_of_400_kb_from_many_shards_takes_less_than_256_mb(world: World) -> None:
+    """It scans 100 MB and streams them again."""
+    world.db.create_table("orders", shards=16)
+    for n in range(250):
+        world.db.put("orders", {"id": str(n), "note": "x" * 390_000})
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        process.terminate()
+        process.communicate(timeout=60)
+    assert world.rows("SELECT count(*) FROM orders") == [(250,)]
+    assert int(peak) < 256 * 1024
 
 
 def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) -> None:
