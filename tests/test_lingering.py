@@ -6,6 +6,8 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from threading import Event
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +16,11 @@ from replicator import run
 from replicator.batch import Batch, Outcome
 from replicator.checkpoints import Pulse, decode
 from replicator.cli import main
-from replicator.errors import TransientError
+from replicator.compaction import Filing
+from replicator.delivery import CONFIRMED, Delivery, Patience
+from replicator.errors import Fenced, TransientError
+from replicator.pipeline import Pipeline
+from replicator.testing.contract.kit import owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import UnreliableIndex
@@ -48,6 +54,22 @@ def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() ->
         assert found.trouble is not None
         assert "nobody answers" in found.trouble
     assert universe.caught_up, "the run goes on, and is not fenced off by its own signs of life"
+
+
+@pytest.mark.parametrize("passed", [CONFIRMED + 1, -1.0], ids=["after a while", "when its clock was set back"])
+def test_a_run_asks_whether_it_was_replaced(passed: float) -> None:
+    database, time = MemoryDatabase(), [1_000_000.0]
+    mine, another = MemoryCheckpoints(database), MemoryCheckpoints(database)
+    pipeline = Pipeline(Filing(None, ("t",)), mine.claim(owner("mine")))
+    patience = Patience(Event(), lambda _: None, lambda: time[0], Random(1))
+    delivery = Delivery(MemoryIndex(database), mine, pipeline, patience, lambda: time[0])
+    delivery.confirm()
+    another.claim(owner("another"))
+
+    delivery.confirm()  # a moment ago nobody had
+    time[0] += passed
+    with pytest.raises(Fenced):
+        delivery.confirm()
 
 
 def sign(database: MemoryDatabase) -> Pulse | None:
