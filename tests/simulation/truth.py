@@ -59,8 +59,8 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
     if told.phase != "live":
         return
     state = _pipeline(database.entries)
-    if state is None or state.epoch != told.epoch:
-        return  # told by a run that was replaced, and does not know it yet
+    assert state is not None
+    assert state.epoch == told.epoch
     assert state.stage == backfill.FOLLOWING, f"live while {state.stage}"
     for (kind, id), (_, text) in database.entries.items():
         if kind == "gap":
