@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import orjson
 from boto3.dynamodb.types import TypeDeserializer
 from elasticsearch import Elasticsearch as Client
@@ -18,9 +19,10 @@ from benchmarks.counting import copied, ratio
 from benchmarks.product import Result
 from benchmarks.references import pages
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
-from replicator.batch import Batch
+from replicator.attributes import Item, image
+from replicator.batch import Batch, Part, Upsert
 from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, latest
-from replicator.position import FIRST_EPOCH
+from replicator.position import FIRST_EPOCH, version
 from replicator.run import calm_down
 from replicator.stream import RecordsDecoder
 from replicator.target import Table
@@ -55,7 +57,7 @@ def _client(url: str) -> Client:
 
 def action(item: Mapping[str, Any], version: int) -> dict[str, Any]:
     """What helpers.bulk is given for an item; its serialiser knows no sets, and makes a float of each Decimal."""
-    body = {name: sorted(v) if isinstance(v, set) else v for name, v in item.items()}
+    body = {name: sorted(v) if isinstance(v, (set, frozenset)) else v for name, v in item.items()}
     id = f"{item['pk']}|{item['sk']}"
     return {"_index": f"{INDEX}-loop", "_id": id, "version": version, "version_type": "external", "_source": body}
 
@@ -65,13 +67,91 @@ def action(item: Mapping[str, Any], version: int) -> dict[str, Any]:
 
 def bulk_cost(url: str) -> float:
     """Microseconds of CPU a document of helpers.bulk, from actions that are there already."""
-    client = _made(url)
     actions = [action(item, n) for n, item in enumerate(data.initial(DOCUMENTS), 1)]
+    return _bulk_cost(url, actions, lambda ready: ready)
+
+
+def bulk_cost_of_documents(url: str) -> float:
+    """The same from documents as a hook returns them: actions are made of them, and sets become lists."""
+    return _bulk_cost(url, list(enumerate(_documents(), 1)), lambda numbered: action(numbered[1], numbered[0]))
+
+
+def bulk_cost_of_images(url: str) -> float:
+    """The same from images, through boto3's TypeDeserializer."""
+    return _bulk_cost(url, list(enumerate(_images(), 1)), lambda numbered: action(_by_boto3(numbered[1]), numbered[0]))
+
+
+def bulk_cost_of_images_by_hand(url: str) -> float:
+    """The same, through the quickest that a person would write who needs no exact numbers."""
+    return _bulk_cost(url, list(enumerate(_images(), 1)), lambda numbered: action(_by_hand(numbered[1]), numbered[0]))
+
+
+def _bulk_cost(url: str, things: Sequence[Any], made: Callable[[Any], dict[str, Any]]) -> float:
+    client = _made(url)
     calm_down()
     started = time.process_time()
-    stored, _ = helpers.bulk(client, actions, chunk_size=BULK)
+    stored, _ = helpers.bulk(client, map(made, things), chunk_size=BULK)
     assert stored == DOCUMENTS
     return (time.process_time() - started) / DOCUMENTS * 1e6
+
+
+def _by_boto3(image: bytes) -> dict[str, Any]:
+    return {name: _deserialized(v) for name, v in orjson.loads(image).items()}
+
+
+def _by_hand(image: bytes) -> dict[str, Any]:
+    return {name: _value(v) for name, v in orjson.loads(image).items()}
+
+
+def _value(attribute: dict[str, Any]) -> Any:
+    ((kind, inner),) = attribute.items()
+    match kind:
+        case "N":
+            return int(inner) if inner.isdecimal() else float(inner)
+        case "M":
+            return {name: _value(v) for name, v in inner.items()}
+        case "L":
+            return [_value(v) for v in inner]
+        case "SS":
+            return sorted(inner)
+    return inner
+
+
+def product_cost_of_documents(url: str) -> float:
+    """Microseconds of CPU a document of storing batches of documents as a hook returns them."""
+    return _storing_cost(url, _documents())
+
+
+def product_cost_of_images(url: str) -> float:
+    """The same of batches of items, as they are in the stream."""
+    return _storing_cost(url, [Item(msgspec.json.decode(image, type=msgspec.Raw)) for image in _images()])
+
+
+def _storing_cost(url: str, bodies: Sequence[Mapping[str, Any]]) -> float:
+    keys = [(item["pk"], item["sk"]) for item in data.initial(DOCUMENTS)]
+    writes = [
+        Upsert(INDEX, key, body, version(FIRST_EPOCH, n), key)
+        for n, (key, body) in enumerate(zip(keys, bodies, strict=True), 1)
+    ]
+    batches = [Batch([Part("shard:1", writes[n : n + BULK])]) for n in range(0, DOCUMENTS, BULK)]
+    target = Elasticsearch(ElasticsearchOptions(url=url, bulk_documents=BULK), "benchmark")
+    target.open([_table()], FIRST_EPOCH)
+    calm_down()
+    started = time.process_time()
+    for batch in batches:
+        assert not target.write(batch).rejections
+    cost = (time.process_time() - started) / DOCUMENTS * 1e6
+    target.close()
+    return cost
+
+
+def _images() -> list[bytes]:
+    return [image(item) for item in data.initial(DOCUMENTS)]
+
+
+def _documents() -> list[dict[str, Any]]:
+    """Dictionaries with what hooks see: a Decimal for each number, frozensets."""
+    return [dict(Item(image)) for image in _images()]
 
 
 def product_cost(url: str) -> dict[str, float]:
@@ -159,6 +239,14 @@ def _float(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else float(value)
 
 
+COMPARED: Mapping[str, tuple[Callable[[str], float], Callable[[str], float]]] = {
+    "both from documents that a hook returned": (bulk_cost_of_documents, product_cost_of_documents),
+    "both from images (helpers.bulk after TypeDeserializer)": (bulk_cost_of_images, product_cost_of_images),
+    "both from images (helpers.bulk after a loop by hand)": (bulk_cost_of_images_by_hand, product_cost_of_images),
+    "unlike: ready actions with floats to come, and images": (bulk_cost, product_cost_of_images),
+}
+
+
 def lines(rounds: int, alone: Callable[..., Any]) -> Iterator[str]:
     """The tables. ``alone`` calls a function in a process of its own."""
     with SearchServer("elasticsearch-9", heap=1024) as server:
@@ -169,23 +257,21 @@ def lines(rounds: int, alone: Callable[..., Any]) -> Iterator[str]:
 
 
 def _cost_lines(rounds: int, url: str, alone: Callable[..., Any]) -> Iterator[str]:
-    found: dict[str, list[float]] = {"helpers.bulk": [], "storing": [], "everything": []}
+    found: dict[Callable[[str], float], list[float]] = {cost: [] for costs in COMPARED.values() for cost in costs}
+    bodies: list[float] = []
     for _ in range(rounds):
+        for cost, costs in found.items():
+            reset(url)
+            costs.append(alone(cost, url))
         reset(url)
-        found["helpers.bulk"].append(alone(bulk_cost, url))
-        reset(url)
-        for name, cost in alone(product_cost, url).items():
-            found[name].append(cost)
-    names = {
-        "helpers.bulk": "helpers.bulk, from dictionaries",
-        "storing": "replicator, from a batch",
-        "everything": "replicator, from GetRecords' body",
-    }
-    yield "| to Elasticsearch | client CPU, us/document | times less than helpers.bulk |"
-    yield "|---|---|---|"
-    for name, costs in found.items():
-        less = ratio(found["helpers.bulk"], costs)
-        yield f"| {names[name]} | {statistics.median(costs):.1f} | {less} |"
+        bodies.append(alone(product_cost, url)["everything"])
+    yield "| to Elasticsearch | helpers.bulk, us/document | replicator, us/document | times less |"
+    yield "|---|---|---|---|"
+    for name, (theirs, ours) in COMPARED.items():
+        medians = [f"{statistics.median(found[cost]):.1f}" for cost in (theirs, ours)]
+        yield f"| {name} | {' | '.join(medians)} | {ratio(found[theirs], found[ours])} |"
+    less = ratio(found[bulk_cost], bodies)
+    yield f"| unlike: ready actions, and GetRecords' body | | {statistics.median(bodies):.1f} | {less} |"
 
 
 def _rate_lines(rounds: int, endpoint: str, url: str, alone: Callable[..., Any]) -> Iterator[str]:

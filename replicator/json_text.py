@@ -12,9 +12,11 @@ from uuid import UUID
 
 import orjson
 
-from replicator.attributes import Amended, Item, Malformed, Typed, number, plain
+from replicator.attributes import Amended, Item, Malformed, Typed, number, plain, typed
+from replicator.forms import Forms, Image
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_NOT_DYNAMODB = "is not what DynamoDB sends"
 _DEEPEST = 200  # levels; orjson's own limit is 254
 
 
@@ -28,37 +30,57 @@ def of_typed(attribute: Typed) -> str:
         # As text at once: orjson's bytes keep the 1 KB they are born with, and a batch of them leaves the caches.
         return orjson.dumps(plain(attribute)).decode()
     except (Malformed, TypeError, ValueError) as e:
-        raise Unfit("is not what DynamoDB sends") from e
+        raise Unfit(_NOT_DYNAMODB) from e
 
 
 def of_python(value: object) -> str:
     """What a hook returned. Unfit for what JSON has no word for (NaN, objects) and for half surrogates."""
+    return _of_python(value).decode()
+
+
+def _of_python(value: object) -> bytes:
     try:
-        found = orjson.dumps(value, default=_default, option=_PLAIN).decode()
+        found = orjson.dumps(value, default=_default, option=_PLAIN)
     except TypeError as e:  # something rare: say what, or write it the slow way (integers beyond 64 bits)
         if isinstance(e.__cause__, Unfit):
             raise e.__cause__ from None
-        return orjson.dumps(_careful(value, 0)).decode()
-    if "null" in found:  # orjson writes NaN and Infinity as null, without a word
+        return orjson.dumps(_careful(value, 0))
+    if b"null" in found:  # orjson writes NaN and Infinity as null, without a word
         _careful(value, 0)
     return found
 
 
-def of_document(body: Mapping[str, object]) -> str:
-    """A whole body: an item as it is, an item with a hook's values in it, or what a hook returned."""
-    try:
-        if type(body) is Item:
-            return of_typed({"M": body.typed})
-        return of_python(body) if type(body) is not Amended else _of_amended(body)
-    except Malformed as e:
-        raise Unfit("is not what DynamoDB sends") from e
+class DocumentText:
+    """Whole bodies as JSON, in UTF-8: an item as it is, an item with a hook's values in it, or what a hook returned.
+
+    One for each table, because it learns which forms items have.
+    """
+
+    def __init__(self) -> None:
+        self._image = Forms(plain_image)
+
+    def __call__(self, body: Mapping[str, object]) -> bytes:
+        if type(body) is not Item:
+            return _of_amended(body) if type(body) is Amended else _of_python(body)
+        try:
+            return self._image(body.image)
+        except (ValueError, TypeError) as e:
+            raise Unfit(_NOT_DYNAMODB) from e
 
 
-def _of_amended(body: Amended) -> str:
+def plain_image(image: Image) -> bytes:
+    """The attributes of an image as JSON, decoded and written with care. ValueError, TypeError: no typed JSON."""
+    return orjson.dumps(plain({"M": typed(image)}))
+
+
+def _of_amended(body: Amended) -> bytes:
     """Only what the hook put there is looked at as Python's values."""
-    found = {name: plain(attribute) for name, attribute in body.item.typed.items() if name not in body.changes}
-    changes = {_name(name): orjson.Fragment(of_python(value)) for name, value in body.changes.items()}
-    return orjson.dumps(found | changes).decode()
+    try:
+        found = {name: plain(attribute) for name, attribute in body.item.typed.items() if name not in body.changes}
+    except Malformed as e:
+        raise Unfit(_NOT_DYNAMODB) from e
+    changes = {_name(name): orjson.Fragment(_of_python(value)) for name, value in body.changes.items()}
+    return orjson.dumps(found | changes)
 
 
 def utf8(value: str) -> str:
@@ -71,13 +93,15 @@ def utf8(value: str) -> str:
 
 def _default(value: object) -> Any:
     """What orjson does not write by itself."""
+    if type(value) is Decimal and value.is_finite():  # nearly always; its text is a JSON literal already
+        return orjson.Fragment(str(value))
     match value:
+        case set() | frozenset():
+            return _sorted(value)
         case Decimal():
             return number(str(_finite(value)))
         case bytes() | bytearray() | memoryview():
             return base64.b64encode(bytes(value)).decode()
-        case set() | frozenset():
-            return _sorted(value)
         case datetime() | date():
             return value.isoformat()
         case Mapping():
@@ -126,6 +150,8 @@ def _finite(value: Any) -> Any:
 def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
     """As DynamoDB's own sets are sorted here: binary members by what stands for them in JSON."""
     try:
+        if bytes not in map(type, members):
+            return sorted(members)
         return sorted(members, key=lambda m: base64.b64encode(m) if isinstance(m, bytes) else m)
     except TypeError:
         raise Unfit("contains a set of unlike members") from None

@@ -11,7 +11,7 @@ from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
 from connectors.search.failures import Answer, AnswerLost, failure
 from connectors.search.layout import Layout
-from connectors.search.verdicts import Verdict, busy, failed, refused, verdicts
+from connectors.search.verdicts import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
@@ -82,6 +82,8 @@ class Bulk:
             answer = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:
             return [failed(e)] * len(lines)
+        if answer.status == 200 and all_stored(answer.body, len(lines)):
+            return [STORED] * len(lines)
         found = answer.json
         if answer.status == 200 and isinstance(found, dict) and len(found.get("items", ())) == len(lines):
             return verdicts(found["items"], self._connection.server, layout.index)

@@ -10,9 +10,8 @@ import orjson
 
 from connectors.search.ids import index_id
 from connectors.search.layout import OURS, WHOLE, Layout
-from replicator import json_text
-from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
-from replicator.json_text import Unfit
+from replicator.batch import Batch, Delete, Rejection, Upsert, Write
+from replicator.json_text import DocumentText, Unfit
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -40,9 +39,8 @@ class Encoded:
     rejections: Sequence[Rejection] = ()
 
 
-def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
+def encode(batch: Batch, encoders: Mapping[str, TableEncoder]) -> Encoded:
     """Every write as lines. A delete of an id that cannot exist is left out: nothing is there."""
-    encoders = {name: TableEncoder(layout) for name, layout in layouts.items()}
     tables: dict[str, list[Entry]] = {}
     rejections: list[Rejection] = []
     for part in batch.parts:
@@ -58,52 +56,52 @@ def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
 
 
 class TableEncoder:
-    """Lines for one index."""
+    """Lines for one index. Kept as long as the index is written, because it learns which forms items have."""
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._parts = [f'"{part}":' for part in layout.parts]
+        self._whole = layout.whole
+        self._routed_by = layout.routed_by
+        self._body = DocumentText()
+        routing = b"" if layout.routed_by is None else b',"routing":%b'
+        target = b'{"_id":%b,"version":%d,"version_type":"external"' + routing + b"}}\n"
+        ours = b'{"%b":{"version":%%d' % OURS.encode() + b"".join(b',"%b":%%b' % part.encode() for part in layout.parts)
+        self._delete = b'{"delete":' + target
+        self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
+        self._upsert = b'{"index":' + target + ours + b"}%b\n"
 
     def entry(self, write: Write, source: str) -> Entry | None:
         """Unfit, with a sentence, for a document that no search engine can hold."""
+        version = write.version
         try:
             id = index_id(write.id)
-            target, ours = self._target(write, id), self._ours(write)
+            target, ours = (_text(id), version, *self._routing(write)), (version, *map(_text, write.id))
         except (UnicodeEncodeError, TypeError):
             if isinstance(write, Delete):
                 return None
             raise Unfit("the key contains half of a surrogate pair, which is no text") from None
-        if isinstance(write, Delete):
-            tombstone = f'{{"index":{target}\n{{"{OURS}":{{{ours},"deleted":true}}}}\n'
-            return Entry(write, source, id, tombstone.encode(), f'{{"delete":{target}\n'.encode())
-        text = f'{{"index":{target}\n{{"{OURS}":{{{ours}}}{self._body(write)}\n'
-        return Entry(write, source, id, text.encode())
+        if type(write) is Upsert:
+            return Entry(write, source, id, self._upsert % (*target, *ours, self._rest(write)))
+        return Entry(write, source, id, self._tombstone % (*target, *ours), self._delete % target)
 
-    def _target(self, write: Write, id: str) -> str:
-        routing = "" if self._layout.routed_by is None else f',"routing":{_text(write.id[self._layout.routed_by])}'
-        return f'{{"_id":{_text(id)},"version":{write.version},"version_type":"external"{routing}}}}}'
+    def _routing(self, write: Write) -> Sequence[bytes]:
+        return () if self._routed_by is None else (_text(write.id[self._routed_by]),)
 
-    def _ours(self, write: Write) -> str:
-        return f'"version":{write.version},{self._key(write.id)}'
-
-    def _key(self, id: DocumentId) -> str:
-        return ",".join([name + _text(part) for name, part in zip(self._parts, id, strict=True)])
-
-    def _body(self, write: Upsert) -> str:
+    def _rest(self, write: Upsert) -> bytes:
         """The rest of the line, after our own object."""
         try:
-            body = json_text.of_document(write.body)
+            body = self._body(write.body)
         except Unfit as e:
             raise Unfit(f"the document {e}") from None
-        if self._layout.whole:
-            return f',"{WHOLE}":{body}}}'
-        if f'"{OURS}":' in body and OURS in write.body:
+        if self._whole:
+            return _WHOLE % body
+        if _OURS in body and OURS in write.body:
             raise Unfit(f"the document has a field named {OURS}, which is where replicator keeps version and key")
-        return f",{body[1:]}" if body != "{}" else "}"
+        return b"," + body[1:] if body != b"{}" else b"}"
 
 
-def _text(value: str) -> str:
-    return orjson.dumps(value).decode()
+_text = orjson.dumps
+_OURS = b'"%b":' % OURS.encode()
+_WHOLE = b',"%b":%%b}' % WHOLE.encode()
 
 
 def cut(sizes: Sequence[int], most_bytes: int, most: int) -> list[slice]:

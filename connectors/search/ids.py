@@ -15,7 +15,9 @@ def index_id(id: DocumentId) -> str:
 
     A key that looks like a hash is hashed too, so it meets no other's. UnicodeEncodeError for half a surrogate pair.
     """
-    text = id[0] if len(id) == 1 else "|".join(part.replace("%", "%25").replace("|", "%7C") for part in id)
+    text = "|".join(id)
+    if len(id) > 1 and ("%" in text or text.count("|") >= len(id)):
+        text = "|".join(part.replace("%", "%25").replace("|", "%7C") for part in id)
     if len(text) * 4 <= LONGEST and not text.startswith(_HASHED) and text.isascii():
         return text
     encoded = text.encode()

@@ -18,6 +18,10 @@ class Progress(Acknowledged):
 
     strikes: dict[Place, int] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether anything has been said about a batch that is not wholly stored."""
+        return bool(self.stored or self.stale or self.lost or self.strikes)
+
     def struck(self, entry: Entry) -> bool:
         """Note that there was no room for this document alone; whether that is enough to give up on it."""
         at = place(entry.write)

@@ -8,7 +8,7 @@ from connectors.search import catalog, leftovers, probe
 from connectors.search.bulk import Bulk, Size
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
-from connectors.search.encode import Encoded, encode
+from connectors.search.encode import Encoded, TableEncoder, encode
 from connectors.search.failures import AnswerLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
@@ -37,6 +37,7 @@ class SearchTarget:
         self._conflicts = Conflicts(connection)
         self._writing = Writing(self._bulk, self._doubt, self._conflicts)
         self._layouts: Mapping[str, Layout] = {}
+        self._encoders: Mapping[str, TableEncoder] = {}
 
     @property
     def server(self) -> str:
@@ -77,6 +78,7 @@ class SearchTarget:
             catalog.make(self._connection, layout, found[name], catalog.notes(layout, self._pipeline, epoch))
             probe.versions_kept(self._bulk, layout, self._connection.server)
         self._layouts = wanted
+        self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
 
     def write(self, batch: Batch) -> Outcome:
@@ -84,7 +86,7 @@ class SearchTarget:
         return self.collect()
 
     def encode(self, batch: Batch) -> Encoded:
-        return encode(batch, self._layouts)
+        return encode(batch, self._encoders)
 
     def send(self, encoded: Encoded) -> None:
         self._writing.send(encoded, self._layouts)

@@ -11,7 +11,7 @@ from connectors.search.encode import Encoded, Entry
 from connectors.search.failures import AnswerLost
 from connectors.search.layout import Layout
 from connectors.search.progress import Progress
-from connectors.search.verdicts import Verdict, worst
+from connectors.search.verdicts import STORED, Verdict, worst
 from replicator.acknowledged import place
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import Doubt
@@ -46,7 +46,7 @@ class Writing:
         sent = []
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
-            lines = [entry.sent(tombstones=tombstones) for entry in pending]
+            lines = [e.lines if tombstones or e.plain is None else e.plain for e in pending]
             sent.append((table, pending, self._bulk.start(layouts[table], lines)))
         self._under_way = _UnderWay(encoded, tombstones, sent)
 
@@ -56,6 +56,9 @@ class Writing:
         assert under_way is not None, "nothing was sent"
         if under_way.encoded.rejections:
             return Outcome(under_way.encoded.rejections)
+        if self._all_stored(under_way):
+            self._bulk.size.grow()
+            return Outcome()
         attempt = [one for _, entries, sent in under_way.sent for one in _answers(entries, sent)]
         self._sized(attempt)
         rejections = self._noted(attempt, layouts, tombstones=under_way.tombstones)
@@ -65,6 +68,13 @@ class Writing:
         if rejections:
             return Outcome(rejections)
         return self._whole(under_way.encoded)
+
+    def _all_stored(self, under_way: _UnderWay) -> bool:
+        """Whether the batch is stored by its first attempt, as nearly always."""
+        if self._progress:
+            return False
+        answers = [done.result() for _, _, sent in under_way.sent for _, done in sent]
+        return all(found.count(STORED) == len(found) for found in answers)
 
     def drop(self) -> None:
         self._under_way = None

@@ -12,7 +12,7 @@ import pytest
 
 from connectors.search.bulk import SMALLEST, Size
 from connectors.search.compare import differences, roundings, settings_differences
-from connectors.search.encode import cut, encode
+from connectors.search.encode import TableEncoder, cut, encode
 from connectors.search.failures import AnswerLost
 from connectors.search.ids import LONGEST, index_id
 from connectors.search.layout import layouts
@@ -65,8 +65,12 @@ def test_a_key_that_looks_like_a_hash_is_no_other_keys_id() -> None:
 # lines
 
 
+def encoders(*tables: Table) -> dict[str, TableEncoder]:
+    return {name: TableEncoder(layout) for name, layout in layouts(tables).items()}
+
+
 def lines(written: Batch, *tables: Table) -> dict[str, list[Any]]:
-    encoded = encode(written, layouts(tables))
+    encoded = encode(written, encoders(*tables))
     assert not encoded.rejections, encoded.rejections
     exact = {"parse_float": Decimal, "parse_int": Decimal}
     return {
@@ -97,7 +101,7 @@ def test_with_a_mapping_a_documents_fields_are_at_the_top(body: Mapping[str, Any
 
 
 def test_a_delete_leaves_a_tombstone_or_not() -> None:
-    (entry,) = encode(batch(remove("a", 3)), layouts([Table("contract", PK)])).tables["contract"]
+    (entry,) = encode(batch(remove("a", 3)), encoders(Table("contract", PK))).tables["contract"]
     action, source = map(json.loads, entry.sent(tombstones=True).splitlines())
     assert action == {"index": {"_id": "a", "version": at(3), "version_type": "external"}}
     assert source == {"replicator": {"version": at(3), "partition": "a", "deleted": True}}
@@ -117,7 +121,7 @@ def test_the_parts_of_a_key_and_its_routing() -> None:
 
 
 def rejections(write: Upsert | Delete, **options: Any) -> list[str]:
-    encoded = encode(batch(write), layouts([Table("contract", PK, options)]))
+    encoded = encode(batch(write), encoders(Table("contract", PK, options)))
     assert not (encoded.tables.get("contract") and encoded.rejections)
     return [r.reason for r in encoded.rejections]
 
@@ -151,7 +155,7 @@ def test_a_field_where_ours_are_is_refused() -> None:
 
 
 def test_deleting_what_cannot_be_there_asks_nobody() -> None:
-    encoded = encode(batch(remove("\ud800", 1)), layouts([Table("contract", PK)]))
+    encoded = encode(batch(remove("\ud800", 1)), encoders(Table("contract", PK)))
     assert (dict(encoded.tables), encoded.rejections) == ({}, [])
 
 
@@ -273,7 +277,7 @@ def test_an_unknown_reason_is_not_repeated() -> None:
 
 
 def test_only_what_is_unfinished_is_sent_again() -> None:
-    entries = encode(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), remove("c", 1)), layouts([Table("contract", PK)]))
+    entries = encode(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), remove("c", 1)), encoders(Table("contract", PK)))
     progress, (a, b, c) = Progress(), entries.tables["contract"]
     for entry in (a, c):
         progress.was_stored(entry, tombstones=False)
@@ -284,7 +288,7 @@ def test_only_what_is_unfinished_is_sent_again() -> None:
 
 
 def test_a_document_alone_gets_so_many_tries() -> None:
-    (entry,) = encode(batch(put({"pk": "a"}, 1)), layouts([Table("contract", PK)])).tables["contract"]
+    (entry,) = encode(batch(put({"pk": "a"}, 1)), encoders(Table("contract", PK))).tables["contract"]
     progress = Progress()
     assert [progress.struck(entry) for _ in range(STRIKES)] == [False] * (STRIKES - 1) + [True]
 
@@ -451,7 +455,7 @@ def test_versions_of_a_batch_fit_the_engines() -> None:
 
 def test_an_item_whose_image_is_no_typed_json_is_a_rejection() -> None:
     write = Upsert("contract", ("a",), Item(b"[]"), at(1), ("a",))
-    found = encode(Batch([Part("s", [write, put({"pk": "b"}, 1)])]), layouts([Table("contract", PK)]))
+    found = encode(Batch([Part("s", [write, put({"pk": "b"}, 1)])]), encoders(Table("contract", PK)))
     assert found.rejections == [Rejection(write, "the document is not what DynamoDB sends")]
     assert dict(found.tables) == {}
 

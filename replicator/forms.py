@@ -1,0 +1,208 @@
+"""Typed JSON to plain JSON without decoding it: items of one table have few forms, and in a form only values differ.
+
+An image is split at its leaves, the attributes that hold one scalar or one set. What lies between them (names, maps,
+lists, nulls) is its form. The form's plain JSON is worked out once, by the exact way, with something else in the
+leaves' places; from then on the values are put between its pieces. The result is what the exact way makes, byte for
+byte; whatever is not surely so takes that way: odd escapes, numbers in a spelling that JSON does not have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from replicator.attributes import exact
+
+MOST_FORMS = 256
+LONGEST = 4096  # bytes of a form without its values
+HOT = 512  # images of a form after which an expression of its own pays
+MOST_LEAVES = 100  # in such an expression
+PATIENCE = 64  # images of unknown form in a row after which only one in ``SELDOM`` is looked at
+SELDOM = 16
+
+# Only valid JSON without escaped quotes is split: there each quote begins or ends a text, and `[^"]*+` is all of one.
+# Nothing here backtracks (`*+`, `++`, `?+`), and no leaf begins inside another: time is linear in the image.
+_TEXT = rb'"[^"]*+"'
+_NUMBER = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
+_TEXTS = rb"\[" + _TEXT + rb"(?:," + _TEXT + rb")*+\]"
+_NUMBERS = rb'\["' + _NUMBER + rb'"(?:,"' + _NUMBER + rb'")*+\]'
+_LEAF = re.compile(
+    rb'\{"(?:[SB]":(?=")|N":"(?=[-0-9])|BOOL":(?=[tf])|(?=[SNB]S":\["))'
+    rb"(" + _TEXT + rb"|" + _NUMBER + rb'(?=")|true|false|[SB]S":' + _TEXTS + rb'|NS":' + _NUMBERS + rb')"?+\}'
+)  # one group: the value as plain JSON has it, but sets begin with their kind
+_OF_KIND = {
+    b"S": rb'\{"S":(' + _TEXT + rb")\}",
+    b"B": rb'\{"B":(' + _TEXT + rb")\}",
+    b"N": rb'\{"N":"(' + _NUMBER + rb')"\}',
+    b"BOOL": rb'\{"BOOL":(true|false)\}',
+    b"SS": rb'\{"SS":(' + _TEXTS + rb")\}",
+    b"BS": rb'\{"BS":(' + _TEXTS + rb")\}",
+    b"NS": rb'\{"NS":(' + _NUMBERS + rb")\}",
+}
+_SETS = b"SNB"  # how a set begins in the group; nothing else does
+_SET = b'S":["'  # there are sets only where this is
+_ESCAPES = (rb"\n", rb"\t", rb"\r", rb"\f", rb"\b")  # written as they are read, and without a quote
+_json = msgspec.json.Decoder(msgspec.Raw)  # reads valid JSON, and makes nothing of it
+
+Image = bytes | msgspec.Raw
+Exact = Callable[[Image], bytes]
+
+
+class Form:
+    """What lies between the leaves in plain JSON, and how many images had it."""
+
+    __slots__ = ("images", "pieces", "quick")
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.pieces = pieces
+        self.images = 0
+        self.quick: Quick | None = None
+
+    def filled(self, image: bytes, parts: list[bytes]) -> bytes:
+        """The image, split into ``parts`` at its leaves, with these pieces between them."""
+        if _SET in image:
+            parts[1::2] = [_SORTED[v[:2]](v[4:]) if v[0] in _SETS else v for v in parts[1::2]]
+        parts[::2] = self.pieces
+        return b"".join(parts)
+
+
+class Quick:
+    """One expression for all images of a form whose leaves are of the same kinds."""
+
+    __slots__ = ("match", "sets", "template")
+
+    def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
+        kinds = [leaf[0][2:].partition(b'"')[0] for leaf in _LEAF.finditer(image)]
+        between = map(re.escape, _LEAF.split(image)[::2])
+        expression = [next(between), *(part for kind in kinds for part in (_OF_KIND[kind], next(between)))]
+        self.match = re.compile(b"".join(expression)).fullmatch
+        self.template = b"%b".join(piece.replace(b"%", b"%%") for piece in pieces)
+        self.sets = [(i, _SORTED[kind]) for i, kind in enumerate(kinds) if kind in _SORTED]
+
+    def filled(self, values: tuple[bytes, ...]) -> bytes:
+        for i, in_order in self.sets:
+            if (found := in_order(values[i])) != values[i]:
+                values = (*values[:i], found, *values[i + 1 :])
+        return self.template % values
+
+
+class Forms:
+    """Plain JSON of images (or of raw attributes) that are alike; ``exact`` says what it is.
+
+    Raises what ``exact`` raises: ValueError or TypeError. Bounded in memory whatever comes. One for each table or
+    column, because the form of the last image is tried first. A ``Raw`` is what msgspec has read already.
+    """
+
+    def __init__(self, exact: Exact) -> None:
+        self._exact = exact
+        self._known: dict[tuple[bytes, ...], Form] = {}
+        self._once: set[int] = set()  # forms that were met once
+        self._quick: Quick | None = None
+        self._strangers = 0  # since the last image of a known form
+
+    def __call__(self, image: Image) -> bytes:
+        whole = bytes(image)
+        if (b"\\" in whole and not _plainly_escaped(whole)) or not (type(image) is msgspec.Raw or _is_json(whole)):
+            return self._exact(image)
+        quick = self._quick
+        if quick is not None and (match := quick.match(whole)) is not None:
+            found: bytes | None = quick.filled(match.groups())
+        else:
+            found = self._looked_up(whole)
+        try:
+            if found is not None and (found.isascii() or found.decode()):
+                return found
+        except UnicodeDecodeError:  # which msgspec does not look for
+            pass
+        return self._exact(image)
+
+    def _looked_up(self, image: bytes) -> bytes | None:
+        """None for an image of a form that is not known (yet)."""
+        if self._strangers >= PATIENCE and self._strangers % SELDOM:
+            self._strangers += 1
+            return None
+        parts = _LEAF.split(image)
+        form = self._form(tuple(parts[::2]))
+        if form is None:
+            self._strangers += 1
+            return None
+        self._strangers = 0
+        form.images += 1
+        if form.images == HOT and len(form.pieces) <= MOST_LEAVES:
+            form.quick = Quick(form.pieces, image)
+        self._quick = form.quick or self._quick
+        return form.filled(image, parts)
+
+    def _form(self, gaps: tuple[bytes, ...]) -> Form | None:
+        """Learnt when it is met for the second time: what is met once would cost more than it brings."""
+        form = self._known.get(gaps)
+        if form is not None or len(gaps) == 1 or sum(map(len, gaps)) > LONGEST:
+            return form
+        if hash(gaps) not in self._once:
+            self._once = self._once if len(self._once) < MOST_FORMS * 16 else set()
+            self._once.add(hash(gaps))
+            return None
+        pieces = _pieces(gaps, self._exact)
+        if pieces is None:
+            return None
+        self._known = self._known if len(self._known) < MOST_FORMS else {}
+        form = self._known[gaps] = Form(pieces)
+        return form
+
+
+def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:
+    """What lies between the leaves in plain JSON; None where that depends on more than the form.
+
+    What stands in for the leaves are sets, because nothing nests deeper, and each another one, because a name that is
+    there twice changes their order. Without escapes in the form nothing else can come to look like them. Where one
+    survives as it was, the image is not DynamoDB's.
+    """
+    form = b"".join(gaps)
+    mark = b"0"
+    while mark in form:
+        mark += b"0"
+    stand_ins = [b'["%b-%d"]' % (mark, i) for i in range(len(gaps) - 1)]
+    try:
+        rest = exact(gaps[0] + b"".join(b'{"SS":%b}%b' % pair for pair in zip(stand_ins, gaps[1:], strict=True)))
+    except (ValueError, TypeError):
+        return None
+    pieces = []
+    for stand_in in stand_ins:
+        piece, found, rest = rest.partition(stand_in)
+        if not found or piece.endswith(b'{"SS":'):
+            return None
+        pieces.append(piece)
+    return [*pieces, rest] if b"\\" not in form else None
+
+
+def _texts(members: bytes) -> bytes:
+    """A set (of which no member has escapes) as a sorted array: in UTF-8 the order is that of code points."""
+    return b'["%b"]' % b'","'.join(sorted(members[2:-2].split(b'","')))
+
+
+def _numbers(members: bytes) -> bytes:
+    found: list[bytes] = sorted(members[2:-2].split(b'","'), key=_value)
+    return b"[%b]" % b",".join(found)
+
+
+def _value(digits: bytes) -> Decimal:
+    return exact(digits.decode())
+
+
+def _plainly_escaped(image: bytes) -> bool:
+    """Whether all escapes are written as they are read. Not with sets, whose order they would change."""
+    return image.count(b"\\") == sum(map(image.count, _ESCAPES)) and _SET not in image
+
+
+def _is_json(image: bytes) -> bool:
+    try:
+        _json.decode(image)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+_SORTED: Mapping[bytes, Callable[[bytes], bytes]] = {b"SS": _texts, b"BS": _texts, b"NS": _numbers}
