@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import repeat
 from typing import Any
 from uuid import UUID
 
 import orjson
 
 from replicator.attributes import Amended, Item, Malformed, Typed, number, plain, typed
-from replicator.forms import Forms, Image
+from replicator.forms import TOGETHER, Forms, Image
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not what DynamoDB sends"
@@ -66,6 +67,14 @@ class DocumentText:
             return self._image(body.image)
         except (ValueError, TypeError) as e:
             raise Unfit(_NOT_DYNAMODB) from e
+
+    def together(self, bodies: Sequence[Mapping[str, object]]) -> Iterator[bytes | None]:
+        """One by one the same for all of them, as far as they can be made together; None for one that cannot."""
+        for start in range(0, len(bodies), TOGETHER):
+            some = bodies[start : start + TOGETHER]
+            alike = set(map(type, some)) == {Item}
+            made = self._image.together([item.image for item in some]) if alike else None  # type: ignore[attr-defined]
+            yield from made or repeat(None, len(some))
 
 
 def plain_image(image: Image) -> bytes:

@@ -17,8 +17,8 @@ from replicator.forms import MOST_FORMS, Forms, Image
 from replicator.json_text import plain_image
 
 TEXTS = (
-    "", "a", "x y", "Grüße 🐘", "a\nb", "\t", "\b\f\r", 'q"uote', "back\\slash", "\0", "\x1f", "\x7f", "\u2028", "/", "{", "}",
-    "[", "]", ",", ":", '{"S":"', '"}', "},", "%s %b %",
+    "", "a", "Grüße 🐘", "a\nb", "\t", "\b\f\r", 'q"uote', "back\\slash", "\0", "\x1f", "\x7f", "\u2028", "/", "{",
+    "}", "[", "]", ",", ":", '{"S":"', '"}', "},", "%s %b %",
     "S", "SS", '{"SS":["0"]}', '["0-0"]', "0", "00", "true", "x" * 500,
 )  # fmt: skip
 NUMBERS = (
@@ -95,6 +95,7 @@ def assert_same(found: Forms, given: bytes) -> None:
 @pytest.fixture
 def soon_hot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "HOT", 3)
+    monkeypatch.setattr(forms, "TOGETHER", 4)
 
 
 @pytest.mark.usefixtures("soon_hot")
@@ -107,6 +108,66 @@ def test_items_of_every_kind_become_what_the_exact_way_makes_of_them(seed: int) 
         for _ in range(25):
             item = alike(source.choice(shapes), source)["M"]
             assert_same(found, source.choice(SPELLINGS)(item))
+
+
+def raw(given: bytes) -> msgspec.Raw:
+    return msgspec.json.decode(given, type=msgspec.Raw)
+
+
+def exactly(images: list[msgspec.Raw]) -> list[bytes] | str:
+    try:
+        return [plain_image(i) for i in images]
+    except (ValueError, TypeError) as e:
+        return f"{type(e).__name__}: {e}"
+
+
+@pytest.mark.usefixtures("soon_hot")
+@pytest.mark.parametrize("seed", range(8))
+def test_many_at_once_become_the_same(seed: int) -> None:
+    source = random.Random(seed)
+    for _ in range(40):
+        found = Forms(plain_image)
+        shapes = [{"M": {n: attribute(source) for n in source.sample(NAMES, 1 + n % 4)}} for n in range(2)]
+        for _ in range(12):
+            some = [alike(source.choices(shapes, (1, 30))[0], source)["M"] for _ in range(source.randrange(1, 13))]
+            images = [raw(source.choice(SPELLINGS[:3])(item)) for item in some]
+            try:
+                made: list[bytes] | str = list(found.all(images))
+            except (ValueError, TypeError) as e:
+                made = f"{type(e).__name__}: {e}"
+            assert made == exactly(images)
+
+
+@pytest.mark.usefixtures("soon_hot")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"a":{"S":"x"}} ',
+        b'{"a":\n{"S":"x"}}',
+        b'{"b":{"M":{"a":{"S":"x"}}\n}}',
+        b'{"a":{"S":"x"},"b":{"NULL":true}}',
+        b'{"a":{"S":"\xff"}}',
+        b'{"a":{"S":"\\n"}}',
+        b'{"a":{"S":"\\""}}',
+        b'{"a":{"N":"1"}}',
+    ],
+)
+def test_one_odd_image_among_many(odd: bytes) -> None:
+    found, usual = Forms(plain_image), raw(b'{"a":{"S":"x"}}')
+    for _ in range(3):
+        assert list(found.all([usual] * 12)) == [b'{"a":"x"}'] * 12
+    assert found.together([usual] * 4) is not None
+    for given in ([raw(odd), usual], [usual, raw(odd)], [usual, raw(odd), usual, usual]):
+        for _ in range(3):
+            list(found.all([usual] * 12))
+        assert found.together([usual]) is not None
+        wanted = exactly(given)
+        assert found.together([bytes(i) for i in given]) is None  # nobody has read them yet
+        if isinstance(wanted, list):
+            assert list(found.all(given)) == wanted
+        else:
+            with pytest.raises(ValueError, match="not DynamoDB's"):
+                list(found.all(given))
 
 
 FRAGMENTS = (
@@ -151,6 +212,9 @@ def test_damaged_images_too(seed: int) -> None:
         ('{"a":{"S":"x","N":"1"}}', '{"a":{"S":"y","N":"1"}}'),
         ('{"a":{"SS":["b","a"]}}', '{"a":{"NS":["10","9"]}}'),
         ('{"a":{"S":"x"}}', '{"a":{"S":"x"}} '),
+        ('{"b":{"L":[]},"a":{"S":"x"},"b":{"S":"y"}}', '{"b":{"L":[]},"a":{"S":"y"},"b":{"S":"z"}}'),
+        ('{"a":{"BOOL":["0-0"]},"b":{"S":"x"}}', '{"a":{"BOOL":["0-0"]},"b":{"S":"y"}}'),
+        ('{"a\\n":{"S":"x"},"b":{"L":[]}}', '{"a\\n":{"S":"y\\n"},"b":{"L":[]}}'),
     ],
 )
 def test_what_looks_like_a_known_form_and_is_none(usual: str, odd: str) -> None:

@@ -14,7 +14,7 @@ from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
 from connectors.postgres.shape import BodyColumn
-from replicator.attributes import Typeds, typed
+from replicator.attributes import Typeds
 from replicator.json_text import Unfit
 
 Bulk = Callable[[Sequence[Any]], bytes]
@@ -43,9 +43,9 @@ class ColumnEncoder:
     def usual(self, values: Sequence[Any]) -> bytes:
         """The literal for what a ``Projection`` gave; one of ``UNUSUAL`` where some value needs a closer look."""
         if self._column.attribute is None:
-            return json_literal([self._json.of_item(typed(image)) for image in values])
+            return json_literal(self._json.of_images(values))
         if self._column.type == "jsonb":
-            return self._strict([self._json.of_raw(raw) for raw in values])
+            return self._strict(self._json.of_raws(values))
         bulk = _BULK.get(self._column.type)
         if bulk is None:
             return self._strict([self._typed(_attribute.decode(raw)) for raw in values])
@@ -99,7 +99,7 @@ class ColumnEncoder:
             raise TypeError
         return bulk[1](values)
 
-    def _strict(self, cells: list[Cell]) -> bytes:
+    def _strict(self, cells: Sequence[Cell]) -> bytes:
         if not self._column.nullable and None in cells:
             raise KeyError
         return _finish(self._column.type)(cells)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import orjson
 
 from connectors.postgres.options import Nul
 from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT
 from replicator import json_text
-from replicator.attributes import Typed, Typeds
+from replicator.attributes import Malformed, Typed, Typeds, plain
+from replicator.forms import Forms, Image
 from replicator.json_text import Unfit
 
 _attribute = msgspec.json.Decoder(dict[str, Any])
 _NUL = "\\u0000"
+_NULL = b"null"
 _ESCAPE = re.compile(r"\\(u0000|.)")
 
 
@@ -23,28 +27,42 @@ class JsonText:
 
     def __init__(self, nul: Nul) -> None:
         self._nul = nul
+        self._images = Forms(json_text.plain_image)
+        self._attributes = Forms(_plain_attribute)
+
+    def of_images(self, images: Sequence[Image]) -> list[str]:
+        """Whole items that are not decoded. ValueError, TypeError: one is not DynamoDB's."""
+        return [self._kept(found.decode()) for found in self._images.all(images)]
+
+    def of_raws(self, attributes: Sequence[msgspec.Raw]) -> list[str | None]:
+        """Attributes that are not decoded; None for null. ValueError, TypeError: one is not DynamoDB's."""
+        return [self._kept(a.decode()) if a != _NULL else None for a in self._attributes.all(attributes)]
 
     def of_item(self, typeds: Typeds) -> str:
         """A whole item."""
         return self.of_typed({"M": typeds})
 
-    def of_raw(self, attribute: msgspec.Raw) -> str | None:
-        """One attribute that is not decoded yet; None for null."""
-        found = _attribute.decode(attribute)
-        return None if "NULL" in found else self.of_typed(found)
-
     def of_typed(self, attribute: Typed) -> str:
         """One attribute."""
-        found = json_text.of_typed(attribute)
-        return found if _NUL not in found else self._without_nul(found)
+        return self._kept(json_text.of_typed(attribute))
 
     def of_python(self, value: object) -> str:
         """What a hook returned."""
-        found = json_text.of_python(value)
-        return found if _NUL not in found else self._without_nul(found)
+        return self._kept(json_text.of_python(value))
+
+    def _kept(self, text: str) -> str:
+        return text if _NUL not in text else self._without_nul(text)
 
     def _without_nul(self, text: str) -> str:
         replaced = _ESCAPE.sub(lambda e: REPLACEMENT if e[1] == "u0000" else e[0], text)
         if replaced != text and self._nul == "reject":
             raise Unfit(NUL_REFUSED)
         return replaced
+
+
+def _plain_attribute(raw: Image) -> bytes:
+    found = _attribute.decode(raw)
+    text = orjson.dumps(plain(found))
+    if text == _NULL and "NULL" not in found:
+        raise Malformed("a null that is not of that type")
+    return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -10,7 +10,7 @@ import orjson
 
 from connectors.search.ids import index_id
 from connectors.search.layout import OURS, WHOLE, Layout
-from replicator.batch import Batch, Delete, Rejection, Upsert, Write
+from replicator.batch import Batch, Rejection, Upsert, Write
 from replicator.json_text import DocumentText, Unfit
 
 
@@ -44,15 +44,17 @@ def encode(batch: Batch, encoders: Mapping[str, TableEncoder]) -> Encoded:
     tables: dict[str, list[Entry]] = {}
     rejections: list[Rejection] = []
     for part in batch.parts:
-        for write in part.writes:
-            try:
-                entry = encoders[write.table].entry(write, part.source)
-            except Unfit as e:
-                rejections.append(Rejection(write, str(e)))
-            else:
-                if entry is not None:
-                    tables.setdefault(write.table, []).append(entry)
-    return Encoded(batch, {} if rejections else tables, rejections)
+        for table, writes in _by_table(part.writes).items():
+            tables.setdefault(table, []).extend(encoders[table].entries(writes, part.source, rejections))
+    found = {table: entries for table, entries in tables.items() if entries}
+    return Encoded(batch, {} if rejections else found, rejections)
+
+
+def _by_table(writes: Sequence[Write]) -> Mapping[str, Sequence[Write]]:
+    found: dict[str, list[Write]] = {}
+    for write in writes:
+        found.setdefault(write.table, []).append(write)
+    return found
 
 
 class TableEncoder:
@@ -61,6 +63,7 @@ class TableEncoder:
     def __init__(self, layout: Layout) -> None:
         self._whole = layout.whole
         self._routed_by = layout.routed_by
+        self._in_action = 2 if layout.routed_by is None else 3
         self._body = DocumentText()
         routing = b"" if layout.routed_by is None else b',"routing":%b'
         target = b'{"_id":%b,"version":%d,"version_type":"external"' + routing + b"}}\n"
@@ -69,34 +72,51 @@ class TableEncoder:
         self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
         self._upsert = b'{"index":' + target + ours + b"}%b\n"
 
-    def entry(self, write: Write, source: str) -> Entry | None:
+    def entries(self, writes: Sequence[Write], source: str, rejections: list[Rejection]) -> Iterator[Entry]:
+        """Entries for what an index can hold; the rest is added to ``rejections``."""
+        bodies = self._body.together([write.body for write in writes if type(write) is Upsert])
+        for write in writes:
+            try:
+                if type(write) is Upsert:
+                    yield self._stored(write, source, next(bodies))
+                elif (entry := self._removed(write, source)) is not None:
+                    yield entry
+            except Unfit as e:
+                rejections.append(Rejection(write, str(e)))
+
+    def _stored(self, write: Upsert, source: str, body: bytes | None) -> Entry:
         """Unfit, with a sentence, for a document that no search engine can hold."""
-        version = write.version
         try:
-            id = index_id(write.id)
-            target, ours = (_text(id), version, *self._routing(write)), (version, *map(_text, write.id))
+            id, key = self._key(write)
         except (UnicodeEncodeError, TypeError):
-            if isinstance(write, Delete):
-                return None
             raise Unfit("the key contains half of a surrogate pair, which is no text") from None
-        if type(write) is Upsert:
-            return Entry(write, source, id, self._upsert % (*target, *ours, self._rest(write)))
-        return Entry(write, source, id, self._tombstone % (*target, *ours), self._delete % target)
+        return Entry(write, source, id, self._upsert % (*key, self._rest(write, body)))
 
-    def _routing(self, write: Write) -> Sequence[bytes]:
-        return () if self._routed_by is None else (_text(write.id[self._routed_by]),)
-
-    def _rest(self, write: Upsert) -> bytes:
-        """The rest of the line, after our own object."""
+    def _removed(self, write: Write, source: str) -> Entry | None:
         try:
-            body = self._body(write.body)
+            id, key = self._key(write)
+        except (UnicodeEncodeError, TypeError):
+            return None
+        return Entry(write, source, id, self._tombstone % key, self._delete % key[: self._in_action])
+
+    def _key(self, write: Write) -> tuple[str, tuple[bytes | int, ...]]:
+        """The document's id, and what the lines say of it: id, version, routing; version and the parts of its key."""
+        id, version = index_id(write.id), write.version
+        if self._routed_by is None:
+            return id, (_text(id), version, version, *map(_text, write.id))
+        return id, (_text(id), version, _text(write.id[self._routed_by]), version, *map(_text, write.id))
+
+    def _rest(self, write: Upsert, body: bytes | None) -> bytes:
+        """The rest of the line, after our own object. ``body``: what the document is, if that is known already."""
+        try:
+            body = self._body(write.body) if body is None else body
         except Unfit as e:
             raise Unfit(f"the document {e}") from None
         if self._whole:
             return _WHOLE % body
         if _OURS in body and OURS in write.body:
             raise Unfit(f"the document has a field named {OURS}, which is where replicator keeps version and key")
-        return b"," + body[1:] if body != b"{}" else b"}"
+        return b"," + body[1:] if len(body) > 2 else b"}"
 
 
 _text = orjson.dumps

@@ -345,7 +345,7 @@ def _pairs(query: str) -> list[tuple[str, str, str]]:
 
 def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
     found = client("elasticsearch", url="http://127.0.0.1:1")
-    found._layouts = opened(server)._layouts  # as after the server went away
+    found._layouts, found._encoders = (there := opened(server))._layouts, there._encoders  # the server went away since
     with pytest.raises(TransientError, match=r"127\.0\.0\.1:1 cannot be reached: .*refused"):
         found.write(batch(put({"pk": "a"}, 1)))
     assert not found.doubt

@@ -18,7 +18,7 @@ from connectors.search.ids import LONGEST, index_id
 from connectors.search.layout import layouts
 from connectors.search.progress import STRIKES, Progress
 from connectors.search.reasons import refusal
-from connectors.search.verdicts import verdicts, worst
+from connectors.search.verdicts import all_stored, verdicts, worst
 from replicator.attributes import Item, image
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.config_target import OWN_IDS, destination
@@ -267,6 +267,34 @@ def test_a_delete_that_went_to_another_index_says_that_ours_is_gone() -> None:
     (found,) = verdicts([answered], "S", "products-1")
     assert isinstance(found.error, ConfigError)
     assert str(found.error).startswith("S: the index products-1 is gone, and the cluster made an empty one, products,")
+
+
+def answer(*items: str) -> bytes:
+    return f'{{"errors":false,"items":[{",".join(items)}]}}'.encode()
+
+
+INDEXED = ('{"index":{"status":201}}', '{"index":{"status":200}}')
+
+
+@pytest.mark.parametrize(
+    ("body", "count", "expected"),
+    [
+        (answer(*INDEXED, INDEXED[0]), 3, True),
+        (answer(*INDEXED), 3, False),
+        (answer(*INDEXED), 1, False),
+        (answer(INDEXED[0], '{"index":{"status":409}}'), 2, False),
+        (answer(INDEXED[0], '{"index":{"status":2000}}'), 2, False),
+        (answer(INDEXED[0], '{"delete":{"_index":"other","status":200}}'), 2, False),
+        (answer(*INDEXED).replace(b"false", b"true"), 2, False),
+        (answer(*INDEXED)[:-1], 2, False),
+        (answer(), 0, True),
+        (b"", 0, False),
+    ],
+)
+def test_an_answer_needs_no_reading_only_if_it_says_stored_of_every_item(
+    body: bytes, count: int, expected: bool
+) -> None:
+    assert all_stored(body, count) is expected
 
 
 def test_an_unknown_reason_is_not_repeated() -> None:
