@@ -183,9 +183,13 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
 
 
 def _search_lines(rounds: int) -> Iterator[str]:
-    from benchmarks import search  # only this part needs what the extra bench brings
+    from benchmarks import search, search_cost  # only these need what the extra bench brings
+    from replicator.testing.search_server import SearchServer
 
-    yield from search.lines(rounds, alone)
+    with SearchServer("elasticsearch-9", heap=1024) as server:
+        yield from search_cost.lines(rounds, server.url, alone)
+        yield ""
+        yield from search.lines(rounds, server.url, alone)
 
 
 def end_to_end_lines(rounds: int, changes: int, url: str) -> Iterator[str]:

@@ -82,7 +82,7 @@ class Bulk:
             answer = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:
             return [failed(e)] * len(lines)
-        if answer.status == 200 and all_stored(answer.body, len(lines)):
+        if answer.status == 200 and all_stored(answer.body, len(lines), layout.index):
             return [STORED] * len(lines)
         found = answer.json
         if answer.status == 200 and isinstance(found, dict) and len(found.get("items", ())) == len(lines):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
 from connectors.search.failures import AnswerLost, engine_failure
 from connectors.search.reasons import refusal
 from replicator.errors import ConfigError, ReplicatorError, TransientError
@@ -37,14 +39,18 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
     return [_verdict(outcome, server, index) for item in items for outcome in item.values()]
 
 
-def all_stored(body: bytes, count: int) -> bool:
+def all_stored(body: bytes, count: int, index: str) -> bool:
     """Whether an answer is ``count`` items that are stored, and nothing else: then nobody has to parse it."""
-    for status in _STORED:
-        body = body.replace(status, b"+")
+    for item in _INDEXED:
+        body = body.replace(item, b"+")
+    if b"delete" in body:
+        for status in (b"200", b"404"):
+            body = body.replace(_DELETED % (orjson.dumps(index), status), b"+")
     return body == b'{"errors":false,"items":[%b]}' % b",".join([b"+"] * count)
 
 
-_STORED = (b'{"index":{"status":200}}', b'{"index":{"status":201}}')
+_INDEXED = (b'{"index":{"status":200}}', b'{"index":{"status":201}}')
+_DELETED = b'{"delete":{"_index":%b,"status":%b}}'
 
 
 def _verdict(outcome: Any, server: str, index: str) -> Verdict:

@@ -284,7 +284,13 @@ INDEXED = ('{"index":{"status":201}}', '{"index":{"status":200}}')
         (answer(*INDEXED), 1, False),
         (answer(INDEXED[0], '{"index":{"status":409}}'), 2, False),
         (answer(INDEXED[0], '{"index":{"status":2000}}'), 2, False),
+        (
+            answer(INDEXED[0], '{"delete":{"_index":"i","status":200}}', '{"delete":{"_index":"i","status":404}}'),
+            3,
+            True,
+        ),
         (answer(INDEXED[0], '{"delete":{"_index":"other","status":200}}'), 2, False),
+        (answer(INDEXED[0], '{"delete":{"_index":"i","status":409}}'), 2, False),
         (answer(*INDEXED).replace(b"false", b"true"), 2, False),
         (answer(*INDEXED)[:-1], 2, False),
         (answer(), 0, True),
@@ -294,7 +300,7 @@ INDEXED = ('{"index":{"status":201}}', '{"index":{"status":200}}')
 def test_an_answer_needs_no_reading_only_if_it_says_stored_of_every_item(
     body: bytes, count: int, expected: bool
 ) -> None:
-    assert all_stored(body, count) is expected
+    assert all_stored(body, count, "i") is expected
 
 
 def test_an_unknown_reason_is_not_repeated() -> None:
