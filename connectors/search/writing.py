@@ -46,7 +46,7 @@ class Writing:
         sent = []
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
-            lines = [e.lines if tombstones or e.plain is None else e.plain for e in pending]
+            lines = [entry.sent(tombstones=tombstones) for entry in pending]
             sent.append((table, pending, self._bulk.start(layouts[table], lines)))
         self._under_way = _UnderWay(encoded, tombstones, sent)
 

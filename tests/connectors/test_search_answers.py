@@ -23,7 +23,7 @@ from replicator.batch import Outcome
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
-from replicator.testing.contract.kit import PK, batch, put, remove
+from replicator.testing.contract.kit import PK, at, batch, put, remove
 from tests.connectors.search_kit import client
 
 Told = tuple[int, Mapping[str, str], bytes]
@@ -349,6 +349,20 @@ def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
     with pytest.raises(TransientError, match=r"127\.0\.0\.1:1 cannot be reached: .*refused"):
         found.write(batch(put({"pk": "a"}, 1)))
     assert not found.doubt
+
+
+def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Server) -> None:
+    found, written = opened(server), batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1))
+    conflict = {"index": {"status": 409, "error": {"type": "version_conflict_engine_exception"}}}
+    busy = {"index": {"status": 429, "error": {"type": "es_rejected_execution_exception"}}}
+    server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"found": True, "_version": at(2)}]})
+    server.answers["POST /contract/_bulk"] = said(200, {"errors": True, "items": [conflict, busy]})
+    with pytest.raises(TransientError, match="has too much to do"):
+        found.write(written)
+    server.answers["POST /contract/_bulk"] = said(200, {"errors": False, "items": [{"index": {"status": 201}}]})
+    assert found.write(written).stale == {written.parts[0].source: 1}
+    server.answers["POST /contract/_bulk"] = said(200, {"errors": False, "items": [{"index": {"status": 200}}] * 2})
+    assert found.write(written) == Outcome()  # nothing is remembered
 
 
 # TLS
