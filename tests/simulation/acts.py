@@ -81,6 +81,7 @@ def trim(world: Universe, act: Act) -> None:
     begun = [id for id in parents if world.begun(id)]
     if begun:
         chosen = begun[act.pick(len(begun))]
+        world.early = True
         world.source.trim(world.TABLE, chosen, int(act.between(1, 9)))
         for older in ancestors([chosen], parents) & parents.keys():
             world.source.trim(world.TABLE, older, sys.maxsize)
@@ -167,6 +168,8 @@ def restore(world: Universe, act: Act) -> None:
     backup, edition = copy.deepcopy(world.database), world.edition
 
     def put_back() -> None:
+        if world.early:  # a backup from before such a shard was begun would be read as if it was young
+            return
         for part in ("rows", "tombstones", "epochs") if world.scenario.index else backup.__slots__:
             setattr(world.database, part, getattr(backup, part))
         world.database.volatile.clear()
@@ -183,7 +186,7 @@ def roll_back(world: Universe, act: Act) -> None:
     backup, edition = copy.deepcopy(world.database), world.edition
 
     def put_back() -> None:
-        if world.scenario.index:
+        if world.scenario.index and not world.early:
             world.database.entries, world.database.counts = backup.entries, backup.counts
             world.late.clear()
         if edition != world.edition:

@@ -84,7 +84,7 @@ class Universe:
         self.edition = self.depth = self.runs = self.fuse = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
-        self.caught_up = False
+        self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
