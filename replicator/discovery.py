@@ -44,8 +44,10 @@ class Discovery:
         if not listing.complete:
             return News(fresh)
         self._orphans(lineage.orphans(known, found))
-        self._vanished(known, lineage.vanished(known, found))
-        self.listed = listing.at
+        missing = lineage.vanished(known, found)
+        self._vanished(known, missing)
+        if not missing:  # else it is older than it says: what it does not show is no proof of being young
+            self.listed = listing.at
         gone = lineage.forgettable(known, found, listing.at)
         self.closed -= gone
         return News(fresh, frozenset(gone))

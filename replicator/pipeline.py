@@ -184,6 +184,7 @@ class Pipeline:
         parts = [] if self._put_anchors(taken) else self._fill(taken, now)
         if not taken.saves and not parts:
             return None
+        self._put_fence(taken)
         state = self.ledger.pipeline
         keep = state is not None and backfill.remembers_deletes(state)
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=keep)
@@ -296,6 +297,16 @@ class Pipeline:
         # Whatever is there: while a batch waits for the target, the driver gives signs of life past it.
         taken.saves["pulse", ""] = replace(taken.saves["pulse", ""], expected=None)
         self._pulse = None
+
+    def _put_fence(self, taken: _Taken) -> None:
+        """Let the pipeline's own entry move with every batch; it is never removed, so its revision only rises.
+
+        Others come and go: a batch that was given up as lost, and is carried out late, must not find that a shard is
+        as unknown, after an epoch began, as it was when the batch was sent.
+        """
+        moves = any(kind != "pulse" for kind, _ in taken.saves)
+        if moves and ("pipeline", "") not in taken.saves and (state := self.ledger.pipeline) is not None:
+            self._put(taken, "pipeline", "", state)
 
     def _put_anchors(self, taken: _Taken) -> bool:
         """Store where a shard's ordinals begin before any write uses one; else a restart might count anew."""

@@ -31,6 +31,14 @@ def test_nothing_in_a_new_shard_is_older_than_the_last_listing_without_it() -> N
     assert news.shards["c"].since == 50.0
 
 
+def test_a_listing_that_lacks_a_shard_that_is_being_read_proves_nothing_young() -> None:
+    """It is stale, perhaps by hours: the shard after it may be as old as its parent's last record."""
+    discovery, known = Discovery(), {"p": state(since=7.0)}
+    discovery.news(known, listing(at=50.0))
+    news = discovery.news(known, listing(Shard("p", last="9"), Shard("c", "p")))
+    assert news.shards["c"].since == 7.0
+
+
 def test_a_whole_generation_may_appear_at_once_in_any_order() -> None:
     shards = [Shard("d", "c"), Shard("b", "a", last="2"), Shard("c", "b", last="3"), Shard("a", last="1")]
     assert list(Discovery().news({"a": state()}, listing(*shards)).shards) == ["b", "c", "d"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
 
 from replicator import backfill
 from replicator.attributes import Item, image
@@ -10,12 +13,14 @@ from replicator.batch import Batch, Counts, Delete, Outcome, Rejection, Upsert
 from replicator.change import Page, Record, ScanPage
 from replicator.checkpoints import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
 from replicator.compaction import Filing, item_of
-from replicator.errors import GapFound
+from replicator.errors import Fenced, GapFound
 from replicator.fetched import SOURCE_PAGES
 from replicator.lineage import Shard
 from replicator.pipeline import Pipeline
 from replicator.position import FIRST_EPOCH, version
 from replicator.source import Listing
+from replicator.testing.contract.kit import owner
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.transform import Hook
 
 NOW = 1000.0
@@ -91,6 +96,31 @@ def test_the_anchor_is_stored_before_the_first_write_that_uses_it() -> None:
     assert isinstance(anchored, ShardState)
     assert (anchored.anchor, anchored.sequence) == (f"{7:021d}", None)
     assert [w.version for w in writes([second])] == [version(FIRST_EPOCH, 1)]
+
+
+def test_a_batch_that_is_carried_out_late_finds_nothing_as_it_was() -> None:
+    """Also where an epoch began meanwhile, which does not know the shard that the batch makes known."""
+    database = MemoryDatabase()
+    checkpoints = MemoryCheckpoints(database)
+    pipeline = Pipeline(FILING, checkpoints.claim(owner("run")))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", backfill.FOLLOWING)
+
+    def stored() -> Batch:
+        batch = pipeline.take(NOW)
+        assert batch is not None
+        checkpoints.save(batch.saves)
+        pipeline.stored(batch, Outcome(), NOW)
+        return batch
+
+    pipeline.begin(state, Listing((Shard("p"),), True, "ENABLED", NOW), {})
+    stored()
+    pipeline.listed(Listing((Shard("p", last="9"), Shard("c", "p", "10")), True, "ENABLED", NOW))
+    late = stored()
+    pipeline.begin(replace(state, epoch=FIRST_EPOCH + 1), Listing((Shard("d"),), True, "ENABLED", NOW), {})
+    stored()
+
+    with pytest.raises(Fenced):
+        checkpoints.save(late.saves)
 
 
 def test_positions_move_in_the_batch_that_holds_their_writes() -> None:

@@ -165,7 +165,7 @@ def restore(world: Universe, act: Act) -> None:
 
     A transaction that was under way ends with the database.
     """
-    backup, edition = copy.deepcopy(world.database), world.edition
+    backup = copy.deepcopy(world.database)
 
     def put_back() -> None:
         if world.early:  # a backup from before such a shard was begun would be read as if it was young
@@ -175,7 +175,7 @@ def restore(world: Universe, act: Act) -> None:
         world.database.volatile.clear()
         if not world.scenario.index:
             world.late.clear()
-        if world.scenario.index or edition != world.edition:
+        if world.scenario.index or world.edition:  # the backup may be from before the hook was changed
             world.order_resync()
 
     world.later_between_runs(1 + act.pick(60), put_back)
@@ -183,13 +183,13 @@ def restore(world: Universe, act: Act) -> None:
 
 def roll_back(world: Universe, act: Act) -> None:
     """The store comes back from an older copy of itself, when nothing is under way any more, as people are told."""
-    backup, edition = copy.deepcopy(world.database), world.edition
+    backup = copy.deepcopy(world.database)
 
     def put_back() -> None:
         if world.scenario.index and not world.early:
             world.database.entries, world.database.counts = backup.entries, backup.counts
             world.late.clear()
-        if edition != world.edition:
+        if world.edition:
             world.order_resync()
 
     world.later_between_runs(1 + act.pick(60), put_back)
