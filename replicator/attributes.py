@@ -251,9 +251,9 @@ def exact(digits: str) -> Decimal:
     try:
         found = Decimal(_text(digits))
     except (ArithmeticError, TypeError) as e:
-        raise Malformed(f"not a number: {digits!r}") from e
+        raise Malformed("text that is no number, where DynamoDB has one") from e
     if not found.is_finite():
-        raise Malformed(f"not a finite number: {digits!r}")
+        raise Malformed("a number that is not finite, which DynamoDB has not")
     return found
 
 

@@ -28,7 +28,7 @@ from botocore.utils import get_environ_proxies
 from replicator import __version__
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.sigv4 import Keys
-from replicator.wire import UNNAMED, WireError, failure
+from replicator.wire import UNNAMED, WireError, failure, without_login
 
 
 class Access(Protocol):
@@ -90,9 +90,9 @@ class Boto:
         except ClientError as e:
             raise _wire_error(e) from e
         except _CREDENTIALS as e:
-            raise WireError("NoCredentials", str(e), 0) from e
+            raise WireError("NoCredentials", without_login(str(e)), 0) from e
         except BotoCoreError as e:
-            raise WireError(type(e).__name__, str(e), 0) from e
+            raise WireError(type(e).__name__, _words(e), 0) from e
         body: bytes = answer["body"]
         return body
 
@@ -112,9 +112,9 @@ class Boto:
         except ClientError as e:
             raise failure(_wire_error(e), "sts:AssumeRole", "credentials") from e
         except _CREDENTIALS as e:
-            raise _without_credentials(str(e)) from e
+            raise _without_credentials(without_login(str(e))) from e
         except BotoCoreError as e:
-            raise TransientError(f"credentials cannot be renewed: {e}") from e
+            raise TransientError(f"credentials cannot be renewed: {_words(e)}") from e
         if frozen is None:
             raise _without_credentials("Unable to locate credentials")
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
@@ -154,6 +154,12 @@ def _wire_error(error: ClientError) -> WireError:
     return WireError(code, message, status, details)
 
 
+def _words(error: BotoCoreError) -> str:
+    if "Failed to parse" in str(error):  # and what was taken for a port may be a password
+        return "an address in the environment (a proxy, an endpoint) is no URL"
+    return without_login(str(error))
+
+
 def _without_credentials(reason: str) -> NotPermitted:
     return NotPermitted(
         f"there are no AWS credentials ({reason}). Give some (AWS_PROFILE, profile, a role of the machine)"
@@ -171,8 +177,10 @@ def connect(access: Access, place: str = "source") -> Boto:
         raise ConfigError(f"{place}.profile: {e}. Look at the profiles in ~/.aws/config") from e
     except BotoCoreError as e:
         raise ConfigError(
-            f"{place}: {str(e).rstrip('.')}. Look at {place}.region, {place}.profile and ~/.aws/config"
+            f"{place}: {_words(e).rstrip('.')}. Look at {place}.region, {place}.profile and ~/.aws/config"
         ) from e
+    except ValueError as e:  # botocore's, which quotes the address
+        raise ConfigError(f"{place}: an endpoint (of the environment, or of ~/.aws/config) is no URL") from e
 
 
 def _connected(access: Access, place: str) -> Boto:

@@ -117,7 +117,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A change that a hook or the target refused. ``new`` and ``old`` are images in DynamoDB's typed JSON."""
+    """A change that a hook or the target refused. ``new`` and ``old`` are images in DynamoDB's typed JSON.
+
+    ``reason`` and ``traceback`` quote no value. ``words`` is what the hook's error said, which may.
+    """
 
     key: tuple[str, ...]
     version: int
@@ -128,6 +131,7 @@ class Parked:
     traceback: str = ""
     source: str = ""
     sequence: str | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from replicator.batch import Counts, Delete, Part, Upsert, Write
 from replicator.change import Change, Key, Record, key_text
 from replicator.checkpoints import Parked, Save, encode
 from replicator.position import epoch_of, version
-from replicator.transform import Hook, Poison
+from replicator.traces import Trace
+from replicator.transform import NO_TRACE, Hook, Poison
 
 QUEUED = "queued behind an earlier parked change of the same item"
 
@@ -135,7 +136,7 @@ def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Ci
         key = change.key
         found.read += weight
         if at.refused and (reason := at.refused.get((key, change.version))) is not None:
-            _park_latest(found, change, weight, reason, "", at)
+            _park_latest(found, change, weight, reason, NO_TRACE, at)
             continue
         if change.new is None:
             writes.append(Delete(table, key, change.version, key, weight))
@@ -145,7 +146,7 @@ def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Ci
             try:
                 body = hook.one(Item(change.new))
             except (Poison, Malformed) as e:
-                _park_latest(found, change, weight, str(e), getattr(e, "trace", ""), at)
+                _park_latest(found, change, weight, str(e), getattr(e, "trace", NO_TRACE), at)
                 continue
             if body is not None:
                 writes.append(Upsert(table, key, body, change.version, key, weight))
@@ -165,16 +166,16 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circ
         found.read += len(run)
         text = key_text(key)
         if at.parked.queued(text, at.epoch):
-            _park_all(found, run, QUEUED, "", at)
+            _park_all(found, run, QUEUED, NO_TRACE, at)
             continue
         reason = next((at.refused[key, c.version] for c in run if (key, c.version) in at.refused), None)
         if reason is not None:
-            _park_all(found, run, reason, "", at)
+            _park_all(found, run, reason, NO_TRACE, at)
             continue
         try:
             writes = run_writes(run, filing)
         except (Poison, Malformed) as e:
-            _park_all(found, run, str(e), getattr(e, "trace", ""), at)
+            _park_all(found, run, str(e), getattr(e, "trace", NO_TRACE), at)
             continue
         found.writes += writes
         if not writes:
@@ -203,13 +204,13 @@ def run_writes(run: Sequence[Change], filing: Filing) -> list[Write]:
     return writes
 
 
-def _park_all(found: Compacted, run: Sequence[Change], reason: str, trace: str, at: Circumstances) -> None:
+def _park_all(found: Compacted, run: Sequence[Change], reason: str, trace: Trace, at: Circumstances) -> None:
     for i, change in enumerate(run):
-        _park(found, change, 1, reason if i == 0 else QUEUED, trace if i == 0 else "", at)
+        _park(found, change, 1, reason if i == 0 else QUEUED, trace if i == 0 else NO_TRACE, at)
     _unpark(found, run[0].key, lambda version: epoch_of(version) < at.epoch, at)
 
 
-def _park_latest(found: Compacted, change: Change, weight: int, reason: str, trace: str, at: Circumstances) -> None:
+def _park_latest(found: Compacted, change: Change, weight: int, reason: str, trace: Trace, at: Circumstances) -> None:
     """Park an item's newest change in the place of its earlier ones."""
     if any(_version_of(id) > change.version for id in at.parked.of_item(key_text(change.key))):
         found.parked += weight  # a scanned image that a parked change of the stream has replaced
@@ -218,7 +219,7 @@ def _park_latest(found: Compacted, change: Change, weight: int, reason: str, tra
     _park(found, change, weight, reason, trace, at)
 
 
-def _park(found: Compacted, change: Change, weight: int, reason: str, trace: str, at: Circumstances) -> None:
+def _park(found: Compacted, change: Change, weight: int, reason: str, trace: Trace, at: Circumstances) -> None:
     found.parked += weight
     parked = Parked(
         key=change.key,
@@ -227,7 +228,8 @@ def _park(found: Compacted, change: Change, weight: int, reason: str, trace: str
         parked=at.now,
         new=_text(change.new),
         old=_text(change.old),
-        traceback=trace,
+        traceback=trace.stack,
+        words=trace.words,
         source=at.source,
         sequence=change.sequence,
     )

@@ -38,6 +38,8 @@ class Access(Options):
         parts = split_url(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise ValueError("has more than an address in it; credentials come from profile, role_arn or the AWS chain")
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
             raise ValueError(
                 "is http to another machine, so items would travel in the clear; use https or insecure: true"

@@ -17,6 +17,7 @@ PathInFile = tuple[str | int, ...]
 
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_QUOTED = re.compile(r"(?<!\\w)[\"'](?!<).{2,}[\"']")  # one character, or a '<kind of token>', tells nothing
 _DEEPEST = 40  # levels; nothing in a config is half as deep, and recursion stays far from its limit
 _LARGEST = 1 << 20  # bytes
 
@@ -70,12 +71,20 @@ def _composed(path: Path) -> yaml.MappingNode:
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
-        raise ConfigError(f"{path.name}:{line}: this is not YAML: {e.problem or e.context}") from e
+        raise ConfigError(f"{path.name}:{line}: this is not YAML: {_unquoted(e)}") from e
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         raise ConfigError(f"{path.name}: this is not YAML: {type(e).__name__}") from e
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path.name}:1: a config is a mapping that begins like this:\npipeline: orders")
     return node
+
+
+def _unquoted(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, without what is quoted of the file: ``password: !abc`` is a tag to YAML."""
+    text = str(error.problem or error.context)
+    if "tag" in text:
+        return "a value that begins with ! is a tag to YAML; put it in quotes"
+    return _QUOTED.sub("…", text)
 
 
 def _text(path: Path) -> str:
@@ -107,8 +116,7 @@ def _walk(node: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> It
 def _walk_entry(name: yaml.Node, value: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> Iterator[Problem]:
     line = name.start_mark.line + 1
     if not isinstance(name, yaml.ScalarNode) or name.tag != "tag:yaml.org,2002:str":
-        shown = repr(name.value) if isinstance(name, yaml.ScalarNode) else "a list or mapping"
-        yield Problem(path, f"the name {shown} in line {line} is not text to YAML; put it in quotes")
+        yield Problem(path, f"a name in line {line} is not text to YAML; put it in quotes")
         return
     place = (*path, name.value)
     if place in lines:
@@ -124,7 +132,7 @@ def _constructed(path: Path, node: yaml.MappingNode) -> Any:
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
-        raise ConfigError(f"{path.name}:{line}: {e.problem or e.context}") from e
+        raise ConfigError(f"{path.name}:{line}: {_unquoted(e)}") from e
     except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise ConfigError(f"{path.name}: a value is not what its form promises to YAML; put it in quotes") from e
     finally:
@@ -143,7 +151,7 @@ class _Sources:
         if name.startswith("file:"):
             return self._file(name.removeprefix("file:"))
         if _VARIABLE.fullmatch(name) is None:
-            raise LookupError(f"${{{name}}} is neither ${{VARIABLE}} nor ${{file:path}}")
+            raise LookupError("a ${…} in it is neither ${VARIABLE} nor ${file:path}")
         if name not in self.environ:
             raise LookupError(f"the environment variable {name} is not set")
         return self.environ[name]

@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 ROOT = "replicator"  # the logger whose events are shown; libraries keep theirs
+# What they say below a warning holds credentials and items: headers, bodies. A hook that wants everything logged
+# (``basicConfig(level=DEBUG)``) does not get that.
+LIBRARIES = ("boto3", "botocore", "elastic_transport", "psycopg", "urllib3")
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -60,3 +63,11 @@ def install(handler: logging.Handler) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def hush() -> None:
+    """Keep libraries from logging what they send and receive, whatever the root's level is."""
+    for name in [*LIBRARIES, *logging.root.manager.loggerDict]:
+        library, dot, _ = name.partition(".")
+        if library in LIBRARIES:
+            logging.getLogger(name).setLevel(logging.NOTSET if dot else logging.WARNING)

@@ -16,7 +16,7 @@ from replicator.batch import Counts, Upsert, Write
 from replicator.change import Change, Key
 from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, run_writes
 from replicator.position import FIRST_EPOCH, version
-from replicator.transform import Poison
+from replicator.transform import NO_TRACE, Poison
 
 _SCANNED = version(FIRST_EPOCH, 0)  # the version is not shown; any will do
 
@@ -48,16 +48,23 @@ def preview(key: Key, image: bytes, filing: Filing) -> Preview:
         if filing.own_ids:
             return Preview(key, Item(image), run_writes([change], filing))
     except (Poison, Malformed) as e:
-        return Preview(key, Item(image), problem=str(e))
+        return Preview(key, Item(image), problem=_problem(str(e), getattr(e, "trace", NO_TRACE).words))
     at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="preview", now=0.0)
     found = compact_latest([(change, 1)], filing, at)
     if found.part("preview").counts == Counts(read=1, parked=1):
-        return Preview(key, Item(image), problem=_reason(found.saves[0].text))
+        return Preview(key, Item(image), problem=_parked_for(found.saves[0].text))
     return Preview(key, Item(image), found.writes)
 
 
-def _reason(parked: str | None) -> str:
-    return str(orjson.loads(parked or "{}").get("reason", ""))
+def _parked_for(parked: str | None) -> str:
+    found = orjson.loads(parked or "{}")
+    return _problem(found.get("reason", ""), found.get("words", ""))
+
+
+def _problem(reason: str, words: str) -> str:
+    """A preview shows values, so also the words that may quote them."""
+    *_, last = words.splitlines() or [""]
+    return f"{reason} ({last})" if last and last.partition(": ")[2] not in reason else reason
 
 
 def _shown(write: Write) -> dict[str, Any]:

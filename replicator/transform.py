@@ -23,9 +23,12 @@ from typing import Any, TypeVar
 
 from replicator.attributes import Item
 from replicator.errors import ConfigError
+from replicator.log import hush
+from replicator.traces import UNSAID, Trace, said, trace
 
 DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
 F = TypeVar("F", bound=Callable[..., Any])
+NO_TRACE = Trace()
 _DECLARED = "__replicator_documents__"
 
 
@@ -53,9 +56,12 @@ def is_declared(hook: Callable[..., Any]) -> bool:
 
 
 class Poison(Exception):
-    """A hook failed on an image, or returned something that is no document. Carries the traceback for the parking."""
+    """A hook failed on an image, or returned something that is no document.
 
-    def __init__(self, reason: str, trace: str = "") -> None:
+    ``reason`` quotes no value; ``trace`` has the rest of the parking, and what only those see who ask for values.
+    """
+
+    def __init__(self, reason: str, trace: Trace = NO_TRACE) -> None:
         super().__init__(reason)
         self.reason = reason
         self.trace = trace
@@ -88,7 +94,7 @@ class Hook:
         for document in _listed(self, found):
             table, id, body = self._place(document, tables)
             if (table, id) in placed:
-                raise Poison(f"hook {self.name} gave two documents of one item the id {id!r} in {table}")
+                raise Poison(f"hook {self.name} gave two documents of one item the same id in {table}", Trace("", id))
             placed[table, id] = body
         return placed
 
@@ -103,7 +109,8 @@ class Hook:
             raise Poison(f"hook {self.name} named no table for a document; the target has {', '.join(tables)}")
         table = tables[0] if document.table is None else document.table
         if table not in tables:
-            raise Poison(f"hook {self.name} named the table {table!r}; the target has {', '.join(tables)}")
+            reason = f"hook {self.name} named a table that is none of the target's: {', '.join(tables)}"
+            raise Poison(reason, Trace("", str(table)))
         return table, str(document.id), document.body
 
 
@@ -130,8 +137,9 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
     own = getattr(getattr(hook.function, "__code__", None), "co_filename", None)  # its line, not ours
     last = next((f for f in reversed(frames) if f.filename == own), frames[-1])
     where = f"{Path(last.filename).name}:{last.lineno}"
-    text = str(error) if not isinstance(error, KeyError) else f"no attribute {error}"
-    return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}: {text}", traceback.format_exc())
+    words = said(error)
+    text = f"no attribute {words!r}" if words and isinstance(error, KeyError) else words
+    return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}{text and ': '}{text}", trace(error))
 
 
 def load(spec: str, base: Path) -> Hook:
@@ -145,6 +153,7 @@ def load(spec: str, base: Path) -> Hook:
     if not place or not name:
         raise ConfigError(f"transform: {spec!r} is not of the form hooks.py:function or package.module:function")
     module, path = _from_file(place, base) if place.endswith(".py") else _from_package(place, base)
+    hush()  # whatever it made of logging
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(_missing(name, path))
@@ -199,7 +208,9 @@ def _unimportable(place: str, path: Path, error: BaseException) -> ConfigError:
         theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
         own = [f for f in theirs if Path(f.filename) == path] or theirs
         where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
-    return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}: {error} ({where})")
+    plain = isinstance(error, ImportError | SyntaxError | NameError)  # of names; others may quote the environment
+    words = f": {error}" if plain else f": {said(error)}" if said(error) else f" {UNSAID}"
+    return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}{words} ({where})")
 
 
 def _missing(name: str, path: Path) -> str:

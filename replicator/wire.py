@@ -41,6 +41,14 @@ class Wire(Protocol):
         """
 
 
+_LOGIN = re.compile(r"(?<=://)[^\s\"']*@")
+
+
+def without_login(text: str) -> str:
+    """``text`` with the logins taken out of the addresses in it: the environment may name proxies and endpoints so."""
+    return _LOGIN.sub("…@", text)
+
+
 UNNAMED = "Unknown"  # the code of an error answer that names no error: not DynamoDB, but a proxy between
 _THROTTLED = frozenset(
     {
@@ -70,6 +78,13 @@ _REFUSED = frozenset(
 )
 
 
+# What is asked with items or keys in it, and the codes whose words may quote some of that.
+_CARRYING = frozenset(
+    {"PutItem", "UpdateItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"}
+)
+_QUOTING = frozenset({"ValidationException", "SerializationException"})
+
+
 def failure(error: WireError, operation: str, resource: str, *, place: str = "source") -> ReplicatorError:
     """What an error answer means for a run: something to repeat, a permission to grant, or a bug.
 
@@ -95,6 +110,8 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
         )
     if error.code in _THROTTLED or error.code == UNNAMED or error.status >= 500 or error.status == 0:
         return TransientError(f"{operation} on {resource}: {said}")
+    if operation in _CARRYING and error.code in _QUOTING:
+        said = f"{error.code}, in words that may quote an item"
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 

@@ -161,7 +161,7 @@ def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> 
     )
     assert (kept.new, kept.old) == ('{"v":{"N":"13"}}', '{"v":{"N":"2"}}')
     assert kept.reason.startswith("hook hook raised ValueError at test_compaction.py:")
-    assert "unlucky" in kept.traceback
+    assert ("unlucky" in kept.traceback, kept.words) == (True, "ValueError: unlucky")
 
 
 def test_what_the_target_refused_is_parked_with_its_reason_and_the_hook_not_asked() -> None:

@@ -10,6 +10,7 @@ from connectors.dynamodb.writing import Writing
 from replicator.aws import Boto, Endpoint, connect
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError
+from replicator.wire import without_login
 
 
 class Account:
@@ -49,6 +50,6 @@ class Account:
 def _check_direct(endpoint: Endpoint) -> None:
     if endpoint.proxy is not None:
         raise ConfigError(
-            f"target: the environment names a proxy for {endpoint.url}, and writes go there directly; add the host to "
-            "NO_PROXY (a VPC endpoint needs no proxy)"
+            f"target: the environment names a proxy for {without_login(endpoint.url)}, and writes go there directly; "
+            "add the host to NO_PROXY (a VPC endpoint needs no proxy)"
         )

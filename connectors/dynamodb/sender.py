@@ -42,7 +42,7 @@ class Sender:
 
     @property
     def server(self) -> str:
-        return f"DynamoDB at {urlsplit(self._endpoint.url).netloc}"
+        return f"DynamoDB at {urlsplit(self._endpoint.url).netloc.rpartition('@')[2]}"
 
     def start(self, requests: Sequence[Request], keys: Keys) -> Future[str]:
         """Begin to send them all, in any order. The future is done when nothing of them is under way any more.

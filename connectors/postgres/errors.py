@@ -1,4 +1,8 @@
-"""psycopg's errors as ours, sorted by what to do about them. Messages name tables and grants, never values."""
+"""psycopg's errors as ours, sorted by what to do about them. Messages name tables and grants, never values.
+
+The server's words are used where they speak of our own statement and its names: SQLSTATEs that are known, and raised by
+nobody's trigger or function. All others may quote a row.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,7 @@ _WAIT = {
 }
 _WAIT_CLASSES = ("08", "40", "53", "57", "58")
 _CHANGED_CLASSES = ("42", "3F", "3D")  # what our statements name is not there any more, or not like that
+_OURS = "PL/pgSQL function replicator.advance("
 _DATA_CLASSES = ("22", "23", "54", "P0")  # P0: a trigger or a function of somebody's raised it
 
 
@@ -59,12 +64,12 @@ def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
     if state == STORED_ALREADY:
         return StoredAlready()
     if state is None or state in _WAIT or state[:2] in _WAIT_CLASSES:
-        return TransientError(f"Postgres at {server}: {_WAIT.get(state or '', _first_line(error))}")
+        return TransientError(f"Postgres at {server}: {_WAIT.get(state or '') or _words(error)}")
     if state == "42501":
         return _not_permitted(error, server, setting)
     if state[:2] in _CHANGED_CLASSES:
-        return ConfigError(f"Postgres at {server}: {_first_line(error)}; somebody dropped or changed it: run check")
-    return error
+        return ConfigError(f"Postgres at {server}: {_words(error)}; somebody dropped or changed it: run check")
+    return ReplicatorError(f"Postgres at {server} refuses a statement: {_name(error)}. Its own log says more")
 
 
 def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorError:
@@ -79,7 +84,7 @@ def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorEr
 
 
 def _not_permitted(error: psycopg.Error, server: str, setting: str) -> NotPermitted:
-    text = _first_line(error)
+    text = _words(error)
     return NotPermitted(f"Postgres at {server}: {text}; {_grant(text, setting)}", action=text)
 
 
@@ -91,6 +96,16 @@ def _grant(text: str, setting: str) -> str:
     if "for schema" in text:
         return f"GRANT USAGE, CREATE ON SCHEMA … TO the user of {setting}"
     return f"GRANT SELECT, INSERT, UPDATE, DELETE ON … TO the user of {setting}"
+
+
+def _words(error: psycopg.Error) -> str:
+    """What the server says of our statement; of somebody else's code only its name, for that may quote a row."""
+    context = error.diag.context or ""
+    return _first_line(error) if _OURS in context or not context else f"a trigger or function raised {_name(error)}"
+
+
+def _name(error: psycopg.Error) -> str:
+    return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
 
 
 def _first_line(error: psycopg.Error) -> str:
@@ -112,5 +127,4 @@ def refusal(error: psycopg.Error, table: str) -> str:
             return f"the foreign key {diag.constraint_name} of {table} refuses it"
         case errors.RaiseException():
             return f"a trigger of {table} refuses it"
-    name = type(error).__name__
-    return f"Postgres refuses it for {table}: {name} (SQLSTATE {error.sqlstate})"
+    return f"Postgres refuses it for {table}: {_name(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -15,15 +16,31 @@ from replicator.config_models import Options, is_loopback
 ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "bytea", "jsonb", "text[]", "numeric[]"]
 Nul = Literal["reject", "replace"]
 
+_PORTS = re.compile(r"[0-9,]*")
 _ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 
 def _conninfo(url: SecretStr) -> SecretStr:
     try:
-        conninfo_to_dict(url.get_secret_value())
+        given = conninfo_to_dict(url.get_secret_value())
     except psycopg.Error:  # its message may quote the password
         raise ValueError("is no Postgres address; it is to look like postgresql://user@host:5432/database") from None
+    if _is_split(url.get_secret_value()) or not _PORTS.fullmatch(str(given.get("port", ""))):
+        raise ValueError(
+            "has a password (or a user) that ends somewhere else for Postgres than for you: write / @ : ? # % in it "
+            "as %2F %40 %3A %3F %23 %25"
+        )
     return url
+
+
+def _is_split(url: str) -> bool:
+    """Whether a part of the password would be taken for the host or the database, and be shown as such."""
+    _, found, rest = url.partition("://")
+    if not found:
+        return False
+    if "/" not in rest.partition("@")[0]:  # else there is no user before the first slash, says libpq
+        rest = rest.partition("@")[2] or rest
+    return "@" in rest.partition("?")[0]
 
 
 class Column(Options):
@@ -97,4 +114,9 @@ def address(url: str) -> str:
     given |= {name: str(value) for name, value in conninfo_to_dict(url).items()}
     host = given.get("host") or given.get("hostaddr") or "the local socket"
     port = given.get("port", "5432")
-    return f"{host}:{port}/{given.get('dbname') or given.get('user', '')}"
+    return f"{_plain(host)}:{port}/{_plain(given.get('dbname') or given.get('user', ''))}"
+
+
+def _plain(name: str) -> str:
+    """A host or database; what looks as if a login were in it is not shown."""
+    return "…" if "@" in name[1:] or "=" in name else name

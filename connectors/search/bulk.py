@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
-from connectors.search.failures import Answer, AnswerLost, failure
+from connectors.search.failures import WRITING, Answer, AnswerLost, failure
 from connectors.search.layout import Layout
 from connectors.search.verdicts import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError
@@ -100,7 +100,7 @@ class Bulk:
             lost = AnswerLost(f"{server} answered a bulk request in part only")
             return [failed(failure(answer, server, "a bulk request") if answer.json is None else lost)] * len(lines)
         elif answer.status != 400 or not answer.cause[0]:
-            return [failed(failure(answer, server, "writing documents"))] * len(lines)
+            return [failed(failure(answer, server, WRITING))] * len(lines)
         if len(lines) > 1:
             half = len(lines) // 2
             return [*self._deliver(layout, lines[:half]), *self._deliver(layout, lines[half:])]

@@ -10,6 +10,7 @@ import orjson
 
 from connectors.search.connection import Connection, filtered
 from connectors.search.encode import Entry
+from connectors.search.failures import READING
 from connectors.search.layout import Layout
 from connectors.search.progress import Progress
 from replicator.acknowledged import Place, place
@@ -51,7 +52,7 @@ class Conflicts:
         """The stored version of each document, None where there is none."""
         wanted = [{"_id": e.id, **_routing(layout, e)} for e in entries]
         path = f"/{quote(layout.index, safe='')}/_mget?{_FOUND}"
-        found = self._connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing="reading versions")
+        found = self._connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)
         return [doc.get("_version") if doc.get("found") else None for doc in found["docs"]]
 
     def _explain(self, entry: Entry, version: int | None, layout: Layout, epoch: int) -> None:

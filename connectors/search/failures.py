@@ -9,6 +9,8 @@ import orjson
 
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 
+WRITING, READING = "writing documents", "reading versions"  # what is asked with documents, or their ids, in it
+
 
 class AnswerLost(TransientError):
     """The request may have been carried out, or may still be."""
@@ -64,13 +66,14 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
             f"{server} answers with {_said(answer)}, which no search engine would: a proxy or a login page? "
             "Look at target.url"
         )
-    return ConfigError(f"{server} refuses {doing}: {reason or type or _said(answer)}")
+    said = type if doing in (WRITING, READING) else reason or type  # the reason may quote what could not be read
+    return ConfigError(f"{server} refuses {doing}: {said or _said(answer)}")
 
 
 def engine_failure(status: int, type: str, reason: str, server: str) -> ReplicatorError | None:
     """The error for what concerns an index or the cluster rather than one document; None for everything else."""
     for known, kind, text in _KNOWN:
-        if type == known or (known.startswith("*") and known[1:] in reason):
+        if type == known or (known.startswith("*") and type == _ARGUMENT and reason.startswith(known[1:])):
             return kind(f"{server}: {text.format(reason=reason.rstrip('.'))}")
     if type == "cluster_block_exception":
         return TransientError(f"{server}: {_block(status, reason)}")
@@ -79,6 +82,7 @@ def engine_failure(status: int, type: str, reason: str, server: str) -> Replicat
     return AnswerLost(f"{server} fails to store documents: {type or status}") if status >= 500 else None
 
 
+_ARGUMENT = "illegal_argument_exception"  # of its words only the first are the engine's own: a value may follow
 _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
     ("index_closed_exception", TransientError, "the index is closed; waiting until it is opened (POST INDEX/_open)"),
     (

@@ -7,6 +7,16 @@ from collections.abc import Callable
 
 Say = Callable[[re.Match[str]], str]
 
+
+def _immense(found: re.Match[str]) -> str:
+    return (
+        f"the text in the field {found['field']} is longer than the 32,766 bytes that a keyword can index "
+        "(ignore_above in its mapping avoids this)"
+    )
+
+
+# From here on a reason quotes the document; what looks like the engine's words there is somebody's text.
+_QUOTE = re.compile(r" in document with id '|Preview of field's value|For input string: ")
 _KNOWN: tuple[tuple[str, Say], ...] = (
     (
         r"dynamic introduction of \[(?P<field>.*?)\] within \[(?P<where>.*?)\] is not allowed",
@@ -25,10 +35,7 @@ _KNOWN: tuple[tuple[str, Say], ...] = (
     ),
     (
         r'immense term in field="(?P<field>.*?)"',
-        lambda m: (
-            f"the text in the field {m['field']} is longer than the 32,766 bytes that a keyword can index "
-            "(ignore_above in its mapping avoids this)"
-        ),
+        _immense,
     ),
     (
         r"Limit of (?P<what>[a-z ]+) \[(?P<limit>\d+)\].* has been exceeded",
@@ -47,8 +54,9 @@ _KNOWN: tuple[tuple[str, Say], ...] = (
 
 def refusal(type: str, reason: str) -> str:
     """A sentence for a refused document. The engine's own words are used only where they surely quote no value."""
+    own = _QUOTE.split(reason)[0]
     for pattern, say in _KNOWN:
-        found = re.search(pattern, reason, re.DOTALL)
+        found = re.search(pattern, reason if say is _immense else own, re.DOTALL)
         if found is not None:
             return f"{say(found)}: {type}"
     return f"the engine refuses the document: {type}"

@@ -22,7 +22,15 @@ from replicator.errors import ReplicatorError
 
 
 class Commands(click.Group):
-    """Every error that a person should read ends here; what is left over is a bug, and keeps its traceback."""
+    """Every error that a person should read ends here; what is left over is a bug, shown as ``traces`` shows it."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """As a program of its own."""
+        from replicator import log, traces
+
+        traces.install()
+        log.hush()
+        return super().__call__(*given, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -53,10 +53,13 @@ def list_(config: str, as_json: bool) -> None:
 @parked.command
 @config_argument
 @_items_argument
-@click.option("--show-values", is_flag=True, help="Print the items' images too.")
+@click.option("--show-values", is_flag=True, help="Print the items' images too, and the words of errors.")
 @json_option
 def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_json: bool) -> None:
-    """Show parked changes in full: reason, traceback, position, and with --show-values the images."""
+    """Show parked changes in full: reason, traceback and position.
+
+    With --show-values also the images, and what the hook's error said, which may quote them.
+    """
     with _opened(config) as (_, _, checkpoints):
         found = _chosen(checkpoints, items, every=every)
     for item in found:
@@ -182,7 +185,7 @@ def _fields(id: str, change: Parked, show_values: bool) -> dict[str, Any]:
         "sequence": change.sequence,
         "traceback": change.traceback,
     }
-    return fields | ({"old": change.old, "new": change.new} if show_values else {})
+    return fields | ({"words": change.words, "old": change.old, "new": change.new} if show_values else {})
 
 
 def _tell(item: ParkedItem, outcome: str, reason: str, as_json: bool) -> None:

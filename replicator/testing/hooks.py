@@ -67,15 +67,16 @@ class HookTest:
         found = _parked(self._compacted(None, item))
         if found is None:
             raise AssertionError(f"hook {self.name} was to fail on {dict(item)}, and does not")
-        if reason not in found.reason:
-            raise AssertionError(f"hook {self.name} fails on {dict(item)} for another reason: {found.reason}")
+        said = f"{found.reason} ({found.words})"
+        if reason not in said:
+            raise AssertionError(f"hook {self.name} fails on {dict(item)} for another reason: {said}")
 
     def writes(self, old: GivenItem | None = None, new: GivenItem | None = None) -> list[Written]:
         """What is written when ``old`` (None: the item was not there) becomes ``new`` (None: it is removed)."""
         found = self._compacted(old, new)
         parked = _parked(found)
         if parked is not None:
-            raise AssertionError(f"the item is parked: {parked.reason}\n{parked.traceback}")
+            raise AssertionError(f"the item is parked: {parked.reason}\n{parked.traceback}{parked.words}")
         return [
             ("upsert", w.table, self._id(w.id), dict(w.body))
             if isinstance(w, Upsert)

@@ -1,0 +1,86 @@
+"""What is shown of an error that nobody foresaw: types, places and lines, but words only if they quote no value.
+
+An error's words may quote what it stumbled over: an item's values, a password. They surely do not where the code that
+raised it has these very words in it, as in ``raise ValueError("no total")``; words that are put together are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, TracebackType
+
+UNSAID = "(its words are not shown: they may quote values)"
+_LED_TO = "\nThe error above led to this one:\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """An error in full. ``stack`` quotes no value; ``words`` is everything that was said, and may quote some."""
+
+    stack: str = ""
+    words: str = ""
+
+
+def trace(error: BaseException) -> Trace:
+    chain = _chain(error)
+    words = [f"{type(e).__name__}: {_words(e)}" for e in chain]
+    return Trace(_LED_TO.join(map(_shown, chain)), "\n".join(words))
+
+
+def said(error: BaseException) -> str:
+    """The error's words where the code that raised it has them just so, else nothing."""
+    words = _words(error)
+    return words if words in _constants(error.__traceback__) else ""
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    except Exception:  # somebody's __str__
+        return ""
+
+
+def _constants(at: TracebackType | None) -> set[object]:
+    found: set[object] = set()
+    for frame, _ in traceback.walk_tb(at):
+        found.update(_texts(frame.f_code))
+    return found
+
+
+def _texts(code: CodeType) -> Iterator[str]:
+    return (constant for constant in code.co_consts if isinstance(constant, str))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what led to it, the first one first."""
+    found = [error]
+    while (before := _before(found[-1])) is not None and before not in found:
+        found.append(before)
+    return found[::-1]
+
+
+def _before(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _shown(error: BaseException) -> str:
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    words = said(error) or (UNSAID if _words(error) else "")
+    return f"Traceback (most recent call last):\n{stack}{type(error).__name__}{': ' if words else ''}{words}\n"
+
+
+def install() -> None:
+    """Show errors that nobody caught in this way from now on, those of threads too."""
+
+    def show(_kind: object, error: BaseException, _at: object) -> None:
+        print(trace(error).stack, end="", file=sys.stderr, flush=True)
+
+    def show_of_thread(given: threading.ExceptHookArgs) -> None:
+        if given.exc_value is not None and not isinstance(given.exc_value, SystemExit):
+            show(None, given.exc_value, None)
+
+    sys.excepthook, threading.excepthook = show, show_of_thread
