@@ -79,9 +79,7 @@ _REFUSED = frozenset(
 
 
 # What is asked with items or keys in it, and the codes whose words may quote some of that.
-_CARRYING = frozenset(
-    {"PutItem", "UpdateItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"}
-)
+_CARRYING = frozenset({"PutItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"})
 _QUOTING = frozenset({"ValidationException", "SerializationException"})
 
 

@@ -24,6 +24,7 @@ from replicator.errors import ConfigError
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
 from replicator.testing.ministack import MiniStack
+from tests.security.canary import SECRET, VALUE, Watched
 from tests.servers_postgres import Database
 
 PATIENCE = 90.0
@@ -36,7 +37,7 @@ class Shell:
     environ: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return Watched(
             [sys.executable, "-m", "replicator", *arguments],
             env={**os.environ, **self.environ},
             cwd=cwd,
@@ -146,6 +147,13 @@ class World:
             return False
 
 
+class Marking(DynamoDB):
+    """What a test puts here has an attribute more, which nothing may show."""
+
+    def put(self, table: str, item: Mapping[str, object]) -> None:
+        super().put(table, {**item, "canary": VALUE})
+
+
 _CONFIG = """\
 pipeline: orders
 source:
@@ -161,8 +169,8 @@ target:
 
 @pytest.fixture
 def world(tmp_path: Path, one_postgres: Database) -> Iterator[World]:
-    db = DynamoDB(now=time.time, random=random.Random(1))
+    db = Marking(now=time.time, random=random.Random(1))
     with served(db) as endpoint:
         (tmp_path / "orders.yaml").write_text(_CONFIG.format(endpoint=endpoint, url=one_postgres.url))
-        environ = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+        environ = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
         yield World(db, one_postgres, tmp_path, environ)

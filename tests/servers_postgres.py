@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from replicator.testing.postgres_server import PostgresServer, ServerMissing, Which
+from tests.security.canary import SECRET
 
 SERVERS: tuple[Which, ...] = ("debian", "wheel")
 
@@ -24,7 +25,8 @@ class Database:
 
     @property
     def url(self) -> str:
-        return self.server.url(self.name)
+        """With a password, which the server does not ask for."""
+        return self.server.url(self.name).replace("postgres@", f"postgres:{SECRET}@")
 
     def connect(self) -> psycopg.Connection:
         """A plain client, autocommitting: what somebody else sees."""

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from tests.cli import World
+from tests.security.canary import VALUE
 
 TABLE = "arn:aws:dynamodb:us-east-1:"  # how a table's ARN begins
 
@@ -216,7 +217,7 @@ class TestPreview:
         assert world.lines("preview", world.config) == [
             {
                 "key": ["1"],
-                "before": {"id": "1", "total": 5, "secret": "x"},
+                "before": {"id": "1", "total": 5, "secret": "x", "canary": VALUE},
                 "writes": [{"write": "upsert", "table": "orders", "id": ["1"], "document": {"total": 10}}],
                 "problem": None,
             }

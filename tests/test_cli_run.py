@@ -15,8 +15,9 @@ import orjson
 import pytest
 
 from tests.cli import World
+from tests.security.canary import VALUE
 
-SECRET = "a-value-nobody-should-see"
+SECRET = VALUE
 
 
 def await_that(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:

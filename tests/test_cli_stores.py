@@ -18,6 +18,7 @@ from replicator.checkpoints import Owner
 from replicator.errors import ConfigError, Fenced
 from replicator.run import ends
 from tests.cli import World
+from tests.security.canary import SECRET
 
 TARGET = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_target.py"
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total']}\n"
@@ -35,7 +36,7 @@ def mirror(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     (site / "sqlite_target-1.0.dist-info" / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(site))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "local")
+        monkeypatch.setenv(name, SECRET if "SECRET" in name else "local")
     world.change(f"type: postgres\n  url: {world.postgres.url}", f"type: sqlite\n  path: {tmp_path / 'rows.db'}")
     world.db.create_table("orders")
     yield World(world.db, world.postgres, world.folder, {**world.environ, "PYTHONPATH": str(site)})

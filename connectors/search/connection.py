@@ -77,7 +77,10 @@ class Connection:
         except TransportError as e:
             raise unanswered(e, self.server) from e
         product = found.meta.headers.get("x-elastic-product")
-        return Answer(found.meta.status, found.body or b"", product == "Elasticsearch")
+        body = found.body or b""
+        if found.meta.status >= 300:
+            body = without(body, {**self._nodes[0].headers, **headers})
+        return Answer(found.meta.status, body, product == "Elasticsearch")
 
     def ask(self, method: str, path: str, body: bytes | None = None, *, doing: str) -> Any:
         """The JSON of a successful answer; errors by what to do about them otherwise."""
@@ -102,6 +105,14 @@ class Connection:
                 self._nodes, max_retries=0, retry_on_status=(), serializers=_SERIALIZERS, meta_header=False
             )
         return self._transport
+
+
+def without(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """A refusal without the login that it may repeat: Amazon's quote what they do not understand in a header."""
+    for name in ("authorization", "Authorization", "x-amz-security-token", "X-Amz-Security-Token"):
+        secret = headers.get(name, "").rpartition(" ")[2].encode()
+        body = body.replace(secret, "…".encode()) if secret else body
+    return body
 
 
 def unanswered(error: TransportError, server: str) -> ReplicatorError:

@@ -38,9 +38,14 @@ class Answer:
         found = self.json
         error = found.get("error") if isinstance(found, dict) else None
         if isinstance(error, dict):
-            return str(error.get("type", "")), str(error.get("reason", ""))
+            return str(error.get("type", "")), _first_line(error.get("reason", ""))
         said = (found.get(name) for name in ("error", "message", "Message")) if isinstance(found, dict) else ()
-        return "", next((text for text in said if isinstance(text, str)), "")
+        return "", _first_line(next((text for text in said if isinstance(text, str)), ""))
+
+
+def _first_line(text: object) -> str:
+    """Amazon's further lines repeat the request with its session token."""
+    return next(iter(str(text).splitlines()), "")
 
 
 def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:

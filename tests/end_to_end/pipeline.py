@@ -17,9 +17,16 @@ from typing import Any, Protocol, Self, TypeVar
 
 import yaml
 
+from tests.security.canary import SECRET, look_at_command
+
 T = TypeVar("T")
 PATIENCE = 90.0  # seconds for anything on a busy machine
-_AWS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_REGION": "eu-west-1"}
+_AWS = {
+    "AWS_ACCESS_KEY_ID": "local",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_SESSION_TOKEN": SECRET,
+    "AWS_REGION": "eu-west-1",
+}
 
 
 def eventually(found: Callable[[], T], what: str, within: float = PATIENCE) -> T:
@@ -57,7 +64,7 @@ class Run:
     """A command in a process of its own, and the events it wrote so far."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._log, self._errors = log, log.with_suffix(".err")
+        self._log, self._errors, self._arguments = log, log.with_suffix(".err"), arguments
         with log.open("wb") as out, self._errors.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "replicator", *arguments], env=environment, stdout=out, stderr=err
@@ -68,6 +75,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.kill()
+        look_at_command(self._log.read_text() + self._errors.read_text(), self._arguments)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         complete = self._log.read_text().rpartition("\n")[0].splitlines()

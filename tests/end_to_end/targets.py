@@ -18,6 +18,7 @@ from boto3.dynamodb.types import TypeDeserializer
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
+from tests.security.canary import SECRET
 from tests.servers_search import Search
 
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if os.environ.get("REPLICATOR_PROVE") else "5"))
@@ -90,7 +91,8 @@ class Index(Mirror):
     search: Search
 
     def target(self) -> Mapping[str, Any]:
-        return {"type": self.search.server.which.partition("-")[0], "url": self.search.url}
+        kind = self.search.server.which.partition("-")[0]
+        return {"type": kind, "url": self.search.url, "username": "me", "password": SECRET}  # which it does not ask for
 
     @property
     def table(self) -> str:

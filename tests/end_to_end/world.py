@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 
 from tests.end_to_end.pipeline import PATIENCE, Ended, Pipeline, Run, eventually
+from tests.security.canary import VALUE
 from tests.servers_postgres import Database
 
 __all__ = ["Copy", "Ended", "Load", "PATIENCE", "Run", "Source", "eventually"]
@@ -59,14 +60,14 @@ class Source:
 
     def put(self, pk: str, **attributes: object) -> None:
         """Every put has to differ from what is there: one that changes nothing makes no record."""
-        item = {"pk": pk, **attributes}
+        item = {"pk": pk, "canary": VALUE, **attributes}
         self.client.put_item(TableName=self.table, Item={name: _serialized(v) for name, v in item.items()})
         self.records += 1
         self.alive.add(pk)
 
     def fill(self, count: int, prefix: str = "k", **attributes: object) -> None:
         """``count`` items with running numbers, in batches."""
-        keys = [f"{prefix}{n}" for n in range(count)]
+        keys, attributes = [f"{prefix}{n}" for n in range(count)], {"canary": VALUE, **attributes}
         for start in range(0, count, 25):
             items = [{"pk": k, "n": start + n, **attributes} for n, k in enumerate(keys[start : start + 25])]
             puts = [{"PutRequest": {"Item": {name: _serialized(v) for name, v in item.items()}}} for item in items]

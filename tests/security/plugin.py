@@ -1,9 +1,14 @@
-"""What is looked at over the whole suite: it calls AWS for what the documents permit, and for all of that."""
+"""What is looked at over the whole suite.
+
+It calls AWS for what the documents permit, and for all of that. Nothing that is printed or logged shows a secret, or a
+value that nobody asked for.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +34,33 @@ def pytest_configure(config: pytest.Config) -> None:
         paths = [str(_PROCESS), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(aws_calls.FOLDER), ignore_errors=True))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def canaries() -> Iterator[None]:
+    """Everything that is printed and logged is looked at; see ``canary``."""
+    from tests.security import canary  # imports what the notes of calls wrap
+
+    yield from canary.install()
+
+
+def _quiet() -> None:
+    canary = sys.modules.get("tests.security.canary")
+    found = canary.taken() if canary is not None else []
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield
+    _quiet()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    yield
+    _quiet()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import psycopg
 import pytest
 
 from connectors.dynamodb.sender import Sender
 from connectors.postgres.errors import translated
 from connectors.postgres.options import PostgresOptions, address
+from connectors.search.connection import without
 from connectors.search.failures import READING, WRITING, Answer, failure
 from connectors.search.reasons import refusal
 from connectors.search.verdicts import verdicts
@@ -209,6 +211,28 @@ def test_an_engine_that_cannot_read_a_request_with_documents_does_not_quote_it(d
     )  # the mapping, from the config
 
 
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"authorization": f"ApiKey {WORD}"},
+        {"authorization": f"Basic {WORD}"},
+        {"Authorization": "AWS4-HMAC-SHA256 Credential=a", "X-Amz-Security-Token": WORD},
+    ],
+)
+def test_a_refusal_that_repeats_the_login_is_shown_without_it(login: dict[str, str]) -> None:
+    said = f"'{WORD}' not a valid key=value pair (missing equal-sign) in Authorization header: 'Basic {WORD}'."
+    body = without(orjson.dumps({"message": said}), login)
+    assert str(failure(Answer(403, body), "S", WRITING)) == (
+        "S does not permit writing documents: '…' not a valid key=value pair (missing equal-sign) in "
+        "Authorization header: 'Basic …'."
+    )
+
+
+def test_only_the_first_line_of_a_reason_is_shown() -> None:
+    body = orjson.dumps({"message": f"The signature does not match.\nx-amz-security-token:{WORD}"})
+    assert str(failure(Answer(403, body), "S", "x")) == "S does not permit x: The signature does not match."
+
+
 # DynamoDB and AWS
 
 
@@ -276,12 +300,11 @@ def test_a_wrong_profile_or_region_is_said_without_the_keys(monkeypatch: pytest.
 @pytest.fixture
 def loud() -> Iterator[None]:
     """Everything is logged, as far as loggers let it be."""
-    root, names = (
-        logging.getLogger(),
-        [n for n in logging.Logger.manager.loggerDict if n.partition(".")[0] in log.LIBRARIES],
-    )
+    names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in log.LIBRARIES]
     levels = {name: logging.getLogger(name).level for name in ["", *names]}
-    root.setLevel(logging.DEBUG)
+    for name in names:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger().setLevel(logging.DEBUG)
     yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)

@@ -19,13 +19,14 @@ from replicator.cli import main
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
 from tests.cli import Shell
+from tests.security.canary import SECRET, VALUE
 from tests.security.iam import Account, arn
 from tests.security.plugin import never_made, unlisted
 from tests.security.policy import RESOURCES, Permission, documented
 from tests.security.process import aws_calls
 
 ROOT = Path(__file__).parent.parent.parent
-ENVIRON = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+ENVIRON = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
 PLACES = ("source", "target", "checkpoints")
 TABLES = {p: sid for p, sid in documented().items() if p.action.startswith("dynamodb:")}
 CONFIG = """\
@@ -86,7 +87,7 @@ def serving(folder: Path) -> Iterator[Accounts]:
         db.call("UpdateTimeToLive", {"TableName": "orders", "TimeToLiveSpecification": EXPIRY})
         db.call("TagResource", {"ResourceArn": ORDERS, "Tags": [{"Key": "team", "Value": "orders"}]})
         for n in range(3):
-            db.put("orders", {"id": str(n), "n": n})
+            db.put("orders", {"id": str(n), "n": n, "canary": VALUE})
         (folder / "orders.yaml").write_text(CONFIG.format(**endpoints))
         yield Accounts(of, str(folder / "orders.yaml"))
 
