@@ -18,6 +18,7 @@ DOCUMENT = "document"
 
 _LONGEST_NAME = 63  # bytes; Postgres cuts longer ones off without an error, and then they collide
 _MOST_COLUMNS = 1600
+_SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})  # columns that every table has
 _KEY_TYPES = {"S": "text", "N": "numeric", "B": "bytea"}
 
 
@@ -123,6 +124,8 @@ def _reserved(keys: Sequence[str], shape: Shape) -> Iterator[str]:
         yield f"the key attribute {VERSION} has the name of the column that replicator keeps versions in"
     if VERSION in names:
         yield f"the column {VERSION} is replicator's own; choose another name (from: {VERSION} reads the attribute)"
+    for name in sorted(_SYSTEM.intersection([*keys, *names])):
+        yield f"the column {name} would have the name of a column that Postgres has in every table"
     for name in keys:
         if name in names:
             hint = "list columns: to do without it" if shape.columns[0].attribute is None else "leave it out"
