@@ -23,6 +23,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.httpsession import where
+from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from replicator import __version__
@@ -240,3 +241,5 @@ def _fetched(fetcher: Any, role_arn: str, place: str) -> Any:
         if isinstance(error, NotPermitted):
             raise error from e
         raise
+    except ResponseParserError as e:  # which quotes the answer whole
+        raise TransientError(f"sts:AssumeRole on {role_arn} was answered with something that is not AWS's XML") from e

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 ROOT = "replicator"  # the logger whose events are shown; libraries keep theirs
-# What they say below a warning holds credentials and items: headers, bodies. A hook that wants everything logged
-# (``basicConfig(level=DEBUG)``) does not get that.
+# What they say holds credentials and items: headers, bodies, tracebacks with addresses. What it means is said by our
+# errors. A hook that wants everything logged (``basicConfig(level=DEBUG)``) does not get that.
 LIBRARIES = ("boto3", "botocore", "elastic_transport", "psycopg", "urllib3")
+_SILENT = logging.CRITICAL + 1
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -66,8 +67,8 @@ def install(handler: logging.Handler) -> None:
 
 
 def hush() -> None:
-    """Keep libraries from logging what they send and receive, whatever the root's level is."""
+    """Keep libraries from logging anything, whatever the root's level is."""
     for name in [*LIBRARIES, *logging.root.manager.loggerDict]:
         library, dot, _ = name.partition(".")
         if library in LIBRARIES:
-            logging.getLogger(name).setLevel(logging.NOTSET if dot else logging.WARNING)
+            logging.getLogger(name).setLevel(logging.NOTSET if dot else _SILENT)

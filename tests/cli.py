@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,16 @@ target:
 """
 
 
-@pytest.fixture
-def world(tmp_path: Path, one_postgres: Database) -> Iterator[World]:
+@contextmanager
+def serving(folder: Path, postgres: Database) -> Iterator[World]:
     db = Marking(now=time.time, random=random.Random(1))
     with served(db) as endpoint:
-        (tmp_path / "orders.yaml").write_text(_CONFIG.format(endpoint=endpoint, url=one_postgres.url))
+        (folder / "orders.yaml").write_text(_CONFIG.format(endpoint=endpoint, url=postgres.url))
         environ = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
-        yield World(db, one_postgres, tmp_path, environ)
+        yield World(db, postgres, folder, environ)
+
+
+@pytest.fixture
+def world(tmp_path: Path, one_postgres: Database) -> Iterator[World]:
+    with serving(tmp_path, one_postgres) as world:
+        yield world

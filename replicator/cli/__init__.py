@@ -26,13 +26,15 @@ class Commands(click.Group):
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         """As a program of its own."""
-        from replicator import log, traces
+        from replicator import traces
 
         traces.install()
-        log.hush()
         return super().__call__(*given, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from replicator import log
+
+        log.hush()
         try:
             return super().invoke(ctx)
         except ReplicatorError as e:

@@ -8,6 +8,7 @@ from pathlib import Path
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.conftest import NewSource
 from tests.end_to_end.world import Copy, Load, Source
+from tests.security.canary import VALUE
 from tests.servers_postgres import Database
 
 TYPED = """
@@ -131,7 +132,7 @@ def test_without_a_backfill_only_changes_from_now_on_are_copied(
     source.delete("old3")
     copy.caught_up()
 
-    assert copy.documents() == {"new": {"pk": "new", "n": 1}}
+    assert copy.documents() == {"new": {"pk": "new", "n": 1, "canary": VALUE}}
     status = copy.status()
     assert status["backfill"] is None
     assert status["counts"]["read"] == 2

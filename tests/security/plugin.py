@@ -44,7 +44,7 @@ def canaries() -> Iterator[None]:
     yield from canary.install()
 
 
-def _quiet() -> None:
+def nothing_was_shown() -> None:
     canary = sys.modules.get("tests.security.canary")
     found = canary.taken() if canary is not None else []
     if found:
@@ -54,13 +54,13 @@ def _quiet() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     yield
-    _quiet()
+    nothing_was_shown()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     yield
-    _quiet()
+    nothing_was_shown()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,0 +1,448 @@
+"""Each secret of a config, and items' values, in each kind of trouble: no command shows them, in any of its views.
+
+``canary`` looks at whatever commands print and handlers log, here as in all other tests; the first tests are about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from replicator import run as running
+from replicator.testing.postgres_server import PostgresServer
+from tests.cli import Shell, World, serving
+from tests.end_to_end.pipeline import Run
+from tests.security import canary, plugin
+from tests.security.canary import SECRET, VALUE
+from tests.servers_postgres import database
+
+# what looks
+
+
+def test_what_a_process_prints_is_looked_at(tmp_path: Path) -> None:
+    Shell().run(SECRET)
+    with Run([VALUE], {}, tmp_path / "log") as run:
+        run.process.wait()
+    first, second = canary.taken()
+    assert first.startswith(f"replicator {SECRET} shows {SECRET}: …")
+    assert second.startswith(f"replicator {VALUE} shows {VALUE}: …")
+
+
+def test_what_a_command_in_this_process_prints_is_looked_at(world: World) -> None:
+    world.call(SECRET)
+    assert len(canary.taken()) == 1
+
+
+def test_what_is_logged_is_looked_at_with_its_fields_and_traceback() -> None:
+    logging.getLogger("replicator.here").warning("%s", "waits", extra={"reason": SECRET})
+    logging.getLogger("library").error("an item: %r", {"id": VALUE})
+    try:
+        raise ValueError(VALUE)
+    except ValueError:
+        logging.getLogger("replicator.here").exception("bug")
+    assert len(canary.taken()) == 6  # in two forms each
+
+
+@pytest.mark.parametrize("shown", [SECRET, "dXNlcjpzM2NyM3RrNG40cjEz", SECRET.encode().hex(), f"a{VALUE}b"])
+def test_a_secret_is_known_in_other_dresses_and_fails_its_test(shown: str) -> None:
+    canary.look(f"something {shown}", "somebody")
+    with pytest.raises(pytest.fail.Exception, match=r"^somebody shows"):
+        plugin.nothing_was_shown()
+    plugin.nothing_was_shown()
+
+
+def test_values_may_be_shown_where_they_were_asked_for_and_secrets_may_not() -> None:
+    canary.look_at_command(f"{VALUE}", ["preview", "orders.yaml"])
+    canary.look_at_command(f"{VALUE}", ["parked", "show", "--all", "--show-values"])
+    assert canary.taken() == []
+    canary.look_at_command(f"{SECRET}", ["preview", "orders.yaml"])
+    canary.look_at_command(f"{VALUE}", ["parked", "list"])
+    assert len(canary.taken()) == 2
+
+
+def test_the_canaries_are_where_secrets_and_values_go(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    assert VALUE in world.call("preview", world.config)[1]
+    assert f":{SECRET}@" in Path(world.config).read_text()
+    assert world.environ["AWS_SECRET_ACCESS_KEY"] == world.environ["AWS_SESSION_TOKEN"] == SECRET
+
+
+# secrets
+
+
+class Repeating(BaseHTTPRequestHandler):
+    """A server that refuses everything with the request in its answer, on further lines as AWS does it."""
+
+    status, code, page = 400, "ValidationException", False
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        asked = f"{self.headers}\n{self.rfile.read(length).decode(errors='replace')}"
+        login = self.headers.get("Authorization", "").rpartition(" ")[2]
+        words = f"'{login}' is not a valid key=value pair in Authorization header\n{asked}"
+        error = {"type": self.code, "reason": words}
+        body = orjson.dumps({"__type": f"com.amazon#{self.code}", "message": f"refused\n{asked}", "error": error})
+        if self.page:
+            body = f"<html>{asked}</html>".encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_POST  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def repeating(**how: Any) -> Iterator[str]:
+    """The address of one, without http://."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Repeating,), how)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+REFUSALS: Mapping[str, Mapping[str, Any]] = {
+    "invalid": {},
+    "unsigned": {"code": "InvalidSignatureException"},
+    "denied": {"status": 403, "code": "AccessDeniedException"},
+    "login": {"status": 401, "code": "security_exception"},
+    "forbidden": {"status": 403, "code": "security_exception"},
+    "broken": {"status": 500, "code": "InternalServerError"},
+    "page": {"status": 403, "page": True},
+}
+AWS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": SECRET}
+CLOSED = "127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A part of a config that is wrong, and whose secrets would be shown if anything showed them."""
+
+    name: str
+    section: str
+    change: Mapping[str, Any]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
+    """How ``Repeating`` answers."""
+
+
+LOGIN = f"me:{SECRET}"
+SEARCH = {"table": "orders", "url": "http://REPEATING"}
+BASIC, KEY = {"username": "me", "password": SECRET}, {"api_key": SECRET}
+DYNAMODB = {"region": "eu-west-1", "endpoint_url": "http://REPEATING"}
+ROLE = {"role_arn": "arn:aws:iam::123456789012:role/r", "external_id": SECRET, "endpoint_url": f"http://{CLOSED}"}
+
+
+def _postgres(url: str) -> dict[str, Any]:
+    return {"type": "postgres", "url": url, "table": "orders"}
+
+
+def _sources() -> Iterator[Trouble]:
+    yield Trouble("closed", "source", {"endpoint_url": f"http://{CLOSED}"})
+    yield Trouble("no TLS", "source", {"endpoint_url": "https://REPEATING"})
+    yield Trouble("login in it", "source", {"endpoint_url": f"http://{LOGIN}@{CLOSED}"})
+    yield Trouble("no profile", "source", {"profile": "nobody"})
+    yield Trouble("external id alone", "source", {"external_id": SECRET})
+    yield Trouble("role", "source", ROLE, {"AWS_ENDPOINT_URL_STS": "http://REPEATING"})
+    yield Trouble("role, closed", "source", ROLE, {"AWS_ENDPOINT_URL_STS": f"http://{LOGIN}@{CLOSED}"})
+    proxy = {"HTTP_PROXY": f"http://{LOGIN}@{CLOSED}", "NO_PROXY": ""}
+    yield Trouble("proxy", "source", {"endpoint_url": "http://localhost:9", "insecure": True}, proxy)
+    of_environ = {"AWS_ENDPOINT_URL": f"http://{LOGIN}@{CLOSED}"}
+    yield Trouble("endpoint of the environment", "source", {"endpoint_url": None}, of_environ)
+    profile = {"profile": "p", "endpoint_url": "http://REPEATING"}
+    yield Trouble("profile's keys", "source", profile, {"AWS_SHARED_CREDENTIALS_FILE": "PROFILE"})
+
+
+def _targets() -> Iterator[Trouble]:
+    yield Trouble("closed", "target", _postgres(f"postgresql://{LOGIN}@{CLOSED}/shop"))
+    yield Trouble("no such role", "target", _postgres(f"postgresql://{LOGIN}@POSTGRES/DATABASE"))
+    yield Trouble("no such database", "target", _postgres(f"postgresql://postgres:{SECRET}@POSTGRES/nowhere"))
+    yield Trouble("no TLS", "target", _postgres(f"postgresql://{LOGIN}@POSTGRES/DATABASE?sslmode=require"))
+    yield Trouble("far", "target", _postgres(f"postgresql://{LOGIN}@far.example/shop"))
+    yield Trouble("split", "target", _postgres(f"postgresql://me:a@{SECRET}/b@{CLOSED}/shop"))
+    yield Trouble("no address", "target", _postgres(f"postgres//{LOGIN}"))
+    yield Trouble("variable", "target", _postgres("${URL}x y"), {"URL": f"postgresql://{LOGIN}@{CLOSED}/shop"})
+    yield Trouble("file", "target", _postgres("${file:secret}@"))
+    yield Trouble("tag", "target", _postgres("TAG"))
+    closed, no_tls = f"postgresql://{LOGIN}@{CLOSED}/shop", f"postgresql://{LOGIN}@POSTGRES/d?sslmode=require"
+    yield Trouble("closed", "checkpoints", {"type": "postgres", "url": closed})
+    yield Trouble("no TLS", "checkpoints", {"type": "postgres", "url": no_tls})
+    yield Trouble("cloud id", "target", {"type": "elasticsearch", "cloud_id": SECRET, "table": "orders"})
+    away = {**SEARCH, "url": f"http://{CLOSED}"}
+    yield Trouble("search, closed", "target", {"type": "elasticsearch", **away, **KEY})
+    yield Trouble("search, no TLS", "target", {"type": "opensearch", **SEARCH, **BASIC, "url": "https://REPEATING"})
+    yield Trouble("search, login in it", "target", {"type": "opensearch", **away, "url": f"http://{LOGIN}@{CLOSED}"})
+
+
+def _refused(name: str, server: Mapping[str, Any]) -> Iterator[Trouble]:
+    """Everything that a server may refuse, refused in one way."""
+    signed = {"type": "opensearch", **SEARCH, "aws": {"region": "eu-west-1"}}
+    for place, change in {
+        "basic": {"type": "opensearch", **SEARCH, **BASIC},
+        "key": {"type": "elasticsearch", **SEARCH, **KEY},
+        "signed": signed,
+        "table": {"type": "dynamodb", "table": "orders", **DYNAMODB},
+    }.items():
+        yield Trouble(f"{place} {name}", "target", change, server=server)
+    yield Trouble(name, "source", {"endpoint_url": "http://REPEATING"}, server=server)
+    yield Trouble(name, "checkpoints", {"type": "dynamodb", "table": "kept", **DYNAMODB}, server=server)
+
+
+TROUBLES = [*_sources(), *_targets(), *(t for refusal in REFUSALS.items() for t in _refused(*refusal))]
+ALWAYS = (["check", "--json"], ["run", "--human"])
+OTHERS = (
+    ["check", "--human", "--create"],
+    ["preview", "--human"],
+    ["status", "--human"],
+    ["status", "--json"],
+    ["parked", "list", "--human"],
+    ["parked", "retry", "--all", "--json"],
+    ["resync", "--json"],
+)
+
+
+def commands(trouble: Trouble) -> Iterator[list[str]]:
+    """The two that meet everything, and one of the others; with ``make prove`` all of them."""
+    yield from ALWAYS
+    yield from OTHERS if os.environ.get("REPLICATOR_PROVE") else [OTHERS[TROUBLES.index(trouble) % len(OTHERS)]]
+
+
+@pytest.fixture
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs in this process, which are stopped after some seconds; what they did to logging is undone."""
+
+    seconds: float = getattr(request, "param", 20.0)
+
+    def stop() -> threading.Event:
+        found = threading.Event()
+        timer = threading.Timer(seconds, found.set)
+        timer.daemon = True
+        timer.start()
+        return found
+
+    monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", stop)
+    monkeypatch.setattr(running, "calm_down", lambda: None)
+    logger = logging.getLogger("replicator")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, one_postgres_server: PostgresServer) -> Iterator[World]:
+    """One world for all troubles: none of them gets far enough to leave something."""
+    fresh = contextmanager(database)
+    with fresh(one_postgres_server) as postgres, serving(tmp_path_factory.mktemp("place"), postgres) as world:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1"})
+        (world.folder / "secret").write_text(f"postgresql://me:{SECRET}@")
+        (world.folder / "profile").write_text(_PROFILE)
+        yield world
+
+
+_PROFILE = f"""\
+[p]
+aws_access_key_id = local
+aws_secret_access_key = {SECRET}
+aws_session_token = {SECRET}
+"""
+
+
+def placed(text: str, world: World, address: str) -> str:
+    """``text`` with the places that are known only now."""
+    found = text.replace("REPEATING", address).replace("DATABASE", world.postgres.name)
+    found = found.replace("POSTGRES", f"127.0.0.1:{world.postgres.server.port}")
+    return found.replace("PROFILE", str(world.folder / "profile")).replace("url: TAG", f"url: !{SECRET}")
+
+
+def written(right: str, trouble: Trouble) -> str:
+    """The config ``right`` with the trouble in it."""
+    config = yaml.safe_load(right)
+    config[trouble.section] = {**(config["source"] if trouble.section == "source" else {}), **trouble.change}
+    if trouble.section == "checkpoints":
+        config["target"] = {"type": "opensearch", "url": f"http://{CLOSED}", "table": "orders", "timeout": 1}
+    config["source"] = {name: value for name, value in config["source"].items() if value is not None}
+    return yaml.safe_dump(config)
+
+
+@pytest.mark.parametrize("here", [0.1], indirect=True)
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda t: f"{t.section}: {t.name}")
+def test_no_command_shows_a_secret_whatever_is_wrong(place: World, trouble: Trouble, here: None) -> None:
+    right = Path(place.config).read_text()
+    try:
+        with repeating(**trouble.server) as address:
+            Path(place.config).write_text(placed(written(right, trouble), place, address))
+            own = {name: placed(value, place, address) for name, value in trouble.environ.items()}
+            world = replace(place, environ={**AWS, "HOME": str(place.folder), **own})
+            met = [meets_trouble(world, command) for command in commands(trouble)]
+    finally:
+        Path(place.config).write_text(right)
+    assert any(met[: len(ALWAYS)])
+
+
+def meets_trouble(world: World, command: list[str]) -> bool:
+    """Whether the command said that something is wrong. That it shows nothing is looked at by ``canary``."""
+    words = [word for word in command if not word.startswith("-")]
+    options = [word for word in command if word.startswith("-")]
+    code, out, err = world.call(*words, world.config, *options)
+    assert "Traceback" not in f"{out}{err}"
+    return code != 0 or "waiting" in out
+
+
+# values
+
+RAISES = {
+    "words": "raise ValueError(f'no {value}')",
+    "attribute": "raise KeyError(value)",
+    "cause": "int(value)",
+    "note": "e = ValueError('odd'); e.add_note(value); raise e",
+    "group": "raise ExceptionGroup('odd', [ValueError(value)])",
+    "itself": "raise type('Odd', (Exception,), {'__str__': lambda self: value})",
+    "exit": "raise SystemExit(value)",
+    "text": "return value",
+    "float": "return {'n': float('nan'), 'text': value}",
+    "object": "return {value: {value: object()}}",
+}
+DECLARED = {
+    "twice": "return [Document(id=value, body={}), Document(id=value, body={})]",
+    "table": "return [Document(id='a', body={}, table=value)]",
+    "body": "return [Document(id='a', body=value)]",
+    "generator": "return (int(value) for _ in 'a')",
+}
+
+
+@pytest.mark.parametrize("bodies", [RAISES, DECLARED], ids=["plain", "declared"])
+def test_what_a_hook_says_of_an_item_is_shown_to_those_who_ask(
+    world: World, bodies: Mapping[str, str], here: None
+) -> None:
+    lines = [f"    if item['id'] == '{name}': {body}" for name, body in bodies.items()]
+    head = "from replicator import Document, documents\n\n\n" + "@documents\n" * (bodies is DECLARED)
+    world.hook("\n".join([f"{head}def hook(item):", "    value = item['canary']", *lines]))
+    world.db.create_table("orders")
+    are_parked_in_silence(world, bodies)
+
+
+COLUMNS = ("numeric", "bigint", "boolean", "timestamptz", "bytea", "text[]", "numeric[]")
+
+
+def test_a_value_that_does_not_fit_its_column_is_not_shown(world: World, here: None) -> None:
+    world.hook("def hook(item):\n    return {item['id']: item['canary']}\n")
+    head, _, _ = Path(world.config).read_text().rpartition("  table: orders")
+    columns = ", ".join(f"'{type}': '{type}'" for type in COLUMNS)
+    Path(world.config).write_text(f"{head}  tables: {{orders: {{columns: {{{columns}}}}}}}\n")
+    world.db.create_table("orders")
+    are_parked_in_silence(world, COLUMNS)
+
+
+TRIGGER = """
+CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE 'no %', NEW.document USING ERRCODE = NEW.id, DETAIL = NEW.document, HINT = NEW.document; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.id ~ '^[0-9A-Z]{5}$') EXECUTE FUNCTION refuse();
+"""
+INDICES = """
+ALTER TABLE orders ADD CHECK (id <> 'check' OR document->>'canary' IS NULL);
+CREATE UNIQUE INDEX ON orders ((document->>'canary')) WHERE id LIKE 'unique%';
+CREATE INDEX ON orders (((document->>'canary')::int)) WHERE id = 'function';
+"""
+
+
+def with_rules(world: World, rules: str) -> None:
+    """The table as a run makes it, and what somebody added to it."""
+    world.db.create_table("orders")
+    assert caught_up(world, "--human")[0] == 0
+    with world.postgres.connect() as client:
+        client.execute(rules.encode())
+
+
+def test_a_value_that_postgres_refuses_is_not_shown(world: World, here: None) -> None:
+    with_rules(world, TRIGGER + INDICES)
+    world.db.put("orders", {"id": "unique0"})
+    assert caught_up(world, "--human")[0] == 0
+    are_parked_in_silence(world, ("P0001", "22023", "23000", "check", "unique1", "function"))
+
+
+@pytest.mark.parametrize("here", [1.0], indirect=True)
+def test_a_statement_that_fails_over_a_value_does_not_show_it(world: World, here: None) -> None:
+    with_rules(world, TRIGGER)
+    for state in ("42501", "42703", "XX001", "0A000", "ZZ001", "57014"):
+        world.db.put("orders", {"id": state})
+        code, out, err = caught_up(world, "--json")
+        assert code != 0 or "waiting" in out
+        assert "Traceback" not in err
+        world.call("status", world.config, "--human")
+        world.db.delete("orders", {"id": state})
+
+
+def are_parked_in_silence(world: World, ids: Iterable[str]) -> None:
+    """The items are parked, and all that is to be seen of them without being asked for is their keys."""
+    for id in ids:
+        world.db.put("orders", {"id": id})
+    assert caught_up(world, "--json")[0] == 0
+    for view in ("--json", "--human"):
+        world.call("check", world.config, view)
+        world.call("status", world.config, view)
+        world.call("parked", "list", world.config, view)
+        world.call("parked", "show", world.config, "--all", view)
+        world.call("parked", "retry", world.config, "--all", view)
+    parked = world.lines("parked", "list", world.config)
+    assert {line["item"] for line in parked} == {f'["{id}"]' for id in ids}
+    assert VALUE in world.call("parked", "show", world.config, "--all", "--show-values")[1]
+
+
+def caught_up(world: World, view: str) -> tuple[int, str, str]:
+    return world.call("run", world.config, "--until", "caught-up", view)
+
+
+LOUD = """
+import logging
+logging.basicConfig(level=logging.DEBUG)
+for name in ("botocore", "botocore.endpoint", "urllib3", "psycopg"):
+    logging.getLogger(name).setLevel(logging.DEBUG)
+
+def hook(item):
+    return {"n": 1}
+"""
+BROKEN = """
+import connectors.postgres.encode as encode
+
+def broken(self, batch):
+    raise RuntimeError(f"a bug that quotes {[dict(w.body) for part in batch.parts for w in part.writes]}")
+
+def hook(item):
+    encode.Encoder.encode = broken
+    return item
+"""
+
+
+def test_a_hook_that_logs_everything_gets_nothing_of_the_libraries(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook(LOUD)
+    world.catch_up("--json")
+
+
+def test_a_bug_ends_with_its_lines_and_not_with_what_it_quotes(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook(BROKEN)
+    code, _, err = world.shell.run("run", world.config)
+    assert code == 1
+    assert 'raise RuntimeError(f"a bug that quotes' in err
+    assert err.endswith("RuntimeError: (its words are not shown: they may quote values)\n")
