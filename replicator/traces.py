@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, TracebackType
 
-UNSAID = "(its words are not shown: they may quote values)"
+UNSAID = "(its words may quote values; --show-values shows them)"
 _LED_TO = "\nThe error above led to this one:\n\n"
 
 

@@ -24,11 +24,12 @@ from typing import Any, TypeVar
 from replicator.attributes import Item
 from replicator.errors import ConfigError
 from replicator.log import hush
-from replicator.traces import UNSAID, Trace, said, trace
+from replicator.traces import Trace, said, trace
 
 DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
 F = TypeVar("F", bound=Callable[..., Any])
 NO_TRACE = Trace()
+_UNSAID = "(its words may quote a secret, and are not shown)"
 _DECLARED = "__replicator_documents__"
 
 
@@ -209,7 +210,7 @@ def _unimportable(place: str, path: Path, error: BaseException) -> ConfigError:
         own = [f for f in theirs if Path(f.filename) == path] or theirs
         where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
     plain = isinstance(error, ImportError | SyntaxError | NameError)  # of names; others may quote the environment
-    words = f": {error}" if plain else f": {said(error)}" if said(error) else f" {UNSAID}"
+    words = f": {error}" if plain else f": {said(error)}" if said(error) else f" {_UNSAID}"
     return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}{words} ({where})")
 
 

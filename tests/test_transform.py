@@ -19,6 +19,7 @@ from replicator.transform import Hook, Poison, load
 
 ITEM = Item(image({"id": "a", "n": 1}))
 TABLES = ("orders", "lines")
+HIDDEN = "(its words may quote a secret, and are not shown)"
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +167,12 @@ def test_an_async_function_is_refused(body: str, tmp_path: Path) -> None:
     [
         ("x = 1\nraise ValueError('no')\n", "ValueError: no", 2),
         ("x = 1\n\nimport nowhere_b\n", "ModuleNotFoundError: No module named 'nowhere_b'", 3),
-        ("def f():\n    return 1 / 0\n\nf()\n", f"ZeroDivisionError {UNSAID}", 2),
-        ("import sys\nsys.exit(3)\n", f"SystemExit {UNSAID}", 2),
+        (
+            "def f():\n    return 1 / 0\n\nf()\n",
+            "ZeroDivisionError (its words may quote a secret, and are not shown)",
+            2,
+        ),
+        ("import sys\nsys.exit(3)\n", f"SystemExit {HIDDEN}", 2),
         ("x = 1\ndef order(item:\n", "SyntaxError: '(' was never closed (hooks.py, line 2)", 2),
     ],
 )

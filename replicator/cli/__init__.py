@@ -5,6 +5,7 @@ Nothing heavy (boto3, psycopg, pydantic) is imported before a command runs, so t
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ from replicator.cli.status import status
 from replicator.cli.version import version
 from replicator.errors import ReplicatorError
 
+SHOW_VALUES = "--show-values"  # before the command
+
 
 class Commands(click.Group):
     """Every error that a person should read ends here; what is left over is a bug, shown as ``traces`` shows it."""
@@ -28,7 +31,8 @@ class Commands(click.Group):
         """As a program of its own."""
         from replicator import traces
 
-        traces.install()
+        if SHOW_VALUES not in sys.argv[1:2]:
+            traces.install()
         return super().__call__(*given, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -46,6 +50,9 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    SHOW_VALUES, is_flag=True, expose_value=False, help="Show also the words of a bug, which may quote items."
+)
 def main() -> None:
     """Keep DynamoDB tables somewhere else too.
 
