@@ -17,7 +17,6 @@ PathInFile = tuple[str | int, ...]
 
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_QUOTED = re.compile(r"(?<!\\w)[\"'](?!<).{2,}[\"']")  # one character, or a '<kind of token>', tells nothing
 _DEEPEST = 40  # levels; nothing in a config is half as deep, and recursion stays far from its limit
 _LARGEST = 1 << 20  # bytes
 
@@ -80,11 +79,11 @@ def _composed(path: Path) -> yaml.MappingNode:
 
 
 def _unquoted(error: yaml.MarkedYAMLError) -> str:
-    """What is wrong, without what is quoted of the file: ``password: !abc`` is a tag to YAML."""
+    """What is wrong. Tags are all that PyYAML quotes of a file, and ``password: !abc`` is one to it."""
     text = str(error.problem or error.context)
     if "tag" in text:
         return "a value that begins with ! is a tag to YAML; put it in quotes"
-    return _QUOTED.sub("…", text)
+    return text
 
 
 def _text(path: Path) -> str:

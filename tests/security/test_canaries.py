@@ -185,6 +185,9 @@ def _targets() -> Iterator[Trouble]:
     yield Trouble("closed", "checkpoints", {"type": "postgres", "url": closed})
     yield Trouble("no TLS", "checkpoints", {"type": "postgres", "url": no_tls})
     yield Trouble("cloud id", "target", {"type": "elasticsearch", "cloud_id": SECRET, "table": "orders"})
+    beyond = {"AWS_ENDPOINT_URL_DYNAMODB": f"http://{LOGIN}@localhost:9", "HTTP_PROXY": f"http://{LOGIN}@{CLOSED}"}
+    table = {"type": "dynamodb", "region": "eu-west-1", "table": "orders", "insecure": True}
+    yield Trouble("table behind a proxy", "target", table, {**beyond, "NO_PROXY": "127.0.0.1"})
     away = {**SEARCH, "url": f"http://{CLOSED}"}
     yield Trouble("search, closed", "target", {"type": "elasticsearch", **away, **KEY})
     yield Trouble("search, no TLS", "target", {"type": "opensearch", **SEARCH, **BASIC, "url": "https://REPEATING"})

@@ -59,6 +59,13 @@ def test_a_password_that_libpq_would_take_apart_is_refused_unseen(tmp_path: Path
     assert WORD not in said
 
 
+@pytest.mark.parametrize("url", [f"postgresql://me:{WORD}/shop", f"host=127.0.0.1 port={WORD}"])
+def test_a_password_in_the_place_of_a_port_is_refused_unseen(tmp_path: Path, url: str) -> None:
+    said = refused(tmp_path, "postgresql://me@127.0.0.1:5432/shop", "${URL}", URL=url)
+    assert "target.url: has a password" in said
+    assert WORD not in said
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -114,6 +121,7 @@ YAMLS = [
     f"!!{WORD} x",
     f"!<{WORD}> x",
     f"!!binary {WORD}!",
+    f"[&{WORD} a, &{WORD} b]",
 ]
 
 
