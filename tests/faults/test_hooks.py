@@ -15,14 +15,14 @@ def hook(item):
     return dict(item)
 """
 MISBEHAVES: dict[str, tuple[str, str]] = {
-    "raises": ("raise ValueError('no')", "hook hook raised ValueError at hooks.py:5: no"),
-    "exits": ("sys.exit(3)", "hook hook raised SystemExit at hooks.py:5: 3"),
+    "raises": ("raise ValueError('no')", "hook hook raised ValueError at hooks.py:5"),
+    "exits": ("sys.exit(3)", "hook hook raised SystemExit at hooks.py:5"),
     "never comes back": ("return hook(item)", "hook hook raised RecursionError at hooks.py:"),
     "gives a list": ("return [1]", "hook hook returned a list; a plain hook returns a mapping or None"),
     "gives a generator": ("return (n for n in [1])", "hook hook returned a generator; a plain hook returns a mapping"),
     "gives a text": ("return 'secret'", "hook hook returned a str; a plain hook returns a mapping or None"),
-    "writes into the item": ("item['n'] = 1", "hook hook raised TypeError at hooks.py:5: 'Item' object does not"),
-    "removes from the item": ("item.clear()", "hook hook raised AttributeError at hooks.py:5: 'Item' object has no"),
+    "writes into the item": ("item['n'] = 1", "hook hook raised TypeError at hooks.py:5"),
+    "removes from the item": ("item.clear()", "hook hook raised AttributeError at hooks.py:5"),
 }
 
 
