@@ -58,7 +58,7 @@ def _texts(code: CodeType) -> Iterator[str]:
 def _chain(error: BaseException) -> list[BaseException]:
     """The error and what led to it, the first one first."""
     found = [error]
-    while (before := _before(found[-1])) is not None and before not in found:
+    while (before := _before(found[-1])) is not None and not any(before is e for e in found):
         found.append(before)
     return found[::-1]
 

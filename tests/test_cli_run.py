@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from tests.cli import World
-from tests.security.canary import VALUE
+from tests.security.canary import VALUE, look_at_command
 
 SECRET = VALUE
 
@@ -98,6 +98,7 @@ def test_a_terminal_shows_a_live_table(world: World) -> None:
     assert shown.startswith("replicator ")
     for part in ("phase", "live", "backfill", "20 items, 4 of 4 segments", "lag", "shards", "1 open", "parked", "gaps"):
         assert part in shown
+    look_at_command(shown, ["run"])
     assert SECRET not in shown
 
 

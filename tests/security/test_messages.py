@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -333,6 +335,16 @@ def test_libraries_log_no_headers_or_bodies_whatever_the_hook_made_of_logging(
     log.hush()
     assert not logging.getLogger("botocore.endpoint").isEnabledFor(logging.CRITICAL)
     wire.close()
+
+
+def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:
+    code = (
+        "import sys, threading; from replicator import traces; traces.install(); "
+        "thread = threading.Thread(target=int, args=[sys.argv[1]]); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, WORD], capture_output=True, text=True)
+    assert done.stderr.endswith(f"ValueError: {traces.UNSAID}\n")
+    assert WORD not in done.stderr
 
 
 def test_a_bug_is_shown_with_its_lines_and_without_its_words() -> None:
