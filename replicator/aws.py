@@ -1,10 +1,12 @@
-"""boto3 as a wire: it signs, connects and finds credentials; request bodies and answers pass through it untouched."""
+"""boto3 as a wire: it signs, connects and finds credentials; request bodies and answers pass through it untouched.
+
+Those who make many calls get connections of their own, to where boto3 would go, with the keys that it would use.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 import boto3
 import orjson
 from botocore import xform_name
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import (
     BotoCoreError,
@@ -27,9 +30,12 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from replicator import __version__
+from replicator.calls import Threads
+from replicator.connecting import Endpoint
 from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
-from replicator.wire import UNNAMED, WireError, failure, without_login
+from replicator.wire import UNNAMED, Call, Calls, WireError, failure, without_login
 
 
 class Access(Protocol):
@@ -56,30 +62,53 @@ _DETAILS = ("CancellationReasons", "Item")  # what an error says besides
 _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, SSOError, TokenRetrievalError)  # somebody has to log in
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An endpoint of DynamoDB. ``authorities``: the file of certificates to trust; ``proxy``: what stands before it."""
-
-    url: str
-    region: str
-    authorities: str
-    proxy: str | None = None
-
-
 class Boto:
     """``Wire`` over boto3. Nothing is retried here: readers and the driver do that, where it can be seen."""
 
-    def __init__(self, dynamodb: Any, streams: Any, session: Any = None) -> None:
+    def __init__(self, dynamodb: Any, streams: Any, session: Any = None, timeout: float = 60.0) -> None:
         self._session = session
+        self._timeout = timeout
+        self._routes: dict[tuple[str, str], Route] = {}
         self._clients = {"dynamodb": dynamodb, "dynamodbstreams": streams}
         self._body = threading.local()
         for client in self._clients.values():
             client.meta.events.register("before-call", self._put_body)
             client.meta.events.register("before-parse", self._keep_body)
+            client.meta.events.register("before-send", self._keep_request)
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
-        client = self._clients["dynamodbstreams" if operation in _STREAMS else "dynamodb"]
         self._body.request = orjson.dumps(request)
+        return self._made(operation, request)
+
+    def calls(self) -> Calls:
+        """Many calls under way without threads; on threads where a proxy wants TLS for itself, too."""
+        proxies = (get_environ_proxies(client.meta.endpoint_url) for client in self._clients.values())
+        if any(urlsplit(proxy).scheme == "https" for found in proxies for proxy in found.values()):
+            return Threads(self)
+        return Lines(self.route, self.keys, self._timeout)
+
+    def route(self, call: Call) -> Route:
+        """Where boto3 sends such a call: it makes one, which is kept from leaving. Errors as those of ``call``."""
+        named = (call.operation, str(call.request.get("StreamArn") or call.request.get("TableName")))
+        if named not in self._routes:
+            self._routes[named] = self._found(call)
+        return self._routes[named]
+
+    def _found(self, call: Call) -> Route:
+        self._body.request, self._body.kept = b"{}", []
+        try:
+            self._made(call.operation, call.request)
+            (request,) = self._body.kept
+        finally:
+            self._body.kept = None
+        parts = urlsplit(request.url)
+        *_, region, service, _ = _header(request, "Authorization").partition(",")[0].split("/")
+        url = f"{parts.scheme}://{parts.netloc}"
+        proxy = get_environ_proxies(url).get(parts.scheme)
+        return Route(Endpoint(url, region, self._authorities(), proxy), _header(request, "X-Amz-Target"), service)
+
+    def _made(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        client = self._clients["dynamodbstreams" if operation in _STREAMS else "dynamodb"]
         # Endpoint rules look at these parameters; the body that is sent is the one above.
         routed = {k: request[k] for k in ("TableName", "StreamArn") if k in request}
         if "RequestItems" in request:  # of which they look at the tables' names
@@ -132,12 +161,31 @@ class Boto:
     def _put_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body.request
 
+    def _keep_request(self, request: Any, **_: Any) -> AWSResponse | None:
+        kept = getattr(self._body, "kept", None)
+        if kept is None:
+            return None
+        kept.append(request)
+        return AWSResponse(request.url, 200, {}, _Nothing())
+
     def _keep_body(self, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
         if response_dict["status_code"] <= 300:
             customized_response_dict["body"] = response_dict["body"]
             response_dict["body"] = b"{}"
         elif not response_dict["body"].startswith(b"{"):  # a proxy's page, over which botocore would stumble
             response_dict["body"] = b"{}"
+
+
+class _Nothing:
+    """The body of an answer that nobody gave."""
+
+    def stream(self) -> Iterator[bytes]:
+        return iter(())
+
+
+def _header(request: Any, name: str) -> str:
+    found = request.headers[name]
+    return found.decode() if isinstance(found, bytes) else str(found)
 
 
 def _named(action: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +249,8 @@ def _connected(access: Access, place: str) -> Boto:
         user_agent=f"replicator/{__version__}",  # botocore makes its own anew for each call: a third of its work
     )
     named = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": config}
-    return Boto(session.client("dynamodb", **named), session.client("dynamodbstreams", **named), session)
+    dynamodb, streams = (session.client(service, **named) for service in ("dynamodb", "dynamodbstreams"))
+    return Boto(dynamodb, streams, session, access.timeout)
 
 
 def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -> Any:

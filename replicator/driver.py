@@ -1,4 +1,4 @@
-"""Moves a pipeline on this machine: pages are read ahead on a few threads, everything else happens on one."""
+"""Moves a pipeline on this machine: calls for pages ahead are under way while one thread does everything else."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from replicator import backfill, start
+from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, Save, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
@@ -28,11 +29,10 @@ from replicator.stream import RecordsDecoder, Stream, listing
 from replicator.target import Lingering, Table, Target, Transactional
 from replicator.transform import Hook
 from replicator.vitals import Vitals
-from replicator.wire import Wire
+from replicator.wire import Wire, answered
 
 log = logging.getLogger("replicator")
 
-THREADS = 12  # that read ahead
 WAIT = 0.1  # seconds the loop waits for a page at most
 RESYNCS = 3  # in one run; more would be a loop
 
@@ -56,7 +56,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a run gets from outside: time, randomness, threads, when to stop, and who wants to know how it goes.
+    """What a run gets from outside: time, randomness, calls, when to stop, and who wants to know how it goes.
 
     ``now`` is the time that people and AWS go by; it may be set, also back. ``steady`` never is: whatever is to happen
     again after some seconds goes by it.
@@ -66,7 +66,7 @@ class World:
     observe: Callable[[Progress], None]
     now: Callable[[], float] = time.time
     random: random.Random = field(default_factory=random.Random)
-    steps: Callable[[], Steps] = lambda: Steps(THREADS)
+    steps: Callable[[Wire], Steps] = lambda wire: Steps(calls_of(wire))
     steady: Callable[[], float] = time.monotonic
 
 
@@ -103,7 +103,7 @@ class Driver:
             self._doubt,
         )
         self._budget = ReadBudget(copy.config.backfill.read_units)
-        self._steps = world.steps()
+        self._steps = world.steps(copy.wire)
         self._fetching: Fetching | None = None
         self._resyncs = 0
 
@@ -175,11 +175,10 @@ class Driver:
 
     def _fetch(self) -> None:
         """Read from the stream that the table has now."""
-        wire, table, world = self._copy.wire, self._table, self._world
+        table, world = self._table, self._world
         name = self._copy.config.source.table  # perhaps an ARN: a table of another account has to be called by it
         self._steps.clear()
         stream = Stream(
-            wire=wire,
             arn=table.stream_arn or "",
             table=name,
             keys=table.keys,
@@ -188,7 +187,7 @@ class Driver:
             random=world.random,
             keys_only=table.view == "KEYS_ONLY",
         )
-        scanned = Scanned(wire, name, table.keys, world.random)
+        scanned = Scanned(name, table.keys, world.random)
         self._fetching = Fetching(self.pipeline, stream, scanned, self._budget, self._steps, world.steady, world.random)
 
     def _full_listing(self) -> Listing:
@@ -196,7 +195,8 @@ class Driver:
         stream = self._fetching.stream
 
         def whole() -> Listing:
-            for found in listing(stream):
+            pages: Iterator[Listing | float] = answered(self._copy.wire, listing(stream))
+            for found in pages:
                 if isinstance(found, Listing):
                     return found
                 self._world.stop.wait(found)

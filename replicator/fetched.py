@@ -1,7 +1,7 @@
 """Pages that were read ahead and wait for their batch, in the order they were read.
 
 A driver begins to fetch a page only while this is not ``full``. So what is read and not stored weighs at most
-BUFFER_BYTES, a page for each of its threads, and BATCH_BYTES and a page for each batch that is encoded or under way:
+BUFFER_BYTES, a page for each call under way, and BATCH_BYTES and a page for each batch that is encoded or under way:
 whatever the number of shards.
 """
 
@@ -40,9 +40,10 @@ class Fetched:
         """Whether one more page of ``source`` may be fetched."""
         return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < SOURCE_PAGES
 
-    def full(self, unseen: int) -> bool:
-        """Whether no further page may be fetched, while ``unseen`` bytes were fetched that were not added yet."""
-        return self._size + unseen >= BUFFER_BYTES
+    @property
+    def full(self) -> bool:
+        """Whether no further page may be fetched."""
+        return self._size >= BUFFER_BYTES
 
     def heads(self) -> list[Page | ScanPage]:
         """The oldest page of each source."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from replicator.change import Page, ScanPage
 from replicator.errors import GapFound, TransientError
@@ -42,7 +41,7 @@ class Fetching:
     _list_rest: float = SOONEST
 
     def __post_init__(self) -> None:
-        self.steps.full = self.pipeline.full
+        self.steps.full = lambda: self.pipeline.full
 
     def advance(self) -> None:
         """Start what became due: readers, scans, listings, and whoever waited for room."""
@@ -98,7 +97,7 @@ class Fetching:
             shard = min(new)
             self._asked.add(shard)
             self._list_rest, self._list_at = SOONEST, min(self._list_at, now + SOONEST)
-            self.steps.add(_LISTER, _ask(self.stream, shard))
+            self.steps.add(_LISTER, children(self.stream, shard))
         elif now >= self._list_at or new:
             self._asked |= new
             self.steps.add(_LISTER, listing(self.stream))
@@ -127,10 +126,6 @@ class Fetching:
             self._list_at = self.now() + self._list_rest
         else:
             self._list_rest, self._list_at = SOONEST, self.now() + LISTING_EVERY
-
-
-def _ask(stream: Stream, shard: str) -> Iterator[Any]:
-    yield children(stream, shard)
 
 
 def check_disabled(fetching: Fetching) -> None:

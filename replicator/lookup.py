@@ -7,7 +7,8 @@ hooks that file one document under the item's key, and for no other kind: those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Sequence, Set
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,8 +16,9 @@ from replicator.change import Key, Record
 from replicator.errors import TransientError
 from replicator.source import KeyReader
 from replicator.stream import Stream
-from replicator.wire import WireError, decoded, failure
+from replicator.wire import Call, WireError, decoded, failure
 
+T = TypeVar("T")
 _AT_ONCE = 100  # keys that one BatchGetItem may ask for
 
 
@@ -32,11 +34,13 @@ class _Responses(msgspec.Struct):
         return self.UnprocessedKeys[table].Keys if table in self.UnprocessedKeys else []
 
 
-def looked_up(stream: Stream, records: Sequence[Record], removed: Set[int]) -> Iterator[str | Sequence[Record]]:
-    """The records with the images of their items as they are now, the last thing yielded.
+def looked_up(
+    stream: Stream, records: Sequence[Record], removed: Set[int], said: Callable[[str], T]
+) -> Generator[Call | T, Any, Sequence[Record]]:
+    """The records with the images of their items as they are now.
 
-    Only the last record of each key is looked up, and none that is a removal (``removed`` holds their indices). Before
-    it, one text a call: why the call has to be repeated, or "" if it went well.
+    Only the last record of each key is looked up, and none that is a removal (``removed`` holds their indices). After
+    each call it yields what ``said`` makes of why the call has to be repeated, or of "" if it went well.
     """
     last = {r.key: i for i, r in enumerate(records)}
     wanted = [key for key, i in last.items() if i not in removed]
@@ -44,24 +48,24 @@ def looked_up(stream: Stream, records: Sequence[Record], removed: Set[int]) -> I
     reader = KeyReader(stream.keys)
     while wanted:
         try:
-            answer = _batch_get(stream, wanted[:_AT_ONCE])
+            answer = yield from _batch_get(stream, wanted[:_AT_ONCE])
             images.update(reader.keyed(answer.Responses.get(stream.table, []), "BatchGetItem"))
             again = [key for key, _ in reader.keyed(answer.unprocessed(stream.table), "BatchGetItem")]
         except TransientError as e:
-            yield str(e)
+            yield said(str(e))
             continue
         wanted = again + wanted[_AT_ONCE:]
-        yield "BatchGetItem is throttled" if again else ""
-    yield [
+        yield said("BatchGetItem is throttled" if again else "")
+    return [
         msgspec.structs.replace(r, new=images.get(r.key)) if last[r.key] == i and i not in removed else r
         for i, r in enumerate(records)
     ]
 
 
-def _batch_get(stream: Stream, keys: Sequence[Key]) -> _Responses:
+def _batch_get(stream: Stream, keys: Sequence[Key]) -> Generator[Call, bytes, _Responses]:
     wanted = {"Keys": [stream.keys.typed(k) for k in keys], "ConsistentRead": True}
     try:
-        body = stream.wire.call("BatchGetItem", {"RequestItems": {stream.table: wanted}})
+        body = yield Call("BatchGetItem", {"RequestItems": {stream.table: wanted}})
     except WireError as e:
         raise failure(e, "BatchGetItem", stream.table) from e
     return decoded(body, _Responses, "BatchGetItem")

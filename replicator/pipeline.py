@@ -94,9 +94,10 @@ class Pipeline:
         """Whether one more page of ``source`` may be fetched."""
         return self._fetched.room(source)
 
-    def full(self, unseen: int) -> bool:
-        """Whether no page at all may be fetched, ``unseen`` bytes being fetched and not accepted. For any thread."""
-        return self._fetched.full(unseen)
+    @property
+    def full(self) -> bool:
+        """Whether no page at all may be fetched."""
+        return self._fetched.full
 
     @property
     def childless(self) -> set[str]:

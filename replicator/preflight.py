@@ -17,7 +17,7 @@ from replicator.start import check_source
 from replicator.stores import Store
 from replicator.target import Target
 from replicator.transform import Hook, Poison
-from replicator.wire import Wire, WireError, failure
+from replicator.wire import Wire, WireError, completed, failure
 
 if TYPE_CHECKING:
     from replicator.config import Config
@@ -109,7 +109,7 @@ def _stream(table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
 def _stream_calls(wire: Wire, arn: str) -> Iterator[Finding]:
     """Describe the stream, take an iterator, read a record: the three permissions on it."""
     findings: list[Finding] = []
-    listing = _tried(findings, "permission", lambda: describe_stream(wire, arn))
+    listing = _tried(findings, "permission", lambda: completed(wire, describe_stream(arn)))
     yield from findings or [_allowed("DescribeStream", arn)]
     shards = listing.shards if listing is not None else []
     if not shards:

@@ -1,13 +1,14 @@
 """Reads one shard, in order and without holes. Each step makes at most one call to AWS.
 
-A reader is a generator: whoever drives it decides when the next step is due. It ends where the shard ends and raises
-``GapFound`` where records are gone. Expiry, throttling and the resume probe are its own business.
+A reader is a generator of calls and pages: whoever drives it decides when the next step is due. It ends where the shard
+ends and raises ``GapFound`` where records are gone. Expiry, throttling and the resume probe are its own business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from replicator.checkpoints import ShardState
 from replicator.errors import GapFound, OutOfOrder, TransientError
 from replicator.lookup import looked_up
 from replicator.stream import Records, Stream
-from replicator.wire import WireError, decoded, failure
+from replicator.wire import Call, WireError, decoded, failure
 
 YOUNG = 20 * 3600.0  # seconds: younger records cannot have reached the 24 h retention limit
 OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began
@@ -26,6 +27,8 @@ SLOWEST_POLL = 1.0
 QUICKEST_POLL = 0.25
 LONGEST_BACKOFF = 20.0
 _SILENT = ("TRIM_HORIZON", "AT_TIMESTAMP")  # iterator types that skip trimmed records without a word
+
+_Step = Generator[Call | Page, Any, Page]
 
 
 class _Iterator(msgspec.Struct):
@@ -54,7 +57,7 @@ class _Cursor:
         return self.last is None and self.expected is None
 
 
-def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False) -> Iterator[Page]:
+def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False) -> Generator[Call | Page, Any, None]:
     """Pages of a shard from its stored position on; a step that failed yields a page that says so.
 
     ``closed``: the shard is known to end, so empty pages are not waited upon.
@@ -65,14 +68,14 @@ def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False)
         yield (yield from _step(stream, at))  # nothing of the page stays here: many readers rest for a long time
 
 
-def _step(stream: Stream, at: _Cursor) -> Generator[Page, None, Page]:
+def _step(stream: Stream, at: _Cursor) -> _Step:
     """The page that the next call gives; look-ups that it takes yield pages of their own before."""
     started = stream.now()
     try:
         if at.iterator is None:
-            at.iterator = _open(stream, at)
+            at.iterator = yield from _open(stream, at)
             return Page(at.shard, through=at.through)
-        answer = stream.decode(stream.wire.call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000}))
+        answer = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
     except WireError as e:
         return _after(stream, at, e, started)
     except TransientError as e:
@@ -80,7 +83,7 @@ def _step(stream: Stream, at: _Cursor) -> Generator[Page, None, Page]:
     return (yield from _passed(stream, at, answer, started))
 
 
-def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> Generator[Page, None, Page]:
+def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _Step:
     """The page that an answer makes; the cursor moves behind it."""
     at.failures, at.iterator = 0, answer.next
     records = _following(at, answer.records)
@@ -88,16 +91,16 @@ def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> Gen
         raise GapFound("the shard ended before the record that was stored last: it is trimmed", at.shard, at.expected)
     if stream.keys_only and records:
         skipped = len(answer.records) - len(records)
-        for found in looked_up(stream, records, {i - skipped for i in answer.removals}):
-            if not isinstance(found, str):
-                records = found
-            elif found:
-                yield _pause(stream, at, found)
-            else:
-                yield Page(at.shard, through=at.through)
+        removed = {i - skipped for i in answer.removals}
+        records = yield from looked_up(stream, records, removed, partial(_looked_up, stream, at))
         at.failures = 0
     at.ended = at.iterator is None
     return _page(at, records, answer.size, started)
+
+
+def _looked_up(stream: Stream, at: _Cursor, trouble: str) -> Page:
+    """The page of one look-up."""
+    return _pause(stream, at, trouble) if trouble else Page(at.shard, through=at.through)
 
 
 def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Page:
@@ -112,19 +115,19 @@ def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Pag
     return _failed(stream, at, error)
 
 
-def _open(stream: Stream, at: _Cursor) -> str:
+def _open(stream: Stream, at: _Cursor) -> Generator[Call, bytes, str]:
     """An iterator at the cursor. AT the last record, never after it: seeing it again proves that none is missing."""
     place = _place(at)
     if place["ShardIteratorType"] in _SILENT:
         _require_young(stream, at, None)
     try:
-        return _iterator(stream, at.shard, place)
+        return (yield from _iterator(stream, at.shard, place))
     except WireError as e:
         if not at.untouched or at.horizon or not _unusable(e, at):
             raise
         _require_young(stream, at, e)
         at.horizon = True
-        return _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"})
+        return (yield from _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"}))
 
 
 def _place(at: _Cursor) -> dict[str, Any]:
@@ -137,9 +140,9 @@ def _place(at: _Cursor) -> dict[str, Any]:
     return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": at.state.since - OVERLAP}
 
 
-def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> str:
+def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator[Call, bytes, str]:
     request = {"StreamArn": stream.arn, "ShardId": shard, **place}
-    return decoded(stream.wire.call("GetShardIterator", request), _Iterator, "GetShardIterator").ShardIterator
+    return decoded((yield Call("GetShardIterator", request)), _Iterator, "GetShardIterator").ShardIterator
 
 
 def _unusable(error: WireError, at: _Cursor) -> bool:

@@ -113,8 +113,8 @@ def _owner() -> Owner:
 
 
 def calm_down() -> None:
-    """Before threads start: what was loaded never dies, so the collector need not look at it (twice as fast), and a
-    dozen threads do not keep a dozen heaps of what pages were made of (where that can be said: glibc)."""
+    """What was loaded never dies, so the collector need not look at it (twice as fast), and threads do not keep heaps
+    of what pages were made of (where that can be said: glibc)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)

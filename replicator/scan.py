@@ -1,9 +1,9 @@
-"""Reads one segment of a consistent parallel Scan; each step makes at most one call."""
+"""Reads one segment of a consistent parallel Scan; each step makes one call."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from replicator.change import KeySchema, ScanPage
 from replicator.checkpoints import SegmentState
 from replicator.errors import TransientError
 from replicator.source import KeyReader
-from replicator.wire import Wire, WireError, decoded, failure
+from replicator.wire import Call, WireError, decoded, failure
 
 LONGEST_BACKOFF = 20.0
 QUICKEST_BACKOFF = 0.25
@@ -32,15 +32,14 @@ class _Scanned(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """The edge to the table that is scanned."""
+    """The table that is scanned."""
 
-    wire: Wire
     table: str
     keys: KeySchema
     random: random.Random
 
 
-def scan(table: Scanned, segment: int, state: SegmentState) -> Iterator[ScanPage]:
+def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | ScanPage, Any, None]:
     """Pages of a segment from its stored cursor on. A throttled step yields a page that says so.
 
     Reads are consistent: an item's scanned image is at least as new as every record before the stored positions.
@@ -50,7 +49,7 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Iterator[ScanPage
     failures = 0
     while True:
         try:
-            page, size = _page(table, segment, state.total, cursor)
+            page, size = yield from _page(table, segment, state.total, cursor)
             items = reader.keyed(page.Items, "Scan")
         except TransientError as e:
             failures += 1
@@ -64,7 +63,9 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Iterator[ScanPage
             return
 
 
-def _page(table: Scanned, segment: int, total: int, cursor: Mapping[str, Any] | None) -> tuple[_Scanned, int]:
+def _page(
+    table: Scanned, segment: int, total: int, cursor: Mapping[str, Any] | None
+) -> Generator[Call, bytes, tuple[_Scanned, int]]:
     request: dict[str, Any] = {
         "TableName": table.table,
         "ConsistentRead": True,
@@ -75,7 +76,7 @@ def _page(table: Scanned, segment: int, total: int, cursor: Mapping[str, Any] | 
     if cursor is not None:
         request["ExclusiveStartKey"] = cursor
     try:
-        body = table.wire.call("Scan", request)
+        body = yield Call("Scan", request)
     except WireError as e:
         raise failure(e, "Scan", table.table) from e
     return decoded(body, _Scanned, "Scan"), len(body)

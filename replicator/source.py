@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
@@ -14,7 +14,7 @@ from replicator.attributes import Malformed, canonical_number
 from replicator.change import Key, KeyAttribute, KeySchema
 from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.lineage import Shard
-from replicator.wire import Wire, WireError, decoded, failure
+from replicator.wire import Call, Wire, WireError, decoded, failure
 
 VIEW_TYPES = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES", "KEYS_ONLY", "OLD_IMAGE")
 
@@ -144,7 +144,9 @@ def _source_table(table: _Table) -> SourceTable:
     )
 
 
-def describe_stream(wire: Wire, arn: str, *, after: str | None = None, children_of: str | None = None) -> StreamPage:
+def describe_stream(
+    arn: str, *, after: str | None = None, children_of: str | None = None
+) -> Generator[Call, bytes, StreamPage]:
     """One page of the stream's shards: the one after shard ``after``, or the children of an ended shard.
 
     GapFound if the stream is forgotten, a day after it was disabled.
@@ -155,7 +157,7 @@ def describe_stream(wire: Wire, arn: str, *, after: str | None = None, children_
     if children_of is not None:
         request["ShardFilter"] = {"Type": "CHILD_SHARDS", "ShardId": children_of}
     try:
-        body = wire.call("DescribeStream", request)
+        body = yield Call("DescribeStream", request)
     except WireError as e:
         if e.code == "ResourceNotFoundException":
             raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end") from e

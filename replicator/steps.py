@@ -1,20 +1,24 @@
-"""Runs generators step by step on a few threads, each when it is due: a thousand shards do not need a thousand threads.
+"""Runs generators step by step, each when it is due, with many calls under way: a thousand shards, and one thread.
 
-A generator is never run by two threads, and not again before somebody says when its next step is due. What steps found
-takes memory until somebody looks at it: ``full`` is asked before each step whether that, and what it knows of itself,
-leaves room for one more.
+A step begins with ``next``. If the generator then yields a ``Call``, its answer is waited for while others have their
+turn, and is sent to it; any other value ends the step. No step begins before somebody says when the next one is due.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from functools import partial
 from typing import Any
+
+from replicator.wire import Call, Calls
+
+AT_ONCE = 12  # calls under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,121 +28,100 @@ class Stepped:
     name: str
     value: Any = None
     ended: bool = False
-    error: BaseException | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes that the value holds, if it says so."""
-        found: int = getattr(self.value, "size", 0)
-        return found
+    error: Exception | None = None
 
 
 class Steps:
-    """A clock, a few threads, and the generators they advance.
+    """A clock, the calls under way, and the generators they are for. All of it happens inside ``get``.
 
-    ``full``, given the bytes that steps found and nobody looked at, says whether no step may begin. Steps under way
-    end all the same: what is held never weighs more than what ``full`` allows and one value a thread.
+    ``full`` is asked before each step whether what earlier ones gave leaves no room for one more. Steps under way end
+    all the same: what is held never weighs more than what ``full`` allows and ``at_once`` values.
     """
 
-    full: Callable[[int], bool]
+    full: Callable[[], bool]
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, calls: Calls, at_once: int = AT_ONCE) -> None:
+        self._calls = calls
+        self._at_once = at_once
+        self._under_way = 0
         self._due: list[tuple[float, int, str, Iterator[Any]]] = []
         self._generators: dict[str, Iterator[Any]] = {}
         self._order = itertools.count()
-        self._wake = threading.Condition()
-        self._found: SimpleQueue[tuple[Iterator[Any] | None, Stepped | None]] = SimpleQueue()
-        self._closed = False
-        self.full = lambda unseen: False
-        self._unseen = self._looked_at = 0
-        self._held_back = False
-        self._threads = [threading.Thread(target=self._work, name=f"steps-{n}", daemon=True) for n in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._found: deque[Stepped] = deque()
+        self.full = lambda: False
 
     def add(self, name: str, generator: Iterator[Any], rest: float = 0.0) -> None:
-        """Advance ``generator`` once, in ``rest`` seconds."""
+        """Advance ``generator`` by a step, in ``rest`` seconds."""
         self._generators[name] = generator
         self.again(name, rest)
 
     def again(self, name: str, rest: float = 0.0) -> None:
-        """Advance the generator once more, in ``rest`` seconds."""
-        with self._wake:
-            due = time.monotonic() + rest
-            heapq.heappush(self._due, (due, next(self._order), name, self._generators[name]))
-            self._wake.notify()
+        """Advance the generator by one more step, in ``rest`` seconds."""
+        heapq.heappush(self._due, (time.monotonic() + rest, next(self._order), name, self._generators[name]))
 
     def has(self, name: str) -> bool:
         return name in self._generators
 
     def clear(self) -> None:
         """Forget all generators; a step under way gives nothing any more."""
-        with self._wake:
-            self._due.clear()
-            self._generators.clear()
-
-    def interrupt(self) -> None:
-        """Let a waiting ``get`` return at once."""
-        self._found.put((None, None))
+        self._due.clear()
+        self._generators.clear()
+        self._found.clear()
 
     def get(self, timeout: float) -> Stepped | None:
-        """The next step that was made; None when there was none for ``timeout`` seconds, or after ``interrupt``.
-
-        Whoever asks for the next one has made what ``full`` knows of include the last one.
-        """
-        self._look_on()
-        try:
-            generator, stepped = self._found.get(timeout=timeout) if timeout > 0 else self._found.get_nowait()
-        except Empty:
-            return None
-        self._looked_at = 0 if stepped is None else stepped.size
-        if stepped is None or self._generators.get(stepped.name) is not generator:
-            return None
-        if stepped.ended or stepped.error is not None:
-            del self._generators[stepped.name]
-        return stepped
+        """The next step that was made; None when there was none for ``timeout`` seconds."""
+        until = time.monotonic() + timeout
+        while True:
+            self._begin()
+            if self._found:
+                return self._found.popleft()
+            now = time.monotonic()
+            answer = self._calls.next(max(0.0, min(until, self._soonest()) - now))
+            if answer is not None:
+                self._answered(*answer)
+            elif now >= until:
+                return None
 
     def close(self) -> None:
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self.clear()
+        self._calls.close()
 
-    def _look_on(self) -> None:
-        with self._wake:
-            self._unseen -= self._looked_at
-            self._looked_at = 0
-            if self._held_back:
-                self._held_back = False
-                self._wake.notify_all()
+    @property
+    def _room(self) -> bool:
+        return self._under_way + len(self._found) < self._at_once and not self.full()
 
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
-            self._put(job[1], _step(*job))
+    def _begin(self) -> None:
+        """Begin the steps that are due."""
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now and self._room:
+            _, _, name, generator = heapq.heappop(self._due)
+            self._resume(name, generator, partial(next, generator))
 
-    def _put(self, generator: Iterator[Any], stepped: Stepped) -> None:
-        with self._wake:
-            self._unseen += stepped.size
-        self._found.put((generator, stepped))
+    def _soonest(self) -> float:
+        """When a step may begin next."""
+        return self._due[0][0] if self._due and self._room else math.inf
 
-    def _next(self) -> tuple[str, Iterator[Any]] | None:
-        with self._wake:
-            while not self._closed:
-                wait = self._due[0][0] - time.monotonic() if self._due else None
-                if wait is not None and wait <= 0:
-                    if not self.full(self._unseen):
-                        _, _, name, generator = heapq.heappop(self._due)
-                        return name, generator
-                    self._held_back, wait = True, None  # until somebody looks on
-                self._wake.wait(wait)
-            return None
+    def _answered(self, asked: tuple[str, Generator[Any, Any, Any]], answer: bytes | Exception) -> None:
+        self._under_way -= 1
+        name, generator = asked
+        if self._generators.get(name) is generator:
+            resume = generator.send if isinstance(answer, bytes) else generator.throw
+            self._resume(name, generator, partial(resume, answer))
 
+    def _resume(self, name: str, generator: Iterator[Any], resume: Callable[[], Any]) -> None:
+        try:
+            found = resume()
+        except StopIteration:
+            self._found.append(self._gone(name, ended=True))
+        except Exception as e:  # for whoever asks for the steps, who decides
+            self._found.append(self._gone(name, error=e))
+        else:
+            if isinstance(found, Call):
+                self._under_way += 1
+                self._calls.begin((name, generator), found)
+            else:
+                self._found.append(Stepped(name, found))
 
-def _step(name: str, generator: Iterator[Any]) -> Stepped:
-    try:
-        return Stepped(name, next(generator))
-    except StopIteration:
-        return Stepped(name, ended=True)
-    except BaseException as e:  # handed to the thread that drives, which decides
-        return Stepped(name, error=e)
+    def _gone(self, name: str, **how: Any) -> Stepped:
+        del self._generators[name]
+        return Stepped(name, **how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ import msgspec
 from replicator.change import KeySchema, Record
 from replicator.errors import TransientError
 from replicator.source import KeyReader, Listing, describe_stream, key_shape
-from replicator.wire import Wire
+from replicator.wire import Call
 
 LISTING_REST = 0.11  # seconds between DescribeStream calls: at most 10 a second are allowed
 
@@ -88,9 +88,8 @@ def _expired(identity: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The edge to one stream: what its readers need of it. Time and randomness are arguments."""
+    """One stream, and what its readers need besides their calls. Time and randomness are arguments."""
 
-    wire: Wire
     arn: str
     table: str
     keys: KeySchema
@@ -100,13 +99,13 @@ class Stream:
     keys_only: bool = False
 
 
-def listing(stream: Stream) -> Iterator[Listing | float]:
+def listing(stream: Stream) -> Generator[Call | Listing | float, Any, None]:
     """All pages of DescribeStream as one listing, the last thing yielded; before it, seconds to rest between calls."""
     started = stream.now()
     found = []
     after: str | None = None
     while True:
-        page = describe_stream(stream.wire, stream.arn, after=after)
+        page = yield from describe_stream(stream.arn, after=after)
         found += page.shards
         after = page.LastEvaluatedShardId
         if after is None:
@@ -115,8 +114,8 @@ def listing(stream: Stream) -> Iterator[Listing | float]:
         yield LISTING_REST
 
 
-def children(stream: Stream, parent: str) -> Listing:
+def children(stream: Stream, parent: str) -> Generator[Call | Listing, Any, None]:
     """What the endpoint says are the children of an ended shard; some endpoints answer with all shards or none."""
     started = stream.now()
-    page = describe_stream(stream.wire, stream.arn, children_of=parent)
-    return Listing(tuple(page.shards), False, page.StreamStatus, started)
+    page = yield from describe_stream(stream.arn, children_of=parent)
+    yield Listing(tuple(page.shards), False, page.StreamStatus, started)

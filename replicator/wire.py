@@ -1,20 +1,27 @@
 """The one way to AWS: a call goes out as JSON text and comes back as the raw body.
 
-boto3 keeps what it is good at (credentials, signing, endpoints, connections); its parser, which costs ten times as much
-as the call, never runs. The in-memory DynamoDB of ``replicator.testing`` answers the same two methods.
+boto3 keeps what it is good at (credentials, endpoints); its parser, which costs ten times as much as the call, never
+runs. The in-memory DynamoDB of ``replicator.testing`` answers the same method.
+
+Whoever reads a source is a generator that yields each ``Call``: it is sent the body, or the WireError is thrown in. So
+one thread carries the calls of a thousand shards, and the simulation answers them in any order it likes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from replicator.errors import NotPermitted, ReplicatorError, TransientError
 
 Shape = TypeVar("Shape")
+Found = TypeVar("Found")
 
 
 class WireError(Exception):
@@ -47,6 +54,64 @@ _LOGIN = re.compile(r"(?<=://)[^\s\"']*@")
 def without_login(text: str) -> str:
     """``text`` with the logins taken out of the addresses in it: the environment may name proxies and endpoints so."""
     return _LOGIN.sub("…@", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that is to be made: see ``Wire.call``."""
+
+    operation: str
+    request: Mapping[str, Any]
+
+
+class Calls(Protocol):
+    """Calls under way at the same time. One thread uses it."""
+
+    def begin(self, name: object, call: Call) -> None:
+        """Begin a call; ``name`` comes back with its answer."""
+
+    def next(self, timeout: float) -> tuple[Any, bytes | Exception] | None:
+        """The next answer, in any order; None if none came for so many seconds, or a shorter time."""
+
+    def close(self) -> None:
+        """Forget what is under way."""
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """A wire that can have many calls under way without threads."""
+
+    def calls(self) -> Calls: ...
+
+
+def answered(wire: Wire, steps: Iterator[Call | Found]) -> Iterator[Found]:
+    """What ``steps`` yields besides its calls, which are made one after the other as they come."""
+    with suppress(StopIteration):
+        while True:
+            yield _next(wire, steps)  # nothing of it stays here
+
+
+def completed(wire: Wire, steps: Generator[Call, bytes, Found]) -> Found:
+    """What ``steps`` returns, its calls made one after the other."""
+    try:
+        while True:
+            _next(wire, steps)
+    except StopIteration as e:
+        found: Found = e.value
+        return found
+
+
+def _next(wire: Wire, steps: Any) -> Any:
+    """What ``steps`` yields next that is no call; StopIteration at its end."""
+    resume = partial(next, steps)
+    while isinstance(found := resume(), Call):
+        try:
+            body = wire.call(found.operation, found.request)
+        except Exception as e:  # whatever it is, it is for who asked
+            resume = partial(steps.throw, e)
+        else:
+            resume = partial(steps.send, body)
+    return found
 
 
 UNNAMED = "Unknown"  # the code of an error answer that names no error: not DynamoDB, but a proxy between

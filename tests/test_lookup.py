@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +16,7 @@ from replicator.errors import NotPermitted
 from replicator.lookup import looked_up
 from replicator.stream import RecordsDecoder, Stream
 from replicator.testing.dynamodb import DynamoDB
-from replicator.wire import Wire
+from replicator.wire import Wire, answered
 
 KEYS = KeySchema((KeyAttribute("id", "S"), KeyAttribute("n", "N")))
 
@@ -33,8 +33,8 @@ def put(db: DynamoDB, *ids: str, text: str = "now") -> None:
         db.put("orders", {"id": id, "n": Decimal("1.0"), "text": text})
 
 
-def stream(wire: Wire) -> Stream:
-    return Stream(wire, "arn", "orders", KEYS, RecordsDecoder(KEYS), lambda: 0.0, random.Random(2), keys_only=True)
+def stream() -> Stream:
+    return Stream("arn", "orders", KEYS, RecordsDecoder(KEYS), lambda: 0.0, random.Random(2), keys_only=True)
 
 
 def records(*ids: str) -> list[Record]:
@@ -43,7 +43,11 @@ def records(*ids: str) -> list[Record]:
 
 def steps(wire: Wire, found: Sequence[Record], removed: set[int] = frozenset()) -> tuple[list[str], list[Any]]:  # type: ignore[assignment]
     """What each call said, and what came of the records in the end: their texts."""
-    *said, last = looked_up(stream(wire), found, removed)
+
+    def whole() -> Generator[Any, Any, None]:
+        yield (yield from looked_up(stream(), found, removed, str))
+
+    *said, last = answered(wire, whole())
     assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]  # type: ignore[union-attr]
     return said, [r.new and Item(bytes(r.new))["text"] for r in last]  # type: ignore[arg-type, union-attr]
 

@@ -19,20 +19,22 @@ from replicator.batch import Batch, Outcome
 from replicator.checkpoints import Owner, ShardState
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import Destination
-from replicator.driver import THREADS, Copy, Driver, World
+from replicator.driver import Copy, Driver, World
 from replicator.fetched import BATCH_BYTES, BUFFER_BYTES
 from replicator.reader import read
 from replicator.source import describe_table
+from replicator.steps import AT_ONCE
 from replicator.stream import RecordsDecoder, Stream
 from replicator.target import Table
 from replicator.testing.dynamodb import DynamoDB, shards
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from replicator.wire import answered
 
 SCALE = 16
 PAGE = (1 << 20) // SCALE
 ITEM = 400_000 // SCALE
 BUFFER, BATCH = BUFFER_BYTES // SCALE, BATCH_BYTES // SCALE
-MOST = BUFFER + THREADS * PAGE + 2 * (BATCH + PAGE)  # read ahead; under way; one batch stored, one encoded
+MOST = BUFFER + AT_ONCE * PAGE + 2 * (BATCH + PAGE)  # read ahead; under way; one batch stored, one encoded
 
 
 @pytest.fixture
@@ -132,9 +134,9 @@ def test_a_reader_that_rests_holds_nothing_of_its_page() -> None:
     source = filled(1, 4)
     wire, table = Remembering(source), describe_table(source, "orders")
     arn = table.stream_arn or ""
-    stream = Stream(wire, arn, "orders", table.keys, RecordsDecoder(table.keys), time.time, random.Random(1))
+    stream = Stream(arn, "orders", table.keys, RecordsDecoder(table.keys), time.time, random.Random(1))
     (shard,) = source.open_shards("orders")
-    reader = read(stream, shard, ShardState(parent=None, first=None, whole=True, since=time.time()))
+    reader = answered(wire, read(stream, shard, ShardState(None, None, whole=True, since=time.time())))
     page = next(page for page in reader if page.records)
     while_held = sys.getrefcount(wire.last)
     del page

@@ -13,6 +13,7 @@ from replicator.errors import GapFound, NotPermitted, OutOfOrder
 from replicator.reader import IDLE_PAGES, read
 from replicator.stream import RecordsDecoder, Stream
 from replicator.testing.dynamodb import AWS, LOCAL, Dialect, DynamoDB, Numbering
+from replicator.wire import answered
 
 KEYS = KeySchema((KeyAttribute("pk", "S"),))
 HOUR = 3600.0
@@ -31,7 +32,6 @@ class World:
     @property
     def stream(self) -> Stream:
         return Stream(
-            wire=self.source,
             arn=self.source.stream_arn("orders"),
             table="orders",
             keys=KEYS,
@@ -45,7 +45,7 @@ class World:
             self.source.put("orders", {"pk": f"k{v}", "v": v})
 
     def read(self, state: ShardState | None = None, shard: str | None = None) -> Iterator[Page]:
-        return read(self.stream, shard or self.shard, state or self.state)
+        return answered(self.source, read(self.stream, shard or self.shard, state or self.state))
 
     def at(self, sequence: str) -> ShardState:
         return ShardState(None, None, whole=False, since=self.now, sequence=sequence, ordinal=1)
@@ -302,11 +302,11 @@ def test_sequence_numbers_may_have_any_length_and_leading_zeros(numbering: Numbe
     for v in range(12):
         source.put("orders", {"pk": f"k{v}"})
     arn, decode = source.stream_arn("orders"), RecordsDecoder(KEYS)
-    stream = Stream(source, arn, "orders", KEYS, decode, lambda: 1e9, random.Random(4))
+    stream = Stream(arn, "orders", KEYS, decode, lambda: 1e9, random.Random(4))
     (shard,) = source.open_shards("orders")
-    pages = until_idle(read(stream, shard, ShardState(None, None, whole=False, since=1e9)))
+    pages = until_idle(answered(source, read(stream, shard, ShardState(None, None, whole=False, since=1e9))))
     assert keys(pages) == [f"k{v}" for v in range(12)]
     last = pages[1].records[-1].sequence
     resumed = ShardState(None, None, whole=False, since=1e9, sequence=last, ordinal=12)
     source.put("orders", {"pk": "next"})
-    assert keys(until_idle(read(stream, shard, resumed))) == ["next"]
+    assert keys(until_idle(answered(source, read(stream, shard, resumed)))) == ["next"]

@@ -17,7 +17,7 @@ from replicator.checkpoints import SegmentState
 from replicator.errors import NotPermitted, ReplicatorError
 from replicator.scan import LONGEST_BACKOFF, QUICKEST_BACKOFF, ReadBudget, Scanned, scan
 from replicator.testing.dynamodb import DynamoDB
-from replicator.wire import Wire
+from replicator.wire import Wire, answered
 
 KEYS = KeySchema((KeyAttribute("id", "S"),))
 ALL = {(f"i{n}",) for n in range(10)}
@@ -35,7 +35,7 @@ def db() -> DynamoDB:
 
 
 def pages(wire: Wire, segment: int = 0, total: int = 1, cursor: str | None = None) -> Iterator[ScanPage]:
-    return scan(Scanned(wire, "orders", KEYS, random.Random(2)), segment, SegmentState(total, cursor))
+    return answered(wire, scan(Scanned("orders", KEYS, random.Random(2)), segment, SegmentState(total, cursor)))
 
 
 def keys(found: Iterator[ScanPage] | list[ScanPage]) -> list[Key]:

@@ -1,38 +1,62 @@
-"""Generators advanced on a few threads: when due, never twice at once, and never after they were forgotten."""
+"""Generators advanced by one thread: when due, with many calls under way, and never after they were forgotten."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from replicator.steps import Stepped, Steps
+from replicator.calls import Threads, calls_of
+from replicator.steps import AT_ONCE, Stepped, Steps
+from replicator.wire import Call, WireError
 
 SOON = 10.0  # seconds; more than any of these steps takes
 
 
+class Held:
+    """Calls that are answered when the test says so, with what it says."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[str, Any] = {}
+        self.answers: deque[tuple[Any, bytes | Exception]] = deque()
+        self.most = 0
+        self.closed = False
+
+    def begin(self, name: Any, call: Call) -> None:
+        self.under_way[call.operation] = name
+        self.most = max(self.most, len(self.under_way))
+
+    def next(self, timeout: float) -> tuple[Any, bytes | Exception] | None:
+        if self.answers:
+            return self.answers.popleft()
+        threading.Event().wait(timeout)
+        return None
+
+    def answer(self, operation: str, answer: bytes | Exception = b"") -> None:
+        self.answers.append((self.under_way.pop(operation), answer))
+
+    def close(self) -> None:
+        self.closed = True
+
+
 @pytest.fixture
-def steps() -> Iterator[Steps]:
-    before = workers()
-    made = Steps(threads=4)
-    yield made
-    made.close()
-    assert workers() <= before
+def calls() -> Held:
+    return Held()
 
 
-def workers() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("steps-")}
+@pytest.fixture
+def steps(calls: Held) -> Steps:
+    return Steps(calls)
 
 
-def gated(entered: threading.Event, gate: threading.Event, value: object) -> Iterator[Any]:
-    """Says that its step began, and ends it when the gate opens."""
-    entered.set()
-    assert gate.wait(SOON)
-    yield value
+def asking(*operations: str) -> Iterator[Any]:
+    """Makes a call, gives its answer, and so on."""
+    for operation in operations:
+        yield (yield Call(operation, {}))
 
 
 def test_a_step_gives_the_next_value_under_the_generators_name(steps: Steps) -> None:
@@ -59,7 +83,7 @@ def test_the_end_is_said_once_and_the_generator_forgotten(steps: Steps) -> None:
 
 
 def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Steps) -> None:
-    error = KeyboardInterrupt("not even this one is swallowed")
+    error = ValueError("wrong")
 
     def failing() -> Iterator[None]:
         raise error
@@ -68,63 +92,73 @@ def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Steps) -> No
     steps.add("a", failing())
     assert steps.get(SOON) == Stepped("a", error=error)
     assert not steps.has("a")
+    steps.add("b", iter(["well"]))
+    assert steps.get(SOON) == Stepped("b", "well")
 
 
-def test_a_thread_goes_on_after_an_error() -> None:
-    one = Steps(threads=1)
-    try:
-        steps_of_a = (1 / n for n in [0])
-        one.add("a", steps_of_a)
-        found = one.get(SOON)
-        assert found is not None
-        assert isinstance(found.error, ZeroDivisionError)
-        one.add("b", iter(["well"]))
-        assert one.get(SOON) == Stepped("b", "well")
-    finally:
-        one.close()
+def test_an_interrupt_is_no_matter_of_a_step(steps: Steps) -> None:
+    steps.add("a", (_interrupted() for _ in range(1)))
+    with pytest.raises(KeyboardInterrupt):
+        steps.get(SOON)
 
 
-def test_a_generator_is_never_run_by_two_threads(steps: Steps) -> None:
-    running: Counter[int] = Counter()
-    overlaps: list[int] = []
-
-    def counted(n: int) -> Iterator[int]:
-        for value in range(50):
-            running[n] += 1
-            time.sleep(0)  # let another thread in, if it could get in
-            overlaps.append(running[n])
-            running[n] -= 1
-            yield value
-
-    for n in range(20):
-        steps.add(str(n), counted(n))
-    found: dict[str, list[int]] = {str(n): [] for n in range(20)}
-    ended = 0
-    while ended < 20:
-        stepped = steps.get(SOON)
-        assert stepped is not None
-        assert stepped.error is None
-        if stepped.ended:
-            ended += 1
-        else:
-            found[stepped.name].append(stepped.value)
-            steps.again(stepped.name)
-    assert set(overlaps) == {1}
-    assert all(values == list(range(50)) for values in found.values())
+def _interrupted() -> None:
+    raise KeyboardInterrupt
 
 
-def test_different_generators_run_at_the_same_time(steps: Steps) -> None:
-    together = threading.Barrier(4, timeout=SOON)
-    for n in range(4):
-        steps.add(str(n), (together.wait() for _ in range(1)))
-    found = [steps.get(SOON) for _ in range(4)]
-    assert all(s is not None and s.error is None for s in found)
+def test_a_call_is_answered_to_who_made_it_while_others_have_their_turn(steps: Steps, calls: Held) -> None:
+    steps.add("slow", asking("Slow"))
+    steps.add("quick", asking("Quick"))
+    steps.add("none", iter(["at once"]))
+    assert steps.get(SOON) == Stepped("none", "at once")
+    calls.answer("Quick", b"quick answer")
+    assert steps.get(SOON) == Stepped("quick", b"quick answer")
+    assert steps.get(0) is None
+    calls.answer("Slow", b"slow answer")
+    assert steps.get(SOON) == Stepped("slow", b"slow answer")
 
 
-def test_more_generators_than_threads_all_get_their_turn(steps: Steps) -> None:
+def test_a_step_may_make_several_calls(steps: Steps, calls: Held) -> None:
+    def two() -> Iterator[Any]:
+        first = yield Call("First", {})
+        second = yield Call("Second", {})
+        yield first + second
+
+    steps.add("a", two())
+    for operation, answer in (("First", b"1"), ("Second", b"2")):
+        assert steps.get(0) is None
+        calls.answer(operation, answer)
+    assert steps.get(SOON) == Stepped("a", b"12")
+
+
+def test_a_failed_call_is_an_error_where_it_was_made(steps: Steps, calls: Held) -> None:
+    def careful() -> Iterator[Any]:
+        try:
+            yield Call("Scan", {})
+        except WireError as e:
+            yield e.code
+
+    steps.add("careful", careful())
+    steps.add("careless", asking("Other"))
+    assert steps.get(0) is None
+    calls.answer("Scan", WireError("Throttled", "", 400))
+    calls.answer("Other", error := WireError("Refused", "", 400))
+    assert steps.get(SOON) == Stepped("careful", "Throttled")
+    assert steps.get(SOON) == Stepped("careless", error=error)
+
+
+def test_a_thousand_generators_have_a_few_calls_under_way_and_all_get_their_turn(steps: Steps, calls: Held) -> None:
     for n in range(1000):
-        steps.add(str(n), iter([n]))
-    assert sorted(s.value for _ in range(1000) if (s := steps.get(SOON)) is not None) == list(range(1000))
+        steps.add(str(n), asking(str(n)))
+    found = set()
+    while len(found) < 1000:
+        stepped = steps.get(0)
+        if stepped is None:
+            for operation in list(calls.under_way):
+                calls.answer(operation)
+        else:
+            found.add(stepped.name)
+    assert calls.most == AT_ONCE
 
 
 def test_a_step_is_not_made_before_it_is_due(steps: Steps) -> None:
@@ -134,14 +168,10 @@ def test_a_step_is_not_made_before_it_is_due(steps: Steps) -> None:
     assert time.monotonic() - begun >= 0.2
 
 
-def test_what_is_due_earlier_comes_earlier_whatever_the_order_of_asking() -> None:
-    one = Steps(threads=1)
-    try:
-        for name, rest in (("third", 0.3), ("first", 0.1), ("second", 0.2)):
-            one.add(name, iter([1]), rest)
-        assert [s.name for _ in range(3) if (s := one.get(SOON)) is not None] == ["first", "second", "third"]
-    finally:
-        one.close()
+def test_what_is_due_earlier_comes_earlier_whatever_the_order_of_asking(steps: Steps) -> None:
+    for name, rest in (("third", 0.3), ("first", 0.1), ("second", 0.2)):
+        steps.add(name, iter([1]), rest)
+    assert [s.name for _ in range(3) if (s := steps.get(SOON)) is not None] == ["first", "second", "third"]
 
 
 def test_a_step_that_is_due_now_does_not_wait_for_one_that_is_due_later(steps: Steps) -> None:
@@ -152,37 +182,27 @@ def test_a_step_that_is_due_now_does_not_wait_for_one_that_is_due_later(steps: S
 
 def test_nothing_due_is_none_after_the_timeout(steps: Steps) -> None:
     assert steps.get(0) is None
-    assert steps.get(0.01) is None
-
-
-def test_an_interrupt_wakes_whoever_waits(steps: Steps) -> None:
     begun = time.monotonic()
-    threading.Timer(0.05, steps.interrupt).start()
-    assert steps.get(SOON) is None
-    assert time.monotonic() - begun < SOON
+    assert steps.get(0.05) is None
+    assert time.monotonic() - begun >= 0.05
 
 
-def test_clear_drops_the_result_of_a_step_under_way(steps: Steps) -> None:
-    entered, gate = threading.Event(), threading.Event()
-    steps.add("a", gated(entered, gate, "old"))
-    assert entered.wait(SOON)
+def test_clear_drops_the_answer_of_a_call_under_way(steps: Steps, calls: Held) -> None:
+    steps.add("a", asking("Old"))
+    assert steps.get(0) is None
     steps.clear()
     assert not steps.has("a")
-    steps.add("a", iter(["new"]))
-    gate.set()
-    found = [s for _ in range(2) if (s := steps.get(1.0)) is not None]
-    assert found == [Stepped("a", "new")]
+    steps.add("a", asking("New"))
+    assert steps.get(0) is None
+    calls.answer("Old", b"old")
+    calls.answer("New", b"new")
+    assert steps.get(SOON) == Stepped("a", b"new")
 
 
-def test_clear_drops_a_result_that_nobody_fetched(steps: Steps) -> None:
-    done = threading.Event()
-
-    def announced() -> Iterator[str]:
-        done.set()
-        yield "old"
-
-    steps.add("a", announced())
-    assert done.wait(SOON)
+def test_clear_drops_a_step_that_nobody_fetched(steps: Steps) -> None:
+    for n in range(3):
+        steps.add(str(n), iter([n]))
+    assert steps.get(SOON) == Stepped("0", 0)
     steps.clear()
     assert steps.get(0.05) is None
 
@@ -196,76 +216,81 @@ def test_clear_forgets_what_was_due(steps: Steps) -> None:
     assert taken == []
 
 
-def test_close_waits_for_a_step_under_way_and_leaves_no_thread() -> None:
+def test_close_ends_the_calls(steps: Steps, calls: Held) -> None:
+    steps.close()
+    assert calls.closed
+
+
+# What is held
+
+
+def test_no_step_begins_while_there_is_no_room_and_one_does_as_soon_as_there_is(steps: Steps) -> None:
+    full = True
+    steps.full = lambda: full
+    steps.add("a", iter([1]))
+    assert steps.get(0.05) is None
+    full = False
+    assert steps.get(SOON) == Stepped("a", 1)
+
+
+def test_what_was_begun_when_there_was_room_is_all_that_is_held(steps: Steps, calls: Held) -> None:
+    held = 0
+    steps.full = lambda: held >= 5
+    for n in range(100):
+        steps.add(str(n), asking(str(n)))
+    for _ in range(100):
+        if steps.get(0) is not None:
+            held += 1
+        elif calls.under_way:
+            calls.answer(next(iter(calls.under_way)))
+    assert held <= 5 + AT_ONCE
+
+
+# Threads, for a wire that makes one call after the other
+
+
+class Meeting:
+    """A wire that answers no call before so many are made at the same time."""
+
+    def __init__(self, parties: int) -> None:
+        self._barrier = threading.Barrier(parties, timeout=SOON)
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self._barrier.wait()
+        if operation == "Fail":
+            raise WireError("Refused", "", 400)
+        return operation.encode()
+
+
+def workers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("calls-")}
+
+
+def test_calls_of_any_wire_are_made_at_the_same_time_and_errors_come_back_as_such() -> None:
     before = workers()
-    made = Steps(threads=3)
-    entered, gate = threading.Event(), threading.Event()
-    made.add("a", gated(entered, gate, 1))
-    made.add("never", iter([1]), rest=3600)
-    assert entered.wait(SOON)
-    threading.Timer(0.05, gate.set).start()
-    made.close()
-    assert gate.is_set()
+    steps = Steps(calls_of(Meeting(4)))
+    for operation in ("A", "B", "C", "Fail"):
+        steps.add(operation, asking(operation))
+    found = {s.name: s for _ in range(4) if (s := steps.get(SOON)) is not None}
+    assert {name: s.value for name, s in found.items() if s.error is None} == {"A": b"A", "B": b"B", "C": b"C"}
+    assert isinstance(found["Fail"].error, WireError)
+    steps.close()
     assert workers() <= before
 
 
-def test_close_may_be_called_twice() -> None:
-    made = Steps(threads=1)
-    made.close()
-    made.close()
+def test_close_waits_for_a_call_that_is_being_made_and_may_be_called_twice() -> None:
+    entered, gate = threading.Event(), threading.Event()
 
+    class Gated:
+        def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+            entered.set()
+            assert gate.wait(SOON)
+            return b""
 
-class Sized(int):
-    """A value that weighs as many bytes as it says."""
-
-    @property
-    def size(self) -> int:
-        return int(self)
-
-
-def unlooked_at(steps: Steps, most: int) -> int:
-    """How much is found while nobody looks, if no step begins from ``most`` bytes on."""
-    weighed: list[int] = []
-    stopped: set[int] = set()
-    all_stopped = threading.Event()
-
-    def full(unseen: int) -> bool:
-        weighed.append(unseen)
-        if unseen >= most:
-            stopped.add(threading.get_ident())
-        if len(stopped) == 4:
-            all_stopped.set()
-        return unseen >= most
-
-    steps.full = full
-    for n in range(100):
-        steps.add(str(n), iter([Sized(10)]))
-    assert all_stopped.wait(SOON)
-    return max(weighed)
-
-
-def test_what_nobody_looked_at_never_weighs_more_than_what_is_allowed_and_one_value_a_thread(steps: Steps) -> None:
-    assert unlooked_at(steps, 50) <= 50 + 4 * 10
-
-
-def test_steps_that_were_held_back_are_made_as_soon_as_somebody_looks(steps: Steps) -> None:
-    unlooked_at(steps, 50)
-    found = [steps.get(SOON) for _ in range(100)]
-    assert sorted(s.name for s in found if s is not None) == sorted(map(str, range(100)))
-
-
-def test_what_weighs_nothing_is_never_held_back(steps: Steps) -> None:
-    steps.full = lambda unseen: unseen > 0
-    for n in range(1000):
-        steps.add(str(n), iter([n]))
-    assert sum(steps.get(SOON) is not None for _ in range(1000)) == 1000
-
-
-def test_forgotten_results_weigh_nothing_once_somebody_looked(steps: Steps) -> None:
-    unlooked_at(steps, 50)
-    steps.clear()
-    steps.add("new", iter(["value"]))
-    found = None
-    while found is None:  # what is forgotten is None, at once
-        found = steps.get(SOON)
-    assert found == Stepped("new", "value")
+    calls = Threads(Gated(), 3)
+    calls.begin("a", Call("Scan", {}))
+    assert entered.wait(SOON)
+    threading.Timer(0.05, gate.set).start()
+    calls.close()
+    assert gate.is_set()
+    calls.close()

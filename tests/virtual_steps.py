@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from replicator.steps import Stepped, Steps
+from replicator.wire import Wire, answered
 
 
 class VirtualSteps(Steps):
-    """``Steps`` without threads. Who extends it says when a step is due, and which one comes first."""
+    """``Steps`` that make each call at once. Who extends it says when a step is due, and which one comes first."""
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
         self._generators: dict[str, Iterator[Any]] = {}
+
+    def add(self, name: str, generator: Iterator[Any], rest: float = 0.0) -> None:
+        super().add(name, answered(self._wire, generator), rest)
 
     def clear(self) -> None:
         self._generators.clear()

@@ -7,7 +7,8 @@ from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.sender import Sender
 from connectors.dynamodb.writing import Writing
-from replicator.aws import Boto, Endpoint, connect
+from replicator.aws import Boto, connect
+from replicator.connecting import Endpoint
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError
 from replicator.wire import without_login

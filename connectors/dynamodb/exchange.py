@@ -33,7 +33,7 @@ class Exchange(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._fault: Exception | None = None
-        self._whole = False
+        self._whole = self._lasts = False
         self.request: Request | None = None
         self.since = 0.0
         self.status = 0
@@ -81,7 +81,7 @@ class Exchange(asyncio.Protocol):
         self._parts.append(part)
 
     def on_message_complete(self) -> None:
-        self._whole = True
+        self._whole, self._lasts = True, bool(self._parser.should_keep_alive())  # afterwards it says no
 
     def _complete(self) -> None:
         self.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -90,7 +90,7 @@ class Exchange(asyncio.Protocol):
         if self.request is None:
             self.abort(Unreadable("an answer came that nobody asked for"))
             return
-        if not self._parser.should_keep_alive():
+        if not self._lasts:
             assert self._transport is not None
             self._transport.close()
         self.since = 0.0

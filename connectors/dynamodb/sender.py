@@ -17,7 +17,7 @@ from connectors.dynamodb.exchange import Exchange
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from replicator import __version__
-from replicator.aws import Endpoint
+from replicator.connecting import Endpoint
 from replicator.sigv4 import Keys, Signer
 
 CONTENT = "application/x-amz-json-1.0"

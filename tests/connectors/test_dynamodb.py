@@ -22,8 +22,8 @@ from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.attributes import Item, image
-from replicator.aws import Endpoint
 from replicator.batch import Outcome, Upsert
+from replicator.connecting import Endpoint
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 from replicator.position import FIRST_EPOCH
 from replicator.sigv4 import Keys

@@ -14,6 +14,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from replicator.progress import Progress
 from replicator.steps import Stepped
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
+from replicator.wire import Wire
 from tests.virtual_steps import VirtualSteps
 
 TABLE = "orders"
@@ -99,13 +101,13 @@ class Stop:
 
 
 class OrderedSteps(VirtualSteps):
-    """``Steps`` without threads: the next one is the one that is due first, and waiting moves the clock.
+    """``Steps`` that make each call at once: the next one is the one that is due first, and waiting moves the clock.
 
     Like the real one it measures rests by a clock that nobody sets.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
+    def __init__(self, clock: Clock, wire: Wire) -> None:
+        super().__init__(wire)
         self._clock = clock
         self._passed = 0.0  # as ``time.monotonic`` would say
         self._turns = 0
@@ -252,7 +254,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     def outside(stop: Any, observe: Callable[[Progress], None]) -> driver.World:
         clock = world.clock
-        return driver.World(stop, observe, clock.machine, world.random, steps=lambda: OrderedSteps(clock), steady=clock)
+        return driver.World(stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock)
 
     monkeypatch.setattr(running, "connect", lambda *_: world.wire)
     monkeypatch.setattr(running, "ends", ends)

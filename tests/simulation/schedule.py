@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from replicator.steps import Stepped
+from replicator.wire import Wire
 from tests.virtual_steps import VirtualSteps
 
 if TYPE_CHECKING:
@@ -15,10 +16,10 @@ LONGEST_NAP = 1.0  # seconds that pass at once when nothing is due
 
 
 class SeededSteps(VirtualSteps):
-    """``Steps`` without threads; between two steps the world does its worst."""
+    """``Steps`` that make each call at once; between two steps the world does its worst."""
 
-    def __init__(self, universe: Universe) -> None:
-        super().__init__()
+    def __init__(self, universe: Universe, wire: Wire) -> None:
+        super().__init__(wire)
         self._universe = universe
         self._when: dict[str, float] = {}
         self._made: list[tuple[int, Stepped]] = []

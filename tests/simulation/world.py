@@ -238,7 +238,7 @@ class Universe:
             partial(self._told, self.runs),
             self.clock.wall,
             self.random,
-            lambda: SeededSteps(self),
+            lambda wire: SeededSteps(self, wire),
             self.clock,
         )
         return Driver(copy, Owner(f"run{self.runs}", "here", 1, self.clock()), world)

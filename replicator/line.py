@@ -1,0 +1,110 @@
+"""One connection to AWS that nobody waits for: a request out, its answer in, then the next. llhttp reads answers."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import zlib
+from typing import Any
+
+import httptools
+import orjson
+
+from replicator.connecting import Endpoint
+from replicator.wire import UNNAMED, WireError
+
+_MOST = 1 << 18  # bytes taken from a connection at once
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_NOT_DETAILS = {"__type", "message", "Message"}
+
+
+class Line:
+    """A connection that carries one request at a time. ``name`` is the request's, ``since``: when it last moved."""
+
+    def __init__(self, connection: socket.socket, endpoint: Endpoint) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self.endpoint = endpoint
+        self.name: Any = None
+        self.since = 0.0
+        self.unsent = b""
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._parts: list[bytes] = []
+        self._whole = self._lasts = False
+        self._checksum = b""
+
+    def send(self, name: object, message: bytes, now: float) -> None:
+        """Begin the exchange. ``message``: the whole request."""
+        self.name, self.since, self.unsent = name, now, message
+        self.push()
+
+    def push(self) -> None:
+        """Send as much as the connection takes now."""
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[self.socket.send(self.unsent) :]
+        except _LATER:
+            return
+
+    def pull(self, now: float) -> bool:
+        """Take in what came; whether the answer is whole. OSError if the connection ended."""
+        while not self._whole:
+            try:
+                data = self.socket.recv(_MOST)
+            except _LATER:
+                return False
+            if not data:
+                raise ConnectionError("the connection was closed before the answer was whole")
+            self.since = now
+            self._feed(data)
+        return True
+
+    def answer(self) -> bytes | WireError:
+        """The body of the answer that is whole, or what it says instead."""
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._whole = False
+        status, checksum = self._parser.get_status_code(), self._checksum
+        self._checksum = b""
+        if checksum and zlib.crc32(body) != int(checksum):
+            return WireError("ChecksumMismatch", "the answer was damaged on its way", 0)
+        return body if status == 200 else _refusal(body, status)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another request may be sent after the answer that is whole."""
+        return self._lasts and not self.unsent
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _feed(self, data: bytes) -> None:
+        if self.name is None:
+            raise ConnectionError("an answer came that nobody asked for")
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as e:
+            raise ConnectionError(f"the answer is no HTTP: {e}") from e
+
+    # llhttp's calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"x-amz-crc32" and value.isdigit():
+            self._checksum = value
+
+    def on_body(self, part: bytes) -> None:
+        self._parts.append(part)
+
+    def on_message_complete(self) -> None:
+        self._whole, self._lasts = True, bool(self._parser.should_keep_alive())  # afterwards it says no
+
+
+def _refusal(body: bytes, status: int) -> WireError:
+    """What an answer that is none says: DynamoDB's error, or that something else answered."""
+    try:
+        found = orjson.loads(body)
+        code = found["__type"].partition(":")[0].rpartition("#")[2]
+        message = found.get("message") or found.get("Message") or ""
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+    return WireError(code, message, status, {name: v for name, v in found.items() if name not in _NOT_DETAILS})
