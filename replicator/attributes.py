@@ -76,10 +76,15 @@ class Item(Mapping[str, Any]):
         return self._raws
 
     def __getitem__(self, name: str) -> Any:
-        return value(_decoded(_attribute, self._attributes[name]))
+        raw = (self._raws or self._attributes)[name]
+        try:  # what hooks ask for most, with nothing in between
+            ((kind, inner),) = _attribute.decode(raw).items()
+            return _TO_PYTHON[kind](inner)
+        except (*_WRONG, KeyError):
+            return value(_decoded(_attribute, raw))
 
     def __or__(self, changes: Mapping[str, object]) -> Amended:
-        return Amended(self, changes) if isinstance(changes, Mapping) else NotImplemented
+        return Amended(self, changes) if type(changes) is dict or isinstance(changes, Mapping) else NotImplemented
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._attributes)
@@ -152,9 +157,20 @@ def _bytes(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def exact(digits: str) -> Decimal:
+    """The finite value of a DynamoDB number."""
+    try:
+        found = Decimal(_text(digits))
+    except (ArithmeticError, TypeError) as e:
+        raise Malformed("text that is no number, where DynamoDB has one") from e
+    if not found.is_finite():
+        raise Malformed("a number that is not finite, which DynamoDB has not")
+    return found
+
+
 _TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
     "S": _text,
-    "N": lambda digits: exact(digits),
+    "N": exact,
     "B": _bytes,
     "BOOL": _bool,
     "NULL": lambda _: None,
@@ -244,17 +260,6 @@ def number(digits: str) -> orjson.Fragment:
     if _JSON_NUMBER.fullmatch(digits) is None:  # some emulators keep "+1" or "007" as they were sent
         digits = str(exact(digits))
     return orjson.Fragment(digits)
-
-
-def exact(digits: str) -> Decimal:
-    """The finite value of a DynamoDB number."""
-    try:
-        found = Decimal(_text(digits))
-    except (ArithmeticError, TypeError) as e:
-        raise Malformed("text that is no number, where DynamoDB has one") from e
-    if not found.is_finite():
-        raise Malformed("a number that is not finite, which DynamoDB has not")
-    return found
 
 
 def canonical_number(digits: str) -> str:

@@ -10,7 +10,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from replicator.wire import WireError
+from replicator.wire import WireError, without_login
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,11 @@ class Endpoint:
     region: str
     authorities: str
     proxy: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL for people."""
+        return without_login(self.url)
 
     @property
     def host(self) -> str:
@@ -37,13 +42,13 @@ def connected(endpoint: Endpoint, timeout: float) -> socket.socket:
     try:
         return _connected(endpoint, timeout)
     except TimeoutError as e:
-        raise WireError("ConnectTimeoutError", f'Connect timeout on endpoint URL: "{endpoint.url}"', 0) from e
+        raise WireError("ConnectTimeoutError", f'Connect timeout on endpoint URL: "{endpoint.shown}"', 0) from e
     except ssl.SSLError as e:
         said = e.verify_message if isinstance(e, ssl.SSLCertVerificationError) else str(e)
-        raise WireError("SSLError", f"SSL validation failed for {endpoint.url}: {said}", 0) from e
+        raise WireError("SSLError", f"SSL validation failed for {endpoint.shown}: {said}", 0) from e
     except (OSError, http.client.HTTPException) as e:
         through = "" if endpoint.proxy is None else f" through the proxy {urlsplit(endpoint.proxy).hostname}"
-        said = f'Could not connect to the endpoint URL: "{endpoint.url}"{through}: {e}'
+        said = f'Could not connect to the endpoint URL: "{endpoint.shown}"{through}: {e}'
         raise WireError("EndpointConnectionError", said, 0) from e
 
 

@@ -147,7 +147,7 @@ class Lines:
     def _give_up(self, limit: float) -> None:
         """What waits too long, though what came of it was just taken in."""
         for line in [line for line in self._busy if line.since < limit and line not in self._ready]:
-            said = f'Read timeout on endpoint URL: "{line.endpoint.url}"'
+            said = f'Read timeout on endpoint URL: "{line.endpoint.shown}"'
             self._end(line, WireError("ReadTimeoutError", said, 0))
 
     # Requests
@@ -234,7 +234,7 @@ class Lines:
 
 
 def _closed(endpoint: Endpoint, error: OSError) -> WireError:
-    said = f'Connection was closed before we received a valid response from endpoint URL: "{endpoint.url}" ({error})'
+    said = f'Connection was closed before we received a valid response from endpoint URL: "{endpoint.shown}" ({error})'
     found = WireError("ConnectionClosedError", said, 0)
     found.__cause__ = error
     return found

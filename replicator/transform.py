@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from replicator.attributes import Item
+from replicator.attributes import Amended, Item
 from replicator.errors import ConfigError
 from replicator.log import hush
 from replicator.traces import Trace, said, trace
@@ -31,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 NO_TRACE = Trace()
 _UNSAID = "(its words may quote a secret, and are not shown)"
 _DECLARED = "__replicator_documents__"
+_USUAL = {dict, Amended}  # asking whether something is a Mapping takes as long as a simple hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,20 @@ class Hook:
 
     def one(self, item: Item) -> Mapping[str, object] | None:
         """The document of a plain hook for an item."""
-        found = _called(self, item)
-        if found is None or isinstance(found, Mapping):
-            return found
+        try:
+            found = self.function(item)
+        except (Exception, SystemExit) as e:  # whatever a user's code does, it parks one item and stops nothing else
+            raise _poison(self, e) from e
+        if found is None or type(found) in _USUAL or isinstance(found, Mapping):
+            return found  # type: ignore[no-any-return]
         raise Poison(f"hook {self.name} returned {_a(found)}; a plain hook returns a mapping or None")
 
     def many(self, item: Item, tables: Sequence[str]) -> dict[tuple[str, str], Mapping[str, object]]:
         """The documents of a declared hook for an item, by (table, id)."""
-        found = _called(self, item)
+        try:
+            found = self.function(item)
+        except (Exception, SystemExit) as e:
+            raise _poison(self, e) from e
         if found is None:
             return {}
         if isinstance(found, Mapping | str | bytes | Document) or not isinstance(found, Iterable):
@@ -117,13 +124,6 @@ class Hook:
 
 def _a(found: object) -> str:
     return f"a {type(found).__name__}"
-
-
-def _called(hook: Hook, item: Item) -> Any:
-    try:
-        return hook.function(item)
-    except (Exception, SystemExit) as e:  # whatever a user's code does, it parks one item and stops nothing else
-        raise _poison(hook, e) from e
 
 
 def _listed(hook: Hook, found: Iterable[object]) -> list[object]:
