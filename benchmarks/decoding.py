@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -33,29 +36,40 @@ EPOCH = 1024
 LEAST = 0.5  # seconds of CPU that a way is measured for, each round
 
 
-def measured(rounds: int) -> dict[str, list[float]]:
-    """Microseconds of CPU a change, for each way and round."""
+BOTO3 = "boto3 + TypeDeserializer"
+WAYS: Mapping[str, Callable[[Sequence[bytes]], Callable[[], int]]] = {
+    BOTO3: lambda bodies: partial(_boto3, _client(bodies)),
+    "no hook": lambda bodies: partial(_product, Fetching(bodies), None, data.TABLE),
+    "hook (item | {...})": lambda bodies: partial(_product, Fetching(bodies), data.hook, data.TABLE),
+    "hook that makes a dictionary": lambda bodies: partial(
+        _product, Fetching(bodies), data.rebuilding_hook, data.TABLE
+    ),
+    "no hook, jsonb document": lambda bodies: partial(_product, Fetching(bodies), None, data.DOCUMENTS),
+}
+
+
+def bodies(path: Path) -> None:
+    """Write pages of the stream to a file, for ``cost``."""
+    found = [body for _, body in source.bodies(source.filled(PAGES * 1000, 1))][:PAGES]
+    path.write_bytes(pickle.dumps(found))
+
+
+def cost(path: Path, name: str) -> float:
+    """Microseconds of CPU a change. In a process of its own: what one way leaves in memory slows the next one down."""
     os.environ.update(CREDENTIALS)
-    bodies = [body for _, body in source.bodies(source.filled(PAGES * 1000, 1))][:PAGES]
+    way = WAYS[name](pickle.loads(path.read_bytes()))
     calm_down()
+    way()
+    started, changes = time.process_time(), 0
+    while (taken := time.process_time() - started) < LEAST:
+        changes += way()
+    return taken / changes * 1e6
+
+
+def _client(bodies: Sequence[bytes]) -> Any:
     client = boto3.client("dynamodbstreams", region_name="us-east-1")
     _canned(client, bodies)
-    fetch = Fetching(bodies)
-    ways: dict[str, Callable[[], int]] = {
-        "boto3 + TypeDeserializer": lambda: _boto3(client),
-        "no hook": lambda: _product(fetch, None, data.TABLE),
-        "hook (item | {...})": lambda: _product(fetch, data.hook, data.TABLE),
-        "hook that makes a dictionary": lambda: _product(fetch, data.rebuilding_hook, data.TABLE),
-        "no hook, jsonb document": lambda: _product(fetch, None, data.DOCUMENTS),
-    }
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            started, changes = time.process_time(), 0
-            while (taken := time.process_time() - started) < LEAST:
-                changes += way()
-            found[name].append(taken / changes * 1e6)
-    return found
+    return client
 
 
 def _canned(client: Any, bodies: Sequence[bytes]) -> None:
