@@ -53,26 +53,21 @@ class Item(Mapping[str, Any]):
     leaves the others undecoded: the quickest thing a hook can return.
     """
 
-    __slots__ = ("_image", "_raws")
+    __slots__ = ("_raws", "image")
 
     def __init__(self, image: bytes) -> None:
-        self._image = image
+        self.image = image  # as DynamoDB sent it
         self._raws: dict[str, msgspec.Raw] | None = None
-
-    @property
-    def image(self) -> bytes:
-        """The image as DynamoDB sent it."""
-        return self._image
 
     @property
     def typed(self) -> Typeds:
         """The attributes in DynamoDB's types, decoded anew each time."""
-        return typed(self._image)
+        return typed(self.image)
 
     @property
     def _attributes(self) -> dict[str, msgspec.Raw]:
         if self._raws is None:
-            self._raws = _decoded(_attributes, self._image)
+            self._raws = _decoded(_attributes, self.image)
         return self._raws
 
     def __getitem__(self, name: str) -> Any:

@@ -111,8 +111,9 @@ def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[tuple
         key = record.key
         seen = found.get(key)
         found[key] = (ordinal, record, 1 if seen is None else seen[2] + 1)
-    for ordinal, record, weight in found.values():
-        yield _change(record, version(epoch, ordinal)), weight
+    first = version(epoch, 0)
+    for ordinal, r, weight in found.values():
+        yield Change(r.key, first + ordinal, r.new, r.old, r.sequence, r.created, r.expired), weight
 
 
 def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[Change]]:

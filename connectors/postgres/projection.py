@@ -37,7 +37,8 @@ class Projection:
         fields = [_field(f"c{i}", column) for i, column in enumerate(columns)]
         names = {f"c{i}": column.attribute or "" for i, column in enumerate(columns)}
         self._rows = _decoder(fields, names)
-        self._values = [attrgetter(_path(f"c{i}", column)) for i, column in enumerate(columns)]
+        self._values = attrgetter(*(_path(f"c{i}", column) for i, column in enumerate(columns)))
+        self._only = len(columns) == 1
 
     def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
         """msgspec.DecodeError for any image that is not as usual, TypeError where there is no such way."""
@@ -45,9 +46,9 @@ class Projection:
             return [images]
         if self._rows is None:
             raise TypeError
-        decode = self._rows.decode
-        rows = [decode(image) for image in images]
-        return [list(map(value, rows)) for value in self._values]
+        decode, values = self._rows.decode, self._values
+        rows = [values(decode(image)) for image in images]
+        return [rows] if self._only else list(zip(*rows, strict=True))
 
 
 def _decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) -> msgspec.json.Decoder[Any] | None:
