@@ -315,7 +315,7 @@ def test_a_server_that_says_nothing_is_given_up_and_what_trickles_is_not() -> No
             silent.wait(SOON)
         return http()
 
-    with answering(answer) as server, lines(server.url, timeout=1.0) as calls:
+    with answering(answer) as server, lines(server.url, timeout=3.0) as calls:
         calls.begin("silent", Call("Scan", {"silent": 1}))
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
@@ -328,10 +328,10 @@ def test_a_server_that_says_nothing_is_given_up_and_what_trickles_is_not() -> No
 
 
 def test_an_answer_that_came_while_nobody_looked_is_not_given_up() -> None:
-    with answering(lambda *_: http()) as server, lines(server.url, timeout=1.0) as calls:
+    with answering(lambda *_: http()) as server, lines(server.url, timeout=3.0) as calls:
         assert asked(calls) == b"{}"
         calls.begin("late", CALL)
-        threading.Event().wait(1.5)  # a batch took its time
+        threading.Event().wait(3.5)  # a batch took its time
         assert next_of(calls) == ("late", b"{}")
 
 
