@@ -314,7 +314,6 @@ def test_the_reason_names_types_and_no_values() -> None:
         {1, Decimal("2.5")},
         frozenset({b"\x00"}),
     ],
-    ids=repr,
 )
 def test_what_is_written_in_python_is_read_back_equal(given: object) -> None:
     assert value(from_python(given)) == given
@@ -330,7 +329,6 @@ def test_tuples_are_lists_and_other_bytes_are_bytes() -> None:
 @pytest.mark.parametrize(
     "given",
     [1.5, object(), set(), {1, "a"}, {None}, {(1,)}, Decimal("NaN"), Decimal("Infinity"), {"a": 1.5}, [1.5]],
-    ids=repr,
 )
 def test_what_dynamodb_cannot_hold_is_refused(given: object) -> None:
     with pytest.raises(TypeError):
