@@ -13,6 +13,11 @@ from typing import Any, Literal
 from replicator.batch import Batch
 
 
+def begins_an_epoch(batch: Batch) -> bool:
+    """Segments to scan are saved, though nothing of them was scanned."""
+    return not batch.parts and any(save.kind == "segment" for save in batch.saves)
+
+
 @dataclass
 class Scene:
     """What a run is at: the batch that the target got last, how many writes of it were answered, the chore."""
@@ -36,9 +41,7 @@ class Scene:
     @property
     def begins(self) -> bool:
         """Whether the batch's entries begin an epoch."""
-        return not self.batch.parts and any(
-            save.kind == "pipeline" and '"stage":"scanning"' in (save.text or "") for save in self.batch.saves
-        )
+        return begins_an_epoch(self.batch)
 
     def _holds(self, source: str) -> bool:
         return any(part.source.startswith(source) and part.writes for part in self.batch.parts)
@@ -83,9 +86,9 @@ def _in_a_hook(passage: Passage) -> bool:
 
 
 def _ends_a_shard(passage: Passage) -> bool:
-    saves = passage.arguments[1].saves
-    begins = any(save.kind == "pipeline" for save in saves)
-    return not begins and any(save.kind == "shard" and '"ended":true' in (save.text or "") for save in saves)
+    batch = passage.arguments[1]
+    ends = any(save.kind == "shard" and '"ended":true' in (save.text or "") for save in batch.saves)
+    return ends and not begins_an_epoch(batch)
 
 
 def _begins(passage: Passage) -> bool:

@@ -85,7 +85,7 @@ class Forked(Run):
     """A run in a process of its own that imported everything before: it starts at once. ``how``: see ``prepared``."""
 
     def __init__(self, arguments: Sequence[str], log: Path, how: Sequence[str] = ()) -> None:
-        self._log, self._errors = log, log.with_suffix(".err")
+        self._log, self._errors, self._arguments = log, log.with_suffix(".err"), arguments
         told = (how, arguments, str(self._log), str(self._errors), _AWS)
         self.forked = _FORKING.Process(target=kills.forked, args=told)
         self.forked.start()

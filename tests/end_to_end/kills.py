@@ -21,6 +21,7 @@ from typing import Any
 
 from replicator import doubt, fetched
 from replicator.cli import main
+from replicator.wire import Call
 from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
 
 PAGE = 20  # records in a page, and changes from which on a batch is full
@@ -39,15 +40,15 @@ def wrapped(function: str, wrapper: Callable[[Callable[..., Any]], Callable[...,
 def small_pages() -> None:
     small = {"GetRecords": PAGE, "Scan": SCANNED}
 
-    def limited(call: Callable[..., Any]) -> Callable[..., Any]:
-        def limit(wire: Any, operation: str, request: dict[str, Any]) -> Any:
-            if operation in small:
-                request = {**request, "Limit": small[operation]}
-            return call(wire, operation, request)
+    def limited(begin: Callable[..., None]) -> Callable[..., None]:
+        def limit(lines: Any, name: object, call: Call) -> None:
+            if call.operation in small:
+                call = Call(call.operation, {**call.request, "Limit": small[call.operation]})
+            begin(lines, name, call)
 
         return limit
 
-    wrapped("replicator.aws:Boto.call", limited)
+    wrapped("replicator.lines:Lines.begin", limited)
     fetched.BATCH_ROWS = PAGE
     doubt.LINGER = LINGER
 
