@@ -149,7 +149,7 @@ def test_a_deadlock_is_waited_out(one: Postgres, one_postgres: Database) -> None
         ("53100", "its disk is full"),
         ("53200", "it is out of memory"),
         ("57P02", "the server crashed and restarts"),
-        ("58030", "no"),
+        ("58030", r"a trigger or function raised IoError \(SQLSTATE 58030\)"),
     ],
 )
 def test_an_error_that_time_mends_is_waited_out(one: Postgres, one_postgres: Database, state: str, words: str) -> None:
