@@ -30,7 +30,7 @@ class Line:
         self.unsent = b""
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
-        self._whole = self._lasts = False
+        self._whole = self._lasts = self._unasked = False
         self._checksum = b""
 
     def send(self, name: object, message: bytes, now: float) -> None:
@@ -85,8 +85,13 @@ class Line:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
             raise ConnectionError(f"the answer is no HTTP: {e}") from e
+        if self._unasked:
+            raise ConnectionError("two answers came to one request")
 
     # llhttp's calls
+
+    def on_message_begin(self) -> None:
+        self._unasked = self._whole
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-amz-crc32" and value.isdigit():

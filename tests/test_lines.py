@@ -378,6 +378,23 @@ def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
     assert len(server.accepted) == 2
 
 
+def test_two_answers_to_one_request_are_none() -> None:
+    with answering(lambda *_: http(b"1") + http(b"2")) as server, lines(server.url) as calls:
+        found = refused(calls)
+        transient(found, "ConnectionClosedError")
+        assert "two answers came to one request" in found.message
+
+
+def test_a_connection_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies between may have forgotten it, and tells nobody."""
+    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+        assert asked(calls) == asked(calls) == b"{}"
+        assert len(server.accepted) == 1
+        monkeypatch.setattr("replicator.lines._STALE", -1.0)
+        assert asked(calls) == b"{}"
+        assert len(server.accepted) == 2
+
+
 def test_an_idle_connection_that_the_server_ended_meanwhile_costs_no_call() -> None:
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert asked(calls) == b"{}"
