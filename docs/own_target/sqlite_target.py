@@ -7,7 +7,7 @@ from contextlib import closing
 from replicator import config_models
 from replicator.batch import Delete, Outcome, Rejection
 from replicator.errors import TransientError
-from replicator.json_text import Unfit, of_document
+from replicator.json_text import DocumentText, Unfit
 
 TABLE = "CREATE TABLE {0} (id TEXT PRIMARY KEY, version INTEGER NOT NULL, document TEXT)"
 PUT = """INSERT INTO {0} VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
@@ -24,7 +24,7 @@ class SQLite:
         pass
 
     def __init__(self, options, pipeline):
-        self.path = options.path
+        self.path, self.text = options.path, DocumentText()
 
     def run(self, work):
         """One transaction. What SQLite complains about (a lock, a full disk) may be better later."""
@@ -53,7 +53,7 @@ class SQLite:
         rows, rejections = [], []
         for source, write in ((part.source, write) for part in batch.parts for write in part.writes):
             try:
-                text = None if isinstance(write, Delete) else of_document(write.body)
+                text = None if isinstance(write, Delete) else self.text(write.body).decode()
                 rows.append((source, write, (json.dumps(write.id), write.version, text)))
             except Unfit as e:
                 rejections.append(Rejection(write, f"a value {e}"))
