@@ -145,7 +145,8 @@ def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: W
             process.send_signal(signal.SIGTERM)
             time.sleep(0.05)
         process.communicate(timeout=30)
-    assert process.returncode in (128 + signal.SIGTERM, 0)
+    # One more may come while Python ends, when nothing handles it any more.
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM, 0)
 
     world.postgres.server.start()
     world.catch_up()
