@@ -25,6 +25,7 @@ from replicator.source import describe_table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
 from replicator.wire import WireError, failure
+from tests.aws_environment import isolate
 
 ROLE = "arn:aws:iam::123456789012:role/reader"
 SCAN = {"TableName": "orders", "ConsistentRead": True}
@@ -32,17 +33,7 @@ SCAN = {"TableName": "orders", "ConsistentRead": True}
 
 @pytest.fixture(autouse=True)
 def own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of the person's own AWS set-up takes part."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "ours",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_CONFIG_FILE": str(tmp_path / "config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
+    isolate(monkeypatch, tmp_path, "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 @pytest.fixture

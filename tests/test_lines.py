@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import random
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 import time
 import zlib
@@ -30,6 +27,8 @@ from replicator.sigv4 import Keys
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
 from replicator.wire import Call, WireError, failure
+from tests.aws_environment import isolate
+from tests.certificates import certificate_in, presenting
 
 SOON = 10.0
 CALL = Call("Scan", {"TableName": "orders"})
@@ -38,17 +37,7 @@ Answer = Callable[[bytes, bytes], bytes | None]  # from a request's head and bod
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of the person's own AWS set-up takes part."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "ours",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_CONFIG_FILE": str(tmp_path / "config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "AWS_ACCOUNT_ID"):
-        monkeypatch.delenv(name, raising=False)
+    isolate(monkeypatch, tmp_path, "AWS_CA_BUNDLE", "AWS_ACCOUNT_ID")
     for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -418,23 +407,12 @@ def test_close_ends_every_connection_also_one_that_is_being_made() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and a certificate for 127.0.0.1 in one file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    found = tmp_path_factory.mktemp("tls") / "server.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run([*command.split(), "-keyout", found, "-out", f"{found}.crt"], check=True, capture_output=True)
-    found.write_text(found.read_text() + Path(f"{found}.crt").read_text())
-    return found
+    return certificate_in(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 def secure(db: DynamoDB, certificate: Path) -> Iterator[str]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    with served(db, tls=context) as found:
+    with served(db, tls=presenting(certificate)) as found:
         yield found
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +30,7 @@ from replicator.testing.contract.kit import built, exhaust
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
 from replicator.testing.proxy import Proxy
+from tests.certificates import certificate_in, presenting
 from tests.connectors import dynamodb_kit as kit
 
 Build = Callable[..., Target]
@@ -363,20 +362,11 @@ def test_connections_that_are_reset_at_once_end_the_try(endpoint: str, monkeypat
 class TestTls:
     @pytest.fixture
     def certificate(self, tmp_path: Path) -> Path:
-        """Of 127.0.0.1, signed by itself, with its key."""
-        found = tmp_path / "server.pem"
-        command = (
-            "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=local -addext subjectAltName=IP:127.0.0.1"
-        )
-        subprocess.run([*command.split(), "-keyout", found, "-out", f"{found}.crt"], check=True, capture_output=True)
-        found.write_text(found.read_text() + Path(f"{found}.crt").read_text())
-        return found
+        return certificate_in(tmp_path)
 
     @pytest.fixture
     def secure(self, db: DynamoDB, certificate: Path) -> Iterator[str]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        with served(db, tls=context) as found:
+        with served(db, tls=presenting(certificate)) as found:
             yield found
 
     def test_writes_go_through_tls(

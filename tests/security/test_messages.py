@@ -27,18 +27,9 @@ from replicator.errors import ConfigError, NotPermitted, ReplicatorError, Transi
 from replicator.wire import WireError, without_login
 from replicator.wire import failure as aws_failure
 from tests.servers_postgres import Database
+from tests.test_config import RIGHT
 
 WORD = "kanariavogel"
-RIGHT = """\
-pipeline: orders
-source:
-  table: orders
-  region: eu-west-1
-target:
-  type: postgres
-  url: postgresql://me@127.0.0.1:5432/shop
-  table: orders
-"""
 
 
 def refused(folder: Path, old: str, new: str, **environ: str) -> str:
