@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from replicator import backfill, reader
+from replicator import backfill
 from replicator.checkpoints import ShardState
 from replicator.chores import Chores
 from replicator.driver import Driver
 from replicator.errors import GapFound
 from replicator.lineage import Shard
 from replicator.testing.memory import MemoryTarget
+from tests.simulation.mutants import reading
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import days, hooked, lossy_resyncs, trimmed
 
@@ -58,8 +59,4 @@ def epochs_begin_at_the_oldest(patch: Patch) -> None:
         return {id: replace(state, ended=False) for id, state in right(listed, now).items()}
 
     patch.setattr(backfill, "first_shards", all_open)
-    patch.setattr(reader, "_require_young", lambda *_: None)
-    place = reader._place
-    patch.setattr(
-        reader, "_place", lambda at: place(at) if at.expected is not None else {"ShardIteratorType": "TRIM_HORIZON"}
-    )
+    reading.late_shards_at_what_is_left.apply(patch)
