@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Any, TypeVar
 
@@ -19,8 +19,6 @@ Typeds = dict[str, Typed]  # a whole image, decoded one level deep
 T = TypeVar("T")
 
 _image = msgspec.json.Decoder(dict[str, dict[str, Any]])
-_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_attribute = msgspec.json.Decoder(dict[str, Any])
 _WIDE = Context(prec=400, traps=[InvalidOperation, Overflow, Inexact])  # wider than any DynamoDB number written out
 _PLAIN_ZEROS = 40  # up to here a number is written without an exponent
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -30,104 +28,30 @@ class Malformed(ValueError):
     """Not an image in DynamoDB's typed JSON."""
 
 
-_WRONG = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)  # what a value of wrong shape raises
+WRONG = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)  # what a value of wrong shape raises
 
 
 def typed(image: bytes) -> Typeds:
     """The attributes of an image, each still in its one-entry mapping."""
-    return _decoded(_image, image)
+    return decoded(_image, image)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
+def decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
+    """Malformed for what the decoder does not take."""
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"not DynamoDB's typed JSON: {e}") from e
 
 
-class Item(Mapping[str, Any]):
-    """An image as hooks see it: a read-only mapping from attribute names to exact Python values.
-
-    S is str, N is Decimal, B is bytes, BOOL is bool, NULL is None, M is dict, L is list, the sets are frozensets.
-    Nothing is decoded before it is asked for. ``item | {"name": value}`` is the item with some values of your own, and
-    leaves the others undecoded: the quickest thing a hook can return.
-    """
-
-    __slots__ = ("_raws", "image")
-
-    def __init__(self, image: bytes) -> None:
-        self.image = image  # as DynamoDB sent it
-        self._raws: dict[str, msgspec.Raw] | None = None
-
-    @property
-    def typed(self) -> Typeds:
-        """The attributes in DynamoDB's types, decoded anew each time."""
-        return typed(self.image)
-
-    @property
-    def _attributes(self) -> dict[str, msgspec.Raw]:
-        if self._raws is None:
-            self._raws = _decoded(_attributes, self.image)
-        return self._raws
-
-    def __getitem__(self, name: str) -> Any:
-        raw = (self._raws or self._attributes)[name]
-        try:  # what hooks ask for most, with nothing in between
-            ((kind, inner),) = _attribute.decode(raw).items()
-            return _TO_PYTHON[kind](inner)
-        except (*_WRONG, KeyError):
-            return value(_decoded(_attribute, raw))
-
-    def __or__(self, changes: Mapping[str, object]) -> Amended:
-        return Amended(self, changes) if type(changes) is dict or isinstance(changes, Mapping) else NotImplemented
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._attributes)
-
-    def __len__(self) -> int:
-        return len(self._attributes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._attributes
-
-    def __repr__(self) -> str:
-        return f"Item({', '.join(self)})"  # names only: values may be private
-
-
-class Amended(Mapping[str, Any]):
-    """An item with some values that a hook put in their place, or added. Read-only, like the item."""
-
-    __slots__ = ("changes", "item")
-
-    def __init__(self, item: Item, changes: Mapping[str, object]) -> None:
-        self.item = item
-        self.changes = changes
-
-    def __getitem__(self, name: str) -> Any:
-        return self.changes[name] if name in self.changes else self.item[name]
-
-    def __or__(self, changes: Mapping[str, object]) -> Amended:
-        return Amended(self.item, {**self.changes, **changes}) if isinstance(changes, Mapping) else NotImplemented
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.item
-        yield from (name for name in self.changes if name not in self.item)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        return f"Amended({', '.join(self)})"
-
-
 def value(attribute: Typed) -> Any:
     """The Python value of one typed attribute."""
     try:
         ((kind, inner),) = attribute.items()
-        return _TO_PYTHON[kind](inner)
+        return TO_PYTHON[kind](inner)
     except Malformed:
         raise
-    except (*_WRONG, KeyError) as e:
+    except (*WRONG, KeyError) as e:
         raise Malformed(f"not a DynamoDB attribute value: {_kinds(attribute)}") from e
 
 
@@ -163,7 +87,7 @@ def exact(digits: str) -> Decimal:
     return found
 
 
-_TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
+TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
     "S": _text,
     "N": exact,
     "B": _bytes,
@@ -231,7 +155,7 @@ def plain(attribute: Typed) -> Any:
         return _plain_nested(kind, inner)
     except Malformed:
         raise
-    except _WRONG as e:
+    except WRONG as e:
         raise Malformed(f"not a DynamoDB attribute value: {_kinds(attribute)}") from e
 
 

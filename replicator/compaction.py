@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from replicator.attributes import Item, Malformed
+from replicator.attributes import Malformed
 from replicator.batch import Counts, Delete, Part, Upsert, Write
 from replicator.change import Change, Key, Record, key_text
 from replicator.checkpoints import Parked, Save, encode
+from replicator.item import Item
 from replicator.position import epoch_of, version
 from replicator.traces import Trace
 from replicator.transform import NO_TRACE, Hook, Poison
@@ -145,7 +146,7 @@ def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Ci
             writes.append(Upsert(table, key, Item(change.new), change.version, key, weight))
         else:
             try:
-                body = hook.one(Item(change.new))
+                body = hook.one(Item(change.new, hook.asked))
             except (Poison, Malformed) as e:
                 _park_latest(found, change, weight, str(e), getattr(e, "trace", NO_TRACE), at)
                 continue
@@ -191,7 +192,7 @@ def run_writes(run: Sequence[Change], filing: Filing) -> list[Write]:
     assert hook is not None
     text = key_text(last.key)
     images = [run[0].old, *(c.new for c in run)]
-    placed = [hook.many(Item(i), filing.tables) if i is not None else {} for i in images]
+    placed = [hook.many(Item(i, hook.asked), filing.tables) if i is not None else {} for i in images]
     now, before = placed[-1], {place for documents in placed[:-1] for place in documents}
     writes: list[Write] = [
         Upsert(table, (text, id), body, last.version, last.key, 0) for (table, id), body in now.items()

@@ -13,8 +13,9 @@ from uuid import UUID
 
 import orjson
 
-from replicator.attributes import Amended, Item, Malformed, Typed, number, plain, typed
+from replicator.attributes import Malformed, Typed, number, plain, typed
 from replicator.forms import TOGETHER, Forms, Image
+from replicator.item import Amended, Item
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not what DynamoDB sends"

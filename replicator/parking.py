@@ -9,12 +9,13 @@ from itertools import groupby
 
 import msgspec
 
-from replicator.attributes import Item, Malformed
+from replicator.attributes import Malformed
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
 from replicator.change import Change
 from replicator.checkpoints import Checkpoints, Parked, PipelineState, Save, decode
 from replicator.compaction import Filing, item_of, run_writes
 from replicator.errors import ConfigError, Fenced
+from replicator.item import Item
 from replicator.position import epoch_of
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from replicator import aws, sample, transform
-from replicator.attributes import Item, Malformed
+from replicator.attributes import Malformed
 from replicator.change import key_text
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError
+from replicator.item import Item
 from replicator.run import ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
 from replicator.start import check_source

@@ -15,14 +15,15 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import getcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from replicator.attributes import Amended, Item
+from replicator.asked import Asked
 from replicator.errors import ConfigError
+from replicator.item import Amended, Item
 from replicator.log import hush
 from replicator.traces import Trace, said, trace
 
@@ -71,12 +72,16 @@ class Poison(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A loaded hook. ``fingerprint`` changes when the source of its module changes."""
+    """A loaded hook. ``fingerprint`` changes when the source of its module changes.
+
+    ``asked``: what it asks items for; not a part of what it is.
+    """
 
     name: str
     function: Callable[[Item], Any]
     fingerprint: str
     declared: bool
+    asked: Asked = field(default_factory=Asked, compare=False, repr=False)
 
     def one(self, item: Item) -> Mapping[str, object] | None:
         """The document of a plain hook for an item."""

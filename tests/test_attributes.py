@@ -10,7 +10,6 @@ import orjson
 import pytest
 
 from replicator.attributes import (
-    Item,
     Malformed,
     canonical_number,
     exact,
@@ -22,6 +21,7 @@ from replicator.attributes import (
     value,
 )
 from replicator.change import KeyAttribute, KeySchema
+from replicator.item import Item
 from replicator.stream import RecordsDecoder
 
 THIRTY_EIGHT_NINES = "9" * 38

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator import Document, documents
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Delete, Upsert, Write
 from replicator.change import Change, Key, Record, key_text
 from replicator.checkpoints import Parked, Save, decode
@@ -28,6 +28,7 @@ from replicator.compaction import (
     run_writes,
     runs,
 )
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH, version
 from replicator.transform import Hook
 

@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from replicator.attributes import (
-    Item,
     Malformed,
     canonical_number,
     from_python,
@@ -26,6 +25,7 @@ from replicator.attributes import (
 )
 from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import TransientError
+from replicator.item import Item
 from replicator.lookup import _Responses
 from replicator.scan import _Scanned
 from replicator.source import KeyReader

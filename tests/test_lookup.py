@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.attributes import Item
 from replicator.change import KeyAttribute, KeySchema, Record
 from replicator.errors import NotPermitted
+from replicator.item import Item
 from replicator.lookup import looked_up
 from replicator.stream import RecordsDecoder, Stream
 from replicator.testing.dynamodb import DynamoDB

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from replicator import backfill
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, Outcome, Rejection, Upsert
 from replicator.change import Page, Record, ScanPage
 from replicator.checkpoints import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
 from replicator.compaction import Filing, item_of
 from replicator.errors import Fenced, GapFound
 from replicator.fetched import SOURCE_PAGES
+from replicator.item import Item
 from replicator.lineage import Shard
 from replicator.pipeline import Pipeline
 from replicator.position import FIRST_EPOCH, version

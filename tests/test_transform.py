@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from replicator import Document, documents
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.errors import ConfigError
+from replicator.item import Item
 from replicator.traces import UNSAID
 from replicator.transform import Hook, Poison, load
 

@@ -10,8 +10,9 @@ import orjson
 
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.values import name_of, typed
-from replicator.attributes import Amended, Item, Malformed, canonical_number
+from replicator.attributes import Malformed, canonical_number
 from replicator.batch import Upsert
+from replicator.item import Amended, Item
 from replicator.json_text import Unfit
 
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])

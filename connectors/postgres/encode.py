@@ -16,9 +16,10 @@ from connectors.postgres.options import Nul
 from connectors.postgres.projection import Projection
 from connectors.postgres.shape import KeyColumn, Shape
 from connectors.postgres.statements import statements
-from replicator.attributes import Amended, Item, Malformed, Typeds
+from replicator.attributes import Malformed, Typeds
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.change import key_text
+from replicator.item import Amended, Item
 
 MOST_ROWS = 2000  # in one statement; more gains nothing
 _LARGEST_KEY = 2704  # bytes of an index entry; what a btree page takes
@@ -122,8 +123,9 @@ class TableEncoder:
         kinds = set(map(type, bodies))
         with contextlib.suppress(*UNUSUAL):
             if kinds == {Item}:
-                return [column.usual(values) for column, values in self._projected([b.image for b in bodies])]
-            if kinds == {Amended}:
+                images = [body.image for body in bodies]
+                return [c.usual(values) for c, values in zip(self._columns, self._projection(images), strict=True)]
+            if kinds == {Amended} and self._columns[0].attribute is not None:
                 return self._amended_literals(bodies)
         if kinds == {Item}:
             typeds = _typeds(bodies, reasons)
@@ -134,16 +136,15 @@ class TableEncoder:
     def _amended_literals(self, bodies: Sequence[Amended]) -> list[bytes]:
         """What the hook put there from its values, the rest from the images. UNUSUAL if it did not do so for all."""
         changes = [body.changes for body in bodies]
-        names = changes[0].keys()
-        if any(c.keys() != names for c in changes):
+        names = frozenset(changes[0])
+        if any(map(names.symmetric_difference, changes)):
             raise KeyError
+        values = self._projection.without(names)([body.item.image for body in bodies])
+        rest = iter(values)
         return [
-            column.usual_bodies(changes) if column.attribute in names else column.usual(values)
-            for column, values in self._projected([body.item.image for body in bodies])
+            column.usual_bodies(changes) if column.attribute in names else column.usual(next(rest))
+            for column in self._columns
         ]
-
-    def _projected(self, images: Sequence[bytes]) -> Iterator[tuple[ColumnEncoder, Sequence[Any]]]:
-        return zip(self._columns, self._projection(images), strict=True)
 
 
 _LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0))"

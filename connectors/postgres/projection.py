@@ -22,6 +22,7 @@ _KINDS: Mapping[str, tuple[str, type]] = {
     "timestamptz": ("S", str),
     "text[]": ("SS", list[str]),
 }
+_MOST_PARTS = 16  # hooks put few different sets of attributes in place
 _MISSING = msgspec.Raw(b'{"NULL":true}')
 
 
@@ -33,22 +34,33 @@ class Projection:
     """
 
     def __init__(self, columns: Sequence[BodyColumn]) -> None:
-        self._whole = columns[0].attribute is None  # then it is the only one
+        self._columns = columns
+        self._parts: dict[frozenset[str], Projection] = {}
+        self._whole = [column.attribute for column in columns] == [None]
         fields = [_field(f"c{i}", column) for i, column in enumerate(columns)]
         names = {f"c{i}": column.attribute or "" for i, column in enumerate(columns)}
         self._rows = _decoder(fields, names)
-        self._values = attrgetter(*(_path(f"c{i}", column) for i, column in enumerate(columns)))
+        self._values = attrgetter(*(_path(f"c{i}", column) for i, column in enumerate(columns))) if columns else None
         self._only = len(columns) == 1
 
     def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
         """msgspec.DecodeError for any image that is not as usual, TypeError where there is no such way."""
         if self._whole:
             return [images]
+        if self._values is None:
+            return []
         if self._rows is None:
             raise TypeError
         decode, values = self._rows.decode, self._values
         rows = [values(decode(image)) for image in images]
         return [rows] if self._only else list(zip(*rows, strict=True))
+
+    def without(self, attributes: frozenset[str]) -> Projection:
+        """The same for the other columns: what a hook put in their place need not be decoded."""
+        if attributes not in self._parts:
+            self._parts = self._parts if len(self._parts) < _MOST_PARTS else {}
+            self._parts[attributes] = Projection([c for c in self._columns if c.attribute not in attributes])
+        return self._parts[attributes]
 
 
 def _decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) -> msgspec.json.Decoder[Any] | None:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Upsert
 from replicator.change import Change
 from replicator.checkpoints import Parked, decode
 from replicator.compaction import Circumstances, Compacted, Filing, ParkedItems, compact_latest, compact_runs
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH, version
 from replicator.transform import Document, Hook, is_declared
 

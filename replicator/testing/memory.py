@@ -9,11 +9,12 @@ from typing import Any
 
 import orjson
 
-from replicator.attributes import Item, plain
+from replicator.attributes import plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
 from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
 from replicator.doubt import Doubt
 from replicator.errors import Fenced
+from replicator.item import Item
 from replicator.target import Table
 
 

@@ -19,10 +19,11 @@ from connectors.dynamodb.exchange import Exchange
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Outcome, Upsert
 from replicator.connecting import Endpoint
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.sigv4 import Keys
 from replicator.testing.contract import at, batch, put, remove, table

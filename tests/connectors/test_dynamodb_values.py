@@ -14,10 +14,11 @@ import pytest
 from connectors.dynamodb.encode import encode
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.values import typed
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS
+from replicator.item import Item
 from replicator.json_text import Unfit
 from replicator.testing.contract import at, batch
 

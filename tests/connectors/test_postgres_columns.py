@@ -14,8 +14,9 @@ import pytest
 
 from connectors.postgres import Postgres
 from connectors.postgres.literals import NulFound, array, json_literal, literal
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Upsert
+from replicator.item import Item
 from replicator.testing.contract import at, batch, put
 from tests.connectors.postgres_kit import made, opened, rows, typed
 from tests.servers_postgres import Database

@@ -11,9 +11,10 @@ from connectors.postgres.columns import UNUSUAL, ColumnEncoder
 from connectors.postgres.encode import Encoder, TableEncoder
 from connectors.postgres.projection import Projection
 from connectors.postgres.shape import BodyColumn, shapes
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Batch, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema
+from replicator.item import Item
 from replicator.target import Table
 
 KEYS = KeySchema((KeyAttribute("pk", "S"),))
@@ -31,8 +32,9 @@ NULLS: dict[str, Any] = {"pk": "3", **dict.fromkeys(COLUMNS)}
 
 
 def parameters(bodies: list[Any], columns: dict[str, Any] | None = None) -> list[bytes | None]:
-    """What is sent for rows with these bodies."""
-    table = Table("t", KEYS, {"columns": columns or COLUMNS})
+    """What is sent for rows with these bodies; ``columns``: none for one that holds the whole document."""
+    columns = COLUMNS if columns is None else columns
+    table = Table("t", KEYS, {"columns": columns} if columns else {})
     writes = [Upsert("t", (str(n),), body, n, (str(n),)) for n, body in enumerate(bodies)]
     found = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
     assert not found.rejections, found.rejections
@@ -63,6 +65,20 @@ def test_both_ways_send_the_same(given: tuple[dict[str, Any], ...], monkeypatch:
 def test_an_amended_item_is_sent_as_the_mapping_it_stands_for() -> None:
     amended = [item | {"name": "changed", "total": Decimal(3)} for item in items(FULL, EMPTY, NULLS)]
     assert parameters(list(amended)) == parameters([dict(a) for a in amended])
+
+
+def test_an_amended_item_is_a_whole_document_with_the_new_values() -> None:
+    (item,) = items(FULL)
+    (_, document, *_) = parameters([item | {"name": "changed"}], {})
+    assert document == parameters([{**item, "name": "changed"}], {})[1]
+    assert document is not None
+    assert b"changed" in document
+
+
+def test_where_a_hook_put_every_column_in_place_nothing_of_the_image_is_needed() -> None:
+    columns = {"name": "text", "count": "bigint"}
+    amended = [item | {"name": "x", "count": n} for n, item in enumerate(items(FULL, EMPTY))]
+    assert parameters(list(amended), columns) == parameters([dict(a) for a in amended], columns)
 
 
 def test_items_amended_in_different_ways_are_sent_as_the_mappings_they_stand_for() -> None:

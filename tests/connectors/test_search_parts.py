@@ -19,10 +19,11 @@ from connectors.search.layout import layouts
 from connectors.search.progress import STRIKES, Progress
 from connectors.search.reasons import refusal
 from connectors.search.verdicts import all_stored, verdicts, worst
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.config_target import OWN_IDS, destination
 from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH, version
 from replicator.target import Table
 from replicator.testing.contract.kit import PAIR, PK, at, batch, put, remove

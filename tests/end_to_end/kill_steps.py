@@ -108,7 +108,7 @@ def _under_way(passage: Passage) -> bool:
 COMMON: Mapping[str, Step] = {
     "after positions": Step("replicator.pipeline:Pipeline.stored", "after", _begins),
     "after GetRecords": Step("replicator.stream:RecordsDecoder.__call__", "after", lambda p: bool(p.found.records)),
-    "inside a hook": Step("replicator.attributes:Item.__getitem__", "after", _in_a_hook),
+    "inside a hook": Step("replicator.item:Item.__getitem__", "after", _in_a_hook),
     "at a shard's end": Step("replicator.pipeline:Pipeline.stored", "after", _ends_a_shard),
 }
 _QUEUE = "connectors.postgres.session:Session._queue"

@@ -23,10 +23,11 @@ from psycopg import sql
 from connectors.postgres import Postgres, PostgresOptions
 from connectors.postgres.session import Session
 from connectors.postgres.silence import Watched
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Batch, Delete, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import ConfigError
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH, version
 from replicator.target import Table
 from tests.security.identifiers import is_possible, names

@@ -20,10 +20,11 @@ from connectors.search.failures import READING, WRITING, Answer, failure
 from connectors.search.reasons import refusal
 from connectors.search.verdicts import verdicts
 from replicator import config, log, traces
-from replicator.attributes import Item, Malformed
+from replicator.attributes import Malformed
 from replicator.aws import Boto, connect
 from replicator.config_access import Access
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.item import Item
 from replicator.wire import WireError, without_login
 from replicator.wire import failure as aws_failure
 from tests.servers_postgres import Database

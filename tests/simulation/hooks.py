@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from replicator.attributes import Item
+from replicator.item import Item
 from replicator.transform import Document, Hook, documents
 
 Function = Callable[[Item], Any]

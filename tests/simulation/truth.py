@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from replicator import backfill
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Counts, DocumentId, Write
 from replicator.change import key_text
 from replicator.checkpoints import Gap, PipelineState, Save, ShardState, decode
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body

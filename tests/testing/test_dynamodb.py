@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.attributes import Item, from_python
+from replicator.attributes import from_python
+from replicator.item import Item
 from replicator.testing.dynamodb import (
     LOCAL,
     Dialect,

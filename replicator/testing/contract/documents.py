@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+from replicator.attributes import image
 from replicator.batch import Delete, Outcome, Upsert
 from replicator.config_target import OWN_IDS
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.target import Target
 from replicator.testing.contract.kit import (
     PAIR,
     Contract,
+    Document,
     Stored,
     as_json,
     at,
@@ -52,6 +55,16 @@ class Documents(Contract):
         opened.write(batch(put(self.every_type, 1), Upsert("contract", ("hook",), body, at(1), ("hook",))))
         found = stored(table())
         assert {**found["hook",], "pk": "types"} == found["types",]
+
+    def test_an_item_with_values_that_a_hook_put_in_place_is_stored_with_them(
+        self, opened: Target, stored: Stored
+    ) -> None:
+        """``item | {...}``, as all documents of a batch, with every type left as it is, put in place, and added."""
+        wanted: Document = {"text": "theirs", "added": Decimal("0.10"), "texts": {"b", "a"}, "map": {"bytes": b"\xff"}}
+        items: dict[str, Document] = {"one": {**self.every_type, "pk": "one"}, "other": {"pk": "other", "text": "old"}}
+        writes = [Upsert("contract", (pk,), Item(image(item)) | wanted, at(1), (pk,)) for pk, item in items.items()]
+        assert opened.write(batch(*writes)) == Outcome()
+        assert stored(table()) == {(pk,): as_json({**item, **wanted}) for pk, item in items.items()}
 
     def test_stores_items_of_any_shape(self, opened: Target, stored: Stored) -> None:
         """Ten thousand attributes, names of 255 bytes that differ in their last, any characters, deep nesting."""

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from replicator.attributes import Item, image
+from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert, Write
 from replicator.change import KeyAttribute, KeySchema
 from replicator.checkpoints import Owner, Save
 from replicator.config_target import destination
+from replicator.item import Item
 from replicator.position import FIRST_EPOCH, version
 from replicator.target import Table, Target, Transactional
 

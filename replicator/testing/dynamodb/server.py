@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from replicator import attributes
+from replicator.item import Item
 from replicator.testing.dynamodb.calls import CALLS, check
 from replicator.testing.dynamodb.catalog import Catalog
 from replicator.testing.dynamodb.faults import AWS, Dialect, Faults, Misreport
@@ -107,7 +108,7 @@ class DynamoDB:
     def items(self, table: str) -> list[dict[str, Any]]:
         """All items in plain Python values, in no particular order."""
         with self._lock:
-            return [dict(attributes.Item(image)) for image in self._catalog.table(table).images()]
+            return [dict(Item(image)) for image in self._catalog.table(table).images()]
 
     def stream_arn(self, table: str) -> str:
         """The ARN of the table's latest stream, "" if it never had one."""
