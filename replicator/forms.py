@@ -11,10 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from operator import add
 
 import msgspec
 
 from replicator.attributes import exact
+from replicator.frame import Frame, Given
 
 MOST_FORMS = 256
 LONGEST = 4096  # bytes of a form without its values
@@ -72,7 +74,7 @@ class Form:
 class Quick:
     """One expression for all images of a form whose leaves are of the same kinds."""
 
-    __slots__ = ("_line", "_sets", "_template", "match")
+    __slots__ = ("_frame", "_framed", "_line", "_pieces", "_sets", "_template", "match")
 
     def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
         kinds = [leaf[0][2:].partition(b'"')[0] for leaf in _LEAF.finditer(image)]
@@ -80,8 +82,11 @@ class Quick:
         expression = next(between) + b"".join(_OF_KIND[kind] + next(between) for kind in kinds)
         self.match = re.compile(expression + b"()").fullmatch  # with two groups at least, findall makes tuples
         self._line = re.compile(expression + b"()\n").findall
+        self._pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
         self._sets = [(i, _SORTED[kind]) for i, kind in enumerate(kinds) if kind in _SORTED]
+        self._frame: Frame | None = None
+        self._framed: bytes | None = None
 
     def filled(self, values: tuple[bytes, ...]) -> bytes:
         for i, in_order in self._sets:
@@ -89,13 +94,29 @@ class Quick:
                 values = (*values[:i], found, *values[i + 1 :])
         return self._template % values
 
-    def lines(self, images: bytes, count: int) -> Sequence[bytes] | None:
-        """What ``count`` images come to that each end with a line feed; None if not all are of this form.
+    def all_filled(self, rows: Sequence[tuple[bytes, ...]]) -> Sequence[bytes]:
+        return list(map(self._template.__mod__, rows))
+
+    def within(self, frame: Frame) -> bytes | None:
+        """The template of a line of ``frame`` with an image of this form in it; None where a name in it is taken."""
+        if self._frame is not frame:
+            template = None if frame.takes(b"0".join(self._pieces)) else self._template.removesuffix(b"}%b")[1:]
+            self._frame, self._framed = frame, None if template is None else frame.around(template + b"%b")
+        return self._framed
+
+    def rows(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
+        """The values of ``count`` images that each end with a line feed; None if not all are of this form.
 
         No part of an image is taken for one: what ends where the outermost map ends began where that began.
         """
         rows = self._line(images)
-        return list(map(self.filled, rows)) if len(rows) == count == images.count(b"\n") else None
+        if len(rows) != count or images.count(b"\n") != count:
+            return None
+        for i, in_order in self._sets:
+            sets = [row[i] for row in rows]
+            if (found := list(map(in_order, sets))) != sets:
+                rows = [(*row[:i], one, *row[i + 1 :]) for row, one in zip(rows, found, strict=True)]
+        return rows
 
 
 class Forms:
@@ -138,12 +159,23 @@ class Forms:
 
     def together(self, images: Sequence[Image]) -> Sequence[bytes] | None:
         """The same of up to ``TOGETHER`` images, in a third less time; None if they have to be looked at one by one."""
+        rows = self._rows(images)
+        return None if rows is None or self._quick is None else self._quick.all_filled(rows)
+
+    def framed(self, frame: Frame, given: Given, images: Sequence[Image]) -> Sequence[bytes] | None:
+        """Up to ``TOGETHER`` images of items as lines of ``frame``; None if they have to be looked at one by one."""
+        template = None if self._quick is None else self._quick.within(frame)
+        rows = None if template is None else self._rows(images)
+        return None if template is None or rows is None else list(map(template.__mod__, map(add, given, rows)))
+
+    def _rows(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
+        """The values of images that are all of the form of those before; None if they are not, or not surely."""
         if self._quick is None or self._alike < TOGETHER or set(map(type, images)) != {msgspec.Raw}:
             return None
         joined = b"\n".join([*images, b""])
         try:
             if len(joined) <= LARGEST and _is_plain(joined) and (joined.isascii() or joined.decode()):
-                found = self._quick.lines(joined, len(images))
+                found = self._quick.rows(joined, len(images))
                 if found is not None:
                     return found
         except ValueError:
@@ -211,10 +243,15 @@ def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:
 
 
 def _texts(members: bytes) -> bytes:
-    """A set as a sorted array: UTF-8 has the order of code points. ValueError for escapes, which have not."""
+    """A set as a sorted array: UTF-8 has the order of code points. ValueError for escapes, which have not.
+
+    The very ``members`` where they are in order already.
+    """
     if b"\\" in members:
         raise ValueError
-    return b'["%b"]' % b'","'.join(sorted(members[2:-2].split(b'","')))
+    found = members[2:-2].split(b'","')
+    in_order = sorted(found)
+    return members if in_order == found else b'["%b"]' % b'","'.join(in_order)
 
 
 def _numbers(members: bytes) -> bytes:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import repeat
+from operator import add, contains
 from typing import Any
 from uuid import UUID
 
 import orjson
 
 from replicator.attributes import Amended, Item, Malformed, Typed, number, plain, typed
-from replicator.forms import TOGETHER, Forms, Image
+from replicator.forms import Forms, Image
+from replicator.frame import Frame, Given
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not what DynamoDB sends"
+_literal = orjson.Fragment
+_BREAK = orjson.Fragment(b"\n")
 _DEEPEST = 200  # levels; orjson's own limit is 254
 
 
@@ -51,6 +55,28 @@ def _of_python(value: object) -> bytes:
     return found
 
 
+def separately(texts: Sequence[str]) -> list[bytes]:
+    """Each text as JSON. TypeError for half surrogates."""
+    return _cut(_with_breaks(texts), b"[\n,", b",\n,", b"]") if texts else []
+
+
+def _with_breaks(values: Sequence[object]) -> bytes:
+    """At least one value as a JSON array with a line feed before each, which is in none: orjson writes no line feed.
+
+    In one go, because the buffer that each of orjson's texts begins with costs as much as a small document.
+    """
+    parts: list[object] = [_BREAK] * (2 * len(values))
+    parts[1::2] = values
+    return orjson.dumps(parts, default=_default, option=_PLAIN)
+
+
+def _cut(text: bytes, before: bytes, between: bytes, after: bytes) -> list[bytes]:
+    found = text.split(between)
+    found[0] = found[0].removeprefix(before)
+    found[-1] = found[-1].removesuffix(after)
+    return found
+
+
 class DocumentText:
     """Whole bodies as JSON, in UTF-8: an item as it is, an item with a hook's values in it, or what a hook returned.
 
@@ -68,13 +94,28 @@ class DocumentText:
         except (ValueError, TypeError) as e:
             raise Unfit(_NOT_DYNAMODB) from e
 
-    def together(self, bodies: Sequence[Mapping[str, object]]) -> Iterator[bytes | None]:
-        """One by one the same for all of them, as far as they can be made together; None for one that cannot."""
-        for start in range(0, len(bodies), TOGETHER):
-            some = bodies[start : start + TOGETHER]
-            alike = set(map(type, some)) == {Item}
-            made = self._image.together([item.image for item in some]) if alike else None  # type: ignore[attr-defined]
-            yield from made or repeat(None, len(some))
+    def framed(self, frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
+        """Up to ``forms.TOGETHER`` bodies as lines of ``frame``; None if they have to be looked at one by one."""
+        kinds = set(map(type, bodies))
+        if kinds == {Item}:
+            return self._image.framed(frame, given, [item.image for item in bodies])  # type: ignore[attr-defined]
+        return _framed(frame, given, bodies) if kinds == {dict} else None
+
+
+def _framed(frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
+    """What hooks returned."""
+    try:
+        text = _with_breaks(bodies)
+        fields = _cut(text, b"[\n,{", b"},\n,{", b"}]")
+        for body, found in zip(bodies, fields, strict=True) if b"null" in text else ():
+            if b"null" in found:
+                _careful(body, 0)
+    except (TypeError, ValueError, Unfit):
+        return None
+    taken = frame.taken is not None and any(map(contains, bodies, repeat(frame.taken)))
+    if taken or len(fields) != len(bodies) or not all(fields):
+        return None
+    return list(map(frame.around(b"%b").__mod__, map(add, given, zip(fields, strict=True))))
 
 
 def plain_image(image: Image) -> bytes:
@@ -103,7 +144,9 @@ def utf8(value: str) -> str:
 def _default(value: object) -> Any:
     """What orjson does not write by itself."""
     if type(value) is Decimal and value.is_finite():  # nearly always; its text is a JSON literal already
-        return orjson.Fragment(str(value))
+        return _literal(str(value))
+    if type(value) is frozenset:
+        return _sorted(value)
     match value:
         case set() | frozenset():
             return _sorted(value)
@@ -159,8 +202,7 @@ def _finite(value: Any) -> Any:
 def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
     """As DynamoDB's own sets are sorted here: binary members by what stands for them in JSON."""
     try:
-        if bytes not in map(type, members):
-            return sorted(members)
-        return sorted(members, key=lambda m: base64.b64encode(m) if isinstance(m, bytes) else m)
+        found = sorted(members)
     except TypeError:
         raise Unfit("contains a set of unlike members") from None
+    return sorted(found, key=base64.b64encode) if found and isinstance(found[0], bytes) else found
