@@ -48,6 +48,7 @@ _OF_KIND = {
 }
 _SETS = b"SNB"  # how a set begins in the group; nothing else does
 _ESCAPES = (rb"\n", rb"\t", rb"\r", rb"\f", rb"\b")  # written as they are read, and without a quote
+_END = b"\0"  # of an image, in a row of them: JSON has none
 _json = msgspec.json.Decoder(msgspec.Raw)  # reads valid JSON, and makes nothing of it
 
 Image = bytes | msgspec.Raw
@@ -74,14 +75,14 @@ class Form:
 class Quick:
     """One expression for all images of a form whose leaves are of the same kinds."""
 
-    __slots__ = ("_frame", "_framed", "_line", "_pieces", "_sets", "_template", "match")
+    __slots__ = ("_frame", "_framed", "_pieces", "_rows", "_sets", "_template", "match")
 
     def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
         kinds = [leaf[0][2:].partition(b'"')[0] for leaf in _LEAF.finditer(image)]
         between = map(re.escape, _LEAF.split(image)[::2])
         expression = next(between) + b"".join(_OF_KIND[kind] + next(between) for kind in kinds)
         self.match = re.compile(expression + b"()").fullmatch  # with two groups at least, findall makes tuples
-        self._line = re.compile(expression + b"()\n").findall
+        self._rows = re.compile(expression + b"()" + _END).findall
         self._pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
         self._sets = [(i, _SORTED[kind]) for i, kind in enumerate(kinds) if kind in _SORTED]
@@ -105,12 +106,13 @@ class Quick:
         return self._framed
 
     def rows(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
-        """The values of ``count`` images that each end with a line feed; None if not all are of this form.
+        """The values of ``count`` images that each end with ``_END``; None if not all are of this form.
 
-        No part of an image is taken for one: what ends where the outermost map ends began where that began.
+        No part of an image is taken for one: each match holds the end of one image, so none holds that of two, and what
+        ends where the outermost map ends began where that began.
         """
-        rows = self._line(images)
-        if len(rows) != count or images.count(b"\n") != count:
+        rows = self._rows(images)
+        if len(rows) != count:
             return None
         for i, in_order in self._sets:
             sets = [row[i] for row in rows]
@@ -172,7 +174,7 @@ class Forms:
         """The values of images that are all of the form of those before; None if they are not, or not surely."""
         if self._quick is None or self._alike < TOGETHER or set(map(type, images)) != {msgspec.Raw}:
             return None
-        joined = b"\n".join([*images, b""])
+        joined = _END.join([*images, b""])
         try:
             if len(joined) <= LARGEST and _is_plain(joined) and (joined.isascii() or joined.decode()):
                 found = self._quick.rows(joined, len(images))

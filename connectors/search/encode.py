@@ -170,6 +170,8 @@ _WHOLE = b',"%b":%%b}' % WHOLE.encode()
 
 def cut(sizes: Sequence[int], most_bytes: int, most: int) -> list[slice]:
     """Where to cut a row of things of these sizes, so that each piece keeps within both limits (or is alone)."""
+    if sizes and len(sizes) <= most and sum(sizes) <= most_bytes:  # nearly always
+        return [slice(0, len(sizes))]
     found: list[slice] = []
     start, total = 0, 0
     for i, size in enumerate(sizes):
