@@ -12,6 +12,7 @@ from operator import add, contains
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import orjson
 
 from replicator.attributes import Amended, Item, Malformed, Typed, number, plain, typed
@@ -20,6 +21,7 @@ from replicator.frame import Frame, Given
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not what DynamoDB sends"
+_raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _literal = orjson.Fragment
 _BREAK = orjson.Fragment(b"\n")
 _DEEPEST = 200  # levels; orjson's own limit is 254
@@ -88,7 +90,7 @@ class DocumentText:
 
     def __call__(self, body: Mapping[str, object]) -> bytes:
         if type(body) is not Item:
-            return _of_amended(body) if type(body) is Amended else _of_python(body)
+            return self._of_amended(body) if type(body) is Amended else _of_python(body)
         try:
             return self._image(body.image)
         except (ValueError, TypeError) as e:
@@ -99,11 +101,39 @@ class DocumentText:
         kinds = set(map(type, bodies))
         if kinds == {Item}:
             return self._image.framed(frame, given, [item.image for item in bodies])  # type: ignore[attr-defined]
-        return _framed(frame, given, bodies) if kinds == {dict} else None
+        if kinds == {dict}:
+            return _framed(frame, given, bodies)
+        return self._amended(frame, given, bodies) if kinds == {Amended} else None  # type: ignore[arg-type]
+
+    def _amended(self, frame: Frame, given: Given, bodies: Sequence[Amended]) -> Sequence[bytes] | None:
+        changes = [body.changes for body in bodies]
+        names = tuple(changes[0])
+        if {tuple(change) for change in changes} != {names}:
+            return None
+        fields = _fields(changes)
+        images = [body.item.image for body in bodies]
+        return None if fields is None else self._image.amended(frame, given, images, names, fields)
+
+    def _of_amended(self, body: Amended) -> bytes:
+        """Only what the hook put there is looked at as Python's values."""
+        try:
+            whole = _raws.decode(self._image(body.item.image))
+        except (ValueError, TypeError):  # what the hook replaced may be to blame
+            return _of_amended(body)
+        found = {name: orjson.Fragment(bytes(raw)) for name, raw in whole.items() if name not in body.changes}
+        changes = {_name(name): orjson.Fragment(_of_python(value)) for name, value in body.changes.items()}
+        return orjson.dumps(found | changes)
 
 
 def _framed(frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
-    """What hooks returned."""
+    fields = _fields(bodies)
+    if fields is None or (frame.taken is not None and any(map(contains, bodies, repeat(frame.taken)))):
+        return None
+    return list(map(frame.around(b"%b").__mod__, map(add, given, zip(fields, strict=True))))
+
+
+def _fields(bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
+    """The JSON of dictionaries from hooks, without the braces; None if one is empty or takes a closer look."""
     try:
         text = _with_breaks(bodies)
         fields = _cut(text, b"[\n,{", b"},\n,{", b"}]")
@@ -112,10 +142,7 @@ def _framed(frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) 
                 _careful(body, 0)
     except (TypeError, ValueError, Unfit):
         return None
-    taken = frame.taken is not None and any(map(contains, bodies, repeat(frame.taken)))
-    if taken or len(fields) != len(bodies) or not all(fields):
-        return None
-    return list(map(frame.around(b"%b").__mod__, map(add, given, zip(fields, strict=True))))
+    return fields if len(fields) == len(bodies) and all(fields) else None
 
 
 def plain_image(image: Image) -> bytes:

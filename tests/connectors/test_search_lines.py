@@ -18,9 +18,10 @@ from connectors.search.encode import TableEncoder
 from connectors.search.ids import LONGEST, index_id, index_ids
 from connectors.search.layout import Layout, layouts
 from replicator import forms, json_text
-from replicator.attributes import Item, image
+from replicator.attributes import Amended, Item, image
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
 from replicator.config_target import OWN_IDS
+from replicator.frame import Frame
 from replicator.json_text import DocumentText, Unfit
 from replicator.target import Table
 from replicator.testing.contract.kit import PAIR, PK, at
@@ -55,7 +56,8 @@ def expected(write: Upsert, of: Layout) -> bytes | str:
     except (UnicodeEncodeError, TypeError):
         return "the key contains half of a surrogate pair, which is no text"
     try:
-        body = DocumentText()(write.body)
+        exact = json_text._of_amended if type(write.body) is Amended else DocumentText()
+        body = exact(write.body)
     except Unfit as e:
         return f"the document {e}"
     if of.whole:
@@ -115,7 +117,7 @@ def items(source: random.Random) -> list[Item]:
                 return set(source.sample(numbers, source.randrange(1, 4)))
             case "BOOL":
                 return source.random() < 0.5
-        return {"replicator": source.choice(texts), "l": [source.choice(numbers)]}
+        return {"replicator": source.choice(texts), "0": [source.choice(numbers)]}
 
     def one() -> Item:
         found = image({name: attribute(kind) for name, kind in zip(names, kinds, strict=True)})
@@ -127,6 +129,20 @@ def items(source: random.Random) -> list[Item]:
 
 def documents(source: random.Random) -> Sequence[Mapping[str, Any]]:
     return [document(source) for _ in range(40)]
+
+
+def amended(source: random.Random) -> Sequence[Mapping[str, Any]]:
+    """Items with the same names changed, later others, and here and there odd ones; some names are the items'."""
+    found = items(source)
+    names = [*NAMES, "replicator", *(name for name in found[0] if name != "pk")]
+    usual = [source.sample(names, source.randrange(1, 4)) for _ in range(2)]
+    odd: list[Amended] = [Item(b'{"a":1,"b":{"S":"x"}}') | {"a": 2}, found[0] | {}, found[0] | {"replicator": 1}]
+
+    def one(n: int, of: Item) -> Amended:
+        changed = usual[n * 2 // len(found)] if source.random() < 0.98 else NAMES
+        return of | (MappingProxyType if source.random() < 0.05 else dict)({name: value(source) for name in changed})
+
+    return [one(n, of) if source.random() < 0.98 else source.choice(odd) for n, of in enumerate(found)]
 
 
 def mixed(source: random.Random) -> Sequence[Mapping[str, Any]]:
@@ -159,7 +175,7 @@ def test_lines_made_together_are_those_of_each_by_itself(table: Table, seed: int
     source, of = random.Random(seed), layout(table)
     encoder = TableEncoder(of)
     for _ in range(20):
-        bodies = source.choice((items, documents, mixed))(source)
+        bodies = source.choice((items, documents, amended, mixed))(source)
         keys = [key(source, of, n) for n in range(len(bodies))]
         writes = [Upsert("contract", k, body, at(n), k) for n, (k, body) in enumerate(zip(keys, bodies, strict=True))]
         assert made(encoder, writes) == {w.id: expected(w, of) for w in writes}
@@ -180,6 +196,20 @@ def test_deletes_between_them_stay_where_they_are(table: Table) -> None:
                 assert entry.lines == expected(entry.write, of)
             else:
                 assert entry.plain is not None
+
+
+@pytest.mark.usefixtures("few_together")
+def test_the_same_documents_go_into_other_lines_too() -> None:
+    text, item = DocumentText(), Item(msgspec.json.decode(image({"a": "x"}), type=msgspec.Raw))
+    given = [(b"1",), (b"2",)]
+    for _ in range(20):
+        text(item)
+    for frame in (Frame(b"%b:", b";"), Frame(b"<%b ", b">"), Frame(b"<%b ", b">", "a")):
+        before, after = frame.before.partition(b"%b")[2], frame.after
+        for bodies, fields in (([item] * 2, b'"a":"x"'), ([item | {"b": 1}] * 2, b'"a":"x","b":1')):
+            opening = frame.before.removesuffix(b"%b" + before)
+            found = [opening + n + before + fields + after for (n,) in given]
+            assert text.framed(frame, given, bodies) == (None if frame.taken else found)
 
 
 def test_sets_are_in_the_order_of_what_stands_for_their_members_in_json() -> None:
@@ -208,13 +238,12 @@ def test_documents_that_are_alike_are_hardly_ever_looked_at_one_by_one(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted, of = Counted(monkeypatch), layout(table)
-    encoder = TableEncoder(of)
-    documents = [{"a": f"ü{n}", "n": Decimal(n), "s": {"b", f"a{n}"}, "m": {"l": [n, None]}} for n in range(10_000)]
-    for bodies, most in (
-        (documents, 0),
-        ([Item(msgspec.json.decode(image(d), type=msgspec.Raw)) for d in documents], 1000),
-    ):
-        counted.documents = 0
+    documents: Sequence[Mapping[str, Any]] = [
+        {"a": f"ü{n}", "n": Decimal(n), "s": {"b", f"a{n}"}, "m": {"l": [n, None]}} for n in range(10_000)
+    ]
+    images = [Item(msgspec.json.decode(image(d), type=msgspec.Raw)) for d in documents]
+    for bodies, most in ((documents, 0), (images, 1000), ([item | {"a": 1, "b": 2} for item in images], 1000)):
+        encoder, counted.documents = TableEncoder(of), 0
         keys = [(f"ü{n}",) * len(of.parts) for n in range(len(bodies))]
         writes = [Upsert("contract", k, body, at(1), k) for k, body in zip(keys, bodies, strict=True)]
         assert len(list(encoder.entries(writes, "s", []))) == len(writes)
