@@ -9,12 +9,13 @@ byte; whatever is not surely so takes that way: odd escapes, numbers in a spelli
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Sequence
+from operator import add
 
 import msgspec
 
-from replicator.attributes import exact
+from replicator.frame import Frame, Given, Kept, without
+from replicator.leaves import LEAF, OF_KIND, SETS, SORTED
 
 MOST_FORMS = 256
 LONGEST = 4096  # bytes of a form without its values
@@ -25,27 +26,8 @@ SELDOM = 16
 TOGETHER = 256  # images that are looked at at once, after as many of the same form
 LARGEST = 1 << 20  # bytes of them
 
-# Only valid JSON without escaped quotes is split: there each quote begins or ends a text, and `[^"]*+` is all of one.
-# Nothing here backtracks (`*+`, `++`, `?+`), and no leaf begins inside another: time is linear in the image.
-_TEXT = rb'"[^"]*+"'
-_NUMBER = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
-_TEXTS = rb"\[" + _TEXT + rb"(?:," + _TEXT + rb")*+\]"
-_NUMBERS = rb'\["' + _NUMBER + rb'"(?:,"' + _NUMBER + rb'")*+\]'
-_LEAF = re.compile(
-    rb'\{"(?:[SB]":(?=")|N":"(?=[-0-9])|BOOL":(?=[tf])|(?=[SNB]S":\["))'
-    rb"(" + _TEXT + rb"|" + _NUMBER + rb'(?=")|true|false|[SB]S":' + _TEXTS + rb'|NS":' + _NUMBERS + rb')"?+\}'
-)  # one group: the value as plain JSON has it, but sets begin with their kind
-_OF_KIND = {
-    b"S": rb'\{"S":(' + _TEXT + rb")\}",
-    b"B": rb'\{"B":(' + _TEXT + rb")\}",
-    b"N": rb'\{"N":"(' + _NUMBER + rb')"\}',
-    b"BOOL": rb'\{"BOOL":(true|false)\}',
-    b"SS": rb'\{"SS":(' + _TEXTS + rb")\}",
-    b"BS": rb'\{"BS":(' + _TEXTS + rb")\}",
-    b"NS": rb'\{"NS":(' + _NUMBERS + rb")\}",
-}
-_SETS = b"SNB"  # how a set begins in the group; nothing else does
 _ESCAPES = (rb"\n", rb"\t", rb"\r", rb"\f", rb"\b")  # written as they are read, and without a quote
+_END = b"\0"  # of an image, in a row of them: JSON has none
 _json = msgspec.json.Decoder(msgspec.Raw)  # reads valid JSON, and makes nothing of it
 
 Image = bytes | msgspec.Raw
@@ -64,7 +46,7 @@ class Form:
 
     def filled(self, parts: list[bytes]) -> bytes:
         """The image, split into ``parts`` at its leaves, with these pieces between them."""
-        parts[1::2] = [_SORTED[v[:2]](v[4:]) if v[0] in _SETS else v for v in parts[1::2]]
+        parts[1::2] = [SORTED[v[:2]](v[4:]) if v[0] in SETS else v for v in parts[1::2]]
         parts[::2] = self.pieces
         return b"".join(parts)
 
@@ -72,16 +54,20 @@ class Form:
 class Quick:
     """One expression for all images of a form whose leaves are of the same kinds."""
 
-    __slots__ = ("_line", "_sets", "_template", "match")
+    __slots__ = ("_amended", "_frame", "_framed", "_pieces", "_rows", "_sets", "_template", "match")
 
     def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
-        kinds = [leaf[0][2:].partition(b'"')[0] for leaf in _LEAF.finditer(image)]
-        between = map(re.escape, _LEAF.split(image)[::2])
-        expression = next(between) + b"".join(_OF_KIND[kind] + next(between) for kind in kinds)
+        kinds = [leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)]
+        between = map(re.escape, LEAF.split(image)[::2])
+        expression = next(between) + b"".join(OF_KIND[kind] + next(between) for kind in kinds)
         self.match = re.compile(expression + b"()").fullmatch  # with two groups at least, findall makes tuples
-        self._line = re.compile(expression + b"()\n").findall
+        self._rows = re.compile(expression + b"()" + _END).findall
+        self._pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
-        self._sets = [(i, _SORTED[kind]) for i, kind in enumerate(kinds) if kind in _SORTED]
+        self._sets = [(i, SORTED[kind]) for i, kind in enumerate(kinds) if kind in SORTED]
+        self._frame: Frame | None = None
+        self._framed: bytes | None = None
+        self._amended: tuple[Frame, Sequence[str], tuple[bytes, Kept] | None] | None = None
 
     def filled(self, values: tuple[bytes, ...]) -> bytes:
         for i, in_order in self._sets:
@@ -89,13 +75,39 @@ class Quick:
                 values = (*values[:i], found, *values[i + 1 :])
         return self._template % values
 
-    def lines(self, images: bytes, count: int) -> Sequence[bytes] | None:
-        """What ``count`` images come to that each end with a line feed; None if not all are of this form.
+    def all_filled(self, rows: Sequence[tuple[bytes, ...]]) -> Sequence[bytes]:
+        return list(map(self._template.__mod__, rows))
 
-        No part of an image is taken for one: what ends where the outermost map ends began where that began.
+    def within(self, frame: Frame) -> bytes | None:
+        """The template of a line of ``frame`` with an image of this form in it; None where a name in it is taken."""
+        if self._frame is not frame:
+            template = None if frame.takes(b"0".join(self._pieces)) else self._template.removesuffix(b"}%b")[1:]
+            self._frame, self._framed = frame, None if template is None else frame.around(template + b"%b")
+        return self._framed
+
+    def amended(self, frame: Frame, names: Sequence[str]) -> tuple[bytes, Kept] | None:
+        """The same without the fields of these names, and with a place for what is there instead, behind the others."""
+        if self._amended is None or self._amended[0] is not frame or self._amended[1] != names:
+            fields, kept = without(self._pieces, names)
+            template = frame.around(fields + b"%b%b" + (b",%b" if fields else b"%b"))
+            taken = frame.taken in names or frame.takes(b"0".join(self._pieces))
+            self._amended = frame, names, None if taken else (template, kept)
+        return self._amended[2]
+
+    def rows(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
+        """The values of ``count`` images that each end with ``_END``; None if not all are of this form.
+
+        No part of an image is taken for one: each match holds the end of one image, so none holds that of two, and what
+        ends where the outermost map ends began where that began.
         """
-        rows = self._line(images)
-        return list(map(self.filled, rows)) if len(rows) == count == images.count(b"\n") else None
+        rows = self._rows(images)
+        if len(rows) != count:
+            return None
+        for i, in_order in self._sets:
+            sets = [row[i] for row in rows]
+            if (found := list(map(in_order, sets))) != sets:
+                rows = [(*row[:i], one, *row[i + 1 :]) for row, one in zip(rows, found, strict=True)]
+        return rows
 
 
 class Forms:
@@ -138,12 +150,34 @@ class Forms:
 
     def together(self, images: Sequence[Image]) -> Sequence[bytes] | None:
         """The same of up to ``TOGETHER`` images, in a third less time; None if they have to be looked at one by one."""
+        rows = self._rows(images)
+        return None if rows is None or self._quick is None else self._quick.all_filled(rows)
+
+    def framed(self, frame: Frame, given: Given, images: Sequence[Image]) -> Sequence[bytes] | None:
+        """Up to ``TOGETHER`` images of items as lines of ``frame``; None if they have to be looked at one by one."""
+        template = None if self._quick is None else self._quick.within(frame)
+        rows = None if template is None else self._rows(images)
+        return None if template is None or rows is None else list(map(template.__mod__, map(add, given, rows)))
+
+    def amended(
+        self, frame: Frame, given: Given, images: Sequence[Image], names: Sequence[str], fields: Sequence[bytes]
+    ) -> Sequence[bytes] | None:
+        """The same with ``fields`` in place of those of these ``names``."""
+        made = None if self._quick is None else self._quick.amended(frame, names)
+        rows = None if made is None else self._rows(images)
+        if made is None or rows is None:
+            return None
+        template, kept = made
+        return list(map(template.__mod__, map(add, map(add, given, map(kept, rows)), zip(fields, strict=True))))
+
+    def _rows(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
+        """The values of images that are all of the form of those before; None if they are not, or not surely."""
         if self._quick is None or self._alike < TOGETHER or set(map(type, images)) != {msgspec.Raw}:
             return None
-        joined = b"\n".join([*images, b""])
+        joined = _END.join([*images, b""])
         try:
             if len(joined) <= LARGEST and _is_plain(joined) and (joined.isascii() or joined.decode()):
-                found = self._quick.lines(joined, len(images))
+                found = self._quick.rows(joined, len(images))
                 if found is not None:
                     return found
         except ValueError:
@@ -156,7 +190,7 @@ class Forms:
         if self._strangers >= PATIENCE and self._strangers % SELDOM:
             self._strangers += 1
             return None
-        parts = _LEAF.split(image)
+        parts = LEAF.split(image)
         form = self._form(tuple(parts[::2]))
         if form is None:
             self._strangers += 1
@@ -210,22 +244,6 @@ def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:
     return [*pieces, rest]
 
 
-def _texts(members: bytes) -> bytes:
-    """A set as a sorted array: UTF-8 has the order of code points. ValueError for escapes, which have not."""
-    if b"\\" in members:
-        raise ValueError
-    return b'["%b"]' % b'","'.join(sorted(members[2:-2].split(b'","')))
-
-
-def _numbers(members: bytes) -> bytes:
-    found: list[bytes] = sorted(members[2:-2].split(b'","'), key=_value)
-    return b"[%b]" % b",".join(found)
-
-
-def _value(digits: bytes) -> Decimal:
-    return exact(digits.decode())
-
-
 def _is_plain(images: bytes) -> bool:
     """Whether all escapes are written as they are read, and none is a quote."""
     return b"\\" not in images or images.count(b"\\") == sum(map(images.count, _ESCAPES))
@@ -237,6 +255,3 @@ def _is_json(image: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
-
-
-_SORTED: Mapping[bytes, Callable[[bytes], bytes]] = {b"SS": _texts, b"BS": _texts, b"NS": _numbers}

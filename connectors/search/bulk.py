@@ -58,7 +58,7 @@ class Bulk:
         """Begin to send lines (an action with its document each) to the index of ``layout``."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._in_flight, thread_name_prefix="bulk")
-        pieces = cut([len(line) for line in lines], self.size.bytes, self.size.documents)
+        pieces = cut(list(map(len, lines)), self.size.bytes, self.size.documents)
         return [(piece, self._threads.submit(self._deliver, layout, lines[piece])) for piece in pieces]
 
     def store(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:

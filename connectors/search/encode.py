@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import msgspec
 import orjson
 
-from connectors.search.ids import index_id
+from connectors.search.ids import index_id, index_ids
 from connectors.search.layout import OURS, WHOLE, Layout
 from replicator.batch import Batch, Rejection, Upsert, Write
-from replicator.json_text import DocumentText, Unfit
+from replicator.forms import TOGETHER
+from replicator.frame import Frame
+from replicator.json_text import DocumentText, Unfit, separately
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -22,9 +25,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     write: Write
     source: str
-    id: str
     lines: bytes
     plain: bytes | None = None
+
+    @property
+    def id(self) -> str:
+        """The document's id inside the index."""
+        return index_id(self.write.id)
 
     def sent(self, *, tombstones: bool) -> bytes:
         return self.lines if self.plain is None or tombstones else self.plain
@@ -51,10 +58,17 @@ def encode(batch: Batch, encoders: Mapping[str, TableEncoder]) -> Encoded:
 
 
 def _by_table(writes: Sequence[Write]) -> Mapping[str, Sequence[Write]]:
+    if len(tables := {write.table for write in writes}) == 1:  # nearly always
+        return dict.fromkeys(tables, writes)
     found: dict[str, list[Write]] = {}
     for write in writes:
         found.setdefault(write.table, []).append(write)
     return found
+
+
+_Values = tuple[bytes, ...]
+_Made = tuple[_Values | None, bytes | None]
+"""What a document's line says of its key, and the line."""
 
 
 class TableEncoder:
@@ -62,54 +76,84 @@ class TableEncoder:
 
     def __init__(self, layout: Layout) -> None:
         self._whole = layout.whole
+        self._parts = len(layout.parts)
         self._routed_by = layout.routed_by
         self._in_action = 2 if layout.routed_by is None else 3
         self._body = DocumentText()
         routing = b"" if layout.routed_by is None else b',"routing":%b'
-        target = b'{"_id":%b,"version":%d,"version_type":"external"' + routing + b"}}\n"
-        ours = b'{"%b":{"version":%%d' % OURS.encode() + b"".join(b',"%b":%%b' % part.encode() for part in layout.parts)
+        target = b'{"_id":%b,"version":%b,"version_type":"external"' + routing + b"}}\n"
+        ours = b'{"%b":{"version":%%b' % OURS.encode() + b"".join(b',"%b":%%b' % part.encode() for part in layout.parts)
         self._delete = b'{"delete":' + target
         self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
         self._upsert = b'{"index":' + target + ours + b"}%b\n"
+        fields = self._upsert.removesuffix(b"%b\n") + (b',"%b":{' % WHOLE.encode() if layout.whole else b",")
+        self._frame = Frame(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)
 
     def entries(self, writes: Sequence[Write], source: str, rejections: list[Rejection]) -> Iterator[Entry]:
         """Entries for what an index can hold; the rest is added to ``rejections``."""
-        bodies = self._body.together([write.body for write in writes if type(write) is Upsert])
+        for start in range(0, len(writes), TOGETHER):
+            some = writes[start : start + TOGETHER]
+            upserts = [write for write in some if type(write) is Upsert]
+            keys = self._keys(upserts)
+            lines = self._body.framed(self._frame, keys, [write.body for write in upserts]) if keys else None
+            if lines is not None and len(lines) == len(some):
+                yield from map(Entry, some, repeat(source), lines)
+            else:
+                made = zip(keys or repeat(None), lines or repeat(None), strict=False)
+                yield from self._one_by_one(some, made, source, rejections)
+
+    def _one_by_one(
+        self, writes: Sequence[Write], made: Iterator[_Made], source: str, rejections: list[Rejection]
+    ) -> Iterator[Entry]:
+        """``made``: what is known of each upsert."""
         for write in writes:
             try:
                 if type(write) is Upsert:
-                    yield self._stored(write, source, next(bodies))
+                    key, line = next(made)
+                    yield Entry(write, source, self._stored(write, key) if line is None else line)
                 elif (entry := self._removed(write, source)) is not None:
                     yield entry
             except Unfit as e:
                 rejections.append(Rejection(write, str(e)))
 
-    def _stored(self, write: Upsert, source: str, body: bytes | None) -> Entry:
+    def _stored(self, write: Upsert, key: _Values | None) -> bytes:
         """Unfit, with a sentence, for a document that no search engine can hold."""
         try:
-            id, key = self._key(write)
+            key = self._key(write) if key is None else key
         except (UnicodeEncodeError, TypeError):
             raise Unfit("the key contains half of a surrogate pair, which is no text") from None
-        return Entry(write, source, id, self._upsert % (*key, self._rest(write, body)))
+        return self._upsert % (*key, self._rest(write))
 
     def _removed(self, write: Write, source: str) -> Entry | None:
         try:
-            id, key = self._key(write)
+            key = self._key(write)
         except (UnicodeEncodeError, TypeError):
             return None
-        return Entry(write, source, id, self._tombstone % key, self._delete % key[: self._in_action])
+        return Entry(write, source, self._tombstone % key, self._delete % key[: self._in_action])
 
-    def _key(self, write: Write) -> tuple[str, tuple[bytes | int, ...]]:
-        """The document's id, and what the lines say of it: id, version, routing; version and the parts of its key."""
-        id, version = index_id(write.id), write.version
+    def _key(self, write: Write) -> _Values:
+        """What the lines say of a document: id, version, routing; version and the parts of its key."""
+        id, version = _text(index_id(write.id)), b"%d" % write.version
         if self._routed_by is None:
-            return id, (_text(id), version, version, *map(_text, write.id))
-        return id, (_text(id), version, _text(write.id[self._routed_by]), version, *map(_text, write.id))
+            return (id, version, version, *map(_text, write.id))
+        return (id, version, _text(write.id[self._routed_by]), version, *map(_text, write.id))
 
-    def _rest(self, write: Upsert, body: bytes | None) -> bytes:
-        """The rest of the line, after our own object. ``body``: what the document is, if that is known already."""
+    def _keys(self, writes: Sequence[Write]) -> Sequence[_Values] | None:
+        """The same of many; None where they have to be looked at one by one."""
+        ids = [write.id for write in writes]
         try:
-            body = self._body(write.body) if body is None else body
+            texts = separately([*index_ids(ids), *chain.from_iterable(ids)])
+        except (UnicodeEncodeError, TypeError):
+            return None
+        versions = [b"%d" % write.version for write in writes]
+        parts = [texts[len(ids) + i :: self._parts] for i in range(self._parts)]
+        routing = () if self._routed_by is None else (parts[self._routed_by],)
+        return list(zip(texts[: len(ids)], versions, *routing, versions, *parts, strict=True))
+
+    def _rest(self, write: Upsert) -> bytes:
+        """The rest of the line, after our own object."""
+        try:
+            body = self._body(write.body)
         except Unfit as e:
             raise Unfit(f"the document {e}") from None
         if self._whole:
@@ -126,6 +170,8 @@ _WHOLE = b',"%b":%%b}' % WHOLE.encode()
 
 def cut(sizes: Sequence[int], most_bytes: int, most: int) -> list[slice]:
     """Where to cut a row of things of these sizes, so that each piece keeps within both limits (or is alone)."""
+    if sizes and len(sizes) <= most and sum(sizes) <= most_bytes:  # nearly always
+        return [slice(0, len(sizes))]
     found: list[slice] = []
     start, total = 0, 0
     for i, size in enumerate(sizes):

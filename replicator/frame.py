@@ -1,0 +1,58 @@
+"""Lines of a target's own with a document's fields in each: what surrounds the fields, as one template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+import orjson
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+Given = Sequence[tuple[bytes, ...]]
+"""For each document the values in front of its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """``before`` the fields of a document, a template with a ``%b`` for each value that is given, and ``after`` them.
+
+    There is at least one field. ``taken``: the name that no field may have, because ``before`` has it already.
+    """
+
+    before: bytes
+    after: bytes
+    taken: str | None = None
+
+    def around(self, fields: bytes) -> bytes:
+        """A whole line's template."""
+        return self.before + fields + self.after
+
+    def takes(self, document: bytes) -> bool:
+        """Whether a field of this JSON object has the name that is taken."""
+        return self.taken is not None and self.taken in orjson.loads(document)
+
+
+Kept = Callable[[Any], Any]
+"""From all values of an image to those that are kept, as a tuple; the last of all is empty, and comes twice."""
+
+
+def without(pieces: Sequence[bytes], names: Collection[str]) -> tuple[bytes, Kept]:
+    """The template of a form's fields but these, and the values in it. There is a value between two ``pieces``."""
+    mark = b"0"  # like nothing else in the form
+    while any(mark in piece for piece in pieces):
+        mark += b"0"
+    kept: list[int] = []
+    fields: list[bytes] = []
+    at = 0
+    for name, raw in _fields.decode((b'"%b"' % mark).join(pieces)).items():
+        values = bytes(raw).split(b'"%b"' % mark)
+        if name not in names:
+            kept += range(at, at + len(values) - 1)
+            values[0] = orjson.dumps(name) + b":" + values[0]
+            fields.append(b"%b".join([value.replace(b"%", b"%%") for value in values]))
+        at += len(values) - 1
+    return b",".join(fields), itemgetter(*kept, -1, -1)
