@@ -108,7 +108,10 @@ def _check_counts(database: MemoryDatabase) -> None:
 
 
 def _check_read(database: MemoryDatabase) -> None:
-    """Each record of an epoch is read once: stored again after no crash, counted whatever became of it."""
+    """Each record of an epoch is read once: stored again after no crash, counted whatever became of it.
+
+    Of a shard whose parent is forgotten by now, nothing says any more where its ordinals began: not before the first.
+    """
     shards = {id: decode(k, id, t) for (k, id), (_, t) in database.entries.items() if k == "shard"}
     for id, state in shards.items():
         assert isinstance(state, ShardState)
@@ -116,7 +119,8 @@ def _check_read(database: MemoryDatabase) -> None:
         base = parent.ordinal if isinstance(parent, ShardState) else 0
         passed = state.ordinal - base if state.sequence is not None else 0
         counted = database.counts.get(f"shard:{id}", Counts()).read
-        assert counted == passed, f"shard {id}: {counted} records counted, {passed} passed"
+        known = parent is not None or state.parent is None
+        assert counted == passed or (counted < passed and not known), f"shard {id}: {counted} counted, {passed} passed"
 
 
 def _of_parked(id: DocumentId, parked: set[tuple[str, ...]]) -> bool:
