@@ -198,11 +198,6 @@ class Universe:
     def order_resync(self) -> None:
         self._ordered = truth.epoch_of(self.database.entries)
 
-    @property
-    def resync_ordered(self) -> bool:
-        """Whether somebody ordered one that no run has begun yet."""
-        return self._ordered == truth.epoch_of(self.database.entries)
-
     def later_between_runs(self, steps: int, do: Callable[[], None]) -> None:
         """Do something when no run lives, at that many steps from now at the earliest."""
         self._between.append((self.step + steps, do))
@@ -212,10 +207,7 @@ class Universe:
         self._between = [(at, do) for at, do in self._between if at > self.step]
         for do in due:
             self.note("between runs", do.__qualname__)
-            ordered = self.resync_ordered
             do()
-            if ordered:  # whatever the store says now: who was told to resync does so
-                self.order_resync()
 
     # Runs
 
@@ -260,7 +252,7 @@ class Universe:
         self.depth += 1
         self.runs += 1
         run = self.runs
-        resync = self.resync_ordered
+        resync = self._ordered == truth.epoch_of(self.database.entries)
         self.note("run", run, "begins", "with a resync" if resync else "")
         try:
             driver = self.driver()
