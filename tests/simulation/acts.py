@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from replicator.lineage import ancestors
 from replicator.testing.dynamodb import children_first, duplicated, parentless, reopened, stale, unordered
 from tests.simulation.clock import TOLERATED
+from tests.simulation.copies import misleads
 from tests.simulation.plan import Act
 from tests.simulation.targets import Killed
 
@@ -182,14 +183,20 @@ def restore(world: Universe, act: Act) -> None:
 
 
 def roll_back(world: Universe, act: Act) -> None:
-    """The store comes back from an older copy of itself, when nothing is under way any more, as people are told."""
-    backup = copy.deepcopy(world.database)
+    """The store comes back from an older copy of itself, when nothing is under way any more, as people are told.
+
+    They are told to order a resync, too. Here one is ordered only where a run would not notice what it needs.
+    """
+    backup, taken = copy.deepcopy(world.database), world.step
 
     def put_back() -> None:
+        needed = world.awaits_resync() or bool(world.edition)
         if world.scenario.index and not world.early:
+            needed = needed or misleads(world, taken, backup.entries)
             world.database.entries, world.database.counts = backup.entries, backup.counts
             world.late.clear()
-        if world.edition:
+            world.put_back.append((taken, world.step))
+        if needed:
             world.order_resync()
 
     world.later_between_runs(1 + act.pick(60), put_back)

@@ -19,6 +19,8 @@ from tests.simulation.world import Universe
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400"))
 PIECE = 100  # seeds that a process is given at a time
+PUT_BACK = (208573, 268411, 395855, 636537, 131954, 330586, 353642, 477403)
+"""Seeds of the first million that a store which was put back, see ``copies``, made fail."""
 
 
 @pytest.mark.timeout(60 + SEEDS)
@@ -27,6 +29,11 @@ def test_whatever_happens_the_target_ends_as_the_hook_says() -> None:
     with ProcessPoolExecutor() as pool:
         failures: list[Failure] = [f for found in pool.map(failing, pieces) for f in found]
     assert not failures, "\n\n".join(map(str, failures[:3]))
+
+
+@pytest.mark.parametrize("seed", PUT_BACK)
+def test_a_store_that_is_put_back_is_resynced_where_nothing_else_tells(seed: int) -> None:
+    simulate(seed)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)

@@ -86,6 +86,7 @@ class Universe:
         self.late: list[Late] = []
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
+        self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
         for act in plan:
@@ -197,6 +198,10 @@ class Universe:
 
     def order_resync(self) -> None:
         self._ordered = truth.epoch_of(self.database.entries)
+
+    def awaits_resync(self) -> bool:
+        """Whether a resync was ordered that has not come as far as the target: it still has to be done."""
+        return self._ordered is not None and self._ordered >= max(self.database.epochs.values(), default=0)
 
     def later_between_runs(self, steps: int, do: Callable[[], None]) -> None:
         """Do something when no run lives, at that many steps from now at the earliest."""

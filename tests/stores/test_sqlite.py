@@ -258,7 +258,7 @@ def test_an_older_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_older_file_may_be_used_by_who_removes_the_lock_file(tmp_path: Path) -> None:
-    """It does no harm: what comes again is turned away, and what the stream forgot is found as a gap."""
+    """Hardly ever does it harm: what comes again is turned away, and what the stream forgot is found as a gap."""
     path = left(tmp_path, killed=False) / "orders.checkpoints"
     backup, right = path.read_bytes(), seen(tmp_path)
     claimed(tmp_path)
