@@ -44,10 +44,11 @@ class Discovery:
         if not listing.complete:
             return News(fresh)
         self._orphans(lineage.orphans(known, found))
-        missing = lineage.vanished(known, found)
-        self._vanished(known, missing)
-        if not missing:  # else it is older than it says: what it does not show is no proof of being young
-            self.listed = listing.at
+        after = {**known, **fresh}
+        missing = lineage.vanished(after, found)
+        self._missing(after, missing)
+        if not missing and not lineage.heirless(after, found):
+            self.listed = listing.at  # else it is older than it says, and proves of no shard that it is young
         gone = lineage.forgettable(known, found, listing.at)
         self.closed -= gone
         return News(fresh, frozenset(gone))
@@ -62,11 +63,17 @@ class Discovery:
             if waited >= ORPHAN_PATIENCE:
                 raise GapFound(f"the shard's parent was not shown by {waited} listings: its records are lost", id)
 
-    def _vanished(self, known: Mapping[str, ShardState], ids: Iterable[str]) -> None:
+    def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str]) -> None:
         self.misses = Counter({id: self.misses[id] + 1 for id in ids})
         for id, missed in self.misses.items():
             if missed >= PATIENCE:
-                raise GapFound("the shard is no longer listed, and it was not read to its end", id, known[id].sequence)
+                raise GapFound(_loss(known[id]), id, known[id].sequence)
+
+
+def _loss(missing: ShardState) -> str:
+    if missing.ended:
+        return "the shard is no longer listed, and no listing showed the shards after it: their records are lost"
+    return "the shard is no longer listed, and it was not read to its end"
 
 
 def _before_epoch(known: Mapping[str, ShardState], listed: Mapping[str, lineage.Shard]) -> set[str]:

@@ -88,14 +88,27 @@ def orphans(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]
 
 
 def vanished(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
-    """Unfinished shards that a complete listing no longer shows."""
-    return {id for id, shard in known.items() if not shard.ended and id not in listed}
+    """Shards that a complete listing no longer shows though it should: unfinished ones, and ended ones whose children
+    are not known. A shard is listed as long as something of it, or of its parent, can be read.
+    """
+    needed = {id for id, shard in known.items() if not shard.ended} | childless(known)
+    return needed - listed.keys()
 
 
 def childless(known: Mapping[str, Known]) -> set[str]:
     """Ended shards without a known child: somebody should ask for their children."""
     parents = {shard.parent for shard in known.values()}
     return {id for id, shard in known.items() if shard.ended and id not in parents}
+
+
+def heirless(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
+    """Shards that have ended, or are listed as closed, without a child anywhere: the listing is from before they did.
+
+    A shard closes when others take over from it.
+    """
+    parents = {shard.parent for shard in known.values()} | {shard.parent for shard in listed.values()}
+    ended = {id for id, shard in known.items() if shard.ended}
+    return (ended | {id for id, shard in listed.items() if not shard.open}) - parents
 
 
 def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard], now: float) -> set[str]:

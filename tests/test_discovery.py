@@ -39,6 +39,15 @@ def test_a_listing_that_lacks_a_shard_that_is_being_read_proves_nothing_young() 
     assert news.shards["c"].since == 7.0
 
 
+def test_a_listing_without_a_child_of_a_shard_that_ended_proves_nothing_young() -> None:
+    """It is from before the end: the children that it lacks may be as old as their parent's last record."""
+    discovery, known = Discovery(), {"p": state(since=7.0, ended=True)}
+    discovery.news(known, listing(Shard("p"), at=50.0))
+    discovery.news(known, listing(Shard("p", last="9"), at=60.0))
+    news = discovery.news(known, listing(Shard("p", last="9"), Shard("c", "p")))
+    assert news.shards["c"].since == 7.0
+
+
 def test_a_whole_generation_may_appear_at_once_in_any_order() -> None:
     shards = [Shard("d", "c"), Shard("b", "a", last="2"), Shard("c", "b", last="3"), Shard("a", last="1")]
     assert list(Discovery().news({"a": state()}, listing(*shards)).shards) == ["b", "c", "d"]
@@ -77,6 +86,21 @@ def test_an_unfinished_shard_that_no_listing_shows_is_a_gap_after_some_patience(
         discovery.news(known, listing(Shard("b")))
     with pytest.raises(GapFound, match="no longer listed, and it was not read to its end"):
         discovery.news(known, listing(Shard("b")))
+
+
+def test_an_ended_shard_whose_children_no_listing_ever_shows_is_a_gap_after_some_patience() -> None:
+    discovery, known = Discovery(), {"a": state(ended=True), "z": state("y")}
+    for _ in range(PATIENCE - 1):
+        discovery.news(known, listing(Shard("z", "y")))
+    with pytest.raises(GapFound, match="no longer listed, and no listing showed the shards after it") as found:
+        discovery.news(known, listing(Shard("z", "y")))
+    assert found.value.shard == "a"
+
+
+def test_it_is_waited_for_while_it_is_listed() -> None:
+    discovery, known = Discovery(), {"a": state(ended=True)}
+    for _ in range(3 * PATIENCE):
+        discovery.news(known, listing(Shard("a", last="9")))
 
 
 def test_a_shard_that_hands_out_pages_is_there_whatever_listings_say() -> None:

@@ -12,6 +12,7 @@ from replicator.lineage import (
     Shard,
     childless,
     forgettable,
+    heirless,
     merged,
     newcomers,
     orphans,
@@ -160,6 +161,26 @@ def test_a_finished_shard_may_leave_the_listing() -> None:
 
 def test_a_waiting_child_that_is_not_listed_has_vanished_too() -> None:
     assert vanished({"a": OPEN, "b": child("a")}, listed(Shard("a"))) == {"b"}
+
+
+def test_an_ended_shard_that_left_the_listing_before_its_children_were_seen_has_vanished() -> None:
+    assert vanished({"a": ENDED, "b": OPEN}, listed(Shard("b"))) == {"a"}
+
+
+# whether a listing is from before a shard ended
+
+
+def test_a_shard_that_ended_has_a_child_in_every_later_listing() -> None:
+    assert heirless({"a": ENDED, "b": OPEN}, listed(Shard("a"), Shard("b"))) == {"a"}
+    assert heirless({"a": ENDED, "b": OPEN}, listed(Shard("a", last="1"), Shard("b"), Shard("c", "a"))) == set()
+
+
+def test_so_has_one_that_a_listing_shows_closed() -> None:
+    assert heirless({"a": OPEN}, listed(Shard("a", last="1"))) == {"a"}
+
+
+def test_a_child_that_is_known_already_is_a_child() -> None:
+    assert heirless({"a": ENDED, "b": child("a")}, listed(Shard("a", last="1"))) == set()
 
 
 # whose children are not known

@@ -173,6 +173,7 @@ def restore(world: Universe, act: Act) -> None:
             return
         for part in ("rows", "tombstones", "epochs") if world.scenario.index else backup.__slots__:
             setattr(world.database, part, getattr(backup, part))
+        world.used.clear()
         world.database.volatile.clear()
         if not world.scenario.index:
             world.late.clear()
@@ -194,6 +195,7 @@ def roll_back(world: Universe, act: Act) -> None:
         if world.scenario.index and not world.early:
             needed = needed or misleads(world, taken, backup.entries)
             world.database.entries, world.database.counts = backup.entries, backup.counts
+            world.used.clear()
             world.late.clear()
             world.put_back.append((taken, world.step))
         if needed:
@@ -208,6 +210,7 @@ def forget(world: Universe, act: Act) -> None:
     def lose() -> None:
         if world.scenario.index:
             world.database.entries, world.database.counts = {}, {}
+            world.used.clear()
             world.late = [late for late in world.late if late.to == "target"]
 
     world.later_between_runs(0, lose)

@@ -53,6 +53,7 @@ class Unreliable(Watched, MemoryTarget):
 
     def write(self, batch: Batch) -> Outcome:
         universe = self._universe
+        universe.sees(batch)
         universe.effect("write")
         if universe.take("lost"):
             raise TransientError("the target did not answer; nothing was stored")
@@ -125,6 +126,7 @@ class UnreliableIndex(Watched, MemoryIndex):
 
     def write(self, batch: Batch) -> Outcome:
         universe = self._universe
+        universe.sees(batch)
         sent = [r for r in self.requests(batch) if not self._reason(r)]
         universe.random.shuffle(sent)
         applied: dict[tuple[str, DocumentId], bool] = {}

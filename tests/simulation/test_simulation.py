@@ -21,6 +21,9 @@ SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400"))
 PIECE = 100  # seeds that a process is given at a time
 PUT_BACK = (208573, 268411, 395855, 636537, 131954, 330586, 353642, 477403)
 """Seeds of the first million that a store which was put back, see ``copies``, made fail."""
+OLD_LISTINGS = (522273, 673665, 143744, 654337)
+"""Seeds of it in which listings from before a shard's end were believed, or a shard's children never listed."""
+GAP_AT_LAST = 536559  # in the run that outlives all doubt
 
 
 @pytest.mark.timeout(60 + SEEDS)
@@ -33,6 +36,11 @@ def test_whatever_happens_the_target_ends_as_the_hook_says() -> None:
 
 @pytest.mark.parametrize("seed", PUT_BACK)
 def test_a_store_that_is_put_back_is_resynced_where_nothing_else_tells(seed: int) -> None:
+    simulate(seed)
+
+
+@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST])
+def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
 
 

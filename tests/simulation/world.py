@@ -12,13 +12,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from replicator.batch import Upsert
+from replicator.batch import Batch, Upsert
 from replicator.checkpoints import Owner, ShardState, decode
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import OWN_IDS, Destination
 from replicator.doubt import LINGER
 from replicator.driver import Copy, Driver, World
 from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.position import epoch_of
 from replicator.progress import Progress
 from replicator.source import describe_table
 from replicator.target import Table
@@ -86,6 +87,7 @@ class Universe:
         self.late: list[Late] = []
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
+        self.used: set[tuple[int, str]] = set()  # epoch, shard
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
         self._acts: dict[int, list[Act]] = {}
@@ -117,10 +119,16 @@ class Universe:
         return self.source.streaming(self.TABLE)
 
     def begun(self, shard: str) -> bool:
-        """Whether something of the shard is stored."""
+        """Whether something of the shard was stored, or on its way to the target: a run must notice what is gone."""
         entry = self.database.entries.get(("shard", shard))
         state = None if entry is None else decode("shard", shard, entry[1])
-        return isinstance(state, ShardState) and state.anchor is not None
+        used = (truth.epoch_of(self.database.entries), shard) in self.used
+        return isinstance(state, ShardState) and (used or state.anchor is not None)
+
+    def sees(self, batch: Batch) -> None:
+        """Remember of which shards there are ordinals in what a run is about to write."""
+        for part in batch.parts:
+            self.used |= {(epoch_of(write.version), part.source.removeprefix("shard:")) for write in part.writes}
 
     def refuse(self, write: Upsert) -> str | None:
         poor = self.scenario.refuses and int(str(write.body["v"])) % 5 == 1
@@ -297,13 +305,13 @@ class Universe:
         assert doubt is not None
 
         def passes(left: int) -> None:
-            if left == 185:
+            if left % 100 == 85:  # again, because a run that resyncs begins to doubt anew
                 self.clock.now += LINGER
                 self.arrive()
-            if left < 185 and not (doubt or doubt.over):
+            if left < 985 and not (doubt or doubt.over):
                 raise Killed
 
-        limit_turns(driver, 200, passes)
+        limit_turns(driver, 1000, passes)
         with suppress(Killed):
             driver.run(until=None, resync=False, accept_hook_change=False)
         assert not self.late

@@ -70,8 +70,8 @@ def set_back(drawn: Scenario) -> Scenario:
 
 def short_runs(drawn: Scenario) -> Scenario:
     """Runs end soon after they began to read a shard, and what they had read is trimmed meanwhile."""
-    rates = {**RATES, "write": 0.8, "roll": 0.1, "jump": 0.05, "die": 0.15, "lost": 0.1, "trim": 0.0}
-    return replace(drawn, index=True, trims=True, steps=120, records_a_page=1, rates=rates)
+    rates = {**RATES, "write": 0.8, "roll": 0.1, "die": 0.15, "lost": 0.1, "trim": 0.1}
+    return replace(drawn, index=True, trims=True, steps=120, records_a_page=7, rates=rates)
 
 
 def seldom_written(drawn: Scenario) -> Scenario:
