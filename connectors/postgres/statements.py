@@ -27,13 +27,13 @@ _STALE = """ stale AS (
 
 _UPSERT = """WITH done AS (
   INSERT INTO {table} AS t ({columns})
-  SELECT {values} FROM unnest({arrays}) AS d({names}){unless_deleted}
+  SELECT {values} FROM (SELECT {rows}) AS d{unless_deleted}
   ON CONFLICT ({keys}) DO UPDATE SET {assignments} WHERE t.{version} < EXCLUDED.{version}
   RETURNING {returned}
 ),{stale}"""
 
 _DELETE = """WITH done AS (
-  DELETE FROM {table} AS t USING unnest({arrays}) AS d({names})
+  DELETE FROM {table} AS t USING (SELECT {rows}) AS d
   WHERE {matches} AND t.{version} < d.v RETURNING 1
 ),{tombstones}{stale}"""
 
@@ -91,6 +91,11 @@ class _Parameters:
         wanted = range(len(self.types)) if indices is None else indices
         return _raw(", ".join(f"${i + 1}::{self.types[i]}[]" for i in wanted))
 
+    def rows(self, indices: Sequence[int] | None = None) -> sql.SQL:
+        """The arrays side by side, row by row. In FROM, unnest would first write each of them out."""
+        wanted = range(len(self.types)) if indices is None else indices
+        return _raw(", ".join(f"unnest(${i + 1}::{self.types[i]}[]) AS {self.names[i]}" for i in wanted))
+
     def named(self, indices: Sequence[int] | None = None) -> sql.SQL:
         wanted = range(len(self.types)) if indices is None else indices
         return _raw(", ".join(self.names[i] for i in wanted))
@@ -113,8 +118,7 @@ def _upsert(shape: Shape, p: _Parameters) -> bytes:
         table=shape.qualified,
         columns=_names([*keys, *body]),
         values=_raw(", ".join(f"d.{name}{cast}" for name, cast in zip(p.names, casts, strict=False))),
-        arrays=p.arrays(),
-        names=p.named(),
+        rows=p.rows(),
         unless_deleted=sql.SQL(_UNLESS_DELETED).format(label=sql.Literal(shape.label)) if p.tombstones else _raw(""),
         keys=_names(keys),
         assignments=_raw(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in body),
@@ -136,8 +140,7 @@ def _delete(shape: Shape, p: _Parameters) -> bytes:
     table = sql.SQL(_TOMBSTONES).format(label=sql.Literal(shape.label), ids=p.ids, versions=p.versions)
     found = sql.SQL(_DELETE).format(
         table=shape.qualified,
-        arrays=p.arrays(keyed),
-        names=p.named(keyed),
+        rows=p.rows(keyed),
         matches=_matches(shape, "d"),
         version=sql.Identifier(VERSION),
         tombstones=table if p.tombstones else _raw(""),
