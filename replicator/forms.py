@@ -46,7 +46,7 @@ class Form:
 
     def filled(self, parts: list[bytes]) -> bytes:
         """The image, split into ``parts`` at its leaves, with these pieces between them."""
-        parts[1::2] = [SORTED[v[:2]](v[4:]) if v[0] in SETS else v for v in parts[1::2]]
+        parts[1::2] = [SORTED[v[:2]]([v[4:]])[0] if v[0] in SETS else v for v in parts[1::2]]
         parts[::2] = self.pieces
         return b"".join(parts)
 
@@ -54,15 +54,15 @@ class Form:
 class Quick:
     """One expression for all images of a form whose leaves are of the same kinds."""
 
-    __slots__ = ("_amended", "_frame", "_framed", "_pieces", "_rows", "_sets", "_template", "match")
+    __slots__ = ("_amended", "_frame", "_framed", "_rows", "_sets", "_template", "kinds", "match", "pieces")
 
     def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
-        kinds = [leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)]
+        self.kinds = kinds = [leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)]
         between = map(re.escape, LEAF.split(image)[::2])
         expression = next(between) + b"".join(OF_KIND[kind] + next(between) for kind in kinds)
         self.match = re.compile(expression + b"()").fullmatch  # with two groups at least, findall makes tuples
         self._rows = re.compile(expression + b"()" + _END).findall
-        self._pieces = pieces
+        self.pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
         self._sets = [(i, SORTED[kind]) for i, kind in enumerate(kinds) if kind in SORTED]
         self._frame: Frame | None = None
@@ -71,7 +71,8 @@ class Quick:
 
     def filled(self, values: tuple[bytes, ...]) -> bytes:
         for i, in_order in self._sets:
-            if (found := in_order(values[i])) != values[i]:
+            (found,) = in_order([values[i]])
+            if found != values[i]:
                 values = (*values[:i], found, *values[i + 1 :])
         return self._template % values
 
@@ -81,21 +82,33 @@ class Quick:
     def within(self, frame: Frame) -> bytes | None:
         """The template of a line of ``frame`` with an image of this form in it; None where a name in it is taken."""
         if self._frame is not frame:
-            template = None if frame.takes(b"0".join(self._pieces)) else self._template.removesuffix(b"}%b")[1:]
+            template = None if frame.takes(b"0".join(self.pieces)) else self._template.removesuffix(b"}%b")[1:]
             self._frame, self._framed = frame, None if template is None else frame.around(template + b"%b")
         return self._framed
 
     def amended(self, frame: Frame, names: Sequence[str]) -> tuple[bytes, Kept] | None:
         """The same without the fields of these names, and with a place for what is there instead, behind the others."""
         if self._amended is None or self._amended[0] is not frame or self._amended[1] != names:
-            fields, kept = without(self._pieces, names)
+            fields, kept = without(self.pieces, names)
             template = frame.around(fields + b"%b%b" + (b",%b" if fields else b"%b"))
-            taken = frame.taken in names or frame.takes(b"0".join(self._pieces))
+            taken = frame.taken in names or frame.takes(b"0".join(self.pieces))
             self._amended = frame, names, None if taken else (template, kept)
         return self._amended[2]
 
-    def rows(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
-        """The values of ``count`` images that each end with ``_END``; None if not all are of this form.
+    def values(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
+        """The values of images of this form; None if not all are of it, or not surely."""
+        if set(map(type, images)) != {msgspec.Raw}:
+            return None
+        joined = _END.join([*images, b""])
+        try:
+            if len(joined) <= LARGEST and _is_plain(joined) and (joined.isascii() or joined.decode()):
+                return self._values(joined, len(images))
+        except ValueError:
+            pass
+        return None
+
+    def _values(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
+        """The same of ``count`` images that each end with ``_END``.
 
         No part of an image is taken for one: each match holds the end of one image, so none holds that of two, and what
         ends where the outermost map ends began where that began.
@@ -105,7 +118,7 @@ class Quick:
             return None
         for i, in_order in self._sets:
             sets = [row[i] for row in rows]
-            if (found := list(map(in_order, sets))) != sets:
+            if (found := in_order(sets)) is not sets:
                 rows = [(*row[:i], one, *row[i + 1 :]) for row, one in zip(rows, found, strict=True)]
         return rows
 
@@ -172,18 +185,12 @@ class Forms:
 
     def _rows(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
         """The values of images that are all of the form of those before; None if they are not, or not surely."""
-        if self._quick is None or self._alike < TOGETHER or set(map(type, images)) != {msgspec.Raw}:
+        if self._quick is None or self._alike < TOGETHER:
             return None
-        joined = _END.join([*images, b""])
-        try:
-            if len(joined) <= LARGEST and _is_plain(joined) and (joined.isascii() or joined.decode()):
-                found = self._quick.rows(joined, len(images))
-                if found is not None:
-                    return found
-        except ValueError:
-            pass
-        self._alike = 0
-        return None
+        found = self._quick.values(images)
+        if found is None:
+            self._alike = 0
+        return found
 
     def _looked_up(self, image: bytes) -> bytes | None:
         """None for an image of a form that is not known (yet)."""
@@ -217,6 +224,15 @@ class Forms:
         self._known = self._known if len(self._known) < MOST_FORMS else {}
         form = self._known[gaps] = Form(pieces)
         return form
+
+
+def learnt(image: bytes, exact: Exact) -> Quick | None:
+    """The expression for images that are of this one's form; None where it has none."""
+    gaps = tuple(LEAF.split(image)[::2])
+    if not 1 < len(gaps) <= MOST_LEAVES or sum(map(len, gaps)) > LONGEST:
+        return None
+    pieces = _pieces(gaps, exact)
+    return None if pieces is None else Quick(pieces, image)
 
 
 def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -40,19 +40,32 @@ Kept = Callable[[Any], Any]
 """From all values of an image to those that are kept, as a tuple; the last of all is empty, and comes twice."""
 
 
-def without(pieces: Sequence[bytes], names: Collection[str]) -> tuple[bytes, Kept]:
-    """The template of a form's fields but these, and the values in it. There is a value between two ``pieces``."""
+def fields_of(pieces: Sequence[bytes]) -> Iterator[tuple[str, int, list[bytes]]]:
+    """The fields of a form: name, number of the first value in it, and what lies around its values.
+
+    There is a value between two ``pieces``.
+    """
     mark = b"0"  # like nothing else in the form
     while any(mark in piece for piece in pieces):
         mark += b"0"
-    kept: list[int] = []
-    fields: list[bytes] = []
     at = 0
     for name, raw in _fields.decode((b'"%b"' % mark).join(pieces)).items():
-        values = bytes(raw).split(b'"%b"' % mark)
+        around = bytes(raw).split(b'"%b"' % mark)
+        yield name, at, around
+        at += len(around) - 1
+
+
+def template(around: Sequence[bytes]) -> bytes:
+    """With a ``%b`` for each value."""
+    return b"%b".join([piece.replace(b"%", b"%%") for piece in around])
+
+
+def without(pieces: Sequence[bytes], names: Collection[str]) -> tuple[bytes, Kept]:
+    """The template of a form's fields but these, and the values in it."""
+    kept: list[int] = []
+    fields: list[bytes] = []
+    for name, at, around in fields_of(pieces):
         if name not in names:
-            kept += range(at, at + len(values) - 1)
-            values[0] = orjson.dumps(name) + b":" + values[0]
-            fields.append(b"%b".join([value.replace(b"%", b"%%") for value in values]))
-        at += len(values) - 1
+            kept += range(at, at + len(around) - 1)
+            fields.append(template([orjson.dumps(name) + b":" + around[0], *around[1:]]))
     return b",".join(fields), itemgetter(*kept, -1, -1)

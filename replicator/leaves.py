@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 
 from replicator.attributes import exact
@@ -30,25 +30,23 @@ OF_KIND = {
 SETS = b"SNB"  # how a set begins in the group; nothing else does
 
 
-def _texts(members: bytes) -> bytes:
-    """A set as a sorted array: UTF-8 has the order of code points. ValueError for escapes, which have not.
-
-    The very ``members`` where they are in order already.
-    """
-    if b"\\" in members:
+def _texts(sets: Sequence[bytes]) -> Sequence[bytes]:
+    """UTF-8 has the order of code points. ValueError for escapes, which have not."""
+    if b"\\" in b"".join(sets):
         raise ValueError
-    found = members[2:-2].split(b'","')
-    in_order = sorted(found)
-    return members if in_order == found else b'["%b"]' % b'","'.join(in_order)
+    found = [members[2:-2].split(b'","') for members in sets]
+    in_order = list(map(sorted, found))
+    return sets if in_order == found else [b'["%b"]' % b'","'.join(members) for members in in_order]
 
 
-def _numbers(members: bytes) -> bytes:
-    found: list[bytes] = sorted(members[2:-2].split(b'","'), key=_value)
-    return b"[%b]" % b",".join(found)
+def _numbers(sets: Sequence[bytes]) -> Sequence[bytes]:
+    found = (sorted(members[2:-2].split(b'","'), key=_value) for members in sets)
+    return [b"[%b]" % b",".join(members) for members in found]
 
 
 def _value(digits: bytes) -> Decimal:
     return exact(digits.decode())
 
 
-SORTED: Mapping[bytes, Callable[[bytes], bytes]] = {b"SS": _texts, b"BS": _texts, b"NS": _numbers}
+SORTED: Mapping[bytes, Callable[[Sequence[bytes]], Sequence[bytes]]] = {b"SS": _texts, b"BS": _texts, b"NS": _numbers}
+"""Sets of a kind as sorted arrays: the very ones given where nothing is to be done."""

@@ -139,7 +139,8 @@ def _integers(values: Sequence[Any]) -> bytes:
     return literal(found)
 
 
-def _times(values: Sequence[Any]) -> bytes:
+def times(values: Sequence[Any]) -> bytes:
+    """From ISO 8601 texts and points in time. ValueError where one is no time, or has no offset from UTC."""
     found = [datetime.fromisoformat(v) if type(v) is str else v for v in values]
     if any(v is not None and v.tzinfo is None for v in found):
         raise ValueError
@@ -159,7 +160,7 @@ _BULK: Mapping[str, tuple[str, Bulk]] = {
     "numeric": ("N", _numbers),
     "bigint": ("N", _integers),
     "boolean": ("BOOL", literal),
-    "timestamptz": ("S", _times),
+    "timestamptz": ("S", times),
     "text[]": ("SS", _sets),
 }
 _USUAL: Mapping[str, set[type]] = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+from connectors.postgres.alike import Alike
 from connectors.postgres.cells import binary
 from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Reasons
 from connectors.postgres.literals import literal
@@ -19,6 +20,7 @@ from connectors.postgres.statements import statements
 from replicator.attributes import Malformed, Typeds
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.change import key_text
+from replicator.forms import Image
 from replicator.item import Amended, Item
 
 MOST_ROWS = 2000  # in one statement; more gains nothing
@@ -88,6 +90,7 @@ class TableEncoder:
     def __init__(self, shape: Shape, nul: Nul) -> None:
         self._keys = shape.keys
         self._columns = [ColumnEncoder(column, nul) for column in shape.columns]
+        self._alike = Alike(shape.columns)
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
         self.lock = Statement(_LOCK, [shape.label.encode()])
@@ -123,8 +126,7 @@ class TableEncoder:
         kinds = set(map(type, bodies))
         with contextlib.suppress(*UNUSUAL):
             if kinds == {Item}:
-                images = [body.image for body in bodies]
-                return [c.usual(values) for c, values in zip(self._columns, self._projection(images), strict=True)]
+                return self._image_literals([body.image for body in bodies], [b""] * len(self._columns))
             if kinds == {Amended} and self._columns[0].attribute is not None:
                 return self._amended_literals(bodies)
         if kinds == {Item}:
@@ -136,15 +138,20 @@ class TableEncoder:
     def _amended_literals(self, bodies: Sequence[Amended]) -> list[bytes]:
         """What the hook put there from its values, the rest from the images. UNUSUAL if it did not do so for all."""
         changes = [body.changes for body in bodies]
-        names = frozenset(changes[0])
-        if any(map(names.symmetric_difference, changes)):
+        if any(map(changes[0].keys().__ne__, map(dict.keys, changes))):  # type: ignore[arg-type]
             raise KeyError
-        values = self._projection.without(names)([body.item.image for body in bodies])
-        rest = iter(values)
-        return [
-            column.usual_bodies(changes) if column.attribute in names else column.usual(next(rest))
-            for column in self._columns
-        ]
+        names = frozenset(changes[0])
+        made = [c.usual_bodies(changes) if c.attribute in names else b"" for c in self._columns]
+        return self._image_literals([body.item.image for body in bodies], made, names)
+
+    def _image_literals(
+        self, images: Sequence[Image], made: Sequence[bytes], names: frozenset[str] = frozenset()
+    ) -> list[bytes]:
+        """All columns; those of attributes with these ``names`` are ``made`` already."""
+        cut = self._alike(images, names)
+        rest = iter(self._projection.without(names.union(cut))(images))
+        columns = zip(self._columns, made, strict=True)
+        return [done or cut.get(c.attribute or "") or c.usual(next(rest)) for c, done in columns]
 
 
 _LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0))"

@@ -23,10 +23,14 @@ class NulFound(Exception):
 
 def literal(values: Sequence[Any]) -> bytes:
     """An array of texts (or numbers, or truth values; None is NULL). TypeError for text that is not UTF-8, NulFound."""
-    dumped = orjson.dumps(values)
-    if b"\\" in dumped and _SUSPECT.search(dumped) is not None:
-        dumped = _ESCAPE.sub(_literally, dumped)
-    return b"{" + dumped[1:-1] + b"}"
+    return quoted_literal(orjson.dumps(values)[1:-1])
+
+
+def quoted_literal(members: bytes) -> bytes:
+    """The same from the members of a JSON array, in UTF-8."""
+    if b"\\" in members and _SUSPECT.search(members) is not None:
+        members = _ESCAPE.sub(_literally, members)
+    return b"{" + members + b"}"
 
 
 def _literally(escape: re.Match[bytes]) -> bytes:
