@@ -79,7 +79,7 @@ def _bytes(text: str) -> bytes:
 def exact(digits: str) -> Decimal:
     """The finite value of a DynamoDB number."""
     try:
-        found = Decimal(_text(digits))
+        found = Decimal(digits if type(digits) is str else _text(digits))
     except (ArithmeticError, TypeError) as e:
         raise Malformed("text that is no number, where DynamoDB has one") from e
     if not found.is_finite():

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from replicator import position
 from replicator.attributes import Malformed
 from replicator.batch import Counts, Delete, Part, Upsert, Write
 from replicator.change import Change, Key, Record, key_text
 from replicator.checkpoints import Parked, Save, encode
 from replicator.item import Item
-from replicator.position import epoch_of, version
+from replicator.position import epoch_of
 from replicator.traces import Trace
 from replicator.transform import NO_TRACE, Hook, Poison
 
@@ -105,59 +106,66 @@ class Circumstances:
     now: float
 
 
-def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[tuple[Change, int]]:
-    """Each item's last change, and how many changes it stands for. ``numbered``: records with their ordinals."""
-    found: dict[Key, tuple[int, Record, int]] = {}
-    for ordinal, record in numbered:
-        key = record.key
-        seen = found.get(key)
-        found[key] = (ordinal, record, 1 if seen is None else seen[2] + 1)
-    first = version(epoch, 0)
-    for ordinal, r, weight in found.values():
-        yield Change(r.key, first + ordinal, r.new, r.old, r.sequence, r.created, r.expired), weight
+Latest = tuple[Record | Change, int, int]
+"""An item's last change, its version, and how many changes it stands for."""
+
+
+def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[Latest]:
+    """Each item's last change. ``numbered``: records with their ordinals."""
+    found: dict[Key, tuple[int, Record]] = {}
+    weights: dict[Key, int] = {}  # of items that changed more than once
+    for each in numbered:
+        key = each[1].key
+        if key in found:
+            weights[key] = weights.get(key, 1) + 1
+        found[key] = each
+    first = position.version(epoch, 0)
+    for ordinal, record in found.values():
+        yield record, first + ordinal, weights.get(record.key, 1) if weights else 1
 
 
 def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[Change]]:
     """Each item's changes, in order."""
     found: dict[Key, list[Change]] = {}
     for ordinal, record in numbered:
-        found.setdefault(record.key, []).append(_change(record, version(epoch, ordinal)))
+        found.setdefault(record.key, []).append(_change(record, position.version(epoch, ordinal)))
     return found
 
 
-def _change(r: Record, version: int) -> Change:
+def _change(r: Record | Change, version: int) -> Change:
     return Change(r.key, version, r.new, r.old, r.sequence, r.created, r.expired)
 
 
-def compact_latest(changes: Iterable[tuple[Change, int]], filing: Filing, at: Circumstances) -> Compacted:
-    """One document an item: its last change, and how many changes that stands for in the counts."""
+def compact_latest(changes: Iterable[Latest], filing: Filing, at: Circumstances) -> Compacted:
+    """One document an item."""
     found = Compacted()
     table, hook = filing.tables[0], filing.hook
     writes, healing = found.writes, len(at.parked) > 0
-    for change, weight in changes:
+    for change, version, weight in changes:
         key = change.key
         found.read += weight
-        if at.refused and (reason := at.refused.get((key, change.version))) is not None:
-            _park_latest(found, change, weight, reason, NO_TRACE, at)
+        if at.refused and (reason := at.refused.get((key, version))) is not None:
+            _park_latest(found, _change(change, version), weight, reason, NO_TRACE, at)
             continue
         if change.new is None:
-            writes.append(Delete(table, key, change.version, key, weight))
+            writes.append(Delete(table, key, version, key, weight))
         elif hook is None:
-            writes.append(Upsert(table, key, Item(change.new), change.version, key, weight))
+            writes.append(Upsert(table, key, Item(change.new), version, key, weight))
         else:
             try:
                 body = hook.one(Item(change.new, hook.asked))
             except (Poison, Malformed) as e:
-                _park_latest(found, change, weight, str(e), getattr(e, "trace", NO_TRACE), at)
+                trace = getattr(e, "trace", NO_TRACE)
+                _park_latest(found, _change(change, version), weight, str(e), trace, at)
                 continue
             if body is not None:
-                writes.append(Upsert(table, key, body, change.version, key, weight))
+                writes.append(Upsert(table, key, body, version, key, weight))
             else:
                 found.dropped += weight
                 if change.sequence is not None:  # what a scan does not confirm is swept, where there is something
-                    writes.append(Delete(table, key, change.version, key, 0))
+                    writes.append(Delete(table, key, version, key, 0))
         if healing:
-            _heal(found, change, at)
+            _heal(found, _change(change, version), at)
     return found
 
 

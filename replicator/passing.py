@@ -59,4 +59,4 @@ def scanned(
     )
     if filing.own_ids:
         return behind, compact_runs({c.key: [c] for c in changes}, filing, at)
-    return behind, compact_latest(((c, 1) for c in changes), filing, at)
+    return behind, compact_latest(((c, c.version, 1) for c in changes), filing, at)

@@ -51,7 +51,7 @@ def preview(key: Key, image: bytes, filing: Filing) -> Preview:
     except (Poison, Malformed) as e:
         return Preview(key, Item(image), problem=_problem(str(e), getattr(e, "trace", NO_TRACE).words))
     at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="preview", now=0.0)
-    found = compact_latest([(change, 1)], filing, at)
+    found = compact_latest([(change, change.version, 1)], filing, at)
     if found.part("preview").counts == Counts(read=1, parked=1):
         return Preview(key, Item(image), problem=_parked_for(found.saves[0].text))
     return Preview(key, Item(image), found.writes)

@@ -19,6 +19,7 @@ from replicator.compaction import (
     Circumstances,
     Compacted,
     Filing,
+    Latest,
     ParkedItems,
     compact_latest,
     compact_runs,
@@ -101,9 +102,14 @@ def short(writes: Sequence[Write]) -> list[tuple[Any, ...]]:
 # the last change of each item
 
 
+def weighed(*changes: tuple[Change, int]) -> list[Latest]:
+    """Changes with their weights, as ``latest`` gives them."""
+    return [(each, each.version, weight) for each, weight in changes]
+
+
 def test_the_last_change_of_an_item_stands_for_all_of_them() -> None:
     numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2), record(A, 4, 3)], start=7)
-    found = {c.key: (c.version - version(EPOCH, 0), c.sequence, weight) for c, weight in latest(numbered, EPOCH)}
+    found = {r.key: (v - version(EPOCH, 0), r.sequence, weight) for r, v, weight in latest(numbered, EPOCH)}
     assert found == {A: (10, "4", 3), B: (8, "2", 1)}
 
 
@@ -117,37 +123,37 @@ def test_the_runs_of_items_keep_their_order() -> None:
 
 
 def test_without_a_hook_the_image_itself_is_stored() -> None:
-    found = compact_latest([(change(A, 3, 1), 2)], PLAIN, at())
+    found = compact_latest(weighed((change(A, 3, 1), 2)), PLAIN, at())
     assert short(found.writes) == [("orders", A, {"v": 1}, 3, 2)]
     assert (found.read, found.dropped, found.parked, found.saves) == (2, 0, 0, [])
 
 
 def test_without_a_hook_an_image_is_not_even_parsed() -> None:
     bad = Change(A, version(EPOCH, 1), b"not JSON", None, "1")
-    (write,) = compact_latest([(bad, 1)], PLAIN, at()).writes
+    (write,) = compact_latest(weighed((bad, 1)), PLAIN, at()).writes
     assert isinstance(write, Upsert)
     assert isinstance(write.body, Item)
 
 
 def test_a_removal_deletes() -> None:
-    found = compact_latest([(change(A, 3, None, 2), 4)], FILTER, at())
+    found = compact_latest(weighed((change(A, 3, None, 2), 4)), FILTER, at())
     assert short(found.writes) == [("orders", A, None, 3, 4)]
     assert (found.read, found.dropped) == (4, 0)
 
 
 def test_what_leaves_the_filter_is_dropped_and_deleted_without_counting_twice() -> None:
-    found = compact_latest([(change(A, 3, 1), 4)], FILTER, at())
+    found = compact_latest(weighed((change(A, 3, 1), 4)), FILTER, at())
     assert short(found.writes) == [("orders", A, None, 3, 0)]
     assert (found.read, found.dropped) == (4, 4)
 
 
 def test_a_scanned_item_outside_the_filter_is_dropped_and_needs_no_delete() -> None:
-    found = compact_latest([(change(A, 0, 1, scanned=True), 1)], FILTER, at())
+    found = compact_latest(weighed((change(A, 0, 1, scanned=True), 1)), FILTER, at())
     assert (found.writes, found.dropped) == ([], 1)
 
 
 def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> None:
-    found = compact_latest([(change(A, 1, 2), 1), (change(B, 2, 13, 2), 3), (change(C, 3, 4), 1)], FILTER, at())
+    found = compact_latest(weighed((change(A, 1, 2), 1), (change(B, 2, 13, 2), 3), (change(C, 3, 4), 1)), FILTER, at())
     assert [w.id for w in found.writes] == [A, C]
     assert (found.read, found.parked) == (5, 3)
     ((id, kept),) = parked(found).items()
@@ -167,34 +173,34 @@ def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> 
 
 def test_what_the_target_refused_is_parked_with_its_reason_and_the_hook_not_asked() -> None:
     refused = {(A, version(EPOCH, 1)): "too long"}
-    found = compact_latest([(change(A, 1, 13), 1), (change(B, 2, 2), 1)], FILTER, at(refused=refused))
+    found = compact_latest(weighed((change(A, 1, 13), 1), (change(B, 2, 2), 1)), FILTER, at(refused=refused))
     assert [w.id for w in found.writes] == [B]
     assert parked(found)[entry(A, 1)].reason == "too long"  # type: ignore[union-attr]
 
 
 def test_a_refusal_is_of_one_version_only() -> None:
     refused = {(A, version(EPOCH, 1)): "too long"}
-    assert [w.id for w in compact_latest([(change(A, 2, 2), 1)], FILTER, at(refused=refused)).writes] == [A]
+    assert [w.id for w in compact_latest(weighed((change(A, 2, 2), 1)), FILTER, at(refused=refused)).writes] == [A]
 
 
 def test_an_image_that_is_no_text_can_be_parked() -> None:
     bad = Change(A, version(EPOCH, 1), b'{"v":{"S":"\xff"}}', None, "1")
-    found = compact_latest([(bad, 1)], FILTER, at())
+    found = compact_latest(weighed((bad, 1)), FILTER, at())
     assert parked(found)[entry(A, 1)].new == '{"v":{"S":"\ufffd"}}'  # type: ignore[union-attr]
 
 
 def test_a_later_good_change_heals_the_item() -> None:
-    found = compact_latest([(change(A, 5, 2), 1)], FILTER, at(entry(A, 3), entry(B, 4)))
+    found = compact_latest(weighed((change(A, 5, 2), 1)), FILTER, at(entry(A, 3), entry(B, 4)))
     assert parked(found) == {entry(A, 3): None}
 
 
 @pytest.mark.parametrize("new", [None, 1], ids=["removed", "left the filter"])
 def test_a_delete_heals_the_item_too(new: int | None) -> None:
-    assert parked(compact_latest([(change(A, 5, new), 1)], FILTER, at(entry(A, 3)))) == {entry(A, 3): None}
+    assert parked(compact_latest(weighed((change(A, 5, new), 1)), FILTER, at(entry(A, 3)))) == {entry(A, 3): None}
 
 
 def test_only_the_newest_parked_change_of_an_item_is_kept() -> None:
-    found = compact_latest([(change(A, 5, 13), 1)], FILTER, at(entry(A, 3), entry(A, 9, EPOCH - 1)))
+    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 3), entry(A, 9, EPOCH - 1)))
     assert {id: p is not None for id, p in parked(found).items()} == {
         entry(A, 3): False,
         entry(A, 9, EPOCH - 1): False,
@@ -203,25 +209,25 @@ def test_only_the_newest_parked_change_of_an_item_is_kept() -> None:
 
 
 def test_a_replayed_poison_change_replaces_itself() -> None:
-    found = compact_latest([(change(A, 5, 13), 1)], FILTER, at(entry(A, 5)))
+    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 5)))
     assert [(s.id, s.text is None) for s in found.saves] == [(entry(A, 5), False)]
 
 
 def test_a_scanned_item_does_not_heal_a_parked_change_of_the_stream() -> None:
     """The page may have been read before the change was made; if not, a later record is still to come and heals it."""
-    found = compact_latest([(change(A, 0, 2, scanned=True), 1)], FILTER, at(entry(A, 3)))
+    found = compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(entry(A, 3)))
     assert found.saves == []
     assert [w.version for w in found.writes] == [version(EPOCH, 0)]
 
 
 def test_a_poison_scanned_item_does_not_replace_a_parked_change_of_the_stream() -> None:
-    found = compact_latest([(change(A, 0, 13, scanned=True), 1)], FILTER, at(entry(A, 3)))
+    found = compact_latest(weighed((change(A, 0, 13, scanned=True), 1)), FILTER, at(entry(A, 3)))
     assert (found.saves, found.writes, found.read, found.parked) == ([], [], 1, 1)
 
 
 def test_a_scanned_item_heals_what_was_parked_in_an_earlier_epoch() -> None:
     before = entry(A, 99, EPOCH - 1)
-    assert parked(compact_latest([(change(A, 0, 2, scanned=True), 1)], FILTER, at(before))) == {before: None}
+    assert parked(compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(before))) == {before: None}
 
 
 # documents with ids of their own
@@ -400,7 +406,7 @@ def test_any_page_boundary_gives_the_same_documents(events: list[str | None], cu
 
 
 def test_a_part_says_what_is_known_before_the_target_answers() -> None:
-    found = compact_latest([(change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)], FILTER, at())
+    found = compact_latest(weighed((change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)), FILTER, at())
     part = found.part("shard:s")
     assert (part.source, part.writes) == ("shard:s", found.writes)
     assert (part.counts.read, part.counts.dropped, part.counts.parked, part.counts.applied) == (6, 3, 1, 0)

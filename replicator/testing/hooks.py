@@ -102,7 +102,7 @@ class HookTest:
         at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="test", now=0.0)
         if self.filing.own_ids:
             return compact_runs({_KEY: [change]}, self.filing, at)
-        return compact_latest([(change, 1)], self.filing, at)
+        return compact_latest([(change, change.version, 1)], self.filing, at)
 
     def _placed(self, item: GivenItem) -> dict[tuple[str, Id], Body]:
         return {(w[1], w[2]): w[3] for w in self.writes(new=item) if len(w) == 4}

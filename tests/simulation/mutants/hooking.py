@@ -11,7 +11,7 @@ import msgspec
 from replicator import compaction, passing
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
-from replicator.compaction import Circumstances, Compacted, Filing
+from replicator.compaction import Circumstances, Compacted, Filing, Latest
 from replicator.delivery import Delivery
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import hooked, refusing
@@ -21,7 +21,7 @@ from tests.simulation.mutants.scenarios import hooked, refusing
 def leaving_is_skipped(patch: Patch) -> None:
     right = compaction.compact_latest
 
-    def skips(changes: Iterable[tuple[Change, int]], filing: Filing, at: Circumstances) -> Compacted:
+    def skips(changes: Iterable[Latest], filing: Filing, at: Circumstances) -> Compacted:
         found = right(changes, filing, at)
         found.writes = [w for w in found.writes if isinstance(w, Upsert) or w.weight]
         return found
