@@ -86,7 +86,7 @@ def _fail(error: TransientError) -> NoReturn:
 
 
 class Delivery:
-    """Stores batches in order. Where the target can, one is under way while the next is encoded."""
+    """Stores batches in order. Where the target can, one is under way while the next is encoded, and then waits."""
 
     def __init__(
         self,
@@ -105,31 +105,55 @@ class Delivery:
         self._patiently = patiently
         self._now = now
         self._under_way: Batch | None = None
+        self._waiting: tuple[Batch, Any] | None = None  # with its encoded form
         self._failed = False
         self._confirmed = -math.inf
 
     @property
     def busy(self) -> bool:
-        return self._under_way is not None
+        return self._under_way is not None or self.full
+
+    @property
+    def full(self) -> bool:
+        """Whether no batch may be offered, because one waits already."""
+        return self._waiting is not None
 
     def offer(self, batch: Batch) -> None:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
+        assert not self.full, "a batch waits: push it first"
         if self._doubt is not None and any(s.kind == "parked" and s.text is None for s in batch.saves):
             self._doubt.begin()  # `parked retry` may be storing an older change of the item at this moment
         if self._overlapping is None:
             self._finish(batch, self._patiently(lambda: self._written(batch)))
             return
-        encoded = self._overlapping.encode(batch)
-        if self.settle():
-            self._under_way = batch
+        self._waiting = batch, self._overlapping.encode(batch)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Send what waits if nothing is under way any more. It takes no time to ask."""
+        if self.full and (self._under_way is None or self._failed or self._is_ready()):
+            self.push()
+
+    def push(self) -> None:
+        """Wait for the oldest answer; then send what waits, unless it came back."""
+        waiting, self._waiting = self._waiting, None
+        if self._settled() and waiting is not None:
+            self._under_way, encoded = waiting
             self._sent(encoded)
 
-    def settle(self) -> bool:
-        """Wait until what is under way is stored; False if the target refused part of it, so that all came back."""
+    def settle(self) -> None:
+        """Wait until everything that was offered is stored, or came back."""
+        while self.busy:
+            self.push()
+
+    def _is_ready(self) -> bool:
+        assert self._overlapping is not None
+        return self._overlapping.ready()
+
+    def _settled(self) -> bool:
+        """Whether what was under way is stored; the target may have refused part of it, so that all came back."""
         batch, self._under_way = self._under_way, None
-        if batch is None:
-            return True
-        return self._finish(batch, self._collected(batch))
+        return batch is None or self._finish(batch, self._collected(batch))
 
     def flush(self) -> None:
         """Store everything that the pipeline has to give."""

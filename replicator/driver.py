@@ -221,15 +221,16 @@ class Driver:
         self._vitals.trouble = next(iter(self._fetching.trouble.values()), None)
         self._vitals.tick()
         self._fetching.advance()
-        batch = self.pipeline.take(self._now())
+        batch = None if self._delivery.full else self.pipeline.take(self._now())
         if batch is not None:
             self._delivery.offer(batch)
         busy = self._chores.do() or batch is not None or self._delivery.busy
         stepped = self._steps.get(0.0 if busy else WAIT)
         if stepped is None and batch is None:
-            self._delivery.settle()
+            self._delivery.push()
         while stepped is not None:
             self._fetching.handle(stepped)
+            self._delivery.nudge()
             stepped = self._steps.get(0.0)
         check_disabled(self._fetching)
         self._check_parked()

@@ -127,5 +127,8 @@ class Overlapping(Protocol):
     def send(self, encoded: Any) -> None:
         """Begin to store it and return without waiting for the answer."""
 
+    def ready(self) -> bool:
+        """Whether ``collect`` has little to wait for. Asked often, while something is under way."""
+
     def collect(self) -> Outcome:
         """Wait for the answer to what was sent."""

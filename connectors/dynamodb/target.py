@@ -81,6 +81,9 @@ class DynamoDB:
     def send(self, encoded: Encoded) -> None:
         self._writing.send(encoded)
 
+    def ready(self) -> bool:
+        return self._writing.ready()
+
     def collect(self) -> Outcome:
         return self._writing.collect()
 

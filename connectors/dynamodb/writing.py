@@ -56,6 +56,9 @@ class Writing:
         done = self._sender.start([request for _, request in sent], self._keys())
         self._under_way = _UnderWay(encoded, tombstones, sent, done)
 
+    def ready(self) -> bool:
+        return self._under_way is None or self._under_way.done.done()
+
     def collect(self) -> Outcome:
         """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
         under_way, self._under_way = self._under_way, None

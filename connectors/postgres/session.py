@@ -78,6 +78,15 @@ class Session:
             opened.pgconn.pipeline_sync()
             _flush(opened)
 
+    def ready(self) -> bool:
+        """Whether an answer to what was sent has come, or never will."""
+        connection = self._connection
+        if connection is None or connection.closed or not connection.pgconn.is_busy():
+            return True
+        poll = select.poll()
+        poll.register(connection.pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
     def collect(self) -> list[Rows]:
         """Wait for the answers: each statement's rows, the transaction committed. psycopg.Error if it was not."""
         wanted, self._sent = self._sent, None

@@ -98,6 +98,9 @@ class Postgres:
             self._session.send([self._checkpoints.advance(batch.saves, batch.parts), *encoded.statements])
         self._sent = encoded
 
+    def ready(self) -> bool:
+        return not self._session.under_way or self._session.ready()
+
     def collect(self) -> Outcome:
         encoded, self._sent = self._sent, None
         assert encoded is not None, "nothing was sent"

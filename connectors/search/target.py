@@ -91,6 +91,9 @@ class SearchTarget:
     def send(self, encoded: Encoded) -> None:
         self._writing.send(encoded, self._layouts)
 
+    def ready(self) -> bool:
+        return self._writing.ready()
+
     def collect(self) -> Outcome:
         return self._writing.collect(self._layouts)
 

@@ -50,6 +50,10 @@ class Writing:
             sent.append((table, pending, self._bulk.start(layouts[table], lines)))
         self._under_way = _UnderWay(encoded, tombstones, sent)
 
+    def ready(self) -> bool:
+        under_way = self._under_way
+        return under_way is None or all(done.done() for _, _, sent in under_way.sent for _, done in sent)
+
     def collect(self, layouts: Mapping[str, Layout]) -> Outcome:
         """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
         under_way, self._under_way = self._under_way, None

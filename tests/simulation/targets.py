@@ -100,6 +100,9 @@ class Overlaps:
             raise TransientError("the connection broke; nothing was sent")
         self._sent, self._at = encoded, self._universe.clock()
 
+    def ready(self) -> bool:
+        return self._universe.answers.random() < 0.5
+
     def collect(self) -> Outcome:
         """A request that was sent so long ago that no server has it any more comes to nothing."""
         sent, self._sent = self._sent, None

@@ -70,7 +70,7 @@ class Universe:
     TABLE: ClassVar[str] = "orders"
 
     def __init__(self, seed: int, scenario: Scenario, plan: Plan = (), trace: list[str] | None = None) -> None:
-        self.random = random.Random(f"schedule {seed}")
+        self.random, self.answers = random.Random(f"schedule {seed}"), random.Random(f"answers {seed}")
         self.scenario, self.trace = scenario, trace
         self.clock, self.step = Clock(), 0
         self.pace, self.slow = scenario.pace, scenario.slow

@@ -92,6 +92,8 @@ class Batches(Contract):
             pytest.skip("this target does not overlap")
         for ordinal in (1, 2):
             opened.send(opened.encode(batch(put({"pk": "a", "n": ordinal}, ordinal))))
+            while not opened.ready():
+                pass
             assert opened.collect() == Outcome()
         poor = Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
         opened.send(opened.encode(batch(poor)))

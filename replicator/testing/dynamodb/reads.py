@@ -119,10 +119,9 @@ class StreamReads:
         if self.faults.take("blank", request, at.shard):
             limit = 0
         bodies, reached = shard.page(after, limit)
-        answer = b'{"Records":[' + b",".join(bodies) + b"]"
-        if limit == 0 or not shard.exhausted(reached):
-            answer += b',"NextShardIterator":' + orjson.dumps(self._iterator(stream, shard, reached))
-        return answer + b"}"
+        more = limit == 0 or not shard.exhausted(reached)
+        following = b',"NextShardIterator":' + orjson.dumps(self._iterator(stream, shard, reached)) if more else b""
+        return b"".join([b'{"Records":[', b",".join(bodies), b"]", following, b"}"])
 
     def _iterator(self, stream: Stream, shard: Shard, after: int) -> str:
         return _Iterator(stream.origin.arn, shard.id, str(after), self.catalog.now()).text
