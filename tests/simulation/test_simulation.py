@@ -24,6 +24,7 @@ PUT_BACK = (208573, 268411, 395855, 636537, 131954, 330586, 353642, 477403)
 OLD_LISTINGS = (522273, 673665, 143744, 654337)
 """Seeds of it in which listings from before a shard's end were believed, or a shard's children never listed."""
 GAP_AT_LAST = 536559  # in the run that outlives all doubt
+FORGOTTEN_PARENTS = (464866, 615998)  # so that nothing says where a shard's ordinals began
 
 
 @pytest.mark.timeout(60 + SEEDS)
@@ -39,7 +40,7 @@ def test_a_store_that_is_put_back_is_resynced_where_nothing_else_tells(seed: int
     simulate(seed)
 
 
-@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST])
+@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS])
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
 
