@@ -37,19 +37,27 @@ NOTHING = Row()
 
 
 class Asked:
-    """The names that one hook asks for, with the kind of attribute that each was so far."""
+    """The names that one hook asks for, with the kind of attribute that each was so far.
+
+    ``row`` is of ``image``, the last that was looked at. It is kept here, not with the item: what the next image is
+    decoded to takes its place in memory, while that is at hand.
+    """
 
     def __init__(self) -> None:
+        self.image: bytes | None = None
+        self.row = NOTHING
         self._kinds: dict[str, str | None] = {}  # None: no item had it yet
         self._unfit: set[str] = set()  # names that msgspec has no field of
         self._decoder = msgspec.json.Decoder(Row)
 
-    def row(self, image: bytes) -> Row:
+    def look(self, image: bytes) -> Row:
         """``NOTHING`` for an image in which some attribute is of another kind than it was so far."""
+        self.image = image
         try:
-            return self._decoder.decode(image) if self._kinds else NOTHING
+            self.row = self._decoder.decode(image) if self._kinds else NOTHING
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return NOTHING
+            self.row = NOTHING
+        return self.row
 
     def learn(self, name: str, kind: str | None) -> None:
         """An item was asked for ``name``, and had an attribute of that kind; None: it had none."""

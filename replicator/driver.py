@@ -221,6 +221,7 @@ class Driver:
         self._vitals.trouble = next(iter(self._fetching.trouble.values()), None)
         self._vitals.tick()
         self._fetching.advance()
+        self._steps.begin()
         batch = None if self._delivery.full else self.pipeline.take(self._now())
         if batch is not None:
             self._delivery.offer(batch)
@@ -231,6 +232,8 @@ class Driver:
         while stepped is not None:
             self._fetching.handle(stepped)
             self._delivery.nudge()
+            if self.pipeline.laden and not self._delivery.full:
+                break
             stepped = self._steps.get(0.0)
         check_disabled(self._fetching)
         self._check_parked()

@@ -23,7 +23,7 @@ class Fetched:
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Page | ScanPage]] = {}
-        self._size = 0
+        self._rows = self._size = 0
         self._scan_turn = True
 
     def __bool__(self) -> bool:
@@ -34,6 +34,7 @@ class Fetched:
 
     def add(self, source: str, page: Page | ScanPage) -> None:
         self._queues.setdefault(source, deque()).append(page)
+        self._rows += _rows(page)
         self._size += page.size
 
     def room(self, source: str) -> bool:
@@ -44,6 +45,11 @@ class Fetched:
     def full(self) -> bool:
         """Whether no further page may be fetched."""
         return self._size >= BUFFER_BYTES
+
+    @property
+    def laden(self) -> bool:
+        """Whether the pages of a whole batch wait."""
+        return self._rows >= BATCH_ROWS or self._size >= BATCH_BYTES
 
     def heads(self) -> list[Page | ScanPage]:
         """The oldest page of each source."""
@@ -68,8 +74,9 @@ class Fetched:
             while waiting and rows < BATCH_ROWS and size < BATCH_BYTES:
                 page = waiting.popleft()
                 pages.append(page)
-                rows += len(page.records) if isinstance(page, Page) else len(page.items)
+                rows += _rows(page)
                 size += page.size
+                self._rows -= _rows(page)
                 self._size -= page.size
             if waiting:
                 self._queues[source] = waiting  # at the end: the others come first next time
@@ -79,8 +86,13 @@ class Fetched:
         """Put pages back to where ``next`` took them from."""
         for source, page in reversed(list(pages)):
             self._queues.setdefault(source, deque()).appendleft(page)
+            self._rows += _rows(page)
             self._size += page.size
 
     def clear(self) -> None:
         self._queues.clear()
-        self._size = 0
+        self._rows = self._size = 0
+
+
+def _rows(page: Page | ScanPage) -> int:
+    return len(page.records) if isinstance(page, Page) else len(page.items)

@@ -15,7 +15,8 @@ from operator import add
 import msgspec
 
 from replicator.frame import Frame, Given, Kept, without
-from replicator.leaves import LEAF, OF_KIND, SETS, SORTED
+from replicator.leaves import LEAF, SETS, SORTED
+from replicator.values import TOGETHER, Image, Values, is_plain, leaves_of
 
 MOST_FORMS = 256
 LONGEST = 4096  # bytes of a form without its values
@@ -23,14 +24,9 @@ HOT = 256  # images of a form after which an expression of its own pays
 MOST_LEAVES = 100  # in such an expression
 PATIENCE = 64  # images of unknown form in a row after which only one in ``SELDOM`` is looked at
 SELDOM = 16
-TOGETHER = 256  # images that are looked at at once, after as many of the same form
-LARGEST = 1 << 20  # bytes of them
 
-_ESCAPES = (rb"\n", rb"\t", rb"\r", rb"\f", rb"\b")  # written as they are read, and without a quote
-_END = b"\0"  # of an image, in a row of them: JSON has none
 _json = msgspec.json.Decoder(msgspec.Raw)  # reads valid JSON, and makes nothing of it
 
-Image = bytes | msgspec.Raw
 Exact = Callable[[Image], bytes]
 
 
@@ -54,17 +50,15 @@ class Form:
 class Quick:
     """One expression for all images of a form whose leaves are of the same kinds."""
 
-    __slots__ = ("_amended", "_frame", "_framed", "_rows", "_sets", "_template", "kinds", "match", "pieces")
+    __slots__ = ("_amended", "_frame", "_framed", "_sets", "_template", "leaves", "match", "pieces", "values")
 
     def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
-        self.kinds = kinds = [leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)]
-        between = map(re.escape, LEAF.split(image)[::2])
-        expression = next(between) + b"".join(OF_KIND[kind] + next(between) for kind in kinds)
-        self.match = re.compile(expression + b"()").fullmatch  # with two groups at least, findall makes tuples
-        self._rows = re.compile(expression + b"()" + _END).findall
+        self.leaves = leaves = leaves_of(image)
+        self.match = re.compile(leaves.expression() + b"()").fullmatch
+        self.values = Values(leaves)
         self.pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
-        self._sets = [(i, SORTED[kind]) for i, kind in enumerate(kinds) if kind in SORTED]
+        self._sets = leaves.sets()
         self._frame: Frame | None = None
         self._framed: bytes | None = None
         self._amended: tuple[Frame, Sequence[str], tuple[bytes, Kept] | None] | None = None
@@ -95,33 +89,6 @@ class Quick:
             self._amended = frame, names, None if taken else (template, kept)
         return self._amended[2]
 
-    def values(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
-        """The values of images of this form; None if not all are of it, or not surely."""
-        if set(map(type, images)) != {msgspec.Raw}:
-            return None
-        joined = _END.join([*images, b""])
-        try:
-            if len(joined) <= LARGEST and _is_plain(joined) and (joined.isascii() or joined.decode()):
-                return self._values(joined, len(images))
-        except ValueError:
-            pass
-        return None
-
-    def _values(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
-        """The same of ``count`` images that each end with ``_END``.
-
-        No part of an image is taken for one: each match holds the end of one image, so none holds that of two, and what
-        ends where the outermost map ends began where that began.
-        """
-        rows = self._rows(images)
-        if len(rows) != count:
-            return None
-        for i, in_order in self._sets:
-            sets = [row[i] for row in rows]
-            if (found := in_order(sets)) is not sets:
-                rows = [(*row[:i], one, *row[i + 1 :]) for row, one in zip(rows, found, strict=True)]
-        return rows
-
 
 class Forms:
     """Plain JSON of images (or of raw attributes) that are alike; ``exact`` says what it is.
@@ -140,7 +107,7 @@ class Forms:
 
     def __call__(self, image: Image) -> bytes:
         whole = bytes(image)
-        if not _is_plain(whole) or not (type(image) is msgspec.Raw or _is_json(whole)):
+        if not is_plain(whole) or not (type(image) is msgspec.Raw or _is_json(whole)):
             return self._exact(image)
         try:
             if self._quick is not None and (match := self._quick.match(whole)) is not None:
@@ -258,11 +225,6 @@ def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:
             return None
         pieces.append(piece)
     return [*pieces, rest]
-
-
-def _is_plain(images: bytes) -> bool:
-    """Whether all escapes are written as they are read, and none is a quote."""
-    return b"\\" not in images or images.count(b"\\") == sum(map(images.count, _ESCAPES))
 
 
 def _is_json(image: bytes) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from replicator.asked import NOTHING, Asked, Row
+from replicator.asked import Asked
 from replicator.attributes import TO_PYTHON, WRONG, Typeds, decoded, typed, value
 
 _attributes = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -22,13 +22,12 @@ class Item(Mapping[str, Any]):
     leaves the others undecoded: the quickest thing a hook can return. ``asked``: what its hook asked other items for.
     """
 
-    __slots__ = ("_asked", "_raws", "_row", "image")
+    __slots__ = ("_asked", "_raws", "image")
 
     def __init__(self, image: bytes, asked: Asked | None = None) -> None:
         self.image = image  # as DynamoDB sent it
         self._asked = asked
         self._raws: dict[str, msgspec.Raw] | None = None
-        self._row: Row | None = NOTHING if asked is None else None
 
     @property
     def typed(self) -> Typeds:
@@ -42,7 +41,10 @@ class Item(Mapping[str, Any]):
         return self._raws
 
     def __getitem__(self, name: str) -> Any:
-        row = self._row or self._looked_at()
+        asked = self._asked
+        if asked is None:
+            return self._found(name)
+        row = asked.row if asked.image is self.image else asked.look(self.image)
         way = row.ways.get(name)
         if way is None:
             return self._found(name)
@@ -50,11 +52,6 @@ class Item(Mapping[str, Any]):
             return way(row)
         except AttributeError:
             raise KeyError(name) from None
-
-    def _looked_at(self) -> Row:
-        """Only for an item that a hook asks."""
-        self._row = NOTHING if self._asked is None else self._asked.row(self.image)
-        return self._row
 
     def _found(self, name: str) -> Any:
         try:
@@ -85,10 +82,11 @@ class Item(Mapping[str, Any]):
         return len(self._attributes)
 
     def __contains__(self, name: object) -> bool:
-        row = self._row or self._looked_at()
-        place = row.fields.get(name)  # type: ignore[call-overload]
-        if place is not None:
-            return getattr(row, place) is not None
+        if self._asked is not None:
+            row = self._asked.row if self._asked.image is self.image else self._asked.look(self.image)
+            place = row.fields.get(name)  # type: ignore[call-overload]
+            if place is not None:
+                return getattr(row, place) is not None
         if name in self._attributes:
             return True
         self._learn(name, None)

@@ -16,9 +16,10 @@ import msgspec
 import orjson
 
 from replicator.attributes import Malformed, Typed, number, plain, typed
-from replicator.forms import Forms, Image
+from replicator.forms import Forms
 from replicator.frame import Frame, Given
 from replicator.item import Amended, Item
+from replicator.values import Image
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not what DynamoDB sends"
@@ -98,7 +99,7 @@ class DocumentText:
             raise Unfit(_NOT_DYNAMODB) from e
 
     def framed(self, frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
-        """Up to ``forms.TOGETHER`` bodies as lines of ``frame``; None if they have to be looked at one by one."""
+        """Up to ``values.TOGETHER`` bodies as lines of ``frame``; None if they have to be looked at one by one."""
         kinds = set(map(type, bodies))
         if kinds == {Item}:
             return self._image.framed(frame, given, [item.image for item in bodies])  # type: ignore[attr-defined]

@@ -100,6 +100,11 @@ class Pipeline:
         return self._fetched.full
 
     @property
+    def laden(self) -> bool:
+        """Whether a whole batch of pages waits."""
+        return self._fetched.laden
+
+    @property
     def childless(self) -> set[str]:
         """Ended shards whose children are not known yet."""
         if self._childless is None:

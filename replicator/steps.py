@@ -72,7 +72,7 @@ class Steps:
         """The next step that was made; None when there was none for ``timeout`` seconds."""
         until = time.monotonic() + timeout
         while True:
-            self._begin()
+            self.begin()
             if self._found:
                 return self._found.popleft()
             now = time.monotonic()
@@ -90,8 +90,8 @@ class Steps:
     def _room(self) -> bool:
         return self._under_way + len(self._found) < self._at_once and not self.full()
 
-    def _begin(self) -> None:
-        """Begin the steps that are due."""
+    def begin(self) -> None:
+        """Begin the steps that are due: their calls are under way while somebody does something else."""
         now = time.monotonic()
         while self._due and self._due[0][0] <= now and self._room:
             _, _, name, generator = heapq.heappop(self._due)

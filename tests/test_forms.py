@@ -13,8 +13,9 @@ import pytest
 
 from replicator import forms
 from replicator.attributes import image
-from replicator.forms import MOST_FORMS, Forms, Image
+from replicator.forms import MOST_FORMS, Forms
 from replicator.json_text import plain_image
+from replicator.values import Image
 
 TEXTS = (
     "", "a", "Grüße 🐘", "a\nb", "\t", "\b\f\r", 'q"uote', "back\\slash", "\0", "\x1f", "\x7f", "\u2028", "/", "{",

@@ -69,11 +69,11 @@ def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_t
 def test_a_hook_that_looks_at_all_of_an_item_teaches_nothing() -> None:
     asked = Asked()
     assert dict(Item(image({"a": 1}), asked)) == {"a": 1}
-    assert asked.row(image({"a": 1})) is NOTHING
+    assert asked.look(image({"a": 1})) is NOTHING
 
 
 def test_however_many_names_a_hook_makes_up_few_are_learnt() -> None:
     asked = Asked()
     for n in range(10 * MOST):
         assert Item(image({"a": n}), asked).get(f"name {n}") is None
-    assert len(asked.row(image({"a": 1})).fields) == MOST
+    assert len(asked.look(image({"a": 1})).fields) == MOST

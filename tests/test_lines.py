@@ -11,8 +11,9 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pytest
@@ -69,13 +70,18 @@ class Server:
 
     def _talk(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError), connection, connection.makefile("rb") as given:
-            while (head := b"".join(iter(given.readline, b"\r\n"))) and b" HTTP/1." in head:
+            while b" HTTP/1." in (head := _head(given)):
                 size = next((int(h[16:]) for h in head.split(b"\r\n") if h.startswith(b"content-length: ")), 0)
                 self.asked.append((head, given.read(size)))
                 said = self.answer(*self.asked[-1])
                 if said is None:
                     return
                 connection.sendall(said)
+
+
+def _head(given: BinaryIO) -> bytes:
+    """Up to the empty line, or to where the connection ended."""
+    return b"".join(takewhile(lambda line: line.strip(), iter(given.readline, b"")))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,12 +24,13 @@ from replicator.driver import Copy, Driver, World
 from replicator.fetched import BATCH_BYTES, BUFFER_BYTES
 from replicator.reader import read
 from replicator.source import describe_table
-from replicator.steps import AT_ONCE
+from replicator.steps import AT_ONCE, Stepped
 from replicator.stream import RecordsDecoder, Stream
 from replicator.target import Table
 from replicator.testing.dynamodb import DynamoDB, shards
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
-from replicator.wire import answered
+from replicator.wire import Wire, answered
+from tests.virtual_steps import VirtualSteps
 
 SCALE = 16
 PAGE = (1 << 20) // SCALE
@@ -71,22 +73,31 @@ class Weighing:
         before = -1
         while before != self.records:
             before = self.records
-            threading.Event().wait(0.1)
+            threading.Event().wait(0.03)
 
 
-class Slow(MemoryTarget):
-    """Takes its time for the first batches: until nothing more is read ahead of them."""
+class Overlaps(MemoryTarget):
+    """Stores everything at once, and ends the run with the last of so many changes. ``most``: read and not stored."""
 
     def __init__(self, wire: Weighing, expected: int, stop: threading.Event) -> None:
         super().__init__(MemoryDatabase())
         self._wire, self._expected, self._stop = wire, expected, stop
-        self._slow = 6  # batches
+        self._sent = Batch()
         self.stored = self.most = 0
 
+    def encode(self, batch: Batch) -> Batch:
+        return batch
+
+    def send(self, encoded: Batch) -> None:
+        self._sent = encoded
+
+    def ready(self) -> bool:
+        return True
+
+    def collect(self) -> Outcome:
+        return self.write(self._sent)
+
     def write(self, batch: Batch) -> Outcome:
-        if self._slow:
-            self._slow -= 1
-            self._wire.rest()
         self.most = max(self.most, self._wire.records - self.stored)
         self.stored += sum(part.counts.read for part in batch.parts)
         if self.stored >= self._expected:
@@ -94,9 +105,35 @@ class Slow(MemoryTarget):
         return super().write(batch)
 
 
-def run(wire: Weighing, expected: int) -> Slow:
-    stop = threading.Event()
-    target = Slow(wire, expected, stop)
+class Slow(Overlaps):
+    """Is not ready the first times it is asked; meanwhile everything comes in that was asked for."""
+
+    _not_yet = 80
+
+    def ready(self) -> bool:
+        if self._not_yet:
+            self._not_yet -= 1
+            self._wire.rest()
+        return not self._not_yet
+
+
+class InTurn(VirtualSteps):
+    """Answers each call at once. Who rests has a turn when nobody else has, and nothing else is to be done."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self._due: deque[str] = deque()
+        self._resting: deque[str] = deque()
+
+    def again(self, name: str, rest: float = 0.0) -> None:
+        (self._resting if rest else self._due).append(name)
+
+    def get(self, timeout: float) -> Stepped | None:
+        queue = self._due or (self._resting if timeout else ())
+        return self._step(queue.popleft()) if queue and not self.full() else None
+
+
+def run(wire: Weighing, target: Overlaps, stop: threading.Event, **more: Any) -> None:
     table = describe_table(wire, "orders")
     config = Config(
         "memory",
@@ -105,16 +142,27 @@ def run(wire: Weighing, expected: int) -> Slow:
         backfill=Backfill(enabled=False),
     )
     copy = Copy(config, wire, target, target.checkpoints, None, table, (Table("orders", table.keys),))
-    world = World(stop, lambda _: None)
+    world = World(stop, lambda _: None, **more)
     Driver(copy, Owner("run", "here", 1, 0.0), world).run(until=None, resync=False, accept_hook_change=False)
-    return target
 
 
 @pytest.mark.usefixtures("small")
 def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards() -> None:
-    target = run(Weighing(filled(200, 500)), 500)
+    wire, stop = Weighing(filled(200, 500)), threading.Event()
+    target = Slow(wire, 500, stop)
+    run(wire, target, stop)
     assert target.stored == 500
     assert BUFFER <= target.most * ITEM <= MOST
+
+
+@pytest.mark.usefixtures("small")
+def test_a_whole_batch_is_not_kept_waiting_by_pages_that_can_be_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetched, "BATCH_ROWS", 10)
+    wire, stop = Weighing(filled(200, 300)), threading.Event()
+    target = Overlaps(wire, 300, stop)
+    run(wire, target, stop, steps=InTurn)
+    assert target.stored == 300
+    assert target.most <= 3 * (10 + PAGE // ITEM + 1)  # one is stored, the next waits, and one is not whole
 
 
 class Remembering:

@@ -294,3 +294,10 @@ def test_close_waits_for_a_call_that_is_being_made_and_may_be_called_twice() -> 
     calls.close()
     assert gate.is_set()
     calls.close()
+
+
+def test_calls_can_be_begun_before_somebody_does_something_else(calls: Held, steps: Steps) -> None:
+    steps.add("a", asking("one"))
+    steps.add("b", asking("another"), rest=60.0)
+    steps.begin()
+    assert list(calls.under_way) == ["one"]

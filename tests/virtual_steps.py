@@ -19,6 +19,9 @@ class VirtualSteps(Steps):
     def add(self, name: str, generator: Iterator[Any], rest: float = 0.0) -> None:
         super().add(name, answered(self._wire, generator), rest)
 
+    def begin(self) -> None:
+        """Nothing is under way while somebody does something else."""
+
     def clear(self) -> None:
         self._generators.clear()
 

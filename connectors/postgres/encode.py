@@ -20,8 +20,8 @@ from connectors.postgres.statements import statements
 from replicator.attributes import Malformed, Typeds
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.change import key_text
-from replicator.forms import Image
 from replicator.item import Amended, Item
+from replicator.values import Image
 
 MOST_ROWS = 2000  # in one statement; more gains nothing
 _LARGEST_KEY = 2704  # bytes of an index entry; what a btree page takes

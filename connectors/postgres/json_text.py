@@ -13,8 +13,9 @@ from connectors.postgres.options import Nul
 from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT
 from replicator import json_text
 from replicator.attributes import Malformed, Typed, Typeds, plain
-from replicator.forms import Forms, Image
+from replicator.forms import Forms
 from replicator.json_text import Unfit
+from replicator.values import Image
 
 _attribute = msgspec.json.Decoder(dict[str, Any])
 _NUL = "\\u0000"

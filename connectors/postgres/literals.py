@@ -23,14 +23,14 @@ class NulFound(Exception):
 
 def literal(values: Sequence[Any]) -> bytes:
     """An array of texts (or numbers, or truth values; None is NULL). TypeError for text that is not UTF-8, NulFound."""
-    return quoted_literal(orjson.dumps(values)[1:-1])
+    return b"{%b}" % quoted_members(orjson.dumps(values)[1:-1])
 
 
-def quoted_literal(members: bytes) -> bytes:
-    """The same from the members of a JSON array, in UTF-8."""
+def quoted_members(members: bytes) -> bytes:
+    """The members of such an array from those of a JSON array, in UTF-8."""
     if b"\\" in members and _SUSPECT.search(members) is not None:
-        members = _ESCAPE.sub(_literally, members)
-    return b"{" + members + b"}"
+        return _ESCAPE.sub(_literally, members)
+    return members
 
 
 def _literally(escape: re.Match[bytes]) -> bytes:
@@ -43,7 +43,11 @@ def _literally(escape: re.Match[bytes]) -> bytes:
 
 def json_literal(documents: Sequence[str | None]) -> bytes:
     """An array of JSON texts as ``orjson`` writes them: no control characters in them, so nothing to look for."""
-    return b"{" + orjson.dumps(documents)[1:-1] + b"}"
+    return b"{%b}" % json_members(documents)
+
+
+def json_members(documents: Sequence[str | None]) -> bytes:
+    return orjson.dumps(documents)[1:-1]
 
 
 def array(members: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ import orjson
 from connectors.search.ids import index_id, index_ids
 from connectors.search.layout import OURS, WHOLE, Layout
 from replicator.batch import Batch, Rejection, Upsert, Write
-from replicator.forms import TOGETHER
 from replicator.frame import Frame
 from replicator.json_text import DocumentText, Unfit, separately
+from replicator.values import TOGETHER
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

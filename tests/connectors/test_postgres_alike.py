@@ -124,7 +124,6 @@ def test_a_hook_s_values_are_put_beside_what_is_cut_out() -> None:
         {"codes": {b"\xff", b"\x00"}},
         {"added": "later"},
     ],
-    ids=str,
 )
 def test_one_item_unlike_the_others_is_stored_like_them(odd: dict[str, Any]) -> None:
     kinds = {"name": "jsonb"} if odd.get("name") == 5 else {}

@@ -1,0 +1,62 @@
+"""Pages that wait for their batch: how many, and when they are enough for one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from replicator import fetched
+from replicator.change import Page, Record, ScanPage
+from replicator.fetched import Fetched
+
+ROWS, BYTES = 10, 100
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetched, "BATCH_ROWS", ROWS)
+    monkeypatch.setattr(fetched, "BATCH_BYTES", BYTES)
+
+
+def page(rows: int, size: int) -> Page:
+    return Page("s", records=[Record(("k",), "1", 0.0)] * rows, size=size)
+
+
+def scan_page(rows: int, size: int) -> ScanPage:
+    return ScanPage(0, items=[(("k",), b"{}")] * rows, size=size)
+
+
+@pytest.mark.parametrize(("rows", "size", "laden"), [(9, 99, False), (10, 0, True), (0, 100, True)])
+def test_pages_are_enough_for_a_batch_by_their_rows_or_by_their_bytes(rows: int, size: int, laden: bool) -> None:
+    for source, one in (("shard:s", page(rows, size)), ("segment:0", scan_page(rows, size))):
+        waiting = Fetched()
+        waiting.add(source, one)
+        assert waiting.laden == laden
+
+
+def test_what_waits_is_counted_whatever_is_taken_and_given_back() -> None:
+    for seed in range(200):
+        chance = random.Random(seed)
+        waiting, taken = Fetched(), list[tuple[str, Page | ScanPage]]()
+        for _ in range(30):
+            match chance.randrange(8):
+                case 0:
+                    taken += [(source, one) for source, pages in waiting.next() for one in pages]
+                case 1:
+                    waiting.give_back(taken)
+                    taken = []
+                case _:
+                    rows, size = chance.randrange(4), chance.randrange(40)
+                    waiting.add(f"shard:{chance.randrange(3)}", page(rows, size))
+        waiting.give_back(taken)
+        laden, pages = waiting.laden, list(_drained(waiting))
+        assert laden == (sum(len(p.records) for p in pages) >= ROWS or sum(p.size for p in pages) >= BYTES)
+        assert not waiting.laden
+
+
+def _drained(waiting: Fetched) -> Iterator[Page]:
+    while waiting:
+        for _, pages in waiting.next():
+            yield from (p for p in pages if isinstance(p, Page))
