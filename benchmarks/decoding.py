@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import orjson
 from boto3.dynamodb.types import TypeDeserializer
 from botocore.awsrequest import AWSResponse
 
@@ -89,12 +88,13 @@ class Fetching:
     def __init__(self, bodies: Sequence[bytes]) -> None:
         wire = connect(Source(table=data.TABLE, region="us-east-1"))
         self._call = Call("GetRecords", {"ShardIterator": "x", "Limit": 1000})
-        self._route = wire.route(self._call)
         self._lines = Lines(wire.route, wire.keys, 60.0)
-        self._line = Line(_Connection(bodies), self._route.endpoint)  # type: ignore[arg-type]
+        pool, _ = self._lines.message(self._call)
+        self._line = Line(_Connection(bodies), pool)  # type: ignore[arg-type]
 
     def __call__(self) -> bytes:
-        self._line.send("", self._lines._message(self._route, orjson.dumps(self._call.request)), 0.0)
+        _, message = self._lines.message(self._call)
+        self._line.send("", message, 0.0)
         assert self._line.pull(0.0)
         body = self._line.answer()
         assert isinstance(body, bytes)

@@ -12,6 +12,7 @@ import orjson
 import psycopg
 from boto3.dynamodb.types import TypeDeserializer
 from psycopg.types.json import Json, set_json_loads
+from pydantic import SecretStr
 
 from benchmarks import data
 from connectors.postgres import Postgres
@@ -47,19 +48,19 @@ def prepare(url: str) -> None:
         for table in SHAPES.values():
             _create(connection, url, table)
             _load(connection, table)
-            connection.execute(f"ALTER TABLE {table.name} RENAME TO {table.name}_before")  # type: ignore[arg-type]
+            connection.execute(f"ALTER TABLE {table.name} RENAME TO {table.name}_before")
 
 
 def _create(connection: psycopg.Connection[Any], url: str, table: Table) -> None:
-    target = Postgres(PostgresOptions(url=url), "benchmark")  # type: ignore[arg-type]
+    target = Postgres(PostgresOptions(url=SecretStr(url)), "benchmark")
     for statement in target.plan([table]):
-        connection.execute(statement)  # type: ignore[arg-type]
+        connection.execute(statement)
     target.close()
 
 
 def _load(connection: psycopg.Connection[Any], table: Table) -> None:
     row = data.row if table.name == data.TABLE else data.document
-    with connection.cursor() as cursor, cursor.copy(f"COPY {table.name} FROM STDIN") as copy:  # type: ignore[arg-type]
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table.name} FROM STDIN") as copy:
         for item in data.initial():
             copy.write_row([*map(encoded, row(item)), 0])
 
@@ -69,10 +70,10 @@ def reset(url: str, table: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
         connection.execute("DROP TABLE IF EXISTS positions")
-        connection.execute(f"DROP TABLE IF EXISTS {table}")  # type: ignore[arg-type]
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
         _create(connection, url, SHAPES[table])
-        connection.execute(f"INSERT INTO {table} SELECT * FROM {table}_before")  # type: ignore[arg-type]
-        connection.execute(f"VACUUM ANALYZE {table}")  # type: ignore[arg-type]
+        connection.execute(f"INSERT INTO {table} SELECT * FROM {table}_before")
+        connection.execute(f"VACUUM ANALYZE {table}")
         connection.execute("CHECKPOINT")
 
 
@@ -93,6 +94,6 @@ def differences(url: str, table: str, wanted: Iterable[tuple[Any, ...]]) -> int:
     """How many rows are missing, there without reason, or not as they should be."""
     with psycopg.connect(url) as connection:
         set_json_loads(partial(json.loads, parse_float=Decimal), connection)
-        found = {row[:2]: row[:-1] for row in connection.execute(f"SELECT * FROM {table}")}  # type: ignore[arg-type]
+        found = {row[:2]: row[:-1] for row in connection.execute(f"SELECT * FROM {table}")}
     right = {row[:2]: row for row in wanted}
     return sum(found.get(key) != right.get(key) for key in found.keys() | right.keys())

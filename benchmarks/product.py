@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from benchmarks import data
 from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
@@ -67,7 +69,7 @@ def config(
     return Config(
         pipeline="benchmark",
         source=Source(table=data.TABLE, region="us-east-1", endpoint_url=endpoint),
-        target=Destination("postgres", connector, PostgresOptions(url=url), tables),
+        target=Destination("postgres", connector, PostgresOptions(url=SecretStr(url)), tables),
         transform=transform,
         backfill=Backfill(enabled=False),
         path=Path(__file__),

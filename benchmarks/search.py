@@ -23,7 +23,7 @@ from replicator.target import Table
 DOCUMENTS, CHANGES, NAIVE = 24_000, 60_000, 12_000
 BULK = 1000  # documents a request, for both
 INDEX = "orders"
-FIELDS: Mapping[str, str] = {
+FIELDS = {
     "customer": "keyword", "status": "keyword", "note": "text", "created_at": "date", "total": "double",
     "tax": "double", "quantity": "long", "paid": "boolean", "tags": "keyword",
 }  # fmt: skip
@@ -107,7 +107,8 @@ def differences(endpoint: str, url: str) -> int:
 def _same(source: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
     """Compared as doubles, because this client reads numbers so; that they are exact is the contract's business."""
     own = {name: v for name, v in source.items() if name != "replicator"}
-    return own == orjson.loads(orjson.dumps(item, default=_float))
+    same: bool = own == orjson.loads(orjson.dumps(item, default=_float))
+    return same
 
 
 def _float(value: Any) -> Any:

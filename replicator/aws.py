@@ -68,7 +68,7 @@ class Boto:
     def __init__(self, dynamodb: Any, streams: Any, session: Any = None, timeout: float = 60.0) -> None:
         self._session = session
         self._timeout = timeout
-        self._routes: dict[tuple[str, str], Route] = {}
+        self._routes: dict[tuple[str, str | None], Route] = {}
         self._clients = {"dynamodb": dynamodb, "dynamodbstreams": streams}
         self._body = threading.local()
         for client in self._clients.values():
@@ -89,10 +89,11 @@ class Boto:
 
     def route(self, call: Call) -> Route:
         """Where boto3 sends such a call: it makes one, which is kept from leaving. Errors as those of ``call``."""
-        named = (call.operation, str(call.request.get("StreamArn") or call.request.get("TableName")))
-        if named not in self._routes:
-            self._routes[named] = self._found(call)
-        return self._routes[named]
+        named = (call.operation, call.request.get("StreamArn") or call.request.get("TableName"))
+        route = self._routes.get(named)
+        if route is None:
+            route = self._routes[named] = self._found(call)
+        return route
 
     def _found(self, call: Call) -> Route:
         self._body.request, self._body.kept = b"{}", []

@@ -6,6 +6,8 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import orjson
+
 from replicator.steps import AT_ONCE
 from replicator.wire import Call, Calls, Concurrent, Wire
 
@@ -46,7 +48,8 @@ class Threads:
         while (asked := self._asked.get()) is not None:
             name, call = asked
             try:
-                answer: bytes | Exception = self._wire.call(call.operation, call.request)
+                request = call.request if call.body is None else orjson.loads(call.body)
+                answer: bytes | Exception = self._wire.call(call.operation, request)
             except Exception as e:  # whatever it is, it is for who asked
                 answer = e
             self._answers.put((name, answer))

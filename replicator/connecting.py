@@ -10,7 +10,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from replicator.wire import WireError, without_login
+from replicator.wire import NotConnected, without_login
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,11 @@ class Endpoint:
         return without_login(self.url)
 
     @property
+    def server(self) -> str:
+        """Its host and port for people."""
+        return self.host.rpartition("@")[2]
+
+    @property
     def host(self) -> str:
         return urlsplit(self.url).netloc
 
@@ -38,18 +43,18 @@ class Endpoint:
 
 
 def connected(endpoint: Endpoint, timeout: float) -> socket.socket:
-    """A connection that takes requests to ``endpoint``; WireError without one within ``timeout`` seconds a step."""
+    """A connection that takes requests to ``endpoint``; NotConnected without one within ``timeout`` seconds a step."""
     try:
         return _connected(endpoint, timeout)
     except TimeoutError as e:
-        raise WireError("ConnectTimeoutError", f'Connect timeout on endpoint URL: "{endpoint.shown}"', 0) from e
+        raise NotConnected("ConnectTimeoutError", f'Connect timeout on endpoint URL: "{endpoint.shown}"', 0) from e
     except ssl.SSLError as e:
         said = e.verify_message if isinstance(e, ssl.SSLCertVerificationError) else str(e)
-        raise WireError("SSLError", f"SSL validation failed for {endpoint.shown}: {said}", 0) from e
+        raise NotConnected("SSLError", f"SSL validation failed for {endpoint.shown}: {said}", 0) from e
     except (OSError, http.client.HTTPException) as e:
         through = "" if endpoint.proxy is None else f" through the proxy {urlsplit(endpoint.proxy).hostname}"
         said = f'Could not connect to the endpoint URL: "{endpoint.shown}"{through}: {e}'
-        raise WireError("EndpointConnectionError", said, 0) from e
+        raise NotConnected("EndpointConnectionError", said, 0) from e
 
 
 def _connected(endpoint: Endpoint, timeout: float) -> socket.socket:

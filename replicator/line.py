@@ -1,16 +1,19 @@
-"""One connection to AWS that nobody waits for: a request out, its answer in, then the next. llhttp reads answers."""
+"""Connections to AWS that nobody waits for: a request out, its answer in, then the next. llhttp reads answers."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 import zlib
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import httptools
 import orjson
 
-from replicator.connecting import Endpoint
+from replicator import __version__
+from replicator.connecting import Endpoint, authorization
 from replicator.wire import UNNAMED, WireError
 
 _MOST = 1 << 18  # bytes taken from a connection at once
@@ -21,10 +24,10 @@ _NOT_DETAILS = {"__type", "message", "Message"}
 class Line:
     """A connection that carries one request at a time. ``name`` is the request's, ``since``: when it last moved."""
 
-    def __init__(self, connection: socket.socket, endpoint: Endpoint) -> None:
+    def __init__(self, connection: socket.socket, pool: Pool) -> None:
         connection.setblocking(False)
         self.socket = connection
-        self.endpoint = endpoint
+        self.pool = pool
         self.name: Any = None
         self.since = 0.0
         self.unsent = b""
@@ -102,6 +105,26 @@ class Line:
 
     def on_message_complete(self) -> None:
         self._whole, self._lasts = True, bool(self._parser.should_keep_alive())  # afterwards it says no
+
+
+class Pool:
+    """The connections to one endpoint. ``waiting``: requests, each with its name; ``opening``: connections to come."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.start = _start(endpoint)
+        self.idle: list[Line] = []
+        self.waiting: deque[tuple[object, bytes]] = deque()
+        self.opening = 0
+
+
+def _start(endpoint: Endpoint) -> bytes:
+    """A request's first lines. A proxy that reads it is told the whole URL, and who asks."""
+    place = f"{endpoint.url.rstrip('/')}/" if endpoint.proxied else "/"
+    given: Mapping[str, str] = authorization(endpoint.proxy or "") if endpoint.proxied else {}
+    lines = [f"POST {place} HTTP/1.1", f"user-agent: replicator/{__version__}", "accept-encoding: identity"]
+    lines += [f"{name}: {value}" for name, value in given.items()]
+    return "".join(f"{line}\r\n" for line in lines).encode()
 
 
 def _refusal(body: bytes, status: int) -> WireError:

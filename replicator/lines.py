@@ -12,16 +12,15 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import orjson
 
-from replicator import __version__
-from replicator.connecting import Endpoint, authorization, connected
+from replicator.connecting import Endpoint, connected
 from replicator.errors import ReplicatorError
-from replicator.line import Line
+from replicator.line import Line, Pool
 from replicator.sigv4 import Keys, Signer
 from replicator.wire import Call, WireError
 
@@ -30,22 +29,13 @@ _STALE = 20.0  # seconds after which an idle connection is not trusted any more
 _LOOK = 1.0  # seconds between two looks at what waits too long, at most
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """Where calls of an operation go. ``target``: its X-Amz-Target; ``service``: what requests are signed for."""
 
     endpoint: Endpoint
     target: str
     service: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A request that waits for a connection."""
-
-    name: object
-    endpoint: Endpoint
-    message: bytes
 
 
 class Lines:
@@ -57,13 +47,12 @@ class Lines:
     def __init__(self, route: Callable[[Call], Route], keys: Callable[[], Keys], timeout: float) -> None:
         self._route, self._keys = route, keys
         self._timeout = timeout
-        self._signers: dict[tuple[Endpoint, str], Signer] = {}
-        self._idle: dict[Endpoint, list[Line]] = {}
+        self._pools: dict[Endpoint, Pool] = {}
+        self._ways: dict[Route, tuple[Pool, Signer]] = {}
         self._busy: set[Line] = set()
-        self._waiting: deque[_Waiting] = deque()
         self._answers: deque[tuple[object, bytes | Exception]] = deque()
         self._ready: deque[Line | None] = deque()
-        self._opened: SimpleQueue[tuple[Endpoint, socket.socket | WireError]] = SimpleQueue()
+        self._opened: SimpleQueue[tuple[Pool, socket.socket | WireError]] = SimpleQueue()
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
@@ -71,18 +60,26 @@ class Lines:
 
     def begin(self, name: object, call: Call) -> None:
         try:
-            route = self._route(call)
-            message = self._message(route, orjson.dumps(call.request))
+            pool, message = self.message(call)
         except (WireError, ReplicatorError) as e:
             self._answers.append((name, e))
             return
-        waiting = _Waiting(name, route.endpoint, message)
-        line = self._free(route.endpoint)
+        line = self._free(pool)
         if line is not None:
-            self._send(line, waiting)
-        else:
-            self._waiting.append(waiting)
-            threading.Thread(target=self._open, args=(route.endpoint,), daemon=True, name="connecting").start()
+            self._send(line, name, message)
+            return
+        pool.waiting.append((name, message))
+        if pool.opening < len(pool.waiting):
+            pool.opening += 1
+            threading.Thread(target=self._open, args=(pool,), daemon=True, name="connecting").start()
+
+    def message(self, call: Call) -> tuple[Pool, bytes]:
+        """The whole request, signed, and the connections that it may go out on."""
+        route = self._route(call)
+        pool, signer = self._ways.get(route) or self._way(route)
+        body = orjson.dumps(call.request) if call.body is None else call.body
+        head = signer.headers(route.target, body, self._keys(), time.time())
+        return pool, b"".join((pool.start, head, b"content-length: %d\r\n\r\n" % len(body), body))
 
     def next(self, timeout: float) -> tuple[object, bytes | Exception] | None:
         if not self._answers:
@@ -91,10 +88,10 @@ class Lines:
 
     def close(self) -> None:
         self._closed = True
-        for line in [*self._busy, *(line for lines in self._idle.values() for line in lines)]:
+        for line in [*self._busy, *(line for pool in self._pools.values() for line in pool.idle)]:
             line.close()
         self._busy.clear()
-        self._idle.clear()
+        self._pools.clear()
         self._drop_opened()
         self._selector.close()
         self._woken.close()
@@ -119,7 +116,7 @@ class Lines:
                 self._watch(line)
             whole = line.pull(time.monotonic())
         except OSError as e:
-            self._end(line, _closed(line.endpoint, e))
+            self._end(line, _closed(line.pool.endpoint, e))
             return
         if whole:
             self._answered(line)
@@ -137,8 +134,8 @@ class Lines:
     def _end(self, line: Line, error: Exception | None) -> None:
         """A connection is over; ``error`` is for the request that was under way on it."""
         self._busy.discard(line)
-        if line in (idle := self._idle.get(line.endpoint, [])):
-            idle.remove(line)
+        if line in line.pool.idle:
+            line.pool.idle.remove(line)
         self._selector.unregister(line.socket)
         line.close()
         if line.name is not None and error is not None:
@@ -147,27 +144,33 @@ class Lines:
     def _give_up(self, limit: float) -> None:
         """What waits too long, though what came of it was just taken in."""
         for line in [line for line in self._busy if line.since < limit and line not in self._ready]:
-            said = f'Read timeout on endpoint URL: "{line.endpoint.shown}"'
+            waited = f"no answer within {self._timeout:g} s (timeout)"
+            said = f'Read timeout on endpoint URL: "{line.pool.endpoint.shown}": {waited}'
             self._end(line, WireError("ReadTimeoutError", said, 0))
 
     # Requests
 
-    def _free(self, endpoint: Endpoint) -> Line | None:
+    def _way(self, route: Route) -> tuple[Pool, Signer]:
+        endpoint = route.endpoint
+        pool = self._pools.setdefault(endpoint, Pool(endpoint))
+        found = self._ways[route] = pool, Signer(endpoint.host, endpoint.region, route.service, CONTENT)
+        return found
+
+    def _free(self, pool: Pool) -> Line | None:
         """An idle connection that may still be good."""
-        idle = self._idle.get(endpoint, [])
-        while idle:
-            line = idle.pop()
+        while pool.idle:
+            line = pool.idle.pop()
             if time.monotonic() - line.since <= _STALE:
                 return line
             self._end(line, None)
         return None
 
-    def _send(self, line: Line, waiting: _Waiting) -> None:
+    def _send(self, line: Line, name: object, message: bytes) -> None:
         self._busy.add(line)
         try:
-            line.send(waiting.name, waiting.message, time.monotonic())
+            line.send(name, message, time.monotonic())
         except OSError as e:
-            self._end(line, _closed(line.endpoint, e))
+            self._end(line, _closed(line.pool.endpoint, e))
             return
         if line.unsent:
             self._watch(line)
@@ -178,31 +181,20 @@ class Lines:
 
     def _rest(self, line: Line) -> None:
         """The connection has nothing to do: it takes what waits for one."""
-        waiting = next((w for w in self._waiting if w.endpoint == line.endpoint), None)
-        if waiting is None:
-            self._idle.setdefault(line.endpoint, []).append(line)
+        if line.pool.waiting:
+            self._send(line, *line.pool.waiting.popleft())
         else:
-            self._waiting.remove(waiting)
-            self._send(line, waiting)
-
-    def _message(self, route: Route, body: bytes) -> bytes:
-        endpoint = route.endpoint
-        signer = self._signers.get((endpoint, route.service))
-        if signer is None:
-            signer = Signer(endpoint.host, endpoint.region, route.service, CONTENT)
-            self._signers[endpoint, route.service] = signer
-        head = signer.headers(route.target, body, self._keys(), time.time())
-        return b"".join((_start(endpoint), head, b"content-length: %d\r\n\r\n" % len(body), body))
+            line.pool.idle.append(line)
 
     # Connections
 
-    def _open(self, endpoint: Endpoint) -> None:
+    def _open(self, pool: Pool) -> None:
         """In a thread of its own."""
         try:
-            found: socket.socket | WireError = connected(endpoint, min(5.0, self._timeout))
+            found: socket.socket | WireError = connected(pool.endpoint, min(5.0, self._timeout))
         except WireError as e:
             found = e
-        self._opened.put((endpoint, found))
+        self._opened.put((pool, found))
         with contextlib.suppress(OSError):  # closed meanwhile
             self._wake.send(b".")
         if self._closed:
@@ -210,20 +202,17 @@ class Lines:
 
     def _take_opened(self) -> None:
         self._woken.recv(1)
-        endpoint, found = self._opened.get()
+        pool, found = self._opened.get()
+        pool.opening -= 1
         if isinstance(found, WireError):
-            self._unreachable(endpoint, found)
+            if pool.waiting:
+                name, _ = pool.waiting.popleft()
+                self._answers.append((name, found))
             return
-        line = Line(found, endpoint)
+        line = Line(found, pool)
         line.since = time.monotonic()
         self._selector.register(found, selectors.EVENT_READ, line)
         self._rest(line)
-
-    def _unreachable(self, endpoint: Endpoint, error: WireError) -> None:
-        waiting = next((w for w in self._waiting if w.endpoint == endpoint), None)
-        if waiting is not None:
-            self._waiting.remove(waiting)
-            self._answers.append((waiting.name, error))
 
     def _drop_opened(self) -> None:
         with contextlib.suppress(Empty):
@@ -238,12 +227,3 @@ def _closed(endpoint: Endpoint, error: OSError) -> WireError:
     found = WireError("ConnectionClosedError", said, 0)
     found.__cause__ = error
     return found
-
-
-def _start(endpoint: Endpoint) -> bytes:
-    """The request's first lines. A proxy that reads it is told the whole URL, and who asks."""
-    place = f"{endpoint.url.rstrip('/')}/" if endpoint.proxied else "/"
-    given: Mapping[str, str] = authorization(endpoint.proxy or "") if endpoint.proxied else {}
-    lines = [f"POST {place} HTTP/1.1", f"user-agent: replicator/{__version__}", "accept-encoding: identity"]
-    lines += [f"{name}: {value}" for name, value in given.items()]
-    return "".join(f"{line}\r\n" for line in lines).encode()

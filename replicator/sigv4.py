@@ -7,15 +7,15 @@ change from request to request is kept here; that both give the same signature i
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+
+import msgspec
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True):
     """Credentials as they are at one moment. ``token`` belongs to temporary ones."""
 
     access: str

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -38,6 +37,10 @@ class WireError(Exception):
         self.details: Mapping[str, Any] = details or {}
 
 
+class NotConnected(WireError):
+    """There was no connection, so the call was not made."""
+
+
 class Wire(Protocol):
     """DynamoDB and its streams."""
 
@@ -56,12 +59,15 @@ def without_login(text: str) -> str:
     return _LOGIN.sub("…@", text)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call that is to be made: see ``Wire.call``."""
+class Call(msgspec.Struct, frozen=True):
+    """A call that is to be made: see ``Wire.call``.
+
+    ``body``: the whole request as JSON, where it is at hand; ``request`` then need only say where it goes (TableName).
+    """
 
     operation: str
     request: Mapping[str, Any]
+    body: bytes | None = None
 
 
 class Calls(Protocol):

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ import pytest
 from replicator.aws import Boto, connect
 from replicator.calls import Threads
 from replicator.config import Source
-from replicator.connecting import Endpoint
+from replicator.connecting import Endpoint, connected
 from replicator.errors import NotPermitted, TransientError
 from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
@@ -235,6 +235,35 @@ def test_calls_are_under_way_together_and_their_connections_are_used_again() -> 
             found = dict(next_of(calls) for _ in range(12))
             assert found == {n: orjson.dumps({"n": n, "turn": turn}) for n in range(12)}
     assert len(server.accepted) == 12
+
+
+def test_connections_that_are_being_made_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was quick took what the others were made for; they serve what comes next."""
+    gate, made = threading.Event(), count()
+
+    def slowly(endpoint: Endpoint, timeout: float) -> socket.socket:
+        if next(made) > 0:
+            gate.wait(SOON)
+        return connected(endpoint, timeout)
+
+    monkeypatch.setattr("replicator.lines.connected", slowly)
+    with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
+        for n in range(4):
+            calls.begin(n, CALL)
+        assert {next_of(calls)[0] for _ in range(4)} == {0, 1, 2, 3}
+        for n in range(4):
+            calls.begin(n, CALL)
+        gate.set()
+        assert {next_of(calls)[0] for _ in range(4)} == {0, 1, 2, 3}
+        for thread in [thread for thread in threading.enumerate() if thread.name == "connecting"]:
+            thread.join(SOON)
+    assert next(made) == 4
+
+
+def test_a_body_that_is_at_hand_goes_out_as_it_is() -> None:
+    body = b'{ "TableName":"orders","Item":{"id":{"S":"\\u0041"}}}'
+    with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
+        assert asked(calls, Call("PutItem", {"TableName": "orders"}, body)) == body
 
 
 def test_a_slow_answer_holds_nobody_up() -> None:

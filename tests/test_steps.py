@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import orjson
 import pytest
 
 from replicator.calls import Threads, calls_of
@@ -301,3 +302,14 @@ def test_calls_can_be_begun_before_somebody_does_something_else(calls: Held, ste
     steps.add("b", asking("another"), rest=60.0)
     steps.begin()
     assert list(calls.under_way) == ["one"]
+
+
+def test_on_threads_a_body_that_is_at_hand_is_asked_too() -> None:
+    class Echo:
+        def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+            return orjson.dumps(request)
+
+    calls = Threads(Echo(), 1)
+    calls.begin("one", Call("PutItem", {"TableName": "t"}, b'{"TableName": "t", "Item": {}}'))
+    assert calls.next(10) == ("one", b'{"TableName":"t","Item":{}}')
+    calls.close()

@@ -8,10 +8,7 @@ from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.sender import Sender
 from connectors.dynamodb.writing import Writing
 from replicator.aws import Boto, connect
-from replicator.connecting import Endpoint
 from replicator.doubt import Doubt
-from replicator.errors import ConfigError
-from replicator.wire import without_login
 
 
 class Account:
@@ -26,7 +23,6 @@ class Account:
     def wire(self) -> Boto:
         if self._wire is None:
             self._wire = connect(self._options, "target")
-            _check_direct(self._wire.endpoint)
         return self._wire
 
     @property
@@ -35,9 +31,10 @@ class Account:
 
     def writing(self, doubt: Doubt) -> Writing:
         """Writes with as many requests at once as the options allow. One at a time."""
-        options, endpoint = self._options, self.wire.endpoint
-        self._sender = Sender(endpoint, Pace(options.in_flight, options.write_units), options.timeout)
-        return Writing(self._sender, self.wire.keys, doubt, options)
+        options, wire = self._options, self.wire
+        server = f"DynamoDB at {wire.endpoint.server}"
+        self._sender = Sender(server, wire.calls, Pace(options.in_flight, options.write_units))
+        return Writing(self._sender, doubt, options)
 
     def close(self) -> None:
         sender, self._sender = self._sender, None
@@ -46,11 +43,3 @@ class Account:
             sender.close()
         if wire is not None:
             wire.close()
-
-
-def _check_direct(endpoint: Endpoint) -> None:
-    if endpoint.proxy is not None:
-        raise ConfigError(
-            f"target: the environment names a proxy for {without_login(endpoint.url)}, and writes go there directly; "
-            "add the host to NO_PROXY (a VPC endpoint needs no proxy)"
-        )

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from replicator.errors import ConfigError, ReplicatorError, TransientError
-from replicator.wire import UNNAMED, WireError, failure
+from connectors.dynamodb.request import Request
+from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.wire import UNNAMED, NotConnected, WireError, failure
 
 _LESS = frozenset(
     {
@@ -34,15 +35,7 @@ class _Cost(msgspec.Struct):
     ConsumedCapacity: _Consumed | None = None
 
 
-class _Error(msgspec.Struct):
-    type: str = msgspec.field(default="", name="__type")
-    message: str = ""
-    Message: str = ""
-    Item: dict[str, Any] | None = None
-
-
 _cost = msgspec.json.Decoder(_Cost)
-_error = msgspec.json.Decoder(_Error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +53,12 @@ class Verdict:
     found: dict[str, Any] | None = None
 
 
-STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
+STORED = Verdict("stored")
 
 
-def error_of(status: int, body: bytes) -> WireError:
-    """The error that an answer is."""
-    try:
-        found = _error.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = _Error()
-    code = found.type.rpartition("#")[2]
-    if not code:
-        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
-    details = {} if found.Item is None else {"Item": found.Item}
-    return WireError(code, found.message or found.Message, status, details)
-
-
-def wants_less(status: int, body: bytes) -> bool:
+def wants_less(answer: object) -> bool:
     """Whether the request was refused only because there are too many: it was not carried out."""
-    return status in (400, 429, 503) and error_of(status, body).code in _LESS
+    return isinstance(answer, WireError) and answer.status in (400, 429, 503) and answer.code in _LESS
 
 
 def units_of(body: bytes, otherwise: float) -> float:
@@ -90,24 +70,29 @@ def units_of(body: bytes, otherwise: float) -> float:
     return otherwise if cost is None else cost.CapacityUnits
 
 
-def verdict(status: int, body: bytes, operation: str, table: str) -> Verdict:
-    """What an answer to one write means."""
-    if status == 200:
-        return STORED if body.startswith(b"{") else _nonsense(operation, table)
-    error = error_of(status, body)
+def verdict(request: Request, server: str) -> Verdict | None:
+    """What the answer to one write means; None for what was not sent."""
+    answer, operation, table = request.answer, request.operation, request.table
+    if isinstance(answer, bytes):
+        return STORED if answer.startswith(b"{") else _nonsense(operation, table)
+    if isinstance(answer, WireError):
+        return None if isinstance(answer, NotConnected) else _refused(answer, operation, table, server)
+    return None if answer is None else Verdict("failed", error=answer)
+
+
+def _refused(error: WireError, operation: str, table: str, server: str) -> Verdict:
+    meaning = failure(error, operation, table, place="target")
+    if error.status == 0 and not isinstance(meaning, NotPermitted):
+        lost = f"{server}: {operation} on {table} was not answered: {error.message}"
+        return Verdict("unsure", error=TransientError(lost))
     if error.code == "ConditionalCheckFailedException":
-        found = error.details.get("Item")
-        return CONFLICT if found is None else Verdict("conflict", found=found)
+        return Verdict("conflict", found=error.details.get("Item"))
     if error.code in ("ValidationException", "ItemCollectionSizeLimitExceededException"):
         return Verdict("refused", refusal(error))
     if error.code == "ResourceNotFoundException":
-        return Verdict(
-            "failed", error=ConfigError(f"the target's table {table} is gone: it was there when the run began")
-        )
-    meaning = failure(error, operation, table, place="target")
-    if status >= _UNSURE or error.code == UNNAMED:
-        return Verdict("unsure", error=meaning)
-    return Verdict("failed", error=meaning)
+        gone = f"the target's table {table} is gone: it was there when the run began"
+        return Verdict("failed", error=ConfigError(gone))
+    return Verdict("unsure" if error.status >= _UNSURE or error.code == UNNAMED else "failed", error=meaning)
 
 
 def _nonsense(operation: str, table: str) -> Verdict:

@@ -37,7 +37,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         plainly = self.plain is not None and not tombstones
         body = self.plain if self.plain is not None and plainly else self.body
         body += (_SHOWS if shows else b"") + (_COUNTS if counts else b"") + b"}"
-        return Request("DeleteItem" if plainly else "PutItem", body, float(math.ceil(len(body) / _UNIT)))
+        operation = "DeleteItem" if plainly else "PutItem"
+        return Request(operation, self.write.table, body, float(math.ceil(len(body) / _UNIT)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Leftovers:
             return 0
         until = self._now() + _LONGEST
         for found in pages(after=self._reached.get(place)):
-            done = self._writing.all_done(requests(found.items), place[1])
+            done = self._writing.all_done(requests(found.items))
             self._reached[place] = found.after
             if done or self._now() > until:
                 return max(done, 1)
@@ -102,12 +102,12 @@ def burials(
     encoder = Encoder(layout)
     ids = [layout.keys.key(item) for item in items]
     kept = [id for id in ids if not any(id[:length] in spare for length in range(1, len(id) + 1))]
-    return [Request("PutItem", encoder.tombstone(id, below) + b"}") for id in kept]
+    return [Request("PutItem", layout.name, encoder.tombstone(id, below) + b"}") for id in kept]
 
 
 def removals(layout: Layout, items: Sequence[Mapping[str, Any]]) -> list[Request]:
     """Requests that remove tombstones, each only as long as it is that tombstone."""
-    return [Request("DeleteItem", orjson.dumps(_removal(layout, item))) for item in items]
+    return [Request("DeleteItem", layout.name, orjson.dumps(_removal(layout, item))) for item in items]
 
 
 def _removal(layout: Layout, item: Mapping[str, Any]) -> dict[str, Any]:

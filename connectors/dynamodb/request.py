@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from replicator.errors import ReplicatorError
+from replicator.wire import WireError
+
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """``operation`` with its JSON ``body``. ``units``: about what it costs, in write capacity units.
+    """``operation`` on ``table`` with its JSON ``body``. ``units``: about what it costs, in write capacity units.
 
-    Afterwards: ``status`` and ``answer``; or ``lost``, the reason why nobody knows whether it was carried out; or none
-    of them, if it was not sent.
+    ``answer``: the body, the error that came instead, or what kept it from being sent; None if it was not tried.
     """
 
     operation: str
+    table: str
     body: bytes
     units: float = 1.0
-    status: int = 0
-    answer: bytes = b""
-    lost: str = ""
+    answer: bytes | WireError | ReplicatorError | None = None

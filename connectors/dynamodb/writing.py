@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -16,7 +16,6 @@ from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import Doubt
 from replicator.errors import ReplicatorError, TransientError
-from replicator.sigv4 import Keys
 
 
 @dataclass(slots=True)
@@ -30,9 +29,8 @@ class _UnderWay:
 class Writing:
     """The way from encoded batches to outcomes. At most one batch is under way."""
 
-    def __init__(self, sender: Sender, keys: Callable[[], Keys], doubt: Doubt, options: DynamoDBOptions) -> None:
+    def __init__(self, sender: Sender, doubt: Doubt, options: DynamoDBOptions) -> None:
         self._sender = sender
-        self._keys = keys
         self._doubt = doubt
         self._version = options.version_attribute
         self._counts = options.write_units is not None
@@ -53,7 +51,7 @@ class Writing:
             (e, e.request(tombstones=tombstones, shows=bool(lost) and place(e.write) in lost, counts=counts))
             for e in pending
         ]
-        done = self._sender.start([request for _, request in sent], self._keys())
+        done = self._sender.start([request for _, request in sent])
         self._under_way = _UnderWay(encoded, tombstones, sent, done)
 
     def ready(self) -> bool:
@@ -73,13 +71,13 @@ class Writing:
             raise _worst(errors)
         if trouble:
             raise TransientError(f"{self._sender.server}: {trouble}")
-        assert all(request.status for _, request in under_way.sent), "a request has neither an answer nor a reason"
+        assert all(request.answer is not None for _, request in under_way.sent), "a request without answer or reason"
         return self._whole(under_way.encoded.entries)
 
-    def all_done(self, requests: Sequence[Request], table: str) -> int:
+    def all_done(self, requests: Sequence[Request]) -> int:
         """Carry out writes of our own; how many of them the table did not turn away. An error if some are not done."""
-        trouble = self._sender.start(requests, self._keys()).result()
-        found = [self._verdict(request, table) for request in requests]
+        trouble = self._sender.start(requests).result()
+        found = [verdict(request, self._sender.server) for request in requests]
         errors = [v.error for v in found if v is not None and v.error is not None]
         if any(v is not None and v.kind == "unsure" for v in found):
             self._doubt.begin()
@@ -90,19 +88,12 @@ class Writing:
     def drop(self) -> None:
         self._under_way = None
 
-    def _verdict(self, request: Request, table: str) -> Verdict | None:
-        """None for what was not sent."""
-        if request.lost:
-            text = f"{self._sender.server}: {request.operation} on {table} was not answered: {request.lost}"
-            return Verdict("unsure", error=TransientError(text))
-        return verdict(request.status, request.answer, request.operation, table) if request.status else None
-
     def _noted(self, under_way: _UnderWay) -> tuple[list[Rejection], list[ReplicatorError]]:
         """Remember what was said; the writes that are refused for good, and the errors."""
         rejections: list[Rejection] = []
         errors: list[ReplicatorError] = []
         for entry, request in under_way.sent:
-            found = self._verdict(request, entry.write.table)
+            found = verdict(request, self._sender.server)
             if found is None:
                 continue
             if found.kind == "stored":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,15 +15,16 @@ import pytest
 from botocore.httpsession import where
 
 from connectors.dynamodb import sender
-from connectors.dynamodb.exchange import Exchange
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.attributes import image
+from replicator.aws import Boto
 from replicator.batch import Outcome, Upsert
 from replicator.connecting import Endpoint
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 from replicator.item import Item
+from replicator.lines import Lines, Route
 from replicator.position import FIRST_EPOCH
 from replicator.sigv4 import Keys
 from replicator.testing.contract import at, batch, put, remove, table
@@ -162,7 +163,7 @@ class TestLostAnswers:
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=1)
             proxy.deafen()
-            with pytest.raises(TransientError, match=r"no answer within 1 s \(target.timeout\)"):
+            with pytest.raises(TransientError, match=r"no answer within 1 s \(timeout\)"):
                 target.write(batch(put({"pk": "a"}, 1)))
             assert target.doubt
 
@@ -200,7 +201,7 @@ class TestLostAnswers:
     def test_a_bug_in_the_other_thread_is_raised_and_not_waited_for(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(status: int, body: bytes) -> bool:
+        def broken(answer: object) -> bool:
             raise ZeroDivisionError
 
         target = build()
@@ -324,11 +325,13 @@ class TestPristine:
         assert build().promise == ""
 
 
-def test_the_environments_proxy_is_refused_loudly(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+def test_writes_go_through_the_proxy_that_the_environment_names(
+    db: DynamoDB, endpoint: str, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", endpoint)
     monkeypatch.setenv("NO_PROXY", "")
-    with pytest.raises(ConfigError, match=r"names a proxy for http://127.0.0.1.*add the host to NO_PROXY"):
-        build()
+    build(endpoint_url="http://dynamodb.example", insecure=True).write(batch(put({"pk": "a"}, 1)))
+    assert set(found(db)) == {"a"}
 
 
 def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None:
@@ -339,25 +342,58 @@ def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None
     assert got == orjson.loads(image(item))
 
 
-class ResetAtOnce(Exchange):
-    """What a firewall, or a server that is full, does to connections."""
+class TestConnections:
+    def test_a_server_that_is_gone_is_no_reason_for_doubt(self, db: DynamoDB, build: Build) -> None:
+        """Nothing was sent, so nothing can be carried out later."""
+        with served(db) as endpoint:
+            target = build(endpoint_url=endpoint)
+        with pytest.raises(TransientError, match=r"DynamoDB at 127.0.0.1:\d+: cannot be reached: .*refused"):
+            target.write(batch(put({"pk": "a"}, 1)))
+        assert not target.doubt
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.abort(ConnectionResetError("reset by peer"))
+    def test_a_connection_that_ended_while_it_was_idle_is_not_used(
+        self, db: DynamoDB, endpoint: str, build: Build
+    ) -> None:
+        """Else a write would be in doubt after each pause."""
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+            target.write(batch(put({"pk": "a"}, 1)))
+            proxy.cut()
+            assert target.write(batch(put({"pk": "b"}, 1))) == Outcome()
+        assert set(found(db)) == {"a", "b"}
+        assert not target.doubt
 
+    def test_connections_that_are_reset_end_the_try(self, endpoint: str, build: Build) -> None:
+        """Else the batch would wait for ever for a connection that is gone, and closing too."""
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+            proxy.refuse()
+            with pytest.raises(TransientError, match=r"DynamoDB at 127\.0\.0\.1"):
+                target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(50))))
+            proxy.heal()
+            assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
-def test_connections_that_are_reset_at_once_end_the_try(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the batch would wait for ever for a connection that is gone, and closing too."""
-    trying = sender.Sender(Endpoint(endpoint, "us-east-1", where()), Pace(2), 5.0)
-    monkeypatch.setattr(sender, "Exchange", ResetAtOnce)
-    trouble = trying.start([Request("PutItem", b"{}")] * 3, Keys("a", "b")).result(20)
-    monkeypatch.setattr(sender, "Exchange", Exchange)
-    try:
-        assert trouble == "cannot be reached: the connection was closed as soon as it was made"
-        assert trying.start([Request("PutItem", b"{}")], Keys("a", "b")).result(20) == ""
-    finally:
-        trying.close()
+    def test_closing_does_not_wait_for_answers(self, db: DynamoDB, endpoint: str, build: Build) -> None:
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=60)
+            proxy.deafen()
+            target.send(target.encode(batch(put({"pk": "a"}, 1))))
+            before = time.monotonic()
+            target.close()
+        assert time.monotonic() - before < 10
+
+    def test_missing_credentials_are_said_and_nothing_is_in_doubt(
+        self, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = build()
+
+        def none(self: Boto) -> Keys:
+            raise NotPermitted("there are no AWS credentials")
+
+        monkeypatch.setattr(Boto, "keys", none)
+        with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+            target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+        assert not target.doubt
 
 
 class TestTls:
@@ -379,10 +415,10 @@ class TestTls:
         assert len(db.items("contract")) == 20
 
     def test_a_certificate_that_nobody_trusts_ends_it(self, secure: str) -> None:
-        endpoint = Endpoint(secure, "us-east-1", where())
-        trying = sender.Sender(endpoint, Pace(2), 5.0)
+        route = Route(Endpoint(secure, "us-east-1", where()), "DynamoDB_20120810.PutItem", "dynamodb")
+        trying = sender.Sender("S", lambda: Lines(lambda _: route, lambda: Keys("a", "b"), 5.0), Pace(2))
         try:
-            trouble = trying.start([Request("PutItem", b"{}")], Keys("a", "b")).result(20)
+            trouble = trying.start([Request("PutItem", "t", b"{}")]).result(20)
         finally:
             trying.close()
-        assert "its certificate is not trusted" in trouble
+        assert re.search("cannot be reached: SSL validation failed .* self[- ]signed certificate", trouble)

@@ -12,7 +12,6 @@ import orjson
 import psycopg
 import pytest
 
-from connectors.dynamodb.sender import Sender
 from connectors.postgres.errors import translated
 from connectors.postgres.options import PostgresOptions, address
 from connectors.search.connection import without
@@ -273,7 +272,7 @@ def test_endpoints_and_proxies_of_the_environment_are_shown_without_their_logins
     with pytest.raises(WireError) as raised:
         wire.call("DescribeTable", {"TableName": "orders"})
     assert WORD not in str(aws_failure(raised.value, "DescribeTable", "orders"))
-    assert WORD not in Sender(wire.endpoint, None, 1.0).server  # type: ignore[arg-type]
+    assert WORD not in wire.endpoint.server
     wire.close()
 
 

@@ -1,9 +1,9 @@
 """Notes what replicator asks of AWS: in the test process, and in each Python process that a test starts.
 
-Production code knows nothing of it. An import hook wraps the edges as their modules come in: the one wire, the DynamoDB
-target's own connections, the role that is assumed, requests signed for OpenSearch. A note is (place, kind, action): the
-part of the config whose credentials were used, what the call was about, and what IAM calls it. Each is appended to a
-file of its process at once, because processes are killed.
+Production code knows nothing of it. An import hook wraps the edges as their modules come in: the one wire (calls one
+by one, and where many calls go), the role that is assumed, requests signed for OpenSearch. A note is (place, kind,
+action): the part of the config whose credentials were used, what the call was about, and what IAM calls it. Each is
+appended to a file of its process at once, because processes are killed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _is_ours(depth: int) -> bool:
 
 
 def _wire(aws: Any) -> None:
-    connected, call, fetched = aws._connected, aws.Boto.call, aws._fetched
+    connected, call, route, fetched = aws._connected, aws.Boto.call, aws.Boto.route, aws._fetched
 
     @functools.wraps(connected)
     def with_place(access: Any, place: str) -> Any:
@@ -71,37 +71,31 @@ def _wire(aws: Any) -> None:
 
     @functools.wraps(call)
     def with_note(self: Any, operation: str, request: Mapping[str, Any]) -> bytes:
-        place, epochs = getattr(self, "_noted_as", (None, None))
-        if place is not None and _is_ours(1):
-            kind = (
-                "stream"
-                if operation in _STREAM
-                else "epochs"
-                if epochs and request.get("TableName") == epochs
-                else "table"
-            )
-            for action in actions(operation, request):
-                note(place, kind, action)
+        _asked(self, operation, request)
         answer: bytes = call(self, operation, request)
         return answer
+
+    @functools.wraps(route)
+    def with_note_of_many(self: Any, call: Any) -> Any:
+        _asked(self, call.operation, call.request)
+        return route(self, call)
 
     @functools.wraps(fetched)
     def with_role(fetcher: Any, role_arn: str, place: str) -> Any:
         note("role", "role", "sts:AssumeRole")
         return fetched(fetcher, role_arn, place)
 
-    aws._connected, aws.Boto.call, aws._fetched = with_place, with_note, with_role
+    aws._connected, aws.Boto.call, aws.Boto.route, aws._fetched = with_place, with_note, with_note_of_many, with_role
 
 
-def _target(exchange: Any) -> None:
-    send = exchange.Exchange.send
-
-    @functools.wraps(send)
-    def with_note(self: Any, request: Any, message: bytes, now: float) -> None:
-        note("target", "table", f"dynamodb:{request.operation}")
-        send(self, request, message, now)
-
-    exchange.Exchange.send = with_note
+def _asked(wire: Any, operation: str, request: Mapping[str, Any]) -> None:
+    place, epochs = getattr(wire, "_noted_as", (None, None))
+    if place is None or not _is_ours(2):
+        return
+    of_epochs = epochs and request.get("TableName") == epochs
+    kind = "stream" if operation in _STREAM else "epochs" if of_epochs else "table"
+    for action in actions(operation, request):
+        note(place, kind, action)
 
 
 def _signed(signing: Any) -> None:
@@ -122,7 +116,6 @@ def _signed(signing: Any) -> None:
 
 _EDGES: Mapping[str, Callable[[Any], None]] = {
     "replicator.aws": _wire,
-    "connectors.dynamodb.exchange": _target,
     "replicator.signing": _signed,
 }
 
