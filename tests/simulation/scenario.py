@@ -51,6 +51,7 @@ class Scenario:
     ``hook`` names one of HOOKS. ``index``: the target is without transactions, as search engines and DynamoDB are;
     ``overlaps``: it stores a batch while the next is encoded; ``refuses``: it does not take every document;
     ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
+    ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
     ``pace``: seconds a step takes at most. ``slow``: chance that an answer is long on its way.
     ``rates``: chance of each act, a step.
     """
@@ -69,6 +70,7 @@ class Scenario:
     segments: int = 1
     records_a_page: int = 3
     items_a_page: int = 2
+    batch_rows: int = 2000
     dialect: Dialect = AWS
     pace: float = 0.1
     slow: float = 0.1
@@ -102,6 +104,7 @@ def draw(seed: int) -> Scenario:
         segments=chance.randrange(1, 4),
         records_a_page=chance.choice([1, 3, 7]),
         items_a_page=chance.choice([1, 2, 5]),
+        batch_rows=random.Random(f"batch {seed}").choice([1, 4, 10, 2000]),
         dialect=chance.choice([AWS, LOCAL]),
         pace=chance.choice([0.02, 0.1, 0.3, 2.0]),
         slow=chance.choice([0.0, 0.1, 0.3]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from replicator import fetched
 from replicator.errors import ReplicatorError
 from tests.simulation import plan, scenario, truth
 from tests.simulation.plan import Plan
@@ -49,10 +51,21 @@ def simulate(seed: int, found: Scenario | None = None) -> Universe:
 
 def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> Universe:
     """A seed with these acts. ``trace`` takes a line for everything that happens."""
-    universe = Universe(seed, found, acts, trace)
-    universe.settle()
-    truth.check_end(universe)
+    with _full_at(found.batch_rows):
+        universe = Universe(seed, found, acts, trace)
+        universe.settle()
+        truth.check_end(universe)
     return universe
+
+
+@contextlib.contextmanager
+def _full_at(rows: int) -> Iterator[None]:
+    """A batch is full with so many changes, and no page is read while such a batch waits."""
+    outside, fetched.BATCH_ROWS = fetched.BATCH_ROWS, rows
+    try:
+        yield
+    finally:
+        fetched.BATCH_ROWS = outside
 
 
 def traced(seed: int) -> list[str]:
