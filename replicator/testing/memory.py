@@ -13,8 +13,8 @@ from replicator.attributes import plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
 from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
 from replicator.doubt import Doubt
-from replicator.errors import Fenced
 from replicator.item import Item
+from replicator.stores.decide import Row, saved_already
 from replicator.target import Table
 
 
@@ -64,26 +64,15 @@ class MemoryCheckpoints:
         return [(id, decode_parked(id, text)) for id, text in texts]
 
     def saved_already(self, saves: Sequence[Save]) -> bool:
-        """Whether this run has saved exactly these: their answer was lost."""
+        """Whether this run has saved exactly these: their answer was lost. Fenced if they may not be made."""
         entries = self._database.entries
-        compared = [s for s in saves if s.expected is not None]
-        mine = self._owner is not None and entries["owner", ""][0] == self._owner
-        return mine and bool(compared) and all(_is_saved(s, entries.get((s.kind, s.id))) for s in compared)
-
-    def check(self, saves: Sequence[Save]) -> None:
-        """Fenced unless all of ``saves`` may be made."""
-        entries = self._database.entries
-        if self._owner is not None and entries["owner", ""][0] != self._owner:
-            raise Fenced("another run owns the pipeline")
-        for save in saves:
-            revision = entries.get((save.kind, save.id), (0, ""))[0]
-            if save.expected is not None and save.expected != revision:
-                raise Fenced(f"{save.kind} {save.id!r} has revision {revision} instead of {save.expected}")
+        found = {(s.kind, s.id): Row(*entries.get((s.kind, s.id), ())) for s in saves}
+        owner, _ = entries.get(("owner", ""), (0, ""))
+        return saved_already(saves, found, owner, self._owner)
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         if self.saved_already(saves):
             return
-        self.check(saves)
         for source, more in counts.items():
             self._database.counts[source] = self._database.counts.get(source, Counts()) + more
         for save in saves:
@@ -93,10 +82,6 @@ class MemoryCheckpoints:
                 self._database.entries.pop(place, None)
             else:
                 self._database.entries[place] = (revision + 1, save.text)
-
-
-def _is_saved(save: Save, entry: tuple[int, str] | None) -> bool:
-    return entry is None if save.text is None else entry == ((save.expected or 0) + 1, save.text)
 
 
 class MemoryRows:
@@ -170,7 +155,8 @@ class MemoryTarget(MemoryRows):
         rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
         if rejections:
             return Outcome(rejections)
-        self.checkpoints.check(batch.saves)
+        if self.checkpoints.saved_already(batch.saves):
+            return Outcome()
         stale: dict[str, int] = {}
         for part in batch.parts:
             known = sum(w.weight for w in part.writes if not self._apply(w, keep=batch.tombstones))

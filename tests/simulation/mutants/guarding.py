@@ -10,8 +10,10 @@ from replicator.chores import Chores
 from replicator.delivery import Delivery
 from replicator.driver import Driver
 from replicator.position import version
+from replicator.stores import decide
 from replicator.target import Table
-from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryRows, MemoryTarget, Request, body
+from replicator.testing import memory
+from replicator.testing.memory import MemoryIndex, MemoryRows, MemoryTarget, Request, body
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import index, long_scan, lossy, replaced, seldom_written, transacted
 from tests.simulation.targets import Unreliable, UnreliableIndex
@@ -53,7 +55,7 @@ def positions_before_rows(patch: Patch) -> None:
 
 @mutant("nothing fences off an earlier run", 6)
 def no_fence(patch: Patch) -> None:
-    patch.setattr(MemoryCheckpoints, "check", lambda self, saves: None)
+    patch.setattr(memory, "saved_already", lambda saves, found, owner, mine: False)
 
 
 @mutant("a lost request is taken for one that was never carried out", 5, index, 10_000)
@@ -88,7 +90,7 @@ def positions_before_documents(patch: Patch) -> None:
 
 @mutant("a store takes its own lost save for another run's", 6, index)
 def own_save_not_known(patch: Patch) -> None:
-    patch.setattr(MemoryCheckpoints, "saved_already", lambda self, saves: False)
+    patch.setattr(decide, "_is_made", lambda save, row: False)
 
 
 @mutant("a run that was stopped for long does not ask whether it was replaced", 6, shape=replaced)
