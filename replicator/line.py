@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import httptools
-import orjson
 
 from replicator import __version__
 from replicator.connecting import Endpoint, authorization
-from replicator.wire import UNNAMED, WireError
+from replicator.wire import WireError, refusal
 
 _MOST = 1 << 18  # bytes taken from a connection at once
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_NOT_DETAILS = {"__type", "message", "Message"}
 
 
 class Line:
@@ -71,7 +69,7 @@ class Line:
         self._checksum = b""
         if checksum and zlib.crc32(body) != int(checksum):
             return WireError("ChecksumMismatch", "the answer was damaged on its way", 0)
-        return body if status == 200 else _refusal(body, status)
+        return body if status == 200 else refusal(body, status)
 
     @property
     def lasting(self) -> bool:
@@ -125,14 +123,3 @@ def _start(endpoint: Endpoint) -> bytes:
     lines = [f"POST {place} HTTP/1.1", f"user-agent: replicator/{__version__}", "accept-encoding: identity"]
     lines += [f"{name}: {value}" for name, value in given.items()]
     return "".join(f"{line}\r\n" for line in lines).encode()
-
-
-def _refusal(body: bytes, status: int) -> WireError:
-    """What an answer that is none says: DynamoDB's error, or that something else answered."""
-    try:
-        found = orjson.loads(body)
-        code = found["__type"].partition(":")[0].rpartition("#")[2]
-        message = found.get("message") or found.get("Message") or ""
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
-    return WireError(code, message, status, {name: v for name, v in found.items() if name not in _NOT_DETAILS})

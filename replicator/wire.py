@@ -184,6 +184,20 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
+_NOT_DETAILS = {"__type", "message", "Message"}
+
+
+def refusal(body: bytes, status: int) -> WireError:
+    """What an answer with another status than 200 says: DynamoDB's error, or that something else answered."""
+    try:
+        found = msgspec.json.decode(body)
+        code = found["__type"].partition(":")[0].rpartition("#")[2]
+        message = found.get("message") or found.get("Message") or ""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError):
+        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+    return WireError(code, message, status, {name: v for name, v in found.items() if name not in _NOT_DETAILS})
+
+
 _WRONG_TIME = re.compile(r"Signature (expired|not yet current)")  # more than five minutes off
 _DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from replicator.testing.dynamodb import DynamoDB
-from replicator.wire import Wire, WireError
+from replicator.wire import Wire, WireError, refusal
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
 _CONTENT = "application/x-amz-json-1.0"
@@ -57,17 +57,7 @@ class HttpWire:
             connection.close()
         if answer.status == 200:
             return body
-        raise _error(body, answer.status)
-
-
-def _error(body: bytes, status: int) -> WireError:
-    try:
-        found = orjson.loads(body)
-        code = found["__type"].rpartition("#")[2]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return WireError("Unknown", body.decode(errors="replace"), status)
-    details = {name: value for name, value in found.items() if name.lower() not in ("__type", "message")}
-    return WireError(code, found.get("message") or found.get("Message") or "", status, details)
+        raise refusal(body, answer.status)
 
 
 class _Handler(BaseHTTPRequestHandler):
