@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn, Protocol
 
 import pytest
 
 from replicator.testing.dynamodb_local import DynamoDBLocal, ServerMissing
 
-StartLocal = Callable[..., DynamoDBLocal]
+
+class StartLocal(Protocol):
+    def __call__(self, *, clock: bool = False, directory: Path | None = None) -> DynamoDBLocal: ...
 
 
 @pytest.fixture(scope="session")
@@ -18,16 +22,16 @@ def dynamodb_local() -> Iterator[StartLocal]:
     """Starts servers: ``dynamodb_local(clock=True)``. Each call gives a new one, which ends with the session."""
     with ExitStack() as running:
 
-        def start(**options: object) -> DynamoDBLocal:
+        def start(*, clock: bool = False, directory: Path | None = None) -> DynamoDBLocal:
             try:
-                return running.enter_context(DynamoDBLocal(**options))  # type: ignore[arg-type]
+                return running.enter_context(DynamoDBLocal(clock=clock, directory=directory))
             except ServerMissing as e:
                 _missing(str(e))
 
         yield start
 
 
-def _missing(reason: str) -> None:
+def _missing(reason: str) -> NoReturn:
     """In CI a server that cannot start is a failure: a skipped test proves nothing."""
     if os.environ.get("CI"):
         pytest.fail(f"DynamoDB Local is missing: {reason}")

@@ -24,7 +24,7 @@ LONG_FUNCTIONS = {
     "replicator.compaction.compact_latest": "the loop that every change goes through: a call costs more than a line",
 }
 
-PASSIVE = (
+PASSIVE: tuple[str, ...] = (
     "acknowledged",
     "attributes",
     "backfill",

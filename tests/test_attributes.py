@@ -346,7 +346,7 @@ def test_a_streamed_image_and_a_scanned_one_decode_to_the_same() -> None:
     assert record.new is not None
     streamed = bytes(record.new)
     assert streamed == scanned
-    assert Item(record.new) == Item(scanned)  # type: ignore[arg-type]
+    assert Item(record.new) == Item(scanned)
     assert {n: as_json(v) for n, v in typed(streamed).items()} == {n: as_json(v) for n, v in typed(scanned).items()}
 
 

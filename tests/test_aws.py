@@ -6,7 +6,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -114,13 +114,14 @@ def test_every_operation_that_is_used_goes_through(db: DynamoDB, wire: Boto) -> 
     arn = db.stream_arn("orders")
     (shard,) = db.shards("orders")
     key = {"id": {"S": "a"}}
-    for operation, request in {
+    requests: Mapping[str, Mapping[str, Any]] = {
         "DescribeTable": {"TableName": "orders"},
         "DescribeTimeToLive": {"TableName": "orders"},
         "GetItem": {"TableName": "orders", "Key": key},
         "BatchGetItem": {"RequestItems": {"orders": {"Keys": [key]}}},
         "DescribeStream": {"StreamArn": arn},
-    }.items():
+    }
+    for operation, request in requests.items():
         assert wire.call(operation, request) == db.call(operation, request)
     found = wire.call("GetShardIterator", {"StreamArn": arn, "ShardId": shard.id, "ShardIteratorType": "TRIM_HORIZON"})
     assert b'"ShardIterator":' in found

@@ -34,7 +34,9 @@ from replicator.position import FIRST_EPOCH, version
 from replicator.transform import Hook
 
 EPOCH = FIRST_EPOCH + 1
-A, B, C = ("a",), ("b",), ("c",)
+A: Key = ("a",)
+B: Key = ("b",)
+C: Key = ("c",)
 
 
 def kept(item: Item) -> Mapping[str, object] | None:

@@ -66,7 +66,7 @@ spellings = st.sampled_from(
     ["", "1", "01", "+1", "-", "1e5", "1E999", "1E9999999", "NaN", "Infinity", "1_0", "٣", "0x1"]
 )
 inner_values = any_json | spellings | st.lists(spellings | any_json, max_size=3)
-near_valid = st.recursive(
+near_valid: st.SearchStrategy[object] = st.recursive(
     st.dictionaries(st.sampled_from([*KINDS, "s", ""]), inner_values, max_size=2) | any_json,
     lambda inner: (
         st.builds(dict, M=st.dictionaries(texts, inner, max_size=3)) | st.builds(dict, L=st.lists(inner, max_size=3))

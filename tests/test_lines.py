@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -27,7 +27,7 @@ from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
-from replicator.wire import Call, WireError, failure
+from replicator.wire import Call, Calls, WireError, failure
 from tests.aws_environment import isolate
 from tests.certificates import certificate_in, presenting
 
@@ -81,7 +81,8 @@ class Server:
 
 def _head(given: BinaryIO) -> bytes:
     """Up to the empty line, or to where the connection ended."""
-    return b"".join(takewhile(lambda line: line.strip(), iter(given.readline, b"")))
+    found: Iterator[bytes] = takewhile(lambda line: line.strip(), iter(given.readline, b""))
+    return b"".join(found)
 
 
 @contextlib.contextmanager
@@ -115,22 +116,22 @@ def lines(url: str, timeout: float = 5.0, **more: Any) -> Iterator[Lines]:
         made.close()
 
 
-def next_of(calls: Any) -> tuple[Any, bytes | Exception]:
+def next_of(calls: Calls) -> tuple[Any, bytes | Exception]:
     until = time.monotonic() + SOON
     while time.monotonic() < until:
         if (found := calls.next(0.1)) is not None:
-            return found  # type: ignore[no-any-return]
+            return found
     raise AssertionError("no answer")
 
 
-def asked(calls: Any, call: Call = CALL) -> bytes | Exception:
+def asked(calls: Calls, call: Call = CALL) -> bytes | Exception:
     calls.begin("one", call)
     name, answer = next_of(calls)
     assert name == "one"
     return answer
 
 
-def refused(calls: Any, call: Call = CALL) -> WireError:
+def refused(calls: Calls, call: Call = CALL) -> WireError:
     found = asked(calls, call)
     assert isinstance(found, WireError)
     return found
@@ -148,15 +149,15 @@ def db() -> DynamoDB:
 
 def test_answers_are_the_very_bytes_that_boto3_would_bring(db: DynamoDB) -> None:
     db.put("orders", {"id": "a", "n": 10**37, "raw": b"\x00\xff", "tags": {"x"}})
-    arn = db.stream_arn("orders")
+    requests: Mapping[str, Mapping[str, Any]] = {
+        "Scan": {"TableName": "orders"},
+        "BatchGetItem": {"RequestItems": {"orders": {"Keys": [{"id": {"S": "a"}}]}}},
+        "DescribeStream": {"StreamArn": db.stream_arn("orders")},
+    }
     with served(db) as url:
         wire = boto(url)
         with contextlib.closing(wire.calls()) as calls:
-            for operation, request in {
-                "Scan": {"TableName": "orders"},
-                "BatchGetItem": {"RequestItems": {"orders": {"Keys": [{"id": {"S": "a"}}]}}},
-                "DescribeStream": {"StreamArn": arn},
-            }.items():
+            for operation, request in requests.items():
                 assert asked(calls, Call(operation, request)) == wire.call(operation, request)
         wire.close()
 

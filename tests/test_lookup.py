@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Set
 from decimal import Decimal
 from typing import Any
 
@@ -41,15 +41,15 @@ def records(*ids: str) -> list[Record]:
     return [Record((id, "1"), str(at), 0.0) for at, id in enumerate(ids, start=1)]
 
 
-def steps(wire: Wire, found: Sequence[Record], removed: set[int] = frozenset()) -> tuple[list[str], list[Any]]:  # type: ignore[assignment]
+def steps(wire: Wire, found: Sequence[Record], removed: Set[int] = frozenset()) -> tuple[list[str], list[Any]]:
     """What each call said, and what came of the records in the end: their texts."""
 
     def whole() -> Generator[Any, Any, None]:
         yield (yield from looked_up(stream(), found, removed, str))
 
     *said, last = answered(wire, whole())
-    assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]  # type: ignore[union-attr]
-    return said, [r.new and Item(bytes(r.new))["text"] for r in last]  # type: ignore[arg-type, union-attr]
+    assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]
+    return said, [r.new and Item(bytes(r.new))["text"] for r in last]
 
 
 def test_records_get_the_images_of_their_items(db: DynamoDB) -> None:

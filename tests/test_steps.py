@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import orjson
 import pytest
@@ -15,6 +15,7 @@ from replicator.calls import Threads, calls_of
 from replicator.steps import AT_ONCE, Stepped, Steps
 from replicator.wire import Call, WireError
 
+T = TypeVar("T")
 SOON = 10.0  # seconds; more than any of these steps takes
 
 
@@ -60,6 +61,13 @@ def asking(*operations: str) -> Iterator[Any]:
         yield (yield Call(operation, {}))
 
 
+def noting(taken: list[T], values: Iterable[T]) -> Iterator[None]:
+    """Puts one more value into ``taken`` at each step."""
+    for value in values:
+        taken.append(value)
+        yield
+
+
 def test_a_step_gives_the_next_value_under_the_generators_name(steps: Steps) -> None:
     steps.add("a", iter([1, 2]))
     assert steps.get(SOON) == Stepped("a", 1)
@@ -69,7 +77,7 @@ def test_a_step_gives_the_next_value_under_the_generators_name(steps: Steps) -> 
 
 def test_a_generator_is_not_advanced_again_before_somebody_says_so(steps: Steps) -> None:
     taken: list[int] = []
-    steps.add("a", (taken.append(n) for n in range(9)))
+    steps.add("a", noting(taken, range(9)))
     steps.get(SOON)
     steps.add("b", iter([1]))
     assert steps.get(SOON) == Stepped("b", 1)
@@ -98,13 +106,14 @@ def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Steps) -> No
 
 
 def test_an_interrupt_is_no_matter_of_a_step(steps: Steps) -> None:
-    steps.add("a", (_interrupted() for _ in range(1)))
+    steps.add("a", _interrupted())
     with pytest.raises(KeyboardInterrupt):
         steps.get(SOON)
 
 
-def _interrupted() -> None:
+def _interrupted() -> Iterator[None]:
     raise KeyboardInterrupt
+    yield
 
 
 def test_a_call_is_answered_to_who_made_it_while_others_have_their_turn(steps: Steps, calls: Held) -> None:
@@ -120,7 +129,7 @@ def test_a_call_is_answered_to_who_made_it_while_others_have_their_turn(steps: S
 
 
 def test_a_step_may_make_several_calls(steps: Steps, calls: Held) -> None:
-    def two() -> Iterator[Any]:
+    def two() -> Generator[Call | bytes, bytes, None]:
         first = yield Call("First", {})
         second = yield Call("Second", {})
         yield first + second
@@ -151,7 +160,7 @@ def test_a_failed_call_is_an_error_where_it_was_made(steps: Steps, calls: Held) 
 def test_a_thousand_generators_have_a_few_calls_under_way_and_all_get_their_turn(steps: Steps, calls: Held) -> None:
     for n in range(1000):
         steps.add(str(n), asking(str(n)))
-    found = set()
+    found: set[str] = set()
     while len(found) < 1000:
         stepped = steps.get(0)
         if stepped is None:
@@ -210,7 +219,7 @@ def test_clear_drops_a_step_that_nobody_fetched(steps: Steps) -> None:
 
 def test_clear_forgets_what_was_due(steps: Steps) -> None:
     taken: list[str] = []
-    steps.add("a", (taken.append("a") for _ in range(1)), rest=0.1)
+    steps.add("a", noting(taken, ["a"]), rest=0.1)
     steps.clear()
     steps.add("b", iter([1]), rest=0.2)
     assert steps.get(SOON) == Stepped("b", 1)

@@ -27,8 +27,8 @@ def target(database: Database, pipeline: str = "contract", **options: Any) -> Po
     return made[-1]
 
 
-def typed(name: str = "contract", keys: KeySchema = PK, **columns: Any) -> Table:
-    """A table with typed columns."""
+def typed(name: str = "contract", keys: KeySchema = PK, /, **columns: object) -> Table:
+    """A table with typed columns, which may have any name."""
     return Table(name, keys, {"columns": columns})
 
 
@@ -53,14 +53,14 @@ def rows(database: Database, table: str = "contract") -> list[Mapping[str, Any]]
 
 def run(database: Database, statement: str) -> None:
     with database.connect() as client:
-        client.execute(statement)  # type: ignore[arg-type]
+        client.execute(statement)
 
 
 def until(database: Database, query: str) -> None:
     """Wait until a query says true, at most half a minute."""
     with database.connect() as client:
         for _ in range(3000):
-            if client.execute(query).fetchone() == (True,):  # type: ignore[arg-type]
+            if client.execute(query).fetchone() == (True,):
                 return
             select.select([], [], [], 0.01)
     raise AssertionError(f"never true: {query}")

@@ -140,7 +140,12 @@ class TestThrottling:
 
     def test_with_write_units_answers_say_what_they_cost(self, db: DynamoDB, build: Build) -> None:
         asked: list[Mapping[str, Any]] = []
-        db.fail("PutItem", when=lambda request: bool(asked.append(request)))
+
+        def noted(request: Mapping[str, Any]) -> bool:
+            asked.append(request)
+            return False
+
+        db.fail("PutItem", when=noted)
         build(write_units=1000).write(batch(put({"pk": "a"}, 1)))
         assert asked[-1]["ReturnConsumedCapacity"] == "TOTAL"
 

@@ -55,7 +55,7 @@ class OnDynamoDB(TargetContract):
     def proxied(self, proxy: Proxy) -> Proxied:
         return kit.options(f"http://127.0.0.1:{proxy.port}", timeout=5), proxy
 
-    def test_recovers_from_a_cut_connection(
+    def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
         """If it is noticed in time that a connection broke nobody needs to know; else the write comes again."""

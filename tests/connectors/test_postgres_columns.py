@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from psycopg import Connection
 
 from connectors.postgres import Postgres
 from connectors.postgres.literals import NulFound, array, json_literal, literal
@@ -248,9 +249,13 @@ def test_the_literal_of_any_json_is_read_back_as_it_was(one_postgres: Database) 
     documents = ['{"a":"\\"\\\\ \\n \\u0001 {,}"}', "[]", "null", '"NULL"', None]
     with one_postgres.connect() as client:
         found = client.execute("SELECT %s::jsonb[]::text[]", (json_literal(documents).decode(),)).fetchone()
-        assert found == (
-            [None if d is None else client.execute("SELECT %s::jsonb::text", (d,)).fetchone()[0] for d in documents],
-        )  # type: ignore[index]
+        assert found == ([None if d is None else _read_back(client, d) for d in documents],)
+
+
+def _read_back(client: Connection, document: str) -> str:
+    row = client.execute("SELECT %s::jsonb::text", (document,)).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def test_no_literal_holds_a_nul() -> None:

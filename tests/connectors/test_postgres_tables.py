@@ -191,7 +191,7 @@ WRONG_NAMES: list[tuple[list[Table], dict[str, Any], list[str]]] = [
     ([typed(**{"\ud800": "text"})], {}, ["cannot be written as UTF-8"]),
     ([typed(_version="bigint")], {}, ["the column _version is replicator's own; choose another name"]),
     ([typed(pk="text")], {}, ["the column pk is there already, as a part of the key; leave it out"]),
-    ([typed(keys=OWN_IDS, _id="text")], {}, ["the column _id is there already, as a part of the key"]),
+    ([typed("contract", OWN_IDS, _id="text")], {}, ["the column _id is there already, as a part of the key"]),
     (
         [Table("contract", KeySchema((KeyAttribute("document", "S"),)))],
         {},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import date
 from decimal import Decimal
 from types import MappingProxyType
@@ -57,8 +57,7 @@ def expected(write: Upsert, of: Layout) -> bytes | str:
     except (UnicodeEncodeError, TypeError):
         return "the key contains half of a surrogate pair, which is no text"
     try:
-        exact = json_text._of_amended if type(write.body) is Amended else DocumentText()
-        body = exact(write.body)
+        body = json_text._of_amended(write.body) if type(write.body) is Amended else DocumentText()(write.body)
     except Unfit as e:
         return f"the document {e}"
     if of.whole:
@@ -78,7 +77,12 @@ def value(source: random.Random, depth: int = 0) -> Any:
     """What a hook returns, mostly what everybody does."""
     usual = ("x", "Grüße 🐘", 'q"uote', "back\\slash", "null", "},\n,{", "\0\x7f\u2028", True, 7, -1.5, 1e300)
     exact = (Decimal("1.10"), Decimal("-0"), Decimal("1E+3"), Decimal("9" * 38), Decimal(7))
-    sets = (frozenset(), {"b", "a", "ü"}, frozenset({Decimal(10), Decimal(9)}), frozenset({b"\xff", b"\0", b"a"}))
+    sets: tuple[Set[object], ...] = (
+        frozenset(),
+        {"b", "a", "ü"},
+        frozenset({Decimal(10), Decimal(9)}),
+        frozenset({b"\xff", b"\0", b"a"}),
+    )
     odd = (
         None, b"\0", date(2026, 1, 2), 2**64, -(2**70), float("nan"), Decimal("NaN"), Decimal("-Infinity"),
         {"a", b"a"}, frozenset({b"a", Decimal(1)}), "\ud800", object(), {1: "a"}, {"a\ud800": 1}, {"replicator": 1},

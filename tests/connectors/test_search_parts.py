@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -73,9 +74,9 @@ def encoders(*tables: Table) -> dict[str, TableEncoder]:
 def lines(written: Batch, *tables: Table) -> dict[str, list[Any]]:
     encoded = encode(written, encoders(*tables))
     assert not encoded.rejections, encoded.rejections
-    exact = {"parse_float": Decimal, "parse_int": Decimal}
+    exact = partial(json.loads, parse_float=Decimal, parse_int=Decimal)
     return {
-        name: [[json.loads(line, **exact) for line in e.sent(tombstones=False).splitlines()] for e in entries]  # type: ignore[arg-type]
+        name: [[exact(line) for line in e.sent(tombstones=False).splitlines()] for e in entries]
         for name, entries in encoded.tables.items()
     }
 

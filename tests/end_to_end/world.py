@@ -152,6 +152,7 @@ class Load:
 class Copy(Pipeline):
     """A pipeline into Postgres."""
 
+    source: Source  # more than its base asks for: tests write to it
     database: Database
 
     def target(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_iterators_that_expire_while_the_target_hangs_are_replaced_and_nothing_i
     faults.target = lambda: Hanging(faults.database)
     read, iterators = faults.counts.read, len(faults.wire.times("GetShardIterator"))
     for n in range(40):
-        faults.clock.plan(n * 30, lambda n=n: faults.put("k1", f"n{n}", n=n))  # type: ignore[misc]
+        faults.clock.plan(n * 30, partial(faults.put, "k1", f"n{n}", n=n))
     ended = faults.run(seconds=20 * 60)
 
     assert ended.code == 0
@@ -178,7 +179,7 @@ def test_a_storm_of_256_shards_costs_at_most_ten_listings_a_second(faults: World
             faults.put(f"k{n}", n=generation)
 
     for generation in range(8):
-        faults.clock.plan(5 + 7 * generation, lambda generation=generation: storm(generation))  # type: ignore[misc]
+        faults.clock.plan(5 + 7 * generation, partial(storm, generation))
     assert faults.run(seconds=90).code == 0
     faults.copied()
 

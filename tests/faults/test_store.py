@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from replicator.batch import Batch, Counts, Outcome
 from replicator.checkpoints import NO_COUNTS, Owner, Save
@@ -39,7 +40,7 @@ class Apart:
 
 def changing(faults: World, seconds: int) -> None:
     for n in range(seconds):
-        faults.clock.plan(n, lambda n=n: faults.put("k1", n=f"{n}"))  # type: ignore[misc]
+        faults.clock.plan(n, partial(faults.put, "k1", n=f"{n}"))
 
 
 def test_a_run_that_cannot_reach_its_store_writes_no_more_than_it_was_sure_of_and_goes_on_later(faults: World) -> None:
@@ -58,7 +59,7 @@ def test_a_run_that_cannot_reach_its_store_ends_when_it_can_if_another_took_over
     faults.fill()
     apart = Apart(faults, cut=20, lasting=60)
     changing(faults, 100)
-    faults.clock.plan(50, lambda: MemoryCheckpoints(faults.database).claim(Owner("other", "host", 1, 0.0)) and None)
+    faults.clock.plan(50, lambda: MemoryCheckpoints(faults.database).claim(Owner("other", "host", 1, 0.0)))
     ended = faults.run(seconds=150)
 
     assert ended.code == 5

@@ -64,13 +64,13 @@ class Clock:
 
     now: float = 1_700_000_000.0
     skew: float = 0.0
-    planned: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    planned: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     order: Iterator[int] = field(default_factory=itertools.count)
 
     def __call__(self) -> float:
         return self.now
 
-    def plan(self, after: float, act: Callable[[], None]) -> None:
+    def plan(self, after: float, act: Callable[[], object]) -> None:
         heapq.heappush(self.planned, (self.now + after, next(self.order), act))
 
     def move(self, to: float) -> None:

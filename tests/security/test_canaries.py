@@ -197,12 +197,13 @@ def _targets() -> Iterator[Trouble]:
 def _refused(name: str, server: Mapping[str, Any]) -> Iterator[Trouble]:
     """Everything that a server may refuse, refused in one way."""
     signed = {"type": "opensearch", **SEARCH, "aws": {"region": "eu-west-1"}}
-    for place, change in {
+    changes: Mapping[str, Mapping[str, Any]] = {
         "basic": {"type": "opensearch", **SEARCH, **BASIC},
         "key": {"type": "elasticsearch", **SEARCH, **KEY},
         "signed": signed,
         "table": {"type": "dynamodb", "table": "orders", **DYNAMODB},
-    }.items():
+    }
+    for place, change in changes.items():
         yield Trouble(f"{place} {name}", "target", change, server=server)
     yield Trouble(name, "source", {"endpoint_url": "http://REPEATING"}, server=server)
     yield Trouble(name, "checkpoints", {"type": "dynamodb", "table": "kept", **DYNAMODB}, server=server)

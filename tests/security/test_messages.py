@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from connectors.postgres.errors import translated
 from connectors.postgres.options import PostgresOptions, address
@@ -71,7 +72,7 @@ def test_a_password_in_the_place_of_a_port_is_refused_unseen(tmp_path: Path, url
     ],
 )
 def test_addresses_that_mean_what_they_say_are_taken(url: str) -> None:
-    assert PostgresOptions(url=url).url.get_secret_value() == url  # type: ignore[arg-type]
+    assert PostgresOptions(url=SecretStr(url)).url.get_secret_value() == url
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,8 @@ def test_libraries_log_no_headers_or_bodies_whatever_the_hook_made_of_logging(
     loud: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire = reached(monkeypatch, AWS_ENDPOINT_URL_DYNAMODB="http://127.0.0.1:9", AWS_SESSION_TOKEN=WORD)
-    for hush in (lambda: None, log.hush):
+    ways: tuple[Callable[[], None], ...] = (lambda: None, log.hush)
+    for hush in ways:
         hush()
         caplog.clear()
         with pytest.raises(WireError):
@@ -339,8 +341,9 @@ def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:
 
 
 def test_a_bug_is_shown_with_its_lines_and_without_its_words() -> None:
+    empty: dict[str, str] = {}
     try:
-        {}[f"{WORD[:3]}{WORD[3:]}"]
+        empty[f"{WORD[:3]}{WORD[3:]}"]
     except KeyError as e:
         found = traces.trace(e)
     assert "test_messages.py" in found.stack

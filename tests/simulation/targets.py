@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from replicator.batch import Batch, Counts, DocumentId, Outcome, Write
@@ -46,6 +47,8 @@ class Watched(MemoryRows):
 
 class Unreliable(Watched, MemoryTarget):
     """A target with transactions: one may be lost, be stored without an answer, or be stored minutes later."""
+
+    _universe: Universe
 
     def __init__(self, universe: Universe) -> None:
         super().__init__(universe.database, universe.refuse)
@@ -113,6 +116,8 @@ class Overlaps:
 class UnreliableIndex(Watched, MemoryIndex):
     """A target without transactions: requests may fail, each for itself, or be carried out minutes later."""
 
+    _universe: Universe
+
     def __init__(self, universe: Universe) -> None:
         super().__init__(universe.database, universe.refuse, universe.clock)
         self._universe = universe
@@ -152,7 +157,7 @@ class UnreliableIndex(Watched, MemoryIndex):
             if fate == "now":
                 self.carry_out(request)
             elif fate == "late":
-                self._universe.later("target", lambda r=request: self.carry_out(r))  # type: ignore[misc]
+                self._universe.later("target", partial(self.carry_out, request))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self._unreliably(super().sweep(table, below, spare))

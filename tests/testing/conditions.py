@@ -73,7 +73,12 @@ def a_failed_condition_shows_the_item(world: World) -> Observation:
 def conditions_of_each_form(world: World) -> Observation:
     """For each item, which of the conditions a put would meet: tried by a put that changes nothing."""
     world.create("forms", None)
-    items = [{"n": 5, "s": "ab", "b": b"ab"}, {"n": "5", "s": "b"}, {}, {"n": None, "s": {"a", "b"}}]
+    items: list[dict[str, object]] = [
+        {"n": 5, "s": "ab", "b": b"ab"},
+        {"n": "5", "s": "b"},
+        {},
+        {"n": None, "s": {"a", "b"}},
+    ]
     forms = [
         "attribute_exists(n)",
         "attribute_not_exists(n)",
@@ -98,7 +103,7 @@ def conditions_of_each_form(world: World) -> Observation:
     return [[_tried(world, item, form, given) for form in forms] for item in items]
 
 
-def _tried(world: World, item: Mapping[str, Any], form: str, given: Mapping[str, Any]) -> Observation:
+def _tried(world: World, item: Mapping[str, object], form: str, given: Mapping[str, object]) -> Observation:
     world.put("forms", id="x", **item)
     used = {name: v for name, v in given.items() if f":{name}" in form.replace("(", " ").replace(")", " ").split()}
     used |= {name: v for name, v in given.items() if f", :{name})" in form}
@@ -210,7 +215,8 @@ def queries(world: World) -> Observation:
 
 
 def _paged(world: World, request: Mapping[str, Any]) -> list[Observation]:
-    pages, after = [], {}
+    pages: list[Observation] = []
+    after: dict[str, Any] = {}
     while True:
         page = world.ask("Query", TableName="threads", Limit=2, **request, **after)
         pages.append([item["sk"]["S"] for item in page["Items"]])

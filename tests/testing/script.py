@@ -269,7 +269,8 @@ def garbage_for_an_iterator(world: World) -> Observation:
 
 @step
 def listing_page_by_page(world: World) -> Observation:
-    found, after, pages = [], {}, 0
+    found, pages = [], 0
+    after: dict[str, str] = {}
     while True:
         page = world.ask("DescribeStream", StreamArn=world.arns["orders"], Limit=2, **after)["StreamDescription"]
         found += [s["ShardId"] for s in page["Shards"]]

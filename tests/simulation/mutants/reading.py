@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,12 @@ from replicator.checkpoints import ShardState
 from replicator.ledger import Ledger
 from replicator.pipeline import Pipeline
 from replicator.stream import Records, Stream
+from replicator.wire import Call
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
 from tests.simulation.world import Touched
+
+Step = Generator[Call | Page, Any, Page]
 
 
 @mutant("positions are where the stream is when a reader opens", 1)
@@ -67,7 +70,7 @@ def children_first(patch: Patch) -> None:
 def empty_is_the_end(patch: Patch) -> None:
     right = reader._passed
 
-    def ends_at_nothing(stream: Stream, at: Any, answer: Records, started: float) -> Iterator[Page]:
+    def ends_at_nothing(stream: Stream, at: Any, answer: Records, started: float) -> Step:
         if not answer.records:
             answer, at.expected = replace(answer, next=None), None
         return right(stream, at, answer, started)
@@ -79,7 +82,7 @@ def empty_is_the_end(patch: Patch) -> None:
 def last_page_dropped(patch: Patch) -> None:
     right = reader._passed
 
-    def forgets_the_last(stream: Stream, at: Any, answer: Records, started: float) -> Iterator[Page]:
+    def forgets_the_last(stream: Stream, at: Any, answer: Records, started: float) -> Step:
         if answer.next is None:
             answer, at.expected = replace(answer, records=()), None
         return right(stream, at, answer, started)

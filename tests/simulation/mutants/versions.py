@@ -9,6 +9,7 @@ from dataclasses import replace
 from replicator import backfill, passing, position
 from replicator.change import Page, Record
 from replicator.checkpoints import ShardState
+from replicator.compaction import latest, runs
 from replicator.pipeline import Pipeline
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import among_shards, hooked, longer, plain, short_runs
@@ -54,7 +55,6 @@ def versions_are_times(patch: Patch) -> None:
 
 def _number(patch: Patch, numbers: Callable[[Iterable[Record]], Iterable[tuple[int, Record]]]) -> None:
     """Versions from something else than the lineage, as large as they may become."""
-    latest, runs = passing.latest, passing.runs
     patch.setattr(position, "ORDINAL_BITS", 80)
     patch.setattr(passing, "latest", lambda given, epoch: latest(numbers(r for _, r in given), epoch))
     patch.setattr(passing, "runs", lambda given, epoch: runs(numbers(r for _, r in given), epoch))
