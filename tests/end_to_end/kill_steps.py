@@ -102,7 +102,8 @@ def _in_part(passage: Passage) -> bool:
 
 def _under_way(passage: Passage) -> bool:
     """Some requests to a table are answered, others are not."""
-    return passage.arguments[0]._work is not None
+    work = passage.arguments[1]
+    return bool(work.queue) or work.under_way > 0
 
 
 COMMON: Mapping[str, Step] = {
@@ -113,7 +114,7 @@ COMMON: Mapping[str, Step] = {
 }
 _QUEUE = "connectors.postgres.session:Session._queue"
 _DELIVER = "connectors.search.bulk:Bulk._deliver"
-_ANSWERED = "connectors.dynamodb.sender:Lines._answered"
+_ANSWERED = "connectors.dynamodb.sender:Sender._take"
 COLLECT: Mapping[str, str] = {
     "postgres": "connectors.postgres.target:Postgres.collect",
     "search": "connectors.search.target:SearchTarget.collect",
