@@ -148,7 +148,7 @@ def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator
 def _unusable(error: WireError, at: _Cursor) -> bool:
     """The endpoint does not take this way in: no AT_TIMESTAMP, or a start that is no record's number."""
     if at.state.whole:
-        return error.code in ("TrimmedDataAccessException", "ValidationException")
+        return error.code == "ValidationException"  # what is trimmed, `_after` sees to
     return error.code in ("ValidationException", "InternalFailure", "SerializationException")
 
 
