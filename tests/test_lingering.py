@@ -22,6 +22,7 @@ from replicator.errors import Fenced, TransientError
 from replicator.pipeline import Pipeline
 from replicator.testing.contract.kit import owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex
+from tests.simulation import runs
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import UnreliableIndex
 from tests.simulation.world import Universe
@@ -45,7 +46,7 @@ def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() ->
             raise TransientError("nobody answers")
 
     universe.target = Down
-    universe.go(5000)
+    runs.go(universe, 5000)
 
     waited = [(at, found) for at, found in signs if found is not None and found.trouble is not None]
     assert len(waited) >= 5

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from replicator.lineage import ancestors
 from replicator.testing.dynamodb import children_first, duplicated, parentless, reopened, stale, unordered
+from tests.simulation import runs
 from tests.simulation.clock import TOLERATED
 from tests.simulation.copies import misleads
 from tests.simulation.plan import Act
@@ -138,7 +139,7 @@ def die(world: Universe, act: Act) -> None:
 def takeover(world: Universe, act: Act) -> None:
     """Another run of the pipeline starts while this one lives; then this one goes on, and must notice."""
     if world.depth < 2:
-        world.go(int(act.between(1, 40)))
+        runs.go(world, int(act.between(1, 40)))
 
 
 def restart(world: Universe, act: Act) -> None:

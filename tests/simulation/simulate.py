@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 from replicator import fetched
 from replicator.errors import ReplicatorError
-from tests.simulation import plan, scenario, truth
+from tests.simulation import plan, runs, scenario, truth
 from tests.simulation.plan import Plan
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import Universe
@@ -53,7 +53,7 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
     """A seed with these acts. ``trace`` takes a line for everything that happens."""
     with _full_at(found.batch_rows):
         universe = Universe(seed, found, acts, trace)
-        universe.settle()
+        runs.settle(universe)
         truth.check_end(universe)
     return universe
 

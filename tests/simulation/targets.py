@@ -17,6 +17,7 @@ from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryRows
 from tests.simulation import truth
 
 if TYPE_CHECKING:
+    from tests.simulation.scenario import Scenario
     from tests.simulation.world import Universe
 
 LATEST = LINGER - 60  # seconds after which a lost request is carried out at the latest
@@ -208,3 +209,9 @@ class UnreliableStore(MemoryCheckpoints):
     def _late(self, saves: Sequence[Save], counts: Mapping[str, Counts]) -> None:
         with suppress(Fenced):
             super().save(saves, counts)
+
+
+def target_of(scenario: Scenario) -> type[Unreliable | UnreliableIndex]:
+    if scenario.index:
+        return UnreliableOverlappingIndex if scenario.overlaps else UnreliableIndex
+    return UnreliableOverlapping if scenario.overlaps else Unreliable

@@ -1,71 +1,31 @@
-"""The production driver, pipeline and readers on a virtual clock; everything outside is in memory and unreliable.
+"""Everything outside of a run: the table, its stream, the target, time; in memory, and unreliable.
 
 One seed decides everything: what is written and when shards split, which step comes next, what fails, when the process
-dies and when a second run starts. What the target holds at the end is compared with what the hook gives for each item.
+dies and when a second run starts. ``runs`` has the runs in it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from replicator.batch import Batch, Upsert
-from replicator.checkpoints import Owner, ShardState, decode
-from replicator.config import Backfill, Config, Source
-from replicator.config_target import OWN_IDS, Destination
-from replicator.doubt import LINGER
-from replicator.driver import Copy, Driver, World
-from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.checkpoints import ShardState, decode
 from replicator.position import epoch_of
-from replicator.progress import Progress
-from replicator.source import describe_table
-from replicator.target import Table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
 from replicator.transform import Hook
-from replicator.wire import WireError
 from tests.simulation import hooks, truth
 from tests.simulation.acts import ACTS
-from tests.simulation.clock import Clock, VirtualStop
+from tests.simulation.clock import Clock
 from tests.simulation.plan import Act, Plan
 from tests.simulation.scenario import Scenario
-from tests.simulation.schedule import SeededSteps
-from tests.simulation.targets import (
-    LATEST,
-    Killed,
-    Late,
-    Unreliable,
-    UnreliableIndex,
-    UnreliableOverlapping,
-    UnreliableOverlappingIndex,
-    UnreliableStore,
-)
-
-PATIENCE = 2000  # turns within which a run that nothing disturbs must be live
-
-
-class NeverSettled(AssertionError):
-    """Faults stopped, and still the run did not catch up."""
-
-
-class Touched:
-    """The source's wire: the process may die before each call, and a clock that is wrong signs nothing."""
-
-    def __init__(self, universe: Universe) -> None:
-        self._universe = universe
-
-    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
-        self._universe.effect(operation)
-        if self._universe.clock.refuses():
-            raise WireError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
-        return self._universe.source.call(operation, request)
+from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 
 
 class Universe:
-    """One seed's world and the runs in it."""
+    """One seed's world."""
 
     TABLE: ClassVar[str] = "orders"
 
@@ -82,6 +42,7 @@ class Universe:
             numbering=scenario.numbering,
             shards=scenario.shards,
         )
+        self.target: type[Unreliable | UnreliableIndex] = target_of(scenario)
         self.edition = self.depth = self.runs = self.fuse = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
@@ -93,7 +54,6 @@ class Universe:
         self._acts: dict[int, list[Act]] = {}
         for act in plan:
             self._acts.setdefault(act.at, []).append(act)
-        self.target: type[Unreliable | UnreliableIndex] = _target(scenario)
         self.create()
         for _ in range(self.random.randrange(0, 2 * scenario.keys)):
             self.write(f"k{self.random.randrange(scenario.keys)}", removes=False)
@@ -135,6 +95,11 @@ class Universe:
         return "the target does not like this value" if poor else None
 
     # What happens between two steps
+
+    @property
+    def over(self) -> bool:
+        """Whether the world has done its worst."""
+        return self.step > self.scenario.steps
 
     def happen(self) -> None:
         """The world moves on."""
@@ -204,6 +169,11 @@ class Universe:
 
     # What a person does
 
+    @property
+    def resync_ordered(self) -> bool:
+        """Whether a resync was ordered in this epoch."""
+        return self._ordered == truth.epoch_of(self.database.entries)
+
     def order_resync(self) -> None:
         self._ordered = truth.epoch_of(self.database.entries)
 
@@ -215,14 +185,14 @@ class Universe:
         """Do something when no run lives, at that many steps from now at the earliest."""
         self._between.append((self.step + steps, do))
 
-    def _between_runs(self) -> None:
-        due = [do for at, do in self._between if at <= self.step]
-        self._between = [(at, do) for at, do in self._between if at > self.step]
+    def between_runs(self) -> None:
+        due = [do for at, do in self._between if at <= self.step or self.over]
+        self._between = [(at, do) for at, do in self._between if at > self.step and not self.over]
         for do in due:
             self.note("between runs", do.__qualname__)
             do()
 
-    # Runs
+    # The pipeline
 
     @property
     def tables(self) -> Mapping[str, Mapping[str, Any]]:
@@ -231,108 +201,3 @@ class Universe:
 
     def hook(self) -> Hook | None:
         return None if self.scenario.hook is None else hooks.load(self.scenario.hook, self.edition)
-
-    def driver(self) -> Driver:
-        config = Config(
-            "simulated",
-            Source(table=self.TABLE),
-            Destination("memory", None, None, self.tables),  # type: ignore[arg-type]
-            backfill=Backfill(segments=self.scenario.segments),
-            on_gap="resync",
-        )
-        hook, target = self.hook(), self.target(self)
-        store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(self)
-        table = describe_table(self.source, self.TABLE)
-        keys = OWN_IDS if hook is not None and hook.declared else table.keys
-        tables = tuple(Table(name, keys) for name in self.tables)
-        copy = Copy(config, Touched(self), target, store, hook, table, tables)
-        world = World(
-            VirtualStop(self.clock),  # type: ignore[arg-type]
-            partial(self._told, self.runs),
-            self.clock.wall,
-            self.random,
-            lambda wire: SeededSteps(self, wire),
-            self.clock,
-        )
-        return Driver(copy, Owner(f"run{self.runs}", "here", 1, self.clock()), world)
-
-    def _told(self, run: int, progress: Progress) -> None:
-        if run == self.runs:  # one that was replaced, and does not know it yet, may be wrong
-            truth.check_told(self.database, progress)
-
-    def go(self, turns: int, until: Literal["caught-up"] | None = "caught-up") -> None:
-        """One run, for so many turns at most; it may be killed, or fenced off by another one."""
-        self.depth += 1
-        self.runs += 1
-        run = self.runs
-        resync = self._ordered == truth.epoch_of(self.database.entries)
-        self.note("run", run, "begins", "with a resync" if resync else "")
-        try:
-            driver = self.driver()
-            limit_turns(driver, turns)
-            driver.run(until=until, resync=resync, accept_hook_change=False)
-            self.caught_up = True
-        except Fenced:
-            assert run < self.runs, "a run was fenced off that no other run had replaced"
-        except ConfigError:
-            assert not self.streaming, "a run was refused though nothing is wrong"
-        except (Killed, GapFound):  # dead, or ended with exit code 3; somebody starts it again
-            pass
-        finally:
-            self.note("run", run, "ended")
-            self.depth -= 1
-
-    def settle(self) -> None:
-        """Runs one after the other until the world has done its worst; then one that must catch up."""
-        while self.step <= self.scenario.steps:
-            self._between_runs()
-            self.go(10_000, "caught-up" if self.random.random() < 0.2 else None)
-            with suppress(Killed):
-                self.happen()
-        self._between = [(0, do) for _, do in self._between]
-        self._between_runs()
-        self.caught_up = False
-        self.go(PATIENCE)
-        if not self.caught_up:
-            raise NeverSettled(f"the last run did not catch up within {PATIENCE} turns")
-        if self.scenario.index:
-            self._outlive_doubt()
-
-    def _outlive_doubt(self) -> None:
-        """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
-        driver = self.driver()
-        doubt = driver._doubt
-        assert doubt is not None
-
-        def passes(left: int) -> None:
-            if left % 100 == 85:  # again, because a run that resyncs begins to doubt anew
-                self.clock.now += LINGER
-                self.arrive()
-            if left < 985 and not (doubt or doubt.over):
-                raise Killed
-
-        limit_turns(driver, 1000, passes)
-        with suppress(Killed):
-            driver.run(until=None, resync=False, accept_hook_change=False)
-        assert not self.late
-
-
-def limit_turns(driver: Driver, turns: int, before: Callable[[int], None] = lambda left: None) -> None:
-    """Kill the run after so many turns. ``before`` each one, it is told how many are left."""
-    left, inner = turns, driver._turn
-
-    def turn() -> None:
-        nonlocal left
-        before(left)
-        left -= 1
-        if left < 0:
-            raise Killed
-        inner()
-
-    driver._turn = turn  # type: ignore[method-assign]
-
-
-def _target(scenario: Scenario) -> type[Unreliable | UnreliableIndex]:
-    if scenario.index:
-        return UnreliableOverlappingIndex if scenario.overlaps else UnreliableIndex
-    return UnreliableOverlapping if scenario.overlaps else Unreliable

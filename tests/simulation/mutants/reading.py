@@ -15,7 +15,7 @@ from replicator.stream import Records, Stream
 from replicator.wire import Call
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
-from tests.simulation.world import Touched
+from tests.simulation.runs import Touched
 
 Step = Generator[Call | Page, Any, Page]
 

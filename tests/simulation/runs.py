@@ -1,0 +1,151 @@
+"""The production driver, pipeline and readers in a simulated world, one run after the other and one beside the other.
+
+What the target holds at the end is compared with what the hook gives for each item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from replicator.checkpoints import Owner
+from replicator.config import Backfill, Config, Source
+from replicator.config_target import OWN_IDS, Destination
+from replicator.doubt import LINGER
+from replicator.driver import Copy, Driver, World
+from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.progress import Progress
+from replicator.source import describe_table
+from replicator.target import Table
+from replicator.wire import WireError
+from tests.simulation import truth
+from tests.simulation.clock import VirtualStop
+from tests.simulation.schedule import SeededSteps
+from tests.simulation.targets import Killed, Unreliable, UnreliableStore
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Universe
+
+PATIENCE = 2000  # turns within which a run that nothing disturbs must be live
+
+
+class NeverSettled(AssertionError):
+    """Faults stopped, and still the run did not catch up."""
+
+
+class Touched:
+    """The source's wire: the process may die before each call, and a clock that is wrong signs nothing."""
+
+    def __init__(self, universe: Universe) -> None:
+        self._universe = universe
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self._universe.effect(operation)
+        if self._universe.clock.refuses():
+            raise WireError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
+        return self._universe.source.call(operation, request)
+
+
+def driver_in(universe: Universe) -> Driver:
+    config = Config(
+        "simulated",
+        Source(table=universe.TABLE),
+        Destination("memory", None, None, universe.tables),  # type: ignore[arg-type]
+        backfill=Backfill(segments=universe.scenario.segments),
+        on_gap="resync",
+    )
+    hook, target = universe.hook(), universe.target(universe)
+    store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(universe)
+    table = describe_table(universe.source, universe.TABLE)
+    keys = OWN_IDS if hook is not None and hook.declared else table.keys
+    tables = tuple(Table(name, keys) for name in universe.tables)
+    copy = Copy(config, Touched(universe), target, store, hook, table, tables)
+    world = World(
+        VirtualStop(universe.clock),  # type: ignore[arg-type]
+        partial(_told, universe, universe.runs),
+        universe.clock.wall,
+        universe.random,
+        lambda wire: SeededSteps(universe, wire),
+        universe.clock,
+    )
+    return Driver(copy, Owner(f"run{universe.runs}", "here", 1, universe.clock()), world)
+
+
+def _told(universe: Universe, run: int, progress: Progress) -> None:
+    if run == universe.runs:  # one that was replaced, and does not know it yet, may be wrong
+        truth.check_told(universe.database, progress)
+
+
+def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "caught-up") -> None:
+    """One run, for so many turns at most; it may be killed, or fenced off by another one."""
+    universe.depth += 1
+    universe.runs += 1
+    run = universe.runs
+    resync = universe.resync_ordered
+    universe.note("run", run, "begins", "with a resync" if resync else "")
+    try:
+        driver = driver_in(universe)
+        limit_turns(driver, turns)
+        driver.run(until=until, resync=resync, accept_hook_change=False)
+        universe.caught_up = True
+    except Fenced:
+        assert run < universe.runs, "a run was fenced off that no other run had replaced"
+    except ConfigError:
+        assert not universe.streaming, "a run was refused though nothing is wrong"
+    except (Killed, GapFound):  # dead, or ended with exit code 3; somebody starts it again
+        pass
+    finally:
+        universe.note("run", run, "ended")
+        universe.depth -= 1
+
+
+def settle(universe: Universe) -> None:
+    """Runs one after the other until the world has done its worst; then one that must catch up."""
+    while not universe.over:
+        universe.between_runs()
+        go(universe, 10_000, "caught-up" if universe.random.random() < 0.2 else None)
+        with suppress(Killed):
+            universe.happen()
+    universe.between_runs()
+    universe.caught_up = False
+    go(universe, PATIENCE)
+    if not universe.caught_up:
+        raise NeverSettled(f"the last run did not catch up within {PATIENCE} turns")
+    if universe.scenario.index:
+        _outlive_doubt(universe)
+
+
+def _outlive_doubt(universe: Universe) -> None:
+    """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
+    driver = driver_in(universe)
+    doubt = driver._doubt
+    assert doubt is not None
+
+    def passes(left: int) -> None:
+        if left % 100 == 85:  # again, because a run that resyncs begins to doubt anew
+            universe.clock.now += LINGER
+            universe.arrive()
+        if left < 985 and not (doubt or doubt.over):
+            raise Killed
+
+    limit_turns(driver, 1000, passes)
+    with suppress(Killed):
+        driver.run(until=None, resync=False, accept_hook_change=False)
+    assert not universe.late
+
+
+def limit_turns(driver: Driver, turns: int, before: Callable[[int], None] = lambda left: None) -> None:
+    """Kill the run after so many turns. ``before`` each one, it is told how many are left."""
+    left, inner = turns, driver._turn
+
+    def turn() -> None:
+        nonlocal left
+        before(left)
+        left -= 1
+        if left < 0:
+            raise Killed
+        inner()
+
+    driver._turn = turn  # type: ignore[method-assign]
