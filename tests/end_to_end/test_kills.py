@@ -101,7 +101,7 @@ class SmallBulks(Index):
     """A batch takes several requests, one after the other."""
 
     def target(self) -> dict[str, object]:
-        return {**super().target(), "bulk_documents": 7, "in_flight": 1}
+        return {**super().target(), "bulk_documents": 3, "in_flight": 1}
 
 
 class FewAtOnce(OtherTable):
