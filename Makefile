@@ -28,9 +28,9 @@ test: install ## all tests; those that need a server that is missing are skipped
 simulate: install ## SEEDS=10000 whole runs in the simulation, on all cores
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
-prove: install ## the long ones: 50 kills at every step on every server (hours), many random histories, 100,000 names
+prove: install ## the long ones: 50 kills at every step on every server (hours), many random histories, 100,000 names, canaries in every command
 	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=100000 $(BIN)/pytest tests/end_to_end tests/simulation \
-		tests/security/test_identifiers.py --timeout 3600
+		tests/security/test_identifiers.py tests/security/test_canaries.py --timeout 3600
 
 bench: install ## measure, and print the table
 	$(BIN)/pip install -q -e '.[bench]'
