@@ -128,12 +128,13 @@ class Boto:
         return body
 
     @property
-    def endpoint(self) -> Endpoint:
-        """Where the calls go, for those who send many small ones themselves."""
-        client = self._clients["dynamodb"]
-        url = client.meta.endpoint_url
-        proxy = get_environ_proxies(url).get(urlsplit(url).scheme)
-        return Endpoint(url, client.meta.region_name, self._authorities(), proxy)
+    def server(self) -> str:
+        """Host and port of DynamoDB for people."""
+        return urlsplit(str(self._clients["dynamodb"].meta.endpoint_url)).netloc.rpartition("@")[2]
+
+    @property
+    def region(self) -> str:
+        return str(self._clients["dynamodb"].meta.region_name)
 
     def keys(self) -> Keys:
         """The credentials as they are now, renewed if need be. NotPermitted without, TransientError if not just now."""

@@ -28,11 +28,6 @@ class Endpoint:
         return without_login(self.url)
 
     @property
-    def server(self) -> str:
-        """Its host and port for people."""
-        return self.host.rpartition("@")[2]
-
-    @property
     def host(self) -> str:
         return urlsplit(self.url).netloc
 

@@ -22,7 +22,7 @@ def signer(access: Access, service: str, place: str) -> Sign:
     ConfigError without a region. Signing raises NotPermitted without credentials, which are renewed as needed.
     """
     account = connect(access, place)
-    region = account.endpoint.region
+    region = account.region
 
     def sign(method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Mapping[str, str]:
         keys = account.keys()

@@ -184,6 +184,10 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
+_WRONG_TIME = re.compile(r"Signature (expired|not yet current)")  # more than five minutes off
+_DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
+
+
 _NOT_DETAILS = {"__type", "message", "Message"}
 
 
@@ -196,10 +200,6 @@ def refusal(body: bytes, status: int) -> WireError:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError):
         return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
     return WireError(code, message, status, {name: v for name, v in found.items() if name not in _NOT_DETAILS})
-
-
-_WRONG_TIME = re.compile(r"Signature (expired|not yet current)")  # more than five minutes off
-_DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
 
 
 def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:

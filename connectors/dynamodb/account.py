@@ -32,7 +32,7 @@ class Account:
     def writing(self, doubt: Doubt) -> Writing:
         """Writes with as many requests at once as the options allow. One at a time."""
         options, wire = self._options, self.wire
-        server = f"DynamoDB at {wire.endpoint.server}"
+        server = f"DynamoDB at {wire.server}"
         self._sender = Sender(server, wire.calls, Pace(options.in_flight, options.write_units))
         return Writing(self._sender, doubt, options)
 

@@ -81,10 +81,6 @@ def verdict(request: Request, server: str) -> Verdict | None:
 
 
 def _refused(error: WireError, operation: str, table: str, server: str) -> Verdict:
-    meaning = failure(error, operation, table, place="target")
-    if error.status == 0 and not isinstance(meaning, NotPermitted):
-        lost = f"{server}: {operation} on {table} was not answered: {error.message}"
-        return Verdict("unsure", error=TransientError(lost))
     if error.code == "ConditionalCheckFailedException":
         return Verdict("conflict", found=error.details.get("Item"))
     if error.code in ("ValidationException", "ItemCollectionSizeLimitExceededException"):
@@ -92,6 +88,10 @@ def _refused(error: WireError, operation: str, table: str, server: str) -> Verdi
     if error.code == "ResourceNotFoundException":
         gone = f"the target's table {table} is gone: it was there when the run began"
         return Verdict("failed", error=ConfigError(gone))
+    meaning = failure(error, operation, table, place="target")
+    if error.status == 0 and not isinstance(meaning, NotPermitted):
+        lost = f"{server}: {operation} on {table} was not answered: {error.message}"
+        return Verdict("unsure", error=TransientError(lost))
     return Verdict("unsure" if error.status >= _UNSURE or error.code == UNNAMED else "failed", error=meaning)
 
 

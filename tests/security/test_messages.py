@@ -273,7 +273,7 @@ def test_endpoints_and_proxies_of_the_environment_are_shown_without_their_logins
     with pytest.raises(WireError) as raised:
         wire.call("DescribeTable", {"TableName": "orders"})
     assert WORD not in str(aws_failure(raised.value, "DescribeTable", "orders"))
-    assert WORD not in wire.endpoint.server
+    assert WORD not in wire.server
     wire.close()
 
 
