@@ -74,7 +74,7 @@ def _composed(path: Path) -> yaml.MappingNode:
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         raise ConfigError(f"{path.name}: this is not YAML: {type(e).__name__}") from e
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path.name}:1: a config is a mapping that begins like this:\npipeline: orders")
+        raise ConfigError(f"{path.name}:1: a config is a mapping that begins like this: `pipeline: orders`")
     return node
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from replicator.escape import escaped, escaped_lines
 
 ROOT = "replicator"  # the logger whose events are shown; libraries keep theirs
 # What they say holds credentials and items: headers, bodies, tracebacks with addresses. What it means is said by our
@@ -34,23 +38,36 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return json.dumps(line, default=str)
 
 
 class Human(logging.Formatter):
-    """``05:40:34 shard ended  shard=shardId-000 records=12``."""
+    """``05:40:34+0200 shard ended  shard=shardId-000 records=12``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S%z")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         details = " ".join(f"{name}={value}" for name, value in fields(record).items() if value is not None)
-        text = f"{time} {level}{record.getMessage()}{'  ' if details else ''}{details}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = escaped(f"{time} {level}{record.getMessage()}{'  ' if details else ''}{details}")
+        if not record.exc_info:
+            return text
+        return f"{text}\n{escaped_lines(self.formatException(record.exc_info), '    ')}"
+
+
+class Events(logging.StreamHandler[TextIO]):
+    """Prints events. Where the reader has gone (``| head``), the run is asked to stop, as SIGTERM would."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start(formatter: logging.Formatter, stream: TextIO | None = None) -> logging.Handler:
     """Show the program's events from now on, on ``stream`` (standard output); calling it again replaces the last."""
-    handler = logging.StreamHandler(sys.stdout if stream is None else stream)
+    handler = Events(sys.stdout if stream is None else stream)
     handler.setFormatter(formatter)
     install(handler)
     return handler

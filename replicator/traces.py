@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, TracebackType
 
+from replicator.escape import escaped, escaped_lines
+
 UNSAID = "(its words may quote values; --show-values shows them)"
 _LED_TO = "\nThe error above led to this one:\n\n"
 
@@ -28,7 +30,7 @@ class Trace:
 def trace(error: BaseException) -> Trace:
     chain = _chain(error)
     words = [f"{type(e).__name__}: {_words(e)}" for e in chain]
-    return Trace(_LED_TO.join(map(_shown, chain)), "\n".join(words))
+    return Trace(_LED_TO.join(_shown(e, _safe_words(e)) for e in chain), "\n".join(words))
 
 
 def said(error: BaseException) -> str:
@@ -67,17 +69,22 @@ def _before(error: BaseException) -> BaseException | None:
     return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _shown(error: BaseException) -> str:
+def _safe_words(error: BaseException) -> str:
+    return said(error) or (UNSAID if _words(error) else "")
+
+
+def _shown(error: BaseException, words: str) -> str:
     stack = "".join(traceback.format_tb(error.__traceback__))
-    words = said(error) or (UNSAID if _words(error) else "")
-    return f"Traceback (most recent call last):\n{stack}{type(error).__name__}{': ' if words else ''}{words}\n"
+    last = f"{type(error).__name__}{': ' if words else ''}{words}"
+    return f"Traceback (most recent call last):\n{stack}{escaped(last)}\n"
 
 
-def install() -> None:
-    """Show errors that nobody caught in this way from now on, those of threads too."""
+def install(*, values: bool = False) -> None:
+    """Show uncaught errors in this way from now on, those of threads too. ``values``: with everything that they say."""
 
     def show(_kind: object, error: BaseException, _at: object) -> None:
-        print(trace(error).stack, end="", file=sys.stderr, flush=True)
+        shown = _LED_TO.join(_shown(e, _words(e) if values else _safe_words(e)) for e in _chain(error))
+        print(escaped_lines(shown), end="", file=sys.stderr, flush=True)
 
     def show_of_thread(given: threading.ExceptHookArgs) -> None:
         if given.exc_value is not None and not isinstance(given.exc_value, SystemExit):

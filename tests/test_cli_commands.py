@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -57,7 +58,32 @@ def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorEr
 def test_several_mistakes_are_listed() -> None:
     result = CliRunner().invoke(raising(errors.ConfigError("first", "second")), ["fail"])
 
-    assert result.stderr.splitlines() == ["error: 2 things to put right", "  first", "  second"]
+    assert result.stderr.splitlines() == ["error: 2 problems", "  first", "  second"]
+
+
+def test_one_mistake_of_several_lines_is_one() -> None:
+    result = CliRunner().invoke(raising(errors.ConfigError("make the table:\naws dynamodb create-table")), ["fail"])
+
+    assert result.stderr.splitlines() == ["error: make the table:", "    aws dynamodb create-table"]
+
+
+def test_an_error_is_json_where_json_was_asked_for() -> None:
+    code, out, err = invoked("status", "none.yaml", "--json")
+    event = orjson.loads(err)
+
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert {"time", "level", "event", "error", "exit_code", "problems"} == set(event)
+    assert (event["level"], event["error"], event["exit_code"]) == ("error", "ConfigError", 2)
+    assert event["problems"] == ["there is no config file none.yaml"]
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "replicator", "schema"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_gap_says_how_to_repair_the_copy() -> None:
@@ -112,7 +138,7 @@ def test_every_command_has_help_worth_reading() -> None:
 
 
 def test_version() -> None:
-    assert invoked("version") == (0, f"{__version__}\n", "")
+    assert invoked("version") == invoked("--version") == (0, f"{__version__}\n", "")
 
 
 def test_schema_prints_a_json_schema() -> None:

@@ -196,6 +196,20 @@ def test_a_run_of_items_of_400_kb_from_many_shards_takes_less_than_256_mb(world:
     assert int(peak) < 256 * 1024
 
 
+def test_a_run_whose_reader_goes_away_stops_in_good_order_and_quietly(world: World) -> None:
+    """``replicator run orders.yaml | head``."""
+    fill(world)
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        world.db.put("orders", {"id": "one more"})
+        assert process.wait(60) == 0
+        assert process.stderr.read() == ""
+    assert phase(world) == "stopped"
+
+
 def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) -> None:
     fill(world)
     with world.shell.start("run", world.config) as first:

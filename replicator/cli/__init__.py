@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from replicator import __version__
 from replicator.cli.check import check
 from replicator.cli.demo import demo
-from replicator.cli.output import report
+from replicator.cli.output import JSON_ASKED, hang_up, report
 from replicator.cli.parked import parked
 from replicator.cli.preview import preview
 from replicator.cli.run import resync, run
@@ -20,6 +21,7 @@ from replicator.cli.schema import schema
 from replicator.cli.status import status
 from replicator.cli.version import version
 from replicator.errors import ReplicatorError
+from replicator.escape import escaped
 
 SHOW_VALUES = "--show-values"  # before the command
 
@@ -31,8 +33,7 @@ class Commands(click.Group):
         """As a program of its own."""
         from replicator import traces
 
-        if SHOW_VALUES not in sys.argv[1:2]:
-            traces.install()
+        traces.install(values=SHOW_VALUES in sys.argv[1:2])
         return super().__call__(*given, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -42,8 +43,14 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ReplicatorError as e:
-            report(e)
+            report(e, as_json=ctx.meta.get(JSON_ASKED, False))
             ctx.exit(e.exit_code)
+        except click.ClickException as e:
+            e.message = escaped(e.message)  # type: ignore[misc]  # it quotes what was typed
+            raise
+        except BrokenPipeError:
+            hang_up()
+            ctx.exit(0)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order in which people need them
@@ -53,6 +60,7 @@ class Commands(click.Group):
 @click.option(
     SHOW_VALUES, is_flag=True, expose_value=False, help="Show also the words of a bug, which may quote items."
 )
+@click.version_option(__version__, message="%(version)s")
 def main() -> None:
     """Keep DynamoDB tables somewhere else too.
 

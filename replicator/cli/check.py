@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from replicator.cli.output import aside, config_argument, json_option, put, say
+from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 
 if TYPE_CHECKING:
     from replicator.preflight import Finding
@@ -40,9 +40,9 @@ def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
 
 
 def _tell(finding: Finding) -> None:
-    first, *more = finding.text.splitlines()
+    first, _, more = finding.text.partition("\n")
     say(f"{_MARKS[finding.verdict]}  {finding.subject}: {first}")
-    for line in more:
-        say(f"      {line}")
+    if more:
+        say_lines(more, "      ")
     if finding.do:
         say(f"      -> {finding.do}")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
-from replicator.errors import GapFound, ReplicatorError
+from replicator.errors import ConfigError, GapFound, ReplicatorError
+from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
+
+JSON_ASKED = "replicator.json"  # in a context's ``meta``: whether --json was given
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,25 +25,44 @@ def config_argument(command: F) -> F:
 
 
 def json_option(command: F) -> F:
-    """``as_json``: what was asked for, or True where nobody looks at a terminal."""
+    """``as_json``: what was asked for, or True where standard output is no terminal. Errors are JSON if asked for."""
+
+    def note(ctx: click.Context, _param: click.Parameter, asked: bool | None) -> bool:
+        ctx.meta[JSON_ASKED] = bool(asked)
+        return not sys.stdout.isatty() if asked is None else asked
+
     return click.option(
         "--json/--human",
         "as_json",
         default=None,
-        callback=lambda _ctx, _param, asked: not sys.stdout.isatty() if asked is None else asked,
+        callback=note,
         help="JSON, or text for people.  [default: text on a terminal, else JSON]",
     )(command)
 
 
 def say(text: str = "") -> None:
     """One line for people, at once."""
-    click.echo(text)
-    sys.stdout.flush()
+    _out(escaped(text))
+
+
+def say_lines(text: str, indent: str = "") -> None:
+    """Text of several lines, whose line ends are ours."""
+    _out(escaped_lines(text, indent))
 
 
 def put(value: object) -> None:
     """One JSON value on a line of its own."""
-    say(json.dumps(value, default=str, ensure_ascii=False))
+    put_json(json.dumps(value, default=str))
+
+
+def put_json(text: str) -> None:
+    """JSON that is text already."""
+    _out(ascii_json(text))
+
+
+def _out(text: str) -> None:
+    click.echo(text)
+    sys.stdout.flush()
 
 
 def aside() -> contextlib.AbstractContextManager[object]:
@@ -46,12 +70,25 @@ def aside() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def report(error: ReplicatorError) -> None:
-    """An error as a person reads it."""
-    problems = str(error).splitlines() or [type(error).__name__]
-    if len(problems) == 1:
-        click.echo(f"error: {problems[0]}", err=True)
+def hang_up() -> None:
+    """The reader of standard output has gone (``| head``): what is still printed goes nowhere, and is no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def report(error: ReplicatorError, *, as_json: bool = False) -> None:
+    """An error on standard error: as a person reads it, or as one JSON object like a log event."""
+    problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+    if as_json:
+        event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": "error", "event": "failed"}
+        fields = {"error": type(error).__name__, "exit_code": error.exit_code, "problems": problems}
+        click.echo(json.dumps(event | fields), err=True)
+        return
+    shown = [escaped_paragraph(p, "    ") for p in problems if p] or [type(error).__name__]
+    if len(shown) == 1:
+        click.echo(f"error: {shown[0]}", err=True)
     else:
-        click.echo("\n".join([f"error: {len(problems)} things to put right", *(f"  {p}" for p in problems)]), err=True)
+        click.echo("\n".join([f"error: {len(shown)} problems", *(f"  {p}" for p in shown)]), err=True)
     if isinstance(error, GapFound):
         click.echo("What was copied stays as it is. To make it whole again: replicator resync CONFIG", err=True)

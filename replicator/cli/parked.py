@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.output import aside, config_argument, json_option, put, say
+from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 from replicator.errors import ConfigError
+from replicator.escape import escaped_paragraph
 
 if TYPE_CHECKING:
     from replicator.checkpoints import Checkpoints, Parked
@@ -69,7 +70,10 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
                 put(fields)
             else:
                 fields["parked"] = _moment(change.parked)
-                say("\n".join(f"{name}: {value}" for name, value in fields.items() if value) + "\n")
+                for name, value in fields.items():
+                    if value:
+                        say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
+                say()
 
 
 @parked.command

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.output import aside, config_argument, json_option, say
+from replicator.cli.output import aside, config_argument, json_option, put_json, say, say_lines
 
 if TYPE_CHECKING:
     from replicator.config import Config
@@ -30,7 +30,7 @@ def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
     previews = _previews(configs.load(config), limit, key)
     while (found := _next(previews)) is not None:
         if as_json:
-            say(found.as_json().decode())
+            put_json(found.as_json().decode())
         else:
             _tell(found)
 
@@ -87,7 +87,7 @@ def _tell(found: Preview) -> None:
     from replicator.preview import pretty
 
     say(f"item {key_text(found.key)}")
-    say(_indented(pretty(found.before)))
+    say_lines(pretty(found.before), "    ")
     if found.problem is not None:
         say(f"  would be parked: {found.problem}")
     elif not found.writes:
@@ -96,9 +96,5 @@ def _tell(found: Preview) -> None:
         kind = "upsert" if isinstance(write, Upsert) else "delete"
         say(f"  {kind} {key_text(write.id)} in {write.table}")
         if isinstance(write, Upsert) and write.body is not found.before:
-            say(_indented(pretty(write.body)))
+            say_lines(pretty(write.body), "    ")
     say()
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from replicator.cli.output import say
+from replicator.cli.output import put_json
 
 
 @click.command
@@ -18,4 +18,4 @@ def schema() -> None:
     """
     from replicator import config
 
-    say(json.dumps(config.schema(), indent=2, ensure_ascii=False))
+    put_json(json.dumps(config.schema(), indent=2))

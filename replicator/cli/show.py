@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from replicator.escape import escaped
 from replicator.progress import Backfill, Progress
 
 _COLOURS = {"live": "green", "gap": "red", "stopped": "yellow"}
@@ -53,7 +54,7 @@ def as_table(progress: Progress) -> Table:
 
 
 def _rows(p: Progress) -> Iterator[tuple[str, Any]]:
-    yield "phase", Text(p.phase, style=_COLOURS.get(p.phase, "cyan"))
+    yield "phase", Text(escaped(p.phase), style=_COLOURS.get(p.phase, "cyan"))
     if p.backfill is not None:
         yield "backfill", _bar(p.backfill)
     yield "lag", duration(p.lag_seconds)
@@ -68,9 +69,10 @@ def _rows(p: Progress) -> Iterator[tuple[str, Any]]:
     yield "parked", Text(f"{p.parked:,}", style="yellow" if p.parked else "")
     yield "gaps", Text(str(len(p.gaps)), style="red" if p.gaps else "")
     for gap in p.gaps:
-        yield "", Text(f"{gap.reason} (shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'})", "red")
+        place = f"shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'}"
+        yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
     if p.trouble:
-        yield "trouble", Text(p.trouble, style="red")
+        yield "trouble", Text(escaped(p.trouble), style="red")
 
 
 def _bar(b: Backfill) -> Table:

@@ -20,6 +20,7 @@ def status(config: str, as_json: bool) -> None:
     """
     from replicator import config as configs
     from replicator.cli.show import as_table, as_values
+    from replicator.escape import escaped
     from replicator.progress import progress
     from replicator.run import ends, promise_of
 
@@ -34,4 +35,4 @@ def status(config: str, as_json: bool) -> None:
 
     Console().print(as_table(found))
     if promise:
-        Console(soft_wrap=True).print(f"a weaker promise: {promise}", style="yellow")
+        Console(soft_wrap=True).print(escaped(f"a weaker promise: {promise}"), style="yellow", markup=False)

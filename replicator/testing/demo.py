@@ -25,6 +25,7 @@ from psycopg.types.json import set_json_loads
 
 from replicator import config
 from replicator.errors import ConfigError
+from replicator.escape import escaped
 from replicator.progress import Progress, progress
 from replicator.testing.ministack import MiniStack
 from replicator.testing.postgres_server import PostgresServer, ServerMissing
@@ -48,7 +49,7 @@ backfill:
 
 
 def tell(text: str) -> None:
-    click.echo(text)
+    click.echo(escaped(text))
     sys.stdout.flush()
 
 
