@@ -1,4 +1,9 @@
-"""Which writes of a batch the server refuses: found by halving, in a transaction that is rolled back in the end."""
+"""Which writes of a batch the server refuses: found by halving, in a transaction that is rolled back in the end.
+
+Deferred constraints are checked after each try as they would be at COMMIT. What a row needs from another one of its
+batch may come after it, so rows that were refused for their relation to other rows are tried again with those that
+were taken.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +11,89 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from connectors.postgres.encode import Encoder, Statement
-from connectors.postgres.errors import is_data_error, refusal
+from connectors.postgres.errors import depends_on_others, is_data_error, refusal
 from connectors.postgres.session import BEGIN, Session
 from replicator.batch import Batch, Part, Rejection, Write
 from replicator.errors import TransientError
 
+_DEFERRED = """
+SELECT DISTINCT n.nspname, c.conname
+FROM pg_catalog.pg_constraint AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.connamespace
+WHERE c.condeferred AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')"""
+
+Refused = list[tuple[Write, psycopg.Error]]
+
 
 def refused(session: Session, encoder: Encoder, batch: Batch, error: psycopg.Error) -> list[Rejection]:
     """A rejection for each write to blame. ``error`` is what the whole batch met."""
-    found: list[Rejection] = []
     writes = [write for part in batch.parts for write in part.writes]
     with session.connection() as connection:
         connection.execute(BEGIN.sql)
         try:
-            found += _halve(connection, encoder, writes, tombstones=batch.tombstones)
+            found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).refused(writes)
         finally:
             connection.rollback()
     if not found:
         raise TransientError(
             f"Postgres refused a batch and took its rows one by one: {type(error).__name__}"
         ) from error
-    return found
+    return [Rejection(write, refusal(e, write.table)) for write, e in found]
 
 
-def _halve(
-    connection: psycopg.Connection[Any], encoder: Encoder, writes: Sequence[Write], *, tombstones: bool
-) -> list[Rejection]:
-    error = _attempt(connection, encoder, Batch([Part("", writes)], tombstones=tombstones))
-    if error is None:
-        return []  # these stay, so that the rest meets them as it would in the real transaction
-    if len(writes) == 1:
-        return [Rejection(writes[0], refusal(error, writes[0].table))]
-    middle = len(writes) // 2
-    halves = (writes[:middle], writes[middle:])
-    return [found for half in halves for found in _halve(connection, encoder, half, tombstones=tombstones)]
+class _Rehearsal:
+    """Tries writes in a transaction of its own; what the server takes stays, so that the rest meets it."""
+
+    def __init__(self, connection: psycopg.Connection[Any], encoder: Encoder, *, tombstones: bool) -> None:
+        self._connection = connection
+        self._encoder = encoder
+        self._tombstones = tombstones
+        self._settle = _as_at_commit(connection)
+
+    def refused(self, writes: Sequence[Write]) -> Refused:
+        """The writes that are refused though all others that can be stored are. Never fewer than one that was."""
+        first = found = self._halve(writes)
+        while related := [write for write, e in found if depends_on_others(e)]:
+            others = [(write, e) for write, e in found if not depends_on_others(e)]
+            again = self._halve(related)
+            if len(again) == len(related):
+                break
+            found = others + again
+        return found or first  # all of them taken in another order: the first to be refused have to give way
+
+    def _halve(self, writes: Sequence[Write]) -> Refused:
+        error = self._attempt(writes)
+        if error is None:
+            return []
+        if len(writes) == 1:
+            return [(writes[0], error)]
+        middle = len(writes) // 2
+        return [found for half in (writes[:middle], writes[middle:]) for found in self._halve(half)]
+
+    def _attempt(self, writes: Sequence[Write]) -> psycopg.Error | None:
+        batch = Batch([Part("", writes)], tombstones=self._tombstones)
+        try:
+            with self._connection.transaction():
+                for statement in self._encoder.encode(batch).statements:
+                    _execute(self._connection, statement)
+                for setting in self._settle:
+                    self._connection.execute(setting)
+        except psycopg.Error as e:
+            if is_data_error(e):
+                return e
+            raise
+        return None
 
 
-def _attempt(connection: psycopg.Connection[Any], encoder: Encoder, batch: Batch) -> psycopg.Error | None:
-    try:
-        with connection.transaction():
-            for statement in encoder.encode(batch).statements:
-                _execute(connection, statement)
-    except psycopg.Error as e:
-        if is_data_error(e):
-            return e
-        raise
-    return None
+def _as_at_commit(connection: psycopg.Connection[Any]) -> Sequence[sql.Composed | sql.SQL]:
+    """Checks what is deferred, and defers it again: constraints that are not deferred at first stay as they are."""
+    names = [sql.Identifier(*row) for row in connection.execute(_DEFERRED)]
+    if not names:
+        return ()
+    again = sql.SQL("SET CONSTRAINTS {} DEFERRED").format(sql.SQL(", ").join(names))
+    return sql.SQL("SET CONSTRAINTS ALL IMMEDIATE"), again
 
 
 def _execute(connection: psycopg.Connection[Any], statement: Statement) -> None:

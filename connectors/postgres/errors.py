@@ -45,6 +45,7 @@ _WAIT_CLASSES = ("08", "40", "53", "57", "58")
 _CHANGED_CLASSES = ("42", "3F", "3D")  # what our statements name is not there any more, or not like that
 _OURS = "PL/pgSQL function replicator.advance("
 _DATA_CLASSES = ("22", "23", "54", "P0")  # P0: a trigger or a function of somebody's raised it
+_RELATIONS = ("23503", "23505", "23P01")  # a foreign key, a unique constraint, an exclusion constraint
 
 
 class StoredAlready(Exception):
@@ -54,6 +55,11 @@ class StoredAlready(Exception):
 def is_data_error(error: psycopg.Error) -> bool:
     """Whether some of the rows are to blame."""
     return (error.sqlstate or "")[:2] in _DATA_CLASSES
+
+
+def depends_on_others(error: psycopg.Error) -> bool:
+    """Whether a row was refused for what other rows are, or may have been: a key, an exclusion, somebody's trigger."""
+    return (error.sqlstate or "") in _RELATIONS or (error.sqlstate or "")[:2] == "P0"
 
 
 def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
@@ -125,6 +131,8 @@ def refusal(error: psycopg.Error, table: str) -> str:
             return f"the check constraint {diag.constraint_name} of {table} refuses it"
         case errors.ForeignKeyViolation():
             return f"the foreign key {diag.constraint_name} of {table} refuses it"
+        case errors.ExclusionViolation():
+            return f"another row of {table} excludes it, by the exclusion constraint {diag.constraint_name}"
         case errors.RaiseException():
             return f"a trigger of {table} refuses it"
     return f"Postgres refuses it for {table}: {_name(error)}"

@@ -46,6 +46,10 @@ class TestPostgres(TargetContract):
         return kill_and_start
 
     @pytest.fixture
+    def refuse_at_commit(self, postgres: Database) -> Callable[[Table], None]:
+        return partial(constrain, postgres)
+
+    @pytest.fixture
     def proxied(self, postgres: Database) -> Iterator[tuple[Mapping[str, Any], Proxy]]:
         with Proxy("127.0.0.1", postgres.server.port) as proxy:
             url = postgres.url.replace(f":{postgres.server.port}/", f":{proxy.port}/")
@@ -77,3 +81,16 @@ def terminate(postgres: Database) -> None:
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name = 'replicator' AND datname = current_database()"
         )
+
+
+def constrain(postgres: Database, table: Table) -> None:
+    """A constraint trigger that looks at rows when their transaction commits."""
+    refused = "(NEW.document OPERATOR(pg_catalog.->>) 'late')::boolean"
+    with postgres.connect() as client:
+        client.execute(
+            f"""CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF {refused} THEN RAISE EXCEPTION 'late'; END IF; RETURN NULL; END $$"""
+        )
+        trigger = """CREATE CONSTRAINT TRIGGER late AFTER INSERT OR UPDATE ON {}
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()"""
+        client.execute(sql.SQL(trigger).format(sql.Identifier("public", table.name)))

@@ -275,6 +275,77 @@ def test_what_somebody_added_to_the_table_may_refuse_rows(
     assert constrained.write(batch(fine)) == Outcome()
 
 
+@pytest.mark.parametrize(
+    ("constraint", "reason"),
+    [
+        ("UNIQUE (total)", "another row of contract has the same value under the unique constraint late"),
+        ("EXCLUDE (total WITH =)", "another row of contract excludes it, by the exclusion constraint late"),
+        ("FOREIGN KEY (email) REFERENCES emails", "the foreign key late of contract refuses it"),
+    ],
+)
+def test_a_deferred_constraint_parks_what_it_refuses(
+    constrained: Postgres, postgres: Database, constraint: str, reason: str
+) -> None:
+    run(postgres, "CREATE TABLE emails (email text PRIMARY KEY); INSERT INTO emails VALUES ('a'), ('b'), ('c')")
+    run(postgres, f"ALTER TABLE contract ADD CONSTRAINT late {constraint} DEFERRABLE INITIALLY DEFERRED")
+    fine = [put({"pk": "a", "total": 1, "email": "a"}, 1), put({"pk": "b", "total": 2, "email": "b"}, 1)]
+    poor = put({"pk": "c", "total": 2, "email": "nowhere"}, 1)
+    (rejection,) = constrained.write(batch(*fine, poor)).rejections
+    assert (rejection.write, rejection.reason) == (poor, reason)
+    assert constrained.write(batch(*fine)) == Outcome()
+    assert [row["pk"] for row in rows(postgres)] == ["a", "b"]
+
+
+def test_a_row_is_not_blamed_for_needing_one_that_comes_later_in_its_batch(
+    constrained: Postgres, postgres: Database
+) -> None:
+    """Where the constraint is deferred, as the whole batch would be taken, only the row that nothing helps is."""
+    run(postgres, "ALTER TABLE contract ADD CONSTRAINT late UNIQUE (total) DEFERRABLE INITIALLY DEFERRED")
+    run(
+        postgres,
+        "ALTER TABLE contract ADD boss text GENERATED ALWAYS AS (nullif(email, 'none')) STORED;"
+        "ALTER TABLE contract ADD FOREIGN KEY (boss) REFERENCES contract DEFERRABLE INITIALLY DEFERRED",
+    )
+    chain = [put({"pk": pk, "email": boss}, 1) for pk, boss in [("a", "b"), ("b", "c"), ("c", "none"), ("d", "a")]]
+    poor = put({"pk": "e", "email": "nowhere"}, 1)
+    outcome = constrained.write(batch(*chain, poor))
+    assert [r.write for r in outcome.rejections] == [poor]
+    assert constrained.write(batch(*chain)) == Outcome()
+
+
+def test_a_row_is_not_blamed_for_a_value_that_a_delete_of_its_batch_sets_free(
+    constrained: Postgres, postgres: Database
+) -> None:
+    constrained.write(batch(put({"pk": "old", "email": "a"}, 1)))
+    heir, poor = put({"pk": "heir", "email": "a"}, 2), put({"pk": "x", "total": 1000}, 2)
+    outcome = constrained.write(batch(heir, poor, remove("old", 2)))
+    assert [r.write for r in outcome.rejections] == [poor]
+    assert constrained.write(batch(heir, remove("old", 2))) == Outcome()
+
+
+def test_rows_that_only_their_order_makes_impossible_give_way(constrained: Postgres, postgres: Database) -> None:
+    """One statement takes rows in the order of keys, so this batch is refused, though its rows fit one by one."""
+    constrained.write(batch(put({"pk": "z", "email": "a"}, 1)))
+    heir, giver = put({"pk": "b", "email": "a"}, 2), put({"pk": "z", "email": "c"}, 2)
+    outcome = constrained.write(batch(heir, giver))
+    assert [r.write for r in outcome.rejections] == [heir]
+    assert constrained.write(batch(giver)) == Outcome()
+
+
+def test_a_constraint_that_is_deferrable_but_not_deferred_is_checked_when_it_is_in_a_batch(
+    constrained: Postgres, postgres: Database
+) -> None:
+    run(
+        postgres,
+        "ALTER TABLE contract ADD CONSTRAINT soon UNIQUE (total) DEFERRABLE INITIALLY IMMEDIATE;"
+        "ALTER TABLE contract ADD CONSTRAINT later UNIQUE (email, total) DEFERRABLE INITIALLY DEFERRED",
+    )
+    constrained.write(batch(put({"pk": "a", "total": 1}, 1)))
+    poor, fine = put({"pk": "b", "total": 1}, 2), put({"pk": "c", "total": 2}, 2)
+    outcome = constrained.write(batch(poor, fine))
+    assert [r.write for r in outcome.rejections] == [poor]
+
+
 def test_a_document_nested_too_deeply_for_the_server_is_refused(one: Postgres) -> None:
     """Its own limit or ours: either way one document is refused and the session goes on."""
     deep: Any = 1

@@ -12,6 +12,8 @@
         @pytest.fixture
         def restart(self): ...      # a function that restarts the server, its data kept (may be left out)
         @pytest.fixture
+        def refuse_at_commit(self): ...  # a function: documents with `late: true` are refused at commit (optional)
+        @pytest.fixture
         def proxied(self): ...      # config with the address of a replicator.testing.proxy.Proxy, and that (same)
 
 The suite reads the destination only through ``stored``, so what it sees is what anybody else sees.

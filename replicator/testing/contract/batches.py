@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from replicator.batch import Batch, DocumentId, Outcome, Part, Upsert, Write
 from replicator.position import FIRST_EPOCH
-from replicator.target import Overlapping, Target
+from replicator.target import Overlapping, Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -86,6 +87,21 @@ class Batches(Contract):
         assert len(outcome.rejections[0].reason) > 10
         opened.write(batch(good))
         assert set(stored(table())) == {("a",)}
+
+    def test_a_refusal_at_commit_is_a_rejection_too(
+        self, opened: Target, stored: Stored, refuse_at_commit: Callable[[Table], None]
+    ) -> None:
+        """Deferred constraints refuse when everything is sent. The writes to blame are named, others are not."""
+        refuse_at_commit(table())
+        good = [put({"pk": f"{n:03}"}, 1) for n in range(60)]
+        poor = [put({"pk": f"{n:03}x", "late": True}, 1) for n in (0, 31, 59)]
+        given = batch(*good, *poor, remove("gone", 1))
+        outcome = opened.write(given)
+        assert sorted(r.write.id for r in outcome.rejections) == [w.id for w in poor]
+        assert all(len(r.reason) > 10 for r in outcome.rejections)
+        assert stored(table()) == {}
+        assert opened.write(batch(*good, remove("gone", 1))) == Outcome()
+        assert set(stored(table())) == {w.id for w in good}
 
     def test_sending_and_collecting_is_writing(self, opened: Target, stored: Stored) -> None:
         if not isinstance(opened, Overlapping):

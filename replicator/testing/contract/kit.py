@@ -119,6 +119,11 @@ class Contract:
             target.close()
 
     @pytest.fixture
+    def refuse_at_commit(self) -> Callable[[Table], None]:
+        """Makes the destination refuse, when a batch commits and not before, documents whose ``late`` is true."""
+        pytest.skip("this destination refuses nothing at commit")
+
+    @pytest.fixture
     def target(self, build: Callable[[], Target]) -> Target:
         return build()
 
