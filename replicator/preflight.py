@@ -15,7 +15,7 @@ from replicator.item import Item
 from replicator.run import ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
 from replicator.start import check_source
-from replicator.stores import Store
+from replicator.stores import Cautious, Store
 from replicator.target import Target
 from replicator.transform import Hook, Poison
 from replicator.wire import Wire, WireError, completed, failure
@@ -83,11 +83,11 @@ def _failed(subject: str, error: ReplicatorError) -> Finding:
     return _problem(subject, str(error))
 
 
-def _problem(subject: str, sentence: str) -> Finding:
+def _problem(subject: str, sentence: str, verdict: Verdict = "problem") -> Finding:
     place, _, text = sentence.partition(": ")
     if _PLACE.fullmatch(place):  # the sentence says more precisely where
-        return Finding(place, "problem", text)
-    return Finding(subject, "problem", sentence)
+        return Finding(place, verdict, text)
+    return Finding(subject, verdict, sentence)
 
 
 def _source(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
@@ -225,5 +225,7 @@ def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
     if plan := checkpoints.plan():
         text = "check --create will do" if problems else "run will do"
         yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)
+    if isinstance(checkpoints, Cautious):
+        yield from (_problem("checkpoints", w, "note") for w in checkpoints.warnings())
     if not problems:
         yield Finding("checkpoints", "ok", f"kept in {checkpoints.place}")

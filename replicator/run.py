@@ -23,7 +23,7 @@ from replicator.driver import Copy, Driver, World, log_wait
 from replicator.errors import ConfigError
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
-from replicator.stores import Store
+from replicator.stores import Cautious, Store
 from replicator.target import Mirroring, Table, Target, Transactional, Weaker
 from replicator.transform import Hook, load
 from replicator.wire import Wire
@@ -64,6 +64,9 @@ def assemble(
         log.warning("a weaker promise", extra={"promise": promise})
     if isinstance(checkpoints, Store):
         log.info("checkpoints", extra={"place": checkpoints.place})
+    if isinstance(checkpoints, Cautious):
+        for warning in checkpoints.warnings():
+            log.warning("checkpoints are exposed", extra={"reason": warning})
     return Copy(config, wire, target, checkpoints, hook, table, tables)
 
 

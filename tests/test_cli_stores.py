@@ -139,6 +139,17 @@ def test_check_without_create_makes_nothing_and_says_how(mirror: World) -> None:
     assert "replicator check --create CONFIG" in err
 
 
+def test_check_and_run_warn_of_a_file_that_others_may_read(mirror: World) -> None:
+    mirror.catch_up()
+    (mirror.folder / "orders.checkpoints").chmod(0o644)
+    code, out, _ = mirror.call("check", mirror.config, "--human")
+
+    assert code == 0
+    assert "note  checkpoints.path: others than its owner may use " in out
+    events = mirror.lines("run", mirror.config, "--until", "caught-up")
+    assert "(mode 0644); chmod 600 " in next(e["reason"] for e in events if e["event"] == "checkpoints are exposed")
+
+
 def test_a_permission_that_is_missing_is_exit_code_4(mirror: World) -> None:
     keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
     mirror.call("check", mirror.config, "--create")

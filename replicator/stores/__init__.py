@@ -32,3 +32,11 @@ class Store(Checkpoints, Protocol):
 
     def close(self) -> None:
         """Let go of everything; calling it twice is fine."""
+
+
+@runtime_checkable
+class Cautious(Protocol):
+    """A store that sees who else may reach it."""
+
+    def warnings(self) -> Sequence[str]:
+        """What a person should look at, though a run works: a sentence each."""

@@ -11,7 +11,9 @@ import msgspec
 
 from replicator.checkpoints import Owner, encode
 from replicator.errors import ConfigError, Fenced
+from replicator.files import PRIVATE, read_regular
 
+_LARGEST = 1 << 16  # bytes; it has a few hundred
 _WITNESS = 30  # bytes: 20 digits, a space, 8 hex digits of their checksum, a line end
 
 
@@ -40,7 +42,7 @@ class Lock:
                 "checkpoints.type: an SQLite file needs the locks of Linux or macOS, which this system does not have; "
                 "use dynamodb or postgres"
             ) from e
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -51,9 +53,12 @@ class Lock:
             ) from e
         return file
 
+    def _read(self) -> bytes:
+        return read_regular(self.path, _LARGEST, follow=False)
+
     def _holder(self) -> str:
         try:
-            owner = msgspec.json.decode(self.path.read_bytes()[_WITNESS:].strip(b" \0"), type=Owner)
+            owner = msgspec.json.decode(self._read()[_WITNESS:].strip(b" \0"), type=Owner)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return "it has just begun"
         since = datetime.fromtimestamp(owner.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -63,7 +68,7 @@ class Lock:
     def witness(self) -> int:
         """The number of a save that is stored for certain; 0 if nothing that can be read says so."""
         try:
-            number, _, check = self.path.read_bytes()[:_WITNESS].strip().partition(b" ")
+            number, _, check = self._read()[:_WITNESS].strip().partition(b" ")
         except OSError:
             return 0
         return int(number) if check == _check(number) and number.isdigit() else 0

@@ -13,6 +13,7 @@ from replicator.batch import Counts
 from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, decode_parked, encode
 from replicator.config_models import Options
 from replicator.errors import ConfigError
+from replicator.files import exposure, open_to_writers
 from replicator.stores import sqlite_file as file
 from replicator.stores.decide import saved_already
 from replicator.stores.lock import Lock
@@ -50,10 +51,20 @@ class SqliteCheckpoints:
     def check(self) -> Sequence[str]:
         if not self._path.parent.is_dir():
             return [f"checkpoints.path: there is no folder {self._path.parent}; make it"]
+        file.check_links(self._path)
         with self._reading() as connection:
             if connection is not None:
                 self._verified(connection)
         return []
+
+    def warnings(self) -> Sequence[str]:
+        """Who else may read or replace the files: they hold whole items, where some are parked."""
+        folder = self._path.parent
+        files = (self._path, *file.beside(self._path), self._lock.path)
+        found = [f"checkpoints.path: {text}" for text in map(exposure, files) if text]
+        if folder.is_dir() and open_to_writers(folder):
+            found.append(f"checkpoints.path: other users may replace files in the folder {folder}; chmod go-w {folder}")
+        return found
 
     def plan(self) -> Sequence[str]:
         return [] if self._path.exists() else [f"make the file {self._path}"]
@@ -64,6 +75,7 @@ class SqliteCheckpoints:
     def claim(self, owner: Owner) -> Claimed:
         if not self._path.parent.is_dir():
             raise ConfigError(f"checkpoints.path: there is no folder {self._path.parent}; make it")
+        file.check_links(self._path)
         with file.guarded(self._path):
             self._lock.take(owner)
             if not self._path.exists():

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from replicator.batch import Counts
 from replicator.checkpoints import DamagedCheckpoint, Entry
 from replicator.errors import ConfigError, ReplicatorError, TransientError
+from replicator.files import make_private
 from replicator.stores.seals import Digest, seal
 
 FORMAT = 1  # of the file; the table ``store`` stays readable in all of them
@@ -78,8 +79,9 @@ def _translated(path: Path, error: Exception) -> ReplicatorError:
 def make(path: Path, pipeline: str) -> None:
     """A new file, there as a whole or not at all. What an earlier file left beside it would be taken for its own."""
     new = path.with_name(path.name + ".new")
-    for leftover in (new, *_beside(new), *_beside(path)):
+    for leftover in (new, *beside(new), *beside(path)):
         leftover.unlink(missing_ok=True)
+    make_private(new)  # SQLite gives what it makes beside a file the mode of the file
     connection = sqlite3.connect(new, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -95,8 +97,19 @@ def make(path: Path, pipeline: str) -> None:
     _sync(path.parent)
 
 
-def _beside(path: Path) -> tuple[Path, Path]:
-    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+def beside(path: Path) -> Sequence[Path]:
+    """What SQLite may make beside a file."""
+    return [path.with_name(path.name + ending) for ending in ("-wal", "-shm", "-journal")]
+
+
+def check_links(path: Path) -> None:
+    """ConfigError where a link stands in the place of a file of ours: whoever made it chose what we write to."""
+    for place in (path, *beside(path), path.with_name(path.name + ".lock")):
+        if place.is_symlink():
+            raise ConfigError(
+                f"checkpoints.path: {place} is a symbolic link, which replicator does not follow; "
+                "remove it, or name the file that it leads to"
+            )
 
 
 def _sync(path: Path) -> None:
@@ -109,6 +122,7 @@ def _sync(path: Path) -> None:
 
 def opened(path: Path) -> sqlite3.Connection:
     """A connection to the file, which must be there."""
+    check_links(path)
     if path.stat().st_size == 0:
         raise damaged(path, "it is empty")
     uri = f"{path.resolve().as_uri()}?mode=rw"

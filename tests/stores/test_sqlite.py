@@ -373,3 +373,89 @@ def test_check_reads_it_all_and_makes_nothing(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DamagedCheckpoint):
         one.check()
+
+
+# who else may read it, and where a link leads
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_only_its_user_may_read_any_of_the_files(tmp_path: Path) -> None:
+    """Parked changes hold whole items."""
+    with contextlib.closing(filled(tmp_path)) as one:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        assert modes.keys() >= {f"orders.checkpoints{end}" for end in ("", "-wal", "-shm", ".lock")}
+        assert set(modes.values()) == {0o600}, modes
+        assert one.warnings() == []
+
+
+def test_files_that_others_may_use_are_named_with_what_to_do(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as one:
+        (tmp_path / "orders.checkpoints").chmod(0o644)
+        (tmp_path / "orders.checkpoints-wal").chmod(0o620)
+        tmp_path.chmod(0o777)
+        file, log, folder = one.warnings()
+        tmp_path.chmod(0o1777)
+        assert len(one.warnings()) == 2
+    assert "(mode 0644); chmod 600 " in file
+    assert "orders.checkpoints-wal (mode 0620); chmod 600 " in log
+    assert f"other users may replace files in the folder {tmp_path}; chmod go-w {tmp_path}" in folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_named(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as one:
+        os.chown(tmp_path / "orders.checkpoints.lock", 65534, -1)
+        assert ["belongs to another user (id 65534)" in text for text in one.warnings()] == [True]
+
+
+@pytest.mark.parametrize("ending", ["", ".lock", "-wal", "-shm", "-journal"])
+def test_a_link_in_the_place_of_a_file_is_refused_and_what_it_leads_to_stays_as_it_is(
+    tmp_path: Path, ending: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    if ending:
+        left(folder, killed=False)
+    victim = tmp_path / "victim"
+    victim.write_text("not ours")
+    place = folder / f"orders.checkpoints{ending}"
+    place.unlink(missing_ok=True)
+    place.symlink_to(victim)
+
+    with pytest.raises(ConfigError, match=f"orders.checkpoints{ending} is a symbolic link, which replicator does not"):
+        claimed(folder)
+    assert victim.read_text() == "not ours"
+
+
+def test_a_link_that_appears_behind_the_check_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "check_links", lambda path: None)
+    victim = tmp_path / "victim"
+    victim.write_text("not ours")
+    (tmp_path / "orders.checkpoints.lock").symlink_to(victim)
+
+    with pytest.raises(ConfigError, match="cannot be written"):
+        claimed(tmp_path)
+    assert victim.read_text() == "not ours"
+
+
+def test_a_link_where_the_new_file_is_to_be_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (tmp_path / "orders.checkpoints.new").symlink_to(victim)
+    left(tmp_path, killed=False)
+    assert not victim.exists()
+
+
+def test_a_pipe_in_the_place_of_the_lock_holds_nothing_up(tmp_path: Path) -> None:
+    left(tmp_path, killed=False)
+    (tmp_path / "orders.checkpoints.lock").unlink()
+    os.mkfifo(tmp_path / "orders.checkpoints.lock")
+    assert seen(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        claimed(tmp_path)
