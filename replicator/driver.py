@@ -182,7 +182,7 @@ class Driver:
             arn=table.stream_arn or "",
             table=name,
             keys=table.keys,
-            decode=RecordsDecoder(table.keys),
+            decode=RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY"),
             now=self._now,
             random=world.random,
             keys_only=table.view == "KEYS_ONLY",

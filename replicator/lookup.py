@@ -23,15 +23,21 @@ _AT_ONCE = 100  # keys that one BatchGetItem may ask for
 
 
 class _Unprocessed(msgspec.Struct):
-    Keys: list[msgspec.Raw] = []
+    Keys: list[msgspec.Raw] | None = None
 
 
 class _Responses(msgspec.Struct):
-    Responses: dict[str, list[msgspec.Raw]] = {}
-    UnprocessedKeys: dict[str, _Unprocessed] = {}
+    """Responses must be there: without it anything in JSON would say that no item exists."""
+
+    Responses: dict[str, list[msgspec.Raw] | None]
+    UnprocessedKeys: dict[str, _Unprocessed | None] | None = None
+
+    def found(self, table: str) -> list[msgspec.Raw]:
+        return self.Responses.get(table) or []
 
     def unprocessed(self, table: str) -> list[msgspec.Raw]:
-        return self.UnprocessedKeys[table].Keys if table in self.UnprocessedKeys else []
+        left = (self.UnprocessedKeys or {}).get(table)
+        return [] if left is None else left.Keys or []
 
 
 def looked_up(
@@ -49,7 +55,7 @@ def looked_up(
     while wanted:
         try:
             answer = yield from _batch_get(stream, wanted[:_AT_ONCE])
-            images.update(reader.keyed(answer.Responses.get(stream.table, []), "BatchGetItem"))
+            images.update(reader.keyed(answer.found(stream.table), "BatchGetItem"))
             again = [key for key, _ in reader.keyed(answer.unprocessed(stream.table), "BatchGetItem")]
         except TransientError as e:
             yield said(str(e))

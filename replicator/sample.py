@@ -14,12 +14,12 @@ _PAGE = 100  # items a Scan call asks for at most: small pages, because the tabl
 
 
 class _Items(msgspec.Struct):
-    Items: list[msgspec.Raw] = []
+    Items: list[msgspec.Raw] | None
     LastEvaluatedKey: dict[str, Any] | None = None
 
 
 class _Item(msgspec.Struct):
-    Item: msgspec.Raw = msgspec.Raw()  # empty where there is no item
+    Item: msgspec.Raw = msgspec.Raw(b"null")  # as where there is no item
 
 
 def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
@@ -28,8 +28,9 @@ def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
     while limit > 0:
         request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE)}
         page = decoded(_call(wire, "Scan", request | ({"ExclusiveStartKey": cursor} if cursor else {})), _Items, "Scan")
-        yield from map(bytes, page.Items)
-        limit, cursor = limit - len(page.Items), page.LastEvaluatedKey
+        items = page.Items or ()
+        yield from map(bytes, items)
+        limit, cursor = limit - len(items), page.LastEvaluatedKey
         if cursor is None:
             return
 
@@ -37,8 +38,8 @@ def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
 def one(wire: Wire, table: str, keys: KeySchema, key: Key) -> bytes | None:
     """The image of the item with that key; None if there is none."""
     request = {"TableName": table, "Key": keys.typed(key), "ConsistentRead": True}
-    found = decoded(_call(wire, "GetItem", request), _Item, "GetItem").Item
-    return bytes(found) or None
+    found = bytes(decoded(_call(wire, "GetItem", request), _Item, "GetItem").Item)
+    return None if found == b"null" else found
 
 
 def _call(wire: Wire, operation: str, request: dict[str, Any]) -> bytes:

@@ -21,11 +21,13 @@ QUICKEST_BACKOFF = 0.25
 
 
 class _Consumed(msgspec.Struct):
-    CapacityUnits: float = 0.0
+    CapacityUnits: float | None = None
 
 
 class _Scanned(msgspec.Struct):
-    Items: list[msgspec.Raw] = []
+    """Items must be there: without it anything in JSON would say that a segment is empty."""
+
+    Items: list[msgspec.Raw] | None
     LastEvaluatedKey: dict[str, Any] | None = None
     ConsumedCapacity: _Consumed | None = None
 
@@ -50,14 +52,14 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | 
     while True:
         try:
             page, size = yield from _page(table, segment, state.total, cursor)
-            items = reader.keyed(page.Items, "Scan")
+            items = reader.keyed(page.Items or (), "Scan")
         except TransientError as e:
             failures += 1
             longest = min(LONGEST_BACKOFF, QUICKEST_BACKOFF * 2 ** min(failures, 10))
             yield ScanPage(segment, cursor=cursor, rest=table.random.uniform(longest / 2, longest), trouble=str(e))
             continue
         failures, cursor = 0, page.LastEvaluatedKey
-        units = page.ConsumedCapacity.CapacityUnits if page.ConsumedCapacity is not None else 0.0
+        units = (page.ConsumedCapacity or _Consumed()).CapacityUnits or 0.0
         yield ScanPage(segment, items, cursor, read_units=units, size=size)
         if cursor is None:
             return

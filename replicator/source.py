@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
@@ -55,7 +56,7 @@ class _Attribute(msgspec.Struct):
 
 
 class _StreamSpecification(msgspec.Struct):
-    StreamEnabled: bool = False
+    StreamEnabled: bool | None = None
     StreamViewType: str | None = None
 
 
@@ -63,11 +64,11 @@ class _Table(msgspec.Struct):
     TableName: str
     KeySchema: list[_Attribute]
     AttributeDefinitions: list[_Attribute]
-    TableArn: str = ""
-    TableId: str = ""
-    CreationDateTime: float = 0.0
-    ItemCount: int = 0
-    TableSizeBytes: int = 0
+    TableArn: str | None = None
+    TableId: str | None = None
+    CreationDateTime: float | None = None
+    ItemCount: int | None = None
+    TableSizeBytes: int | None = None
     LatestStreamArn: str | None = None
     StreamSpecification: _StreamSpecification | None = None
 
@@ -84,27 +85,23 @@ class _Range(msgspec.Struct):
 class _Shard(msgspec.Struct):
     ShardId: str
     ParentShardId: str | None = None
-    SequenceNumberRange: _Range = msgspec.field(default_factory=_Range)
+    SequenceNumberRange: _Range | None = None
 
 
 class StreamPage(msgspec.Struct):
     """One page of DescribeStream."""
 
-    StreamStatus: str = ""
+    StreamStatus: str | None = None
     StreamViewType: str | None = None
-    Shards: list[_Shard] = []
+    Shards: list[_Shard] | None = None
     LastEvaluatedShardId: str | None = None
 
     @property
     def shards(self) -> list[Shard]:
         return [
-            Shard(
-                s.ShardId,
-                s.ParentShardId or None,
-                s.SequenceNumberRange.StartingSequenceNumber,
-                s.SequenceNumberRange.EndingSequenceNumber,
-            )
-            for s in self.Shards
+            Shard(s.ShardId, s.ParentShardId or None, at.StartingSequenceNumber, at.EndingSequenceNumber)
+            for s in self.Shards or ()
+            for at in (s.SequenceNumberRange or _Range(),)
         ]
 
 
@@ -132,36 +129,53 @@ def _source_table(table: _Table) -> SourceTable:
     stream = table.StreamSpecification or _StreamSpecification()
     return SourceTable(
         name=table.TableName,
-        arn=table.TableArn,
-        id=table.TableId or table.TableArn,
+        arn=table.TableArn or "",
+        id=table.TableId or table.TableArn or "",
         keys=KeySchema(tuple(KeyAttribute(a.AttributeName, kinds[a.AttributeName]) for a in ordered)),
-        items=table.ItemCount,
-        bytes=table.TableSizeBytes,
+        items=table.ItemCount or 0,
+        bytes=table.TableSizeBytes or 0,
         stream_arn=table.LatestStreamArn,
-        streaming=stream.StreamEnabled,
+        streaming=stream.StreamEnabled is True,
         view=stream.StreamViewType,
-        identity=table.TableId or str(table.CreationDateTime),
+        identity=table.TableId or str(table.CreationDateTime or 0.0),
     )
 
 
-def describe_stream(
-    arn: str, *, after: str | None = None, children_of: str | None = None
-) -> Generator[Call, bytes, StreamPage]:
-    """One page of the stream's shards: the one after shard ``after``, or the children of an ended shard.
+def describe_stream(arn: str, *, after: str | None = None) -> Generator[Call, bytes, StreamPage]:
+    """One page of the stream's shards: the first, or the one after shard ``after``.
 
     GapFound if the stream is forgotten, a day after it was disabled.
     """
-    request: dict[str, Any] = {"StreamArn": arn}
-    if after is not None:
-        request["ExclusiveStartShardId"] = after
-    if children_of is not None:
-        request["ShardFilter"] = {"Type": "CHILD_SHARDS", "ShardId": children_of}
     try:
-        body = yield Call("DescribeStream", request)
+        return (yield from _page(arn, {} if after is None else {"ExclusiveStartShardId": after}))
     except WireError as e:
         if e.code == "ResourceNotFoundException":
             raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end") from e
         raise failure(e, "DescribeStream", arn) from e
+
+
+def describe_children(arn: str, parent: str) -> Generator[Call, bytes, StreamPage | None]:
+    """The children of an ended shard; None if the endpoint refuses the question, which proves nothing."""
+    try:
+        return (yield from _page(arn, {"ShardFilter": {"Type": "CHILD_SHARDS", "ShardId": parent}}))
+    except WireError as e:
+        if e.code in _NO_FILTER:
+            return None
+        raise failure(e, "DescribeStream", arn) from e
+
+
+_NO_FILTER = frozenset(
+    {
+        "ValidationException",
+        "SerializationException",
+        "UnknownOperationException",
+        "ResourceNotFoundException",  # also of the parent alone, which may have left the stream
+    }
+)
+
+
+def _page(arn: str, asked: Mapping[str, Any]) -> Generator[Call, bytes, StreamPage]:
+    body = yield Call("DescribeStream", {"StreamArn": arn, **asked})
     return decoded(body, _DescribeStream, "DescribeStream").StreamDescription
 
 
@@ -169,12 +183,32 @@ def describe_stream(
 _VALUES = {kind: msgspec.defstruct(kind, [(kind, str)], gc=False) for kind in ("S", "N", "B")}
 
 
+def _unspellable(keys: KeySchema) -> bool:
+    """Whether a name has something in it that msgspec takes in no field's."""
+    return any(re.search(r'["\\\x00-\x1f]', name) for name in keys.names)
+
+
 @lru_cache(maxsize=64)  # making the struct costs more than reading a page with it
-def key_shape(keys: KeySchema) -> type[msgspec.Struct]:
-    """The struct that a key in raw typed JSON is decoded to."""
+def key_shape(keys: KeySchema) -> Any:
+    """The type that a key in raw typed JSON is decoded to: a struct, or a dictionary where no struct has such names."""
+    if _unspellable(keys):
+        return dict[str, msgspec.Raw]
     named = [(f"k{i}", a) for i, a in enumerate(keys.attributes)]
     fields = [(name, _VALUES[a.kind]) for name, a in named]
     return msgspec.defstruct("Keys", fields, rename={name: a.name for name, a in named}, gc=False)
+
+
+def _texts(keys: KeySchema) -> Callable[[Any], Any]:
+    """What takes the texts out of a key that was decoded to its shape: one alone, several as a tuple."""
+    if not _unspellable(keys):
+        return attrgetter(*(f"k{i}.{a.kind}" for i, a in enumerate(keys.attributes)))
+    decoders = [(a.name, msgspec.json.Decoder(_VALUES[a.kind]), attrgetter(a.kind)) for a in keys.attributes]
+
+    def texts(found: Mapping[str, msgspec.Raw]) -> Any:
+        values = tuple(text(decoder.decode(found[name])) for name, decoder, text in decoders)
+        return values if len(values) > 1 else values[0]
+
+    return texts
 
 
 class KeyReader:
@@ -183,7 +217,7 @@ class KeyReader:
     def __init__(self, keys: KeySchema) -> None:
         self.shape = key_shape(keys)
         self._decoder = msgspec.json.Decoder(self.shape)
-        self._texts = attrgetter(*(f"k{i}.{a.kind}" for i, a in enumerate(keys.attributes)))
+        self._texts = _texts(keys)
         self._kinds = tuple(a.kind for a in keys.attributes)
 
     def key(self, found: Any) -> Key:

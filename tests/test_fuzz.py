@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -75,38 +76,74 @@ near_valid: st.SearchStrategy[object] = st.recursive(
 )
 
 
-def malformed_or(convert: Callable[[], object]) -> None:
-    """Gives anything at all, or Malformed; nothing else comes out."""
+def malformed_or(convert: Callable[[], object], *, valid: bool) -> None:
+    """Gives anything at all, or Malformed; nothing else comes out, and what is ``valid`` is not refused."""
     try:
         convert()
     except Malformed:
-        return
+        assert not valid
 
 
-@given(st.binary(max_size=200))
+def is_attribute(given: Any) -> bool:
+    """Whether it is a typed attribute that DynamoDB could hold, decided another way than the decoder does."""
+    if not isinstance(given, dict) or len(given) != 1:
+        return False
+    ((kind, inner),) = given.items()
+    if kind in ("SS", "NS", "BS"):
+        return isinstance(inner, list) and all(is_attribute({kind[0]: member}) for member in inner)
+    if kind in ("M", "L"):
+        inner = list(inner.values()) if kind == "M" and isinstance(inner, dict) else inner
+        return isinstance(inner, list) and all(map(is_attribute, inner))
+    if kind in ("BOOL", "NULL"):
+        return isinstance(inner, bool)
+    return isinstance(inner, str) and (kind == "S" or (kind == "N" and is_number(inner)) or (kind == "B" and not inner))
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a plain decimal number of at most 38 digits."""
+    return re.fullmatch(r"-?(0|[1-9][0-9]{0,36})(\.[0-9])?(e-?[0-9]{1,2})?", text) is not None
+
+
+def is_image(given: Any) -> bool:
+    return isinstance(given, dict) and all(map(is_attribute, given.values()))
+
+
+def parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+@given(st.binary(max_size=200) | st.builds(image, items))
+@example(b'{"id":{"S":"a"}}')
 def test_any_bytes_are_an_image_or_malformed(data: bytes) -> None:
-    malformed_or(lambda: [value(v) for v in typed(data).values()])
+    malformed_or(lambda: [value(v) for v in typed(data).values()], valid=is_image(parsed(data)))
 
 
-@given(any_json)
+@given(any_json | st.dictionaries(texts, st.builds(from_python, values), max_size=4))
+@example({"id": {"S": "a"}})
 def test_any_json_is_an_image_or_malformed(data: object) -> None:
-    malformed_or(lambda: dict(Item(json.dumps(data).encode())))
+    malformed_or(lambda: dict(Item(json.dumps(data).encode())), valid=is_image(data))
 
 
-@given(near_valid)
+@given(near_valid | st.builds(from_python, values))
+@example({"M": {"a": {"L": [{"NS": ["1", "2"]}, {"NULL": True}]}}})
 @example({"N": None})
 @example({"M": {"a": "S"}})
 @example({"NS": ["1", "x"]})
 @example({"SS": [["a"]]})
 def test_what_is_nearly_an_attribute_is_one_or_malformed(attribute: Any) -> None:
-    malformed_or(lambda: value(attribute))
-    malformed_or(lambda: orjson.dumps(plain(attribute)))
+    malformed_or(lambda: value(attribute), valid=is_attribute(attribute))
+    malformed_or(lambda: orjson.dumps(plain(attribute)), valid=is_attribute(attribute))
 
 
-@given(st.text(max_size=10) | spellings)
+@given(st.text(max_size=10) | spellings | st.integers(-(10**20), 10**20).map(str))
+@example("-1.5e-9")
 def test_any_text_is_a_number_or_malformed(text: str) -> None:
-    malformed_or(lambda: canonical_number(text))
-    malformed_or(lambda: json.loads(orjson.dumps(number(text)), parse_int=str, parse_float=str))
+    malformed_or(lambda: canonical_number(text), valid=is_number(text))
+    literal = lambda: json.loads(orjson.dumps(number(text)), parse_int=str, parse_float=str)  # noqa: E731
+    malformed_or(literal, valid=is_number(text))
 
 
 keys = st.fixed_dictionaries({}, optional={"id": near_valid, "at": near_valid})
@@ -144,12 +181,29 @@ def test_only_transient_errors_come_out_of_the_records_decoder(body: bytes, sche
     assert all(len(r.key) == len(schema.attributes) and all(isinstance(p, str) for p in r.key) for r in found.records)
 
 
+@given(st.lists(st.tuples(texts, items), max_size=5))
+@example([("a", {}), ("b", {"v": 1})])
+def test_records_as_dynamodb_writes_them_are_never_refused(given: list[tuple[str, dict[str, Any]]]) -> None:
+    stored = [(key, image({**item, "id": key})) for key, item in given]
+    records = [
+        b'{"eventName":"INSERT","dynamodb":{"Keys":{"id":%b},"NewImage":%b,"SequenceNumber":"%d"}}'
+        % (orjson.dumps(from_python(key)), new, n)
+        for n, (key, new) in enumerate(stored)
+    ]
+    found = RecordsDecoder(SCHEMAS[0])(b'{"Records":[%b],"NextShardIterator":"x"}' % b",".join(records))
+    assert [(r.key, bytes(r.new or b""), r.sequence) for r in found.records] == [
+        ((key,), new, str(n)) for n, (key, new) in enumerate(stored)
+    ]
+    page = decoded(b'{"Items":[%b]}' % b",".join(new for _, new in stored), _Scanned, "Scan")
+    assert [key for key, _ in KeyReader(SCHEMAS[0]).keyed(page.Items or (), "Scan")] == [(key,) for key, _ in stored]
+
+
 @given(body=bodies, schema=st.sampled_from(SCHEMAS))
 def test_only_transient_errors_come_out_of_scans_and_look_ups(body: bytes, schema: KeySchema) -> None:
     try:
-        KeyReader(schema).keyed(decoded(body, _Scanned, "Scan").Items, "Scan")
+        KeyReader(schema).keyed(decoded(body, _Scanned, "Scan").Items or (), "Scan")
         for found in decoded(body, _Responses, "BatchGetItem").Responses.values():
-            KeyReader(schema).keyed(found, "BatchGetItem")
+            KeyReader(schema).keyed(found or (), "BatchGetItem")
     except TransientError:
         return
 
@@ -161,7 +215,7 @@ def test_nesting_of_any_depth_is_a_transient_error_or_none(depth: int) -> None:
     for body in (b'{"Records":[{"dynamodb":%s}]}' % stored, b'{"Items":[{"id":{"S":"a"},"a":%s}]}' % deep):
         for decode in (
             RecordsDecoder(SCHEMAS[0]),
-            lambda b: KeyReader(SCHEMAS[0]).keyed(decoded(b, _Scanned, "S").Items, "S"),
+            lambda b: KeyReader(SCHEMAS[0]).keyed(decoded(b, _Scanned, "S").Items or (), "S"),
         ):
             try:
                 decode(body)

@@ -12,7 +12,7 @@ from replicator.checkpoints import ShardState
 from replicator.errors import GapFound, NotPermitted, OutOfOrder
 from replicator.reader import IDLE_PAGES, read
 from replicator.stream import RecordsDecoder, Stream
-from replicator.testing.dynamodb import AWS, LOCAL, Dialect, DynamoDB, Numbering
+from replicator.testing.dynamodb import AWS, LOCAL, Dialect, Distortion, DynamoDB, Numbering, imageless, nulls
 from replicator.wire import answered
 
 KEYS = KeySchema((KeyAttribute("pk", "S"),))
@@ -294,13 +294,25 @@ def test_trimmed_data_in_an_empty_young_shard_is_no_gap() -> None:
     assert keys([*pages, *until_idle(reader)]) == ["k1"]
 
 
+@pytest.mark.parametrize("how", [imageless, lambda record: nulls(imageless(record))], ids=["left out", "null"])
+def test_a_change_without_its_image_is_waited_for_and_removes_nothing(how: Distortion) -> None:
+    world = World()
+    world.write(1)
+    world.source.distort(how, times=2)
+    pages = until_idle(world.read())
+    assert keys(pages) == ["k1"]
+    assert [page.trouble is None or "no NewImage" in page.trouble for page in pages] == [True] * len(pages)
+    assert sum(page.trouble is not None for page in pages) == 2
+    assert all(record.new is not None for page in pages for record in page.records)
+
+
 def test_records_out_of_order_stop_the_run_with_their_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.write(1)
     first = sequences(world)[0]
     body = (
-        b'{"Records":[{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"a"}},"SequenceNumber":"%s"}},'
-        b'{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"b"}},"SequenceNumber":"%s"}}],"NextShardIterator":"x"}'
+        b'{"Records":[{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"a"}},"SequenceNumber":"%s","NewImage":{}}},'
+        b'{"eventName":"INSERT","dynamodb":{"Keys":{"pk":{"S":"b"}},"SequenceNumber":"%s","NewImage":{}}}],"NextShardIterator":"x"}'
     ) % (first.encode(), first.encode())
     real = world.source.call
     monkeypatch.setattr(world.source, "call", lambda op, request: body if op == "GetRecords" else real(op, request))

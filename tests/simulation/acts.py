@@ -8,7 +8,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from replicator.lineage import ancestors
-from replicator.testing.dynamodb import children_first, duplicated, parentless, reopened, stale, unordered
+from replicator.testing.dynamodb import (
+    children_first,
+    duplicated,
+    imageless,
+    lingering,
+    nulls,
+    parentless,
+    reopened,
+    stale,
+    unordered,
+)
 from tests.simulation import runs
 from tests.simulation.clock import TOLERATED
 from tests.simulation.copies import misleads
@@ -21,6 +31,13 @@ if TYPE_CHECKING:
 HOUR = 3600.0
 CALLS = ("GetRecords", "Scan", "DescribeStream", "GetShardIterator", "BatchGetItem")
 LIES = (duplicated, unordered, children_first, stale, reopened, parentless)
+DISTORTIONS = (lingering, nulls, imageless)
+REFUSALS = (
+    "ValidationException",
+    "SerializationException",
+    "UnknownOperationException",
+    "ResourceNotFoundException",
+)
 MANY_SHARDS = 8
 
 
@@ -75,6 +92,17 @@ def lie(world: Universe, act: Act) -> None:
 def blank(world: Universe, act: Act) -> None:
     often = act.luck[1] > 0.98
     world.source.blank(times=300 if often else 1 + act.pick(3))
+
+
+def distort(world: Universe, act: Act) -> None:
+    """Records that say the same in another way, or lack what they must have."""
+    world.source.distort(DISTORTIONS[act.pick(len(DISTORTIONS))], times=int(act.between(1, 6)))
+
+
+def refuse_filter(world: Universe, act: Act) -> None:
+    """The endpoint refuses requests for the children of one shard."""
+    code = REFUSALS[act.pick(len(REFUSALS))]
+    world.source.fail("DescribeStream", code, times=int(act.between(1, 9)), when=lambda call: "ShardFilter" in call)
 
 
 def trim(world: Universe, act: Act) -> None:
@@ -233,6 +261,8 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "outage": outage,
     "lie": lie,
     "blank": blank,
+    "distort": distort,
+    "refuse filter": refuse_filter,
     "trim": trim,
     "disable": disable,
     "enable": enable,

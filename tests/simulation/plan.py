@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import RATES, Scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,10 @@ Plan = tuple[Act, ...]
 
 def draw(seed: int, scenario: Scenario) -> Plan:
     """All acts of a seed, in order."""
-    chance = random.Random(f"plan {seed}")
+    usual = random.Random(f"plan {seed}")
     acts = []
     for what, rate in scenario.rates.items():
+        chance = usual if what in RATES else random.Random(f"plan of {what} {seed}")
         at = _wait(chance, rate)
         while at <= scenario.steps:
             acts.append(Act(int(at), what, (chance.random(), chance.random())))

@@ -41,6 +41,12 @@ RATES: Mapping[str, float] = {
 }
 """How often each act happens, a step, before the seed multiplies it."""
 
+ODD_ANSWERS: Mapping[str, float] = {
+    "distort": 0.02,
+    "refuse filter": 0.005,
+}
+"""The same for answers that only some endpoints give. Drawn from random streams of their own, act by act."""
+
 ONLY_WHERE_TRIMMED = ("jump", "trim")
 
 
@@ -89,6 +95,7 @@ def draw(seed: int) -> Scenario:
         swung = rate * 10 ** chance.uniform(-1, 0.6) if chance.random() < 0.85 else 0.0
         if trims or what not in ONLY_WHERE_TRIMMED:
             rates[what] = min(swung, 1.0)
+    rates |= {what: _swung(seed, what, rate) for what, rate in ODD_ANSWERS.items()}
     return Scenario(
         hook=hook,
         view=view,
@@ -110,6 +117,11 @@ def draw(seed: int) -> Scenario:
         slow=chance.choice([0.0, 0.1, 0.3]),
         rates=rates,
     )
+
+
+def _swung(seed: int, what: str, rate: float) -> float:
+    chance = random.Random(f"rate of {what} {seed}")
+    return min(1.0, rate * 10 ** chance.uniform(-1, 0.6)) if chance.random() < 0.5 else 0.0
 
 
 def _numbering(chance: random.Random) -> Numbering:

@@ -74,6 +74,35 @@ def parentless(shards: Sequence[Listed]) -> list[Listed]:
     return [shard for shard in shards if shard.id not in parents]
 
 
+Distortion = Callable[[dict[str, Any]], dict[str, Any]]
+"""What an answer makes of a decoded record. It may change what it is given."""
+
+
+def lingering(record: dict[str, Any]) -> dict[str, Any]:
+    """A removal that still shows the item as its new image."""
+    stored = record["dynamodb"]
+    if record["eventName"] == "REMOVE" and record["dynamodb"]["StreamViewType"] in _WITH_NEW:
+        stored["NewImage"] = stored.get("OldImage", stored["Keys"])
+    return record
+
+
+def nulls(record: dict[str, Any]) -> dict[str, Any]:
+    """Absent values are written as null."""
+    stored = record["dynamodb"]
+    record["dynamodb"] = {"NewImage": None, "OldImage": None, **stored}
+    return {"userIdentity": None, **record}
+
+
+def imageless(record: dict[str, Any]) -> dict[str, Any]:
+    """A change without the new image that it must have."""
+    if record["eventName"] != "REMOVE":
+        record["dynamodb"].pop("NewImage", None)
+    return record
+
+
+_WITH_NEW = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES")
+
+
 @dataclass(slots=True, eq=False)
 class _Fault:
     """Something that happens to the next ``times`` calls it fits; None: to all of them."""

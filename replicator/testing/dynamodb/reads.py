@@ -119,6 +119,9 @@ class StreamReads:
         if self.faults.take("blank", request, at.shard):
             limit = 0
         bodies, reached = shard.page(after, limit)
+        distorted = self.faults.take("records", request, at.shard)
+        if distorted is not None:
+            bodies = [orjson.dumps(distorted(orjson.loads(body))) for body in bodies]
         more = limit == 0 or not shard.exhausted(reached)
         following = b',"NextShardIterator":' + orjson.dumps(self._iterator(stream, shard, reached)) if more else b""
         return b"".join([b'{"Records":[', b",".join(bodies), b"]", following, b"}"])

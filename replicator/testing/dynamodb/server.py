@@ -12,7 +12,7 @@ from replicator import attributes
 from replicator.item import Item
 from replicator.testing.dynamodb.calls import CALLS, check
 from replicator.testing.dynamodb.catalog import Catalog
-from replicator.testing.dynamodb.faults import AWS, Dialect, Faults, Misreport
+from replicator.testing.dynamodb.faults import AWS, Dialect, Distortion, Faults, Misreport
 from replicator.testing.dynamodb.items import Items
 from replicator.testing.dynamodb.reads import StreamReads
 from replicator.testing.dynamodb.rows import Table
@@ -203,6 +203,11 @@ class DynamoDB:
 
         with self._lock:
             self._faults.add("listing", changed, times)
+
+    def distort(self, how: Distortion, *, times: int | None = 1, shard: str | None = None) -> None:
+        """Let the next ``times`` GetRecords (None: all) show what ``how`` makes of each record."""
+        with self._lock:
+            self._faults.add("records", how, times, shard)
 
     def page_sizes(self, *, shards: int = 100, records: int = 1000, items: int | None = None) -> None:
         """Smaller pages than AWS's: of DescribeStream, GetRecords and Scan."""

@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from replicator import backfill, lineage, reader
+from replicator import backfill, lineage, reader, source
 from replicator.change import Page, Record
 from replicator.checkpoints import ShardState
 from replicator.ledger import Ledger
 from replicator.pipeline import Pipeline
-from replicator.stream import Records, Stream
+from replicator.stream import Records, RecordsDecoder, Stream
 from replicator.wire import Call
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
@@ -137,3 +137,34 @@ def compared_as_strings(patch: Patch) -> None:
 @mutant("times that an earlier run stored are believed, though they lie in the future", 2, shape=set_back)
 def future_is_believed(patch: Patch) -> None:
     patch.setattr(Ledger, "doubt_times", lambda self, now: None)
+
+
+@mutant("whether a record removes its item is told by its images, not by its event", 7)
+def removals_by_image(patch: Patch) -> None:
+    right = RecordsDecoder.__call__
+
+    def blind(self: RecordsDecoder, body: bytes) -> Records:
+        found, images = right(self, body), self._images
+        if images:
+            self._images = False
+            found = right(self, body.replace(b'"eventName":"REMOVE"', b'"eventName":""'))
+            self._images = True
+        return found
+
+    patch.setattr(RecordsDecoder, "__call__", blind)
+
+
+@mutant("a change without its new image is taken for a removal", 7)
+def imageless_is_removed(patch: Patch) -> None:
+    right = RecordsDecoder.__call__
+
+    def lenient(self: RecordsDecoder, body: bytes) -> Records:
+        self._images = False
+        return right(self, body)
+
+    patch.setattr(RecordsDecoder, "__call__", lenient)
+
+
+@mutant("an endpoint that does not name a shard's children is taken for one without the stream", 3)
+def children_must_be_named(patch: Patch) -> None:
+    patch.setattr(source, "_NO_FILTER", frozenset())
