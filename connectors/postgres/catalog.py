@@ -15,16 +15,19 @@ from connectors.postgres.shape import VERSION, Shape
 _NOTE = re.compile(r"replicator: pipeline (.*), epoch (\d+)", re.DOTALL)
 
 _TABLE = """
-SELECT c.oid, c.relkind::text, c.relrowsecurity
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s"""
+SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner)::text, current_user::text,
+       pg_catalog.pg_has_role(c.relowner, 'USAGE')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s"""
 _COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef OR a.attidentity <> '',
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.atthasdef OR a.attidentity <> '',
        a.attgenerated <> '' OR a.attidentity = 'a', coalesce(o.collisdeterministic, true),
-       col_description(a.attrelid, a.attnum)
-FROM pg_attribute a LEFT JOIN pg_collation o ON o.oid = a.attcollation
+       pg_catalog.col_description(a.attrelid, a.attnum)
+FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
 _PRIMARY = """
-SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+SELECT a.attname FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
 WHERE i.indrelid = %s AND i.indisprimary AND i.indimmediate"""
 _TYPES = {"timestamptz": "timestamp with time zone"}
 _RELATIONS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "i": "an index", "S": "a sequence"}
@@ -50,6 +53,9 @@ class Found:
     kind: str
     columns: Mapping[str, Existing]
     primary: frozenset[str]
+    owner: str
+    user: str
+    ours: bool  # whether the user has the owner's rights
 
     @property
     def epoch(self) -> int:
@@ -76,7 +82,7 @@ def found(connection: psycopg.Connection[Any], shape: Shape) -> Found | None:
         return None
     columns = [Existing(*c) for c in connection.execute(_COLUMNS, (row[0],))]
     primary = frozenset(name for (name,) in connection.execute(_PRIMARY, (row[0],)))
-    return Found(row[1], {c.name: c for c in columns}, primary)
+    return Found(row[1], {c.name: c for c in columns}, primary, *row[2:])
 
 
 def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
@@ -87,6 +93,19 @@ def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
             f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
             f"other. Name another table; or if that pipeline is gone: {hand_over}; then: replicator resync"
         )
+
+
+def foreign(shape: Shape, table: Found) -> Iterator[str]:
+    """Another role's table: its triggers would run with our rights, and only an owner may note the epoch."""
+    if not table.ours:
+        yield (
+            f"{shape.label} belongs to the role {table.owner}, whose triggers would run as {table.user}, and only its "
+            f"owner may note the epoch. If you trust what is in it: {_hand_over(shape, table.user)}"
+        )
+
+
+def _hand_over(shape: Shape, user: str) -> str:
+    return sql.SQL("ALTER TABLE {} OWNER TO {}").format(shape.qualified, sql.Identifier(user)).as_string(None)
 
 
 def mismatches(shape: Shape, table: Found) -> Iterator[str]:

@@ -27,7 +27,7 @@ FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
 _PARKED = """
 SELECT id, value::text FROM replicator.checkpoints
-WHERE pipeline = %s AND kind = 'parked' AND starts_with(id, %s) ORDER BY id"""
+WHERE pipeline = %s AND kind = 'parked' AND pg_catalog.starts_with(id, %s::text) ORDER BY id"""
 
 
 class PostgresCheckpoints:

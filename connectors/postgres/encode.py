@@ -154,7 +154,7 @@ class TableEncoder:
         return [done or cut.get(c.attribute or "") or c.usual(next(rest)) for c, done in columns]
 
 
-_LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0))"
+_LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0::bigint))"
 
 
 def _typeds(bodies: Sequence[Any], reasons: Reasons) -> list[Typeds]:

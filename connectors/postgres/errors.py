@@ -74,7 +74,7 @@ def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
     if state == "42501":
         return _not_permitted(error, server, setting)
     if state[:2] in _CHANGED_CLASSES:
-        return ConfigError(f"Postgres at {server}: {_words(error)}; somebody dropped or changed it: run check")
+        return ConfigError(f"Postgres at {server}: {_words(error)}; {_changed(error)}")
     return ReplicatorError(f"Postgres at {server} refuses a statement: {_name(error)}. Its own log says more")
 
 
@@ -87,6 +87,21 @@ def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorEr
             f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}; correct {setting}"
         )
     return TransientError(f"Postgres at {server} cannot be reached: {text}")
+
+
+def _changed(error: psycopg.Error) -> str:
+    if _is_ours(error):
+        return "somebody dropped or changed it: run check"
+    return (
+        "replicator's sessions have search_path = pg_catalog, pg_temp, so a function that needs another one must say "
+        "so: ALTER FUNCTION … SET search_path = …"
+    )
+
+
+def _is_ours(error: psycopg.Error) -> bool:
+    """Whether the server speaks of our own statement, not of one in a trigger or function of the user's."""
+    context = error.diag.context or ""
+    return _OURS in context or not context
 
 
 def _not_permitted(error: psycopg.Error, server: str, setting: str) -> NotPermitted:
@@ -106,8 +121,7 @@ def _grant(text: str, setting: str) -> str:
 
 def _words(error: psycopg.Error) -> str:
     """What the server says of our statement; of somebody else's code only its name, for that may quote a row."""
-    context = error.diag.context or ""
-    return _first_line(error) if _OURS in context or not context else f"a trigger or function raised {_name(error)}"
+    return _first_line(error) if _is_ours(error) else f"a trigger or function raised {_name(error)}"
 
 
 def _name(error: psycopg.Error) -> str:

@@ -21,7 +21,7 @@ _PIECE = 5000  # documents; every piece looks for its beginning anew
 _PURGE = """
 WITH oldest AS (SELECT id FROM replicator.tombstones WHERE target = $1::text AND version < $3::bigint LIMIT $2::int),
 gone AS (DELETE FROM replicator.tombstones AS t USING oldest WHERE t.target = $1::text AND t.id = oldest.id RETURNING 1)
-SELECT count(*) FROM gone"""
+SELECT pg_catalog.count(*) FROM gone"""
 
 _FROM_TEXT: Mapping[str, Callable[[str], str]] = {
     "S": str,
@@ -50,7 +50,7 @@ def older(
 
 def _as_text(key: KeyColumn) -> sql.Composed:
     column = sql.SQL("t.{}").format(sql.Identifier(key.name))
-    return sql.SQL("encode({}, 'hex')" if key.kind == "B" else "{}::text").format(column)
+    return sql.SQL("pg_catalog.encode({}, 'hex'::text)" if key.kind == "B" else "{}::text").format(column)
 
 
 def _without(shape: Shape, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.schema import exists, outdated
+from connectors.postgres.schema import exists, foreign, outdated
 from connectors.postgres.shape import Shape
 
 _OLDEST = 150000
@@ -31,12 +31,15 @@ def _server(connection: psycopg.Connection[Any]) -> Iterator[str]:
 
 
 def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]:
+    if (problem := foreign(connection)) is not None:
+        yield problem
+        return
     if not exists(connection):
-        if not _one(connection, "SELECT has_database_privilege(current_database(), 'CREATE')"):
-            database = sql.Identifier(str(_one(connection, "SELECT current_database()"))).as_string(None)
+        if not _one(connection, "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"):
+            database = sql.Identifier(str(_one(connection, "SELECT pg_catalog.current_database()"))).as_string(None)
             yield f"the schema replicator cannot be created: GRANT CREATE ON DATABASE {database} TO {user}"
         return
-    if not _one(connection, "SELECT has_schema_privilege('replicator', 'USAGE')"):
+    if not _one(connection, "SELECT pg_catalog.has_schema_privilege('replicator', 'USAGE')"):
         yield f"the schema replicator cannot be used: GRANT USAGE ON SCHEMA replicator TO {user}"
         return
     if missing := list(_rights(connection, "replicator.version", user, ("SELECT",))):
@@ -50,10 +53,10 @@ def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]
 def _targets(connection: psycopg.Connection[Any], shapes: Sequence[Shape], user: str) -> Iterator[str]:
     for name in sorted({shape.schema for shape in shapes}):
         quoted = sql.Identifier(name).as_string(None)
-        if not _one(connection, "SELECT count(*) FROM pg_namespace WHERE nspname = %s", name):
+        if not _one(connection, "SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace WHERE nspname = %s", name):
             yield f"the schema {quoted} does not exist: CREATE SCHEMA {quoted}"
             return
-        if not _one(connection, "SELECT has_schema_privilege(%s, 'USAGE')", name):
+        if not _one(connection, "SELECT pg_catalog.has_schema_privilege(%s, 'USAGE')", name):
             yield f"the schema {quoted} cannot be used: GRANT USAGE ON SCHEMA {quoted} TO {user}"
             return
     for shape in shapes:
@@ -62,21 +65,17 @@ def _targets(connection: psycopg.Connection[Any], shapes: Sequence[Shape], user:
 
 def _target(connection: psycopg.Connection[Any], shape: Shape, user: str) -> Iterator[str]:
     schema = sql.Identifier(shape.schema).as_string(None)
-    if _one(connection, "SELECT to_regclass(%s)", shape.label) is None:
-        if not _one(connection, "SELECT has_schema_privilege(%s, 'CREATE')", shape.schema):
+    if _one(connection, "SELECT pg_catalog.to_regclass(%s)", shape.label) is None:
+        if not _one(connection, "SELECT pg_catalog.has_schema_privilege(%s, 'CREATE')", shape.schema):
             yield f"{shape.label} cannot be created: GRANT CREATE ON SCHEMA {schema} TO {user}"
         return
     yield from _rights(connection, shape.label, user)
-    owned = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass"
-    if not _one(connection, owned, shape.label):
-        mend = f"ALTER TABLE {shape.label} OWNER TO {user}"
-        yield f"{shape.label} belongs to somebody else, and only its owner may note the epoch: {mend}"
 
 
 def _rights(
     connection: psycopg.Connection[Any], table: str, user: str, needed: Sequence[str] = _NEEDED
 ) -> Iterator[str]:
-    missing = [r for r in needed if not _one(connection, "SELECT has_table_privilege(%s, %s)", table, r)]
+    missing = [r for r in needed if not _one(connection, "SELECT pg_catalog.has_table_privilege(%s, %s)", table, r)]
     if missing:
         yield f"{table} cannot be used: GRANT {', '.join(missing)} ON {table} TO {user}"
 

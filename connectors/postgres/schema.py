@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 
 from replicator.errors import ConfigError
 
@@ -108,12 +109,45 @@ BEGIN
 END $$;
 """
 
+_LOCK: LiteralString = """
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator schema'::text, 0::bigint))"""
 _STEPS: tuple[LiteralString, ...] = (_FIRST,)  # append only: each brings a database from one version to the next
 
 
+# Superusers can do everything anyway; a role whose rights we have was given to us by somebody who may.
+_FOREIGN: LiteralString = """
+SELECT r.rolname, current_user::text
+FROM (
+  SELECT n.nspowner AS owner FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'replicator'
+  UNION
+  SELECT c.relowner FROM pg_catalog.pg_class AS c
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = 'replicator'
+  UNION
+  SELECT p.proowner FROM pg_catalog.pg_proc AS p
+  JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = 'replicator'
+) AS o JOIN pg_catalog.pg_roles AS r ON r.oid = o.owner
+WHERE NOT r.rolsuper AND NOT pg_catalog.pg_has_role(r.oid, 'USAGE')
+ORDER BY 1 LIMIT 1"""
+
+
 def exists(connection: psycopg.Connection[Any]) -> bool:
-    """Whether this database has replicator's tables."""
+    """Whether this database has replicator's tables. ConfigError if another role made them."""
+    if (problem := foreign(connection)) is not None:
+        raise ConfigError(problem)
     return _there(connection, "checkpoints")
+
+
+def foreign(connection: psycopg.Connection[Any]) -> str | None:
+    """Why the schema that is there must not be used: code of its owner would run with our rights."""
+    row = connection.execute(_FOREIGN).fetchone()
+    if row is None:
+        return None
+    owner, user = (sql.Identifier(name).as_string(None) for name in row)
+    return (
+        f"the schema replicator, or something in it, belongs to the role {owner}, whose functions and triggers would "
+        f"run as {user}. If you trust that role: GRANT {owner} TO {user}; if not, have replicator make its own: "
+        "ALTER SCHEMA replicator RENAME TO replicator_before"
+    )
 
 
 def outdated(connection: psycopg.Connection[Any]) -> str | None:
@@ -125,16 +159,18 @@ def outdated(connection: psycopg.Connection[Any]) -> str | None:
 
 
 def install(connection: psycopg.Connection[Any]) -> None:
-    """Make the tables, or bring them up to date. ConfigError if a newer replicator was here."""
-    if _version(connection) == len(_STEPS):
+    """Make the tables, or bring them up to date. ConfigError if a newer replicator or another role was here."""
+    if exists(connection) and _version(connection) == len(_STEPS):
         return
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator schema', 0))")
+        connection.execute(_LOCK)
         found = _version(connection)
         if (problem := outdated(connection)) is not None:
             raise ConfigError(problem)
         if found == 0:
             connection.execute("CREATE SCHEMA IF NOT EXISTS replicator")
+            if (problem := foreign(connection)) is not None:  # made by another role meanwhile
+                raise ConfigError(problem)
             connection.execute("CREATE TABLE replicator.version (number int NOT NULL)")
             connection.execute("INSERT INTO replicator.version VALUES (0)")
         for step in _STEPS[found:]:
@@ -152,7 +188,7 @@ def _version(connection: psycopg.Connection[Any]) -> int:
 def _there(connection: psycopg.Connection[Any], table: LiteralString) -> bool:
     """Asked of the catalog itself: to_regclass fails where the schema may not be used."""
     query = """
-    SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                    WHERE n.nspname = 'replicator' AND c.relname = %s)"""
     row = connection.execute(query, (table,)).fetchone()
     return row is not None and bool(row[0])

@@ -17,6 +17,9 @@ T = TypeVar("T")
 _BUSY = ("active", "fastpath function call", "disabled", None)  # None: of somebody else, whom we may not look at
 _SHORTEST = 2  # seconds; libpq waits no shorter for a connection
 _INTERVAL = 0.1
+# First of all: where another role may create functions, operators or types in a schema of the default path (public),
+# one that fits a call better than the system's own would run with our rights.
+_SEARCH_PATH = "SET search_path = pg_catalog, pg_temp"
 
 
 class Watched(psycopg.Connection[Any]):
@@ -66,13 +69,14 @@ def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str
             raise psycopg.OperationalError(f"nothing came for {patience:g} s ({setting}), and {state}")
 
     opened.silent = silent
-    (backend,) = opened.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    (backend,) = opened.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (0,)
     return opened
 
 
 def _opened(url: str, settings: Mapping[str, Any], patience: float) -> Watched:
     opened = Watched.connect(url, autocommit=True, client_encoding="utf8", **settings)
     opened.patience, opened.silent = patience, _unanswered
+    opened.execute(_SEARCH_PATH)
     return opened
 
 
@@ -84,7 +88,7 @@ def _state(url: str, settings: Mapping[str, Any], patience: float, backend: int)
     """What the server's process for our connection does, or what else is the matter with it."""
     try:
         with _opened(url, settings, patience) as asking:
-            query = "SELECT state FROM pg_stat_activity WHERE pid = %s"
+            query = "SELECT state FROM pg_catalog.pg_stat_activity WHERE pid = %s::integer"
             row = asking.execute(query, (backend,)).fetchone()
     except psycopg.Error as e:
         if "FATAL" in str(e):  # there it is, though it has no room for a second connection

@@ -15,11 +15,12 @@ from connectors.postgres.shape import VERSION, Shape
 
 _CASTS = {"text[]", "numeric[]"}  # unnest flattens arrays of arrays, so these travel as the text of their literals
 
+# Of several arrays at once, unnest has no schema in the grammar; the session's search_path keeps it the system's.
 _STALE = """ stale AS (
-  SELECT ({sources}::text[])[s.source] AS source, sum(s.weight)::bigint AS weight
+  SELECT ({sources}::text[])[s.source] AS source, pg_catalog.sum(s.weight)::bigint AS weight
   FROM unnest({arrays}, {numbers}::int[], {weights}::int[]) AS s({names}, source, weight)
-  WHERE (SELECT count(*) FROM done) < cardinality({first}) AND {held_back}
-  GROUP BY 1 HAVING sum(s.weight) > 0
+  WHERE (SELECT pg_catalog.count(*) FROM done) < pg_catalog.cardinality({first}) AND {held_back}
+  GROUP BY 1 HAVING pg_catalog.sum(s.weight) > 0
 ), corrected AS (
   UPDATE replicator.counts AS c SET applied = c.applied - stale.weight, stale = c.stale + stale.weight
   FROM stale WHERE c.pipeline = {pipeline} AND c.source = stale.source
@@ -94,7 +95,7 @@ class _Parameters:
     def rows(self, indices: Sequence[int] | None = None) -> sql.SQL:
         """The arrays side by side, row by row. In FROM, unnest would first write each of them out."""
         wanted = range(len(self.types)) if indices is None else indices
-        return _raw(", ".join(f"unnest(${i + 1}::{self.types[i]}[]) AS {self.names[i]}" for i in wanted))
+        return _raw(", ".join(f"pg_catalog.unnest(${i + 1}::{self.types[i]}[]) AS {self.names[i]}" for i in wanted))
 
     def named(self, indices: Sequence[int] | None = None) -> sql.SQL:
         wanted = range(len(self.types)) if indices is None else indices

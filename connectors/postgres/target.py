@@ -20,6 +20,9 @@ from replicator.batch import Batch, DocumentId, Outcome
 from replicator.errors import ConfigError
 from replicator.target import Table
 
+_LOCK = """
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
+
 
 class Postgres:
     """Tables in one schema of a Postgres database (15 or newer), and everything durable in the schema ``replicator``.
@@ -77,7 +80,7 @@ class Postgres:
         with self._session.connection() as connection:
             install(connection)
             with connection.transaction():
-                connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('replicator tables', 0))")
+                connection.execute(_LOCK)
                 problems = [text for shape in wanted.values() for text in self._mismatches(connection, shape)]
                 if problems:
                     raise ConfigError(*problems)
@@ -150,6 +153,7 @@ class Postgres:
         table = catalog.found(connection, shape)
         if table is not None:
             yield from catalog.taken(shape, table, self._pipeline)
+            yield from catalog.foreign(shape, table)
             yield from catalog.mismatches(shape, table)
 
     def _make(self, connection: psycopg.Connection[Any], shape: Shape, epoch: int) -> None:
