@@ -12,6 +12,7 @@ and positions commit together), otherwise in a place of its own.
     gap        when it was     Gap
     parked     key@version     Parked: a change that was refused, with its image (the key as text; the newest one of
                                an item, or for hooks with ids of their own all that queue)
+    definition ""              Definition: which tables the copy is bound to, and what decides its documents
     pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
 """
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from replicator.errors import ReplicatorError
+from replicator.identity import Definition
 from replicator.position import Position
 
 if TYPE_CHECKING:
@@ -156,6 +158,7 @@ VALUES: Mapping[str, type] = {
     "segment": SegmentState,
     "gap": Gap,
     "parked": Parked,
+    "definition": Definition,
     "pulse": Pulse,
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from replicator import backfill, start
+from replicator.binding import Binding
 from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, Save, encode
 from replicator.chores import Chores
@@ -91,6 +92,7 @@ class Driver:
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=ignore_expired, now=self._started)
         self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady)
         self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
+        self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = Chores(
             copy.target,
@@ -107,11 +109,20 @@ class Driver:
         self._fetching: Fetching | None = None
         self._resyncs = 0
 
-    def run(self, *, until: Literal["caught-up"] | None, resync: bool, accept_hook_change: bool) -> None:
+    def run(
+        self,
+        *,
+        until: Literal["caught-up"] | None,
+        resync: bool,
+        accept_hook_change: bool,
+        accept_identity_change: bool = False,
+        apply_schema_changes: bool = False,
+    ) -> None:
         """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
+        allowed = start.Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
         try:
             try:
-                self._start(resync=resync, accept_hook_change=accept_hook_change)
+                self._start(allowed)
             except GapFound as found:
                 self._gap(found)
             self._run(until)
@@ -123,49 +134,35 @@ class Driver:
 
     # Starting
 
-    def _found(self) -> start.Found:
-        tables, hook = self._copy.tables, self._copy.hook
-        return start.Found(
-            state=self.pipeline.ledger.pipeline,
-            shards=self.pipeline.shards,
-            segments=self.pipeline.segments,
-            gaps=self.pipeline.ledger.gaps,
-            table=self._table,
-            target_epoch=self._patiently(lambda: self._copy.target.epoch(tables)),
-            hook=hook.fingerprint if hook is not None else "",
-        )
-
-    def _start(self, *, resync: bool, accept_hook_change: bool) -> None:
-        found = self._found()
-        if resync or (found.state is None and not found.target_epoch):
+    def _start(self, allowed: start.Allowed) -> None:
+        found = self._binding.found(self._table)
+        course = start.course(found, allowed)
+        if course is start.Course.EXTEND:
+            self._binding.extend(found)
+        if course is not start.Course.RESUME:
             self._begin(found)
             return
-        if (lost := start.gap(found)) is not None:
-            raise lost
-        if not accept_hook_change:
-            start.check_hook(found)
         assert found.state is not None
         self._begin_doubt()
         if found.state.hook != found.hook:
             self.pipeline.change(start.accepted(found.state, found.hook))
             self._delivery.flush()
-        state = found.state
-        self._patiently(lambda: self._copy.target.open(self._copy.tables, state.epoch))
+        self._binding.open(found)
         self._fetch()
-        log.info("going on", extra={"stage": state.stage, "epoch": state.epoch})
+        log.info("going on", extra={"stage": found.state.stage, "epoch": found.state.epoch})
 
     def _begin(self, found: start.Found) -> None:
         """A new epoch: positions first, durably, before anything is read."""
         backfilling = self._copy.config.backfill
-        if found.state is not None or found.target_epoch:
+        if found.state is not None or found.highest:
             self._begin_doubt()
         start.check_source(self._table, own_ids=self._copy.filing.own_ids)
         state = start.fresh(found, enabled=backfilling.enabled, now=self._now())
         segments = backfill.segments(backfilling.segments) if state.stage == backfill.SCANNING else {}
         self._fetch()
-        self.pipeline.begin(state, self._full_listing(), segments)
+        self.pipeline.begin(state, self._full_listing(), segments, found.bound)
         self._delivery.flush()
-        self._patiently(lambda: self._copy.target.open(self._copy.tables, state.epoch))
+        self._binding.open(found)
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
     def _begin_doubt(self) -> None:
@@ -249,7 +246,7 @@ class Driver:
             raise found
         self._resyncs += 1
         self._table = self._patiently(lambda: describe_table(self._copy.wire, self._copy.config.source.table))
-        self._begin(self._found())
+        self._begin(self._binding.found(self._table))
 
     def _recorded(self, found: GapFound) -> bool:
         gaps = self.pipeline.ledger.gaps.values()

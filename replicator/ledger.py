@@ -18,6 +18,7 @@ from replicator.checkpoints import (
     decode,
     encode,
 )
+from replicator.identity import UNKNOWN, Definition
 
 Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing
@@ -87,6 +88,12 @@ class Ledger:
     @property
     def pulse(self) -> Pulse | None:
         return self._values["pulse"].get("")
+
+    @property
+    def definition(self) -> Definition:
+        """What the pipeline is bound to; UNKNOWN where an earlier version of replicator stored it."""
+        found: Definition = self._values["definition"].get("", UNKNOWN)
+        return found
 
     @property
     def pipeline(self) -> PipelineState | None:

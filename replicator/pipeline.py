@@ -23,6 +23,7 @@ from replicator.compaction import Circumstances, Filing, ParkedItems, item_of
 from replicator.discovery import Discovery
 from replicator.errors import GapFound
 from replicator.fetched import Fetched
+from replicator.identity import UNKNOWN, Definition
 from replicator.ledger import Ledger, Undo
 from replicator.passing import scanned, streamed
 from replicator.source import Listing
@@ -113,7 +114,13 @@ class Pipeline:
 
     # What comes in
 
-    def begin(self, state: PipelineState, listing: Listing, segments: Mapping[str, SegmentState]) -> None:
+    def begin(
+        self,
+        state: PipelineState,
+        listing: Listing,
+        segments: Mapping[str, SegmentState],
+        definition: Definition = UNKNOWN,
+    ) -> None:
         """Start an epoch: where every shard stands is stored before anything of the epoch is read."""
         self._forget_reading()
         fresh = backfill.first_shards(lineage.merged(listing.shards), listing.at)
@@ -122,6 +129,7 @@ class Pipeline:
         self._pending += [("shard", id, s) for id, s in fresh.items()]
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
+        self._pending.append(("definition", "", definition))
         self.discovery = Discovery(listed=listing.at)
         self.state = None  # nothing may be read before this is stored
         self.shards, self.segments = {}, {}
@@ -167,6 +175,11 @@ class Pipeline:
     def change(self, state: PipelineState) -> None:
         """Store another state of the pipeline itself: a hook that a person accepted."""
         self._pending.append(("pipeline", "", state))
+
+    def define(self, definition: Definition) -> None:
+        """Store with the next batch what the pipeline is bound to, unless that is known."""
+        if definition != self.ledger.definition:
+            self._pending.append(("definition", "", definition))
 
     def drop_ahead(self) -> None:
         """Forget pages that were read ahead: nothing of them is stored, and they will be read again."""

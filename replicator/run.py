@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from replicator.aws import connect
+from replicator.binding import admit
 from replicator.checkpoints import Checkpoints, Owner
 from replicator.config import Config
 from replicator.config_checkpoints import KEPT_BY_TARGET, default
 from replicator.delivery import Patience, Stopped
 from replicator.driver import Copy, Driver, World, log_wait
 from replicator.errors import ConfigError
+from replicator.existing import found
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
+from replicator.start import Allowed
 from replicator.stores import Cautious, Store
 from replicator.target import Mirroring, Table, Target, Transactional, Weaker
 from replicator.transform import Hook, load
@@ -41,8 +44,11 @@ def run(
     accept_hook_change: bool,
     stop: threading.Event,
     observe: Callable[[Progress], None],
+    accept_identity_change: bool = False,
+    apply_schema_changes: bool = False,
 ) -> None:
     """Copy until stopped (or caught up). ``resync``: begin a new epoch first. Raises ReplicatorErrors."""
+    allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
     hook = load(config.transform, config.base) if config.transform is not None else None
     wire = connect(config.source)
     world = World(stop, observe)
@@ -50,8 +56,15 @@ def run(
         patiently = Patience(stop, log_wait, world.now, world.random)
         table = patiently(lambda: describe_table(wire, config.source.table))
         copy = assemble(config, wire, target, checkpoints, hook, table)
+        patiently(lambda: admit(checkpoints, lambda ledger: found(ledger, table, target, copy.tables, hook), allowed))
         calm_down()
-        Driver(copy, _owner(), world).run(until=until, resync=resync, accept_hook_change=accept_hook_change)
+        Driver(copy, _owner(), world).run(
+            until=until,
+            resync=resync,
+            accept_hook_change=accept_hook_change,
+            accept_identity_change=accept_identity_change,
+            apply_schema_changes=apply_schema_changes,
+        )
 
 
 def assemble(

@@ -25,6 +25,7 @@ class SourceTable:
     """A DynamoDB table. ``stream_arn`` and ``view`` are None where no stream is (or was last) enabled.
 
     ``identity``: what no other table has, not even one of the same name elsewhere (some endpoints give equal ARNs).
+    ``server``: the endpoint that described it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SourceTable:
     streaming: bool
     view: str | None
     identity: str = ""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,10 @@ def describe_table(wire: Wire, name: str) -> SourceTable:
                 "check source.table, source.region and the credentials"
             ) from e
         raise failure(e, "DescribeTable", name) from e
-    return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table)
+    return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(wire, "server", ""))
 
 
-def _source_table(table: _Table) -> SourceTable:
+def _source_table(table: _Table, server: str) -> SourceTable:
     kinds = {a.AttributeName: a.AttributeType for a in table.AttributeDefinitions}
     ordered = sorted(table.KeySchema, key=lambda a: a.KeyType != "HASH")
     stream = table.StreamSpecification or _StreamSpecification()
@@ -138,6 +140,7 @@ def _source_table(table: _Table) -> SourceTable:
         streaming=stream.StreamEnabled is True,
         view=stream.StreamViewType,
         identity=table.TableId or str(table.CreationDateTime or 0.0),
+        server=server,
     )
 
 

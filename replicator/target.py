@@ -10,6 +10,7 @@ from replicator.batch import Batch, DocumentId, Outcome
 from replicator.change import KeySchema
 from replicator.checkpoints import Checkpoints
 from replicator.doubt import Doubt
+from replicator.identity import Change, Identity, Parts
 from replicator.source import SourceTable
 from replicator.wire import Wire
 
@@ -45,7 +46,8 @@ class Target(Protocol):
     def epoch(self, tables: Sequence[Table]) -> int | None:
         """The highest epoch that wrote to the tables, 0 for tables without one, None if a table is absent.
 
-        ConfigError if another pipeline writes to one, where the target can tell.
+        No version in the tables is of a later epoch, also where rows were copied there and nothing notes an epoch: as
+        exactly as the target can tell. ConfigError if another pipeline writes to one, where the target can tell.
         """
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
@@ -112,6 +114,37 @@ class Mirroring(Protocol):
 
     def mirror(self, source: SourceTable, wire: Wire) -> None:
         """Called once, before anything else. ``wire`` reads the source's account; it is not to be called yet."""
+
+
+@runtime_checkable
+class Identifying(Protocol):
+    """A target that can tell one table from another: where it is, and whether it was made anew since.
+
+    Without it a table is known by its name alone.
+    """
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        """Each table's identity by its name; of an absent one its place alone. Changes nothing."""
+
+
+@runtime_checkable
+class Defining(Protocol):
+    """A target that knows which options decide what it stores, and what can be added to a table that has rows.
+
+    Without it every change of a table's options takes a resync.
+    """
+
+    def parts(self, table: Table) -> Parts:
+        """What decides which documents ``table`` holds, the same however it is written in a config. No value is empty.
+
+        Connects to nothing.
+        """
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        """The statements that add to the tables what ``changes`` added; None if a change cannot be made like that."""
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        """Run them. Doing it again is fine."""
 
 
 @runtime_checkable

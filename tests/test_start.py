@@ -10,8 +10,9 @@ import pytest
 from replicator import backfill, start
 from replicator.change import KeyAttribute, KeySchema
 from replicator.checkpoints import Gap, PipelineState, SegmentState, ShardState
-from replicator.errors import ConfigError
-from replicator.position import FIRST_EPOCH
+from replicator.errors import ConfigError, GapFound
+from replicator.identity import UNKNOWN, Definition, Identity
+from replicator.position import FIRST_EPOCH, LAST_EPOCH
 from replicator.source import SourceTable
 
 TABLE = SourceTable(
@@ -24,6 +25,7 @@ TABLE = SourceTable(
     stream_arn="arn:orders/stream/1",
     streaming=True,
     view="NEW_AND_OLD_IMAGES",
+    server="dynamodb.us-east-1.amazonaws.com",
 )
 STATE = PipelineState(
     epoch=FIRST_EPOCH,
@@ -33,11 +35,20 @@ STATE = PipelineState(
     stage=backfill.FOLLOWING,
     hook="abc",
 )
+COPY = Identity('"public"."copy"', "17", "db")
+PARTS = {"copy": {"columns.total": "numeric from total"}}
+DEFINITION = Definition("dynamodb.us-east-1.amazonaws.com", {"copy": COPY}, PARTS)
+STORED = {"s": ShardState(None, None, whole=False, since=0.0, sequence="17")}
+RESUMING = start.Allowed()
 
 
 def found(**changes: Any) -> start.Found:
-    usual = start.Found(STATE, {}, {}, {}, TABLE, FIRST_EPOCH, "abc")
+    usual = start.Found(STATE, DEFINITION, STORED, {}, {}, TABLE, {"copy": FIRST_EPOCH}, {"copy": COPY}, PARTS, "abc")
     return replace(usual, **changes)
+
+
+def course(allowed: start.Allowed = RESUMING, **changes: Any) -> start.Course:
+    return start.course(found(**changes), allowed)
 
 
 def reason(**changes: Any) -> str | None:
@@ -50,8 +61,9 @@ def test_a_pipeline_that_was_left_in_order_goes_on() -> None:
 
 
 def test_a_first_start_has_no_gap() -> None:
-    assert reason(state=None, target_epoch=None) is None
-    assert reason(state=None, target_epoch=0) is None
+    assert reason(state=None, epochs={"copy": None}) is None
+    assert reason(state=None, epochs={"copy": 0}) is None
+    assert course(state=None, epochs={"copy": 0}) is start.Course.BEGIN
 
 
 def test_rows_without_checkpoints_are_a_gap() -> None:
@@ -59,7 +71,127 @@ def test_rows_without_checkpoints_are_a_gap() -> None:
 
 
 def test_checkpoints_older_than_the_target_are_a_gap() -> None:
-    assert "checkpoints are older than the target" in (reason(target_epoch=FIRST_EPOCH + 1) or "")
+    assert "checkpoints are older than the target" in (reason(epochs={"copy": FIRST_EPOCH + 1}) or "")
+
+
+def test_rows_without_checkpoints_are_a_gap_also_where_another_table_is_absent() -> None:
+    there = {"copy": None, "lines": FIRST_EPOCH + 3}
+    assert f"epoch {FIRST_EPOCH + 3}" in (reason(state=None, epochs=there) or "")
+    assert start.fresh(found(state=None, epochs=there), enabled=True, now=5.0).epoch == FIRST_EPOCH + 4
+
+
+def test_the_table_that_an_earlier_epoch_wrote_to_last_is_not_the_one_that_was_written_to() -> None:
+    """Of several, the lowest counts: the others do not stand for a table that was made again."""
+    others = {"copy": COPY, "lines": Identity("lines")}
+    text = reason(epochs={"copy": FIRST_EPOCH, "lines": 0}, identities=others) or ""
+    assert text.startswith("lines is not the table that the last run wrote to")
+    assert "copy" not in text.split(" is not ")[0]
+
+
+def test_a_table_made_anew_is_a_gap_though_its_note_was_copied() -> None:
+    assert '"public"."copy" is not the table' in (reason(identities={"copy": replace(COPY, id="18")}) or "")
+
+
+def test_an_epoch_that_has_stored_nothing_yet_has_lost_nothing() -> None:
+    """A run that was killed between its first save and the note in the target."""
+    following = replace(STATE, epoch=FIRST_EPOCH + 1)
+    assert reason(state=following, shards={}) is None
+    assert reason(state=following, shards={}, identities={"copy": replace(COPY, id="18")}) is None
+
+
+def test_ids_of_another_giver_say_nothing() -> None:
+    restored = {"copy": Identity(COPY.place, "99", "another database")}
+    assert reason(identities=restored) is None
+
+
+def test_a_table_that_was_emptied_since_the_last_run_stopped_is_a_gap() -> None:
+    assert '"public"."copy" is empty' in (reason(emptied=["copy"]) or "")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        replace(TABLE, name="staging", arn="arn:staging"),
+        replace(TABLE, id="two", stream_arn="arn:orders/stream/2", server="127.0.0.1:8000"),
+    ],
+    ids=["name", "endpoint"],
+)
+@pytest.mark.parametrize("resync", [False, True])
+def test_another_source_is_refused_with_both_named(table: SourceTable, resync: bool) -> None:
+    with pytest.raises(ConfigError) as refused:
+        course(start.Allowed(resync=resync), table=table)
+    text = str(refused.value)
+    assert "copies arn:orders at dynamodb.us-east-1.amazonaws.com" in text
+    assert f"leads to {table.arn} at {table.server}" in text
+    assert "Nothing was changed" in text
+    assert "replicator resync --accept-identity-change" in text
+
+
+def test_another_endpoint_of_the_same_table_is_no_matter() -> None:
+    assert course(table=replace(TABLE, server="vpce-1.dynamodb.us-east-1.vpce.amazonaws.com")) is start.Course.RESUME
+    unnamed = replace(TABLE, id=TABLE.arn, server="127.0.0.1:8001")  # DynamoDB Local, elsewhere: the stream tells
+    local = replace(STATE, table_id=TABLE.arn)
+    assert course(state=local, table=unnamed) is start.Course.RESUME
+
+
+def test_another_stream_behind_another_endpoint_is_another_table_where_tables_have_no_id() -> None:
+    unnamed = replace(TABLE, id=TABLE.arn, stream_arn="arn:orders/stream/2", server="127.0.0.1:8001")
+    with pytest.raises(ConfigError, match="Nothing was changed"):
+        course(state=replace(STATE, table_id=TABLE.arn), table=unnamed)
+
+
+def test_another_stream_of_the_same_table_behind_another_endpoint_is_a_gap() -> None:
+    moved = replace(TABLE, stream_arn="arn:orders/stream/2", server="vpce-1")
+    with pytest.raises(GapFound, match="stream was replaced"):
+        course(table=moved)
+
+
+def test_another_table_of_the_target_is_refused_with_both_named() -> None:
+    named = {"copies": Identity('"public"."copies"')}
+    with pytest.raises(ConfigError) as refused:
+        course(identities=named, epochs={"copies": None}, parts={"copies": PARTS["copy"]})
+    assert 'writes to "public"."copy", and the config leads to "public"."copies"' in str(refused.value)
+    elsewhere = {"copy": Identity('"archive"."copy"', "18", "db")}
+    with pytest.raises(ConfigError, match=r'leads to "archive"\."copy"'):
+        course(identities=elsewhere)
+
+
+def test_a_table_that_was_renamed_with_the_config_is_the_same_one() -> None:
+    assert course(identities={"copy": Identity('"archive"."copy"', "17", "db")}) is start.Course.RESUME
+
+
+def test_another_identity_that_is_meant_begins_an_epoch() -> None:
+    meant = start.Allowed(resync=True, hook_change=True, identity_change=True)
+    assert course(meant, table=replace(TABLE, arn="arn:staging")) is start.Course.BEGIN
+    with pytest.raises(ConfigError):
+        course(start.Allowed(identity_change=True), table=replace(TABLE, arn="arn:staging"))
+
+
+def test_a_state_of_an_earlier_version_takes_its_identity_on() -> None:
+    assert course(definition=UNKNOWN) is start.Course.RESUME
+    assert found(definition=UNKNOWN).bound == DEFINITION
+
+
+def test_a_changed_column_needs_a_resync() -> None:
+    parts = {"copy": {"columns.total": "numeric from sum"}}
+    with pytest.raises(ConfigError, match=r"copy: columns.total was changed since the last run.*replicator resync"):
+        course(start.Allowed(schema_changes=True), parts=parts)
+    assert course(start.Allowed(resync=True), parts=parts) is start.Course.BEGIN
+
+
+def test_an_added_column_is_offered_with_its_statement_and_added_where_that_is_allowed() -> None:
+    parts = {"copy": {**PARTS["copy"], "columns.city": "text from city"}}
+    statements = ['ALTER TABLE "public"."copy" ADD COLUMN "city" text;']
+    with pytest.raises(ConfigError) as refused:
+        course(parts=parts, additions=statements)
+    assert "columns.city was added" in str(refused.value)
+    assert "replicator run --apply-schema-changes, which runs:\nALTER TABLE" in str(refused.value)
+    assert course(start.Allowed(schema_changes=True), parts=parts, additions=statements) is start.Course.EXTEND
+
+
+def test_the_last_epoch_is_the_last() -> None:
+    with pytest.raises(ConfigError, match=f"{LAST_EPOCH} is the last there can be"):
+        start.fresh(found(epochs={"copy": LAST_EPOCH}), enabled=True, now=5.0)
 
 
 def test_another_stream_is_a_gap_that_names_both() -> None:
@@ -73,13 +205,13 @@ def test_a_table_of_the_same_name_is_another_table() -> None:
 
 
 def test_a_dropped_target_table_is_a_gap_once_something_was_stored() -> None:
-    assert "table of the target is gone" in (reason(target_epoch=None) or "")
+    assert "table of the target is gone" in (reason(epochs={"copy": None}) or "")
 
 
 def test_an_absent_target_table_is_none_before_anything_was_stored() -> None:
     scanning = replace(STATE, stage=backfill.SCANNING)
     empty = {"s": ShardState(None, None, whole=False, since=0.0)}
-    assert reason(state=scanning, shards=empty, segments={"0": SegmentState(1)}, target_epoch=None) is None
+    assert reason(state=scanning, shards=empty, segments={"0": SegmentState(1)}, epochs={"copy": None}) is None
 
 
 def test_a_recorded_gap_stays_one_until_it_is_repaired() -> None:
@@ -103,12 +235,12 @@ def test_the_same_hook_is_no_matter() -> None:
 
 
 def test_the_first_epoch_scans_if_a_backfill_is_wanted() -> None:
-    assert start.fresh(found(state=None, target_epoch=None), enabled=True, now=5.0).stage == backfill.SCANNING
-    assert start.fresh(found(state=None, target_epoch=None), enabled=False, now=5.0).stage == backfill.FOLLOWING
+    assert start.fresh(found(state=None, epochs={"copy": None}), enabled=True, now=5.0).stage == backfill.SCANNING
+    assert start.fresh(found(state=None, epochs={"copy": None}), enabled=False, now=5.0).stage == backfill.FOLLOWING
 
 
 def test_a_later_epoch_is_above_both_ends_and_always_scans_and_sweeps() -> None:
-    state = start.fresh(found(target_epoch=FIRST_EPOCH + 6), enabled=False, now=5.0)
+    state = start.fresh(found(epochs={"copy": FIRST_EPOCH + 6}), enabled=False, now=5.0)
     assert (state.epoch, state.stage, state.resync) == (FIRST_EPOCH + 7, backfill.SCANNING, True)
 
 

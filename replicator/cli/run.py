@@ -26,6 +26,12 @@ _until = click.option(
     help="End when the backfill is stored, and every record that existed at the start too.",
 )
 
+_schema_changes = click.option(
+    "--apply-schema-changes",
+    is_flag=True,
+    help="Add the columns (or fields) that the config added, and fill them by a new scan of the source.",
+)
+
 
 @click.command
 @config_argument
@@ -33,27 +39,50 @@ _until = click.option(
 @click.option(
     "--accept-hook-change", is_flag=True, help="Go on with a hook that changed; old documents stay as they are."
 )
+@_schema_changes
 @json_option
-def run(config: str, until: Until, accept_hook_change: bool, as_json: bool) -> None:
+def run(config: str, until: Until, accept_hook_change: bool, apply_schema_changes: bool, as_json: bool) -> None:
     """Copy the table and follow its changes, until stopped.
 
     Goes on where the last run was. Ctrl-C or SIGTERM finishes what is under way and ends within seconds; a second one
     ends at once, and loses nothing either. A second run of the same pipeline takes over, and the first one stops.
     """
-    _move(config, as_json, until=until, accept_hook_change=accept_hook_change, resync=False)
+    _move(
+        config,
+        as_json,
+        until=until,
+        resync=False,
+        accept_hook_change=accept_hook_change,
+        apply_schema_changes=apply_schema_changes,
+    )
 
 
 @click.command
 @config_argument
 @_until
+@click.option(
+    "--accept-identity-change",
+    is_flag=True,
+    help="The config names another source or target table on purpose: make the target a copy of that source.",
+)
+@_schema_changes
 @json_option
-def resync(config: str, until: Until, as_json: bool) -> None:
+def resync(config: str, until: Until, accept_identity_change: bool, apply_schema_changes: bool, as_json: bool) -> None:
     """Scan the table anew, repair the copy, then follow changes as run does.
 
     For after a gap, a changed hook, or a restored target. Documents that the scan does not confirm are removed at its
-    end; until then everything that was there stays readable.
+    end; until then everything that was there stays readable. A config that names another source table, or other tables
+    of the target, than the pipeline has copied so far is refused, unless --accept-identity-change says it is meant.
     """
-    _move(config, as_json, until=until, accept_hook_change=True, resync=True)
+    _move(
+        config,
+        as_json,
+        until=until,
+        resync=True,
+        accept_hook_change=True,
+        accept_identity_change=accept_identity_change,
+        apply_schema_changes=apply_schema_changes,
+    )
 
 
 def _move(path: str, as_json: bool, **how: Any) -> None:

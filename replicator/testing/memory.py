@@ -13,7 +13,9 @@ from replicator.attributes import plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
 from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
 from replicator.doubt import Doubt
+from replicator.identity import Identity
 from replicator.item import Item
+from replicator.position import epoch_of
 from replicator.stores.decide import Row, saved_already
 from replicator.target import Table
 
@@ -23,13 +25,15 @@ class MemoryDatabase:
     """What survives a crash: rows and tombstones by table and document id, entries, counts.
 
     A row is (version, body as JSON bytes); a tombstone is a version. ``volatile`` are the versions of deletes that a
-    search engine remembers by itself, until it is restarted.
+    search engine remembers by itself, until it is restarted. ``made``: how often a table was made, which tells one from
+    an earlier one of its name.
     """
 
     rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
     tombstones: dict[str, dict[DocumentId, int]] = field(default_factory=dict)
     volatile: dict[tuple[str, DocumentId], int] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
     entries: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
 
@@ -90,6 +94,7 @@ class MemoryRows:
     def __init__(self, database: MemoryDatabase, refuse: Callable[[Upsert], str | None] = lambda _: None) -> None:
         self._database = database
         self._refuse = refuse
+        self._place = ""  # where the tables are, for those who have several databases
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         return []
@@ -98,8 +103,23 @@ class MemoryRows:
         return []
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
-        found = [self._database.epochs.get(t.name) for t in tables]
+        found = [self._epoch(t.name) for t in tables]
         return None if None in found else max(e for e in found if e is not None)
+
+    def _epoch(self, table: str) -> int | None:
+        """As noted; without a note, that of the newest version."""
+        noted = self._database.epochs.get(table)
+        if noted != 0:
+            return noted
+        rows, tombstones = self._database.rows[table], self._database.tombstones[table]
+        return epoch_of(max((*(v for v, _ in rows.values()), *tombstones.values()), default=0))
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        made, rows = self._database.made, self._database.rows
+        return {
+            t.name: Identity(f"{t.name}{self._place}", str(made.get(t.name, 1)) if t.name in rows else "")
+            for t in tables
+        }
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         for table in tables:

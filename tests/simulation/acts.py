@@ -22,6 +22,7 @@ from replicator.testing.dynamodb import (
 from tests.simulation import runs
 from tests.simulation.clock import TOLERATED
 from tests.simulation.copies import misleads
+from tests.simulation.identities import IDENTITY_ACTS
 from tests.simulation.plan import Act
 from tests.simulation.targets import Killed
 
@@ -281,4 +282,5 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "restore": restore,
     "roll back": roll_back,
     "forget": forget,
+    **IDENTITY_ACTS,
 }

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from replicator import existing
+from replicator.binding import admit
 from replicator.checkpoints import Owner
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import OWN_IDS, Destination
@@ -18,14 +21,17 @@ from replicator.driver import Copy, Driver, World
 from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.progress import Progress
 from replicator.source import describe_table
+from replicator.start import Allowed
 from replicator.target import Table
+from replicator.testing.dynamodb import DynamoDB
 from replicator.wire import WireError
 from tests.simulation import truth
 from tests.simulation.clock import VirtualStop
 from tests.simulation.schedule import SeededSteps
-from tests.simulation.targets import Killed, Unreliable, UnreliableStore
+from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
 
 if TYPE_CHECKING:
+    from tests.simulation.identities import Slip
     from tests.simulation.world import Universe
 
 PATIENCE = 2000  # turns within which a run that nothing disturbs must be live
@@ -38,30 +44,59 @@ class NeverSettled(AssertionError):
 class Touched:
     """The source's wire: the process may die before each call, and a clock that is wrong signs nothing."""
 
-    def __init__(self, universe: Universe) -> None:
+    def __init__(self, universe: Universe, slip: Slip | None = None) -> None:
         self._universe = universe
+        self._source = universe.source if slip is None else slip.source
+        self.server = universe.SERVER if slip is None else slip.server
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         self._universe.effect(operation)
         if self._universe.clock.refuses():
             raise WireError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
-        return self._universe.source.call(operation, request)
+        return self._source.call(operation, request)
 
 
-def driver_in(universe: Universe) -> Driver:
+class Described:
+    """The source as it is described before anything goes wrong."""
+
+    def __init__(self, wire: Touched, source: DynamoDB) -> None:
+        self.server, self.call = wire.server, source.call
+
+
+def copy_in(universe: Universe, slip: Slip | None = None) -> Copy:
+    """What a run works with: as it should be, or with a slip in its config."""
+    name = universe.TABLE if slip is None else slip.table
+    destinations = universe.tables if slip is None else slip.tables
     config = Config(
         "simulated",
-        Source(table=universe.TABLE),
-        Destination("memory", None, None, universe.tables),  # type: ignore[arg-type]
+        Source(table=name),
+        Destination("memory", None, None, destinations),  # type: ignore[arg-type]
         backfill=Backfill(segments=universe.scenario.segments),
         on_gap="resync",
     )
     hook, target = universe.hook(), universe.target(universe)
+    if slip is not None and slip.database is not None:
+        assert isinstance(target, UnreliableIndex)
+        target.lead(slip.database, slip.place)
     store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(universe)
-    table = describe_table(universe.source, universe.TABLE)
+    wire = Touched(universe, slip)
+    table = describe_table(Described(wire, wire._source), name)
     keys = OWN_IDS if hook is not None and hook.declared else table.keys
-    tables = tuple(Table(name, keys) for name in universe.tables)
-    copy = Copy(config, Touched(universe), target, store, hook, table, tables)
+    return Copy(config, wire, target, store, hook, table, tuple(Table(name, keys) for name in destinations))
+
+
+def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> Copy:
+    """What a run works with, once it was looked at as before any run."""
+    copy = copy_in(universe, slip)
+    admit(
+        copy.checkpoints,
+        lambda ledger: existing.found(ledger, copy.table, copy.target, copy.tables, copy.hook),
+        Allowed(resync=resync),
+    )
+    return copy
+
+
+def driver_in(universe: Universe, copy: Copy) -> Driver:
     world = World(
         VirtualStop(universe.clock),  # type: ignore[arg-type]
         partial(_told, universe, universe.runs),
@@ -86,7 +121,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     resync = universe.resync_ordered
     universe.note("run", run, "begins", "with a resync" if resync else "")
     try:
-        driver = driver_in(universe)
+        driver = driver_in(universe, admitted(universe, resync=resync))
         limit_turns(driver, turns)
         driver.run(until=until, resync=resync, accept_hook_change=False)
         universe.caught_up = True
@@ -99,6 +134,29 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     finally:
         universe.note("run", run, "ended")
         universe.depth -= 1
+
+
+def refused(universe: Universe, slip: Slip) -> None:
+    """A run with a slip in its config: it must be refused, whatever lives beside it, and change nothing."""
+    universe.note("slip", slip.what)
+    before = deepcopy(universe.database)
+    assert "--accept-identity-change" in _refusal(universe, slip), slip.what
+    assert universe.database == before, f"a slip in the config ({slip.what}) changed what is stored"
+
+
+def _refusal(universe: Universe, slip: Slip) -> str:
+    universe.depth += 1
+    try:
+        driver = driver_in(universe, admitted(universe, slip))
+        limit_turns(driver, 30)
+        driver.run(until="caught-up", resync=False, accept_hook_change=False)
+    except ConfigError as e:
+        return str(e)
+    except GapFound as e:
+        return f"a gap: {e}"
+    finally:
+        universe.depth -= 1
+    return "nothing: it was accepted"
 
 
 def settle(universe: Universe) -> None:
@@ -119,7 +177,7 @@ def settle(universe: Universe) -> None:
 
 def _outlive_doubt(universe: Universe) -> None:
     """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
-    driver = driver_in(universe)
+    driver = driver_in(universe, copy_in(universe))
     doubt = driver._doubt
     assert doubt is not None
 

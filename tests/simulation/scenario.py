@@ -47,6 +47,9 @@ ODD_ANSWERS: Mapping[str, float] = {
 }
 """The same for answers that only some endpoints give. Drawn from random streams of their own, act by act."""
 
+IDENTITIES: Mapping[str, float] = {"slip": 0.02, "drop": 0.003, "clone": 0.003, "seed": 0.001, "empty": 0.02}
+"""The same for what happens to the ends of a copy, in one seed of three."""
+
 ONLY_WHERE_TRIMMED = ("jump", "trim")
 
 
@@ -96,6 +99,7 @@ def draw(seed: int) -> Scenario:
         if trims or what not in ONLY_WHERE_TRIMMED:
             rates[what] = min(swung, 1.0)
     rates |= {what: _swung(seed, what, rate) for what, rate in ODD_ANSWERS.items()}
+    rates |= _identities(seed)
     return Scenario(
         hook=hook,
         view=view,
@@ -122,6 +126,14 @@ def draw(seed: int) -> Scenario:
 def _swung(seed: int, what: str, rate: float) -> float:
     chance = random.Random(f"rate of {what} {seed}")
     return min(1.0, rate * 10 ** chance.uniform(-1, 0.6)) if chance.random() < 0.5 else 0.0
+
+
+def _identities(seed: int) -> dict[str, float]:
+    """Drawn apart, so that other draws are what they were."""
+    chance = random.Random(f"identities {seed}")
+    if chance.random() < 2 / 3:
+        return {}
+    return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in IDENTITIES.items() if chance.random() < 0.7}
 
 
 def _numbering(chance: random.Random) -> Numbering:

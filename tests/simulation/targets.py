@@ -13,7 +13,7 @@ from replicator.checkpoints import NO_COUNTS, Save
 from replicator.doubt import LINGER
 from replicator.errors import Fenced, TransientError
 from replicator.target import Table
-from replicator.testing.memory import MemoryCheckpoints, MemoryIndex, MemoryRows, MemoryTarget, Request
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex, MemoryRows, MemoryTarget, Request
 from tests.simulation import truth
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ class UnreliableIndex(Watched, MemoryIndex):
     def __init__(self, universe: Universe) -> None:
         super().__init__(universe.database, universe.refuse, universe.clock)
         self._universe = universe
+
+    def lead(self, database: MemoryDatabase, place: str) -> None:
+        """Be the target of another cluster."""
+        self._database, self._place = database, f" in {place}"
 
     def carry_out(self, request: Request) -> bool:
         if self._universe.scenario.forgetful:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from replicator.batch import Batch, Upsert
+from replicator.batch import Batch, DocumentId, Upsert
 from replicator.checkpoints import ShardState, decode
 from replicator.position import epoch_of
 from replicator.testing.dynamodb import DynamoDB
@@ -28,6 +28,7 @@ class Universe:
     """One seed's world."""
 
     TABLE: ClassVar[str] = "orders"
+    SERVER: ClassVar[str] = "here"  # where the source's endpoint is
 
     def __init__(self, seed: int, scenario: Scenario, plan: Plan = (), trace: list[str] | None = None) -> None:
         self.random, self.answers = random.Random(f"schedule {seed}"), random.Random(f"answers {seed}")
@@ -93,6 +94,23 @@ class Universe:
     def refuse(self, write: Upsert) -> str | None:
         poor = self.scenario.refuses and int(str(write.body["v"])) % 5 == 1
         return "the target does not like this value" if poor else None
+
+    def remake(
+        self,
+        table: str,
+        rows: dict[DocumentId, tuple[int, bytes]],
+        tombstones: dict[DocumentId, int],
+        *,
+        noted: bool,
+    ) -> None:
+        """Put another table in a target table's place, with this in it; ``noted``: the note of its epoch was copied."""
+        database = self.database
+        database.rows[table], database.tombstones[table] = rows, tombstones
+        database.made[table] = database.made.get(table, 1) + 1
+        if not noted:
+            database.epochs[table] = 0
+        for place in [place for place in database.volatile if place[0] == table]:
+            del database.volatile[place]
 
     # What happens between two steps
 
@@ -189,7 +207,7 @@ class Universe:
         due = [do for at, do in self._between if at <= self.step or self.over]
         self._between = [(at, do) for at, do in self._between if at > self.step and not self.over]
         for do in due:
-            self.note("between runs", do.__qualname__)
+            self.note("between runs", getattr(do, "__qualname__", "") or getattr(do, "func", do).__qualname__)
             do()
 
     # The pipeline

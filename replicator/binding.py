@@ -1,0 +1,60 @@
+"""Binds a run's pipeline to the tables of its target: opened, extended where a person allows it, and remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from replicator import existing
+from replicator.checkpoints import Checkpoints
+from replicator.delivery import Patience
+from replicator.errors import GapFound
+from replicator.ledger import Ledger
+from replicator.pipeline import Pipeline
+from replicator.source import SourceTable
+from replicator.start import Allowed, Found, course
+from replicator.target import Defining, Table, Target
+from replicator.transform import Hook
+
+log = logging.getLogger("replicator")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The target's side of a run that begins."""
+
+    target: Target
+    tables: Sequence[Table]
+    hook: Hook | None
+    pipeline: Pipeline
+    patiently: Patience
+
+    def found(self, source: SourceTable) -> Found:
+        ledger = self.pipeline.ledger
+        return self.patiently(lambda: existing.found(ledger, source, self.target, self.tables, self.hook))
+
+    def extend(self, found: Found) -> None:
+        """Add to the tables what the config added; the epoch that begins next fills it."""
+        target = self.target
+        assert isinstance(target, Defining)
+        log.info("tables are extended", extra={"statements": list(found.additions or ())})
+        self.patiently(lambda: target.extend(self.tables, found.changes))
+
+    def open(self, found: Found) -> None:
+        """Open the tables, and remember which they are."""
+        state = self.pipeline.ledger.pipeline
+        assert state is not None
+        self.patiently(lambda: self.target.open(self.tables, state.epoch))
+        opened = self.patiently(lambda: existing.identities(self.target, self.tables))
+        self.pipeline.define(replace(found.bound, tables=opened))
+
+
+def admit(checkpoints: Checkpoints, found: Callable[[Ledger], Found], allowed: Allowed) -> None:
+    """ConfigError if a run must not begin as the config says, before it owns anything: a live run goes on.
+
+    What only a gap stands against is for the run itself, which records it.
+    """
+    with contextlib.suppress(GapFound):
+        course(found(Ledger(checkpoints.read())), allowed)

@@ -1,0 +1,54 @@
+"""What a run finds before it starts: what is stored, and both ends as they are now. Reads, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import orjson
+
+from replicator.identity import Change, Identity, Parts, changes
+from replicator.ledger import Ledger
+from replicator.source import SourceTable
+from replicator.start import Found
+from replicator.target import Defining, Identifying, Table, Target
+from replicator.transform import Hook
+
+
+def found(ledger: Ledger, source: SourceTable, target: Target, tables: Sequence[Table], hook: Hook | None) -> Found:
+    """What is stored beside what is there."""
+    defined = {table.name: parts(target, table) for table in tables}
+    changed = changes(ledger.definition.parts, defined)
+    return Found(
+        state=ledger.pipeline,
+        definition=ledger.definition,
+        shards=ledger.shards,
+        segments=ledger.segments,
+        gaps=ledger.gaps,
+        table=source,
+        epochs={table.name: target.epoch([table]) for table in tables},
+        identities=identities(target, tables),
+        parts=defined,
+        hook=hook.fingerprint if hook is not None else "",
+        additions=_additions(target, tables, changed),
+    )
+
+
+def identities(target: Target, tables: Sequence[Table]) -> Mapping[str, Identity]:
+    """Which tables of the target these are."""
+    if isinstance(target, Identifying):
+        return target.identities(tables)
+    return {table.name: Identity(table.name) for table in tables}
+
+
+def parts(target: Target, table: Table) -> Parts:
+    """What decides what is stored in ``table``."""
+    if isinstance(target, Defining):
+        return target.parts(table)
+    return {"options": orjson.dumps(dict(table.options), option=orjson.OPT_SORT_KEYS, default=str).decode()}
+
+
+def _additions(target: Target, tables: Sequence[Table], changed: Sequence[Change]) -> Sequence[str] | None:
+    """The statements that make what ``changed`` in tables that hold documents; None where only a resync will do."""
+    if not changed or not isinstance(target, Defining) or not all(change.added for change in changed):
+        return None
+    return target.additions(tables, changed)
