@@ -151,8 +151,8 @@ def gap(found: Found) -> GapFound | None:
     if state is None:
         if found.highest:
             return GapFound(
-                f"the target's table has versions of epoch {found.highest}: it was written by a pipeline whose "
-                "checkpoints are lost, or filled from such a table"
+                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost, or "
+                "was filled from such a table"
             )
         return None
     for g in found.gaps.values():
