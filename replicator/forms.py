@@ -85,7 +85,7 @@ class Quick:
         if self._amended is None or self._amended[0] is not frame or self._amended[1] != names:
             fields, kept = without(self.pieces, names)
             template = frame.around(fields + b"%b%b" + (b",%b" if fields else b"%b"))
-            taken = frame.taken in names or frame.takes(b"0".join(self.pieces))
+            taken = frame.takes_any(names) or frame.takes(b"0".join(self.pieces))
             self._amended = frame, names, None if taken else (template, kept)
         return self._amended[2]
 

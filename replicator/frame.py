@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -20,7 +20,8 @@ Given = Sequence[tuple[bytes, ...]]
 class Frame:
     """``before`` the fields of a document, a template with a ``%b`` for each value that is given, and ``after`` them.
 
-    There is at least one field. ``taken``: the name that no field may have, because ``before`` has it already.
+    There is at least one field. ``taken``: the name that no field may have, because ``before`` has it already; nor may
+    a field's name begin with it and a dot, which search engines take for what is inside it.
     """
 
     before: bytes
@@ -32,8 +33,17 @@ class Frame:
         return self.before + fields + self.after
 
     def takes(self, document: bytes) -> bool:
-        """Whether a field of this JSON object has the name that is taken."""
-        return self.taken is not None and self.taken in orjson.loads(document)
+        """Whether a field of this JSON object has a name that is taken."""
+        return self.taken is not None and self.takes_any(orjson.loads(document))
+
+    def takes_any(self, names: Iterable[object]) -> bool:
+        """Whether one of these names is taken."""
+        return self.taken is not None and any(is_within(name, self.taken) for name in names)
+
+
+def is_within(name: object, taken: str) -> bool:
+    """Whether a field of this name is ``taken``, or inside it where a dot leads into an object."""
+    return isinstance(name, str) and name.startswith(taken) and name[len(taken) : len(taken) + 1] in ("", ".")
 
 
 Kept = Callable[[Any], Any]

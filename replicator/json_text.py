@@ -129,9 +129,16 @@ class DocumentText:
 
 def _framed(frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
     fields = _fields(bodies)
-    if fields is None or (frame.taken is not None and any(map(contains, bodies, repeat(frame.taken)))):
+    if fields is None or _taken(frame, bodies, fields):
         return None
     return list(map(frame.around(b"%b").__mod__, map(add, given, zip(fields, strict=True))))
+
+
+def _taken(frame: Frame, bodies: Sequence[Mapping[str, object]], fields: Sequence[bytes]) -> bool:
+    """Whether a field has a name that is taken. Most often no text looks like one."""
+    if frame.taken is None or not any(map(contains, fields, repeat(b'"%b' % frame.taken.encode()))):
+        return False
+    return any(map(frame.takes_any, bodies))
 
 
 def _fields(bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:

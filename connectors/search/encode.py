@@ -10,7 +10,8 @@ import msgspec
 import orjson
 
 from connectors.search.ids import index_id, index_ids
-from connectors.search.layout import OURS, WHOLE, Layout
+from connectors.search.layout import WHOLE, Layout
+from connectors.search.names import OURS, is_ours
 from replicator.batch import Batch, Rejection, Upsert, Write
 from replicator.frame import Frame
 from replicator.json_text import DocumentText, Unfit, separately
@@ -158,14 +159,21 @@ class TableEncoder:
             raise Unfit(f"the document {e}") from None
         if self._whole:
             return _WHOLE % body
-        if _OURS in body and OURS in write.body:
-            raise Unfit(f"the document has a field named {OURS}, which is where replicator keeps version and key")
+        if _may_be_ours(body) and any(map(is_ours, orjson.loads(body))):
+            raise Unfit(
+                f"the document has a field named {OURS} or {OURS}.…, which is where replicator keeps version and key"
+            )
         return b"," + body[1:] if len(body) > 2 else b"}"
 
 
 _text = orjson.dumps
-_OURS = b'"%b":' % OURS.encode()
+_OURS = b'"%b' % OURS.encode()
 _WHOLE = b',"%b":%%b}' % WHOLE.encode()
+
+
+def _may_be_ours(body: bytes) -> bool:
+    """Whether a name in it is perhaps ours; nearly never. A name may be written with escapes."""
+    return _OURS in body or b"\\u" in body
 
 
 def cut(sizes: Sequence[int], most_bytes: int, most: int) -> list[slice]:

@@ -62,8 +62,10 @@ def expected(write: Upsert, of: Layout) -> bytes | str:
         return f"the document {e}"
     if of.whole:
         return before + b',"document":' + body + b"}\n"
-    if "replicator" in write.body:
-        return "the document has a field named replicator, which is where replicator keeps version and key"
+    if any(name == "replicator" or name.startswith("replicator.") for name in write.body):
+        return (
+            "the document has a field named replicator or replicator.…, which is where replicator keeps version and key"
+        )
     return before + (b"," + body[1:] if body != b"{}" else b"}") + b"\n"
 
 
@@ -95,17 +97,18 @@ def value(source: random.Random, depth: int = 0) -> Any:
     return source.choice((*usual, *exact, *sets))
 
 
-NAMES = ("id", "a", "Ünï", "%b", 'q"', "\n", "", "null")
+NAMES = ("id", "a", "Ünï", "%b", 'q"', "\n", "", "null", "replicators", "a.replicator")
+RESERVED = ("replicator", "replicator.deleted", "replicator.version", "replicator.")
 
 
 def document(source: random.Random) -> Mapping[str, Any]:
     found = {name: value(source) for name in source.sample(NAMES, source.randrange(5))}
-    return found | ({"replicator": 1} if source.random() < 0.02 else {})
+    return found | ({source.choice(RESERVED): 1} if source.random() < 0.02 else {})
 
 
 def items(source: random.Random) -> list[Item]:
     """Items of one form, here and there one of another."""
-    names = source.sample(NAMES, source.randrange(1, 5)) + (["replicator"] if source.random() < 0.1 else [])
+    names = source.sample(NAMES, source.randrange(1, 5)) + ([source.choice(RESERVED)] if source.random() < 0.1 else [])
     kinds = [source.choice(("S", "N", "SS", "NS", "BOOL", "M")) for _ in names]
 
     def attribute(kind: str) -> Any:
