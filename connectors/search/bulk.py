@@ -16,7 +16,7 @@ from replicator.errors import ReplicatorError
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
 _SAID = ("status", "error.type", "error.reason", "error.caused_by.reason")
-_ITEMS = ("errors", *(f"items.*.{name}" for name in _SAID), "items.delete._index")
+_ITEMS = ("errors", *(f"items.*.{name}" for name in _SAID), "items.*._index", "items.*.result")
 _ANSWER = filtered(*_ITEMS)
 
 
@@ -76,8 +76,8 @@ class Bulk:
 
     def _deliver(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         body = b"".join(lines)
-        # Only through the alias: an index that is gone is not made anew by accident, with a mapping out of thin air.
-        path = f"/{quote(layout.alias, safe='')}/_bulk?require_alias=true&timeout=30s&{_ANSWER}"
+        # Only through an alias: an index that is gone is not made anew by accident, with an inferred mapping.
+        path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{_ANSWER}"
         try:
             answer = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:

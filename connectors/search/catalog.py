@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 
-from connectors.search.compare import differences, roundings, settings_differences
-from connectors.search.connection import Connection
+from connectors.search import hazards
+from connectors.search.compare import differences, own_differences, roundings, settings_differences
+from connectors.search.connection import Connection, filtered
 from connectors.search.failures import failure
-from connectors.search.layout import FORMAT, LIVE, OURS, Layout, own_fields
+from connectors.search.layout import FORMAT, LIVE, Layout, own_fields
+from connectors.search.names import OURS
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +35,66 @@ class Found:
     def epoch(self) -> int:
         return int(self.notes.get("epoch", 0))
 
+    @property
+    def uuid(self) -> str:
+        """The engine's own name of it, which no other index ever has, whatever that is called."""
+        return str(self.settings.get("uuid", ""))
+
+    @property
+    def replaced(self) -> bool:
+        """Whether it is another index than the one that replicator noted, under its name and with its notes."""
+        return str(self.notes.get("uuid", self.uuid)) != self.uuid
+
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is under a layout's two names: the index, None if it is absent, and where the alias leads."""
+    """What is under a layout's three names: the index, None if it is absent, and where the two aliases lead.
+
+    ``instead``: the indices that the index's own name leads to, where it has become an alias.
+    """
 
     index: Found | None
     leads_to: tuple[str, ...]
+    writes_to: tuple[str, ...]
+    instead: tuple[str, ...] = ()
+
+    def replaced(self, epoch: int) -> bool:
+        """Whether a run that goes on with ``epoch`` would write to another index than the one it knows."""
+        return self.index is not None and self.index.replaced and self.index.epoch == epoch
 
     @property
     def complete(self) -> bool:
-        return self.index is not None and bool(self.leads_to)
+        return self.index is not None and bool(self.leads_to) and bool(self.writes_to)
 
 
 def state(connection: Connection, layout: Layout) -> State:
-    index = _get(connection, layout.index).get(layout.index)
-    return State(index, tuple(sorted(_get(connection, layout.alias))))
+    named = _get(connection, layout.index)
+    alias, writer = (tuple(sorted(_get(connection, name))) for name in (layout.alias, layout.writer))
+    return State(named.get(layout.index), alias, writer, _others(layout, named))
+
+
+def _others(layout: Layout, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in names if name != layout.index))
+
+
+def states(connection: Connection, layouts: Sequence[Layout]) -> list[State]:
+    """The same of several in one request, without mappings; they may have changed since they were opened."""
+    names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
+    path = f"/{quote(','.join(names), safe='')}?ignore_unavailable=true&{_SETTINGS}"
+    found = connection.ask("GET", path, doing=f"reading what {', '.join(names)} are (view_index_metadata)")
+    there = {index: _found(index, told) for index, told in found.items()}
+    return [_state(layout, there) for layout in layouts]
+
+
+_SETTINGS = filtered("*.settings.index", "*.aliases")
+
+
+def _state(layout: Layout, there: Mapping[str, Found]) -> State:
+    def leads_to(name: str) -> tuple[str, ...]:
+        return tuple(sorted(index for index, found in there.items() if name == index or name in found.aliases))
+
+    instead = _others(layout, leads_to(layout.index))
+    return State(there.get(layout.index), leads_to(layout.alias), leads_to(layout.writer), instead)
 
 
 def _get(connection: Connection, name: str) -> dict[str, Found]:
@@ -74,11 +120,62 @@ def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
             "which hides what is deleted. Give the table another name, or rename or remove that index"
         )
         return
-    strangers = [name for name in found.leads_to if name != layout.index]
-    if strangers:
-        yield f"the alias {layout.alias} leads to {', '.join(strangers)}; it is to lead to {layout.index} only"
+    if found.instead:
+        yield _renamed(layout, found.instead)
+        return
+    yield from _strangers(layout, found)
     if found.index is not None:
         yield from (f"{layout.index}: {text}" for text in _of_index(layout, found.index, pipeline))
+
+
+def _renamed(layout: Layout, instead: Sequence[str]) -> str:
+    other = ", ".join(instead)
+    return (
+        f"{layout.index} is not an index any more but an alias of {other}: something replaced the index, as ILM's "
+        f"shrink does. Keep {other}, perhaps the only copy. To go on in it, write index: {instead[0]} under the table, "
+        "take that index out of ILM (index.lifecycle.name: null), and run: replicator resync"
+    )
+
+
+def _strangers(layout: Layout, found: State) -> Iterator[str]:
+    for alias, leads_to in ((layout.alias, found.leads_to), (layout.writer, found.writes_to)):
+        if others := _others(layout, leads_to):
+            yield (
+                f"the alias {alias} leads to {', '.join(others)}; it must lead to {layout.index} only "
+                "(rollover, ILM and reindexing scripts move aliases: keep them off this one)"
+            )
+
+
+def changed(layout: Layout, found: State, uuid: str) -> Iterator[str]:
+    """What has become of an index since it was opened with ``uuid``, as far as a copy cannot go on with it."""
+    if found.instead:
+        yield _renamed(layout, found.instead)
+    elif found.index is None:
+        yield f"the index {layout.index} is gone. If its documents are lost, copy everything again: replicator resync"
+    elif found.index.uuid != uuid:
+        yield replaced(layout)
+    else:
+        yield from _strangers(layout, found)
+        if not found.leads_to:
+            yield f"the alias {layout.alias} is gone, so that searches find nothing; the next run makes it anew"
+        yield from (f"{layout.index}: {text}" for text in _promises(layout, found.index))
+
+
+def replaced(layout: Layout) -> str:
+    return (
+        f"{layout.index} is not the index that replicator wrote to: it was deleted and made anew, restored from a "
+        "snapshot, or put there in another way. What it lacks may be in no stream; copy everything again with: "
+        "replicator resync"
+    )
+
+
+def overtaken(layout: Layout, found: State, epoch: int) -> Iterator[str]:
+    """Why a run of ``epoch`` may not begin to write to the index."""
+    if found.index is not None and found.index.epoch > epoch:
+        yield (
+            f"{layout.index} was written by epoch {found.index.epoch}, after this run's {epoch}: its documents would "
+            "be taken for newer ones. Choose another index with index: NAME, or put the newer checkpoints back"
+        )
 
 
 def taken(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
@@ -101,15 +198,30 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
         yield from taken(layout, found, pipeline)
     if int(found.notes.get("format", 0)) > FORMAT:
         yield f"it is of format {found.notes['format']}, this replicator knows up to {FORMAT}: use the newer one"
-    missing = layout.adopt and OURS not in found.mapping.get("properties", {})
-    wanted = _without_ours(layout.mapping) if missing else layout.mapping
-    yield from differences(wanted, found.mapping)
+    yield from differences(_without_ours(layout.mapping), found.mapping)
+    yield from own_differences(own_fields(layout.parts), found.mapping.get("properties", {}).get(OURS))
     yield from settings_differences(layout.settings, found.settings)
+    yield from hazards.of_mapping(found.mapping)
+    yield from _promises(layout, found)
+    if not _routed_alike(layout, found):
+        yield "its documents are routed otherwise than routing says, so they would be there twice; make a new index"
+
+
+def _promises(layout: Layout, found: Found) -> Iterator[str]:
+    """What of its settings and aliases, which may be changed at any time, breaks a promise."""
+    yield from hazards.of_settings(found.settings)
     alias = found.aliases.get(layout.alias)
     if alias is not None and alias.get("filter") != LIVE:
         yield f"the alias {layout.alias} does not hide tombstones; its filter is to be {orjson.dumps(LIVE).decode()}"
-    if not _routed_alike(layout, found):
-        yield "its documents are routed otherwise than routing says, so they would be there twice; make a new index"
+    for name in (layout.alias, layout.writer):
+        given = found.aliases.get(name, {})
+        if any(kind in given for kind in ("index_routing", "search_routing")):
+            yield (
+                f"the alias {name} has a routing, so documents would be there twice or not be found; "
+                "make the alias without it (routing: ATTRIBUTE under the table is what replicator knows)"
+            )
+    if str(found.aliases.get(layout.writer, {}).get("is_write_index", True)).lower() == "false":
+        yield f"the alias {layout.writer} is not for writing (is_write_index: false); remove it, and run makes it anew"
 
 
 def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,35 +241,48 @@ def plan(layout: Layout, found: State) -> Iterator[str]:
         notes = "".join(f"# {text}\n" for text in roundings(layout.mapping["properties"]) if OURS not in text[:11])
         body = orjson.dumps(_creation(layout, {}), option=orjson.OPT_INDENT_2).decode()
         yield f"{notes}PUT /{layout.index}\n{body}"
-    elif not found.leads_to:
-        yield f"POST /_aliases\n{orjson.dumps(_alias(layout), option=orjson.OPT_INDENT_2).decode()}"
+    elif not found.complete:
+        yield f"POST /_aliases\n{orjson.dumps(_actions(layout, found), option=orjson.OPT_INDENT_2).decode()}"
 
 
 def make(connection: Connection, layout: Layout, found: State, notes: Mapping[str, Any]) -> None:
-    """Make what is absent, and note whose index it is."""
-    index = quote(layout.index, safe="")
+    """Make what is absent. ``notes``: whose index it is."""
     if found.index is None:
         body = orjson.dumps(_creation(layout, notes))
-        connection.ask("PUT", f"/{index}", body, doing=f"making the index {layout.index} (create_index)")
+        path = f"/{quote(layout.index, safe='')}"
+        connection.ask("PUT", path, body, doing=f"making the index {layout.index} (create_index)")
+    elif not found.complete:
+        body = orjson.dumps(_actions(layout, found))
+        connection.ask("POST", "/_aliases", body, doing=f"making the aliases of {layout.index}")
+
+
+def note(connection: Connection, layout: Layout, found: Found, notes: Mapping[str, Any]) -> None:
+    """Leave ``notes`` in the mapping of an index that is there, and the index's own name with them."""
+    noted = {**notes, **({"uuid": found.uuid} if found.uuid else {})}
+    own, fields = found.mapping.get("properties", {}).get(OURS, {}), own_fields(layout.parts)
+    if dict(found.notes) == noted and fields.keys() <= own.get("properties", {}).keys():
         return
-    if dict(found.index.notes) != dict(notes):
-        meta = {**found.index.mapping.get("_meta", {}), OURS: notes}
-        mapping = {"_meta": meta, "properties": {OURS: {"properties": own_fields(layout.parts)}}}
-        connection.ask(
-            "PUT", f"/{index}/_mapping", orjson.dumps(mapping), doing=f"changing the mapping of {layout.index} (manage)"
-        )
-    if not found.leads_to:
-        connection.ask("POST", "/_aliases", orjson.dumps(_alias(layout)), doing=f"making the alias {layout.alias}")
+    meta = {**found.mapping.get("_meta", {}), OURS: noted}
+    mapping = {"_meta": meta, "properties": {OURS: {"properties": fields}}}
+    path = f"/{quote(layout.index, safe='')}/_mapping"
+    connection.ask("PUT", path, orjson.dumps(mapping), doing=f"changing the mapping of {layout.index} (manage)")
 
 
 def _creation(layout: Layout, notes: Mapping[str, Any]) -> dict[str, Any]:
     meta = {**layout.mapping.get("_meta", {}), **({OURS: notes} if notes else {})}
     mapping = {**layout.mapping, **({"_meta": meta} if meta else {})}
-    return {"settings": layout.settings, "mappings": mapping, "aliases": {layout.alias: {"filter": LIVE}}}
+    return {"settings": layout.settings, "mappings": mapping, "aliases": _aliases(layout)}
 
 
-def _alias(layout: Layout) -> dict[str, Any]:
-    return {"actions": [{"add": {"index": layout.index, "alias": layout.alias, "filter": LIVE}}]}
+def _aliases(layout: Layout) -> dict[str, Any]:
+    """The one that people search, and the one that is written through. Both hide tombstones, whoever uses them."""
+    return {layout.alias: {"filter": LIVE}, layout.writer: {"filter": LIVE, "is_hidden": True}}
+
+
+def _actions(layout: Layout, found: State) -> dict[str, Any]:
+    absent = {layout.alias: not found.leads_to, layout.writer: not found.writes_to}
+    made = {name: how for name, how in _aliases(layout).items() if absent[name]}
+    return {"actions": [{"add": {"index": layout.index, "alias": name, **how}} for name, how in made.items()]}
 
 
 def notes(layout: Layout, pipeline: str, epoch: int) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from connectors.search.names import OURS
+
 # The engine does not show what is as it would be anyway.
 _DEFAULTS: Mapping[str, Any] = {
     "index": True, "doc_values": True, "store": False, "enabled": True, "coerce": True, "ignore_malformed": False,
@@ -29,6 +31,24 @@ def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator
         if name not in ("properties", "_meta", "_routing"):
             yield from _parameter("the mapping", name, value, there)
     yield from _fields(wanted.get("properties", {}), there.get("properties", {}), "")
+
+
+def own_differences(wanted: Mapping[str, Any], there: Mapping[str, Any] | None) -> Iterator[str]:
+    """In which replicator's own fields are not as they must be. Those that are missing are added by ``open``."""
+    if there is None:
+        return
+    yield from _parameters(OURS, {"type": "object", "dynamic": None}, there)
+    for name, field in there.get("properties", {}).items():
+        if name in wanted:
+            yield from _parameters(f"{OURS}.{name}", wanted[name], field)
+
+
+def _parameters(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    """Also what was added, because searches for what is to be removed rely on these fields."""
+    for name in sorted(({*wanted, *there}) - {"properties", "dynamic"}):
+        expected, found = (_plain(given.get(name, _DEFAULTS.get(name))) for given in (wanted, there))
+        if expected != found:
+            yield f"field {path} must have {name}: {expected}, it has {found} (make a new index)"
 
 
 def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:

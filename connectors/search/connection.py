@@ -60,6 +60,7 @@ class Connection:
 
     def __init__(self, nodes: Sequence[NodeConfig], product: str, sign: Sign | None = None) -> None:
         first = nodes[0]
+        self.product = product
         self.server = f"{product} at {first.host}:{first.port}"
         self._nodes = [
             node.replace(headers={**node.headers, "user-agent": f"replicator/{__version__}"}) for node in nodes

@@ -97,6 +97,12 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
         "with: replicator resync",
     ),
     (
+        "invalid_index_name_exception",  # of an alias that is gone: what makes indices by accident cannot make this one
+        ConfigError,
+        "the alias that replicator writes through is gone, and so is the index perhaps: {reason}. If its documents are "
+        "lost, copy everything again with: replicator resync",
+    ),
+    (
         "resource_already_exists_exception",
         TransientError,
         "somebody else made the index at the same moment; looking again",

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.search.options import SearchTable, index_name
+from connectors.search.names import OURS, WRITER
+from connectors.search.options import LONGEST_NAME, SearchTable, index_name
 from replicator.config_target import OWN_IDS
 from replicator.errors import ConfigError
 from replicator.target import Table
 
-OURS = "replicator"
 WHOLE = "document"  # where a whole item is, in an index without a mapping
 FORMAT = 1  # of the layout; a newer one is refused
 LIVE = {"bool": {"must_not": {"term": {f"{OURS}.deleted": True}}}}  # the alias's filter: hides tombstones
@@ -39,6 +39,11 @@ class Layout:
     shards: int | None = None
     routed_by: int | None = None
     adopt: bool = False
+
+    @property
+    def writer(self) -> str:
+        """The alias that is written through: replicator's own, so that a moved ``alias`` moves no writes."""
+        return f"{self.index}{WRITER}"
 
 
 def layouts(tables: Sequence[Table]) -> dict[str, Layout]:
@@ -69,6 +74,11 @@ def _layout(table: Table) -> Layout:
             index_name(given)
         except ValueError as e:
             raise ConfigError(f"{table.name}: {given} {e}") from e
+    if len(f"{name}{WRITER}".encode()) > LONGEST_NAME:
+        raise ConfigError(
+            f"{table.name}: the index's name {name} is too long: with {WRITER} behind it, as replicator's own alias is "
+            f"called, it may have {LONGEST_NAME} bytes; choose a shorter one with index: NAME"
+        )
     if name == table.name:
         raise ConfigError(f"{name}: the alias and the index behind it need different names; leave out index")
     routed_by = _routing(table, options.routing)

@@ -1,20 +1,26 @@
 """What a sweep removes and a purge forgets, a piece at a time.
 
-A search sees only what was refreshed, so each piece begins with the one refresh that replicator asks for.
+A search sees only what was refreshed, so each piece begins with the one refresh that replicator asks for. It may still
+miss documents: a copy of a shard lags behind, something else filters the search. So an end is confirmed by the columns
+of the fields that a query looks up in an index, and what was removed may not be found again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 
+from connectors.search import catalog, hazards
 from connectors.search.connection import Connection, filtered
 from connectors.search.ids import index_id
-from connectors.search.layout import OURS, Layout
+from connectors.search.layout import Layout
+from connectors.search.names import OURS
 from replicator.batch import DocumentId
+from replicator.errors import TransientError
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
@@ -22,17 +28,34 @@ _HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "h
 _WHOLE = "allow_partial_search_results=false"  # a shard that does not answer is no shard without hits
 
 
-def swept(connection: Connection, layout: Layout, below: int, spare: Sequence[DocumentId]) -> list[bytes]:
-    """Lines that put tombstones of version ``below`` where older documents are."""
-    query = {"filter": [_older(below)], "must_not": [{"term": {f"{OURS}.deleted": True}}, *_spared(layout, spare)]}
-    hits = _found(connection, layout, query, [f"{OURS}.{part}" for part in layout.parts])
-    return [_tombstone(layout, hit, below) for hit in hits]
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some documents by id, and version, and the lines that remove them."""
+
+    documents: frozenset[tuple[str, int]]
+    lines: Sequence[bytes]
 
 
-def forgotten(connection: Connection, layout: Layout, below: int) -> list[bytes]:
-    """Lines that remove older tombstones, each only as long as it is that tombstone."""
-    query = {"filter": [_older(below), {"term": {f"{OURS}.deleted": True}}]}
-    return [_removal(hit) for hit in _found(connection, layout, query, False)]
+def swept(connection: Connection, layout: Layout, below: int, spare: Sequence[DocumentId]) -> Piece:
+    """Puts tombstones of version ``below`` where older documents are."""
+    spared = list(_spared(layout, spare))
+    query = {"filter": [_older(below)], "must_not": [{"term": {f"{OURS}.deleted": True}}, *spared]}
+    hits = _found(connection, layout, query, [OURS])
+    if not hits:
+        _confirm(connection, layout, {"must_not": spared}, "live", below)
+    return _piece(hits, [_tombstone(hit, below) for hit in hits])
+
+
+def forgotten(connection: Connection, layout: Layout, below: int) -> Piece:
+    """Removes older tombstones, each only as long as it is that tombstone."""
+    hits = _found(connection, layout, {"filter": [_older(below), {"term": {f"{OURS}.deleted": True}}]}, False)
+    if not hits:
+        _confirm(connection, layout, {}, "deleted", below)
+    return _piece(hits, [_removal(hit) for hit in hits])
+
+
+def _piece(hits: Sequence[Any], lines: Sequence[bytes]) -> Piece:
+    return Piece(frozenset((hit["_id"], hit["_version"]) for hit in hits), lines)
 
 
 def _older(below: int) -> dict[str, Any]:
@@ -51,15 +74,49 @@ def _spared(layout: Layout, spare: Sequence[DocumentId]) -> Iterator[dict[str, A
 def _found(connection: Connection, layout: Layout, query: Mapping[str, Any], source: Any) -> Sequence[Any]:
     index = quote(layout.index, safe="")
     connection.ask("POST", f"/{index}/_refresh", doing="refreshing the index")
-    wanted = {"size": PIECE, "version": True, "_source": source, "sort": ["_doc"], "query": {"bool": query}}
-    path = f"/{index}/_search?{_WHOLE}&{_HITS}"
+    settings = _settings(connection, layout)
+    size = min(PIECE, int(settings.get("max_result_window", PIECE)))
+    wanted = {"size": size, "version": True, "_source": source, "sort": ["_doc"], "query": {"bool": query}}
+    path = f"/{index}/_search?{_WHOLE}&{_HITS}{_undisturbed(connection, settings)}"
     found = connection.ask("POST", path, orjson.dumps(wanted), doing="searching for documents to remove")
     hits: Sequence[Any] = found.get("hits", {}).get("hits", ())
     return hits
 
 
-def _tombstone(layout: Layout, hit: Any, below: int) -> bytes:
-    own = {"version": below, **hit["_source"][OURS], "deleted": True}
+def _settings(connection: Connection, layout: Layout) -> Mapping[str, str]:
+    (state,) = catalog.states(connection, [layout])
+    return {} if state.index is None else hazards.flat(state.index.settings)
+
+
+def _undisturbed(connection: Connection, settings: Mapping[str, str]) -> str:
+    """Parameters that keep a search whole: no pipeline, and no replicas where they may lag (OpenSearch)."""
+    none = "&search_pipeline=_none" if "search.default_pipeline" in settings else ""
+    return none + ("&preference=_primary" if connection.product == "OpenSearch" else "")
+
+
+def _confirm(connection: Connection, layout: Layout, query: Mapping[str, Any], kind: str, below: int) -> None:
+    """TransientError if a document, or tombstone, older than ``below`` is there though no search finds it."""
+    oldest = {"oldest": {"min": {"field": f"{OURS}.version"}}}
+    deleted = {"field": f"{OURS}.deleted"}
+    by = {"missing": deleted} if kind == "live" else {"terms": deleted}
+    wanted = {"size": 0, "query": {"bool": query}, "aggs": {"of": {**by, "aggs": oldest}}}
+    plain = _undisturbed(connection, _settings(connection, layout))
+    path = f"/{quote(layout.index, safe='')}/_search?{_WHOLE}&request_cache=false&{_OLDEST}{plain}"
+    found = connection.ask("POST", path, orjson.dumps(wanted), doing="confirming that nothing is left to remove")
+    of = found.get("aggregations", {}).get("of", {})
+    values = [group.get("oldest", {}).get("value") for group in (of, *of.get("buckets", ()))]
+    if any(value is not None and value < below for value in values):  # a double: exact enough between two epochs
+        raise TransientError(
+            f"{connection.server}: searches in {layout.index} do not find all {kind} documents that must be removed; "
+            "looking again (does a copy of a shard lag, or is the index searched through a pipeline?)"
+        )
+
+
+_OLDEST = filtered("aggregations.of.oldest.value", "aggregations.of.buckets.oldest.value")
+
+
+def _tombstone(hit: Any, below: int) -> bytes:
+    own = {**hit.get("_source", {}).get(OURS, {}), "version": below, "deleted": True}
     action = {"_id": hit["_id"], "version": below, "version_type": "external", **_routing(hit)}
     return orjson.dumps({"index": action}) + b"\n" + orjson.dumps({OURS: own}) + b"\n"
 

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from connectors.search import hazards
+from connectors.search.names import OURS, is_ours
 from replicator.config_models import Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
+LONGEST_NAME = 255  # bytes of the name of an index or alias
 _FORBIDDEN = re.compile(r'[\\/*?"<>|\s,#:\x00-\x1f]')
 
 
@@ -21,7 +24,7 @@ def index_name(name: str) -> str:
         raise ValueError(
             "is to be an index's name: lower case, none of \\ / * ? \" < > | , # : or spaces, not beginning with - _ +"
         )
-    if len(name.encode()) > 255:
+    if len(name.encode()) > LONGEST_NAME:
         raise ValueError("is longer than the 255 bytes that an index's name may have")
     return name
 
@@ -41,8 +44,10 @@ def _whole_mapping(mapping: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("is a whole index; keep what is under mappings, and put its settings under settings")
     if not isinstance(mapping.get("properties"), dict):
         raise ValueError("has no properties; it is to look like properties: {title: {type: text}}")
-    if "replicator" in mapping["properties"]:
-        raise ValueError("has a field named replicator, which is where replicator keeps version and key")
+    if taken := [name for name in mapping["properties"] if is_ours(name)]:
+        raise ValueError(f"has a field named {taken[0]}, which is where replicator keeps version and key")
+    if copies := list(hazards.copied(mapping["properties"])):
+        raise ValueError(f"copies the field {copies[0]} to {OURS}, which is where replicator keeps version and key")
     if "_source" in mapping:
         raise ValueError("has _source, which is always kept whole: it is the document")
     return mapping
@@ -55,6 +60,13 @@ Mapping = Annotated[
 ]
 
 
+def _safe_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """ValueError for settings under which a copy could not keep its promise."""
+    if problems := list(hazards.of_settings(settings)):
+        raise ValueError(f"cannot be used: {problems[0]}")
+    return settings
+
+
 class SearchTable(Options):
     """Options of one index. The table's name is the alias under which it is searched."""
 
@@ -64,7 +76,9 @@ class SearchTable(Options):
     mapping: Mapping | None = Field(
         default=None, description="the index's mapping; without it a whole item is kept under document, unsearchable"
     )
-    settings: dict[str, Any] = Field(default={}, description="the index's settings, e.g. analysis")
+    settings: Annotated[dict[str, Any], AfterValidator(_safe_settings)] = Field(
+        default={}, description="the index's settings, e.g. analysis"
+    )
     shards: int | None = Field(default=None, ge=1, le=1024, description="primary shards; cannot be changed later")
     replicas: int | None = Field(default=None, ge=0, le=100, description="copies of each shard")
     routing: str | None = Field(default=None, description="key attribute that says in which shard a document is")

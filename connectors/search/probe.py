@@ -9,9 +9,11 @@ from urllib.parse import quote
 
 import orjson
 
+from connectors.search import hazards
 from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
-from connectors.search.layout import OURS, Layout
+from connectors.search.layout import Layout
+from connectors.search.names import OURS
 from connectors.search.verdicts import Verdict, worst
 from replicator.errors import ConfigError
 from replicator.position import FIRST_EPOCH, version
@@ -65,9 +67,19 @@ def swallowed(connection: Connection, layout: Layout) -> Iterator[str]:
         )
 
 
+def templates(connection: Connection, layout: Layout) -> Iterator[str]:
+    """What index templates would make of an absent index, where the cluster tells; ``open`` looks at what it made."""
+    path = f"/_index_template/_simulate_index/{quote(layout.index, safe='')}"
+    answer = connection.request("POST", path)
+    found = answer.json
+    template = found.get("template", {}) if answer.status == 200 and isinstance(found, dict) else {}
+    problems = *hazards.of_settings(template.get("settings", {})), *hazards.of_mapping(template.get("mappings", {}))
+    yield from (f"{layout.index}: an index template would make it so that {text}" for text in problems)
+
+
 def missing_privileges(connection: Connection, layouts: Sequence[Layout]) -> Iterator[str]:
     """What the login may not do, if the cluster tells (Elasticsearch with security). Else each refusal says it."""
-    names = [name for layout in layouts for name in (layout.index, layout.alias)]
+    names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
     wanted = {"index": [{"names": names, "privileges": list(_NEEDED)}]}
     answer = connection.request("POST", "/_security/user/_has_privileges", orjson.dumps(wanted))
     found = answer.json

@@ -13,10 +13,11 @@ from connectors.search.failures import AnswerLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.verdicts import worst
+from connectors.search.watch import Watch
 from connectors.search.writing import Writing
 from replicator.batch import Batch, DocumentId, Outcome
 from replicator.doubt import Doubt
-from replicator.errors import ConfigError, ReplicatorError
+from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.target import Table
 
 
@@ -36,6 +37,8 @@ class SearchTarget:
         self._doubt = Doubt()
         self._conflicts = Conflicts(connection)
         self._writing = Writing(self._bulk, self._doubt, self._conflicts)
+        self._watch = Watch(connection)
+        self._gone: dict[tuple[str, str], frozenset[tuple[str, int]]] = {}  # what the last piece removed, by index
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
 
@@ -70,13 +73,14 @@ class SearchTarget:
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)
-        found = {name: catalog.state(self._connection, layout) for name, layout in wanted.items()}
-        problems = [text for n, layout in wanted.items() for text in self._mismatches(layout, found[n])]
-        if problems:
+        found = {name: self._usable(layout, epoch) for name, layout in wanted.items()}
+        if problems := [text for _, texts in found.values() for text in texts]:
             raise ConfigError(*problems)
         for name, layout in wanted.items():
-            catalog.make(self._connection, layout, found[name], catalog.notes(layout, self._pipeline, epoch))
-            probe.versions_kept(self._bulk, layout, self._connection.server)
+            if found[name][0].replaced(epoch):
+                raise GapFound(catalog.replaced(layout))
+        uuids = {name: self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()}
+        self._watch.begin({name: (layout, uuids[name]) for name, layout in wanted.items()})
         self._layouts = wanted
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
@@ -89,6 +93,7 @@ class SearchTarget:
         return encode(batch, self._encoders)
 
     def send(self, encoded: Encoded) -> None:
+        self._watch.look()
         self._writing.send(encoded, self._layouts)
 
     def ready(self) -> bool:
@@ -99,16 +104,47 @@ class SearchTarget:
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (layout,) = layouts([table]).values()
-        return self._stored(layout, leftovers.swept(self._connection, layout, below, spare))
+        self._watch.look()
+        return self._removed("swept", layout, leftovers.swept(self._connection, layout, below, spare))
 
     def purge(self, table: Table, below: int) -> int:
         (layout,) = layouts([table]).values()
-        return self._stored(layout, leftovers.forgotten(self._connection, layout, below))
+        self._watch.look()
+        return self._removed("purged", layout, leftovers.forgotten(self._connection, layout, below))
 
     def close(self) -> None:
         self._writing.drop()
         self._bulk.close()
         self._connection.close()
+
+    def _usable(self, layout: Layout, epoch: int) -> tuple[catalog.State, Sequence[str]]:
+        found = catalog.state(self._connection, layout)
+        return found, [*self._mismatches(layout, found), *catalog.overtaken(layout, found, epoch)]
+
+    def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> str:
+        """Make and note what is absent; the index's UUID. What is made is looked at again: templates have a say."""
+        if not found.complete:
+            catalog.make(self._connection, layout, found, catalog.notes(layout, self._pipeline, 0))
+            found = catalog.state(self._connection, layout)
+            if problems := self._mismatches(layout, found):
+                raise ConfigError(*problems)
+        if found.index is None:
+            raise TransientError(f"{self.server}: the index {layout.index} was made, and is not there; looking again")
+        probe.versions_kept(self._bulk, layout, self.server)
+        catalog.note(self._connection, layout, found.index, catalog.notes(layout, self._pipeline, epoch))
+        return found.index.uuid
+
+    def _removed(self, how: str, layout: Layout, piece: leftovers.Piece) -> int:
+        """How many were removed. TransientError where a search still shows what was removed before."""
+        again = piece.documents & self._gone.get((how, layout.index), frozenset())
+        if again:
+            raise TransientError(
+                f"{self.server}: a search in {layout.index} still shows {len(again)} documents that were {how}; "
+                "looking again (does a copy of a shard lag behind?)"
+            )
+        count = self._stored(layout, piece.lines)
+        self._gone[how, layout.index] = piece.documents
+        return count
 
     def _stored(self, layout: Layout, lines: Sequence[bytes]) -> int:
         found = self._bulk.store(layout, lines)
@@ -124,7 +160,11 @@ class SearchTarget:
 
     def _problems(self, layout: Layout) -> Sequence[str]:
         found = catalog.state(self._connection, layout)
-        problems = self._mismatches(layout, found)
+        problems = [*self._mismatches(layout, found)]
+        if found.index is not None and found.index.replaced:
+            problems.append(catalog.replaced(layout))
+        if found.index is None and not problems:
+            problems += probe.templates(self._connection, layout)
         if problems or not found.complete:
             return problems
         try:

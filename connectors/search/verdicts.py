@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from connectors.search.failures import AnswerLost, engine_failure
+from connectors.search.names import WRITER
 from connectors.search.reasons import refusal
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
@@ -40,24 +41,34 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
 
 
 def all_stored(body: bytes, count: int, index: str) -> bool:
-    """Whether an answer is ``count`` items that are stored, and nothing else: then nobody has to parse it."""
+    """Whether an answer is ``count`` items that are stored in ``index``, and nothing else: then it is not parsed."""
+    name = orjson.dumps(index)
     for item in _INDEXED:
-        body = body.replace(item, b"+")
+        body = body.replace(item % name, b"+")
     if b"delete" in body:
-        for status in (b"200", b"404"):
-            body = body.replace(_DELETED % (orjson.dumps(index), status), b"+")
+        for item in _DELETED:
+            body = body.replace(item % name, b"+")
     return body == b'{"errors":false,"items":[%b]}' % b",".join([b"+"] * count)
 
 
-_INDEXED = (b'{"index":{"status":200}}', b'{"index":{"status":201}}')
-_DELETED = b'{"delete":{"_index":%b,"status":%b}}'
+_INDEXED = (
+    b'{"index":{"_index":%b,"result":"updated","status":200}}',
+    b'{"index":{"_index":%b,"result":"created","status":201}}',
+)
+_DELETED = (
+    b'{"delete":{"_index":%b,"result":"deleted","status":200}}',
+    b'{"delete":{"_index":%b,"result":"not_found","status":404}}',
+)
 
 
 def _verdict(outcome: Any, server: str, index: str) -> Verdict:
     status, error = outcome["status"], outcome.get("error")
-    if error is None and (status < 300 or status == 404):  # 404: what was to be deleted is not there
-        went_to = outcome.get("_index", index)  # said of deletes, which may make an index where ours is gone
-        return STORED if went_to == index else failed(ConfigError(_astray(server, index, went_to)))
+    stored = error is None and (status < 300 or status == 404)  # 404: what was to be deleted is not there
+    if (stored or status == 409) and (went_to := outcome.get("_index", index)) != index:
+        return failed(ConfigError(_astray(server, index, went_to)))
+    if stored:
+        dropped = outcome.get("result") == "noop"
+        return failed(ConfigError(_dropped(server, index))) if dropped else STORED
     type, reason = _cause(error)
     if status == 409:
         return CONFLICT
@@ -71,8 +82,17 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
 
 def _astray(server: str, index: str, other: str) -> str:
     return (
-        f"{server}: the index {index} is gone, and the cluster made an empty one, {other}, when something was written. "
-        f"Remove {other}; if the documents are lost, copy everything again with: replicator resync"
+        f"{server}: what is written for the index {index} arrives in another one, {other}: its alias {index}{WRITER} "
+        f"was moved there, as ILM's shrink or a reindexing script does. Nothing of it counts as stored. Keep {other}, "
+        f"perhaps the only copy; its documents with the same ids may be overwritten. To go on in {index}, move the "
+        f"alias back; to go on in {other}, write index: {other} under the table. Then run: replicator resync"
+    )
+
+
+def _dropped(server: str, index: str) -> str:
+    return (
+        f"{server}: an ingest pipeline dropped a document that was to be stored in {index}. Remove the index's setting "
+        "index.final_pipeline, then copy everything again with: replicator resync"
     )
 
 

@@ -300,7 +300,8 @@ def test_an_alias_that_leads_elsewhere_or_hides_nothing_is_refused(one_search: S
     one_search.ask("POST", "/_aliases", {"actions": [{"add": action}]})
     one_search.ask("POST", "/_aliases", {"actions": [{"add": {"index": f"{other.name}-1", "alias": other.name}}]})
     problems = target(one_search).check([of, other])
-    assert f"the alias {of.name} leads to {other.name}-1; it is to lead to {of.name}-1 only" in problems
+    said = f"the alias {of.name} leads to {other.name}-1; it must lead to {of.name}-1 only"
+    assert any(p.startswith(said) for p in problems)
     assert any(f"the alias {other.name} does not hide tombstones" in p for p in problems)
 
 
@@ -395,7 +396,7 @@ def test_a_deleted_index_ends_the_run(search: Search, write: str) -> None:
 def test_an_alias_to_several_indices_ends_the_run(search: Search) -> None:
     of = table(search)
     found = opened(search, of)
-    search.ask("PUT", f"/{search.prefix}second", {"aliases": {of.name: {}}})
+    search.ask("PUT", f"/{search.prefix}second", {"aliases": {f"{of.name}-1-Replicator": {}}})
     with pytest.raises(ConfigError, match="the alias leads to several indices now"):
         found.write(batch(there("a", 1, of)))
 

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +44,7 @@ class Server:
 
     port: int = 0
     answers: dict[str, Told] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
     requests: list[tuple[str, Mapping[str, str], bytes]] = field(default_factory=list)
 
     @property
@@ -61,8 +63,14 @@ class Server:
             actions = [json.loads(line) for line in body.splitlines() if line.startswith((b'{"index"', b'{"delete"'))]
             versions: dict[str, int] = {}
             return said(200, {"items": [_guarded(action, versions) for action in actions]})
+        if asked.startswith("PUT /contract-1/_mapping"):
+            self.made["contract-1"]["mappings"] |= json.loads(body)
+        elif asked.startswith("PUT /contract-1"):
+            self.made["contract-1"] = json.loads(body)
         if asked.startswith("GET /contract"):
-            return said(404, {"error": {"type": "index_not_found_exception", "reason": "no such index"}})
+            if not self.made:
+                return said(404, {"error": {"type": "index_not_found_exception", "reason": "no such index"}})
+            return said(200, self.made)
         if "_has_privileges" in asked:
             return said(405, {"error": "no"})
         return said(200, {"acknowledged": True})
@@ -148,12 +156,12 @@ UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/wr
 )  # fmt: skip
 def test_what_a_whole_answer_means(server: Server, told: Told, error: type[Exception], text: str) -> None:
     found = opened(server)
-    server.answers["POST /contract/_bulk"] = told
+    server.answers["POST /contract-1-Replicator/_bulk"] = told
     with pytest.raises(error) as e:
         found.write(batch(put({"pk": "a"}, 1)))
     assert str(e.value).startswith(f"Elasticsearch at 127.0.0.1:{server.port}")
     assert text in str(e.value)
-    del server.answers["POST /contract/_bulk"]
+    del server.answers["POST /contract-1-Replicator/_bulk"]
     assert found.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
 
@@ -167,7 +175,7 @@ def test_what_a_whole_answer_means(server: Server, told: Told, error: type[Excep
 )
 def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, doubt: bool) -> None:
     found = opened(server)
-    server.answers["POST /contract/_bulk"] = told
+    server.answers["POST /contract-1-Replicator/_bulk"] = told
     with pytest.raises((TransientError, NotPermitted)):
         found.write(batch(put({"pk": "a"}, 1)))
     assert bool(found.doubt) is doubt
@@ -195,7 +203,7 @@ def test_only_what_is_unfinished_goes_again(server: Server) -> None:
     found = opened(server)
     busy = {"status": 429, "error": {"type": "es_rejected_execution_exception"}}
     items = [{"index": {"status": 201}}, {"index": busy}, {"delete": {"status": 404}}]
-    server.answers["POST /contract/_bulk"] = said(200, {"items": items})
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": items})
     whole = batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), remove("c", 1))
     with pytest.raises(TransientError, match="the rest is sent again"):
         found.write(whole)
@@ -214,12 +222,55 @@ def test_a_shard_that_does_not_answer_is_no_shard_without_leftovers(server: Serv
     assert "allow_partial_search_results=false" in server.requests[-1][0]
 
 
+def swept_hits(*ids: str) -> Told:
+    hits = [{"_id": id, "_version": 1, "_source": {"replicator": {"partition": id}}} for id in ids]
+    return said(200, {"hits": {"hits": hits}})
+
+
+def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ever(server: Server) -> None:
+    """As a copy of a shard does that lags behind."""
+    found = opened(server)
+    server.answers["POST /contract-1/_search"] = swept_hits("a", "b")
+    assert found.sweep(TABLE, 5, []) == 2
+    for _ in range(3):
+        with pytest.raises(TransientError, match="a search in contract-1 still shows 2 documents that were swept"):
+            found.sweep(TABLE, 5, [])
+    server.answers["POST /contract-1/_search"] = swept_hits("c")
+    assert found.sweep(TABLE, 5, []) == 1
+
+
+@pytest.mark.parametrize("how", ["sweep", "purge"])
+def test_an_end_is_an_end_only_if_the_columns_say_so_too(server: Server, how: str) -> None:
+    """As where the search goes through a pipeline that hides documents."""
+    found = opened(server)
+    piece = partial(found.sweep, TABLE, 5, []) if how == "sweep" else partial(found.purge, TABLE, 5)
+    oldest = {"oldest": {"value": 4.0}}
+    server.answers["POST /contract-1/_search?allow_partial_search_results=false&request_cache"] = said(
+        200, {"aggregations": {"of": oldest if how == "sweep" else {"buckets": [oldest]}}}
+    )
+    with pytest.raises(TransientError, match=r"do not find all (live|deleted) documents that must be removed"):
+        piece()
+    oldest["oldest"]["value"] = 5.0
+    server.answers.clear()
+    assert piece() == 0
+
+
+def test_a_small_result_window_makes_small_pieces_and_a_search_pipeline_is_left_out(server: Server) -> None:
+    found = opened(server)
+    server.made["contract-1"]["settings"] = {"index": {"max_result_window": "7", "search": {"default_pipeline": "p"}}}
+    assert found.sweep(TABLE, 5, []) == 0
+    (search, confirmed) = [(asked, json.loads(body)) for asked, _, body in server.requests if "_search" in asked][-2:]
+    assert search[1]["size"] == 7
+    assert "search_pipeline=_none" in search[0]
+    assert "search_pipeline=_none" in confirmed[0]
+
+
 def test_an_index_that_takes_no_tombstones_ends_the_run_instead_of_being_swept_for_ever(server: Server) -> None:
     found = opened(server)
     hits = [{"_id": "a", "_version": 1, "_source": {"replicator": {"partition": "a"}}}]
     server.answers["POST /contract-1/_search"] = said(200, {"hits": {"hits": hits}})
     refused = {"status": 400, "error": {"type": "illegal_argument_exception", "reason": "a pipeline's own"}}
-    server.answers["POST /contract/_bulk"] = said(200, {"items": [{"index": refused}]})
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": [{"index": refused}]})
     with pytest.raises(ConfigError, match=r"contract-1 takes no tombstones \(the engine refuses the document"):
         found.sweep(TABLE, 5, [])
 
@@ -276,7 +327,7 @@ def test_what_may_not_be_made_is_not_permitted(server: Server) -> None:
 
 def test_a_server_that_keeps_no_versions_is_refused(server: Server) -> None:
     """As a service would that takes the parameters and ignores them."""
-    server.answers["POST /contract/_bulk"] = said(200, {"items": [{"index": {"status": 200}}] * 4})
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": [{"index": {"status": 200}}] * 4})
     with pytest.raises(ConfigError, match="does not keep versions as a copy needs it"):
         opened(server)
 
@@ -356,12 +407,16 @@ def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Ser
     conflict = {"index": {"status": 409, "error": {"type": "version_conflict_engine_exception"}}}
     busy = {"index": {"status": 429, "error": {"type": "es_rejected_execution_exception"}}}
     server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"found": True, "_version": at(2)}]})
-    server.answers["POST /contract/_bulk"] = said(200, {"errors": True, "items": [conflict, busy]})
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"errors": True, "items": [conflict, busy]})
     with pytest.raises(TransientError, match="has too much to do"):
         found.write(written)
-    server.answers["POST /contract/_bulk"] = said(200, {"errors": False, "items": [{"index": {"status": 201}}]})
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(
+        200, {"errors": False, "items": [{"index": {"status": 201}}]}
+    )
     assert found.write(written).stale == {written.parts[0].source: 1}
-    server.answers["POST /contract/_bulk"] = said(200, {"errors": False, "items": [{"index": {"status": 200}}] * 2})
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(
+        200, {"errors": False, "items": [{"index": {"status": 200}}] * 2}
+    )
     assert found.write(written) == Outcome()  # nothing is remembered
 
 

@@ -17,6 +17,7 @@ from replicator.target import Table, Target
 from replicator.testing.contract import TargetContract, batch, put, table
 from replicator.testing.contract.kit import Stored
 from replicator.testing.contract.lingering import Proxied
+from replicator.testing.contract.moves import Diverted, Remade
 from replicator.testing.proxy import Proxy
 from tests.servers_search import Search
 
@@ -59,6 +60,14 @@ class TestSearch(TargetContract):
     def proxied(self, search: Search, proxy: Proxy) -> Proxied:
         return {**options(search, proxy.port), "timeout": 5}, proxy
 
+    @pytest.fixture
+    def diverted(self, search: Search) -> Diverted:
+        return partial(led_elsewhere, search)
+
+    @pytest.fixture
+    def remade(self, search: Search) -> Remade:
+        return partial(made_anew, search)
+
     def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
@@ -81,6 +90,31 @@ def restarted(search: Search) -> None:
     search.ask("POST", "/_flush?force=true")
     search.server.kill()
     search.server.start()
+
+
+def led_elsewhere(search: Search, table: Table) -> Callable[[], Any]:
+    """As a person does who reindexed: the alias leads to an index with documents of the same ids."""
+    search.ask("PUT", "/elsewhere")
+    for id in ("a", "b"):
+        search.ask("PUT", f"/elsewhere/_doc/{id}?refresh=true", {"mine": id})
+    remove, add = {"index": f"{table.name}-1", "alias": table.name}, {"index": "elsewhere", "alias": table.name}
+    search.ask("POST", "/_aliases", {"actions": [{"remove": remove}, {"add": add}]})
+    return partial(everything, search, "elsewhere")
+
+
+def everything(search: Search, index: str) -> Any:
+    """Each document of an index with its version and sequence number, and what the index is."""
+    search.ask("POST", f"/{index}/_refresh")
+    query = {"size": 1000, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
+    return search.ask("POST", f"/{index}/_search", query)["hits"]["hits"], search.ask("GET", f"/{index}/_mapping")
+
+
+def made_anew(search: Search, table: Table) -> None:
+    """As a script does that keeps what an index is, or a snapshot that is put back."""
+    index = f"{table.name}-1"
+    was = search.ask("GET", f"/{index}")[index]
+    search.ask("DELETE", f"/{index}")
+    search.ask("PUT", f"/{index}", {"mappings": was["mappings"], "aliases": was["aliases"]})
 
 
 def documents(url: str, table: Table) -> dict[tuple[str, ...], Any]:

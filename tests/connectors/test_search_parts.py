@@ -151,9 +151,23 @@ def test_what_no_search_engine_can_hold_is_refused_before_it_is_sent(write: Upse
 
 
 def test_a_field_where_ours_are_is_refused() -> None:
-    (found,) = rejections(hooked({"replicator": 1}), **MAPPED)
-    assert found == "the document has a field named replicator, which is where replicator keeps version and key"
-    assert rejections(hooked({"nested": {"replicator": 1}}), **MAPPED) == []
+    for name in ("replicator", "replicator.deleted", "replicator.version", "replicator.deleted.x", "replicator."):
+        (found,) = rejections(hooked({"title": "x", name: True}), **MAPPED)
+        assert found.startswith("the document has a field named replicator or replicator.…, which is where replicator")
+    fine = {"nested": {"replicator": 1}, "replicators": 1, "replicator_id": 2, "a": "replicator.deleted"}
+    assert rejections(hooked(fine), **MAPPED) == []
+
+
+ESCAPED = b'{"pk":{"S":"a"},"repl\\u0069cator.deleted":{"BOOL":true}}'
+
+
+def test_a_field_where_ours_are_is_found_however_its_name_is_written() -> None:
+    """As an item, as an item with a hook's changes, as many of one form, and as what a hook made."""
+    items = [Item(ESCAPED)] * 40
+    for bodies in (items, [item | {"b": 1} for item in items], [{"replicator.deleted": True}] * 40):
+        writes = [hooked(body, str(n)) for n, body in enumerate(bodies)]
+        encoded = encode(batch(*writes), encoders(Table("contract", PK, MAPPED)))
+        assert len(encoded.rejections) == len(writes)
 
 
 def test_deleting_what_cannot_be_there_asks_nobody() -> None:
@@ -195,7 +209,7 @@ def test_bulks_shrink_and_grow_and_remember_what_was_too_large() -> None:
 # verdicts
 
 
-def item(status: int, type: str = "", reason: str = "", action: str = "index") -> Mapping[str, Any]:
+def item(status: int, type: str = "", reason: str = "", action: str = "index") -> dict[str, Any]:
     return {action: {"status": status, **({"error": {"type": type, "reason": reason}} if type else {})}}
 
 
@@ -264,18 +278,40 @@ def test_what_a_person_must_change_comes_before_what_time_mends() -> None:
     assert worst(verdicts([item(200), item(409, "x")], "S", "i")) is None
 
 
-def test_a_delete_that_went_to_another_index_says_that_ours_is_gone() -> None:
-    answered = {"delete": {"status": 404, "_index": "products"}}
+@pytest.mark.parametrize("action", ["index", "delete"])
+@pytest.mark.parametrize("status", [200, 404, 409])
+def test_what_went_to_another_index_is_not_stored_and_that_index_is_not_to_be_removed(action: str, status: int) -> None:
+    answered = item(status, "version_conflict_engine_exception" if status == 409 else "", action=action)
+    answered[action]["_index"] = "shrink-1"
     (found,) = verdicts([answered], "S", "products-1")
     assert isinstance(found.error, ConfigError)
-    assert str(found.error).startswith("S: the index products-1 is gone, and the cluster made an empty one, products,")
+    assert str(found.error).startswith(
+        "S: what is written for the index products-1 arrives in another one, shrink-1: its alias products-1-Replicator "
+    )
+    assert "Keep shrink-1, perhaps the only copy" in str(found.error)
+    assert "emove" not in str(found.error)
+
+
+def test_a_document_that_an_ingest_pipeline_dropped_is_not_stored() -> None:
+    answered = {"index": {"_index": "i", "result": "noop", "status": 200}}
+    (found,) = verdicts([answered], "S", "i")
+    assert isinstance(found.error, ConfigError)
+    assert "an ingest pipeline dropped a document that was to be stored in i" in str(found.error)
+    assert not all_stored(answer('{"index":{"_index":"i","result":"noop","status":200}}'), 1, "i")
 
 
 def answer(*items: str) -> bytes:
     return f'{{"errors":false,"items":[{",".join(items)}]}}'.encode()
 
 
-INDEXED = ('{"index":{"status":201}}', '{"index":{"status":200}}')
+INDEXED = (
+    '{"index":{"_index":"i","result":"created","status":201}}',
+    '{"index":{"_index":"i","result":"updated","status":200}}',
+)
+DELETED = (
+    '{"delete":{"_index":"i","result":"deleted","status":200}}',
+    '{"delete":{"_index":"i","result":"not_found","status":404}}',
+)
 
 
 @pytest.mark.parametrize(
@@ -284,15 +320,12 @@ INDEXED = ('{"index":{"status":201}}', '{"index":{"status":200}}')
         (answer(*INDEXED, INDEXED[0]), 3, True),
         (answer(*INDEXED), 3, False),
         (answer(*INDEXED), 1, False),
-        (answer(INDEXED[0], '{"index":{"status":409}}'), 2, False),
-        (answer(INDEXED[0], '{"index":{"status":2000}}'), 2, False),
-        (
-            answer(INDEXED[0], '{"delete":{"_index":"i","status":200}}', '{"delete":{"_index":"i","status":404}}'),
-            3,
-            True,
-        ),
-        (answer(INDEXED[0], '{"delete":{"_index":"other","status":200}}'), 2, False),
-        (answer(INDEXED[0], '{"delete":{"_index":"i","status":409}}'), 2, False),
+        (answer(INDEXED[0], INDEXED[0].replace("201", "409")), 2, False),
+        (answer(INDEXED[0], INDEXED[1].replace("200", "2000")), 2, False),
+        (answer(INDEXED[0], *DELETED), 3, True),
+        (answer(INDEXED[0], DELETED[0].replace('"i"', '"other"')), 2, False),
+        (answer(INDEXED[0], INDEXED[1].replace('"i"', '"other"')), 2, False),
+        (answer(INDEXED[0], DELETED[0].replace("200", "409")), 2, False),
         (answer(*INDEXED).replace(b"false", b"true"), 2, False),
         (answer(*INDEXED)[:-1], 2, False),
         (answer(), 0, True),
@@ -303,6 +336,37 @@ def test_an_answer_needs_no_reading_only_if_it_says_stored_of_every_item(
     body: bytes, count: int, expected: bool
 ) -> None:
     assert all_stored(body, count, "i") is expected
+
+
+LONG = "dynamic introduction of [" * 1250 + "] within [" * 3125
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (f"[1:20] mapping set to strict, dynamic introduction of [{LONG}] within [_doc] is not allowed", "the engine"),
+        (
+            f"failed to parse field [{'failed to parse field [' * 3000}] of type [long] in document with id 'a'",
+            "the eng",
+        ),
+        ("Limit of a [1]" * 5000, "the engine refuses the document"),
+        (
+            "Limit of total fields [12] has been exceeded while adding new fields [8]",
+            "the index is limited to 12 total",
+        ),
+        ("failed to parse date field [secret] of type", "the engine refuses the document"),
+        (
+            "failed to parse field [n] of type [long] in document with id 'a'. Preview of field's value: 's'",
+            "the field n",
+        ),
+        ("value 'x' in document with id 'a'. dynamic introduction of [s] within [_doc] is not allowed", "the engine"),
+    ],
+)
+def test_a_reason_is_read_once_from_left_to_right_however_long_it_is(reason: str, said: str) -> None:
+    """What looks for it again from each place would take minutes for the first three."""
+    found = refusal("odd_exception", reason)
+    assert found.startswith(said)
+    assert len(found) < 1000
 
 
 def test_an_unknown_reason_is_not_repeated() -> None:

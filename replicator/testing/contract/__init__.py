@@ -15,6 +15,10 @@
         def refuse_at_commit(self): ...  # a function: documents with `late: true` are refused at commit (optional)
         @pytest.fixture
         def proxied(self): ...      # config with the address of a replicator.testing.proxy.Proxy, and that (same)
+        @pytest.fixture
+        def diverted(self): ...     # a function that leads a table's name to a place with other documents (same)
+        @pytest.fixture
+        def remade(self): ...       # a function that removes a table and makes it anew as it was, but empty (same)
 
 The suite reads the destination only through ``stored``, so what it sees is what anybody else sees.
 """
@@ -25,12 +29,13 @@ from replicator.testing.contract.batches import Batches
 from replicator.testing.contract.documents import Documents
 from replicator.testing.contract.kit import as_json, at, batch, put, remove, table
 from replicator.testing.contract.lingering import Lingerings
+from replicator.testing.contract.moves import Moves
 from replicator.testing.contract.tombstones import Tombstones
 from replicator.testing.contract.transactions import Transactions
 from replicator.testing.contract.trouble import Trouble
 
 
-class TargetContract(Documents, Batches, Tombstones, Lingerings, Trouble, Transactions):
+class TargetContract(Documents, Batches, Tombstones, Lingerings, Moves, Trouble, Transactions):
     """Every promise of ``replicator.target``."""
 
 
