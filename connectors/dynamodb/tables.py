@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
 
 from connectors.dynamodb import attempts, catalog, creation
 from connectors.dynamodb.account import Account
@@ -12,7 +14,8 @@ from connectors.dynamodb.epochs import KEYS, Note
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.options import DynamoDBOptions, table_name
 from replicator.errors import ConfigError, TransientError
-from replicator.position import epoch_of
+from replicator.identity import Identity
+from replicator.position import FIRST_EPOCH, epoch_of, version
 from replicator.source import SourceTable
 from replicator.wire import Wire, WireError, failure
 
@@ -26,6 +29,7 @@ class Tables:
         self._account = account
         self._options = options
         self._pipeline = pipeline
+        self._newest_of: dict[str, int] = {}  # by identity: a scan of a whole table is made once
         self.source: tuple[SourceTable, Wire] | None = None
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
@@ -56,6 +60,22 @@ class Tables:
         if len(found) < len(described):
             return None
         return max((self._epoch(layout, table) for layout, table in found.items()), default=0)
+
+    def identities(self, wanted: Mapping[str, Layout]) -> dict[str, Identity]:
+        """Each table by its ARN, and by its id, which a table that is made anew (or restored) does not have.
+
+        Where a table is absent, that of the epochs tells the account; without either, it is another place.
+        """
+        return {name: self._identity(name) for name in wanted}
+
+    def _identity(self, name: str) -> Identity:
+        table = self._described(name)
+        if table is not None:
+            return Identity(table.arn, table.identity)
+        own = self._account.epochs.found()
+        if own is None:
+            return Identity(f"the table {name} at {self._account.wire.server}, where nothing of this pipeline is")
+        return Identity(f"{own.arn.rpartition('/')[0]}/{name}")
 
     def make(self, wanted: Mapping[str, Layout], epoch: int) -> None:
         """Make what is absent, and note the epoch. TransientError while a table is being made."""
@@ -90,9 +110,31 @@ class Tables:
         return self._account.epochs.read(table) if self._account.epochs.found() is not None else None
 
     def _epoch(self, layout: Layout, table: Described) -> int:
-        """As noted; where the note is lost, as the versions of some items show."""
+        """As noted; where the note is lost, or was of another table, as the versions of all items show."""
         note = self._noted(table)
-        return note.epoch if note is not None else max(self._sample(layout), default=0)
+        if note is not None:
+            return note.epoch
+        if not layout.pristine and table.identity not in self._newest_of:
+            self._newest_of[table.identity] = self._newest(layout)
+        return self._newest_of.get(table.identity, 0)
+
+    def _newest(self, layout: Layout) -> int:
+        """The latest epoch among the versions of all items, 0 without one: read once, where there is no note."""
+        request: dict[str, Any] = {
+            "TableName": layout.name,
+            "ConsistentRead": True,
+            "FilterExpression": "#v >= :first",
+            "ProjectionExpression": "#v",
+            "ExpressionAttributeNames": {"#v": layout.version},
+            "ExpressionAttributeValues": {":first": {"N": str(version(FIRST_EPOCH, 0))}},
+        }
+        newest = 0
+        while True:
+            page = catalog.ask(self._account.wire, "Scan", request, layout.name)
+            newest = max([newest, *(epoch_of(int(Decimal(i[layout.version]["N"]))) for i in page["Items"])])
+            if "LastEvaluatedKey" not in page:
+                return newest
+            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     def _sample(self, layout: Layout) -> list[int]:
         """The epochs of some items, 0 for those without a version."""

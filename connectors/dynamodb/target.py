@@ -14,6 +14,7 @@ from connectors.dynamodb.writing import Writing
 from replicator.batch import Batch, DocumentId, Outcome
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError
+from replicator.identity import Change, Identity, Parts
 from replicator.source import SourceTable
 from replicator.target import Table
 from replicator.wire import Wire
@@ -63,6 +64,25 @@ class DynamoDB:
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         return self._tables.epoch(layouts(tables, self._options))
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        return self._tables.identities(layouts(tables, self._options))
+
+    def parts(self, table: Table) -> Parts:
+        """What replicator adds to items, and under which names."""
+        if self._options.pristine:
+            return {"pristine": "true"}
+        return {
+            "version_attribute": self._options.version_attribute,
+            "deleted_attribute": self._options.deleted_attribute,
+        }
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        """None: items have no columns that could be added."""
+        return None
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        raise AssertionError("there is nothing to add")
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables, self._options)

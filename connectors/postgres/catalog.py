@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.shape import VERSION, Shape
+from connectors.postgres.shape import VERSION, BodyColumn, Shape
+from replicator.position import FIRST_EPOCH, epoch_of
 
 _NOTE = re.compile(r"replicator: pipeline (.*), epoch (\d+)", re.DOTALL)
 
@@ -50,6 +51,7 @@ class Existing:
 class Found:
     """A relation as the database has it."""
 
+    oid: int
     kind: str
     columns: Mapping[str, Existing]
     primary: frozenset[str]
@@ -59,7 +61,7 @@ class Found:
 
     @property
     def epoch(self) -> int:
-        """The highest epoch that wrote to the table, 0 if none did."""
+        """The highest epoch that is noted to have written to the table, 0 if none is."""
         noted = self._note
         return int(noted[2]) if noted else 0
 
@@ -68,6 +70,12 @@ class Found:
         """The one that writes to the table, None if none did."""
         noted = self._note
         return noted[1] if noted else None
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether it has our column of versions, in a table that can be read."""
+        version = self.columns.get(VERSION)
+        return self.kind in ("r", "p") and version is not None and version.type == "bigint"
 
     @property
     def _note(self) -> re.Match[str] | None:
@@ -82,7 +90,27 @@ def found(connection: psycopg.Connection[Any], shape: Shape) -> Found | None:
         return None
     columns = [Existing(*c) for c in connection.execute(_COLUMNS, (row[0],))]
     primary = frozenset(name for (name,) in connection.execute(_PRIMARY, (row[0],)))
-    return Found(row[1], {c.name: c for c in columns}, primary, *row[2:])
+    return Found(row[0], row[1], {c.name: c for c in columns}, primary, *row[2:])
+
+
+def epoch(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> int:
+    """The highest epoch that wrote to the table: as noted, else as its rows show, all of which are looked at.
+
+    A copy of a table (CREATE TABLE AS, logical replication, pg_dump --no-comments) has its versions but no note.
+    Versions below those of the first epoch are of other tools, and are written over.
+    """
+    if table.epoch or not table.has_versions:
+        return table.epoch
+    query = sql.SQL("SELECT max({}) FROM {}").format(sql.Identifier(VERSION), shape.qualified)
+    row = connection.execute(query).fetchone()
+    newest = epoch_of(row[0]) if row is not None and row[0] is not None else 0
+    return newest if newest >= FIRST_EPOCH else 0
+
+
+def filled(connection: psycopg.Connection[Any], shape: Shape) -> bool:
+    """Whether the table has a row."""
+    row = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(shape.qualified)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
@@ -161,6 +189,13 @@ def create_table(shape: Shape) -> sql.Composed:
     keys = sql.SQL(", ").join(sql.Identifier(key.name) for key in shape.keys)
     lines.append(sql.SQL("  PRIMARY KEY ({})").format(keys))
     return sql.SQL("CREATE TABLE {} (\n{}\n)").format(shape.qualified, sql.SQL(",\n").join(lines))
+
+
+def add_column(shape: Shape, column: BodyColumn) -> sql.Composed:
+    """The statement that adds a column to a table with rows, unless somebody has done so."""
+    return sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
+        shape.qualified, sql.Identifier(column.name), _type(column.type)
+    )
 
 
 def _type(name: str, *, key: bool = False) -> sql.SQL:

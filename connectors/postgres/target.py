@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
 
-from connectors.postgres import catalog, culprits, leftovers
+from connectors.postgres import catalog, culprits, definition, leftovers
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.errors import StoredAlready, is_data_error
@@ -18,6 +18,7 @@ from connectors.postgres.session import Rows, Session
 from connectors.postgres.shape import Shape, shapes
 from replicator.batch import Batch, DocumentId, Outcome
 from replicator.errors import ConfigError
+from replicator.identity import Change, Identity, Parts
 from replicator.target import Table
 
 _LOCK = """
@@ -68,12 +69,30 @@ class Postgres:
     def epoch(self, tables: Sequence[Table]) -> int | None:
         wanted = self._shapes(tables)
         with self._session.connection() as connection:
-            there = [catalog.found(connection, shape) for shape in wanted]
-        both = zip(wanted, there, strict=True)
-        if others := [text for shape, t in both if t for text in catalog.taken(shape, t, self._pipeline)]:
-            raise ConfigError(*others)
-        epochs = [table.epoch for table in there if table is not None]
-        return max(epochs, default=None) if len(epochs) == len(there) else None
+            there = [(shape, t) for shape in wanted if (t := catalog.found(connection, shape)) is not None]
+            if others := [text for shape, t in there for text in catalog.taken(shape, t, self._pipeline)]:
+                raise ConfigError(*others)
+            if len(there) < len(wanted):
+                return None
+            return max((catalog.epoch(connection, shape, t) for shape, t in there), default=None)
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        wanted = self._shapes(tables)
+        with self._session.connection() as connection:
+            return definition.identities(connection, wanted)
+
+    def parts(self, table: Table) -> Parts:
+        (shape,) = self._shapes([table])
+        return definition.parts(shape)
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        statements = definition.additions(self._shapes(tables), changes)
+        return None if statements is None else [f"{s.as_string(None)};" for s in statements]
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        with self._session.connection() as connection, connection.transaction():
+            for statement in definition.additions(self._shapes(tables), changes) or ():
+                connection.execute(statement)
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = shapes(tables, self._options.schema_)

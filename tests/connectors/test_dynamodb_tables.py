@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from connectors.dynamodb.target import DynamoDB as Target
+from replicator.batch import Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS, destination
 from replicator.errors import ConfigError, TransientError
@@ -270,6 +271,51 @@ class TestEpochs:
         target.write(batch(put({"pk": "a", "at": 1}, 7, id=("a", "1"), table="copy")))
         ask(db, "DeleteTable", TableName="replicator-epochs")
         assert make(endpoint).epoch([COPY]) == FIRST_EPOCH
+
+    def test_the_newest_version_counts_wherever_it_is(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        """Also past the first page of a scan."""
+        target = make(endpoint)
+        target.open([COPY], FIRST_EPOCH)
+        ids = [(f"p{n:03}", "1") for n in range(120)]
+        newer = at(3, FIRST_EPOCH + 4)
+        puts = [put({"pk": pk, "at": 1}, 7, id=(pk, at_), table="copy") for pk, at_ in ids]
+        target.write(batch(*puts, Upsert("copy", ("z", "1"), {"pk": "z", "at": 1}, newer, ("z", "1"))))
+        ask(db, "DeleteTable", TableName="replicator-epochs")
+        db.page_sizes(items=50)
+        assert make(endpoint).epoch([COPY]) == FIRST_EPOCH + 4
+
+    def test_versions_of_other_tools_are_of_no_epoch(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        db.put("copy", {"pk": "a", "at": 1, kit.VERSION: 1764288000000000})
+        db.put("copy", {"pk": "b", "at": 1, kit.VERSION: "text"})
+        ask(db, "DeleteTable", TableName="replicator-epochs")
+        assert make(endpoint).epoch([COPY]) == 0
+
+    def test_a_table_that_is_made_again_has_another_id_at_the_same_place(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        first = make(endpoint).identities([COPY])["copy"]
+        ask(db, "DeleteTable", TableName="copy")
+        gone = make(endpoint).identities([COPY])["copy"]
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        second = make(endpoint).identities([COPY])["copy"]
+        assert first.place == gone.place == second.place
+        assert first.place.endswith(":table/copy")
+        assert gone.id == ""
+        assert first.id != second.id != ""
+
+    def test_an_account_where_nothing_of_ours_is_is_another_place(self, endpoint: str, make: Make) -> None:
+        place = make(endpoint).identities([COPY])["copy"].place
+        assert place.startswith("the table copy at 127.0.0.1:")
+        assert place.endswith("where nothing of this pipeline is")
+
+    def test_what_replicator_adds_to_items_defines_them(self, endpoint: str, make: Make) -> None:
+        usual = make(endpoint)
+        assert usual.parts(COPY) == {"version_attribute": kit.VERSION, "deleted_attribute": "_replicator_deleted"}
+        assert make(endpoint, version_attribute="v").parts(COPY) != usual.parts(COPY)
+        assert make(endpoint, pristine=True).parts(COPY) == {"pristine": "true"}
+        assert usual.additions([COPY], []) is None
 
     def test_a_later_epoch_is_not_taken_back(self, endpoint: str, make: Make) -> None:
         make(endpoint).open([COPY], FIRST_EPOCH + 1)

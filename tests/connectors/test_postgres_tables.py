@@ -15,6 +15,7 @@ from replicator.batch import Delete, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS, destination
 from replicator.errors import ConfigError, NotPermitted
+from replicator.identity import changes
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract import at, batch, put
@@ -493,3 +494,72 @@ def test_a_wrong_column_is_named_with_its_place(columns: Any, path: tuple[str, .
     assert found is None
     places = {p.path: p.text for p in problems}
     assert words in places["target", "tables", "orders", "columns", *path]
+
+
+# which table it is, and what is in it
+
+
+def test_a_copy_of_a_table_without_its_note_says_the_epoch_of_its_newest_version(postgres: Database) -> None:
+    """As CREATE TABLE AS, logical replication and pg_dump --no-comments leave it."""
+    one = opened(postgres, Table("contract", PK))
+    versions = [at(1), at(7, FIRST_EPOCH + 2), at(3, FIRST_EPOCH + 1)]
+    one.write(batch(*(Upsert("contract", (str(n),), {}, v, (str(n),)) for n, v in enumerate(versions))))
+    run(postgres, "COMMENT ON COLUMN contract._version IS NULL")
+    assert one.epoch([Table("contract", PK)]) == FIRST_EPOCH + 2
+
+
+def test_versions_of_other_tools_are_of_no_epoch(postgres: Database) -> None:
+    one = opened(postgres, Table("contract", PK))
+    run(postgres, "COMMENT ON COLUMN contract._version IS NULL")
+    run(postgres, "INSERT INTO contract VALUES ('a', '{}', 1764288000000000)")
+    assert one.epoch([Table("contract", PK)]) == 0
+
+
+def test_of_several_tables_the_highest_epoch_counts(postgres: Database) -> None:
+    """The lowest would let a table's newer rows win over everything that is written."""
+    one = target(postgres)
+    one.open([Table("contract", PK)], FIRST_EPOCH + 5)
+    one.open([Table("other", PK)], FIRST_EPOCH)
+    assert one.epoch([Table("contract", PK), Table("other", PK)]) == FIRST_EPOCH + 5
+    run(postgres, "DROP TABLE other")
+
+
+def test_a_table_that_is_made_anew_has_another_id_though_its_note_is_copied(postgres: Database) -> None:
+    table = Table("contract", PK)
+    one = target(postgres)
+    before = one.identities([table])["contract"]
+    assert (before.place, before.id) == ('"public"."contract"', "")
+    one.open([table], FIRST_EPOCH)
+    first = one.identities([table])["contract"]
+    run(
+        postgres,
+        "CREATE TABLE copied (LIKE contract INCLUDING ALL); DROP TABLE contract; ALTER TABLE copied RENAME TO contract",
+    )
+    second = one.identities([table])["contract"]
+    assert one.epoch([table]) == FIRST_EPOCH, "the note came along"
+    assert first.id != second.id != ""
+    assert first.within == second.within != ""
+
+
+def test_columns_are_defined_alike_however_they_are_written(postgres: Database) -> None:
+    one = target(postgres)
+    short, long = typed("orders", PK, total="numeric"), typed("orders", PK, total={"type": "numeric", "from": "total"})
+    assert one.parts(short) == one.parts(long) == {"columns.total": "numeric from total"}
+    assert one.parts(typed("orders", PK, total={"type": "numeric", "from": "sum"})) != one.parts(short)
+    assert one.parts(typed("orders", PK, total={"type": "numeric", "nullable": False})) != one.parts(short)
+    assert one.parts(Table("orders", PK)) == {"columns.document": "jsonb not null the whole document"}
+
+
+def test_a_nullable_column_can_be_added_to_rows_and_another_change_cannot(postgres: Database) -> None:
+    before = typed("contract", PK, total="numeric")
+    after = typed("contract", PK, total="numeric", city="text")
+    one = opened(postgres, before)
+    one.write(batch(put({"pk": "a", "total": 1, "city": "Rome"}, 1)))
+    added = changes({"contract": one.parts(before)}, {"contract": one.parts(after)})
+    assert one.additions([after], added) == ['ALTER TABLE "public"."contract" ADD COLUMN IF NOT EXISTS "city" text;']
+    for _ in range(2):
+        one.extend([after], added)
+    assert one.check([after]) == []
+    assert rows(postgres) == [{"pk": "a", "total": 1, "city": None, "_version": at(1)}]
+    wanted = typed("contract", PK, total="numeric", city={"type": "text", "nullable": False})
+    assert one.additions([wanted], changes({"contract": one.parts(before)}, {"contract": one.parts(wanted)})) is None
