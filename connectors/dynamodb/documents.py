@@ -34,9 +34,10 @@ class Stored:
         body = write.body
         if type(body) is Item and not self._layout.own_ids:
             image = bytes(body.image)
-            if not any(name in image for name in self._quoted):
+            if b"\\u" not in image and not any(name in image for name in self._quoted):
                 return image
-            self._check_names(_attributes(image))  # perhaps it is only a value that looks like one of our names
+            # perhaps only a value looks like one of our names; or one is spelt with an escape, as JSON allows
+            self._check_names(_attributes(image))
             return image
         found = self._raws(body)
         self._check_names(found)

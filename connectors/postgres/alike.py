@@ -59,7 +59,8 @@ class Alike:
 
     def __init__(self, columns: Sequence[BodyColumn]) -> None:
         counts = Counter(c.attribute for c in columns)
-        self._columns = {c.attribute: c for c in columns if c.attribute and counts[c.attribute] == 1}
+        taken = (c for c in columns if c.attribute and counts[c.attribute] == 1 and not c.inside)
+        self._columns = {c.attribute: c for c in taken if c.attribute}
         self._form: Quick | None = None
         self._cuts: dict[frozenset[str], Cuts | None] = {}  # of that form, by the columns that are left out
         self._pause = self._left = 0  # batches to let pass after one that was not alike, and how many of them are left

@@ -64,6 +64,40 @@ def python_encoder(type: ColumnType, nul: Nul) -> Encoder:
     return encoder
 
 
+def inside_typed(names: Sequence[str], encoder: Encoder) -> Encoder:
+    """The same for what is under ``names`` in an attribute that is a map; null where a map or a name is missing."""
+    return encoder if not names else lambda attribute: encoder(_descended(attribute, names, _typed_map))
+
+
+def inside_python(names: Sequence[str], encoder: Encoder) -> Encoder:
+    """The same for plain Python values."""
+    return encoder if not names else lambda value: encoder(_descended(value, names, _python_map))
+
+
+def _descended(value: Any, names: Sequence[str], map_of: Callable[[Any], Any]) -> Any:
+    for name in names:
+        if value is None:
+            return None
+        value = map_of(value).get(name)
+    return value
+
+
+def _typed_map(attribute: Typed) -> Any:
+    if "NULL" in attribute:
+        return {}
+    if "M" not in attribute:
+        raise Unfit(
+            f"is inside of a map, and the attribute is {_KINDS.get(next(iter(attribute)), 'of an unknown kind')}"
+        )
+    return attribute["M"]
+
+
+def _python_map(value: object) -> Any:
+    if not isinstance(value, Mapping):
+        raise Unfit(f"is inside of a map, and the value is a {value.__class__.__name__}")
+    return value
+
+
 def _typed(type: ColumnType, nul: Nul) -> tuple[tuple[str, ...], Encoder]:
     text = texts(nul)
     table: Mapping[str, tuple[tuple[str, ...], Encoder]] = {

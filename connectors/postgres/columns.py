@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from connectors.postgres.cells import Cell, Encoder, python_encoder, typed_encoder
+from connectors.postgres.cells import Cell, Encoder, inside_python, inside_typed, python_encoder, typed_encoder
 from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
@@ -33,8 +33,9 @@ class ColumnEncoder:
     def __init__(self, column: BodyColumn, nul: Nul) -> None:
         self._column = column
         self._json = JsonText(nul)
-        self._typed = typed_encoder(column.type, nul)
-        self._python = python_encoder(column.type, nul)
+        self._typed = inside_typed(column.inside, typed_encoder(column.type, nul))
+        self._python = inside_python(column.inside, python_encoder(column.type, nul))
+        self._bulk = None if column.inside else _BULK.get(column.type)
 
     @property
     def attribute(self) -> str | None:
@@ -44,14 +45,13 @@ class ColumnEncoder:
         """The literal for what a ``Projection`` gave; one of ``UNUSUAL`` where some value needs a closer look."""
         if self._column.attribute is None:
             return json_literal(self._json.of_images(values))
-        if self._column.type == "jsonb":
+        if self._column.type == "jsonb" and not self._column.inside:
             return self._strict(self._json.of_raws(values))
-        bulk = _BULK.get(self._column.type)
-        if bulk is None:
+        if self._bulk is None:
             return self._strict([self._typed(_attribute.decode(raw)) for raw in values])
         if not self._column.nullable and None in values:
             raise KeyError
-        return bulk[1](values)
+        return self._bulk[1](values)
 
     def items(self, typeds: Sequence[Typeds], reasons: Reasons) -> bytes:
         """The literal for items; where a value does not fit, its reason under its index."""
@@ -76,10 +76,9 @@ class ColumnEncoder:
     def _items_at_once(self, typeds: Sequence[Typeds]) -> bytes:
         if (name := self._column.attribute) is None:
             return json_literal([self._json.of_item(t) for t in typeds])
-        bulk = _BULK.get(self._column.type)
-        if bulk is None:
+        if self._bulk is None:
             return self._strict([self._typed(t.get(name)) for t in typeds])
-        kind, finish = bulk
+        kind, finish = self._bulk
         if not self._column.nullable:
             return finish([t[name][kind] for t in typeds])
         return finish([None if (a := t.get(name)) is None else a[kind] for t in typeds])
@@ -89,15 +88,14 @@ class ColumnEncoder:
         if (name := self._column.attribute) is None:
             return json_literal([self._json.of_python(b) for b in bodies])
         values = [b.get(name) for b in bodies]
-        bulk = _BULK.get(self._column.type)
-        if bulk is None:
+        if self._bulk is None:
             return self._strict([self._python(v) for v in values])
         kinds = set(map(type, values))
         if self._column.nullable:
             kinds.discard(type(None))
         if not kinds <= _USUAL[self._column.type]:
             raise TypeError
-        return bulk[1](values)
+        return self._bulk[1](values)
 
     def _strict(self, cells: Sequence[Cell]) -> bytes:
         if not self._column.nullable and None in cells:
@@ -122,7 +120,9 @@ class ColumnEncoder:
     @property
     def _label(self) -> str:
         name, attribute = self._column.name, self._column.attribute
-        return name if attribute in (name, None) else f"{name} (from {attribute})"
+        if attribute is None or (attribute == name and not self._column.inside):
+            return name
+        return f"{name} (from {'.'.join((attribute, *self._column.inside))})"
 
 
 def _numbers(values: Sequence[Any]) -> bytes:

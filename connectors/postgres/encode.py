@@ -12,6 +12,7 @@ from typing import Any
 from connectors.postgres.alike import Alike
 from connectors.postgres.cells import binary
 from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Reasons
+from connectors.postgres.extras import Extras
 from connectors.postgres.literals import literal
 from connectors.postgres.options import Nul
 from connectors.postgres.projection import Projection
@@ -91,6 +92,7 @@ class TableEncoder:
         self._keys = shape.keys
         self._columns = [ColumnEncoder(column, nul) for column in shape.columns]
         self._alike = Alike(shape.columns)
+        self._extras = Extras(shape)
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
         self.lock = Statement(_LOCK, [shape.label.encode()])
@@ -124,6 +126,7 @@ class TableEncoder:
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
         bodies: list[Any] = [row[1].body for row in rows]  # type: ignore[union-attr]
         kinds = set(map(type, bodies))
+        self._extras.reject(bodies, kinds, reasons)
         with contextlib.suppress(*UNUSUAL):
             if kinds == {Item}:
                 return self._image_literals([body.image for body in bodies], [b""] * len(self._columns))

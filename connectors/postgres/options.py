@@ -9,15 +9,17 @@ from typing import Annotated, Any, Literal, Self
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from replicator.config_models import Options, is_loopback
 
 ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "bytea", "jsonb", "text[]", "numeric[]"]
 Nul = Literal["reject", "replace"]
+Extra = Literal["reject", "ignore"]
 
 _PORTS = re.compile(r"[0-9,]*")
-_ENCRYPTED = ("require", "verify-ca", "verify-full")
+_DECISIVE = ("host", "hostaddr", "sslmode", "channel_binding", "service")
+_VERIFIED = ("verify-ca", "verify-full")
 
 
 def _conninfo(url: SecretStr) -> SecretStr:
@@ -49,27 +51,64 @@ class Column(Options):
     model_config = ConfigDict(serialize_by_alias=True)
 
     type: ColumnType
-    attribute: str | None = Field(
-        default=None, alias="from", description="the attribute, or the name the hook returned"
+    attribute: str | tuple[str, ...] | None = Field(
+        default=None,
+        alias="from",
+        description="the attribute, or the name the hook returned; location.lat (or [location, lat]) is inside a map",
     )
     nullable: bool = Field(default=True, description="false: an item without the attribute is parked")
+
+    @field_validator("attribute")
+    @classmethod
+    def _no_part_is_empty(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if given is not None and not all(_path(given)):
+            raise ValueError("names nothing between two dots; it must be like total, or location.lat inside a map")
+        return given
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The attribute, and the names inside of it; empty for the column's own name."""
+        return () if self.attribute is None else _path(self.attribute)
+
+
+def _path(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(given.split(".")) if isinstance(given, str) else given or ("",)
+
+
+Columns = dict[str, Column | ColumnType]
 
 
 class PostgresTable(Options):
     """Options of one table. Without ``columns`` the whole document goes into one jsonb column, ``document``."""
 
-    columns: dict[str, Column | ColumnType] | None = Field(
+    columns: Columns | None = Field(
         default=None, min_length=1, description="columns beside the key's, e.g. total: numeric"
     )
+    extra: Extra = Field(
+        default="reject", description="what a hook returns that no column takes: park the item, or leave it out"
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _dots_are_explained(cls, columns: Columns | None) -> Columns | None:
+        for name, column in (columns or {}).items():
+            if "." in name and (isinstance(column, str) or column.attribute is None):
+                raise ValueError(
+                    f"the column {name} has a dot in its name, so say where it comes from: from: {name} (inside a "
+                    f'map), or from: ["{name}"] (an attribute of that name)'
+                )
+        return columns
 
 
 class Server(Options):
-    """Where the database is. TLS, unless nobody can listen."""
+    """Where the database is. TLS with a certificate that is verified, unless nobody can come between."""
 
     url: Annotated[SecretStr, AfterValidator(_conninfo)] = Field(
         description="postgresql://user:password@host:5432/database"
     )
-    insecure: bool = Field(default=False, description="allow a host that is not this machine without TLS")
+    insecure: bool = Field(
+        default=False, description="allow a host that is not this machine without TLS that proves who it is"
+    )
     timeout: float = Field(
         default=20.0, ge=1, le=240, description="seconds of silence before the server counts as gone"
     )
@@ -78,8 +117,9 @@ class Server(Options):
     def _encrypted(self) -> Self:
         if not self.insecure and not _is_private(self.url.get_secret_value()):
             raise ValueError(
-                "url: TLS is off to a host that is not this machine; add ?sslmode=verify-full (or require) to it, "
-                "or say insecure: true"
+                "url: nothing proves that a host that is not this machine is the right one, so another one could ask "
+                "for the password and read along (sslmode=require encrypts only); add ?sslmode=verify-full to it (with "
+                "&sslrootcert=system, or the file of its authority), or ?channel_binding=require, or say insecure: true"
             )
         return self
 
@@ -92,9 +132,12 @@ class PostgresOptions(Server):
 
 
 def _is_private(url: str) -> bool:
-    """Whether nobody between us and the server can read along."""
+    """Whether no one between us and the server can pose as it, or read along.
+
+    With channel binding the password's proof is bound to the server's certificate, whoever signed that.
+    """
     given = {**_defaults(), **conninfo_to_dict(url)}
-    if given.get("sslmode") in _ENCRYPTED:
+    if given.get("sslmode") in _VERIFIED or given.get("channel_binding") == "require":
         return True
     if given.get("service"):  # a file that we do not read may say anything
         return False
@@ -105,7 +148,7 @@ def _is_private(url: str) -> bool:
 def _defaults() -> Mapping[str, Any]:
     """What libpq takes from the environment (PGHOST, PGSSLMODE, ...)."""
     values = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
-    return {name: value for name, value in values.items() if name in ("host", "hostaddr", "sslmode", "service")}
+    return {name: value for name, value in values.items() if name in _DECISIVE}
 
 
 def address(url: str) -> str:

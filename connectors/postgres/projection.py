@@ -30,7 +30,8 @@ class Projection:
     """What some columns are made of: for each its values, one an image.
 
     A value is what is inside the typed attribute (None where that is null or missing); the raw typed attribute for a
-    column whose type takes attributes of several kinds; the image itself for a column that holds the whole document.
+    column whose type takes attributes of several kinds, or that is inside of a map; the image itself for a column that
+    holds the whole document.
     """
 
     def __init__(self, columns: Sequence[BodyColumn]) -> None:
@@ -74,14 +75,14 @@ def _decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) 
 
 
 def _field(name: str, column: BodyColumn) -> tuple[str, type, Any]:
-    if column.type not in _KINDS:
+    if column.type not in _KINDS or column.inside:
         return name, msgspec.Raw, _MISSING
     shape = _ATTRIBUTES[_KINDS[column.type][0]]
     return name, shape, shape()
 
 
 def _path(name: str, column: BodyColumn) -> str:
-    return f"{name}.{_KINDS[column.type][0]}" if column.type in _KINDS else name
+    return f"{name}.{_KINDS[column.type][0]}" if column.type in _KINDS and not column.inside else name
 
 
 def _attribute(kind: str, type: type) -> type[msgspec.Struct]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from psycopg import sql
 from pydantic import ValidationError
 
-from connectors.postgres.options import Column, ColumnType, PostgresTable
+from connectors.postgres.options import Column, ColumnType, Extra, PostgresTable
+from replicator.change import KeySchema
 from replicator.errors import ConfigError
 from replicator.target import Table
 
@@ -36,12 +37,16 @@ class KeyColumn:
 
 @dataclass(frozen=True, slots=True)
 class BodyColumn:
-    """A column beside the key. ``attribute`` is what it is made from; None: the whole document."""
+    """A column beside the key. ``attribute`` is what it is made from; None: the whole document.
+
+    ``inside``: the names that lead from the attribute, a map, to the value.
+    """
 
     name: str
     type: ColumnType
     attribute: str | None
     nullable: bool
+    inside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,10 @@ class Shape:
     schema: str
     keys: tuple[KeyColumn, ...]
     columns: tuple[BodyColumn, ...]
+    extra: Extra = "ignore"  # what becomes of a document's fields that no column takes
+
+    def keys_are(self, keys: KeySchema) -> bool:
+        return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
 
     @property
     def qualified(self) -> sql.Identifier:
@@ -81,7 +90,8 @@ def _shape(table: Table, schema: str) -> Shape:
         wrong = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors(include_url=False)]
         raise ConfigError(*(f"target.tables.{table.name}.{text}" for text in wrong)) from None
     keys = tuple(KeyColumn(a.name, a.kind) for a in table.keys.attributes)
-    return Shape(table.name, schema, keys, tuple(_columns(options)))
+    whole = options.columns is None
+    return Shape(table.name, schema, keys, tuple(_columns(options)), "ignore" if whole else options.extra)
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
@@ -90,7 +100,8 @@ def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
         return
     for name, given in options.columns.items():
         column = given if isinstance(given, Column) else Column(type=given)
-        yield BodyColumn(name, column.type, column.attribute or name, column.nullable)
+        attribute, *inside = column.path or (name,)
+        yield BodyColumn(name, column.type, attribute, column.nullable, tuple(inside))
 
 
 def _problems(shape: Shape) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from connectors.dynamodb.documents import Stored
 from connectors.dynamodb.encode import encode
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.values import typed
@@ -134,6 +135,25 @@ def test_documents_with_ids_of_their_own_are_filed_under_both() -> None:
         "n": {"N": "1"},
         "v": {"N": str(at(1))},
     }
+
+
+def test_a_name_of_ours_that_is_spelt_with_an_escape_is_one_of_ours() -> None:
+    """JSON allows it, and two fields of one name would leave the choice between them to the server."""
+    spelt = image({"pk": "a", "n": 1, "_replicator_version": 7}).replace(b'"_rep', b'"\\u005frep')
+    assert b"_replicator_version" not in spelt
+    assert "has an attribute _replicator_version of its own" in reason(Item(spelt))
+    harmless = image({"pk": "a", "n": 1, "x": "y"}).replace(b'"y"', b'"\\u0079"')
+    assert item_of(Item(harmless))["x"] == {"S": "y"}
+
+
+@pytest.mark.parametrize("way", ["none", "plain", "amended"])
+@pytest.mark.parametrize("name", ["_item", "_id"])
+def test_a_document_with_an_id_of_its_own_cannot_say_another_one(name: str, way: str) -> None:
+    own = Layout("copy", OWN_IDS, "v", "d", pristine=False)
+    given: dict[str, object] = {"n": 1, name: "another"}
+    bodies = {"none": Item(image(given)), "plain": given, "amended": Item(image({"n": 1})) | {name: "another"}}
+    with pytest.raises(Unfit, match=f"has a key attribute {name} that is not the item's own"):
+        Stored(own).item(Upsert("copy", ('["a"]', "line 1"), bodies[way], 1, ("a",)))
 
 
 @pytest.mark.parametrize("name", ["_replicator_version", "_replicator_deleted"])

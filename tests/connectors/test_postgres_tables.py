@@ -427,7 +427,10 @@ TLS = [
     ("postgresql://u@localhost/d?hostaddr=10.0.0.1", False),
     ("host=10.0.0.1 dbname=d", False),
     ("service=production", False),
-    ("postgresql://u@db.example.com/d?sslmode=require", True),
+    ("postgresql://u@db.example.com/d?sslmode=require", False),
+    ("postgresql://u@db.example.com/d?sslmode=require&channel_binding=prefer", False),
+    ("postgresql://u@db.example.com/d?sslmode=require&channel_binding=require", True),
+    ("postgresql://u@db.example.com/d?sslmode=verify-ca", True),
     ("postgresql://u@db.example.com/d?sslmode=verify-full", True),
     ("postgresql://u@localhost/d", True),
     ("postgresql://u@127.0.0.1:5432/d", True),
@@ -443,13 +446,13 @@ def test_a_password_never_crosses_a_network_in_the_clear(monkeypatch: pytest.Mon
     monkeypatch.delenv("PGSSLMODE", raising=False)
     found, problems = destination({"type": "postgres", "url": url, "table": "t"})
     assert (found is not None) == fine
-    assert fine or "TLS is off to a host that is not this machine" in problems[0].text
+    assert fine or "add ?sslmode=verify-full to it (with &sslrootcert=system" in problems[0].text
     assert destination({"type": "postgres", "url": url, "table": "t", "insecure": True})[1] == []
 
 
 def test_the_environment_counts_as_it_does_for_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "db.example.com")
-    with pytest.raises(ValidationError, match="TLS is off"):
+    with pytest.raises(ValidationError, match="nothing proves that a host"):
         PostgresOptions.model_validate({"url": "postgresql:///d"})
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     assert PostgresOptions.model_validate({"url": "postgresql:///d"})

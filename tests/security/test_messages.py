@@ -66,7 +66,7 @@ def test_a_password_in_the_place_of_a_port_is_refused_unseen(tmp_path: Path, url
         "postgresql://me:pa%40ss%2Fword@127.0.0.1:5432/shop",
         "postgresql://me:pa:ss?w#rd@127.0.0.1/shop?application_name=a@b",
         "postgresql:///shop?host=/run/postgresql&user=a@b",
-        "postgresql://a,b:5433/shop?sslmode=require",
+        "postgresql://a,b:5433/shop?sslmode=verify-full",
         "host=127.0.0.1 password='a@b/c' dbname=shop",
         "host=@abstract dbname=shop",
     ],
