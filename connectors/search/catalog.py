@@ -133,7 +133,7 @@ def _renamed(layout: Layout, instead: Sequence[str]) -> str:
     return (
         f"{layout.index} is not an index any more but an alias of {other}: something replaced the index, as ILM's "
         f"shrink does. Keep {other}, perhaps the only copy. To go on in it, write index: {instead[0]} under the table, "
-        "take that index out of ILM (index.lifecycle.name: null), and run: replicator resync"
+        "take that index out of ILM (index.lifecycle.name: null), and run: replicator resync --accept-identity-change"
     )
 
 

@@ -87,6 +87,11 @@ def engine_failure(status: int, type: str, reason: str, server: str) -> Replicat
     return AnswerLost(f"{server} fails to store documents: {type or status}") if status >= 500 else None
 
 
+def is_own(status: int, type: str) -> bool:
+    """Whether a failure of one line may be about its document alone: nothing known of a shard or the cluster."""
+    return status >= 500 and type != "cluster_block_exception" and all(type != known for known, _, _ in _KNOWN)
+
+
 _ARGUMENT = "illegal_argument_exception"  # of its words only the first are the engine's own: a value may follow
 _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
     ("index_closed_exception", TransientError, "the index is closed; waiting until it is opened (POST INDEX/_open)"),

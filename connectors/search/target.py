@@ -18,6 +18,7 @@ from connectors.search.writing import Writing
 from replicator.batch import Batch, DocumentId, Outcome
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
+from replicator.identity import Identity
 from replicator.target import Table
 
 
@@ -70,6 +71,13 @@ class SearchTarget:
         if others := [f"{of.index}: {text}" for of, i in there for text in catalog.taken(of, i, self._pipeline)]:
             raise ConfigError(*others)
         return max((i.epoch for _, i in there), default=None) if len(there) == len(wanted) else None
+
+    def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        wanted = layouts(tables)
+        there = catalog.states(self._connection, list(wanted.values()))
+        uuids = [state.index.uuid if state.index is not None else "" for state in there]
+        places = [f"the index {layout.index} of {self.server}" for layout in wanted.values()]
+        return {name: Identity(place, uuid) for name, place, uuid in zip(wanted, places, uuids, strict=True)}
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
-from connectors.search.failures import AnswerLost, engine_failure
+from connectors.search.failures import AnswerLost, engine_failure, is_own
 from connectors.search.names import WRITER
 from connectors.search.reasons import refusal
 from replicator.errors import ConfigError, ReplicatorError, TransientError
@@ -24,12 +24,13 @@ class Verdict:
 
     stored: done. conflict: the engine has that version or a newer one. refused: never, for the ``reason``. busy: the
     engine has too much to do just now, or always for this document. failed: ``error`` says what it waits for, or
-    what a person has to change.
+    what a person has to change; ``own``: it may be this document alone on which the engine fails.
     """
 
     kind: Kind
     reason: str = ""
     error: ReplicatorError | None = None
+    own: bool = False
 
 
 STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
@@ -77,7 +78,7 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
     found = engine_failure(status, type, reason, server)
     if found is None and status == 429:
         return busy(server)
-    return refused(refusal(type, reason)) if found is None else failed(found)
+    return refused(refusal(type, reason)) if found is None else Verdict("failed", error=found, own=is_own(status, type))
 
 
 def _astray(server: str, index: str, other: str) -> str:
@@ -85,7 +86,8 @@ def _astray(server: str, index: str, other: str) -> str:
         f"{server}: what is written for the index {index} arrives in another one, {other}: its alias {index}{WRITER} "
         f"was moved there, as ILM's shrink or a reindexing script does. Nothing of it counts as stored. Keep {other}, "
         f"perhaps the only copy; its documents with the same ids may be overwritten. To go on in {index}, move the "
-        f"alias back; to go on in {other}, write index: {other} under the table. Then run: replicator resync"
+        f"alias back; to go on in {other}, write index: {other} under the table. Then run: replicator resync "
+        "(with --accept-identity-change for another index)"
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+
+import orjson
 
 from connectors.search.bulk import SMALLEST, Bulk, Sent
 from connectors.search.conflicts import Conflicts
@@ -16,7 +19,7 @@ from replicator.acknowledged import place
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import Doubt
 
-_PROBE = b'{"delete":{"_id":"replicator-is-there-room","version":0,"version_type":"external","routing":"x"}}\n'
+_PROBE = {"_id": "replicator-is-there-room", "version": 0, "version_type": "external"}
 
 Attempt = list[tuple[Entry, Verdict, bool]]
 """Each entry that was sent, what became of it, and whether it was alone in its request."""
@@ -106,7 +109,7 @@ class Writing:
                     self._doubt.begin()
                     self._progress.lost.add(place(entry.write))
         self._known(conflicting, layouts, tombstones=tombstones)
-        return rejections + self._too_heavy(attempt, layouts)
+        return rejections + self._too_heavy(attempt, layouts) + self._impossible(attempt, layouts)
 
     def _known(self, conflicting: Sequence[Entry], layouts: Mapping[str, Layout], *, tombstones: bool) -> None:
         ours = self._conflicts.ours(conflicting, self._progress, layouts)
@@ -126,9 +129,19 @@ class Writing:
             return []
         return [Rejection(e.write, _TOO_HEAVY.format(len(e.lines))) for e, _ in busy if self._progress.struck(e)]
 
-    def _room(self, layout: Layout) -> bool:
-        """Whether the engine takes anything at all just now."""
-        (verdict,) = self._bulk.store(layout, [_PROBE])
+    def _impossible(self, attempt: Attempt, layouts: Mapping[str, Layout]) -> list[Rejection]:
+        """Documents on which the engine fails however often they are sent, while their shard takes others."""
+        failing = [entry for entry, verdict, _ in attempt if verdict.own]
+        struck = [entry for entry in failing if self._progress.struck(entry)]
+        passed = takewhile(lambda e: self._room(layouts[e.write.table], e), struck)
+        return [Rejection(entry.write, _IMPOSSIBLE) for entry in passed]
+
+    def _room(self, layout: Layout, beside: Entry | None = None) -> bool:
+        """Whether the engine takes anything at all just now, in the shard of a document if one is given."""
+        routing = (
+            "x" if beside is None else beside.id if layout.routed_by is None else beside.write.id[layout.routed_by]
+        )
+        (verdict,) = self._bulk.store(layout, [orjson.dumps({"delete": {**_PROBE, "routing": routing}}) + b"\n"])
         return verdict.kind in ("stored", "conflict", "refused")
 
     def _whole(self, encoded: Encoded) -> Outcome:
@@ -142,6 +155,9 @@ _TOO_HEAVY = (
     "the engine has no room for this document of {} bytes, though it took others meanwhile (429 each time it was sent "
     "alone): it is too large for the memory of its nodes"
 )
+
+
+_IMPOSSIBLE = "the engine fails on this document (an error 500 each time it was sent), while its shard took others"
 
 
 def _answers(entries: Sequence[Entry], sent: Sent) -> Attempt:

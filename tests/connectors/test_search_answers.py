@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from connectors.search.progress import STRIKES
 from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, NotPermitted, TransientError
@@ -212,6 +213,37 @@ def test_only_what_is_unfinished_goes_again(server: Server) -> None:
     assert found.write(whole) == Outcome()
     ((_, _, body),) = server.requests
     assert [json.loads(line)["index"]["_id"] for line in body.splitlines()[::2]] == ["b"]
+
+
+FAULTY = {"index": {"status": 500, "error": {"type": "null_pointer_exception"}}}
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_document_on_which_the_engine_always_fails_is_refused_if_its_shard_takes_others(
+    server: Server, passes: bool
+) -> None:
+    class Failing(Server):
+        def answer(self, asked: str, headers: Mapping[str, str], body: bytes) -> Told:
+            self.requests.append((asked, headers, body))
+            lines = [line for line in body.splitlines() if line.startswith((b'{"index"', b'{"delete"'))]
+            probing = b"replicator-is-there-room" in body
+            stored = {"delete" if probing else "index": {"status": 201}}
+            faulty = [b'"culprit"' in line and not (probing and passes) for line in lines]
+            return said(200, {"errors": True, "items": [FAULTY if it else stored for it in faulty]})
+
+    found = opened(server)
+    failing = Failing(server.port)
+    server.answer = failing.answer  # type: ignore[method-assign]
+    written = batch(put({"pk": "a"}, 1), put({"pk": "culprit"}, 1))
+    for _ in range(STRIKES - 1 if passes else 3 * STRIKES):
+        with pytest.raises(TransientError, match="fails to store documents: null_pointer_exception"):
+            found.write(written)
+    if passes:
+        (rejection,) = found.write(written).rejections
+        assert rejection.write is written.parts[0].writes[1]
+        assert rejection.reason.startswith("the engine fails on this document (an error 500 each time it was sent)")
+    probes = [json.loads(body) for _, _, body in failing.requests if b"is-there-room" in body]
+    assert {probe["delete"]["routing"] for probe in probes} == {"culprit"}
 
 
 def test_a_shard_that_does_not_answer_is_no_shard_without_leftovers(server: Server) -> None:

@@ -138,6 +138,17 @@ def test_a_run_of_an_epoch_before_the_indexs_own_is_refused(one_search: Search, 
         target(one_search).open([of], FIRST_EPOCH + 1)
 
 
+def test_an_index_is_told_from_a_later_one_by_its_uuid(search: Search) -> None:
+    of = table(search)
+    (absent,) = target(search).identities([of]).values()
+    assert (absent.place, absent.id) == (f"the index {of.name}-1 of {target(search).server}", "")
+    (was,) = opened(search, of).identities([of]).values()
+    search.ask("DELETE", f"/{of.name}-1")
+    (now,) = opened(search, of).identities([of]).values()
+    assert was.place == now.place
+    assert len({was.id, now.id, ""}) == 3
+
+
 def test_within_some_seconds_an_index_is_looked_at_once(one_search: Search, of: Table) -> None:
     found, clock = opened(one_search, of), [0.0]
     found._watch.now = lambda: clock[0]

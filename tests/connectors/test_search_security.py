@@ -76,12 +76,13 @@ def test_missing_privileges_are_named(secured: SearchServer) -> None:
     assert {p.rpartition(": ")[2] for p in problems} == {
         "the login reader lacks manage, index, delete on secured",
         "the login reader lacks manage, index, delete on secured-1",
+        "the login reader lacks manage, index, delete on secured-1-Replicator",
     }
 
 
 def test_a_refusal_names_what_would_allow_it(secured: SearchServer) -> None:
-    logged_in(secured, "writer").open([TABLE], FIRST_EPOCH)
-    with pytest.raises(NotPermitted, match=r"mapping/put\] is unauthorized for user \[reader\].*granted by.*manage"):
+    logged_in(secured, "writer").open([TABLE], FIRST_EPOCH + 2)
+    with pytest.raises(NotPermitted, match=r"data/write/bulk.* is unauthorized for user \[reader\].*granted by.*index"):
         logged_in(secured, "reader").open([TABLE], FIRST_EPOCH + 7)
 
 
