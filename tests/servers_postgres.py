@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +26,7 @@ class Database:
 
     @property
     def url(self) -> str:
-        """With a password, which the server does not ask for."""
-        return self.server.url(self.name).replace("postgres@", f"postgres:{SECRET}@")
+        return self.server.url(self.name)
 
     def connect(self) -> psycopg.Connection:
         """A plain client, autocommitting: what somebody else sees."""
@@ -36,7 +36,7 @@ class Database:
 def started(which: Which) -> Iterator[PostgresServer]:
     """A running server; without its programs a loud skip, and a failure where CI promises them."""
     try:
-        server = PostgresServer(which)
+        server = PostgresServer(which, password=SECRET + secrets.token_hex(8), trusting=True)
         server.__enter__()
     except ServerMissing as e:
         if os.environ.get("CI"):

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from replicator.testing import postgres_server
-from replicator.testing.postgres_server import PostgresServer, ServerMissing, programs
+from replicator.testing.postgres_server import PostgresServer, ServerMissing, Which, programs
 from tests.servers_postgres import Database
 
 pytestmark = pytest.mark.postgres
@@ -30,6 +30,23 @@ def test_it_listens_on_loopback_only(postgres: Database) -> None:
     with postgres.connect() as client:
         assert client.execute("SHOW listen_addresses").fetchone() == ("127.0.0.1",)
         assert client.execute("SHOW unix_socket_directories").fetchone() == ("",)
+
+
+@pytest.mark.parametrize("which", ["debian", "wheel"])
+def test_no_other_user_of_this_machine_gets_in(which: Which) -> None:
+    """Anybody can connect to loopback, and a superuser runs programs as the server's user."""
+    with PostgresServer(which) as server:
+        assert len(server.password) >= 32
+        with psycopg.connect(server.url(), autocommit=True) as client:
+            client.execute("CREATE ROLE another SUPERUSER LOGIN")
+        for login in ("postgres", "postgres:postgres", "another"):
+            with pytest.raises(psycopg.OperationalError, match=r"no password supplied|password authentication failed"):
+                psycopg.connect(f"postgresql://{login}@127.0.0.1:{server.port}/postgres", passfile="/dev/null")
+
+
+def test_the_tests_own_servers_let_no_superuser_in_either(one_postgres: Database) -> None:
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        psycopg.connect(f"postgresql://postgres@127.0.0.1:{one_postgres.server.port}/postgres", passfile="/dev/null")
 
 
 def test_what_was_committed_survives_a_kill(postgres: Database) -> None:

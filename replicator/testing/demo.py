@@ -63,7 +63,7 @@ class Demo:
 
     def run(self, keep: bool) -> int:
         with _servers() as (dynamodb, postgres), tempfile.TemporaryDirectory(prefix="replicator-demo-") as folder:
-            self._step(f"DynamoDB emulator at {dynamodb.url}, Postgres at {postgres.url()}")
+            self._step(f"DynamoDB emulator at {dynamodb.url}, Postgres at 127.0.0.1:{postgres.port}")
             path = Path(folder) / "demo.yaml"
             path.write_text(_CONFIG.format(table=TABLE, endpoint=dynamodb.url, url=postgres.url()))
             table = SourceTable(dynamodb, self._random)
@@ -212,7 +212,8 @@ def _how_to_look(path: Path, dynamodb: MiniStack, postgres: PostgresServer, keep
     credentials = " ".join(f"{name}={value}" for name, value in dynamodb.environ.items())
     tell("")
     tell("To look at it yourself" + (":" if keep else " (these servers end now; replicator demo --keep holds them):"))
-    tell(f"  psql {postgres.url()} -c 'TABLE {TABLE} LIMIT 3'")
+    address = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres"  # others see what a program is started with
+    tell(f"  PGPASSWORD={postgres.password} psql {address} -c 'TABLE {TABLE} LIMIT 3'")
     tell(f"  {credentials} aws dynamodb scan --endpoint-url {dynamodb.url} --table-name {TABLE} --max-items 3")
     tell(f"  {credentials} replicator run {path}")
 

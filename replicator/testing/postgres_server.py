@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from replicator.testing.servers import ServerMissing, free_port, unprivileged
 __all__ = ["PostgresServer", "ServerMissing", "Which", "programs"]
 
 Which = Literal["debian", "wheel"]
+SUPERUSER = "postgres"
 
 _UNPRIVILEGED = ("postgres", "nobody")
 _DEBIAN = Path("/usr/lib/postgresql")
@@ -69,12 +71,23 @@ def _system() -> Path:
 
 
 class PostgresServer:
-    """One cluster: ``with PostgresServer() as server: connect(server.url())``. Superuser ``postgres``, no password.
+    """One cluster: ``with PostgresServer() as server: connect(server.url())``. Superuser ``postgres``.
 
-    Everything it made is gone when the block ends. ``settings`` are added to postgresql.conf.
+    Every user of this machine can connect to loopback, and a superuser runs programs as the server's user; so nobody
+    gets in without a password, a random one unless ``password`` is given. ``trusting``: other roles need none, for
+    tests that make some. Everything it made is gone when the block ends. ``settings`` are added to postgresql.conf.
     """
 
-    def __init__(self, which: Which = "debian", settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        which: Which = "debian",
+        settings: Mapping[str, str] | None = None,
+        *,
+        password: str | None = None,
+        trusting: bool = False,
+    ) -> None:
+        self.password = password or secrets.token_urlsafe(24)
+        self._trusting = trusting
         self._which = which
         self._settings = {**_SETTINGS, **(settings or {})}
         self._user = unprivileged("Postgres", _UNPRIVILEGED)
@@ -104,8 +117,10 @@ class PostgresServer:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def url(self, database: str = "postgres", user: str = "postgres") -> str:
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str = "postgres", user: str = SUPERUSER) -> str:
+        """With the superuser's password; another role's is not known here."""
+        login = f"{user}:{self.password}" if user == SUPERUSER else user
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
 
     @property
     def log(self) -> str:
@@ -185,14 +200,25 @@ class PostgresServer:
         return site / "package" / "installation" / "bin"
 
     def _initialise(self) -> None:
-        command = [self._program("initdb"), "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-        command += ["--locale=C.UTF-8" if self._which == "debian" else "--locale=C", "--no-sync"]
+        secret = self._home / "password"
+        secret.touch(0o600)
+        self._own(secret)
+        secret.write_text(self.password)
+        command = [self._program("initdb"), "-D", str(self._data), "-U", SUPERUSER, "-A", "scram-sha-256", "-E", "UTF8"]
+        command += ["--locale=C.UTF-8" if self._which == "debian" else "--locale=C", "--no-sync", f"--pwfile={secret}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self._home, **self._as_user())
         if done.returncode != 0:
             raise RuntimeError(f"initdb failed: {done.stderr.strip()}")
+        secret.unlink()
+        (self._data / "pg_hba.conf").write_text("".join(f"host all {line}\n" for line in self._logins()))
         self.port = free_port()
         with (self._data / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
+
+    def _logins(self) -> Iterator[str]:
+        """Who gets in from loopback, and how; the first line that fits decides."""
+        yield f"{SUPERUSER} 127.0.0.1/32 scram-sha-256"
+        yield f"all 127.0.0.1/32 {'trust' if self._trusting else 'scram-sha-256'}"
 
     def _spawn(self, command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -382,7 +382,7 @@ def test_a_privilege_taken_away_meanwhile_is_named(poor_user: Database) -> None:
     ("url", "error", "words"),
     [
         (
-            "postgresql://postgres@127.0.0.1:{port}/nowhere",
+            "postgresql://postgres:{password}@127.0.0.1:{port}/nowhere",
             ConfigError,
             'database "nowhere" does not exist; correct target.url',
         ),
@@ -391,7 +391,7 @@ def test_a_privilege_taken_away_meanwhile_is_named(poor_user: Database) -> None:
     ],
 )
 def test_a_wrong_address_says_what_is_wrong(one_postgres: Database, url: str, error: Any, words: str) -> None:
-    one = target(one_postgres, url=url.format(port=one_postgres.server.port))
+    one = target(one_postgres, url=url.format(port=one_postgres.server.port, password=one_postgres.server.password))
     with pytest.raises(error) as refused:
         one.open([Table("contract", PK)], FIRST_EPOCH)
     assert words in str(refused.value)

@@ -272,6 +272,7 @@ aws_session_token = {SECRET}
 def placed(text: str, world: World, address: str) -> str:
     """``text`` with the places that are known only now."""
     found = text.replace("REPEATING", address).replace("DATABASE", world.postgres.name)
+    found = found.replace(f"postgres:{SECRET}@POSTGRES", f"postgres:{world.postgres.server.password}@POSTGRES")
     found = found.replace("POSTGRES", f"127.0.0.1:{world.postgres.server.port}")
     return found.replace("PROFILE", str(world.folder / "profile")).replace("url: TAG", f"url: !{SECRET}")
 
