@@ -47,19 +47,18 @@ def keeping(given: object) -> tuple[Keeping | None, list[Problem]]:
     """The store that the section describes, or everything that is wrong with it; neither if there is no section."""
     if given is None or not isinstance(given, Mapping):
         return None, []  # the sections' model says so if it is no mapping
-    store, problems = _store(given.get("type"))
+    kind = given.get("type", DEFAULT)
+    store, problems = _store(kind)
     if store is None:
         return None, problems
     rest = {name: value for name, value in given.items() if name != "type"}
     options, problems = validated(store.Options, rest, ("checkpoints",))
-    return (None, problems) if options is None else (Keeping(str(given["type"]), store, options), [])
+    return (None, problems) if options is None else (Keeping(str(kind), store, options), [])
 
 
 def _store(kind: object) -> tuple[Any, list[Problem]]:
     known = {point.name: point for point in entry_points(group=GROUP)}
     place = ("checkpoints", "type")
-    if kind is None:
-        return None, [Problem(place, f"is missing; known: {', '.join(sorted(known))}")]
     if not isinstance(kind, str) or kind not in known:
         return None, [Problem(place, f"is no kind of store; {suggestion(kind, sorted(known))}")]
     try:
@@ -86,5 +85,5 @@ def _choice(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {
         **options,
         "properties": {"type": {"const": name}, **options.get("properties", {})},
-        "required": ["type", *options.get("required", [])],
+        "required": [*([] if name == DEFAULT else ["type"]), *options.get("required", [])],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from replicator.errors import ConfigError
+from replicator.files import read_regular
 
 PathInFile = tuple[str | int, ...]
 """Where a value stands: ``("target", "tables", "orders")``."""
@@ -19,6 +20,8 @@ _PLACEHOLDER = re.compile(r"\$\{([^}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEEPEST = 40  # levels; nothing in a config is half as deep, and recursion stays far from its limit
 _LARGEST = 1 << 20  # bytes
+_LONGEST_NUMBER = 40  # digits
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,8 @@ def read(path: Path, environ: Mapping[str, str]) -> ConfigFile:
 def _composed(path: Path) -> yaml.MappingNode:
     text = _text(path)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ConfigError(f"{path.name}: YAML aliases (*name) are not used in configs; write the value out")
+        for problem in filter(None, map(_unwanted(), yaml.parse(text, yaml.SafeLoader))):
+            raise ConfigError(f"{path.name}{problem}")
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
@@ -76,6 +79,22 @@ def _composed(path: Path) -> yaml.MappingNode:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path.name}:1: a config is a mapping that begins like this: `pipeline: orders`")
     return node
+
+
+def _unwanted() -> Callable[[yaml.Event], str]:
+    """What is wrong with each event in turn, before anything is built of them: nothing grows or nests without end."""
+    depth = 0
+
+    def look(event: yaml.Event) -> str:
+        nonlocal depth
+        if isinstance(event, yaml.AliasEvent):
+            return ": YAML aliases (*name) are not used in configs; write the value out"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            return f":{event.start_mark.line + 1}: is nested more than {_DEEPEST} levels deep"
+        return ""
+
+    return look
 
 
 def _unquoted(error: yaml.MarkedYAMLError) -> str:
@@ -88,9 +107,7 @@ def _unquoted(error: yaml.MarkedYAMLError) -> str:
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ConfigError(f"{path} is larger than a config can be ({_LARGEST >> 20} MB)")
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, _LARGEST).decode()
     except FileNotFoundError as e:
         raise ConfigError(f"there is no config file {path}") from e
     except OSError as e:
@@ -103,6 +120,8 @@ def _walk(node: yaml.Node, path: PathInFile, lines: dict[PathInFile, int]) -> It
     """Note every path's line; yield what YAML would pass over in silence."""
     if len(path) > _DEEPEST:
         yield Problem(path[:3], f"is nested more than {_DEEPEST} levels deep")
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+        yield Problem(path, f"is a number of more than {_LONGEST_NUMBER} digits; if it is text, put it in quotes")
     elif isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             yield from _walk_entry(name, value, path, lines)
@@ -144,9 +163,19 @@ class _Sources:
 
     base: Path
     environ: Mapping[str, str]
+    left: list[int] = field(default_factory=lambda: [_LARGEST])  # bytes that all values together may still have
 
     def find(self, name: str) -> str:
         """The value behind a placeholder; LookupError says what is missing."""
+        if self.left[0] < 0:
+            return ""  # said already
+        found = self._found(name)
+        self.left[0] -= len(found)
+        if self.left[0] < 0:
+            raise LookupError(f"the values of ${{…}} are longer than {_LARGEST:,} bytes together")
+        return found
+
+    def _found(self, name: str) -> str:
         if name.startswith("file:"):
             return self._file(name.removeprefix("file:"))
         if _VARIABLE.fullmatch(name) is None:
@@ -157,7 +186,7 @@ class _Sources:
 
     def _file(self, name: str) -> str:
         try:
-            return (self.base / name).read_text(encoding="utf-8").removesuffix("\n")
+            return read_regular(self.base / name, _LARGEST).decode().removesuffix("\n")
         except OSError as e:
             raise LookupError(f"the file {name} cannot be read: {e.strerror or type(e).__name__}") from e
         except ValueError as e:  # not UTF-8, or a NUL in its name

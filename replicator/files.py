@@ -20,9 +20,8 @@ class NotAFile(OSError):
 def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
     """What is in a regular file of at most ``most`` bytes. OSError, also for anything else, at once."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    file = os.open(path, flags)
-    with open(file, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
+    with open(path, "rb", opener=lambda path, _: os.open(path, flags)) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise NotAFile("it is not a regular file")
         found = opened.read(most + 1)
     if len(found) > most:

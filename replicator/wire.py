@@ -51,12 +51,14 @@ class Wire(Protocol):
         """
 
 
-_LOGIN = re.compile(r"(?<=://)[^\s\"']*@")
-
-
 def without_login(text: str) -> str:
-    """``text`` with the logins taken out of the addresses in it: the environment may name proxies and endpoints so."""
-    return _LOGIN.sub("…@", text)
+    """``text`` with the logins taken out of the addresses in it: the environment may name proxies and endpoints so.
+
+    A password may hold anything, spaces, quotes and slashes too, so everything up to the last @ goes.
+    """
+    head, address, rest = text.partition("://")
+    _, at, tail = rest.rpartition("@")
+    return f"{head}{address}…@{tail}" if at else text
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from replicator import config
 from replicator.checkpoints import Owner
 from replicator.errors import ConfigError, Fenced
 from replicator.run import ends
+from replicator.stores.sqlite import SqliteCheckpoints
 from tests.cli import World
 from tests.security.canary import SECRET
 
@@ -184,7 +185,8 @@ def test_a_later_run_takes_a_table_over(mirror: World) -> None:
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
-        ("{}", "checkpoints.type: is missing; known: dynamodb, postgres, sqlite"),
+        ("{table: abc}", "checkpoints.table: is not known here; "),
+        ("{type: null}", "checkpoints.type: is no kind of store; known: dynamodb, postgres, sqlite"),
         ("{type: sqlit}", "checkpoints.type: is no kind of store; did you mean sqlite?"),
         ("{type: sqlite, pth: x}", "checkpoints.pth: is not known here; "),
         ("{type: sqlite, path: ''}", "checkpoints.path: is empty"),
@@ -204,6 +206,13 @@ def test_a_mistake_in_it_is_named_with_its_place(mirror: World, section: str, pr
         config.load(mirror.config)
     assert any(p.startswith("orders.yaml:6: ") and problem in p for p in caught.value.problems), caught.value.problems
     assert "secret" not in str(caught.value)
+
+
+def test_a_file_needs_no_type(mirror: World) -> None:
+    keep(mirror, "{path: here.db}")
+    with ends(config.load(mirror.config)) as (_, checkpoints):
+        assert isinstance(checkpoints, SqliteCheckpoints)
+        assert checkpoints.place == f"the file {mirror.folder / 'here.db'}"
 
 
 def test_a_target_that_keeps_its_own_wants_none(world: World) -> None:

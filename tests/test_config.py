@@ -186,7 +186,33 @@ def test_what_is_no_text_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     assert problems(path) == [f"the config file {path} is not UTF-8 text"]
     path.write_bytes(b"#" * (1 << 20) + b"\n")
-    assert "larger than a config can be" in problems(path)[0]
+    assert "cannot be read: it is larger than 1,048,576 bytes" in problems(path)[0]
+
+
+def test_what_is_no_file_is_refused_at_once(write: Write, tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    assert problems(tmp_path / "pipe")[0].endswith("pipe cannot be read: it is not a regular file")
+    assert problems(Path("/dev/zero")) == ["the config file /dev/zero cannot be read: it is not a regular file"]
+    for name in ("pipe", "/dev/zero"):
+        (problem,) = problems(write(RIGHT.replace("eu-west-1", f"${{file:{name}}}")))
+        assert f"source.region: the file {name} cannot be read: it is not a regular file" in problem
+
+
+def test_placeholders_cannot_make_a_config_grow_without_end(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "much").write_text("x" * 500_000)
+    (problem,) = problems(write(RIGHT.replace("eu-west-1", "${file:much}" * 20_000)))
+    assert "source.region: the values of ${…} are longer than 1,048,576 bytes together" in problem
+
+
+def test_half_a_million_levels_are_refused_before_anything_is_built_of_them(write: Write) -> None:
+    assert problems(write("a: " + "[" * 500_000)) == ["orders.yaml:1: is nested more than 40 levels deep"]
+
+
+def test_an_endless_number_is_refused_before_it_is_worked_out(write: Write) -> None:
+    """YAML takes 1:1:1 for a number to the base of 60."""
+    (problem,) = problems(write(RIGHT + "parked_limit: 1" + ":1" * 100_000 + "\n"))
+    assert "parked_limit: is a number of more than 40 digits; if it is text, put it in quotes" in problem
 
 
 @pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "# nothing"])

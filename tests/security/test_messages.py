@@ -285,6 +285,8 @@ def test_an_endpoint_of_the_environment_that_is_no_address_is_not_quoted(monkeyp
 
 def test_logins_are_taken_out_of_addresses_and_nothing_else_is() -> None:
     assert without_login('to "http://me:pa/s@s@far:80/x" and http://near/') == 'to "http://…@far:80/x" and http://near/'
+    assert without_login('to "http://me:a pass phrase@far/" and') == 'to "http://…@far/" and'
+    assert without_login('to http://me:it\'s"mine"@far/') == "to http://…@far/"
     assert without_login("me@far is no address") == "me@far is no address"
 
 
