@@ -91,6 +91,9 @@ class _Sections(Options):
     ttl_deletes: Literal["apply", "ignore"] = Field(
         default="apply", description="deletes made by DynamoDB's time to live"
     )
+    hook_timeout: float | None = Field(
+        default=10.0, ge=0.1, le=3600, description="seconds that the hook may take for one image; null: no limit"
+    )
     parked_limit: int = Field(default=10_000, ge=0, description="stop when more items than this are parked")
 
 
@@ -109,6 +112,7 @@ class Config:
     on_gap: Literal["stop", "resync"] = "stop"
     ttl_deletes: Literal["apply", "ignore"] = "apply"
     parked_limit: int = 10_000
+    hook_timeout: float | None = 10.0
     checkpoints: Keeping | None = None
     path: Path = Path("config.yaml")
 
@@ -148,6 +152,7 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         on_gap=sections.on_gap,
         ttl_deletes=sections.ttl_deletes,
         parked_limit=sections.parked_limit,
+        hook_timeout=sections.hook_timeout,
         checkpoints=checkpoints,
         path=file.path,
     )

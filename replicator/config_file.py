@@ -91,7 +91,8 @@ def _unwanted() -> Callable[[yaml.Event], str]:
             return ": YAML aliases (*name) are not used in configs; write the value out"
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            return f":{event.start_mark.line + 1}: is nested more than {_DEEPEST} levels deep"
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            return f":{line}: is nested more than {_DEEPEST} levels deep"
         return ""
 
     return look

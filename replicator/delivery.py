@@ -6,6 +6,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, NoReturn, TypeVar
@@ -95,7 +96,9 @@ class Delivery:
         pipeline: Pipeline,
         patiently: Patience,
         now: Callable[[], float],
+        hook_limit: AbstractContextManager[object] | None = None,
     ) -> None:
+        self._hook_limit = nullcontext() if hook_limit is None else hook_limit
         self._target = target
         self._overlapping = target if isinstance(target, Overlapping) else None
         self._transactional = isinstance(target, Transactional)
@@ -158,9 +161,13 @@ class Delivery:
     def flush(self) -> None:
         """Store everything that the pipeline has to give."""
         self.settle()
-        while (batch := self._pipeline.take(self._now())) is not None:
+        while (batch := self._taken()) is not None:
             self.offer(batch)
             self.settle()
+
+    def _taken(self) -> Batch | None:
+        with self._hook_limit:
+            return self._pipeline.take(self._now())
 
     def _sent(self, encoded: Any) -> None:
         assert self._overlapping is not None

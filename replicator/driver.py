@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from replicator import backfill, start
+from replicator.batch import Batch
 from replicator.binding import Binding
 from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, Save, encode
@@ -69,6 +70,7 @@ class World:
     random: random.Random = field(default_factory=random.Random)
     steps: Callable[[Wire], Steps] = lambda wire: Steps(calls_of(wire))
     steady: Callable[[], float] = time.monotonic
+    hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
 
 
 def log_wait(trouble: str | None) -> None:
@@ -84,14 +86,15 @@ class Driver:
 
     def __init__(self, copy: Copy, owner: Owner, world: World) -> None:
         self._copy, self._world, self._now = copy, world, world.now
-        self._started = world.now()
-        self._table = copy.table
+        self._started, self._table = world.now(), copy.table
         claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
         self._patiently = Patience(world.stop, self._report, self._now, world.random)
         ignore_expired = copy.config.ttl_deletes == "ignore"
         self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=ignore_expired, now=self._started)
         self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady)
-        self._delivery = Delivery(copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now)
+        self._delivery = Delivery(
+            copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now, world.hook_limit
+        )
         self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = Chores(
@@ -104,8 +107,7 @@ class Driver:
             self._now,
             self._doubt,
         )
-        self._budget = ReadBudget(copy.config.backfill.read_units)
-        self._steps = world.steps(copy.wire)
+        self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
         self._fetching: Fetching | None = None
         self._resyncs = 0
 
@@ -219,7 +221,7 @@ class Driver:
         self._vitals.tick()
         self._fetching.advance()
         self._steps.begin()
-        batch = None if self._delivery.full else self.pipeline.take(self._now())
+        batch = None if self._delivery.full else self._taken()
         if batch is not None:
             self._delivery.offer(batch)
         busy = self._chores.do() or batch is not None or self._delivery.busy
@@ -234,6 +236,11 @@ class Driver:
             stepped = self._steps.get(0.0)
         check_disabled(self._fetching)
         self._check_parked()
+
+    def _taken(self) -> Batch | None:
+        """What the hook makes of the next pages."""
+        with self._world.hook_limit:
+            return self.pipeline.take(self._now())
 
     def _gap(self, found: GapFound) -> None:
         """Record it; then repair it by a rescan if that is wished for, else end with it."""

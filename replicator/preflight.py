@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from replicator import aws, sample, transform
+from replicator.alarm import HookLimit
 from replicator.attributes import Malformed
 from replicator.change import key_text
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError
@@ -161,7 +162,8 @@ def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[byt
     for image in images:
         key = key_text(reader.of(image))
         try:
-            first, second = (_documents(hook, Item(image), tables) for _ in range(2))
+            with HookLimit(config.hook_timeout):
+                first, second = (_documents(hook, Item(image), tables) for _ in range(2))
         except (Poison, Malformed) as e:
             parked.append(f"item {key}: {e}")
             continue

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from replicator.alarm import HookLimit
 from replicator.aws import connect
 from replicator.binding import admit
 from replicator.checkpoints import Checkpoints, Owner
@@ -51,7 +52,7 @@ def run(
     allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
     hook = load(config.transform, config.base) if config.transform is not None else None
     wire = connect(config.source)
-    world = World(stop, observe)
+    world = World(stop, observe, hook_limit=HookLimit(config.hook_timeout))
     with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped before anything began
         patiently = Patience(stop, log_wait, world.now, world.random)
         table = patiently(lambda: describe_table(wire, config.source.table))

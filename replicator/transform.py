@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from replicator.alarm import HookLimit, HookTimeout
 from replicator.asked import Asked
 from replicator.errors import ConfigError
 from replicator.item import Amended, Item
@@ -87,7 +89,7 @@ class Hook:
         """The document of a plain hook for an item."""
         try:
             found = self.function(item)
-        except (Exception, SystemExit) as e:  # whatever a user's code does, it parks one item and stops nothing else
+        except BaseException as e:  # whatever a user's code does, it parks one item and stops nothing else
             raise _poison(self, e) from e
         if found is None or type(found) in _USUAL or isinstance(found, Mapping):
             return found  # type: ignore[no-any-return]
@@ -97,7 +99,7 @@ class Hook:
         """The documents of a declared hook for an item, by (table, id)."""
         try:
             found = self.function(item)
-        except (Exception, SystemExit) as e:
+        except BaseException as e:
             raise _poison(self, e) from e
         if found is None:
             return {}
@@ -134,15 +136,23 @@ def _a(found: object) -> str:
 def _listed(hook: Hook, found: Iterable[object]) -> list[object]:
     try:
         return list(found)
-    except (Exception, SystemExit) as e:  # a generator runs its body here
+    except BaseException as e:  # a generator runs its body here
         raise _poison(hook, e) from e
 
 
+HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _listed.__code__}
+
+
 def _poison(hook: Hook, error: BaseException) -> Poison:
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise error  # Ctrl-C; in a run, which handles that signal itself, only a hook raises it
     frames = traceback.extract_tb(error.__traceback__)
     own = getattr(getattr(hook.function, "__code__", None), "co_filename", None)  # its line, not ours
     last = next((f for f in reversed(frames) if f.filename == own), frames[-1])
     where = f"{Path(last.filename).name}:{last.lineno}"
+    if isinstance(error, HookTimeout):
+        reason = f"hook {hook.name} took longer than {error.seconds:g} s (hook_timeout), and was interrupted at {where}"
+        return Poison(reason, trace(error))
     words = said(error)
     text = f"no attribute {words!r}" if words and isinstance(error, KeyError) else words
     return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}{text and ': '}{text}", trace(error))

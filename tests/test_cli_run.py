@@ -144,16 +144,31 @@ def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: W
         while process.poll() is None:
             process.send_signal(signal.SIGTERM)
             time.sleep(0.05)
-        process.communicate(timeout=30)
+        _, err = process.communicate(timeout=30)
     # One more may come while Python ends, when nothing handles it any more.
-    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM, 0)
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM, 0), err
 
     world.postgres.server.start()
     world.catch_up()
     assert world.rows("SELECT count(*) FROM orders") == [(300,)]
 
 
-def test_a_hook_that_hangs_is_not_interrupted_and_keeps_no_signal_from_ending_the_run(world: World) -> None:
+def test_a_hook_that_takes_too_long_parks_its_item_and_others_go_on(world: World) -> None:
+    fill(world)
+    world.hook("def hook(item):\n    while item['id'] == '7':\n        pass\n    return {'n': 1}\n")
+    world.change("target:", "hook_timeout: 0.3\ntarget:")
+    world.shell.run("run", world.config, "--until", "caught-up")
+    (found,) = world.lines("parked", "list", world.config)
+
+    assert found["item"] == '["7"]'
+    assert "hook hook took longer than 0.3 s (hook_timeout), and was interrupted at hooks.py:" in found["reason"]
+    assert world.rows("SELECT count(*) FROM orders") == [(19,)]
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.call("parked", "retry", world.config, "--all")
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+def test_a_hook_that_hangs_keeps_no_signal_from_ending_the_run(world: World) -> None:
     """Its item, and all behind it, come with the next run."""
     fill(world)
     begun = world.folder / "begun"

@@ -88,6 +88,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     parked (exit code 2).
     """
     from replicator import aws, transform
+    from replicator.alarm import HookLimit
     from replicator.compaction import Filing
     from replicator.parking import pipeline_of
     from replicator.parking import retry as tried
@@ -106,7 +107,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         introduce(target, table, wire)
         target.open(target_tables(loaded, table, hook), pipeline.epoch)
         for item in chosen:
-            with aside():
+            with aside(), HookLimit(loaded.hook_timeout):
                 reason = tried(item, filing, target, checkpoints, pipeline)
             refused += bool(reason)
             _tell(item, "still parked" if reason else "stored", reason, as_json)

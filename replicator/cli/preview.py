@@ -10,6 +10,7 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put_json, say, say_lines
 
 if TYPE_CHECKING:
+    from replicator.alarm import HookLimit
     from replicator.config import Config
     from replicator.preview import Preview
 
@@ -26,17 +27,19 @@ def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
     values.
     """
     from replicator import config as configs
+    from replicator.alarm import HookLimit
 
-    previews = _previews(configs.load(config), limit, key)
-    while (found := _next(previews)) is not None:
+    loaded = configs.load(config)
+    previews = _previews(loaded, limit, key)
+    while (found := _next(previews, HookLimit(loaded.hook_timeout))) is not None:
         if as_json:
             put_json(found.as_json().decode())
         else:
             _tell(found)
 
 
-def _next(previews: Iterator[Preview]) -> Preview | None:
-    with aside():
+def _next(previews: Iterator[Preview], limit: HookLimit) -> Preview | None:
+    with aside(), limit:
         return next(previews, None)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import click
 
 from replicator import __version__
+from replicator.alarm import LEAVING
 from replicator.cli.output import config_argument, json_option, say
 
 log = logging.getLogger(__name__)
@@ -124,9 +125,8 @@ def stop_on_signals() -> threading.Event:
         if stop.is_set():
             leave(128 + number)
         stop.set()
-        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        LEAVING.after(GRACE, lambda: leave(0))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    signal.signal(signal.SIGALRM, lambda _number, _frame: leave(0))
     return stop

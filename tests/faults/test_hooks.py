@@ -16,6 +16,10 @@ def hook(item):
 """
 MISBEHAVES: dict[str, tuple[str, str]] = {
     "raises": ("raise ValueError('no')", "hook hook raised ValueError at hooks.py:5"),
+    "cancels a task that there is not": (
+        "import asyncio; raise asyncio.CancelledError",
+        "hook hook raised CancelledError at hooks.py:5",
+    ),
     "exits": ("sys.exit(3)", "hook hook raised SystemExit at hooks.py:5"),
     "never comes back": ("return hook(item)", "hook hook raised RecursionError at hooks.py:"),
     "gives a list": ("return [1]", "hook hook returned a list; a plain hook returns a mapping or None"),

@@ -252,9 +252,9 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         target = world.target()
         yield target, getattr(target, "checkpoints", None) or world.store()
 
-    def outside(stop: Any, observe: Callable[[Progress], None]) -> driver.World:
+    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> driver.World:
         clock = world.clock
-        return driver.World(stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock)
+        return driver.World(stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock, hook_limit)
 
     monkeypatch.setattr(running, "connect", lambda *_: world.wire)
     monkeypatch.setattr(running, "ends", ends)
