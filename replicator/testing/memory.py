@@ -164,17 +164,28 @@ class MemoryRows:
 
 
 class MemoryTarget(MemoryRows):
-    """A target with transactions: entries, counts and rows change together."""
+    """A target with transactions: entries, counts and rows change together.
 
-    def __init__(self, database: MemoryDatabase, refuse: Callable[[Upsert], str | None] = lambda _: None) -> None:
+    ``at_commit``: what it refuses shows only when the transaction commits, as a deferred constraint does: of several
+    refused writes one is found at a time.
+    """
+
+    def __init__(
+        self,
+        database: MemoryDatabase,
+        refuse: Callable[[Upsert], str | None] = lambda _: None,
+        *,
+        at_commit: bool = False,
+    ) -> None:
         super().__init__(database, refuse)
+        self._at_commit = at_commit
         self.checkpoints = MemoryCheckpoints(database)
 
     def write(self, batch: Batch) -> Outcome:
         upserts = [w for part in batch.parts for w in part.writes if isinstance(w, Upsert)]
         rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
         if rejections:
-            return Outcome(rejections)
+            return Outcome(rejections[:1] if self._at_commit else rejections)
         if self.checkpoints.saved_already(batch.saves):
             return Outcome()
         stale: dict[str, int] = {}

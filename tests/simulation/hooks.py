@@ -73,20 +73,29 @@ def poisoned_fan(edition: int) -> Function:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
+    """``fixed``: what the hook is once its author has fixed it, where it fails on some values."""
+
     make: Callable[[int], Function]
     own_ids: bool = False
+    fixed: Callable[[int], Function] | None = None
+
+    @property
+    def poisons(self) -> bool:
+        return self.fixed is not None
 
 
 HOOKS: Mapping[str, Kind] = {
     "kept": Kind(kept),
     "rekeyed": Kind(rekeyed, own_ids=True),
     "fanned": Kind(fanned, own_ids=True),
-    "poisoned": Kind(poisoned),
-    "poisoned fan": Kind(poisoned_fan, own_ids=True),
+    "poisoned": Kind(poisoned, fixed=kept),
+    "poisoned fan": Kind(poisoned_fan, own_ids=True, fixed=fanned),
 }
 
 
 @lru_cache(maxsize=64)
-def load(name: str, edition: int) -> Hook:
+def load(name: str, edition: int, *, fixed: bool = False) -> Hook:
     kind = HOOKS[name]
+    if fixed and kind.fixed is not None:
+        return Hook(name, kind.fixed(edition), f"{name} {edition} fixed", kind.own_ids)
     return Hook(name, kind.make(edition), f"{name} {edition}", kind.own_ids)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from replicator import existing
 from replicator.binding import admit
+from replicator.change import KeyAttribute, KeySchema
 from replicator.checkpoints import Owner
 from replicator.config import Backfill, Config, Source
 from replicator.config_target import OWN_IDS, Destination
@@ -81,8 +82,8 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> Copy:
     store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(universe)
     wire = Touched(universe, slip)
     table = describe_table(Described(wire, wire._source), name)
-    keys = OWN_IDS if hook is not None and hook.declared else table.keys
-    return Copy(config, wire, target, store, hook, table, tuple(Table(name, keys) for name in destinations))
+    tables = tuple(Table(name, keys_of(universe)) for name in destinations)
+    return Copy(config, wire, target, store, hook, table, tables)
 
 
 def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> Copy:
@@ -108,6 +109,12 @@ def driver_in(universe: Universe, copy: Copy) -> Driver:
     return Driver(copy, Owner(f"run{universe.runs}", "here", 1, universe.clock()), world)
 
 
+def keys_of(universe: Universe) -> KeySchema:
+    """What the target's tables are filed under."""
+    hook = universe.hook()
+    return OWN_IDS if hook is not None and hook.declared else KeySchema((KeyAttribute("pk", "S"),))
+
+
 def _told(universe: Universe, run: int, progress: Progress) -> None:
     if run == universe.runs:  # one that was replaced, and does not know it yet, may be wrong
         truth.check_told(universe.database, progress)
@@ -123,7 +130,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     try:
         driver = driver_in(universe, admitted(universe, resync=resync))
         limit_turns(driver, turns)
-        driver.run(until=until, resync=resync, accept_hook_change=False)
+        driver.run(until=until, resync=resync, accept_hook_change=universe.fixed)
         universe.caught_up = True
     except Fenced:
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
@@ -190,7 +197,7 @@ def _outlive_doubt(universe: Universe) -> None:
 
     limit_turns(driver, 1000, passes)
     with suppress(Killed):
-        driver.run(until=None, resync=False, accept_hook_change=False)
+        driver.run(until=None, resync=False, accept_hook_change=universe.fixed)
     assert not universe.late
 
 

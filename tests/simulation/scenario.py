@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from replicator.testing.dynamodb import AWS, LOCAL
 from replicator.testing.dynamodb.faults import Dialect
@@ -50,6 +50,17 @@ ODD_ANSWERS: Mapping[str, float] = {
 IDENTITIES: Mapping[str, float] = {"slip": 0.02, "drop": 0.003, "clone": 0.003, "seed": 0.001, "empty": 0.02}
 """The same for what happens to the ends of a copy, in one seed of three."""
 
+PARKING: Mapping[str, float] = {
+    "retry": 0.03,
+    "give up": 0.015,
+    "list": 0.005,
+    "decide later": 0.01,
+    "hammer": 0.01,
+    "relent": 0.004,
+    "fix hook": 0.004,
+}
+"""The same of what concerns parked changes; drawn only where something can be parked, from a source of its own."""
+
 ONLY_WHERE_TRIMMED = ("jump", "trim")
 
 
@@ -59,6 +70,7 @@ class Scenario:
 
     ``hook`` names one of HOOKS. ``index``: the target is without transactions, as search engines and DynamoDB are;
     ``overlaps``: it stores a batch while the next is encoded; ``refuses``: it does not take every document;
+    ``at_commit``: what it refuses shows only at the commit, one write at a time;
     ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
     ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
     ``pace``: seconds a step takes at most. ``slow``: chance that an answer is long on its way.
@@ -70,6 +82,7 @@ class Scenario:
     index: bool = False
     overlaps: bool = False
     refuses: bool = False
+    at_commit: bool = False
     forgetful: bool = False
     trims: bool = False
     numbering: Numbering = field(default_factory=Numbering)
@@ -100,7 +113,7 @@ def draw(seed: int) -> Scenario:
             rates[what] = min(swung, 1.0)
     rates |= {what: _swung(seed, what, rate) for what, rate in ODD_ANSWERS.items()}
     rates |= _identities(seed)
-    return Scenario(
+    drawn = Scenario(
         hook=hook,
         view=view,
         index=chance.random() < 0.5,
@@ -121,6 +134,20 @@ def draw(seed: int) -> Scenario:
         slow=chance.choice([0.0, 0.1, 0.3]),
         rates=rates,
     )
+    return parking(seed, drawn)
+
+
+def parking(seed: int, drawn: Scenario) -> Scenario:
+    """The same scenario with what people do about parked changes, in half of those where something can be parked."""
+    chance = random.Random(f"parking {seed}")
+    refuses = drawn.refuses or chance.random() < 0.2
+    poisons = drawn.hook is not None and HOOKS[drawn.hook].poisons
+    at_commit = chance.random() < 0.5
+    rates = dict(drawn.rates)
+    if (refuses or poisons) and chance.random() < 0.5:
+        for what, rate in PARKING.items():
+            rates[what] = rate * 10 ** chance.uniform(-1, 0.6) if chance.random() < 0.85 else 0.0
+    return replace(drawn, refuses=refuses, at_commit=at_commit, rates=rates)
 
 
 def _swung(seed: int, what: str, rate: float) -> float:

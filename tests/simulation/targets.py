@@ -37,7 +37,15 @@ class Late:
 
 
 class Watched(MemoryRows):
-    """Rows whose versions never go back."""
+    """Rows whose versions never go back. A run is told only once that a write is refused."""
+
+    _told: set[tuple[str, DocumentId, int]]
+
+    def tells(self, outcome: Outcome) -> Outcome:
+        refused = {(r.write.table, r.write.id, r.write.version) for r in outcome.rejections}
+        assert not (again := refused & self._told), f"refused before, and sent again: {again}"
+        self._told |= refused
+        return outcome
 
     def _apply(self, write: Write, *, keep: bool) -> bool:
         before = self._known(write)
@@ -52,7 +60,8 @@ class Unreliable(Watched, MemoryTarget):
     _universe: Universe
 
     def __init__(self, universe: Universe) -> None:
-        super().__init__(universe.database, universe.refuse)
+        super().__init__(universe.database, universe.refuse, at_commit=universe.scenario.at_commit)
+        self._told = set()
         self._universe = universe
 
     def write(self, batch: Batch) -> Outcome:
@@ -64,7 +73,7 @@ class Unreliable(Watched, MemoryTarget):
         if universe.take("late"):
             universe.later("target", lambda: self._late(batch))
             raise TransientError("the target did not answer; it stores it all the same")
-        outcome = self._transaction(batch)
+        outcome = self.tells(self._transaction(batch))
         universe.effect("stored")
         if batch.saves and not outcome.rejections and universe.take("unanswered"):
             raise TransientError("the target stored it, but the answer was lost")
@@ -121,6 +130,7 @@ class UnreliableIndex(Watched, MemoryIndex):
 
     def __init__(self, universe: Universe) -> None:
         super().__init__(universe.database, universe.refuse, universe.clock)
+        self._told = set()
         self._universe = universe
 
     def lead(self, database: MemoryDatabase, place: str) -> None:
@@ -153,7 +163,7 @@ class UnreliableIndex(Watched, MemoryIndex):
         if lost:
             self.doubt.begin()
             raise TransientError("some answers were lost")
-        return outcome
+        return self.tells(outcome)
 
     def _float(self, requests: Sequence[Request]) -> None:
         """What becomes of requests without an answer: nothing, or they are carried out, now or later."""

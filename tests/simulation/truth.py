@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from replicator import backfill
+from replicator import backfill, position
 from replicator.attributes import image
 from replicator.batch import Counts, DocumentId, Write
 from replicator.change import key_text
-from replicator.checkpoints import Gap, PipelineState, Save, ShardState, decode
+from replicator.checkpoints import Gap, Parked, PipelineState, Save, ShardState, decode
 from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
@@ -18,6 +18,8 @@ from replicator.transform import Hook, Poison
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
+
+MOST_ENTRIES = 8  # of one item, however often it changed
 
 Entries = Mapping[tuple[str, str], tuple[int, str]]
 
@@ -73,7 +75,8 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
 def check_end(universe: Universe) -> None:
     """The target is what the hook gives for each item; parked items are excepted, and listed."""
     database = universe.database
-    parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
+    _check_parked(universe)
+    parked = {p.key for _, p in MemoryCheckpoints(database).parked()} | _given_up(universe)
     want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in universe.tables}
     for item in universe.source.items(universe.TABLE):
         key = (str(item["pk"]),)
@@ -84,6 +87,36 @@ def check_end(universe: Universe) -> None:
         _check_table(table, want[table], database.rows.get(table, {}), parked)
         assert not database.tombstones.get(table), f"tombstones are left in {table}"
     _check_counts(database)
+
+
+def _check_parked(universe: Universe) -> None:
+    """What is parked is each item's newest image, in few entries, and waits for nothing that is not there."""
+    found: dict[tuple[str, ...], list[Parked]] = {}
+    for _, parked in MemoryCheckpoints(universe.database).parked():
+        found.setdefault(parked.key, []).append(parked)
+    newest = _newest(universe)
+    for key, entries in found.items():
+        entries.sort(key=lambda parked: parked.version)
+        assert position.epoch_of(entries[0].version) == epoch_of(universe.database.entries), f"{key} is obsolete"
+        assert not entries[0].reason.startswith("queued"), f"{key} waits behind nothing"
+        assert _same(entries[-1].new, newest.get(key)), f"{key} is parked with an image that is not its newest"
+        assert len(entries) <= MOST_ENTRIES, f"{key} has {len(entries)} entries"
+
+
+def _given_up(universe: Universe) -> set[tuple[str, ...]]:
+    """Items that did not change since a person dropped their parked changes, in this epoch: anything may be stored."""
+    newest, epoch = _newest(universe), epoch_of(universe.database.entries)
+    return {key for key, (of, given) in universe.dropped.items() if of == epoch and _same(given, newest.get(key))}
+
+
+def _newest(universe: Universe) -> dict[tuple[str, ...], bytes]:
+    return {(str(item["pk"]),): image(item) for item in universe.source.items(universe.TABLE)}
+
+
+def _same(parked: str | None, newest: bytes | None) -> bool:
+    if parked is None or newest is None:
+        return parked is newest
+    return Item(parked.encode()) == Item(newest)
 
 
 def _check_table(

@@ -17,11 +17,15 @@ from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
 from replicator.transform import Hook
 from tests.simulation import hooks, truth
-from tests.simulation.acts import ACTS
+from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock
+from tests.simulation.deciding import ACTS as DECISIONS
 from tests.simulation.plan import Act, Plan
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
+
+
+ACTS = {**EVENTS, **DECISIONS}
 
 
 class Universe:
@@ -47,6 +51,8 @@ class Universe:
         self.edition = self.depth = self.runs = self.fuse = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
+        self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
+        self.dropped: dict[tuple[str, ...], tuple[int, str | None]] = {}  # by key: the epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.used: set[tuple[int, str]] = set()  # epoch, shard
@@ -92,7 +98,7 @@ class Universe:
             self.used |= {(epoch_of(write.version), part.source.removeprefix("shard:")) for write in part.writes}
 
     def refuse(self, write: Upsert) -> str | None:
-        poor = self.scenario.refuses and int(str(write.body["v"])) % 5 == 1
+        poor = self.scenario.refuses and not self.lenient and int(str(write.body["v"])) % 5 == 1
         return "the target does not like this value" if poor else None
 
     def remake(
@@ -218,4 +224,4 @@ class Universe:
         return {"even": {}, "odd": {}} if hook is not None and hook.declared else {self.TABLE: {}}
 
     def hook(self) -> Hook | None:
-        return None if self.scenario.hook is None else hooks.load(self.scenario.hook, self.edition)
+        return None if self.scenario.hook is None else hooks.load(self.scenario.hook, self.edition, fixed=self.fixed)

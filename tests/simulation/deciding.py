@@ -1,0 +1,133 @@
+"""What people do about parked changes, beside a run and between runs, and what makes changes park."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from replicator import parking
+from replicator.compaction import Filing
+from replicator.errors import ConfigError, TransientError
+from replicator.position import epoch_of
+from replicator.target import Table
+from tests.simulation import runs
+from tests.simulation.plan import Act
+from tests.simulation.targets import Killed, Unreliable, UnreliableStore
+
+if TYPE_CHECKING:
+    from replicator.checkpoints import Checkpoints
+    from tests.simulation.world import Universe
+
+Decision = Callable[["Universe", parking.ParkedItem, "Command"], str]
+
+
+class Command:
+    """A process of its own, with connections of its own. ``pause``: called before each of its requests."""
+
+    def __init__(self, world: Universe, pause: Callable[[], None]) -> None:
+        self.target = world.target(world)
+        found = self.target.checkpoints if isinstance(self.target, Unreliable) else UnreliableStore(world)
+        self.checkpoints: Checkpoints = found
+        self.pause = pause
+        for requests, name in ((self.target, "write"), (found, "save")):
+            setattr(requests, name, partial(self._paused, getattr(requests, name)))
+
+    def _paused(self, request: Callable[..., object], *given: object) -> object:
+        self.pause()
+        return request(*given)
+
+
+def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+    hook = world.hook()
+    filing = Filing(hook, tuple(world.tables))
+    state = parking.pipeline_of(command.checkpoints)
+    keys = runs.keys_of(world)
+    command.target.open(tuple(Table(name, keys) for name in world.tables), state.epoch)
+    return parking.retry(item, filing, command.target, command.checkpoints, state)
+
+
+def dropped(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+    newest = item.entries[-1][2]
+    given_up = (epoch_of(newest.version), newest.new)
+    before = world.dropped.get(newest.key)
+    world.dropped[newest.key] = given_up  # also if its answer is lost
+    reason = parking.drop(item, command.checkpoints)
+    if reason and before is None:
+        del world.dropped[newest.key]
+    elif reason and before is not None:
+        world.dropped[newest.key] = before
+    return reason
+
+
+def decide(world: Universe, act: Act, decision: Decision, pause: Callable[[], None] = lambda: None) -> None:
+    """A person's command about one of the parked items, or about all."""
+    command = Command(world, pause)
+    with suppress(Killed, TransientError, ConfigError):  # the command dies, gives up, or finds no pipeline
+        items = parking.parked_items(command.checkpoints)
+        chosen = items if act.luck[1] < 0.3 else items[act.pick(len(items) or 1) :][:1]
+        for item in chosen:
+            world.note(decision.__name__, item.item, decision(world, item, command))
+
+
+def retry(world: Universe, act: Act) -> None:
+    decide(world, act, retried)
+
+
+def drop(world: Universe, act: Act) -> None:
+    decide(world, act, dropped)
+
+
+def list_(world: Universe, act: Act) -> None:
+    before = dict(world.database.entries)
+    for item in parking.parked_items(Command(world, lambda: None).checkpoints):
+        assert item.entries
+    assert world.database.entries == before
+
+
+def decide_later(world: Universe, act: Act) -> None:
+    """A command between runs, or so slow that runs begin and end between its requests."""
+    turns = int(act.between(0, 40))
+
+    def pause() -> None:
+        if turns and world.random.random() < 0.7:
+            runs.go(world, turns)
+
+    decision = retried if act.luck[0] < 0.6 else dropped
+
+    def command() -> None:
+        decide(world, act, decision, pause)
+
+    world.later_between_runs(0, command)
+    if act.luck[1] < 0.5:
+        raise Killed
+
+
+def hammer(world: Universe, act: Act) -> None:
+    """One item changes many times in a row."""
+    for _ in range(int(act.between(5, 40))):
+        world.write(f"k{act.pick(world.scenario.keys)}", removes=False)
+
+
+def relent(world: Universe, act: Act) -> None:
+    """The constraint that refuses documents is removed."""
+    world.lenient = True
+
+
+def fix_hook(world: Universe, act: Act) -> None:
+    """The hook is fixed; a run that goes on has still the old one, the commands have the new."""
+    world.fixed = True
+    if act.luck[0] < 0.5:
+        raise Killed
+
+
+ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
+    "retry": retry,
+    "give up": drop,
+    "list": list_,
+    "decide later": decide_later,
+    "hammer": hammer,
+    "relent": relent,
+    "fix hook": fix_hook,
+}
