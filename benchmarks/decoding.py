@@ -21,10 +21,11 @@ from connectors.postgres.encode import Encoder
 from connectors.postgres.shape import shapes
 from replicator.aws import connect
 from replicator.batch import Batch
-from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, latest
+from replicator.compaction import Circumstances, Filing, compact_latest, latest
 from replicator.config import Source
 from replicator.line import Line
 from replicator.lines import Lines
+from replicator.parked import ParkedItems
 from replicator.run import calm_down
 from replicator.stream import RecordsDecoder
 from replicator.transform import Hook

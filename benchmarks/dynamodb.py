@@ -20,8 +20,9 @@ from connectors.dynamodb.encode import encode
 from connectors.dynamodb.layout import layouts
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.batch import Batch
-from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, latest
+from replicator.compaction import Circumstances, Filing, compact_latest, latest
 from replicator.doubt import Doubt
+from replicator.parked import ParkedItems
 from replicator.position import FIRST_EPOCH
 from replicator.run import calm_down
 from replicator.stream import RecordsDecoder

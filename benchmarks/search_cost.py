@@ -21,8 +21,9 @@ from benchmarks.search import BULK, DOCUMENTS, INDEX, action, made, reset, table
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
 from replicator.attributes import image
 from replicator.batch import Batch, Part, Upsert
-from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, latest
+from replicator.compaction import Circumstances, Filing, compact_latest, latest
 from replicator.item import Item
+from replicator.parked import ParkedItems
 from replicator.position import FIRST_EPOCH, version
 from replicator.run import calm_down
 from replicator.stream import RecordsDecoder

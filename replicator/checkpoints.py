@@ -10,8 +10,9 @@ and positions commit together), otherwise in a place of its own.
     shard      shard id        ShardState
     segment    number          SegmentState
     gap        when it was     Gap
-    parked     key@version     Parked: a change that was refused, with its image (the key as text; the newest one of
-                               an item, or for hooks with ids of their own all that queue)
+    parked     key@version     Parked: the newest change of an item that was refused, with its image (the key as text)
+    dropped    key@version     Dropped: what an item may have left in the target when its parked changes were dropped
+    spared     item            Spared: an item that was parked while a sweep passed, and has to be swept once it is not
     definition ""              Definition: which tables the copy is bound to, and what decides its documents
     pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
 """
@@ -32,6 +33,9 @@ from replicator.position import Position
 if TYPE_CHECKING:
     from replicator.batch import Counts
 
+Place = tuple[str, str]
+"""A document of an item, with an id of its own: its table, and that id."""
+
 FORMAT = 1  # of the entries' values; a newer one is refused, an older one is read
 
 
@@ -50,7 +54,8 @@ class PipelineState:
     """What the copy is made of.
 
     ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
-    without one. ``table_id`` tells a table from a later one of the same name. Times in seconds since 1970.
+    without one; ``mixed``: documents of an earlier hook were kept in this epoch. ``table_id`` tells a table from a
+    later one of the same name. Times in seconds since 1970.
     """
 
     epoch: int
@@ -64,6 +69,7 @@ class PipelineState:
     scan_started: float | None = None
     scan_ended: float | None = None
     items: int | None = None
+    mixed: bool = False
     format: int = FORMAT
 
 
@@ -119,9 +125,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A change that a hook or the target refused. ``new`` and ``old`` are images in DynamoDB's typed JSON.
+    """An item's newest change that a hook or the target refused. ``new`` and ``old`` are images in typed JSON.
 
-    ``reason`` and ``traceback`` quote no value. ``words`` is what the hook's error said, which may.
+    ``reason`` and ``traceback`` quote no value. ``words`` is what the hook's error said, which may. ``changes``: how
+    many changes it stands for, by source; empty for one of its own ``source``. For documents of their own ids,
+    ``leaves``: those that the item may have in the target, by table and id (None: the item has one document); ``base``:
+    an image that the target may have documents of, though the hook fails on it by now.
     """
 
     key: tuple[str, ...]
@@ -134,6 +143,27 @@ class Parked:
     source: str = ""
     sequence: str | None = None
     words: str = ""
+    changes: Mapping[str, int] = field(default_factory=dict)
+    leaves: tuple[Place, ...] | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What an item may have left in the target when a person gave its parked changes up; see ``Parked``.
+
+    A retry with another hook than the pipeline's leaves one, too: the pipeline's hook may not know those documents.
+    """
+
+    leaves: tuple[Place, ...]
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spared:
+    """A sweep of this epoch left the documents of the item alone."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +189,8 @@ VALUES: Mapping[str, type] = {
     "gap": Gap,
     "parked": Parked,
     "definition": Definition,
+    "dropped": Dropped,
+    "spared": Spared,
     "pulse": Pulse,
 }
 
@@ -195,6 +227,13 @@ def decode_parked(id: str, text: str) -> Parked:
     """The value of a parked entry; DamagedCheckpoint as for any other."""
     value = decode("parked", id, text)
     assert isinstance(value, Parked)
+    return value
+
+
+def decode_dropped(id: str, text: str) -> Dropped:
+    """The same of an entry that dropping left."""
+    value = decode("dropped", id, text)
+    assert isinstance(value, Dropped)
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from replicator import backfill
@@ -29,6 +29,7 @@ class Chores:
     patiently: Patience
     now: Callable[[], float]
     doubt: Doubt | None
+    _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
 
     def do(self) -> bool:
         """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins."""
@@ -36,11 +37,13 @@ class Chores:
         if state is None or state.stage == backfill.SCANNING:
             return False
         if state.stage == backfill.FOLLOWING:
-            return self._after_doubt(state)
+            return self._after_doubt(state) or self._after_parking(state)
         self.delivery.settle()
         left = self._sweep(state.epoch) if state.stage == backfill.SWEEPING else self._purge(state.epoch)
         if not left:
             self.delivery.flush()
+            if state.stage == backfill.SWEEPING:
+                self._swept()
             self.pipeline.chore_done(self.now())
             self.delivery.flush()
         return True
@@ -55,12 +58,28 @@ class Chores:
         self.delivery.settle()
         if state.resync and not self.doubt.swept:
             self.doubt.swept = not self._sweep(state.epoch)
+            if self.doubt.swept:
+                self._swept()
         elif not self._purge(state.epoch) and self.doubt.over:
             self.doubt.settle()
         return True
 
+    def _after_parking(self, state: PipelineState) -> bool:
+        """Sweep once more where an item that was parked during a sweep is not any more: it may have older documents."""
+        if not self.pipeline.owes_sweep:
+            return False
+        self.delivery.settle()
+        if not self._sweep(state.epoch) and not self._purge(state.epoch):
+            self._swept()
+        return True
+
+    def _swept(self) -> None:
+        self.pipeline.swept(self._spared_items)
+        self._spared_items.clear()
+
     def _sweep(self, epoch: int) -> bool:
         spare, obsolete = self._spared(epoch)
+        self._spared_items.update(id[0] for id in spare)
         self.pipeline.unpark(obsolete)
         sweep = partial(self.target.sweep, below=version(epoch, 0), spare=spare)
         return any([self._patiently(partial(sweep, table)) for table in self.tables])

@@ -1,25 +1,26 @@
 """From the changes of one source to writes: the last state of each item, its documents, and what they replace.
 
-With one document an item the last image is enough. With ids of their own, every id that any image of the run had is
-deleted unless the last image has it: a replay with other page boundaries, or a scan, may have stored it.
+With one document an item the last image is enough. With ids of their own, every id that any image of the run had, or
+that a parked item may have left behind, is deleted unless the last image has it: a replay with other page boundaries,
+or a scan, may have stored it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from replicator import position
 from replicator.attributes import Malformed
 from replicator.batch import Counts, Delete, Part, Upsert, Write
 from replicator.change import Change, Key, Record, key_text
-from replicator.checkpoints import Parked, Save, encode
+from replicator.checkpoints import Parked, Place, Save
 from replicator.item import Item
+from replicator.parked import DROPPED, PARKED, Held, Move, ParkedItems, held, item_of, parked_id
 from replicator.position import epoch_of
-from replicator.traces import Trace
 from replicator.transform import NO_TRACE, Hook, Poison
-
-QUEUED = "queued behind an earlier parked change of the same item"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,62 +35,30 @@ class Filing:
         return self.hook is not None and self.hook.declared
 
 
-@dataclass(slots=True)
-class ParkedItems:
-    """Which items have parked changes, by key text; each with the ids of its parked entries."""
-
-    ids: dict[str, set[str]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, ids: Iterable[str]) -> ParkedItems:
-        found = cls()
-        for id in ids:
-            found.add(id)
-        return found
-
-    def add(self, id: str) -> None:
-        self.ids.setdefault(item_of(id), set()).add(id)
-
-    def remove(self, id: str) -> None:
-        ids = self.ids.get(item_of(id), set())
-        ids.discard(id)
-        if not ids:
-            self.ids.pop(item_of(id), None)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def of_item(self, text: str) -> Sequence[str]:
-        return sorted(self.ids.get(text, ()))
-
-    def queued(self, text: str, epoch: int) -> bool:
-        """Whether changes of ``epoch`` must queue: those parked in earlier epochs are obsolete."""
-        return any(epoch_of(_version_of(id)) >= epoch for id in self.ids.get(text, ()))
-
-
-def parked_id(change: Change) -> str:
-    """One entry a change; its version says what it is obsolete for."""
-    return f"{key_text(change.key)}@{change.version:019d}"
-
-
-def item_of(id: str) -> str:
-    head, at, tail = id.rpartition("@")
-    return head if at and len(tail) == 19 and tail.isdigit() else id
-
-
-def _version_of(id: str) -> int:
-    return int(id.rpartition("@")[2])
+Image = msgspec.Raw | bytes | None
+Documents = Mapping[Place, Mapping[str, object]]
+Failed = Poison | Malformed
+Refused = tuple[Key, int]
+"""An item's change that the target refuses: its key and version."""
 
 
 @dataclass(slots=True)
 class Compacted:
-    """What a run of changes comes to: writes, and the entries that park or heal items with them."""
+    """What a run of changes comes to: writes, and the entries that park or heal items with them.
+
+    ``refused``: what the target had refused before, and is parked with this.
+    """
 
     read: int = 0
     dropped: int = 0
     parked: int = 0
     writes: list[Write] = field(default_factory=list)
-    saves: list[Save] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def saves(self) -> list[Save]:
+        return [save for move in self.moves for save in move.saves]
 
     def part(self, source: str) -> Part:
         return Part(source, self.writes, Counts(read=self.read, dropped=self.dropped, parked=self.parked))
@@ -97,13 +66,17 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What besides the changes decides: refusals by (key, version), parked items, the epoch, and the time."""
+    """What besides the changes decides: refusals, parked items, the epoch, and the time.
 
-    refused: Mapping[tuple[Key, int], str]
+    ``mixed``: the target may have documents that another hook made in this epoch.
+    """
+
+    refused: Mapping[Refused, str]
     parked: ParkedItems
     epoch: int
     source: str
     now: float
+    mixed: bool = False
 
 
 Latest = tuple[Record | Change, int, int]
@@ -140,12 +113,13 @@ def compact_latest(changes: Iterable[Latest], filing: Filing, at: Circumstances)
     """One document an item."""
     found = Compacted()
     table, hook = filing.tables[0], filing.hook
-    writes, healing = found.writes, len(at.parked) > 0
+    writes, healing = found.writes, bool(at.parked)
     for change, version, weight in changes:
         key = change.key
         found.read += weight
         if at.refused and (reason := at.refused.get((key, version))) is not None:
-            _park_latest(found, _change(change, version), weight, reason, NO_TRACE, at)
+            found.refused.append((key, version))
+            _park_latest(found, _change(change, version), weight, Poison(reason), at)
             continue
         if change.new is None:
             writes.append(Delete(table, key, version, key, weight))
@@ -155,8 +129,7 @@ def compact_latest(changes: Iterable[Latest], filing: Filing, at: Circumstances)
             try:
                 body = hook.one(Item(change.new, hook.asked))
             except (Poison, Malformed) as e:
-                trace = getattr(e, "trace", NO_TRACE)
-                _park_latest(found, _change(change, version), weight, str(e), trace, at)
+                _park_latest(found, _change(change, version), weight, e, at)
                 continue
             if body is not None:
                 writes.append(Upsert(table, key, body, version, key, weight))
@@ -175,66 +148,115 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circ
     for key, run in items.items():
         found.read += len(run)
         text = key_text(key)
-        if at.parked.queued(text, at.epoch):
-            _park_all(found, run, QUEUED, NO_TRACE, at)
-            continue
-        reason = next((at.refused[key, c.version] for c in run if (key, c.version) in at.refused), None)
-        if reason is not None:
-            _park_all(found, run, reason, NO_TRACE, at)
-            continue
-        try:
-            writes = run_writes(run, filing)
-        except (Poison, Malformed) as e:
-            _park_all(found, run, str(e), getattr(e, "trace", NO_TRACE), at)
-            continue
-        found.writes += writes
-        if not writes:
+        parked, dropped = at.parked.left(text, at.epoch) if at.parked else (None, None)
+        if parked is not None and parked.version > run[-1].version:
+            found.parked += len(run)  # a scanned image that a parked change of the stream has replaced
+        elif dropped is not None and dropped.version > run[-1].version:
             found.dropped += len(run)
-        _heal(found, run[-1], at)
+        else:
+            _compact_run(found, text, run, parked, dropped, filing, at)
     return found
 
 
-def run_writes(run: Sequence[Change], filing: Filing) -> list[Write]:
-    """The writes for an item's run of changes, all at the last one's version. Poison if any image is."""
-    hook, last = filing.hook, run[-1]
+def _compact_run(
+    found: Compacted,
+    text: str,
+    run: Sequence[Change],
+    parked: Held | None,
+    dropped: Held | None,
+    filing: Filing,
+    at: Circumstances,
+) -> None:
+    newest = run[-1]
+    now, failed = _documents(newest.new, filing)
+    leaves = _places(earlier(run), filing)
+    for known in (parked, dropped):
+        if known is not None:
+            leaves |= known.leaves | _places([_image(known.base)], filing)
+    base, unknown = _base(run, parked, filing) if at.mixed and dropped is None else (None, None)
+    refusal = at.refused.get((newest.key, newest.version))
+    if refusal is not None:
+        found.refused.append((newest.key, newest.version))
+        failed = Poison(refusal)
+    if (failed := failed or unknown) is not None:
+        value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
+        _park(found, value, len(run), at)
+        return
+    writes = _writes(text, now, leaves, newest, len(run))
+    found.writes += writes
+    if not writes:
+        found.dropped += len(run)
+    _heal(found, newest, at)
+
+
+def _base(run: Sequence[Change], parked: Held | None, filing: Filing) -> tuple[str | None, Poison | None]:
+    """An image that the target may have documents of though the hook fails on it, and the reason to park the item.
+
+    Only another hook can have made them.
+    """
+    base = parked.base if parked is not None else _text(run[0].old)
+    _, failed = _documents(_image(base), filing)
+    if failed is None:
+        return None, None
+    reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
+    return base, Poison(reason, getattr(failed, "trace", NO_TRACE))
+
+
+def run_writes(run: Sequence[Change], filing: Filing, leaves: Iterable[Place] = ()) -> list[Write]:
+    """The writes for an item's run of changes, all at the last one's version. Poison if the last image is.
+
+    ``leaves``: documents that the item may have besides those of these images.
+    """
+    now, failed = _documents(run[-1].new, filing)
+    if failed is not None:
+        raise failed
+    return _writes(key_text(run[-1].key), now, _places(earlier(run), filing).union(leaves), run[-1], len(run))
+
+
+def earlier(run: Sequence[Change]) -> list[Image]:
+    """Every image of a run but its last: the stream gives each twice, as what was and as what is."""
+    return [run[0].old, *(c.new for c in run[:-1])]
+
+
+def _documents(image: Image, filing: Filing) -> tuple[Documents, Poison | Malformed | None]:
+    """The documents of an image, or why the hook has none."""
+    hook = filing.hook
     assert hook is not None
-    text = key_text(last.key)
-    images = [run[0].old, *(c.new for c in run)]
-    placed = [hook.many(Item(i, hook.asked), filing.tables) if i is not None else {} for i in images]
-    now, before = placed[-1], {place for documents in placed[:-1] for place in documents}
-    writes: list[Write] = [
-        Upsert(table, (text, id), body, last.version, last.key, 0) for (table, id), body in now.items()
-    ]
-    writes += [Delete(table, (text, id), last.version, last.key, 0) for table, id in sorted(before - now.keys())]
+    try:
+        return ({} if image is None else hook.many(Item(image, hook.asked), filing.tables)), None
+    except (Poison, Malformed) as e:
+        return {}, e
+
+
+def _places(images: Iterable[Image], filing: Filing) -> set[Place]:
+    """The ids of all documents of these images. A hook that fails on one never stored any of it."""
+    return {place for image in images if image is not None for place in _documents(image, filing)[0]}
+
+
+def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
+    version, key = newest.version, newest.key
+    writes: list[Write] = [Upsert(table, (text, id), body, version, key, 0) for (table, id), body in now.items()]
+    writes += [Delete(table, (text, id), version, key, 0) for table, id in sorted(leaves - now.keys())]
     if writes:  # one write answers for the item in the counts
-        first = writes[0]
-        writes[0] = type(first)(
-            **{f: getattr(first, f) for f in first.__struct_fields__ if f != "weight"}, weight=len(run)
-        )
+        writes[0] = msgspec.structs.replace(writes[0], weight=weight)
     return writes
 
 
-def _park_all(found: Compacted, run: Sequence[Change], reason: str, trace: Trace, at: Circumstances) -> None:
-    for i, change in enumerate(run):
-        _park(found, change, 1, reason if i == 0 else QUEUED, trace if i == 0 else NO_TRACE, at)
-    _unpark(found, run[0].key, lambda version: epoch_of(version) < at.epoch, at)
-
-
-def _park_latest(found: Compacted, change: Change, weight: int, reason: str, trace: Trace, at: Circumstances) -> None:
+def _park_latest(found: Compacted, change: Change, weight: int, failed: Failed, at: Circumstances) -> None:
     """Park an item's newest change in the place of its earlier ones."""
-    if any(_version_of(id) > change.version for id in at.parked.of_item(key_text(change.key))):
+    before = at.parked.parked(key_text(change.key))
+    if before is not None and before.version > change.version:
         found.parked += weight  # a scanned image that a parked change of the stream has replaced
         return
-    _unpark(found, change.key, lambda version: version < change.version, at)
-    _park(found, change, weight, reason, trace, at)
+    _park(found, _parked(change, failed, at), weight, at)
 
 
-def _park(found: Compacted, change: Change, weight: int, reason: str, trace: Trace, at: Circumstances) -> None:
-    found.parked += weight
-    parked = Parked(
+def _parked(change: Change, failed: Failed, at: Circumstances) -> Parked:
+    trace = getattr(failed, "trace", NO_TRACE)
+    return Parked(
         key=change.key,
         version=change.version,
-        reason=reason,
+        reason=str(failed),
         parked=at.now,
         new=_text(change.new),
         old=_text(change.old),
@@ -243,17 +265,35 @@ def _park(found: Compacted, change: Change, weight: int, reason: str, trace: Tra
         source=at.source,
         sequence=change.sequence,
     )
-    found.saves.append(Save("parked", parked_id(change), None, encode(parked)))
+
+
+def _park(found: Compacted, value: Parked, weight: int, at: Circumstances) -> None:
+    """Put an entry in the place of the item's earlier one, and of what was dropped of it; it stands for both."""
+    found.parked += weight
+    id = parked_id(value.key, value.version)
+    text = item_of(id)
+    before, dropped = at.parked.parked(text), at.parked.dropped(text)
+    current = before is not None and epoch_of(before.version) >= at.epoch
+    changes = {**(before.changes if before is not None and current else {})}
+    changes[value.source] = changes.get(value.source, 0) + weight
+    since = before.since if before is not None and before.since is not None and current else value.parked
+    value = replace(value, changes=changes, parked=since)
+    revision = before.revision + 1 if before is not None and before.id == id else 1
+    found.moves.append(Move(PARKED, before, held(id, revision, value), value))
+    if dropped is not None:
+        found.moves.append(Move(DROPPED, dropped))
 
 
 def _heal(found: Compacted, change: Change, at: Circumstances) -> None:
-    """A good change makes the item's parked ones obsolete, but not those after it: a scanned image may be older."""
-    _unpark(found, change.key, lambda version: version <= change.version, at)
+    """A good change makes what is parked of the item obsolete, but not what comes after it: a scan may be older."""
+    if at.parked:
+        text = key_text(change.key)
+        both = ((PARKED, at.parked.parked(text)), (DROPPED, at.parked.dropped(text)))
+        found.moves += [Move(kind, held) for kind, held in both if held is not None and held.version <= change.version]
 
 
-def _unpark(found: Compacted, key: Key, obsolete: Callable[[int], bool], at: Circumstances) -> None:
-    ids = at.parked.of_item(key_text(key))
-    found.saves += [Save("parked", id, None, None) for id in ids if obsolete(_version_of(id))]
+def _image(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
 
 
 def _text(image: object) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, repeat
@@ -15,8 +15,10 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_ty
 from tenacity.nap import sleep_using_event
 
 from replicator.batch import Batch, Outcome, outcome_counts
-from replicator.checkpoints import Checkpoints
-from replicator.errors import TransientError
+from replicator.checkpoints import Checkpoints, Entry, Save
+from replicator.errors import Fenced, TransientError
+from replicator.parked import DROPPED, PARKED, item_of
+from replicator.parking import known
 from replicator.pipeline import Pipeline
 from replicator.target import Lingering, Overlapping, Target, Transactional
 
@@ -124,10 +126,10 @@ class Delivery:
     def offer(self, batch: Batch) -> None:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
         assert not self.full, "a batch waits: push it first"
-        if self._doubt is not None and any(s.kind == "parked" and s.text is None for s in batch.saves):
+        if self._doubt is not None and _heals(batch):
             self._doubt.begin()  # `parked retry` may be storing an older change of the item at this moment
         if self._overlapping is None:
-            self._finish(batch, self._patiently(lambda: self._written(batch)))
+            self._finish(batch, lambda: self._patiently(lambda: self._written(batch)))
             return
         self._waiting = batch, self._overlapping.encode(batch)
         self.nudge()
@@ -156,7 +158,7 @@ class Delivery:
     def _settled(self) -> bool:
         """Whether what was under way is stored; the target may have refused part of it, so that all came back."""
         batch, self._under_way = self._under_way, None
-        return batch is None or self._finish(batch, self._collected(batch))
+        return batch is None or self._finish(batch, lambda: self._collected(batch))
 
     def flush(self) -> None:
         """Store everything that the pipeline has to give."""
@@ -191,19 +193,62 @@ class Delivery:
         self.confirm()
         return self._target.write(batch)
 
-    def _finish(self, batch: Batch, outcome: Outcome) -> bool:
-        if outcome.rejections:
-            self._pipeline.refused(batch, outcome.rejections)
-            return False
-        if not self._transactional:
-            counts = outcome_counts(batch, outcome)
-            self._patiently(lambda: self._checkpoints.save(batch.saves, counts))
-            self._confirmed = self._now()
+    def _finish(self, batch: Batch, answer: Callable[[], Outcome]) -> bool:
+        """Whether the batch is stored and what was taken after it still holds; else that came back."""
+        try:
+            outcome = answer()
+            if outcome.rejections:
+                self._pipeline.refused(batch, outcome.rejections)
+                return False
+            if not self._transactional:
+                counts = outcome_counts(batch, outcome)
+                self._patiently(lambda: self._checkpoints.save(batch.saves, counts))
+                self._confirmed = self._now()
+        except Fenced as e:
+            return self._overtaken(batch, e)
         self._pipeline.stored(batch, outcome, self._now())
         return True
+
+    def _overtaken(self, batch: Batch, fenced: Fenced) -> bool:
+        """No other run may own the pipeline, but a command may have changed entries of parked items meanwhile.
+
+        If it did after the batch was stored, and only the answer was lost, the pipeline's own entry tells.
+        """
+        self._patiently(lambda: self._checkpoints.save(()))
+        stored = {(e.kind, e.id): e for e in self._patiently(self._checkpoints.read).entries}
+        if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
+            self._pipeline.stored(batch, Outcome(), self._now())
+        elif not any(_moved(s, stored) for s in batch.saves):
+            raise fenced
+        self._pipeline.give_back()
+        self.know_parked()
+        return False
+
+    def know_parked(self) -> None:
+        """Take the parked items as they are stored. Nothing may be under way."""
+        own_ids = self._pipeline.filing.own_ids
+        self._pipeline.know(self._patiently(lambda: known(self._checkpoints, own_ids=own_ids)))
 
     def confirm(self) -> None:
         """Fenced if another run took over. Asked where the target cannot, and not again within a few seconds."""
         if not self._transactional and not 0 <= self._now() - self._confirmed <= CONFIRMED:  # clocks are set back, too
             self._checkpoints.save(())
             self._confirmed = self._now()
+
+
+def _heals(batch: Batch) -> bool:
+    """Whether an item is parked no more once the batch is stored."""
+    gone = {item_of(s.id) for s in batch.saves if s.kind == PARKED and s.text is None}
+    return bool(gone) and not gone <= {item_of(s.id) for s in batch.saves if s.kind == PARKED and s.text is not None}
+
+
+def _made(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
+    entry = stored.get((save.kind, save.id))
+    return entry is not None and (entry.revision, entry.text) == ((save.expected or 0) + 1, save.text)
+
+
+def _moved(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
+    """Whether a command changed the entry that the save expects."""
+    entry = stored.get((save.kind, save.id))
+    there = 0 if entry is None else entry.revision
+    return save.kind in (PARKED, DROPPED) and save.expected is not None and there != save.expected

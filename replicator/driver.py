@@ -20,8 +20,9 @@ from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.config import Config
 from replicator.delivery import Delivery, Patience, Stopped
-from replicator.errors import ConfigError, GapFound, TransientError
+from replicator.errors import GapFound, TransientError
 from replicator.fetching import Fetching, check_disabled
+from replicator.parked_watch import ParkedWatch
 from replicator.pipeline import Pipeline
 from replicator.progress import Progress
 from replicator.scan import ReadBudget, Scanned
@@ -89,27 +90,24 @@ class Driver:
         self._started, self._table = world.now(), copy.table
         claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
         self._patiently = Patience(world.stop, self._report, self._now, world.random)
-        ignore_expired = copy.config.ttl_deletes == "ignore"
-        self.pipeline = Pipeline(copy.filing, claimed, ignore_expired=ignore_expired, now=self._started)
+        self.pipeline = Pipeline(
+            copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore", now=self._started
+        )
         self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady)
         self._delivery = Delivery(
             copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now, world.hook_limit
         )
         self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
+        self._watch = ParkedWatch(self.pipeline, self._delivery, copy.config.parked_limit, world.steady)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
-        self._chores = Chores(
-            copy.target,
-            copy.checkpoints,
-            copy.tables,
-            self.pipeline,
-            self._delivery,
-            self._patiently,
-            self._now,
-            self._doubt,
-        )
+        self._chores = self._chores_of(copy)
         self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
         self._fetching: Fetching | None = None
         self._resyncs = 0
+
+    def _chores_of(self, copy: Copy) -> Chores:
+        told = (self.pipeline, self._delivery, self._patiently, self._now, self._doubt)
+        return Chores(copy.target, copy.checkpoints, copy.tables, *told)
 
     def run(
         self,
@@ -123,6 +121,7 @@ class Driver:
         """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
         allowed = start.Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
         try:
+            self._delivery.know_parked()
             try:
                 self._start(allowed)
             except GapFound as found:
@@ -235,7 +234,7 @@ class Driver:
                 break
             stepped = self._steps.get(0.0)
         check_disabled(self._fetching)
-        self._check_parked()
+        self._watch.look()
 
     def _taken(self) -> Batch | None:
         """What the hook makes of the next pages."""
@@ -258,15 +257,6 @@ class Driver:
     def _recorded(self, found: GapFound) -> bool:
         gaps = self.pipeline.ledger.gaps.values()
         return any(g.repaired is None and (g.reason, g.shard) == (found.reason, found.shard) for g in gaps)
-
-    def _check_parked(self) -> None:
-        limit = self._copy.config.parked_limit
-        if len(self.pipeline.parked) > limit:
-            self._delivery.flush()
-            raise ConfigError(
-                f"more than {limit} items are parked (parked_limit): the hook or the target's table is probably wrong. "
-                "Look at them with: replicator parked list; mend the cause, then: replicator parked retry --all"
-            )
 
     # Telling
 
@@ -293,5 +283,6 @@ class Driver:
         self.pipeline.drop_ahead()
         self._vitals.goodbye()
         self._delivery.flush()
+        self._watch.end()
         self._vitals.show()
         log.info("stopped", extra={"read": self.pipeline.total.read})

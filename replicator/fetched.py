@@ -8,7 +8,7 @@ whatever the number of shards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from replicator.change import Page, ScanPage
 
@@ -18,19 +18,24 @@ BUFFER_BYTES = 24 << 20  # pages read ahead, in all
 SOURCE_PAGES = 4  # pages read ahead, of one shard or segment
 
 
+Pages = Sequence[tuple[str, list[Page | ScanPage]]]
+"""The pages of one batch, by source."""
+
+
 class Fetched:
     """A queue of pages a source; sources are named ``shard:ID`` and ``segment:N``."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Page | ScanPage]] = {}
+        self._returned: deque[Pages] = deque()
         self._rows = self._size = 0
         self._scan_turn = True
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        return bool(self._queues or self._returned)
 
     def __contains__(self, source: str) -> bool:
-        return source in self._queues
+        return source in self._queues or any(name == source for pages in self._returned for name, _ in pages)
 
     def add(self, source: str, page: Page | ScanPage) -> None:
         self._queues.setdefault(source, deque()).append(page)
@@ -53,10 +58,14 @@ class Fetched:
 
     def heads(self) -> list[Page | ScanPage]:
         """The oldest page of each source."""
-        return [pages[0] for pages in self._queues.values()]
+        oldest = {source: pages[0] for source, pages in self._queues.items()}
+        oldest |= {source: pages[0] for returned in reversed(self._returned) for source, pages in returned}
+        return list(oldest.values())
 
     def next(self) -> Iterator[tuple[str, list[Page | ScanPage]]]:
-        """Pages for one batch: of shards or of segments, by turns, never of both."""
+        """Pages for one batch: of shards or of segments, by turns, never of both; first those that came back."""
+        if self._returned:
+            return self._again(self._returned.popleft())
         self._scan_turn = not self._scan_turn
         for kind in ("segment", "shard") if self._scan_turn else ("shard", "segment"):
             sources = [s for s in self._queues if s.startswith(kind)]
@@ -82,15 +91,26 @@ class Fetched:
                 self._queues[source] = waiting  # at the end: the others come first next time
             yield source, pages
 
-    def give_back(self, pages: Iterable[tuple[str, Page | ScanPage]]) -> None:
-        """Put pages back to where ``next`` took them from."""
-        for source, page in reversed(list(pages)):
-            self._queues.setdefault(source, deque()).appendleft(page)
-            self._rows += _rows(page)
-            self._size += page.size
+    def _again(self, returned: Pages) -> Iterator[tuple[str, list[Page | ScanPage]]]:
+        for source, pages in returned:
+            self._weigh(pages, -1)
+            yield source, pages
+
+    def give_back(self, pages: Pages) -> None:
+        """Put the pages of a batch back, before all others: they make the same batch once more."""
+        if pages:
+            self._returned.appendleft(pages)
+            for _, each in pages:
+                self._weigh(each, 1)
+
+    def _weigh(self, pages: Iterable[Page | ScanPage], sign: int) -> None:
+        for page in pages:
+            self._rows += sign * _rows(page)
+            self._size += sign * page.size
 
     def clear(self) -> None:
         self._queues.clear()
+        self._returned.clear()
         self._rows = self._size = 0
 
 

@@ -15,6 +15,7 @@ from replicator.checkpoints import (
     Save,
     SegmentState,
     ShardState,
+    Spared,
     decode,
     encode,
 )
@@ -23,7 +24,7 @@ from replicator.identity import UNKNOWN, Definition
 Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing
 
-_UNREAD = ("owner", "parked")  # the store checks the one; the other stays on disk
+_UNREAD = ("owner", "parked", "dropped")  # the store checks the one; the others are changed by commands, too
 
 
 class Ledger:
@@ -84,6 +85,10 @@ class Ledger:
     @property
     def gaps(self) -> Mapping[str, Gap]:
         return self._values["gap"]
+
+    @property
+    def spared(self) -> Mapping[str, Spared]:
+        return self._values["spared"]
 
     @property
     def pulse(self) -> Pulse | None:

@@ -1,54 +1,77 @@
-"""Parked changes, and how one is tried again: at its own version, so the target's guard keeps it safe."""
+"""Parked items, and how one is tried again: at its own version, so the target's guard keeps it safe.
+
+A run that goes on meanwhile changes the same entries. Both compare revisions: a command that loses says so, a run that
+loses reads the entries again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 
 import msgspec
 
 from replicator.attributes import Malformed
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
 from replicator.change import Change
-from replicator.checkpoints import Checkpoints, Parked, PipelineState, Save, decode
-from replicator.compaction import Filing, item_of, run_writes
+from replicator.checkpoints import Checkpoints, Dropped, Parked, PipelineState, Place, Save, decode, encode
+from replicator.compaction import Filing, run_writes
 from replicator.errors import ConfigError, Fenced
 from replicator.item import Item
+from replicator.parked import DROPPED, PARKED, ParkedItems, item_of
 from replicator.position import epoch_of
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
-_CHANGED = "a run has changed it meanwhile; look at it again"
+CHANGED = "a run has changed it meanwhile; look at it again"
 
 
 @dataclass(frozen=True, slots=True)
 class ParkedItem:
-    """All parked changes of one item, oldest first, each with its entry's id and revision."""
+    """An item's parked entry as it was read."""
 
     item: str
-    entries: Sequence[tuple[str, int, Parked]]
+    id: str
+    revision: int
+    entry: Parked
 
     @property
-    def first(self) -> Parked:
-        return self.entries[0][2]
+    def changes(self) -> Mapping[str, int]:
+        """How many changes are parked, by the source that counts them."""
+        return self.entry.changes or {self.entry.source: 1}
 
-    def removals(self) -> list[Save]:
-        """What takes the entries away, unless one changed since it was read."""
-        return [Save("parked", id, revision, None) for id, revision, _ in self.entries]
+    @property
+    def removal(self) -> Save:
+        """What takes the entry away, unless it changed since it was read."""
+        return Save(PARKED, self.id, self.revision, None)
 
     def discarded(self) -> Batch:
         """The batch that gives the item's parked changes up: they count as dropped from then on."""
-        return Batch([Part(p.source, (), Counts(parked=-1, dropped=1)) for _, _, p in self.entries], self.removals())
+        parts = [Part(source, (), Counts(parked=-n, dropped=n)) for source, n in self.changes.items()]
+        left = self.entry.leaves
+        return Batch(parts, [self.removal, *([self.left(left, self.entry.base)] if left is not None else [])])
+
+    def left(self, leaves: Sequence[Place], base: str | None = None) -> Save:
+        """What the item's next change must remove besides the documents of its own old image."""
+        return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
 
 
-def parked_items(checkpoints: Checkpoints, item: str = "") -> list[ParkedItem]:
+def parked_items(checkpoints: Checkpoints, item: str | None = None) -> list[ParkedItem]:
     """The parked items with their images, all of them or the one whose key text is ``item``."""
-    revisions = {e.id: e.revision for e in checkpoints.read().entries if e.kind == "parked"}
-    found = [(id, revisions[id], p) for id, p in checkpoints.parked(item) if id in revisions]
-    groups = groupby(sorted(found, key=lambda f: (item_of(f[0]), f[2].version)), key=lambda f: item_of(f[0]))
-    return [ParkedItem(name, list(entries)) for name, entries in groups if item in ("", name)]
+    revisions = {e.id: e.revision for e in checkpoints.read().entries if e.kind == PARKED}
+    found = [(id, p) for id, p in checkpoints.parked(item or "") if id in revisions]
+    return [ParkedItem(item_of(id), id, revisions[id], p) for id, p in found if item in (None, item_of(id))]
+
+
+def known(checkpoints: Checkpoints, *, own_ids: bool) -> ParkedItems:
+    """The parked items as a run needs to know them; with their documents, where they have ids of their own.
+
+    Revisions are read before the images: what changes in between only makes the run's next save of it fail.
+    """
+    entries = checkpoints.read().entries
+    wanted = own_ids and any(e.kind == PARKED for e in entries)
+    return ParkedItems.among(entries, dict(checkpoints.parked()) if wanted else {})
 
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
@@ -66,17 +89,17 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Check
 
     What is still refused stays parked as it is.
     """
-    if epoch_of(parked.entries[-1][2].version) < pipeline.epoch:
+    if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has read the item anew; drop it"
-    try:
-        batch = retried(parked, filing, tombstones=pipeline.stage != "following")
-    except (Poison, Malformed) as e:
-        return str(e)
     if isinstance(target, Lingering):
         target.doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
-    if not isinstance(target, Transactional) and not _still_there(parked, checkpoints):
-        return _CHANGED  # asked just before: what a run removes by healing it is remembered for some minutes
-    return _unless_changed(partial(_written, target, checkpoints, batch))
+    try:
+        batch = retried(parked, filing, pipeline)
+    except (Poison, Malformed) as e:
+        return str(e)
+    if isinstance(target, Transactional):
+        return _unless_changed(partial(target.write, batch))
+    return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints))
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
@@ -87,21 +110,25 @@ def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
 def _unless_changed(act: Callable[[], Outcome]) -> str:
     try:
         refusals = act().rejections
-    except Fenced:  # the entries moved: a run parked something newer, or healed the item
-        return _CHANGED
+    except Fenced:  # the entry moved: a run parked something newer, or healed the item
+        return CHANGED
     return "; ".join(dict.fromkeys(r.reason for r in refusals))
 
 
-def _still_there(parked: ParkedItem, checkpoints: Checkpoints) -> bool:
-    there = dict(checkpoints.parked(parked.item))
-    return all(there.get(id) == p for id, _, p in parked.entries)
+def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints: Checkpoints) -> Outcome:
+    """Store a retry where the entries are apart from the documents: what will be there is noted first.
 
-
-def _written(target: Target, checkpoints: Checkpoints, batch: Batch) -> Outcome:
+    So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies.
+    """
+    written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
+    leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
+    noted = replace(parked.entry, leaves=leaves)
+    checkpoints.save([Save(PARKED, parked.id, parked.revision, encode(noted))])
     outcome = target.write(batch)
-    if isinstance(target, Transactional) or outcome.rejections:
+    if outcome.rejections:
         return outcome
-    return _saved(checkpoints, batch, outcome)
+    removal = replace(parked.removal, expected=parked.revision + 1)
+    return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
 
 
 def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
@@ -109,11 +136,28 @@ def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def retried(parked: ParkedItem, filing: Filing, *, tombstones: bool) -> Batch:
-    """The batch that stores what was parked and takes the entries away. Poison if the hook still fails."""
-    changes = [Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence) for _, _, p in parked.entries]
-    writes = run_writes(changes, filing) if filing.own_ids else list(_latest(changes[-1], filing))
-    return Batch(list(_parts(parked, writes)), parked.removals(), tombstones)
+def retried(parked: ParkedItem, filing: Filing, pipeline: PipelineState) -> Batch:
+    """The batch that stores what was parked and takes the entry away, its first save. Poison if the hook still fails.
+
+    A hook that is not the pipeline's may have made documents that the pipeline's does not know: they are noted.
+    """
+    p = parked.entry
+    change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence)
+    writes = _own(change, p, filing) if filing.own_ids else list(_latest(change, filing))
+    saves = [parked.removal]
+    if filing.own_ids and filing.hook is not None and filing.hook.fingerprint != pipeline.hook:
+        saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
+    return Batch(list(_parts(parked, writes)), saves, tombstones=pipeline.stage != "following")
+
+
+def _own(change: Change, p: Parked, filing: Filing) -> list[Write]:
+    """The item's documents, and deletes of all that it may have had; Poison if the hook cannot say what it had."""
+    run = [change]
+    if p.base is not None:
+        base = Change(p.key, 0, _bytes(p.base))
+        run_writes([base], filing)
+        run = [base, change]
+    return run_writes(run, filing, p.leaves or ())
 
 
 def _latest(change: Change, filing: Filing) -> Iterator[Write]:
@@ -127,14 +171,13 @@ def _latest(change: Change, filing: Filing) -> Iterator[Write]:
 
 
 def _parts(parked: ParkedItem, writes: Sequence[Write]) -> Iterator[Part]:
-    """Each change leaves the parked ones in its own source's counts; the last one's first write answers for it."""
-    *earlier, (_, _, last) = parked.entries
-    gone = Counts(parked=-1, applied=1) if writes else Counts(parked=-1, dropped=1)
-    yield from (Part(p.source, (), gone) for _, _, p in earlier)
-    if not writes:
-        yield Part(last.source, (), gone)
-    else:
-        yield Part(last.source, [msgspec.structs.replace(writes[0], weight=1), *writes[1:]], Counts(parked=-1))
+    """The changes leave the parked ones in their own sources' counts; of the newest's, the first write answers."""
+    for source, n in parked.changes.items():
+        if source == parked.entry.source and writes:
+            first = msgspec.structs.replace(writes[0], weight=n)
+            yield Part(source, [first, *writes[1:]], Counts(parked=-n))
+        else:
+            yield Part(source, (), Counts(parked=-n, applied=n) if writes else Counts(parked=-n, dropped=n))
 
 
 def _bytes(image: str | None) -> bytes | None:

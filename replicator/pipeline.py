@@ -10,21 +10,22 @@ refused(batch, ...)   the target took nothing of it: its changes come again, the
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from replicator import backfill, lineage
 from replicator.batch import Batch, Counts, Outcome, Part, Rejection, outcome_counts
-from replicator.change import Key, Page, ScanPage
-from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState
-from replicator.compaction import Circumstances, Filing, ParkedItems, item_of
+from replicator.change import Page, ScanPage
+from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared
+from replicator.compaction import Circumstances, Filing, Refused
 from replicator.discovery import Discovery
 from replicator.errors import GapFound
 from replicator.fetched import Fetched
 from replicator.identity import UNKNOWN, Definition
 from replicator.ledger import Ledger, Undo
+from replicator.parked import DROPPED, PARKED, Move, ParkedItems, item_of
 from replicator.passing import scanned, streamed
 from replicator.source import Listing
 
@@ -41,22 +42,32 @@ class _Taken:
     values: list[Pending] = field(default_factory=list)
     saves: dict[tuple[str, str], Save] = field(default_factory=dict)
     undos: list[Undo] = field(default_factory=list)
-    pages: list[tuple[str, Page | ScanPage]] = field(default_factory=list)
-    parked: list[Save] = field(default_factory=list)
+    pages: list[tuple[str, list[Page | ScanPage]]] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
 
 
 class Pipeline:
-    """One copy, from its entries as its run claimed them at ``now``. Driven from outside, by one thread."""
+    """One copy, from its entries as its run claimed them at ``now``. Driven from outside, by one thread.
+
+    ``parked``: the parked items among them, see ``parking.known``.
+    """
 
     def __init__(
-        self, filing: Filing, claimed: Claimed, *, ignore_expired: bool = False, now: float = math.inf
+        self,
+        filing: Filing,
+        claimed: Claimed,
+        *,
+        parked: ParkedItems | None = None,
+        ignore_expired: bool = False,
+        now: float = math.inf,
     ) -> None:
         self.filing = filing
         self.ignore_expired = ignore_expired
         self.ledger = Ledger(claimed)
         self.ledger.doubt_times(now)
         self.total = sum(claimed.counts.values(), Counts())  # of all shards and segments, what is stored
-        self.parked = ParkedItems.of(e.id for e in claimed.entries if e.kind == "parked")
+        self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
         pulse = self.ledger.pulse
         self.discovery = Discovery(listed=pulse.listed if pulse is not None else None)
         self.shards: dict[str, ShardState] = dict(self.ledger.shards)  # as stored
@@ -70,7 +81,9 @@ class Pipeline:
         self._pulse: Pulse | None = None
         self._pending: list[Pending] = []
         self._under_way: deque[_Taken] = deque()
-        self._refused: dict[tuple[Key, int], str] = {}
+        self._refused: dict[Refused, str] = {}
+        self._reasons: Counter[str] = Counter()  # of what was parked since they were asked for
+        self.parked_here: set[str] = set()  # items that this run parked
 
     # What may be read
 
@@ -126,6 +139,8 @@ class Pipeline:
         fresh = backfill.first_shards(lineage.merged(listing.shards), listing.at)
         self._pending += [("shard", id, None) for id in self.ledger.shards if id not in fresh]
         self._pending += [("segment", id, None) for id in self.ledger.segments if id not in segments]
+        self._pending += [("spared", id, None) for id in self.ledger.spared]  # the sweep that follows finds them anew
+        self._pending += [(DROPPED, held.id, None) for held in self.parked.all_dropped()]
         self._pending += [("shard", id, s) for id, s in fresh.items()]
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
@@ -187,7 +202,24 @@ class Pipeline:
 
     def unpark(self, ids: Iterable[str]) -> None:
         """Remove parked entries with the next batch."""
-        self._pending += [("parked", id, None) for id in ids]
+        self._pending += [(PARKED, id, None) for id in ids]
+
+    def swept(self, spared: Iterable[str]) -> None:
+        """A sweep of this epoch is through, and left the documents of these items alone, because they are parked."""
+        assert self.state is not None
+        wanted = set(spared) if self.filing.own_ids else set()
+        self._pending += [("spared", item, None) for item in self.ledger.spared if item not in wanted]
+        self._pending += [("spared", item, Spared(self.state.epoch)) for item in wanted - self.ledger.spared.keys()]
+
+    @property
+    def owes_sweep(self) -> bool:
+        """Whether an item that the last sweep spared is parked no more: what it had before the epoch must go."""
+        return any(self.parked.parked(item) is None for item in self.ledger.spared)
+
+    def know(self, parked: ParkedItems) -> None:
+        """Take the parked items as they are stored: a command may have changed them. Nothing may be under way."""
+        assert not self._under_way, "what is under way assumes other entries"
+        self.parked = parked
 
     # What goes out
 
@@ -217,7 +249,7 @@ class Pipeline:
         for kind, id, value in taken.values:
             self._became_durable(kind, id, value)
         self.total = sum(outcome_counts(batch, outcome).values(), self.total)
-        self._refused.clear()
+        self._parked_durably(taken)
         if self.state is not None and self.ledger.pipeline == self.state and not self._changing_stage():
             after = backfill.next_stage(self.state, self.segments.values(), now)
             if after is not None:
@@ -238,8 +270,8 @@ class Pipeline:
             taken = self._under_way.pop()
             for undo in reversed(taken.undos):
                 self.ledger.undo(undo)
-            for save in reversed(taken.parked):
-                (self.parked.add if save.text is None else self.parked.remove)(save.id)
+            for move in reversed(taken.moves):
+                self.parked.undo(move)
             self._fetched.give_back(taken.pages)
             self._pending = taken.pending + self._pending
 
@@ -255,7 +287,7 @@ class Pipeline:
             return False
         if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
             return False
-        if self._pending or self._under_way or self._fetched or self.childless:
+        if self._pending or self._under_way or self._fetched or self.childless or self.owes_sweep:
             return False
         return all(s.ended or self._read_through(id, s) >= since for id, s in self.shards.items())
 
@@ -286,8 +318,10 @@ class Pipeline:
         self._pending = [p for p in self._pending if p[0] == "gap"]
 
     def _put(self, taken: _Taken, kind: str, id: str, value: object | None) -> None:
-        if kind == "parked":
-            self._park(taken, [Save(kind, id, None, None)])
+        if kind in (PARKED, DROPPED):
+            known = self.parked.parked(item_of(id)) if kind == PARKED else self.parked.dropped(item_of(id))
+            if known is not None and known.id == id:  # else it went already, or was replaced
+                self._move(taken, [Move(kind, known)])
             return
         save, undo = self.ledger.put(kind, id, value, taken.saves.get((kind, id)))
         taken.saves[kind, id] = save
@@ -296,13 +330,12 @@ class Pipeline:
         taken.undos.append(undo)
         taken.values.append((kind, id, value))
 
-    def _park(self, taken: _Taken, saves: Iterable[Save]) -> None:
-        for save in saves:
-            known = save.id in self.parked.of_item(item_of(save.id))
-            (self.parked.add if save.text is not None else self.parked.remove)(save.id)
-            taken.saves[save.kind, save.id] = save
-            if known != (save.text is not None):
-                taken.parked.append(save)
+    def _move(self, taken: _Taken, moves: Iterable[Move]) -> None:
+        for move in moves:
+            self.parked.apply(move)
+            taken.moves.append(move)
+            for save in move.saves:
+                taken.saves[save.kind, save.id] = save
 
     def _put_pulse(self, taken: _Taken) -> None:
         if self._pulse is None:
@@ -344,14 +377,14 @@ class Pipeline:
     def _fill(self, taken: _Taken, now: float) -> list[Part]:
         parts = []
         for source, pages in self._fetched.next():
-            taken.pages += [(source, page) for page in pages]
+            taken.pages.append((source, pages))
             parts.append(self._part(taken, source, pages, now))
         return parts
 
     def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
         state = self.ledger.pipeline
         assert state is not None
-        at = Circumstances(self._refused, self.parked, state.epoch, source, now)
+        at = Circumstances(self._refused, self.parked, state.epoch, source, now, state.mixed)
         kind, _, id = source.partition(":")
         behind: ShardState | SegmentState
         if kind == "segment":
@@ -362,7 +395,8 @@ class Pipeline:
             reads = [p for p in pages if isinstance(p, Page)]
             behind, found = streamed(shard, reads, self.filing, at, ignore_expired=self.ignore_expired)
         self._put(taken, kind, id, behind)
-        self._park(taken, found.saves)
+        self._move(taken, found.moves)
+        taken.refused += found.refused
         return found.part(source)
 
     def _became_durable(self, kind: str, id: str, value: object | None) -> None:
@@ -375,6 +409,24 @@ class Pipeline:
                 self._readable = self._childless = None
         elif kind == "segment":
             _set(self.segments, id, value, SegmentState)
+
+    def _parked_durably(self, taken: _Taken) -> None:
+        for refused in taken.refused:
+            self._refused.pop(refused, None)
+        for move in taken.moves:
+            if move.value is not None:
+                self._reasons[move.value.reason] += 1
+                self.parked_here.add(move.item)
+
+    def parked_now(self) -> Mapping[str, int]:
+        """The reasons for which items were parked since this was last asked, and how often."""
+        reasons, self._reasons = self._reasons, Counter()
+        return reasons
+
+    @property
+    def still_parked(self) -> int:
+        """How many items this run parked that are parked still."""
+        return sum(self.parked.parked(item) is not None for item in self.parked_here)
 
     def _changing_stage(self) -> bool:
         return any(kind == "pipeline" for kind, _, _ in self._pending)

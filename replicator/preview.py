@@ -14,8 +14,9 @@ import orjson
 from replicator.attributes import Malformed, number, plain
 from replicator.batch import Counts, Upsert, Write
 from replicator.change import Change, Key
-from replicator.compaction import Circumstances, Filing, ParkedItems, compact_latest, run_writes
+from replicator.compaction import Circumstances, Filing, compact_latest, run_writes
 from replicator.item import Item
+from replicator.parked import ParkedItems
 from replicator.position import FIRST_EPOCH, version
 from replicator.transform import NO_TRACE, Poison
 

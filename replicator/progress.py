@@ -8,8 +8,8 @@ from typing import Any
 
 from replicator.batch import Counts
 from replicator.checkpoints import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, decode
-from replicator.compaction import item_of
 from replicator.lineage import readable
+from replicator.parked import item_of
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped

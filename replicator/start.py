@@ -258,4 +258,4 @@ def fresh(found: Found, *, enabled: bool, now: float) -> PipelineState:
 
 def accepted(state: PipelineState, hook: str) -> PipelineState:
     """The state after a person accepted a changed hook."""
-    return replace(state, hook=hook)
+    return replace(state, hook=hook, mixed=True)

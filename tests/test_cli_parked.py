@@ -143,13 +143,13 @@ def test_a_pipeline_that_never_ran_has_nothing_parked(world: World) -> None:
     assert "has never run" in err
 
 
-def test_queued_changes_of_an_item_are_retried_in_order_and_together(world: World) -> None:
+def test_all_parked_changes_of_an_item_are_retried_together(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1", "tags": ["a", "b"]})
     world.hook(FAN_OUT)
     world.catch_up()
     world.db.put("orders", {"id": "1", "tags": ["b", "c"], "broken": 1})
-    world.db.put("orders", {"id": "1", "tags": ["c"]})
+    world.db.put("orders", {"id": "1", "tags": ["c"], "broken": 2})
     world.catch_up()
     assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("b",)]
     (item,) = world.lines("parked", "list", world.config)
@@ -161,6 +161,22 @@ def test_queued_changes_of_an_item_are_retried_in_order_and_together(world: Worl
     assert (code, out) == (0, '["1"]  stored\n')
     assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("c",)]
     assert counts(world)["parked"] == 0
+
+
+def test_after_a_drop_the_items_next_change_removes_what_it_had_before(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a", "b"]})
+    world.hook(FAN_OUT)
+    world.catch_up()
+    world.db.put("orders", {"id": "1", "tags": ["b"], "broken": 1})
+    world.catch_up()
+    assert world.call("parked", "drop", world.config, "--all")[0] == 0
+    assert world.lines("status", world.config)[0]["parked"] == 0
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("b",)]
+
+    world.db.put("orders", {"id": "1", "tags": ["c"]})
+    world.catch_up()
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("c",)]
 
 
 def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:

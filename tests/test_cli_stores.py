@@ -123,7 +123,7 @@ def test_what_a_run_parks_again_meanwhile_is_neither_retried_nor_dropped(mirror:
     mirror.catch_up()
     with ends(config.load(mirror.config)) as (_, checkpoints):
         (seen,) = parking.parked_items(checkpoints)
-        checkpoints.save(seen.removals())
+        checkpoints.save([seen.removal])
         assert parking.drop(seen, checkpoints) == "a run has changed it meanwhile; look at it again"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,21 +16,18 @@ from replicator.batch import Delete, Upsert, Write
 from replicator.change import Change, Key, Record, key_text
 from replicator.checkpoints import Parked, Save, decode
 from replicator.compaction import (
-    QUEUED,
     Circumstances,
     Compacted,
     Filing,
     Latest,
-    ParkedItems,
     compact_latest,
     compact_runs,
-    item_of,
     latest,
-    parked_id,
     run_writes,
     runs,
 )
 from replicator.item import Item
+from replicator.parked import Held, ParkedItems, item_of, parked_id
 from replicator.position import FIRST_EPOCH, version
 from replicator.transform import Hook
 
@@ -65,7 +63,7 @@ PLAIN, FILTER, FAN = filing(None), filing(kept), filing(fanned, "vowels", "other
 
 
 def at(*parked: str, refused: Mapping[tuple[Key, int], str] | None = None) -> Circumstances:
-    return Circumstances(refused or {}, ParkedItems.of(parked), EPOCH, "shard:s", 5.0)
+    return Circumstances(refused or {}, ParkedItems.of(map(Held, parked)), EPOCH, "shard:s", 5.0)
 
 
 def change(key: Key, ordinal: int, new: object = None, old: object = None, *, scanned: bool = False) -> Change:
@@ -88,7 +86,7 @@ def entry(key: Key, ordinal: int, epoch: int = EPOCH) -> str:
 
 def parked(found: Compacted) -> dict[str, Parked | None]:
     """What becomes of parked entries: put (as what) or removed (None)."""
-    assert all(s.kind == "parked" and s.expected is None for s in found.saves)
+    assert all(s.kind == "parked" and s.expected == (1 if s.text is None else 0) for s in found.saves)
     assert len({s.id for s in found.saves}) == len(found.saves)
     return {s.id: None if s.text is None else decode("parked", s.id, s.text) for s in found.saves}  # type: ignore[misc]
 
@@ -202,12 +200,8 @@ def test_a_delete_heals_the_item_too(new: int | None) -> None:
 
 
 def test_only_the_newest_parked_change_of_an_item_is_kept() -> None:
-    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 3), entry(A, 9, EPOCH - 1)))
-    assert {id: p is not None for id, p in parked(found).items()} == {
-        entry(A, 3): False,
-        entry(A, 9, EPOCH - 1): False,
-        entry(A, 5): True,
-    }
+    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 3)))
+    assert {id: p is not None for id, p in parked(found).items()} == {entry(A, 3): False, entry(A, 5): True}
 
 
 def test_a_replayed_poison_change_replaces_itself() -> None:
@@ -288,30 +282,91 @@ def test_what_comes_to_no_write_at_all_is_dropped() -> None:
     assert (found.read, found.dropped, found.writes) == (2, 2, [])
 
 
-def test_an_item_with_a_poison_image_anywhere_in_its_run_is_parked_whole_and_others_go_on() -> None:
-    items = {A: [change(A, 1, "a"), change(A, 2, "!", "a"), change(A, 4, "b", "!")], B: [change(B, 3, "e")]}
+def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_go_on() -> None:
+    items = {A: [change(A, 1, "a"), change(A, 2, "!", "a"), change(A, 4, "!b", "!")], B: [change(B, 3, "e")]}
     found = compact_runs(items, FAN, at())
     assert [w.item for w in found.writes] == [B]
     assert (found.read, found.parked, found.dropped) == (4, 3, 0)
-    reasons = {id: p and p.reason.partition(" at ")[0] for id, p in parked(found).items()}
-    assert reasons == {entry(A, 1): "hook hook raised ValueError", entry(A, 2): QUEUED, entry(A, 4): QUEUED}
+    ((id, entry_),) = parked(found).items()
+    assert entry_ is not None
+    assert (id, entry_.changes, entry_.leaves) == (entry(A, 4), {"shard:s": 3}, (("vowels", "a"),))
+    assert entry_.reason.startswith("hook hook raised ValueError")
 
 
-def test_a_poison_old_image_parks_the_item_too() -> None:
-    assert compact_runs({A: [change(A, 1, "a", "!")]}, FAN, at()).parked == 1
+def test_a_poison_image_in_between_holds_up_nothing() -> None:
+    """Nothing of it can be stored; what was before it and after it is known."""
+    found = compact_runs({A: [change(A, 1, "!", "a"), change(A, 2, "b", "!")]}, FAN, at())
+    assert [(type(w).__name__, w.id[1]) for w in found.writes] == [("Upsert", "b"), ("Delete", "a")]
+    assert found.parked == 0
+
+
+def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left() -> None:
+    first = compact_runs({A: [change(A, 1, "!", "ab")]}, FAN, at())
+    held_ = first.moves[0].after
+    assert held_ is not None
+    around = Circumstances({}, ParkedItems.of([held_]), EPOCH, "shard:s", 5.0)
+    second = compact_runs({A: [change(A, 2, "!!", "!")]}, FAN, around)
+    assert [(s.id, s.expected, s.text is None) for s in second.saves] == [
+        (entry(A, 1), 1, True),
+        (entry(A, 2), 0, False),
+    ]
+    after = second.moves[0].after
+    assert after is not None
+    assert (after.changes, after.since) == ({"shard:s": 2}, 5.0)
+
+    around = Circumstances({}, ParkedItems.of([after]), EPOCH, "shard:s", 5.0)
+    third = compact_runs({A: [change(A, 3, "bc", "!!")]}, FAN, around)
+    assert {(type(w).__name__, w.id[1]) for w in third.writes} == {("Upsert", "b"), ("Upsert", "c"), ("Delete", "a")}
+    assert parked(third) == {entry(A, 2): None}
+
+
+def test_what_a_dropped_change_left_is_removed_by_the_items_next_change() -> None:
+    left = Held(entry(A, 3), leaves=frozenset({("vowels", "a")}))
+    around = Circumstances({}, ParkedItems.of([], [left]), EPOCH, "shard:s", 5.0)
+    found = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, around)
+    assert {(type(w).__name__, w.id[1]) for w in found.writes} == {("Upsert", "b"), ("Delete", "a")}
+    assert found.saves == [Save("dropped", entry(A, 3), 1, None)]
+
+    parked_again = compact_runs({A: [change(A, 4, "!", "!")]}, FAN, around)
+    (value,) = [m.value for m in parked_again.moves if m.value is not None]
+    assert value.leaves == (("vowels", "a"),)
+
+
+def test_a_scanned_image_older_than_what_was_parked_or_dropped_changes_nothing() -> None:
+    scanned = {A: [change(A, 0, "a", scanned=True)]}
+    found = compact_runs(scanned, FAN, at(entry(A, 3)))
+    assert (found.parked, found.dropped, found.writes, found.saves) == (1, 0, [], [])
+    around = Circumstances({}, ParkedItems.of([], [Held(entry(A, 3))]), EPOCH, "shard:s", 5.0)
+    found = compact_runs(scanned, FAN, around)
+    assert (found.parked, found.dropped, found.writes, found.saves) == (0, 1, [], [])
+
+
+def test_a_poison_old_image_parks_the_item_only_where_another_hook_may_have_stored_documents_of_it() -> None:
+    items = {A: [change(A, 1, "a", "!")]}
+    assert compact_runs(items, FAN, at()).parked == 0
+    mixed = replace(at(), mixed=True)
+    found = compact_runs(items, FAN, mixed)
+    ((_, value),) = parked(found).items()
+    assert value is not None
+    assert (found.parked, value.base) == (1, '{"to":{"S":"!"}}')
+    assert value.reason.startswith("the hook fails on an earlier image of the item, whose documents must be removed: ")
+
+    held_ = found.moves[0].after
+    assert held_ is not None
+    still = replace(mixed, parked=ParkedItems.of([held_]))
+    assert compact_runs({A: [change(A, 2, "b", "a")]}, FAN, still).parked == 1
+    fixed = filing(documents(lambda item: [Document(letter, {}, "others") for letter in item["to"]]), *FAN.tables)
+    writes = compact_runs({A: [change(A, 2, "b", "a")]}, fixed, still).writes
+    assert ("others", (key_text(A), "!")) in {(w.table, w.id) for w in writes if isinstance(w, Delete)}
 
 
 def test_what_the_target_refused_parks_the_whole_run_with_its_reason() -> None:
     refused = {(A, version(EPOCH, 2)): "too long"}
     found = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
-    assert found.writes == []
-    assert {id: p and p.reason for id, p in parked(found).items()} == {entry(A, 1): "too long", entry(A, 2): QUEUED}
-
-
-def test_later_changes_queue_behind_a_parked_one_of_this_epoch() -> None:
-    found = compact_runs({A: [change(A, 4, "a")], B: [change(B, 5, "a")]}, FAN, at(entry(A, 3)))
-    assert [w.item for w in found.writes] == [B]
-    assert {id: p and p.reason for id, p in parked(found).items()} == {entry(A, 4): QUEUED}
+    assert (found.writes, found.refused) == ([], [(A, version(EPOCH, 2))])
+    assert {id: p and (p.reason, p.leaves) for id, p in parked(found).items()} == {
+        entry(A, 2): ("too long", (("vowels", "a"), ("vowels", "e")))
+    }
 
 
 def test_nothing_queues_behind_what_was_parked_in_an_earlier_epoch_and_that_is_healed() -> None:
@@ -331,24 +386,14 @@ def test_a_poison_change_takes_the_place_of_what_was_parked_in_an_earlier_epoch(
 
 
 def test_an_entry_knows_its_item_and_its_place_in_the_order() -> None:
-    ids = [parked_id(change(A, n)) for n in (1, 9, 10, 1 << 40)]
+    ids = [parked_id(A, version(EPOCH, n)) for n in (1, 9, 10, 1 << 40)]
     assert sorted(ids) == ids
     assert {item_of(id) for id in ids} == {key_text(A)}
 
 
 @pytest.mark.parametrize("key", [("a@0000000000000000001",), ("@",), ("x" * 600,)])
 def test_an_item_is_found_whatever_its_key_looks_like(key: Key) -> None:
-    assert item_of(parked_id(change(key, 1))) == key_text(key)
-
-
-def test_parked_items_are_counted_by_item_and_forgotten_with_their_last_entry() -> None:
-    found = ParkedItems.of([entry(A, 1), entry(A, 2), entry(B, 3)])
-    assert (len(found), found.of_item(key_text(A))) == (2, [entry(A, 1), entry(A, 2)])
-    found.remove(entry(A, 1))
-    assert len(found) == 2
-    found.remove(entry(A, 2))
-    found.remove(entry(A, 2))
-    assert (len(found), found.of_item(key_text(A))) == (1, [])
+    assert item_of(parked_id(key, 1)) == key_text(key)
 
 
 # counting

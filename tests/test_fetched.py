@@ -9,7 +9,7 @@ import pytest
 
 from replicator import fetched
 from replicator.change import Page, Record, ScanPage
-from replicator.fetched import Fetched
+from replicator.fetched import Fetched, Pages
 
 ROWS, BYTES = 10, 100
 
@@ -39,21 +39,40 @@ def test_pages_are_enough_for_a_batch_by_their_rows_or_by_their_bytes(rows: int,
 def test_what_waits_is_counted_whatever_is_taken_and_given_back() -> None:
     for seed in range(200):
         chance = random.Random(seed)
-        waiting, taken = Fetched(), list[tuple[str, Page | ScanPage]]()
+        waiting, taken = Fetched(), list[Pages]()
         for _ in range(30):
             match chance.randrange(8):
                 case 0:
-                    taken += [(source, one) for source, pages in waiting.next() for one in pages]
+                    taken.append(list(waiting.next()))
                 case 1:
-                    waiting.give_back(taken)
-                    taken = []
+                    while taken:
+                        waiting.give_back(taken.pop())
                 case _:
                     rows, size = chance.randrange(4), chance.randrange(40)
                     waiting.add(f"shard:{chance.randrange(3)}", page(rows, size))
-        waiting.give_back(taken)
+        while taken:
+            waiting.give_back(taken.pop())
         laden, pages = waiting.laden, list(_drained(waiting))
         assert laden == (sum(len(p.records) for p in pages) >= ROWS or sum(p.size for p in pages) >= BYTES)
         assert not waiting.laden
+
+
+def test_batches_that_came_back_are_taken_again_as_they_were_and_before_all_others() -> None:
+    waiting = Fetched()
+    for n in range(3):
+        for source in ("shard:a", "shard:b"):
+            waiting.add(source, page(5, n))
+    first, second = list(waiting.next()), list(waiting.next())
+    assert [(source, len(pages)) for source, pages in first] == [("shard:a", 2)]
+    head = first[0][1][0]
+    waiting.give_back(second)
+    waiting.give_back(first)
+    waiting.add("shard:c", page(9, 9))
+
+    assert "shard:b" in waiting
+    assert head in waiting.heads()
+    assert list(waiting.next()) == first
+    assert list(waiting.next()) == second
 
 
 def _drained(waiting: Fetched) -> Iterator[Page]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
 import pytest
 
+from replicator import Document
 from replicator.attributes import image
-from replicator.batch import Batch, Counts, Delete, Outcome, Part
-from replicator.change import KeyAttribute, KeySchema
-from replicator.checkpoints import Parked, PipelineState, Save, encode
+from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert
+from replicator.change import KeyAttribute, KeySchema, Page, Record
+from replicator.checkpoints import Owner, Parked, PipelineState, Save, encode
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
-from replicator.errors import ConfigError
-from replicator.parking import ParkedItem, drop, parked_items, pipeline_of, retried, retry
+from replicator.errors import ConfigError, Fenced, TransientError
+from replicator.item import Item
+from replicator.lineage import Shard
+from replicator.parked import Held
+from replicator.parking import ParkedItem, drop, known, parked_items, pipeline_of, retried, retry
 from replicator.pipeline import Pipeline
 from replicator.position import version
+from replicator.source import Listing
 from replicator.target import Table
 from replicator.testing.memory import MemoryDatabase, MemoryIndex, MemoryTarget
+from replicator.transform import Hook
 
 STATE = PipelineState(1024, "stream", "table", "id", "following")
 AS_IS = Filing(None, ("orders",))
@@ -48,7 +55,7 @@ def park(target: MemoryTarget, key: str, ordinal: int, *, epoch: int = 1024, new
         new=image({"id": key, "n": ordinal}).decode() if new else None,
         source=SOURCE,
     )
-    save = Save("parked", f'["{key}"]', None, encode(change))
+    save = Save("parked", f'["{key}"]@{change.version:019d}', None, encode(change))
     target.write(Batch([Part(SOURCE, (), Counts(read=1, parked=1))], [save]))
 
 
@@ -90,10 +97,11 @@ def test_an_entry_that_a_run_changed_meanwhile_stays(database: MemoryDatabase, t
     park(target, "a", 7)
     seen = only(target)
     park(target, "a", 8)
+    target.checkpoints.save([seen.removal])
     reason = drop(seen, target.checkpoints) if how == "drop" else retry(seen, AS_IS, target, target.checkpoints, STATE)
 
     assert reason == "a run has changed it meanwhile; look at it again"
-    assert only(target).first.version == version(1024, 8)
+    assert only(target).entry.version == version(1024, 8)
     assert database.documents("orders") == {}
 
 
@@ -117,7 +125,7 @@ def test_dropping_counts_the_change_as_dropped(database: MemoryDatabase, target:
 def test_while_a_scan_runs_a_retried_removal_leaves_a_tombstone(target: MemoryTarget) -> None:
     park(target, "a", 7, new=False)
 
-    assert retried(only(target), AS_IS, tombstones=True).tombstones
+    assert retried(only(target), AS_IS, replace(STATE, stage="scanning")).tombstones
     retry(only(target), AS_IS, target, target.checkpoints, replace(STATE, stage="scanning"))
     assert target._database.tombstones["orders"] == {("a",): version(1024, 7)}
 
@@ -177,14 +185,14 @@ def test_an_item_that_a_run_removed_meanwhile_is_not_brought_back(
     park(target, "a", 7)
     seen = only(target)
     healing = Batch(
-        [Part(SOURCE, [Delete("orders", ("a",), version(1024, 9), ("a",))], Counts(read=1))], seen.removals()
+        [Part(SOURCE, [Delete("orders", ("a",), version(1024, 9), ("a",))], Counts(read=1))], [seen.removal]
     )
     delivery = Delivery(index, checkpoints, cast(Pipeline, Accepting()), cast(Patience, lambda act: act()), lambda: 0.0)
     delivery.offer(healing)
 
     assert retry(seen, AS_IS, index, checkpoints, STATE) == "a run has changed it meanwhile; look at it again"
     database.volatile.clear()  # the server was restarted
-    index.write(retried(seen, AS_IS, tombstones=False))  # a retry that had asked before
+    index.write(retried(seen, AS_IS, STATE))  # a retry that had asked before
     assert database.documents("orders") == {}
 
 
@@ -193,3 +201,164 @@ class Accepting:
 
     def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
         assert not outcome.rejections
+
+
+# documents with ids of their own
+
+
+def tags(item: Item) -> Iterator[Document]:
+    if "broken" in item:
+        raise ValueError("broken")
+    for tag in item["tags"]:
+        yield Document(tag, {"tag": tag})
+
+
+def tags_of_broken(item: Item) -> Iterator[Document]:
+    for tag in item["tags"]:
+        yield Document(tag, {"tag": tag})
+
+
+BROKEN = Filing(Hook("tags", tags, "1", declared=True), ("orders",))
+FIXED = Filing(Hook("tags", tags_of_broken, "2", declared=True), ("orders",))
+
+
+def park_tags(target: MemoryTarget, new: list[str] | None, **how: object) -> ParkedItem:
+    entry = Parked(
+        key=("a",),
+        version=version(1024, 7),
+        reason="broken",
+        parked=0.0,
+        new=None if new is None else image({"tags": new, "broken": 1}).decode(),
+        source=SOURCE,
+        **how,  # type: ignore[arg-type]
+    )
+    save = Save("parked", f'["a"]@{entry.version:019d}', 0, encode(entry))
+    read = sum(entry.changes.values()) or 1
+    target.checkpoints.save([save], {SOURCE: Counts(read=read, parked=read)})
+    return only(target)
+
+
+def ids(database: MemoryDatabase) -> list[str]:
+    return sorted(id[-1] for id in database.documents("orders"))
+
+
+def hold(target: MemoryTarget, *tags: str) -> None:
+    writes = [Upsert("orders", ('["a"]', tag), {"tag": tag}, version(1024, 1), ("a",)) for tag in tags]
+    target.write(Batch([Part("other", writes, Counts(read=len(writes)))]))
+
+
+def test_a_retry_removes_every_document_that_the_item_may_have_left(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    hold(target, "x", "y")
+    found = park_tags(target, ["y"], leaves=(("orders", "x"), ("orders", "y")), changes={SOURCE: 3})
+
+    assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="2")) == ""
+    assert ids(database) == ["y"]
+    assert database.counts[SOURCE] == Counts(read=3, applied=3)
+    assert [kind for kind, _ in database.entries] == []
+
+
+def test_a_retry_with_another_hook_than_the_pipelines_notes_its_documents(target: MemoryTarget) -> None:
+    found = park_tags(target, ["y"], leaves=())
+
+    assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="1")) == ""
+    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    assert left is not None
+    assert left.leaves == {("orders", "y")}
+
+
+def test_a_retry_needs_the_documents_of_an_image_that_an_earlier_hook_stored(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    hold(target, "x")
+    base = image({"tags": ["x"], "broken": 1}).decode()
+    found = park_tags(target, None, leaves=(), base=base)
+
+    assert "raised ValueError" in retry(found, BROKEN, target, target.checkpoints, replace(STATE, hook="1"))
+    assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="2")) == ""
+    assert ids(database) == []
+
+
+def test_a_drop_notes_what_the_item_left(target: MemoryTarget) -> None:
+    found = park_tags(target, ["y"], leaves=(("orders", "x"),), changes={SOURCE: 2})
+
+    assert drop(found, target.checkpoints) == ""
+    left = known(target.checkpoints, own_ids=True)
+    assert (len(left), left.dropped('["a"]')) == (0, Held(found.id, 1, frozenset({("orders", "x")})))
+
+
+def test_a_retry_in_two_places_notes_what_it_will_store_before_it_does(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that parks the item again at this moment fails to save it, reads the entry, and knows the documents."""
+    found = park_tags(target, ["y"], leaves=(("orders", "x"),))
+    monkeypatch.setattr(index, "write", lambda batch: fail("the connection broke"))
+    with pytest.raises(TransientError):
+        retry(found, FIXED, index, target.checkpoints, STATE)
+
+    held = known(target.checkpoints, own_ids=True).parked('["a"]')
+    assert held is not None
+    assert held.revision == 2
+    assert held.leaves == {("orders", "x"), ("orders", "y")}
+
+
+def fail(message: str) -> Outcome:
+    raise TransientError(message)
+
+
+def test_retrying_a_parked_removal_asks_the_hook_nothing(database: MemoryDatabase, target: MemoryTarget) -> None:
+    plain = Filing(Hook("plain", lambda item: {"n": item["n"]}, "", declared=False), ("orders",))
+    park(target, "a", 7)
+    retry(only(target), plain, target, target.checkpoints, STATE)
+    park(target, "a", 8, new=False)
+
+    assert retry(only(target), plain, target, target.checkpoints, STATE) == ""
+    assert database.documents("orders") == {}
+
+
+# a run beside a command
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_run_that_loses_to_a_command_reads_the_entries_again(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, transactional: bool
+) -> None:
+    one = target if transactional else index
+    checkpoints = target.checkpoints
+    pipeline = Pipeline(BROKEN, checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    delivery = Delivery(one, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    state = replace(STATE, hook="1")
+    pipeline.begin(state, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    list(pipeline.openings())
+
+    images: list[bytes | None] = [None]
+
+    def read(n: int, new: list[str], **more: object) -> None:
+        images.append(image({"tags": new, **more}))
+        records = [Record(("a",), str(n), 0.0, images[-1], images[-2])]
+        pipeline.accept(Page("s", records, size=1))
+        delivery.flush()
+
+    read(1, ["x"])
+    read(2, ["y"], broken=1)
+    assert len(pipeline.parked) == 1
+    assert retry(only(target), FIXED, one, checkpoints, state) == ""
+    assert len(pipeline.parked) == 1, "the run does not know it yet"
+    read(3, ["z"])
+
+    assert ids(database) == ["z"]
+    assert len(pipeline.parked) == 0
+    assert pipeline.shards["s"].ordinal == 3
+    assert all(kind in ("owner", "pipeline", "shard") for kind, _ in database.entries)
+
+
+def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) -> None:
+    checkpoints = target.checkpoints
+    pipeline = Pipeline(BROKEN, checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    delivery = Delivery(target, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    MemoryTarget(target._database).checkpoints.claim(Owner("other", "there", 2, 0.0))
+    pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    with pytest.raises(Fenced):
+        delivery.flush()

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from replicator import backfill
+from replicator import backfill, fetched
 from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, Outcome, Rejection, Upsert
 from replicator.change import Page, Record, ScanPage
 from replicator.checkpoints import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
-from replicator.compaction import Filing, item_of
+from replicator.compaction import Filing
 from replicator.errors import Fenced, GapFound
 from replicator.fetched import SOURCE_PAGES
 from replicator.item import Item
 from replicator.lineage import Shard
+from replicator.parked import Held, ParkedItems, item_of
 from replicator.pipeline import Pipeline
 from replicator.position import FIRST_EPOCH, version
 from replicator.source import Listing
@@ -240,8 +241,64 @@ def test_batches_taken_after_a_refused_one_come_again_too() -> None:
     assert second is not None
     pipeline.refused(first, [Rejection(writes([first])[0], "no")])
     again = store(pipeline)
-    assert [w.id for w in writes(again)] == [("y",)]
-    assert [s.expected for b in again for s in b.saves if s.kind == "shard"] == [2]
+    assert [[w.id for part in b.parts for w in part.writes] for b in again] == [[], [("y",)]]
+    assert [s.expected for b in again for s in b.saves if s.kind == "shard"] == [2, 3]
+
+
+def test_a_refused_item_is_parked_however_much_its_neighbors_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came back goes first, as the same batch, and another batch that is stored is no reason to try it again."""
+    monkeypatch.setattr(fetched, "BATCH_ROWS", 2)
+    pipeline = begun(Shard("a"), Shard("b"))
+    opened(pipeline)
+    ordinals, tries = {"a": 0, "b": 0}, 0
+
+    def read(shard: str, *keys: str) -> None:
+        first = ordinals[shard] + 1
+        ordinals[shard] += len(keys)
+        pipeline.accept(page(shard, *(record(n, key) for n, key in enumerate(keys, start=first))))
+
+    read("a", "bad", "a1")
+    for n in range(6):
+        read("b", f"b{n}", f"c{n}")
+        batch = pipeline.take(NOW)
+        if batch is None:
+            continue
+        refused = [Rejection(w, "no") for w in writes([batch]) if w.id == ("bad",)]
+        tries += len(refused)
+        if refused:
+            pipeline.refused(batch, refused)
+        else:
+            pipeline.stored(batch, Outcome(), NOW)
+    assert (tries, len(pipeline.parked), pipeline.shards["a"].ordinal) == (1, 1, 2)
+
+
+def test_a_shard_whose_anchor_is_known_keeps_no_other_from_getting_one() -> None:
+    pipeline = begun(Shard("a"), Shard("b"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1)))
+    store(pipeline)
+    pipeline.accept(page("a", record(2)))
+    pipeline.accept(page("b", record(1)))
+    first = pipeline.take(NOW)
+    assert first is not None
+    assert (first.parts, [s.id for s in first.saves if s.kind == "shard"]) == ([], ["b"])
+
+
+def test_a_sweep_is_owed_once_an_item_that_it_spared_is_parked_no_more() -> None:
+    hook = Hook("many", lambda item: [], "", declared=True)
+    pipeline = begun(Shard("a"), filing=Filing(hook, ("orders",)))
+    opened(pipeline)
+    entry = Held(f'["x"]@{version(FIRST_EPOCH, 1):019d}')
+    pipeline.know(ParkedItems.of([entry]))
+    pipeline.swept(['["x"]'])
+    store(pipeline)
+    assert not pipeline.owes_sweep
+    pipeline.know(ParkedItems())
+    assert pipeline.owes_sweep
+    pipeline.swept([])
+    (batch,) = store(pipeline)
+    assert [(s.id, s.text) for s in batch.saves if s.kind == "spared"] == [('["x"]', None)]
+    assert not pipeline.owes_sweep
 
 
 def test_a_later_good_change_heals_a_parked_item() -> None:

@@ -14,7 +14,7 @@ from replicator.errors import ConfigError
 from replicator.escape import escaped_paragraph
 
 if TYPE_CHECKING:
-    from replicator.checkpoints import Checkpoints, Parked
+    from replicator.checkpoints import Checkpoints
     from replicator.config import Config
     from replicator.parking import ParkedItem
     from replicator.target import Target
@@ -45,8 +45,8 @@ def list_(config: str, as_json: bool) -> None:
         if as_json:
             put(_line(item))
         else:
-            since = _moment(item.first.parked)
-            say(f"{item.item}  {len(item.entries)} change(s), since {since}: {item.first.reason}")
+            since = _moment(item.entry.parked)
+            say(f"{item.item}  {sum(item.changes.values())} change(s), since {since}: {item.entry.reason}")
     if not as_json:
         say(f"{len(found)} item(s) parked")
 
@@ -64,16 +64,15 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
     with _opened(config) as (_, _, checkpoints):
         found = _chosen(checkpoints, items, every=every)
     for item in found:
-        for id, _, change in item.entries:
-            fields = _fields(id, change, show_values)
-            if as_json:
-                put(fields)
-            else:
-                fields["parked"] = _moment(change.parked)
-                for name, value in fields.items():
-                    if value:
-                        say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
-                say()
+        fields = _fields(item, show_values)
+        if as_json:
+            put(fields)
+        else:
+            fields["parked"] = _moment(item.entry.parked)
+            for name, value in fields.items():
+                if value:
+                    say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
+            say()
 
 
 @parked.command
@@ -175,13 +174,16 @@ def _key_text(given: str) -> str:
 
 
 def _line(item: ParkedItem) -> dict[str, Any]:
-    first = item.first
-    return {"item": item.item, "changes": len(item.entries), "reason": first.reason, "parked": first.parked}
+    found = item.entry
+    changes = sum(item.changes.values())
+    return {"item": item.item, "changes": changes, "reason": found.reason, "parked": found.parked}
 
 
-def _fields(id: str, change: Parked, show_values: bool) -> dict[str, Any]:
+def _fields(item: ParkedItem, show_values: bool) -> dict[str, Any]:
+    change = item.entry
     fields = {
-        "id": id,
+        "id": item.id,
+        "changes": sum(item.changes.values()),
         "key": list(change.key),
         "version": change.version,
         "reason": change.reason,

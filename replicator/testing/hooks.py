@@ -19,8 +19,9 @@ from replicator.attributes import image
 from replicator.batch import Upsert
 from replicator.change import Change
 from replicator.checkpoints import Parked, decode
-from replicator.compaction import Circumstances, Compacted, Filing, ParkedItems, compact_latest, compact_runs
+from replicator.compaction import Circumstances, Compacted, Filing, compact_latest, compact_runs
 from replicator.item import Item
+from replicator.parked import ParkedItems
 from replicator.position import FIRST_EPOCH, version
 from replicator.transform import Document, Hook, is_declared
 

@@ -49,7 +49,7 @@ def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
 
 
 def dropped(world: Universe, item: parking.ParkedItem, command: Command) -> str:
-    newest = item.entries[-1][2]
+    newest = item.entry
     given_up = (epoch_of(newest.version), newest.new)
     before = world.dropped.get(newest.key)
     world.dropped[newest.key] = given_up  # also if its answer is lost
@@ -82,7 +82,7 @@ def drop(world: Universe, act: Act) -> None:
 def list_(world: Universe, act: Act) -> None:
     before = dict(world.database.entries)
     for item in parking.parked_items(Command(world, lambda: None).checkpoints):
-        assert item.entries
+        assert item.entry.key
     assert world.database.entries == before
 
 

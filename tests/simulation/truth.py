@@ -19,8 +19,6 @@ from replicator.transform import Hook, Poison
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
 
-MOST_ENTRIES = 8  # of one item, however often it changed
-
 Entries = Mapping[tuple[str, str], tuple[int, str]]
 
 
@@ -90,17 +88,17 @@ def check_end(universe: Universe) -> None:
 
 
 def _check_parked(universe: Universe) -> None:
-    """What is parked is each item's newest image, in few entries, and waits for nothing that is not there."""
+    """What is parked is each item's newest image, in one entry. A page of a scan may be older than the stream."""
     found: dict[tuple[str, ...], list[Parked]] = {}
     for _, parked in MemoryCheckpoints(universe.database).parked():
         found.setdefault(parked.key, []).append(parked)
-    newest = _newest(universe)
+    newest, given_up = _newest(universe), _given_up(universe)
     for key, entries in found.items():
         entries.sort(key=lambda parked: parked.version)
         assert position.epoch_of(entries[0].version) == epoch_of(universe.database.entries), f"{key} is obsolete"
-        assert not entries[0].reason.startswith("queued"), f"{key} waits behind nothing"
-        assert _same(entries[-1].new, newest.get(key)), f"{key} is parked with an image that is not its newest"
-        assert len(entries) <= MOST_ENTRIES, f"{key} has {len(entries)} entries"
+        if entries[0].sequence is not None and key not in given_up:
+            assert _same(entries[-1].new, newest.get(key)), f"{key} is parked with an image that is not its newest"
+        assert len(entries) == 1, f"{key} has {len(entries)} entries"
 
 
 def _given_up(universe: Universe) -> set[tuple[str, ...]]:
@@ -114,9 +112,7 @@ def _newest(universe: Universe) -> dict[tuple[str, ...], bytes]:
 
 
 def _same(parked: str | None, newest: bytes | None) -> bool:
-    if parked is None or newest is None:
-        return parked is newest
-    return Item(parked.encode()) == Item(newest)
+    return (None if parked is None else Item(parked.encode())) == (None if newest is None else Item(newest))
 
 
 def _check_table(

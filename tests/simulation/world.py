@@ -24,7 +24,6 @@ from tests.simulation.plan import Act, Plan
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 
-
 ACTS = {**EVENTS, **DECISIONS}
 
 

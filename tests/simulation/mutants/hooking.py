@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
-from replicator import compaction, passing
+from replicator import compaction, parked, parking, passing
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
-from replicator.compaction import Circumstances, Compacted, Filing, Latest
+from replicator.checkpoints import Parked, Place
+from replicator.compaction import Circumstances, Compacted, Documents, Filing, Latest
 from replicator.delivery import Delivery
+from replicator.fetched import Fetched, Pages
+from replicator.parked import Held
+from replicator.pipeline import Pipeline
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import hooked, refusing
+from tests.simulation.mutants.scenarios import hooked, refusing, resynced_poison
 
 
 @mutant("an item that leaves the filter is skipped", 7, hooked("kept"))
@@ -31,7 +34,12 @@ def leaving_is_skipped(patch: Patch) -> None:
 
 @mutant("documents are deleted only when their item is removed", 7, hooked("rekeyed"))
 def deletes_only_on_remove(patch: Patch) -> None:
-    _with_writes(patch, lambda run, writes: [w for w in writes if isinstance(w, Upsert) or run[-1].new is None])
+    right = compaction._writes
+
+    def deletes_when_removed(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
+        return right(text, now, leaves if newest.new is None else set(), newest, weight)
+
+    patch.setattr(compaction, "_writes", deletes_when_removed)
 
 
 @mutant("a poison change is skipped, and its item goes on", 8, hooked("poisoned"))
@@ -39,19 +47,14 @@ def poison_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
 
-@mutant("an item's later changes do not queue behind its parked one", 8, hooked("poisoned fan"))
-def no_queue(patch: Patch) -> None:
-    patch.setattr(compaction.ParkedItems, "queued", lambda self, text, epoch: False)
+@mutant("a later change forgets what its item's parked ones had left behind", 8, hooked("poisoned fan"))
+def leaves_are_forgotten(patch: Patch) -> None:
+    patch.setattr(compaction, "held", lambda id, revision, value: Held(id, revision))
 
 
 @mutant("a batch keeps the first old and the last new image only", 12, hooked("fanned"))
 def ends_only(patch: Patch) -> None:
-    right = compaction.run_writes
-
-    def ends_only(run: Sequence[Change], filing: Filing) -> list[Write]:
-        return right([msgspec.structs.replace(run[-1], old=run[0].old)], filing)
-
-    patch.setattr(compaction, "run_writes", ends_only)
+    patch.setattr(compaction, "earlier", lambda run: [run[0].old])
 
 
 @mutant("changes that are compacted away are not counted", 13)
@@ -73,15 +76,10 @@ def compacted_are_not_counted(patch: Patch) -> None:
 def refused_is_stored(patch: Patch) -> None:
     right = Delivery._finish
 
-    def whatever(self: Delivery, batch: Batch, outcome: Outcome) -> bool:
-        return right(self, batch, Outcome((), outcome.stale))
+    def whatever(self: Delivery, batch: Batch, answer: Callable[[], Outcome]) -> bool:
+        return right(self, batch, lambda: Outcome((), answer().stale))
 
     patch.setattr(Delivery, "_finish", whatever)
-
-
-def _with_writes(patch: Patch, change: Callable[[Sequence[Change], list[Write]], list[Write]]) -> None:
-    right = compaction.run_writes
-    patch.setattr(compaction, "run_writes", lambda run, filing: change(run, right(run, filing)))
 
 
 @mutant("a poison change of an item with several documents is skipped", 8, hooked("poisoned fan"))
@@ -89,7 +87,7 @@ def poison_of_many_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
 
-def _forgets(found: Compacted, change: Change, weight: int, *_: Any, **__: Any) -> None:
+def _forgets(found: Compacted, value: Parked, weight: int, at: Circumstances) -> None:
     found.parked += weight
 
 
@@ -98,3 +96,48 @@ def _forgets(found: Compacted, change: Change, weight: int, *_: Any, **__: Any) 
 )
 def ends_only_of_moving(patch: Patch) -> None:
     ends_only.apply(patch)
+
+
+@mutant("a retry considers the first old and the last new image only", 8, hooked("rekeyed", "poisoned fan"))
+def retry_of_ends(patch: Patch) -> None:
+    right = parking._own
+    patch.setattr(parking, "_own", lambda change, p, filing: right(change, replace(p, leaves=()), filing))
+
+
+@mutant("what a person drops leaves no trace", 8, hooked("rekeyed", "fanned", "poisoned fan"))
+def drop_leaves_nothing(patch: Patch) -> None:
+    right = parking.ParkedItem.discarded
+    patch.setattr(parking.ParkedItem, "discarded", lambda self: replace(right(self), saves=[self.removal]))
+
+
+@mutant("a run changes parked entries whatever commands did to them", 8, hooked("rekeyed", "fanned", "poisoned fan"))
+def blind_saves(patch: Patch) -> None:
+    right = parked.Move.saves.fget
+    assert right is not None
+    patch.setattr(parked.Move, "saves", property(lambda self: [replace(s, expected=None) for s in right(self)]))
+
+
+@mutant("a refusal is forgotten when any batch is stored", 8)
+def refusals_are_forgotten(patch: Patch) -> None:
+    right = Pipeline._parked_durably
+
+    def forgets(self: Pipeline, taken: Any) -> None:
+        right(self, taken)
+        self._refused.clear()
+
+    patch.setattr(Pipeline, "_parked_durably", forgets)
+    patch.setattr(Fetched, "give_back", _at_the_end)
+
+
+def _at_the_end(self: Fetched, pages: Pages) -> None:
+    """Pages that come back are cut into batches anew."""
+    for source, each in reversed(pages):
+        self._queues.setdefault(source, deque()).extendleft(reversed(each))
+        self._weigh(each, 1)
+
+
+@mutant(
+    "items that a sweep spared are never swept", 9, hooked("rekeyed", "fanned", "poisoned fan"), shape=resynced_poison
+)
+def spared_for_ever(patch: Patch) -> None:
+    patch.setattr(Pipeline, "owes_sweep", property(lambda self: False))

@@ -63,6 +63,12 @@ def lossy(drawn: Scenario) -> Scenario:
     return replace(drawn, index=True, forgetful=True, keys=12, steps=180, pace=0.3, rates=rates)
 
 
+def resynced_poison(drawn: Scenario) -> Scenario:
+    """Items are parked when people resync, and the target takes them later."""
+    rates = {"write": 0.6, "resync": 0.04, "relent": 0.02, "retry": 0.05, "die": 0.02}
+    return replace(drawn, refuses=True, keys=8, steps=100, rates=rates)
+
+
 def set_back(drawn: Scenario) -> Scenario:
     """The machine's clock is set again and again, and runs end. Little is written: shards are read up to the clock."""
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
@@ -110,4 +116,4 @@ def keeps_in_mind(s: Scenario) -> bool:
     return s.index and not s.forgetful
 
 
-SHAPES = (days, long_scan, lossy, lossy_resyncs, replaced, seldom_written, set_back, short_runs)
+SHAPES = (days, long_scan, lossy, lossy_resyncs, replaced, resynced_poison, seldom_written, set_back, short_runs)

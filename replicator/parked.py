@@ -1,0 +1,143 @@
+"""Parked items as a run knows them. Commands change the same entries, so each change compares revisions.
+
+An item has one parked entry at most, that of its newest refused change. With documents of their own ids it also says
+which documents the item may have left in the target, so that a later change, or a retry, removes them. What a person
+drops leaves an entry of kind ``dropped`` behind, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from replicator.change import Key, key_text
+from replicator.checkpoints import Dropped, Entry, Parked, Place, Save, decode_dropped, encode
+from replicator.position import epoch_of
+
+PARKED, DROPPED = "parked", "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An entry without its images. See ``Parked`` for the rest; ``since``: when the item was parked first."""
+
+    id: str
+    revision: int = 1
+    leaves: frozenset[Place] = frozenset()
+    base: str | None = None
+    changes: Mapping[str, int] = field(default_factory=dict)
+    since: float | None = None
+
+    @property
+    def version(self) -> int:
+        return int(self.id.rpartition("@")[2])
+
+
+def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
+    """An entry as it is stored; ``value`` None where its images were not read."""
+    if value is None:
+        return Held(id, revision)
+    leaves, since = frozenset(value.leaves or ()), value.parked if isinstance(value, Parked) else None
+    changes = value.changes if isinstance(value, Parked) else {}
+    return Held(id, revision, leaves, value.base, changes, since)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change of one item's entry of a kind, from what it was to what it becomes (None: nothing)."""
+
+    kind: str
+    before: Held | None
+    after: Held | None = None
+    value: Parked | None = None
+
+    @property
+    def item(self) -> str:
+        one = self.after or self.before
+        assert one is not None
+        return item_of(one.id)
+
+    @property
+    def saves(self) -> list[Save]:
+        before, after = self.before, self.after
+        same = before is not None and after is not None and before.id == after.id
+        saves = []
+        if before is not None and not same:
+            saves.append(Save(self.kind, before.id, before.revision, None))
+        if after is not None:
+            saves.append(Save(self.kind, after.id, before.revision if same and before else 0, encode(self.value)))
+        return saves
+
+
+class ParkedItems:
+    """The parked items, and those whose parked changes were dropped, by key text."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
+
+    @classmethod
+    def among(cls, entries: Iterable[Entry], images: Mapping[str, Parked] = MappingProxyType({})) -> ParkedItems:
+        """The parked items among these entries, with their ``images`` by id, where those matter."""
+        found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED)}
+        dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in found[DROPPED]]
+        return cls.of([held(e.id, e.revision, images.get(e.id)) for e in found[PARKED]], dropped)
+
+    @classmethod
+    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = ()) -> ParkedItems:
+        found = cls()
+        for kind, several in ((PARKED, entries), (DROPPED, dropped)):
+            for each in several:
+                found._held[kind][item_of(each.id)] = each
+        return found
+
+    def __len__(self) -> int:
+        return len(self._held[PARKED])
+
+    def __bool__(self) -> bool:
+        return any(self._held.values())
+
+    def parked(self, item: str) -> Held | None:
+        return self._held[PARKED].get(item)
+
+    def dropped(self, item: str) -> Held | None:
+        return self._held[DROPPED].get(item)
+
+    def left(self, item: str, epoch: int) -> tuple[Held | None, Held | None]:
+        """What an item left parked, and what dropped, in this epoch."""
+        parked, dropped = self.parked(item), self.dropped(item)
+        return _of(parked, epoch), _of(dropped, epoch)
+
+    def all_dropped(self) -> list[Held]:
+        return list(self._held[DROPPED].values())
+
+    @property
+    def most_leaves(self) -> int:
+        """How many documents one parked item may have left in the target at most."""
+        return max((len(h.leaves) for h in self._held[PARKED].values()), default=0)
+
+    def apply(self, move: Move) -> None:
+        self._become(move.kind, move.item, move.after)
+
+    def undo(self, move: Move) -> None:
+        self._become(move.kind, move.item, move.before)
+
+    def _become(self, kind: str, item: str, now: Held | None) -> None:
+        if now is None:
+            self._held[kind].pop(item, None)
+        else:
+            self._held[kind][item] = now
+
+
+def _of(held: Held | None, epoch: int) -> Held | None:
+    return held if held is not None and epoch_of(held.version) >= epoch else None
+
+
+def parked_id(key: Key, version: int) -> str:
+    """The entry of an item's newest parked change; its version says what it is obsolete for."""
+    return f"{key_text(key)}@{version:019d}"
+
+
+def item_of(id: str) -> str:
+    head, at, tail = id.rpartition("@")
+    return head if at and len(tail) == 19 and tail.isdigit() else id

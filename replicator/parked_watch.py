@@ -1,0 +1,82 @@
+"""What a run says and does about parked items: their reasons in the log, and an end when there are too many."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from replicator.delivery import Delivery
+from replicator.errors import ConfigError
+from replicator.pipeline import Pipeline
+
+log = logging.getLogger("replicator")
+
+KNOWN = 10.0  # seconds until a run looks at what commands did about parked items
+TOLD = 60.0  # seconds until a reason that goes on is logged again
+MOST_LEAVES = 50_000  # documents that one parked item may have left in the target
+MOST_REASONS = 50  # told apart in the log; further ones are one
+
+
+@dataclass(slots=True)
+class ParkedWatch:
+    """One run's. ``limit``: how many items may be parked. ``steady``: a clock that is never set."""
+
+    pipeline: Pipeline
+    delivery: Delivery
+    limit: int
+    steady: Callable[[], float]
+    _known: float = -math.inf
+    _told: float = -math.inf
+    _totals: Counter[str] = field(default_factory=Counter)
+    _new: Counter[str] = field(default_factory=Counter)
+
+    def look(self) -> None:
+        """Learn what commands did about parked items, tell what was parked, and end the run where it is too much."""
+        self._collect()
+        now = self.steady()
+        if self._new and (now - self._told >= TOLD or any(r not in self._totals for r in self._new)):
+            self._tell(now)
+        if not self.pipeline.parked:
+            return
+        if now - self._known >= KNOWN:
+            self.delivery.settle()
+            self.delivery.know_parked()
+            self._known = now
+        self._check()
+
+    def end(self) -> None:
+        """Tell what was not told yet."""
+        self._collect()
+        if self._new:
+            self._tell(self.steady())
+
+    def _collect(self) -> None:
+        for reason, count in self.pipeline.parked_now().items():
+            known = reason in self._totals or reason in self._new
+            few = len(self._totals.keys() | self._new.keys()) < MOST_REASONS
+            self._new[reason if known or few else "other reasons"] += count
+
+    def _tell(self, now: float) -> None:
+        self._totals += self._new
+        for reason in self._new:
+            log.warning("parked", extra={"reason": reason, "changes": self._totals[reason]})
+        self._new.clear()
+        self._told = now
+
+    def _check(self) -> None:
+        if len(self.pipeline.parked) > self.limit:
+            self.delivery.flush()
+            raise ConfigError(
+                f"more than {self.limit} items are parked (parked_limit): the hook or the target's table is probably "
+                "wrong. Look at them with: replicator parked list; fix the cause, then: replicator parked retry --all"
+            )
+        if self.pipeline.parked.most_leaves > MOST_LEAVES:
+            self.delivery.flush()
+            raise ConfigError(
+                f"the changes of one parked item name more than {MOST_LEAVES:,} documents, and the run would hold "
+                "ever more. Look for it with: replicator parked list; fix the cause and run: replicator parked retry; "
+                "or give it up: replicator parked drop"
+            )
