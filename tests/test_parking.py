@@ -351,7 +351,7 @@ def test_a_run_that_loses_to_a_command_reads_the_entries_again(
     assert ids(database) == ["z"]
     assert len(pipeline.parked) == 0
     assert pipeline.shards["s"].ordinal == 3
-    assert all(kind in ("owner", "pipeline", "shard") for kind, _ in database.entries)
+    assert {kind for kind, _ in database.entries} == {"owner", "pipeline", "definition", "shard"}
 
 
 def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) -> None:

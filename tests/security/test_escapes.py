@@ -75,7 +75,7 @@ def test_json_is_ascii_and_means_the_same() -> None:
 
 # Every exit, with hostile text
 
-PARKED = ParkedItem(HOSTILE, ((HOSTILE, 1, Parked((HOSTILE,), 1, HOSTILE, 0.0, traceback=HOSTILE, words=HOSTILE)),))
+PARKED = ParkedItem(HOSTILE, HOSTILE, 1, Parked((HOSTILE,), 1, HOSTILE, 0.0, traceback=HOSTILE, words=HOSTILE))
 PREVIEWS = (
     Preview((HOSTILE,), Item(orjson.dumps({"\x1bPWNED\x9b": {"S": HOSTILE.replace("\udc80", "")}}))),
     Preview((HOSTILE.replace("\udc80", ""),), Item(b"{}"), problem=HOSTILE),

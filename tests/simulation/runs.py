@@ -92,7 +92,7 @@ def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = Fal
     admit(
         copy.checkpoints,
         lambda ledger: existing.found(ledger, copy.table, copy.target, copy.tables, copy.hook),
-        Allowed(resync=resync),
+        Allowed(resync=resync, hook_change=universe.fixed),
     )
     return copy
 
@@ -156,7 +156,7 @@ def _refusal(universe: Universe, slip: Slip) -> str:
     try:
         driver = driver_in(universe, admitted(universe, slip))
         limit_turns(driver, 30)
-        driver.run(until="caught-up", resync=False, accept_hook_change=False)
+        driver.run(until="caught-up", resync=False, accept_hook_change=universe.fixed)
     except ConfigError as e:
         return str(e)
     except GapFound as e:

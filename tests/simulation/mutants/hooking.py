@@ -112,8 +112,7 @@ def drop_leaves_nothing(patch: Patch) -> None:
 
 @mutant("a run changes parked entries whatever commands did to them", 8, hooked("rekeyed", "fanned", "poisoned fan"))
 def blind_saves(patch: Patch) -> None:
-    right = parked.Move.saves.fget
-    assert right is not None
+    right = vars(parked.Move)["saves"].fget
     patch.setattr(parked.Move, "saves", property(lambda self: [replace(s, expected=None) for s in right(self)]))
 
 
