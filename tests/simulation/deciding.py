@@ -49,15 +49,10 @@ def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
 
 
 def dropped(world: Universe, item: parking.ParkedItem, command: Command) -> str:
-    newest = item.entry
-    given_up = (epoch_of(newest.version), newest.new)
-    before = world.dropped.get(newest.key)
-    world.dropped[newest.key] = given_up  # also if its answer is lost
-    reason = parking.drop(item, command.checkpoints)
-    if reason and before is None:
-        del world.dropped[newest.key]
-    elif reason and before is not None:
-        world.dropped[newest.key] = before
+    given_up = (item.entry.key, epoch_of(item.entry.version), item.entry.new)
+    world.dropped.append(given_up)  # also if the answer is lost
+    if reason := parking.drop(item, command.checkpoints):
+        world.dropped.remove(given_up)
     return reason
 
 

@@ -104,7 +104,7 @@ def _check_parked(universe: Universe) -> None:
 def _given_up(universe: Universe) -> set[tuple[str, ...]]:
     """Items that did not change since a person dropped their parked changes, in this epoch: anything may be stored."""
     newest, epoch = _newest(universe), epoch_of(universe.database.entries)
-    return {key for key, (of, given) in universe.dropped.items() if of == epoch and _same(given, newest.get(key))}
+    return {key for key, of, given in universe.dropped if of == epoch and _same(given, newest.get(key))}
 
 
 def _newest(universe: Universe) -> dict[tuple[str, ...], bytes]:

@@ -51,7 +51,7 @@ class Universe:
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
         self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
-        self.dropped: dict[tuple[str, ...], tuple[int, str | None]] = {}  # by key: the epoch, and the image given up
+        self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.used: set[tuple[int, str]] = set()  # epoch, shard
