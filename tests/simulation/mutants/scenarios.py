@@ -64,9 +64,9 @@ def lossy(drawn: Scenario) -> Scenario:
 
 
 def resynced_poison(drawn: Scenario) -> Scenario:
-    """Items are parked when people resync, and the target takes them later."""
-    rates = {"write": 0.6, "resync": 0.04, "relent": 0.02, "retry": 0.05, "die": 0.02}
-    return replace(drawn, refuses=True, keys=8, steps=100, rates=rates)
+    """Items are parked when people resync, long after their last change, and the target takes them later."""
+    rates = {"write": 0.4, "pause": 0.15, "resync": 0.04, "relent": 0.02, "retry": 0.1}
+    return replace(drawn, hook="rekeyed", refuses=True, keys=8, steps=100, rates=rates)
 
 
 def set_back(drawn: Scenario) -> Scenario:
