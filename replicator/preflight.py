@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,10 @@ from replicator import aws, sample, transform
 from replicator.alarm import HookLimit
 from replicator.attributes import Malformed
 from replicator.change import key_text
+from replicator.compaction import Filing
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError
 from replicator.item import Item
+from replicator.preview import Refusals, forecast, preview
 from replicator.run import ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
 from replicator.start import check_source
@@ -49,14 +51,15 @@ def exit_code(findings: Sequence[Finding]) -> int:
 def check(config: Config, *, create: bool = False) -> list[Finding]:
     """Everything that can be found out without changing anything. ``create``: make what keeps the checkpoints."""
     findings: list[Finding] = []
+    images: list[bytes] = []
     hook = _tried(findings, "transform", lambda: _hook(config))
     wire = _tried(findings, "source", lambda: aws.connect(config.source))
     table = None if wire is None else _tried(findings, "source", lambda: describe_table(wire, config.source.table))
     if config.transform is not None and hook is not None:
         findings.append(Finding("transform", "ok", f"{config.transform} is a {_kind(hook)}"))
     if wire is not None and table is not None:
-        findings += _source(config, wire, table, hook)
-    findings += _gathered("target", _destination(config, wire, table, hook, create=create))
+        findings += _source(config, wire, table, hook, images)
+    findings += _gathered("target", _destination(config, wire, table, hook, images, create=create))
     return findings
 
 
@@ -91,12 +94,15 @@ def _problem(subject: str, sentence: str, verdict: Verdict = "problem") -> Findi
     return Finding(subject, verdict, sentence)
 
 
-def _source(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+def _source(
+    config: Config, wire: Wire, table: SourceTable, hook: Hook | None, images: list[bytes]
+) -> Iterator[Finding]:
+    """``images``: takes up those of some live items."""
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
     yield from _stream(table, hook)
     if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(wire, table.stream_arn)
-    yield from _table_calls(config, wire, table, hook)
+    yield from _table_calls(config, wire, table, hook, images)
 
 
 def _stream(table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
@@ -139,7 +145,9 @@ def _permitted(wire: Wire, operation: str, request: dict[str, Any], resource: st
         return None, _failed("permission", failure(e, operation, resource))
 
 
-def _table_calls(config: Config, wire: Wire, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+def _table_calls(
+    config: Config, wire: Wire, table: SourceTable, hook: Hook | None, images: list[bytes]
+) -> Iterator[Finding]:
     arn = table.arn or table.name
     if table.view == "KEYS_ONLY":
         key = {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
@@ -149,7 +157,7 @@ def _table_calls(config: Config, wire: Wire, table: SourceTable, hook: Hook | No
         yield Finding("source.backfill", "note", "off: only changes from now on will be copied")
         return
     findings: list[Finding] = []
-    images = _tried(findings, "permission", lambda: list(sample.some(wire, config.source.table, SAMPLED)))
+    _tried(findings, "permission", lambda: images.extend(sample.some(wire, config.source.table, SAMPLED)))
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
         yield from _purity(config, hook, table, images)
@@ -167,7 +175,7 @@ def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[byt
         except (Poison, Malformed) as e:
             parked.append(f"item {key}: {e}")
             continue
-        if first != second:
+        if not _same(first, second):
             text = f"{hook.name} is not pure: item {key} gave two different results"
             yield Finding("transform", "problem", text, "take clocks, random numbers and look-ups out of the hook")
             return
@@ -178,6 +186,15 @@ def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[byt
         yield Finding("transform", "ok", f"{hook.name} gave the same twice for {len(images) - len(parked)} live items")
 
 
+def _same(one: object, other: object) -> bool:
+    """Equal, with NaN equal to itself: a hook that always returns it is pure."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other or (one != one and other != other)
+
+
 def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
     if hook.declared:
         return {place: dict(body) for place, body in hook.many(item, tables).items()}
@@ -186,13 +203,19 @@ def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
 
 
 def _destination(
-    config: Config, wire: Wire | None, table: SourceTable | None, hook: Hook | None, *, create: bool
+    config: Config,
+    wire: Wire | None,
+    table: SourceTable | None,
+    hook: Hook | None,
+    images: Sequence[bytes],
+    *,
+    create: bool,
 ) -> Iterator[Finding]:
     """The target, and where the checkpoints are kept if not there."""
     with ends(config) as (target, checkpoints):
         if wire is not None and table is not None:
             introduce(target, table, wire)
-        yield from _gathered("target", _target(config, target, table, hook))
+        yield from _gathered("target", _target(config, target, table, hook, images))
         if isinstance(checkpoints, Store):
             yield from _gathered("checkpoints", _store(checkpoints, create=create))
 
@@ -207,7 +230,9 @@ def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield _failed(subject, e)
 
 
-def _target(config: Config, target: Target, table: SourceTable | None, hook: Hook | None) -> Iterator[Finding]:
+def _target(
+    config: Config, target: Target, table: SourceTable | None, hook: Hook | None, images: Sequence[bytes]
+) -> Iterator[Finding]:
     wanted = () if table is None else target_tables(config, table, hook)
     problems = target.check(wanted)
     yield from (Finding("target", "problem", p) for p in problems)
@@ -217,6 +242,23 @@ def _target(config: Config, target: Target, table: SourceTable | None, hook: Hoo
         plan = target.plan(wanted)
         yield from (Finding("target", "note", f"run will do:\n{statement}") for statement in plan)
         yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
+        yield from _refused(config, forecast(target, wanted), table, hook, images)
+
+
+def _refused(
+    config: Config, refusals: Refusals, table: SourceTable, hook: Hook | None, images: Sequence[bytes]
+) -> Iterator[Finding]:
+    """Live items that the target would not take, though the hook made something of them."""
+    filing, reader = Filing(hook, tuple(config.target.tables)), KeyReader(table.keys)
+    made = [found for image in images if (found := preview(reader.of(image), image, filing)).problem is None]
+    refused = [(found.key, said[0].reason) for found in made if (said := refusals(found.writes))]
+    if not refused:
+        return
+    key, reason = refused[0]
+    many = f"{len(refused)} of {len(images)} live items would be parked"
+    text = f"{many}, because the target cannot store them, e.g. item {key_text(key)}: {reason}"
+    verdict: Verdict = "problem" if len(refused) == len(images) else "note"
+    yield Finding("target", verdict, text, "replicator preview shows them")
 
 
 def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import orjson
 
 from replicator.attributes import Malformed, number, plain
-from replicator.batch import Counts, Upsert, Write
+from replicator.batch import Counts, Rejection, Upsert, Write
 from replicator.change import Change, Key
 from replicator.compaction import Circumstances, Filing, compact_latest, run_writes
 from replicator.item import Item
 from replicator.parked import ParkedItems
 from replicator.position import FIRST_EPOCH, version
+from replicator.target import Forecasting, Table
 from replicator.transform import NO_TRACE, Poison
 
 _SCANNED = version(FIRST_EPOCH, 0)  # the version is not shown; any will do
@@ -25,12 +28,16 @@ _SCANNED = version(FIRST_EPOCH, 0)  # the version is not shown; any will do
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """An item and what would become of it. ``problem``: why it would be parked instead."""
+    """An item and what would become of it.
+
+    ``problem``: why it would be parked instead; ``refused``: the writes that the target would not take.
+    """
 
     key: Key
     before: Item
     writes: Sequence[Write] = ()
     problem: str | None = None
+    refused: Sequence[Write] = ()
 
     def as_json(self) -> bytes:
         return orjson.dumps(
@@ -39,12 +46,32 @@ class Preview:
                 "before": json_values(self.before),
                 "writes": [_shown(w) for w in self.writes],
                 "problem": self.problem,
+                **({"refused": [_shown(w) for w in self.refused]} if self.refused else {}),
             }
         )
 
 
-def preview(key: Key, image: bytes, filing: Filing) -> Preview:
-    """What a scan that met this item would store."""
+Refusals = Callable[[Sequence[Write]], Sequence[Rejection]]
+"""What a target would refuse of some writes."""
+
+
+def forecast(target: object, tables: Sequence[Table]) -> Refusals:
+    """What ``target`` can tell of its refusals in advance; nothing if it cannot."""
+    if not isinstance(target, Forecasting):
+        return lambda _: ()
+    return partial(target.refusals, tables)
+
+
+def preview(key: Key, image: bytes, filing: Filing, refusals: Refusals = lambda _: ()) -> Preview:
+    """What a scan that met this item would store. One document that is refused parks its item."""
+    found = _made(key, image, filing)
+    refused = refusals(found.writes)
+    if not refused:
+        return found
+    return replace(found, writes=(), problem=refused[0].reason, refused=[r.write for r in refused])
+
+
+def _made(key: Key, image: bytes, filing: Filing) -> Preview:
     change = Change(key, _SCANNED, new=image)
     try:
         if filing.own_ids:
@@ -86,8 +113,10 @@ def json_values(value: object) -> Any:
             return {name: plain(attribute) for name, attribute in value.typed.items()}
         case Mapping():
             return {str(name): json_values(inner) for name, inner in value.items()}
-        case None | bool() | str() | float():
+        case None | bool() | str():
             return value
+        case float():
+            return value if math.isfinite(value) else str(value).replace("nan", "NaN").replace("inf", "Infinity")
         case int() | Decimal():
             return number(str(value)) if isinstance(value, int) or value.is_finite() else str(value)
         case bytes() | bytearray() | memoryview():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from replicator.batch import Batch, DocumentId, Outcome
+from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.change import KeySchema
 from replicator.checkpoints import Checkpoints
 from replicator.doubt import Doubt
@@ -106,6 +106,17 @@ class Weaker(Protocol):
     @property
     def promise(self) -> str:
         """What is promised instead, a sentence or two for people; empty if nothing is missing."""
+
+
+@runtime_checkable
+class Forecasting(Protocol):
+    """A target that can tell which documents it would refuse, for ``preview`` and ``check``."""
+
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        """Those of ``writes`` that cannot be stored, as far as the config and the limits of its kind tell.
+
+        Asks no server and changes nothing; what a constraint or a trigger at the destination says is left out.
+        """
 
 
 @runtime_checkable

@@ -199,6 +199,63 @@ def test_items_that_would_be_parked_are_told_not_refused(world: World) -> None:
     )
 
 
+def with_columns(world: World, *cities: object) -> None:
+    """A target with a column ``city``, and items that have one."""
+    url = f"url: {world.postgres.url}\n"
+    world.change(f"{url}  table: orders", f"{url}  tables: {{orders: {{columns: {{city: text}}}}}}")
+    world.db.create_table("orders")
+    for number, city in enumerate(cities):
+        world.db.put("orders", {"id": f"{number}", "city": city})
+
+
+def test_items_that_the_target_would_refuse_are_told(world: World) -> None:
+    with_columns(world, "Ulm", 5)
+    assert world.call("check", world.config)[0] == 0
+    assert texts(world, "note")[-1] == (
+        'target: 1 of 2 live items would be parked, because the target cannot store them, e.g. item ["1"]: '
+        "column city is text, and the attribute is a number"
+    )
+    problems = {line["key"][0]: line["problem"] for line in world.lines("preview", world.config)}
+    assert problems == {"0": None, "1": "column city is text, and the attribute is a number"}
+    assert not world.has_table("orders")
+
+
+def test_it_is_a_problem_if_the_target_would_refuse_all_of_them(world: World) -> None:
+    """As a misspelt name does: the run would park everything."""
+    with_columns(world, "Ulm", "Bonn")
+    world.hook("def hook(item):\n    return {'citty': item['city']}\n")
+    assert world.call("check", world.config)[0] == 2
+    (problem,) = texts(world, "problem")
+    assert problem.startswith("target: 2 of 2 live items would be parked, because the target cannot store them, e.g. ")
+    assert problem.endswith(
+        "the hook returned a field citty, which no column of orders is made from; did you mean city? "
+        "(extra: ignore leaves such fields out)"
+    )
+    (first, _) = world.lines("preview", world.config)
+    assert (first["writes"], first["problem"]) == ([], problem.partition('"]: ')[2])
+    assert [write["document"] for write in first["refused"]] == [{"citty": first["before"]["city"]}]
+    assert "  would be parked: the hook returned a field citty" in world.call("preview", world.config, "--human")[1]
+
+
+def test_what_the_run_parks_is_what_was_told(world: World) -> None:
+    with_columns(world, "Ulm", 5, "Bonn", None, True)
+    told = {line["problem"] for line in world.lines("preview", world.config)} - {None}
+    world.catch_up()
+    parked = world.rows("SELECT value::json->>'reason' FROM replicator.checkpoints WHERE kind = 'parked'")
+    assert {reason for (reason,) in parked} == told
+    assert len(parked) == 2
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "{'deep': [float('nan')]}", "__import__('decimal').Decimal('NaN')"])
+def test_nan_is_not_impure_but_refused(world: World, value: str) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook(f"def hook(item):\n    return {{'n': {value}}}\n")
+    (problem,) = texts(world, "problem")
+    assert problem.startswith("target: 1 of 1 live items would be parked, because the target cannot store them")
+    assert not [t for t in texts(world, "problem", "note") if "pure" in t]
+
+
 def test_a_hook_that_cannot_be_imported_names_file_and_line(world: World) -> None:
     world.db.create_table("orders")
     world.hook("import json\nimport nonsense_that_is_not_there\n")

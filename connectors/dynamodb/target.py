@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from connectors.dynamodb import forecast
 from connectors.dynamodb.account import Account
 from connectors.dynamodb.encode import Encoded, encode
 from connectors.dynamodb.layout import Layout, layout, layouts
@@ -11,7 +12,7 @@ from connectors.dynamodb.leftovers import Leftovers
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.writing import Writing
-from replicator.batch import Batch, DocumentId, Outcome
+from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
@@ -61,6 +62,9 @@ class DynamoDB:
 
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         return self._tables.plan(layouts(tables, self._options))
+
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        return list(forecast.refusals(writes, layouts(tables, self._options)))
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         return self._tables.epoch(layouts(tables, self._options))

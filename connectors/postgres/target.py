@@ -16,7 +16,7 @@ from connectors.postgres.privileges import missing_privileges
 from connectors.postgres.schema import install
 from connectors.postgres.session import Rows, Session
 from connectors.postgres.shape import Shape, shapes
-from replicator.batch import Batch, DocumentId, Outcome
+from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
 from replicator.target import Table
@@ -65,6 +65,11 @@ class Postgres:
         with self._session.connection() as connection:
             missing = [shape for shape in wanted if catalog.found(connection, shape) is None]
         return [catalog.create_table(shape).as_string(None) + ";" for shape in missing]
+
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        """By encoding alone. Writing them in a transaction that is rolled back would run triggers and take locks."""
+        encoder = Encoder(shapes(tables, self._options.schema_), self._options.nul, self._pipeline)
+        return encoder.encode(Batch([Part("", writes)])).rejections
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         wanted = self._shapes(tables)

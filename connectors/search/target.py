@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from connectors.search import catalog, leftovers, probe
+from connectors.search import catalog, forecast, leftovers, probe
 from connectors.search.bulk import Bulk, Size
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
@@ -15,7 +15,7 @@ from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.verdicts import worst
 from connectors.search.watch import Watch
 from connectors.search.writing import Writing
-from replicator.batch import Batch, DocumentId, Outcome
+from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.identity import Identity
@@ -63,6 +63,9 @@ class SearchTarget:
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables).values()
         return [text for layout in wanted for text in catalog.plan(layout, catalog.state(self._connection, layout))]
+
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        return list(forecast.refusals(writes, layouts(tables)))
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         wanted = list(layouts(tables).values())

@@ -47,23 +47,27 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     from replicator import aws, sample, transform
     from replicator.compaction import Filing
     from replicator.errors import ConfigError
+    from replicator.preview import forecast
     from replicator.preview import preview as previewed
+    from replicator.run import target_tables
     from replicator.source import KeyReader, describe_table
 
     hook = transform.load(config.transform, config.base) if config.transform else None
     wire = aws.connect(config.source)
     table = describe_table(wire, config.source.table)
     filing = Filing(hook, tuple(config.target.tables))
+    target = config.target.build(config.pipeline)  # connected to nothing
+    refusals = forecast(target, target_tables(config, table, hook))
     if key is None:
         reader = KeyReader(table.keys)
         for image in sample.some(wire, config.source.table, limit):
-            yield previewed(reader.of(image), image, filing)
+            yield previewed(reader.of(image), image, filing, refusals)
         return
     wanted = _key(table.keys, key)
     found = sample.one(wire, config.source.table, table.keys, wanted)
     if found is None:
         raise ConfigError(f"--key: there is no item {key} in {table.name}")
-    yield previewed(wanted, found, filing)
+    yield previewed(wanted, found, filing, refusals)
 
 
 def _key(keys: Any, text: str) -> Any:
@@ -93,6 +97,9 @@ def _tell(found: Preview) -> None:
     say_lines(pretty(found.before), "    ")
     if found.problem is not None:
         say(f"  would be parked: {found.problem}")
+        for write in found.refused:
+            if isinstance(write, Upsert) and write.body is not found.before:
+                say_lines(pretty(write.body), "    ")
     elif not found.writes:
         say("  nothing would be stored")
     for write in found.writes:

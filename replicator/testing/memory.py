@@ -102,6 +102,10 @@ class MemoryRows:
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         return []
 
+    def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
+        upserts = [write for write in writes if isinstance(write, Upsert)]
+        return [Rejection(write, reason) for write in upserts if (reason := self._refuse(write)) is not None]
+
     def epoch(self, tables: Sequence[Table]) -> int | None:
         found = [self._epoch(t.name) for t in tables]
         return None if None in found else max(e for e in found if e is not None)

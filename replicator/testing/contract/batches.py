@@ -12,7 +12,7 @@ import pytest
 
 from replicator.batch import Batch, DocumentId, Outcome, Part, Upsert, Write
 from replicator.position import FIRST_EPOCH
-from replicator.target import Overlapping, Table, Target
+from replicator.target import Forecasting, Overlapping, Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -87,6 +87,16 @@ class Batches(Contract):
         assert len(outcome.rejections[0].reason) > 10
         opened.write(batch(good))
         assert set(stored(table())) == {("a",)}
+
+    def test_says_in_advance_what_it_would_refuse(self, target: Target) -> None:
+        """Without a table, and without making one."""
+        if not isinstance(target, Forecasting):
+            pytest.skip("this target cannot tell")
+        good, poor = put({"pk": "a"}, 1), Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
+        (rejection,) = target.refusals([table()], [good, poor, remove("c", 1)])
+        assert rejection.write == poor
+        assert len(rejection.reason) > 10
+        assert target.epoch([table()]) is None
 
     def test_a_refusal_at_commit_is_a_rejection_too(
         self, opened: Target, stored: Stored, refuse_at_commit: Callable[[Table], None]
