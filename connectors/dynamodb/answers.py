@@ -100,6 +100,7 @@ def _nonsense(operation: str, table: str) -> Verdict:
     return Verdict("unsure", error=TransientError(text))
 
 
+LONGEST = 2000  # characters of a message that are read: some of the patterns try again from many places
 _REASONS: tuple[tuple[str, str], ...] = (
     ("Item size has exceeded", "the item with its version is larger than the 400 KB that DynamoDB stores"),
     ("Item size to update has exceeded", "the item with its version is larger than the 400 KB that DynamoDB stores"),
@@ -117,7 +118,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
 
 def refusal(error: WireError) -> str:
     """Why DynamoDB refuses an item for good, without a value in it: messages of AWS may quote some."""
+    message = error.message[:LONGEST]
     for pattern, reason in _REASONS:
-        if re.search(pattern, error.message):
+        if re.search(pattern, message):
             return reason
     return f"DynamoDB refuses it as invalid ({error.code})"
