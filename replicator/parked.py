@@ -75,6 +75,7 @@ class ParkedItems:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
+        self.most_leaves = 0  # documents that one item may have left in the target at most
 
     @classmethod
     def among(cls, entries: Iterable[Entry], images: Mapping[str, Parked] = MappingProxyType({})) -> ParkedItems:
@@ -88,7 +89,7 @@ class ParkedItems:
         found = cls()
         for kind, several in ((PARKED, entries), (DROPPED, dropped)):
             for each in several:
-                found._held[kind][item_of(each.id)] = each
+                found._become(kind, item_of(each.id), each)
         return found
 
     def __len__(self) -> int:
@@ -111,11 +112,6 @@ class ParkedItems:
     def all_dropped(self) -> list[Held]:
         return list(self._held[DROPPED].values())
 
-    @property
-    def most_leaves(self) -> int:
-        """How many documents one parked item may have left in the target at most."""
-        return max((len(h.leaves) for h in self._held[PARKED].values()), default=0)
-
     def apply(self, move: Move) -> None:
         self._become(move.kind, move.item, move.after)
 
@@ -127,6 +123,7 @@ class ParkedItems:
             self._held[kind].pop(item, None)
         else:
             self._held[kind][item] = now
+            self.most_leaves = max(self.most_leaves, len(now.leaves))
 
 
 def _of(held: Held | None, epoch: int) -> Held | None:

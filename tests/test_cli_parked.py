@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
+
+import click
 import pytest
 
-from replicator.checkpoints import Owner
+from replicator.checkpoints import Owner, Parked, Save, encode
 from replicator.config import load
+from replicator.parking import CHANGED, ParkedItem
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.cli import World
 
+command_line = import_module("replicator.cli.parked")  # the package has the command under this name
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
 MENDED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
 FAN_OUT = """
@@ -115,7 +122,7 @@ def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
 
 def test_drop_gives_up_and_counts_it(parked: World) -> None:
     before = counts(parked)
-    assert parked.call("parked", "drop", parked.config, '["bad"]')[0] == 0
+    assert parked.call("parked", "drop", parked.config, "--yes", '["bad"]')[0] == 0
 
     assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
     after = counts(parked)
@@ -170,7 +177,7 @@ def test_after_a_drop_the_items_next_change_removes_what_it_had_before(world: Wo
     world.catch_up()
     world.db.put("orders", {"id": "1", "tags": ["b"], "broken": 1})
     world.catch_up()
-    assert world.call("parked", "drop", world.config, "--all")[0] == 0
+    assert world.call("parked", "drop", world.config, "--yes", "--all")[0] == 0
     assert world.lines("status", world.config)[0]["parked"] == 0
     assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("b",)]
 
@@ -190,3 +197,60 @@ def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:
         checkpoints.save([])  # not fenced
     finally:
         owner.close()
+
+
+@pytest.mark.parametrize("command", ["show", "retry", "drop"])
+def test_an_empty_item_is_a_mistake_and_not_every_item(parked: World, command: str) -> None:
+    code, _, err = parked.call("parked", command, parked.config, "")
+
+    assert code == 2
+    assert "an ITEM is empty: name it as `replicator parked list` prints it, or give --all" in err
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_items_and_all_together_are_a_mistake(parked: World) -> None:
+    code, _, err = parked.call("parked", "drop", parked.config, "--yes", "--all", '["bad"]')
+    assert code == 2
+    assert "name items, or give --all, not both" in err
+
+
+def test_what_is_discarded_is_asked_for_first(parked: World) -> None:
+    code, _, err = parked.call("parked", "drop", parked.config, "--all")
+
+    assert code == 2
+    assert "this discards the parked changes of 2 item(s) for good; if you want that, add --yes" in err
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 2)])
+def test_on_a_terminal_the_answer_decides(
+    parked: World, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    monkeypatch.setattr(command_line, "_ask", lambda count: _answered(answer))
+    parked.call("parked", "drop", parked.config, "--all")
+    assert len(parked.lines("parked", "list", parked.config)) == left
+
+
+def _answered(answer: str) -> None:
+    if answer == "n\n":
+        raise click.Abort
+
+
+def test_an_item_that_a_run_changes_at_the_same_time_is_tried_again() -> None:
+    first = ParkedItem("a", "a@1", 1, Parked(("a",), 1, "no", 0.0))
+    database = MemoryDatabase()
+    target = MemoryTarget(database)
+    text = encode(Parked(("a",), 2, "no", 0.0))
+    target.checkpoints.save([Save("parked", f'["a"]@{2:019d}', 0, text)])
+    tried: list[int] = []
+
+    def busy(item: ParkedItem) -> str:
+        tried.append(item.entry.version)
+        return CHANGED if len(tried) < 3 else ""
+
+    seen = replace(first, item='["a"]')
+    assert command_line._unless_busy(seen, target.checkpoints, busy) == ""
+    assert tried == [1, 2, 2]
+    assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == CHANGED
+    database.entries.clear()
+    assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == ""

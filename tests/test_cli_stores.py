@@ -106,7 +106,7 @@ def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
     with ends(loaded) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, 0.0))
         assert mirror.call("parked", "retry", mirror.config, '["bad"]')[0] == 0
-        assert mirror.call("parked", "drop", mirror.config, '["worse"]')[0] == 0
+        assert mirror.call("parked", "drop", mirror.config, "--yes", '["worse"]')[0] == 0
         found = mirror.lines("status", mirror.config)[0]
         checkpoints.save([])  # still the owner
     assert rows(mirror) == {"late": {"total": 2}, "bad": {"total": 0}}

@@ -75,6 +75,16 @@ def test_batches_that_came_back_are_taken_again_as_they_were_and_before_all_othe
     assert list(waiting.next()) == second
 
 
+@pytest.mark.parametrize("one", [page(ROWS, 0), page(0, BYTES)])
+def test_what_came_back_weighs_what_it_weighed(one: Page) -> None:
+    waiting = Fetched()
+    waiting.add("shard:s", one)
+    taken = list(waiting.next())
+    assert not waiting.laden
+    waiting.give_back(taken)
+    assert waiting.laden
+
+
 def _drained(waiting: Fetched) -> Iterator[Page]:
     while waiting:
         for _, pages in waiting.next():

@@ -204,7 +204,8 @@ def test_one_source_reads_only_so_far_ahead() -> None:
         pipeline.accept(page("a", record(n + 1)))
     assert not pipeline.room("shard:a")
     assert pipeline.room("shard:b")
-    store(pipeline)
+    (batch,) = [b for b in store(pipeline) if b.parts]
+    assert [part.counts.read for part in batch.parts] == [SOURCE_PAGES]
     assert pipeline.room("shard:a")
 
 
@@ -391,6 +392,22 @@ def test_what_was_read_and_listed_in_the_future_of_a_clock_that_was_set_back_has
 
     assert Pipeline(FILING, stored, now=NOW + 3601).caught_up(NOW)
     assert not Pipeline(FILING, stored, now=NOW).caught_up(NOW)
+
+
+@pytest.mark.parametrize(("read", "listed"), [(NOW + 3600, NOW), (NOW, NOW + 3600)])
+def test_each_of_what_was_read_and_listed_in_the_future_is_doubted_by_itself(read: float, listed: float) -> None:
+    before = begun(Shard("a"))
+    opened(before)
+    before.accept(Page("a", through=read))
+    before.listed(Listing((Shard("a"),), True, "ENABLED", listed))
+    before.pulse(Pulse(NOW, "live"))
+    stored = claimed([*_first(Shard("a")), *store(before)])
+
+    assert Pipeline(FILING, stored, now=NOW + 3601).caught_up(NOW)
+    later = Pipeline(FILING, stored, now=NOW)
+    assert later.shards["a"].through == (None if read > NOW else NOW)
+    assert later.discovery.listed == (None if listed > NOW else NOW)
+    assert not later.caught_up(NOW)
 
 
 def _first(*shards: Shard) -> list[Batch]:

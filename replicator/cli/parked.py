@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from replicator.config import Config
     from replicator.parking import ParkedItem
     from replicator.target import Target
+
+TRIES = 5  # of an item that a run changes at the same time
 
 
 @click.group
@@ -107,7 +110,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         target.open(target_tables(loaded, table, hook), pipeline.epoch)
         for item in chosen:
             with aside(), HookLimit(loaded.hook_timeout):
-                reason = tried(item, filing, target, checkpoints, pipeline)
+                reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, pipeline))
             refused += bool(reason)
             _tell(item, "still parked" if reason else "stored", reason, as_json)
     ctx.exit(2 if refused else 0)
@@ -116,19 +119,47 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
 @parked.command
 @config_argument
 @_items_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_context
-def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
-    """Give parked changes up. The target keeps what it has of these items until they change again."""
+def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes: bool, as_json: bool) -> None:
+    """Discard parked changes. The target keeps what it has of these items until they change again.
+
+    Asks first, unless --yes is given. Where nobody can be asked, --yes is needed.
+    """
     from replicator.parking import drop as given_up
 
     kept = 0
     with _opened(config) as (_, _, checkpoints):
-        for item in _chosen(checkpoints, items, every=every):
-            reason = given_up(item, checkpoints)
+        chosen = _chosen(checkpoints, items, every=every)
+        if chosen and not yes:
+            _ask(len(chosen))
+        for item in chosen:
+            reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
             kept += bool(reason)
             _tell(item, "still parked" if reason else "dropped", reason, as_json)
     ctx.exit(2 if kept else 0)
+
+
+def _ask(count: int) -> None:
+    if not sys.stdin.isatty():
+        raise ConfigError(f"this discards the parked changes of {count} item(s) for good; if you want that, add --yes")
+    click.confirm(f"Discard the parked changes of {count} item(s) for good?", abort=True, err=True)
+
+
+def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[ParkedItem], str]) -> str:
+    """Why it could not be done, "" if it was. A run may change the item at the same time: then it is tried again."""
+    from replicator.parking import CHANGED, parked_items
+
+    reason = act(item)
+    for _ in range(TRIES - 1):
+        if reason != CHANGED:
+            break
+        now = parked_items(checkpoints, item.item)
+        if not now:
+            return ""  # a later change healed it
+        reason = act(now[0])
+    return reason
 
 
 @contextmanager
@@ -145,10 +176,14 @@ def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> l
     """The parked items that were named; ConfigError for one that is not parked."""
     from replicator.parking import parked_items
 
+    if every and items:
+        raise ConfigError("name items, or give --all, not both")
     if every:
         return parked_items(checkpoints)
     if not items:
         raise ConfigError("name an item as `replicator parked list` prints it, or give --all")
+    if not all(item.strip() for item in items):
+        raise ConfigError("an ITEM is empty: name it as `replicator parked list` prints it, or give --all")
     found: list[ParkedItem] = []
     for name in map(_key_text, items):
         there = parked_items(checkpoints, name)
