@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -47,6 +48,12 @@ class Owner:
     host: str
     pid: int
     started: float
+
+    @property
+    def who(self) -> str:
+        """For people."""
+        since = datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"process {self.pid} on {self.host}, since {since}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,7 @@ class Spared:
 class Pulse:
     """The run's last sign of life and the rates it saw. ``phase`` as `status` shows it.
 
+    ``who``: whose it is (``Owner.who``).
     ``listed``: when the last complete listing of shards was stored; shards that it did not show are younger.
     """
 
@@ -179,6 +187,7 @@ class Pulse:
     backfill_rate: float | None = None
     trouble: str | None = None
     listed: float | None = None
+    who: str = ""
 
 
 VALUES: Mapping[str, type] = {

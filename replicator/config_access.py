@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from replicator.config_models import Options, is_loopback, split_url
+
+
+class Reached(Protocol):
+    """The part of ``Access`` that a command of AWS's own tool needs, too."""
+
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def profile(self) -> str | None: ...
+    @property
+    def endpoint_url(self) -> str | None: ...
+
+
+def aws_options(access: Reached, arn: str = "") -> str:
+    """The options with which ``aws`` reaches the same place, each with a blank before; ``arn`` may tell the region."""
+    named = {
+        "region": access.region or "".join(arn.split(":")[3:4]),
+        "profile": access.profile,
+        "endpoint-url": access.endpoint_url,
+    }
+    return "".join(f" --{name} {value}" for name, value in named.items() if value)
 
 
 class Access(Options):

@@ -163,11 +163,12 @@ class Delivery:
     def flush(self) -> None:
         """Store everything that the pipeline has to give."""
         self.settle()
-        while (batch := self._taken()) is not None:
+        while (batch := self.taken()) is not None:
             self.offer(batch)
             self.settle()
 
-    def _taken(self) -> Batch | None:
+    def taken(self) -> Batch | None:
+        """The next batch, for which the hook works."""
         with self._hook_limit:
             return self._pipeline.take(self._now())
 

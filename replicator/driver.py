@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from replicator import backfill, start
-from replicator.batch import Batch
 from replicator.binding import Binding
 from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, Save, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.config import Config
+from replicator.config_access import aws_options
 from replicator.delivery import Delivery, Patience, Stopped
 from replicator.errors import GapFound, TransientError
 from replicator.fetching import Fetching, check_disabled
@@ -31,7 +31,7 @@ from replicator.steps import Steps
 from replicator.stream import RecordsDecoder, Stream, listing
 from replicator.target import Lingering, Table, Target, Transactional
 from replicator.transform import Hook
-from replicator.vitals import Vitals
+from replicator.vitals import Vitals, tell_replaced
 from replicator.wire import Wire, answered
 
 log = logging.getLogger("replicator")
@@ -85,6 +85,8 @@ def log_wait(trouble: str | None) -> None:
 class Driver:
     """One run of a pipeline, from its claim to its end."""
 
+    _fetching: Fetching | None = None  # until it is known what to read
+
     def __init__(self, copy: Copy, owner: Owner, world: World) -> None:
         self._copy, self._world, self._now = copy, world, world.now
         self._started, self._table = world.now(), copy.table
@@ -93,7 +95,8 @@ class Driver:
         self.pipeline = Pipeline(
             copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore", now=self._started
         )
-        self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady)
+        self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady, who=owner.who)
+        tell_replaced(claimed, self._started)
         self._delivery = Delivery(
             copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now, world.hook_limit
         )
@@ -102,7 +105,6 @@ class Driver:
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = self._chores_of(copy)
         self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
-        self._fetching: Fetching | None = None
         self._resyncs = 0
 
     def _chores_of(self, copy: Copy) -> Chores:
@@ -157,7 +159,11 @@ class Driver:
         backfilling = self._copy.config.backfill
         if found.state is not None or found.highest:
             self._begin_doubt()
-        start.check_source(self._table, own_ids=self._copy.filing.own_ids)
+        start.check_source(
+            self._table,
+            own_ids=self._copy.filing.own_ids,
+            options=aws_options(self._copy.config.source, self._table.arn),
+        )
         state = start.fresh(found, enabled=backfilling.enabled, now=self._now())
         segments = backfill.segments(backfilling.segments) if state.stage == backfill.SCANNING else {}
         self._fetch()
@@ -220,7 +226,7 @@ class Driver:
         self._vitals.tick()
         self._fetching.advance()
         self._steps.begin()
-        batch = None if self._delivery.full else self._taken()
+        batch = None if self._delivery.full else self._delivery.taken()
         if batch is not None:
             self._delivery.offer(batch)
         busy = self._chores.do() or batch is not None or self._delivery.busy
@@ -235,11 +241,6 @@ class Driver:
             stepped = self._steps.get(0.0)
         check_disabled(self._fetching)
         self._watch.look()
-
-    def _taken(self) -> Batch | None:
-        """What the hook makes of the next pages."""
-        with self._world.hook_limit:
-            return self.pipeline.take(self._now())
 
     def _gap(self, found: GapFound) -> None:
         """Record it; then repair it by a rescan if that is wished for, else end with it."""

@@ -12,6 +12,7 @@ from replicator.alarm import HookLimit
 from replicator.attributes import Malformed
 from replicator.change import key_text
 from replicator.compaction import Filing
+from replicator.config_access import aws_options
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError
 from replicator.item import Item
 from replicator.preview import Refusals, forecast, preview
@@ -99,15 +100,15 @@ def _source(
 ) -> Iterator[Finding]:
     """``images``: takes up those of some live items."""
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
-    yield from _stream(table, hook)
+    yield from _stream(table, hook, aws_options(config.source, table.arn))
     if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(wire, table.stream_arn)
     yield from _table_calls(config, wire, table, hook, images)
 
 
-def _stream(table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Finding]:
     try:
-        check_source(table, own_ids=hook is not None and hook.declared)
+        check_source(table, own_ids=hook is not None and hook.declared, options=options)
     except ConfigError as e:
         yield from (Finding("source.stream", "problem", p) for p in e.problems)
     else:

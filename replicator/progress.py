@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replicator.batch import Counts
-from replicator.checkpoints import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.checkpoints import Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
 from replicator.lineage import readable
 from replicator.parked import item_of
 
@@ -41,7 +41,8 @@ class Progress:
     """A pipeline at one moment; None is unknown. ``rate`` in records a second.
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
-    items. ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
+    items. ``owner``: the run that may write, alive or not.
+    ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
     """
 
     phase: str
@@ -55,6 +56,7 @@ class Progress:
     counts: Counts = field(default_factory=Counts)
     trouble: str | None = None
     epoch: int | None = None
+    owner: Owner | None = None
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
@@ -69,6 +71,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         parked=len({item_of(id) for id in kinds["parked"]}),
         counts=sum(counts.values(), Counts()),
         now=now,
+        owner=kinds["owner"].get(""),
     )
 
 
@@ -82,6 +85,7 @@ def measured(
     parked: int,
     counts: Counts,
     now: float,
+    owner: Owner | None = None,
 ) -> Progress:
     """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing."""
     alive = pulse if pulse is not None and now - pulse.at <= SILENCE else None
@@ -99,11 +103,14 @@ def measured(
         counts=counts,
         trouble=alive.trouble if alive else None,
         epoch=state.epoch if state else None,
+        owner=owner,
     )
 
 
 def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
-    kinds: dict[str, dict[str, Any]] = {kind: {} for kind in ("pipeline", "pulse", "gap", "shard", "segment", "parked")}
+    kinds: dict[str, dict[str, Any]] = {
+        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked")
+    }
     for entry in entries:
         if entry.kind == "parked":  # listed without its text
             kinds["parked"][entry.id] = None

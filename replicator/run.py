@@ -17,12 +17,12 @@ from typing import Literal
 from replicator.alarm import HookLimit
 from replicator.aws import connect
 from replicator.binding import admit
-from replicator.checkpoints import Checkpoints, Owner
+from replicator.checkpoints import Checkpoints, Owner, decode
 from replicator.config import Config
 from replicator.config_checkpoints import KEPT_BY_TARGET, default
 from replicator.delivery import Patience, Stopped
 from replicator.driver import Copy, Driver, World, log_wait
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, Fenced, ReplicatorError
 from replicator.existing import found
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
@@ -59,13 +59,33 @@ def run(
         copy = assemble(config, wire, target, checkpoints, hook, table)
         patiently(lambda: admit(checkpoints, lambda ledger: found(ledger, table, target, copy.tables, hook), allowed))
         calm_down()
-        Driver(copy, _owner(), world).run(
-            until=until,
-            resync=resync,
-            accept_hook_change=accept_hook_change,
-            accept_identity_change=accept_identity_change,
-            apply_schema_changes=apply_schema_changes,
-        )
+        driver = Driver(copy, _owner(), world)
+        with _naming_the_owner(checkpoints):
+            driver.run(
+                until=until,
+                resync=resync,
+                accept_hook_change=accept_hook_change,
+                accept_identity_change=accept_identity_change,
+                apply_schema_changes=apply_schema_changes,
+            )
+
+
+@contextlib.contextmanager
+def _naming_the_owner(checkpoints: Checkpoints) -> Iterator[None]:
+    """A run that was replaced says by which one."""
+    try:
+        yield
+    except Fenced as e:
+        raise Fenced(f"{e}{_owner_of(checkpoints)}") from e
+
+
+def _owner_of(checkpoints: Checkpoints) -> str:
+    try:
+        entries = [e for e in checkpoints.read().entries if e.kind == "owner"]
+        owners = [decode(e.kind, e.id, e.text) for e in entries]
+    except ReplicatorError:
+        return ""
+    return "".join(f". It belongs to {owner.who}" for owner in owners if isinstance(owner, Owner))
 
 
 def assemble(

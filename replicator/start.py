@@ -124,24 +124,25 @@ def check_identity(found: Found) -> None:
         )
 
 
-def check_source(table: SourceTable, *, own_ids: bool) -> None:
-    """ConfigError if the table has no stream, or one that cannot be replicated."""
+def check_source(table: SourceTable, *, own_ids: bool, options: str = "") -> None:
+    """ConfigError if the table has no stream, or one that cannot be replicated. ``options``: see ``aws_options``."""
     enable = (
-        f"aws dynamodb update-table --table-name {table.name} "
+        f"aws dynamodb update-table --table-name {table.name}{options} "
         "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
     )
+    disable = f"aws dynamodb update-table --table-name {table.name}{options} --stream-specification StreamEnabled=false"
+    again = f"Disable the stream: {disable}; then enable it again: {enable}"
     if table.stream_arn is None or not table.streaming:
         raise ConfigError(f"table {table.name} has no enabled stream, so changes cannot be read; enable it: {enable}")
     if table.view == "OLD_IMAGE":
         raise ConfigError(
-            f"the stream of {table.name} has view type OLD_IMAGE: it never shows what an item became. "
-            f"Disable the stream and enable it again: {enable}"
+            f"the stream of {table.name} has view type OLD_IMAGE: it never shows what an item became. {again}"
         )
     if own_ids and table.view != "NEW_AND_OLD_IMAGES":
         raise ConfigError(
             f"the stream of {table.name} has view type {table.view}, but the hook gives documents ids of their own: "
             "without old images nobody knows which documents an item leaves behind. "
-            f"Disable the stream and enable it again: {enable}"
+            f"{again}"
         )
 
 

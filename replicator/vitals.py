@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from replicator import backfill
-from replicator.checkpoints import Pulse
+from replicator.checkpoints import Claimed, Pulse, decode
 from replicator.pipeline import Pipeline
-from replicator.progress import Progress, measured
+from replicator.progress import SILENCE, Progress, measured
+
+log = logging.getLogger("replicator")
 
 PULSE = 2.0  # seconds between signs of life
 OBSERVE = 0.25  # seconds between looks at the progress
@@ -43,6 +46,7 @@ class Vitals:
     now: Callable[[], float]
     steady: Callable[[], float]
     trouble: str | None = None
+    who: str = ""
     _rate: Rate = field(default_factory=Rate)
     _scan_rate: Rate = field(default_factory=Rate)
     _pulsed: float = -math.inf
@@ -91,7 +95,7 @@ class Vitals:
         return None if hours is None else round(hours, 1)
 
     def _sign(self, phase: str) -> Pulse:
-        return Pulse(self.now(), phase, self._rate.value, self._scan_rate.value, self.trouble)
+        return Pulse(self.now(), phase, self._rate.value, self._scan_rate.value, self.trouble, who=self.who)
 
     def _phase(self, found: Progress) -> str:
         state = self.pipeline.state
@@ -100,3 +104,12 @@ class Vitals:
         if state is None or state.stage != backfill.FOLLOWING:
             return "backfill"
         return "live" if found.lag_seconds is not None and found.lag_seconds <= LIVE else "catching-up"
+
+
+def tell_replaced(claimed: Claimed, now: float) -> None:
+    """Name the run that this one takes the pipeline over from, if it may still be alive."""
+    texts = [e.text for e in claimed.entries if e.kind == "pulse"]
+    for last in (decode("pulse", "", text) for text in texts):
+        if isinstance(last, Pulse) and last.phase != "stopped" and 0 <= now - last.at <= SILENCE:
+            heartbeat = f"{now - last.at:.0f} s ago"
+            log.warning("replacing another run", extra={"replaced": last.who or "unknown", "last_heartbeat": heartbeat})

@@ -191,3 +191,12 @@ finally:
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == ""
     assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_demo_without_what_it_needs_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "replicator.testing.demo", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    code, _, err = invoked("demo")
+
+    assert code == 2
+    assert "error: the demo needs psycopg, which is not installed: pip install 'replicator[demo]'" in err

@@ -233,10 +233,16 @@ def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) ->
             _, err = first.communicate(timeout=60)
             assert first.returncode == 5
             assert err.startswith("error: ")
+            assert f"It belongs to process {second.pid} on " in err  # who replaced it
+            (found,) = world.lines("status", world.config)
+            assert found["owner"]["pid"] == second.pid
+            assert f"process {second.pid} on " in world.call("status", world.config, "--human")[1]
             await_that(lambda: phase(world) == "live", second)
             second.terminate()
-            second.communicate(timeout=30)
+            out, _ = second.communicate(timeout=30)
     assert second.returncode == 0
+    (event,) = [e for e in map(orjson.loads, out.splitlines()) if e["event"] == "replacing another run"]
+    assert event["replaced"].startswith(f"process {first.pid} on ")
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 

@@ -137,3 +137,63 @@ def test_the_live_view_says_unknown_and_never_zero() -> None:
     text = shown.getvalue()
 
     assert text.count("unknown") == 5  # the backfill's rate and time to go, lag, hours, records
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def shown_by(view: live.Shown, width: int = 120) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=True, color_system=None).print(view)
+    return file.getvalue()
+
+
+def test_the_live_view_names_pipeline_source_and_target_before_anything_is_known() -> None:
+    text = shown_by(live.Shown("orders: DynamoDB orders -> postgres orders, lines"))
+    assert "orders: DynamoDB orders -> postgres orders, lines" in text
+    assert "starting" in text
+
+
+def test_a_run_that_gives_no_news_is_not_shown_as_live() -> None:
+    clock = Clock()
+    view = live.Shown("orders", clock)
+    view.observe(Progress("live"))
+    assert "live, waiting" not in shown_by(view)
+    clock.now += 2.0
+    text = shown_by(view)
+    assert "live, waiting" in text
+    assert "no response from the source or the target for 2 s" in text
+    view.observe(Progress("live", trouble="Postgres at far does not answer"))
+    text = shown_by(view)
+    assert "live, waiting" in text
+    assert "Postgres at far does not answer" in text
+
+
+def test_a_phase_that_waits_is_not_green() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system="standard")
+    console.print(as_table(Progress("live")))
+    assert "\x1b[32mlive" in file.getvalue()
+    console.print(as_table(Progress("live", trouble="nobody answers")))
+    assert "\x1b[33mlive, waiting" in file.getvalue()
+
+
+def test_a_terminal_of_another_size_is_cleared_first() -> None:
+    """It breaks the lines that are there anew, so how many to go back over is not known."""
+    view = live.Shown("orders")
+    assert "\x1b[2J" not in shown_by(view, 120) + shown_by(view, 120)
+    assert "\x1b[2J\x1b[H" in shown_by(view, 60)
+    assert "\x1b[2J" not in shown_by(view, 60)
+
+
+def test_long_lines_above_the_live_view_wrap_between_words() -> None:
+    file = io.StringIO()
+    record = logging.LogRecord("replicator", logging.WARNING, "", 0, "waiting " + "for something else " * 8, (), None)
+    live._Above(Console(file=file, width=50, force_terminal=False)).emit(record)
+    words = set(file.getvalue().split())
+    assert words >= {"waiting", "for", "something", "else"}
+    assert len(words) == 6  # no part of a word; besides the time and the level

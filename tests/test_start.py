@@ -253,7 +253,7 @@ def test_a_table_without_a_stream_is_refused_with_the_command_that_enables_it() 
 
 def test_old_images_alone_are_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match="never shows what an item became"):
-        start.check_source(replace(TABLE, view="OLD_IMAGE"), own_ids=False)
+        start.check_source(replace(TABLE, view="OLD_IMAGE"), own_ids=False, options=" --region r --profile p")
 
 
 @pytest.mark.parametrize("view", ["NEW_IMAGE", "KEYS_ONLY"])

@@ -25,14 +25,13 @@ class Plan:
     create: Mapping[str, Any] = field(default_factory=dict)
     ttl: str | None = None
 
-    @property
-    def commands(self) -> list[str]:
-        """As a person would type it."""
+    def commands(self, options: str) -> list[str]:
+        """As a person would type it. ``options``: see ``aws_options``."""
         name = self.create["TableName"]
-        found = [f"aws dynamodb create-table --cli-input-json '{orjson.dumps(self.create).decode()}'"]
+        found = [f"aws dynamodb create-table{options} --cli-input-json '{orjson.dumps(self.create).decode()}'"]
         if self.ttl is not None:
             found.append(
-                f"aws dynamodb update-time-to-live --table-name {name} "
+                f"aws dynamodb update-time-to-live --table-name {name}{options} "
                 f"--time-to-live-specification Enabled=true,AttributeName={self.ttl}"
             )
         return found

@@ -13,6 +13,7 @@ from connectors.dynamodb.creation import Plan
 from connectors.dynamodb.epochs import KEYS, Note
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.options import DynamoDBOptions, table_name
+from replicator.config_access import aws_options
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
 from replicator.position import FIRST_EPOCH, epoch_of, version
@@ -41,11 +42,16 @@ class Tables:
 
     def plan(self, wanted: Mapping[str, Layout]) -> list[str]:
         found: list[str] = []
+        options = aws_options(self._options)
         for name, layout in wanted.items():
             table = self._described(name)
-            found += self._plan(layout).commands if table is None else catalog.notes(layout, table)
+            found += (
+                self._plan(layout).commands(aws_options(self._options))
+                if table is None
+                else catalog.notes(layout, table)
+            )
         if self._account.epochs.found() is None:
-            found += Plan(self._account.epochs.request).commands
+            found += Plan(self._account.epochs.request).commands(options)
         return found
 
     def epoch(self, wanted: Mapping[str, Layout]) -> int | None:
@@ -149,7 +155,7 @@ class Tables:
     def _problems(self, layout: Layout, found: Described | None, epoch: int) -> Iterator[str]:
         if found is None:
             if not self._options.create:
-                commands = "\n".join(self._plan(layout).commands)
+                commands = "\n".join(self._plan(layout).commands(aws_options(self._options)))
                 yield (
                     f"the target has no table {layout.name}; let replicator make it (create: true), or make it "
                     f"yourself:\n{commands}"

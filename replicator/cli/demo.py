@@ -16,6 +16,11 @@ def demo(ctx: click.Context, items: int, keep: bool) -> None:
     runs a pipeline, writes and deletes while the backfill runs, and counts the differences at the end with plain
     clients. Exit code 1 if there is one.
     """
-    from replicator.testing.demo import Demo
+    from replicator.errors import ConfigError
+
+    try:
+        from replicator.testing.demo import Demo
+    except ImportError as e:
+        raise ConfigError(f"the demo needs {e.name}, which is not installed: pip install 'replicator[demo]'") from e
 
     ctx.exit(1 if Demo(items).run(keep) else 0)

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def view(as_json: bool) -> Iterator[Observe]:
-    """A function that shows progress, for as long as the run lasts."""
+def view(as_json: bool, title: str = "") -> Iterator[Observe]:
+    """A function that shows progress, for as long as the run lasts. ``title``: what runs, from where to where."""
     from rich.console import Console
 
     console = Console()
@@ -28,7 +28,7 @@ def view(as_json: bool) -> Iterator[Observe]:
         with aside():
             yield Events()
     elif console.is_terminal:
-        with _table(console) as observe:
+        with _table(console, title) as observe:
             yield observe
     else:
         logs.start(logs.Human())
@@ -73,14 +73,42 @@ def _short(value: float | None) -> float | None:
 
 
 @contextmanager
-def _table(console: Any) -> Iterator[Observe]:
+def _table(console: Any, title: str) -> Iterator[Observe]:
     from rich.live import Live
 
-    from replicator.cli.show import as_table
-
     logs.install(_Above(console))
-    with Live(console=console, refresh_per_second=4, transient=False) as shown:
-        yield lambda progress: shown.update(as_table(progress))
+    shown = Shown(title)
+    with Live(shown, console=console, refresh_per_second=4, transient=False) as live:
+
+        def observe(progress: Progress) -> None:
+            shown.observe(progress)
+            live.refresh()
+
+        yield observe
+
+
+class Shown:
+    """The table as it is now: where nothing was heard of the run for a while, it says so by itself."""
+
+    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._title, self._clock = title, clock
+        self._progress = Progress("starting")
+        self._heard = clock()
+        self._size: Any = None
+
+    def observe(self, progress: Progress) -> None:
+        self._progress, self._heard = progress, self._clock()
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.control import Control
+
+        from replicator.cli.show import as_table
+
+        before, self._size = self._size, options.size
+        if before not in (None, options.size):  # the terminal broke the lines that are there anew
+            yield Control.clear()
+            yield Control.home()
+        yield as_table(self._progress, self._title, self._clock() - self._heard)
 
 
 class _Above(logging.Handler):
@@ -92,4 +120,4 @@ class _Above(logging.Handler):
         self.setFormatter(logs.Human())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(self.format(record), markup=False, highlight=False)

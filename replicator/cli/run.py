@@ -7,13 +7,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from replicator import __version__
 from replicator.alarm import LEAVING
 from replicator.cli.output import config_argument, json_option, say
+
+if TYPE_CHECKING:
+    from replicator.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +97,15 @@ def _move(path: str, as_json: bool, **how: Any) -> None:
 
     stop = stop_on_signals()
     loaded = config.load(path)
-    with live.view(as_json) as observe:
+    with live.view(as_json, _title(loaded)) as observe:
         copy(loaded, stop=stop, observe=observe, **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})
+
+
+def _title(config: Config) -> str:
+    tables = ", ".join(config.target.tables)
+    return f"{config.pipeline}: DynamoDB {config.source.table} -> {config.target.type} {tables}"
 
 
 def say_first(path: str, as_json: bool) -> None:

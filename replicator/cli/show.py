@@ -13,6 +13,7 @@ from rich.text import Text
 from replicator.escape import escaped
 from replicator.progress import Backfill, Progress
 
+SILENT = 1.5  # seconds without news after which a run is shown as waiting
 _COLOURS = {"live": "green", "gap": "red", "stopped": "yellow"}
 
 
@@ -40,21 +41,33 @@ def as_values(progress: Progress) -> dict[str, Any]:
         "counts": asdict(progress.counts),
         "trouble": progress.trouble,
         "epoch": progress.epoch,
+        "owner": progress.owner and asdict(progress.owner),
     }
 
 
-def as_table(progress: Progress) -> Table:
-    """A table of two columns: what, and how it is."""
+def as_table(progress: Progress, title: str = "", silent: float = 0.0) -> Table:
+    """A table of two columns: what, and how it is. ``silent``: seconds since the run was last heard of."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for what, how in _rows(progress):
+    if title:
+        table.add_row("pipeline", Text(escaped(title)))
+    for what, how in _rows(progress, silent):
         table.add_row(what, how)
     return table
 
 
-def _rows(p: Progress) -> Iterator[tuple[str, Any]]:
-    yield "phase", Text(escaped(p.phase), style=_COLOURS.get(p.phase, "cyan"))
+def _phase(p: Progress, silent: float) -> Text:
+    """A run that waits is not shown as one that goes well."""
+    waits = p.trouble is not None or silent >= SILENT
+    style = "yellow" if waits and p.phase != "gap" else _COLOURS.get(p.phase, "cyan")
+    return Text(escaped(f"{p.phase}, waiting" if waits else p.phase), style=style)
+
+
+def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
+    yield "phase", _phase(p, silent)
+    if p.owner is not None:
+        yield "owner", Text(escaped(p.owner.who))
     if p.backfill is not None:
         yield "backfill", _bar(p.backfill)
     yield "lag", duration(p.lag_seconds)
@@ -73,6 +86,8 @@ def _rows(p: Progress) -> Iterator[tuple[str, Any]]:
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
     if p.trouble:
         yield "trouble", Text(escaped(p.trouble), style="red")
+    elif silent >= SILENT:
+        yield "trouble", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
 
 
 def _bar(b: Backfill) -> Table:

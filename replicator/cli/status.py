@@ -33,6 +33,6 @@ def status(config: str, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console().print(as_table(found))
+    Console().print(as_table(found, loaded.pipeline))
     if promise:
-        Console(soft_wrap=True).print(escaped(f"a weaker promise: {promise}"), style="yellow", markup=False)
+        Console().print(escaped(f"a weaker promise: {promise}"), style="yellow", markup=False)

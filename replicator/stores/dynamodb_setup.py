@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from replicator.config_access import aws_options
 from replicator.errors import ConfigError
 from replicator.stores.dynamodb_table import Changed, CheckpointTable
 from replicator.wire import Wire
@@ -23,6 +24,10 @@ class Named(Protocol):
     def table(self) -> str: ...
     @property
     def region(self) -> str | None: ...
+    @property
+    def profile(self) -> str | None: ...
+    @property
+    def endpoint_url(self) -> str | None: ...
 
 
 def resource(options: Named) -> str:
@@ -83,9 +88,8 @@ def plan(wire: Wire, options: Named) -> list[str]:
 
 def command(options: Named) -> str:
     """The command that makes the table."""
-    region = f" --region {options.region}" if options.region else ""
     return (
-        f"aws dynamodb create-table --table-name {options.table}{region} --billing-mode PAY_PER_REQUEST "
+        f"aws dynamodb create-table --table-name {options.table}{aws_options(options)} --billing-mode PAY_PER_REQUEST "
         "--attribute-definitions AttributeName=pipeline,AttributeType=S AttributeName=entry,AttributeType=S "
         "--key-schema AttributeName=pipeline,KeyType=HASH AttributeName=entry,KeyType=RANGE"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -61,8 +60,7 @@ class Lock:
             owner = msgspec.json.decode(self._read()[_WITNESS:].strip(b" \0"), type=Owner)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return "it has just begun"
-        since = datetime.fromtimestamp(owner.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return f"process {owner.pid} on {owner.host}, since {since}"
+        return owner.who
 
     @property
     def witness(self) -> int:

@@ -162,7 +162,8 @@ class TestMaking:
         target = make(endpoint)
         target.mirror(source(db), db)
         create, epochs = target.plan([COPY])
-        assert create.startswith('aws dynamodb create-table --cli-input-json \'{"TableName":"copy"')
+        assert create.startswith("aws dynamodb create-table --region us-east-1 --endpoint-url http://127.0.0.1:")
+        assert ' --cli-input-json \'{"TableName":"copy"' in create
         assert '"by_city"' in create
         assert '"replicator-epochs"' in epochs
         assert ask(db, "ListTables")["TableNames"] == ["orders"]
@@ -180,7 +181,7 @@ class TestMaking:
         target = make(endpoint, create=False)
         (problem,) = target.check([COPY])
         assert problem.startswith("the target has no table copy; let replicator make it (create: true)")
-        assert "aws dynamodb create-table --cli-input-json" in problem
+        assert "aws dynamodb create-table --region us-east-1 --endpoint-url http://127.0.0.1:" in problem
         with pytest.raises(ConfigError, match="the target has no table copy"):
             target.open([COPY], FIRST_EPOCH)
 
