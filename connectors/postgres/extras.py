@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -32,13 +32,13 @@ class Extras:
         """A reason for each document with a field that no column takes."""
         if not self._refused or kinds == {Item}:
             return
-        fits: Callable[[Iterable[Any]], bool] = self._known.issuperset
-        if kinds == {dict} and all(map(fits, bodies)):
+        given: Sequence[Iterable[Any]] = bodies if kinds == {dict} else [_names(body) for body in bodies]
+        if self._known.issuperset(set().union(*given)):  # of all at once: many times quicker than of each
             return
-        for index, body in enumerate(bodies):
-            given: Mapping[Any, object] = body.changes if type(body) is Amended else body
-            if type(body) is not Item and not fits(given):
-                reasons.setdefault(index, self._reason(next(name for name in given if name not in self._known)))
+        for index, names in enumerate(given):
+            for name in names:
+                if name not in self._known:
+                    reasons.setdefault(index, self._reason(name))
 
     def _reason(self, name: object) -> str:
         shown = name[:_LONGEST] if isinstance(name, str) else f"of type {type(name).__name__}"
@@ -46,6 +46,13 @@ class Extras:
             f"the hook returned a field {shown}, which no column of {self._label} is made from; "
             f"{_nearest(str(shown), self._names)} (extra: ignore leaves such fields out)"
         )
+
+
+def _names(body: Mapping[Any, object]) -> Iterable[Any]:
+    """What a hook says itself, not what it took over with an item."""
+    if type(body) is Item:
+        return ()
+    return body.changes if type(body) is Amended else body
 
 
 @lru_cache(maxsize=128)

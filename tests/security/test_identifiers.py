@@ -105,13 +105,14 @@ _STORED = _VALUES | {
 
 def _table(given: Iterator[str]) -> Table:
     name, *keys = islice(given, 3)
-    columns = {column: {"type": type, "from": next(given)} for type, column in zip(TYPES, given, strict=False)}
-    return Table(name, KeySchema(tuple(KeyAttribute(key, "S") for key in keys)), {"columns": columns})
+    columns = {column: {"type": type, "from": [next(given)]} for type, column in zip(TYPES, given, strict=False)}
+    keys_of = KeySchema(tuple(KeyAttribute(key, "S") for key in keys))
+    return Table(name, keys_of, {"columns": columns, "extra": "ignore"})
 
 
 def _columns(table: Table) -> Iterator[tuple[str, str, str]]:
     for name, given in table.options["columns"].items():
-        yield name, given["type"], given["from"]
+        yield name, given["type"], given["from"][0]
 
 
 @pytest.fixture
