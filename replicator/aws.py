@@ -35,7 +35,7 @@ from replicator.connecting import Endpoint
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
-from replicator.wire import UNNAMED, Call, Calls, WireError, failure, without_login
+from replicator.wire import UNNAMED, Call, Calls, WireError, failure, refusal, without_login
 
 
 class Access(Protocol):
@@ -174,7 +174,7 @@ class Boto:
         if response_dict["status_code"] <= 300:
             customized_response_dict["body"] = response_dict["body"]
             response_dict["body"] = b"{}"
-        elif not response_dict["body"].startswith(b"{"):  # a proxy's page, over which botocore would stumble
+        elif refusal(response_dict["body"], response_dict["status_code"]).code == UNNAMED:  # botocore would stumble
             response_dict["body"] = b"{}"
 
 

@@ -122,7 +122,10 @@ def describe_table(wire: Wire, name: str) -> SourceTable:
                 "check source.table, source.region and the credentials"
             ) from e
         raise failure(e, "DescribeTable", name) from e
-    return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(wire, "server", ""))
+    try:
+        return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(wire, "server", ""))
+    except (KeyError, ValueError) as e:  # a key attribute that is not defined, or of a type that no key has
+        raise TransientError(f"DescribeTable was answered with something that is not DynamoDB's JSON: {e}") from e
 
 
 def _source_table(table: _Table, server: str) -> SourceTable:

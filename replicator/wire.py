@@ -123,18 +123,28 @@ def _next(wire: Wire, steps: Any) -> Any:
 
 
 UNNAMED = "Unknown"  # the code of an error answer that names no error: not DynamoDB, but a proxy between
-_THROTTLED = frozenset(
+THROTTLED = frozenset(  # a test compares them with botocore's lists
     {
+        "BandwidthLimitExceeded",
+        "EC2ThrottledException",
         "LimitExceededException",
+        "PriorRequestNotComplete",
         "ProvisionedThroughputExceededException",
-        "ThrottlingException",
+        "ReplicatedWriteConflictException",
         "RequestLimitExceeded",
-        "Throttling",
+        "RequestThrottled",
+        "RequestThrottledException",
         "SlowDown",
+        "ThrottledException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
         "TransactionInProgressException",
-        "RequestTimeTooSkewed",
     }
 )
+"""Codes of requests that were not carried out, and may be repeated after a while."""
+_TIMED_OUT = frozenset({"RequestTimeout", "RequestTimeoutException"})
+_TRANSIENT = THROTTLED | _TIMED_OUT | {UNNAMED, "RequestTimeTooSkewed"}
 _REFUSED = frozenset(
     {
         "AccessDeniedException",
@@ -179,29 +189,56 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
             action,
             resource,
         )
-    if error.code in _THROTTLED or error.code == UNNAMED or error.status >= 500 or error.status == 0:
+    if error.code in _TRANSIENT or error.status in (0, 408, 429) or error.status >= 500:
         return TransientError(f"{operation} on {resource}: {said}")
     if operation in _CARRYING and error.code in _QUOTING:
         said = f"{error.code}, in words that may quote an item"
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
+def in_doubt(error: WireError) -> bool:
+    """Whether the request may have been applied, or may still be.
+
+    So it is without a response, and with one of a server that failed or gave up, or of a proxy between.
+    """
+    if isinstance(error, NotConnected) or error.code in _REFUSED:
+        return False
+    return error.status in (0, 408) or error.status >= 500 or error.code in _TIMED_OUT or error.code == UNNAMED
+
+
 _WRONG_TIME = re.compile(r"Signature (expired|not yet current)")  # more than five minutes off
 _DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
 
 
-_NOT_DETAILS = {"__type", "message", "Message"}
+class _Cancelled(msgspec.Struct):
+    Code: str | None = None
+
+
+class _Refusal(msgspec.Struct):
+    """An error of DynamoDB's. What it says besides is checked here, and given on as it stands."""
+
+    type: str = msgspec.field(name="__type")
+    message: str | None = None
+    Message: str | None = None
+    CancellationReasons: list[_Cancelled] | None = None
+    Item: dict[str, dict[str, Any]] | None = None
+
+
+_DETAILS = ("CancellationReasons", "Item")
 
 
 def refusal(body: bytes, status: int) -> WireError:
     """What an answer with another status than 200 says: DynamoDB's error, or that something else answered."""
     try:
-        found = msgspec.json.decode(body)
-        code = found["__type"].partition(":")[0].rpartition("#")[2]
-        message = found.get("message") or found.get("Message") or ""
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError):
+        found = msgspec.json.decode(body, type=_Refusal)
+        code = found.type.partition(":")[0].rpartition("#")[2]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        code = ""
+    if not code:
         return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
-    return WireError(code, message, status, {name: v for name, v in found.items() if name not in _NOT_DETAILS})
+    whole = msgspec.json.decode(body)
+    details = {name: whole[name] for name in _DETAILS if whole.get(name) is not None}
+    return WireError(code, found.message or found.Message or "", status, details)
 
 
 def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:

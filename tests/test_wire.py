@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from botocore.loaders import Loader
+from botocore.retries import standard
 
 from replicator.errors import NotPermitted, ReplicatorError, TransientError
-from replicator.wire import UNNAMED, WireError, decoded, failure
+from replicator.wire import THROTTLED, UNNAMED, NotConnected, WireError, decoded, failure, in_doubt, refusal
 
 
 class Answer(msgspec.Struct):
@@ -28,10 +30,86 @@ class Answer(msgspec.Struct):
         (UNNAMED, 403),
     ],
 )
-def test_what_time_mends_is_transient(code: str, status: int) -> None:
+def test_a_transient_failure_is_repeated(code: str, status: int) -> None:
     found = failure(WireError(code, "later", status), "Scan", "orders")
     assert type(found) is TransientError
     assert str(found) == f"Scan on orders: {code}: later"
+
+
+def botocores_codes() -> set[str]:
+    """What botocore repeats, by all of its lists: of the standard mode, and of the legacy one for DynamoDB."""
+    throttled = standard.ThrottledRetryableChecker._THROTTLED_ERROR_CODES
+    transient = standard.TransientRetryableChecker._TRANSIENT_ERROR_CODES
+    legacy = Loader().load_data("_retry")
+    rules = [*legacy["definitions"].values(), *(legacy["retry"].get("dynamodb", {}).get("policies", {})).values()]
+    rules += legacy["retry"]["__default__"]["policies"].values()
+    named = [rule.get("applies_when", {}).get("response", {}).get("service_error_code") for rule in rules]
+    return {*throttled, *transient, *filter(None, named)}
+
+
+@pytest.mark.parametrize("code", sorted(botocores_codes()))
+def test_every_code_that_botocore_repeats_is_transient(code: str) -> None:
+    assert type(failure(WireError(code, "later", 400), "PutItem", "orders")) is TransientError
+
+
+def test_every_code_that_botocore_takes_for_throttling_is_one_of_a_request_that_was_not_carried_out() -> None:
+    assert set(standard.ThrottledRetryableChecker._THROTTLED_ERROR_CODES) <= THROTTLED
+
+
+@pytest.mark.parametrize("status", [408, 429, *standard.TransientRetryableChecker._TRANSIENT_STATUS_CODES, 509])
+def test_every_status_that_botocore_repeats_is_transient(status: int) -> None:
+    assert type(failure(WireError("Whatever", "later", status), "PutItem", "orders")) is TransientError
+
+
+@pytest.mark.parametrize(
+    ("error", "doubtful"),
+    [
+        (WireError("ReadTimeoutError", "", 0), True),
+        (WireError("RequestTimeout", "", 400), True),
+        (WireError("RequestTimeoutException", "", 400), True),
+        (WireError("Whatever", "", 408), True),
+        (WireError(UNNAMED, "", 403), True),
+        (WireError("InternalServerError", "", 500), True),
+        (WireError("Whatever", "", 499), False),
+        (WireError("PriorRequestNotComplete", "", 400), False),
+        (WireError("ThrottlingException", "", 429), False),
+        (NotConnected("ConnectTimeoutError", "", 0), False),
+    ],
+    ids=lambda given: f"{given.code}-{given.status}" if isinstance(given, WireError) else "",
+)
+def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(error: WireError, doubtful: bool) -> None:
+    assert in_doubt(error) is doubtful
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"__type":"X#InternalThing","message":5}',
+        b'{"__type":5,"message":"no"}',
+        b'{"__type":"X#","message":"no"}',
+        b'{"message":"no"}',
+        b'{"__type":"X#TransactionCanceledException","CancellationReasons":[5]}',
+        b'{"__type":"X#TransactionCanceledException","CancellationReasons":[{"Code":5}]}',
+        b'{"__type":"X#ConditionalCheckFailedException","Item":{"id":"a"}}',
+        b'{"__type":"X#ConditionalCheckFailedException","Item":[]}',
+        b"[1]",
+        b"null",
+        b"",
+        b"\xff",
+        b"[" * 5000,
+    ],
+)
+def test_an_odd_error_body_is_none_of_dynamodbs_and_is_waited_for(body: bytes) -> None:
+    found = refusal(body, 400)
+    assert (found.code, found.details) == (UNNAMED, {})
+    assert type(failure(found, "Scan", "orders")) is TransientError
+
+
+def test_null_is_an_absent_value_in_an_error() -> None:
+    found = refusal(b'{"__type":"X#Refused","message":null,"Item":null,"CancellationReasons":null}', 400)
+    assert (found.code, found.message, found.details) == ("Refused", "", {})
+    reasons = refusal(b'{"__type":"T","Message":"m","CancellationReasons":[{"Code":null},{"Code":"None"}]}', 400)
+    assert reasons.details == {"CancellationReasons": [{"Code": None}, {"Code": "None"}]}
 
 
 @pytest.mark.parametrize(

@@ -10,19 +10,9 @@ import msgspec
 
 from connectors.dynamodb.request import Request
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
-from replicator.wire import UNNAMED, NotConnected, WireError, failure
+from replicator.wire import THROTTLED, NotConnected, WireError, failure, in_doubt
 
-_LESS = frozenset(
-    {
-        "ProvisionedThroughputExceededException",
-        "ThrottlingException",
-        "Throttling",
-        "RequestLimitExceeded",
-        "TransactionConflictException",  # somebody's transaction holds the item just now
-        "ReplicatedWriteConflictException",
-    }
-)
-_UNSURE = 500  # from this status on, nobody knows whether the request was carried out
+_LESS = THROTTLED | {"TransactionConflictException"}  # another client's transaction holds the item just now
 
 Kind = Literal["stored", "conflict", "refused", "unsure", "failed"]
 
@@ -58,7 +48,7 @@ STORED = Verdict("stored")
 
 def wants_less(answer: object) -> bool:
     """Whether the request was refused only because there are too many: it was not carried out."""
-    return isinstance(answer, WireError) and answer.status in (400, 429, 503) and answer.code in _LESS
+    return isinstance(answer, WireError) and answer.status in (400, 409, 429, 503) and answer.code in _LESS
 
 
 def units_of(body: bytes, otherwise: float) -> float:
@@ -92,7 +82,7 @@ def _refused(error: WireError, operation: str, table: str, server: str) -> Verdi
     if error.status == 0 and not isinstance(meaning, NotPermitted):
         lost = f"{server}: {operation} on {table} was not answered: {error.message}"
         return Verdict("unsure", error=TransientError(lost))
-    return Verdict("unsure" if error.status >= _UNSURE or error.code == UNNAMED else "failed", error=meaning)
+    return Verdict("unsure" if in_doubt(error) else "failed", error=meaning)
 
 
 def _nonsense(operation: str, table: str) -> Verdict:

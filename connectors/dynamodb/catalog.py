@@ -12,7 +12,7 @@ from connectors.dynamodb.layout import Layout
 from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import TransientError
 from replicator.source import SourceTable
-from replicator.wire import Wire, WireError, failure
+from replicator.wire import Wire, WireError, decoded, failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,11 @@ class Described:
 
 
 def ask(wire: Wire, operation: str, request: dict[str, Any], resource: str) -> Any:
-    """The JSON of an answer; errors by what to do about them."""
+    """The JSON object of an answer; errors by what to do about them."""
     try:
-        return orjson.loads(wire.call(operation, request))
+        return decoded(wire.call(operation, request), dict[str, Any], operation)
     except WireError as e:
         raise failure(e, operation, resource, place="target") from e
-    except orjson.JSONDecodeError as e:
-        raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e
 
 
 def describe(wire: Wire, name: str) -> Described | None:
@@ -50,7 +48,7 @@ def describe(wire: Wire, name: str) -> Described | None:
         raise failure(e, "DescribeTable", name, place="target") from e
     try:
         return _described(orjson.loads(body)["Table"])
-    except (orjson.JSONDecodeError, KeyError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise TransientError(f"DescribeTable was answered with something that is not DynamoDB's JSON: {e}") from e
 
 

@@ -85,8 +85,9 @@ class Bulk:
         if answer.status == 200 and all_stored(answer.body, len(lines), layout.index):
             return [STORED] * len(lines)
         found = answer.json
-        if answer.status == 200 and isinstance(found, dict) and len(found.get("items", ())) == len(lines):
-            return verdicts(found["items"], self._connection.server, layout.index)
+        items = found.get("items") if isinstance(found, dict) else None
+        if answer.status == 200 and isinstance(items, list) and len(items) == len(lines):
+            return verdicts(items, self._connection.server, layout.index)
         return self._refused(layout, lines, answer, len(body))
 
     def _refused(self, layout: Layout, lines: Sequence[bytes], answer: Answer, size: int) -> list[Verdict]:

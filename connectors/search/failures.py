@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.wire import THROTTLED
 
 WRITING, READING = "writing documents", "reading versions"  # what is asked with documents, or their ids, in it
 
@@ -31,6 +32,17 @@ class Answer:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError:
             return None
+
+    @property
+    def code(self) -> str:
+        """The error as AWS's own services before an engine name it; empty where they do not."""
+        found = self.json
+        named = found.get("__type") if isinstance(found, dict) else None
+        return named.rpartition("#")[2] if isinstance(named, str) else ""
+
+    @property
+    def throttled(self) -> bool:
+        return self.code in THROTTLED
 
     @property
     def cause(self) -> tuple[str, str]:
@@ -60,8 +72,10 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
         case 403:
             said = reason or type or "403 without a reason"
             return NotPermitted(f"{server} does not permit {doing}: {said}", action=doing, resource=server)
-        case 429:
-            return TransientError(f"{server} has too much to do ({type or 429})")
+        case 408:
+            return AnswerLost(f"{server} gave up {doing} (status 408): the request took too long to arrive")
+        case status if status == 429 or answer.throttled:
+            return TransientError(f"{server} has too much to do ({type or answer.code or 429})")
         case status if status >= 500:
             return AnswerLost(f"{server} fails to answer {doing}: {_said(answer)}")
         case status if status < 300 and not answer.body:
@@ -84,7 +98,8 @@ def engine_failure(status: int, type: str, reason: str, server: str) -> Replicat
         return TransientError(f"{server}: {_block(status, reason)}")
     if type == "security_exception" and status == 403:
         return NotPermitted(f"{server}: {reason}", action="write", resource=server)
-    return AnswerLost(f"{server} fails to store documents: {type or status}") if status >= 500 else None
+    lost = status >= 500 or status == 408
+    return AnswerLost(f"{server} fails to store documents: {type or status}") if lost else None
 
 
 def is_own(status: int, type: str) -> bool:

@@ -38,7 +38,11 @@ STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
 
 def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
     """One verdict for each item of the answer to a bulk request, which was to go to ``index``."""
-    return [_verdict(outcome, server, index) for item in items for outcome in item.values()]
+    try:
+        return [_verdict(outcome, server, index) for item in items for (outcome,) in (item.values(),)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        lost = AnswerLost(f"{server} answered a bulk request with something that is no engine's answer")
+        return [failed(lost)] * len(items)
 
 
 def all_stored(body: bytes, count: int, index: str) -> bool:
@@ -101,8 +105,9 @@ def _dropped(server: str, index: str) -> str:
 def _cause(error: Any) -> tuple[str, str]:
     if not isinstance(error, dict):
         return "", str(error)
-    inner = error.get("caused_by", {}).get("reason", "")
-    return str(error.get("type", "")), f"{error.get('reason', '')} {inner}".strip()
+    cause = error.get("caused_by")
+    inner = (cause.get("reason") or "") if isinstance(cause, dict) else ""
+    return str(error.get("type", "")), f"{error.get('reason') or ''} {inner}".strip()
 
 
 def busy(server: str) -> Verdict:

@@ -11,7 +11,7 @@ import orjson
 
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.stores.dynamodb_layout import Action, Blob, Item
-from replicator.wire import Wire, WireError, failure
+from replicator.wire import Wire, WireError, decoded, failure
 
 ACTIONS = 80  # in one transaction, beside the head; DynamoDB allows 100
 BYTES = 2_500_000  # in one transaction; DynamoDB allows 4 MB
@@ -89,12 +89,9 @@ class CheckpointTable:
 
     def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = orjson.loads(self._wire.call(operation, request))
+            return decoded(self._wire.call(operation, request), dict[str, Any], f"{operation} on {self._resource}")
         except WireError as e:
             raise self._error(e, operation) from e
-        except orjson.JSONDecodeError as e:
-            raise TransientError(f"{operation} on {self._resource} was answered with something else than JSON") from e
-        return answer
 
     def _error(self, error: WireError, operation: str) -> Exception:
         codes = {reason.get("Code") for reason in error.details.get("CancellationReasons", ())} - {None, "None"}

@@ -166,11 +166,18 @@ def test_what_a_whole_answer_means(server: Server, told: Told, error: type[Excep
     assert found.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
 
+ODD_ITEMS: list[object] = [None, 5, [5], [{}], [{"index": 5}], [{"index": {}}]]
+
+
 @pytest.mark.parametrize(
     ("told", "doubt"),
     [
         *((said(status, HTML), False) for status in (429, 401)),
-        *((said(status, HTML), True) for status in (500, 502, 503)),
+        (said(400, {"__type": "x#ThrottlingException", "message": "slowly"}), False),
+        *((said(status, HTML), True) for status in (408, 500, 502, 503)),
+        (said(408, {"error": {"type": "timeout"}}), True),
+        (said(200, {"items": [{"index": {"status": 408, "error": {"type": "timeout"}}}]}), True),
+        *((said(200, {"items": items}), True) for items in ODD_ITEMS),
         (said(200, b""), True),
     ],
 )
@@ -180,6 +187,15 @@ def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, do
     with pytest.raises((TransientError, NotPermitted)):
         found.write(batch(put({"pk": "a"}, 1)))
     assert bool(found.doubt) is doubt
+
+
+@pytest.mark.parametrize("cause", [None, 5, {"reason": None}, {"reason": 5}])
+def test_a_cause_that_is_null_or_odd_is_no_part_of_the_reason(server: Server, cause: object) -> None:
+    found = opened(server)
+    error = {"type": "mapper_parsing_exception", "reason": None, "caused_by": cause}
+    server.answers["POST /contract/_bulk"] = said(200, {"items": [{"index": {"status": 400, "error": error}}]})
+    (rejection,) = found.write(batch(put({"pk": "a"}, 1))).rejections
+    assert "None" not in rejection.reason
 
 
 @pytest.mark.parametrize("answer", [said(413, b""), said(400, {"error": {"type": "x_content_parse_exception"}})])
