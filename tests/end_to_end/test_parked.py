@@ -59,8 +59,8 @@ def test_parked_items_are_healed_by_a_later_change_or_retried_or_dropped(copy: C
     assert copy.command("parked retry", "--all").code == 2
     copy.configure(GENEROUS, tables={"copy": {"columns": {"n": "bigint"}}})
     assert copy.command("parked retry", '["k1"]').code == 0
-    assert copy.command("parked drop", '["k2"]').code == 0
-    unknown = copy.command("parked drop", '["k2"]')
+    assert copy.command("parked drop", '["k2"]', "--yes").code == 0
+    unknown = copy.command("parked drop", '["k2"]', "--yes")
     copy.caught_up("run", "--accept-hook-change")
 
     assert unknown.code == 2
