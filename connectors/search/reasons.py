@@ -88,6 +88,12 @@ _KNOWN: tuple[tuple[Sequence[str], Say], ...] = (
         ("is a metadata field and cannot be added",),
         lambda _: "a field has a name that the engine keeps to itself",
     ),
+    (
+        ("ield name [", "] is longer than the limit of [", "]"),
+        lambda found: (
+            "it has a field whose name is longer than the index's limit (index.mapping.field_name_length.limit)"
+        ),
+    ),
     *(
         ((mark,), lambda _: "it has a field whose name is empty, or has a dot where the engine allows none")
         for mark in _NO_NAME

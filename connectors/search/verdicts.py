@@ -46,16 +46,24 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
 
 
 def all_stored(body: bytes, count: int, index: str) -> bool:
-    """Whether an answer is ``count`` items that are stored in ``index``, and nothing else: then it is not parsed."""
+    """Whether an answer is ``count`` items that are stored in ``index``, and nothing else: then it is not parsed.
+
+    No item can begin inside another. So if there are as many as were sent, and the rest of the text has just the length
+    of what is around and between them, there is nothing else in it.
+    """
+    if not (body.startswith(_BEFORE) and body.endswith(_AFTER)):
+        return False
     name = orjson.dumps(index)
-    for item in _INDEXED:
-        body = body.replace(item % name, b"+")
-    if b"delete" in body:
-        for item in _DELETED:
-            body = body.replace(item % name, b"+")
-    return body == b'{"errors":false,"items":[%b]}' % b",".join([b"+"] * count)
+    found, length = 0, len(_BEFORE) + len(_AFTER) + max(0, count - 1)
+    for item in (*_INDEXED, *_DELETED):
+        if found < count:
+            text = item % name
+            times = body.count(text)
+            found, length = found + times, length + times * len(text)
+    return found == count and length == len(body)
 
 
+_BEFORE, _AFTER = b'{"errors":false,"items":[', b"]}"
 _INDEXED = (
     b'{"index":{"_index":%b,"result":"updated","status":200}}',
     b'{"index":{"_index":%b,"result":"created","status":201}}',

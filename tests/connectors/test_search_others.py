@@ -10,7 +10,7 @@ import pytest
 from connectors.search.target import SearchTarget
 from connectors.search.watch import EVERY
 from replicator.batch import Outcome
-from replicator.errors import ConfigError, GapFound
+from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract.kit import at, batch, exhaust, put, remove
@@ -297,3 +297,49 @@ def test_after_a_change_to_own_ids_a_resync_finds_its_end(search: Search) -> Non
     assert exhaust(lambda: found.sweep(own, begun, [])) == 3
     assert ids(search, own) == {"1|d"}
     assert exhaust(lambda: found.purge(own, at(0, FIRST_EPOCH + 2))) == 3
+
+
+# limits of an index
+
+
+LIMITS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], str]] = {
+    "nested documents": ({"mapping.nested_objects.limit": 1}, {"box": [{"a": 1}, {"a": 2}]}, "the engine refuses"),
+    "depth": ({"mapping.depth.limit": 3}, {"m": {"secret": {"b": {"c": {"d": 1}}}}}, "the index is limited to 3 "),
+    "length of names": (
+        {"mapping.field_name_length.limit": 40},
+        {"secret" * 9: 1},
+        "it has a field whose name is longer",
+    ),
+    "number of fields": (
+        {"mapping.total_fields.limit": 9},
+        {f"secret{n}": n for n in range(9)},
+        "the index is limited",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_a_document_beyond_a_limit_of_the_index_is_refused_alone(one_search: Search, case: str) -> None:
+    settings, body, said = LIMITS[case]
+    fields = {"box": {"type": "nested", "properties": {"a": {"type": "long"}}}}
+    of = table(one_search, mapping={"dynamic": "true", "properties": fields}, settings=settings)
+    found = opened(one_search, of)
+    (rejection,) = found.write(batch(hooked(of, "a", 1, {}), hooked(of, "b", 1, body))).rejections
+    assert rejection.write.id == ("b",)
+    assert rejection.reason.startswith(said)
+    assert "secret" not in rejection.reason
+    assert found.write(batch(hooked(of, "a", 1, {}))) == Outcome()
+    assert ids(one_search, of) == {"a"}
+
+
+def test_a_shard_that_is_nowhere_is_waited_for(one_search: Search) -> None:
+    """A red index: the engine gives up a request after 30 s, or at once where it knows no copy."""
+    of = table(one_search, settings={"routing.allocation.require._name": "no such node"})
+    with pytest.raises(TransientError):
+        opened(one_search, of)
+    allocate = {"index.routing.allocation.require._name": None}
+    one_search.ask("PUT", f"/{of.name}-1/_settings", allocate)
+    one_search.ask("GET", f"/_cluster/health/{of.name}-1?wait_for_status=yellow&timeout=30s")
+    found = opened(one_search, of)
+    assert found.write(batch(there("a", 1, of))) == Outcome()
+    assert ids(one_search, of) == {"a"}
