@@ -1,0 +1,202 @@
+"""``python -m tests.mutation``: breaks the core in one place at a time, and says which breakages no test notices.
+
+For people, not for CI: a mutant takes from a second to a minute. Each is made in a copy of the tree; the tests of its
+file run first, then the fast ones, then seeds of the simulation. A survivor is a missing test, a mutant that means the
+same, or a constant that only sets a pace: look at each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CORE = [
+    "backfill",
+    "chores",
+    "checkpoints",
+    "compaction",
+    "discovery",
+    "doubt",
+    "ledger",
+    "lineage",
+    "lookup",
+    "parking",
+    "pipeline",
+    "position",
+    "reader",
+    "scan",
+    "start",
+    "stream",
+    "transform",
+    "vitals",
+    "delivery",
+    "acknowledged",
+    "batch",
+    "change",
+]
+FAST = [
+    "tests/test_pipeline.py",
+    "tests/test_reader.py",
+    "tests/test_lineage.py",
+    "tests/test_discovery.py",
+    "tests/test_compaction.py",
+    "tests/test_start.py",
+    "tests/test_backfill.py",
+    "tests/test_parking.py",
+    "tests/test_progress.py",
+    "tests/test_scan.py",
+    "tests/test_lookup.py",
+    "tests/test_change.py",
+    "tests/test_position.py",
+    "tests/test_transform.py",
+    "tests/test_lingering.py",
+    "tests/faults",
+]
+LIMIT = 240  # seconds for the tests of one mutant; one that hangs is noticed
+
+_COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+_COMPUTED: dict[type[ast.operator], type[ast.operator]] = {ast.Add: ast.Sub, ast.Sub: ast.Add}
+_CALLED = {"any": "all", "all": "any", "min": "max", "max": "min"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One breakage: which node of a file's tree, what it was, and the source that the file has then."""
+
+    path: Path
+    line: int
+    before: str
+    after: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}: {self.before}  ->  {self.after}"
+
+
+def mutants(path: Path) -> Iterator[Mutant]:
+    tree = ast.parse(path.read_text())
+    for at, node in enumerate(ast.walk(tree)):
+        if (changed := _changed(node)) is None:
+            continue
+        broken = copy.deepcopy(tree)
+        place = next(n for i, n in enumerate(ast.walk(broken)) if i == at)
+        source = ast.unparse(ast.fix_missing_locations(_Replaced(place, changed).visit(broken)))
+        yield Mutant(path, getattr(node, "lineno", 0), _short(node), _short(changed), source)
+
+
+class _Replaced(ast.NodeTransformer):
+    def __init__(self, place: ast.AST, changed: ast.AST) -> None:
+        self._place, self._changed = place, changed
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        found: ast.AST = self._changed if node is self._place else self.generic_visit(node)
+        return found
+
+
+def _changed(node: ast.AST) -> ast.AST | None:
+    """The node broken, if there is a way to."""
+    new = copy.deepcopy(node)
+    match new:
+        case ast.Compare(ops=[op]) if type(op) in _COMPARED:
+            new.ops = [_COMPARED[type(op)]()]
+        case ast.BinOp(op=op) if type(op) in _COMPUTED:
+            new.op = _COMPUTED[type(op)]()
+        case ast.BoolOp(op=op):
+            new.op = ast.Or() if isinstance(op, ast.And) else ast.And()
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return operand
+        case ast.Constant(value=bool() as value):
+            new.value = not value
+        case ast.Constant(value=int() as value):
+            new.value = value + 1
+        case ast.Call(func=ast.Name(id=name)) if name in _CALLED:
+            new.func = ast.Name(_CALLED[name], ast.Load())
+        case ast.Continue():
+            return ast.Break()
+        case ast.Expr(value=ast.Call()) | ast.Delete() | ast.AugAssign():
+            return ast.Pass()
+        case _:
+            return None
+    return new
+
+
+def _short(node: ast.AST) -> str:
+    return " ".join(ast.unparse(node).split())[:70]
+
+
+def noticed(mutant: Mutant, folder: Path, seeds: int) -> str:
+    """By what: a test's file, the simulation; empty if by nothing."""
+    place = folder / mutant.path.relative_to(ROOT)
+    kept = place.read_text()
+    place.write_text(mutant.source)
+    try:
+        for name, command in _tests(mutant.path.stem, seeds):
+            try:
+                done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                return f"{name} (hangs)"
+            if done.returncode != 0:
+                return name
+    finally:
+        place.write_text(kept)
+    return ""
+
+
+def _tests(stem: str, seeds: int) -> Iterator[tuple[str, list[str]]]:
+    pytest = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "60"]
+    own = f"tests/test_{stem}.py"
+    if (ROOT / own).exists():
+        yield own, [*pytest, own]
+    yield "the fast tests", [*pytest, *FAST]
+    yield "the simulation", ["-m", "tests.simulation", "--seeds", str(seeds)]
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    arguments.add_argument("--mutants", type=int, default=50, help="how many")
+    arguments.add_argument("--seed", type=int, default=1, help="which ones")
+    arguments.add_argument(
+        "--seeds", type=int, default=1000, help="of the simulation, for each that the tests let pass"
+    )
+    asked = arguments.parse_args()
+    every = [m for name in CORE if (path := ROOT / f"replicator/{name}.py").exists() for m in mutants(path)]
+    drawn = random.Random(asked.seed).sample(every, min(asked.mutants, len(every)))
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
+        folder = Path(place)
+        for name in ("replicator", "connectors", "tests", "docs", "configs"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, folder / name)
+        for number, mutant in enumerate(drawn, 1):
+            by = noticed(mutant, folder, asked.seeds)
+            print(f"{number}/{len(drawn)}  {mutant}  {f'noticed by {by}' if by else 'SURVIVED'}", flush=True)
+            if not by:
+                survivors.append(mutant)
+    print(f"{len(every):,} possible, {len(drawn)} drawn with seed {asked.seed}, {len(survivors)} survived")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
