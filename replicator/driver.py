@@ -101,11 +101,14 @@ class Driver:
             copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now, world.hook_limit
         )
         self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
-        self._watch = ParkedWatch(self.pipeline, self._delivery, copy.config.parked_limit, world.steady)
+        self._watch = self._watch_of(copy.config.parked_limit)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = self._chores_of(copy)
         self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
         self._resyncs = 0
+
+    def _watch_of(self, limit: int) -> ParkedWatch:
+        return ParkedWatch(self.pipeline, self._delivery, limit, self._world.steady, self.pipeline.total)
 
     def _chores_of(self, copy: Copy) -> Chores:
         told = (self.pipeline, self._delivery, self._patiently, self._now, self._doubt)

@@ -50,6 +50,12 @@ class Fenced(ReplicatorError):
     exit_code = 5
 
 
+class ItemsParked(ReplicatorError):
+    """A run that was to catch up did, but left items out that it had to park: the copy does not equal the source."""
+
+    exit_code = 6
+
+
 class OutOfOrder(ReplicatorError):
     """A shard handed out records in an impossible order; going on could apply an older image last."""
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from replicator.batch import Counts
 from replicator.delivery import Delivery
 from replicator.errors import ConfigError
 from replicator.pipeline import Pipeline
@@ -22,12 +23,16 @@ MOST_REASONS = 50  # told apart in the log; further ones are one
 
 @dataclass(slots=True)
 class ParkedWatch:
-    """One run's. ``limit``: how many items may be parked. ``steady``: a clock that is never set."""
+    """One run's. ``limit``: how many items may be parked. ``steady``: a clock that is never set.
+
+    ``before``: what earlier runs had counted.
+    """
 
     pipeline: Pipeline
     delivery: Delivery
     limit: int
     steady: Callable[[], float]
+    before: Counts = field(default_factory=Counts)
     _known: float = -math.inf
     _told: float = -math.inf
     _totals: Counter[str] = field(default_factory=Counter)
@@ -48,10 +53,14 @@ class ParkedWatch:
         self._check()
 
     def end(self) -> None:
-        """Tell what was not told yet."""
+        """Tell what was not told yet, and loudly where it is most of what this run read."""
         self._collect()
         if self._new:
             self._tell(self.steady())
+        total = self.pipeline.total
+        parked, read = total.parked - self.before.parked, total.read - self.before.read
+        if parked * 2 >= read > 0:
+            log.error("most of what this run read is parked", extra={"parked": parked, "read": read})
 
     def _collect(self) -> None:
         for reason, count in self.pipeline.parked_now().items():

@@ -22,8 +22,9 @@ from replicator.config import Config
 from replicator.config_checkpoints import KEPT_BY_TARGET, default
 from replicator.delivery import Patience, Stopped
 from replicator.driver import Copy, Driver, World, log_wait
-from replicator.errors import ConfigError, Fenced, ReplicatorError
+from replicator.errors import ConfigError, Fenced, ItemsParked, ReplicatorError
 from replicator.existing import found
+from replicator.pipeline import Pipeline
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
 from replicator.start import Allowed
@@ -68,6 +69,8 @@ def run(
                 accept_identity_change=accept_identity_change,
                 apply_schema_changes=apply_schema_changes,
             )
+    if until is not None and not stop.is_set():
+        _check_parked(driver.pipeline)
 
 
 @contextlib.contextmanager
@@ -86,6 +89,15 @@ def _owner_of(checkpoints: Checkpoints) -> str:
     except ReplicatorError:
         return ""
     return "".join(f". It belongs to {owner.who}" for owner in owners if isinstance(owner, Owner))
+
+
+def _check_parked(pipeline: Pipeline) -> None:
+    """ItemsParked where this run caught up without some items."""
+    if (left := pipeline.still_parked) > 0:
+        raise ItemsParked(
+            f"caught up, except for {left:,} item(s) that this run parked because the hook or the target refused them: "
+            "the copy does not equal the table. See why with: replicator parked list; then: replicator parked retry"
+        )
 
 
 def assemble(

@@ -14,6 +14,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from replicator.cli.status import exit_code
+from replicator.progress import Progress
 from tests.cli import World
 from tests.security.canary import VALUE, look_at_command
 
@@ -298,3 +300,35 @@ def test_a_changed_hook_needs_a_decision(world: World) -> None:
     code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
     assert code == 0, err
     assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2") == [(20, "2")]
+
+
+def test_a_run_that_parks_items_catches_up_with_another_exit_code_and_status_tells_at_a_glance(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "good", "total": 1})
+    world.db.put("orders", {"id": "bad"})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+    code, out, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 6
+    assert "caught up, except for 1 item(s) that this run parked because the hook or the target refused them" in err
+    reasons = [orjson.loads(line) for line in out.splitlines() if '"parked"' in line]
+    assert [r["changes"] for r in reasons if r["event"] == "parked"] == [1]
+    assert "most of what this run read is parked" in out
+    assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 0, "parked by an earlier run"
+    assert world.call("status", world.config)[0] == 7
+    assert world.call("status", world.config, "--no-exit-code")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (Progress("live"), 0),
+        (Progress("backfill"), 0),
+        (Progress("gap", parked=1), 3),
+        (Progress("stopped", parked=1), 7),
+        (Progress("live", trouble="the target cannot be reached"), 7),
+        (Progress("live", parked=1), 6),
+    ],
+)
+def test_status_exits_by_the_gravest_of_what_is_wrong(found: Progress, code: int) -> None:
+    assert exit_code(found) == code

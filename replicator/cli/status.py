@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from replicator.cli.output import config_argument, json_option, put
 
+if TYPE_CHECKING:
+    from replicator.progress import Progress
+
 
 @click.command
 @config_argument
+@click.option(
+    "--exit-code/--no-exit-code", "telling", default=True, help="Whether the exit code says how the pipeline is doing."
+)
 @json_option
-def status(config: str, as_json: bool) -> None:
+@click.pass_context
+def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> None:
     """Show how a pipeline is doing, from what it has stored.
 
     Needs the place where the checkpoints are kept, not the run. Phase is one of backfill, catching-up, live, gap,
-    stopped. What is not known is "unknown" (null in JSON), never 0.
+    stopped. What is not known is "unknown" (null in JSON), never 0. The exit code is 0 for a run that is live or on its
+    way there, 3 for a gap, 7 where no run is up or the run is waiting for something that fails, 6 if items are parked.
     """
     from replicator import config as configs
     from replicator.cli.show import as_table, as_values
@@ -30,9 +39,19 @@ def status(config: str, as_json: bool) -> None:
     found = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
         put({"pipeline": loaded.pipeline, **as_values(found), "promise": promise or None})
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    Console().print(as_table(found, loaded.pipeline))
-    if promise:
-        Console().print(escaped(f"a weaker promise: {promise}"), style="yellow", markup=False)
+        Console().print(as_table(found, loaded.pipeline))
+        if promise:
+            Console().print(escaped(f"a weaker promise: {promise}"), style="yellow", markup=False)
+    ctx.exit(exit_code(found) if telling else 0)
+
+
+def exit_code(found: Progress) -> int:
+    """What a monitor learns from the exit code alone; the gravest first."""
+    if found.phase == "gap":
+        return 3
+    if found.phase == "stopped" or found.trouble is not None:
+        return 7
+    return 6 if found.parked else 0
