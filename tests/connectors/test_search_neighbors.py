@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "parked list": ("parked", "list"),
     "parked show": ("parked", "show", "--all"),
     "parked retry": ("parked", "retry", "--all"),
-    "parked drop": ("parked", "drop", "--all"),
+    "parked drop": ("parked", "drop", "--all", "--yes"),
 }
 WITHOUT_TARGET = {"demo", "schema", "version"}
 HOOK = "def hook(item):\n    return {'n': item['n']}\n"

@@ -399,7 +399,7 @@ def are_parked_in_silence(world: World, ids: Iterable[str]) -> None:
     """The items are parked, and all that is to be seen of them without being asked for is their keys."""
     for id in ids:
         world.db.put("orders", {"id": id})
-    assert caught_up(world, "--json")[0] == 0
+    assert caught_up(world, "--json")[0] == 6
     for view in ("--json", "--human"):
         world.call("check", world.config, view)
         world.call("status", world.config, view)
