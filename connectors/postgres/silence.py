@@ -16,7 +16,6 @@ from psycopg.abc import PQGen
 T = TypeVar("T")
 _BUSY = ("active", "fastpath function call", "disabled", None)  # None: of somebody else, whom we may not look at
 _SHORTEST = 2  # seconds; libpq waits no shorter for a connection
-_INTERVAL = 0.1
 # First of all: where another role may create functions, operators or types in a schema of the default path (public),
 # one that fits a call better than the system's own would run with our rights.
 _SEARCH_PATH = "SET search_path = pg_catalog, pg_temp"
@@ -28,8 +27,8 @@ class Watched(psycopg.Connection[Any]):
     patience: float
     silent: Callable[[], None]
 
-    def wait(self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None) -> T:
-        return super().wait(_watched(gen, self.patience, self.silent), interval, timeout)
+    def wait(self, gen: PQGen[T], *how: Any, **named: Any) -> T:  # psycopg's versions differ in what comes behind
+        return super().wait(_watched(gen, self.patience, self.silent), *how, **named)
 
     def await_socket(self, poll: select.poll) -> None:
         """Wait as ``wait`` does, where somebody else speaks to the server."""
