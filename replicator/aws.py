@@ -6,7 +6,7 @@ Those who make many calls get connections of their own, to where boto3 would go,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -31,11 +31,11 @@ from botocore.utils import get_environ_proxies
 
 from replicator import __version__
 from replicator.calls import Threads
-from replicator.connecting import Endpoint
+from replicator.connecting import Endpoint, require_safe
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
-from replicator.wire import UNNAMED, Call, Calls, WireError, failure, refusal, without_login
+from replicator.wire import UNNAMED, Call, Calls, WireError, failure, refusal, require_whole, without_login
 
 
 class Access(Protocol):
@@ -51,6 +51,8 @@ class Access(Protocol):
     def external_id(self) -> str | None: ...
     @property
     def endpoint_url(self) -> str | None: ...
+    @property
+    def insecure(self) -> bool: ...
     @property
     def account_id_endpoint_mode(self) -> str | None: ...
     @property
@@ -172,6 +174,7 @@ class Boto:
 
     def _keep_body(self, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
         if response_dict["status_code"] <= 300:
+            require_whole(response_dict["headers"], response_dict["body"])
             customized_response_dict["body"] = response_dict["body"]
             response_dict["body"] = b"{}"
         elif refusal(response_dict["body"], response_dict["status_code"]).code == UNNAMED:  # botocore would stumble
@@ -179,10 +182,9 @@ class Boto:
 
 
 class _Nothing:
-    """The body of an answer that nobody gave."""
+    """The body of a response that was not given."""
 
-    def stream(self) -> Iterator[bytes]:
-        return iter(())
+    stream = staticmethod(lambda: iter(()))
 
 
 def _header(request: Any, name: str) -> str:
@@ -252,6 +254,8 @@ def _connected(access: Access, place: str) -> Boto:
     )
     named = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": config}
     dynamodb, streams = (session.client(service, **named) for service in ("dynamodb", "dynamodbstreams"))
+    for url in (dynamodb.meta.endpoint_url, streams.meta.endpoint_url):
+        require_safe(url, place, insecure=access.insecure)
     return Boto(dynamodb, streams, session, access.timeout)
 
 

@@ -10,6 +10,8 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from replicator.config_models import is_loopback
+from replicator.errors import ConfigError
 from replicator.wire import NotConnected, without_login
 
 
@@ -89,3 +91,14 @@ def authorization(proxy: str) -> dict[str, str]:
 @functools.cache
 def _context(authorities: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=authorities)
+
+
+def require_safe(url: str, place: str, *, insecure: bool) -> None:
+    """The endpoint that is used may be one that the environment or ~/.aws/config names."""
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not insecure:
+        raise ConfigError(
+            f"{place}: the endpoint {parts.netloc.rpartition('@')[2]} (of AWS_ENDPOINT_URL… in the environment, or "
+            "endpoint_url in ~/.aws/config) is http to another machine, so items would travel in the clear; use https, "
+            f"or {place}.insecure: true"
+        )

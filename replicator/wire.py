@@ -10,6 +10,7 @@ one thread carries the calls of a thousand shards, and the simulation answers th
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -179,21 +180,31 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
             "Set it, and keep it set (NTP)"
         )
     if error.code in _REFUSED:
-        action = operation if ":" in operation else f"dynamodb:{operation}"
-        named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
-        action, resource = (action, resource) if named is None else (named["action"], named["resource"])
-        return NotPermitted(
-            f"{action} on {resource} is not permitted ({said}). "
-            "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
-            f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
-            action,
-            resource,
-        )
+        return _not_permitted(error, operation, resource, place)
     if error.code in _TRANSIENT or error.status in (0, 408, 429) or error.status >= 500:
         return TransientError(f"{operation} on {resource}: {said}")
     if operation in _CARRYING and error.code in _QUOTING:
         said = f"{error.code}, in words that may quote an item"
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
+
+
+def _not_permitted(error: WireError, operation: str, resource: str, place: str) -> NotPermitted:
+    words, *_ = error.message.splitlines() or [""]
+    action = operation if ":" in operation else f"dynamodb:{operation}"
+    if error.code == "NoCredentials":
+        said = f"there are no AWS credentials for {operation} on {resource} ({words})"
+        return NotPermitted(
+            f"{said}. Give some (AWS_PROFILE, {place}.profile, a role of the machine)", action, resource
+        )
+    named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
+    action, resource = (action, resource) if named is None else (named["action"], named["resource"])
+    return NotPermitted(
+        f"{action} on {resource} is not permitted ({error.code}: {words}). "
+        "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
+        f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
+        action,
+        resource,
+    )
 
 
 def in_doubt(error: WireError) -> bool:
@@ -247,3 +258,12 @@ def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e
+
+
+def require_whole(headers: Mapping[str, str], body: bytes) -> None:
+    """The length and the checksum that an answer names, which nothing else compares."""
+    length, checksum = headers.get("Content-Length"), headers.get("x-amz-crc32")
+    if length is not None and length != str(len(body)) and not headers.get("Content-Encoding"):
+        raise WireError("IncompleteRead", "the connection was closed before the answer was whole", 0)
+    if checksum is not None and checksum != str(zlib.crc32(body)):
+        raise WireError("ChecksumMismatch", "the answer was damaged on its way", 0)

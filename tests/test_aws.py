@@ -340,3 +340,57 @@ def test_a_role_cannot_be_assumed_by_nobody() -> None:
 
 def test_errors_of_the_wire_are_no_errors_for_people_before_somebody_judged_them() -> None:
     assert not issubclass(WireError, ReplicatorError)
+
+
+# what is compared before a body counts
+
+
+@pytest.mark.parametrize(
+    ("header", "code"), [("x-amz-crc32: 5", "ChecksumMismatch"), ("x-amz-crc32: 2745614147", None)]
+)
+def test_a_damaged_body_is_noticed_over_boto3_too(header: str, code: str | None) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{header}\r\n\r\n".encode()
+    assert _code_of(head + b"{}") == code
+
+
+def test_a_body_that_is_cut_is_lost_over_boto3_too() -> None:
+    assert _code_of(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}") is not None
+
+
+def _code_of(said: bytes) -> str | None:
+    """The code of the error that a call is answered with; None if it is a body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            boto(f"http://127.0.0.1:{listener.getsockname()[1]}").call("Scan", SCAN)
+        except WireError as e:
+            return e.code if e.status == 0 else "not lost"
+        finally:
+            thread.join()
+    return None
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_DYNAMODB_STREAMS"])
+def test_an_endpoint_of_the_environment_is_held_to_insecure_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://192.0.2.1:8000")
+    with pytest.raises(ConfigError, match=r"the endpoint 192\.0\.2\.1:8000 .* is http to another machine"):
+        boto(None)
+    boto(None, insecure=True)
+    monkeypatch.setenv(name, "http://127.0.0.1:8000")
+    boto(None)
+
+
+def test_missing_credentials_are_no_matter_of_a_policy() -> None:
+    found = failure(WireError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
+    assert str(found) == (
+        "there are no AWS credentials for Scan on orders (Unable to locate credentials). "
+        "Give some (AWS_PROFILE, target.profile, a role of the machine)"
+    )
