@@ -2,6 +2,10 @@
 
 A batch may need several attempts: only what is unfinished is sent again, and a write that this run had carried out in
 an earlier attempt is counted as applied, though the target then finds it stored already.
+
+A batch that is refused in part comes back, and its changes go out again in other batches, perhaps behind older ones of
+their items. Then nothing of it counts as stored any more: an older write may come first, and where a delete left no
+tombstone the target would not turn it away.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ def place(write: Write) -> Place:
 class Acknowledged:
     """``stored``: carried out by this run, and whether a tombstone (or the document itself) is there to prove it.
 
-    ``stale``: the target had that version or a newer one from elsewhere. ``lost``: sent, but never answered.
+    ``stale``: the target had that version or a newer one from elsewhere. ``lost``: sent, perhaps carried out: there
+    was no answer, or its batch was refused in part.
     """
 
     stored: dict[Place, bool] = field(default_factory=dict)
@@ -70,10 +75,16 @@ class Acknowledged:
                 found[entry.source] = found.get(entry.source, 0) + entry.write.weight
         return found
 
-    def forget(self, entries: Sequence[Entry]) -> None:
+    def came_back(self, entries: Iterable[Entry]) -> None:
+        """The batch of these entries was refused in part: as if no answer had come, all of it is sent again."""
+        sent = {place(entry.write) for entry in entries}
+        self.lost = sent & (self.stored.keys() | self.lost)
+        self.stored.clear()
+        self.stale.clear()
+
+    def forget(self, entries: Iterable[Entry]) -> None:
         """The batch of these entries is stored as a whole."""
-        for entry in entries if self.stored or self.stale or self.lost else ():
-            at = place(entry.write)
-            self.stored.pop(at, None)
-            self.stale.discard(at)
-            self.lost.discard(at)
+        self.stored.clear()
+        self.stale.clear()
+        if self.lost:
+            self.lost.difference_update([place(entry.write) for entry in entries])

@@ -21,7 +21,8 @@ from replicator.delivery import CONFIRMED, Delivery, Patience
 from replicator.errors import Fenced, TransientError
 from replicator.pipeline import Pipeline
 from replicator.testing.contract.kit import owner
-from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
+from replicator.testing.memory_index import MemoryIndex
 from tests.simulation import runs
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import UnreliableIndex

@@ -24,7 +24,8 @@ from replicator.pipeline import Pipeline
 from replicator.position import version
 from replicator.source import Listing
 from replicator.target import Table
-from replicator.testing.memory import MemoryDatabase, MemoryIndex, MemoryTarget
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from replicator.testing.memory_index import MemoryIndex
 from replicator.transform import Hook
 
 STATE = PipelineState(1024, "stream", "table", "id", "following")

@@ -45,13 +45,13 @@ class Leftovers:
     def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
         spared = frozenset(spare)
         pages = partial(_scanned, self._wire, layout, below, "attribute_not_exists(#d) AND #v < :b")
-        return self._piece(("sweep", layout.name, below), pages, lambda i: burials(layout, i, below, spared))
+        return self.piece(("sweep", layout.name, below), pages, lambda i: burials(layout, i, below, spared))
 
     def purge(self, layout: Layout, below: int) -> int:
         pages = partial(_scanned, self._wire, layout, below, "attribute_exists(#d) AND #v < :b")
-        return self._piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
+        return self.piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
 
-    def _piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
+    def piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
         """Scan until something is to be done, and do it; what is not done for sure is scanned again.
 
         A long search that finds nothing counts as something done: what the stream brings must not wait for its end.

@@ -66,6 +66,7 @@ class Writing:
             return Outcome(under_way.encoded.rejections)
         rejections, errors = self._noted(under_way)
         if rejections:
+            self._progress.came_back(under_way.encoded.entries)
             return Outcome(rejections)
         if errors:
             raise _worst(errors)

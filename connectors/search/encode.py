@@ -46,6 +46,10 @@ class Encoded:
     tables: Mapping[str, Sequence[Entry]]
     rejections: Sequence[Rejection] = ()
 
+    @property
+    def entries(self) -> Sequence[Entry]:
+        return [entry for entries in self.tables.values() for entry in entries]
+
 
 def encode(batch: Batch, encoders: Mapping[str, TableEncoder]) -> Encoded:
     """Every write as lines. A delete of an id that cannot exist is left out: nothing is there."""
@@ -83,9 +87,11 @@ class TableEncoder:
         self._body = DocumentText()
         routing = b"" if layout.routed_by is None else b',"routing":%b'
         target = b'{"_id":%b,"version":%b,"version_type":"external"' + routing + b"}}\n"
+        # Also at the version of a delete that the engine has in mind only: that memory ends, and the tombstone stays.
+        or_equal = target.replace(b'"external"', b'"external_gte"')
         ours = b'{"%b":{"version":%%b' % OURS.encode() + b"".join(b',"%b":%%b' % part.encode() for part in layout.parts)
         self._delete = b'{"delete":' + target
-        self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
+        self._tombstone = b'{"index":' + or_equal + ours + b',"deleted":true}}\n'
         self._upsert = b'{"index":' + target + ours + b"}%b\n"
         fields = self._upsert.removesuffix(b"%b\n") + (b',"%b":{' % WHOLE.encode() if layout.whole else b",")
         self._frame = Frame(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)

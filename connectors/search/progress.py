@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from connectors.search.encode import Entry
@@ -19,8 +19,8 @@ class Progress(Acknowledged):
     strikes: dict[Place, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether anything has been said about a batch that is not wholly stored."""
-        return bool(self.stored or self.stale or self.lost or self.strikes)
+        """Whether anything was said about the batch under way in an earlier attempt."""
+        return bool(self.stored or self.stale or self.strikes)
 
     def struck(self, entry: Entry) -> bool:
         """Note that there was no room for this document alone; whether that is enough to give up on it."""
@@ -28,7 +28,6 @@ class Progress(Acknowledged):
         self.strikes[at] = self.strikes.get(at, 0) + 1
         return self.strikes[at] >= STRIKES
 
-    def forget(self, entries: Sequence[acknowledged.Entry]) -> None:
+    def forget(self, entries: Iterable[acknowledged.Entry]) -> None:
         super().forget(entries)
-        for entry in entries if self.strikes else ():
-            self.strikes.pop(place(entry.write), None)
+        self.strikes.clear()

@@ -65,15 +65,17 @@ class Writing:
             return Outcome(under_way.encoded.rejections)
         if self._all_stored(under_way):
             self._bulk.size.grow()
+            if self._progress.lost:
+                self._progress.forget(under_way.encoded.entries)
             return Outcome()
         attempt = [one for _, entries, sent in under_way.sent for one in _answers(entries, sent)]
         self._sized(attempt)
         rejections = self._noted(attempt, layouts, tombstones=under_way.tombstones)
-        error = worst([verdict for _, verdict, _ in attempt])
-        if error is not None and not rejections:
-            raise error
         if rejections:
+            self._progress.came_back(under_way.encoded.entries)
             return Outcome(rejections)
+        if (error := worst([verdict for _, verdict, _ in attempt])) is not None:
+            raise error
         return self._whole(under_way.encoded)
 
     def _all_stored(self, under_way: _UnderWay) -> bool:
@@ -145,9 +147,8 @@ class Writing:
         return verdict.kind in ("stored", "conflict", "refused")
 
     def _whole(self, encoded: Encoded) -> Outcome:
-        entries = [entry for entries in encoded.tables.values() for entry in entries]
-        stale = self._progress.stale_by_source(entries)
-        self._progress.forget(entries)
+        stale = self._progress.stale_by_source(encoded.entries)
+        self._progress.forget(encoded.entries)
         return Outcome(stale=stale)
 
 

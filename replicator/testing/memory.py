@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ import orjson
 from replicator.attributes import plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
 from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
-from replicator.doubt import Doubt
 from replicator.identity import Identity
 from replicator.item import Item
 from replicator.position import epoch_of
@@ -25,13 +23,13 @@ class MemoryDatabase:
     """What survives a crash: rows and tombstones by table and document id, entries, counts.
 
     A row is (version, body as JSON bytes); a tombstone is a version. ``volatile`` are the versions of deletes that a
-    search engine remembers by itself, until it is restarted. ``made``: how often a table was made, which tells one from
-    an earlier one of its name.
+    search engine remembers by itself for a while, until it is restarted, and when they were made. ``made``: how often a
+    table was made, which tells one from an earlier one of its name.
     """
 
     rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
     tombstones: dict[str, dict[DocumentId, int]] = field(default_factory=dict)
-    volatile: dict[tuple[str, DocumentId], int] = field(default_factory=dict)
+    volatile: dict[tuple[str, DocumentId], tuple[int, float]] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
     entries: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
@@ -133,7 +131,7 @@ class MemoryRows:
 
     def _apply(self, write: Write, *, keep: bool) -> bool:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
-        if write.version <= self._known(write):
+        if not self._is_newer(write, keep=keep):
             return False
         tombstones.pop(write.id, None)
         if isinstance(write, Delete):
@@ -144,24 +142,40 @@ class MemoryRows:
             rows[write.id] = (write.version, body(write.body))
         return True
 
+    def _is_newer(self, write: Write, *, keep: bool) -> bool:
+        return write.version > self._known(write)
+
     def _known(self, write: Write) -> int:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
         return max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        rows = self._database.rows[table.name]
-        gone = [id for id, (v, _) in rows.items() if v < below and not any(id[: len(s)] == s for s in spare)]
-        for id in gone:
-            del rows[id]
-            self._database.tombstones[table.name][id] = below
-        return len(gone)
+        return self.bury(table, self.older(table, below, spare), below)
 
     def purge(self, table: Table, below: int) -> int:
-        tombstones = self._database.tombstones[table.name]
-        gone = [id for id, version in tombstones.items() if version < below]
-        for id in gone:
-            del tombstones[id]
-        return len(gone)
+        return self.forget(table, self.buried(table, below))
+
+    def older(self, table: Table, below: int, spare: Sequence[DocumentId]) -> Sequence[DocumentId]:
+        """The documents that a sweep removes."""
+        rows = self._database.rows[table.name]
+        return [id for id, (v, _) in rows.items() if v < below and not any(id[: len(s)] == s for s in spare)]
+
+    def bury(self, table: Table, ids: Sequence[DocumentId], below: int) -> int:
+        """Put tombstones where these documents are."""
+        for id in ids:
+            del self._database.rows[table.name][id]
+            self._database.tombstones[table.name][id] = below
+        return len(ids)
+
+    def buried(self, table: Table, below: int) -> Sequence[DocumentId]:
+        """The tombstones that a purge removes."""
+        return [id for id, version in self._database.tombstones[table.name].items() if version < below]
+
+    def forget(self, table: Table, ids: Sequence[DocumentId]) -> int:
+        """Remove these tombstones."""
+        for id in ids:
+            del self._database.tombstones[table.name][id]
+        return len(ids)
 
     def close(self) -> None:
         pass
@@ -200,75 +214,6 @@ class MemoryTarget(MemoryRows):
         outcome = Outcome((), stale)
         self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
         return outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One write on its way. ``keep``: a delete that leaves a tombstone."""
-
-    write: Write
-    keep: bool
-
-
-class MemoryIndex(MemoryRows):
-    """A target without transactions, as search engines and DynamoDB are: each write is a request of its own.
-
-    Deletes without a tombstone are remembered in ``MemoryDatabase.volatile`` only.
-    """
-
-    def __init__(
-        self,
-        database: MemoryDatabase,
-        refuse: Callable[[Upsert], str | None] = lambda _: None,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(database, refuse)
-        self.doubt = Doubt(now)
-        self._acknowledged: dict[tuple[str, DocumentId], int] = {}
-
-    def requests(self, batch: Batch) -> list[Request]:
-        keep = batch.tombstones or bool(self.doubt)
-        return [Request(write, keep) for part in batch.parts for write in part.writes]
-
-    def carry_out(self, request: Request) -> bool:
-        """What the server does with it, whenever it arrives; False if it knew that version already."""
-        write = request.write
-        return self._apply(write, keep=request.keep)
-
-    def write(self, batch: Batch) -> Outcome:
-        known = {(r.write.table, r.write.id): self.carry_out(r) for r in self.requests(batch) if not self._reason(r)}
-        return self.answered(batch, known)
-
-    def answered(self, batch: Batch, applied: Mapping[tuple[str, DocumentId], bool]) -> Outcome:
-        """The outcome of a batch from what became of each request. What an earlier try applied is not stale."""
-        rejections = [Rejection(r.write, reason) for r in self.requests(batch) if (reason := self._reason(r))]
-        stale: dict[str, int] = {}
-        for part in batch.parts:
-            for write in part.writes:
-                place = (write.table, write.id)
-                if applied.get(place):
-                    self._acknowledged[place] = write.version
-                elif self._acknowledged.get(place) != write.version and write.weight:
-                    stale[part.source] = stale.get(part.source, 0) + write.weight
-        if rejections:
-            return Outcome(rejections)
-        self._acknowledged.clear()
-        return Outcome((), stale)
-
-    def _reason(self, request: Request) -> str | None:
-        return self._refuse(request.write) if isinstance(request.write, Upsert) else None
-
-    def _known(self, write: Write) -> int:
-        return max(super()._known(write), self._database.volatile.get((write.table, write.id), -1))
-
-    def _apply(self, write: Write, *, keep: bool) -> bool:
-        applied = super()._apply(write, keep=keep)
-        if applied:
-            place = (write.table, write.id)
-            self._database.volatile.pop(place, None)
-            if isinstance(write, Delete):
-                self._database.volatile[place] = write.version
-        return applied
 
 
 def body(document: Mapping[str, object]) -> bytes:

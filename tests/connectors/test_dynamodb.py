@@ -203,6 +203,16 @@ class TestLostAnswers:
         assert target.write(given) == Outcome()
         assert found(db)["a"] == {"pk": "a", kit.VERSION: at(2), kit.DELETED: True}
 
+    def test_a_delete_of_a_batch_that_came_back_is_made_again_behind_older_changes(
+        self, db: DynamoDB, build: Build
+    ) -> None:
+        target = build()
+        too_large = put({"pk": "b", "text": "x" * 409_590}, 3)
+        assert [r.write.id for r in target.write(batch(remove("a", 2), too_large)).rejections] == [("b",)]
+        assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+        assert target.write(batch(remove("a", 2))) == Outcome()
+        assert found(db) == {}
+
     def test_a_bug_in_the_other_thread_is_raised_and_not_waited_for(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -193,7 +193,8 @@ def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, do
 def test_a_cause_that_is_null_or_odd_is_no_part_of_the_reason(server: Server, cause: object) -> None:
     found = opened(server)
     error = {"type": "mapper_parsing_exception", "reason": None, "caused_by": cause}
-    server.answers["POST /contract/_bulk"] = said(200, {"items": [{"index": {"status": 400, "error": error}}]})
+    items = [{"index": {"status": 400, "error": error}}]
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": items})
     (rejection,) = found.write(batch(put({"pk": "a"}, 1))).rejections
     assert "None" not in rejection.reason
 
@@ -260,6 +261,20 @@ def test_a_document_on_which_the_engine_always_fails_is_refused_if_its_shard_tak
         assert rejection.reason.startswith("the engine fails on this document (an error 500 each time it was sent)")
     probes = [json.loads(body) for _, _, body in failing.requests if b"is-there-room" in body]
     assert {probe["delete"]["routing"] for probe in probes} == {"culprit"}
+
+
+def test_everything_of_a_batch_that_came_back_goes_again(server: Server) -> None:
+    """It comes in other batches, behind older changes that may have undone it."""
+    found = opened(server)
+    no = {"status": 400, "error": {"type": "document_parsing_exception", "reason": "failed to parse"}}
+    items = [{"delete": {"_index": "contract-1", "status": 200}}, {"index": no}]
+    server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": items})
+    assert [r.write.id for r in found.write(batch(remove("a", 2), put({"pk": "b"}, 2))).rejections] == [("b",)]
+    server.answers.clear()
+    server.requests.clear()
+    assert found.write(batch(put({"pk": "a"}, 1))) == Outcome()
+    assert found.write(batch(remove("a", 2))) == Outcome()
+    assert [next(iter(json.loads(body.splitlines()[0]))) for _, _, body in server.requests] == ["index", "delete"]
 
 
 def test_a_shard_that_does_not_answer_is_no_shard_without_leftovers(server: Server) -> None:

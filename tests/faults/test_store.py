@@ -9,7 +9,8 @@ from replicator.batch import Batch, Counts, Outcome
 from replicator.checkpoints import NO_COUNTS, Owner, Save
 from replicator.delivery import CONFIRMED
 from replicator.errors import TransientError
-from replicator.testing.memory import MemoryCheckpoints, MemoryIndex
+from replicator.testing.memory import MemoryCheckpoints
+from replicator.testing.memory_index import MemoryIndex
 from tests.faults.world import World
 
 

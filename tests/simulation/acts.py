@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -47,6 +48,13 @@ MANY_SHARDS = 8
 
 def write(world: Universe, act: Act) -> None:
     world.write(f"k{act.pick(world.scenario.keys)}", removes=act.luck[1] < 0.35)
+
+
+def burst(world: Universe, act: Act) -> None:
+    """Many changes at once, of several items: pages of several shards wait, and are cut into batches."""
+    chance = random.Random(f"burst {act.luck}")
+    for _ in range(int(act.between(5, 40))):
+        world.write(f"k{chance.randrange(world.scenario.keys)}", removes=chance.random() < 0.35)
 
 
 def expire(world: Universe, act: Act) -> None:
@@ -254,6 +262,7 @@ def _shard(world: Universe, act: Act) -> str | None:
 
 ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "write": write,
+    "burst": burst,
     "expire": expire,
     "split": split,
     "roll": roll,

@@ -61,6 +61,17 @@ PARKING: Mapping[str, float] = {
 }
 """The same of what concerns parked changes; drawn only where something can be parked, from a source of its own."""
 
+CROWDED: Mapping[str, float] = {
+    "write": 0.05,
+    "burst": 0.05,
+    "pause": 0.05,
+    "die": 0.005,
+    "lost": 0.01,
+    "late": 0.01,
+    "restart": 0.03,
+}
+"""The acts of a world in which batches wait, come back, and are cut in another way."""
+
 ONLY_WHERE_TRIMMED = ("jump", "trim")
 
 
@@ -73,8 +84,9 @@ class Scenario:
     ``at_commit``: what it refuses shows only at the commit, one write at a time;
     ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
     ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
-    ``pace``: seconds a step takes at most. ``slow``: chance that an answer is long on its way.
-    ``rates``: chance of each act, a step.
+    ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
+    answer is there, before more is read. ``pace``: seconds a step takes at most. ``slow``: chance that an answer takes
+    long. ``rates``: chance of each act, a step.
     """
 
     hook: str | None = None
@@ -93,9 +105,11 @@ class Scenario:
     records_a_page: int = 3
     items_a_page: int = 2
     batch_rows: int = 2000
+    piece: int = 2000
     dialect: Dialect = AWS
     pace: float = 0.1
     slow: float = 0.1
+    hasty: float = 0.5
     rates: Mapping[str, float] = field(default_factory=lambda: RATES)
 
 
@@ -129,12 +143,15 @@ def draw(seed: int) -> Scenario:
         records_a_page=chance.choice([1, 3, 7]),
         items_a_page=chance.choice([1, 2, 5]),
         batch_rows=random.Random(f"batch {seed}").choice([1, 4, 10, 2000]),
+        piece=random.Random(f"piece {seed}").choice([1, 3, 2000]),
         dialect=chance.choice([AWS, LOCAL]),
         pace=chance.choice([0.02, 0.1, 0.3, 2.0]),
         slow=chance.choice([0.0, 0.1, 0.3]),
         rates=rates,
     )
-    return parking(seed, drawn)
+    drawn = parking(seed, drawn)
+    chance = random.Random(f"crowd {seed}")
+    return crowded(drawn, chance) if drawn.index and chance.random() < 0.2 else drawn
 
 
 def parking(seed: int, drawn: Scenario) -> Scenario:
@@ -148,6 +165,24 @@ def parking(seed: int, drawn: Scenario) -> Scenario:
         for what, rate in PARKING.items():
             rates[what] = rate * 10 ** chance.uniform(-1, 0.6) if chance.random() < 0.85 else 0.0
     return replace(drawn, refuses=refuses, at_commit=at_commit, rates=rates)
+
+
+def crowded(drawn: Scenario, chance: random.Random) -> Scenario:
+    """Pages of several shards wait for a target without transactions that refuses some documents."""
+    return replace(
+        drawn,
+        index=True,
+        refuses=True,
+        overlaps=chance.random() < 0.8,
+        keys=chance.choice([15, 30]),
+        steps=chance.choice([60, 120]),
+        shards=chance.choice([2, 3]),
+        records_a_page=chance.choice([1, 3, 7]),
+        batch_rows=chance.choice([4, 10, 20]),
+        hasty=chance.choice([0.1, 0.3, 0.5]),
+        pace=2.0,
+        rates={what: min(1.0, rate * 10 ** chance.uniform(-1, 0.6)) for what, rate in CROWDED.items()},
+    )
 
 
 def _swung(seed: int, what: str, rate: float) -> float:

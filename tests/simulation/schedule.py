@@ -35,7 +35,7 @@ class SeededSteps(VirtualSteps):
 
     def get(self, timeout: float) -> Stepped | None:
         universe = self._universe
-        if timeout == 0.0 and universe.random.random() < 0.5:
+        if timeout == 0.0 and universe.random.random() < universe.scenario.hasty:
             return None
         universe.happen()
         self._turn += 1

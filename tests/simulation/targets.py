@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from connectors.dynamodb.leftovers import Found, Leftovers
+from connectors.dynamodb.writing import Writing
+from replicator.acknowledged import place
 from replicator.batch import Batch, Counts, DocumentId, Outcome, Write
 from replicator.checkpoints import NO_COUNTS, Save
 from replicator.doubt import LINGER
 from replicator.errors import Fenced, TransientError
 from replicator.target import Table
-from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryIndex, MemoryRows, MemoryTarget, Request
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget
+from replicator.testing.memory_index import MemoryIndex, Request
+from replicator.wire import Wire
 from tests.simulation import truth
 
 if TYPE_CHECKING:
@@ -109,7 +115,7 @@ class Overlaps:
         self._sent, self._at = encoded, self._universe.clock()
 
     def ready(self) -> bool:
-        return self._universe.answers.random() < 0.5
+        return self._universe.answers.random() < self._universe.scenario.hasty
 
     def collect(self) -> Outcome:
         """A request that was sent so long ago that no server has it any more comes to nothing."""
@@ -132,6 +138,7 @@ class UnreliableIndex(Watched, MemoryIndex):
         super().__init__(universe.database, universe.refuse, universe.clock)
         self._told = set()
         self._universe = universe
+        self._pieces = Passes(self) if universe.scenario.forgetful else Searches(self)
 
     def lead(self, database: MemoryDatabase, place: str) -> None:
         """Be the target of another cluster."""
@@ -147,7 +154,6 @@ class UnreliableIndex(Watched, MemoryIndex):
         universe.sees(batch)
         sent = [r for r in self.requests(batch) if not self._reason(r)]
         universe.random.shuffle(sent)
-        applied: dict[tuple[str, DocumentId], bool] = {}
         lost = False
         for n, request in enumerate(sent):
             if universe.dies_here("request"):
@@ -155,15 +161,25 @@ class UnreliableIndex(Watched, MemoryIndex):
                 raise Killed
             if universe.take("lost") or universe.take("late"):
                 lost = True
+                self.acknowledged.lost.add(place(request.write))
                 self._float([request])
             else:
-                applied[request.write.table, request.write.id] = self.carry_out(request)
-        outcome = self.answered(batch, applied)
+                self.answered(request, applied=self.carry_out(request))
         universe.effect("stored")
         if lost:
             self.doubt.begin()
+        if lost and not self.refused(batch):
             raise TransientError("some answers were lost")
-        return self.tells(outcome)
+        return self.tells(self.outcome(batch))
+
+    @property
+    def piece(self) -> int:
+        """How many documents are looked at at once."""
+        return self._universe.scenario.piece
+
+    def ids(self, table: Table) -> list[DocumentId]:
+        """Where there is something, a document or a tombstone."""
+        return sorted({**self._database.rows[table.name], **self._database.tombstones[table.name]})
 
     def _float(self, requests: Sequence[Request]) -> None:
         """What becomes of requests without an answer: nothing, or they are carried out, now or later."""
@@ -175,10 +191,10 @@ class UnreliableIndex(Watched, MemoryIndex):
                 self._universe.later("target", partial(self.carry_out, request))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        return self._unreliably(super().sweep(table, below, spare))
+        return self._unreliably(self._pieces.sweep(table, below, spare))
 
     def purge(self, table: Table, below: int) -> int:
-        return self._unreliably(super().purge(table, below))
+        return self._unreliably(self._pieces.purge(table, below))
 
     def _unreliably(self, done: int) -> int:
         self._universe.effect("chore")
@@ -186,6 +202,58 @@ class UnreliableIndex(Watched, MemoryIndex):
             self.doubt.begin()
             raise TransientError("the answer was lost")
         return done
+
+
+class Searches:
+    """Sweeps and purges as in a search engine: each piece finds some of what is still there."""
+
+    def __init__(self, index: UnreliableIndex) -> None:
+        self._index = index
+        self._most = index.piece
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        return self._index.bury(table, self._index.older(table, below, spare)[: self._most], below)
+
+    def purge(self, table: Table, below: int) -> int:
+        return self._index.forget(table, self._index.buried(table, below)[: self._most])
+
+
+class Passes:
+    """Sweeps and purges as in DynamoDB: each piece goes on where the last one ended, in the production code.
+
+    ``all_done`` and ``_pages`` stand for the table's.
+    """
+
+    def __init__(self, index: UnreliableIndex) -> None:
+        self._index = index
+        self._seconds = itertools.count(step=3)
+        self._leftovers = Leftovers(cast(Wire, None), cast(Writing, self), lambda: next(self._seconds))
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        def bury(found: Sequence[Any]) -> list[Any]:
+            older = set(self._index.older(table, below, spare))
+            return [partial(self._index.bury, table, [id], below) for id in found if id in older]
+
+        return self._leftovers.piece(("sweep", table.name, below), partial(self._pages, table), bury)
+
+    def purge(self, table: Table, below: int) -> int:
+        def forget(found: Sequence[Any]) -> list[Any]:
+            buried = set(self._index.buried(table, below))
+            return [partial(self._index.forget, table, [id]) for id in found if id in buried]
+
+        return self._leftovers.piece(("purge", table.name, below), partial(self._pages, table), forget)
+
+    def all_done(self, requests: Sequence[Any]) -> int:
+        return sum(request() for request in requests)
+
+    def _pages(self, table: Table, *, after: Any) -> Iterator[Found]:
+        while True:
+            ids = [id for id in self._index.ids(table) if after is None or id > after]
+            page = ids[: self._index.piece]
+            after = page[-1] if len(ids) > len(page) else None
+            yield Found(cast(Any, page), after)
+            if after is None:
+                return
 
 
 class UnreliableOverlapping(Overlaps, Unreliable):

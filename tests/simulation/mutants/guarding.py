@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 from replicator import backfill, doubt
-from replicator.batch import Batch, Delete, Outcome, Write
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
 from replicator.chores import Chores
 from replicator.delivery import Delivery
 from replicator.driver import Driver
@@ -13,7 +15,8 @@ from replicator.position import version
 from replicator.stores import decide
 from replicator.target import Table
 from replicator.testing import memory
-from replicator.testing.memory import MemoryIndex, MemoryRows, MemoryTarget, Request, body
+from replicator.testing.memory import MemoryRows, MemoryTarget, body
+from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import index, long_scan, lossy, replaced, seldom_written, transacted
 from tests.simulation.targets import Unreliable, UnreliableIndex
@@ -98,8 +101,9 @@ def sleeper_does_not_ask(patch: Patch) -> None:
     patch.setattr(Delivery, "confirm", lambda self: None)
 
 
-def _keeps_in_batches_only(self: MemoryIndex, batch: Batch) -> list[Request]:
-    return [Request(write, batch.tombstones) for part in batch.parts for write in part.writes]
+def _keeps_in_batches_only(self: MemoryIndex, batch: Batch) -> Sequence[Request]:
+    requests = [Request(write, part.source, batch.tombstones) for part in batch.parts for write in part.writes]
+    return self.acknowledged.unfinished(requests, tombstones=batch.tombstones)
 
 
 @mutant("tombstones expire while the scan still runs", 5, shape=long_scan)
@@ -116,16 +120,16 @@ def tombstones_expire(patch: Patch) -> None:
 
 @mutant("a purge leaves the version after the tombstone's behind", 5, shape=seldom_written)
 def purged_at_the_next_version(patch: Patch) -> None:
-    right = MemoryRows.purge
+    right = MemoryIndex.forget
 
-    def deletes(self: MemoryRows, table: Table, below: int) -> int:
+    def deletes(self: MemoryIndex, table: Table, ids: Sequence[DocumentId]) -> int:
         before = dict(self._database.tombstones[table.name])
-        done = right(self, table, below)
-        for id in before.keys() - self._database.tombstones[table.name].keys():
-            self._database.volatile[table.name, id] = before[id] + 1
+        done = right(self, table, ids)
+        for id in ids:
+            self._database.volatile[table.name, id] = before[id] + 1, math.inf
         return done
 
-    patch.setattr(MemoryRows, "purge", deletes)
+    patch.setattr(MemoryIndex, "forget", deletes)
 
 
 @mutant("a doubt is over before lost requests are carried out", 5, shape=lossy)

@@ -1,0 +1,124 @@
+"""A target without transactions in memory, as search engines and DynamoDB are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from replicator.acknowledged import Acknowledged, place
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
+from replicator.doubt import Doubt
+from replicator.target import Table
+from replicator.testing.memory import MemoryDatabase, MemoryRows
+
+GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, as it is unless somebody sets it
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One write on its way, as part of ``source``. ``keep``: a delete leaves a tombstone."""
+
+    write: Write
+    source: str
+    keep: bool
+
+    @property
+    def plain(self) -> bool | None:
+        """Whether it can be sent without leaving a tombstone; None for what is no delete."""
+        return True if isinstance(self.write, Delete) else None
+
+
+class MemoryIndex(MemoryRows):
+    """A target without transactions, as search engines and DynamoDB are: each write is a request of its own.
+
+    What it acknowledged of an unfinished batch is not sent again. Deletes without a tombstone are remembered in
+    ``MemoryDatabase.volatile`` only, for GC_DELETES seconds.
+    """
+
+    def __init__(
+        self,
+        database: MemoryDatabase,
+        refuse: Callable[[Upsert], str | None] = lambda _: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(database, refuse)
+        self.doubt = Doubt(now)
+        self.acknowledged = Acknowledged()
+        self._now = now
+
+    def requests(self, batch: Batch) -> Sequence[Request]:
+        """What is unfinished of a batch."""
+        keep = batch.tombstones or bool(self.doubt)
+        return self.acknowledged.unfinished(_requests(batch, keep), tombstones=keep)
+
+    def carry_out(self, request: Request) -> bool:
+        """What the server does with it, whenever it arrives; False if it knew that version already."""
+        write = request.write
+        return self._apply(write, keep=request.keep)
+
+    def write(self, batch: Batch) -> Outcome:
+        sent = [r for r in self.requests(batch) if not self._reason(r)]
+        for request in sent:
+            self.answered(request, applied=self.carry_out(request))
+        return self.outcome(batch)
+
+    def answered(self, request: Request, *, applied: bool) -> None:
+        """Take the response to one request."""
+        write, told = request.write, self.acknowledged
+        ours = place(write) in told.lost and super()._known(write) == write.version
+        if applied or ours:
+            told.was_stored(request, tombstones=request.keep)
+        else:
+            told.stale.add(place(write))
+
+    def outcome(self, batch: Batch) -> Outcome:
+        """What became of a batch of which every request was answered or refused."""
+        requests = _requests(batch, batch.tombstones)
+        if rejections := self.refused(batch):
+            self.acknowledged.came_back(requests)
+            return Outcome(rejections)
+        stale = self.acknowledged.stale_by_source(requests)
+        self.acknowledged.forget(requests)
+        return Outcome((), stale)
+
+    def refused(self, batch: Batch) -> list[Rejection]:
+        """What of the batch is never taken."""
+        requests = _requests(batch, batch.tombstones)
+        return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r)) is not None]
+
+    def forget(self, table: Table, ids: Sequence[DocumentId]) -> int:
+        """The engine remembers a tombstone that it removes like any other delete."""
+        for id in ids:
+            self._database.volatile[table.name, id] = self._database.tombstones[table.name][id], self._now()
+        return super().forget(table, ids)
+
+    def _reason(self, request: Request) -> str | None:
+        return self._refuse(request.write) if isinstance(request.write, Upsert) else None
+
+    def _known(self, write: Write) -> int:
+        return max(super()._known(write), self._remembered(write))
+
+    def _is_newer(self, write: Write, *, keep: bool) -> bool:
+        """A tombstone is also put where the engine itself remembers this very delete: that will end."""
+        tombstone = keep and isinstance(write, Delete)
+        return super()._is_newer(write, keep=keep) or (
+            tombstone and write.version > super()._known(write) and write.version == self._remembered(write)
+        )
+
+    def _remembered(self, write: Write) -> int:
+        version, at = self._database.volatile.get((write.table, write.id), (-1, 0.0))
+        return version if self._now() < at + GC_DELETES else -1
+
+    def _apply(self, write: Write, *, keep: bool) -> bool:
+        applied = super()._apply(write, keep=keep)
+        if applied:
+            at = (write.table, write.id)
+            self._database.volatile.pop(at, None)
+            if isinstance(write, Delete) and not keep:
+                self._database.volatile[at] = write.version, self._now()
+        return applied
+
+
+def _requests(batch: Batch, keep: bool) -> list[Request]:
+    return [Request(write, part.source, keep) for part in batch.parts for write in part.writes]
