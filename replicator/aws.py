@@ -106,7 +106,7 @@ class Boto:
             self._body.kept = None
         parts = urlsplit(request.url)
         *_, region, service, _ = _header(request, "Authorization").partition(",")[0].split("/")
-        url = f"{parts.scheme}://{parts.netloc}"
+        url = f"{parts.scheme}://{parts.netloc}{parts.path if parts.path != '/' else ''}"
         proxy = get_environ_proxies(url).get(parts.scheme)
         return Route(Endpoint(url, region, self._authorities(), proxy), _header(request, "X-Amz-Target"), service)
 

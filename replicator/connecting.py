@@ -17,7 +17,9 @@ from replicator.wire import NotConnected, without_login
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint of DynamoDB. ``authorities``: the file of certificates to trust; ``proxy``: what stands before it."""
+    """An endpoint of DynamoDB; the path in its ``url`` is kept.
+
+    ``authorities``: the file of certificates to trust; ``proxy``: what stands before it."""
 
     url: str
     region: str
@@ -32,6 +34,11 @@ class Endpoint:
     @property
     def host(self) -> str:
         return urlsplit(self.url).netloc
+
+    @property
+    def place(self) -> str:
+        """The path that requests go to."""
+        return urlsplit(self.url).path or "/"
 
     @property
     def proxied(self) -> bool:

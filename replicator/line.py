@@ -8,6 +8,7 @@ import zlib
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -16,27 +17,34 @@ from replicator.connecting import Endpoint, authorization
 from replicator.wire import WireError, refusal
 
 _MOST = 1 << 18  # bytes taken from a connection at once
+_LARGEST_HEAD = 1 << 16  # bytes; DynamoDB's are a few hundred
+_LARGEST_BODY = 1 << 27  # bytes; DynamoDB answers with 16 MB of items at most, and JSON makes more of them
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Line:
-    """A connection that carries one request at a time. ``name`` is the request's, ``since``: when it last moved."""
+    """A connection that carries one request at a time. ``name`` is the request's.
+
+    ``since``: when it last moved; ``begun``: when the request was sent.
+    """
 
     def __init__(self, connection: socket.socket, pool: Pool) -> None:
         connection.setblocking(False)
         self.socket = connection
         self.pool = pool
         self.name: Any = None
-        self.since = 0.0
+        self.since = self.begun = 0.0
         self.unsent = b""
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._whole = self._lasts = self._unasked = False
         self._checksum = b""
+        self._in_body = False
+        self._size = 0  # bytes of the head, then of the body
 
     def send(self, name: object, message: bytes, now: float) -> None:
         """Begin the exchange. ``message``: the whole request."""
-        self.name, self.since, self.unsent = name, now, message
+        self.name, self.since, self.begun, self.unsent = name, now, now, message
         self.push()
 
     def push(self) -> None:
@@ -67,9 +75,17 @@ class Line:
         self._whole = False
         status, checksum = self._parser.get_status_code(), self._checksum
         self._checksum = b""
-        if checksum and zlib.crc32(body) != int(checksum):
+        if checksum and checksum != b"%d" % zlib.crc32(body):
             return WireError("ChecksumMismatch", "the answer was damaged on its way", 0)
         return body if status == 200 else refusal(body, status)
+
+    def usable(self, now: float) -> bool:
+        """Whether the connection, which is idle, may take a request: not if it ended, or something came unasked."""
+        try:
+            self.pull(now)
+        except OSError:
+            return False
+        return True
 
     @property
     def lasting(self) -> bool:
@@ -82,10 +98,14 @@ class Line:
     def _feed(self, data: bytes) -> None:
         if self.name is None:
             raise ConnectionError("an answer came that nobody asked for")
+        if not self._in_body:
+            self._size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
             raise ConnectionError(f"the answer is no HTTP: {e}") from e
+        if self._size > (_LARGEST_BODY if self._in_body else _LARGEST_HEAD):
+            raise ConnectionError("the answer is larger than any of DynamoDB's")
         if self._unasked:
             raise ConnectionError("two answers came to one request")
 
@@ -95,13 +115,18 @@ class Line:
         self._unasked = self._whole
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"x-amz-crc32" and value.isdigit():
+        if name.lower() == b"x-amz-crc32":
             self._checksum = value
 
+    def on_headers_complete(self) -> None:
+        self._in_body, self._size = True, 0
+
     def on_body(self, part: bytes) -> None:
+        self._size += len(part)
         self._parts.append(part)
 
     def on_message_complete(self) -> None:
+        self._in_body, self._size = False, 0
         self._whole, self._lasts = True, bool(self._parser.should_keep_alive())  # afterwards it says no
 
 
@@ -118,7 +143,10 @@ class Pool:
 
 def _start(endpoint: Endpoint) -> bytes:
     """A request's first lines. A proxy that reads it is told the whole URL, and who asks."""
-    place = f"{endpoint.url.rstrip('/')}/" if endpoint.proxied else "/"
+    place = endpoint.place
+    if endpoint.proxied:
+        parts = urlsplit(endpoint.url)
+        place = f"{parts.scheme}://{parts.netloc}{place}"
     given: Mapping[str, str] = authorization(endpoint.proxy or "") if endpoint.proxied else {}
     lines = [f"POST {place} HTTP/1.1", f"user-agent: replicator/{__version__}", "accept-encoding: identity"]
     lines += [f"{name}: {value}" for name, value in given.items()]

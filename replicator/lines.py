@@ -26,6 +26,8 @@ from replicator.wire import Call, WireError
 
 CONTENT = "application/x-amz-json-1.0"
 _STALE = 20.0  # seconds after which an idle connection is not trusted any more
+_LOOKED = 0.05  # seconds for which it is without a look at what came on it
+_WHOLE = 5  # times the timeout: what a whole answer may take, however steadily it trickles
 _LOOK = 1.0  # seconds between two looks at what waits too long, at most
 
 
@@ -39,7 +41,10 @@ class Route:
 
 
 class Lines:
-    """``Calls`` over HTTP. ``timeout``: seconds without a byte of an answer, and at most 5 of them for a connection.
+    """``Calls`` over HTTP.
+
+    ``timeout``: seconds without a byte of an answer, at most 5 of them for a connection, and five times as many for a
+    whole answer.
 
     Nothing is repeated: an answer that got lost, or did not come, is a WireError with the status 0.
     """
@@ -101,7 +106,7 @@ class Lines:
         """Take in what came, of one connection after the other, until an answer is whole."""
         if not self._ready:
             self._ready.extend(key.data for key, _ in self._selector.select(timeout))
-            self._give_up(time.monotonic() - self._timeout)
+            self._give_up(time.monotonic())
         while self._ready and not self._answers:
             line = self._ready.popleft()
             if line is None:
@@ -141,10 +146,15 @@ class Lines:
         if line.name is not None and error is not None:
             self._answers.append((line.name, error))
 
-    def _give_up(self, limit: float) -> None:
+    def _give_up(self, now: float) -> None:
         """What waits too long, though what came of it was just taken in."""
-        for line in [line for line in self._busy if line.since < limit and line not in self._ready]:
+        quiet, endless = now - self._timeout, now - _WHOLE * self._timeout
+        for line in [line for line in self._busy if line.since < quiet or line.begun < endless]:
+            if line in self._ready and line.begun >= endless:
+                continue
             waited = f"no answer within {self._timeout:g} s (timeout)"
+            if line.since >= quiet:
+                waited = f"no whole answer within {_WHOLE * self._timeout:g} s ({_WHOLE} times timeout)"
             said = f'Read timeout on endpoint URL: "{line.pool.endpoint.shown}": {waited}'
             self._end(line, WireError("ReadTimeoutError", said, 0))
 
@@ -153,14 +163,16 @@ class Lines:
     def _way(self, route: Route) -> tuple[Pool, Signer]:
         endpoint = route.endpoint
         pool = self._pools.setdefault(endpoint, Pool(endpoint))
-        found = self._ways[route] = pool, Signer(endpoint.host, endpoint.region, route.service, CONTENT)
+        found = self._ways[route] = pool, Signer(endpoint.host, endpoint.region, route.service, CONTENT, endpoint.place)
         return found
 
     def _free(self, pool: Pool) -> Line | None:
         """An idle connection that may still be good."""
         while pool.idle:
             line = pool.idle.pop()
-            if time.monotonic() - line.since <= _STALE:
+            now = time.monotonic()
+            looked = now - line.since <= _LOOKED and line not in self._ready
+            if now - line.since <= _STALE and (looked or line.usable(now)):
                 return line
             self._end(line, None)
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from datetime import UTC, datetime
 from hashlib import sha256
+from urllib.parse import quote
 
 import msgspec
 
@@ -27,13 +28,14 @@ class Keys(msgspec.Struct, frozen=True):
 
 
 class Signer:
-    """Makes the signed headers of POST requests to ``/`` at one ``host``.
+    """Makes the signed headers of POST requests to one ``place``, a path, at one ``host``.
 
     ``content`` is the Content-Type. One thread uses a signer at a time.
     """
 
-    def __init__(self, host: str, region: str, service: str, content: str) -> None:
+    def __init__(self, host: str, region: str, service: str, content: str, place: str = "/") -> None:
         self._host = host
+        self._place = quote(place, safe="/~")
         self._scope = f"{region}/{service}/aws4_request"
         self._path = (region, service, "aws4_request")
         self._content = content
@@ -75,7 +77,7 @@ class Signer:
             given["x-amz-security-token"] = keys.token
         given["x-amz-target"] = target
         names = ";".join(given)
-        canonical = "POST\n/\n\n" + "".join(f"{n}:{v}\n" for n, v in given.items()) + f"\n{names}\n"
+        canonical = f"POST\n{self._place}\n\n" + "".join(f"{n}:{v}\n" for n, v in given.items()) + f"\n{names}\n"
         lines = "".join(f"{n}: {v}\r\n" for n, v in given.items())
         credential = f"{keys.access}/{self._day}/{self._scope}"
         lines += f"authorization: {_ALGORITHM} Credential={credential}, SignedHeaders={names}, Signature="

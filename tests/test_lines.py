@@ -428,6 +428,75 @@ def test_an_idle_connection_that_the_server_ended_meanwhile_costs_no_call() -> N
         assert asked(calls) == b"{}"
 
 
+def test_an_idle_connection_that_ended_while_nothing_was_read_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replicator.lines._LOOKED", -1.0)  # as if it had been idle for longer
+    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+        assert asked(calls) == b"{}"
+        server.accepted[0].shutdown(socket.SHUT_RDWR)
+        assert asked(calls) == b"{}"
+        assert len(server.accepted) == 2
+
+
+def test_an_unsolicited_response_is_not_given_to_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replicator.lines._LOOKED", -1.0)
+    with answering(lambda *_: http(b'{"asked":1}')) as server, lines(server.url) as calls:
+        assert asked(calls) == b'{"asked":1}'
+        server.accepted[0].sendall(http(b'{"stray":1}'))
+        assert asked(calls) == b'{"asked":1}'
+        assert len(server.accepted) == 2
+
+
+def test_an_idle_connection_on_which_nothing_came_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replicator.lines._LOOKED", -1.0)
+    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+        assert [asked(calls) for _ in range(3)] == [b"{}"] * 3
+        assert len(server.accepted) == 1
+
+
+def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replicator.lines._WHOLE", 0.02)
+    monkeypatch.setattr("replicator.lines._LOOK", 0.02)
+    with answering(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, lines(server.url) as calls:
+        found = refused(calls)
+    transient(found, "ReadTimeoutError")
+    assert "no whole answer within 0.1 s (0.02 times timeout)" in found.message
+
+
+@pytest.mark.parametrize("limit", ["_LARGEST_HEAD", "_LARGEST_BODY"])
+def test_an_answer_larger_than_any_of_dynamodbs_is_given_up(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"replicator.line.{limit}", 1000)
+    said = http(b"x" * 2000) if limit == "_LARGEST_BODY" else http(b"{}", "200 OK", f"x: {'y' * 2000}")
+    endless = said[:-1] if limit == "_LARGEST_BODY" else said[:-5]
+    with answering(lambda *_: endless) as server, lines(server.url) as calls:
+        found = refused(calls)
+    transient(found, "ConnectionClosedError")
+    assert "larger than any of DynamoDB's" in found.message
+
+
+def test_a_large_body_that_comes_with_its_head_is_no_large_head() -> None:
+    body = b"x" * 200_000
+    with answering(lambda *_: http(body)) as server, lines(server.url) as calls:
+        assert [asked(calls) for _ in range(3)] == [body] * 3
+
+
+@pytest.mark.parametrize("checksum", ["9" * 5000, "x", "-1"])
+def test_an_odd_checksum_is_one_that_does_not_fit(checksum: str) -> None:
+    with answering(lambda *_: http(b"{}", "200 OK", f"x-amz-crc32: {checksum}")) as server, lines(server.url) as calls:
+        transient(refused(calls), "ChecksumMismatch")
+
+
+def test_the_path_of_an_endpoint_is_kept() -> None:
+    with answering(lambda *_: http()) as server:
+        for path in ("", "/", "/a", "/a-b/c%20d/"):
+            wire = boto(server.url + path)
+            with contextlib.closing(wire.calls()) as calls:
+                wire.call("Scan", CALL.request)
+                assert asked(calls) == b"{}"
+            wire.close()
+            theirs, ours = (head.split(b"\r\n")[0] for head, _ in server.asked[-2:])
+            assert ours == theirs
+
+
 def test_close_ends_every_connection_also_one_that_is_being_made() -> None:
     with answering(lambda *_: None) as server, lines(server.url) as calls:
         for n in range(20):
