@@ -16,6 +16,9 @@ from replicator.pipeline import Pipeline
 from replicator.position import epoch_of, version
 from replicator.target import Table, Target
 
+Pass = tuple[str, int, int]
+"""What is done, below which version, and how many doubts had begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chores:
@@ -30,6 +33,7 @@ class Chores:
     now: Callable[[], float]
     doubt: Doubt | None
     _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
+    _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables of which a pass has reached the end
 
     def do(self) -> bool:
         """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins."""
@@ -81,14 +85,30 @@ class Chores:
         spare, obsolete = self._spared(epoch)
         self._spared_items.update(id[0] for id in spare)
         self.pipeline.unpark(obsolete)
-        sweep = partial(self.target.sweep, below=version(epoch, 0), spare=spare)
-        return any([self._patiently(partial(sweep, table)) for table in self.tables])
+        below = version(epoch, 0)
+        return self._piece("sweep", below, partial(self.target.sweep, below=below, spare=spare))
 
     def _purge(self, epoch: int) -> bool:
         if self.doubt:
             return False  # the tombstones stay for now, and go when the doubt is over
-        purge = partial(self.target.purge, below=version(epoch + 1, 0))
-        return any([self._patiently(partial(purge, table)) for table in self.tables])
+        below = version(epoch + 1, 0)
+        return self._piece("purge", below, partial(self.target.purge, below=below))
+
+    def _piece(self, what: str, below: int, do: Callable[[Table], int]) -> bool:
+        """Do a piece in the first table with something left; False once every table was found to have nothing left.
+
+        A table whose end was reached is not asked again, since that would begin another pass through it: passes of
+        different lengths would never end together. With a new doubt everything begins anew.
+        """
+        this = what, below, 0 if self.doubt is None else self.doubt.begun
+        through = self._through.setdefault(this, set())
+        for table in self.tables:
+            if table.name not in through:
+                if self._patiently(partial(do, table)):
+                    return True
+                through.add(table.name)
+        self._through.clear()
+        return False
 
     def _patiently(self, piece: Callable[[], int]) -> int:
         def confirmed() -> int:

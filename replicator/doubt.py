@@ -19,11 +19,12 @@ class Doubt:
     """The time in which earlier requests may still be carried out; true while it lasts.
 
     ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``swept``: what it may have
-    brought back since the last resync was looked for.
+    brought back since the last resync was looked for. ``begun``: how often one began.
     """
 
     now: Callable[[], float] = time.monotonic
     swept: bool = False
+    begun: int = 0
     _until: float | None = None
 
     def __bool__(self) -> bool:
@@ -32,6 +33,7 @@ class Doubt:
     def begin(self) -> None:
         """An answer was lost just now, or a run began where another one may have been killed."""
         self._until, self.swept = self.now() + LINGER, False
+        self.begun += 1
 
     @property
     def over(self) -> bool:

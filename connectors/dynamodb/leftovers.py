@@ -41,6 +41,7 @@ class Leftovers:
         self._writing = writing
         self._now = now
         self._reached: dict[Place, Mapping[str, Any] | None] = {}
+        self._doubts = 0
 
     def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
         spared = frozenset(spare)
@@ -55,7 +56,11 @@ class Leftovers:
         """Scan until something is to be done, and do it; what is not done for sure is scanned again.
 
         A long search that finds nothing counts as something done: what the stream brings must not wait for its end.
+        What a pass is behind of may have changed where a doubt began since, so that all passes start over.
         """
+        if self._writing.doubts != self._doubts:
+            self._doubts = self._writing.doubts
+            self._reached.clear()
         if place in self._reached and self._reached[place] is None:
             del self._reached[place]
             return 0

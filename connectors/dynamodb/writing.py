@@ -38,6 +38,11 @@ class Writing:
         self._progress = Acknowledged()
         self._under_way: _UnderWay | None = None
 
+    @property
+    def doubts(self) -> int:
+        """How many doubts have begun."""
+        return self._doubt.begun
+
     def send(self, encoded: Encoded) -> None:
         """Begin to store what is unfinished of a batch."""
         assert self._under_way is None, "a batch is under way: collect it first"

@@ -243,6 +243,10 @@ class Passes:
 
         return self._leftovers.piece(("purge", table.name, below), partial(self._pages, table), forget)
 
+    @property
+    def doubts(self) -> int:
+        return self._index.doubt.begun
+
     def all_done(self, requests: Sequence[Any]) -> int:
         return sum(request() for request in requests)
 

@@ -88,6 +88,15 @@ class Batches(Contract):
         opened.write(batch(good))
         assert set(stored(table())) == {("a",)}
 
+    def test_what_a_refused_batch_had_stored_is_sent_again(self, opened: Target, stored: Stored) -> None:
+        """Its changes may come back in another order, behind older ones of their documents."""
+        poor = Upsert("contract", ("z",), self.unacceptable, at(1), ("z",))
+        opened.write(batch(put({"pk": "a"}, 1)))
+        assert opened.write(batch(remove("a", 4), remove("b", 4), poor)).rejections
+        opened.write(batch(put({"pk": "a", "n": 2}, 2), put({"pk": "b", "n": 2}, 2)))
+        opened.write(batch(remove("a", 4), remove("b", 4)))
+        assert stored(table()) == {}
+
     def test_says_in_advance_what_it_would_refuse(self, target: Target) -> None:
         """Without a table, and without making one."""
         if not isinstance(target, Forecasting):

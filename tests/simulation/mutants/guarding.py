@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from replicator import backfill, doubt
@@ -18,7 +18,15 @@ from replicator.testing import memory
 from replicator.testing.memory import MemoryRows, MemoryTarget, body
 from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import index, long_scan, lossy, replaced, seldom_written, transacted
+from tests.simulation.mutants.scenarios import (
+    index,
+    long_scan,
+    lossy,
+    replaced,
+    seldom_written,
+    transacted,
+    two_tables,
+)
 from tests.simulation.targets import Unreliable, UnreliableIndex
 
 
@@ -135,3 +143,11 @@ def purged_at_the_next_version(patch: Patch) -> None:
 @mutant("a doubt is over before lost requests are carried out", 5, shape=lossy)
 def short_doubt(patch: Patch) -> None:
     patch.setattr(doubt, "LINGER", 20.0)
+
+
+@mutant("a table is looked through again until all are through at the same time", 9, shape=two_tables)
+def passes_begin_again(patch: Patch) -> None:
+    def every_table(self: Chores, what: str, below: int, do: Callable[[Table], int]) -> bool:
+        return any([self._patiently(partial(do, table)) for table in self.tables])
+
+    patch.setattr(Chores, "_piece", every_table)

@@ -80,6 +80,11 @@ def short_runs(drawn: Scenario) -> Scenario:
     return replace(drawn, index=True, trims=True, steps=120, records_a_page=7, rates=rates)
 
 
+def two_tables(drawn: Scenario) -> Scenario:
+    """Documents in two tables, looked through one at a time."""
+    return replace(drawn, index=True, forgetful=True, hook="fanned", view="NEW_AND_OLD_IMAGES", piece=1, keys=12)
+
+
 def seldom_written(drawn: Scenario) -> Scenario:
     """One item, deleted and written again with long pauses between."""
     rates = {"write": 0.1, "pause": 0.1, "die": 0.02, "lost": 0.02}
@@ -116,4 +121,15 @@ def keeps_in_mind(s: Scenario) -> bool:
     return s.index and not s.forgetful
 
 
-SHAPES = (days, long_scan, lossy, lossy_resyncs, replaced, resynced_poison, seldom_written, set_back, short_runs)
+SHAPES = (
+    days,
+    long_scan,
+    lossy,
+    lossy_resyncs,
+    replaced,
+    resynced_poison,
+    seldom_written,
+    set_back,
+    short_runs,
+    two_tables,
+)
