@@ -13,6 +13,7 @@ and positions commit together), otherwise in a place of its own.
     parked     key@version     Parked: the newest change of an item that was refused, with its image (the key as text)
     dropped    key@version     Dropped: what an item may have left in the target when its parked changes were dropped
     spared     item            Spared: an item that was parked while a sweep passed, and has to be swept once it is not
+    retried    ""              Retried: when a command last sent retries to a target without transactions
     definition ""              Definition: which tables the copy is bound to, and what decides its documents
     pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
 """
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
+from replicator.doubt import LINGER
 from replicator.errors import ReplicatorError
 from replicator.identity import Definition
 from replicator.position import Position
@@ -60,6 +62,10 @@ class Owner:
 class PipelineState:
     """What the copy is made of.
 
+    ``lingers``: for how many seconds of running time a request that an earlier run sent may still be carried out as the
+    next run begins; 0 where only tombstones are left of that time, None where nothing is. While a run is at work it is
+    the longest there can be, so that a run that is killed leaves that behind. ``retried``: the revision of the entry
+    ``retried`` that this takes into account.
     ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
     without one; ``mixed``: documents of an earlier hook were kept in this epoch. ``table_id`` tells a table from a
     later one of the same name. Times in seconds since 1970.
@@ -77,6 +83,8 @@ class PipelineState:
     scan_ended: float | None = None
     items: int | None = None
     mixed: bool = False
+    lingers: float | None = LINGER
+    retried: int = 0
     format: int = FORMAT
 
 
@@ -156,6 +164,13 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
+class Retried:
+    """A command beside the runs sent a parked change to a target without transactions, where it may arrive late."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """What an item may have left in the target when a person gave its parked changes up; see ``Parked``.
 
@@ -199,6 +214,7 @@ VALUES: Mapping[str, type] = {
     "parked": Parked,
     "definition": Definition,
     "dropped": Dropped,
+    "retried": Retried,
     "spared": Spared,
     "pulse": Pulse,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,10 @@ Pass = tuple[str, int, int]
 """What is done, below which version, and how many doubts had begun."""
 
 
-@dataclass(frozen=True, slots=True)
+SHARE = 4.0  # times as long as a piece took, others come first where changes wait
+
+
+@dataclass(slots=True)
 class Chores:
     """The chores of one run. ``doubt`` is the target's, where its requests may linger."""
 
@@ -31,12 +35,28 @@ class Chores:
     delivery: Delivery
     patiently: Patience
     now: Callable[[], float]
+    steady: Callable[[], float]
     doubt: Doubt | None
     _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables of which a pass has reached the end
 
-    def do(self) -> bool:
-        """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins."""
+    _rests_until: float = -math.inf
+
+    def do(self, *, idle: bool = True) -> bool:
+        """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins.
+
+        A piece may look through a large part of a table. Unless the run is ``idle``, it gets a fifth of the time.
+        """
+        began = self.steady()
+        if not idle and began < self._rests_until:
+            return False
+        busy = self._do()
+        if busy:
+            now = self.steady()
+            self._rests_until = now + SHARE * (now - began)
+        return busy
+
+    def _do(self) -> bool:
         state = self.pipeline.state
         if state is None or state.stage == backfill.SCANNING:
             return False

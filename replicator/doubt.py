@@ -30,10 +30,15 @@ class Doubt:
     def __bool__(self) -> bool:
         return self._until is not None and self.now() < self._until
 
-    def begin(self) -> None:
-        """An answer was lost just now, or a run began where another one may have been killed."""
-        self._until, self.swept = self.now() + LINGER, False
+    def begin(self, seconds: float = LINGER) -> None:
+        """A response was lost just now, or a run began where an earlier one left requests that may still arrive."""
+        self._until, self.swept = max(self.now() + seconds, self._until or 0.0), False
         self.begun += 1
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that it still lasts, 0.0 where tombstones are left of it; None where nothing is."""
+        return None if self._until is None else max(0.0, self._until - self.now())
 
     @property
     def over(self) -> bool:

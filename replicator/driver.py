@@ -8,18 +8,19 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from replicator import backfill, start
 from replicator.binding import Binding
 from replicator.calls import calls_of
-from replicator.checkpoints import Checkpoints, Owner, Save, encode
+from replicator.checkpoints import Checkpoints, Owner, PipelineState, Save, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.config import Config
 from replicator.config_access import aws_options
 from replicator.delivery import Delivery, Patience, Stopped
+from replicator.doubt import LINGER
 from replicator.errors import GapFound, TransientError
 from replicator.fetching import Fetching, check_disabled
 from replicator.parked_watch import ParkedWatch
@@ -111,7 +112,7 @@ class Driver:
         return ParkedWatch(self.pipeline, self._delivery, limit, self._world.steady, self.pipeline.total)
 
     def _chores_of(self, copy: Copy) -> Chores:
-        told = (self.pipeline, self._delivery, self._patiently, self._now, self._doubt)
+        told = (self.pipeline, self._delivery, self._patiently, self._now, self._world.steady, self._doubt)
         return Chores(copy.target, copy.checkpoints, copy.tables, *told)
 
     def run(
@@ -149,10 +150,9 @@ class Driver:
             self._begin(found)
             return
         assert found.state is not None
-        self._begin_doubt()
+        self._take_over_doubt(found.state)
         if found.state.hook != found.hook:
-            self.pipeline.change(start.accepted(found.state, found.hook))
-            self._delivery.flush()
+            self._change(start.accepted(self._state(), found.hook))
         self._binding.open(found)
         self._fetch()
         log.info("going on", extra={"stage": found.state.stage, "epoch": found.state.epoch})
@@ -175,10 +175,34 @@ class Driver:
         self._binding.open(found)
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _begin_doubt(self) -> None:
+    def _begin_doubt(self, seconds: float = LINGER) -> None:
         """A run before this one may have been killed while it wrote."""
         if self._doubt is not None:
-            self._doubt.begin()
+            self._doubt.begin(seconds)
+
+    def _take_over_doubt(self, state: PipelineState) -> None:
+        """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most."""
+        retried = self.pipeline.ledger.retried
+        lingers = state.lingers if retried == state.retried else LINGER
+        if lingers is not None:
+            self._begin_doubt(lingers)
+        if self._doubt is not None and (state.lingers, state.retried) != (LINGER, retried):
+            self._change(replace(state, lingers=LINGER, retried=retried))
+
+    def _hand_over_doubt(self) -> None:
+        """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
+        state = self.pipeline.ledger.pipeline
+        if self._doubt is not None and state is not None:
+            self._change(replace(state, lingers=self._doubt.left))
+
+    def _state(self) -> PipelineState:
+        state = self.pipeline.ledger.pipeline
+        assert state is not None
+        return state
+
+    def _change(self, state: PipelineState) -> None:
+        self.pipeline.change(state)
+        self._delivery.flush()
 
     def _fetch(self) -> None:
         """Read from the stream that the table has now."""
@@ -215,8 +239,9 @@ class Driver:
 
     def _run(self, until: str | None) -> None:
         while not self._world.stop.is_set():
-            if until == "caught-up" and self.pipeline.caught_up(self._started):
-                return
+            caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
+            if caught_up and not (self._doubt is not None and self._doubt.over):
+                return  # with tombstones to forget, short runs would leave more and more behind
             try:
                 self._turn()
             except GapFound as found:
@@ -232,7 +257,8 @@ class Driver:
         batch = None if self._delivery.full else self._delivery.taken()
         if batch is not None:
             self._delivery.offer(batch)
-        busy = self._chores.do() or batch is not None or self._delivery.busy
+        busy = batch is not None or self._delivery.busy
+        busy = self._chores.do(idle=not busy) or busy
         stepped = self._steps.get(0.0 if busy else WAIT)
         if stepped is None and batch is None:
             self._delivery.push()
@@ -287,6 +313,7 @@ class Driver:
         self.pipeline.drop_ahead()
         self._vitals.goodbye()
         self._delivery.flush()
+        self._hand_over_doubt()
         self._watch.end()
         self._vitals.show()
         log.info("stopped", extra={"read": self.pipeline.total.read})

@@ -91,6 +91,11 @@ class Ledger:
         return self._values["spared"]
 
     @property
+    def retried(self) -> int:
+        """The revision of what commands noted of their retries; 0 if none did."""
+        return self._revisions.get(("retried", ""), 0)
+
+    @property
     def pulse(self) -> Pulse | None:
         return self._values["pulse"].get("")
 

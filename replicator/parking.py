@@ -15,7 +15,7 @@ import msgspec
 from replicator.attributes import Malformed
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
 from replicator.change import Change
-from replicator.checkpoints import Checkpoints, Dropped, Parked, PipelineState, Place, Save, decode, encode
+from replicator.checkpoints import Checkpoints, Dropped, Parked, PipelineState, Place, Retried, Save, decode, encode
 from replicator.compaction import Filing, run_writes
 from replicator.errors import ConfigError, Fenced
 from replicator.item import Item
@@ -118,12 +118,14 @@ def _unless_changed(act: Callable[[], Outcome]) -> str:
 def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints: Checkpoints) -> Outcome:
     """Store a retry where the entries are apart from the documents: what will be there is noted first.
 
-    So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies.
+    So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies. The next
+    run learns that a request may still arrive, and that deletes may have left tombstones.
     """
     written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
     leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
     noted = replace(parked.entry, leaves=leaves)
-    checkpoints.save([Save(PARKED, parked.id, parked.revision, encode(noted))])
+    retried = Save("retried", "", None, encode(Retried(parked.entry.version)))
+    checkpoints.save([Save(PARKED, parked.id, parked.revision, encode(noted)), retried])
     outcome = target.write(batch)
     if outcome.rejections:
         return outcome

@@ -18,7 +18,7 @@ from connectors.dynamodb.writing import Writing
 from replicator.batch import DocumentId
 from replicator.wire import Wire
 
-_LONGEST = 5.0  # seconds
+_LONGEST = 1.0  # seconds
 
 Items = Sequence[Mapping[str, Any]]
 Place = tuple[str, str, int]

@@ -10,6 +10,7 @@ from replicator import backfill, doubt
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
 from replicator.chores import Chores
 from replicator.delivery import Delivery
+from replicator.doubt import Doubt
 from replicator.driver import Driver
 from replicator.position import version
 from replicator.stores import decide
@@ -24,6 +25,7 @@ from tests.simulation.mutants.scenarios import (
     lossy,
     replaced,
     seldom_written,
+    stopped_soon,
     transacted,
     two_tables,
 )
@@ -151,3 +153,8 @@ def passes_begin_again(patch: Patch) -> None:
         return any([self._patiently(partial(do, table)) for table in self.tables])
 
     patch.setattr(Chores, "_piece", every_table)
+
+
+@mutant("a run that stops in good order leaves nothing to doubt, whatever it lost", 5, shape=stopped_soon)
+def stops_without_doubt(patch: Patch) -> None:
+    patch.setattr(Doubt, "left", None)

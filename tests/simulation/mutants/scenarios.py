@@ -66,7 +66,7 @@ def lossy(drawn: Scenario) -> Scenario:
 def resynced_poison(drawn: Scenario) -> Scenario:
     """Items are parked when people resync, long after their last change, and the target takes them later."""
     rates = {"write": 0.4, "pause": 0.15, "resync": 0.04, "relent": 0.02, "retry": 0.1}
-    return replace(drawn, hook="rekeyed", refuses=True, keys=8, steps=100, rates=rates)
+    return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=8, steps=100, rates=rates)
 
 
 def set_back(drawn: Scenario) -> Scenario:
@@ -78,6 +78,12 @@ def short_runs(drawn: Scenario) -> Scenario:
     """Runs end soon after they began to read a shard, and what they had read is trimmed meanwhile."""
     rates = {**RATES, "write": 0.8, "roll": 0.1, "die": 0.15, "lost": 0.1, "trim": 0.1}
     return replace(drawn, index=True, trims=True, steps=120, records_a_page=7, rates=rates)
+
+
+def stopped_soon(drawn: Scenario) -> Scenario:
+    """Requests are lost, and runs end in good order soon after."""
+    rates = {"write": 0.8, "late": 0.1, "lost": 0.05, "die": 0.002}
+    return replace(drawn, index=True, forgetful=True, keys=6, steps=150, pace=0.3, rates=rates)
 
 
 def two_tables(drawn: Scenario) -> Scenario:
@@ -131,5 +137,6 @@ SHAPES = (
     seldom_written,
     set_back,
     short_runs,
+    stopped_soon,
     two_tables,
 )

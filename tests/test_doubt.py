@@ -1,0 +1,184 @@
+"""Claims about what one run leaves the next to doubt, where the target has no transactions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from replicator import backfill
+from replicator.batch import DocumentId
+from replicator.checkpoints import PipelineState, Retried, Save, decode, encode
+from replicator.chores import Chores
+from replicator.compaction import Filing
+from replicator.delivery import Delivery, Patience
+from replicator.doubt import Doubt
+from replicator.pipeline import Pipeline
+from replicator.position import FIRST_EPOCH
+from replicator.source import Listing
+from replicator.target import Table
+from replicator.testing.contract.kit import PK, owner
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
+from replicator.testing.memory_index import MemoryIndex
+from tests.simulation import runs
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import Universe
+
+LONGEST = 300.0  # seconds: what the engines' own limits for a request come to, rounded up
+
+
+@pytest.fixture
+def universe() -> Universe:
+    """A copy that one run made; nothing goes wrong by itself."""
+    universe = Universe(0, Scenario(index=True, forgetful=True, rates={}, steps=1_000_000, pace=2.0, keys=3))
+    universe.write("a", removes=False)
+    universe.write("b", removes=False)
+    universe.clock.now += 1.0
+    runs.go(universe, 5000)
+    return universe
+
+
+def remove_a(universe: Universe) -> None:
+    universe.write("a", removes=True)
+    universe.clock.now += 1.0
+
+
+def tombstones(universe: Universe) -> set[DocumentId]:
+    return set(universe.database.tombstones[universe.TABLE])
+
+
+def state(universe: Universe) -> PipelineState:
+    found = decode("pipeline", "", universe.database.entries["pipeline", ""][1])
+    assert isinstance(found, PipelineState)
+    return found
+
+
+def test_behind_a_clean_stop_nothing_is_doubted(universe: Universe) -> None:
+    remove_a(universe)
+    runs.go(universe, 5000)
+    assert state(universe).lingers is None
+    assert tombstones(universe) == set()
+    assert ("a",) not in universe.database.rows[universe.TABLE]
+
+
+def test_while_a_run_is_at_work_the_next_one_would_doubt_for_the_longest(universe: Universe) -> None:
+    runs.go(universe, 20, until=None)  # killed
+    assert state(universe).lingers == LONGEST
+    remove_a(universe)
+    runs.go(universe, 5000)
+    assert tombstones(universe) == {("a",)}
+
+
+def test_checkpoints_of_before_leave_everything_to_doubt() -> None:
+    assert PipelineState(FIRST_EPOCH, "s", "t", "i", backfill.FOLLOWING).lingers == LONGEST
+
+
+def test_short_runs_end_a_doubt_together_and_forget_its_tombstones(universe: Universe) -> None:
+    runs.go(universe, 20, until=None)  # killed
+    remove_a(universe)
+    left = []
+    while (lingers := state(universe).lingers) is not None:
+        left.append(lingers)
+        before = universe.clock()
+        runs.go(universe, 5000)
+        assert universe.clock() - before < LONGEST, "no run waits for the end of a doubt"
+        universe.clock.now += LONGEST  # while no run is there, what was sent may be held up too
+    assert len(left) > 2
+    assert left == sorted(left, reverse=True)
+    assert tombstones(universe) == set()
+
+
+def test_a_retry_beside_the_runs_is_doubted_by_the_next(universe: Universe) -> None:
+    """It may have been sent twice, and have left tombstones."""
+    MemoryCheckpoints(universe.database).save([Save("retried", "", None, encode(Retried(1)))])
+    remove_a(universe)
+    runs.go(universe, 5000)
+    assert tombstones(universe) == {("a",)}
+    assert state(universe).retried == 1
+
+
+def test_a_doubt_that_begins_again_never_ends_sooner() -> None:
+    time = [0.0]
+    doubt = Doubt(lambda: time[0])
+    doubt.begin()
+    doubt.begin(5.0)
+    assert doubt.left == LONGEST
+    time[0] = LONGEST
+    assert doubt.left == 0.0
+    assert doubt.over
+    doubt.settle()
+    assert doubt.left is None
+    assert not doubt.over
+
+
+class Slow(MemoryIndex):
+    """Each look for tombstones takes three seconds, and finds that there is more to look through."""
+
+    def __init__(self, database: MemoryDatabase, time: list[float]) -> None:
+        super().__init__(database, now=lambda: time[0])
+        self._time = time
+        self.asked: list[str] = []
+        self.left = {"few": 2, "many": 5}
+
+    def purge(self, table: Table, below: int) -> int:
+        self._time[0] += 3.0
+        self.asked.append(table.name)
+        self.left[table.name] -= 1
+        return max(0, self.left[table.name])
+
+
+def chores(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], float]) -> Chores:
+    store = MemoryCheckpoints(MemoryDatabase())
+    pipeline = Pipeline(Filing(None, tuple(t.name for t in tables)), store.claim(owner("mine")))
+    patience = Patience(threading.Event(), lambda _: None, now, Random(1))
+    delivery = Delivery(target, store, pipeline, patience, now)
+    stage = PipelineState(FIRST_EPOCH, "s", "t", "i", backfill.FOLLOWING)
+    pipeline.begin(replace(stage), Listing((), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    return Chores(target, store, tables, pipeline, delivery, patience, now, now, target.doubt)
+
+
+def test_each_table_is_looked_through_once() -> None:
+    time = [0.0]
+    target = Slow(MemoryDatabase(), time)
+    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    target.doubt.begin()
+    time[0] += LONGEST
+    while found.do(idle=True):
+        pass
+    assert target.asked == ["few"] * 2 + ["many"] * 5
+    assert target.doubt.left is None
+
+
+def test_a_doubt_in_the_middle_of_a_pass_begins_it_anew() -> None:
+    time = [0.0]
+    target = Slow(MemoryDatabase(), time)
+    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    target.doubt.begin()
+    time[0] += LONGEST
+    for _ in range(3):
+        found.do(idle=True)
+    target.doubt.begin()
+    assert not found.do(idle=True), "while it lasts nothing is forgotten"
+    time[0] += LONGEST
+    target.asked.clear()
+    target.left = {"few": 2, "many": 5}
+    while found.do(idle=True):
+        pass
+    assert target.asked == ["few"] * 2 + ["many"] * 5
+
+
+def test_beside_changes_that_wait_cleaning_up_has_a_fifth_of_the_time() -> None:
+    time = [0.0]
+    target = Slow(MemoryDatabase(), time)
+    target.left = {"many": 1_000_000}
+    found = chores(target, [Table("many", PK)], lambda: time[0])
+    target.doubt.begin()
+    time[0] = began = LONGEST
+    while time[0] < began + 1000.0:
+        if not found.do(idle=False):
+            time[0] += 0.1
+    assert 3.0 * len(target.asked) == pytest.approx(200.0, rel=0.05)
