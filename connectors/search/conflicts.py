@@ -48,6 +48,15 @@ class Conflicts:
                     found.add(place(entry.write))
         return found
 
+    def remembered(self, entries: Sequence[Entry], layouts: Mapping[str, Layout]) -> list[Entry]:
+        """The conflicting tombstones where nothing is stored: the engine itself remembers a delete, for a minute."""
+        found: list[Entry] = []
+        for table in {e.write.table for e in entries}:
+            wanted = [e for e in entries if e.write.table == table]
+            versions = self._versions(layouts[table], wanted)
+            found += [entry for entry, version in zip(wanted, versions, strict=True) if version is None]
+        return found
+
     def _versions(self, layout: Layout, entries: Sequence[Entry]) -> list[int | None]:
         """The stored version of each document, None where there is none."""
         wanted = [{"_id": e.id, **_routing(layout, e)} for e in entries]

@@ -37,6 +37,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     def sent(self, *, tombstones: bool) -> bytes:
         return self.lines if self.plain is None or tombstones else self.plain
 
+    @property
+    def insisting(self) -> bytes:
+        """The lines that leave a tombstone also where the engine remembers a delete of this version."""
+        return self.lines.replace(b'"version_type":"external"', b'"version_type":"external_gte"', 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -87,11 +92,9 @@ class TableEncoder:
         self._body = DocumentText()
         routing = b"" if layout.routed_by is None else b',"routing":%b'
         target = b'{"_id":%b,"version":%b,"version_type":"external"' + routing + b"}}\n"
-        # Also at the version of a delete that the engine has in mind only: that memory ends, and the tombstone stays.
-        or_equal = target.replace(b'"external"', b'"external_gte"')
         ours = b'{"%b":{"version":%%b' % OURS.encode() + b"".join(b',"%b":%%b' % part.encode() for part in layout.parts)
         self._delete = b'{"delete":' + target
-        self._tombstone = b'{"index":' + or_equal + ours + b',"deleted":true}}\n'
+        self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
         self._upsert = b'{"index":' + target + ours + b"}%b\n"
         fields = self._upsert.removesuffix(b"%b\n") + (b',"%b":{' % WHOLE.encode() if layout.whole else b",")
         self._frame = Frame(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)

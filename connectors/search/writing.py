@@ -113,7 +113,27 @@ class Writing:
         self._known(conflicting, layouts, tombstones=tombstones)
         return rejections + self._too_heavy(attempt, layouts) + self._impossible(attempt, layouts)
 
+    def _insisted(self, turned_away: Sequence[Entry], layouts: Mapping[str, Layout]) -> list[Entry]:
+        """Put tombstones where a conflict shows only that the engine remembers a delete, until that memory ends.
+
+        What is left of the conflicts; an error if a tombstone was not put.
+        """
+        bare = self._conflicts.remembered([e for e in turned_away if e.plain is not None], layouts)
+        attempt: Attempt = []
+        for table in {entry.write.table for entry in bare}:
+            entries = [entry for entry in bare if entry.write.table == table]
+            verdicts = self._bulk.store(layouts[table], [entry.insisting for entry in entries])
+            attempt += ((entry, verdict, True) for entry, verdict in zip(entries, verdicts, strict=True))
+        self._noted(attempt, layouts, tombstones=False)
+        if (error := worst([verdict for _, verdict, _ in attempt])) is not None:
+            raise error
+        put = {place(entry.write) for entry, verdict, _ in attempt if verdict.kind == "stored"}
+        self._progress.stored.update(dict.fromkeys(put, True))
+        return [entry for entry in turned_away if place(entry.write) not in put]
+
     def _known(self, conflicting: Sequence[Entry], layouts: Mapping[str, Layout], *, tombstones: bool) -> None:
+        if tombstones and conflicting:
+            conflicting = self._insisted(conflicting, layouts)
         ours = self._conflicts.ours(conflicting, self._progress, layouts)
         for entry in conflicting:
             if place(entry.write) in ours:

@@ -54,6 +54,19 @@ class Lingerings(Contract):
         assert _written(opened, batch(put({"pk": "a"}, 1))).stale == {"shard:contract": 1}
         assert stored(table()) == {}
 
+    def test_while_in_doubt_a_delete_that_was_made_before_leaves_a_tombstone_after_all(
+        self, opened: Target, restart: Callable[[], None], stored: Stored
+    ) -> None:
+        """What the server itself remembers of the first time does not last."""
+        doubt = _doubt(opened)
+        opened.write(batch(put({"pk": "a"}, 1)))
+        opened.write(batch(remove("a", 2)))
+        doubt.begin()
+        opened.write(batch(remove("a", 2)))
+        restart()
+        assert _written(opened, batch(put({"pk": "a"}, 1))).stale == {"shard:contract": 1}
+        assert stored(table()) == {}
+
     def test_tombstones_of_a_doubt_are_forgotten_after_it(self, opened: Target, stored: Stored) -> None:
         doubt = _doubt(opened)
         doubt.begin()
