@@ -254,7 +254,9 @@ def test_any_name_is_quoted(one_postgres: Database) -> None:
     half = len(names) // 2
     for name, key in zip(names[:half], names[half:], strict=False):
         column = f"{name} {key}"[:30]
-        table = Table(name, KeySchema((KeyAttribute(key, "S"),)), {"columns": {column: "text"}})
+        table = Table(
+            name, KeySchema((KeyAttribute(key, "S"),)), {"columns": {column: {"type": "text", "from": [column]}}}
+        )
         one = target(one_postgres, schema="public")
         assert one.check([table]) == []
         one.open([table], FIRST_EPOCH)
