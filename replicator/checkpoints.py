@@ -194,6 +194,7 @@ class Pulse:
 
     ``who``: whose it is (``Owner.who``).
     ``listed``: when the last complete listing of shards was stored; shards that it did not show are younger.
+    ``filled``: of a run that stopped, the target's tables that held something then.
     """
 
     at: float
@@ -203,6 +204,7 @@ class Pulse:
     trouble: str | None = None
     listed: float | None = None
     who: str = ""
+    filled: tuple[str, ...] = ()
 
 
 VALUES: Mapping[str, type] = {

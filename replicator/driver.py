@@ -7,11 +7,11 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from replicator import backfill, start
+from replicator import backfill, existing, start
 from replicator.binding import Binding
 from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, PipelineState, Save, encode
@@ -307,11 +307,17 @@ class Driver:
         with contextlib.suppress(TransientError):  # it may be the store itself that is waited for
             self._copy.checkpoints.save([sign])
 
+    def _filled(self) -> Sequence[str]:
+        """The tables that this run leaves with something in them; none where the target cannot tell now."""
+        with contextlib.suppress(TransientError):
+            return existing.filled(self._copy.target, self._copy.tables)
+        return ()
+
     def _say_goodbye(self) -> None:
         """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""
         self._delivery.settle()
         self.pipeline.drop_ahead()
-        self._vitals.goodbye()
+        self._vitals.goodbye(self._filled())
         self._delivery.flush()
         self._hand_over_doubt()
         self._watch.end()

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
+from replicator.checkpoints import Pulse
 from replicator.identity import Change, Identity, Parts, changes
 from replicator.ledger import Ledger
 from replicator.source import SourceTable
 from replicator.start import Found
-from replicator.target import Defining, Identifying, Table, Target
+from replicator.target import Defining, Identifying, Inspectable, Table, Target
 from replicator.transform import Hook
 
 
@@ -30,7 +31,23 @@ def found(ledger: Ledger, source: SourceTable, target: Target, tables: Sequence[
         parts=defined,
         hook=hook.fingerprint if hook is not None else "",
         additions=_additions(target, tables, changed),
+        emptied=_emptied(ledger.pulse, target, tables),
     )
+
+
+def filled(target: Target, tables: Sequence[Table]) -> Sequence[str]:
+    """The tables that hold something; none where the target cannot tell."""
+    if not isinstance(target, Inspectable):
+        return ()
+    nothing = target.empty(tables)
+    return [table.name for table in tables if table.name not in nothing]
+
+
+def _emptied(last: Pulse | None, target: Target, tables: Sequence[Table]) -> Sequence[str]:
+    """The tables that hold nothing, and did when the last run stopped in good order. After a crash nothing is known."""
+    if last is None or last.phase != "stopped" or not last.filled or not isinstance(target, Inspectable):
+        return ()
+    return target.empty([table for table in tables if table.name in last.filled])
 
 
 def identities(target: Target, tables: Sequence[Table]) -> Mapping[str, Identity]:

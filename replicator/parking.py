@@ -15,7 +15,18 @@ import msgspec
 from replicator.attributes import Malformed
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
 from replicator.change import Change
-from replicator.checkpoints import Checkpoints, Dropped, Parked, PipelineState, Place, Retried, Save, decode, encode
+from replicator.checkpoints import (
+    Checkpoints,
+    Dropped,
+    Parked,
+    PipelineState,
+    Place,
+    Pulse,
+    Retried,
+    Save,
+    decode,
+    encode,
+)
 from replicator.compaction import Filing, run_writes
 from replicator.errors import ConfigError, Fenced
 from replicator.item import Item
@@ -97,9 +108,19 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Check
         batch = retried(parked, filing, pipeline)
     except (Poison, Malformed) as e:
         return str(e)
+    if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):
+        _expect_nothing(checkpoints)
     if isinstance(target, Transactional):
         return _unless_changed(partial(target.write, batch))
     return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints))
+
+
+def _expect_nothing(checkpoints: Checkpoints) -> None:
+    """Let the next run find empty what the last one left filled: a retried removal may take the last document."""
+    for entry in checkpoints.read().entries:
+        last = decode(entry.kind, entry.id, entry.text) if entry.kind == "pulse" else None
+        if isinstance(last, Pulse) and last.filled:
+            checkpoints.save([Save("pulse", "", None, encode(replace(last, filled=())))])
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:

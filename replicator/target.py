@@ -139,6 +139,17 @@ class Identifying(Protocol):
 
 
 @runtime_checkable
+class Inspectable(Protocol):
+    """A target that can tell at little cost whether a table holds anything at all.
+
+    Without it a table that was emptied by hand between two runs is not noticed.
+    """
+
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
+        """The names of those tables that are there and hold nothing, no tombstone either if it keeps them there."""
+
+
+@runtime_checkable
 class Defining(Protocol):
     """A target that knows which options decide what it stores, and what can be added to a table that has rows.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from replicator import backfill
@@ -71,9 +71,9 @@ class Vitals:
         """A sign of life as of now."""
         return replace(self._sign(self.progress().phase), listed=self.pipeline.discovery.listed)
 
-    def goodbye(self) -> None:
-        """The last sign of life: stopped in good order."""
-        self.pipeline.pulse(self._sign("stopped"))
+    def goodbye(self, filled: Sequence[str] = ()) -> None:
+        """The last heartbeat: stopped in good order, with something in the tables ``filled``."""
+        self.pipeline.pulse(replace(self._sign("stopped"), filled=tuple(filled)))
 
     def progress(self) -> Progress:
         """How the run is doing, from what is stored and what idle shards showed."""

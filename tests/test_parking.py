@@ -12,7 +12,7 @@ from replicator import Document
 from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
-from replicator.checkpoints import Owner, Parked, PipelineState, Save, encode
+from replicator.checkpoints import Owner, Parked, PipelineState, Pulse, Save, decode, encode
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
 from replicator.errors import ConfigError, Fenced, TransientError
@@ -81,6 +81,24 @@ def test_a_parked_removal_removes(database: MemoryDatabase, target: MemoryTarget
 
     assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {}
+
+
+def test_a_retried_removal_may_leave_a_table_empty(target: MemoryTarget) -> None:
+    """Else the next run would take it for one that was emptied by hand."""
+    target.checkpoints.save([Save("pulse", "", None, encode(Pulse(0.0, "stopped", filled=("orders",))))])
+    park(target, "a", 7)
+    retry(only(target), AS_IS, target, target.checkpoints, STATE)
+    assert filled(target) == ("orders",)
+    park(target, "a", 8, new=False)
+    retry(only(target), AS_IS, target, target.checkpoints, STATE)
+    assert filled(target) == ()
+
+
+def filled(target: MemoryTarget) -> tuple[str, ...]:
+    (text,) = [e.text for e in target.checkpoints.read().entries if e.kind == "pulse"]
+    last = decode("pulse", "", text)
+    assert isinstance(last, Pulse)
+    return last.filled
 
 
 def test_an_older_change_than_the_targets_is_stale(database: MemoryDatabase, target: MemoryTarget) -> None:

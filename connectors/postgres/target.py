@@ -86,6 +86,12 @@ class Postgres:
         with self._session.connection() as connection:
             return definition.identities(connection, wanted)
 
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
+        with self._session.connection() as connection:
+            wanted = shapes(tables, self._options.schema_).items()
+            there = [(name, shape) for name, shape in wanted if catalog.found(connection, shape) is not None]
+            return [name for name, shape in there if not catalog.filled(connection, shape)]
+
     def parts(self, table: Table) -> Parts:
         (shape,) = self._shapes([table])
         return definition.parts(shape)
@@ -184,7 +190,7 @@ class Postgres:
         table = catalog.found(connection, shape)
         if table is None:
             connection.execute(catalog.create_table(shape))
-        if table is None or table.epoch != epoch:
+        if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync begins a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))
 
 

@@ -108,6 +108,10 @@ class MemoryRows:
         found = [self._epoch(t.name) for t in tables]
         return None if None in found else max(e for e in found if e is not None)
 
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
+        """As Postgres tells it, which keeps tombstones elsewhere."""
+        return [t.name for t in tables if self._database.rows.get(t.name) == {}]
+
     def _epoch(self, table: str) -> int | None:
         """As noted; without a note, that of the newest version."""
         noted = self._database.epochs.get(table)
@@ -127,7 +131,7 @@ class MemoryRows:
         for table in tables:
             self._database.rows.setdefault(table.name, {})
             self._database.tombstones.setdefault(table.name, {})
-            self._database.epochs[table.name] = epoch
+            self._database.epochs[table.name] = max(epoch, self._database.epochs.get(table.name, 0))
 
     def _apply(self, write: Write, *, keep: bool) -> bool:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]

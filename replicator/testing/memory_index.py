@@ -47,6 +47,9 @@ class MemoryIndex(MemoryRows):
         self.acknowledged = Acknowledged()
         self._now = now
 
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
+        return [name for name in super().empty(tables) if not self._database.tombstones.get(name)]
+
     def requests(self, batch: Batch) -> Sequence[Request]:
         """What is unfinished of a batch."""
         keep = batch.tombstones or bool(self.doubt)

@@ -110,12 +110,17 @@ def seed(world: Universe, act: Act) -> None:
 
 
 def empty(world: Universe, act: Act) -> None:
-    """A table is emptied by hand, after a run that ended in good order."""
+    """A table is emptied by hand, after a run that ended in good order: the next one must notice.
+
+    Where tombstones are kept among the documents, they go too.
+    """
 
     def delete_all() -> None:
         name = _table(world, act.luck[1])
         if name is not None and _stopped(world) and not world.late:
             world.database.rows[name] = {}
+            if world.scenario.index:
+                world.database.tombstones[name] = {}
             world.database.volatile.clear()
 
     world.later_between_runs(0, delete_all)

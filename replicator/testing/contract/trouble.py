@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 
 from replicator.batch import Outcome
 from replicator.config_target import destination
-from replicator.errors import TransientError
+from replicator.errors import ConfigError, TransientError
 from replicator.position import FIRST_EPOCH
-from replicator.target import Target
+from replicator.target import Inspectable, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -47,6 +48,24 @@ class Trouble(Contract):
         target.open([table(), table("later")], FIRST_EPOCH + 4)
         assert build().epoch([table(), table("later")]) == FIRST_EPOCH + 4
         assert build().epoch([table(), table("never")]) is None
+
+    def test_an_earlier_epoch_never_takes_the_place_of_a_later_ones_note(
+        self, target: Target, build: Callable[[], Target]
+    ) -> None:
+        """A command opens the tables with the epoch that it read, while a resync begins the next."""
+        target.open([table()], FIRST_EPOCH + 1)
+        with contextlib.suppress(ConfigError):
+            build().open([table()], FIRST_EPOCH)
+        assert build().epoch([table()]) == FIRST_EPOCH + 1
+
+    def test_says_which_tables_are_empty(self, target: Target, build: Callable[[], Target]) -> None:
+        if not isinstance(target, Inspectable):
+            pytest.skip("this target does not tell")
+        assert target.empty([table()]) == []
+        target.open([table()], FIRST_EPOCH)
+        assert target.empty([table(), table("never")]) == [table().name]
+        target.write(batch(put({"pk": "a"}, 1)))
+        assert build().empty([table()]) == []  # type: ignore[attr-defined]
 
     # trouble
 

@@ -1,0 +1,52 @@
+"""A table that holds nothing is a loss only if it held something when the last run stopped in good order."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator import existing
+from replicator.batch import Batch, Part, Upsert
+from replicator.change import KeyAttribute, KeySchema
+from replicator.checkpoints import Claimed, Entry, Pulse, encode
+from replicator.ledger import Ledger
+from replicator.position import FIRST_EPOCH, version
+from replicator.source import SourceTable
+from replicator.target import Table
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+
+KEYS = KeySchema((KeyAttribute("id", "S"),))
+TABLES = (Table("orders", KEYS), Table("lines", KEYS))
+SOURCE = SourceTable("source", "arn", "id", KEYS, 0, 0, "stream", True, "NEW_AND_OLD_IMAGES", "identity", "server")
+
+
+@pytest.fixture
+def target() -> MemoryTarget:
+    """Two tables, the first with a row."""
+    found = MemoryTarget(MemoryDatabase())
+    found.open(TABLES, FIRST_EPOCH)
+    found.write(Batch([Part("", [Upsert("orders", ("a",), {"id": "a"}, version(FIRST_EPOCH, 1), ("a",))])]))
+    return found
+
+
+def emptied(target: MemoryTarget, last: Pulse | None) -> list[str]:
+    entries = [] if last is None else [Entry("pulse", "", 1, encode(last))]
+    return list(existing.found(Ledger(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
+
+
+def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: MemoryTarget) -> None:
+    assert existing.filled(target, TABLES) == ["orders"]
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (Pulse(0.0, "stopped", filled=("lines",)), ["lines"]),
+        (Pulse(0.0, "stopped", filled=("orders",)), []),
+        (Pulse(0.0, "stopped"), []),
+        (Pulse(0.0, "live", filled=("lines",)), []),
+        (None, []),
+    ],
+    ids=["emptied", "still filled", "was empty", "killed", "never ran"],
+)
+def test_a_table_is_emptied_only_if_it_was_noted(target: MemoryTarget, last: Pulse | None, expected: list[str]) -> None:
+    assert emptied(target, last) == expected
