@@ -61,6 +61,7 @@ def expire(world: Universe, act: Act) -> None:
     items = world.source.items(world.TABLE)
     if items:
         world.source.expire(world.TABLE, {"pk": items[act.pick(len(items))]["pk"]})
+        world.records.note(world)
 
 
 # What DynamoDB does
@@ -74,6 +75,12 @@ def split(world: Universe, act: Act) -> None:
 def roll(world: Universe, act: Act) -> None:
     if (shard := _shard(world, act)) is not None:
         world.source.roll(world.TABLE, shard)
+
+
+def wither(world: Universe, act: Act) -> None:
+    """A shard rolls over, and has a second child that closes at once and never gets children."""
+    if (shard := _shard(world, act)) is not None:
+        world.source.wither(world.TABLE, shard)
 
 
 def storm(world: Universe, act: Act) -> None:
@@ -153,6 +160,16 @@ def pause(world: Universe, act: Act) -> None:
 
 def jump(world: Universe, act: Act) -> None:
     world.clock.now += act.between(HOUR, 26 * HOUR)
+
+
+def absence(world: Universe, act: Act) -> None:
+    """The run ends, and the next one begins hours later, or nearly a day later; seldom after more than a day."""
+    if act.luck[0] < 0.5:
+        hours = act.between(0.2, 12.0)
+    else:
+        hours = act.between(12.0, 23.9) if act.luck[0] < 0.9 else act.between(24.0, 72.0)
+    world.later_between_runs(0, lambda: world.lapse(hours * HOUR))
+    raise Killed
 
 
 def skew(world: Universe, act: Act) -> None:
@@ -266,6 +283,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "expire": expire,
     "split": split,
     "roll": roll,
+    "wither": wither,
     "storm": storm,
     "throttle": throttle,
     "outage": outage,
@@ -279,6 +297,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "recreate": recreate,
     "pause": pause,
     "jump": jump,
+    "absence": absence,
     "skew": skew,
     "lost": arm,
     "unanswered": arm,

@@ -106,7 +106,21 @@ def driver_in(universe: Universe, copy: Copy) -> Driver:
         lambda wire: SeededSteps(universe, wire),
         universe.clock,
     )
-    return Driver(copy, Owner(f"run{universe.runs}", "here", 1, universe.clock()), world)
+    driver = Driver(copy, Owner(f"run{universe.runs}", "here", 1, universe.clock()), world)
+    _judge_gaps(universe, driver)
+    return driver
+
+
+def _judge_gaps(universe: Universe, driver: Driver) -> None:
+    """Each gap that the run reports must be one."""
+    inner = driver._gap
+
+    def gap(found: GapFound) -> None:
+        if not driver._recorded(found):
+            universe.records.judge(universe, found)
+        inner(found)
+
+    driver._gap = gap  # type: ignore[method-assign]
 
 
 def keys_of(universe: Universe) -> KeySchema:
@@ -116,6 +130,8 @@ def keys_of(universe: Universe) -> KeySchema:
 
 
 def _told(universe: Universe, run: int, progress: Progress) -> None:
+    if progress.lag_seconds is not None and progress.phase == "live":
+        universe.records.live = max(universe.records.live, universe.clock.now - progress.lag_seconds)
     if run == universe.runs:  # one that was replaced, and does not know it yet, may be wrong
         truth.check_told(universe.database, progress)
 
@@ -127,11 +143,13 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     run = universe.runs
     resync = universe.resync_ordered
     universe.note("run", run, "begins", "with a resync" if resync else "")
+    began = universe.clock.now
     try:
         driver = driver_in(universe, admitted(universe, resync=resync))
         limit_turns(driver, turns)
         driver.run(until=until, resync=resync, accept_hook_change=universe.fixed)
         universe.caught_up = True
+        universe.records.live = max(universe.records.live, began)
     except Fenced:
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
     except ConfigError:
@@ -170,7 +188,10 @@ def settle(universe: Universe) -> None:
     """Runs one after the other until the world has done its worst; then one that must catch up."""
     while not universe.over:
         universe.between_runs()
-        go(universe, 10_000, "caught-up" if universe.random.random() < 0.2 else None)
+        caught_up = universe.random.random() < 0.2 or universe.scenario.cron
+        go(universe, 10_000, "caught-up" if caught_up else None)
+        if universe.scenario.cron:
+            universe.lapse(1200.0 * universe.answers.random())
         with suppress(Killed):
             universe.happen()
     universe.between_runs()

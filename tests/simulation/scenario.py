@@ -74,6 +74,24 @@ CROWDED: Mapping[str, float] = {
 
 ONLY_WHERE_TRIMMED = ("jump", "trim")
 
+MONTHS: Mapping[str, float] = {
+    "write": 0.3,
+    "expire": 0.02,
+    "split": 0.01,
+    "wither": 0.02,
+    "absence": 0.04,
+    "throttle": 0.01,
+    "pause": 0.01,
+    "skew": 0.003,
+    "die": 0.02,
+    "takeover": 0.004,
+    "lost": 0.02,
+    "unanswered": 0.02,
+    "late": 0.005,
+    "resync": 0.001,
+}
+"""The acts of a world in which days and months pass, and nothing is lost before its time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -84,6 +102,8 @@ class Scenario:
     ``at_commit``: what it refuses shows only at the commit, one write at a time;
     ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
     ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
+    ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
+    caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
     answer is there, before more is read. ``pace``: seconds a step takes at most. ``slow``: chance that an answer takes
     long. ``rates``: chance of each act, a step.
@@ -97,6 +117,9 @@ class Scenario:
     at_commit: bool = False
     forgetful: bool = False
     trims: bool = False
+    months: bool = False
+    cron: bool = False
+    lingering: float = 0.0
     numbering: Numbering = field(default_factory=Numbering)
     keys: int = 6
     steps: int = 120
@@ -151,7 +174,9 @@ def draw(seed: int) -> Scenario:
     )
     drawn = parking(seed, drawn)
     chance = random.Random(f"crowd {seed}")
-    return crowded(drawn, chance) if drawn.index and chance.random() < 0.2 else drawn
+    if drawn.index and chance.random() < 0.2:
+        return crowded(drawn, chance)
+    return _in_months(drawn, random.Random(f"months {seed}"))
 
 
 def parking(seed: int, drawn: Scenario) -> Scenario:
@@ -196,6 +221,25 @@ def _identities(seed: int) -> dict[str, float]:
     if chance.random() < 2 / 3:
         return {}
     return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in IDENTITIES.items() if chance.random() < 0.7}
+
+
+def _in_months(drawn: Scenario, chance: random.Random) -> Scenario:
+    """One seed in eight lives for long."""
+    if chance.random() >= 1 / 8:
+        return drawn
+    rates = {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in MONTHS.items() if chance.random() < 0.85}
+    return replace(
+        drawn,
+        months=True,
+        trims=True,
+        cron=chance.random() < 0.3,
+        lingering=chance.choice([0.0, 3600.0, 12 * 3600.0]),
+        keys=int(2 * 6 ** chance.random()),
+        steps=int(40 * 6 ** chance.random()),
+        records_a_page=chance.choice([3, 20]),
+        pace=chance.choice([2.0, 60.0, 300.0]),
+        rates=rates,
+    )
 
 
 def _numbering(chance: random.Random) -> Numbering:

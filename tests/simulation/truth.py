@@ -89,6 +89,7 @@ def check_end(universe: Universe) -> None:
         _check_table(table, want[table], database.rows.get(table, {}), parked)
         assert not database.tombstones.get(table), f"tombstones are left in {table}"
     _check_counts(database)
+    universe.records.check_complete(universe)
 
 
 def _check_parked(universe: Universe) -> None:

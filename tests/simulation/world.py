@@ -21,10 +21,14 @@ from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock
 from tests.simulation.deciding import ACTS as DECISIONS
 from tests.simulation.plan import Act, Plan
+from tests.simulation.retention import Records
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 
 ACTS = {**EVENTS, **DECISIONS}
+
+
+HOUR = 3600.0
 
 
 class Universe:
@@ -45,6 +49,7 @@ class Universe:
             dialect=scenario.dialect,
             numbering=scenario.numbering,
             shards=scenario.shards,
+            lingering=scenario.lingering,
         )
         self.target: type[Unreliable | UnreliableIndex] = target_of(scenario)
         self.edition = self.depth = self.runs = self.fuse = self.value = 0
@@ -54,6 +59,7 @@ class Universe:
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
+        self.records = Records()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered
@@ -79,6 +85,7 @@ class Universe:
         else:
             self.value += 1
             self.source.put(self.TABLE, {"pk": key, "v": self.value})
+        self.records.note(self)
 
     @property
     def streaming(self) -> bool:
@@ -117,6 +124,22 @@ class Universe:
         for place in [place for place in database.volatile if place[0] == table]:
             del database.volatile[place]
 
+    def roll_old(self) -> None:
+        """Shards roll over about every four hours, as at AWS."""
+        now, shards = self.clock.now, self.source.shards(self.TABLE) if self.streaming else []
+        for shard in shards:
+            if shard.open and now - shard.opened >= (4 + self.answers.random()) * HOUR:
+                self.source.roll(self.TABLE, shard.id)
+
+    def lapse(self, seconds: float) -> None:
+        """Time passes without a run: shards roll over, and now and then an item is written."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now = min(end, self.clock.now + HOUR * self.answers.random())
+            self.roll_old()
+            if self.answers.random() < self.scenario.rates.get("write", 0.0):
+                self.write(f"k{self.answers.randrange(self.scenario.keys)}", removes=self.answers.random() < 0.35)
+
     # What happens between two steps
 
     @property
@@ -135,6 +158,8 @@ class Universe:
             self.calm()
             if self.depth:
                 raise Killed  # the last run is one that nothing disturbs
+        if self.scenario.months and not self.over:
+            self.roll_old()
         if self.late:
             self.arrive()
         self.effect("step")

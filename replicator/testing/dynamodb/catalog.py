@@ -23,13 +23,20 @@ class Catalog:
     """All tables and streams of one endpoint. ``shards``: with how many a stream begins."""
 
     def __init__(
-        self, now: Callable[[], float], random: random.Random, numbering: Numbering, shards: int, region: str
+        self,
+        now: Callable[[], float],
+        random: random.Random,
+        numbering: Numbering,
+        shards: int,
+        region: str,
+        lingering: float = 0.0,
     ) -> None:
         self.now = now
         self.random = random
         self.shards = shards
         self.numbering = numbering
         self.region = region
+        self.lingering = lingering
         self.tables: dict[str, Table] = {}
         self._streams: dict[str, Stream] = {}
         self._labelled = 0.0  # the newest stream's label, in milliseconds: no two streams share one
@@ -131,7 +138,7 @@ class Catalog:
         arn = f"{table.definition['TableArn']}/stream/{label}"
         schema = tuple(table.definition["KeySchema"])
         origin = Origin(arn, label, table.name, view, self.region, schema)
-        stream = Stream(origin, self.shards, self.numbering, self.now, self.random)
+        stream = Stream(origin, self.shards, self.numbering, self.now, self.random, self.lingering)
         self._streams[arn] = table.stream = table.latest_stream = stream
 
     def _disable(self, table: Table) -> None:

@@ -30,6 +30,7 @@ class DynamoDB:
 
     A table is named where a method takes one. Streams begin with ``shards`` shards; sequence numbers look as
     ``numbering`` says, and ``dialect`` says what this endpoint does not know. ``calls`` counts the calls by operation.
+    A closed shard stays listed for up to ``lingering`` seconds after its last record can be trimmed.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class DynamoDB:
         dialect: Dialect = AWS,
         shards: int = 1,
         region: str = "us-east-1",
+        lingering: float = 0.0,
     ) -> None:
         self.calls: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._faults = Faults()
-        self._catalog = Catalog(now, random, numbering or Numbering(), shards, region)
+        self._catalog = Catalog(now, random, numbering or Numbering(), shards, region, lingering)
         self._items = Items(self._catalog, self._faults)
         self._writes = Writes(self._catalog)
         self._reads = StreamReads(self._catalog, self._faults, dialect)
@@ -140,6 +142,11 @@ class DynamoDB:
     def roll_all(self, table: str) -> list[str]:
         with self._lock:
             return [self.roll(table, shard) for shard in self.open_shards(table)]
+
+    def wither(self, table: str, shard: str) -> str:
+        """Roll a shard over beside a second child that closes at once and never has children; return its id."""
+        with self._lock:
+            return self._stream(table).wither(shard)
 
     def trim(self, table: str, shard: str, count: int) -> None:
         """Lose the ``count`` oldest records of a shard now, as if they were 24 hours old."""

@@ -18,6 +18,7 @@ class Shard:
     start: int
     last: int
     trimmed: int
+    opened: float = 0.0
     end: int | None = None
     closed: float | None = None
     sequences: list[int] = field(default_factory=list)

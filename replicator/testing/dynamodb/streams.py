@@ -57,7 +57,13 @@ class Stream:
     """A table's stream. Items of a partition key live in exactly one open shard."""
 
     def __init__(
-        self, origin: Origin, shards: int, numbering: Numbering, now: Callable[[], float], random: random.Random
+        self,
+        origin: Origin,
+        shards: int,
+        numbering: Numbering,
+        now: Callable[[], float],
+        random: random.Random,
+        lingering: float = 0.0,
     ) -> None:
         self.origin = origin
         self.created = now()
@@ -65,6 +71,7 @@ class Stream:
         self.numbering = numbering
         self._now = now
         self._random = random
+        self._lingering = lingering
         self._sequences = Sequences(numbering, random)
         self._shards: dict[str, Shard] = {}
         self._open: list[Shard] = []  # by the hashes they take
@@ -111,6 +118,15 @@ class Stream:
         self._replace([parent], [child])
         return child.id
 
+    def wither(self, id: str) -> str:
+        """Close a shard; besides the child that takes its hashes there is one that closes at once, a leaf for ever."""
+        parent = self._closing(id)
+        leaf = self._new(parent.id, range(parent.hashes.start, parent.hashes.start))
+        leaf.end, leaf.closed = self._sequences.after(leaf.last), self._now()
+        child = self._new(parent.id, parent.hashes)
+        self._replace([parent], [child])
+        return leaf.id
+
     def disable(self) -> None:
         """Close all shards; what they hold stays readable until it is trimmed."""
         self.disabled = self._now()
@@ -128,7 +144,7 @@ class Stream:
         start = self._sequences.opening()
         self._opened = max(self._opened + 1, int(self._now() * 1000))
         id = f"shardId-{self._opened:020d}-{self._random.getrandbits(32):08x}"
-        shard = Shard(id, parent, hashes, start, last=start, trimmed=start - 1)
+        shard = Shard(id, parent, hashes, start, last=start, trimmed=start - 1, opened=self._now())
         self._shards[id] = shard
         return shard
 
@@ -138,13 +154,17 @@ class Stream:
         self._starts = [shard.hashes.start for shard in self._open]
 
     def _remains(self, shard: Shard) -> bool:
-        """Trim what is older than 24 hours; a shard that closed so long ago is no longer there."""
+        """Trim what is older than 24 hours; a shard that closed so long ago is forgotten, sooner or later."""
         oldest = self._now() - RETENTION
         shard.trim_older(oldest)
-        if shard.closed is None or shard.closed >= oldest:
+        if shard.closed is None or shard.closed >= oldest - self._lingers(shard):
             return True
         self._shards.pop(shard.id, None)
         return False
+
+    def _lingers(self, shard: Shard) -> float:
+        """Seconds for which an empty shard is still listed: each has its own, so they go in any order."""
+        return self._lingering * random.Random(shard.id).random() if self._lingering else 0.0
 
     def _record(self, sequence: int, created: int, change: Change) -> bytes:
         view = self.origin.view
