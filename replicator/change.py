@@ -113,9 +113,10 @@ class Page:
     """What one step of a shard's reader found; empty pages are normal and mean nothing.
 
     ``records`` are in order and follow what was passed before without a hole. ``ended``: the shard is closed and this
-    was its last page. ``through``: every record created before that time has been read, None where that is unknown.
-    ``rest``: seconds that the next step should wait at least. ``trouble``: why the step found nothing, if it failed
-    and will be repeated. ``size``: bytes held.
+    was its last page. ``through``: every record created before that time has been read, as far as a few empty pages can
+    tell; None where that is unknown. ``since``: nothing that was not read yet is older than that. ``missing``: the
+    endpoint says that there is no such shard. ``rest``: seconds that the next step should wait at least. ``trouble``:
+    why the step found nothing, if it failed and will be repeated. ``size``: bytes held.
     """
 
     shard: str
@@ -125,6 +126,8 @@ class Page:
     rest: float = 0.0
     trouble: str | None = None
     size: int = 0
+    since: float = 0.0
+    missing: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

@@ -94,10 +94,10 @@ class ShardState:
 
     ``first``: the StartingSequenceNumber it was listed with. ``whole``: the shard appeared later, so all its records
     are needed; else it was open when the epoch began and is read from ``since`` on (or from its first record where the
-    endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it is older than this time.
+    endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it, and not stored, is older than this time.
     ``anchor``: the sequence of its first record, stored before any write that uses its ordinal. ``sequence`` and
     ``ordinal``: the position, ``created`` the time of its record. ``through``: every record created before that time
-    is stored; None when unknown.
+    is stored, as far as a few empty pages can tell; None when unknown. ``leaf``: it ended, and has no children.
     """
 
     parent: str | None
@@ -110,6 +110,7 @@ class ShardState:
     created: float | None = None
     ended: bool = False
     through: float | None = None
+    leaf: bool = False
 
     @property
     def position(self) -> Position:

@@ -12,15 +12,21 @@ from replicator.errors import GapFound
 from replicator.source import Listing
 
 PATIENCE = 3  # complete listings in a row after which a shard that none shows is gone
+LEAF_PATIENCE = 10  # complete listings in a row that show a closed shard without a child: more than a minute of them
+SETTLED = 15 * 60.0  # seconds after a shard's end: one listing that shows it without a child is enough by then
 ORPHAN_PATIENCE = 5  # complete listings in a row that show a shard but never its parent
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """New shards with their states, parents first, and ended shards that nothing asks for any more."""
+    """New shards with their states, parents first, and ended shards that nothing asks for any more.
+
+    ``finished``: known shards that turned out to be at their end, and to have no children.
+    """
 
     shards: Mapping[str, ShardState] = field(default_factory=dict)
     forgotten: frozenset[str] = frozenset()
+    finished: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -29,6 +35,10 @@ class Discovery:
 
     misses: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
+    barren: Counter[str] = field(default_factory=Counter)
+    bare: dict[str, float] = field(default_factory=dict)  # closed shards without a child, since they were seen so
+    leaves: set[str] = field(default_factory=set)  # those that have none, read to their end or not
+    unknown: set[str] = field(default_factory=set)  # shards that the endpoint does not know, though nothing can be lost
     closed: set[str] = field(default_factory=set)
     listed: float | None = None  # when the last complete listing was asked for
 
@@ -43,19 +53,29 @@ class Discovery:
             fresh[shard.id] = replace(state, ended=True, whole=False) if shard.id in before else state
         if not listing.complete:
             return News(fresh)
-        self._orphans(lineage.orphans(known, found))
+        orphans = lineage.orphans(known, found)
+        self._orphans(orphans)
         after = {**known, **fresh}
-        missing = lineage.vanished(after, found)
-        self._missing(after, missing)
-        if not missing and not lineage.heirless(after, found):
-            self.listed = listing.at  # else it is older than it says, and proves of no shard that it is young
+        missing = lineage.vanished(after, found) - self.leaves
+        finished = self._missing(after, missing, listing.at)
+        if not missing and not orphans:
+            self._leaves(after, lineage.heirless(after, found), found, listing.at)
+            if not lineage.heirless(after, found) - self.leaves:
+                self.listed = listing.at  # else it is older than it says, and proves of no shard that it is young
+        finished |= self.leaves & lineage.childless(after)
         gone = lineage.forgettable(known, found, listing.at)
         self.closed -= gone
-        return News(fresh, frozenset(gone))
+        self.leaves -= gone
+        return News(fresh, frozenset(gone), frozenset(finished))
 
     def read_from(self, shard: str) -> None:
         """A shard that hands out pages is there, whatever listings say."""
         self.misses.pop(shard, None)
+        self.unknown.discard(shard)
+
+    def not_found(self, shard: str) -> None:
+        """The endpoint knows no such shard, and nothing that is needed of it is old enough to be gone."""
+        self.unknown.add(shard)
 
     def _orphans(self, ids: Iterable[str]) -> None:
         self.waits = Counter({id: self.waits[id] + 1 for id in ids})
@@ -63,11 +83,40 @@ class Discovery:
             if waited >= ORPHAN_PATIENCE:
                 raise GapFound(f"the shard's parent was not shown by {waited} listings: its records are lost", id)
 
-    def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str]) -> None:
+    def _missing(self, known: Mapping[str, ShardState], ids: Iterable[str], now: float) -> set[str]:
+        """Missing shards that are at their end, and after which nothing comes: else GapFound.
+
+        A shard is listed for as long as something in it is younger than a day. So an unfinished one that is gone though
+        nothing that is needed of it is so old had nothing more to give, and an ended one had no such children.
+        """
         self.misses = Counter({id: self.misses[id] + 1 for id in ids})
-        for id, missed in self.misses.items():
-            if missed >= PATIENCE:
-                raise GapFound(_loss(known[id]), id, known[id].sequence)
+        gone = {id for id, missed in self.misses.items() if missed >= PATIENCE}
+        for id in sorted(gone - self.unknown):
+            state = known[id]
+            if not state.ended or now - state.since >= lineage.SAFE_AGE:
+                raise GapFound(_loss(state), id, state.sequence)
+        return gone
+
+    def _leaves(
+        self, known: Mapping[str, ShardState], heirless: set[str], listed: Mapping[str, lineage.Shard], now: float
+    ) -> None:
+        """Find shards that have no children: not all get some, and a child is listed soon after its parent closed.
+
+        When that was is unknown for those that were closed as the epoch began, mostly long before.
+        """
+        closed = {id: known[id] for id in heirless if id in known and id in listed and not listed[id].open}
+        self.barren = Counter({id: self.barren[id] + 1 for id in closed})
+        self.bare = {id: self.bare.get(id, _end(state, now)) for id, state in closed.items()}
+        settled = {id for id, since in self.bare.items() if now - since >= SETTLED}
+        older = {id for id, state in closed.items() if state.ended and state.through is None}
+        children = {state.parent for state in known.values()}
+        self.leaves -= children
+        self.leaves |= settled | {id for id in older if self.barren[id] >= LEAF_PATIENCE}
+
+
+def _end(state: ShardState, now: float) -> float:
+    """A time by which the shard had ended."""
+    return min(now, state.through or state.since) if state.ended else now
 
 
 def _loss(missing: ShardState) -> str:

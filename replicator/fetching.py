@@ -67,6 +67,9 @@ class Fetching:
 
     def _page(self, source: str, page: Page) -> None:
         self.pipeline.accept(page)
+        if self.pipeline.gone(page.shard):
+            self._note(source, None)
+            return
         self._note(source, page.trouble)
         self._next(source, page.rest)  # after the last page too: the generator's end is one more step
 
@@ -92,6 +95,7 @@ class Fetching:
         if self.steps.has(_LISTER) or now < self._ask_at:
             return
         childless = self.pipeline.childless
+        self._asked &= childless
         new = childless - self._asked
         if new and len(childless) <= FEW:
             shard = min(new)

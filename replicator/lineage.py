@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-KEPT = 48 * 3600.0  # seconds; the stream itself forgets after 24 hours
+RETENTION = 24 * 3600.0  # seconds for which AWS keeps each record at least
+SAFE_AGE = RETENTION - 30 * 60  # two clocks that AWS tolerates, five minutes wrong each, and calls that take long
+SAFE_SILENCE = RETENTION - 4 * 3600  # a few empty pages may be wrong, at AWS for the 4 hours that a shard is open
+KEPT = 2 * RETENTION  # after which no listing shows a shard any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Known(Protocol):
     def parent(self) -> str | None: ...
     @property
     def ended(self) -> bool: ...
+    @property
+    def leaf(self) -> bool: ...
     @property
     def since(self) -> float: ...
     @property
@@ -96,31 +101,47 @@ def vanished(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str
 
 
 def childless(known: Mapping[str, Known]) -> set[str]:
-    """Ended shards without a known child: somebody should ask for their children."""
+    """Ended shards without a known child that are not known to have none: their children must be asked for."""
     parents = {shard.parent for shard in known.values()}
-    return {id for id, shard in known.items() if shard.ended and id not in parents}
+    return {id for id, shard in known.items() if shard.ended and not shard.leaf and id not in parents}
 
 
 def heirless(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
     """Shards that have ended, or are listed as closed, without a child anywhere: the listing is from before they did.
 
-    A shard closes when others take over from it.
+    A shard closes when others take over from it, unless it is known to be a leaf.
     """
+    leaves = {id for id, shard in known.items() if shard.leaf}
     parents = {shard.parent for shard in known.values()} | {shard.parent for shard in listed.values()}
     ended = {id for id, shard in known.items() if shard.ended}
-    return (ended | {id for id, shard in listed.items() if not shard.open}) - parents
+    return (ended | {id for id, shard in listed.items() if not shard.open}) - parents - leaves
 
 
 def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard], now: float) -> set[str]:
     """Ended shards that nothing asks for any more: not listed, their children past their own start, and long past.
 
     One listing that leaves a shard out proves nothing. Forgotten too early, it would look like a new one when the next
-    listing shows it again.
+    listing shows it again. A shard that stays keeps one of its children: without any it would be taken for one whose
+    children no listing ever showed.
     """
     needed = {shard.parent for shard in known.values() if not shard.ended} | childless(known)
     long_past = now - KEPT
-    return {
+    gone = {
         id
         for id, shard in known.items()
         if shard.ended and id not in listed and id not in needed and (shard.through or shard.since) < long_past
     }
+    while kept := _last_children(known, gone):
+        gone -= kept
+    return gone
+
+
+def _last_children(known: Mapping[str, Known], gone: set[str]) -> set[str]:
+    """One child of each shard that stays and would have none left."""
+    leaving: dict[str, str] = {}
+    for id in sorted(gone):
+        parent = known[id].parent
+        if parent is not None and parent in known and parent not in gone:
+            leaving.setdefault(parent, id)
+    staying = {shard.parent for id, shard in known.items() if id not in gone}
+    return {id for parent, id in leaving.items() if parent not in staying}

@@ -42,6 +42,7 @@ def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -
         ordinal=state.ordinal + len(records),
         ended=pages[-1].ended,
         through=pages[-1].through,
+        since=max(state.since, pages[-1].since),
     )
 
 

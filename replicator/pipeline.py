@@ -20,7 +20,7 @@ from replicator.batch import Batch, Counts, Outcome, Part, Rejection, outcome_co
 from replicator.change import Page, ScanPage
 from replicator.checkpoints import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared
 from replicator.compaction import Circumstances, Filing, Refused
-from replicator.discovery import Discovery
+from replicator.discovery import Discovery, News
 from replicator.errors import GapFound
 from replicator.fetched import Fetched
 from replicator.identity import UNKNOWN, Definition
@@ -77,7 +77,7 @@ class Pipeline:
         self._childless: set[str] | None = None
         self._opened: set[str] = set()
         self._fetched = Fetched()
-        self._through: dict[str, float] = {}
+        self._idle: dict[str, Page] = {}  # the last empty page of each shard of which nothing waits
         self._pulse: Pulse | None = None
         self._pending: list[Pending] = []
         self._under_way: deque[_Taken] = deque()
@@ -155,14 +155,38 @@ class Pipeline:
         news = self.discovery.news({**self.ledger.shards, **self._pending_shards()}, listing)
         self._pending += [("shard", id, state) for id, state in news.shards.items()]
         self._pending += [("shard", id, None) for id in news.forgotten]
+        self._pending += [("shard", id, replace(self.shards[id], ended=True, leaf=True)) for id in self._settled(news)]
+
+    def _settled(self, news: News) -> list[str]:
+        """Finished shards of which nothing is in flight: what is stored of them does not change any more."""
+        stored, ledger = self.shards, self.ledger.shards
+        return [
+            id
+            for id in sorted(news.finished)
+            if id in stored and stored[id] == ledger.get(id) and f"shard:{id}" not in self._fetched
+        ]
 
     def accept(self, page: Page) -> None:
-        """Take a page of a shard."""
+        """Take a page of a shard. GapFound if it holds records though the shard was taken for one that is gone."""
+        if page.missing:
+            self.discovery.not_found(page.shard)
+            return
         self.discovery.read_from(page.shard)
-        if page.records or page.ended:
+        if self.gone(page.shard):
+            self._check_gone(page)
+        elif page.records or page.ended:
             self._fetched.add(f"shard:{page.shard}", page)
-        elif page.through is not None and f"shard:{page.shard}" not in self._fetched:
-            self._through[page.shard] = page.through
+        elif f"shard:{page.shard}" not in self._fetched:
+            self._idle[page.shard] = page
+
+    def gone(self, shard: str) -> bool:
+        """Whether the shard ended without children, so that a reader has nothing to wait for."""
+        known = self.ledger.shards.get(shard)
+        return known is not None and known.leaf
+
+    def _check_gone(self, page: Page) -> None:
+        if page.records:
+            raise GapFound("the shard hands out records, though it was neither found nor listed before", page.shard)
 
     def accept_scan(self, page: ScanPage) -> None:
         """Take a page of a scan segment."""
@@ -274,6 +298,7 @@ class Pipeline:
                 self.parked.undo(move)
             self._fetched.give_back(taken.pages)
             self._pending = taken.pending + self._pending
+        self._idle.clear()  # empty pages may lie behind records that must be stored again
 
     # What people want to know
 
@@ -292,11 +317,12 @@ class Pipeline:
         return all(s.ended or self._read_through(id, s) >= since for id, s in self.shards.items())
 
     def _read_through(self, id: str, state: ShardState) -> float:
-        return max(state.through or 0.0, self._through.get(id, 0.0))
+        idle = self._idle.get(id)
+        return max(state.through or 0.0, (idle.through if idle is not None else None) or 0.0)
 
     def seen(self) -> dict[str, ShardState]:
         """The stored shards, with what idle ones showed since."""
-        idle = {id: self.shards[id] for id in self._through if id in self.shards}
+        idle = {id: self.shards[id] for id in self._idle if id in self.shards}
         return self.shards | {id: replace(s, through=self._read_through(id, s)) for id, s in idle.items()}
 
     @property
@@ -313,7 +339,7 @@ class Pipeline:
         assert not self._under_way, "collect or give back what is under way before an epoch begins"
         self._fetched.clear()
         self._opened.clear()
-        self._through.clear()
+        self._idle.clear()
         self._refused.clear()
         self._pending = [p for p in self._pending if p[0] == "gap"]
 
@@ -340,11 +366,14 @@ class Pipeline:
     def _put_pulse(self, taken: _Taken) -> None:
         if self._pulse is None:
             return
-        for shard, through in self._through.items():
+        for shard, page in self._idle.items():
             state = self.ledger.shards.get(shard)
-            if state is not None and through > (state.through or 0.0):
-                self._put(taken, "shard", shard, replace(state, through=through))
-        self._through.clear()
+            if state is None or state.ended:
+                continue
+            through, since = max(state.through or 0.0, page.through or 0.0), max(state.since, page.since)
+            if (through, since) != (state.through or 0.0, state.since):
+                self._put(taken, "shard", shard, replace(state, through=through, since=since))
+        self._idle.clear()
         self._put(taken, "pulse", "", replace(self._pulse, listed=self.discovery.listed))
         # Whatever is there: while a batch waits for the target, the driver gives signs of life past it.
         taken.saves["pulse", ""] = replace(taken.saves["pulse", ""], expected=None)
@@ -405,7 +434,9 @@ class Pipeline:
         elif kind == "shard":
             before = self.shards.get(id)
             _set(self.shards, id, value, ShardState)
-            if before is None or not isinstance(value, ShardState) or value.ended != before.ended:
+            if value is None:
+                self._opened.discard(id)
+            if before is None or not isinstance(value, ShardState) or _place(value) != _place(before):
                 self._readable = self._childless = None
         elif kind == "segment":
             _set(self.segments, id, value, SegmentState)
@@ -430,6 +461,11 @@ class Pipeline:
 
     def _changing_stage(self) -> bool:
         return any(kind == "pipeline" for kind, _, _ in self._pending)
+
+
+def _place(state: ShardState) -> tuple[bool, bool]:
+    """What the lineage says of a shard that is there."""
+    return state.ended, state.leaf
 
 
 def _set(stored: dict[str, T], id: str, value: object | None, kind: type[T]) -> None:

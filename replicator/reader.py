@@ -16,13 +16,14 @@ import msgspec
 from replicator.change import Page, Record
 from replicator.checkpoints import ShardState
 from replicator.errors import GapFound, OutOfOrder, TransientError
+from replicator.lineage import SAFE_AGE, SAFE_SILENCE
 from replicator.lookup import looked_up
 from replicator.stream import Records, Stream
 from replicator.wire import Call, WireError, decoded, failure
 
-YOUNG = 20 * 3600.0  # seconds: younger records cannot have reached the 24 h retention limit
-OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began
+OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began: two clocks as above
 IDLE_PAGES = 3  # empty pages in a row after which a shard counts as read up to now
+PROOF_PAGES = 600  # empty pages in a row that pass everything there was at the first: ten minutes of an idle reader
 SLOWEST_POLL = 1.0
 QUICKEST_POLL = 0.25
 LONGEST_BACKOFF = 20.0
@@ -37,16 +38,24 @@ class _Iterator(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Cursor:
-    """Where a reader is: the one mutable thing in it."""
+    """Where a reader is: the one mutable thing in it.
+
+    ``since``, ``through``: as in ``Page``. ``created``: the time of the record ``last``. ``silent``: empty pages in a
+    row since ``began``, each of which passes a part of the shard. ``horizon``: opened at what is left of the shard.
+    """
 
     shard: str
     state: ShardState
     closed: bool
     last: str | None
     expected: str | None
+    since: float
+    created: float | None
     horizon: bool = False
     failures: int = 0
     idle: int = 0
+    silent: int = 0
+    began: float = 0.0
     through: float | None = None
     iterator: str | None = None
     ended: bool = False
@@ -60,10 +69,12 @@ class _Cursor:
 def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False) -> Generator[Call | Page, Any, None]:
     """Pages of a shard from its stored position on; a step that failed yields a page that says so.
 
-    ``closed``: the shard is known to end, so empty pages are not waited upon.
+    ``closed``: the shard is known to end, so empty pages are not waited upon, and tell nothing.
     Raises GapFound, OutOfOrder, NotPermitted.
     """
-    at = _Cursor(shard, state, closed, state.sequence, state.sequence or state.anchor, through=state.through)
+    expected = state.sequence or state.anchor
+    since = max(state.since, state.created or 0.0)
+    at = _Cursor(shard, state, closed, state.sequence, expected, since, state.created, through=state.through)
     while not at.ended:
         yield (yield from _step(stream, at))  # nothing of the page stays here: many readers rest for a long time
 
@@ -74,7 +85,8 @@ def _step(stream: Stream, at: _Cursor) -> _Step:
     try:
         if at.iterator is None:
             at.iterator = yield from _open(stream, at)
-            return Page(at.shard, through=at.through)
+            at.silent = 0  # it begins anew at the last record, perhaps far behind
+            return _nothing(at)
         answer = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
     except WireError as e:
         return _after(stream, at, e, started)
@@ -86,9 +98,9 @@ def _step(stream: Stream, at: _Cursor) -> _Step:
 def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _Step:
     """The page that an answer makes; the cursor moves behind it."""
     at.failures, at.iterator = 0, answer.next
-    records = _following(at, answer.records)
+    records = _following(stream, at, answer.records)
     if at.iterator is None and at.expected is not None:
-        raise GapFound("the shard ended before the record that was stored last: it is trimmed", at.shard, at.expected)
+        _pass_trimmed(stream, at, "the shard ended before the record that was stored last: it is trimmed")
     if stream.keys_only and records:
         skipped = len(answer.records) - len(records)
         removed = {i - skipped for i in answer.removals}
@@ -100,16 +112,19 @@ def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _St
 
 def _looked_up(stream: Stream, at: _Cursor, trouble: str) -> Page:
     """The page of one look-up."""
-    return _pause(stream, at, trouble) if trouble else Page(at.shard, through=at.through)
+    return _pause(stream, at, trouble) if trouble else _nothing(at)
 
 
 def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Page:
     """The page of a step that was answered with an error; GapFound, NotPermitted where repeating cannot help."""
     if error.code == "ExpiredIteratorException":
-        at.iterator, at.expected = None, at.last or at.expected
-        return Page(at.shard, through=at.through, trouble="the iterator expired and is replaced in place")
-    if error.code == "TrimmedDataAccessException" and at.untouched:
-        _require_young(stream, at, error)
+        at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
+        return _nothing(at, trouble="the iterator expired and is replaced in place")
+    if error.code == "TrimmedDataAccessException":
+        if at.untouched:
+            _require_young(stream, at, error)
+        else:
+            _pass_trimmed(stream, at, "records behind the stored position are trimmed", error)
         at.iterator, at.horizon = None, True
         return replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
     return _failed(stream, at, error)
@@ -118,16 +133,17 @@ def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Pag
 def _open(stream: Stream, at: _Cursor) -> Generator[Call, bytes, str]:
     """An iterator at the cursor. AT the last record, never after it: seeing it again proves that none is missing."""
     place = _place(at)
-    if place["ShardIteratorType"] in _SILENT:
-        _require_young(stream, at, None)
     try:
-        return (yield from _iterator(stream, at.shard, place))
+        opened = yield from _iterator(stream, at.shard, place)
     except WireError as e:
         if not at.untouched or at.horizon or not _unusable(e, at):
             raise
         _require_young(stream, at, e)
         at.horizon = True
         return (yield from _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"}))
+    if place["ShardIteratorType"] in _SILENT:
+        _require_young(stream, at, None)  # by a clock that AWS has just found right
+    return opened
 
 
 def _place(at: _Cursor) -> dict[str, Any]:
@@ -137,7 +153,7 @@ def _place(at: _Cursor) -> dict[str, Any]:
         return {"ShardIteratorType": "TRIM_HORIZON"}
     if at.state.whole:
         return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": at.state.first}
-    return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": at.state.since - OVERLAP}
+    return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": at.since - OVERLAP}
 
 
 def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator[Call, bytes, str]:
@@ -154,8 +170,8 @@ def _unusable(error: WireError, at: _Cursor) -> bool:
 
 def _require_young(stream: Stream, at: _Cursor, error: WireError | None) -> None:
     """Opening a shard at what is left of it is right only where nothing that we need can have been trimmed."""
-    age = stream.now() - at.state.since
-    if age >= YOUNG:
+    if not _complete(stream, at):
+        age = stream.now() - at.since
         why = "" if error is None else f" ({error.code})"
         raise GapFound(
             f"the head of the shard may be trimmed{why}: nothing of it is stored, "
@@ -165,11 +181,27 @@ def _require_young(stream: Stream, at: _Cursor, error: WireError | None) -> None
         ) from error
 
 
+def _complete(stream: Stream, at: _Cursor) -> bool:
+    """Whether everything of the shard that was not read yet can still be read: it is too young to be trimmed."""
+    now = stream.now()
+    return now - at.since < SAFE_AGE or (at.through is not None and now - at.through < SAFE_SILENCE)
+
+
+def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: WireError | None = None) -> None:
+    """The last record cannot be seen again. That is no loss if it had to go by its age, and nothing after it had."""
+    due = at.last is not None and at.created is not None and stream.now() - at.created >= SAFE_AGE
+    if not due or not _complete(stream, at):
+        raise GapFound(reason, at.shard, at.last or at.expected) from error
+    at.expected, at.horizon = None, True
+
+
 def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
     """The page of a failed step, or the error if repeating the step cannot help."""
-    if error.code == "TrimmedDataAccessException":
-        raise GapFound("records behind the stored position are trimmed", at.shard, at.last or at.expected) from error
     if error.code == "ResourceNotFoundException":
+        if _complete(stream, at):
+            return replace(
+                _pause(stream, at, "the shard is not found; listings will tell whether it ended"), missing=True
+            )
         raise GapFound("the shard no longer exists, and it was not read to its end", at.shard, at.last) from error
     if error.code == "LimitExceededException":
         return _pause(stream, at, "throttled: another consumer is attached (at most two may read a shard)")
@@ -182,13 +214,24 @@ def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
 def _pause(stream: Stream, at: _Cursor, trouble: str) -> Page:
     at.failures += 1
     longest = min(LONGEST_BACKOFF, QUICKEST_POLL * 2 ** min(at.failures, 10))
-    return Page(at.shard, through=at.through, rest=stream.random.uniform(longest / 2, longest), trouble=trouble)
+    return _nothing(at, rest=stream.random.uniform(longest / 2, longest), trouble=trouble)
 
 
-def _following(at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+def _nothing(at: _Cursor, rest: float = 0.0, trouble: str | None = None) -> Page:
+    """The page of a step that read nothing."""
+    return Page(at.shard, (), False, at.through, rest, trouble, since=at.since)
+
+
+def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
     """The records after the cursor, which moves behind them. The probe: the first one must be the expected one."""
     if not records:
         return records
+    if at.expected is not None and int(records[0].sequence) > int(at.expected):
+        _pass_trimmed(stream, at, f"the stream goes on at {records[0].sequence} instead of the stored position")
+    if at.horizon and at.expected is None and at.last is not None:
+        passed = int(at.last)
+        records = [r for r in records if int(r.sequence) > passed]
+        at.horizon = not records
     if at.expected is not None:
         if int(records[0].sequence) != int(at.expected):
             raise GapFound(
@@ -214,10 +257,21 @@ def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> 
     """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
     if records:
         created = min(records[-1].created, started)  # the source's clock may be ahead of ours
-        at.idle, at.through = 0, max(at.through or 0.0, created)
-        return Page(at.shard, records, at.ended, at.through, 0.0, None, size)
-    at.idle += 1
-    if at.idle >= IDLE_PAGES or at.ended:
-        at.through = started
+        at.idle, at.silent, at.created = 0, 0, created
+        at.through, at.since = started if at.ended else max(at.through or 0.0, created), max(at.since, created)
+        return Page(at.shard, records, at.ended, at.through, 0.0, None, size, at.since)
+    _silent(at, started)
     rest = 0.0 if at.ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
-    return Page(at.shard, records, at.ended, at.through, rest)
+    return Page(at.shard, records, at.ended, at.through, rest, since=at.since)
+
+
+def _silent(at: _Cursor, started: float) -> None:
+    """What one more empty page tells. One alone tells nothing; of a closed shard only its end does."""
+    at.idle += 1
+    if at.ended or (at.idle >= IDLE_PAGES and not at.closed):
+        at.through = started
+    if at.silent == 0:
+        at.began = started
+    at.silent += 1
+    if at.silent > PROOF_PAGES:
+        at.since, at.silent = max(at.since, at.began), 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from replicator.checkpoints import ShardState
-from replicator.discovery import ORPHAN_PATIENCE, PATIENCE, Discovery
+from replicator.discovery import Discovery, News
 from replicator.errors import GapFound
 from replicator.lineage import Shard
 from replicator.source import Listing
+
+HOUR = 3600.0
 
 
 def listing(*shards: Shard, complete: bool = True, at: float = 100.0) -> Listing:
@@ -80,47 +84,113 @@ def test_a_sibling_that_shows_up_late_is_read() -> None:
     assert {id: s.ended for id, s in news.shards.items()} == {"c": False}
 
 
-def test_an_unfinished_shard_that_no_listing_shows_is_a_gap_after_some_patience() -> None:
+def lists(discovery: Discovery, known: dict[str, ShardState], *shards: Shard, times: int, at: float = 100.0) -> News:
+    for _ in range(times):
+        news = discovery.news(known, listing(*shards, at=at))
+    return news
+
+
+def test_an_unfinished_shard_is_a_gap_when_the_third_listing_in_a_row_does_not_show_it() -> None:
     discovery, known = Discovery(), {"a": state(), "b": state()}
-    for _ in range(PATIENCE - 1):
+    lists(discovery, known, Shard("b"), times=2)
+    with pytest.raises(GapFound, match="no longer listed, and it was not read to its end") as found:
         discovery.news(known, listing(Shard("b")))
-    with pytest.raises(GapFound, match="no longer listed, and it was not read to its end"):
-        discovery.news(known, listing(Shard("b")))
-
-
-def test_an_ended_shard_whose_children_no_listing_ever_shows_is_a_gap_after_some_patience() -> None:
-    discovery, known = Discovery(), {"a": state(ended=True), "z": state("y")}
-    for _ in range(PATIENCE - 1):
-        discovery.news(known, listing(Shard("z", "y")))
-    with pytest.raises(GapFound, match="no longer listed, and no listing showed the shards after it") as found:
-        discovery.news(known, listing(Shard("z", "y")))
     assert found.value.shard == "a"
 
 
-def test_it_is_waited_for_while_it_is_listed() -> None:
-    discovery, known = Discovery(), {"a": state(ended=True)}
-    for _ in range(3 * PATIENCE):
-        discovery.news(known, listing(Shard("a", last="9")))
+def test_an_ended_shard_that_leaves_the_listings_before_its_children_were_seen_is_a_gap_after_a_day() -> None:
+    """For 23.5 hours nothing that came after it can be gone: its children would be listed, if it had any."""
+    discovery, known = Discovery(), {"a": state(ended=True), "z": state("y")}
+    lists(discovery, known, Shard("z", "y"), times=2, at=23.5 * HOUR)
+    with pytest.raises(GapFound, match="no longer listed, and no listing showed the shards after it") as found:
+        discovery.news(known, listing(Shard("z", "y"), at=23.5 * HOUR))
+    assert found.value.shard == "a"
+    discovery = Discovery()
+    assert lists(discovery, known, Shard("z", "y"), times=2, at=23.4 * HOUR).finished == set()
+    assert lists(discovery, known, Shard("z", "y"), times=1, at=23.4 * HOUR).finished == {"a"}
 
 
-def test_a_shard_that_hands_out_pages_is_there_whatever_listings_say() -> None:
+def test_the_children_of_a_shard_that_just_ended_are_waited_for_while_it_is_listed() -> None:
+    known = {"a": replace(state(ended=True), through=1000.0)}
+    assert lists(Discovery(), known, Shard("a", last="9"), times=50, at=1000.0 + 899).finished == set()
+
+
+def test_a_shard_that_is_listed_without_a_child_a_quarter_of_an_hour_after_its_end_has_none() -> None:
+    known = {"a": replace(state(ended=True), through=1000.0)}
+    assert lists(Discovery(), known, Shard("a", last="9"), times=1, at=1000.0 + 900).finished == {"a"}
+
+
+def test_so_has_one_that_was_closed_as_the_epoch_began_when_ten_listings_in_a_row_show_none() -> None:
+    """It closed long before, or its child would be there within seconds."""
+    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
+    shown = (Shard("a", last="9"), Shard("b"))
+    assert lists(discovery, known, *shown, times=9).finished == set()
+    assert lists(discovery, known, Shard("a"), Shard("b"), times=1).finished == set(), "from before it closed"
+    assert lists(discovery, known, *shown, times=9).finished == set()
+    assert lists(discovery, known, *shown, times=1).finished == {"a"}
+
+
+def test_a_listing_that_contradicts_itself_says_nothing_about_leaves() -> None:
+    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
+    lists(discovery, known, Shard("a", last="9"), Shard("b"), Shard("z", "y"), times=4, at=2000.0)
+    assert lists(discovery, known, Shard("a", last="9"), times=2, at=2000.0).finished == set()
+
+
+def test_a_leaf_does_not_keep_listings_from_proving_later_shards_young() -> None:
+    discovery = Discovery()
+    known = {"a": replace(state(ended=True), leaf=True), "b": state(since=7.0)}
+    discovery.news(known, listing(Shard("a", last="9"), Shard("b"), at=50.0))
+    assert discovery.listed == 50.0
+    lists(discovery, known, Shard("b"), times=5)
+
+
+def test_a_listing_that_shows_a_child_without_its_parent_proves_nothing_young() -> None:
+    """What else it left out may be as old as the parent."""
+    discovery, known = Discovery(listed=10.0), {"q": ShardState(None, "1", whole=True, since=10.0)}
+    discovery.news(known, listing(Shard("q"), Shard("x", "p"), at=50.0))
+    news = discovery.news(known, listing(Shard("q", last="5"), Shard("p", "q", last="8"), Shard("x", "p"), at=51.0))
+    assert {id: s.since for id, s in news.shards.items()} == {"p": 10.0, "x": 10.0}
+
+
+def test_a_shard_that_neither_listings_nor_its_reader_find_is_at_its_end_and_no_gap() -> None:
+    discovery, known = Discovery(), {"a": state(), "b": state()}
+    discovery.not_found("a")
+    assert lists(discovery, known, Shard("b"), times=2).finished == set()
+    assert lists(discovery, known, Shard("b"), times=1).finished == {"a"}
+
+
+def test_one_that_its_reader_finds_again_is_a_gap_when_listings_do_not() -> None:
+    discovery, known = Discovery(), {"a": state(), "b": state()}
+    discovery.not_found("a")
+    discovery.read_from("a")
+    lists(discovery, known, Shard("b"), times=2)
+    with pytest.raises(GapFound):
+        discovery.news(known, listing(Shard("b")))
+
+
+def test_a_page_of_a_shard_outweighs_the_listings_before_it_and_none_after() -> None:
     discovery, known = Discovery(), {"a": state()}
-    for _ in range(3 * PATIENCE):
-        discovery.news(known, listing())
+    for _ in range(9):
+        lists(discovery, known, times=2)
         discovery.read_from("a")
-
-
-def test_one_listing_that_shows_it_again_is_enough() -> None:
-    discovery, known = Discovery(), {"a": state()}
-    for _ in range(PATIENCE):
+    lists(discovery, known, times=2)
+    with pytest.raises(GapFound):
         discovery.news(known, listing())
-        discovery.news(known, listing(Shard("a")))
 
 
-def test_a_shard_whose_parent_no_listing_ever_shows_is_a_gap_not_a_root() -> None:
+def test_one_listing_that_shows_it_again_is_enough_to_begin_counting_anew() -> None:
     discovery, known = Discovery(), {"a": state()}
-    for _ in range(ORPHAN_PATIENCE - 1):
-        assert discovery.news(known, listing(Shard("a"), Shard("z", "y"))).shards == {}
+    for _ in range(9):
+        lists(discovery, known, times=2)
+        lists(discovery, known, Shard("a"), times=1)
+    lists(discovery, known, times=2)
+    with pytest.raises(GapFound):
+        discovery.news(known, listing())
+
+
+def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    assert lists(discovery, known, Shard("a"), Shard("z", "y"), times=4).shards == {}
     with pytest.raises(GapFound, match="parent was not shown by 5 listings") as found:
         discovery.news(known, listing(Shard("a"), Shard("z", "y")))
     assert found.value.shard == "z"
@@ -128,8 +198,14 @@ def test_a_shard_whose_parent_no_listing_ever_shows_is_a_gap_not_a_root() -> Non
 
 def test_the_children_that_were_asked_for_say_nothing_about_other_shards() -> None:
     discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
-    for _ in range(3 * PATIENCE):
-        discovery.news(known, listing(Shard("c", "a"), complete=False))
+    lists(discovery, known, Shard("a", last="1"), times=2)  # b is missing twice
+    for _ in range(9):
+        asked = discovery.news(known, listing(Shard("c", "a"), complete=False, at=200.0))
+        assert list(asked.shards) == ["c"]
+    assert discovery.listed is None
+    with pytest.raises(GapFound) as found:
+        discovery.news(known, listing(Shard("a", last="1")))
+    assert found.value.shard == "b"
 
 
 def test_closed_shards_are_remembered_so_that_their_empty_pages_are_not_waited_upon() -> None:

@@ -27,6 +27,7 @@ class Stored:
     ended: bool = False
     since: float = 0.0
     through: float | None = None
+    leaf: bool = False
 
 
 LONG_AFTER = KEPT + 1
@@ -235,3 +236,39 @@ def test_a_shard_whose_children_were_never_seen_is_kept() -> None:
 
 def test_an_unfinished_shard_is_never_forgotten() -> None:
     assert forgettable({"a": OPEN, "b": child("a")}, {}, LONG_AFTER) == set()
+
+
+def test_a_child_is_not_forgotten_before_its_parent() -> None:
+    """Its parent would look like one whose children no listing ever showed."""
+    recently = Stored(ended=True, through=LONG_AFTER - KEPT)
+    assert forgettable({"a": recently, "b": ended_child("a"), "c": child("b")}, {}, LONG_AFTER) == set()
+    later = LONG_AFTER + 1
+    assert forgettable({"a": recently, "b": ended_child("a"), "c": ended_child("b"), "d": child("c")}, {}, later) == {
+        "a",
+        "b",
+    }
+
+
+def test_one_child_is_enough_for_a_parent_that_stays() -> None:
+    """Else nothing of a lineage would be forgotten as long as another one, from the same parent, never ends."""
+    known = {"a": ENDED, "b": child("a"), "c": ended_child("a"), "d": ended_child("c"), "e": child("d")}
+    assert forgettable(known, {}, LONG_AFTER) == {"c"}
+
+
+def test_of_the_children_of_a_listed_shard_one_stays() -> None:
+    known = {"a": ENDED, "b": ended_child("a"), "c": ended_child("a"), "d": ended_child("b"), "e": ended_child("c")}
+    known |= {"f": child("d"), "g": child("e")}
+    assert forgettable(known, listed(Shard("a", last="1")), LONG_AFTER) == {"c"}
+
+
+# which have no children
+
+
+LEAF = Stored(ended=True, leaf=True)
+
+
+def test_a_leaf_is_not_asked_about_does_not_vanish_and_makes_no_listing_old() -> None:
+    assert childless({"a": LEAF}) == set()
+    assert vanished({"a": LEAF}, {}) == set()
+    assert heirless({"a": LEAF}, listed(Shard("a", last="1"))) == set()
+    assert forgettable({"a": LEAF}, {}, LONG_AFTER) == {"a"}

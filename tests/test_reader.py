@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,16 @@ def until_idle(reader: Iterator[Page]) -> list[Page]:
         if page.ended or (len(pages) > 3 and not any(p.records for p in pages[-3:])):
             return pages
     return pages
+
+
+def quiet(*, record: float, through: float, since: float | None = None) -> tuple[World, ShardState]:
+    """A shard whose one record is stored, and how it stands: ages in seconds, of what an earlier run saw."""
+    world = World()
+    world.write(1)
+    stored = sequences(world)[0]
+    written, world.now = world.now, world.now + record
+    since = written if since is None else world.now - since
+    return world, ShardState(None, None, False, since, None, stored, 1, written, through=world.now - through)
 
 
 def sequences(world: World) -> list[str]:
@@ -233,8 +245,16 @@ class TestGaps:
 
     def test_the_shard_no_longer_exists(self) -> None:
         world = World()
+        world.state = replace(world.state, since=world.now - 23.5 * HOUR)
         with pytest.raises(GapFound, match="no longer exists"):
             until_idle(world.read(shard="shardId-00000000000000000000-00000000"))
+
+    def test_a_position_that_is_trimmed_is_a_gap_unless_its_age_explains_it(self) -> None:
+        """The shard was read empty an hour ago; but what AWS keeps for 24 hours is gone after 23."""
+        world, state = quiet(record=23 * HOUR, through=1 * HOUR)
+        world.source.trim("orders", world.shard, 1)
+        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+            until_idle(world.read(state))
 
     def test_a_late_shards_head_is_trimmed(self) -> None:
         world = World()
@@ -243,7 +263,7 @@ class TestGaps:
         world.write(1, 2)
         late = ShardState(world.shard, first, whole=True, since=world.now)
         world.source.trim("orders", child, 1)
-        world.now += 21 * HOUR
+        world.now += 23.5 * HOUR
         with pytest.raises(GapFound, match="head of the shard may be trimmed"):
             until_idle(world.read(late, child))
 
@@ -278,7 +298,7 @@ def test_a_late_shard_whose_start_is_refused_is_read_from_what_is_left_while_tha
     late = ShardState(world.shard, str(world.source.shards("orders")[-1].start), whole=True, since=world.now)
     world.source.fail("GetShardIterator", code)
     assert keys(until_idle(world.read(late, child))) == ["k1", "k2"]
-    world.now += 21 * HOUR
+    world.now += 23.5 * HOUR
     world.source.fail("GetShardIterator", code)
     with pytest.raises(GapFound, match=rf"head of the shard may be trimmed \({code}\)"):
         until_idle(world.read(late, child))
@@ -337,3 +357,95 @@ def test_sequence_numbers_may_have_any_length_and_leading_zeros(numbering: Numbe
     resumed = ShardState(None, None, whole=False, since=1e9, sequence=last, ordinal=12)
     source.put("orders", {"pk": "next"})
     assert keys(until_idle(answered(source, read(stream, shard, resumed)))) == ["next"]
+
+
+class TestSilence:
+    """A shard without records: its position is trimmed in the end, though nothing is lost."""
+
+    @pytest.mark.parametrize("dialect", [AWS, LOCAL], ids=["AWS", "DynamoDB Local"])
+    def test_a_position_of_a_day_ago_is_no_gap_while_the_shard_was_empty_up_to_20_hours_ago(
+        self, dialect: Dialect
+    ) -> None:
+        world, state = quiet(record=30 * HOUR, through=19.9 * HOUR)
+        world.write(2)
+        assert keys(until_idle(world.read(state))) == ["k2"]
+
+    def test_it_is_one_once_that_is_20_hours_ago(self) -> None:
+        world, state = quiet(record=30 * HOUR, through=20 * HOUR)
+        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+            until_idle(world.read(state))
+
+    def test_ten_minutes_of_empty_pages_prove_more_it_may_be_away_for_23_and_a_half_hours_then(self) -> None:
+        world, state = quiet(record=30 * HOUR, through=23.4 * HOUR, since=23.4 * HOUR)
+        world.write(2)
+        assert keys(until_idle(world.read(state))) == ["k2"]
+        world, state = quiet(record=30 * HOUR, through=23.5 * HOUR, since=23.5 * HOUR)
+        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+            until_idle(world.read(state))
+
+    def test_an_endpoint_that_answers_with_later_records_instead_of_an_error_is_believed_as_well(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world, state = quiet(record=30 * HOUR, through=1 * HOUR)
+        world.write(2)
+        right = world.source.call
+        monkeypatch.setattr(world.source, "call", lambda o, r: right(o, _at_what_is_left(r)))
+        assert keys(until_idle(world.read(state))) == ["k2"]
+
+    def test_what_is_left_of_a_closed_shard_is_read_to_its_end(self) -> None:
+        world, state = quiet(record=30 * HOUR, through=1 * HOUR)
+        world.source.roll("orders", world.shard)
+        assert [p.ended for p in world.read(state)][-1] is True
+
+    def test_601_empty_pages_in_a_row_prove_that_the_shard_was_empty_at_the_first(self) -> None:
+        world = World()
+        reader, began = world.read(), world.now
+        pages = []
+        for _ in range(1 + 601):
+            pages.append(next(reader))
+            world.now += 1
+        assert (pages[600].since, pages[601].since) == (began, began + 1)
+
+    def test_a_record_and_a_new_iterator_begin_the_count_again(self) -> None:
+        world = World()
+        reader = world.read()
+        for _ in range(600):
+            next(reader)
+            world.now += 1
+        world.write(1)
+        written = world.now
+        next(reader)
+        for _ in range(500):
+            world.now += 1
+            next(reader)
+        world.now += 16 * 60  # the iterator expires
+        assert {next(reader).since for _ in range(500)} == {written}
+
+    def test_an_untouched_shard_counts_from_when_it_was_read_empty(self) -> None:
+        world = World(LOCAL)
+        state = replace(world.state, since=world.now - 60 * HOUR, through=world.now - 19.9 * HOUR)
+        world.write(1)
+        assert keys(until_idle(world.read(state))) == ["k1"]
+
+    def test_empty_pages_of_a_closed_shard_say_nothing(self) -> None:
+        """They are passed in no time; only its end tells."""
+        world = World()
+        world.write(1)
+        world.source.roll("orders", world.shard)
+        world.source.blank(times=20)
+        reader = answered(world.source, read(world.stream, world.shard, world.state, closed=True))
+        pages = [next(reader) for _ in range(15)]
+        assert {p.through for p in pages} == {None}
+        assert {p.rest for p in pages} == {0.0}
+
+    def test_a_shard_that_is_not_found_though_nothing_of_it_is_old_waits_for_listings(self) -> None:
+        world = World()
+        reader = world.read(shard="shardId-00000000000000000000-00000000")
+        pages = [next(reader) for _ in range(3)]
+        assert all(p.missing and p.trouble and p.rest > 0 and not p.ended for p in pages)
+
+
+def _at_what_is_left(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "SequenceNumber" not in request:
+        return request
+    return {k: v for k, v in request.items() if k != "SequenceNumber"} | {"ShardIteratorType": "TRIM_HORIZON"}

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.testing.dynamodb import LOCAL
+from replicator.testing.dynamodb import LOCAL, Listed
 from tests.faults.world import HOUR, TABLE, World
 
 Fault = Callable[[World], None]
@@ -72,7 +72,7 @@ def vanished(world: World) -> None:
 def late_shard_without_its_head(world: World) -> None:
     """A shard that appeared and lost its first records, all while nobody looked."""
     child = world.db.roll(TABLE, shard(world))
-    world.clock.move(world.clock() + 21 * HOUR)
+    world.clock.move(world.clock() + 23.8 * HOUR)
     unseen(world)
     world.put("k3", n=8)
     world.db.trim(TABLE, child, 1)
@@ -229,3 +229,71 @@ def test_an_endpoint_without_at_timestamp_is_read_from_its_oldest_record_while_t
     faults.fill()
     faults.copied()
     assert faults.counts.stale == 6
+
+
+def test_a_quiet_parent_and_its_child_are_forgotten_in_order_days_after_a_catch_up(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+    for hours in (1, 4):
+        faults.clock.move(faults.clock() + hours * HOUR)
+        faults.put(f"k{hours}", n=hours)
+        faults.db.roll_all(TABLE)
+    faults.clock.move(faults.clock() + 4 * HOUR)
+    faults.copied()
+    for hour in range(60):
+        faults.clock.move(faults.clock() + HOUR)
+        faults.put(f"h{hour}", n=hour)
+        assert faults.run(seconds=40).code == 0
+        if hour % 4 == 3:
+            faults.db.roll_all(TABLE)
+    faults.assert_equal()
+    assert len(faults.shards) <= 14, "what is older than two days is forgotten"
+
+
+def test_a_leaf_older_than_a_day_neither_keeps_a_copy_from_being_caught_up_nor_is_a_gap_when_it_goes(
+    faults: World,
+) -> None:
+    """Large streams have closed shards that never get children."""
+    faults.fill()
+    leaf = faults.db.wither(TABLE, shard(faults))
+    faults.clock.move(faults.clock() + 23 * HOUR)
+    faults.put("k1", n=1)
+    faults.copied()
+    assert faults.shards[leaf].leaf
+    faults.clock.move(faults.clock() + 2 * HOUR)
+    assert leaf not in {s.id for s in faults.db.shards(TABLE)}
+    faults.put("k2", n=2)
+    faults.copied()
+
+
+@pytest.mark.parametrize("hours", [18, 19.8])
+def test_a_quiet_shard_may_be_left_for_20_hours_though_its_copy_took_long(faults: World, hours: float) -> None:
+    faults.fill()
+    faults.put("k1", n=0)
+    faults.db.roll_all(TABLE)
+    faults.copied()
+    for _ in range(8):
+        faults.clock.move(faults.clock() + HOUR)
+        faults.copied()
+    faults.clock.move(faults.clock() + hours * HOUR)
+    faults.put("k2", n=2)
+    faults.copied()
+
+
+def test_a_run_that_was_live_for_long_may_be_away_for_23_hours(faults: World) -> None:
+    faults.fill()
+    faults.put("k1", n=0)
+    assert faults.run(seconds=2 * HOUR).code == 0
+    faults.clock.move(faults.clock() + 23 * HOUR)
+    faults.put("k2", n=2)
+    faults.copied()
+
+
+def test_a_shard_that_a_listing_showed_though_it_was_gone_is_no_gap(faults: World) -> None:
+    faults.fill()
+    gone = Listed("shardId-00000000000000000000-00000000", None, "1", None)
+    faults.db.misreport(lambda shards: [gone, *shards], times=1)
+    faults.copied()
+    assert faults.shards[gone.id].ended
+    faults.put("k2", n=2)
+    faults.copied()

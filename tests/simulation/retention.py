@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 RETENTION = 24 * HOUR  # that AWS promises
+SKEWED = HOUR  # by which the clock may be behind that an epoch is dated with: its scan has what came until then
 BOUND = 20 * HOUR  # that replicator promises: a copy that was live may be away for so long, whatever its shards do
 
 
@@ -36,7 +37,7 @@ class Records:
                 known.append((shard.sequences[-1], shard.created[-1]))
 
     def judge(self, universe: Universe, gap: GapFound) -> None:
-        """A gap is reported only if a record that is needed is gone, or if the copy was away for longer than promised."""
+        """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised."""
         if not universe.scenario.months:
             return
         away = universe.clock.now - self.live
@@ -63,7 +64,7 @@ class Records:
             if parent is None and (shard.parent is not None or shard.whole):
                 continue  # nothing says any more where its ordinals began
             passed = shard.ordinal - (parent.ordinal if parent is not None else 0) if shard.sequence is not None else 0
-            there = sum(created >= state.started for _, created in self.by_shard[id])
+            there = sum(created >= state.started + SKEWED for _, created in self.by_shard[id])
             assert passed >= there, f"{there} records of {id} were needed, {passed} were read"
 
 

@@ -176,7 +176,7 @@ def draw(seed: int) -> Scenario:
     chance = random.Random(f"crowd {seed}")
     if drawn.index and chance.random() < 0.2:
         return crowded(drawn, chance)
-    return _in_months(drawn, random.Random(f"months {seed}"))
+    return _in_months(drawn, random.Random(f"a long life {seed}"))
 
 
 def parking(seed: int, drawn: Scenario) -> Scenario:
@@ -237,7 +237,7 @@ def _in_months(drawn: Scenario, chance: random.Random) -> Scenario:
         keys=int(2 * 6 ** chance.random()),
         steps=int(40 * 6 ** chance.random()),
         records_a_page=chance.choice([3, 20]),
-        pace=chance.choice([2.0, 60.0, 300.0]),
+        pace=chance.choice([2.0, 20.0, 60.0]),
         rates=rates,
     )
 

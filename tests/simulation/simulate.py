@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from types import ModuleType
 
-from replicator import fetched
+from replicator import discovery, fetched, reader
 from replicator.errors import ReplicatorError
 from tests.simulation import plan, runs, scenario, truth
 from tests.simulation.plan import Plan
@@ -16,6 +17,8 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.world import Universe
 
 TWICE = 100
+PROOF_PAGES = 12  # the world leaves no more than 9 pages in a row blank where it counts
+SETTLED = 60.0  # seconds; none of the world's listings is older
 FAILURES = (AssertionError, ReplicatorError)
 
 
@@ -51,7 +54,11 @@ def simulate(seed: int, found: Scenario | None = None) -> Universe:
 
 def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> Universe:
     """A seed with these acts. ``trace`` takes a line for everything that happens."""
-    with _full_at(found.batch_rows):
+    with (
+        _set(fetched, "BATCH_ROWS", found.batch_rows),
+        _set(reader, "PROOF_PAGES", PROOF_PAGES),
+        _set(discovery, "SETTLED", SETTLED),
+    ):
         universe = Universe(seed, found, acts, trace)
         runs.settle(universe)
         truth.check_end(universe)
@@ -59,13 +66,14 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
 
 
 @contextlib.contextmanager
-def _full_at(rows: int) -> Iterator[None]:
-    """A batch is full with so many changes, and no page is read while such a batch waits."""
-    outside, fetched.BATCH_ROWS = fetched.BATCH_ROWS, rows
+def _set(module: ModuleType, name: str, value: float) -> Iterator[None]:
+    """Another size of something than outside, where a seed is too short for that one."""
+    outside = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        fetched.BATCH_ROWS = outside
+        setattr(module, name, outside)
 
 
 def traced(seed: int) -> list[str]:

@@ -77,7 +77,9 @@ class Universe:
         scenario = self.scenario
         self.source.create_table(self.TABLE, keys={"pk": "S"}, view=scenario.view, shards=scenario.shards)
         self.source.lag_reads(self.TABLE)
-        self.source.page_sizes(shards=3, records=scenario.records_a_page, items=scenario.items_a_page)
+        self.source.page_sizes(
+            shards=20 if scenario.months else 3, records=scenario.records_a_page, items=scenario.items_a_page
+        )
 
     def write(self, key: str, *, removes: bool) -> None:
         if removes:

@@ -40,9 +40,9 @@ def no_probe(patch: Patch) -> None:
     patch.setattr(reader, "_require_young", lambda *_: None)
     right = reader._following
 
-    def only_newer(at: Any, records: Sequence[Record]) -> Sequence[Record]:
+    def only_newer(stream: Stream, at: Any, records: Sequence[Record]) -> Sequence[Record]:
         last = int(at.last or 0)
-        return right(at, [r for r in records if int(r.sequence) > last])
+        return right(stream, at, [r for r in records if int(r.sequence) > last])
 
     patch.setattr(reader, "_following", only_newer)
 
@@ -94,9 +94,9 @@ def last_page_dropped(patch: Patch) -> None:
 def one_too_far(patch: Patch) -> None:
     right = reader._following
 
-    def skips_one(at: Any, records: Sequence[Record]) -> Sequence[Record]:
+    def skips_one(stream: Stream, at: Any, records: Sequence[Record]) -> Sequence[Record]:
         resumed = at.expected is not None and at.expected == at.last
-        found = right(at, records)
+        found = right(stream, at, records)
         return found[1:] if resumed else found
 
     patch.setattr(reader, "_following", skips_one)

@@ -23,6 +23,10 @@ def trimmed(s: Scenario) -> bool:
     return s.trims
 
 
+def long_lived(s: Scenario) -> bool:
+    return s.months
+
+
 def index(s: Scenario) -> bool:
     return s.index
 

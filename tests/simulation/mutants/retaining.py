@@ -1,0 +1,25 @@
+"""Rules 2 and 3 over months: shards are forgotten, left for hours, and never get children; gaps that are none."""
+
+from __future__ import annotations
+
+from replicator import lineage, reader
+from replicator.discovery import Discovery
+from tests.simulation.mutants.mutant import Patch, mutant
+from tests.simulation.mutants.scenarios import long_lived
+
+
+@mutant("a closed shard is asked for children for ever", 3, long_lived)
+def every_shard_has_children(patch: Patch) -> None:
+    patch.setattr(Discovery, "_leaves", lambda self, *_: None)
+
+
+@mutant("a position that is gone is passed, however long the copy was away", 2, long_lived)
+def trimmed_is_passed(patch: Patch) -> None:
+    patch.setattr(reader, "_complete", lambda stream, at: True)
+
+
+@mutant("a shard that ended without known children is no gap however old it is", 3, long_lived, 10_000)
+def lost_children(patch: Patch) -> None:
+    patch.setattr(
+        lineage, "vanished", lambda known, listed: {i for i, s in known.items() if not s.ended} - listed.keys()
+    )
