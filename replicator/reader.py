@@ -226,20 +226,7 @@ def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequen
     """The records after the cursor, which moves behind them. The probe: the first one must be the expected one."""
     if not records:
         return records
-    if at.expected is not None and int(records[0].sequence) > int(at.expected):
-        _pass_trimmed(stream, at, f"the stream goes on at {records[0].sequence} instead of the stored position")
-    if at.horizon and at.expected is None and at.last is not None:
-        passed = int(at.last)
-        records = [r for r in records if int(r.sequence) > passed]
-        at.horizon = not records
-    if at.expected is not None:
-        if int(records[0].sequence) != int(at.expected):
-            raise GapFound(
-                f"the stream goes on at {records[0].sequence} instead of the stored position", at.shard, at.expected
-            )
-        resumed = at.expected == at.last
-        at.expected, at.last = None, records[0].sequence if resumed else None
-        records = records[1:] if resumed else records
+    records = _proven(stream, at, records)
     previous = int(at.last) if at.last is not None else -1
     for r in records:
         number = int(r.sequence)
@@ -251,6 +238,25 @@ def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequen
         previous = number
     at.last = records[-1].sequence if records else at.last
     return records
+
+
+def _proven(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+    """Without what was passed before. GapFound if the expected record is not the first one, unless it had to go."""
+    if at.expected is not None:
+        if int(records[0].sequence) == int(at.expected):
+            resumed = at.expected == at.last
+            at.expected, at.last = None, records[0].sequence if resumed else None
+            return records[1:] if resumed else records
+        reason = f"the stream goes on at {records[0].sequence} instead of the stored position"
+        if int(records[0].sequence) < int(at.expected):
+            raise GapFound(reason, at.shard, at.expected)
+        _pass_trimmed(stream, at, reason)
+    if not at.horizon or at.last is None:
+        return records
+    passed = int(at.last)
+    left = [r for r in records if int(r.sequence) > passed]
+    at.horizon = not left
+    return left
 
 
 def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> Page:
