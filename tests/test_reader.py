@@ -25,7 +25,7 @@ class World:
     """A table with one shard, its reader's stream, and the clock."""
 
     def __init__(self, dialect: Dialect = AWS, view: str = "NEW_AND_OLD_IMAGES") -> None:
-        self.now = 1_700_000_000.0
+        self.now, self.view = 1_700_000_000.0, view
         self.source = DynamoDB(now=lambda: self.now, random=random.Random(1), dialect=dialect)
         self.source.create_table("orders", keys={"pk": "S"}, view=view)
         self.shard = self.source.open_shards("orders")[0]
@@ -37,9 +37,10 @@ class World:
             arn=self.source.stream_arn("orders"),
             table="orders",
             keys=KEYS,
-            decode=RecordsDecoder(KEYS),
+            decode=RecordsDecoder(KEYS, images=self.view != "KEYS_ONLY"),
             now=lambda: self.now,
             random=random.Random(2),
+            keys_only=self.view == "KEYS_ONLY",
         )
 
     def write(self, *values: int) -> None:
@@ -121,6 +122,16 @@ def test_reading_goes_on_behind_the_stored_record() -> None:
     world.write(1, 2, 3)
     second = sequences(world)[1]
     assert keys(until_idle(world.read(world.at(second)))) == ["k3"]
+
+
+def test_reading_goes_on_behind_the_stored_record_of_keys_alone_and_removes_what_was_removed() -> None:
+    """Removals are counted from the first record of the page, which is not the first that is new."""
+    world = World(view="KEYS_ONLY")
+    world.write(1)
+    world.source.delete("orders", {"pk": "k1"})
+    world.write(2)
+    pages = until_idle(world.read(world.at(sequences(world)[0])))
+    assert [(r.key[0], r.new is not None) for page in pages for r in page.records] == [("k1", False), ("k2", True)]
 
 
 def test_an_anchor_is_read_again_because_nothing_of_it_is_stored() -> None:

@@ -142,6 +142,8 @@ def draw(seed: int) -> Scenario:
     hook = chance.choice([None, *HOOKS])
     own_ids = hook is not None and HOOKS[hook].own_ids
     view = "NEW_AND_OLD_IMAGES" if own_ids or chance.random() < 0.7 else chance.choice(["NEW_IMAGE", "KEYS_ONLY"])
+    if not own_ids and random.Random(f"keys only {seed}").random() < 0.15:
+        view = "KEYS_ONLY"  # otherwise too rare: what is looked up and what was removed is decided there
     trims = chance.random() < 0.3
     rates = {}
     for what, rate in RATES.items():
