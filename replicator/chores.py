@@ -10,7 +10,7 @@ from functools import partial
 from replicator import backfill
 from replicator.batch import DocumentId
 from replicator.change import key_text
-from replicator.checkpoints import Checkpoints, PipelineState
+from replicator.checkpoints import Checkpoints, Parked, PipelineState
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
 from replicator.pipeline import Pipeline
@@ -102,9 +102,13 @@ class Chores:
         self._spared_items.clear()
 
     def _sweep(self, epoch: int) -> bool:
-        spare, obsolete = self._spared(epoch)
+        parked = self.patiently(self.checkpoints.parked)
+        if obsolete := [id for id, p in parked if epoch_of(p.version) < epoch]:
+            self.pipeline.unpark(obsolete)  # their items are gone; a retry that comes later loses, or it would store
+            self.delivery.flush()  # something of an earlier epoch behind the sweep
+            parked = self.patiently(self.checkpoints.parked)
+        spare = self._spared(parked, epoch)
         self._spared_items.update(id[0] for id in spare)
-        self.pipeline.unpark(obsolete)
         below = version(epoch, 0)
         return self._piece("sweep", below, partial(self.target.sweep, below=below, spare=spare))
 
@@ -137,9 +141,7 @@ class Chores:
 
         return self.patiently(confirmed)
 
-    def _spared(self, epoch: int) -> tuple[list[DocumentId], list[str]]:
-        """Documents of items parked in this epoch stay; older parked changes belong to items that are gone."""
-        parked = self.patiently(self.checkpoints.parked)
+    def _spared(self, parked: Sequence[tuple[str, Parked]], epoch: int) -> list[DocumentId]:
+        """Documents of items parked in this epoch stay."""
         own = self.pipeline.filing.own_ids
-        spare = [(key_text(p.key),) if own else p.key for _, p in parked if epoch_of(p.version) >= epoch]
-        return spare, [id for id, p in parked if epoch_of(p.version) < epoch]
+        return [(key_text(p.key),) if own else p.key for _, p in parked if epoch_of(p.version) >= epoch]

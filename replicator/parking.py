@@ -6,7 +6,8 @@ loses reads the entries again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -81,8 +82,21 @@ def known(checkpoints: Checkpoints, *, own_ids: bool) -> ParkedItems:
     Revisions are read before the images: what changes in between only makes the run's next save of it fail.
     """
     entries = checkpoints.read().entries
+    _check_single(e.id for e in entries if e.kind == PARKED)
     wanted = own_ids and any(e.kind == PARKED for e in entries)
     return ParkedItems.among(entries, dict(checkpoints.parked()) if wanted else {})
+
+
+def _check_single(ids: Iterable[str]) -> None:
+    """ConfigError if an item has several entries: a run that takes one for all would forget what the others left."""
+    several = [item for item, n in Counter(map(item_of, ids)).items() if n > 1]
+    if several:
+        raise ConfigError(
+            f"checkpoints: {several[0]} has several parked entries, as an earlier version of replicator stored them "
+            f"({len(several)} item(s) in all), and this one keeps one an item. Nothing was changed. Store them with: "
+            "replicator parked retry --all; or give them up and make the copy anew: replicator parked drop --all, "
+            "then replicator resync"
+        )
 
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -10,9 +10,10 @@ import pytest
 
 from replicator import Document
 from replicator.attributes import image
-from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
 from replicator.checkpoints import Owner, Parked, PipelineState, Pulse, Save, decode, encode
+from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
 from replicator.errors import ConfigError, Fenced, TransientError
@@ -382,3 +383,66 @@ def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) ->
     pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     with pytest.raises(Fenced):
         delivery.flush()
+
+
+def test_several_entries_of_one_item_are_refused_and_retried_in_order(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """Earlier versions of replicator kept an entry for each parked change."""
+    park(target, "a", 7)
+    park(target, "a", 8)
+    park(target, "b", 9)
+    before = dict(database.entries)
+    with pytest.raises(
+        ConfigError, match=r'\["a"\] has several parked entries.*\(1 item\(s\) in all\).*parked retry --all'
+    ):
+        known(target.checkpoints, own_ids=False)
+    assert database.entries == before
+
+    for found in parked_items(target.checkpoints):
+        assert retry(found, AS_IS, target, target.checkpoints, STATE) == ""
+    assert database.documents("orders") == {("a",): {"id": "a", "n": 8}, ("b",): {"id": "b", "n": 9}}
+    assert len(known(target.checkpoints, own_ids=False)) == 0
+
+
+class Interrupted(MemoryTarget):
+    """A target during whose sweep something else happens, behind what the sweep has looked at."""
+
+    meanwhile: Callable[[], str]
+    swept = 0
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        done = super().sweep(table, below, spare)
+        self.swept += 1
+        if self.swept == 1:
+            self.meanwhile()
+        return done
+
+
+def test_a_retry_that_began_before_a_resync_brings_nothing_back_behind_its_sweep(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """The item was removed at the source meanwhile, so the scan of the new epoch does not replace it."""
+    park(target, "gone", 7)
+    found = only(target)
+    swept = Interrupted(database)
+    command = MemoryTarget(database)
+    swept.meanwhile = lambda: retry(found, AS_IS, command, command.checkpoints, STATE)
+    pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    delivery = Delivery(swept, target.checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    pipeline.begin(
+        replace(STATE, epoch=1025, stage="sweeping", resync=True), Listing((Shard("s"),), True, "ENABLED", 0.0), {}
+    )
+    delivery.flush()
+    delivery.know_parked()
+    now = lambda: 0.0  # noqa: E731
+    chores = Chores(
+        swept, target.checkpoints, [TABLE], pipeline, delivery, cast(Patience, lambda act: act()), now, now, None
+    )
+    while chores.do():
+        pass
+
+    assert pipeline.state is not None
+    assert pipeline.state.stage == "following"
+    assert swept.swept >= 1
+    assert database.documents("orders") == {}
