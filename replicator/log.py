@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -47,11 +47,20 @@ class Human(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S%z")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        details = " ".join(f"{name}={value}" for name, value in fields(record).items() if value is not None)
+        details = " ".join(_details(fields(record)))
         text = escaped(f"{time} {level}{record.getMessage()}{'  ' if details else ''}{details}")
         if not record.exc_info:
             return text
         return f"{text}\n{escaped_lines(self.formatException(record.exc_info), '    ')}"
+
+
+def _details(fields: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Fields for people: nested ones as ``counts.read=3``, numbers rounded, unknown and empty ones left out."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _details(value, f"{within}{name}.")
+        elif value is not None and value != []:
+            yield f"{within}{name}={round(value, 1) if isinstance(value, float) else value}"
 
 
 class Events(logging.StreamHandler[TextIO]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from replicator.batch import Counts
@@ -105,6 +105,39 @@ def measured(
         epoch=state.epoch if state else None,
         owner=owner,
     )
+
+
+def as_values(progress: Progress) -> dict[str, Any]:
+    """The fields of ``status --json`` and of progress events; None is unknown, or no backfill that was asked for."""
+    b = progress.backfill
+    return {
+        "phase": progress.phase,
+        "lag_seconds": progress.lag_seconds,
+        "hours_until_loss": progress.hours_until_loss,
+        "backfill": b
+        and {
+            "segments": b.segments,
+            "segments_ended": b.segments_ended,
+            "items": b.items,
+            "estimate": b.estimate,
+            "rate": b.rate,
+            "eta": b.eta_seconds,
+        },
+        "shards": asdict(progress.shards),
+        "rate": progress.rate,
+        "gaps": len(progress.gaps),
+        "gap_list": [asdict(gap) for gap in progress.gaps],
+        "parked": progress.parked,
+        "counts": asdict(progress.counts),
+        "trouble": progress.trouble,
+        "epoch": progress.epoch,
+        "owner": progress.owner and asdict(progress.owner),
+    }
+
+
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without what is unknown."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:

@@ -86,6 +86,27 @@ def test_events_are_json_lines_without_values(world: World) -> None:
     assert SECRET not in out
 
 
+def test_progress_events_and_status_count_the_same_under_the_same_names(world: World) -> None:
+    fill(world)
+    _, out, _ = world.shell.run("run", world.config, "--until", "caught-up")
+    events = [orjson.loads(line) for line in out.splitlines()]
+    last = [e for e in events if e["event"] == "progress"][-1]
+    _, text, _ = world.shell.run("status", world.config, "--json")
+    status = orjson.loads(text)
+
+    assert (
+        {"phase", "shards", "gaps", "parked", "counts", "epoch"}
+        <= last.keys() - {"time", "level", "event"}
+        <= status.keys()
+    )
+    same = ("shards", "gaps", "gap_list", "parked", "counts", "epoch")
+    assert {name: last[name] for name in same} == {name: status[name] for name in same}
+    assert {name: last["backfill"][name] for name in ("segments", "segments_ended", "items")} == {
+        name: status["backfill"][name] for name in ("segments", "segments_ended", "items")
+    }
+    assert last["counts"]["read"] >= 20
+
+
 def test_a_terminal_shows_a_live_table(world: World) -> None:
     fill(world)
     screen, terminal = os.openpty()

@@ -25,11 +25,10 @@ from connectors.search.options import SearchTable
 from replicator import config
 from replicator.attributes import image
 from replicator.cli import main
-from replicator.cli.show import as_values
 from replicator.compaction import Filing
 from replicator.config import Backfill, Source
 from replicator.preview import preview
-from replicator.progress import Progress
+from replicator.progress import Progress, as_values
 from replicator.transform import load
 from tests.cli import World
 

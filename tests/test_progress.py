@@ -9,8 +9,8 @@ import pytest
 
 from replicator.batch import Counts
 from replicator.checkpoints import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, encode
-from replicator.cli.show import as_values, duration
-from replicator.progress import Backfill, Progress, Shards, progress
+from replicator.cli.show import duration
+from replicator.progress import Backfill, Progress, Shards, as_values, progress
 
 NOW = 1_800_000_000.0
 STATE = PipelineState(1024, "stream", "table", "id", "following", items=1000)

@@ -10,7 +10,7 @@ from typing import Any
 
 from replicator import log as logs
 from replicator.cli.output import aside
-from replicator.progress import Progress
+from replicator.progress import Progress, as_values, known
 
 EVERY = 10.0  # seconds between two progress events of a run that nobody watches
 
@@ -49,27 +49,7 @@ class Events:
         if state != self._last or now >= self._due:
             self._last, self._due = state, now + EVERY
             level = logging.WARNING if progress.trouble else logging.INFO
-            log.log(level, "progress", extra=_flat(progress))
-
-
-def _flat(p: Progress) -> dict[str, Any]:
-    """Progress as fields of one line; what is unknown is left out."""
-    fields: dict[str, Any] = {"phase": p.phase, "lag_seconds": _short(p.lag_seconds)}
-    fields |= {"hours_until_loss": _short(p.hours_until_loss), "records_per_second": _short(p.rate)}
-    if p.backfill is not None and p.phase == "backfill":
-        b = p.backfill
-        fields |= {
-            "segments": f"{b.segments_ended}/{b.segments}",
-            "items": b.items,
-            "eta_seconds": _short(b.eta_seconds),
-        }
-    fields |= {"open": p.shards.open, "read": p.counts.read, "applied": p.counts.applied, "stale": p.counts.stale}
-    fields |= {"dropped": p.counts.dropped, "parked": p.parked, "gaps": len(p.gaps), "trouble": p.trouble}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
+            log.log(level, "progress", extra=known(as_values(progress)))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 from rich.progress_bar import ProgressBar
@@ -15,34 +14,6 @@ from replicator.progress import Backfill, Progress
 
 SILENT = 1.5  # seconds without news after which a run is shown as waiting
 _COLOURS = {"live": "green", "gap": "red", "stopped": "yellow"}
-
-
-def as_values(progress: Progress) -> dict[str, Any]:
-    """The keys of ``status --json``; null is unknown, and ``backfill`` is null where none was asked for."""
-    b = progress.backfill
-    return {
-        "phase": progress.phase,
-        "lag_seconds": progress.lag_seconds,
-        "hours_until_loss": progress.hours_until_loss,
-        "backfill": b
-        and {
-            "segments": b.segments,
-            "segments_ended": b.segments_ended,
-            "items": b.items,
-            "estimate": b.estimate,
-            "rate": b.rate,
-            "eta": b.eta_seconds,
-        },
-        "shards": asdict(progress.shards),
-        "rate": progress.rate,
-        "gaps": len(progress.gaps),
-        "gap_list": [asdict(gap) for gap in progress.gaps],
-        "parked": progress.parked,
-        "counts": asdict(progress.counts),
-        "trouble": progress.trouble,
-        "epoch": progress.epoch,
-        "owner": progress.owner and asdict(progress.owner),
-    }
 
 
 def as_table(progress: Progress, title: str = "", silent: float = 0.0) -> Table:

@@ -28,9 +28,9 @@ def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> Non
     way there, 3 for a gap, 7 where no run is up or the run is waiting for something that fails, 6 if items are parked.
     """
     from replicator import config as configs
-    from replicator.cli.show import as_table, as_values
+    from replicator.cli.show import as_table
     from replicator.escape import escaped
-    from replicator.progress import progress
+    from replicator.progress import as_values, progress
     from replicator.run import ends, promise_of
 
     loaded = configs.load(config)

@@ -21,14 +21,14 @@ from replicator import log
 from replicator.change import key_text
 from replicator.checkpoints import Gap, Parked
 from replicator.cli import live, output
-from replicator.cli.show import as_table, as_values
+from replicator.cli.show import as_table
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
 from replicator.item import Item
 from replicator.parking import ParkedItem
 from replicator.preflight import Finding
 from replicator.preview import Preview
-from replicator.progress import Progress
+from replicator.progress import Progress, as_values
 from replicator.testing import demo
 
 check, parked, preview = (importlib.import_module(f"replicator.cli.{name}") for name in ("check", "parked", "preview"))
