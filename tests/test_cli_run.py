@@ -176,6 +176,23 @@ def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: W
     assert world.rows("SELECT count(*) FROM orders") == [(300,)]
 
 
+def test_a_signal_that_lands_inside_the_handler_of_the_first_ends_it_at_once() -> None:
+    """Setting an event takes a lock and time, in which the next signal can come."""
+    code = """
+import signal, threading
+class Interrupted(threading.Event):
+    def set(self):
+        signal.raise_signal(signal.SIGTERM)
+        super().set()
+threading.Event = Interrupted
+from replicator.cli.run import stop_on_signals
+stop_on_signals()
+signal.raise_signal(signal.SIGTERM)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr[-500:]
+
+
 def test_a_hook_that_takes_too_long_parks_its_item_and_others_go_on(world: World) -> None:
     fill(world)
     world.hook("def hook(item):\n    while item['id'] == '7':\n        pass\n    return {'n': 1}\n")

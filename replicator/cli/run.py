@@ -129,11 +129,15 @@ def stop_on_signals() -> threading.Event:
         os._exit
     )  # nothing may run after it, not even clean-up: positions are safe as they are
 
+    asked = False
+
     def on_signal(number: int, _frame: object) -> None:
-        if stop.is_set():
+        nonlocal asked
+        if asked:
             leave(128 + number)
-        stop.set()
+        asked = True  # before set(), which takes a lock and can itself be interrupted by the next signal
         LEAVING.after(GRACE, lambda: leave(0))
+        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
