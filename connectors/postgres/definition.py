@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,14 +35,21 @@ def identities(connection: psycopg.Connection[Any], shapes: Sequence[Shape]) -> 
 def parts(shape: Shape) -> Parts:
     """Each column with its type and what it is made from.
 
-    ``nul`` is none of them: it says which items are parked from now on, and leaves right what is stored.
+    ``nul`` and ``extra`` are none of them: they say which items are parked from now on, and leave right what is stored.
     """
     return {_part(column): _column(column) for column in shape.columns}
 
 
 def _column(column: BodyColumn) -> str:
-    made = "the whole document" if column.attribute is None else f"from {column.attribute}"
-    return f"{column.type} {'' if column.nullable else 'not null '}{made}"
+    return f"{column.type} {'' if column.nullable else 'not null '}{_origin(column)}"
+
+
+def _origin(column: BodyColumn) -> str:
+    if column.attribute is None:
+        return "the whole document"
+    if not column.inside:
+        return f"from {column.attribute}"
+    return f"from inside {json.dumps([column.attribute, *column.inside])}"
 
 
 def additions(shapes: Sequence[Shape], changes: Sequence[Change]) -> list[sql.Composed] | None:
