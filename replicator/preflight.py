@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from replicator import aws, sample, transform
 from replicator.alarm import HookLimit
 from replicator.attributes import Malformed
@@ -22,7 +24,7 @@ from replicator.start import check_source
 from replicator.stores import Cautious, Store
 from replicator.target import Target
 from replicator.transform import Hook, Poison
-from replicator.wire import Wire, WireError, completed, failure
+from replicator.wire import Wire, WireError, completed, decoded, failure
 
 if TYPE_CHECKING:
     from replicator.config import Config
@@ -31,6 +33,10 @@ _PLACE = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 SAMPLED = 50  # items that the hook is tried on
 
 Verdict = Literal["ok", "note", "problem", "forbidden"]
+
+
+class _Iterator(msgspec.Struct):
+    ShardIterator: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +133,11 @@ def _stream_calls(wire: Wire, arn: str) -> Iterator[Finding]:
     body, finding = _permitted(wire, "GetShardIterator", request, arn)
     yield finding
     if body is not None:
-        import orjson
-
-        _, finding = _permitted(
-            wire, "GetRecords", {"ShardIterator": orjson.loads(body)["ShardIterator"], "Limit": 1}, arn
-        )
-        yield finding
+        iterator = _tried(findings, "stream", lambda: decoded(body, _Iterator, "GetShardIterator").ShardIterator)
+        yield from findings
+        if iterator is not None:
+            _, finding = _permitted(wire, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, arn)
+            yield finding
 
 
 def _allowed(operation: str, resource: str) -> Finding:

@@ -30,7 +30,12 @@ class Trace:
 def trace(error: BaseException) -> Trace:
     chain = _chain(error)
     words = [f"{type(e).__name__}: {_words(e)}" for e in chain]
-    return Trace(_LED_TO.join(_shown(e, _safe_words(e)) for e in chain), "\n".join(words))
+    return Trace(storable(_LED_TO.join(_shown(e, _safe_words(e)) for e in chain)), storable("\n".join(words)))
+
+
+def storable(text: str) -> str:
+    """Text as every store takes it: halves of surrogate pairs, which no encoding has, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def said(error: BaseException) -> str:

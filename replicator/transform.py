@@ -27,7 +27,7 @@ from replicator.asked import Asked
 from replicator.errors import ConfigError
 from replicator.item import Amended, Item
 from replicator.log import hush
-from replicator.traces import Trace, said, trace
+from replicator.traces import Trace, said, storable, trace
 
 DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,9 +67,9 @@ class Poison(Exception):
     """
 
     def __init__(self, reason: str, trace: Trace = NO_TRACE) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.trace = trace
+        self.reason = storable(reason)
+        super().__init__(self.reason)
+        self.trace = Trace(trace.stack, storable(trace.words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,12 @@ class Hook:
         """The document of a plain hook for an item."""
         try:
             found = self.function(item)
+            if found is None or type(found) in _USUAL or isinstance(found, Item):
+                return found  # type: ignore[no-any-return]
+            if isinstance(found, Mapping):
+                return dict(found)  # here, because reading it may raise
         except BaseException as e:  # whatever a user's code does, it parks one item and stops nothing else
             raise _poison(self, e) from e
-        if found is None or type(found) in _USUAL or isinstance(found, Mapping):
-            return found  # type: ignore[no-any-return]
         raise Poison(f"hook {self.name} returned {_a(found)}; a plain hook returns a mapping or None")
 
     def many(self, item: Item, tables: Sequence[str]) -> dict[tuple[str, str], Mapping[str, object]]:
@@ -108,6 +110,8 @@ class Hook:
         placed: dict[tuple[str, str], Mapping[str, object]] = {}
         for document in _listed(self, found):
             table, id, body = self._place(document, tables)
+            if type(body) not in _USUAL and not isinstance(body, Item):
+                body = _read(self, body)
             if (table, id) in placed:
                 raise Poison(f"hook {self.name} gave two documents of one item the same id in {table}", Trace("", id))
             placed[table, id] = body
@@ -140,7 +144,15 @@ def _listed(hook: Hook, found: Iterable[object]) -> list[object]:
         raise _poison(hook, e) from e
 
 
-HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _listed.__code__}
+def _read(hook: Hook, body: Mapping[str, object]) -> Mapping[str, object]:
+    """A mapping of the hook's own kind as a dict: reading it may raise."""
+    try:
+        return dict(body)
+    except BaseException as e:
+        raise _poison(hook, e) from e
+
+
+HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _listed.__code__, _read.__code__}
 
 
 def _poison(hook: Hook, error: BaseException) -> Poison:

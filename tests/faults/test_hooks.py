@@ -20,6 +20,15 @@ MISBEHAVES: dict[str, tuple[str, str]] = {
         "import asyncio; raise asyncio.CancelledError",
         "hook hook raised CancelledError at hooks.py:5",
     ),
+    "raises half a surrogate pair": ("raise ValueError('x\\ud800')", "hook hook raised ValueError at hooks.py:5: x"),
+    "raises half a pair that it made": (
+        "raise ValueError('x' + chr(0xd800))",
+        "hook hook raised ValueError at hooks.py:5",
+    ),
+    "gives a mapping that cannot be read": (
+        "from collections import ChainMap; return type('M', (ChainMap,), {'__getitem__': None})(dict(item))",
+        "hook hook raised TypeError",
+    ),
     "exits": ("sys.exit(3)", "hook hook raised SystemExit at hooks.py:5"),
     "never comes back": ("return hook(item)", "hook hook raised RecursionError at hooks.py:"),
     "gives a list": ("return [1]", "hook hook returned a list; a plain hook returns a mapping or None"),
