@@ -65,6 +65,7 @@ class Chores:
         self.delivery.settle()
         left = self._sweep(state.epoch) if state.stage == backfill.SWEEPING else self._purge(state.epoch)
         if not left:
+            self._through.clear()
             self.delivery.flush()
             if state.stage == backfill.SWEEPING:
                 self._swept()
@@ -85,6 +86,7 @@ class Chores:
             if self.doubt.swept:
                 self._swept()
         elif not self._purge(state.epoch) and self.doubt.over:
+            self._through.clear()
             self.doubt.settle()
         return True
 
@@ -94,6 +96,7 @@ class Chores:
             return False
         self.delivery.settle()
         if not self._sweep(state.epoch) and not self._purge(state.epoch):
+            self._through.clear()
             self._swept()
         return True
 
@@ -121,8 +124,8 @@ class Chores:
     def _piece(self, what: str, below: int, do: Callable[[Table], int]) -> bool:
         """Do a piece in the first table with something left; False once every table was found to have nothing left.
 
-        A table whose end was reached is not asked again, since that would begin another pass through it: passes of
-        different lengths would never end together. With a new doubt everything begins anew.
+        A table whose end was reached is not asked again until all that is due is done, since that would begin another
+        pass through it: passes of different lengths would never end together. With a new doubt everything begins anew.
         """
         this = what, below, 0 if self.doubt is None else self.doubt.begun
         through = self._through.setdefault(this, set())
@@ -131,7 +134,6 @@ class Chores:
                 if self._patiently(partial(do, table)):
                     return True
                 through.add(table.name)
-        self._through.clear()
         return False
 
     def _patiently(self, piece: Callable[[], int]) -> int:

@@ -223,6 +223,8 @@ class Delivery:
             raise fenced
         self._pipeline.give_back()
         self.know_parked()
+        if self._doubt is not None:
+            self._doubt.begin()  # what the command sent may still be carried out, whatever is parked
         return False
 
     def know_parked(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from replicator import backfill
 from replicator.batch import DocumentId
-from replicator.checkpoints import PipelineState, Retried, Save, decode, encode
+from replicator.checkpoints import PipelineState, Retried, Save, Spared, decode, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
@@ -128,6 +128,25 @@ class Slow(MemoryIndex):
         self.asked.append(table.name)
         self.left[table.name] -= 1
         return max(0, self.left[table.name])
+
+
+class Swept(Slow):
+    """Sweeps take pieces, too."""
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        self.asked.append(f"sweep {table.name}")
+        return 0
+
+
+def test_what_is_owed_after_parking_is_swept_once_however_long_the_purge_takes() -> None:
+    time = [0.0]
+    target = Swept(MemoryDatabase(), time)
+    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    found.pipeline.ledger.put("spared", "x", Spared(FIRST_EPOCH))
+    assert found.pipeline.owes_sweep
+    while not found.pipeline._pending:  # the note that nothing is owed any more
+        assert found.do(idle=True)
+    assert target.asked == ["sweep few", "sweep many"] + ["few"] * 2 + ["many"] * 5
 
 
 def chores(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], float]) -> Chores:
