@@ -126,7 +126,9 @@ def test_drop_gives_up_and_counts_it(parked: World) -> None:
 
     assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
     after = counts(parked)
-    assert (after["dropped"], after["parked"]) == (before["dropped"] + 1, before["parked"] - 1)
+    given_up = after["dropped"] - before["dropped"]
+    assert given_up in (1, 2), "the item was scanned, and streamed too if the stream came first"
+    assert after["parked"] == before["parked"] - given_up
     assert parked.rows("SELECT id FROM orders") == [("good",)]
 
 

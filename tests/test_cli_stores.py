@@ -92,7 +92,7 @@ def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
     for id in ("bad", "worse"):
         mirror.db.put("orders", {"id": id})
     code, out, err = mirror.shell.run("run", mirror.config, "--until", "caught-up", "--json")
-    assert code == 0, err
+    assert code == 6, err
     said = [json.loads(line) for line in (out + err).splitlines() if line.startswith("{")]
     assert [line["place"].startswith(kept) for line in said if "place" in line] == [True]
 
@@ -111,7 +111,8 @@ def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
         checkpoints.save([])  # still the owner
     assert rows(mirror) == {"late": {"total": 2}, "bad": {"total": 0}}
     counts = found["counts"]
-    assert (found["parked"], counts["dropped"]) == (0, 1)
+    assert found["parked"] == 0
+    assert counts["dropped"] in (1, 2), "the item was scanned, and streamed too if the stream came first"
     assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -298,7 +299,8 @@ def test_a_malformed_attribute_is_poison_only_for_the_hook_that_asks_for_it() ->
         hook(lambda item: {"n": item["n"]}).one(bad)
 
 
-def test_whoever_interrupts_the_run_is_not_parked() -> None:
+def test_whoever_interrupts_the_run_is_not_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)  # also where tests ignore Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         hook(raising(KeyboardInterrupt())).one(ITEM)
 

@@ -46,7 +46,8 @@ class SQLite:
         return None if self.plan(tables) else self.run(lambda sql: sql("PRAGMA user_version").fetchone()[0])
 
     def open(self, tables, epoch):
-        for statement in [*self.plan(tables), f"PRAGMA user_version = {epoch}"]:
+        noted = max(epoch, self.run(lambda sql: sql("PRAGMA user_version").fetchone()[0]))
+        for statement in [*self.plan(tables), f"PRAGMA user_version = {noted}"]:
             self.run(lambda sql, statement=statement: sql(statement))
 
     def write(self, batch):

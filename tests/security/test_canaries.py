@@ -76,7 +76,7 @@ def test_the_canaries_are_where_secrets_and_values_go(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     assert VALUE in world.call("preview", world.config)[1]
-    assert f":{SECRET}@" in Path(world.config).read_text()
+    assert f":{SECRET}" in Path(world.config).read_text()
     assert world.environ["AWS_SECRET_ACCESS_KEY"] == world.environ["AWS_SESSION_TOKEN"] == SECRET
 
 
