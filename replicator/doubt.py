@@ -7,6 +7,7 @@ there. So while there is doubt every delete leaves a tombstone, and none is forg
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,9 +31,10 @@ class Doubt:
     def __bool__(self) -> bool:
         return self._until is not None and self.now() < self._until
 
-    def begin(self, seconds: float = LINGER) -> None:
+    def begin(self, seconds: float = math.inf) -> None:
         """A response was lost just now, or a run began where an earlier one left requests that may still arrive."""
-        self._until, self.swept = max(self.now() + seconds, self._until or 0.0), False
+        until = self.now() + min(seconds, LINGER)
+        self._until, self.swept = max(until, self._until or 0.0), False
         self.begun += 1
 
     @property

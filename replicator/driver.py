@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from replicator import backfill, existing, start
+from replicator import backfill, doubt, existing, start
 from replicator.binding import Binding
 from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, PipelineState, Save, encode
@@ -20,7 +21,6 @@ from replicator.compaction import Filing
 from replicator.config import Config
 from replicator.config_access import aws_options
 from replicator.delivery import Delivery, Patience, Stopped
-from replicator.doubt import LINGER
 from replicator.errors import GapFound, TransientError
 from replicator.fetching import Fetching, check_disabled
 from replicator.parked_watch import ParkedWatch
@@ -175,7 +175,7 @@ class Driver:
         self._binding.open(found)
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _begin_doubt(self, seconds: float = LINGER) -> None:
+    def _begin_doubt(self, seconds: float = math.inf) -> None:
         """A run before this one may have been killed while it wrote."""
         if self._doubt is not None:
             self._doubt.begin(seconds)
@@ -183,11 +183,11 @@ class Driver:
     def _take_over_doubt(self, state: PipelineState) -> None:
         """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most."""
         retried = self.pipeline.ledger.retried
-        lingers = state.lingers if retried == state.retried else LINGER
+        lingers = state.lingers if retried == state.retried else doubt.LINGER
         if lingers is not None:
             self._begin_doubt(lingers)
-        if self._doubt is not None and (state.lingers, state.retried) != (LINGER, retried):
-            self._change(replace(state, lingers=LINGER, retried=retried))
+        if self._doubt is not None and (state.lingers, state.retried) != (doubt.LINGER, retried):
+            self._change(replace(state, lingers=doubt.LINGER, retried=retried))
 
     def _hand_over_doubt(self) -> None:
         """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
