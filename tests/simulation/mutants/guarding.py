@@ -13,7 +13,6 @@ from replicator.delivery import Delivery
 from replicator.doubt import Doubt
 from replicator.driver import Driver
 from replicator.position import version
-from replicator.stores import decide
 from replicator.target import Table
 from replicator.testing import memory
 from replicator.testing.memory import MemoryRows, MemoryTarget, body
@@ -87,7 +86,7 @@ def purged_too_soon(patch: Patch) -> None:
 
 @mutant("what a killed run had sent is forgotten", 5, index, 10_000)
 def killed_runs_are_forgotten(patch: Patch) -> None:
-    patch.setattr(Driver, "_begin_doubt", lambda self: None)
+    patch.setattr(Driver, "_begin_doubt", lambda self, seconds=0.0: None)
 
 
 @mutant("positions are stored before the documents", 6, index)
@@ -99,11 +98,6 @@ def positions_before_documents(patch: Patch) -> None:
         return right(self, Batch(batch.parts, (), batch.tombstones))
 
     patch.setattr(Delivery, "_written", early)
-
-
-@mutant("a store takes its own lost save for another run's", 6, index)
-def own_save_not_known(patch: Patch) -> None:
-    patch.setattr(decide, "_is_made", lambda save, row: False)
 
 
 @mutant("a run that was stopped for long does not ask whether it was replaced", 6, shape=replaced)

@@ -98,12 +98,6 @@ def ends_only_of_moving(patch: Patch) -> None:
     ends_only.apply(patch)
 
 
-@mutant("a retry considers the first old and the last new image only", 8, hooked("rekeyed", "poisoned fan"))
-def retry_of_ends(patch: Patch) -> None:
-    right = parking._own
-    patch.setattr(parking, "_own", lambda change, p, filing: right(change, replace(p, leaves=()), filing))
-
-
 @mutant("what a person drops leaves no trace", 8, hooked("rekeyed", "fanned", "poisoned fan"))
 def drop_leaves_nothing(patch: Patch) -> None:
     right = parking.ParkedItem.discarded
