@@ -32,7 +32,7 @@ from botocore.utils import get_environ_proxies
 from replicator import __version__
 from replicator.calls import Threads
 from replicator.connecting import Endpoint, require_safe
-from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
 from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
 from replicator.wire import UNNAMED, Call, Calls, WireError, failure, refusal, require_whole, without_login
@@ -213,9 +213,9 @@ def _words(error: BotoCoreError) -> str:
     return without_login(str(error))
 
 
-def _without_credentials(reason: str) -> NotPermitted:
-    return NotPermitted(
-        f"there are no AWS credentials ({reason}). Give some (AWS_PROFILE, profile, a role of the machine)"
+def _without_credentials(reason: str) -> NotAuthenticated:
+    return NotAuthenticated(
+        f"there are no AWS credentials ({reason})", advice="Give some (AWS_PROFILE, profile, a role of the machine)"
     )
 
 
@@ -266,11 +266,11 @@ def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -
 
     given = session.get_credentials()
     if given is None:
-        raise NotPermitted(
-            f"there are no AWS credentials to assume {role_arn} with. "
-            f"Give some (AWS_PROFILE, {place}.profile, a role of the machine)",
+        raise NotAuthenticated(
+            f"there are no AWS credentials to assume {role_arn} with",
             "sts:AssumeRole",
             role_arn,
+            f"Give some (AWS_PROFILE, {place}.profile, a role of the machine)",
         )
     extra = {"RoleSessionName": "replicator"} | ({"ExternalId": external_id} if external_id else {})
     fetcher = AssumeRoleCredentialFetcher(

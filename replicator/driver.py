@@ -22,12 +22,12 @@ from replicator.config import Config
 from replicator.config_access import aws_options
 from replicator.delivery import Delivery, Patience, Stopped
 from replicator.errors import GapFound, TransientError
-from replicator.fetching import Fetching, check_disabled
+from replicator.fetching import Fetching, end_of_stream, explained
 from replicator.parked_watch import ParkedWatch
 from replicator.pipeline import Pipeline
 from replicator.progress import Progress
 from replicator.scan import ReadBudget, Scanned
-from replicator.source import Listing, SourceTable, describe_table
+from replicator.source import Listing, SourceTable, describe_table, find_table
 from replicator.steps import Steps
 from replicator.stream import RecordsDecoder, Stream, listing
 from replicator.target import Lingering, Table, Target, Transactional
@@ -245,7 +245,11 @@ class Driver:
             try:
                 self._turn()
             except GapFound as found:
-                self._gap(found)
+                self._gap(explained(found, self._table, self._found_table()) if found.gone else found)
+
+    def _found_table(self) -> SourceTable | None:
+        """The source table as it is now, if there still is one."""
+        return self._patiently(lambda: find_table(self._copy.wire, self._copy.config.source.table))
 
     def _turn(self) -> None:
         """One round: take in what was read, give out what is to be stored, and see to what else is due."""
@@ -268,7 +272,8 @@ class Driver:
             if self.pipeline.laden and not self._delivery.full:
                 break
             stepped = self._steps.get(0.0)
-        check_disabled(self._fetching)
+        if self._fetching.finished:
+            raise end_of_stream(self._table, self._found_table())
         self._watch.look()
 
     def _gap(self, found: GapFound) -> None:

@@ -22,26 +22,38 @@ class ConfigError(ReplicatorError):
 
 
 class GapFound(ReplicatorError):
-    """Records that can no longer be read. ``shard`` is None where the whole stream is concerned."""
+    """Records that can no longer be read. ``shard`` is None where the whole stream is concerned.
+
+    ``gone``: the endpoint does not know the stream or the shard any more, perhaps because the table was deleted.
+    """
 
     exit_code = 3
 
-    def __init__(self, reason: str, shard: str | None = None, sequence: str | None = None) -> None:
+    def __init__(
+        self, reason: str, shard: str | None = None, sequence: str | None = None, *, gone: bool = False
+    ) -> None:
         super().__init__(reason if shard is None else f"{reason} (shard {shard}, last good position {sequence})")
         self.reason = reason
+        self.gone = gone
         self.shard = shard
         self.sequence = sequence
 
 
 class NotPermitted(ReplicatorError):
-    """Credentials are missing, wrong, or not allowed to do ``action`` on ``resource``."""
+    """The credentials may not do ``action`` on ``resource``. ``advice``: what to do about ``problem``."""
 
     exit_code = 4
 
-    def __init__(self, message: str, action: str = "", resource: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, action: str = "", resource: str = "", advice: str = "") -> None:
+        super().__init__(f"{problem.rstrip('.')}. {advice}" if advice else problem)
+        self.problem = problem
+        self.advice = advice
         self.action = action
         self.resource = resource
+
+
+class NotAuthenticated(NotPermitted):
+    """Credentials are missing, wrong or expired: no permission would help."""
 
 
 class Fenced(ReplicatorError):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from replicator.change import Page, ScanPage
-from replicator.errors import GapFound, TransientError
+from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.pipeline import Pipeline
 from replicator.reader import read
 from replicator.scan import ReadBudget, Scanned, scan
-from replicator.source import Listing
+from replicator.source import Listing, SourceTable
 from replicator.steps import Stepped, Steps
 from replicator.stream import LISTING_REST, Stream, children, listing
 
@@ -53,6 +53,11 @@ class Fetching:
         for source in [s for s in self._paused if self.pipeline.room(s)]:
             self.steps.again(source, self._paused.pop(source))
         self._list()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stream is disabled, and stored to its end."""
+        return self.disabled and self.pipeline.ended
 
     def handle(self, stepped: Stepped) -> None:
         """Take what a step found. Raises GapFound and whatever else ends a run."""
@@ -132,10 +137,27 @@ class Fetching:
             self._list_rest, self._list_at = SOONEST, self.now() + LISTING_EVERY
 
 
-def check_disabled(fetching: Fetching) -> None:
-    """GapFound when the stream is disabled and read to its end: changes since then are nowhere to be read."""
-    if fetching.disabled and fetching.pipeline.ended:
-        raise GapFound(
-            "the stream was disabled, and is stored to its end; changes made since then cannot be read. "
-            "Enable it again, then: replicator resync"
+def end_of_stream(was: SourceTable, now: SourceTable | None) -> ReplicatorError:
+    """Why a stream that is stored to its end has no more changes. ``now``: the table, None if there is none."""
+    if now is None:
+        return ConfigError(
+            f"source.table: the table {was.arn or was.name} was deleted. All that its stream held is stored, and "
+            "nothing was removed from the target. If the table is created again, copy it with: replicator resync"
         )
+    if now.identity != was.identity:
+        return GapFound(
+            f"the table {was.name} was deleted and created again while this run copied it; the stream of the first "
+            "one is stored to its end"
+        )
+    return GapFound(
+        "the stream was disabled, and is stored to its end; changes made since then cannot be read. "
+        "Enable it again, then: replicator resync"
+    )
+
+
+def explained(found: GapFound, was: SourceTable, now: SourceTable | None) -> GapFound:
+    """A gap where a stream or a shard is gone, with the reason if the table is gone as well."""
+    if now is not None:
+        return found
+    reason = f"the source table {was.arn or was.name} was deleted before all of its stream was read: {found.reason}"
+    return GapFound(reason, found.shard, found.sequence)

@@ -89,8 +89,7 @@ def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any
 
 def _failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, NotPermitted):
-        text = f"{error.action} on {error.resource} is not permitted" if error.action else str(error)
-        return Finding(subject, "forbidden", text, "allow it in the policy of the role or user that replicator runs as")
+        return Finding(subject, "forbidden", error.problem, error.advice)
     return _problem(subject, str(error))
 
 

@@ -202,7 +202,8 @@ def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
             return replace(
                 _pause(stream, at, "the shard is not found; listings will tell whether it ended"), missing=True
             )
-        raise GapFound("the shard no longer exists, and it was not read to its end", at.shard, at.last) from error
+        reason = "the shard no longer exists, and it was not read to its end"
+        raise GapFound(reason, at.shard, at.last, gone=True) from error
     if error.code == "LimitExceededException":
         return _pause(stream, at, "throttled: another consumer is attached (at most two may read a shard)")
     found = failure(error, "GetRecords", stream.arn)

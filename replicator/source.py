@@ -113,14 +113,22 @@ class _DescribeStream(msgspec.Struct):
 
 def describe_table(wire: Wire, name: str) -> SourceTable:
     """The table as it is now; ConfigError if there is none."""
+    table = find_table(wire, name)
+    if table is None:
+        raise ConfigError(
+            f"source.table: there is no table {name} in this account and region; "
+            "check source.table, source.region and the credentials"
+        )
+    return table
+
+
+def find_table(wire: Wire, name: str) -> SourceTable | None:
+    """The table as it is now; None if there is none."""
     try:
         body = wire.call("DescribeTable", {"TableName": name})
     except WireError as e:
         if e.code == "ResourceNotFoundException":
-            raise ConfigError(
-                f"source.table: there is no table {name} in this account and region; "
-                "check source.table, source.region and the credentials"
-            ) from e
+            return None
         raise failure(e, "DescribeTable", name) from e
     try:
         return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(wire, "server", ""))
@@ -156,7 +164,7 @@ def describe_stream(arn: str, *, after: str | None = None) -> Generator[Call, by
         return (yield from _page(arn, {} if after is None else {"ExclusiveStartShardId": after}))
     except WireError as e:
         if e.code == "ResourceNotFoundException":
-            raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end") from e
+            raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end", gone=True) from e
         raise failure(e, "DescribeStream", arn) from e
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from replicator.errors import NotPermitted, ReplicatorError, TransientError
+from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 Shape = TypeVar("Shape")
 Found = TypeVar("Found")
@@ -146,20 +146,18 @@ THROTTLED = frozenset(  # a test compares them with botocore's lists
 """Codes of requests that were not carried out, and may be repeated after a while."""
 _TIMED_OUT = frozenset({"RequestTimeout", "RequestTimeoutException"})
 _TRANSIENT = THROTTLED | _TIMED_OUT | {UNNAMED, "RequestTimeTooSkewed"}
-_REFUSED = frozenset(
-    {
-        "AccessDeniedException",
-        "AccessDenied",
-        "UnrecognizedClientException",
-        "InvalidSignatureException",
-        "MissingAuthenticationTokenException",
-        "IncompleteSignatureException",
-        "ExpiredTokenException",
-        "ExpiredToken",
-        "InvalidClientTokenId",
-        "NoCredentials",
-    }
-)
+_DENYING = frozenset({"AccessDeniedException", "AccessDenied"})
+_EXPIRED = frozenset({"ExpiredTokenException", "ExpiredToken"})
+_UNKNOWN_CALLER = _EXPIRED | {
+    "IncompleteSignatureException",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "MissingAuthenticationTokenException",
+    "NoCredentials",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+_REFUSED = _DENYING | _UNKNOWN_CALLER
 
 
 # What is asked with items or keys in it, and the codes whose words may quote some of that.
@@ -179,7 +177,9 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
             f"{operation} on {resource}: AWS refuses what this machine signs, because its clock is wrong ({words}). "
             "Set it, and keep it set (NTP)"
         )
-    if error.code in _REFUSED:
+    if error.code in _UNKNOWN_CALLER:
+        return _not_authenticated(error, operation, resource, place)
+    if error.code in _DENYING:
         return _not_permitted(error, operation, resource, place)
     if error.code in _TRANSIENT or error.status in (0, 408, 429) or error.status >= 500:
         return TransientError(f"{operation} on {resource}: {said}")
@@ -188,22 +188,40 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
+def _not_authenticated(error: WireError, operation: str, resource: str, place: str) -> NotAuthenticated:
+    words, *_ = error.message.splitlines() or [""]
+    action = _action(operation)
+    if error.code == "NoCredentials":
+        return NotAuthenticated(
+            f"there are no AWS credentials for {operation} on {resource} ({words})",
+            action,
+            resource,
+            f"Give some (AWS_PROFILE, {place}.profile, a role of the machine)",
+        )
+    wrong = "The credentials have expired: renew them" if error.code in _EXPIRED else "Correct the credentials"
+    return NotAuthenticated(
+        f"AWS does not accept the credentials for {action} on {resource} ({error.code}: {words})",
+        action,
+        resource,
+        f"{wrong}, or give others (AWS_PROFILE, {place}.profile, {place}.role_arn)",
+    )
+
+
+def _action(operation: str) -> str:
+    return operation if ":" in operation else f"dynamodb:{operation}"
+
+
 def _not_permitted(error: WireError, operation: str, resource: str, place: str) -> NotPermitted:
     words, *_ = error.message.splitlines() or [""]
-    action = operation if ":" in operation else f"dynamodb:{operation}"
-    if error.code == "NoCredentials":
-        said = f"there are no AWS credentials for {operation} on {resource} ({words})"
-        return NotPermitted(
-            f"{said}. Give some (AWS_PROFILE, {place}.profile, a role of the machine)", action, resource
-        )
+    action = _action(operation)
     named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
     action, resource = (action, resource) if named is None else (named["action"], named["resource"])
     return NotPermitted(
-        f"{action} on {resource} is not permitted ({error.code}: {words}). "
-        "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
-        f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
+        f"{action} on {resource} is not permitted ({error.code}: {words})",
         action,
         resource,
+        "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
+        f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
     )
 
 

@@ -191,7 +191,7 @@ def test_a_table_that_is_not_there_is_a_matter_of_config(wire: Boto) -> None:
 
 
 @pytest.mark.usefixtures("without_credentials")
-def test_missing_credentials_are_a_permission(db: DynamoDB) -> None:
+def test_missing_credentials_are_said_to_be_missing(db: DynamoDB) -> None:
     with served(db) as url:
         found = refused(boto(url))
     assert (found.code, found.status) == ("NoCredentials", 0)

@@ -58,7 +58,7 @@ def test_every_missing_permission_is_named_with_its_action_and_arn(world: World)
     found = texts(world, "forbidden")
 
     assert code == 4
-    assert found[0] == f"permission: dynamodb:GetShardIterator on {arn} is not permitted"
+    assert found[0].startswith(f"permission: dynamodb:GetShardIterator on {arn} is not permitted (AccessDenied")
     assert found[1].startswith("permission: dynamodb:Scan on ")
 
 
@@ -85,8 +85,8 @@ def test_no_permission_at_all_still_looks_at_the_target(world: World) -> None:
 
     assert world.call("check", world.config)[0] == 4
     assert [f["subject"] for f in found] == ["source", "target"]
-    assert found[0]["text"] == "dynamodb:DescribeTable on orders is not permitted"
-    assert found[0]["do"]
+    assert found[0]["text"].startswith("dynamodb:DescribeTable on orders is not permitted (AccessDeniedException")
+    assert found[0]["do"].startswith("Allow it in the policy of the role or user that replicator runs as")
 
 
 def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,33 @@ def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.M
     code, out, _ = World(world.db, world.postgres, world.folder, bare).call("check", world.config)
 
     assert code == 4
-    assert "dynamodb:DescribeTable on orders is not permitted" in out
+    assert "there are no AWS credentials for DescribeTable on orders" in out
+    assert "Give some (AWS_PROFILE, source.profile, a role of the machine)" in out
+    assert "policy" not in out
+
+
+def test_credentials_that_aws_does_not_know_are_no_matter_of_policies(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.fail("DescribeTable", "UnrecognizedClientException", times=None)
+    found = world.lines("check", world.config)
+
+    assert found[0]["text"].startswith("AWS does not accept the credentials for dynamodb:DescribeTable on orders")
+    assert found[0]["do"].startswith("Correct the credentials, or give others (AWS_PROFILE, source.profile")
+
+
+def test_a_wrong_password_is_told_from_a_missing_grant(world: World) -> None:
+    world.db.create_table("orders")
+    password = world.postgres.server.password
+    assert password
+    world.change(f":{password}@", ":wr0ng-pass@")
+    (found,) = [f for f in world.lines("check", world.config) if f["verdict"] == "forbidden"]
+
+    assert world.call("check", world.config)[0] == 4
+    assert 'refuses the login: password authentication failed for user "postgres"' in found["text"]
+    assert found["do"] == "Correct the user and the password of target.url"
+    code, _, err = world.call("run", world.config, "--until", "caught-up")
+    assert (code, "GRANT" in err, "wr0ng" in err) == (4, False, False)
+    assert "refuses the login" in err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from botocore.loaders import Loader
 from botocore.retries import standard
 
-from replicator.errors import NotPermitted, ReplicatorError, TransientError
+from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.wire import THROTTLED, UNNAMED, NotConnected, WireError, decoded, failure, in_doubt, refusal
 
 
@@ -115,18 +115,46 @@ def test_null_is_an_absent_value_in_an_error() -> None:
 @pytest.mark.parametrize(
     ("code", "status"),
     [
+        ("AccessDenied", 403),
         ("AccessDeniedException", 400),
-        ("UnrecognizedClientException", 400),
-        ("InvalidSignatureException", 400),
-        ("MissingAuthenticationTokenException", 400),
-        ("ExpiredTokenException", 400),
-        ("NoCredentials", 0),
     ],
 )
 def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) -> None:
     found = failure(WireError(code, "no", status), "GetRecords", "arn:stream")
-    assert isinstance(found, NotPermitted)
+    assert type(found) is NotPermitted
     assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("UnrecognizedClientException", 400, "Correct the credentials, or give others"),
+        ("InvalidClientTokenId", 403, "Correct the credentials, or give others"),
+        ("InvalidSignatureException", 400, "Correct the credentials, or give others"),
+        ("SignatureDoesNotMatch", 403, "Correct the credentials, or give others"),
+        ("MissingAuthenticationTokenException", 400, "Correct the credentials, or give others"),
+        ("IncompleteSignatureException", 400, "Correct the credentials, or give others"),
+        ("ExpiredTokenException", 400, "The credentials have expired: renew them, or give others"),
+        ("ExpiredToken", 403, "The credentials have expired: renew them, or give others"),
+        ("NoCredentials", 0, "there are no AWS credentials for GetRecords on arn:stream (no). Give some (AWS_PROFILE"),
+    ],
+)
+def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: str, status: int, said: str) -> None:
+    error = WireError(code, "no", status)
+    found = failure(error, "GetRecords", "arn:stream")
+    assert isinstance(found, NotAuthenticated)
+    assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
+    assert said in str(found)
+    assert "policy" not in str(found)
+    assert not in_doubt(error)
+
+
+def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> None:
+    found = failure(WireError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
+    assert str(found) == (
+        "AWS does not accept the credentials for dynamodb:Scan on orders (UnrecognizedClientException: bad token). "
+        "Correct the credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
+    )
 
 
 def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:

@@ -9,23 +9,18 @@ from __future__ import annotations
 import psycopg
 from psycopg import errors
 
-from replicator.errors import ConfigError, Fenced, NotPermitted, ReplicatorError, TransientError
+from replicator.errors import ConfigError, Fenced, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 FENCED = "RP001"
 STORED_ALREADY = "RP002"
 
-_REFUSED_AT_LOGIN = (
-    "password authentication failed",
-    "no pg_hba.conf entry",
-    "does not exist",
-    "is not permitted to log in",
-    "no password supplied",
-    "permission denied for database",
-    "SSL was required",
-    "certificate verify failed",
-    "server certificate for",
-)
-_WRONG = ("does not exist", "SSL", "certificate")
+_UNKNOWN_LOGIN = ("authentication failed", "no password supplied", "authentication method requirement")
+_LOGIN_DENIED = {  # and what would allow it
+    "no pg_hba.conf entry": "Let it in there (pg_hba.conf), or correct {setting}",
+    "is not permitted to log in": "ALTER ROLE … LOGIN, or correct {setting}",
+    "permission denied for database": "GRANT CONNECT ON DATABASE … TO the user of {setting}",
+}
+_WRONG = ("does not exist", "SSL was required", "certificate verify failed", "server certificate for")
 _WAIT = {
     "40001": "a serialization failure",
     "40P01": "a deadlock",
@@ -81,11 +76,14 @@ def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
 def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorError:
     """Our error for a connection that was not made; libpq gives no SQLSTATE there, only the server's words."""
     text = _first_line(error)
-    if any(words in text for words in _REFUSED_AT_LOGIN):
-        kind = ConfigError if any(words in text for words in _WRONG) else NotPermitted
-        return kind(
-            f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}; correct {setting}"
-        )
+    refused = f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}"
+    if any(words in text for words in _WRONG):
+        return ConfigError(f"{refused}; correct {setting}")
+    if any(words in text for words in _UNKNOWN_LOGIN):
+        return NotAuthenticated(refused, "login", server, f"Correct the user and the password of {setting}")
+    for words, advice in _LOGIN_DENIED.items():
+        if words in text:
+            return NotPermitted(refused, "login", server, advice.format(setting=setting))
     return TransientError(f"Postgres at {server} cannot be reached: {text}")
 
 
@@ -106,7 +104,7 @@ def _is_ours(error: psycopg.Error) -> bool:
 
 def _not_permitted(error: psycopg.Error, server: str, setting: str) -> NotPermitted:
     text = _words(error)
-    return NotPermitted(f"Postgres at {server}: {text}; {_grant(text, setting)}", action=text)
+    return NotPermitted(f"Postgres at {server}: {text}", text, server, _grant(text, setting))
 
 
 def _grant(text: str, setting: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.wire import THROTTLED
 
 WRITING, READING = "writing documents", "reading versions"  # what is asked with documents, or their ids, in it
@@ -68,10 +69,10 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
         return found
     match answer.status:
         case 401:
-            return NotPermitted(f"{server} refuses the login; correct target.username and password, or its key")
+            advice = "Correct target.username and password, or the key"
+            return NotAuthenticated(f"{server} refuses the login", "login", server, advice)
         case 403:
-            said = reason or type or "403 without a reason"
-            return NotPermitted(f"{server} does not permit {doing}: {said}", action=doing, resource=server)
+            return _forbidden(reason or type or "403 without a reason", server, doing)
         case 408:
             return AnswerLost(f"{server} gave up {doing} (status 408): the request took too long to arrive")
         case status if status == 429 or answer.throttled:
@@ -89,6 +90,12 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
     return ConfigError(f"{server} refuses {doing}: {said or _said(answer)}")
 
 
+def _forbidden(said: str, server: str, doing: str) -> NotPermitted:
+    if _UNKNOWN_CALLER.search(said):
+        return NotAuthenticated(f"{server} refuses the login: {said}", "login", server, _CREDENTIALS)
+    return NotPermitted(f"{server} does not permit {doing}: {said}", doing, server, _GRANT)
+
+
 def engine_failure(status: int, type: str, reason: str, server: str) -> ReplicatorError | None:
     """The error for what concerns an index or the cluster rather than one document; None for everything else."""
     for known, kind, text in _KNOWN:
@@ -97,7 +104,7 @@ def engine_failure(status: int, type: str, reason: str, server: str) -> Replicat
     if type == "cluster_block_exception":
         return TransientError(f"{server}: {_block(status, reason)}")
     if type == "security_exception" and status == 403:
-        return NotPermitted(f"{server}: {reason}", action="write", resource=server)
+        return NotPermitted(f"{server}: {reason}", "write", server, _GRANT)
     lost = status >= 500 or status == 408
     return AnswerLost(f"{server} fails to store documents: {type or status}") if lost else None
 
@@ -107,6 +114,9 @@ def is_own(status: int, type: str) -> bool:
     return status >= 500 and type != "cluster_block_exception" and all(type != known for known, _, _ in _KNOWN)
 
 
+_UNKNOWN_CALLER = re.compile("security token|signature|authorization header", re.IGNORECASE)  # as Amazon says it
+_CREDENTIALS = "Correct the AWS credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
+_GRANT = "Grant it to the login of the target"
 _ARGUMENT = "illegal_argument_exception"  # of its words only the first are the engine's own: a value may follow
 _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
     ("index_closed_exception", TransientError, "the index is closed; waiting until it is opened (POST INDEX/_open)"),

@@ -6,15 +6,17 @@ import random
 import string
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 from pydantic import ValidationError
 
 from connectors.postgres import Postgres, PostgresOptions
+from connectors.postgres.errors import unreachable
 from replicator.batch import Delete, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS, destination
-from replicator.errors import ConfigError, NotPermitted
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import changes
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
@@ -375,7 +377,7 @@ def test_a_privilege_taken_away_meanwhile_is_named(poor_user: Database) -> None:
     one.open([Table("contract", PK)], FIRST_EPOCH)
     run(poor_user, "ALTER TABLE contract OWNER TO postgres")
     with pytest.raises(
-        NotPermitted, match=r"permission denied for table contract; GRANT SELECT, INSERT, UPDATE, DELETE"
+        NotPermitted, match=r"permission denied for table contract\. GRANT SELECT, INSERT, UPDATE, DELETE"
     ):
         one.write(batch(put({"pk": "a"}, 1)))
 
@@ -568,3 +570,34 @@ def test_a_nullable_column_can_be_added_to_rows_and_another_change_cannot(postgr
     assert rows(postgres) == [{"pk": "a", "total": 1, "city": None, "_version": at(1)}]
     wanted = typed("contract", PK, total="numeric", city={"type": "text", "nullable": False})
     assert one.additions([wanted], changes({"contract": one.parts(before)}, {"contract": one.parts(wanted)})) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        ('password authentication failed for user "u"', NotAuthenticated, "Correct the user and the password of x.url"),
+        ('Peer authentication failed for user "u"', NotAuthenticated, "Correct the user and the password of x.url"),
+        ("fe_sendauth: no password supplied", NotAuthenticated, "Correct the user and the password of x.url"),
+        (
+            'authentication method requirement "scram-sha-256" failed: server requested a cleartext password',
+            NotAuthenticated,
+            "Correct the user and the password of x.url",
+        ),
+        (
+            'no pg_hba.conf entry for host "h", user "u"',
+            NotPermitted,
+            "Let it in there (pg_hba.conf), or correct x.url",
+        ),
+        ('role "u" is not permitted to log in', NotPermitted, "ALTER ROLE … LOGIN, or correct x.url"),
+        ('permission denied for database "d"', NotPermitted, "GRANT CONNECT ON DATABASE … TO the user of x.url"),
+        ('database "d" does not exist', ConfigError, "; correct x.url"),
+        ("the database system is starting up", TransientError, "cannot be reached"),
+    ],
+)
+def test_why_a_login_is_refused_decides_what_is_advised(words: str, error: type[ReplicatorError], said: str) -> None:
+    given = psycopg.OperationalError(f'connection to server at "::1", port 5432 failed: FATAL:  {words}')
+    found = unreachable(given, "h:5432", "x.url")
+    assert type(found) is error
+    assert words in str(found)
+    assert said in str(found)
+    assert ("GRANT" in str(found)) == ("GRANT" in said)

@@ -22,7 +22,7 @@ import pytest
 from connectors.search.progress import STRIKES
 from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
-from replicator.errors import ConfigError, NotPermitted, TransientError
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract.kit import PK, at, batch, put, remove
@@ -136,8 +136,10 @@ UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/wr
 @pytest.mark.parametrize(
     ("told", "error", "text"),
     [
-        (said(401, {"error": {"type": "security_exception", "reason": "missing"}}), NotPermitted, "refuses the login"),
-        (said(403, {"error": UNAUTHORIZED}), NotPermitted, "is unauthorized for user [u]"),
+        (said(401, {"error": {"type": "security_exception", "reason": "x"}}), NotAuthenticated, "refuses the login"),
+        (said(403, {"message": "The security token included in the request is invalid."}), NotAuthenticated,
+         "refuses the login: The security token included in the request is invalid. Correct the AWS credentials"),
+        (said(403, {"error": UNAUTHORIZED}), NotPermitted, "[u]. Grant it to the login of the target"),
         (said(403, {"Message": "User: x is not authorized"}), NotPermitted, "User: x is not authorized"),
         (said(403, HTML), NotPermitted, "does not permit writing documents"),
         (said(404, HTML), ConfigError, "answers with a web page (status 404), which no search engine would"),

@@ -88,5 +88,5 @@ def test_a_refusal_names_what_would_allow_it(secured: SearchServer) -> None:
 
 @pytest.mark.parametrize(("user", "password"), [("writer", "wrong"), ("nobody", PASSWORD)])
 def test_a_wrong_login_is_refused(secured: SearchServer, user: str, password: str) -> None:
-    with pytest.raises(NotPermitted, match="refuses the login; correct target"):
+    with pytest.raises(NotPermitted, match=r"refuses the login\. Correct target"):
         logged_in(secured, user, password).check([TABLE])

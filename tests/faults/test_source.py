@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import partial
 
@@ -114,6 +115,54 @@ def test_a_disabled_stream_is_stored_to_its_end_and_then_a_gap_that_does_not_spi
     assert "the stream was disabled, and is stored to its end" in ended.err
     faults.assert_equal()
     assert len(faults.wire.asked) - before < 200
+
+
+def test_a_deleted_table_is_said_to_be_that_and_the_copy_stays(faults: World) -> None:
+    faults.fill()
+    faults.copied()
+
+    def delete() -> None:
+        faults.put("last")
+        faults.db.call("DeleteTable", {"TableName": TABLE})
+
+    faults.clock.plan(10, delete)
+    ended, again = faults.run(seconds=600), faults.run(seconds=600)
+
+    assert ended.code == 2
+    assert re.search(
+        r"the table arn:aws:dynamodb:\S+:table/orders was deleted\. All that its stream held is", ended.err
+    )
+    assert "disabled" not in ended.err
+    assert (again.code, "there is no table orders in this account and region" in again.err) == (2, True)
+    assert "last" in faults.documents
+    assert len(faults.documents) == 7
+    assert not faults.gaps
+
+
+@pytest.mark.parametrize("operation", ["DescribeStream", "GetRecords"])
+def test_a_table_that_is_deleted_with_its_stream_is_a_gap_that_says_so(faults: World, operation: str) -> None:
+    """So do emulators, and AWS a day after the table was deleted."""
+    faults.fill()
+    faults.copied()
+
+    def delete() -> None:
+        faults.db.call("DeleteTable", {"TableName": TABLE})
+        faults.db.fail(operation, "ResourceNotFoundException", times=None)
+
+    if operation == "GetRecords":  # what is old in the shard may be gone with it
+        faults.put("late")
+        faults.clock.move(faults.clock() + 23.6 * 3600)
+        delete_at = 0.0
+    else:
+        delete_at = 10.0
+    faults.clock.plan(delete_at, delete)
+    ended = faults.run(seconds=600)
+
+    assert ended.code == 3
+    assert re.search(
+        r"the source table arn:\S+ was deleted before all of its stream was read: the (stream|sh)", ended.err
+    )
+    assert len(faults.gaps) == 1
 
 
 LISTINGS: list[list[Misreport]] = [[unordered], [duplicated], [children_first], [reopened], [duplicated, unordered]]

@@ -225,8 +225,8 @@ def test_a_refusal_that_repeats_the_login_is_shown_without_it(login: dict[str, s
     said = f"'{WORD}' not a valid key=value pair (missing equal-sign) in Authorization header: 'Basic {WORD}'."
     body = without(orjson.dumps({"message": said}), login)
     assert str(failure(Answer(403, body), "S", WRITING)) == (
-        "S does not permit writing documents: '…' not a valid key=value pair (missing equal-sign) in "
-        "Authorization header: 'Basic …'."
+        "S refuses the login: '…' not a valid key=value pair (missing equal-sign) in Authorization header: "
+        "'Basic …'. Correct the AWS credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
     )
 
 
