@@ -228,9 +228,15 @@ class Delivery:
         return False
 
     def know_parked(self) -> None:
-        """Take the parked items as they are stored. Nothing may be under way."""
+        """Take the parked items as they are stored. Nothing may be under way.
+
+        Where a command sent something since, it may be carried out late, also if the item is not parked any more.
+        """
         own_ids = self._pipeline.filing.own_ids
-        self._pipeline.know(self._patiently(lambda: known(self._checkpoints, own_ids=own_ids)))
+        found = self._patiently(lambda: known(self._checkpoints, own_ids=own_ids))
+        if self._doubt is not None and found.retried != self._pipeline.parked.retried:
+            self._doubt.begin()
+        self._pipeline.know(found)
 
     def confirm(self) -> None:
         """Fenced if another run took over. Asked where the target cannot, and not again within a few seconds."""

@@ -15,7 +15,7 @@ from replicator.change import Key, key_text
 from replicator.checkpoints import Dropped, Entry, Parked, Place, Save, decode_dropped, encode
 from replicator.position import epoch_of
 
-PARKED, DROPPED = "parked", "dropped"
+PARKED, DROPPED, RETRIED = "parked", "dropped", "retried"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +71,27 @@ class Move:
 
 
 class ParkedItems:
-    """The parked items, and those whose parked changes were dropped, by key text."""
+    """The parked items, and those whose parked changes were dropped, by key text.
 
-    def __init__(self) -> None:
+    ``retried``: the revision of what commands noted of their retries as these were read; 0 if none did.
+    """
+
+    def __init__(self, retried: int = 0) -> None:
         self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
+        self.retried = retried
         self.most_leaves = 0  # documents that one item may have left in the target at most
 
     @classmethod
     def among(cls, entries: Iterable[Entry], images: Mapping[str, Parked] = MappingProxyType({})) -> ParkedItems:
         """The parked items among these entries, with their ``images`` by id, where those matter."""
-        found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED)}
+        found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
         dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in found[DROPPED]]
-        return cls.of([held(e.id, e.revision, images.get(e.id)) for e in found[PARKED]], dropped)
+        parked = [held(e.id, e.revision, images.get(e.id)) for e in found[PARKED]]
+        return cls.of(parked, dropped, sum(e.revision for e in found[RETRIED]))
 
     @classmethod
-    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = ()) -> ParkedItems:
-        found = cls()
+    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retried: int = 0) -> ParkedItems:
+        found = cls(retried)
         for kind, several in ((PARKED, entries), (DROPPED, dropped)):
             for each in several:
                 found._become(kind, item_of(each.id), each)

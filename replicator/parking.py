@@ -31,7 +31,7 @@ from replicator.checkpoints import (
 from replicator.compaction import Filing, run_writes
 from replicator.errors import ConfigError, Fenced
 from replicator.item import Item
-from replicator.parked import DROPPED, PARKED, ParkedItems, item_of
+from replicator.parked import DROPPED, PARKED, RETRIED, ParkedItems, item_of
 from replicator.position import epoch_of
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
@@ -159,7 +159,7 @@ def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints
     written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
     leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
     noted = replace(parked.entry, leaves=leaves)
-    retried = Save("retried", "", None, encode(Retried(parked.entry.version)))
+    retried = Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
     checkpoints.save([Save(PARKED, parked.id, parked.revision, encode(noted)), retried])
     outcome = target.write(batch)
     if outcome.rejections:

@@ -130,7 +130,15 @@ class Hook:
         if table not in tables:
             reason = f"hook {self.name} named a table that is none of the target's: {', '.join(tables)}"
             raise Poison(reason, Trace("", str(table)))
-        return table, str(document.id), document.body
+        return table, _id(self, document.id), document.body
+
+
+def _id(hook: Hook, given: str | int) -> str:
+    """A document's id as every target and store takes it."""
+    id = str(given)
+    if not id.isascii() and storable(id) != id:
+        raise Poison(f"hook {hook.name} gave a document an id with half of a surrogate pair, which is no text")
+    return id
 
 
 def _a(found: object) -> str:

@@ -17,6 +17,7 @@ from tests.cli import World
 command_line = import_module("replicator.cli.parked")  # the package has the command under this name
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
 MENDED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
+COLUMNS = "{columns: {total: {type: numeric}}}"
 FAN_OUT = """
 from replicator import Document, documents
 
@@ -88,6 +89,30 @@ def test_retry_with_a_mended_hook_stores_what_was_parked(parked: World) -> None:
     assert after["parked"] < before["parked"]
     assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
     assert parked.lines("status", parked.config)[0]["parked"] == 0
+
+
+def test_a_retry_whose_config_leads_to_another_table_is_refused_and_keeps_the_item_parked(parked: World) -> None:
+    """It would be stored there, and missing for good where the pipeline goes on."""
+    parked.hook(MENDED)
+    parked.change("  table: orders\n", "  table: staging\n")
+    parked.change("source:\n  table: staging", "source:\n  table: orders")
+    code, _, err = parked.call("parked", "retry", parked.config, "--all")
+
+    assert code == 2
+    assert 'this pipeline writes to "public"."orders", and the config leads to "public"."staging"' in err
+    assert not parked.has_table("staging")
+    parked.change("table: staging", "table: orders")
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_a_retry_whose_config_defines_the_table_otherwise_is_refused(parked: World) -> None:
+    parked.hook(MENDED)
+    parked.change(f"{parked.postgres.url}\n  table: orders", f"{parked.postgres.url}\n  tables: {{orders: {COLUMNS}}}")
+    code, _, err = parked.call("parked", "retry", parked.config, "--all")
+
+    assert code == 2
+    assert "since the last run" in err
+    assert len(parked.rows("SELECT id FROM orders")) == 1
 
 
 def test_a_hook_that_now_leaves_the_item_out_removes_it(parked: World) -> None:

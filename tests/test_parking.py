@@ -25,7 +25,7 @@ from replicator.pipeline import Pipeline
 from replicator.position import version
 from replicator.source import Listing
 from replicator.target import Table
-from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
 from replicator.transform import Hook
 
@@ -373,6 +373,34 @@ def test_a_run_that_loses_to_a_command_reads_the_entries_again(
     assert pipeline.shards["s"].ordinal == 3
     noted = set() if transactional else {"retried"}
     assert {kind for kind, _ in database.entries} == {"owner", "pipeline", "definition", "shard"} | noted
+
+
+def test_a_run_is_in_doubt_from_when_it_learns_that_a_command_sent_something(
+    database: MemoryDatabase, index: MemoryIndex
+) -> None:
+    """A retry got no answer, and was repeated: the first request arrives when the run has removed the item again."""
+    checkpoints, command = MemoryCheckpoints(database), MemoryCheckpoints(database)
+    pipeline = Pipeline(AS_IS, checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    delivery = Delivery(index, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    list(pipeline.openings())
+    park(MemoryTarget(database), "a", 1)
+    delivery.know_parked()
+    (item,) = parked_items(command)
+    assert retry(item, AS_IS, MemoryIndex(database), command, STATE) == ""
+    assert not index.doubt
+    delivery.know_parked()
+    assert len(pipeline.parked) == 0
+
+    pipeline.accept(Page("s", [Record(("a",), "2", 0.0), Record(("a",), "3", 0.0)], size=1))
+    delivery.flush()
+    database.volatile.clear()  # the server was restarted
+    MemoryIndex(database).write(retried(item, AS_IS, STATE))
+    assert database.documents("orders") == {}
+    begun = index.doubt.begun
+    delivery.know_parked()
+    assert index.doubt.begun == begun, "nothing was sent since"
 
 
 def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) -> None:

@@ -371,6 +371,7 @@ def test_a_declared_hook_that_returns_no_iterable_of_documents_is_poison(found: 
         (None, "yielded a NoneType instead of a Document"),
         (Document(None, {}, "orders"), "gave a document a NoneType as its id; ids are str or int"),  # type: ignore[arg-type]
         (Document(True, {}, "orders"), "gave a document a bool as its id; ids are str or int"),
+        (Document("x\ud800", {}, "orders"), "gave a document an id with half of a surrogate pair, which is no text"),
         (Document(1.5, {}, "orders"), "gave a document a float as its id; ids are str or int"),  # type: ignore[arg-type]
         (Document("a", [], "orders"), "gave a document a list as its body; bodies are mappings"),  # type: ignore[arg-type]
         (Document("a", {}), "named no table for a document; the target has orders, lines"),

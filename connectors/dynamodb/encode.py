@@ -19,6 +19,7 @@ from replicator.json_text import Unfit
 _SHOWS = b',"ReturnValuesOnConditionCheckFailure":"ALL_OLD"'
 _COUNTS = b',"ReturnConsumedCapacity":"TOTAL"'
 _UNIT = 1024  # bytes
+LARGEST_KEYS = (2048, 1024)  # bytes of a partition key, of a sort key
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -51,13 +52,17 @@ class Encoded:
 
 
 def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
+    """Every write as an entry. A delete of an id that cannot exist is left out: nothing is there."""
     encoders = {name: Encoder(layout) for name, layout in layouts.items()}
     entries: list[Entry] = []
     rejections: list[Rejection] = []
     for part in batch.parts:
         for write in part.writes:
+            encoder = encoders[write.table]
+            if type(write) is Delete and not encoder.holds(write.id):
+                continue
             try:
-                entries.append(encoders[write.table].entry(write, part.source))
+                entries.append(encoder.entry(write, part.source))
             except Unfit as e:
                 rejections.append(Rejection(write, f"the document {e}"))
             except Malformed:
@@ -80,6 +85,12 @@ class Encoder:
             b',"ConditionExpression":"attribute_not_exists(#v) OR #v < :v","ExpressionAttributeNames":{"#v":'
             + version
             + b'},"ExpressionAttributeValues":{":v":'
+        )
+
+    def holds(self, id: DocumentId) -> bool:
+        """Whether anything can be stored under an id: a hook may give any, the source's own keys fit."""
+        return not self._layout.own_ids or all(
+            0 < len(text.encode()) <= most for text, most in zip(id, LARGEST_KEYS, strict=True)
         )
 
     def entry(self, write: Write, source: str) -> Entry:

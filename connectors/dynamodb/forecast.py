@@ -8,14 +8,13 @@ from typing import Any
 
 import orjson
 
-from connectors.dynamodb.encode import Encoder, encode
+from connectors.dynamodb.encode import LARGEST_KEYS, Encoder, encode
 from connectors.dynamodb.layout import Layout
 from replicator.attributes import Typed
 from replicator.batch import Batch, Part, Rejection, Upsert, Write
 from replicator.change import KeySchema
 
 _LARGEST = 400 * 1024  # bytes of an item, names included
-_LARGEST_KEYS = (2048, 1024)  # bytes of a partition key, of a sort key
 
 
 def refusals(writes: Sequence[Write], layouts: Mapping[str, Layout]) -> Iterator[Rejection]:
@@ -36,7 +35,7 @@ def _reason(write: Upsert, layout: Layout) -> str | None:
 
 
 def _keys(item: Mapping[str, Typed], keys: KeySchema) -> Iterator[str]:
-    for key, most in zip(keys.attributes, _LARGEST_KEYS, strict=False):
+    for key, most in zip(keys.attributes, LARGEST_KEYS, strict=False):
         size = _size(item[key.name])
         if size == 0:
             yield f"the key attribute {key.name} is empty, which DynamoDB does not store"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from replicator.config import Config
     from replicator.parking import ParkedItem
     from replicator.target import Target
+    from replicator.transform import Hook
 
 TRIES = 5  # of an item that a run changes at the same time
 
@@ -87,15 +88,13 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     """Run the hook again and store what it gives.
 
     Each change is stored at its own version: if the target has a newer one, that stays. What is refused again stays
-    parked (exit code 2).
+    parked (exit code 2). A config that names other tables than the pipeline has copied so far is refused.
     """
-    from replicator import aws, transform
+    from replicator import transform
     from replicator.alarm import HookLimit
     from replicator.compaction import Filing
     from replicator.parking import pipeline_of
     from replicator.parking import retry as tried
-    from replicator.run import introduce, target_tables
-    from replicator.source import describe_table
 
     refused = 0
     with _opened(config) as (loaded, target, checkpoints):
@@ -104,16 +103,30 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
             hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
         filing = Filing(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
-        wire = aws.connect(loaded.source)
-        table = describe_table(wire, loaded.source.table)
-        introduce(target, table, wire)
-        target.open(target_tables(loaded, table, hook), pipeline.epoch)
+        _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
         for item in chosen:
             with aside(), HookLimit(loaded.hook_timeout):
                 reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, pipeline))
             refused += bool(reason)
             _tell(item, "still parked" if reason else "stored", reason, as_json)
     ctx.exit(2 if refused else 0)
+
+
+def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int) -> None:
+    """ConfigError where the config leads to others than the pipeline's, or defines them otherwise."""
+    from replicator import aws
+    from replicator.binding import admit
+    from replicator.existing import found
+    from replicator.run import introduce, target_tables
+    from replicator.source import describe_table
+    from replicator.start import Allowed
+
+    wire = aws.connect(config.source)
+    source = describe_table(wire, config.source.table)
+    introduce(target, source, wire)
+    tables = target_tables(config, source, hook)
+    admit(checkpoints, lambda ledger: found(ledger, source, target, tables, hook), Allowed(hook_change=True))
+    target.open(tables, epoch)
 
 
 @parked.command

@@ -62,6 +62,23 @@ def test_a_hook_that_misbehaves_parks_the_item_and_nothing_else(faults: World, b
     assert parked(faults) == []
 
 
+def test_a_document_whose_id_is_no_text_parks_its_item_and_nothing_else(faults: World) -> None:
+    """What is parked could not be stored with that id in it, and every run would end there."""
+    faults.fill()
+    faults.hook("from replicator import Document, documents\n@documents\ndef hook(item):\n"
+                "    bad = item['id'] == 'k1' and 'mended' not in item\n"
+                "    return [Document('\\ud83d' if bad else 'd', {'id': item['id']})]\n")  # fmt: skip
+    assert faults.run().code == 6
+    (change,) = parked(faults)
+    assert change.reason == "hook hook gave a document an id with half of a surrogate pair, which is no text"
+    assert change.leaves == ()
+
+    faults.put("k1", mended="yes")
+    assert faults.run().code == 0
+    assert parked(faults) == []
+    assert len(faults.documents) == len(faults.db.items("orders"))
+
+
 def test_what_a_hook_does_to_values_that_it_was_given_touches_nothing_but_what_it_returns(faults: World) -> None:
     """Each look at an attribute gives a value of its own."""
     faults.fill(0)

@@ -8,13 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from replicator import parking
+from replicator.batch import Batch, Outcome
 from replicator.compaction import Filing
 from replicator.errors import ConfigError, TransientError
 from replicator.position import epoch_of
 from replicator.target import Table
 from tests.simulation import runs
 from tests.simulation.plan import Act
-from tests.simulation.targets import Killed, Unreliable, UnreliableStore
+from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
 
 if TYPE_CHECKING:
     from replicator.checkpoints import Checkpoints
@@ -48,6 +49,19 @@ def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
     return parking.retry(item, filing, command.target, command.checkpoints, state)
 
 
+def retried_in_vain(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+    """The requests of a retry get no answer, and may be carried out late."""
+    target = command.target
+    if isinstance(target, UnreliableIndex):
+        target.write = partial(_unanswered, target)  # type: ignore[method-assign]
+    return retried(world, item, command)
+
+
+def _unanswered(target: UnreliableIndex, batch: Batch) -> Outcome:
+    target._float([request for request in target.requests(batch) if not target._reason(request)])
+    raise TransientError("no answer came")
+
+
 def dropped(world: Universe, item: parking.ParkedItem, command: Command) -> str:
     given_up = (item.entry.key, epoch_of(item.entry.version), item.entry.new)
     world.dropped.append(given_up)  # also if the answer is lost
@@ -72,6 +86,12 @@ def retry(world: Universe, act: Act) -> None:
 
 def drop(world: Universe, act: Act) -> None:
     decide(world, act, dropped)
+
+
+def retry_again(world: Universe, act: Act) -> None:
+    """A retry gets no answer, and is repeated."""
+    decide(world, act, retried_in_vain)
+    decide(world, act, retried)
 
 
 def list_(world: Universe, act: Act) -> None:
@@ -119,6 +139,7 @@ def fix_hook(world: Universe, act: Act) -> None:
 
 ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "retry": retry,
+    "retry again": retry_again,
     "give up": drop,
     "list": list_,
     "decide later": decide_later,

@@ -58,6 +58,7 @@ PARKING: Mapping[str, float] = {
     "hammer": 0.01,
     "relent": 0.004,
     "fix hook": 0.004,
+    "retry again": 0.02,
 }
 """The same of what concerns parked changes; drawn only where something can be parked, from a source of its own."""
 

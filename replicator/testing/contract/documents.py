@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import pytest
+
 from replicator.attributes import image
 from replicator.batch import Delete, Outcome, Upsert
 from replicator.config_target import OWN_IDS
@@ -99,6 +101,22 @@ class Documents(Contract):
         keys = ["a", "A", "a ", "á", "a\u0301", '"', "\\", "{}", "a,b", "NULL", "\n", "%s", "$1", "漢", "\U0001f600"]
         opened.write(batch(*(put({"pk": key}, 1) for key in keys)))
         assert set(stored(table())) == {(key,) for key in keys}
+
+    @pytest.mark.parametrize("id", ["", "x" * 3000, "x\0y"], ids=["empty", "long", "nul"])
+    @pytest.mark.parametrize("tombstones", [False, True], ids=["plain", "remembered"])
+    def test_what_nothing_can_be_stored_under_is_removed_all_the_same(
+        self, target: Target, stored: Stored, id: str, tombstones: bool
+    ) -> None:
+        """A hook gave the document such an id, so that its item was parked; the next change removes what was before."""
+        own = table(keys=OWN_IDS)
+        target.open([own], FIRST_EPOCH)
+        place = ('["a"]', id)
+        taken = not target.write(batch(Upsert("contract", place, {"n": 1}, at(1), ("a",)))).rejections
+        assert set(stored(own)) == ({place} if taken else set())
+        removal = Delete("contract", place, at(2), ("a",), weight=0)
+        good = Upsert("contract", ('["a"]', "1"), {"n": 2}, at(2), ("a",))
+        assert target.write(batch(removal, good, tombstones=tombstones)) == Outcome()
+        assert set(stored(own)) == {good.id}
 
     def test_documents_with_ids_of_their_own(self, target: Target, stored: Stored) -> None:
         own = table(keys=OWN_IDS)

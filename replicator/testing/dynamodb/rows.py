@@ -158,7 +158,9 @@ class Table:
     def _key(self, typeds: Typeds) -> Key:
         for a in self.keys.attributes:
             _check_key(a, typeds.get(a.name))
-        return self.keys.key(typeds)
+        found = self.keys.key(typeds)
+        _check_sizes(found)
+        return found
 
     def _place(self, key: Key) -> Place:
         sort = _ORDERED[self.keys.attributes[1].kind](key[1]) if len(key) > 1 else ""
@@ -181,6 +183,19 @@ def _check_key(attribute: KeyAttribute, given: Mapping[str, Any] | None) -> None
         raise invalid(
             "One or more parameter values are not valid. The AttributeValue for a key attribute cannot contain an "
             f"empty value. Key: {name}"
+        )
+
+
+def _check_sizes(key: Key) -> None:
+    if len(key[0].encode()) > 2048:
+        raise invalid(
+            "One or more parameter values were invalid: "
+            "Size of hashkey has exceeded the maximum size limit of2048 bytes"
+        )
+    if len(key) > 1 and len(key[1].encode()) > 1024:
+        raise invalid(
+            "One or more parameter values were invalid: "
+            "Aggregated size of all range keys has exceeded the size limit of 1024 bytes"
         )
 
 

@@ -12,6 +12,7 @@ from replicator.chores import Chores
 from replicator.delivery import Delivery
 from replicator.doubt import Doubt
 from replicator.driver import Driver
+from replicator.parked import ParkedItems
 from replicator.position import version
 from replicator.target import Table
 from replicator.testing import memory
@@ -23,6 +24,7 @@ from tests.simulation.mutants.scenarios import (
     long_scan,
     lossy,
     replaced,
+    retried,
     seldom_written,
     stopped_soon,
     transacted,
@@ -120,6 +122,12 @@ def tombstones_expire(patch: Patch) -> None:
         return right(self, batch)
 
     patch.setattr(Unreliable, "write", forgets_first)
+
+
+@mutant("a run does not notice that a command sent something", 5, shape=retried)
+def commands_go_unnoticed(patch: Patch) -> None:
+    right = ParkedItems.of
+    patch.setattr(ParkedItems, "of", lambda entries, dropped=(), retried=0: right(entries, dropped))
 
 
 @mutant("a purge leaves the version after the tombstone's behind", 5, shape=seldom_written)

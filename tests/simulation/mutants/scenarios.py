@@ -73,6 +73,12 @@ def resynced_poison(drawn: Scenario) -> Scenario:
     return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=8, steps=100, rates=rates)
 
 
+def retried(drawn: Scenario) -> Scenario:
+    """What the target refused is retried beside a run, and removed soon after; the engine forgets deletes."""
+    rates = {"write": 0.6, "relent": 0.03, "retry again": 0.1, "pause": 0.01, "restart": 0.1, "die": 0.002}
+    return replace(drawn, hook=None, index=True, forgetful=True, refuses=True, keys=8, steps=150, pace=2.0, rates=rates)
+
+
 def set_back(drawn: Scenario) -> Scenario:
     """The machine's clock is set again and again, and runs end. Little is written: shards are read up to the clock."""
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
@@ -138,6 +144,7 @@ SHAPES = (
     lossy_resyncs,
     replaced,
     resynced_poison,
+    retried,
     seldom_written,
     set_back,
     short_runs,
