@@ -20,7 +20,7 @@ and positions commit together), otherwise in a place of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -297,6 +297,30 @@ class Claimed:
     counts: Mapping[str, Counts] = field(default_factory=dict)
 
 
+FORGOTTEN = "shard:"
+"""The source under which the counts of all shards are kept whose entries were removed, so that the sums stay."""
+
+
+def shard_of(source: str) -> str | None:
+    """The shard that a source of counts is; None for what is none, or no single one."""
+    return source.removeprefix(FORGOTTEN) or None if source.startswith(FORGOTTEN) else None
+
+
+def forgotten(saves: Sequence[Save]) -> list[str]:
+    """The sources whose shards a save forgets."""
+    return [FORGOTTEN + save.id for save in saves if save.kind == "shard" and save.text is None and save.id]
+
+
+def counted(counts: Mapping[str, Counts], known: Callable[[str], bool]) -> Mapping[str, Counts]:
+    """``counts`` of a command with those of shards that are not ``known`` any more where the shards' own have gone."""
+    found: dict[str, Counts] = {}
+    for source, more in counts.items():
+        shard = shard_of(source)
+        kept = source if shard is None or known(shard) else FORGOTTEN
+        found[kept] = found[kept] + more if kept in found else more
+    return found
+
+
 NO_COUNTS: Mapping[str, Counts] = MappingProxyType({})
 
 
@@ -309,6 +333,7 @@ class Checkpoints(Protocol):
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         """Change all entries, and add ``counts`` to each source's, or do nothing, durably.
 
+        With the entry of a shard its counts go to FORGOTTEN, as what a command counts of such a shard later.
         Fenced if another run owns the pipeline or a revision differs. After a lost answer (TransientError) the same
         saves come again: where all are already as they are to be, saved by this run, nothing changes. Without saves it
         only asks whether this run still owns the pipeline.

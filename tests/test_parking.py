@@ -32,7 +32,7 @@ from replicator.transform import Hook
 STATE = PipelineState(1024, "stream", "table", "id", "following")
 AS_IS = Filing(None, ("orders",))
 TABLE = Table("orders", KeySchema((KeyAttribute("id", "S"),)))
-SOURCE = "shard:s"
+SOURCE = "segment:0"
 
 
 @pytest.fixture

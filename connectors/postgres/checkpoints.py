@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -14,10 +14,35 @@ from connectors.postgres.literals import literal
 from connectors.postgres.schema import exists, install
 from connectors.postgres.session import Session
 from replicator.batch import Counts, Part
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
+from replicator.checkpoints import (
+    FORGOTTEN,
+    NO_COUNTS,
+    Claimed,
+    Entry,
+    Owner,
+    Parked,
+    Save,
+    decode_parked,
+    encode,
+    forgotten,
+    shard_of,
+)
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
   $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"""
+_FOLD = b"""WITH gone AS (
+  DELETE FROM replicator.counts AS c WHERE c.pipeline = $1::text AND c.source = ANY ($2::text[]) AND NOT EXISTS (
+    SELECT FROM replicator.checkpoints AS e
+    WHERE e.pipeline = c.pipeline AND e.kind = 'shard' AND e.id = pg_catalog.substr(c.source, 7))
+  RETURNING c.read, c.applied, c.stale, c.dropped, c.parked
+)
+INSERT INTO replicator.counts AS c (pipeline, source, read, applied, stale, dropped, parked)
+SELECT $1::text, $3::text, pg_catalog.sum(g.read)::bigint, pg_catalog.sum(g.applied)::bigint,
+  pg_catalog.sum(g.stale)::bigint, pg_catalog.sum(g.dropped)::bigint, pg_catalog.sum(g.parked)::bigint
+FROM gone AS g HAVING pg_catalog.count(*) > 0
+ON CONFLICT (pipeline, source) DO UPDATE SET
+  read = c.read + EXCLUDED.read, applied = c.applied + EXCLUDED.applied, stale = c.stale + EXCLUDED.stale,
+  dropped = c.dropped + EXCLUDED.dropped, parked = c.parked + EXCLUDED.parked"""
 _CLAIM = """
 INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value) VALUES (%s, 'owner', '', 1, %s)
 ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value = EXCLUDED.value RETURNING revision"""
@@ -56,7 +81,7 @@ class PostgresCheckpoints:
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         try:
-            self._session.send([self._advance(saves, counts)])
+            self._session.send([self._advance(saves, counts), *self.folding(saves, counts)])
             self._session.collect()
         except psycopg.Error as e:
             found = self._session.translated(e)
@@ -78,6 +103,13 @@ class PostgresCheckpoints:
         Writes count as applied here; the statements that find some of them stale correct that.
         """
         return self._advance(saves, _by_source(parts))
+
+    def folding(self, saves: Sequence[Save], sources: Iterable[str]) -> list[Statement]:
+        """What moves the counts of forgotten shards, last in the transaction: nothing where there can be none."""
+        shards = [source for source in sources if shard_of(source) is not None] if self._owner is None else []
+        gone = sorted({*forgotten(saves), *shards})
+        parameters = [self._pipeline.encode(), literal(gone), FORGOTTEN.encode()]
+        return [Statement(_FOLD, parameters)] if gone else []
 
     def _advance(self, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Statement:
         ordered = sorted(saves, key=lambda save: (save.kind, save.id))

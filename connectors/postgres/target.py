@@ -128,7 +128,9 @@ class Postgres:
     def send(self, encoded: Encoded) -> None:
         if not encoded.rejections:
             batch = encoded.batch
-            self._session.send([self._checkpoints.advance(batch.saves, batch.parts), *encoded.statements])
+            first = self._checkpoints.advance(batch.saves, batch.parts)
+            last = self._checkpoints.folding(batch.saves, (part.source for part in batch.parts))
+            self._session.send([first, *encoded.statements, *last])
         self._sent = encoded
 
     def ready(self) -> bool:

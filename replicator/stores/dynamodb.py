@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from replicator import aws
 from replicator.batch import Counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, counted, decode_parked, encode
 from replicator.config_access import Access
 from replicator.errors import Fenced, TransientError
 from replicator.stores import dynamodb_layout as layout
@@ -90,6 +91,8 @@ class DynamodbCheckpoints:
             if self._is_made(known, saves, counts):
                 self._unsure = None
                 return
+            if self._claim is None:
+                counts = counted(counts, partial(_is_known, known))
             if self._saved(states, known, saves, counts):
                 return
         raise self._busy()
@@ -165,6 +168,10 @@ class DynamodbCheckpoints:
 
     def _busy(self) -> TransientError:
         return TransientError(f"the checkpoints in {self.place} are changed by others all the time")
+
+
+def _is_known(known: Known, shard: str) -> bool:
+    return ("shard", shard) in known.entries
 
 
 def _claimed(known: Known, texts: Mapping[layout.Place, str]) -> Claimed:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from replicator.batch import Counts
-from replicator.checkpoints import DamagedCheckpoint, Save
+from replicator.checkpoints import FORGOTTEN, DamagedCheckpoint, Save, forgotten
 from replicator.stores.decide import Row
 from replicator.stores.seals import seal
 
@@ -148,16 +148,31 @@ def actions(
         item = None if save.text is None else entry_item(before + 1, save.text, blobs.get(place))
         if item is not None or before:
             found.append(Action(entry_key(*place), item, before))
+    return found + [
+        Action(f"c#{source}", None if total is None else counts_item(total))
+        for source, total in _totals(known, saves, counts).items()
+    ]
+
+
+def _totals(known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> dict[str, Counts | None]:
+    """The counts that a save changes, as they are then; None for those of forgotten shards."""
     totals = {source: known.counts.get(source, Counts()) + more for source, more in counts.items()}
-    return found + [Action(f"c#{source}", counts_item(total)) for source, total in totals.items()]
+    gone = [source for source in forgotten(saves) if source in totals or source in known.counts]
+    if not gone:
+        return {**totals}
+    folded = [totals.pop(source, known.counts.get(source, Counts())) for source in gone]
+    totals[FORGOTTEN] = sum(folded, totals.get(FORGOTTEN, known.counts.get(FORGOTTEN, Counts())))
+    return {**totals, **dict.fromkeys(gone)}
 
 
 def after(known: Known, head: Head, done: Sequence[Action]) -> Known:
     """What is known once a save is made."""
     entries, counts = known.entries, known.counts
     for action in done:
-        if action.key.startswith("c#") and action.item is not None:
-            counts[action.key[2:]] = counts_of(action.item)
+        if action.key.startswith("c#"):
+            counts.pop(action.key[2:], None)
+            if action.item is not None:
+                counts[action.key[2:]] = counts_of(action.item)
         elif action.item is None:
             entries.pop(place_of(action.key), None)
         else:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import msgspec
 
 from replicator.batch import Counts
-from replicator.checkpoints import DamagedCheckpoint, Save
+from replicator.checkpoints import FORGOTTEN, DamagedCheckpoint, Save, forgotten, shard_of
 from replicator.errors import TransientError
 from replicator.stores import dynamodb_layout as layout
 from replicator.stores.dynamodb_layout import HEAD, Action, Blob, Head, Item, Known, Place
@@ -58,11 +58,13 @@ class States:
     def touched(self, head: Head, saves: Sequence[Save], sources: Iterable[str]) -> Known:
         """What a save needs, read one by one."""
         known = Known(head)
-        for save in saves:
-            item = self._table.get(layout.entry_key(save.kind, save.id))
+        sources = [*sources, FORGOTTEN, *forgotten(saves)]
+        shards = [("shard", shard) for source in sources if (shard := shard_of(source)) is not None]
+        for kind, id in dict.fromkeys([*((save.kind, save.id) for save in saves), *shards]):
+            item = self._table.get(layout.entry_key(kind, id))
             if item is not None:
-                known.entries[save.kind, save.id] = layout.stored_of(item)
-        for source in sources:
+                known.entries[kind, id] = layout.stored_of(item)
+        for source in dict.fromkeys(sources):
             item = self._table.get(f"c#{source}")
             if item is not None:
                 known.counts[source] = layout.counts_of(item)

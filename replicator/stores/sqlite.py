@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from replicator.batch import Counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, decode_parked, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, counted, decode_parked, encode, forgotten
 from replicator.config_models import Options
 from replicator.errors import ConfigError
 from replicator.files import exposure, open_to_writers
@@ -92,10 +92,14 @@ class SqliteCheckpoints:
             found = {(save.kind, save.id): changes.row(save.kind, save.id) for save in saves}
             if saved_already(saves, found, changes.row("owner", "").revision, self._owner):
                 return
+            if self._owner is None:
+                counts = counted(counts, lambda shard: changes.row("shard", shard).revision > 0)
             for save in saves:
                 changes.put(save.kind, save.id, save.text)
             for source, more in counts.items():
                 changes.add(source, more)
+            for source in forgotten(saves):
+                changes.fold(source)
 
     def read(self) -> Claimed:
         with self._reading() as connection:

@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import replace
 
 from replicator.batch import Counts
+from replicator.checkpoints import FORGOTTEN
 from replicator.stores.decide import Row
 from replicator.stores.seals import Digest
 from replicator.stores.sqlite_file import Head, counts_seal, entry_seal, text_sum, write_head
@@ -52,6 +53,16 @@ class Changes:
             (source, new, total.read, total.applied, total.stale, total.dropped, total.parked),
         )
         self._count(old, new)
+
+    def fold(self, source: str) -> None:
+        """Add the counts of ``source`` to those of all that are forgotten, in their place."""
+        query = "SELECT seal, read, applied, stale, dropped, parked FROM counts WHERE source = ?"
+        found = self._connection.execute(query, (source,)).fetchone()
+        if found is not None:
+            old, *numbers = found
+            self._connection.execute("DELETE FROM counts WHERE source = ?", (source,))
+            self._count(old, None)
+            self.add(FORGOTTEN, Counts(*numbers))
 
     def _count(self, old: bytes | None, new: bytes | None) -> None:
         self._digest.replace(old, new)

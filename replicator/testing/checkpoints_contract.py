@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from replicator.batch import Counts
-from replicator.checkpoints import Checkpoints, DamagedCheckpoint, Owner, Parked, Save, encode
+from replicator.checkpoints import FORGOTTEN, Checkpoints, DamagedCheckpoint, Owner, Parked, Save, encode
 from replicator.errors import Fenced
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
@@ -160,6 +160,27 @@ class Saving(_Fixtures):
         claimed.save([Save("pulse", "", None, "{}")], {"shard:1": Counts(parked=-1, applied=1)})
         assert counts(claimed) == {"shard:1": Counts(9, 2, 2, 3, 2), "segment:0": Counts(read=1, stale=1)}
 
+    def test_the_counts_of_a_forgotten_shard_go_with_it_and_the_sums_stay(
+        self, build: Build, claimed: Checkpoints
+    ) -> None:
+        there = {name: Counts(read=n + 3, applied=n, parked=3) for n, name in enumerate("abcd")}
+        claimed.save([Save("shard", name, 0, "1") for name in there], {f"shard:{n}": c for n, c in there.items()})
+        gone = [Save("shard", "a", 1, None), Save("shard", "b", 1, None), Save("shard", "none", None, None)]
+        for _ in range(2):  # the second time, its answer was lost
+            claimed.save([*gone, Save("shard", "c", 1, "2")], {"shard:c": Counts(read=1, stale=1)})
+        kept = {"shard:c": there["c"] + Counts(read=1, stale=1), "shard:d": there["d"]}
+        assert claimed.read().counts == {FORGOTTEN: there["a"] + there["b"], **kept}
+        claimed.save([Save("shard", "d", 1, None)], {"shard:d": Counts(read=1, dropped=1)})
+        del kept["shard:d"]
+        folded = there["a"] + there["b"] + there["d"] + Counts(read=1, dropped=1)
+        assert claimed.read().counts == {FORGOTTEN: folded, **kept}
+
+        command = build()  # a parked change of a shard that is forgotten by now
+        command.save([Save("gap", "x", 0, "{}")], {f"shard:{n}": Counts(parked=-1, dropped=1) for n in "abc"})
+        late = Counts(parked=-2, dropped=2)
+        kept["shard:c"] += Counts(parked=-1, dropped=1)
+        assert claimed.read().counts == {FORGOTTEN: folded + late, **kept}
+
     def test_a_save_whose_answer_was_lost_is_made_once(self, claimed: Checkpoints) -> None:
         claimed.save([Save("shard", "a", 0, '"1"'), Save("shard", "gone", 0, '"1"')])
         again = [
@@ -207,7 +228,7 @@ class Saving(_Fixtures):
         model.claim(owner())
         for _ in range(self.steps):
             saves = _saves(chance, entries(model))
-            more = {f"shard:{chance.randrange(3)}": Counts(*(chance.randrange(9) for _ in range(5)))}
+            more = {f"shard:{chance.choice('abc')}": Counts(*(chance.randrange(9) for _ in range(5)))}
             assert _refused(claimed, saves, more) == _refused(model, saves, more)
         assert (entries(claimed), counts(claimed)) == (entries(model), counts(model))
         assert entries(build()) == entries(model)

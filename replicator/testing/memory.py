@@ -10,7 +10,19 @@ import orjson
 
 from replicator.attributes import plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, decode_parked, encode
+from replicator.checkpoints import (
+    FORGOTTEN,
+    NO_COUNTS,
+    Claimed,
+    Entry,
+    Owner,
+    Parked,
+    Save,
+    counted,
+    decode_parked,
+    encode,
+    forgotten,
+)
 from replicator.identity import Identity
 from replicator.item import Item
 from replicator.position import epoch_of
@@ -75,8 +87,13 @@ class MemoryCheckpoints:
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         if self.saved_already(saves):
             return
+        if self._owner is None:
+            counts = counted(counts, lambda shard: ("shard", shard) in self._database.entries)
         for source, more in counts.items():
-            self._database.counts[source] = self._database.counts.get(source, Counts()) + more
+            self._count(source, more)
+        for source in forgotten(saves):
+            if (gone := self._database.counts.pop(source, None)) is not None:
+                self._count(FORGOTTEN, gone)
         for save in saves:
             place = (save.kind, save.id)
             revision = self._database.entries.get(place, (0, ""))[0]
@@ -84,6 +101,9 @@ class MemoryCheckpoints:
                 self._database.entries.pop(place, None)
             else:
                 self._database.entries[place] = (revision + 1, save.text)
+
+    def _count(self, source: str, more: Counts) -> None:
+        self._database.counts[source] = self._database.counts.get(source, Counts()) + more
 
 
 class MemoryRows:

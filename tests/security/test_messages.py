@@ -232,7 +232,10 @@ def test_a_refusal_that_repeats_the_login_is_shown_without_it(login: dict[str, s
 
 def test_only_the_first_line_of_a_reason_is_shown() -> None:
     body = orjson.dumps({"message": f"The signature does not match.\nx-amz-security-token:{WORD}"})
-    assert str(failure(Answer(403, body), "S", "x")) == "S does not permit x: The signature does not match."
+    assert str(failure(Answer(403, body), "S", "x")) == (
+        "S refuses the login: The signature does not match. Correct the AWS credentials, or give others "
+        "(AWS_PROFILE, target.profile, target.role_arn)"
+    )
 
 
 # DynamoDB and AWS

@@ -9,7 +9,7 @@ from replicator import backfill, position
 from replicator.attributes import image
 from replicator.batch import Counts, Delete, DocumentId, Write
 from replicator.change import key_text
-from replicator.checkpoints import Gap, Parked, PipelineState, Save, ShardState, decode
+from replicator.checkpoints import Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
 from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
@@ -137,6 +137,8 @@ def _check_counts(database: MemoryDatabase) -> None:
     for source, c in database.counts.items():
         assert c.read == c.applied + c.stale + c.dropped + c.parked, f"counts of {source}: {c}"
         assert min(c.read, c.applied, c.stale, c.dropped, c.parked) >= 0
+        shard = shard_of(source)
+        assert shard is None or ("shard", shard) in database.entries, f"the counts of {shard} outlived its entry"
     if epoch_of(database.entries) == FIRST_EPOCH:
         _check_read(database)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from replicator import lineage, reader
 from replicator.discovery import Discovery
+from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import long_lived
 
@@ -23,3 +24,8 @@ def lost_children(patch: Patch) -> None:
     patch.setattr(
         lineage, "vanished", lambda known, listed: {i for i, s in known.items() if not s.ended} - listed.keys()
     )
+
+
+@mutant("the counts of a shard outlive its entry", 13, long_lived)
+def counts_stay(patch: Patch) -> None:
+    patch.setattr(memory, "forgotten", lambda saves: [])
