@@ -19,6 +19,7 @@ CORE = {name for name in NAMES if name.startswith("replicator") and not name.sta
 # These are long for a reason that splitting would hide.
 LONG_FILES = {
     "replicator.checkpoints": "every durable entry, in one place",
+    "replicator.testing.checkpoints_contract": "every promise of a store of checkpoints, in one place",
     "replicator.driver": "one run, from its claim to its end",
     "replicator.pipeline": "the passive heart: what may be read, what comes in, what goes out, over one state",
 }
