@@ -78,17 +78,25 @@ class Chores:
 
         After a resync the sweep comes again first: what an earlier epoch's run had sent may have arrived behind it.
         """
-        if self.doubt is None or not self.doubt.over:
+        if self.doubt is None:
+            return False
+        if state.resync and self.doubt.owes_sweep:
+            self._sweep_again(self.doubt, state.epoch)
+            return True
+        if not self.doubt.over:
             return False
         self.delivery.settle()
-        if state.resync and not self.doubt.swept:
-            self.doubt.swept = not self._sweep(state.epoch)
-            if self.doubt.swept:
-                self._swept()
-        elif not self._purge(state.epoch) and self.doubt.over:
+        if not self._purge(state.epoch) and self.doubt.over:
             self._through.clear()
             self.doubt.settle()
         return True
+
+    def _sweep_again(self, doubt: Doubt, epoch: int) -> None:
+        self.delivery.settle()
+        doubt.swept = not self._sweep(epoch)
+        if doubt.swept:
+            self._through.clear()
+            self._swept()
 
     def _after_parking(self, state: PipelineState) -> bool:
         """Sweep once more where an item that was parked during a sweep is not any more: it may have older documents."""

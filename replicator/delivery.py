@@ -17,7 +17,7 @@ from tenacity.nap import sleep_using_event
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints import Checkpoints, Entry, Save
 from replicator.errors import Fenced, TransientError
-from replicator.parked import DROPPED, PARKED, item_of
+from replicator.parked import DROPPED, PARKED
 from replicator.parking import known
 from replicator.pipeline import Pipeline
 from replicator.target import Lingering, Overlapping, Target, Transactional
@@ -126,8 +126,6 @@ class Delivery:
     def offer(self, batch: Batch) -> None:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
         assert not self.full, "a batch waits: push it first"
-        if self._doubt is not None and _heals(batch):
-            self._doubt.begin()  # `parked retry` may be storing an older change of the item at this moment
         if self._overlapping is None:
             self._finish(batch, lambda: self._patiently(lambda: self._written(batch)))
             return
@@ -224,7 +222,7 @@ class Delivery:
         self._pipeline.give_back()
         self.know_parked()
         if self._doubt is not None:
-            self._doubt.begin()  # what the command sent may still be carried out, whatever is parked
+            self._doubt.begin(of_others=True)  # what the command sent may still be carried out, whatever is parked
         return False
 
     def know_parked(self) -> None:
@@ -235,7 +233,7 @@ class Delivery:
         own_ids = self._pipeline.filing.own_ids
         found = self._patiently(lambda: known(self._checkpoints, own_ids=own_ids))
         if self._doubt is not None and found.retried != self._pipeline.parked.retried:
-            self._doubt.begin()
+            self._doubt.begin(of_others=True)
         self._pipeline.know(found)
 
     def confirm(self) -> None:
@@ -243,12 +241,6 @@ class Delivery:
         if not self._transactional and not 0 <= self._now() - self._confirmed <= CONFIRMED:  # clocks are set back, too
             self._checkpoints.save(())
             self._confirmed = self._now()
-
-
-def _heals(batch: Batch) -> bool:
-    """Whether an item is parked no more once the batch is stored."""
-    gone = {item_of(s.id) for s in batch.saves if s.kind == PARKED and s.text is None}
-    return bool(gone) and not gone <= {item_of(s.id) for s in batch.saves if s.kind == PARKED and s.text is not None}
 
 
 def _made(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:

@@ -19,23 +19,37 @@ LINGER = 300.0  # seconds after which a request that was given up has been carri
 class Doubt:
     """The time in which earlier requests may still be carried out; true while it lasts.
 
-    ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``swept``: what it may have
-    brought back since the last resync was looked for. ``begun``: how often one began.
+    ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``begun``: how often one
+    began. ``swept``: what others than this run may have brought back since the last resync was looked for.
     """
 
     now: Callable[[], float] = time.monotonic
     swept: bool = False
     begun: int = 0
     _until: float | None = None
+    _until_of_others: float | None = None
 
     def __bool__(self) -> bool:
         return self._until is not None and self.now() < self._until
 
-    def begin(self, seconds: float = math.inf) -> None:
-        """A response was lost just now, or a run began where an earlier one left requests that may still arrive."""
+    def begin(self, seconds: float = math.inf, *, of_others: bool = False) -> None:
+        """A response was lost just now.
+
+        ``of_others``: an earlier run, or a command, left requests that may still arrive, perhaps of an earlier epoch.
+        """
         until = self.now() + min(seconds, LINGER)
-        self._until, self.swept = max(until, self._until or 0.0), False
+        self._until = max(until, self._until or 0.0)
+        if of_others:
+            self._until_of_others, self.swept = max(until, self._until_of_others or 0.0), False
         self.begun += 1
+
+    @property
+    def owes_sweep(self) -> bool:
+        """Whether all requests of others have arrived, or never will, and no sweep came after that.
+
+        However often this run loses a response: what it sends is of its own epoch, which no sweep is about.
+        """
+        return self._until_of_others is not None and not self.swept and self.now() >= self._until_of_others
 
     @property
     def left(self) -> float | None:

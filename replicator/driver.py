@@ -178,7 +178,7 @@ class Driver:
     def _begin_doubt(self, seconds: float = math.inf) -> None:
         """A run before this one may have been killed while it wrote."""
         if self._doubt is not None:
-            self._doubt.begin(seconds)
+            self._doubt.begin(seconds, of_others=True)
 
     def _take_over_doubt(self, state: PipelineState) -> None:
         """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most."""

@@ -10,14 +10,14 @@ from random import Random
 import pytest
 
 from replicator import backfill
-from replicator.batch import DocumentId
+from replicator.batch import Batch, DocumentId, Part, Upsert
 from replicator.checkpoints import PipelineState, Retried, Save, Spared, decode, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
 from replicator.pipeline import Pipeline
-from replicator.position import FIRST_EPOCH
+from replicator.position import FIRST_EPOCH, version
 from replicator.source import Listing
 from replicator.target import Table
 from replicator.testing.contract.kit import PK, owner
@@ -136,6 +136,31 @@ class Swept(Slow):
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         self.asked.append(f"sweep {table.name}")
         return 0
+
+
+def test_the_sweep_after_a_resync_comes_however_often_this_run_loses_responses() -> None:
+    """What it sends is of its own epoch; an earlier run's request was carried out behind the first sweep."""
+    time = [0.0]
+    target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
+    target.open([Table("few", PK)], FIRST_EPOCH + 1)
+    found = chores(target, [Table("few", PK)], lambda: time[0])
+    found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", backfill.FOLLOWING, resync=True))
+    found.delivery.flush()
+    target.doubt.begin(of_others=True)
+    late = Upsert("few", ("a",), {}, version(FIRST_EPOCH, 5), ("a",))
+    target.write(Batch([Part("shard:s", [late])]))
+    while time[0] < LONGEST:
+        assert not found.do(idle=True)
+        time[0] += LONGEST / 4
+        target.doubt.begin()
+    while found.do(idle=True):
+        pass
+    assert target._database.documents("few") == {}
+    assert not target.doubt.owes_sweep
+
+    target.doubt.begin(of_others=True)
+    time[0] += LONGEST
+    assert target.doubt.owes_sweep
 
 
 def test_what_is_owed_after_parking_is_swept_once_however_long_the_purge_takes() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from replicator import Document
 from replicator.attributes import image
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
+from replicator.batch import Batch, Counts, DocumentId, Outcome, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
 from replicator.checkpoints import Owner, Parked, PipelineState, Pulse, Save, decode, encode
 from replicator.chores import Chores
@@ -20,7 +20,7 @@ from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.item import Item
 from replicator.lineage import Shard
 from replicator.parked import Held
-from replicator.parking import ParkedItem, drop, known, parked_items, pipeline_of, retried, retry
+from replicator.parking import CHANGED, ParkedItem, drop, known, parked_items, pipeline_of, retried, retry
 from replicator.pipeline import Pipeline
 from replicator.position import version
 from replicator.source import Listing
@@ -197,30 +197,63 @@ def test_without_transactions_a_retried_removal_leaves_a_tombstone(
     assert database.tombstones["orders"] == {("a",): version(1024, 7)}
 
 
-def test_an_item_that_a_run_removed_meanwhile_is_not_brought_back(
+def test_an_item_that_a_run_removed_before_its_retry_began_is_not_brought_back(
     database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
 ) -> None:
-    """Neither where the run was done before the retry began, nor where the retry is in the middle of it."""
-    checkpoints = target.checkpoints
+    """A retry notes what it is about to send, and loses; so the run has nothing to doubt."""
     park(target, "a", 7)
     seen = only(target)
-    healing = Batch(
-        [Part(SOURCE, [Delete("orders", ("a",), version(1024, 9), ("a",))], Counts(read=1))], [seen.removal]
-    )
-    delivery = Delivery(index, checkpoints, cast(Pipeline, Accepting()), cast(Patience, lambda act: act()), lambda: 0.0)
-    delivery.offer(healing)
+    run = following(index, target.checkpoints)
+    removed(run, 9)
 
-    assert retry(seen, AS_IS, index, checkpoints, STATE) == "a run has changed it meanwhile; look at it again"
-    database.volatile.clear()  # the server was restarted
-    index.write(retried(seen, AS_IS, STATE))  # a retry that had asked before
+    assert not index.doubt
+    assert retry(seen, AS_IS, index, MemoryCheckpoints(database), STATE) == CHANGED
     assert database.documents("orders") == {}
 
 
-class Accepting:
-    """A pipeline that is told of batches."""
+def test_an_item_that_a_run_removes_in_the_middle_of_its_retry_is_not_brought_back(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    """The run has deleted it without a tombstone before it notices."""
+    park(target, "a", 7)
+    run = following(index, target.checkpoints)
+    command = Meanwhile(database)
+    command.open([TABLE], 1024)
+    command.meanwhile = lambda: removed(run, 9)
 
-    def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
-        assert not outcome.rejections
+    assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == CHANGED
+    assert database.tombstones["orders"] == {("a",): version(1024, 9)}
+    assert database.documents("orders") == {}
+    assert index.doubt
+
+
+class Meanwhile(MemoryIndex):
+    """A target at whose writes something else happens first. The server is restarted after that."""
+
+    meanwhile: Callable[[], None]
+
+    def write(self, batch: Batch) -> Outcome:
+        self.meanwhile()
+        self._database.volatile.clear()
+        return super().write(batch)
+
+
+def following(index: MemoryIndex, checkpoints: MemoryCheckpoints) -> Delivery:
+    """A run that knows what is parked."""
+    pipeline = Pipeline(AS_IS, checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    delivery = Delivery(index, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    list(pipeline.openings())
+    delivery.know_parked()
+    return delivery
+
+
+def removed(run: Delivery, count: int) -> None:
+    """The run stores so many changes of the item, all removals."""
+    records = [Record(("a",), str(n), 0.0) for n in range(1, count + 1)]
+    run._pipeline.accept(Page("s", records, size=1))
+    run.flush()
 
 
 # documents with ids of their own
@@ -376,30 +409,23 @@ def test_a_run_that_loses_to_a_command_reads_the_entries_again(
 
 
 def test_a_run_is_in_doubt_from_when_it_learns_that_a_command_sent_something(
-    database: MemoryDatabase, index: MemoryIndex
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
 ) -> None:
     """A retry got no answer, and was repeated: the first request arrives when the run has removed the item again."""
-    checkpoints, command = MemoryCheckpoints(database), MemoryCheckpoints(database)
-    pipeline = Pipeline(AS_IS, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(index, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
-    pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
-    delivery.flush()
-    list(pipeline.openings())
-    park(MemoryTarget(database), "a", 1)
-    delivery.know_parked()
-    (item,) = parked_items(command)
+    park(target, "a", 1)
+    run, command = following(index, target.checkpoints), MemoryCheckpoints(database)
+    item = only(target)
     assert retry(item, AS_IS, MemoryIndex(database), command, STATE) == ""
     assert not index.doubt
-    delivery.know_parked()
-    assert len(pipeline.parked) == 0
+    run.know_parked()
+    assert len(run._pipeline.parked) == 0
 
-    pipeline.accept(Page("s", [Record(("a",), "2", 0.0), Record(("a",), "3", 0.0)], size=1))
-    delivery.flush()
+    removed(run, 2)
     database.volatile.clear()  # the server was restarted
     MemoryIndex(database).write(retried(item, AS_IS, STATE))
     assert database.documents("orders") == {}
     begun = index.doubt.begun
-    delivery.know_parked()
+    run.know_parked()
     assert index.doubt.begun == begun, "nothing was sent since"
 
 
