@@ -131,7 +131,10 @@ class Page:
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One stream record as it was read: a change that has no version yet."""
+    """One stream record as it was read: a change that has no version yet.
+
+    ``expired``: DynamoDB's time to live removed the item, or may have before its image could be looked up.
+    """
 
     key: Key
     sequence: str

@@ -45,8 +45,10 @@ def looked_up(
 ) -> Generator[Call | T, Any, Sequence[Record]]:
     """The records with the images of their items as they are now.
 
-    Only the last record of each key is looked up, and none that is a removal (``removed`` holds their indices). After
-    each call it yields what ``said`` makes of why the call has to be repeated, or of "" if it went well.
+    Where a removal is still to come, a record counts as expired: where expiries are ignored, it must remove nothing,
+    and the removal itself does if it is none. Only the last record of each key is looked up, and none that is a removal
+    (``removed`` holds their indices). After each call it yields what ``said`` makes of why the call has to be repeated,
+    or of "" if it went well.
     """
     last = {r.key: i for i, r in enumerate(records)}
     wanted = [key for key, i in last.items() if i not in removed]
@@ -62,10 +64,14 @@ def looked_up(
             continue
         wanted = again + wanted[_AT_ONCE:]
         yield said("BatchGetItem is throttled" if again else "")
-    return [
-        msgspec.structs.replace(r, new=images.get(r.key)) if last[r.key] == i and i not in removed else r
-        for i, r in enumerate(records)
-    ]
+    return [r if i in removed else _seen(r, images.get(r.key), last=last[r.key] == i) for i, r in enumerate(records)]
+
+
+def _seen(record: Record, image: msgspec.Raw | None, *, last: bool) -> Record:
+    """A record that is no removal, once its item was looked up."""
+    if image is None:
+        return msgspec.structs.replace(record, expired=True)  # perhaps: the removal that is to come says so
+    return msgspec.structs.replace(record, new=image) if last else record
 
 
 def _batch_get(stream: Stream, keys: Sequence[Key]) -> Generator[Call, bytes, _Responses]:

@@ -13,6 +13,7 @@ from replicator.parked import item_of
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped
+AHEAD = 300.0  # seconds that another machine's clock may be ahead; what was noted later than that proves nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,11 @@ def measured(
     now: float,
     owner: Owner | None = None,
 ) -> Progress:
-    """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing."""
-    alive = pulse if pulse is not None and now - pulse.at <= SILENCE else None
+    """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing.
+
+    Nor does one of the future: the clock was wrong when it was given, and whoever gave it may be long gone.
+    """
+    alive = pulse if pulse is not None and -AHEAD <= now - pulse.at <= SILENCE else None
     unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
     lag = _lag(shards, now)
     return Progress(
@@ -159,9 +163,12 @@ def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ..
 
 
 def _lag(shards: Mapping[str, ShardState], now: float) -> float | None:
-    """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask."""
+    """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask.
+
+    What was noted by a clock that was far ahead is unknown, too.
+    """
     current = readable(shards)
-    known = [t for id in current if (t := shards[id].through) is not None]
+    known = [t for id in current if (t := shards[id].through) is not None and t - now <= AHEAD]
     return max(0.0, now - min(known)) if known and len(known) == len(current) else None
 
 

@@ -158,3 +158,14 @@ def test_what_is_no_answer_of_dynamodb_is_asked_again(db: DynamoDB, answer: byte
     (trouble, well), texts = steps(Proxied(), records("a"))
     assert "something that is not DynamoDB's JSON" in trouble
     assert (well, texts) == ("", ["now"])
+
+
+def test_what_was_of_an_item_that_is_gone_by_now_is_known_as_little_as_whether_it_expired(db: DynamoDB) -> None:
+    """Its removal is still to come, and says so: where expiries are ignored, nothing is done before."""
+    put(db, "a")
+
+    def whole() -> Generator[Any, Any, None]:
+        yield (yield from looked_up(stream(), records("a", "gone", "gone", "a", "b", "b"), {5}, str))
+
+    *_, last = answered(db, whole())
+    assert [r.expired for r in last] == [False, True, True, False, True, False]

@@ -41,6 +41,16 @@ def test_a_run_that_is_silent_for_15_seconds_is_stopped(age: float, phase: str) 
     assert (found.rate, found.trouble) == ((7.0, "waits") if phase == "live" else (None, None))
 
 
+@pytest.mark.parametrize(("ahead", "phase"), [(300, "live"), (301, "stopped"), (86400, "stopped")])
+def test_a_sign_of_life_of_the_future_proves_nothing(ahead: float, phase: str) -> None:
+    """A clock was wrong when it was given: else a run that is gone would be live until that time has come."""
+    read = shard(through=NOW + ahead)
+    found = seen({("pulse", ""): Pulse(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
+
+    assert found.phase == phase
+    assert (found.lag_seconds, found.hours_until_loss) == ((0.0, 24.0) if phase == "live" else (None, None))
+
+
 def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:
     gap = Gap("trimmed", NOW, 1024, "s", "17")
 

@@ -297,3 +297,21 @@ def test_another_number_of_segments_begins_with_the_next_backfill(faults: World)
     assert sum(s.items for s in after.values()) == 60
     assert ended.code == 0
     assert {s.total for s in faults.states("segment").values()} == {5}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before its change is read", "with its change in one page"])
+def test_an_ignored_expiry_removes_nothing_where_the_stream_shows_keys_only(faults: World, late: bool) -> None:
+    """What the item was when it changed last cannot be looked up any more; that it expired, the next record says."""
+    faults.db.create_table(TABLE, view="KEYS_ONLY")
+    faults.put("k1", "k2", "k3", n="1")
+    faults.configure(ttl_deletes="ignore")
+    assert faults.run().code == 0
+    faults.put("k1", "k2", "k3", n="2")
+    if not late:
+        faults.db.page_sizes(records=1)
+    faults.db.expire(TABLE, {"id": "k1"})
+    faults.db.delete(TABLE, {"id": "k2"})
+    assert faults.run().code == 0
+    assert faults.documents == {"k1": {"id": "k1", "n": "1"}, "k3": {"id": "k3", "n": "2"}}
+    total = faults.counts
+    assert total.read == total.applied + total.stale + total.dropped
