@@ -6,11 +6,13 @@ whether that is the hook, and an exception that it raises begins right there. An
 
 from __future__ import annotations
 
+import _weakrefset
 import math
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -19,6 +21,7 @@ from typing import Any
 LOOK = 0.25  # seconds between two looks at the time while a process is to end
 TICKS = 10  # in the time that a hook has; counted, so that a machine that slept does not count as a slow hook
 SOON = 0.005  # seconds until the next try, where a tick met our own code inside the hook
+_WEAK = {weakref.__file__, _weakrefset.__file__}  # their callbacks
 _OURS = str(Path(__file__).parent) + os.sep
 
 
@@ -62,7 +65,8 @@ class HookLimit:
     """While it lasts, a hook that takes longer than ``seconds`` is interrupted by ``HookTimeout``. None: no limit.
 
     It costs nothing a call: each tick looks whether the stack still holds the call that it held ticks ago. What it
-    cannot interrupt: code in C that never returns to Python nor asks for signals, and hooks outside the main thread.
+    cannot interrupt: code in C that never returns to Python nor asks for signals, finalizers (an exception in one is
+    swallowed, and its cleaning up would be cut short), and hooks outside the main thread.
     """
 
     calls: set[CodeType] = set()  # noqa: RUF012 - of the functions that call hooks, see ``transform``
@@ -116,11 +120,15 @@ class HookLimit:
         return frame
 
     def _is_hook(self, frame: FrameType | None, call: FrameType) -> bool:
-        """Whether an exception raised here begins in the hook: not in what called it, nor in what it called of ours."""
+        """Whether an exception raised here ends the hook: not in what called it, in what it called of ours, or where
+        the garbage collector runs something in its midst.
+        """
         if frame is None or frame.f_code in self.calls:
             return False
         while frame is not None and frame is not call:
             if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in self.calls:
+                return False
+            if frame.f_code.co_name == "__del__" or frame.f_code.co_filename in _WEAK:
                 return False
             frame = frame.f_back
         return True

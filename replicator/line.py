@@ -44,11 +44,12 @@ class Line:
 
     def send(self, name: object, message: bytes, now: float) -> None:
         """Begin the exchange. ``message``: the whole request."""
-        self.name, self.since, self.begun, self.unsent = name, now, now, message
-        self.push()
+        self.name, self.begun, self.unsent = name, now, message
+        self.push(now)
 
-    def push(self) -> None:
+    def push(self, now: float) -> None:
         """Send as much as the connection takes now."""
+        self.since = now
         try:
             while self.unsent:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
@@ -131,13 +132,16 @@ class Line:
 
 
 class Pool:
-    """The connections to one endpoint. ``waiting``: requests, each with its name; ``opening``: connections to come."""
+    """The connections to one endpoint. ``opening``: how many are to come.
+
+    ``waiting``: requests, each with its name and the time (of the clock that people go by) since which it waits.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.start = _start(endpoint)
         self.idle: list[Line] = []
-        self.waiting: deque[tuple[object, bytes]] = deque()
+        self.waiting: deque[tuple[object, bytes, float]] = deque()
         self.opening = 0
 
 

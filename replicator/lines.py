@@ -22,12 +22,13 @@ from replicator.connecting import Endpoint, connected
 from replicator.errors import ReplicatorError
 from replicator.line import Line, Pool
 from replicator.sigv4 import Keys, Signer
-from replicator.wire import Call, WireError
+from replicator.wire import Call, NotConnected, WireError
 
 CONTENT = "application/x-amz-json-1.0"
 _STALE = 20.0  # seconds after which an idle connection is not trusted any more
 _LOOKED = 0.05  # seconds for which it is without a look at what came on it
 _WHOLE = 5  # times the timeout: what a whole answer may take, however steadily it trickles
+WAITED = 30.0  # seconds; what waits longer for a connection is not sent any more: the process was stopped meanwhile
 _LOOK = 1.0  # seconds between two looks at what waits too long, at most
 
 
@@ -73,7 +74,7 @@ class Lines:
         if line is not None:
             self._send(line, name, message)
             return
-        pool.waiting.append((name, message))
+        pool.waiting.append((name, message, time.time()))
         if pool.opening < len(pool.waiting):
             pool.opening += 1
             threading.Thread(target=self._open, args=(pool,), daemon=True, name="connecting").start()
@@ -117,7 +118,7 @@ class Lines:
     def _move(self, line: Line) -> None:
         try:
             if line.unsent:
-                line.push()
+                line.push(time.monotonic())
                 self._watch(line)
             whole = line.pull(time.monotonic())
         except OSError as e:
@@ -147,10 +148,10 @@ class Lines:
             self._answers.append((line.name, error))
 
     def _give_up(self, now: float) -> None:
-        """What waits too long, though what came of it was just taken in."""
+        """What waits too long, though what came of it was just taken in; no more of it is sent."""
         quiet, endless = now - self._timeout, now - _WHOLE * self._timeout
         for line in [line for line in self._busy if line.since < quiet or line.begun < endless]:
-            if line in self._ready and line.begun >= endless:
+            if line in self._ready and line.begun >= endless and not line.unsent:
                 continue
             waited = f"no answer within {self._timeout:g} s (timeout)"
             if line.since >= quiet:
@@ -193,10 +194,15 @@ class Lines:
 
     def _rest(self, line: Line) -> None:
         """The connection has nothing to do: it takes what waits for one."""
-        if line.pool.waiting:
-            self._send(line, *line.pool.waiting.popleft())
-        else:
-            line.pool.idle.append(line)
+        waiting = line.pool.waiting
+        while waiting:
+            name, message, since = waiting.popleft()
+            if 0 <= time.time() - since <= WAITED:
+                self._send(line, name, message)
+                return
+            said = f'Connect timeout on endpoint URL: "{line.pool.endpoint.shown}"'
+            self._answers.append((name, NotConnected("ConnectTimeoutError", said, 0)))
+        line.pool.idle.append(line)
 
     # Connections
 
@@ -218,7 +224,7 @@ class Lines:
         pool.opening -= 1
         if isinstance(found, WireError):
             if pool.waiting:
-                name, _ = pool.waiting.popleft()
+                name, *_ = pool.waiting.popleft()
                 self._answers.append((name, found))
             return
         line = Line(found, pool)

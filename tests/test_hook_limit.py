@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import random
 import re
 import signal
 import threading
@@ -64,7 +66,36 @@ def test_what_takes_too_long_is_interrupted_and_parks_the_item(function: Callabl
     assert re.fullmatch(reason, caught.value.reason)
 
 
+class Held:
+    """Its finalizer takes about as long as what its owner does meanwhile."""
+
+    chance = random.Random(7)  # no rhythm, into which the ticks might fall
+
+    def __del__(self) -> None:
+        busy(self.chance.uniform(0.001, 0.004))
+
+
+def busy(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def finalizes_for_ever(item: Any) -> None:
+    while True:
+        Held()
+        busy(Held.chance.uniform(0.001, 0.004))
+
+
+def test_no_finalizer_is_interrupted() -> None:
+    """An exception in one would be written to stderr, and not end the hook: a warning, which is an error here."""
+    for _ in range(20):
+        with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
+            hook(finalizes_for_ever).one(ITEM)
+
+
 def test_a_generator_that_never_ends_is_interrupted() -> None:
+    gc.collect()  # else what other tests left may be finalized in its midst
     with HookLimit(0.1), pytest.raises(Poison, match="took longer than"):
         hook(yields_for_ever, declared=True).many(ITEM, ("t",))
 

@@ -27,7 +27,7 @@ from replicator.lines import Lines, Route
 from replicator.sigv4 import Keys
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
-from replicator.wire import Call, Calls, WireError, failure
+from replicator.wire import Call, Calls, NotConnected, WireError, failure
 from tests.aws_environment import isolate
 from tests.certificates import certificate_in, presenting
 
@@ -350,6 +350,51 @@ def test_a_server_that_says_nothing_is_given_up_and_what_trickles_is_not() -> No
     assert name == "silent"
     assert isinstance(found, WireError)
     transient(found, "ReadTimeoutError")
+
+
+@pytest.mark.parametrize("slept", [31.0, -5.0], ids=["a minute", "its clock was set back"])
+def test_what_a_sleeping_process_had_no_connection_for_is_not_sent(
+    slept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may have taken over meanwhile."""
+    gate, now = threading.Event(), time.time
+
+    def slowly(endpoint: Endpoint, timeout: float) -> socket.socket:
+        gate.wait(SOON)
+        return connected(endpoint, timeout)
+
+    monkeypatch.setattr("replicator.lines.connected", slowly)
+    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+        calls.begin("late", CALL)
+        monkeypatch.setattr(time, "time", lambda: now() + slept)
+        gate.set()
+        name, found = next_of(calls)
+        assert (name, type(found)) == ("late", NotConnected)
+        assert asked(calls) == b"{}"
+        assert len(server.asked) == 1
+
+
+def test_what_a_sleeping_process_had_sent_in_part_is_not_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, now, taken = 20_000_000, time.monotonic, list[int]()
+
+    def take_all(connection: socket.socket) -> None:
+        with connection:
+            taken.extend(iter(lambda: len(connection.recv(1 << 20)), 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with lines(f"http://127.0.0.1:{listener.getsockname()[1]}") as calls:
+            calls.begin("large", Call("PutItem", {"filler": "x" * size}))
+            connection, _ = listener.accept()
+            assert calls.next(0.5) is None
+            monkeypatch.setattr(time, "monotonic", lambda: now() + 10)
+            thread = threading.Thread(target=take_all, args=(connection,))
+            thread.start()
+            name, found = next_of(calls)
+        thread.join(SOON)
+    assert name == "large"
+    assert isinstance(found, WireError)
+    transient(found, "ReadTimeoutError")
+    assert 0 < sum(taken) < size
 
 
 def test_an_answer_that_came_while_nobody_looked_is_not_given_up() -> None:

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from connectors.dynamodb.answers import units_of, wants_less
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
+from replicator.doubt import TOO_LATE, is_late
 from replicator.errors import ReplicatorError
 from replicator.wire import Call, Calls, NotConnected, WireError
 
@@ -25,10 +26,11 @@ _LOOK = 0.2  # seconds after which the thread notices, at the latest, that it is
 class Work:
     """Requests that were handed over together. ``trouble``: why no more of them is sent; empty if nothing keeps them.
 
-    ``done``: its result is the trouble, when nothing is under way any more.
+    ``began``: seconds of the clock. ``done``: its result is the trouble, when nothing is under way any more.
     """
 
     queue: deque[Request]
+    began: float
     under_way: int = 0
     trouble: str = ""
     done: Future[str] = field(default_factory=Future)
@@ -57,7 +59,7 @@ class Sender:
 
         Its result is empty if each has its answer, else the reason why some were not sent, or are lost.
         """
-        work = Work(deque(requests))
+        work = Work(deque(requests), time.time())
         if self._thread is None:
             calls = self._calls()
             self._thread = threading.Thread(target=self._run, args=(calls,), daemon=True, name="dynamodb-target")
@@ -95,6 +97,9 @@ class Sender:
     def _fill(self, work: Work, calls: Calls) -> float:
         """Send as much as may be sent now; seconds until more may be."""
         while work.queue:
+            if is_late(work.began, time.time()):
+                work.stop(TOO_LATE)
+                break
             now = time.monotonic()
             wait = self._pace.wait(work.under_way, now)
             if wait is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from connectors.search.encode import cut
 from connectors.search.failures import WRITING, Answer, AnswerLost, failure
 from connectors.search.layout import Layout
 from connectors.search.verdicts import STORED, Verdict, all_stored, busy, failed, refused, verdicts
-from replicator.errors import ReplicatorError
+from replicator.doubt import TOO_LATE, is_late
+from replicator.errors import ReplicatorError, TransientError
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
 _SAID = ("status", "error.type", "error.reason", "error.caused_by.reason")
@@ -59,7 +61,8 @@ class Bulk:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._in_flight, thread_name_prefix="bulk")
         pieces = cut(list(map(len, lines)), self.size.bytes, self.size.documents)
-        return [(piece, self._threads.submit(self._deliver, layout, lines[piece])) for piece in pieces]
+        began = time.time()
+        return [(piece, self._threads.submit(self._deliver, layout, lines[piece], began)) for piece in pieces]
 
     def store(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         """Send lines and wait; a verdict for each."""
@@ -67,14 +70,16 @@ class Bulk:
 
     def together(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
         """The same in one request, in this order."""
-        return self._deliver(layout, lines)
+        return self._deliver(layout, lines, time.time())
 
     def close(self) -> None:
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(cancel_futures=True)
 
-    def _deliver(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
+    def _deliver(self, layout: Layout, lines: Sequence[bytes], began: float) -> list[Verdict]:
+        if is_late(began, time.time()):
+            return [failed(TransientError(f"{self._connection.server}: {TOO_LATE}"))] * len(lines)
         body = b"".join(lines)
         # Only through an alias: an index that is gone is not made anew by accident, with an inferred mapping.
         path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{_ANSWER}"
@@ -88,11 +93,12 @@ class Bulk:
         items = found.get("items") if isinstance(found, dict) else None
         if answer.status == 200 and isinstance(items, list) and len(items) == len(lines):
             return verdicts(items, self._connection.server, layout.index)
-        return self._refused(layout, lines, answer, len(body))
+        return self._refused(layout, lines, answer, began)
 
-    def _refused(self, layout: Layout, lines: Sequence[bytes], answer: Answer, size: int) -> list[Verdict]:
+    def _refused(self, layout: Layout, lines: Sequence[bytes], answer: Answer, began: float) -> list[Verdict]:
         """The whole request was refused: in halves it may go, down to the one document that is to blame."""
         server = self._connection.server
+        size = sum(map(len, lines))
         if answer.status == 413:
             self.size.too_large(size)
         elif answer.status == 429:
@@ -104,7 +110,7 @@ class Bulk:
             return [failed(failure(answer, server, WRITING))] * len(lines)
         if len(lines) > 1:
             half = len(lines) // 2
-            return [*self._deliver(layout, lines[:half]), *self._deliver(layout, lines[half:])]
+            return [*self._deliver(layout, lines[:half], began), *self._deliver(layout, lines[half:], began)]
         return [refused(_alone(answer, size))]
 
 

@@ -18,13 +18,15 @@ from replicator.delivery import CONFIRMED
 from replicator.run import ends
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end import kills
-from tests.end_to_end.kills import PAGE
+from tests.end_to_end.kills import PAGE, TRUSTED
 from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run, eventually
 from tests.end_to_end.targets import HOOK, Mirror, through_the_hook
 from tests.end_to_end.world import Copy, Source
 
 KEYS = 60
 ASKS = "after GetRecords"  # the step after which a run asks whether it was replaced
+OLD = {ASKS: CONFIRMED, "between requests of a batch": TRUSTED}  # seconds
+CARRIED_OUT = 1.0  # seconds; requests are believed to linger for less, and a busy machine takes its time
 RESUMED = 10.0  # seconds from a run's start, in which it has to go on where the killed one was
 RESYNCING: tuple[str, ...] = ("after positions", "mid scan batch", "scan stored, cursor not", "during the epoch's rise")
 RESYNCING += ("during sweep", "during purge")
@@ -250,9 +252,9 @@ class Story:
         with self.doomed(step, 1, "run", "SIGSTOP") as sleeper:
             eventually(self.marker.exists, f"{step} is passed")
             asleep = time.monotonic()
+            eventually(lambda: time.monotonic() - asleep > CARRIED_OUT, "what it had sent is carried out")
             second = self._taken_over(forgets=step == ASKS)
-            if step == ASKS:
-                eventually(lambda: time.monotonic() - asleep > CONFIRMED, "what it knew of its ownership is old")
+            eventually(lambda: time.monotonic() - asleep > OLD.get(step, 0.0), "what it knew of its ownership is old")
             before = self.durable, self._documents()
             sleeper.send(signal.SIGCONT)
             first = sleeper.wait(15.0)

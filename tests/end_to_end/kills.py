@@ -4,7 +4,7 @@
 
 When the step is passed for the COUNT-th time, MARKER is written and the process is gone, or stopped. Pages and batches
 are small here, so that a small table has many of them, and requests are believed to linger for a moment only, so that
-a purge comes soon.
+a purge comes soon; a batch is sent for a few seconds without asking, as for a minute elsewhere.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from replicator import doubt, fetched
+from replicator import doubt, fetched, lines
 from replicator.cli import main
+from replicator.delivery import CONFIRMED
 from replicator.wire import Call
 from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
 
 PAGE = 20  # records in a page, and changes from which on a batch is full
 SCANNED = 10  # items in a page
 LINGER = 0.2  # seconds
+TRUSTED = CONFIRMED + 1.0  # seconds
 
 
 def wrapped(function: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -50,7 +52,7 @@ def small_pages() -> None:
 
     wrapped("replicator.lines:Lines.begin", limited)
     fetched.BATCH_ROWS = PAGE
-    doubt.LINGER = LINGER
+    doubt.LINGER, doubt.TRUSTED, lines.WAITED = LINGER, TRUSTED, TRUSTED
 
 
 def watched(target: str) -> Scene:
@@ -65,8 +67,8 @@ def watched(target: str) -> Scene:
         return noted
 
     def delivers(deliver: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(self: Any, layout: Any, lines: Any) -> Any:
-            found = deliver(self, layout, lines)
+        def noted(self: Any, layout: Any, lines: Any, began: float) -> Any:
+            found = deliver(self, layout, lines, began)
             scene.answered += len(lines)
             return found
 

@@ -1,0 +1,112 @@
+"""A run that was stopped amid a batch asks whether it was replaced before it sends the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from connectors.dynamodb.pace import Pace
+from connectors.dynamodb.request import Request
+from connectors.dynamodb.sender import Sender
+from connectors.search.bulk import Bulk, Size
+from connectors.search.failures import Answer
+from connectors.search.layout import layouts
+from replicator import delivery, doubt, lines
+from replicator.doubt import TOO_LATE
+from replicator.errors import TransientError
+from replicator.target import Table
+from replicator.testing.contract.kit import PK
+from replicator.wire import Call
+
+SLEEPS = pytest.mark.parametrize("slept", [61.0, 86_400.0, -5.0], ids=["a minute", "a day", "its clock was set back"])
+
+
+class Clock:
+    """What ``time.time`` says; ``slept`` seconds pass with the first answer."""
+
+    def __init__(self, slept: float) -> None:
+        self.now, self._slept = 1e9, slept
+
+    def sleep(self) -> None:
+        self.now, self._slept = self.now + self._slept, 0.0
+
+
+@pytest.fixture
+def clock(slept: float, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock(slept)
+    monkeypatch.setattr(time, "time", lambda: found.now)
+    return found
+
+
+class AnsweringTable:
+    """Answers each request at once."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.begun = 0
+        self._unanswered: list[object] = []
+
+    def begin(self, name: object, call: Call) -> None:
+        self.begun += 1
+        self._unanswered.append(name)
+
+    def next(self, timeout: float) -> tuple[Any, bytes | Exception] | None:
+        if not self._unanswered:
+            return None
+        self._clock.sleep()
+        return self._unanswered.pop(0), b"{}"
+
+    def close(self) -> None:
+        pass
+
+
+class Cluster:
+    """Refuses the first request, so that it comes in halves."""
+
+    server = "Elasticsearch at localhost"
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.requests = 0
+
+    def request(self, method: str, path: str, body: bytes, form: str) -> Answer:
+        self.requests += 1
+        self._clock.sleep()
+        return Answer(413, b"")
+
+
+@SLEEPS
+def test_what_is_left_of_a_batch_is_not_written_to_a_table(clock: Clock) -> None:
+    table = AnsweringTable(clock)
+    sender = Sender("DynamoDB", lambda: table, Pace(2))
+    try:
+        said = sender.start([Request("PutItem", "t", b"{}") for _ in range(5)]).result(20)
+    finally:
+        sender.close()
+    assert (said, table.begun) == (TOO_LATE, 2)
+
+
+@pytest.fixture
+def bulk(clock: Clock) -> Iterator[tuple[Bulk, Cluster]]:
+    cluster = Cluster(clock)
+    found = Bulk(cluster, Size(1 << 20, 100), 1)  # type: ignore[arg-type]
+    yield found, cluster
+    found.close()
+
+
+@SLEEPS
+def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cluster]) -> None:
+    sending, cluster = bulk
+    layout = layouts([Table("contract", PK)])["contract"]
+    verdicts = sending.store(layout, [b"{}\n{}\n"] * 4)
+    assert cluster.requests == 1
+    assert [type(verdict.error) for verdict in verdicts] == [TransientError] * 4
+    assert all(TOO_LATE in str(verdict.error) for verdict in verdicts)
+
+
+def test_a_batch_is_sent_for_less_time_than_the_next_run_doubts() -> None:
+    """It began within ``CONFIRMED`` seconds of an answer; whoever goes on with it asks, because that was longer ago."""
+    assert (delivery.CONFIRMED, lines.WAITED, doubt.TRUSTED, doubt.LINGER) == (5.0, 30.0, 60.0, 300.0)
