@@ -21,7 +21,7 @@ from replicator.compaction import Filing
 from replicator.config import Config
 from replicator.config_access import aws_options
 from replicator.delivery import Delivery, Patience, Stopped
-from replicator.errors import GapFound, TransientError
+from replicator.errors import GapFound, ReplicatorError, TransientError
 from replicator.fetching import Fetching, end_of_stream, explained
 from replicator.parked_watch import ParkedWatch
 from replicator.pipeline import Pipeline
@@ -314,7 +314,7 @@ class Driver:
 
     def _filled(self) -> Sequence[str]:
         """The tables that this run leaves with something in them; none where the target cannot tell now."""
-        with contextlib.suppress(TransientError):
+        with contextlib.suppress(ReplicatorError):
             return existing.filled(self._copy.target, self._copy.tables)
         return ()
 

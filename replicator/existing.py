@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import orjson
 
 from replicator.checkpoints import Pulse
-from replicator.identity import Change, Identity, Parts, changes
+from replicator.errors import ConfigError
+from replicator.identity import Change, Definition, Identity, Parts, changes
 from replicator.ledger import Ledger
 from replicator.source import SourceTable
 from replicator.start import Found
 from replicator.target import Defining, Identifying, Inspectable, Table, Target
 from replicator.transform import Hook
 
+_OPTIONS = "options"  # the one part where a target does not know what decides
+
 
 def found(ledger: Ledger, source: SourceTable, target: Target, tables: Sequence[Table], hook: Hook | None) -> Found:
     """What is stored beside what is there."""
     defined = {table.name: parts(target, table) for table in tables}
-    changed = changes(ledger.definition.parts, defined)
+    definition = _taken_apart(ledger.definition, target, tables)
+    changed = changes(definition.parts, defined)
     return Found(
         state=ledger.pipeline,
-        definition=ledger.definition,
+        definition=definition,
         shards=ledger.shards,
         segments=ledger.segments,
         gaps=ledger.gaps,
@@ -61,7 +66,24 @@ def parts(target: Target, table: Table) -> Parts:
     """What decides what is stored in ``table``."""
     if isinstance(target, Defining):
         return target.parts(table)
-    return {"options": orjson.dumps(dict(table.options), option=orjson.OPT_SORT_KEYS, default=str).decode()}
+    return {_OPTIONS: orjson.dumps(dict(table.options), option=orjson.OPT_SORT_KEYS, default=str).decode()}
+
+
+def _taken_apart(was: Definition, target: Target, tables: Sequence[Table]) -> Definition:
+    """What is stored, in the parts that the target knows now: of a target that was not Defining it is whole options."""
+    if not isinstance(target, Defining):
+        return was
+    there = {table.name: table for table in tables}
+    return replace(was, parts={n: _parts_of(p, target, there.get(n)) for n, p in was.parts.items()})
+
+
+def _parts_of(was: Parts, target: Defining, table: Table | None) -> Parts:
+    if table is None or was.keys() != {_OPTIONS}:
+        return was
+    try:
+        return target.parts(replace(table, options=orjson.loads(was[_OPTIONS])))
+    except (ConfigError, ValueError):  # options that are none any more: all that can be said is that they changed
+        return was
 
 
 def _additions(target: Target, tables: Sequence[Table], changed: Sequence[Change]) -> Sequence[str] | None:

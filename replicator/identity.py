@@ -20,12 +20,16 @@ class Identity:
     ``place``: where it is, in words that people understand; different places hold different tables. ``id`` tells the
     table from a later one, or a copy, at the same place; empty where it is absent or the target cannot tell.
     ``within``: what gave out the id. Ids of different givers say nothing about each other, as after a database was
-    restored.
+    restored. ``at``: the place as the server knows it, however it is reached; empty where the server does not tell, so
+    that the words have to do. ``known``: False as long as nothing there tells which place it is: such a one is not
+    remembered.
     """
 
     place: str
     id: str = ""
     within: str = ""
+    at: str = ""
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +80,25 @@ def other_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> tu
         return None
     moved = [name for name in was if name not in now or not _same_place(was[name], now[name])]
     new = [name for name in now if name not in was or not _same_place(was[name], now[name])]
-    return _places(was, moved or list(was)), _places(now, new or list(now))
+    before, after = (was, moved or list(was)), (now, new or list(now))
+    told = _places(*before), _places(*after)
+    return told if told[0] != told[1] else (_exactly(*before), _exactly(*after))
 
 
 def _same_place(was: Identity, now: Identity) -> bool:
-    return was.place == now.place or (was.id != "" and (was.id, was.within) == (now.id, now.within))
+    if was.id != "" and (was.id, was.within) == (now.id, now.within):
+        return True
+    return was.at == now.at if was.at and now.at else was.place == now.place
 
 
 def _places(tables: Mapping[str, Identity], names: list[str]) -> str:
     return ", ".join(tables[name].place for name in sorted(names))
+
+
+def _exactly(tables: Mapping[str, Identity], names: list[str]) -> str:
+    """The same where words alone do not tell them apart: the same address may lead to another cluster."""
+    known = {name: f" ({tables[name].at})" if tables[name].at else "" for name in sorted(names)}
+    return ", ".join(f"{name}: {tables[name].place}{at}" for name, at in known.items())
 
 
 def made_anew(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> Iterator[str]:

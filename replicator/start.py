@@ -62,8 +62,9 @@ class Found:
 
     @property
     def bound(self) -> Definition:
-        """What the pipeline is bound to from now on."""
-        return Definition(self.table.server, self.identities, self.parts)
+        """What the pipeline is bound to from now on; to tables of the target once all of them can be told."""
+        known = all(identity.known for identity in self.identities.values())
+        return Definition(self.table.server, self.identities if known else {}, self.parts)
 
 
 @dataclass(frozen=True, slots=True)

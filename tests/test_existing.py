@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 
 from replicator import existing
 from replicator.batch import Batch, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.checkpoints import Claimed, Entry, Pulse, encode
+from replicator.errors import ConfigError
+from replicator.identity import Change, Definition
 from replicator.ledger import Ledger
 from replicator.position import FIRST_EPOCH, version
 from replicator.source import SourceTable
@@ -50,3 +54,38 @@ def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: Memory
 )
 def test_a_table_is_emptied_only_if_it_was_noted(target: MemoryTarget, last: Pulse | None, expected: list[str]) -> None:
     assert emptied(target, last) == expected
+
+
+class Dividing(MemoryTarget):
+    """A target that knows that an option ``aside`` decides nothing."""
+
+    def parts(self, table: Table) -> Mapping[str, str]:
+        if "broken" in table.options:
+            raise ConfigError("there is no option broken any more")
+        return {name: str(value) for name, value in table.options.items() if name != "aside"}
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        return []
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ('{"aside": 1, "kind": "text"}', []),
+        ('{"kind": "long"}', ["orders: kind was changed"]),
+        ("{}", ["orders: kind was added"]),
+        ('{"broken": 1}', ["orders: kind was added", "orders: options was removed"]),
+    ],
+    ids=["alike", "changed", "added", "not known any more"],
+)
+def test_options_that_were_stored_whole_are_compared_part_by_part(stored: str, expected: Sequence[str]) -> None:
+    """As long as a target did not tell what decides, all options of a table did."""
+    target = Dividing(MemoryDatabase())
+    tables = (Table("orders", KEYS, {"kind": "text", "aside": 2}),)
+    target.open(tables, FIRST_EPOCH)
+    entry = Entry("definition", "", 1, encode(Definition(parts={"orders": {"options": stored}})))
+    found = existing.found(Ledger(Claimed(0, [entry], {})), SOURCE, target, tables, None)
+    assert [str(change) for change in found.changes] == expected

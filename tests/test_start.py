@@ -172,6 +172,47 @@ def test_a_state_of_an_earlier_version_takes_its_identity_on() -> None:
     assert found(definition=UNKNOWN).bound == DEFINITION
 
 
+def test_a_place_that_cannot_be_told_yet_is_not_remembered() -> None:
+    """A first run that ends before its tables are made: the next one is bound to what it makes."""
+    unknown = {"copy": Identity("the table copy at dynamodb, where nothing of this pipeline is", known=False)}
+    early = found(state=None, identities=unknown, epochs={"copy": None}).bound
+    assert early == replace(DEFINITION, tables={})
+    assert course(definition=early, shards={}) is start.Course.RESUME
+
+
+def test_the_same_place_by_another_address_is_the_same() -> None:
+    was = {"copy": Identity("the index copy-1 at a:9200", at="copy-1 in the cluster X")}
+    now = {"copy": Identity("the index copy-1 at b:9200", "18", at="copy-1 in the cluster X")}
+    assert course(definition=replace(DEFINITION, tables=was), identities=now) is start.Course.RESUME
+
+
+def test_another_place_behind_the_same_address_is_named_exactly() -> None:
+    was = {"copy": Identity("the index copy-1 at a:9200", "17", at="copy-1 in the cluster X")}
+    now = {"copy": Identity("the index copy-1 at a:9200", "18", at="copy-1 in the cluster Y")}
+    with pytest.raises(ConfigError) as refused:
+        course(definition=replace(DEFINITION, tables=was), identities=now)
+    assert "copy: the index copy-1 at a:9200 (copy-1 in the cluster X), and the config leads to copy: the index" in str(
+        refused.value
+    )
+    assert "(copy-1 in the cluster Y)" in str(refused.value)
+
+
+@pytest.mark.parametrize("told", [(True, False), (False, True), (False, False)])
+def test_where_a_server_does_not_tell_its_place_the_words_have_to_do(told: tuple[bool, bool]) -> None:
+    """Also where an earlier version of replicator stored words alone."""
+    was, now = (Identity("the index copy-1", at="copy-1 in the cluster X" if tells else "") for tells in told)
+    assert course(definition=replace(DEFINITION, tables={"copy": was}), identities={"copy": now}) is start.Course.RESUME
+    other = {"copy": replace(now, place="the index other-1")}
+    with pytest.raises(ConfigError, match="leads to the index other-1"):
+        course(definition=replace(DEFINITION, tables={"copy": was}), identities=other)
+
+
+def test_the_same_index_under_another_name_is_told_by_that_name() -> None:
+    same = Identity("the index copy-1", "17")
+    with pytest.raises(ConfigError, match="writes to copy: the index copy-1, and the config leads to other: the index"):
+        course(definition=replace(DEFINITION, tables={"copy": same}), identities={"other": same}, epochs={"other": 0})
+
+
 def test_a_changed_column_needs_a_resync() -> None:
     parts = {"copy": {"columns.total": "numeric from sum"}}
     with pytest.raises(ConfigError, match=r"copy: columns.total was changed since the last run.*replicator resync"):

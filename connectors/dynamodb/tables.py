@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
 from typing import Any
 
 from connectors.dynamodb import attempts, catalog, creation
@@ -12,11 +11,12 @@ from connectors.dynamodb.catalog import Described
 from connectors.dynamodb.creation import Plan
 from connectors.dynamodb.epochs import KEYS, Note
 from connectors.dynamodb.layout import Layout
+from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions, table_name
 from replicator.config_access import aws_options
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
-from replicator.position import FIRST_EPOCH, epoch_of, version
+from replicator.position import epoch_of
 from replicator.source import SourceTable
 from replicator.wire import Wire, WireError, failure
 
@@ -30,7 +30,7 @@ class Tables:
         self._account = account
         self._options = options
         self._pipeline = pipeline
-        self._newest_of: dict[str, int] = {}  # by identity: a scan of a whole table is made once
+        self._newest_of: dict[str, Newest] = {}  # by identity: a scan of a whole table is made once
         self.source: tuple[SourceTable, Wire] | None = None
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
@@ -80,7 +80,8 @@ class Tables:
             return Identity(table.arn, table.identity)
         own = self._account.epochs.found()
         if own is None:
-            return Identity(f"the table {name} at {self._account.wire.server}, where nothing of this pipeline is")
+            place = f"the table {name} at {self._account.wire.server}, where nothing of this pipeline is"
+            return Identity(place, known=False)
         return Identity(f"{own.arn.rpartition('/')[0]}/{name}")
 
     def make(self, wanted: Mapping[str, Layout], epoch: int) -> None:
@@ -115,32 +116,26 @@ class Tables:
     def _noted(self, table: Described) -> Note | None:
         return self._account.epochs.read(table) if self._account.epochs.found() is not None else None
 
+    def empty(self, wanted: Mapping[str, Layout]) -> list[str]:
+        """The tables that are there without an item. A tombstone is one, so a late delete leaves none empty."""
+        return [name for name in wanted if self._described(name) is not None and self._is_empty(name)]
+
+    def _is_empty(self, name: str) -> bool:
+        request: dict[str, Any] = {"TableName": name, "Limit": 1, "ConsistentRead": True}
+        while True:
+            page = catalog.ask(self._account.wire, "Scan", request, name)
+            if page["Items"] or "LastEvaluatedKey" not in page:
+                return not page["Items"]
+            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
     def _epoch(self, layout: Layout, table: Described) -> int:
         """As noted; where the note is lost, or was of another table, as the versions of all items show."""
         note = self._noted(table)
         if note is not None:
             return note.epoch
-        if not layout.pristine and table.identity not in self._newest_of:
-            self._newest_of[table.identity] = self._newest(layout)
-        return self._newest_of.get(table.identity, 0)
-
-    def _newest(self, layout: Layout) -> int:
-        """The latest epoch among the versions of all items, 0 without one: read once, where there is no note."""
-        request: dict[str, Any] = {
-            "TableName": layout.name,
-            "ConsistentRead": True,
-            "FilterExpression": "#v >= :first",
-            "ProjectionExpression": "#v",
-            "ExpressionAttributeNames": {"#v": layout.version},
-            "ExpressionAttributeValues": {":first": {"N": str(version(FIRST_EPOCH, 0))}},
-        }
-        newest = 0
-        while True:
-            page = catalog.ask(self._account.wire, "Scan", request, layout.name)
-            newest = max([newest, *(epoch_of(int(Decimal(i[layout.version]["N"]))) for i in page["Items"])])
-            if "LastEvaluatedKey" not in page:
-                return newest
-            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+        if layout.pristine:
+            return 0
+        return self._newest_of.setdefault(table.identity, Newest(self._account.wire, layout))()
 
     def _sample(self, layout: Layout) -> list[int]:
         """The epochs of some items, 0 for those without a version."""

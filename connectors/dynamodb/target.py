@@ -72,6 +72,9 @@ class DynamoDB:
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         return self._tables.identities(layouts(tables, self._options))
 
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
+        return self._tables.empty(layouts(tables, self._options))
+
     def parts(self, table: Table) -> Parts:
         """What replicator adds to items, and under which names."""
         if self._options.pristine:

@@ -79,6 +79,8 @@ def _others(layout: Layout, names: Iterable[str]) -> tuple[str, ...]:
 
 def states(connection: Connection, layouts: Sequence[Layout]) -> list[State]:
     """The same of several in one request, without mappings; they may have changed since they were opened."""
+    if not layouts:
+        return []
     names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
     path = f"/{quote(','.join(names), safe='')}?ignore_unavailable=true&{_SETTINGS}"
     found = connection.ask("GET", path, doing=f"reading what {', '.join(names)} are (view_index_metadata)")

@@ -24,6 +24,8 @@ _ROUNDED = {
     "unsigned_long": "refuses fractions and negative numbers", "rank_feature": "keeps 3 digits",
 }  # fmt: skip
 
+_NEW = "make a new index: write index: NAME under the table, and run: replicator resync --accept-identity-change"
+
 
 def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
     """Everything in which the mapping that is there is not as wanted; further fields are nobody's harm."""
@@ -55,7 +57,10 @@ def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) ->
     for name, field in wanted.items():
         path = f"{prefix}{name}"
         if name not in there:
-            yield f"field {path} is missing (add it with PUT _mapping, as {field.get('type', 'object')})"
+            yield (
+                f"field {path} is missing, as {field.get('type', 'object')} (where fields were only added to mapping, "
+                f"replicator run --apply-schema-changes adds it; else {_NEW})"
+            )
             continue
         yield from _field(path, field, there[name])
 
@@ -63,7 +68,7 @@ def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) ->
 def _field(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
     type, found = wanted.get("type", "object"), there.get("type", "object")
     if type != found:
-        yield f"field {path} is to be {type}, it is {found} (a type cannot be changed: make a new index)"
+        yield f"field {path} is to be {type}, it is {found} (a type cannot be changed: {_NEW})"
         return
     for name, value in wanted.items():
         if name not in ("type", "properties", "fields"):
@@ -86,6 +91,13 @@ _ABSENT: Mapping[str, Any] = {"dynamic": "true"}
 def _is_usual(name: str, wanted: Any) -> bool:
     """Parameters whose default depends on the field's type, so that the engine shows only what differs from it."""
     return name in ("norms", "index_options", "precision_step", "orientation", "format") and wanted is not None
+
+
+def canonical(value: Any) -> Any:
+    """A mapping, or a value in one, in one spelling, without what is as it would be anyway."""
+    if not isinstance(value, Mapping):
+        return _plain(value)
+    return {name: _plain(v) for name, v in value.items() if _plain(v) != _plain(_DEFAULTS.get(name))}
 
 
 def _plain(value: Any) -> Any:

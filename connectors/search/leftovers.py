@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import orjson
 
-from connectors.search import catalog, hazards
 from connectors.search.connection import Connection, filtered
+from connectors.search.contents import WHOLE, refresh, settings, undisturbed
 from connectors.search.ids import index_id
 from connectors.search.layout import Layout
 from connectors.search.names import OURS
@@ -25,7 +25,6 @@ from replicator.errors import TransientError
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
 _HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "hits.hits._source")
-_WHOLE = "allow_partial_search_results=false"  # a shard that does not answer is no shard without hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +72,14 @@ def _spared(layout: Layout, spare: Sequence[DocumentId]) -> Iterator[dict[str, A
 
 def _found(connection: Connection, layout: Layout, query: Mapping[str, Any], source: Any) -> Sequence[Any]:
     index = quote(layout.index, safe="")
-    connection.ask("POST", f"/{index}/_refresh", doing="refreshing the index")
-    settings = _settings(connection, layout)
-    size = min(PIECE, int(settings.get("max_result_window", PIECE)))
+    refresh(connection, layout)
+    there = settings(connection, layout)
+    size = min(PIECE, int(there.get("max_result_window", PIECE)))
     wanted = {"size": size, "version": True, "_source": source, "sort": ["_doc"], "query": {"bool": query}}
-    path = f"/{index}/_search?{_WHOLE}&{_HITS}{_undisturbed(connection, settings)}"
+    path = f"/{index}/_search?{WHOLE}&{_HITS}{undisturbed(connection, there)}"
     found = connection.ask("POST", path, orjson.dumps(wanted), doing="searching for documents to remove")
     hits: Sequence[Any] = found.get("hits", {}).get("hits", ())
     return hits
-
-
-def _settings(connection: Connection, layout: Layout) -> Mapping[str, str]:
-    (state,) = catalog.states(connection, [layout])
-    return {} if state.index is None else hazards.flat(state.index.settings)
-
-
-def _undisturbed(connection: Connection, settings: Mapping[str, str]) -> str:
-    """Parameters that keep a search whole: no pipeline, and no replicas where they may lag (OpenSearch)."""
-    none = "&search_pipeline=_none" if "search.default_pipeline" in settings else ""
-    return none + ("&preference=_primary" if connection.product == "OpenSearch" else "")
 
 
 def _confirm(connection: Connection, layout: Layout, query: Mapping[str, Any], kind: str, below: int) -> None:
@@ -100,8 +88,8 @@ def _confirm(connection: Connection, layout: Layout, query: Mapping[str, Any], k
     deleted = {"field": f"{OURS}.deleted"}
     by = {"missing": deleted} if kind == "live" else {"terms": deleted}
     wanted = {"size": 0, "query": {"bool": query}, "aggs": {"of": {**by, "aggs": oldest}}}
-    plain = _undisturbed(connection, _settings(connection, layout))
-    path = f"/{quote(layout.index, safe='')}/_search?{_WHOLE}&request_cache=false&{_OLDEST}{plain}"
+    plain = undisturbed(connection, settings(connection, layout))
+    path = f"/{quote(layout.index, safe='')}/_search?{WHOLE}&request_cache=false&{_OLDEST}{plain}"
     found = connection.ask("POST", path, orjson.dumps(wanted), doing="confirming that nothing is left to remove")
     of = found.get("aggregations", {}).get("of", {})
     values = [group.get("oldest", {}).get("value") for group in (of, *of.get("buckets", ()))]

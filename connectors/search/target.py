@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from connectors.search import catalog, forecast, leftovers, probe
+import orjson
+
+from connectors.search import catalog, contents, definition, forecast, leftovers, probe
 from connectors.search.bulk import Bulk, Size
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
@@ -18,7 +20,7 @@ from connectors.search.writing import Writing
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.doubt import Doubt
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
-from replicator.identity import Identity
+from replicator.identity import Change, Identity, Parts
 from replicator.target import Table
 
 
@@ -73,14 +75,32 @@ class SearchTarget:
         there = [(layout, index) for layout, index in found if index is not None]
         if others := [f"{of.index}: {text}" for of, i in there for text in catalog.taken(of, i, self._pipeline)]:
             raise ConfigError(*others)
-        return max((i.epoch for _, i in there), default=None) if len(there) == len(wanted) else None
+        if len(there) < len(wanted):
+            return None
+        return max((definition.epoch(self._connection, of, index) for of, index in there), default=None)
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
+        return definition.identities(self._connection, layouts(tables))
+
+    def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables)
-        there = catalog.states(self._connection, list(wanted.values()))
-        uuids = [state.index.uuid if state.index is not None else "" for state in there]
-        places = [f"the index {layout.index} of {self.server}" for layout in wanted.values()]
-        return {name: Identity(place, uuid) for name, place, uuid in zip(wanted, places, uuids, strict=True)}
+        there = zip(wanted.items(), catalog.states(self._connection, list(wanted.values())), strict=True)
+        present = [(name, layout) for (name, layout), state in there if state.index is not None]
+        return [name for name, layout in present if contents.is_empty(self._connection, layout)]
+
+    def parts(self, table: Table) -> Parts:
+        (layout,) = layouts([table]).values()
+        return definition.parts(layout)
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        requests = definition.additions(layouts(tables), changes)
+        if requests is None:
+            return None
+        return [f"PUT {path}\n{orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()}" for path, body in requests]
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        for path, body in definition.additions(layouts(tables), changes) or ():
+            self._connection.ask("PUT", path, orjson.dumps(body), doing=f"adding fields: PUT {path} (manage)")
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)

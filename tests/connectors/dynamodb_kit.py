@@ -74,3 +74,12 @@ def emptied(endpoint: str) -> None:
     api = client(endpoint)
     for name in api.list_tables()["TableNames"]:
         api.delete_table(TableName=name)
+
+
+def made_anew(endpoint: str, table: Table) -> None:
+    """The table is deleted and made again, with the same key."""
+    api = client(endpoint)
+    was = api.describe_table(TableName=table.name)["Table"]
+    api.delete_table(TableName=table.name)
+    wanted = {name: was[name] for name in ("TableName", "KeySchema", "AttributeDefinitions")}
+    api.create_table(**wanted, BillingMode="PAY_PER_REQUEST")

@@ -18,6 +18,7 @@ from replicator.target import Table, Target
 from replicator.testing.contract import TargetContract, batch, put, table
 from replicator.testing.contract.kit import EVERY_TYPE, Document, Stored
 from replicator.testing.contract.lingering import Proxied
+from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
 from tests.connectors import dynamodb_kit as kit
 from tests.servers_dynamodb import StartLocal
@@ -54,6 +55,14 @@ class OnDynamoDB(TargetContract):
     @pytest.fixture
     def proxied(self, proxy: Proxy) -> Proxied:
         return kit.options(f"http://127.0.0.1:{proxy.port}", timeout=5), proxy
+
+    @pytest.fixture
+    def otherwise(self, endpoint: str) -> Mapping[str, Any]:
+        return kit.options(f"http://localhost:{kit.port(endpoint)}")
+
+    @pytest.fixture
+    def recreated(self, endpoint: str) -> Remade:
+        return partial(kit.made_anew, endpoint)
 
     def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored

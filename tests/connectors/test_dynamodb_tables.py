@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 import pytest
 
+from connectors.dynamodb.epochs import Epochs
+from connectors.dynamodb.layout import layout
+from connectors.dynamodb.newest import Newest
+from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.target import DynamoDB as Target
-from replicator.batch import Upsert
+from replicator.batch import Delete, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS, destination
 from replicator.errors import ConfigError, TransientError
+from replicator.identity import other_tables
 from replicator.position import FIRST_EPOCH
 from replicator.source import SourceTable, describe_table
 from replicator.target import Mirroring, Table
 from replicator.testing.contract import at, batch, put
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import HttpWire, served
-from replicator.wire import Wire
+from replicator.wire import Wire, WireError
 from tests.connectors import dynamodb_kit as kit
 from tests.servers_dynamodb import StartLocal
 
@@ -57,6 +62,13 @@ INDEXED: dict[str, Any] = {
 }
 EXPIRING = {"Enabled": True, "AttributeName": "x"}
 Make = Callable[..., Target]
+
+
+@dataclass
+class Scripted:
+    """A wire whose calls are a function."""
+
+    call: Callable[[str, Mapping[str, Any]], bytes]
 
 
 @pytest.fixture(autouse=True)
@@ -307,9 +319,53 @@ class TestEpochs:
         assert first.id != second.id != ""
 
     def test_an_account_where_nothing_of_ours_is_is_another_place(self, endpoint: str, make: Make) -> None:
-        place = make(endpoint).identities([COPY])["copy"].place
-        assert place.startswith("the table copy at 127.0.0.1:")
-        assert place.endswith("where nothing of this pipeline is")
+        found = make(endpoint).identities([COPY])["copy"]
+        assert found.place.startswith("the table copy at 127.0.0.1:")
+        assert found.place.endswith("where nothing of this pipeline is")
+        assert not found.known
+
+    def test_an_account_is_known_as_soon_as_the_table_of_epochs_is_there(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        """A first run may end between making the two tables, for want of a right."""
+        ask(db, "CreateTable", **Epochs(HttpWire(endpoint), kit.EPOCHS).request)
+        early = make(endpoint).identities([COPY])
+        assert early["copy"].known
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        assert other_tables(early, make(endpoint).identities([COPY])) is None
+
+    def test_a_table_with_an_item_or_a_tombstone_is_not_empty(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        found = make(endpoint)
+        assert found.empty([COPY]) == []
+        found.open([COPY], FIRST_EPOCH)
+        assert found.empty([COPY]) == ["copy"]
+        found.write(batch(Delete("copy", ("a", "1"), at(1), ("a",)), tombstones=True))
+        assert found.empty([COPY]) == []
+
+    def test_a_scan_of_all_versions_goes_on_where_it_was_interrupted(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        for n in range(5):
+            db.put("copy", {"pk": str(n), "at": 1, kit.VERSION: at(n, FIRST_EPOCH + n), "big": "x" * 300_000})
+        before, found = db.calls["Scan"], Newest(HttpWire(endpoint), layout(COPY, DynamoDBOptions()))
+        pages: list[Any] = []
+
+        def call(operation: str, request: Mapping[str, Any]) -> bytes:
+            pages.append(request.get("ExclusiveStartKey"))
+            if len(pages) == 2:
+                raise WireError("ProvisionedThroughputExceededException", "slow down", 400)
+            return db.call(operation, dict(request))
+
+        found.wire = Scripted(call)
+        with pytest.raises(TransientError):
+            found()
+        assert found() == FIRST_EPOCH + 4
+        assert pages[0] is None
+        assert pages[1] == pages[2] is not None
+        asked, calls = len(pages), db.calls["Scan"] - before
+        assert found() == FIRST_EPOCH + 4
+        assert (len(pages), db.calls["Scan"] - before) == (asked, calls)
 
     def test_what_replicator_adds_to_items_defines_them(self, endpoint: str, make: Make) -> None:
         usual = make(endpoint)

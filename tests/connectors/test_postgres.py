@@ -15,6 +15,8 @@ from psycopg.types.json import set_json_loads
 from replicator.attributes import canonical_number
 from replicator.target import Table
 from replicator.testing.contract import TargetContract
+from replicator.testing.contract.definitions import Options
+from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
 from tests.servers_postgres import Database
 
@@ -56,6 +58,23 @@ class TestPostgres(TargetContract):
             yield {"type": "postgres", "url": url}, proxy
 
     @pytest.fixture
+    def otherwise(self, postgres: Database) -> Mapping[str, Any]:
+        return {"type": "postgres", "url": postgres.url.replace("127.0.0.1", "localhost")}
+
+    @pytest.fixture
+    def recreated(self, postgres: Database) -> Remade:
+        return partial(made_anew, postgres)
+
+    @pytest.fixture
+    def options(self) -> Options:
+        total = {"total": "numeric"}
+        return Options(
+            {"columns": total},
+            {"columns": {"total": {"type": "numeric", "from": "total"}}, "extra": "ignore"},
+            {"columns": {**total, "city": {"type": "text", "from": "town"}}},
+        )
+
+    @pytest.fixture
     def sever(self, postgres: Database) -> Callable[[], None]:
         return partial(terminate, postgres)
 
@@ -94,3 +113,12 @@ def constrain(postgres: Database, table: Table) -> None:
         trigger = """CREATE CONSTRAINT TRIGGER late AFTER INSERT OR UPDATE ON {}
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()"""
         client.execute(sql.SQL(trigger).format(sql.Identifier("public", table.name)))
+
+
+def made_anew(postgres: Database, table: Table) -> None:
+    """As a migration does it."""
+    with postgres.connect() as client:
+        name = sql.Identifier("public", table.name)
+        client.execute(sql.SQL("CREATE TABLE made (LIKE {} INCLUDING ALL)").format(name))
+        client.execute(sql.SQL("DROP TABLE {}").format(name))
+        client.execute(sql.SQL("ALTER TABLE made RENAME TO {}").format(sql.Identifier(table.name)))

@@ -15,6 +15,7 @@ from replicator.batch import Outcome
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table, Target
 from replicator.testing.contract import TargetContract, batch, put, table
+from replicator.testing.contract.definitions import Options
 from replicator.testing.contract.kit import Stored
 from replicator.testing.contract.lingering import Proxied
 from replicator.testing.contract.moves import Diverted, Remade
@@ -67,6 +68,24 @@ class TestSearch(TargetContract):
     @pytest.fixture
     def remade(self, search: Search) -> Remade:
         return partial(made_anew, search)
+
+    @pytest.fixture
+    def otherwise(self, search: Search) -> Mapping[str, Any]:
+        return {**options(search, search.server.port), "url": f"http://localhost:{search.server.port}"}
+
+    @pytest.fixture
+    def options(self) -> Options:
+        name = {"type": "text"}
+        inner = {"properties": {"a": {"type": "keyword"}}}
+        more = {"name": {**name, "fields": {"raw": {"type": "keyword"}}}, "price": {"type": "double"}}
+        inside = {"properties": {**inner["properties"], "b": {"type": "date"}}}
+        written = {"inner": {"type": "object", **inner}, "name": {**name, "index": "true"}}
+        aside = {"replicas": 0, "settings": {"refresh_interval": "3s"}, "adopt": True}
+        return Options(
+            {"mapping": {"properties": {"name": name, "inner": inner}}},
+            {"mapping": {"dynamic": "strict", "properties": written}, **aside},
+            {"mapping": {"properties": {**more, "inner": inside}}},
+        )
 
     def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored

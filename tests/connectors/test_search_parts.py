@@ -432,6 +432,10 @@ def test_defaults_that_the_engine_does_not_show_are_no_difference() -> None:
     assert list(differences(wanted, there)) == []
 
 
+NEW = "make a new index: write index: NAME under the table, and run: replicator resync --accept-identity-change"
+ADDED = f"where fields were only added to mapping, replicator run --apply-schema-changes adds it; else {NEW}"
+
+
 @pytest.mark.parametrize(
     ("wanted", "there", "said"),
     [
@@ -440,9 +444,9 @@ def test_defaults_that_the_engine_does_not_show_are_no_difference() -> None:
         (
             {"properties": {"a": {"type": "long"}}},
             {"properties": {"a": {"type": "double"}}},
-            "field a is to be long, it is double (a type cannot be changed: make a new index)",
+            f"field a is to be long, it is double (a type cannot be changed: {NEW})",
         ),
-        ({"properties": {"a": {"type": "long"}}}, {}, "field a is missing (add it with PUT _mapping, as long)"),
+        ({"properties": {"a": {"type": "long"}}}, {}, f"field a is missing, as long ({ADDED})"),
         (
             {"properties": {"a": {"properties": {"b": {"type": "keyword", "ignore_above": 9}}}}},
             {"properties": {"a": {"properties": {"b": {"type": "keyword", "ignore_above": 8}}}}},
@@ -456,7 +460,7 @@ def test_defaults_that_the_engine_does_not_show_are_no_difference() -> None:
         (
             {"properties": {"a": {"type": "text", "fields": {"raw": {"type": "keyword"}}}}},
             {"properties": {"a": {"type": "text"}}},
-            "field a.raw is missing (add it with PUT _mapping, as keyword)",
+            f"field a.raw is missing, as keyword ({ADDED})",
         ),
     ],
 )

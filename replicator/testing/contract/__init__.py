@@ -19,6 +19,12 @@
         def diverted(self): ...     # a function that leads a table's name to a place with other documents (same)
         @pytest.fixture
         def remade(self): ...       # a function that removes a table and makes it anew as it was, but empty (same)
+        @pytest.fixture
+        def otherwise(self): ...    # config that reaches the destination at another address (same)
+        @pytest.fixture
+        def recreated(self): ...    # as remade, where only a run as a whole notices it (same)
+        @pytest.fixture
+        def options(self): ...      # options of a table to which something is added, see Options (same)
 
 The suite reads the destination only through ``stored``, so what it sees is what anybody else sees.
 """
@@ -26,6 +32,7 @@ The suite reads the destination only through ``stored``, so what it sees is what
 from __future__ import annotations
 
 from replicator.testing.contract.batches import Batches
+from replicator.testing.contract.definitions import Definitions
 from replicator.testing.contract.documents import Documents
 from replicator.testing.contract.kit import as_json, at, batch, put, remove, table
 from replicator.testing.contract.lingering import Lingerings
@@ -35,7 +42,7 @@ from replicator.testing.contract.transactions import Transactions
 from replicator.testing.contract.trouble import Trouble
 
 
-class TargetContract(Documents, Batches, Tombstones, Lingerings, Moves, Trouble, Transactions):
+class TargetContract(Documents, Batches, Tombstones, Lingerings, Moves, Definitions, Trouble, Transactions):
     """Every promise of ``replicator.target``."""
 
 

@@ -13,7 +13,7 @@ from replicator.batch import Outcome
 from replicator.config_target import destination
 from replicator.errors import ConfigError, TransientError
 from replicator.position import FIRST_EPOCH
-from replicator.target import Inspectable, Target
+from replicator.target import Inspectable, Target, Transactional
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -21,6 +21,7 @@ from replicator.testing.contract.kit import (
     built,
     described,
     put,
+    remove,
     sockets,
     table,
 )
@@ -61,11 +62,17 @@ class Trouble(Contract):
     def test_says_which_tables_are_empty(self, target: Target, build: Callable[[], Target]) -> None:
         if not isinstance(target, Inspectable):
             pytest.skip("this target does not tell")
+        assert target.empty([]) == []
         assert target.empty([table()]) == []
         target.open([table()], FIRST_EPOCH)
         assert target.empty([table(), table("never")]) == [table().name]
         target.write(batch(put({"pk": "a"}, 1)))
         assert build().empty([table()]) == []  # type: ignore[attr-defined]
+        target.write(batch(remove("a", 2)))
+        assert target.empty([table()]) == [table().name]
+        target.write(batch(remove("b", 3), tombstones=True))
+        kept_there = not isinstance(target, Transactional)  # a late delete that leaves a tombstone empties no table
+        assert target.empty([table()]) == ([] if kept_there else [table().name])
 
     # trouble
 
