@@ -31,7 +31,7 @@ simulate: install ## SEEDS=10000 whole runs in the simulation, on all cores
 
 prove: install ## the long ones: 50 kills at every step on every server (hours), many random histories, 100,000 names, canaries in every command
 	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=100000 $(BIN)/pytest tests/end_to_end tests/simulation \
-		tests/security/test_identifiers.py tests/security/test_canaries.py --timeout 3600
+		tests/security/test_identifiers.py tests/security/test_names.py tests/security/test_canaries.py --timeout 3600
 
 mutants: install ## break the core in MUTANTS=50 places, one at a time, and say which no test notices (minutes to hours)
 	$(BIN)/python -m tests.mutation --mutants $(MUTANTS)

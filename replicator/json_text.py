@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -33,6 +34,13 @@ class Unfit(Exception):
     """The value cannot be stored there; the message says why, without the value, to go on after the column's name."""
 
 
+def unreadable(error: BaseException) -> Unfit:
+    """What is said of a hook's value whose own code raised ``error`` while it was read. Ctrl-C is raised as it is."""
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise error
+    return Unfit(f"contains a value that cannot be read: its own code raised {type(error).__name__}")
+
+
 def of_typed(attribute: Typed) -> str:
     """One attribute in DynamoDB's types."""
     try:
@@ -53,10 +61,20 @@ def _of_python(value: object) -> bytes:
     except TypeError as e:  # something rare: say what, or write it the slow way (integers beyond 64 bits)
         if isinstance(e.__cause__, Unfit):
             raise e.__cause__ from None
-        return orjson.dumps(_careful(value, 0))
+        return orjson.dumps(_read(value))
     if b"null" in found:  # orjson writes NaN and Infinity as null, without a word
-        _careful(value, 0)
+        _read(value)
     return found
+
+
+def _read(value: object) -> Any:
+    """``value`` read with care; Unfit also where that runs code of its own, which raises."""
+    try:
+        return _careful(value, 0)
+    except Unfit:
+        raise
+    except BaseException as e:
+        raise unreadable(e) from e
 
 
 def separately(texts: Sequence[str]) -> list[bytes]:
@@ -148,7 +166,7 @@ def _fields(bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
         fields = _cut(text, b"[\n,{", b"},\n,{", b"}]")
         for body, found in zip(bodies, fields, strict=True) if b"null" in text else ():
             if b"null" in found:
-                _careful(body, 0)
+                _read(body)
     except (TypeError, ValueError, Unfit):
         return None
     return fields if len(fields) == len(bodies) and all(fields) else None

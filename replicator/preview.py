@@ -18,11 +18,14 @@ from replicator.batch import Counts, Rejection, Upsert, Write
 from replicator.change import Change, Key
 from replicator.compaction import Circumstances, Filing, compact_latest, run_writes
 from replicator.item import Item
+from replicator.json_text import unreadable
 from replicator.parked import ParkedItems
 from replicator.position import FIRST_EPOCH, version
 from replicator.target import Forecasting, Table
+from replicator.traces import storable
 from replicator.transform import NO_TRACE, Poison
 
+_DEEPEST = 100  # levels that are shown
 _SCANNED = version(FIRST_EPOCH, 0)  # the version is not shown; any will do
 
 
@@ -106,25 +109,45 @@ def pretty(body: Mapping[str, object]) -> str:
     return orjson.dumps(json_values(body), option=orjson.OPT_INDENT_2).decode()
 
 
-def json_values(value: object) -> Any:
-    """A document, or a value in it, as plain JSON values: exact digits, base64, sorted sets."""
+def json_values(value: object, depth: int = 0) -> Any:
+    """A document, or a value in it, as plain JSON values: exact digits, base64, sorted sets.
+
+    What is too deep, or raises while it is read, is shown as what it is: a preview says elsewhere that it is refused.
+    """
+    if depth > _DEEPEST:
+        return "<nested too deeply>"
+    try:
+        return _json_value(value, depth + 1)
+    except BaseException as e:
+        unreadable(e)  # goes on with Ctrl-C
+        return f"<{type(value).__name__} whose own code raised {type(e).__name__}>"
+
+
+def _json_value(value: object, depth: int) -> Any:
     match value:
         case Item():
             return {name: plain(attribute) for name, attribute in value.typed.items()}
         case Mapping():
-            return {str(name): json_values(inner) for name, inner in value.items()}
-        case None | bool() | str():
+            return {storable(str(name)): json_values(inner, depth) for name, inner in value.items()}
+        case set() | frozenset():
+            return [json_values(inner, depth) for inner in sorted(value, key=str)]
+        case list() | tuple():
+            return [json_values(inner, depth) for inner in value]
+    return _json_scalar(value)
+
+
+def _json_scalar(value: object) -> Any:
+    match value:
+        case None | bool():
             return value
+        case str():
+            return storable(str(value))
         case float():
             return value if math.isfinite(value) else str(value).replace("nan", "NaN").replace("inf", "Infinity")
         case int() | Decimal():
             return number(str(value)) if isinstance(value, int) or value.is_finite() else str(value)
         case bytes() | bytearray() | memoryview():
             return base64.b64encode(bytes(value)).decode()
-        case set() | frozenset():
-            return [json_values(inner) for inner in sorted(value, key=str)]
-        case list() | tuple():
-            return [json_values(inner) for inner in value]
         case datetime() | date() | time():
             return value.isoformat()
     return f"<{type(value).__name__}>"

@@ -379,3 +379,37 @@ class TestPreview:
         assert code == 0
         assert f'"n":{10**37},"b":"eA==","s":[1,2],"i":{2**70}' in out
         assert '"t":"2026-01-31T00:00:00"' in out
+
+
+RAISING = """
+from collections.abc import Mapping
+
+class Broken(Mapping):
+    def __getitem__(self, name): raise RuntimeError(name)
+    def __iter__(self): return iter(["a"])
+    def __len__(self): return 1
+    def __eq__(self, other): raise RuntimeError("no")
+    __hash__ = None
+
+def hook(item):
+    loop = {"half": "\\ud800"}
+    loop["itself"] = loop
+    return {"id": item["id"], "value": [Broken(), loop]} if item["id"] == "bad" else item
+"""
+
+
+def test_a_value_whose_own_code_raises_ends_neither_check_nor_preview_nor_run(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "bad"})
+    world.db.put("orders", {"id": "good"})
+    world.hook(RAISING)
+    code, out, _ = world.call("check", world.config, "--human")
+    assert code == 0
+    assert '1 of 2 live items would be parked, because the target cannot store them, e.g. item ["bad"]' in out
+    code, out, _ = world.call("preview", world.config, "--human")
+    assert code == 0
+    assert '"<Broken whose own code raised RuntimeError>"' in out
+    assert "would be parked: column document contains a value that cannot be read" in out
+    assert world.lines("preview", world.config)
+    world.catch_up()
+    assert [row[0] for row in world.rows("SELECT id FROM orders")] == ["good"]

@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.values import name_of, typed
+from connectors.dynamodb.values import fields
 from replicator.attributes import Malformed, canonical_number
 from replicator.batch import Upsert
 from replicator.item import Amended, Item
@@ -47,9 +47,8 @@ class Stored:
         if type(body) is Item:
             return _attributes(bytes(body.image))
         if type(body) is Amended:
-            changes = {name_of(name): typed(value) for name, value in body.changes.items()}
-            return _attributes(bytes(body.item.image)) | changes
-        return {name_of(name): typed(value) for name, value in body.items()}
+            return _attributes(bytes(body.item.image)) | fields(body.changes)
+        return fields(body)
 
     def _check_names(self, found: Raws) -> None:
         for name in self._layout.ours:

@@ -10,12 +10,22 @@ from typing import Any
 from uuid import UUID
 
 from replicator.attributes import Typed
-from replicator.json_text import Unfit, utf8
+from replicator.json_text import Unfit, unreadable, utf8
 
 _DIGITS = 38
 _LARGEST, _SMALLEST = 125, -130  # exponents of ten
 _DEEPEST = 32
 _WIDE = Context(prec=400)
+
+
+def fields(body: Mapping[str, object]) -> dict[str, Typed]:
+    """What a hook returned as attributes; Unfit also where reading a value runs code of its own, which raises."""
+    try:
+        return {name_of(name): typed(value) for name, value in body.items()}
+    except Unfit:
+        raise
+    except BaseException as e:
+        raise unreadable(e) from e
 
 
 def typed(value: object, depth: int = 0) -> Typed:

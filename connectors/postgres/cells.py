@@ -19,7 +19,7 @@ from connectors.postgres.literals import array
 from connectors.postgres.options import ColumnType, Nul
 from connectors.postgres.texts import texts
 from replicator.attributes import Malformed, Typed, exact
-from replicator.json_text import Unfit
+from replicator.json_text import Unfit, unreadable
 
 Cell = str | int | None
 
@@ -31,6 +31,8 @@ _KINDS = {
     "SS": "a set of texts", "NS": "a set of numbers", "BS": "a set of binaries",
 }  # fmt: skip
 
+
+_TELLING = (Unfit, ValueError, TypeError, ArithmeticError)  # what a cell is refused with, in words of ours
 
 Encoder = Callable[[Any], Cell]
 
@@ -57,9 +59,14 @@ def python_encoder(type: ColumnType, nul: Nul) -> Encoder:
     def encoder(value: object) -> Cell:
         if value is None:
             return None
-        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-            raise Unfit(f"is {type}, and the value is a {value.__class__.__name__}")
-        return convert(value)
+        try:
+            if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+                raise Unfit(f"is {type}, and the value is a {value.__class__.__name__}")
+            return convert(value)
+        except _TELLING:
+            raise
+        except BaseException as e:  # the value's own code
+            raise unreadable(e) from e
 
     return encoder
 
@@ -71,7 +78,19 @@ def inside_typed(names: Sequence[str], encoder: Encoder) -> Encoder:
 
 def inside_python(names: Sequence[str], encoder: Encoder) -> Encoder:
     """The same for plain Python values."""
-    return encoder if not names else lambda value: encoder(_descended(value, names, _python_map))
+    if not names:
+        return encoder
+
+    def inside(value: object) -> Cell:
+        try:
+            found = _descended(value, names, _python_map)
+        except _TELLING:
+            raise
+        except BaseException as e:  # the code of a hook's own mapping
+            raise unreadable(e) from e
+        return encoder(found)
+
+    return inside
 
 
 def _descended(value: Any, names: Sequence[str], map_of: Callable[[Any], Any]) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from replicator.attributes import image
 from replicator.batch import Delete, Outcome, Upsert
+from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS
 from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.target import Target
 from replicator.testing.contract.kit import (
+    HOSTILE,
     PAIR,
+    RAISING,
     Contract,
     Document,
     Stored,
@@ -81,6 +85,24 @@ class Documents(Contract):
         assert opened.write(batch(*(put(item, 1) for item in items))) == Outcome()
         assert stored(table()) == {(str(item["pk"]),): as_json(item) for item in items}
 
+    @pytest.mark.parametrize("raising", RAISING, ids=lambda value: type(value).__name__)
+    def test_a_value_whose_own_code_raises_is_refused_alone(
+        self, opened: Target, stored: Stored, raising: object
+    ) -> None:
+        """A hook may return any object; reading it is left to the target."""
+        poor = [
+            Upsert("contract", (name,), {"pk": name, "value": value}, at(1), (name,))
+            for name, value in (("direct", raising), ("nested", {"a": [raising]}))
+        ]
+        good = Upsert("contract", ("good",), {"pk": "good", "value": None}, at(1), ("good",))
+        assert [r.write for r in opened.write(batch(*poor, good)).rejections] == poor
+        poor = [Upsert("contract", ("put",), Item(image({"pk": "put"})) | {"value": raising}, at(1), ("put",))]
+        outcome = opened.write(batch(*poor, good))
+        assert [r.write for r in outcome.rejections] == poor
+        assert len(outcome.rejections[0].reason) > 10
+        assert opened.write(batch(good)) == Outcome()
+        assert set(stored(table())) == {("good",)}
+
     def test_nul_characters_stop_nothing(self, opened: Target, stored: Stored) -> None:
         """They are kept, replaced, or refused in words; the target's options say which."""
         outcome = opened.write(batch(put({"pk": "a", "text": "x\0y", "map": {"n\0": "\0"}}, 1)))
@@ -96,6 +118,26 @@ class Documents(Contract):
         target.write(batch(*(put({"pk": "a", "sk": n}, 1, id=("a", str(n))) for n in (1, 10, -2))))
         target.write(batch(Delete("contract", ("a", "10"), at(2), ("a", "10"))))
         assert set(stored(pair)) == {("a", "1"), ("a", "-2")}
+
+    def test_key_attributes_may_have_any_name(self, target: Target, stored: Stored) -> None:
+        """Quotes, backslashes, what looks like a placeholder: a name stays one in the target's languages."""
+        for number, (one, other) in enumerate(HOSTILE):
+            named = table(f"named{number}", KeySchema((KeyAttribute(one, "S"), KeyAttribute(other, "N"))))
+            target.open([named], FIRST_EPOCH)
+            items = [{one: pk, other: n, f"{one}{other}": {other: one}} for n, pk in enumerate("abcd")]
+            writes = [put(i, 1, id=(i[one], str(i[other])), table=named.name) for i in items]
+            writes[1] = msgspec.structs.replace(writes[1], body=items[1])  # as a hook gives it
+            assert target.write(batch(*writes)) == Outcome()
+            gone = [Delete(named.name, writes[n].id, at(2), writes[n].id) for n in (2, 3)]
+            target.write(batch(gone[0]))
+            target.write(batch(gone[1], tombstones=True))
+            assert target.write(batch(writes[3], tombstones=True)).stale == {"shard:contract": 1}
+            assert stored(named) == {writes[n].id: as_json(items[n]) for n in (0, 1)}
+            while target.sweep(named, at(2), [writes[0].id]):
+                pass
+            while target.purge(named, at(3)):
+                pass
+            assert set(stored(named)) == {writes[0].id}
 
     def test_keys_of_any_text_stay_apart(self, opened: Target, stored: Stored) -> None:
         keys = ["a", "A", "a ", "á", "a\u0301", '"', "\\", "{}", "a,b", "NULL", "\n", "%s", "$1", "漢", "\U0001f600"]

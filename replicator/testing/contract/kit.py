@@ -6,6 +6,7 @@ import base64
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, cast
 
@@ -48,6 +49,53 @@ EVERY_TYPE: Document = {
     "numbers": {Decimal("2"), Decimal("10"), Decimal("-1.5")},
     "binaries": {b"\xff", b"\x00"},
 }
+
+
+HOSTILE = (
+    ('"', "\\"),
+    ('a"b\\', "it's"),
+    ("%s", "%b"),
+    ("#v", ":v"),
+    ("\n", "$1"),
+    ("a.b", "\u2028漢"),
+)
+"""Pairs of names of key attributes."""
+
+
+class RaisingMap(Mapping[str, object]):
+    """A mapping that has names and no values."""
+
+    def __init__(self, error: type[BaseException] = RuntimeError) -> None:
+        self._error = error
+
+    def __getitem__(self, name: str) -> object:
+        raise self._error("in the hook's own code")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class RaisingTime(datetime):
+    def isoformat(self, *_: Any, **__: Any) -> str:
+        raise RuntimeError("in the hook's own code")
+
+
+class RaisingList(list[object]):
+    def __iter__(self) -> Iterator[object]:
+        raise RuntimeError("in the hook's own code")
+
+
+RAISING: Sequence[object] = (
+    RaisingMap(),
+    RaisingMap(SystemExit),
+    RaisingTime(2026, 1, 1, tzinfo=UTC),
+    RaisingList([1]),
+    {"itself": object()},
+)
+"""Values that no target can read."""
 
 
 def table(name: str = "contract", keys: KeySchema = PK) -> Table:
