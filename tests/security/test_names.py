@@ -164,7 +164,7 @@ def passed(db: DynamoDB, layout: Layout, condition: str, *, burying: bool) -> No
 
 def there(db: DynamoDB, layout: Layout) -> dict[DocumentId, Any]:
     """The items without what is ours."""
-    found = {}
+    found: dict[DocumentId, Any] = {}
     for item in db.items("named"):
         if layout.deleted not in item:
             key = (str(item[layout.keys.names[0]]), str(item[layout.keys.names[1]]))
@@ -185,7 +185,7 @@ def strict(text: bytes) -> Any:
 @pytest.mark.parametrize("mapped", [False, True], ids=["whole", "fields"])
 def test_a_search_engine_gets_two_lines_a_document_whatever_its_attributes_are_called(mapped: bool) -> None:
     for given in groups():
-        options = {"mapping": {"properties": {}}} if mapped else {}
+        options: dict[str, Any] = {"mapping": {"properties": {}}} if mapped else {}
         table = Table("named", keys_of(given), {"routing": given[0], **options})
         encoder = TableEncoder(layouts([table])["named"])
         stored = upserts(given, "named")

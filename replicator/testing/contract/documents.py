@@ -125,7 +125,7 @@ class Documents(Contract):
             named = table(f"named{number}", KeySchema((KeyAttribute(one, "S"), KeyAttribute(other, "N"))))
             target.open([named], FIRST_EPOCH)
             items = [{one: pk, other: n, f"{one}{other}": {other: one}} for n, pk in enumerate("abcd")]
-            writes = [put(i, 1, id=(i[one], str(i[other])), table=named.name) for i in items]
+            writes = [put(i, 1, id=(str(i[one]), str(i[other])), table=named.name) for i in items]
             writes[1] = msgspec.structs.replace(writes[1], body=items[1])  # as a hook gives it
             assert target.write(batch(*writes)) == Outcome()
             gone = [Delete(named.name, writes[n].id, at(2), writes[n].id) for n in (2, 3)]
