@@ -17,7 +17,7 @@ from replicator.fetched import Fetched, Pages
 from replicator.parked import Held
 from replicator.pipeline import Pipeline
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import hooked, refusing, resynced_poison
+from tests.simulation.mutants.scenarios import decided, hooked, refusing, resynced_poison, retried_late
 
 
 @mutant("an item that leaves the filter is skipped", 7, hooked("kept"))
@@ -98,13 +98,19 @@ def ends_only_of_moving(patch: Patch) -> None:
     ends_only.apply(patch)
 
 
+@mutant("a retry considers the first old and the last new image only", 8, shape=retried_late)
+def retry_of_ends(patch: Patch) -> None:
+    right = parking._own
+    patch.setattr(parking, "_own", lambda change, p, filing: right(change, replace(p, leaves=()), filing))
+
+
 @mutant("what a person drops leaves no trace", 8, hooked("rekeyed", "fanned", "poisoned fan"))
 def drop_leaves_nothing(patch: Patch) -> None:
     right = parking.ParkedItem.discarded
     patch.setattr(parking.ParkedItem, "discarded", lambda self: replace(right(self), saves=[self.removal]))
 
 
-@mutant("a run changes parked entries whatever commands did to them", 8, hooked("rekeyed", "fanned", "poisoned fan"))
+@mutant("a run changes parked entries whatever commands did to them", 8, shape=decided)
 def blind_saves(patch: Patch) -> None:
     right = vars(parked.Move)["saves"].fget
     patch.setattr(parked.Move, "saves", property(lambda self: [replace(s, expected=None) for s in right(self)]))

@@ -79,6 +79,18 @@ def retried(drawn: Scenario) -> Scenario:
     return replace(drawn, hook=None, index=True, forgetful=True, refuses=True, keys=8, steps=150, pace=2.0, rates=rates)
 
 
+def retried_late(drawn: Scenario) -> Scenario:
+    """Items change often while they are parked, and seldom once the target takes them, so that a retry stores them."""
+    rates = {"write": 0.4, "retry": 0.25, "relent": 0.015, "pause": 0.05}
+    return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=8, steps=150, rates=rates)
+
+
+def decided(drawn: Scenario) -> Scenario:
+    """People decide about few parked items again and again, beside a run that parks them again and again."""
+    rates = {"write": 0.5, "retry": 0.1, "give up": 0.1, "decide later": 0.05, "relent": 0.02, "hammer": 0.02}
+    return replace(drawn, hook="poisoned fan", view="NEW_AND_OLD_IMAGES", refuses=True, keys=3, steps=100, rates=rates)
+
+
 def set_back(drawn: Scenario) -> Scenario:
     """The machine's clock is set again and again, and runs end. Little is written: shards are read up to the clock."""
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
