@@ -13,7 +13,7 @@ and positions commit together), otherwise in a place of its own.
     parked     key@version     Parked: the newest change of an item that was refused, with its image (the key as text)
     dropped    key@version     Dropped: what an item may have left in the target when its parked changes were dropped
     spared     item            Spared: an item that was parked while a sweep passed, and has to be swept once it is not
-    retried    ""              Retried: when a command last sent retries to a target without transactions
+    retried    ""              Retried: what a command last retried of what it removed, or sent without a transaction
     definition ""              Definition: which tables the copy is bound to, and what decides its documents
     pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
 """
@@ -166,7 +166,8 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A command beside the runs sent a parked change to a target without transactions, where it may arrive late."""
+    """A command beside the runs wrote a parked change to the target: removed a document, or sent it where it may arrive
+    late, for want of transactions."""
 
     version: int
 
@@ -195,7 +196,8 @@ class Pulse:
 
     ``who``: whose it is (``Owner.who``).
     ``listed``: when the last complete listing of shards was stored; shards that it did not show are younger.
-    ``filled``: of a run that stopped, the target's tables that held something then.
+    ``filled``: of a run that stopped, the target's tables that held something then, and all that the ``retried``-th
+    revision of the entry ``retried`` says had been done; a later one may have emptied them.
     """
 
     at: float
@@ -206,6 +208,7 @@ class Pulse:
     listed: float | None = None
     who: str = ""
     filled: tuple[str, ...] = ()
+    retried: int = 0
 
 
 VALUES: Mapping[str, type] = {

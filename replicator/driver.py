@@ -312,17 +312,17 @@ class Driver:
         with contextlib.suppress(TransientError):  # it may be the store itself that is waited for
             self._copy.checkpoints.save([sign])
 
-    def _filled(self) -> Sequence[str]:
-        """The tables that this run leaves with something in them; none where the target cannot tell now."""
+    def _filled(self) -> tuple[Sequence[str], int]:
+        """See ``existing.filled``; nothing where the ends cannot tell now."""
         with contextlib.suppress(ReplicatorError):
-            return existing.filled(self._copy.target, self._copy.tables)
-        return ()
+            return existing.filled(self._copy.checkpoints, self._copy.target, self._copy.tables)
+        return (), 0
 
     def _say_goodbye(self) -> None:
         """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""
         self._delivery.settle()
         self.pipeline.drop_ahead()
-        self._vitals.goodbye(self._filled())
+        self._vitals.goodbye(*self._filled())
         self._delivery.flush()
         self._hand_over_doubt()
         self._watch.end()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import orjson
 
-from replicator.checkpoints import Pulse
+from replicator.checkpoints import Checkpoints
 from replicator.errors import ConfigError
 from replicator.identity import Change, Definition, Identity, Parts, changes
 from replicator.ledger import Ledger
@@ -36,21 +36,29 @@ def found(ledger: Ledger, source: SourceTable, target: Target, tables: Sequence[
         parts=defined,
         hook=hook.fingerprint if hook is not None else "",
         additions=_additions(target, tables, changed),
-        emptied=_emptied(ledger.pulse, target, tables),
+        emptied=_emptied(ledger, target, tables),
     )
 
 
-def filled(target: Target, tables: Sequence[Table]) -> Sequence[str]:
-    """The tables that hold something; none where the target cannot tell."""
+def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) -> tuple[Sequence[str], int]:
+    """The tables that hold something, none where the target cannot tell; and the retries that this takes into account.
+
+    Those are read first: a retry that is not among them may empty a table that was looked at before.
+    """
     if not isinstance(target, Inspectable):
-        return ()
+        return (), 0
+    retried = Ledger(checkpoints.read()).retried
     nothing = target.empty(tables)
-    return [table.name for table in tables if table.name not in nothing]
+    return [table.name for table in tables if table.name not in nothing], retried
 
 
-def _emptied(last: Pulse | None, target: Target, tables: Sequence[Table]) -> Sequence[str]:
-    """The tables that hold nothing, and did when the last run stopped in good order. After a crash nothing is known."""
+def _emptied(ledger: Ledger, target: Target, tables: Sequence[Table]) -> Sequence[str]:
+    """The tables that hold nothing, and did when the last run stopped in good order. After a crash nothing is known,
+    nor where a person retried parked changes since: a removal may have taken the last document."""
+    last = ledger.pulse
     if last is None or last.phase != "stopped" or not last.filled or not isinstance(target, Inspectable):
+        return ()
+    if last.retried != ledger.retried:
         return ()
     return target.empty([table for table in tables if table.name in last.filled])
 

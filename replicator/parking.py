@@ -22,7 +22,6 @@ from replicator.checkpoints import (
     Parked,
     PipelineState,
     Place,
-    Pulse,
     Retried,
     Save,
     decode,
@@ -122,19 +121,11 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Check
         batch = retried(parked, filing, pipeline)
     except (Poison, Malformed) as e:
         return str(e)
-    if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):
-        _expect_nothing(checkpoints)
+    if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):  # perhaps of the last document
+        batch = replace(batch, saves=[*batch.saves, _told(parked)])
     if isinstance(target, Transactional):
         return _unless_changed(partial(target.write, batch))
     return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints))
-
-
-def _expect_nothing(checkpoints: Checkpoints) -> None:
-    """Let the next run find empty what the last one left filled: a retried removal may take the last document."""
-    for entry in checkpoints.read().entries:
-        last = decode(entry.kind, entry.id, entry.text) if entry.kind == "pulse" else None
-        if isinstance(last, Pulse) and last.filled:
-            checkpoints.save([Save("pulse", "", None, encode(replace(last, filled=())))])
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
@@ -166,6 +157,11 @@ def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints
         return outcome
     removal = replace(parked.removal, expected=parked.revision + 1)
     return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
+
+
+def _told(parked: ParkedItem) -> Save:
+    """What tells runs that a command wrote to the target: its revision rises with each time."""
+    return Save("retried", "", None, encode(Retried(parked.entry.version)))
 
 
 def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:

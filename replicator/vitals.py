@@ -71,9 +71,9 @@ class Vitals:
         """A sign of life as of now."""
         return replace(self._sign(self.progress().phase), listed=self.pipeline.discovery.listed)
 
-    def goodbye(self, filled: Sequence[str] = ()) -> None:
-        """The last heartbeat: stopped in good order, with something in the tables ``filled``."""
-        self.pipeline.pulse(replace(self._sign("stopped"), filled=tuple(filled)))
+    def goodbye(self, filled: Sequence[str], retried: int) -> None:
+        """The last heartbeat: stopped in good order, with something in the tables ``filled``; see Pulse."""
+        self.pipeline.pulse(replace(self._sign("stopped"), filled=tuple(filled), retried=retried))
 
     def progress(self) -> Progress:
         """How the run is doing, from what is stored and what idle shards showed."""

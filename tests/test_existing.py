@@ -9,7 +9,7 @@ import pytest
 from replicator import existing
 from replicator.batch import Batch, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema
-from replicator.checkpoints import Claimed, Entry, Pulse, encode
+from replicator.checkpoints import Claimed, Entry, Pulse, Retried, encode
 from replicator.errors import ConfigError
 from replicator.identity import Change, Definition
 from replicator.ledger import Ledger
@@ -33,24 +33,27 @@ def target() -> MemoryTarget:
 
 
 def emptied(target: MemoryTarget, last: Pulse | None) -> list[str]:
-    entries = [] if last is None else [Entry("pulse", "", 1, encode(last))]
+    entries = [Entry("retried", "", 2, encode(Retried(7)))]
+    entries += [] if last is None else [Entry("pulse", "", 1, encode(last))]
     return list(existing.found(Ledger(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
 
 
 def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: MemoryTarget) -> None:
-    assert existing.filled(target, TABLES) == ["orders"]
+    assert existing.filled(target.checkpoints, target, TABLES) == (["orders"], 0)
 
 
 @pytest.mark.parametrize(
     ("last", "expected"),
     [
-        (Pulse(0.0, "stopped", filled=("lines",)), ["lines"]),
-        (Pulse(0.0, "stopped", filled=("orders",)), []),
-        (Pulse(0.0, "stopped"), []),
-        (Pulse(0.0, "live", filled=("lines",)), []),
+        (Pulse(0.0, "stopped", filled=("lines",), retried=2), ["lines"]),
+        (Pulse(0.0, "stopped", filled=("orders",), retried=2), []),
+        (Pulse(0.0, "stopped", retried=2), []),
+        (Pulse(0.0, "live", filled=("lines",), retried=2), []),
+        (Pulse(0.0, "stopped", filled=("lines",), retried=1), []),
+        (Pulse(0.0, "stopped", filled=("lines",)), []),
         (None, []),
     ],
-    ids=["emptied", "still filled", "was empty", "killed", "never ran"],
+    ids=["emptied", "still filled", "was empty", "killed", "retried since", "an earlier version's", "never ran"],
 )
 def test_a_table_is_emptied_only_if_it_was_noted(target: MemoryTarget, last: Pulse | None, expected: list[str]) -> None:
     assert emptied(target, last) == expected

@@ -92,6 +92,8 @@ def _cloned(world: Universe, before: MemoryDatabase | None, luck: float, *, note
     name, origin = _table(world, luck), before or world.database
     if name is not None and name in origin.rows:
         world.remake(name, dict(origin.rows[name]), dict(origin.tombstones.get(name, {})), noted=noted)
+        if noted:  # by the table that was copied, perhaps one of before a backup was restored
+            world.database.epochs[name] = origin.epochs.get(name, 0)
 
 
 def seed(world: Universe, act: Act) -> None:
