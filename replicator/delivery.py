@@ -16,7 +16,7 @@ from tenacity.nap import sleep_using_event
 
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints import Checkpoints, Entry, Save
-from replicator.errors import Fenced, TransientError
+from replicator.errors import Fenced, TransientError, Unfinished
 from replicator.parked import DROPPED, PARKED
 from replicator.parking import known
 from replicator.pipeline import Pipeline
@@ -89,7 +89,10 @@ def _fail(error: TransientError) -> NoReturn:
 
 
 class Delivery:
-    """Stores batches in order. Where the target can, one is under way while the next is encoded, and then waits."""
+    """Stores batches in order. Where the target can, one is under way while the next is encoded, and then waits.
+
+    ``still_at_it`` is called now and then while a batch takes long.
+    """
 
     def __init__(
         self,
@@ -99,7 +102,9 @@ class Delivery:
         patiently: Patience,
         now: Callable[[], float],
         hook_limit: AbstractContextManager[object] | None = None,
+        still_at_it: Callable[[], None] = lambda: None,
     ) -> None:
+        self._still_at_it = still_at_it
         self._hook_limit = nullcontext() if hook_limit is None else hook_limit
         self._target = target
         self._overlapping = target if isinstance(target, Overlapping) else None
@@ -127,7 +132,7 @@ class Delivery:
         """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
         assert not self.full, "a batch waits: push it first"
         if self._overlapping is None:
-            self._finish(batch, lambda: self._patiently(lambda: self._written(batch)))
+            self._finish(batch, lambda: self._written_out(batch))
             return
         self._waiting = batch, self._overlapping.encode(batch)
         self.nudge()
@@ -184,9 +189,24 @@ class Delivery:
         if not failed:
             try:
                 return self._overlapping.collect()
+            except Unfinished:
+                self._still_at_it()
             except TransientError:
                 pass  # unsure whether it is stored: the same batch follows, which changes nothing if it is
-        return self._patiently(lambda: self._written(batch))
+        return self._written_out(batch)
+
+    def _written_out(self, batch: Batch) -> Outcome:
+        """A batch that takes long is sent in stretches; before each the run asks whether the pipeline is its own."""
+        while (outcome := self._patiently(lambda: self._stretch(batch))) is None:
+            self._still_at_it()
+        return outcome
+
+    def _stretch(self, batch: Batch) -> Outcome | None:
+        """None if some of the batch is left to be sent."""
+        try:
+            return self._written(batch)
+        except Unfinished:
+            return None
 
     def _written(self, batch: Batch) -> Outcome:
         self.confirm()

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LINGER = 300.0  # seconds after which a request that was given up has been carried out, or never will be
-TRUSTED = 60.0  # seconds after its start in which a batch is still sent before the run asks whether it was replaced
-TOO_LATE = "the batch was begun more than a minute ago; asking whether another run took over, then going on"
+TRUSTED = 10.0  # seconds after its start in which a batch is still sent before the run asks whether it was replaced
+TOO_LATE = "the batch takes long; asking whether another run took over, then going on"
 
 
 def is_late(began: float, now: float) -> bool:
     """Whether the run has to ask who owns the pipeline before it sends more of a batch that ``began`` then.
 
-    A run that is stopped amid a batch, and woken when the next one's doubt is over, would bring deleted items back.
+    A run that is stopped amid a batch, and woken when the next one's doubt is over, would bring deleted items back; so
+    would one whose target takes minutes for a batch.
     Both are of the clock that people go by, because it runs on while a machine sleeps.
     """
     return not 0 <= now - began <= TRUSTED  # clocks are set back, too

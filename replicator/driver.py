@@ -99,7 +99,13 @@ class Driver:
         self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady, who=owner.who)
         tell_replaced(claimed, self._started)
         self._delivery = Delivery(
-            copy.target, copy.checkpoints, self.pipeline, self._patiently, self._now, world.hook_limit
+            copy.target,
+            copy.checkpoints,
+            self.pipeline,
+            self._patiently,
+            self._now,
+            world.hook_limit,
+            self._sign_past,
         )
         self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
         self._watch = self._watch_of(copy.config.parked_limit)

@@ -74,3 +74,7 @@ class OutOfOrder(ReplicatorError):
 
 class TransientError(ReplicatorError):
     """Something that time usually mends. The same call may follow; nothing was half done that a repeat would harm."""
+
+
+class Unfinished(TransientError):
+    """Sending a batch took so long that the run has to ask again whether the pipeline is its own before the rest."""

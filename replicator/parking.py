@@ -6,6 +6,8 @@ loses reads the entries again.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ from replicator.checkpoints import (
     encode,
 )
 from replicator.compaction import Filing, run_writes
-from replicator.errors import ConfigError, Fenced
+from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.item import Item
 from replicator.parked import DROPPED, PARKED, RETRIED, ParkedItems, item_of
 from replicator.position import epoch_of
@@ -151,11 +153,14 @@ def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints
     leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
     noted = replace(parked.entry, leaves=leaves)
     retried = Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
-    checkpoints.save([Save(PARKED, parked.id, parked.revision, encode(noted)), retried])
-    outcome = target.write(batch)
+    for revision in itertools.count(parked.revision):
+        checkpoints.save([Save(PARKED, parked.id, revision, encode(noted)), retried])
+        with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
+            outcome = target.write(batch)
+            break
     if outcome.rejections:
         return outcome
-    removal = replace(parked.removal, expected=parked.revision + 1)
+    removal = replace(parked.removal, expected=revision + 1)
     return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
 
 

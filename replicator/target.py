@@ -93,6 +93,10 @@ class Lingering(Protocol):
 
     It begins a ``doubt`` whenever an answer is lost. While there is doubt, every delete leaves a tombstone, whatever
     the batch says. The pipeline begins one where an earlier run may have been killed, and purges when it is over.
+
+    A batch that takes long is not sent to its end: after ``TRUSTED`` seconds (``is_late``) nothing more of it is begun,
+    and ``write`` (``collect``) raises Unfinished when what was begun is answered. The same batch follows. So a run that
+    was replaced in the middle of it stops soon, and not when the next one has purged its tombstones.
     """
 
     @property

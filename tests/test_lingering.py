@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -18,9 +18,10 @@ from replicator.checkpoints import Pulse, decode
 from replicator.cli import main
 from replicator.compaction import Filing
 from replicator.delivery import CONFIRMED, Delivery, Patience
-from replicator.errors import Fenced, TransientError
+from replicator.errors import Fenced, TransientError, Unfinished
 from replicator.pipeline import Pipeline
-from replicator.testing.contract.kit import owner
+from replicator.position import FIRST_EPOCH
+from replicator.testing.contract.kit import batch, owner, put, table
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
 from tests.simulation import runs
@@ -72,6 +73,47 @@ def test_a_run_asks_whether_it_was_replaced(passed: float) -> None:
     time[0] += passed
     with pytest.raises(Fenced):
         delivery.confirm()
+
+
+class Slow(MemoryIndex):
+    """Stores one write of a batch, and then asks whether it is to go on."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def write(self, batch: Batch) -> Outcome:
+        left = self.requests(batch)
+        for request in left[:1]:
+            self.answered(request, applied=self.carry_out(request))
+        if left[1:]:
+            self.meanwhile()
+            raise Unfinished("the rest follows")
+        return self.outcome(batch)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_that_is_replaced_in_the_middle_of_a_long_batch_sends_no_more_of_it(replaced: bool) -> None:
+    database, time, signs = MemoryDatabase(), [1_000_000.0], []
+    mine, another = MemoryCheckpoints(database), MemoryCheckpoints(database)
+    pipeline = Pipeline(Filing(None, ("contract",)), mine.claim(owner("mine")))
+    patience = Patience(Event(), lambda _: None, lambda: time[0], Random(1))
+    target = Slow(database)
+    target.open([table()], FIRST_EPOCH)
+    delivery = Delivery(target, mine, pipeline, patience, lambda: time[0], still_at_it=lambda: signs.append(time[0]))
+
+    def meanwhile() -> None:
+        time[0] += 10.0
+        if replaced and len(database.documents("contract")) == 2:
+            another.claim(owner("another"))
+
+    target.meanwhile = meanwhile
+    whole = batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
+    if replaced:
+        with pytest.raises(Fenced):
+            delivery._written_out(whole)
+    else:
+        assert delivery._written_out(whole) == Outcome()
+    assert len(database.documents("contract")) == (2 if replaced else 5)
+    assert len(signs) == (2 if replaced else 4), "the run is seen to be at work"
 
 
 def sign(database: MemoryDatabase) -> Pulse | None:

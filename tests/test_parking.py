@@ -16,7 +16,7 @@ from replicator.checkpoints import Owner, Parked, PipelineState, Pulse, Save, en
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
-from replicator.errors import ConfigError, Fenced, TransientError
+from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.item import Item
 from replicator.ledger import Ledger
 from replicator.lineage import Shard
@@ -269,6 +269,41 @@ def test_an_item_that_a_run_removes_in_the_middle_of_its_retry_is_not_brought_ba
     assert database.tombstones["orders"] == {("a",): version(1024, 9)}
     assert database.documents("orders") == {}
     assert index.doubt
+
+
+def test_a_retry_that_takes_long_asks_in_between_whether_the_item_is_still_parked(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    """Else it would go on when a run that changed the item has purged its tombstone."""
+    park(target, "a", 7)
+    command = InStretches(database)
+    command.open([TABLE], 1024)
+    assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == ""
+    assert command.stretches == 2
+    assert parked_items(target.checkpoints) == []
+
+    park(target, "a", 8)
+    run = following(index, target.checkpoints)
+    command = InStretches(database)
+    command.open([TABLE], 1024)
+    command.meanwhile = lambda: removed(run, 9)
+    assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == CHANGED
+    assert command.stretches == 1
+    assert database.documents("orders") == {}
+
+
+class InStretches(MemoryIndex):
+    """A target that stores a batch when it comes for the second time."""
+
+    stretches = 0
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)
+
+    def write(self, batch: Batch) -> Outcome:
+        self.stretches += 1
+        if self.stretches > 1:
+            return super().write(batch)
+        self.meanwhile()
+        raise Unfinished("the rest follows")
 
 
 class Meanwhile(MemoryIndex):

@@ -16,6 +16,7 @@ from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.writing import Writing
 from replicator.batch import DocumentId
+from replicator.errors import Unfinished
 from replicator.wire import Wire
 
 _LONGEST = 1.0  # seconds
@@ -66,7 +67,10 @@ class Leftovers:
             return 0
         until = self._now() + _LONGEST
         for found in pages(after=self._reached.get(place)):
-            done = self._writing.all_done(requests(found.items))
+            try:
+                done = self._writing.all_done(requests(found.items))
+            except Unfinished:
+                return 1  # the rest is found when the same page is looked at again
             self._reached[place] = found.after
             if done or self._now() > until:
                 return max(done, 1)

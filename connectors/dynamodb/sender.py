@@ -19,6 +19,7 @@ from replicator.errors import ReplicatorError
 from replicator.wire import Call, Calls, NotConnected, WireError
 
 _PATIENCE = 10.0  # seconds that a table may throttle everything before the batch is given up for now
+_THROTTLED = "the table throttles every write (its capacity, or the account's, is used up)"
 _LOOK = 0.2  # seconds after which the thread notices, at the latest, that it is to end
 
 
@@ -98,7 +99,7 @@ class Sender:
         """Send as much as may be sent now; seconds until more may be."""
         while work.queue:
             if is_late(work.began, time.time()):
-                work.stop(TOO_LATE)
+                work.stop(self._why_late())
                 break
             now = time.monotonic()
             wait = self._pace.wait(work.under_way, now)
@@ -111,6 +112,10 @@ class Sender:
             self._pace.sent(request.units, now)
             calls.begin(request, Call(request.operation, {"TableName": request.table}, request.body))
         return _LOOK
+
+    def _why_late(self) -> str:
+        since = self._pace.since_throttled
+        return _THROTTLED if since is not None and time.monotonic() - since > _PATIENCE / 2 else TOO_LATE
 
     def _take(self, work: Work, request: Request, answer: bytes | Exception) -> None:
         work.under_way -= 1
@@ -141,4 +146,4 @@ class Sender:
             return
         work.queue.append(request)
         if now - (self._pace.since_throttled or now) > _PATIENCE:
-            work.stop("the table throttles every write (its capacity, or the account's, is used up)")
+            work.stop(_THROTTLED)

@@ -14,8 +14,8 @@ from connectors.dynamodb.request import Request
 from connectors.dynamodb.sender import Sender
 from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Outcome, Rejection
-from replicator.doubt import Doubt
-from replicator.errors import ReplicatorError, TransientError
+from replicator.doubt import TOO_LATE, Doubt
+from replicator.errors import ReplicatorError, TransientError, Unfinished
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Writing:
         if errors:
             raise _worst(errors)
         if trouble:
-            raise TransientError(f"{self._sender.server}: {trouble}")
+            raise self._unsent(trouble)
         assert all(request.answer is not None for _, request in under_way.sent), "a request without answer or reason"
         return self._whole(under_way.encoded.entries)
 
@@ -88,8 +88,12 @@ class Writing:
         if any(v is not None and v.kind == "unsure" for v in found):
             self._doubt.begin()
         if errors or trouble:
-            raise _worst(errors or [TransientError(f"{self._sender.server}: {trouble}")])
+            raise _worst(errors or [self._unsent(trouble)])
         return sum(v is not None and v.kind == "stored" for v in found)
+
+    def _unsent(self, trouble: str) -> TransientError:
+        kind = Unfinished if trouble == TOO_LATE else TransientError
+        return kind(f"{self._sender.server}: {trouble}")
 
     def drop(self) -> None:
         self._under_way = None

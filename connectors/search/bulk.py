@@ -14,7 +14,7 @@ from connectors.search.failures import WRITING, Answer, AnswerLost, failure
 from connectors.search.layout import Layout
 from connectors.search.verdicts import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.doubt import TOO_LATE, is_late
-from replicator.errors import ReplicatorError, TransientError
+from replicator.errors import ReplicatorError, Unfinished
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
 _SAID = ("status", "error.type", "error.reason", "error.caused_by.reason")
@@ -79,7 +79,7 @@ class Bulk:
 
     def _deliver(self, layout: Layout, lines: Sequence[bytes], began: float) -> list[Verdict]:
         if is_late(began, time.time()):
-            return [failed(TransientError(f"{self._connection.server}: {TOO_LATE}"))] * len(lines)
+            return [failed(Unfinished(f"{self._connection.server}: {TOO_LATE}"))] * len(lines)
         body = b"".join(lines)
         # Only through an alias: an index that is gone is not made anew by accident, with an inferred mapping.
         path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{_ANSWER}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,3 +84,14 @@ def made_anew(endpoint: str, table: Table) -> None:
     api.delete_table(TableName=table.name)
     wanted = {name: was[name] for name in ("TableName", "KeySchema", "AttributeDefinitions")}
     api.create_table(**wanted, BillingMode="PAY_PER_REQUEST")
+
+
+def late_after(requests: int) -> Callable[[float, float], bool]:
+    """In place of ``doubt.is_late``: a batch is late after so many requests since it began, or went on."""
+    seen: Counter[float] = Counter()
+
+    def late(began: float, now: float) -> bool:
+        seen[began] += 1
+        return seen[began] > requests
+
+    return late

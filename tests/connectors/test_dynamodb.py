@@ -18,11 +18,12 @@ from connectors.dynamodb import sender
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
+from replicator import doubt
 from replicator.attributes import image
 from replicator.aws import Boto
 from replicator.batch import Outcome, Upsert
 from replicator.connecting import Endpoint
-from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError, Unfinished
 from replicator.item import Item
 from replicator.lines import Lines, Route
 from replicator.position import FIRST_EPOCH
@@ -127,6 +128,30 @@ class TestThrottling:
             pace.throttled(now)
             pauses.append(pace.wait(0, now))
         assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4])
+
+    def test_a_batch_that_takes_long_is_sent_in_stretches(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that was replaced meanwhile would otherwise go on when the next one has purged its tombstones."""
+        monkeypatch.setattr(sender, "is_late", kit.late_after(1))
+        target, whole = build(), batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
+        for sent in range(1, 5):
+            with pytest.raises(Unfinished, match="the batch takes long; asking whether another run took over"):
+                target.write(whole)
+            assert len(db.items("contract")) == sent
+        assert target.write(whole) == Outcome()
+        assert len(db.items("contract")) == 5
+        assert db.calls["PutItem"] == 5 + 1  # and the note of the epoch
+
+    def test_however_long_a_batch_takes_a_table_that_throttles_everything_is_named(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doubt, "TRUSTED", 0.3)
+        monkeypatch.setattr(sender, "_PATIENCE", 0.3)
+        target = build()
+        db.fail("PutItem", times=None)
+        with pytest.raises(TransientError, match="the table throttles every write"):
+            target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
 
     def test_write_units_are_a_budget(self) -> None:
         pace = Pace(32, write_units=10.0)
@@ -301,6 +326,17 @@ class TestLeftovers:
         scans = db.calls["Scan"]
         assert [target.purge(table(), at(5)) for _ in range(4)] == [1, 1, 1, 0]
         assert db.calls["Scan"] - scans == 3
+
+    def test_a_sweep_that_takes_long_is_made_in_stretches(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(5))))
+        monkeypatch.setattr(sender, "is_late", kit.late_after(1))
+        for buried in range(1, 6):
+            assert target.sweep(table(), at(0, FIRST_EPOCH + 1), ()) == 1
+            assert sum(kit.DELETED in item for item in db.items("contract")) == buried
+        assert target.sweep(table(), at(0, FIRST_EPOCH + 1), ()) == 0
 
     def test_what_a_sweep_could_not_do_for_sure_is_done_again(self, db: DynamoDB, build: Build) -> None:
         target = build()

@@ -16,7 +16,7 @@ from connectors.search.failures import Answer
 from connectors.search.layout import layouts
 from replicator import delivery, doubt, lines
 from replicator.doubt import TOO_LATE
-from replicator.errors import TransientError
+from replicator.errors import Unfinished
 from replicator.target import Table
 from replicator.testing.contract.kit import PK
 from replicator.wire import Call
@@ -103,10 +103,10 @@ def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cl
     layout = layouts([Table("contract", PK)])["contract"]
     verdicts = sending.store(layout, [b"{}\n{}\n"] * 4)
     assert cluster.requests == 1
-    assert [type(verdict.error) for verdict in verdicts] == [TransientError] * 4
+    assert [type(verdict.error) for verdict in verdicts] == [Unfinished] * 4
     assert all(TOO_LATE in str(verdict.error) for verdict in verdicts)
 
 
 def test_a_batch_is_sent_for_less_time_than_the_next_run_doubts() -> None:
     """It began within ``CONFIRMED`` seconds of an answer; whoever goes on with it asks, because that was longer ago."""
-    assert (delivery.CONFIRMED, lines.WAITED, doubt.TRUSTED, doubt.LINGER) == (5.0, 30.0, 60.0, 300.0)
+    assert (delivery.CONFIRMED, lines.WAITED, doubt.TRUSTED, doubt.LINGER) == (5.0, 30.0, 10.0, 300.0)

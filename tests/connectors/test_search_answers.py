@@ -19,13 +19,15 @@ from typing import Any
 
 import pytest
 
+from connectors.search import bulk
 from connectors.search.progress import STRIKES
 from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
-from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError, Unfinished
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract.kit import PK, at, batch, put, remove
+from tests.connectors.dynamodb_kit import late_after
 from tests.connectors.search_kit import client
 
 Told = tuple[int, Mapping[str, str], bytes]
@@ -528,3 +530,20 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Server) -> Non
 def test_with_the_authority_named_the_same_server_is_trusted(secure: Server, tmp_path: Path) -> None:
     trusted = {"url": f"https://127.0.0.1:{secure.port}", "ca_certs": str(tmp_path / "certificate.pem")}
     assert list(client("elasticsearch", **trusted).check([TABLE])) == []
+
+
+def test_a_batch_that_takes_long_is_sent_in_stretches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was replaced meanwhile would otherwise go on when the next one has purged its tombstones."""
+    monkeypatch.setattr(bulk, "is_late", late_after(1))
+    target, whole = opened(server, bulk_documents=2, in_flight=1), batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
+    before = bulks(server)
+    for sent in (1, 2):
+        with pytest.raises(Unfinished, match="the batch takes long; asking whether another run took over"):
+            target.write(whole)
+        assert bulks(server) - before == sent
+    assert target.write(whole) == Outcome()
+    assert bulks(server) - before == 3
+
+
+def bulks(server: Server) -> int:
+    return sum("/_bulk" in asked for asked, _, _ in server.requests)

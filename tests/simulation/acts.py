@@ -6,6 +6,7 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from replicator.lineage import ancestors
@@ -196,6 +197,13 @@ def takeover(world: Universe, act: Act) -> None:
         runs.go(world, int(act.between(1, 40)))
 
 
+def dawdle(world: Universe, act: Act) -> None:
+    """The target takes its time for each request, or does no longer; another run takes over in the midst of a batch."""
+    world.sluggish = act.between(1.0, 40.0) if act.luck[0] < 0.8 else 0.0
+    if act.luck[0] < 0.5:
+        world.meanwhile = partial(runs.go, world, int(act.between(5, 60)))
+
+
 def restart(world: Universe, act: Act) -> None:
     """The engine is restarted: it forgets what it had only in memory."""
     world.database.volatile.clear()
@@ -304,6 +312,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "late": arm,
     "die": die,
     "takeover": takeover,
+    "dawdle": dawdle,
     "restart": restart,
     "resync": resync,
     "rehook": rehook,

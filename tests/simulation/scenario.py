@@ -44,8 +44,12 @@ RATES: Mapping[str, float] = {
 ODD_ANSWERS: Mapping[str, float] = {
     "distort": 0.02,
     "refuse filter": 0.005,
+    "dawdle": 0.01,
 }
-"""The same for answers that only some endpoints give. Drawn from random streams of their own, act by act."""
+"""The same for answers that only some endpoints give, and for targets that are slow.
+
+Drawn from random streams of their own, act by act.
+"""
 
 IDENTITIES: Mapping[str, float] = {"slip": 0.02, "drop": 0.003, "clone": 0.003, "seed": 0.001, "empty": 0.02}
 """The same for what happens to the ends of a copy, in one seed of three."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from connectors.dynamodb.leftovers import Found, Leftovers
 from connectors.dynamodb.writing import Writing
+from replicator import doubt
 from replicator.acknowledged import place
 from replicator.batch import Batch, Counts, DocumentId, Outcome, Write
 from replicator.checkpoints import NO_COUNTS, Save
 from replicator.doubt import LINGER
-from replicator.errors import Fenced, TransientError
+from replicator.errors import Fenced, TransientError, Unfinished
 from replicator.target import Table
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex, Request
@@ -154,8 +155,14 @@ class UnreliableIndex(Watched, MemoryIndex):
         universe.sees(batch)
         sent = [r for r in self.requests(batch) if not self._reason(r)]
         universe.random.shuffle(sent)
-        lost = False
+        lost, late = False, False
+        began = universe.clock()
         for n, request in enumerate(sent):
+            if n > 0:
+                universe.dawdle()
+                late = universe.clock() >= began + doubt.TRUSTED
+            if late:
+                break
             if universe.dies_here("request"):
                 self._float(sent[n:])
                 raise Killed
@@ -170,6 +177,8 @@ class UnreliableIndex(Watched, MemoryIndex):
             self.doubt.begin()
         if lost and not self.refused(batch):
             raise TransientError("some answers were lost")
+        if late and not self.refused(batch):
+            raise Unfinished("the batch takes long")
         return self.tells(self.outcome(batch))
 
     @property

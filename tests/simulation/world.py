@@ -55,6 +55,8 @@ class Universe:
         self.edition = self.depth = self.runs = self.fuse = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
+        self.sluggish = 0.0  # seconds that each request of a batch takes at most
+        self.meanwhile: Callable[[], object] | None = None  # what happens in the middle of a batch
         self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
@@ -172,7 +174,7 @@ class Universe:
         self.armed.clear()
         self.source.heal()
         self.fuse, self.clock.skew = 0, 0.0
-        self.pace, self.slow = min(0.1, self.pace), 0.0
+        self.pace, self.slow, self.sluggish, self.meanwhile = min(0.1, self.pace), 0.0, 0.0, None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
 
     def soon(self, steps: int, what: str) -> None:
@@ -199,6 +201,14 @@ class Universe:
         self.armed[fate] -= 1
         self.note("fate", fate)
         return True
+
+    def dawdle(self) -> None:
+        """Time passes between two requests of a batch, and perhaps another run takes over."""
+        if self.sluggish:
+            self.clock.now += self.sluggish * self.answers.random()
+        if self.meanwhile is not None and self.depth < 2:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
 
     def effect(self, name: str) -> None:
         """Between two effects the process may die."""

@@ -20,6 +20,7 @@ from replicator.testing.memory import MemoryRows, MemoryTarget, body
 from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
+    dawdling,
     index,
     long_scan,
     lossy,
@@ -128,6 +129,11 @@ def tombstones_expire(patch: Patch) -> None:
 def commands_go_unnoticed(patch: Patch) -> None:
     right = ParkedItems.of
     patch.setattr(ParkedItems, "of", lambda entries, dropped=(), retried=0: right(entries, dropped))
+
+
+@mutant("a batch is sent to its end however long it takes", 6, shape=dawdling)
+def never_asks_in_the_middle(patch: Patch) -> None:
+    patch.setattr(doubt, "TRUSTED", math.inf)
 
 
 @mutant("a purge leaves the version after the tombstone's behind", 5, shape=seldom_written)

@@ -91,6 +91,12 @@ def decided(drawn: Scenario) -> Scenario:
     return replace(drawn, hook="poisoned fan", view="NEW_AND_OLD_IMAGES", refuses=True, keys=3, steps=100, rates=rates)
 
 
+def dawdling(drawn: Scenario) -> Scenario:
+    """The target takes its time for large batches, and other runs take over in the middle of them."""
+    rates = {"write": 0.8, "burst": 0.1, "dawdle": 0.1, "restart": 0.1}
+    return replace(drawn, index=True, forgetful=True, keys=12, batch_rows=20, steps=100, pace=20.0, rates=rates)
+
+
 def set_back(drawn: Scenario) -> Scenario:
     """The machine's clock is set again and again, and runs end. Little is written: shards are read up to the clock."""
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
@@ -150,6 +156,7 @@ def keeps_in_mind(s: Scenario) -> bool:
 
 
 SHAPES = (
+    dawdling,
     days,
     long_scan,
     lossy,
