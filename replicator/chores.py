@@ -139,14 +139,14 @@ class Chores:
         through = self._through.setdefault(this, set())
         for table in self.tables:
             if table.name not in through:
-                if self._patiently(partial(do, table)):
+                if self._patiently(partial(do, table), forgets=what == "purge"):
                     return True
                 through.add(table.name)
         return False
 
-    def _patiently(self, piece: Callable[[], int]) -> int:
+    def _patiently(self, piece: Callable[[], int], *, forgets: bool = False) -> int:
         def confirmed() -> int:
-            self.delivery.confirm()
+            self.delivery.confirm(afresh=forgets)
             return piece()
 
         return self.patiently(confirmed)

@@ -256,9 +256,14 @@ class Delivery:
             self._doubt.begin(of_others=True)
         self._pipeline.know(found)
 
-    def confirm(self) -> None:
-        """Fenced if another run took over. Asked where the target cannot, and not again within a few seconds."""
-        if not self._transactional and not 0 <= self._now() - self._confirmed <= CONFIRMED:  # clocks are set back, too
+    def confirm(self, *, afresh: bool = False) -> None:
+        """Fenced if another run took over. Asked where the target cannot.
+
+        Not again within a few seconds, unless ``afresh``: the next run doubts what this one writes meanwhile, but
+        nothing makes up for tombstones of its own that this one forgets.
+        """
+        lately = 0 <= self._now() - self._confirmed <= CONFIRMED  # clocks are set back, too
+        if not self._transactional and (afresh or not lately):
             self._checkpoints.save(())
             self._confirmed = self._now()
 

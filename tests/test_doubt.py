@@ -10,12 +10,13 @@ from random import Random
 import pytest
 
 from replicator import backfill
-from replicator.batch import Batch, DocumentId, Part, Upsert
+from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
 from replicator.checkpoints import PipelineState, Retried, Save, Spared, decode, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
+from replicator.errors import Fenced
 from replicator.pipeline import Pipeline
 from replicator.position import FIRST_EPOCH, version
 from replicator.source import Listing
@@ -213,6 +214,27 @@ def test_a_doubt_in_the_middle_of_a_pass_begins_it_anew() -> None:
     while found.do(idle=True):
         pass
     assert target.asked == ["few"] * 2 + ["many"] * 5
+
+
+def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None:
+    """The next one lost a response, and deleted the document since: only its tombstone turns the late request away."""
+    database, time = MemoryDatabase(), [LONGEST]
+    target = MemoryIndex(database, now=lambda: time[0])
+    table = Table("few", PK)
+    target.open([table], FIRST_EPOCH)
+    found = chores(target, [table], lambda: time[0])
+    target.doubt.begin(-LONGEST)
+    found.delivery.confirm()
+
+    another = MemoryCheckpoints(found.checkpoints._database)  # type: ignore[attr-defined]
+    another.claim(owner("another"))
+    following = MemoryIndex(database, now=lambda: time[0])
+    following.doubt.begin()
+    following.write(Batch([Part("shard:s", [Delete("few", ("a",), version(FIRST_EPOCH, 8), ("a",))])]))
+    with pytest.raises(Fenced):
+        found.do(idle=True)
+    following.write(Batch([Part("shard:s", [Upsert("few", ("a",), {}, version(FIRST_EPOCH, 7), ("a",))])]))
+    assert database.documents("few") == {}
 
 
 def test_beside_changes_that_wait_cleaning_up_has_a_fifth_of_the_time() -> None:
