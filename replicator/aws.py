@@ -6,22 +6,25 @@ Those who make many calls get connections of their own, to where boto3 would go,
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import boto3
 import orjson
+import urllib3.exceptions
 from botocore import xform_name
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ReadTimeoutError,
     SSOError,
     TokenRetrievalError,
 )
@@ -30,6 +33,7 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from replicator import __version__
+from replicator.bodies import WHOLE, body_of
 from replicator.calls import Threads
 from replicator.connecting import Endpoint, require_safe
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
@@ -76,7 +80,7 @@ class Boto:
         for client in self._clients.values():
             client.meta.events.register("before-call", self._put_body)
             client.meta.events.register("before-parse", self._keep_body)
-            client.meta.events.register("before-send", self._keep_request)
+            client.meta.events.register("before-send", partial(self._sent, client._endpoint.http_session))
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         self._body.request = orjson.dumps(request)
@@ -165,12 +169,21 @@ class Boto:
     def _put_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body.request
 
-    def _keep_request(self, request: Any, **_: Any) -> AWSResponse | None:
+    def _sent(self, session: Any, request: Any, **_: Any) -> AWSResponse:
+        """The response to a request, read within limits that botocore does not have; nothing if it is only kept."""
         kept = getattr(self._body, "kept", None)
-        if kept is None:
-            return None
-        kept.append(request)
-        return AWSResponse(request.url, 200, {}, _Nothing())
+        if kept is not None:
+            kept.append(request)
+            return AWSResponse(request.url, 200, {}, _Body())
+        request.stream_output = True
+        response = session.send(request)
+        try:
+            body = body_of(response.raw, response.headers.get("Content-Encoding"), WHOLE * self._timeout)
+        except urllib3.exceptions.ReadTimeoutError as e:
+            raise ReadTimeoutError(endpoint_url=request.url, error=e) from e
+        except (urllib3.exceptions.HTTPError, OSError) as e:
+            raise HTTPClientError(error=e) from e
+        return AWSResponse(request.url, response.status_code, response.headers, _Body(body))
 
     def _keep_body(self, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
         if response_dict["status_code"] <= 300:
@@ -181,10 +194,14 @@ class Boto:
             response_dict["body"] = b"{}"
 
 
-class _Nothing:
-    """The body of a response that was not given."""
+class _Body:
+    """A body as botocore reads it."""
 
-    stream = staticmethod(lambda: iter(()))
+    def __init__(self, body: bytes = b"") -> None:
+        self._body = body
+
+    def stream(self) -> Iterator[bytes]:
+        yield self._body
 
 
 def _header(request: Any, name: str) -> str:

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 
 import orjson
 
+from replicator.bodies import WHOLE
 from replicator.connecting import Endpoint, connected
 from replicator.errors import ReplicatorError
 from replicator.line import Line, Pool
@@ -27,7 +28,6 @@ from replicator.wire import Call, NotConnected, WireError
 CONTENT = "application/x-amz-json-1.0"
 _STALE = 20.0  # seconds after which an idle connection is not trusted any more
 _LOOKED = 0.05  # seconds for which it is without a look at what came on it
-_WHOLE = 5  # times the timeout: what a whole answer may take, however steadily it trickles
 WAITED = 30.0  # seconds; what waits longer for a connection is not sent any more: the process was stopped meanwhile
 _LOOK = 1.0  # seconds between two looks at what waits too long, at most
 
@@ -149,13 +149,13 @@ class Lines:
 
     def _give_up(self, now: float) -> None:
         """What waits too long, though what came of it was just taken in; no more of it is sent."""
-        quiet, endless = now - self._timeout, now - _WHOLE * self._timeout
+        quiet, endless = now - self._timeout, now - WHOLE * self._timeout
         for line in [line for line in self._busy if line.since < quiet or line.begun < endless]:
             if line in self._ready and line.begun >= endless and not line.unsent:
                 continue
             waited = f"no answer within {self._timeout:g} s (timeout)"
             if line.since >= quiet:
-                waited = f"no whole answer within {_WHOLE * self._timeout:g} s ({_WHOLE} times timeout)"
+                waited = f"no whole answer within {WHOLE * self._timeout:g} s ({WHOLE} times timeout)"
             said = f'Read timeout on endpoint URL: "{line.pool.endpoint.shown}": {waited}'
             self._end(line, WireError("ReadTimeoutError", said, 0))
 

@@ -499,7 +499,7 @@ def test_an_idle_connection_on_which_nothing_came_is_used_again(monkeypatch: pyt
 
 
 def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replicator.lines._WHOLE", 0.02)
+    monkeypatch.setattr("replicator.lines.WHOLE", 0.02)
     monkeypatch.setattr("replicator.lines._LOOK", 0.02)
     with answering(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, lines(server.url) as calls:
         found = refused(calls)

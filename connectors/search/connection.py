@@ -16,11 +16,13 @@ from elastic_transport import (
     TlsError,
     Transport,
     TransportError,
+    Urllib3HttpNode,
 )
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from connectors.search.failures import Answer, AnswerLost, failure
 from replicator import __version__
+from replicator.bodies import WHOLE, body_of
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
 # What it has to say about nodes is said by our errors; without a handler Python would print it between our lines.
@@ -49,6 +51,28 @@ class _Bytes(Serializer):
 
 
 _SERIALIZERS = {name: _Bytes() for name in (JSON, NDJSON, "application/*", "text/*")}
+
+
+class _Whole:
+    """A response that was read."""
+
+    def __init__(self, response: Any, seconds: float) -> None:
+        self.status, self.headers = response.status, response.headers
+        self.data = body_of(response, response.headers.get("content-encoding"), seconds)
+
+
+class _Node(Urllib3HttpNode):
+    """The transport's node, whose responses have limits: it reads whatever comes, and decompresses all of it."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        super().__init__(config)
+        self._urlopen = self.pool.urlopen
+        self._seconds = WHOLE * float(config.request_timeout or 60.0)
+        self.pool.urlopen = self._opened  # type: ignore[method-assign, assignment]
+
+    def _opened(self, *given: Any, **named: Any) -> _Whole:
+        unread = {**named, "preload_content": False, "decode_content": False}
+        return _Whole(self._urlopen(*given, **unread), self._seconds)
 
 
 class Connection:
@@ -103,7 +127,12 @@ class Connection:
     def _open(self) -> Transport:
         if self._transport is None:
             self._transport = Transport(
-                self._nodes, max_retries=0, retry_on_status=(), serializers=_SERIALIZERS, meta_header=False
+                self._nodes,
+                node_class=_Node,
+                max_retries=0,
+                retry_on_status=(),
+                serializers=_SERIALIZERS,
+                meta_header=False,
             )
         return self._transport
 
@@ -131,7 +160,7 @@ def unanswered(error: TransportError, server: str) -> ReplicatorError:
 
 
 def _no_tls(text: str, server: str) -> ReplicatorError:
-    if "CERTIFICATE_VERIFY_FAILED" in text:
+    if "CERTIFICATE_VERIFY_FAILED" in text or "doesn't match" in text:
         return ConfigError(
             f"{server} has a certificate that is not trusted or is made out for another name; "
             "name its authority in target.ca_certs"
