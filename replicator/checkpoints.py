@@ -94,7 +94,8 @@ class ShardState:
 
     ``first``: the StartingSequenceNumber it was listed with. ``whole``: the shard appeared later, so all its records
     are needed; else it was open when the epoch began and is read from ``since`` on (or from its first record where the
-    endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it, and not stored, is older than this time.
+    endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it, and not stored, is older than this time; a
+    first record may be older than the epoch, and those after it are needed then.
     ``anchor``: the sequence of its first record, stored before any write that uses its ordinal. ``sequence`` and
     ``ordinal``: the position, ``created`` the time of its record. ``through``: every record created before that time
     is stored, as far as a few empty pages can tell; None when unknown. ``leaf``: it ended, and has no children.

@@ -35,6 +35,7 @@ def streamed(
 def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
     """Where a shard stands behind its pages."""
     last = records[-1] if records else None
+    begins = last is not None and state.created is None  # perhaps before the epoch did
     return replace(
         state,
         sequence=last.sequence if last is not None else state.sequence,
@@ -42,7 +43,7 @@ def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -
         ordinal=state.ordinal + len(records),
         ended=pages[-1].ended,
         through=pages[-1].through,
-        since=max(state.since, pages[-1].since),
+        since=pages[-1].since if begins else max(state.since, pages[-1].since),
     )
 
 

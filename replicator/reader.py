@@ -264,8 +264,10 @@ def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> 
     """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
     if records:
         created = min(records[-1].created, started)  # the source's clock may be ahead of ours
+        # A first record from before the epoch undoes what the scan made of its item, until those after it are read.
+        at.since = created if at.created is None else max(at.since, created)
         at.idle, at.silent, at.created = 0, 0, created
-        at.through, at.since = started if at.ended else max(at.through or 0.0, created), max(at.since, created)
+        at.through = started if at.ended else max(at.through or 0.0, created)
         return Page(at.shard, records, at.ended, at.through, 0.0, None, size, at.since)
     _silent(at, started)
     rest = 0.0 if at.ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))

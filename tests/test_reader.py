@@ -12,6 +12,7 @@ import pytest
 from replicator.change import KeyAttribute, KeySchema, Page
 from replicator.checkpoints import ShardState
 from replicator.errors import GapFound, NotPermitted, OutOfOrder
+from replicator.passing import moved
 from replicator.reader import IDLE_PAGES, read
 from replicator.stream import RecordsDecoder, Stream
 from replicator.testing.dynamodb import AWS, LOCAL, Dialect, Distortion, DynamoDB, Numbering, imageless, nulls
@@ -263,6 +264,23 @@ class TestGaps:
     def test_a_position_that_is_trimmed_is_a_gap_unless_its_age_explains_it(self) -> None:
         """The shard was read empty an hour ago; but what AWS keeps for 24 hours is gone after 23."""
         world, state = quiet(record=23 * HOUR, through=1 * HOUR)
+        world.source.trim("orders", world.shard, 1)
+        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+            until_idle(world.read(state))
+
+    def test_what_was_read_from_before_the_epoch_is_read_to_its_end_or_is_a_gap(self) -> None:
+        """The endpoint has no AT_TIMESTAMP, so the shard is read from what is left of it on.
+
+        A change from before the scan undid what that had stored; what followed it, before the scan too, is trimmed.
+        """
+        world = World(LOCAL)
+        world.write(1)
+        world.now += 12 * HOUR
+        state = replace(world.state, since=world.now)
+        pages = until_idle(world.read(state))[:2]  # its last one has the record, and none is idle
+        assert keys(pages) == ["k1"]
+        state = moved(state, pages, pages[-1].records)
+        world.now += 12.5 * HOUR
         world.source.trim("orders", world.shard, 1)
         with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
             until_idle(world.read(state))

@@ -25,6 +25,7 @@ OLD_LISTINGS = (522273, 673665, 143744, 654337)
 """Seeds of it in which listings from before a shard's end were believed, or a shard's children never listed."""
 GAP_AT_LAST = 536559  # in the run that outlives all doubt
 FORGOTTEN_PARENTS = (464866, 615998)  # so that nothing says where a shard's ordinals began
+BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read from there was trimmed, without a word
 
 
 @pytest.mark.timeout(60 + SEEDS)
@@ -40,7 +41,7 @@ def test_a_store_that_is_put_back_is_resynced_where_nothing_else_tells(seed: int
     simulate(seed)
 
 
-@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS])
+@pytest.mark.parametrize("seed", [*OLD_LISTINGS, GAP_AT_LAST, *FORGOTTEN_PARENTS, *BEFORE_THE_EPOCH])
 def test_a_seed_that_failed_once_holds(seed: int) -> None:
     simulate(seed)
 
