@@ -113,6 +113,7 @@ class Driver:
         self._chores = self._chores_of(copy)
         self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
         self._resyncs = 0
+        self._extends = False  # whether tables may be extended
 
     def _watch_of(self, limit: int) -> ParkedWatch:
         return ParkedWatch(self.pipeline, self._delivery, limit, self._world.steady, self.pipeline.total)
@@ -132,6 +133,7 @@ class Driver:
     ) -> None:
         """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
         allowed = start.Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
+        self._extends = allowed.schema_changes
         try:
             self._delivery.know_parked()
             try:
@@ -149,10 +151,7 @@ class Driver:
 
     def _start(self, allowed: start.Allowed) -> None:
         found = self._binding.found(self._table)
-        course = start.course(found, allowed)
-        if course is start.Course.EXTEND:
-            self._binding.extend(found)
-        if course is not start.Course.RESUME:
+        if start.course(found, allowed) is not start.Course.RESUME:
             self._begin(found)
             return
         assert found.state is not None
@@ -164,7 +163,11 @@ class Driver:
         log.info("going on", extra={"stage": found.state.stage, "epoch": found.state.epoch})
 
     def _begin(self, found: start.Found) -> None:
-        """A new epoch: positions first, durably, before anything is read."""
+        """A new epoch: positions first, durably, before anything is read.
+
+        What defines the documents is remembered when the tables have taken it, and before any is written: a run that
+        they refuse leaves the definition that the next one finds to be changed.
+        """
         backfilling = self._copy.config.backfill
         if found.state is not None or found.highest:
             self._begin_doubt()
@@ -173,12 +176,15 @@ class Driver:
             own_ids=self._copy.filing.own_ids,
             options=aws_options(self._copy.config.source, self._table.arn),
         )
+        if self._extends and found.additions is not None:
+            self._binding.extend(found)
         state = start.fresh(found, enabled=backfilling.enabled, now=self._now())
         segments = backfill.segments(backfilling.segments) if state.stage == backfill.SCANNING else {}
         self._fetch()
-        self.pipeline.begin(state, self._full_listing(), segments, found.bound)
+        self.pipeline.begin(state, self._full_listing(), segments, found.as_defined)
         self._delivery.flush()
         self._binding.open(found)
+        self._delivery.flush()
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
     def _begin_doubt(self, seconds: float = math.inf) -> None:

@@ -66,6 +66,11 @@ class Found:
         known = all(identity.known for identity in self.identities.values())
         return Definition(self.table.server, self.identities if known else {}, self.parts)
 
+    @property
+    def as_defined(self) -> Definition:
+        """The same while the tables are not opened yet: defined as what they hold."""
+        return replace(self.bound, parts=self.definition.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
@@ -78,10 +83,9 @@ class Allowed:
 
 
 class Course(Enum):
-    """How a run begins. ``EXTEND``: tables are extended first, then an epoch begins that fills the rows."""
+    """How a run begins. ``BEGIN``: a new epoch, which extends the tables first where that is allowed."""
 
     BEGIN = "begin"
-    EXTEND = "extend"
     RESUME = "resume"
 
 
@@ -90,7 +94,7 @@ def course(found: Found, allowed: Allowed) -> Course:
     if not (allowed.resync and allowed.identity_change):
         check_identity(found)
     if allowed.resync:
-        return Course.EXTEND if allowed.schema_changes and found.additions is not None else Course.BEGIN
+        return Course.BEGIN
     if found.state is None and not found.highest:
         return Course.BEGIN
     if (lost := gap(found)) is not None:
@@ -101,7 +105,7 @@ def course(found: Found, allowed: Allowed) -> Course:
         return Course.RESUME
     if found.additions is None or not allowed.schema_changes:
         raise _redefined(found, found.additions)
-    return Course.EXTEND
+    return Course.BEGIN
 
 
 def check_identity(found: Found) -> None:

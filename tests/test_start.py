@@ -227,7 +227,7 @@ def test_an_added_column_is_offered_with_its_statement_and_added_where_that_is_a
         course(parts=parts, additions=statements)
     assert "columns.city was added" in str(refused.value)
     assert "replicator run --apply-schema-changes, which runs:\nALTER TABLE" in str(refused.value)
-    assert course(start.Allowed(schema_changes=True), parts=parts, additions=statements) is start.Course.EXTEND
+    assert course(start.Allowed(schema_changes=True), parts=parts, additions=statements) is start.Course.BEGIN
 
 
 def test_the_last_epoch_is_the_last() -> None:
@@ -302,3 +302,11 @@ def test_ids_of_their_own_need_old_images(view: str) -> None:
     with pytest.raises(ConfigError, match="which documents an item leaves behind"):
         start.check_source(replace(TABLE, view=view), own_ids=True)
     start.check_source(replace(TABLE, view=view), own_ids=False)
+
+
+def test_an_epoch_that_begins_is_defined_as_before_until_the_tables_are_open() -> None:
+    begun = found(parts={"copy": {"columns.total": "text from total"}})
+    assert begun.as_defined == DEFINITION
+    assert begun.bound.parts == begun.parts
+    first = found(state=None, definition=UNKNOWN)
+    assert first.as_defined == replace(DEFINITION, parts={})

@@ -280,3 +280,34 @@ def test_an_index_without_versions_of_ours_has_no_epoch(one_search: Search) -> N
     plain = table(one_search, "plain", adopt=True)
     one_search.ask("PUT", f"/{plain.name}-1", {})
     assert target(one_search).epoch([plain]) == 0
+
+
+# a config that changed, and an epoch that begins for another reason
+
+
+WIDER = {**MAPPING, "properties": {**FIELDS, "city": {"type": "keyword"}}}
+
+
+def test_a_resync_that_the_index_cannot_take_leaves_the_way_open(copy: Copy) -> None:
+    """It begins an epoch before it opens the index; what defines the documents is remembered only behind that."""
+    copy.configure({copy.name: {"mapping": WIDER}})
+    code, said = copy.cli("resync", "--until", "caught-up")
+    assert code == 2, said
+    assert "field city is missing, as keyword" in said
+    code, said = copy.caught_up()
+    assert (code, "mapping.city was added since the last run" in said) == (2, True), said
+    copy.configure({copy.name: {"mapping": MAPPING}})
+    assert copy.caught_up()[0] == 0
+    copy.configure({copy.name: {"mapping": WIDER}})
+    assert copy.caught_up("--apply-schema-changes")[0] == 0
+    assert copy.hits({"term": {"city": "Rome"}}) == ITEMS
+
+
+def test_what_was_added_is_added_also_where_a_gap_begins_the_epoch(copy: Copy) -> None:
+    for n in range(ITEMS):
+        copy.search.ask("DELETE", f"/{copy.index}/_doc/k{n}?refresh=true")
+    copy.configure({copy.name: {"mapping": WIDER}}, on_gap="resync")
+    code, said = copy.caught_up("--apply-schema-changes")
+    assert code == 0, said
+    assert "is empty, and held documents" in said
+    assert copy.hits({"term": {"city": "Rome"}}) == ITEMS
