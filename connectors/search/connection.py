@@ -167,7 +167,7 @@ def _no_tls(text: str, server: str) -> ReplicatorError:
         )
     if "WRONG_VERSION_NUMBER" in text or "record layer" in text:
         return ConfigError(f"{server} does not speak TLS on that port; is target.url to be http?")
-    return TransientError(f"{server}: TLS failed: {text}")
+    return AnswerLost(f"{server}: TLS failed: {text}")  # perhaps behind the request, when its answer was damaged
 
 
 def _short(error: object) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import os
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 
 from connectors.search import bulk
+from connectors.search.failures import AnswerLost
 from connectors.search.progress import STRIKES
 from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
@@ -547,3 +550,28 @@ def test_a_batch_that_takes_long_is_sent_in_stretches(server: Server, monkeypatc
 
 def bulks(server: Server) -> int:
     return sum("/_bulk" in asked for asked, _, _ in server.requests)
+
+
+def test_an_answer_that_is_damaged_on_its_way_leaves_doubt(certificate: Path, tmp_path: Path) -> None:
+    """The server has the request: that TLS fails does not mean that nothing arrived."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def damaged() -> None:
+            with context.wrap_socket(listener.accept()[0], server_side=True) as connection:
+                received.append(connection.recv(65536))
+                os.write(connection.fileno(), b"\x17\x03\x03\x00\x20" + b"x" * 32)
+                listener.accept()[0].close()
+
+        thread = threading.Thread(target=damaged)
+        thread.start()
+        url, trusted = f"https://127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "certificate.pem")
+        target = client("elasticsearch", url=url, ca_certs=trusted)
+        with pytest.raises(AnswerLost, match="TLS failed"):
+            target._connection.request("POST", "/contract-1-Replicator/_bulk", b"{}")
+        socket.create_connection(listener.getsockname()).close()
+        thread.join(10)
+    assert received[0].startswith(b"POST /contract-1-Replicator/_bulk")
+    target.close()
