@@ -18,7 +18,7 @@ from replicator.position import epoch_of, version
 from replicator.target import Table, Target
 
 Pass = tuple[str, int, int]
-"""What is done, below which version, and how many doubts had begun."""
+"""What is done, below which version, and how many doubts had begun that concern it."""
 
 
 SHARE = 4.0  # times as long as a piece took, others come first where changes wait
@@ -133,9 +133,11 @@ class Chores:
         """Do a piece in the first table with something left; False once every table was found to have nothing left.
 
         A table whose end was reached is not asked again until all that is due is done, since that would begin another
-        pass through it: passes of different lengths would never end together. With a new doubt everything begins anew.
+        pass through it: passes of different lengths would never end together. With a new doubt a purge begins anew,
+        because of the tombstones left meanwhile; a sweep only where others may have sent something: what this run sends
+        is of its own epoch.
         """
-        this = what, below, 0 if self.doubt is None else self.doubt.begun
+        this = what, below, self._doubts(what)
         through = self._through.setdefault(this, set())
         for table in self.tables:
             if table.name not in through:
@@ -143,6 +145,11 @@ class Chores:
                     return True
                 through.add(table.name)
         return False
+
+    def _doubts(self, what: str) -> int:
+        if self.doubt is None:
+            return 0
+        return self.doubt.begun if what == "purge" else self.doubt.begun_of_others
 
     def _patiently(self, piece: Callable[[], int], *, forgets: bool = False) -> int:
         def confirmed() -> int:

@@ -32,12 +32,14 @@ class Doubt:
     """The time in which earlier requests may still be carried out; true while it lasts.
 
     ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``begun``: how often one
-    began. ``swept``: what others than this run may have brought back since the last resync was looked for.
+    began; ``begun_of_others``: how often because of what others than this run had sent. ``swept``: what those may have
+    brought back since the last resync was looked for.
     """
 
     now: Callable[[], float] = time.monotonic
     swept: bool = False
     begun: int = 0
+    begun_of_others: int = 0
     _until: float | None = None
     _until_of_others: float | None = None
 
@@ -53,6 +55,7 @@ class Doubt:
         self._until = max(until, self._until or 0.0)
         if of_others:
             self._until_of_others, self.swept = max(until, self._until_of_others or 0.0), False
+            self.begun_of_others += 1
         self.begun += 1
 
     @property

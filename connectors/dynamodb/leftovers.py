@@ -42,7 +42,7 @@ class Leftovers:
         self._writing = writing
         self._now = now
         self._reached: dict[Place, Mapping[str, Any] | None] = {}
-        self._doubts = 0
+        self._doubts: Mapping[str, int] = {}
 
     def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
         spared = frozenset(spare)
@@ -57,11 +57,11 @@ class Leftovers:
         """Scan until something is to be done, and do it; what is not done for sure is scanned again.
 
         A long search that finds nothing counts as something done: what the stream brings must not wait for its end.
-        What a pass is behind of may have changed where a doubt began since, so that all passes start over.
+        What a pass is behind of may have changed where a doubt began since that concerns it: then it starts over.
         """
-        if self._writing.doubts != self._doubts:
-            self._doubts = self._writing.doubts
-            self._reached.clear()
+        doubts = self._writing.doubts
+        self._reached = {p: at for p, at in self._reached.items() if doubts[p[0]] == self._doubts[p[0]]}
+        self._doubts = doubts
         if place in self._reached and self._reached[place] is None:
             del self._reached[place]
             return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -39,9 +39,9 @@ class Writing:
         self._under_way: _UnderWay | None = None
 
     @property
-    def doubts(self) -> int:
-        """How many doubts have begun."""
-        return self._doubt.begun
+    def doubts(self) -> Mapping[str, int]:
+        """How many doubts have begun that concern a purge, or a sweep."""
+        return {"purge": self._doubt.begun, "sweep": self._doubt.begun_of_others}
 
     def send(self, encoded: Encoded) -> None:
         """Begin to store what is unfinished of a batch."""

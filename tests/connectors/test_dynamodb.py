@@ -14,7 +14,7 @@ import orjson
 import pytest
 from botocore.httpsession import where
 
-from connectors.dynamodb import sender
+from connectors.dynamodb import leftovers, sender
 from connectors.dynamodb.pace import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
@@ -326,6 +326,26 @@ class TestLeftovers:
         scans = db.calls["Scan"]
         assert [target.purge(table(), at(5)) for _ in range(4)] == [1, 1, 1, 0]
         assert db.calls["Scan"] - scans == 3
+
+    def test_a_sweep_goes_on_where_it_was_though_a_response_is_lost(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would never end, where responses are lost more often than the table is looked through once."""
+        monkeypatch.setattr(leftovers, "_LONGEST", 0.0)
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(35))))
+        db.page_sizes(items=10)
+        scans = db.calls["Scan"]
+        for _ in range(3):
+            assert target.sweep(table(), at(0), ()) == 1
+            target.doubt.begin()
+        assert exhaust(lambda: target.sweep(table(), at(0), ())) <= 1
+        assert db.calls["Scan"] - scans == 4
+
+        target.sweep(table(), at(0), ())
+        target.doubt.begin(of_others=True)
+        exhaust(lambda: target.sweep(table(), at(0), ()))
+        assert db.calls["Scan"] - scans == 4 + 1 + 4, "others may have brought something back behind it"
 
     def test_a_sweep_that_takes_long_is_made_in_stretches(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch

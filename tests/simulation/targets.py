@@ -253,8 +253,8 @@ class Passes:
         return self._leftovers.piece(("purge", table.name, below), partial(self._pages, table), forget)
 
     @property
-    def doubts(self) -> int:
-        return self._index.doubt.begun
+    def doubts(self) -> Mapping[str, int]:
+        return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.begun_of_others}
 
     def all_done(self, requests: Sequence[Any]) -> int:
         return sum(request() for request in requests)
