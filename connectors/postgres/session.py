@@ -141,6 +141,7 @@ class Session:
         except psycopg.OperationalError as e:
             raise unreachable(e, self._server, f"{self._section}.url") from e
         self._connection = connection
+        connection.prepare_threshold = None  # psycopg would drop our prepared statements with its own, behind an ALTER
         connection.execute(_SETTINGS)
         return connection
 
