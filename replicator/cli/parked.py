@@ -138,6 +138,8 @@ def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook:
 def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes: bool, as_json: bool) -> None:
     """Discard parked changes. The target keeps what it has of these items until they change again.
 
+    What is dropped before a resync has swept is swept, because nothing confirms what the target has of it.
+
     Asks first, unless --yes is given. Where nobody can be asked, --yes is needed.
     """
     from replicator.parking import drop as given_up

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from replicator.checkpoints import Parked
+from replicator.chores import Chores
+from replicator.parking import drop, parked_items
+from replicator.testing.memory import MemoryCheckpoints
 from tests.faults.world import TABLE, World
 
 PLAIN = """
@@ -141,3 +144,24 @@ def test_documents_whose_ids_a_changed_hook_gives_no_more_stay_until_a_resync(fa
 
     assert faults.run(name="resync").code == 0
     assert list(faults.database.documents(TABLE)) == [('["k0"]', "after")]
+
+
+def test_what_is_dropped_before_a_resync_has_swept_is_swept(faults: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing confirms what the target has of it; while it is parked, that is spared."""
+    faults.fill(2)
+    assert faults.run().code == 0
+    faults.hook("def hook(item):\n    if item['id'] == 'k1': raise ValueError('no')\n    return dict(item)\n")
+    assert faults.run(name="resync").code == 6
+    assert set(faults.documents) == {"k0", "k1"}
+
+    right = Chores._sweep
+
+    def dropped_before(self: Chores, epoch: int) -> bool:
+        store = MemoryCheckpoints(faults.database)
+        for item in parked_items(store):
+            assert drop(item, store) == ""
+        return right(self, epoch)
+
+    monkeypatch.setattr(Chores, "_sweep", dropped_before)
+    faults.run(name="resync")
+    assert set(faults.documents) == {"k0"}
