@@ -322,8 +322,12 @@ class Pipeline:
 
     def seen(self) -> dict[str, ShardState]:
         """The stored shards, with what idle ones showed since."""
-        idle = {id: self.shards[id] for id in self._idle if id in self.shards}
-        return self.shards | {id: replace(s, through=self._read_through(id, s)) for id, s in idle.items()}
+        found = dict(self.shards)
+        for id in self._idle.keys() & found.keys():
+            state, through = found[id], self._read_through(id, found[id])
+            if through != state.through:
+                found[id] = replace(state, through=through)
+        return found
 
     @property
     def ended(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from replicator import backfill, position
@@ -188,7 +189,12 @@ def _own(
 def _pipeline(entries: Entries) -> PipelineState | None:
     if ("pipeline", "") not in entries:
         return None
-    state = decode("pipeline", "", entries["pipeline", ""][1])
+    return _pipeline_state(entries["pipeline", ""][1])
+
+
+@lru_cache(maxsize=256)  # it is asked for at every save, and seldom another
+def _pipeline_state(text: str) -> PipelineState:
+    state = decode("pipeline", "", text)
     assert isinstance(state, PipelineState)
     return state
 

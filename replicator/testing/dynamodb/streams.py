@@ -7,6 +7,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from replicator.testing.dynamodb.refusals import unknown_shard
@@ -22,6 +23,12 @@ EXPIRY = b',"userIdentity":{"PrincipalId":"dynamodb.amazonaws.com","Type":"Servi
 def hashed(partition: str) -> int:
     """Where a partition key falls: the same place for shards and for scan segments."""
     return int.from_bytes(hashlib.md5(partition.encode(), usedforsecurity=False).digest()[:8])
+
+
+@lru_cache(maxsize=4096)
+def _share(shard: str) -> float:
+    """Which part of the longest time it stays listed: a number between 0 and 1 that is the shard's own."""
+    return random.Random(shard).random()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ class Stream:
 
     def _lingers(self, shard: Shard) -> float:
         """Seconds for which an empty shard is still listed: each has its own, so they go in any order."""
-        return self._lingering * random.Random(shard.id).random() if self._lingering else 0.0
+        return self._lingering * _share(shard.id) if self._lingering else 0.0
 
     def _record(self, sequence: int, created: int, change: Change) -> bytes:
         view = self.origin.view

@@ -153,20 +153,3 @@ def at_timestamp(s: Scenario) -> bool:
 def keeps_in_mind(s: Scenario) -> bool:
     """A target without transactions that remembers deletes by itself, as search engines do."""
     return s.index and not s.forgetful
-
-
-SHAPES = (
-    dawdling,
-    days,
-    long_scan,
-    lossy,
-    lossy_resyncs,
-    replaced,
-    resynced_poison,
-    retried,
-    seldom_written,
-    set_back,
-    short_runs,
-    stopped_soon,
-    two_tables,
-)
