@@ -77,6 +77,7 @@ _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.NotIn: ast.In,
 }
 _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {ast.Add: ast.Sub, ast.Sub: ast.Add}
+_FLAGS = ("frozen", "slots", "gc")  # of a class: a mutant means the same
 _CALLED = {"any": "all", "all": "any", "min": "max", "max": "min"}
 
 
@@ -96,8 +97,9 @@ class Mutant:
 
 def mutants(path: Path) -> Iterator[Mutant]:
     tree = ast.parse(path.read_text())
+    flags = {id(k.value) for k in ast.walk(tree) if isinstance(k, ast.keyword) and k.arg in _FLAGS}
     for at, node in enumerate(ast.walk(tree)):
-        if (changed := _changed(node)) is None:
+        if id(node) in flags or (changed := _changed(node)) is None:
             continue
         broken = copy.deepcopy(tree)
         place = next(n for i, n in enumerate(ast.walk(broken)) if i == at)

@@ -248,6 +248,17 @@ class TestGaps:
         with pytest.raises(GapFound, match="trimmed"):
             until_idle(reader)
 
+    def test_what_is_trimmed_behind_records_that_were_read_is_a_gap_however_young_the_shard_is(self) -> None:
+        world = World()
+        world.write(1, 2)
+        reader = world.read()
+        while not (page := next(reader)).records:
+            pass
+        assert len(page.records) == 2
+        world.source.fail("GetRecords", "TrimmedDataAccessException")
+        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+            until_idle(reader)
+
     def test_a_later_record_answers_than_the_one_asked_for(self) -> None:
         world = World(LOCAL)
         world.write(1, 2)
