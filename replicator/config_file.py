@@ -183,6 +183,8 @@ class _Sources:
             raise LookupError("a ${…} in it is neither ${VARIABLE} nor ${file:path}")
         if name not in self.environ:
             raise LookupError(f"the environment variable {name} is not set")
+        if not self.environ[name]:
+            raise LookupError(f"the environment variable {name} is set, but empty")
         return self.environ[name]
 
     def _file(self, name: str) -> str:

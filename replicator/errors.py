@@ -73,7 +73,12 @@ class OutOfOrder(ReplicatorError):
 
 
 class TransientError(ReplicatorError):
-    """Something that time usually mends. The same call may follow; nothing was half done that a repeat would harm."""
+    """Something that time usually mends. The same call may follow; nothing was half done that a repeat would harm.
+
+    A run waits; commands that do not wait end with it: a server cannot be reached, or does not do its work now.
+    """
+
+    exit_code = 8
 
 
 class Unfinished(TransientError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from replicator.batch import Counts
 from replicator.delivery import Delivery
 from replicator.errors import ConfigError
+from replicator.parked import ParkedItems
 from replicator.pipeline import Pipeline
 
 log = logging.getLogger("replicator")
@@ -76,16 +77,23 @@ class ParkedWatch:
         self._told = now
 
     def _check(self) -> None:
-        if len(self.pipeline.parked) > self.limit:
+        try:
+            check_parked(self.pipeline.parked, self.limit)
+        except ConfigError:
             self.delivery.flush()
-            raise ConfigError(
-                f"more than {self.limit} items are parked (parked_limit): the hook or the target's table is probably "
-                "wrong. Look at them with: replicator parked list; fix the cause, then: replicator parked retry --all"
-            )
-        if self.pipeline.parked.most_leaves > MOST_LEAVES:
-            self.delivery.flush()
-            raise ConfigError(
-                f"the changes of one parked item name more than {MOST_LEAVES:,} documents, and the run would hold "
-                "ever more. Look for it with: replicator parked list; fix the cause and run: replicator parked retry; "
-                "or give it up: replicator parked drop"
-            )
+            raise
+
+
+def check_parked(parked: ParkedItems, limit: int) -> None:
+    """ConfigError if more is parked than a run goes on with."""
+    if len(parked) > limit:
+        raise ConfigError(
+            f"more than {limit} items are parked (parked_limit): the hook or the target's table is probably "
+            "wrong. Look at them with: replicator parked list; fix the cause, then: replicator parked retry --all"
+        )
+    if parked.most_leaves > MOST_LEAVES:
+        raise ConfigError(
+            f"the changes of one parked item name more than {MOST_LEAVES:,} documents, and the run would hold "
+            "ever more. Look for it with: replicator parked list; fix the cause and run: replicator parked retry; "
+            "or give it up: replicator parked drop"
+        )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,11 +11,14 @@ from replicator import aws, sample, transform
 from replicator.alarm import HookLimit
 from replicator.attributes import Malformed
 from replicator.change import key_text
+from replicator.checkpoints import Checkpoints
 from replicator.compaction import Filing
 from replicator.config_access import aws_options
-from replicator.errors import ConfigError, NotPermitted, ReplicatorError
+from replicator.errors import ConfigError, ReplicatorError
+from replicator.finding import Finding, Verdict, failed, problem
 from replicator.item import Item
 from replicator.json_text import unreadable
+from replicator.outlook import outlook
 from replicator.preview import Refusals, forecast, preview
 from replicator.run import ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
@@ -30,30 +31,11 @@ from replicator.wire import Wire, WireError, completed, decoded, failure
 if TYPE_CHECKING:
     from replicator.config import Config
 
-_PLACE = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 SAMPLED = 50  # items that the hook is tried on
-
-Verdict = Literal["ok", "note", "problem", "forbidden"]
 
 
 class _Iterator(msgspec.Struct):
     ShardIterator: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. ``do``: what a person should do about it, empty if nothing."""
-
-    subject: str
-    verdict: Verdict
-    text: str
-    do: str = ""
-
-
-def exit_code(findings: Sequence[Finding]) -> int:
-    """0: ready. 4: something is not permitted, so not everything could be looked at. 2: something is to be changed."""
-    verdicts = {f.verdict for f in findings}
-    return 4 if "forbidden" in verdicts else 2 if "problem" in verdicts else 0
 
 
 def check(config: Config, *, create: bool = False) -> list[Finding]:
@@ -84,21 +66,8 @@ def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any
     try:
         return act()
     except ReplicatorError as e:
-        findings.append(_failed(subject, e))
+        findings.append(failed(subject, e))
         return None
-
-
-def _failed(subject: str, error: ReplicatorError) -> Finding:
-    if isinstance(error, NotPermitted):
-        return Finding(subject, "forbidden", error.problem, error.advice)
-    return _problem(subject, str(error))
-
-
-def _problem(subject: str, sentence: str, verdict: Verdict = "problem") -> Finding:
-    place, _, text = sentence.partition(": ")
-    if _PLACE.fullmatch(place):  # the sentence says more precisely where
-        return Finding(place, verdict, text)
-    return Finding(subject, verdict, sentence)
 
 
 def _source(
@@ -148,7 +117,7 @@ def _permitted(wire: Wire, operation: str, request: dict[str, Any], resource: st
     try:
         return wire.call(operation, request), _allowed(operation, resource)
     except WireError as e:
-        return None, _failed("permission", failure(e, operation, resource))
+        return None, failed("permission", failure(e, operation, resource))
 
 
 def _table_calls(
@@ -187,7 +156,8 @@ def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[byt
             return
     if parked:
         text = f"{len(parked)} of {len(images)} live items would be parked, e.g. {parked[0]}"
-        yield Finding("transform", "note", text, "replicator preview shows what the hook makes of an item")
+        verdict: Verdict = "problem" if len(parked) == len(images) else "note"
+        yield Finding("transform", verdict, text, "replicator preview shows what the hook makes of an item")
     if len(parked) < len(images):
         yield Finding("transform", "ok", f"{hook.name} gave the same twice for {len(images) - len(parked)} live items")
 
@@ -230,9 +200,29 @@ def _destination(
     with ends(config) as (target, checkpoints):
         if wire is not None and table is not None:
             introduce(target, table, wire)
-        yield from _gathered("target", _target(config, target, table, hook, images))
+        found = [*_gathered("target", _target(config, target, table, hook, images))]
         if isinstance(checkpoints, Store):
-            yield from _gathered("checkpoints", _store(checkpoints, create=create))
+            found += _gathered("checkpoints", _store(checkpoints, create=create))
+        if table is not None and (hook is not None or config.transform is None) and _readable(found):
+            begins = _gathered("pipeline", _beginning(config, target, checkpoints, table, hook))
+            found += [finding for finding in begins if finding not in found]
+        yield from found
+
+
+def _readable(findings: Sequence[Finding]) -> bool:
+    """Whether it can be read what is stored: what stands against that was said."""
+    return not any(
+        f.verdict in ("forbidden", "unreachable") or (f.verdict == "problem" and f.subject.startswith("checkpoints"))
+        for f in findings
+    )
+
+
+def _beginning(
+    config: Config, target: Target, checkpoints: Checkpoints, table: SourceTable, hook: Hook | None
+) -> Iterator[Finding]:
+    """How a run would begin, or why it would not."""
+    tables = target_tables(config, table, hook)
+    yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
 
 
 def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -240,9 +230,9 @@ def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
     try:
         yield from findings
     except ConfigError as e:
-        yield from (_problem(subject, p) for p in e.problems)
+        yield from (problem(subject, p) for p in e.problems)
     except ReplicatorError as e:
-        yield _failed(subject, e)
+        yield failed(subject, e)
 
 
 def _target(
@@ -272,7 +262,7 @@ def _refused(
     key, reason = refused[0]
     many = f"{len(refused)} of {len(images)} live items would be parked"
     text = f"{many}, because the target cannot store them, e.g. item {key_text(key)}: {reason}"
-    verdict: Verdict = "problem" if len(refused) == len(images) else "note"
+    verdict: Verdict = "problem" if len(refused) == len(made) else "note"
     yield Finding("target", verdict, text, "replicator preview shows them")
 
 
@@ -280,11 +270,11 @@ def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
     if create:
         checkpoints.create()
     problems = checkpoints.check()
-    yield from (_problem("checkpoints", p) for p in problems)
+    yield from (problem("checkpoints", p) for p in problems)
     if plan := checkpoints.plan():
         text = "check --create will do" if problems else "run will do"
         yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)
     if isinstance(checkpoints, Cautious):
-        yield from (_problem("checkpoints", w, "note") for w in checkpoints.warnings())
+        yield from (problem("checkpoints", w, "note") for w in checkpoints.warnings())
     if not problems:
         yield Finding("checkpoints", "ok", f"kept in {checkpoints.place}")

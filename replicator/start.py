@@ -157,8 +157,8 @@ def gap(found: Found) -> GapFound | None:
     if state is None:
         if found.highest:
             return GapFound(
-                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost, or "
-                "was filled from such a table"
+                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost or "
+                "that has another name (pipeline: in the config), or was filled from such a table"
             )
         return None
     for g in found.gaps.values():

@@ -171,7 +171,7 @@ def test_everything_is_named_in_one_go(world: World) -> None:
     world.hook("def other(item):\n    return None\n")
     world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
     code, _, _ = world.call("check", world.config)
-    problems = texts(world, "problem")
+    problems = texts(world, "problem", "unreachable")
 
     assert code == 2
     assert any("hooks.py has no function hook; it has other (line 1)" in p for p in problems)

@@ -43,7 +43,7 @@ def raising(error: BaseException) -> Commands:
         (errors.NotPermitted("dynamodb:Scan is not permitted"), 4),
         (errors.Fenced("another run owns the pipeline"), 5),
         (errors.OutOfOrder("record 3 came after 4"), 1),
-        (errors.TransientError("no answer"), 1),
+        (errors.TransientError("no answer"), 8),
     ],
 )
 def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorError, code: int) -> None:
@@ -124,7 +124,7 @@ def test_help_names_every_command_and_exit_code() -> None:
     assert code == 0
     for command in ["run", "check", "preview", "status", "parked", "resync", "demo", "version", "schema"]:
         assert f"\n  {command} " in out
-    for number in range(6):
+    for number in range(9):
         assert f" {number} " in out
 
 

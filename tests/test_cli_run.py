@@ -70,7 +70,7 @@ def test_status_of_an_unreachable_target_says_so(world: World) -> None:
     world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
     code, out, err = world.call("status", world.config)
 
-    assert (code, out) == (1, "")
+    assert (code, out) == (8, "")
     assert "cannot be reached" in err
 
 
@@ -177,14 +177,15 @@ def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: W
 
 
 def test_a_signal_that_lands_inside_the_handler_of_the_first_ends_it_at_once() -> None:
-    """Setting an event takes a lock and time, in which the next signal can come."""
+    """Setting an event takes time, in which the next signal can come."""
     code = """
-import signal, threading
-class Interrupted(threading.Event):
+import signal
+from replicator import stopping
+class Interrupted(stopping.Stop):
     def set(self):
         signal.raise_signal(signal.SIGTERM)
         super().set()
-threading.Event = Interrupted
+stopping.Stop = Interrupted
 from replicator.cli.run import stop_on_signals
 stop_on_signals()
 signal.raise_signal(signal.SIGTERM)

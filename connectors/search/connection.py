@@ -171,5 +171,8 @@ def _no_tls(text: str, server: str) -> ReplicatorError:
 
 
 def _short(error: object) -> str:
-    """The last part of urllib3's nested sentences."""
+    """The last part of urllib3's nested sentences, or of the exception that one is about."""
+    inner = next((part for part in getattr(error, "args", ()) if isinstance(part, BaseException)), None)
+    if inner is not None:
+        return _short(inner)
     return str(error).rpartition(": ")[2].strip("()'\" ") or type(error).__name__

@@ -78,6 +78,9 @@ def main() -> None:
                 3 records were lost: a gap (replicator resync repairs the copy)
                 4 not permitted
                 5 another run has taken the pipeline over
+                6 items are parked, so the copy does not equal the table
+                7 status: no run is up, or it waits for something that fails
+                8 a server cannot be reached (run waits for it instead)
     """
 
 

@@ -9,9 +9,9 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 
 if TYPE_CHECKING:
-    from replicator.preflight import Finding
+    from replicator.finding import Finding
 
-_MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "forbidden": "FAIL"}
+_MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "gap": "FAIL", "forbidden": "FAIL", "unreachable": "FAIL"}
 
 
 @click.command
@@ -24,9 +24,11 @@ def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
 
     Connects to the source and the target, tries each permission, compares tables column by column, runs the hook twice
     on live items, and prints the statements that would make absent tables. Everything that is wrong is named at once,
-    with what to do. Exit code 0: ready; 2: something is to be changed; 4: something is not permitted.
+    with what to do. The exit code is the one with which run would end: 0: ready; 2: something must be changed; 3: a
+    gap; 4: something is not permitted; 8: a server cannot be reached, where run would wait for it.
     """
     from replicator import config as configs
+    from replicator import finding as found
     from replicator import preflight
 
     with aside():
@@ -36,7 +38,7 @@ def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
             put({"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})
         else:
             _tell(finding)
-    ctx.exit(preflight.exit_code(findings))
+    ctx.exit(found.exit_code(findings))
 
 
 def _tell(finding: Finding) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ import click
 from replicator import __version__
 from replicator.alarm import LEAVING
 from replicator.cli.output import config_argument, json_option, say
+from replicator.stopping import Stop
 
 if TYPE_CHECKING:
     from replicator.config import Config
@@ -119,12 +119,12 @@ def say_first(path: str, as_json: bool) -> None:
         say(f"replicator {__version__}: {path}")
 
 
-def stop_on_signals() -> threading.Event:
+def stop_on_signals() -> Stop:
     """An event that SIGTERM and SIGINT set; the second signal ends the process at once.
 
     If what is under way is not stored within ``GRACE`` (the target hangs), the process ends without it.
     """
-    stop = threading.Event()
+    stop = Stop()
     leave: Callable[[int], None] = (
         os._exit
     )  # nothing may run after it, not even clean-up: positions are safe as they are
@@ -135,7 +135,7 @@ def stop_on_signals() -> threading.Event:
         nonlocal asked
         if asked:
             leave(128 + number)
-        asked = True  # before set(), which takes a lock and can itself be interrupted by the next signal
+        asked = True  # before anything that the next signal can interrupt
         LEAVING.after(GRACE, lambda: leave(0))
         stop.set()
 

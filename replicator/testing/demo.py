@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from replicator import config
 from replicator.errors import ConfigError
 from replicator.escape import escaped
 from replicator.progress import Progress, progress
+from replicator.stopping import Stop
 from replicator.testing.ministack import MiniStack
 from replicator.testing.postgres_server import PostgresServer, ServerMissing
 
@@ -220,7 +220,7 @@ def _how_to_look(path: Path, dynamodb: MiniStack, postgres: PostgresServer, keep
 
 def _hold() -> None:
     tell("Ctrl-C ends the demo and removes everything.")
-    stop = threading.Event()
+    stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     stop.wait()

@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
+from http.client import RemoteDisconnected
 from itertools import permutations
 from typing import Any
 
 import pytest
+from elastic_transport import ConnectionError as TransportConnectionError
+from urllib3.exceptions import ProtocolError
 
 from connectors.search.bulk import SMALLEST, Size
 from connectors.search.compare import differences, roundings, settings_differences
+from connectors.search.connection import unanswered
 from connectors.search.encode import TableEncoder, cut, encode
 from connectors.search.failures import AnswerLost
 from connectors.search.ids import LONGEST, index_id
@@ -581,3 +585,11 @@ def test_an_item_whose_image_is_no_typed_json_is_a_rejection() -> None:
 
 def test_an_item_that_is_fine_beside_it_is_none() -> None:
     assert rejections(Upsert("contract", ("a",), Item(image({"pk": "a"})), at(1), ("a",))) == []
+
+
+def test_a_cut_connection_is_told_without_the_quotes_of_nested_exceptions() -> None:
+    cut_off = ProtocolError("Connection aborted.", RemoteDisconnected("Remote end closed connection without response"))
+    error = TransportConnectionError("Connection error")
+    error.__cause__ = cut_off
+    said = str(unanswered(error, "the server"))
+    assert said == "the server: the connection was cut: Remote end closed connection without response"

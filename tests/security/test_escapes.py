@@ -24,9 +24,9 @@ from replicator.cli import live, output
 from replicator.cli.show import as_table
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
+from replicator.finding import Finding
 from replicator.item import Item
 from replicator.parking import ParkedItem
-from replicator.preflight import Finding
 from replicator.preview import Preview
 from replicator.progress import Progress, as_values
 from replicator.testing import demo

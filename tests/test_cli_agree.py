@@ -1,0 +1,202 @@
+"""``check`` and ``run`` agree: whatever ends a run at its start, ``check`` says before, with the same exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.cli import World
+
+HOOK = "def hook(item):\n    return {'n': 1}\n"
+OWN_IDS = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    yield Document(id="1", body={})
+"""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A situation in which no run begins: how it comes about, and the code and words with which both end."""
+
+    make: Callable[[World], Any]
+    code: int
+    words: str
+    fresh: bool = False  # else it comes about after a run has copied the table
+
+
+def sql(*statements: bytes) -> Callable[[World], None]:
+    def act(world: World) -> None:
+        with world.postgres.connect() as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    return act
+
+
+def changed(*pairs: tuple[str, str]) -> Callable[[World], None]:
+    def act(world: World) -> None:
+        for old, new in pairs:
+            world.change(old, new)
+
+    return act
+
+
+def with_target(world: World, lines: str) -> None:
+    """Other lines about the target's tables: the last line of the config."""
+    path = world.folder / "orders.yaml"
+    head, found, _ = path.read_text().rpartition("  table: orders\n")
+    assert found
+    path.write_text(head + lines)
+
+
+def delete_source(world: World) -> None:
+    world.db.call("DeleteTable", {"TableName": "orders"})
+
+
+def stream_replaced(world: World) -> None:
+    world.db.disable_stream("orders")
+    world.db.enable_stream("orders")
+
+
+def gap_stored(world: World) -> None:
+    stream_replaced(world)
+    assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 3
+
+
+def made_again(world: World) -> None:
+    delete_source(world)
+    world.db.create_table("orders")
+
+
+def everything_parked(world: World) -> None:
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+    assert world.shell.run("run", world.config, "--until", "caught-up", "--accept-hook-change")[0] in (0, 6)
+    for n in range(3):
+        world.db.put("orders", {"id": str(n)})
+    assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 6
+    world.db.put("orders", {"id": "good", "total": 1})
+    world.change("target:", "parked_limit: 1\ntarget:")
+
+
+def forbidden(operation: str) -> Callable[[World], None]:
+    return lambda world: world.db.fail(operation, "AccessDeniedException", times=None)
+
+
+def view(view: str | None, hook: str = "") -> Callable[[World], None]:
+    def act(world: World) -> None:
+        delete_source(world)
+        world.db.create_table("orders", view=view)
+        if hook:
+            world.hook(hook)
+
+    return act
+
+
+def wrong_password(world: World) -> None:
+    password = world.postgres.server.password
+    assert password
+    world.change(f":{password}@", ":wr0ng-pass@")
+
+
+WRONG = {
+    "several tables and a plain hook": Wrong(
+        lambda w: with_target(w, "  tables: {orders: {}, lines: {}}\n"), 2, "several tables need a hook", fresh=True
+    ),
+    "no source table": Wrong(delete_source, 2, "there is no table orders", fresh=True),
+    "no stream": Wrong(view(None), 2, "has no enabled stream", fresh=True),
+    "only old images": Wrong(view("OLD_IMAGE"), 2, "has view type OLD_IMAGE", fresh=True),
+    "own ids without old images": Wrong(view("KEYS_ONLY", OWN_IDS), 2, "has view type KEYS_ONLY", fresh=True),
+    "no such hook": Wrong(lambda w: w.hook("def other(item): ..."), 2, "hooks.py has no function hook", fresh=True),
+    "a hook that cannot be imported": Wrong(lambda w: w.hook("import not_there"), 2, "hooks.py, line 1", fresh=True),
+    "a table of others": Wrong(
+        sql(b"CREATE TABLE orders (id bigint PRIMARY KEY, document text, _version bigint NOT NULL)"),
+        2,
+        "id",
+        fresh=True,
+    ),
+    "a wrong password": Wrong(wrong_password, 4, "refuses the login", fresh=True),
+    "a forbidden source": Wrong(forbidden("DescribeTable"), 4, "dynamodb:DescribeTable", fresh=True),
+    "a variable that is not set": Wrong(
+        changed(("region: us-east-1", "region: ${NOT_SET}")), 2, "NOT_SET is not set", fresh=True
+    ),
+    "an empty variable": Wrong(
+        changed(("region: us-east-1", "region: ${EMPTY}")),
+        2,
+        "the environment variable EMPTY is set, but empty",
+        fresh=True,
+    ),
+    "an unknown key": Wrong(changed(("target:", "traget:")), 2, "traget", fresh=True),
+    "invalid YAML": Wrong(changed(("source:", "source: {")), 2, "YAML", fresh=True),
+    "no config": Wrong(lambda w: (w.folder / "orders.yaml").unlink(), 2, "there is no config file", fresh=True),
+    "a replaced stream": Wrong(stream_replaced, 3, "the stream was replaced"),
+    "a stored gap": Wrong(gap_stored, 3, "the stream was replaced"),
+    "a disabled stream": Wrong(lambda w: w.db.disable_stream("orders"), 3, "the stream was disabled"),
+    "a source table made again": Wrong(made_again, 3, "deleted and created again"),
+    "a deleted source table": Wrong(delete_source, 2, "there is no table orders"),
+    "lost checkpoints": Wrong(sql(b"DELETE FROM replicator.checkpoints"), 3, "checkpoints are lost"),
+    "a dropped target table": Wrong(sql(b"DROP TABLE orders"), 3, "gone since the last run"),
+    "an emptied target table": Wrong(sql(b"TRUNCATE orders"), 3, "is empty"),
+    "a hook that changed": Wrong(lambda w: w.hook(HOOK), 2, "the hook was added since the last run"),
+    "another source": Wrong(
+        lambda w: (w.db.create_table("others"), changed(("table: orders\n  region", "table: others\n  region"))(w)),
+        2,
+        "this pipeline copies",
+    ),
+    "another target": Wrong(lambda w: with_target(w, "  table: copies\n"), 2, "this pipeline"),
+    "another pipeline": Wrong(changed(("pipeline: orders", "pipeline: second")), 2, "the pipeline orders"),
+    "a new column": Wrong(
+        lambda w: with_target(w, "  tables: {orders: {columns: {city: text}}}\n"), 2, "since the last run"
+    ),
+    "too much parked": Wrong(everything_parked, 2, "more than 1 items are parked"),
+    "a forbidden scan": Wrong(forbidden("Scan"), 4, "dynamodb:Scan", fresh=True),
+    "a forbidden stream": Wrong(forbidden("DescribeStream"), 4, "dynamodb:DescribeStream", fresh=True),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_check_ends_as_run_would_and_names_the_same(world: World, name: str) -> None:
+    wrong = WRONG[name]
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world = World(world.db, world.postgres, world.folder, {**world.environ, "EMPTY": ""})
+    if not wrong.fresh:
+        world.catch_up()
+    wrong.make(world)
+    code, out, err = world.call("check", world.config, "--human")
+    assert (code, wrong.words in out + err) == (wrong.code, True), out + err
+    code, out, err = world.shell.run("run", world.config, "--until", "caught-up", "--human")
+    assert (code, wrong.words in out + err) == (wrong.code, True), out + err
+
+
+def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is_repaired_by_itself(
+    world: World,
+) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    assert "ok    pipeline: run will begin with a backfill" in world.call("check", world.config, "--human")[1]
+    world.catch_up()
+    code, out, _ = world.call("check", world.config, "--human")
+    assert (code, "ok    pipeline: run will resume where the last one stopped (epoch 1024)" in out) == (0, True), out
+    world.change("target:", "on_gap: resync\ntarget:")
+    stream_replaced(world)
+    code, out, _ = world.call("check", world.config, "--human")
+    assert (code, "pipeline: run will rescan the table, as on_gap says: the stream was replaced" in out) == (0, True)
+    world.catch_up()
+
+
+def test_a_server_that_cannot_be_reached_has_one_exit_code(world: World) -> None:
+    world.db.create_table("orders")
+    world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
+    for command in ("check", "status", "parked list"):
+        code, out, err = world.call(*command.split(), world.config, "--human")
+        assert (code, "cannot be reached" in out + err) == (8, True), (command, out + err)
+    source = next(line for line in (world.folder / "orders.yaml").read_text().splitlines() if "endpoint_url" in line)
+    world.change(source, "  endpoint_url: http://127.0.0.1:1")
+    for command in ("check", "preview"):
+        assert world.call(command, world.config, "--human")[0] == 8, command
