@@ -152,9 +152,8 @@ def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints
     written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
     leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
     noted = replace(parked.entry, leaves=leaves)
-    retried = Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
     for revision in itertools.count(parked.revision):
-        checkpoints.save([Save(PARKED, parked.id, revision, encode(noted)), retried])
+        checkpoints.save([Save(PARKED, parked.id, revision, encode(noted)), _told(parked)])
         with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
             outcome = target.write(batch)
             break
@@ -166,7 +165,7 @@ def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints
 
 def _told(parked: ParkedItem) -> Save:
     """What tells runs that a command wrote to the target: its revision rises with each time."""
-    return Save("retried", "", None, encode(Retried(parked.entry.version)))
+    return Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
 
 
 def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:

@@ -225,6 +225,17 @@ def test_items_that_would_be_parked_are_told_not_refused(world: World) -> None:
     )
 
 
+def test_a_hook_that_parks_every_item_is_a_problem(world: World) -> None:
+    world.db.create_table("orders")
+    for n in range(2):
+        world.db.put("orders", {"id": str(n)})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+
+    assert world.call("check", world.config)[0] == 2
+    (found,) = texts(world, "problem")
+    assert found.startswith("transform: 2 of 2 live items would be parked, e.g. item ")
+
+
 def with_columns(world: World, *cities: object) -> None:
     """A target with a column ``city``, and items that have one."""
     url = f"url: {world.postgres.url}\n"
