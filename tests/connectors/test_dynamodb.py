@@ -234,7 +234,7 @@ class TestLostAnswers:
         target = build()
         too_large = put({"pk": "b", "text": "x" * 409_590}, 3)
         assert [r.write.id for r in target.write(batch(remove("a", 2), too_large)).rejections] == [("b",)]
-        assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+        assert target.write(batch(put({"pk": "a"}, 1), too_large)).rejections
         assert target.write(batch(remove("a", 2))) == Outcome()
         assert found(db) == {}
 

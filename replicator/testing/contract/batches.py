@@ -89,11 +89,12 @@ class Batches(Contract):
         assert set(stored(table())) == {("a",)}
 
     def test_what_a_refused_batch_had_stored_is_sent_again(self, opened: Target, stored: Stored) -> None:
-        """Its changes may come back in another order, behind older ones of their documents."""
+        """Its changes may come back in another order, behind older ones of their documents, and be refused again."""
         poor = Upsert("contract", ("z",), self.unacceptable, at(1), ("z",))
         opened.write(batch(put({"pk": "a"}, 1)))
         assert opened.write(batch(remove("a", 4), remove("b", 4), poor)).rejections
-        opened.write(batch(put({"pk": "a", "n": 2}, 2), put({"pk": "b", "n": 2}, 2)))
+        older = put({"pk": "a", "n": 2}, 2), put({"pk": "b", "n": 2}, 2)
+        assert opened.write(batch(*older, poor)).rejections
         opened.write(batch(remove("a", 4), remove("b", 4)))
         assert stored(table()) == {}
 
