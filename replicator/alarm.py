@@ -7,6 +7,8 @@ whether that is the hook, and an exception that it raises begins right there. An
 from __future__ import annotations
 
 import _weakrefset
+import atexit
+import gc
 import math
 import os
 import signal
@@ -47,6 +49,7 @@ class Leaving:
     def after(self, seconds: float, leave: Callable[[], None]) -> None:
         """``leave`` is called then. For the main thread, and for signals' handlers."""
         self._at, self._leave = time.monotonic() + seconds, leave
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # its handler goes next, and it would end the process
         self.watch()
 
     def watch(self) -> None:
@@ -125,10 +128,12 @@ class HookLimit:
         """
         if frame is None or frame.f_code in self.calls:
             return False
+        collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
         while frame is not None and frame is not call:
             if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in self.calls:
                 return False
-            if frame.f_code.co_name == "__del__" or frame.f_code.co_filename in _WEAK:
+            code = frame.f_code
+            if code.co_name == "__del__" or code.co_filename in _WEAK or code in collecting:
                 return False
             frame = frame.f_back
         return True

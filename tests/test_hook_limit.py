@@ -7,6 +7,8 @@ import gc
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +94,42 @@ def test_no_finalizer_is_interrupted() -> None:
     for _ in range(20):
         with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
             hook(finalizes_for_ever).one(ITEM)
+
+
+def test_no_callback_of_the_garbage_collector_is_interrupted() -> None:
+    def callback(phase: str, told: dict[str, int]) -> None:
+        busy(Held.chance.uniform(0.001, 0.004))
+
+    def collects_for_ever(item: Any) -> None:
+        while True:
+            gc.collect(0)
+            busy(Held.chance.uniform(0.001, 0.004))
+
+    gc.callbacks.append(callback)
+    try:
+        for _ in range(20):
+            with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
+                hook(collects_for_ever).one(ITEM)
+    finally:
+        gc.callbacks.remove(callback)
+
+
+LEAVES = """
+import time
+from replicator.alarm import LEAVING
+
+class Slow:
+    def __del__(self):
+        time.sleep(1)
+
+kept = Slow()
+LEAVING.after(30.0, lambda: None)
+"""
+
+
+def test_a_process_that_ends_in_time_is_not_ended_by_its_timer() -> None:
+    """Behind the end of the program no handler is left, and the alarm would do what it does without one."""
+    assert subprocess.run([sys.executable, "-c", LEAVES], timeout=60).returncode == 0
 
 
 def test_a_generator_that_never_ends_is_interrupted() -> None:

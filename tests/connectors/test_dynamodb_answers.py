@@ -6,7 +6,7 @@ import pytest
 
 from connectors.dynamodb.answers import Kind, verdict, wants_less
 from connectors.dynamodb.request import Request
-from replicator.errors import NotPermitted, ReplicatorError, TransientError
+from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.wire import THROTTLED, UNNAMED, NotConnected, WireError
 
 
@@ -32,7 +32,7 @@ def meaning(answer: bytes | WireError) -> tuple[Kind | None, type[ReplicatorErro
         (WireError("TooManyRequestsException", "", 429), "failed", TransientError),
         (WireError("LimitExceededException", "", 400), "failed", TransientError),
         (WireError("AccessDeniedException", "", 400), "failed", NotPermitted),
-        (WireError("NoCredentials", "", 0), "failed", NotPermitted),
+        (WireError("NoCredentials", "", 0), "failed", NotAuthenticated),
         (WireError("Whatever", "", 400), "failed", ReplicatorError),
         (WireError("Whatever", "", 499), "failed", ReplicatorError),
         (NotConnected("EndpointConnectionError", "", 0), None, None),

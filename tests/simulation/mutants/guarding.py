@@ -105,7 +105,7 @@ def positions_before_documents(patch: Patch) -> None:
 
 @mutant("a run that was stopped for long does not ask whether it was replaced", 6, shape=replaced)
 def sleeper_does_not_ask(patch: Patch) -> None:
-    patch.setattr(Delivery, "confirm", lambda self: None)
+    patch.setattr(Delivery, "confirm", lambda self, *, afresh=False: None)
 
 
 def _keeps_in_batches_only(self: MemoryIndex, batch: Batch) -> Sequence[Request]:
