@@ -90,7 +90,7 @@ def measured(
 ) -> Progress:
     """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing.
 
-    Nor does one of the future: the clock was wrong when it was given, and whoever gave it may be long gone.
+    Nor does one of the future: the clock was wrong when it was given, and the run that gave it may have ended long ago.
     """
     alive = pulse if pulse is not None and -AHEAD <= now - pulse.at <= SILENCE else None
     unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)

@@ -108,5 +108,5 @@ def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cl
 
 
 def test_a_batch_is_sent_for_less_time_than_the_next_run_doubts() -> None:
-    """It began within ``CONFIRMED`` seconds of an answer; whoever goes on with it asks, because that was longer ago."""
+    """It began within ``CONFIRMED`` seconds of an answer; by then that is too long ago, and the run asks again."""
     assert (delivery.CONFIRMED, lines.WAITED, doubt.TRUSTED, doubt.LINGER) == (5.0, 30.0, 10.0, 300.0)
