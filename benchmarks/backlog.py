@@ -96,6 +96,6 @@ def cost(changes: int) -> float:
     copy = assemble(config, wire, target, target.checkpoints, None, describe_table(wire, data.TABLE))
     calm_down()
     owner = Owner("run", "host", 1, time.time())
-    Driver(copy, owner, World(stop, lambda _: None)).run(until=None, resync=False, accept_hook_change=False)
+    Driver(copy, owner, World(stop, lambda _: None)).run(until=None)
     spent: float = time.process_time() - target.began
     return spent / expected * 1e6

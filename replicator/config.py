@@ -91,6 +91,18 @@ class _Sections(Options):
     ttl_deletes: Literal["apply", "ignore"] = Field(
         default="apply", description="deletes made by DynamoDB's time to live"
     )
+
+    @field_validator("ttl_deletes")
+    @classmethod
+    def _kept_until_asked(cls, expiry: str, info: ValidationInfo) -> str:
+        if expiry == "ignore" and info.data.get("on_gap") == "resync":
+            raise ValueError(
+                "ignore keeps what expired until a resync, which removes it, so on_gap: resync would remove it without "
+                "asking. Leave on_gap out: a gap then ends the run, and you decide about replicator resync "
+                "--remove-expired"
+            )
+        return expiry
+
     hook_timeout: float | None = Field(
         default=10.0, ge=0.1, le=3600, description="seconds that the hook may take for one image; null: no limit"
     )

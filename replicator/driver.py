@@ -122,17 +122,8 @@ class Driver:
         told = (self.pipeline, self._delivery, self._patiently, self._now, self._world.steady, self._doubt)
         return Chores(copy.target, copy.checkpoints, copy.tables, *told)
 
-    def run(
-        self,
-        *,
-        until: Literal["caught-up"] | None,
-        resync: bool,
-        accept_hook_change: bool,
-        accept_identity_change: bool = False,
-        apply_schema_changes: bool = False,
-    ) -> None:
+    def run(self, *, until: Literal["caught-up"] | None, allowed: start.Allowed = start.RESUMING) -> None:
         """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
-        allowed = start.Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
         self._extends = allowed.schema_changes
         try:
             self._delivery.know_parked()

@@ -101,13 +101,13 @@ def _check_single(ids: Iterable[str]) -> None:
 
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
-    """What the pipeline is made of; ConfigError if it never ran."""
+    """What the pipeline is made of; ConfigError if no run has begun it."""
     for entry in checkpoints.read().entries:
         if entry.kind == "pipeline":
             found = decode(entry.kind, entry.id, entry.text)
             assert isinstance(found, PipelineState)
             return found
-    raise ConfigError("this pipeline has never run: nothing is parked")
+    raise ConfigError("this pipeline has not begun to copy yet: nothing is parked")
 
 
 def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Checkpoints, pipeline: PipelineState) -> str:

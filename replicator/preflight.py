@@ -20,7 +20,7 @@ from replicator.item import Item
 from replicator.json_text import unreadable
 from replicator.outlook import outlook
 from replicator.preview import Refusals, forecast, preview
-from replicator.run import ends, introduce, target_tables
+from replicator.run import KEPT_EXPIRED, ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
 from replicator.start import check_source
 from replicator.stores import Cautious, Store
@@ -128,6 +128,8 @@ def _table_calls(
         key = {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
         request = {"RequestItems": {config.source.table: {"Keys": [key]}}}
         yield _permitted(wire, "BatchGetItem", request, arn)[1]
+    if config.ttl_deletes == "ignore":
+        yield Finding("ttl_deletes", "note", f"items that expire stay in the target, until {KEPT_EXPIRED}")
     if not config.backfill.enabled:
         yield Finding("source.backfill", "note", "off: only changes from now on will be copied")
         return

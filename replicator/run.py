@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from replicator.alarm import HookLimit
@@ -25,6 +25,7 @@ from replicator.driver import Copy, Driver, World, log_wait
 from replicator.errors import ConfigError, Fenced, ItemsParked, ReplicatorError
 from replicator.existing import found
 from replicator.pipeline import Pipeline
+from replicator.presence import check_known
 from replicator.progress import Progress
 from replicator.source import SourceTable, describe_table
 from replicator.start import Allowed
@@ -34,6 +35,8 @@ from replicator.transform import Hook, load
 from replicator.wire import Wire
 
 log = logging.getLogger("replicator")
+
+KEPT_EXPIRED = "a resync or --apply-schema-changes, which ask for --remove-expired, as a new scan does not find them"
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -48,9 +51,11 @@ def run(
     observe: Callable[[Progress], None],
     accept_identity_change: bool = False,
     apply_schema_changes: bool = False,
+    remove_expired: bool = False,
 ) -> None:
     """Copy until stopped (or caught up). ``resync``: begin a new epoch first. Raises ReplicatorErrors."""
-    allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes)
+    sweep = remove_expired or config.ttl_deletes == "apply"
+    allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes, sweep)
     hook = load(config.transform, config.base) if config.transform is not None else None
     wire = connect(config.source)
     world = World(stop, observe, hook_limit=HookLimit(config.hook_timeout))
@@ -58,19 +63,21 @@ def run(
         patiently = Patience(stop, log_wait, world.now, world.random)
         table = patiently(lambda: describe_table(wire, config.source.table))
         copy = assemble(config, wire, target, checkpoints, hook, table)
+        if resync:
+            patiently(lambda: _check_copied(config, target, checkpoints, copy.tables))
         patiently(lambda: admit(checkpoints, lambda ledger: found(ledger, table, target, copy.tables, hook), allowed))
         calm_down()
         driver = Driver(copy, _owner(), world)
         with _naming_the_owner(checkpoints):
-            driver.run(
-                until=until,
-                resync=resync,
-                accept_hook_change=accept_hook_change,
-                accept_identity_change=accept_identity_change,
-                apply_schema_changes=apply_schema_changes,
-            )
+            driver.run(until=until, allowed=allowed)
     if until is not None and not stop.is_set():
         _check_parked(driver.pipeline)
+
+
+def _check_copied(config: Config, target: Target, checkpoints: Checkpoints, tables: Sequence[Table]) -> None:
+    """ConfigError if there is nothing to make anew: neither checkpoints, nor tables whose checkpoints were lost."""
+    if not any(target.epoch([table]) for table in tables):
+        check_known(config.pipeline, checkpoints, checkpoints.read())
 
 
 @contextlib.contextmanager
@@ -108,6 +115,8 @@ def assemble(
     introduce(target, table, wire)
     if (promise := promise_of(target)) != "":
         log.warning("a weaker promise", extra={"promise": promise})
+    if config.ttl_deletes == "ignore":
+        log.warning("expired items are kept", extra={"until": KEPT_EXPIRED})
     if isinstance(checkpoints, Store):
         log.info("checkpoints", extra={"place": checkpoints.place})
     if isinstance(checkpoints, Cautious):

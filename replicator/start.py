@@ -80,6 +80,10 @@ class Allowed:
     hook_change: bool = False
     identity_change: bool = False
     schema_changes: bool = False
+    sweep: bool = True  # what a scan does not find may be removed, though it may be an item that expired and was kept
+
+
+RESUMING = Allowed()
 
 
 class Course(Enum):
@@ -94,6 +98,7 @@ def course(found: Found, allowed: Allowed) -> Course:
     if not (allowed.resync and allowed.identity_change):
         check_identity(found)
     if allowed.resync:
+        check_sweep(found, allowed)
         return Course.BEGIN
     if found.state is None and not found.highest:
         return Course.BEGIN
@@ -105,6 +110,7 @@ def course(found: Found, allowed: Allowed) -> Course:
         return Course.RESUME
     if found.additions is None or not allowed.schema_changes:
         raise _redefined(found, found.additions)
+    check_sweep(found, allowed)
     return Course.BEGIN
 
 
@@ -126,6 +132,16 @@ def check_identity(found: Found) -> None:
             f"target: this pipeline writes to {others[0]}, and the config leads to {others[1]}. Nothing was changed. "
             "Put the target back, or give the other copy a pipeline of its own. If this pipeline must write to the "
             f"other table from now on, and leave the first as it is: {ACCEPT_IDENTITY}"
+        )
+
+
+def check_sweep(found: Found, allowed: Allowed) -> None:
+    """ConfigError if a new epoch would remove expired items that the target keeps, and nobody said that it may."""
+    if not allowed.sweep and found.highest:
+        raise ConfigError(
+            "ttl_deletes: the target keeps items that expired in the source (ignore). A new scan of the source does "
+            "not find them, so they would be removed at its end, like everything that it does not find: nothing tells "
+            "them from items that were deleted. Nothing was changed. If they may be removed, add --remove-expired"
         )
 
 
@@ -157,8 +173,9 @@ def gap(found: Found) -> GapFound | None:
     if state is None:
         if found.highest:
             return GapFound(
-                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost or "
-                "that has another name (pipeline: in the config), or was filled from such a table"
+                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost, "
+                "or kept elsewhere (checkpoints: in the config), or that has another name (pipeline: in the config); "
+                "or it was filled from such a table"
             )
         return None
     for g in found.gaps.values():

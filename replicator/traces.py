@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, TracebackType
 
@@ -84,12 +84,18 @@ def _shown(error: BaseException, words: str) -> str:
     return f"Traceback (most recent call last):\n{stack}{escaped(last)}\n"
 
 
-def install(*, values: bool = False) -> None:
-    """Show uncaught errors in this way from now on, those of threads too. ``values``: with everything that they say."""
+def to_people(_error: BaseException, trace: str) -> None:
+    print(escaped_lines(trace), end="", file=sys.stderr, flush=True)
+
+
+def install(*, values: bool = False, tell: Callable[[BaseException, str], None] = to_people) -> None:
+    """Show uncaught errors in this way from now on, those of threads too. ``values``: with everything that they say.
+
+    ``tell`` shows an error and its traceback."""
 
     def show(_kind: object, error: BaseException, _at: object) -> None:
         shown = _LED_TO.join(_shown(e, _words(e) if values else _safe_words(e)) for e in _chain(error))
-        print(escaped_lines(shown), end="", file=sys.stderr, flush=True)
+        tell(error, shown)
 
     def show_of_thread(given: threading.ExceptHookArgs) -> None:
         if given.exc_value is not None and not isinstance(given.exc_value, SystemExit):

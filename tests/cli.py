@@ -31,6 +31,20 @@ from tests.servers_postgres import Database
 PATIENCE = 90.0
 
 
+def words(err: str) -> str:
+    """Standard error with the errors among it that are JSON, as nobody asked for text, in the words that they hold."""
+    return "".join(_words(line) for line in err.splitlines(keepends=True))
+
+
+def _words(line: str) -> str:
+    try:
+        event = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return line
+    parts = [*event["problems"], event.get("do", ""), event.get("traceback", "")]
+    return "\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
 @dataclass(frozen=True)
 class Shell:
     """Runs ``replicator`` with an environment of its own."""
@@ -48,10 +62,10 @@ class Shell:
         )
 
     def run(self, *arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error."""
+        """Exit code, standard output, the words of standard error."""
         with self.start(*arguments, cwd=cwd) as process:
             out, err = process.communicate(timeout=PATIENCE)
-        return process.returncode, out, err
+        return process.returncode, out, words(err)
 
 
 def ministack() -> Iterator[MiniStack]:
@@ -123,11 +137,11 @@ class World:
         (self.folder / "hooks.py").write_text(source)
 
     def call(self, *arguments: str) -> tuple[int, str, str]:
-        """A command in this process: exit code, standard output, standard error. Bugs come out as they are."""
+        """A command in this process: exit code, output, the words of standard error. Bugs come out as they are."""
         result = CliRunner().invoke(main, arguments, env=self.environ)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return result.exit_code, result.stdout, result.stderr
+        return result.exit_code, result.stdout, words(result.stderr)
 
     def lines(self, *arguments: str) -> list[Any]:
         """What a command prints with --json."""

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from replicator import __version__, errors
 from replicator.checkpoints import DamagedCheckpoint
 from replicator.cli import Commands, main
+from replicator.cli.output import errors_as_json, json_option
 
 
 def invoked(*arguments: str) -> tuple[int, str, str]:
@@ -28,7 +29,8 @@ def raising(error: BaseException) -> Commands:
     group = Commands("replicator")
 
     @group.command
-    def fail() -> None:
+    @json_option
+    def fail(as_json: bool) -> None:
         raise error
 
     return group
@@ -47,7 +49,7 @@ def raising(error: BaseException) -> Commands:
     ],
 )
 def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorError, code: int) -> None:
-    result = CliRunner().invoke(raising(error), ["fail"])
+    result = CliRunner().invoke(raising(error), ["fail", "--human"])
 
     assert result.exit_code == code
     assert result.stdout == ""
@@ -56,25 +58,81 @@ def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorEr
 
 
 def test_several_mistakes_are_listed() -> None:
-    result = CliRunner().invoke(raising(errors.ConfigError("first", "second")), ["fail"])
+    result = CliRunner().invoke(raising(errors.ConfigError("first", "second")), ["fail", "--human"])
 
     assert result.stderr.splitlines() == ["error: 2 problems", "  first", "  second"]
 
 
 def test_one_mistake_of_several_lines_is_one() -> None:
-    result = CliRunner().invoke(raising(errors.ConfigError("make the table:\naws dynamodb create-table")), ["fail"])
+    result = CliRunner().invoke(
+        raising(errors.ConfigError("make the table:\naws dynamodb create-table")), ["fail", "--human"]
+    )
 
     assert result.stderr.splitlines() == ["error: make the table:", "    aws dynamodb create-table"]
 
 
-def test_an_error_is_json_where_json_was_asked_for() -> None:
-    code, out, err = invoked("status", "none.yaml", "--json")
+@pytest.mark.parametrize("chosen", [[], ["--json"], ["--human", "--json"]])
+def test_an_error_is_json_where_json_was_asked_for_or_where_no_terminal_shows_it(chosen: list[str]) -> None:
+    code, out, err = invoked("status", "none.yaml", *chosen)
     event = orjson.loads(err)
 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert {"time", "level", "event", "error", "exit_code", "problems"} == set(event)
     assert (event["level"], event["error"], event["exit_code"]) == ("error", "ConfigError", 2)
     assert event["problems"] == ["there is no config file none.yaml"]
+
+
+def test_a_gap_as_json_says_what_to_do() -> None:
+    result = CliRunner().invoke(raising(errors.GapFound("trimmed")), ["fail", "--json"])
+
+    assert "replicator resync CONFIG" in orjson.loads(result.stderr)["do"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["rnu"], ["run"], ["run", "x", "--until", "never"], ["parked", "retry"], ["status", "x", "--jsn"], ["--x"]],
+)
+def test_a_mistake_in_a_command_is_json_by_the_same_rule(wrong: list[str]) -> None:
+    for arguments in (wrong, [*wrong, "--json"]):
+        code, out, err = invoked(*arguments)
+        event = orjson.loads(err)
+        assert (code, out, event["error"], event["exit_code"]) == (2, "", "UsageError", 2)
+        assert event["problems"][0]
+    code, _, err = invoked(*wrong, "--human")
+    assert (code, "Error: " in err, "Usage: " in err) == (2, True, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out", "err", "as_json"),
+    [
+        ("status x", False, False, True),
+        ("status x", True, False, False),
+        ("status x", False, True, False),
+        ("status x --human", False, False, False),
+        ("status x --json", True, True, True),
+        ("status x --json --human", False, False, False),
+        ("parked drop x -- --json", True, True, False),
+    ],
+)
+def test_one_rule_says_which_form_an_error_has(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, out: bool, err: bool, as_json: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: out)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: err)
+    assert errors_as_json(arguments.split()) is as_json
+
+
+def test_no_command_is_help_and_no_error() -> None:
+    code, _, err = invoked()
+
+    assert code == 2
+    assert err.startswith("Usage: ")
+
+
+def test_ctrl_c_in_a_command_that_does_not_wait_for_it_is_what_shells_say_of_it() -> None:
+    result = CliRunner().invoke(raising(KeyboardInterrupt()), ["fail"])
+
+    assert (result.exit_code, result.output) == (130, "")
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly() -> None:
@@ -87,13 +145,13 @@ def test_a_reader_that_goes_away_ends_a_command_quietly() -> None:
 
 
 def test_a_gap_says_how_to_repair_the_copy() -> None:
-    result = CliRunner().invoke(raising(errors.GapFound("trimmed")), ["fail"])
+    result = CliRunner().invoke(raising(errors.GapFound("trimmed")), ["fail", "--human"])
 
     assert "replicator resync CONFIG" in result.stderr
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    result = CliRunner().invoke(raising(ZeroDivisionError("oops")), ["fail"])
+    result = CliRunner().invoke(raising(ZeroDivisionError("oops")), ["fail", "--human"])
 
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
@@ -101,10 +159,19 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 def test_a_bug_ends_the_process_with_its_traceback_and_exit_code_1() -> None:
     code = "import replicator.cli as c; c.main.commands['version'].callback = lambda: 1 / 0; c.main(['version'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
+    def ended(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code_of_people, shown = ended("--human")
+    code_of_programs, line = ended()
+    event = orjson.loads(line)
+    assert code_of_people == code_of_programs == event["exit_code"] == 1
+    assert "ZeroDivisionError" in shown
+    assert shown.startswith("Traceback")
+    assert (event["event"], event["error"]) == ("failed", "ZeroDivisionError")
+    assert event["traceback"].startswith("Traceback")
 
 
 @pytest.mark.parametrize("wrong", [["rnu"], ["run"], ["run", "x", "--until", "never"], ["parked", "retry"]])
@@ -114,7 +181,7 @@ def test_a_wrong_command_is_exit_code_2(wrong: list[str]) -> None:
 
 def test_a_missing_config_is_exit_code_2() -> None:
     for command in (["run"], ["status"], ["check"], ["preview"], ["resync"], ["parked", "list"]):
-        code, _, err = invoked(*command, "none.yaml")
+        code, _, err = invoked(*command, "none.yaml", "--human")
         assert (code, err) == (2, "error: there is no config file none.yaml\n")
 
 
@@ -199,4 +266,4 @@ def test_a_demo_without_what_it_needs_says_what_to_install(monkeypatch: pytest.M
     code, _, err = invoked("demo")
 
     assert code == 2
-    assert "error: the demo needs psycopg, which is not installed: pip install 'replicator[demo]'" in err
+    assert "the demo needs psycopg, which is not installed: pip install 'replicator[demo]'" in err

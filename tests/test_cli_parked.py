@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 
-import click
 import pytest
 
 from replicator.checkpoints import Owner, Parked, Save, encode
 from replicator.config import load
 from replicator.parking import CHANGED, ParkedItem
+from replicator.run import ends
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.cli import World
 
@@ -168,13 +168,14 @@ def test_an_item_that_is_not_parked_or_none_at_all_is_said(parked: World, comman
     assert "or give --all" in err
 
 
-def test_a_pipeline_that_never_ran_has_nothing_parked(world: World) -> None:
-    world.db.create_table("orders")
+def test_a_run_that_never_began_has_nothing_parked(world: World) -> None:
+    with ends(load(world.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
 
     assert world.lines("parked", "list", world.config) == []
     code, _, err = world.call("parked", "retry", world.config, "--all")
     assert code == 2
-    assert "has never run" in err
+    assert "has not begun to copy yet: nothing is parked" in err
 
 
 def test_all_parked_changes_of_an_item_are_retried_together(world: World) -> None:
@@ -253,14 +254,9 @@ def test_what_is_discarded_is_asked_for_first(parked: World) -> None:
 def test_on_a_terminal_the_answer_decides(
     parked: World, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
 ) -> None:
-    monkeypatch.setattr(command_line, "_ask", lambda count: _answered(answer))
-    parked.call("parked", "drop", parked.config, "--all")
+    monkeypatch.setattr(command_line, "_confirmed", lambda count: answer == "y\n")
+    assert parked.call("parked", "drop", parked.config, "--all")[0] == 0
     assert len(parked.lines("parked", "list", parked.config)) == left
-
-
-def _answered(answer: str) -> None:
-    if answer == "n\n":
-        raise click.Abort
 
 
 def test_an_item_that_a_run_changes_at_the_same_time_is_tried_again() -> None:

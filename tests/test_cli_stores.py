@@ -116,6 +116,41 @@ def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
     assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"]
 
 
+NEED_A_PIPELINE = {
+    "status": ("status",),
+    "parked list": ("parked", "list"),
+    "parked show": ("parked", "show", "--all"),
+    "parked retry": ("parked", "retry", "--all"),
+    "parked drop": ("parked", "drop", "--all", "--yes"),
+    "resync": ("resync", "--until", "caught-up"),
+}
+
+
+@pytest.mark.parametrize("command", NEED_A_PIPELINE)
+def test_a_pipeline_that_never_ran_is_said_to_be_absent_and_nothing_is_stored(
+    mirror: World, kept: str, command: str
+) -> None:
+    with ends(config.load(mirror.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+    mirror.change("pipeline: orders", "pipeline: ordres")
+    name, *rest = NEED_A_PIPELINE[command]
+    words = [name, rest.pop(0)] if name == "parked" else [name]
+    code, out, err = mirror.shell.run(*words, mirror.config, *rest, "--human")
+
+    assert code == 2, out + err
+    if "kept.db" in kept:
+        assert "kept.db belongs to pipeline 'orders', and this one is 'ordres'" in err
+        return
+    assert f"pipeline: there is no pipeline ordres in {kept.replace('orders.checkpoints', 'ordres.checkpoints')}" in err
+    assert ("; there are: orders. If the name is a typo, correct it in the config; " in err) is ("DynamoDB" not in kept)
+    assert "its first copy is made by: replicator run CONFIG" in err
+    assert not list(mirror.folder.glob("ordres*"))
+    with ends(config.load(mirror.config)) as (_, checkpoints):
+        assert not checkpoints.read().entries
+    assert mirror.call("check", mirror.config)[0] == 0  # a new pipeline is no mistake
+    assert mirror.shell.run("run", mirror.config, "--until", "caught-up")[0] == 0
+
+
 def test_what_a_run_parks_again_meanwhile_is_neither_retried_nor_dropped(mirror: World) -> None:
     from replicator import parking
 

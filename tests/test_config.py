@@ -68,14 +68,14 @@ def test_a_loaded_config_cannot_be_changed(write: Write) -> None:
 def test_everything_can_be_set(write: Write) -> None:
     more = (
         "transform: shop.hooks:order\nbackfill: {enabled: false, segments: 1000000, read_units: 250.5}\n"
-        "on_gap: resync\nttl_deletes: ignore\nparked_limit: 0\n"
+        "on_gap: stop\nttl_deletes: ignore\nparked_limit: 0\n"
     )
     text = RIGHT.replace("url: postgresql://me@127.0.0.1:5432/shop\n  table: orders", _TYPED) + more
     loaded = config.load(write(text), {})
 
     assert loaded.transform == "shop.hooks:order"
     assert (loaded.backfill.enabled, loaded.backfill.segments, loaded.backfill.read_units) == (False, 1_000_000, 250.5)
-    assert (loaded.on_gap, loaded.ttl_deletes, loaded.parked_limit) == ("resync", "ignore", 0)
+    assert (loaded.on_gap, loaded.ttl_deletes, loaded.parked_limit) == ("stop", "ignore", 0)
     assert set(loaded.target.tables) == {"orders", "lines"}
     assert loaded.target.tables["orders"]["columns"]["total"] == "numeric"
 
@@ -137,6 +137,11 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         (("source:", "backfill: 8\nsource:"), "backfill: is to be a mapping"),
         (("source:", "on_gap: stopp\nsource:"), "on_gap: is to be one of stop, resync; did you mean stop?"),
         (("source:", "ttl_deletes: no\nsource:"), "ttl_deletes: is to be one of apply, ignore"),
+        (
+            ("source:", "on_gap: resync\nttl_deletes: ignore\nsource:"),
+            "ttl_deletes: ignore keeps what expired until a resync, which removes it, so on_gap: resync would remove "
+            "it without asking",
+        ),
         (("source:", "parked_limit: -1\nsource:"), "parked_limit: is to be at least 0"),
         (("source:", "transform: hooks\nsource:"), "transform: is to be of the form hooks.py:function"),
         (("source:", "on: 1\nsource:"), "a name in line 2 is not text to YAML; put it in quotes"),

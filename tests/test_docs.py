@@ -97,7 +97,7 @@ def orders(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.mark.parametrize("arguments", REPLICATOR, ids=" ".join)
 def test_every_command_does_what_is_said(orders: World, arguments: list[str]) -> None:
-    if arguments[0] == "parked":
+    if arguments[0] in ("parked", "status", "resync"):
         orders.catch_up()
     if arguments[0] in ("run", "resync") and "--until" not in arguments:
         assert stopped_once_live(orders, arguments) == 0

@@ -143,7 +143,7 @@ def run(wire: Weighing, target: Overlaps, stop: threading.Event, **more: Any) ->
     )
     copy = Copy(config, wire, target, target.checkpoints, None, table, (Table("orders", table.keys),))
     world = World(stop, lambda _: None, **more)
-    Driver(copy, Owner("run", "here", 1, 0.0), world).run(until=None, resync=False, accept_hook_change=False)
+    Driver(copy, Owner("run", "here", 1, 0.0), world).run(until=None)
 
 
 @pytest.mark.usefixtures("small")

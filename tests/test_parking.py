@@ -204,7 +204,7 @@ def test_one_item_is_found_by_its_key_and_not_by_the_beginning_of_it(target: Mem
 
 
 def test_a_pipeline_without_state_never_ran(target: MemoryTarget) -> None:
-    with pytest.raises(ConfigError, match="has never run"):
+    with pytest.raises(ConfigError, match="has not begun to copy"):
         pipeline_of(target.checkpoints)
     target.checkpoints.save([Save("pipeline", "", 0, encode(STATE))])
     assert pipeline_of(target.checkpoints) == STATE

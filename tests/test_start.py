@@ -310,3 +310,16 @@ def test_an_epoch_that_begins_is_defined_as_before_until_the_tables_are_open() -
     assert begun.bound.parts == begun.parts
     first = found(state=None, definition=UNKNOWN)
     assert first.as_defined == replace(DEFINITION, parts={})
+
+
+def test_a_new_epoch_over_what_is_there_may_have_to_ask_before_it_sweeps() -> None:
+    kept = start.Allowed(resync=True, sweep=False)
+    with pytest.raises(ConfigError, match="--remove-expired"):
+        course(kept)
+    with pytest.raises(ConfigError, match="--remove-expired"):
+        course(kept, state=None)  # checkpoints that were lost
+    added = {"copy": {**PARTS["copy"], "columns.city": "text from city"}}
+    with pytest.raises(ConfigError, match="--remove-expired"):
+        course(start.Allowed(schema_changes=True, sweep=False), parts=added, additions=["ALTER TABLE"])
+    assert course(kept, state=None, epochs={"copy": None}) is start.Course.BEGIN  # there is nothing to remove
+    assert course(start.Allowed(sweep=False)) is start.Course.RESUME

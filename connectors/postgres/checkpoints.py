@@ -49,6 +49,7 @@ ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value 
 _ENTRIES = """
 SELECT kind, id, revision, CASE kind WHEN 'parked' THEN '' ELSE value::text END
 FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
+_PIPELINES = "SELECT DISTINCT pipeline FROM replicator.checkpoints ORDER BY pipeline"
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
 _PARKED = """
 SELECT id, value::text FROM replicator.checkpoints
@@ -91,6 +92,11 @@ class PostgresCheckpoints:
     def read(self) -> Claimed:
         with self._session.connection() as connection, connection.transaction():
             return self._read(connection) if exists(connection) else Claimed(0)
+
+    def pipelines(self) -> Sequence[str]:
+        with self._session.connection() as connection:
+            rows = connection.execute(_PIPELINES).fetchall() if exists(connection) else []
+        return [name for (name,) in rows]
 
     def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
         with self._session.connection() as connection:

@@ -5,25 +5,58 @@ Nothing heavy (boto3, psycopg, pydantic) is imported before a command runs, so t
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import click
 
 from replicator import __version__
 from replicator.cli.check import check
 from replicator.cli.demo import demo
-from replicator.cli.output import JSON_ASKED, hang_up, report
+from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_up, report
 from replicator.cli.parked import parked
 from replicator.cli.preview import preview
 from replicator.cli.run import resync, run
 from replicator.cli.schema import schema
 from replicator.cli.status import status
 from replicator.cli.version import version
-from replicator.errors import ReplicatorError
+from replicator.errors import ConfigError, ReplicatorError
 from replicator.escape import escaped
 
+INTERRUPTED = 130  # what shells say of Ctrl-C
 SHOW_VALUES = "--show-values"  # before the command
+
+
+class WrongUsage(click.ClickException):
+    """A command that is none, as JSON."""
+
+    exit_code = ConfigError.exit_code
+
+    def __init__(self, error: click.ClickException) -> None:
+        super().__init__(error.format_message())
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        failed("UsageError", self.exit_code, [self.message])
+
+
+@contextlib.contextmanager
+def _usage(as_json: bool) -> Iterator[None]:
+    """What click has against the arguments, in the form that errors have; help is no error."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.ClickException as e:
+        if as_json:
+            raise WrongUsage(e) from e
+        e.message = escaped(e.message)  # type: ignore[misc]  # it quotes what was typed
+        raise
+
+
+def _tell_bug(error: BaseException, trace: str) -> None:
+    failed(type(error).__name__, 1, ["a bug; its traceback is in this event"], traceback=trace)
 
 
 class Commands(click.Group):
@@ -33,21 +66,32 @@ class Commands(click.Group):
         """As a program of its own."""
         from replicator import traces
 
-        traces.install(values=SHOW_VALUES in sys.argv[1:2])
+        tell = _tell_bug if errors_as_json(sys.argv[1:]) else traces.to_people
+        traces.install(values=SHOW_VALUES in sys.argv[1:2], tell=tell)
         return super().__call__(*given, **named)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        as_json = errors_as_json(args)
+        with _usage(as_json):
+            ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta[ERRORS_AS_JSON] = as_json
+        return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         from replicator import log
 
         log.hush()
+        as_json = ctx.meta[ERRORS_AS_JSON]
         try:
-            return super().invoke(ctx)
+            with _usage(as_json):
+                return super().invoke(ctx)
         except ReplicatorError as e:
-            report(e, as_json=ctx.meta.get(JSON_ASKED, False))
+            report(e, as_json=as_json)
             ctx.exit(e.exit_code)
-        except click.ClickException as e:
-            e.message = escaped(e.message)  # type: ignore[misc]  # it quotes what was typed
-            raise
+        except (KeyboardInterrupt, click.Abort):
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             hang_up()
             ctx.exit(0)

@@ -147,8 +147,8 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
     kept = 0
     with _opened(config) as (_, _, checkpoints):
         chosen = _chosen(checkpoints, items, every=every)
-        if chosen and not yes:
-            _ask(len(chosen))
+        if chosen and not yes and not _confirmed(len(chosen)):
+            return
         for item in chosen:
             reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
             kept += bool(reason)
@@ -156,10 +156,10 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
     ctx.exit(2 if kept else 0)
 
 
-def _ask(count: int) -> None:
+def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError(f"this discards the parked changes of {count} item(s) for good; if you want that, add --yes")
-    click.confirm(f"Discard the parked changes of {count} item(s) for good?", abort=True, err=True)
+    return click.confirm(f"Discard the parked changes of {count} item(s) for good?", err=True)
 
 
 def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[ParkedItem], str]) -> str:
@@ -179,11 +179,14 @@ def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[Park
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
+    """The config, and both ends of a pipeline that is there."""
     from replicator import config as configs
+    from replicator.presence import check_known
     from replicator.run import ends
 
     loaded = configs.load(path)
     with ends(loaded) as (target, checkpoints):
+        check_known(loaded.pipeline, checkpoints, checkpoints.read())
         yield loaded, target, checkpoints
 
 

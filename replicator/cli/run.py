@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 GRACE = 8.0  # seconds after SIGTERM that a batch under way has
 
-Until = Literal["caught-up"] | None
-
 _until = click.option(
     "--until",
     type=click.Choice(["caught-up"]),
@@ -37,6 +35,13 @@ _schema_changes = click.option(
 )
 
 
+_remove_expired = click.option(
+    "--remove-expired",
+    is_flag=True,
+    help="With ttl_deletes: ignore: a new scan of the source may remove the expired items that the target keeps.",
+)
+
+
 @click.command
 @config_argument
 @_until
@@ -44,21 +49,15 @@ _schema_changes = click.option(
     "--accept-hook-change", is_flag=True, help="Go on with a hook that changed; old documents stay as they are."
 )
 @_schema_changes
+@_remove_expired
 @json_option
-def run(config: str, until: Until, accept_hook_change: bool, apply_schema_changes: bool, as_json: bool) -> None:
+def run(config: str, as_json: bool, **how: Any) -> None:
     """Copy the table and follow its changes, until stopped.
 
     Goes on where the last run was. Ctrl-C or SIGTERM finishes what is under way and ends within seconds; a second one
     ends at once, and loses nothing either. A second run of the same pipeline takes over, and the first one stops.
     """
-    _move(
-        config,
-        as_json,
-        until=until,
-        resync=False,
-        accept_hook_change=accept_hook_change,
-        apply_schema_changes=apply_schema_changes,
-    )
+    _move(config, as_json, resync=False, **how)
 
 
 @click.command
@@ -70,23 +69,18 @@ def run(config: str, until: Until, accept_hook_change: bool, apply_schema_change
     help="The config names another source or target table on purpose: make the target a copy of that source.",
 )
 @_schema_changes
+@_remove_expired
 @json_option
-def resync(config: str, until: Until, accept_identity_change: bool, apply_schema_changes: bool, as_json: bool) -> None:
+def resync(config: str, as_json: bool, **how: Any) -> None:
     """Scan the table anew, repair the copy, then follow changes as run does.
 
     For after a gap, a changed hook, or a restored target. Documents that the scan does not confirm are removed at its
     end; until then everything that was there stays readable. A config that names another source table, or other tables
-    of the target, than the pipeline has copied so far is refused, unless --accept-identity-change says it is meant.
+    of the target, than the pipeline has copied so far is refused, unless --accept-identity-change says it is meant; so
+    is a pipeline that never ran. Where ttl_deletes: ignore keeps expired items, the new scan does not confirm them:
+    --remove-expired says that they may go.
     """
-    _move(
-        config,
-        as_json,
-        until=until,
-        resync=True,
-        accept_hook_change=True,
-        accept_identity_change=accept_identity_change,
-        apply_schema_changes=apply_schema_changes,
-    )
+    _move(config, as_json, resync=True, accept_hook_change=True, **how)
 
 
 def _move(path: str, as_json: bool, **how: Any) -> None:

@@ -30,12 +30,14 @@ def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> Non
     from replicator import config as configs
     from replicator.cli.show import as_table
     from replicator.escape import escaped
+    from replicator.presence import check_known
     from replicator.progress import as_values, progress
     from replicator.run import ends, promise_of
 
     loaded = configs.load(config)
     with ends(loaded) as (target, checkpoints):
         claimed, promise = checkpoints.read(), promise_of(target)
+        check_known(loaded.pipeline, checkpoints, claimed)
     found = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
         put({"pipeline": loaded.pipeline, **as_values(found), "promise": promise or None})

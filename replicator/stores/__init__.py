@@ -35,6 +35,14 @@ class Store(Checkpoints, Protocol):
 
 
 @runtime_checkable
+class Listed(Protocol):
+    """A store that can name the pipelines in its place, at little cost and without further permissions."""
+
+    def pipelines(self) -> Sequence[str]:
+        """Their names, in order."""
+
+
+@runtime_checkable
 class Cautious(Protocol):
     """A store that sees who else may reach it."""
 

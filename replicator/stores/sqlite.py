@@ -37,6 +37,7 @@ class SqliteCheckpoints:
     Options = SqliteOptions
 
     def __init__(self, options: SqliteOptions, pipeline: str, base: Path) -> None:
+        self._named = options.path is not None
         self._path = base / (options.path or f"{pipeline}.checkpoints")
         self._pipeline = pipeline
         self._lock = Lock(self._path)
@@ -65,6 +66,10 @@ class SqliteCheckpoints:
         if folder.is_dir() and open_to_writers(folder):
             found.append(f"checkpoints.path: other users may replace files in the folder {folder}; chmod go-w {folder}")
         return found
+
+    def pipelines(self) -> Sequence[str]:
+        """The pipelines whose files are where those lie that the config gives no name."""
+        return [] if self._named else sorted(path.stem for path in self._path.parent.glob("*.checkpoints"))
 
     def plan(self) -> Sequence[str]:
         return [] if self._path.exists() else [f"make the file {self._path}"]

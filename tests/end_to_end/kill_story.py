@@ -17,6 +17,7 @@ from replicator.config import load
 from replicator.delivery import CONFIRMED
 from replicator.run import ends
 from replicator.testing.dynamodb_local import DynamoDBLocal
+from tests.cli import words
 from tests.end_to_end import kills
 from tests.end_to_end.kills import PAGE, TRUSTED
 from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run, eventually
@@ -98,7 +99,7 @@ class Forked(Run):
 
     def ended(self) -> Ended:
         code = self.forked.exitcode
-        return Ended(-1000 if code is None else code, self._log.read_text(), self._errors.read_text())
+        return Ended(-1000 if code is None else code, self._log.read_text(), words(self._errors.read_text()))
 
     def send(self, number: signal.Signals) -> None:
         assert self.forked.pid is not None

@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import yaml
 
+from tests.cli import words
 from tests.security.canary import SECRET, look_at_command
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Run:
 
     def ended(self) -> Ended:
         code = self.process.poll()
-        return Ended(-1000 if code is None else code, self._log.read_text(), self._errors.read_text())
+        return Ended(-1000 if code is None else code, self._log.read_text(), words(self._errors.read_text()))
 
     def stop(self, within: float = 10.0) -> Ended:
         """As a service manager asks for it."""

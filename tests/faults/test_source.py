@@ -13,7 +13,7 @@ from replicator.errors import TransientError
 from replicator.scan import LONGEST_BACKOFF
 from replicator.testing.dynamodb import Misreport, children_first, duplicated, reopened, unordered
 from replicator.testing.memory import MemoryTarget
-from tests.faults.world import TABLE, World
+from tests.faults.world import HOUR, TABLE, World
 
 EVERY_CALL = ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords", "Scan")
 
@@ -315,3 +315,38 @@ def test_an_ignored_expiry_removes_nothing_where_the_stream_shows_keys_only(faul
     assert faults.documents == {"k1": {"id": "k1", "n": "1"}, "k3": {"id": "k3", "n": "2"}}
     total = faults.counts
     assert total.read == total.applied + total.stale + total.dropped
+
+
+def test_a_new_scan_removes_expired_items_that_the_target_keeps_only_if_it_is_told_that_it_may(faults: World) -> None:
+    """An archive: what expires in the source stays in the target, and a scan of the source does not find it."""
+    faults.db.create_table(TABLE)
+    faults.put("k1", "k2", n=1)
+    faults.configure(ttl_deletes="ignore")
+    assert faults.run().event("expired items are kept")["until"].startswith("a resync or --apply-schema-changes, ")
+    faults.db.expire(TABLE, {"id": "k1"})
+    assert faults.run().code == 0
+    faults.clock.move(faults.clock() + 2 * HOUR)  # the stream is read from ten minutes before a new scan
+    kept, epoch = dict(faults.documents), faults.states("pipeline")[""].epoch
+    assert kept.keys() == {"k1", "k2"}
+
+    ended = faults.run(name="resync")
+    assert ended.code == 2
+    assert "so they would be removed at its end" in ended.err
+    assert ended.err.endswith("Nothing was changed. If they may be removed, add --remove-expired\n")
+    assert (dict(faults.documents), faults.states("pipeline")[""].epoch) == (kept, epoch)
+    assert faults.run().code == 0
+
+    assert faults.run("--remove-expired", name="resync", seconds=60).code == 0
+    assert faults.documents.keys() == {"k2"}
+
+
+def test_a_gap_of_a_copy_that_keeps_expired_items_waits_for_a_person(faults: World) -> None:
+    faults.fill(2)
+    faults.configure(ttl_deletes="ignore")
+    assert faults.run().code == 0
+    faults.db.disable_stream(TABLE)
+    faults.db.enable_stream(TABLE)
+    assert faults.run().code == 3
+    assert faults.run(name="resync").code == 2
+    assert faults.run().code == 3  # it is a gap still
+    assert faults.run("--remove-expired", name="resync").code == 0

@@ -32,6 +32,7 @@ from replicator.steps import Stepped
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.wire import Wire
+from tests.cli import words
 from tests.virtual_steps import VirtualSteps
 
 TABLE = "orders"
@@ -195,7 +196,7 @@ class World:
         done = CliRunner().invoke(main, [name, str(self.folder / "orders.yaml"), *until, *arguments])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
-        return Ended(done.exit_code, done.stderr, [orjson.loads(line) for line in done.stdout.splitlines()])
+        return Ended(done.exit_code, words(done.stderr), [orjson.loads(line) for line in done.stdout.splitlines()])
 
     def printed(self, name: str, *arguments: str) -> tuple[str, str]:
         """What a command that goes well writes: standard output, standard error."""

@@ -142,19 +142,20 @@ def test_an_uncaught_error_lets_no_text_act(values: bool) -> None:
 def test_a_mistyped_command_is_shown_harmlessly() -> None:
     """What is typed may come from a list that another program made."""
     words = HOSTILE.replace("\udc80", "")
-    command = [sys.executable, "-m", "replicator", "status", "no.yaml", words]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert found.returncode == 2
-    harmless(found.stderr)
+    for form in ("--human", "--json"):
+        command = [sys.executable, "-m", "replicator", "status", "no.yaml", form, words]
+        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert found.returncode == 2
+        harmless(found.stderr)
 
 
 # There is no other exit
 
 WRITERS = {
-    "replicator/cli/output.py": {"_out", "report"},
+    "replicator/cli/output.py": {"_out", "failed", "report"},
     "replicator/cli/live.py": {"emit"},
     "replicator/cli/status.py": {"status"},
-    "replicator/traces.py": {"show"},
+    "replicator/traces.py": {"to_people"},
     "replicator/testing/demo.py": {"tell"},
     "replicator/testing/http.py": {"main"},  # for tests: its own address
 }

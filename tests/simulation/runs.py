@@ -147,7 +147,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     try:
         driver = driver_in(universe, admitted(universe, resync=resync))
         limit_turns(driver, turns)
-        driver.run(until=until, resync=resync, accept_hook_change=universe.fixed)
+        driver.run(until=until, allowed=Allowed(resync, universe.fixed))
         universe.caught_up = True
         universe.records.told_live(began)
     except Fenced:
@@ -174,7 +174,7 @@ def _refusal(universe: Universe, slip: Slip) -> str:
     try:
         driver = driver_in(universe, admitted(universe, slip))
         limit_turns(driver, 30)
-        driver.run(until="caught-up", resync=False, accept_hook_change=universe.fixed)
+        driver.run(until="caught-up", allowed=Allowed(hook_change=universe.fixed))
     except ConfigError as e:
         return str(e)
     except GapFound as e:
@@ -218,7 +218,7 @@ def _outlive_doubt(universe: Universe) -> None:
 
     limit_turns(driver, 1000, passes)
     with suppress(Killed):
-        driver.run(until=None, resync=False, accept_hook_change=universe.fixed)
+        driver.run(until=None, allowed=Allowed(hook_change=universe.fixed))
     assert not universe.late
 
 
