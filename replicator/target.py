@@ -97,6 +97,10 @@ class Lingering(Protocol):
     A batch that takes long is not sent to its end: after ``TRUSTED`` seconds (``is_late``) nothing more of it is begun,
     and ``write`` (``collect``) raises Unfinished when what was begun is answered. The same batch follows. So a run that
     was replaced in the middle of it stops soon, and not when the next one has purged its tombstones.
+
+    A ``purge`` removes only tombstones that an earlier call of it found, each as long as it is that one. Before each
+    call the run asks who owns the pipeline. So it never removes one that a later run keeps in case a request of its own
+    is still carried out, even if this run was stopped for hours in the middle of a call.
     """
 
     @property

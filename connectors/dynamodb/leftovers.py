@@ -42,6 +42,7 @@ class Leftovers:
         self._writing = writing
         self._now = now
         self._reached: dict[Place, Mapping[str, Any] | None] = {}
+        self._found: dict[Place, Found] = {}  # what the next piece removes
         self._doubts: Mapping[str, int] = {}
 
     def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
@@ -51,7 +52,7 @@ class Leftovers:
 
     def purge(self, layout: Layout, below: int) -> int:
         pages = partial(_scanned, self._wire, layout, below, "attribute_exists(#d) AND #v < :b")
-        return self.piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
+        return self.next_piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
 
     def piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
         """Scan until something is to be done, and do it; what is not done for sure is scanned again.
@@ -59,11 +60,8 @@ class Leftovers:
         A long search that finds nothing counts as something done: what the stream brings must not wait for its end.
         What a pass is behind of may have changed where a doubt began since that concerns it: then it starts over.
         """
-        doubts = self._writing.doubts
-        self._reached = {p: at for p, at in self._reached.items() if doubts[p[0]] == self._doubts[p[0]]}
-        self._doubts = doubts
-        if place in self._reached and self._reached[place] is None:
-            del self._reached[place]
+        self._start_over()
+        if self._is_through(place):
             return 0
         until = self._now() + _LONGEST
         for found in pages(after=self._reached.get(place)):
@@ -76,6 +74,48 @@ class Leftovers:
                 return max(done, 1)
         del self._reached[place]
         return 0
+
+    def next_piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
+        """Do what the last call found, and find what the next one is to do.
+
+        Between the two the run asks whether another one took over. So what that one leaves is never among it, however
+        long this run is stopped in between.
+        """
+        self._start_over()
+        if (found := self._found.get(place)) is not None:
+            try:
+                self._writing.all_done(requests(found.items))
+            except Unfinished:
+                return 1
+            del self._found[place]
+            self._reached[place] = found.after
+        if self._is_through(place):
+            return 0
+        until = self._now() + _LONGEST
+        for found in pages(after=self._reached.get(place)):
+            if found.items:
+                self._found[place] = found
+                return len(found.items)
+            self._reached[place] = found.after
+            if self._now() > until:
+                return 1
+        del self._reached[place]
+        return 0
+
+    def _start_over(self) -> None:
+        """Forget how far the passes are that a new doubt concerns."""
+        doubts = self._writing.doubts
+        of_now = {what for what in doubts if doubts[what] == self._doubts.get(what)}
+        self._reached = {place: at for place, at in self._reached.items() if place[0] in of_now}
+        self._found = {place: found for place, found in self._found.items() if place[0] in of_now}
+        self._doubts = doubts
+
+    def _is_through(self, place: Place) -> bool:
+        """Whether a pass has reached the table's end; the next one begins anew."""
+        through = place in self._reached and self._reached[place] is None
+        if through:
+            del self._reached[place]
+        return through
 
 
 class Pages(Protocol):

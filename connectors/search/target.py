@@ -42,6 +42,7 @@ class SearchTarget:
         self._writing = Writing(self._bulk, self._doubt, self._conflicts)
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[tuple[str, int]]] = {}  # what the last piece removed, by index
+        self._found: dict[tuple[str, int], leftovers.Piece] = {}  # what the next piece of a purge removes
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
 
@@ -136,12 +137,22 @@ class SearchTarget:
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        return self._removed("swept", layout, leftovers.swept(self._connection, layout, below, spare))
+        found = leftovers.swept(self._connection, layout, below, spare)
+        self._check_gone("swept", layout, found)
+        return self._removed("swept", layout, found)
 
     def purge(self, table: Table, below: int) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        return self._removed("purged", layout, leftovers.forgotten(self._connection, layout, below))
+        place = layout.index, below
+        if (doomed := self._found.get(place)) is not None:
+            self._removed("purged", layout, doomed)
+            del self._found[place]
+        found = leftovers.forgotten(self._connection, layout, below)
+        self._check_gone("purged", layout, found)
+        if found.lines:
+            self._found[place] = found
+        return len(found.lines)
 
     def close(self) -> None:
         self._writing.drop()
@@ -165,14 +176,16 @@ class SearchTarget:
         catalog.note(self._connection, layout, found.index, catalog.notes(layout, self._pipeline, epoch))
         return found.index.uuid
 
-    def _removed(self, how: str, layout: Layout, piece: leftovers.Piece) -> int:
-        """How many were removed. TransientError where a search still shows what was removed before."""
+    def _check_gone(self, how: str, layout: Layout, piece: leftovers.Piece) -> None:
+        """TransientError where a search still shows what was removed before."""
         again = piece.documents & self._gone.get((how, layout.index), frozenset())
         if again:
             raise TransientError(
                 f"{self.server}: a search in {layout.index} still shows {len(again)} documents that were {how}; "
                 "looking again (does a copy of a shard lag behind?)"
             )
+
+    def _removed(self, how: str, layout: Layout, piece: leftovers.Piece) -> int:
         count = self._stored(layout, piece.lines)
         self._gone[how, layout.index] = piece.documents
         return count

@@ -177,7 +177,7 @@ class MemoryRows:
         return self.bury(table, self.older(table, below, spare), below)
 
     def purge(self, table: Table, below: int) -> int:
-        return self.forget(table, self.buried(table, below))
+        return sum(self.forget(table, id, version) for id, version in self.buried(table, below))
 
     def older(self, table: Table, below: int, spare: Sequence[DocumentId]) -> Sequence[DocumentId]:
         """The documents that a sweep removes."""
@@ -185,21 +185,19 @@ class MemoryRows:
         return [id for id, (v, _) in rows.items() if v < below and not any(id[: len(s)] == s for s in spare)]
 
     def bury(self, table: Table, ids: Sequence[DocumentId], below: int) -> int:
-        """Put tombstones where these documents are."""
-        for id in ids:
-            del self._database.rows[table.name][id]
-            self._database.tombstones[table.name][id] = below
-        return len(ids)
+        """Put tombstones where these documents are, unless something newer is there by now."""
+        return sum(self._apply(Delete(table.name, id, below, id, weight=0), keep=True) for id in ids)
 
-    def buried(self, table: Table, below: int) -> Sequence[DocumentId]:
-        """The tombstones that a purge removes."""
-        return [id for id, version in self._database.tombstones[table.name].items() if version < below]
+    def buried(self, table: Table, below: int) -> Sequence[tuple[DocumentId, int]]:
+        """The tombstones that a purge removes, with their versions."""
+        return [(id, version) for id, version in self._database.tombstones[table.name].items() if version < below]
 
-    def forget(self, table: Table, ids: Sequence[DocumentId]) -> int:
-        """Remove these tombstones."""
-        for id in ids:
-            del self._database.tombstones[table.name][id]
-        return len(ids)
+    def forget(self, table: Table, id: DocumentId, version: int) -> int:
+        """Remove a tombstone, if it is still this one."""
+        if self._database.tombstones[table.name].get(id) != version:
+            return 0
+        del self._database.tombstones[table.name][id]
+        return 1
 
     def close(self) -> None:
         pass

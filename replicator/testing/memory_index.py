@@ -46,6 +46,7 @@ class MemoryIndex(MemoryRows):
         self.doubt = Doubt(now)
         self.acknowledged = Acknowledged()
         self._now = now
+        self._doomed: dict[tuple[str, int], Sequence[tuple[DocumentId, int]]] = {}
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         return [name for name in super().empty(tables) if not self._database.tombstones.get(name)]
@@ -90,11 +91,19 @@ class MemoryIndex(MemoryRows):
         requests = _requests(batch, batch.tombstones)
         return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r)) is not None]
 
-    def forget(self, table: Table, ids: Sequence[DocumentId]) -> int:
+    def purge(self, table: Table, below: int) -> int:
+        """Remove what the last call found; see ``Lingering``."""
+        for id, version in self._doomed.pop((table.name, below), ()):
+            self.forget(table, id, version)
+        found = self._doomed[table.name, below] = self.buried(table, below)
+        return len(found)
+
+    def forget(self, table: Table, id: DocumentId, version: int) -> int:
         """The engine remembers a tombstone that it removes like any other delete."""
-        for id in ids:
-            self._database.volatile[table.name, id] = self._database.tombstones[table.name][id], self._now()
-        return super().forget(table, ids)
+        forgotten = super().forget(table, id, version)
+        if forgotten:
+            self._database.volatile[table.name, id] = version, self._now()
+        return forgotten
 
     def _reason(self, request: Request) -> str | None:
         return self._refuse(request.write) if isinstance(request.write, Upsert) else None

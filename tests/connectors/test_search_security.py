@@ -67,7 +67,7 @@ def test_the_privileges_that_the_docs_name_are_enough(secured: SearchServer) -> 
     assert target.write(batch(remove("a", 2, table="secured"), tombstones=True)) == Outcome()
     assert target.write(batch(put({"pk": "b"}, 1, table="secured"))) == Outcome()
     assert target.sweep(TABLE, 1 << 60, []) == 1
-    assert target.purge(TABLE, (1 << 60) + 1) == 2
+    assert [target.purge(TABLE, (1 << 60) + 1) for _ in range(2)] == [2, 0]
     target.open([TABLE], FIRST_EPOCH + 1)
 
 

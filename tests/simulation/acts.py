@@ -186,6 +186,21 @@ def arm(world: Universe, act: Act) -> None:
     world.armed[act.what] = world.armed.get(act.what, 0) + 1 + act.pick(3)
 
 
+def overtake(world: Universe, act: Act) -> None:
+    """Another run takes over in the middle of the next piece of a sweep or purge."""
+    world.overtaker = partial(runs.go, world, int(act.between(5, 60)))
+
+
+def doze(world: Universe, act: Act) -> None:
+    """The next run that is about to purge is stopped: another one takes over and ends, minutes or hours pass."""
+
+    def asleep() -> None:
+        runs.go(world, int(act.between(5, 60)))
+        world.clock.now += act.luck[0] ** 4 * HOUR
+
+    world.sleeper = asleep
+
+
 def die(world: Universe, act: Act) -> None:
     """The process is killed, now or a few effects later."""
     world.fuse = 1 + act.pick(8)
@@ -310,6 +325,10 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "lost": arm,
     "unanswered": arm,
     "late": arm,
+    "straggle": arm,
+    "cut short": arm,
+    "overtake": overtake,
+    "doze": doze,
     "die": die,
     "takeover": takeover,
     "dawdle": dawdle,

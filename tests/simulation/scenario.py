@@ -51,6 +51,9 @@ ODD_ANSWERS: Mapping[str, float] = {
 Drawn from random streams of their own, act by act.
 """
 
+CLEANING: Mapping[str, float] = {"straggle": 0.02, "cut short": 0.005, "overtake": 0.01, "doze": 0.01}
+"""The same for what happens in the middle of sweeps and purges, in one seed of three."""
+
 IDENTITIES: Mapping[str, float] = {"slip": 0.02, "drop": 0.003, "clone": 0.003, "seed": 0.001, "empty": 0.02}
 """The same for what happens to the ends of a copy, in one seed of three."""
 
@@ -157,6 +160,7 @@ def draw(seed: int) -> Scenario:
             rates[what] = min(swung, 1.0)
     rates |= {what: _swung(seed, what, rate) for what, rate in ODD_ANSWERS.items()}
     rates |= _identities(seed)
+    rates |= _cleaning(seed)
     drawn = Scenario(
         hook=hook,
         view=view,
@@ -228,6 +232,13 @@ def _identities(seed: int) -> dict[str, float]:
     if chance.random() < 2 / 3:
         return {}
     return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in IDENTITIES.items() if chance.random() < 0.7}
+
+
+def _cleaning(seed: int) -> dict[str, float]:
+    chance = random.Random(f"cleaning {seed}")
+    if chance.random() < 2 / 3:
+        return {}
+    return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in CLEANING.items() if chance.random() < 0.7}
 
 
 def _in_months(drawn: Scenario, chance: random.Random) -> Scenario:

@@ -191,19 +191,54 @@ class UnreliableIndex(Watched, MemoryIndex):
         return sorted({**self._database.rows[table.name], **self._database.tombstones[table.name]})
 
     def _float(self, requests: Sequence[Request]) -> None:
-        """What becomes of requests without an answer: nothing, or they are carried out, now or later."""
-        for request in requests:
-            fate = self._universe.random.choice(["never", "now", "late", "late"])
-            if fate == "now":
-                self.carry_out(request)
-            elif fate == "late":
-                self._universe.later("target", partial(self.carry_out, request))
+        self._drift([partial(self.carry_out, request) for request in requests])
+
+    def delete(self, table: Table, id: DocumentId, version: int) -> int:
+        """Remove what an engine has under this id, if it is not newer."""
+        at = self._database.rows[table.name].get(id, (-1, b""))[0]
+        if 0 <= at <= version:
+            del self._database.rows[table.name][id]
+        return self.forget(table, id, version)
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self._unreliably(self._pieces.sweep(table, below, spare))
 
     def purge(self, table: Table, below: int) -> int:
+        self._universe.doze()
         return self._unreliably(self._pieces.purge(table, below))
+
+    def each(self, requests: Sequence[Callable[[], int]]) -> int:
+        """Carry out the requests of a piece: some may be late, and other runs may take over meanwhile.
+
+        How many changed something. TransientError where a response was lost, Unfinished where it takes long.
+        """
+        universe, done, lost = self._universe, 0, False
+        began = universe.clock()
+        for n, request in enumerate(requests):
+            universe.overtake()
+            if universe.clock() >= began + doubt.TRUSTED:
+                raise Unfinished("the piece takes long")
+            if universe.take("cut short"):
+                self._drift(requests[n:])
+                raise Killed
+            if universe.take("straggle"):
+                lost = True
+                self._drift([request])
+            else:
+                done += request()
+        if lost:
+            self.doubt.begin()
+            raise TransientError("some answers to a piece were lost")
+        return done
+
+    def _drift(self, requests: Sequence[Callable[[], object]]) -> None:
+        """What becomes of requests without an answer: nothing, or they are carried out, now or later."""
+        for request in requests:
+            fate = self._universe.random.choice(["never", "now", "late", "late"])
+            if fate == "now":
+                request()
+            elif fate == "late":
+                self._universe.later("target", request)
 
     def _unreliably(self, done: int) -> int:
         self._universe.effect("chore")
@@ -219,12 +254,19 @@ class Searches:
     def __init__(self, index: UnreliableIndex) -> None:
         self._index = index
         self._most = index.piece
+        self._found: dict[tuple[str, int], Sequence[tuple[DocumentId, int]]] = {}
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        return self._index.bury(table, self._index.older(table, below, spare)[: self._most], below)
+        found = self._index.older(table, below, spare)[: self._most]
+        self._index.each([partial(self._index.bury, table, [id], below) for id in found])
+        return len(found)
 
     def purge(self, table: Table, below: int) -> int:
-        return self._index.forget(table, self._index.buried(table, below)[: self._most])
+        place = table.name, below
+        doomed = self._found.get(place, ())
+        self._index.each([partial(self._index.delete, table, id, version) for id, version in doomed])
+        self._found[place] = self._index.buried(table, below)[: self._most]
+        return len(self._found[place])
 
 
 class Passes:
@@ -239,32 +281,38 @@ class Passes:
         self._leftovers = Leftovers(cast(Wire, None), cast(Writing, self), lambda: next(self._seconds))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        def bury(found: Sequence[Any]) -> list[Any]:
-            older = set(self._index.older(table, below, spare))
-            return [partial(self._index.bury, table, [id], below) for id in found if id in older]
+        def older(ids: Sequence[DocumentId]) -> Sequence[DocumentId]:
+            those = set(self._index.older(table, below, spare))
+            return [id for id in ids if id in those]
 
-        return self._leftovers.piece(("sweep", table.name, below), partial(self._pages, table), bury)
+        def bury(found: Sequence[Any]) -> list[Any]:
+            return [partial(self._index.bury, table, [id], below) for id in found]
+
+        return self._leftovers.piece(("sweep", table.name, below), partial(self._pages, table, older), bury)
 
     def purge(self, table: Table, below: int) -> int:
-        def forget(found: Sequence[Any]) -> list[Any]:
-            buried = set(self._index.buried(table, below))
-            return [partial(self._index.forget, table, [id]) for id in found if id in buried]
+        def buried(ids: Sequence[DocumentId]) -> Sequence[tuple[DocumentId, int]]:
+            those = dict(self._index.buried(table, below))
+            return [(id, those[id]) for id in ids if id in those]
 
-        return self._leftovers.piece(("purge", table.name, below), partial(self._pages, table), forget)
+        def forget(found: Sequence[Any]) -> list[Any]:
+            return [partial(self._index.forget, table, id, version) for id, version in found]
+
+        return self._leftovers.next_piece(("purge", table.name, below), partial(self._pages, table, buried), forget)
 
     @property
     def doubts(self) -> Mapping[str, int]:
         return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.begun_of_others}
 
     def all_done(self, requests: Sequence[Any]) -> int:
-        return sum(request() for request in requests)
+        return self._index.each(requests)
 
-    def _pages(self, table: Table, *, after: Any) -> Iterator[Found]:
+    def _pages(self, table: Table, wanted: Callable[[Any], Any], *, after: Any) -> Iterator[Found]:
         while True:
             ids = [id for id in self._index.ids(table) if after is None or id > after]
             page = ids[: self._index.piece]
             after = page[-1] if len(ids) > len(page) else None
-            yield Found(cast(Any, page), after)
+            yield Found(wanted(page), after)
             if after is None:
                 return
 

@@ -57,6 +57,8 @@ class Universe:
         self.late: list[Late] = []
         self.sluggish = 0.0  # seconds that each request of a batch takes at most
         self.meanwhile: Callable[[], object] | None = None  # what happens in the middle of a batch
+        self.overtaker: Callable[[], object] | None = None  # and in the middle of a piece of a sweep or purge
+        self.sleeper: Callable[[], object] | None = None  # and between the question who owns the pipeline and a purge
         self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
@@ -174,7 +176,8 @@ class Universe:
         self.armed.clear()
         self.source.heal()
         self.fuse, self.clock.skew = 0, 0.0
-        self.pace, self.slow, self.sluggish, self.meanwhile = min(0.1, self.pace), 0.0, 0.0, None
+        self.pace, self.slow, self.sluggish = min(0.1, self.pace), 0.0, 0.0
+        self.meanwhile = self.overtaker = self.sleeper = None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
 
     def soon(self, steps: int, what: str) -> None:
@@ -209,6 +212,18 @@ class Universe:
         if self.meanwhile is not None and self.depth < 2:
             meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
+
+    def overtake(self) -> None:
+        """In the middle of a piece of a sweep or purge another run may take over."""
+        if self.overtaker is not None and self.depth < 2:
+            overtaker, self.overtaker = self.overtaker, None
+            overtaker()
+
+    def doze(self) -> None:
+        """A run that is about to purge may be stopped, and wake up when others have written for long."""
+        if self.sleeper is not None and self.depth < 2:
+            sleeper, self.sleeper = self.sleeper, None
+            sleeper()
 
     def effect(self, name: str) -> None:
         """Between two effects the process may die."""

@@ -76,6 +76,18 @@ class Lingerings(Contract):
         assert opened.write(batch(put({"pk": "a", "n": 3}, 3))) == Outcome()
         assert stored(table()) == {("a",): as_json({"pk": "a", "n": 3})}
 
+    def test_a_purge_leaves_what_was_put_since_the_call_before_it(self, opened: Target, stored: Stored) -> None:
+        """A run that was stopped in between may have been replaced, and the other one needs its tombstones."""
+        doubt = _doubt(opened)
+        doubt.begin()
+        opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+        opened.write(batch(remove("a", 2)))
+        opened.purge(table(), at(0, FIRST_EPOCH + 1))
+        opened.write(batch(remove("b", 3)))
+        opened.purge(table(), at(0, FIRST_EPOCH + 1))
+        assert _written(opened, batch(put({"pk": "b"}, 2))).stale == {"shard:contract": 1}
+        assert stored(table()) == {}
+
     def test_a_doubt_ends_by_itself(self, opened: Target) -> None:
         doubt, time = _doubt(opened), [0.0]
         doubt.now = lambda: time[0]

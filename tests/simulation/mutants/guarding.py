@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from connectors.dynamodb.leftovers import Leftovers
 from replicator import backfill, doubt
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
 from replicator.chores import Chores
@@ -20,10 +21,12 @@ from replicator.testing.memory import MemoryRows, MemoryTarget, body
 from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
+    cleaned_up,
     dawdling,
     index,
     long_scan,
     lossy,
+    lossy_resyncs,
     replaced,
     retried,
     seldom_written,
@@ -31,7 +34,7 @@ from tests.simulation.mutants.scenarios import (
     transacted,
     two_tables,
 )
-from tests.simulation.targets import Unreliable, UnreliableIndex
+from tests.simulation.targets import Searches, Unreliable, UnreliableIndex
 
 
 @mutant("the target has no guard", 5, transacted)
@@ -140,11 +143,9 @@ def never_asks_in_the_middle(patch: Patch) -> None:
 def purged_at_the_next_version(patch: Patch) -> None:
     right = MemoryIndex.forget
 
-    def deletes(self: MemoryIndex, table: Table, ids: Sequence[DocumentId]) -> int:
-        before = dict(self._database.tombstones[table.name])
-        done = right(self, table, ids)
-        for id in ids:
-            self._database.volatile[table.name, id] = before[id] + 1, math.inf
+    def deletes(self: MemoryIndex, table: Table, id: DocumentId, version: int) -> int:
+        done = right(self, table, id, version)
+        self._database.volatile[table.name, id] = version + 1, math.inf
         return done
 
     patch.setattr(MemoryIndex, "forget", deletes)
@@ -166,3 +167,34 @@ def passes_begin_again(patch: Patch) -> None:
 @mutant("a run that stops in good order leaves nothing to doubt, whatever it lost", 5, shape=stopped_soon)
 def stops_without_doubt(patch: Patch) -> None:
     patch.setattr(Doubt, "left", None)
+
+
+@mutant("a purge removes what it finds after the run asked who owns the pipeline", 6, shape=cleaned_up)
+def purges_what_it_finds(patch: Patch) -> None:
+    def at_once(self: Searches, table: Table, below: int) -> int:
+        found = self._index.buried(table, below)[: self._most]
+        self._index.each([partial(self._index.delete, table, id, version) for id, version in found])
+        return len(found)
+
+    patch.setattr(Searches, "purge", at_once)
+    patch.setattr(Leftovers, "next_piece", Leftovers.piece)
+
+
+@mutant("a purge removes a tombstone's document whatever is there by then", 5, shape=cleaned_up)
+def removes_whatever_is_there(patch: Patch) -> None:
+    def removed(self: MemoryIndex, table: Table, id: DocumentId, version: int) -> int:
+        rows, tombstones = self._database.rows[table.name], self._database.tombstones[table.name]
+        return int(any([rows.pop(id, None), tombstones.pop(id, None)]))
+
+    patch.setattr(UnreliableIndex, "forget", removed)
+
+
+@mutant("a sweep puts a tombstone whatever is there by then", 5, shape=lossy_resyncs)
+def buries_whatever_is_there(patch: Patch) -> None:
+    def buried(self: MemoryIndex, table: Table, ids: Sequence[DocumentId], below: int) -> int:
+        for id in ids:
+            self._database.rows[table.name].pop(id, None)
+            self._database.tombstones[table.name][id] = below
+        return len(ids)
+
+    patch.setattr(UnreliableIndex, "bury", buried)

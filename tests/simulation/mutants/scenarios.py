@@ -57,7 +57,7 @@ def days(drawn: Scenario) -> Scenario:
 
 def lossy_resyncs(drawn: Scenario) -> Scenario:
     """Requests are lost, runs die, and people resync."""
-    rates = {**RATES, "write": 1.0, "lost": 0.1, "late": 0.1, "die": 0.04, "resync": 0.05}
+    rates = {**RATES, "write": 1.0, "lost": 0.1, "late": 0.1, "die": 0.04, "resync": 0.05, "straggle": 0.05}
     return replace(drawn, index=True, keys=15, steps=60, rates=rates)
 
 
@@ -153,3 +153,20 @@ def at_timestamp(s: Scenario) -> bool:
 def keeps_in_mind(s: Scenario) -> bool:
     """A target without transactions that remembers deletes by itself, as search engines do."""
     return s.index and not s.forgetful
+
+
+def cleaned_up(drawn: Scenario) -> Scenario:
+    """Runs are replaced, and requests lost, in the middle of sweeps and purges."""
+    rates = {
+        "write": 0.8,
+        "lost": 0.15,
+        "late": 0.1,
+        "straggle": 0.05,
+        "cut short": 0.01,
+        "overtake": 0.05,
+        "doze": 0.05,
+        "pause": 0.01,
+        "restart": 0.05,
+        "die": 0.01,
+    }
+    return replace(drawn, index=True, keys=4, steps=180, pace=0.3, rates=rates)
