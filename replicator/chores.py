@@ -13,6 +13,7 @@ from replicator.change import key_text
 from replicator.checkpoints import Checkpoints, Parked, PipelineState
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
+from replicator.errors import SweepRefused
 from replicator.pipeline import Pipeline
 from replicator.position import epoch_of, version
 from replicator.target import Table, Target
@@ -39,6 +40,8 @@ class Chores:
     doubt: Doubt | None
     _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables of which a pass has reached the end
+    _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table: what could not be removed so far
+    _removed: bool = False  # by other tables, something, since one was refused
 
     _rests_until: float = -math.inf
 
@@ -140,11 +143,26 @@ class Chores:
         this = what, below, self._doubts(what)
         through = self._through.setdefault(this, set())
         for table in self.tables:
-            if table.name not in through:
-                if self._patiently(partial(do, table), forgets=what == "purge"):
-                    return True
-                through.add(table.name)
-        return False
+            if table.name in through or table.name in self._refused:
+                continue
+            try:
+                done = self._patiently(partial(do, table), forgets=what == "purge")
+            except SweepRefused as e:
+                self._refused[table.name] = e
+                continue
+            if done:
+                self._removed = self._removed or bool(self._refused)
+                return True
+            through.add(table.name)
+        return self._tries_again()
+
+    def _tries_again(self) -> bool:
+        """Whether tables in which something was refused are asked again: what it needed may be gone from another."""
+        refused, removed = self._refused, self._removed
+        self._refused, self._removed = {}, False
+        if refused and not removed:
+            raise SweepRefused(*(problem for e in refused.values() for problem in e.problems))
+        return bool(refused)
 
     def _doubts(self, what: str) -> int:
         if self.doubt is None:

@@ -21,6 +21,13 @@ class ConfigError(ReplicatorError):
         self.problems: Sequence[str] = problems
 
 
+class SweepRefused(ConfigError):
+    """Documents that a sweep must remove, and that the target refuses to delete.
+
+    Those of other tables may hold them back, so a run sweeps these first, and ends with it if that does not help.
+    """
+
+
 class GapFound(ReplicatorError):
     """Records that can no longer be read. ``shard`` is None where the whole stream is concerned.
 

@@ -65,7 +65,8 @@ class Target(Protocol):
 
         A target that has to look for long may return before it found any, and says 1 to be asked again.
 
-        Leaves tombstones of version ``below``. Documents whose id begins with one of ``spare`` stay.
+        Leaves tombstones of version ``below``. Documents whose id begins with one of ``spare`` stay. SweepRefused where
+        some are left that the target refuses to delete, and all others are removed.
         """
 
     def purge(self, table: Table, below: int) -> int:

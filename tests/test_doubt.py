@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -16,12 +16,12 @@ from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
-from replicator.errors import Fenced
+from replicator.errors import Fenced, SweepRefused
 from replicator.pipeline import Pipeline
 from replicator.position import FIRST_EPOCH, version
 from replicator.source import Listing
 from replicator.target import Table
-from replicator.testing.contract.kit import PK, owner
+from replicator.testing.contract.kit import PK, exhaust, owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
 from tests.simulation import runs
@@ -173,6 +173,48 @@ def test_what_is_owed_after_parking_is_swept_once_however_long_the_purge_takes()
     while not found.pipeline._pending:  # the note that nothing is owed any more
         assert found.do(idle=True)
     assert target.asked == ["sweep few", "sweep many"] + ["few"] * 2 + ["many"] * 5
+
+
+def holding(needs: Mapping[str, str]) -> tuple[MemoryDatabase, Chores, list[str]]:
+    """A sweep of tables with one old document each, none of which can go while the table that it ``needs`` has its own.
+    The list tells which tables were asked."""
+    database, asked = MemoryDatabase(), list[str]()
+    database.keeps = lambda table, id: f"{needs[table]} refers to it" if database.rows.get(needs[table]) else None
+
+    class Asked(MemoryIndex):
+        def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+            asked.append(table.name)
+            return super().sweep(table, below, spare)
+
+    target = Asked(database)
+    tables = [Table(name, PK) for name in needs]
+    target.open(tables, FIRST_EPOCH)
+    target.write(Batch([Part("", [Upsert(name, ("a",), {}, version(FIRST_EPOCH, 5), ("a",)) for name in needs])]))
+    found = chores(target, tables, lambda: 0.0)
+    state = PipelineState(FIRST_EPOCH + 1, "s", "t", "i", backfill.SWEEPING, resync=True)
+    found.pipeline.change(state)
+    found.delivery.flush()
+    return database, found, asked
+
+
+def test_a_sweep_goes_through_the_other_tables_before_it_asks_again_for_what_was_refused() -> None:
+    """Orders go when their lines are gone, and the lines when theirs are, whichever table comes first."""
+    database, found, asked = holding({"orders": "lines", "lines": "parts", "parts": ""})
+    while any(database.rows.values()):
+        assert found.do(idle=True)
+    assert asked == ["orders", "lines", "parts", "parts", "orders", "lines", "lines", "orders"]
+
+
+def test_what_no_table_lets_go_ends_the_sweep_with_every_reason() -> None:
+    database, found, asked = holding({"orders": "lines", "free": "", "lines": "orders"})
+    with pytest.raises(SweepRefused) as refused:
+        exhaust(lambda: int(found.do(idle=True)))
+    assert list(refused.value.problems) == [
+        "orders: 1 documents cannot be deleted: lines refers to it",
+        "lines: 1 documents cannot be deleted: orders refers to it",
+    ]
+    assert [name for name, rows in database.rows.items() if rows] == ["orders", "lines"]
+    assert len(asked) < 10
 
 
 def chores(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], float]) -> Chores:

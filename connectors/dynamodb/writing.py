@@ -15,7 +15,7 @@ from connectors.dynamodb.sender import Sender
 from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Outcome, Rejection
 from replicator.doubt import TOO_LATE, Doubt
-from replicator.errors import ReplicatorError, TransientError, Unfinished
+from replicator.errors import ConfigError, ReplicatorError, TransientError, Unfinished
 
 
 @dataclass(slots=True)
@@ -89,6 +89,10 @@ class Writing:
             self._doubt.begin()
         if errors or trouble:
             raise _worst(errors or [self._unsent(trouble)])
+        for request, told in zip(requests, found, strict=True):
+            if told is not None and told.kind == "refused":  # it would be found again by the next pass, and refused
+                server, reason = self._sender.server, told.reason
+                raise ConfigError(f"{server}: {request.table} takes no tombstones ({reason}); run check")
         return sum(v is not None and v.kind == "stored" for v in found)
 
     def _unsent(self, trouble: str) -> TransientError:

@@ -113,6 +113,11 @@ def filled(connection: psycopg.Connection[Any], shape: Shape) -> bool:
     return row is not None and bool(row[0])
 
 
+def is_new(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> bool:
+    """Whether no pipeline has written to the table."""
+    return table.pipeline is None and table.has_versions and not filled(connection, shape)
+
+
 def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
     """Whose table it is, if it is another pipeline's: a sweep of either would remove the other's rows."""
     if table.pipeline not in (None, pipeline):

@@ -142,7 +142,7 @@ def refusal(error: psycopg.Error, table: str) -> str:
         case errors.CheckViolation():
             return f"the check constraint {diag.constraint_name} of {table} refuses it"
         case errors.ForeignKeyViolation():
-            return f"the foreign key {diag.constraint_name} of {table} refuses it"
+            return f"the foreign key {diag.constraint_name} of {diag.table_name or table} refuses it"
         case errors.ExclusionViolation():
             return f"another row of {table} excludes it, by the exclusion constraint {diag.constraint_name}"
         case errors.RaiseException():

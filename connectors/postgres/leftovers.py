@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from connectors.postgres.literals import literal
 from connectors.postgres.shape import VERSION, KeyColumn, Shape
 from replicator.attributes import canonical_number
 from replicator.batch import Batch, Delete, DocumentId, Part
+from replicator.position import epoch_of
 from replicator.target import Table
 
 _PIECE = 5000  # documents; every piece looks for its beginning anew
@@ -23,11 +25,65 @@ WITH oldest AS (SELECT id FROM replicator.tombstones WHERE target = $1::text AND
 gone AS (DELETE FROM replicator.tombstones AS t USING oldest WHERE t.target = $1::text AND t.id = oldest.id RETURNING 1)
 SELECT pg_catalog.count(*) FROM gone"""
 
+FORGET = "DELETE FROM replicator.tombstones WHERE target = %s"
+_NEWEST = "SELECT max(version) FROM replicator.tombstones WHERE target = %s"
+_BACK = "it is there again after it was deleted (by a trigger of the table?)"
+_MOST_HELD = 5000  # documents that cannot be deleted, after which a sweep looks for no more
+_MOST_REASONS = 3  # in a message
+
 _FROM_TEXT: Mapping[str, Callable[[str], str]] = {
     "S": str,
     "N": canonical_number,
     "B": lambda text: base64.b64encode(bytes.fromhex(text)).decode(),
 }
+
+
+@dataclass(slots=True)
+class Sweep:
+    """How far a sweep of one table has come: ``held`` are documents that the server refused to delete, and why.
+
+    They are left out until nothing else is left to remove, since another row of the table may be what they wait for.
+    """
+
+    label: str
+    held: dict[DocumentId, str] = field(default_factory=dict)
+    _removed: frozenset[DocumentId] = frozenset()  # by the last piece
+    _last: bool = False  # the held ones are tried again
+
+    def next(self, found: Sequence[DocumentId]) -> Sequence[DocumentId]:
+        """Which documents are removed now, of those that were ``found``."""
+        self._last = not found
+        if self._last:
+            return [] if _BACK in self.held.values() else list(self.held)
+        self.held |= {id: _BACK for id in found if id in self._removed}
+        return [id for id in found if id not in self._removed]
+
+    def done(self, tried: Sequence[DocumentId], refused: Mapping[DocumentId, str]) -> int:
+        """Take in what became of them; how many are removed."""
+        self._removed = frozenset(tried) - refused.keys()
+        self.held = {id: reason for id, reason in {**self.held, **refused}.items() if id not in self._removed}
+        return len(self._removed)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be removed, or so much is held that the rest is not looked for."""
+        return self._last or len(self.held) >= _MOST_HELD
+
+    @property
+    def problem(self) -> str:
+        reasons = "; ".join(sorted(set(self.held.values()))[:_MOST_REASONS])
+        least = "at least " if len(self.held) >= _MOST_HELD else ""
+        return (
+            f"{self.label}: rows that the last scan of the source did not find cannot be deleted ({least}"
+            f"{len(self.held)}): {reasons}. Delete what refers to them, or change the constraint or trigger, then "
+            "start the run again: it continues with this cleanup"
+        )
+
+
+def newest(connection: psycopg.Connection[Any], shape: Shape) -> int:
+    """The latest epoch that left a tombstone for a row of the table, 0 if there is none."""
+    row = connection.execute(_NEWEST, (shape.label,)).fetchone()
+    return epoch_of(row[0]) if row is not None and row[0] is not None else 0
 
 
 def older(

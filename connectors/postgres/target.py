@@ -11,13 +11,14 @@ from connectors.postgres import catalog, culprits, definition, leftovers
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.errors import StoredAlready, is_data_error
+from connectors.postgres.leftovers import Sweep
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.privileges import missing_privileges
-from connectors.postgres.schema import install
+from connectors.postgres.schema import exists, install
 from connectors.postgres.session import Rows, Session
 from connectors.postgres.shape import Shape, shapes
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
-from replicator.errors import ConfigError
+from replicator.errors import ConfigError, SweepRefused
 from replicator.identity import Change, Identity, Parts
 from replicator.target import Table
 
@@ -42,6 +43,7 @@ class Postgres:
         self._checkpoints = PostgresCheckpoints(self._session, pipeline)
         self._encoder = Encoder({}, options.nul, pipeline)
         self._sent: Encoded | None = None
+        self._sweeps: dict[tuple[str, int], Sweep] = {}
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
@@ -79,7 +81,8 @@ class Postgres:
                 raise ConfigError(*others)
             if len(there) < len(wanted):
                 return None
-            return max((catalog.epoch(connection, shape, t) for shape, t in there), default=None)
+            noted = [(shape, t, catalog.epoch(connection, shape, t)) for shape, t in there]
+            return max((max(e, self._deleted(connection, shape, t)) for shape, t, e in noted), default=None)
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         wanted = self._shapes(tables)
@@ -151,11 +154,28 @@ class Postgres:
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (shape,) = self._shapes([table])
-        with self._session.connection() as connection:
-            ids = leftovers.older(connection, shape, below, spare)
-        if ids:
-            self.write(leftovers.removal(table, ids, below))
-        return len(ids)
+        sweep = self._sweeps.setdefault((table.name, below), Sweep(shape.label))
+        while True:
+            with self._session.connection() as connection:
+                found = leftovers.older(connection, shape, below, [*spare, *sweep.held])
+            tried = sweep.next(found)
+            if removed := sweep.done(tried, self._remove(table, tried, below)):
+                return removed
+            if sweep.over:
+                del self._sweeps[table.name, below]
+                if sweep.held:
+                    raise SweepRefused(sweep.problem)
+                return 0
+
+    def _remove(self, table: Table, ids: Sequence[DocumentId], below: int) -> dict[DocumentId, str]:
+        """Delete documents; those that the server refuses to delete, with the reasons."""
+        refused: dict[DocumentId, str] = {}
+        while left := [id for id in ids if id not in refused]:
+            rejections = self.write(leftovers.removal(table, left, below)).rejections
+            refused |= {r.write.id: r.reason for r in rejections}
+            if not rejections:
+                break
+        return refused
 
     def purge(self, table: Table, below: int) -> int:
         (shape,) = self._shapes([table])
@@ -188,10 +208,18 @@ class Postgres:
             yield from catalog.foreign(shape, table)
             yield from catalog.mismatches(shape, table)
 
+    def _deleted(self, connection: psycopg.Connection[Any], shape: Shape, table: catalog.Found) -> int:
+        """The highest epoch of the table's tombstones; 0 where ``open`` forgets them, see ``_make``."""
+        if not exists(connection) or catalog.is_new(connection, shape, table):
+            return 0
+        return leftovers.newest(connection, shape)
+
     def _make(self, connection: psycopg.Connection[Any], shape: Shape, epoch: int) -> None:
         table = catalog.found(connection, shape)
         if table is None:
             connection.execute(catalog.create_table(shape))
+        if table is None or catalog.is_new(connection, shape, table):
+            connection.execute(leftovers.FORGET, (shape.label,))  # deletes in another table of that name
         if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync begins a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))
 

@@ -23,6 +23,7 @@ from replicator.checkpoints import (
     encode,
     forgotten,
 )
+from replicator.errors import SweepRefused
 from replicator.identity import Identity
 from replicator.item import Item
 from replicator.position import epoch_of
@@ -36,7 +37,8 @@ class MemoryDatabase:
 
     A row is (version, body as JSON bytes); a tombstone is a version. ``volatile`` are the versions of deletes that a
     search engine remembers by itself for a while, until it is restarted, and when they were made. ``made``: how often a
-    table was made, which tells one from an earlier one of its name.
+    table was made, which tells one from an earlier one of its name. ``keeps``: why a document of a table cannot be
+    deleted, None if it can.
     """
 
     rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class MemoryDatabase:
     made: dict[str, int] = field(default_factory=dict)
     entries: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
+    keeps: Callable[[str, DocumentId], str | None] = lambda table, id: None
 
     def documents(self, table: str) -> dict[DocumentId, Any]:
         """The documents of a table as plain values, as a reader of the destination sees them."""
@@ -149,9 +152,17 @@ class MemoryRows:
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         for table in tables:
-            self._database.rows.setdefault(table.name, {})
-            self._database.tombstones.setdefault(table.name, {})
+            if table.name not in self._database.rows:
+                self._database.rows[table.name] = {}
+                self._database.tombstones[table.name] = {}  # what is left of another table of that name
             self._database.epochs[table.name] = max(epoch, self._database.epochs.get(table.name, 0))
+
+    def _reason(self, write: Write) -> str | None:
+        """Why the database refuses a write, None if it does not."""
+        if isinstance(write, Upsert):
+            return self._refuse(write)
+        there = write.id in self._database.rows[write.table]
+        return self._database.keeps(write.table, write.id) if there else None
 
     def _apply(self, write: Write, *, keep: bool) -> bool:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
@@ -174,7 +185,7 @@ class MemoryRows:
         return max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        return self.bury(table, self.older(table, below, spare), below)
+        return self.bury(table, self.removable(table, self.older(table, below, spare)), below)
 
     def purge(self, table: Table, below: int) -> int:
         return sum(self.forget(table, id, version) for id, version in self.buried(table, below))
@@ -183,6 +194,13 @@ class MemoryRows:
         """The documents that a sweep removes."""
         rows = self._database.rows[table.name]
         return [id for id, (v, _) in rows.items() if v < below and not any(id[: len(s)] == s for s in spare)]
+
+    def removable(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[DocumentId]:
+        """Those that the database lets go. SweepRefused if it is none of them."""
+        kept = {id: reason for id in ids if (reason := self._database.keeps(table.name, id)) is not None}
+        if kept and len(kept) == len(ids):
+            raise SweepRefused(f"{table.name}: {len(kept)} documents cannot be deleted: {next(iter(kept.values()))}")
+        return [id for id in ids if id not in kept]
 
     def bury(self, table: Table, ids: Sequence[DocumentId], below: int) -> int:
         """Put tombstones where these documents are, unless something newer is there by now."""
@@ -222,8 +240,8 @@ class MemoryTarget(MemoryRows):
         self.checkpoints = MemoryCheckpoints(database)
 
     def write(self, batch: Batch) -> Outcome:
-        upserts = [w for part in batch.parts for w in part.writes if isinstance(w, Upsert)]
-        rejections = [Rejection(w, reason) for w in upserts if (reason := self._refuse(w)) is not None]
+        writes = [w for part in batch.parts for w in part.writes]
+        rejections = [Rejection(w, reason) for w in writes if (reason := self._reason(w)) is not None]
         if rejections:
             return Outcome(rejections[:1] if self._at_commit else rejections)
         if self.checkpoints.saved_already(batch.saves):

@@ -62,7 +62,7 @@ class MemoryIndex(MemoryRows):
         return self._apply(write, keep=request.keep)
 
     def write(self, batch: Batch) -> Outcome:
-        sent = [r for r in self.requests(batch) if not self._reason(r)]
+        sent = [r for r in self.requests(batch) if not self._reason(r.write)]
         for request in sent:
             self.answered(request, applied=self.carry_out(request))
         return self.outcome(batch)
@@ -89,7 +89,7 @@ class MemoryIndex(MemoryRows):
     def refused(self, batch: Batch) -> list[Rejection]:
         """What of the batch is never taken."""
         requests = _requests(batch, batch.tombstones)
-        return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r)) is not None]
+        return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r.write)) is not None]
 
     def purge(self, table: Table, below: int) -> int:
         """Remove what the last call found; see ``Lingering``."""
@@ -104,9 +104,6 @@ class MemoryIndex(MemoryRows):
         if forgotten:
             self._database.volatile[table.name, id] = version, self._now()
         return forgotten
-
-    def _reason(self, request: Request) -> str | None:
-        return self._refuse(request.write) if isinstance(request.write, Upsert) else None
 
     def _known(self, write: Write) -> int:
         return max(super()._known(write), self._remembered(write))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
+
 import pytest
 
 from connectors.dynamodb.answers import Kind, verdict, wants_less
+from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.request import Request
-from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
+from connectors.dynamodb.writing import Writing
+from replicator.doubt import Doubt
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.wire import THROTTLED, UNNAMED, NotConnected, WireError
 
 
@@ -50,3 +56,27 @@ def test_what_is_throttled_is_sent_again_more_slowly(code: str) -> None:
     assert wants_less(WireError(code, "", 400))
     assert not wants_less(WireError(code, "", 500)), "in doubt"
     assert not wants_less(WireError("RequestTimeout", "", 400)), "in doubt"
+
+
+class Refusing:
+    """A sender to a table that refuses one of the requests."""
+
+    server = "DynamoDB at home"
+
+    def start(self, requests: Sequence[Request]) -> Future[str]:
+        for request in requests:
+            request.answer = b"{}"
+        requests[0].answer = WireError(
+            "ValidationException", "One or more parameter values: Type mismatch for key", 400
+        )
+        done: Future[str] = Future()
+        done.set_result("")
+        return done
+
+
+def test_a_tombstone_that_the_table_refuses_ends_the_sweep() -> None:
+    """The pass would go on without it, and end as if the older document were removed."""
+    writing = Writing(Refusing(), Doubt(), DynamoDBOptions.model_validate({"region": "us-east-1"}))  # type: ignore[arg-type]
+    words = r"DynamoDB at home: copies takes no tombstones \(a key attribute has another type than the table's key\)"
+    with pytest.raises(ConfigError, match=words):
+        writing.all_done([Request("PutItem", "copies", b"{}"), Request("PutItem", "copies", b"{}")])

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 
 from replicator.attributes import canonical_number
+from replicator.batch import DocumentId
 from replicator.target import Table
 from replicator.testing.contract import TargetContract
 from replicator.testing.contract.definitions import Options
@@ -50,6 +51,14 @@ class TestPostgres(TargetContract):
     @pytest.fixture
     def refuse_at_commit(self, postgres: Database) -> Callable[[Table], None]:
         return partial(constrain, postgres)
+
+    @pytest.fixture
+    def keep(self, postgres: Database) -> Callable[[Table, DocumentId], None]:
+        return partial(refer_to, postgres)
+
+    @pytest.fixture
+    def dropped(self, postgres: Database) -> Callable[[Table], None]:
+        return partial(drop, postgres)
 
     @pytest.fixture
     def proxied(self, postgres: Database) -> Iterator[tuple[Mapping[str, Any], Proxy]]:
@@ -113,6 +122,19 @@ def constrain(postgres: Database, table: Table) -> None:
         trigger = """CREATE CONSTRAINT TRIGGER late AFTER INSERT OR UPDATE ON {}
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()"""
         client.execute(sql.SQL(trigger).format(sql.Identifier("public", table.name)))
+
+
+def refer_to(postgres: Database, table: Table, id: DocumentId) -> None:
+    """A table of the user's that has a foreign key."""
+    with postgres.connect() as client:
+        create = "CREATE TABLE IF NOT EXISTS public.notes (pk text REFERENCES {})"
+        client.execute(sql.SQL(create).format(sql.Identifier("public", table.name)))
+        client.execute("INSERT INTO public.notes VALUES (%s)", id)
+
+
+def drop(postgres: Database, table: Table) -> None:
+    with postgres.connect() as client:
+        client.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier("public", table.name)))
 
 
 def made_anew(postgres: Database, table: Table) -> None:

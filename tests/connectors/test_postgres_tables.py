@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from connectors.postgres import Postgres, PostgresOptions
 from connectors.postgres.errors import unreachable
-from replicator.batch import Delete, Upsert
+from replicator.batch import Delete, Outcome, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.config_target import OWN_IDS, destination
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import changes
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
-from replicator.testing.contract import at, batch, put
+from replicator.testing.contract import at, batch, put, remove
 from tests.connectors.postgres_kit import PK, opened, owner, rows, run, target, typed
 from tests.servers_postgres import Database
 
@@ -601,3 +601,49 @@ def test_why_a_login_is_refused_decides_what_is_advised(words: str, error: type[
     assert words in str(found)
     assert said in str(found)
     assert ("GRANT" in str(found)) == ("GRANT" in said)
+
+
+# tombstones of a table that is gone
+
+
+def _deleted_once(database: Database) -> None:
+    """A copy that was given up amid its backfill: its tombstones are there, its table is not."""
+    opened(database, Table("contract", PK)).write(batch(remove("a", 5), tombstones=True))
+    run(database, "DROP TABLE contract")
+
+
+def test_a_table_that_a_person_makes_forgets_the_deletes_of_the_one_before(postgres: Database) -> None:
+    """Another pipeline begins with the same epoch; with the old deletes it would leave scanned items out."""
+    _deleted_once(postgres)
+    one = target(postgres, pipeline="second")
+    run(postgres, one.plan([Table("contract", PK)])[0])
+    assert one.epoch([Table("contract", PK)]) == 0
+    one.open([Table("contract", PK)], FIRST_EPOCH)
+    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)) == Outcome()
+    assert len(rows(postgres)) == 1
+
+
+def test_deletes_that_are_remembered_count_where_a_table_says_its_epoch(postgres: Database) -> None:
+    """As when a table of an earlier epoch takes the place of one: the next epoch is later than both."""
+    one = target(postgres)
+    one.open([Table("contract", PK)], FIRST_EPOCH + 3)
+    one.write(batch(Delete("contract", ("a",), at(5, FIRST_EPOCH + 3), ("a",)), tombstones=True))
+    run(postgres, "DROP TABLE contract")
+    run(postgres, one.plan([Table("contract", PK)])[0])
+    run(postgres, f"COMMENT ON COLUMN contract._version IS 'replicator: pipeline contract, epoch {FIRST_EPOCH}'")
+    assert one.epoch([Table("contract", PK)]) == FIRST_EPOCH + 3
+
+
+def test_the_deletes_of_other_tables_are_kept(postgres: Database) -> None:
+    one = opened(postgres, Table("contract", PK))
+    one.write(batch(remove("a", 5), tombstones=True))
+    one.open([Table("contract", PK), Table("other", PK)], FIRST_EPOCH)
+    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)).stale
+
+
+def test_a_table_that_lost_its_note_keeps_its_deletes(postgres: Database) -> None:
+    one = opened(postgres, Table("contract", PK))
+    one.write(batch(put({"pk": "b"}, 1), remove("a", 5), tombstones=True))
+    run(postgres, "COMMENT ON COLUMN contract._version IS NULL")
+    one.open([Table("contract", PK)], FIRST_EPOCH)
+    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)).stale

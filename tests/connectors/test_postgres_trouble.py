@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from connectors.postgres import Postgres
+from connectors.postgres import Postgres, leftovers
 from replicator.batch import Batch, Outcome, Upsert
 from replicator.checkpoints import Save
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, SweepRefused, TransientError
+from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract import at, batch, put, remove
+from replicator.testing.contract.kit import exhaust
 from tests.connectors.postgres_kit import PK, opened, owner, rows, run, target, typed, until
 from tests.connectors.test_postgres import terminate
 from tests.servers_postgres import Database
@@ -385,3 +387,72 @@ def test_an_interrupt_while_waiting_leaves_a_usable_target(one: Postgres, one_po
         signal.signal(signal.SIGUSR1, before)
     assert one.write(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])) == Outcome()
     assert len(rows(one_postgres)) == 1
+
+
+# rows that a sweep cannot delete
+
+
+OLDER = at(0, FIRST_EPOCH + 1)  # all that this epoch wrote
+
+
+def _swept(one: Postgres, table: Table = CONTRACT) -> int:
+    return exhaust(lambda: one.sweep(table, OLDER, []))
+
+
+def test_a_row_that_others_refer_to_ends_the_sweep_with_the_constraints_name(
+    one: Postgres, one_postgres: Database
+) -> None:
+    one.write(batch(*(put({"pk": pk}, 1) for pk in ("free", "kept", "secret"))))
+    run(one_postgres, "CREATE TABLE public.notes (pk text CONSTRAINT about REFERENCES public.contract)")
+    run(one_postgres, "INSERT INTO public.notes VALUES ('kept'), ('secret')")
+    with pytest.raises(SweepRefused) as refused:
+        _swept(one)
+    assert str(refused.value) == (
+        '"public"."contract": rows that the last scan of the source did not find cannot be deleted (2): the foreign '
+        "key about of notes refuses it. Delete what refers to them, or change the constraint or trigger, then start "
+        "the run again: it continues with this cleanup"
+    )
+    assert [row["pk"] for row in rows(one_postgres)] == ["kept", "secret"]
+    run(one_postgres, "DELETE FROM public.notes")
+    assert _swept(one) == 2
+    assert rows(one_postgres) == []
+
+
+def test_a_sweep_removes_rows_that_refer_to_each_other_in_any_order(one: Postgres, one_postgres: Database) -> None:
+    """The row that holds another back comes in a later piece."""
+    one.write(batch(*(put({"pk": pk, "boss": boss}, 1) for pk, boss in [("a", None), ("b", "a"), ("c", "b")])))
+    run(
+        one_postgres,
+        "ALTER TABLE contract ADD boss text GENERATED ALWAYS AS (document ->> 'boss') STORED REFERENCES contract",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "_PIECE", 2)
+        assert _swept(one) == 3
+    assert rows(one_postgres) == []
+
+
+def test_a_row_that_a_trigger_puts_back_ends_the_sweep(one: Postgres, one_postgres: Database) -> None:
+    one.write(batch(put({"pk": "free"}, 1), put({"pk": "kept"}, 1)))
+    run(
+        one_postgres,
+        """CREATE FUNCTION back() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF OLD.pk = 'kept' THEN INSERT INTO public.contract VALUES (OLD.*); END IF; RETURN NULL; END $$;
+        CREATE TRIGGER back AFTER DELETE ON contract FOR EACH ROW EXECUTE FUNCTION back()""",
+    )
+    for _ in range(2):
+        with pytest.raises(SweepRefused, match="it is there again after it was deleted"):
+            _swept(one)
+        assert [row["pk"] for row in rows(one_postgres)] == ["kept"]
+
+
+def test_so_many_rows_that_cannot_be_deleted_that_the_sweep_looks_for_no_more(
+    one: Postgres, one_postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "_PIECE", 2)
+    monkeypatch.setattr(leftovers, "_MOST_HELD", 2)
+    one.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(7))))
+    run(one_postgres, "CREATE TABLE public.notes (pk text REFERENCES public.contract)")
+    run(one_postgres, "INSERT INTO public.notes SELECT pk FROM public.contract")
+    with pytest.raises(SweepRefused, match=r"cannot be deleted \(at least 2\)"):
+        _swept(one)
+    assert len(rows(one_postgres)) == 7

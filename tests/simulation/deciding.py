@@ -58,7 +58,7 @@ def retried_in_vain(world: Universe, item: parking.ParkedItem, command: Command)
 
 
 def _unanswered(target: UnreliableIndex, batch: Batch) -> Outcome:
-    target._float([request for request in target.requests(batch) if not target._reason(request)])
+    target._float([request for request in target.requests(batch) if not target._reason(request.write)])
     raise TransientError("no answer came")
 
 

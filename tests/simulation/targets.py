@@ -153,7 +153,7 @@ class UnreliableIndex(Watched, MemoryIndex):
     def write(self, batch: Batch) -> Outcome:
         universe = self._universe
         universe.sees(batch)
-        sent = [r for r in self.requests(batch) if not self._reason(r)]
+        sent = [r for r in self.requests(batch) if not self._reason(r.write)]
         universe.random.shuffle(sent)
         lost, late = False, False
         began = universe.clock()

@@ -14,6 +14,10 @@
         @pytest.fixture
         def refuse_at_commit(self): ...  # a function: documents with `late: true` are refused at commit (optional)
         @pytest.fixture
+        def keep(self): ...         # a function: the destination refuses to delete the document of an id (optional)
+        @pytest.fixture
+        def dropped(self): ...      # a function that removes a table (optional)
+        @pytest.fixture
         def proxied(self): ...      # config with the address of a replicator.testing.proxy.Proxy, and that (same)
         @pytest.fixture
         def diverted(self): ...     # a function that leads a table's name to a place with other documents (same)

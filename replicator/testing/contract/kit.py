@@ -51,6 +51,9 @@ EVERY_TYPE: Document = {
 }
 
 
+MOST_PIECES = 1000
+"""After which a sweep or a purge of a small table has to be over."""
+
 HOSTILE = (
     ('"', "\\"),
     ('a"b\\', "it's"),
@@ -172,6 +175,16 @@ class Contract:
         pytest.skip("this destination refuses nothing at commit")
 
     @pytest.fixture
+    def keep(self) -> Callable[[Table, DocumentId], None]:
+        """Makes the destination refuse to delete a document."""
+        pytest.skip("this destination refuses no delete")
+
+    @pytest.fixture
+    def dropped(self) -> Callable[[Table], None]:
+        """Removes a table from the destination."""
+        pytest.skip("tables of this destination are not removed")
+
+    @pytest.fixture
     def target(self, build: Callable[[], Target]) -> Target:
         return build()
 
@@ -212,9 +225,11 @@ def at_once(start: threading.Barrier, target: Target, given: Batch) -> Outcome:
 
 def exhaust(step: Callable[[], int]) -> int:
     total = 0
-    while (done := step()) > 0:
+    for _ in range(MOST_PIECES):
+        if (done := step()) == 0:
+            return total
         total += done
-    return total
+    raise AssertionError(f"no end after {MOST_PIECES} pieces: the same documents again and again")
 
 
 def sockets() -> int:

@@ -6,10 +6,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert
+import pytest
+
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
 from replicator.config_target import OWN_IDS
+from replicator.errors import ConfigError
 from replicator.position import FIRST_EPOCH
-from replicator.target import Target
+from replicator.target import Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -93,6 +96,29 @@ class Tombstones(Contract):
         target.write(batch(*(Upsert("contract", id, {}, at(1), (id[0],)) for id in ids)))
         exhaust(lambda: target.sweep(own, at(0, FIRST_EPOCH + 1), [("a",)]))
         assert set(stored(own)) == {("a", "1"), ("a", "2")}
+
+    def test_a_sweep_of_what_cannot_be_deleted_removes_the_rest_and_ends_with_an_error(
+        self, opened: Target, stored: Stored, keep: Callable[[Table, DocumentId], None]
+    ) -> None:
+        opened.write(batch(*(put({"pk": pk}, 9) for pk in ("a", "kept", "z"))))
+        keep(table(), ("kept",))
+        for _ in range(2):  # the next run does no better
+            with pytest.raises(ConfigError) as refused:
+                exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), []))
+            assert "contract" in str(refused.value)
+            assert "cannot be deleted" in str(refused.value)
+            assert set(stored(table())) == {("kept",)}
+
+    def test_a_table_remembers_no_deletes_of_one_that_had_its_name(
+        self, opened: Target, build: Callable[[], Target], stored: Stored, dropped: Callable[[Table], None]
+    ) -> None:
+        opened.write(batch(remove("a", 5), tombstones=True))
+        dropped(table())
+        after = build()
+        assert after.epoch([table()]) is None
+        after.open([table()], FIRST_EPOCH)
+        assert after.write(batch(put({"pk": "a"}, 0), tombstones=True)) == Outcome()
+        assert set(stored(table())) == {("a",)}
 
     def test_sweeps_and_purges_go_through_tables_of_any_size(self, opened: Target, stored: Stored) -> None:
         for start in range(0, 6000, 1000):

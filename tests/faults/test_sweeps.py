@@ -1,0 +1,35 @@
+"""What a sweep must remove and the target does not let go: the run ends with the reason, and the next one continues."""
+
+from __future__ import annotations
+
+from replicator.batch import DocumentId
+from tests.faults.world import TABLE, World
+
+
+def _gone_behind_a_gap(faults: World) -> None:
+    """An item that is deleted while no stream records it: only a sweep removes its document."""
+    faults.fill()
+    faults.copied()
+    faults.db.disable_stream(TABLE)
+    faults.db.delete(TABLE, {"id": "k0"})
+    faults.db.delete(TABLE, {"id": "k1"})
+    faults.db.enable_stream(TABLE)
+    assert faults.run().code == 3
+
+
+def test_a_sweep_that_the_target_refuses_ends_the_run_with_the_reason_and_the_next_run_continues(faults: World) -> None:
+    def keeps(table: str, id: DocumentId) -> str | None:
+        return "the foreign key about of notes refuses it" if id == ("k0",) else None
+
+    _gone_behind_a_gap(faults)
+    free = faults.database.keeps
+    faults.database.keeps = keeps
+    for name in ("resync", "run"):
+        ended = faults.run(name=name)
+        assert ended.code == 2
+        assert f"{TABLE}: 1 documents cannot be deleted: the foreign key about of notes refuses it" in ended.err
+        assert set(faults.documents) == {f"k{n}" for n in range(6)} - {"k1"}
+        assert len(faults.gaps) == 1
+    faults.database.keeps = free
+    faults.copied()
+    assert faults.gaps == []
