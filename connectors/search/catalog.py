@@ -123,20 +123,23 @@ def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
         )
         return
     if found.instead:
-        yield _renamed(layout, found.instead)
+        yield from renamed(layout, found)
         return
     yield from _strangers(layout, found)
     if found.index is not None:
         yield from (f"{layout.index}: {text}" for text in _of_index(layout, found.index, pipeline))
 
 
-def _renamed(layout: Layout, instead: Sequence[str]) -> str:
-    other = ", ".join(instead)
-    return (
-        f"{layout.index} is not an index any more but an alias of {other}: something replaced the index, as ILM's "
-        f"shrink does. Keep {other}, perhaps the only copy. To go on in it, write index: {instead[0]} under the table, "
-        "take that index out of ILM (index.lifecycle.name: null), and run: replicator resync --accept-identity-change"
-    )
+def renamed(layout: Layout, found: State) -> Iterator[str]:
+    """Which index has taken an index's name, and perhaps its documents, if one has."""
+    if found.instead:
+        other = ", ".join(found.instead)
+        yield (
+            f"{layout.index} is not an index any more but an alias of {other}: something replaced the index, as ILM's "
+            f"shrink does. Keep {other}, perhaps the only copy. To go on in it, write index: {found.instead[0]} under "
+            "the table, take that index out of ILM (index.lifecycle.name: null), and run: replicator resync "
+            "--accept-identity-change"
+        )
 
 
 def _strangers(layout: Layout, found: State) -> Iterator[str]:
@@ -151,7 +154,7 @@ def _strangers(layout: Layout, found: State) -> Iterator[str]:
 def changed(layout: Layout, found: State, uuid: str) -> Iterator[str]:
     """What has become of an index since it was opened with ``uuid``, as far as a copy cannot go on with it."""
     if found.instead:
-        yield _renamed(layout, found.instead)
+        yield from renamed(layout, found)
     elif found.index is None:
         yield f"the index {layout.index} is gone. If its documents are lost, copy everything again: replicator resync"
     elif found.index.uuid != uuid:

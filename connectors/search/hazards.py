@@ -23,22 +23,28 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """As the engine shows it; empty for null, which takes a template's value back."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def of_settings(settings: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with settings, a sentence each."""
-    given = flat(settings)
+    given = {name: value for name, value in flat(settings).items() if value}
     if given.get("translog.durability", "").lower() == "async":
         yield (
             "translog.durability is async: an engine that crashes loses documents that it has confirmed. "
             "Set index.translog.durability to request"
         )
-    if given.get("final_pipeline", "_none") not in ("", "_none"):
+    if given.get("final_pipeline", "_none") != "_none":
         yield (
             f"the ingest pipeline {given['final_pipeline']} is its final_pipeline, which may drop or change documents "
             "behind replicator's back. Remove the setting (a transform hook can do the same, and is counted); if "
             "documents were written meanwhile, copy everything again with: replicator resync"
+        )
+    if policy := given.get("lifecycle.name"):
+        yield (
+            f"the ILM policy {policy} manages it, which may roll it over, shrink it, block writes to it or delete it. "
+            'Take it out of ILM: PUT INDEX/_settings {"index.lifecycle.name": null}'
         )
     yield from _source_settings(given)
 

@@ -68,12 +68,13 @@ def swallowed(connection: Connection, layout: Layout) -> Iterator[str]:
 
 
 def templates(connection: Connection, layout: Layout) -> Iterator[str]:
-    """What index templates would make of an absent index, where the cluster tells; ``open`` looks at what it made."""
+    """What index templates would make of an absent index, where the cluster tells. The config's settings win."""
     path = f"/_index_template/_simulate_index/{quote(layout.index, safe='')}"
     answer = connection.request("POST", path)
     found = answer.json
     template = found.get("template", {}) if answer.status == 200 and isinstance(found, dict) else {}
-    problems = *hazards.of_settings(template.get("settings", {})), *hazards.of_mapping(template.get("mappings", {}))
+    settings = hazards.flat(template.get("settings", {})) | hazards.flat(layout.settings)
+    problems = *hazards.of_settings(settings), *hazards.of_mapping(template.get("mappings", {}))
     yield from (f"{layout.index}: an index template would make it so that {text}" for text in problems)
 
 

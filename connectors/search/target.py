@@ -72,10 +72,11 @@ class SearchTarget:
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         wanted = list(layouts(tables).values())
-        found = [(layout, catalog.state(self._connection, layout).index) for layout in wanted]
-        there = [(layout, index) for layout, index in found if index is not None]
-        if others := [f"{of.index}: {text}" for of, i in there for text in catalog.taken(of, i, self._pipeline)]:
-            raise ConfigError(*others)
+        found = [(layout, catalog.state(self._connection, layout)) for layout in wanted]
+        there = [(layout, state.index) for layout, state in found if state.index is not None]
+        others = [f"{of.index}: {text}" for of, i in there for text in catalog.taken(of, i, self._pipeline)]
+        if problems := [*(text for of, state in found for text in catalog.renamed(of, state)), *others]:
+            raise ConfigError(*problems)
         if len(there) < len(wanted):
             return None
         return max((definition.epoch(self._connection, of, index) for of, index in there), default=None)
@@ -161,10 +162,16 @@ class SearchTarget:
 
     def _usable(self, layout: Layout, epoch: int) -> tuple[catalog.State, Sequence[str]]:
         found = catalog.state(self._connection, layout)
-        return found, [*self._mismatches(layout, found), *catalog.overtaken(layout, found, epoch)]
+        problems = [*self._mismatches(layout, found), *catalog.overtaken(layout, found, epoch)]
+        return found, problems or self._foreseen(layout, found)
+
+    def _foreseen(self, layout: Layout, found: catalog.State) -> Sequence[str]:
+        """What would be wrong with an absent index once it is made, so that no such index is left behind."""
+        return [] if found.index is not None else list(probe.templates(self._connection, layout))
 
     def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> str:
-        """Make and note what is absent; the index's UUID. What is made is looked at again: templates have a say."""
+        """Make and note what is absent; the index's UUID. What is made is looked at again: not every login may ask
+        what templates would make of it."""
         if not found.complete:
             catalog.make(self._connection, layout, found, catalog.notes(layout, self._pipeline, 0))
             found = catalog.state(self._connection, layout)
@@ -207,8 +214,7 @@ class SearchTarget:
         problems = [*self._mismatches(layout, found)]
         if found.index is not None and found.index.replaced:
             problems.append(catalog.replaced(layout))
-        if found.index is None and not problems:
-            problems += probe.templates(self._connection, layout)
+        problems = problems or [*self._foreseen(layout, found)]
         if problems or not found.complete:
             return problems
         try:

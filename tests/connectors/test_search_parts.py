@@ -514,6 +514,24 @@ ES = {"type": "elasticsearch", "url": "https://h:9200"}
 OS = {"type": "opensearch", "url": "https://h:9200"}
 
 
+HAZARDS: list[tuple[Mapping[str, Any], str]] = [
+    ({"translog.durability": "async"}, "translog.durability is async"),
+    ({"index": {"translog": {"durability": "ASYNC"}}}, "translog.durability is async"),
+    ({"index.final_pipeline": "p"}, "the ingest pipeline p is its final_pipeline"),
+    ({"lifecycle.name": "days"}, "the ILM policy days manages it, which may roll it over, shrink it, block writes"),
+    ({"mapping": {"source": {"mode": "synthetic"}}}, "mapping.source.mode is synthetic"),
+    ({"mapping.source.mode": "disabled"}, "mapping.source.mode is disabled: documents are not kept"),
+    ({"mode": "logsdb"}, "its mode is logsdb"),
+    ({"index.mode": "time_series"}, "its mode is time_series"),
+    ({"derived_source.enabled": True}, "derived_source.enabled is true"),
+    ({"index": {"derived_source": {"enabled": "true"}}}, "derived_source.enabled is true"),
+]  # fmt: skip
+HARMLESS: Mapping[str, Any] = {
+    "translog.durability": "request", "index.final_pipeline": None, "final_pipeline": "_none", "mode": "standard",
+    "mapping.source.mode": "stored", "derived_source.enabled": False, "lifecycle.name": None, "default_pipeline": "p",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -541,6 +559,7 @@ OS = {"type": "opensearch", "url": "https://h:9200"}
         ({**ES, "tables": {"t": {"mapping": {"mappings": {}}}}}, "is a whole index; keep what is under mappings"),
         ({**ES, "tables": {"t": {"mapping": {"properties": {"replicator": {}}}}}}, "has a field named replicator"),
         ({**ES, "tables": {"t": {"mapping": {"properties": {}, "_source": {}}}}}, "has _source"),
+        *(({**ES, "tables": {"t": {"settings": given}}}, said) for given, said in HAZARDS),
     ],
 )
 def test_a_wrong_option_is_named(target: Mapping[str, Any], said: str) -> None:
@@ -557,6 +576,7 @@ def test_a_wrong_option_is_named(target: Mapping[str, Any], said: str) -> None:
         {**ES, "url": "http://10.0.0.1:9200", "insecure": True},
         {**ES, "url": "http://localhost:9200"},
         {**OS, "aws": {"region": "eu-west-1", "role_arn": "arn:aws:iam::1:role/r", "external_id": "x"}},
+        {**ES, "tables": {"t": {"settings": HARMLESS}}},
         {**ES, "tables": {"t": {"mapping": '{"properties": {"a": {"type": "long"}}}', "shards": 2, "replicas": 0}}},
     ],
 )
