@@ -8,7 +8,7 @@ from typing import Any
 
 from replicator.batch import Counts
 from replicator.checkpoints import Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
-from replicator.lineage import readable
+from replicator.lineage import childless, readable
 from replicator.parked import item_of
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
@@ -165,11 +165,12 @@ def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ..
 def _lag(shards: Mapping[str, ShardState], now: float) -> float | None:
     """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask.
 
+    A shard that ended counts until its children are listed: they begin where it ended, at ``since`` at the earliest.
     What was noted by a clock that was far ahead is unknown, too.
     """
-    current = readable(shards)
-    known = [t for id in current if (t := shards[id].through) is not None and t - now <= AHEAD]
-    return max(0.0, now - min(known)) if known and len(known) == len(current) else None
+    times = [shards[id].through for id in readable(shards)] + [shards[id].since for id in childless(shards)]
+    known = [time for time in times if time is not None and time - now <= AHEAD]
+    return max(0.0, now - min(known)) if known and len(known) == len(times) else None
 
 
 def _shards(shards: Mapping[str, ShardState]) -> Shards:

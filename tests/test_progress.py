@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,16 @@ def test_the_lag_is_unknown_if_it_is_for_one_shard() -> None:
     assert (found.lag_seconds, found.hours_until_loss) == (None, None)
 
 
+@pytest.mark.parametrize(("leaf", "lag"), [(False, 3600), (True, 60)])
+def test_an_ended_shard_counts_until_the_shards_after_it_are_known(leaf: bool, lag: float) -> None:
+    """What they hold was not read, and may be as old as the last record before them."""
+    ended = replace(shard(NOW, ended=True), since=NOW - 3600, leaf=leaf)
+    shards = {("shard", "ended"): ended, ("shard", "other"): shard(NOW - 60)}
+
+    assert seen(shards).lag_seconds == lag
+    assert seen({**shards, ("shard", "child"): shard(NOW - 60, "ended")}).lag_seconds == 60
+
+
 def test_shards_that_ended_or_wait_for_their_parents_have_no_lag_of_their_own() -> None:
     shards = {
         ("shard", "old"): shard(None, ended=True),
@@ -96,7 +107,7 @@ def test_shards_that_ended_or_wait_for_their_parents_have_no_lag_of_their_own() 
 
 
 def test_without_a_shard_to_ask_the_lag_is_unknown() -> None:
-    assert seen({("shard", "a"): shard(NOW, ended=True)}).lag_seconds is None
+    assert seen({("shard", "a"): replace(shard(NOW, ended=True), leaf=True)}).lag_seconds is None
 
 
 def test_neither_lag_nor_hours_are_below_zero() -> None:

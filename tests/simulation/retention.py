@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from replicator.checkpoints import PipelineState, ShardState, decode
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 HOUR = 3600.0
 RETENTION = 24 * HOUR  # that AWS promises
 SKEWED = HOUR  # by which the clock may be behind that an epoch is dated with: its scan has what came until then
+UNEVEN = HOUR / 4  # by which a run's clock may be wrong when it says how far it came
 BOUND = 20 * HOUR  # that replicator promises: a copy that was live may be away for so long, whatever its shards do
 
 
@@ -24,6 +25,7 @@ class Records:
     def __init__(self) -> None:
         self.by_shard: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.opened: dict[str, float] = {}
+        self.parents: dict[str, str | None] = {}
         self.live = self._excused = 0.0
 
     def note(self, universe: Universe) -> None:
@@ -32,15 +34,32 @@ class Records:
             return
         for shard in universe.source.shards(universe.TABLE):
             self.opened[shard.id] = shard.opened
+            self.parents[shard.id] = shard.parent
             known = self.by_shard[shard.id]
             if shard.sequences and (not known or known[-1][0] < shard.sequences[-1]):
                 known.append((shard.sequences[-1], shard.created[-1]))
 
-    def told_live(self, at: float) -> None:
+    def told_live(self, universe: Universe, at: float) -> None:
         """A run was up to date then. What an absence before it may have cost shows within a day."""
+        self._check_stored(universe, at - UNEVEN)
         if at - self.live > BOUND:
             self._excused = at + RETENTION
         self.live = max(self.live, at)
+
+    def _check_stored(self, universe: Universe, before: float) -> None:
+        """Nothing older is unread in the unknown shards that follow one which was read to its end.
+
+        In a shard that is known there may be: a few empty pages look like its end.
+        """
+        shards, state = _stored(universe)
+        if not universe.scenario.months or state is None:
+            return
+        lonely = shards.keys() - {shard.parent for shard in shards.values()}
+        since = state.started + SKEWED
+        for id in (id for id, parent in self.parents.items() if id not in shards and parent in lonely):
+            unread = (created for _, created in self._unread_of(id, shards, state))
+            late = sum(since <= created < before for created in unread)
+            assert not late, f"live as of {before:.0f}, and {late} older records of {id} are not stored"
 
     def judge(self, universe: Universe, gap: GapFound) -> None:
         """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised."""
@@ -54,12 +73,16 @@ class Records:
     def _unread(self, universe: Universe) -> Iterator[tuple[int, int]]:
         """Records that this epoch needs and has not stored."""
         shards, state = _stored(universe)
-        for id, records in self.by_shard.items():
-            shard = shards.get(id)
-            if state is None or (shard is None and self.opened[id] < state.started) or (shard and shard.ended):
-                continue
-            position = int(shard.sequence) if shard is not None and shard.sequence is not None else -1
-            yield from ((s, created) for s, created in records if s > position and created >= state.started)
+        if state is not None:
+            for id in self.by_shard:
+                yield from self._unread_of(id, shards, state)
+
+    def _unread_of(self, id: str, shards: Mapping[str, ShardState], state: PipelineState) -> Iterator[tuple[int, int]]:
+        shard = shards.get(id)
+        if (shard is None and self.opened[id] < state.started) or (shard and shard.ended):
+            return
+        position = int(shard.sequence) if shard is not None and shard.sequence is not None else -1
+        yield from ((s, created) for s, created in self.by_shard[id] if s > position and created >= state.started)
 
     def check_complete(self, universe: Universe) -> None:
         """A copy that caught up read every record of its epoch: what a shard counts is what there was."""

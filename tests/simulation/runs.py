@@ -131,7 +131,7 @@ def keys_of(universe: Universe) -> KeySchema:
 
 def _told(universe: Universe, run: int, progress: Progress) -> None:
     if progress.lag_seconds is not None and progress.phase == "live":
-        universe.records.told_live(universe.clock.now - progress.lag_seconds)
+        universe.records.told_live(universe, universe.clock.now - progress.lag_seconds)
     if run == universe.runs:  # one that was replaced, and does not know it yet, may be wrong
         truth.check_told(universe.database, progress)
 
@@ -149,7 +149,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         limit_turns(driver, turns)
         driver.run(until=until, allowed=Allowed(resync, universe.fixed))
         universe.caught_up = True
-        universe.records.told_live(began)
+        universe.records.told_live(universe, began)
     except Fenced:
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
     except ConfigError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from replicator import lineage, reader
+from dataclasses import replace
+
+from replicator import lineage, progress, reader
 from replicator.discovery import Discovery
 from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
@@ -29,3 +31,18 @@ def lost_children(patch: Patch) -> None:
 @mutant("the counts of a shard outlive its entry", 13, long_lived)
 def counts_stay(patch: Patch) -> None:
     patch.setattr(memory, "forgotten", lambda saves: [])
+
+
+@mutant("a run is live though the shards after one that ended are not known", 3, long_lived)
+def children_have_no_lag(patch: Patch) -> None:
+    patch.setattr(progress, "childless", lambda known: set())
+
+
+@mutant("how far an ended shard was read says how old its children are", 3, long_lived)
+def children_are_young(patch: Patch) -> None:
+    inner = progress._lag
+    patch.setattr(
+        progress,
+        "_lag",
+        lambda shards, now: inner({i: replace(s, since=s.through or 0.0) for i, s in shards.items()}, now),
+    )
