@@ -16,7 +16,7 @@ from tenacity.nap import sleep_using_event
 
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints import Checkpoints, Entry, Save
-from replicator.errors import Fenced, TransientError, Unfinished
+from replicator.errors import Fenced, PutBack, TransientError, Unfinished
 from replicator.parked import DROPPED, PARKED
 from replicator.parking import known
 from replicator.pipeline import Pipeline
@@ -237,6 +237,12 @@ class Delivery:
         stored = {(e.kind, e.id): e for e in self._patiently(self._checkpoints.read).entries}
         if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
             self._pipeline.stored(batch, Outcome(), self._now())
+        elif any(_went_back(s, stored) for s in batch.saves):
+            raise PutBack(
+                "the checkpoints were put back to an earlier state while this run was up (a standby took over that "
+                "lacks the last commits, or a backup was restored). Start the run again: it reads on from what is "
+                "stored"
+            ) from fenced
         elif not any(_moved(s, stored) for s in batch.saves):
             raise fenced
         self._pipeline.give_back()
@@ -271,6 +277,13 @@ class Delivery:
 def _made(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
     entry = stored.get((save.kind, save.id))
     return entry is not None and (entry.revision, entry.text) == ((save.expected or 0) + 1, save.text)
+
+
+def _went_back(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
+    """Whether an entry that only runs change is older than the one that this run saved."""
+    entry = stored.get((save.kind, save.id))
+    there = 0 if entry is None else entry.revision
+    return save.kind not in (PARKED, DROPPED) and save.expected is not None and there < save.expected
 
 
 def _moved(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:

@@ -88,5 +88,14 @@ class TransientError(ReplicatorError):
     exit_code = 8
 
 
+class PutBack(ReplicatorError):
+    """The checkpoints are as they were earlier, under a run that is still their owner: what it knows is wrong.
+
+    Another run reads on from what is stored, so a supervisor may start one at once.
+    """
+
+    exit_code = 8
+
+
 class Unfinished(TransientError):
     """Sending a batch took so long that the run has to ask again whether the pipeline is its own before the rest."""

@@ -201,7 +201,7 @@ def _destination(
     """The target, and where the checkpoints are kept if not there."""
     with ends(config) as (target, checkpoints):
         if wire is not None and table is not None:
-            introduce(target, table, wire)
+            introduce(config, target, table, wire)
         found = [*_gathered("target", _target(config, target, table, hook, images))]
         if isinstance(checkpoints, Store):
             found += _gathered("checkpoints", _store(checkpoints, create=create))

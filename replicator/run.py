@@ -112,7 +112,7 @@ def assemble(
 ) -> Copy:
     """A copy of ``table`` as the config wants it; ConfigError where hook and tables do not go together."""
     tables = target_tables(config, table, hook)
-    introduce(target, table, wire)
+    introduce(config, target, table, wire)
     if (promise := promise_of(target)) != "":
         log.warning("a weaker promise", extra={"promise": promise})
     if config.ttl_deletes == "ignore":
@@ -130,10 +130,10 @@ def promise_of(target: Target) -> str:
     return target.promise if isinstance(target, Weaker) else ""
 
 
-def introduce(target: Target, table: SourceTable, wire: Wire) -> None:
+def introduce(config: Config, target: Target, table: SourceTable, wire: Wire) -> None:
     """Tell the target what it is to be a copy of, if it wants to know."""
     if isinstance(target, Mirroring):
-        target.mirror(table, wire)
+        target.mirror(table, wire, keep_expired=config.ttl_deletes == "ignore")
 
 
 def target_tables(config: Config, table: SourceTable, hook: Hook | None) -> tuple[Table, ...]:

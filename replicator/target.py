@@ -132,8 +132,11 @@ class Forecasting(Protocol):
 class Mirroring(Protocol):
     """A target that wants to know what it is a copy of, for instance to make its tables alike."""
 
-    def mirror(self, source: SourceTable, wire: Wire) -> None:
-        """Called once, before anything else. ``wire`` reads the source's account; it is not to be called yet."""
+    def mirror(self, source: SourceTable, wire: Wire, *, keep_expired: bool = False) -> None:
+        """Called once, before anything else. ``wire`` reads the source's account; it is not to be called yet.
+
+        ``keep_expired``: what expires in the source must stay in the copy.
+        """
 
 
 @runtime_checkable

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from replicator import Document, documents
 from replicator.attributes import image
 from replicator.batch import Delete, Upsert, Write
-from replicator.change import Change, Key, Record, key_text
-from replicator.checkpoints import Parked, Save, decode
+from replicator.change import Change, Key, Page, Record, key_text
+from replicator.checkpoints import Parked, Save, ShardState, decode
 from replicator.compaction import (
     Circumstances,
     Compacted,
@@ -28,6 +28,7 @@ from replicator.compaction import (
 )
 from replicator.item import Item
 from replicator.parked import Held, ParkedItems, item_of, parked_id
+from replicator.passing import streamed
 from replicator.position import FIRST_EPOCH, version
 from replicator.transform import Hook
 
@@ -256,6 +257,16 @@ def test_ids_in_between_are_deleted_because_another_run_may_have_stored_them() -
         ("others", "c", None, 6, 0),
         ("vowels", "a", None, 6, 0),
     ]
+
+
+def test_what_expired_and_was_kept_stays_beside_the_documents_of_a_later_item() -> None:
+    """An item that is put under a key is new: nothing tells which documents one that expired before it left."""
+    shard = ShardState(None, "1", whole=True, since=0.0)
+    expired = Record(A, "4", 1.0, None, _image("ab"), expired=True)
+    pages = [Page("s", (expired,), False, 1.0), Page("s", (record(A, 5, "c"),), False, 1.0)]
+    _, found = streamed(shard, pages, FAN, at(), ignore_expired=True)
+    assert short(found.writes) == [("others", ('["a"]', "c"), {"to": "c"}, 2, 1)]
+    assert (found.read, found.dropped) == (2, 1)
 
 
 def test_an_id_that_comes_back_is_not_deleted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from connectors.dynamodb import attempts, catalog, creation
@@ -24,7 +25,10 @@ _SAMPLED = 50  # items
 
 
 class Tables:
-    """What is asked about tables of one account. ``source``: what they are to be a copy of, once that is known."""
+    """What is asked about tables of one account. ``source``: what they are to be a copy of, once that is known.
+
+    ``keep_expired``: they keep what expires there.
+    """
 
     def __init__(self, account: Account, options: DynamoDBOptions, pipeline: str) -> None:
         self._account = account
@@ -32,6 +36,7 @@ class Tables:
         self._pipeline = pipeline
         self._newest_of: dict[str, Newest] = {}  # by identity: a scan of a whole table is made once
         self.source: tuple[SourceTable, Wire] | None = None
+        self.keep_expired = False
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
         """Every reason why documents cannot be stored, by a run of ``epoch`` where that is known."""
@@ -145,7 +150,8 @@ class Tables:
         return [epoch_of(int(digits)) if digits.isdecimal() else 0 for digits in versions]
 
     def _plan(self, layout: Layout) -> Plan:
-        return creation.plan(layout, self.source, tags=self._options.tags)
+        planned = creation.plan(layout, self.source, tags=self._options.tags)
+        return replace(planned, ttl=None) if self.keep_expired else planned
 
     def _problems(self, layout: Layout, found: Described | None, epoch: int) -> Iterator[str]:
         if found is None:
@@ -158,7 +164,7 @@ class Tables:
             return
         wrong = list(catalog.mismatches(layout, found, self.source[0] if self.source is not None else None))
         note = self._noted(found)
-        yield from wrong or [*self._others(layout, note), *self._contents(layout, note, epoch)]
+        yield from wrong or [*self._others(layout, note), *self._contents(layout, note, epoch), *self._expiry(layout)]
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:
@@ -166,6 +172,13 @@ class Tables:
                 f"the target's table {layout.name} is written by the pipeline {note.pipeline} (so says the table "
                 f"{self._options.epochs_table}); two copies in one table would overwrite each other. Name another "
                 "table, or remove that item if the other pipeline is gone"
+            )
+
+    def _expiry(self, layout: Layout) -> Iterator[str]:
+        if self.keep_expired and self._time_to_live(layout.name).get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
+            yield (
+                f"the target's table {layout.name} has a time to live, so it removes the items that "
+                "ttl_deletes: ignore is to keep. Turn it off: aws dynamodb update-time-to-live"
             )
 
     def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:
@@ -208,11 +221,15 @@ class Tables:
 
     def _expiring(self, name: str, attribute: str) -> None:
         """Let items expire as they do in the source; nothing if they do so already."""
-        wire = self._account.wire
-        found = catalog.ask(wire, "DescribeTimeToLive", {"TableName": name}, name)["TimeToLiveDescription"]
-        if found.get("TimeToLiveStatus") == "DISABLED":
+        if self._time_to_live(name).get("TimeToLiveStatus") == "DISABLED":
             wanted = {"Enabled": True, "AttributeName": attribute}
-            catalog.ask(wire, "UpdateTimeToLive", {"TableName": name, "TimeToLiveSpecification": wanted}, name)
+            request = {"TableName": name, "TimeToLiveSpecification": wanted}
+            catalog.ask(self._account.wire, "UpdateTimeToLive", request, name)
+
+    def _time_to_live(self, name: str) -> Mapping[str, Any]:
+        answer = catalog.ask(self._account.wire, "DescribeTimeToLive", {"TableName": name}, name)
+        found: Mapping[str, Any] = answer["TimeToLiveDescription"]
+        return found
 
 
 def _wrong_names(names: Iterable[str]) -> Iterator[str]:

@@ -50,8 +50,8 @@ class DynamoDB:
         """What this copy promises less than others do, for people; empty if nothing."""
         return _PRISTINE if self._options.pristine else ""
 
-    def mirror(self, source: SourceTable, wire: Wire) -> None:
-        self._tables.source = source, wire
+    def mirror(self, source: SourceTable, wire: Wire, *, keep_expired: bool = False) -> None:
+        self._tables.source, self._tables.keep_expired = (source, wire), keep_expired
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables, self._options)

@@ -123,7 +123,7 @@ def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook:
 
     wire = aws.connect(config.source)
     source = describe_table(wire, config.source.table)
-    introduce(target, source, wire)
+    introduce(config, target, source, wire)
     tables = target_tables(config, source, hook)
     admit(checkpoints, lambda ledger: found(ledger, source, target, tables, hook), Allowed(hook_change=True))
     target.open(tables, epoch)

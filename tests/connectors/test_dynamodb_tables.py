@@ -150,6 +150,34 @@ class TestMaking:
         assert ask(db, "ListTagsOfResource", ResourceArn=arn)["Tags"] == [{"Key": "team", "Value": "a"}]
         assert "StreamSpecification" not in ask(db, "DescribeTable", TableName="copy")["Table"]
 
+    def test_a_copy_that_keeps_what_expires_has_no_time_to_live(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target, table = make(endpoint), source(db)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"})
+        target.mirror(table, db, keep_expired=True)
+        assert "time-to-live" not in "".join(target.plan([COPY]))
+        target.open([COPY], FIRST_EPOCH)
+        assert ask(db, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"] == {
+            "TimeToLiveStatus": "DISABLED"
+        }
+        assert target.check([COPY]) == []
+
+    def test_a_table_that_would_remove_what_the_copy_keeps_is_refused(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        target = make(endpoint)
+        table = source(db)
+        target.mirror(table, db, keep_expired=True)
+        target.open([COPY], FIRST_EPOCH)
+        ask(db, "UpdateTimeToLive", TableName="copy", TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"})
+        (problem,) = target.check([COPY])
+        assert problem.startswith(
+            "the target's table copy has a time to live, so it removes the items that ttl_deletes"
+        )
+        with pytest.raises(ConfigError, match="update-time-to-live"):
+            target.open([COPY], FIRST_EPOCH)
+        target.mirror(table, db)
+        assert target.check([COPY]) == []
+
     @pytest.mark.dynamodb_local
     def test_dynamodb_local_makes_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
         server = dynamodb_local()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
+
+import pytest
 
 from replicator.batch import Batch, Counts, Outcome
 from replicator.checkpoints import NO_COUNTS, Owner, Save
 from replicator.delivery import CONFIRMED
 from replicator.errors import TransientError
-from replicator.testing.memory import MemoryCheckpoints
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
 from tests.faults.world import World
 
@@ -65,3 +69,29 @@ def test_a_run_that_cannot_reach_its_store_ends_when_it_can_if_another_took_over
 
     assert ended.code == 5
     assert [at for at in apart.written if at > 20 + CONFIRMED] == []
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in the target", "apart"])
+def test_a_run_whose_checkpoints_are_put_back_ends_says_so_and_the_next_one_reads_on(
+    faults: World, apart: bool
+) -> None:
+    """As by a standby that takes over without the last commits; the rows go back with their checkpoints, or stay."""
+    faults.fill()
+    if apart:
+        Apart(faults, cut=math.inf, lasting=0)
+    changing(faults, 100)
+    earlier: list[MemoryDatabase] = []
+    faults.clock.plan(30, lambda: earlier.append(deepcopy(faults.database)))
+    faults.clock.plan(60, lambda: put_back(faults.database, earlier[0], rows=not apart))
+    ended = faults.run(seconds=150)
+
+    assert ended.code == 8
+    assert "the checkpoints were put back to an earlier state" in ended.err
+    assert "Start the run again: it reads on from what is stored" in ended.err
+    faults.copied()
+
+
+def put_back(database: MemoryDatabase, earlier: MemoryDatabase, *, rows: bool) -> None:
+    database.entries, database.counts = earlier.entries, earlier.counts
+    if rows:
+        database.rows, database.tombstones = earlier.rows, earlier.tombstones
