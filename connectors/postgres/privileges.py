@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from connectors.postgres.hazards import own_unlogged
 from connectors.postgres.schema import exists, foreign, outdated
 from connectors.postgres.shape import Shape
 
@@ -46,6 +47,7 @@ def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]
         yield from missing
     elif (problem := outdated(connection)) is not None:
         yield problem
+    yield from own_unlogged(connection)
     for table in _OWN:
         yield from _rights(connection, sql.Identifier("replicator", table).as_string(None), user)
 

@@ -7,6 +7,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
+from connectors.postgres.hazards import own_unlogged
 from replicator.errors import ConfigError
 
 _FIRST: LiteralString = """
@@ -159,8 +160,11 @@ def outdated(connection: psycopg.Connection[Any]) -> str | None:
 
 
 def install(connection: psycopg.Connection[Any]) -> None:
-    """Make the tables, or bring them up to date. ConfigError if a newer replicator or another role was here."""
+    """Make the tables, or bring them up to date. ConfigError if a newer replicator, another role, or
+    a person who altered them, was here."""
     if exists(connection) and _version(connection) == len(_STEPS):
+        if problems := own_unlogged(connection):
+            raise ConfigError(*problems)
         return
     with connection.transaction():
         connection.execute(_LOCK)

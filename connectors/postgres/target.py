@@ -11,6 +11,7 @@ from connectors.postgres import catalog, culprits, definition, leftovers
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.errors import StoredAlready, is_data_error
+from connectors.postgres.hazards import hazards
 from connectors.postgres.leftovers import Sweep
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.privileges import missing_privileges
@@ -207,6 +208,7 @@ class Postgres:
             yield from catalog.taken(shape, table, self._pipeline)
             yield from catalog.foreign(shape, table)
             yield from catalog.mismatches(shape, table)
+            yield from hazards(connection, shape, table)
 
     def _deleted(self, connection: psycopg.Connection[Any], shape: Shape, table: catalog.Found) -> int:
         """The highest epoch of the table's tombstones; 0 where ``open`` forgets them, see ``_make``."""

@@ -86,6 +86,28 @@ def _loot(database: Database) -> list[Any]:
         return client.execute("SELECT who FROM public.loot").fetchall()
 
 
+def test_a_table_with_row_level_security_for_replicators_role_is_refused(shared: Database) -> None:
+    """A policy would hide rows from deletes, which count as done."""
+    run(shared, "GRANT CREATE ON SCHEMA public TO ours")
+    one = _ours(shared)
+    one.open([TABLE], FIRST_EPOCH)
+    _as(shared, "ours", "ALTER TABLE contract ENABLE ROW LEVEL SECURITY")
+    assert list(one.check([TABLE])) == [], "an owner is not concerned"
+    _as(shared, "ours", "ALTER TABLE contract FORCE ROW LEVEL SECURITY")
+    problem = (
+        '"public"."contract" has row level security that holds for the role "ours": rows that a policy hides would '
+        'be neither updated nor deleted. ALTER TABLE "public"."contract" NO FORCE ROW LEVEL SECURITY, or ALTER ROLE '
+        '"ours" BYPASSRLS'
+    )
+    assert list(one.check([TABLE])) == [problem]
+    with pytest.raises(ConfigError) as refused:
+        one.open([TABLE], FIRST_EPOCH)
+    assert list(refused.value.problems) == [problem]
+    run(shared, "ALTER ROLE ours BYPASSRLS")
+    assert list(one.check([TABLE])) == []
+    one.open([TABLE], FIRST_EPOCH)
+
+
 @pytest.mark.parametrize("path", [None, "public, pg_catalog"])
 def test_nothing_in_a_schema_that_others_may_write_to_is_called(shared: Database, path: str | None) -> None:
     """Every statement of the target, with functions, operators, types and views around that fit it better."""

@@ -167,6 +167,89 @@ def test_a_table_may_have_more_columns_and_indexes_than_wanted(one_postgres: Dat
     ]
 
 
+PARTITIONED = """CREATE TABLE contract (pk text PRIMARY KEY, document jsonb NOT NULL, _version bigint NOT NULL)
+PARTITION BY HASH (pk); CREATE TABLE p0 PARTITION OF contract FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE UNLOGGED TABLE p1 PARTITION OF contract FOR VALUES WITH (MODULUS 2, REMAINDER 1)"""
+PLAIN = "CREATE TABLE contract (pk text PRIMARY KEY, document jsonb NOT NULL, _version bigint NOT NULL)"
+
+
+@pytest.mark.parametrize(
+    ("made", "problem", "cure"),
+    [
+        (
+            PLAIN.replace("CREATE", "CREATE UNLOGGED"),
+            '"public"."contract" is UNLOGGED: a crash or a failover of the server empties it, and nothing tells that '
+            'it did. ALTER TABLE "public"."contract" SET LOGGED',
+            "ALTER TABLE contract SET LOGGED",
+        ),
+        (
+            PARTITIONED,
+            '"public"."p1" is UNLOGGED: a crash or a failover of the server empties it, and nothing tells that it did. '
+            'ALTER TABLE "public"."p1" SET LOGGED',
+            "ALTER TABLE p1 SET LOGGED",
+        ),
+        (
+            f"{PLAIN}; CREATE TABLE archive () INHERITS (contract); CREATE TABLE more () INHERITS (contract)",
+            '"public"."contract" has tables that inherit from it ("public"."archive", "public"."more"), and what '
+            'replicator deletes would be deleted from them, too: ALTER TABLE "public"."archive" NO INHERIT '
+            '"public"."contract"',
+            "ALTER TABLE archive NO INHERIT contract; ALTER TABLE more NO INHERIT contract",
+        ),
+        (
+            f"{PLAIN}; CREATE RULE kept AS ON DELETE TO contract DO INSTEAD NOTHING",
+            '"public"."contract" has the rule "kept", which changes what replicator\'s statements do: DROP RULE "kept" '
+            'ON "public"."contract". A trigger may do its work',
+            "ALTER TABLE contract DISABLE RULE kept",
+        ),
+    ],
+    ids=["unlogged", "a partition is unlogged", "inherited", "a rule"],
+)
+def test_a_table_that_would_lose_rows_or_keep_them_is_refused(
+    postgres: Database, made: str, problem: str, cure: str
+) -> None:
+    run(postgres, made)
+    one = target(postgres)
+    assert list(one.check([Table("contract", PK)])) == [problem]
+    with pytest.raises(ConfigError) as refused:
+        one.open([Table("contract", PK)], FIRST_EPOCH)
+    assert list(refused.value.problems) == [problem]
+    run(postgres, cure)
+    assert list(one.check([Table("contract", PK)])) == []
+    one.open([Table("contract", PK)], FIRST_EPOCH)
+
+
+def test_replicators_own_tables_must_survive_a_crash(postgres: Database) -> None:
+    one = opened(postgres, Table("contract", PK))
+    run(postgres, "ALTER TABLE replicator.checkpoints SET UNLOGGED")
+    problem = (
+        '"replicator"."checkpoints" is UNLOGGED: a crash or a failover of the server empties it, and nothing tells '
+        'that it did. ALTER TABLE "replicator"."checkpoints" SET LOGGED'
+    )
+    assert list(one.check([Table("contract", PK)])) == [problem]
+    for use in (lambda: one.open([Table("contract", PK)], FIRST_EPOCH), lambda: one.checkpoints.claim(owner())):
+        with pytest.raises(ConfigError) as refused:
+            use()
+        assert list(refused.value.problems) == [problem]
+
+
+@pytest.mark.parametrize(
+    "made", [PARTITIONED.replace("UNLOGGED", ""), f"{PLAIN}; CREATE TABLE p0 () INHERITS (contract)"]
+)
+def test_a_partition_or_a_table_that_inherits_will_do(one_postgres: Database, made: str) -> None:
+    """Only its own rows are written and deleted; a row that belongs into another partition is parked."""
+    run(one_postgres, made)
+    if "INHERITS" in made:
+        run(one_postgres, "ALTER TABLE p0 ADD PRIMARY KEY (pk)")
+    table = Table("p0", PK)
+    one = opened(one_postgres, table)
+    writes = [put({"pk": f"{n}"}, 1, table="p0") for n in range(9)]
+    refused = [r.write for r in one.write(batch(*writes)).rejections]
+    assert bool(refused) == ("PARTITION" in made)
+    if refused:
+        assert one.write(batch(*(w for w in writes if w not in refused))) == Outcome()
+    assert len(rows(one_postgres, "p0")) == 9 - len(refused)
+
+
 def test_a_partitioned_table_will_do(one_postgres: Database) -> None:
     run(
         one_postgres,
