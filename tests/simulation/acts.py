@@ -21,7 +21,7 @@ from replicator.testing.dynamodb import (
     stale,
     unordered,
 )
-from tests.simulation import runs
+from tests.simulation import runs, truth
 from tests.simulation.clock import TOLERATED
 from tests.simulation.copies import misleads
 from tests.simulation.identities import IDENTITY_ACTS
@@ -61,7 +61,10 @@ def burst(world: Universe, act: Act) -> None:
 def expire(world: Universe, act: Act) -> None:
     items = world.source.items(world.TABLE)
     if items:
-        world.source.expire(world.TABLE, {"pk": items[act.pick(len(items))]["pk"]})
+        item = items[act.pick(len(items))]
+        if world.scenario.keeps_expired:
+            world.expired[str(item["pk"]),] = truth.kept(world, item)
+        world.source.expire(world.TABLE, {"pk": item["pk"]})
         world.records.note(world)
 
 

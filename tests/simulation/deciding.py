@@ -13,7 +13,8 @@ from replicator.compaction import Filing
 from replicator.errors import ConfigError, TransientError
 from replicator.position import epoch_of
 from replicator.target import Table
-from tests.simulation import runs
+from tests.simulation import hooks, runs
+from tests.simulation.identities import slipped
 from tests.simulation.plan import Act
 from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
 
@@ -41,8 +42,10 @@ class Command:
 
 
 def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
-    hook = world.hook()
-    filing = Filing(hook, tuple(world.tables))
+    return _retried(world, item, Filing(world.hook(), tuple(world.tables)), command)
+
+
+def _retried(world: Universe, item: parking.ParkedItem, filing: Filing, command: Command) -> str:
     state = parking.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
     command.target.open(tuple(Table(name, keys) for name in world.tables), state.epoch)
@@ -82,6 +85,34 @@ def decide(world: Universe, act: Act, decision: Decision, pause: Callable[[], No
 
 def retry(world: Universe, act: Act) -> None:
     decide(world, act, retried)
+
+
+def retried_with_another_hook(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+    """A person retries with a hook that is not the pipeline's, and stays with it only for this."""
+    assert world.scenario.hook is not None
+    filing = Filing(hooks.load(world.scenario.hook, world.edition + 1, fixed=world.fixed), tuple(world.tables))
+    world.mistaken.append((item.entry.key, epoch_of(item.entry.version), item.entry.new))
+    return _retried(world, item, filing, command)
+
+
+def retry_with_another_hook(world: Universe, act: Act) -> None:
+    if world.scenario.hook is not None:
+        decide(world, act, retried_with_another_hook)
+
+
+def retry_at_a_start(world: Universe, act: Act) -> None:
+    """A command gets between the requests with which the next run begins."""
+    decision = (retried, retried_in_vain, dropped)[int(act.luck[1] * 3)]
+    world.ambush = partial(decide, world, act, decision)
+    world.ambush_after = act.pick(12)
+    if act.luck[1] < 0.5:
+        raise Killed
+
+
+def slip_in_a_command(world: Universe, act: Act) -> None:
+    """A command other than run gets a config that leads elsewhere."""
+    if ("pipeline", "") in world.database.entries and world.depth < 2:
+        runs.refused(world, slipped(world, act), "resync" if act.luck[1] < 0.5 else "retry")
 
 
 def drop(world: Universe, act: Act) -> None:
@@ -140,6 +171,9 @@ def fix_hook(world: Universe, act: Act) -> None:
 ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "retry": retry,
     "retry again": retry_again,
+    "retry with another hook": retry_with_another_hook,
+    "retry at a start": retry_at_a_start,
+    "slip in a command": slip_in_a_command,
     "give up": drop,
     "list": list_,
     "decide later": decide_later,

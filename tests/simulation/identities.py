@@ -36,10 +36,10 @@ def slip(world: Universe, act: Act) -> None:
     from tests.simulation import runs
 
     if ("pipeline", "") in world.database.entries and world.depth < 2:
-        runs.refused(world, _slip(world, act))
+        runs.refused(world, slipped(world, act))
 
 
-def _slip(world: Universe, act: Act) -> Slip:
+def slipped(world: Universe, act: Act) -> Slip:
     chance = random.Random(f"slip {act.luck}")
     what = chance.choice(["table", "region", "endpoint", "target table", *(["target"] if world.scenario.index else [])])
     here: dict[str, Any] = {
@@ -148,4 +148,4 @@ IDENTITY_ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "empty": empty,
 }
 
-__all__ = ["IDENTITY_ACTS", "Slip"]
+__all__ = ["IDENTITY_ACTS", "Slip", "slipped"]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tests.simulation.identities import Slip
     from tests.simulation.world import Universe
 
+Wrong = Literal["run", "resync", "retry"]
 PATIENCE = 2000  # turns within which a run that nothing disturbs must be live
 
 
@@ -74,6 +75,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> Copy:
         Destination("memory", None, None, destinations),  # type: ignore[arg-type]
         backfill=Backfill(segments=universe.scenario.segments),
         on_gap="resync",
+        ttl_deletes="ignore" if universe.scenario.keeps_expired else "apply",
     )
     hook, target = universe.hook(), universe.target(universe)
     if slip is not None and slip.database is not None:
@@ -145,7 +147,10 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     universe.note("run", run, "begins", "with a resync" if resync else "")
     began = universe.clock.now
     try:
-        driver = driver_in(universe, admitted(universe, resync=resync))
+        copy = admitted(universe, resync=resync)
+        if universe.ambush is not None:
+            _beset(universe, copy)
+        driver = driver_in(universe, copy)
         limit_turns(driver, turns)
         driver.run(until=until, allowed=Allowed(resync, universe.fixed))
         universe.caught_up = True
@@ -161,20 +166,39 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         universe.depth -= 1
 
 
-def refused(universe: Universe, slip: Slip) -> None:
-    """A run with a slip in its config: it must be refused, whatever lives beside it, and change nothing."""
-    universe.note("slip", slip.what)
+def _beset(universe: Universe, copy: Copy) -> None:
+    """Let a command get between the requests with which a run begins."""
+    wait = universe.ambush_after
+
+    def call(request: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        nonlocal wait
+        wait -= 1
+        if wait < 0 and universe.ambush is not None:
+            ambush, universe.ambush = universe.ambush, None
+            ambush()
+        return request(*given, **named)
+
+    for end, names in ((copy.checkpoints, ("claim", "read", "parked", "save")), (copy.target, ("open", "write"))):
+        for name in names:
+            setattr(end, name, partial(call, getattr(end, name)))
+
+
+def refused(universe: Universe, slip: Slip, command: Wrong = "run") -> None:
+    """A command with a slip in its config: it must be refused, whatever lives beside it, and change nothing."""
+    universe.note("slip", slip.what, "in", command)
     before = deepcopy(universe.database)
-    assert "--accept-identity-change" in _refusal(universe, slip), slip.what
-    assert universe.database == before, f"a slip in the config ({slip.what}) changed what is stored"
+    assert "--accept-identity-change" in _refusal(universe, slip, command), (slip.what, command)
+    assert universe.database == before, f"a slip in the config of {command} ({slip.what}) changed what is stored"
 
 
-def _refusal(universe: Universe, slip: Slip) -> str:
+def _refusal(universe: Universe, slip: Slip, command: Wrong) -> str:
     universe.depth += 1
     try:
-        driver = driver_in(universe, admitted(universe, slip))
-        limit_turns(driver, 30)
-        driver.run(until="caught-up", allowed=Allowed(hook_change=universe.fixed))
+        copy = admitted(universe, slip, resync=command == "resync")
+        if command != "retry":  # which goes no further than this before it opens the tables
+            driver = driver_in(universe, copy)
+            limit_turns(driver, 30)
+            driver.run(until="caught-up", allowed=Allowed(command == "resync", universe.fixed))
     except ConfigError as e:
         return str(e)
     except GapFound as e:

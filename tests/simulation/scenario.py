@@ -54,6 +54,9 @@ Drawn from random streams of their own, act by act.
 CLEANING: Mapping[str, float] = {"straggle": 0.02, "cut short": 0.005, "overtake": 0.01, "doze": 0.01}
 """The same for what happens in the middle of sweeps and purges, in one seed of three."""
 
+COMMANDS: Mapping[str, float] = {"slip in a command": 0.02, "retry at a start": 0.02, "retry with another hook": 0.01}
+"""The same for commands with a wrong config, and beside a run that begins, in one seed of three."""
+
 IDENTITIES: Mapping[str, float] = {"slip": 0.02, "drop": 0.003, "clone": 0.003, "seed": 0.001, "empty": 0.02}
 """The same for what happens to the ends of a copy, in one seed of three."""
 
@@ -110,6 +113,7 @@ class Scenario:
     ``at_commit``: what it refuses shows only at the commit, one write at a time;
     ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
     ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
+    ``keeps_expired``: what expires stays in the target (``ttl_deletes: ignore``).
     ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
     caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
@@ -125,6 +129,7 @@ class Scenario:
     at_commit: bool = False
     forgetful: bool = False
     trims: bool = False
+    keeps_expired: bool = False
     months: bool = False
     cron: bool = False
     lingering: float = 0.0
@@ -159,8 +164,9 @@ def draw(seed: int) -> Scenario:
         if trims or what not in ONLY_WHERE_TRIMMED:
             rates[what] = min(swung, 1.0)
     rates |= {what: _swung(seed, what, rate) for what, rate in ODD_ANSWERS.items()}
-    rates |= _identities(seed)
-    rates |= _cleaning(seed)
+    rates |= _in_one_of_three(seed, "identities", IDENTITIES)
+    rates |= _in_one_of_three(seed, "cleaning", CLEANING)
+    rates |= _in_one_of_three(seed, "commands", COMMANDS)
     drawn = Scenario(
         hook=hook,
         view=view,
@@ -169,6 +175,7 @@ def draw(seed: int) -> Scenario:
         refuses=chance.random() < 0.15,
         forgetful=chance.random() < 0.5,
         trims=trims,
+        keeps_expired=random.Random(f"expired {seed}").random() < 0.1,
         numbering=_numbering(chance),
         keys=int(2 * 12 ** chance.random()),
         steps=int(15 * 12 ** chance.random()),
@@ -226,19 +233,12 @@ def _swung(seed: int, what: str, rate: float) -> float:
     return min(1.0, rate * 10 ** chance.uniform(-1, 0.6)) if chance.random() < 0.5 else 0.0
 
 
-def _identities(seed: int) -> dict[str, float]:
+def _in_one_of_three(seed: int, topic: str, rates: Mapping[str, float]) -> dict[str, float]:
     """Drawn apart, so that other draws are what they were."""
-    chance = random.Random(f"identities {seed}")
+    chance = random.Random(f"{topic} {seed}")
     if chance.random() < 2 / 3:
         return {}
-    return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in IDENTITIES.items() if chance.random() < 0.7}
-
-
-def _cleaning(seed: int) -> dict[str, float]:
-    chance = random.Random(f"cleaning {seed}")
-    if chance.random() < 2 / 3:
-        return {}
-    return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in CLEANING.items() if chance.random() < 0.7}
+    return {what: rate * 10 ** chance.uniform(-1, 0.6) for what, rate in rates.items() if chance.random() < 0.7}
 
 
 def _in_months(drawn: Scenario, chance: random.Random) -> Scenario:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,9 @@ def check_end(universe: Universe) -> None:
     database = universe.database
     _check_parked(universe)
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()} | _given_up(universe)
+    _check_kept(universe, parked)
+    parked |= universe.expired.keys()  # what a rescan does not find goes with it
+    outlived = _outlived(universe)
     want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in universe.tables}
     for item in universe.source.items(universe.TABLE):
         key = (str(item["pk"]),)
@@ -87,10 +91,48 @@ def check_end(universe: Universe) -> None:
             for table, id, document in _documents(universe, key, item):
                 want[table][id] = document
     for table in universe.tables:
-        _check_table(table, want[table], database.rows.get(table, {}), parked)
+        _check_table(table, want[table], database.rows.get(table, {}), parked, outlived[table])
         assert not database.tombstones.get(table), f"tombstones are left in {table}"
     _check_counts(database)
     universe.records.check_complete(universe)
+
+
+Kept = tuple[int, Mapping[tuple[str, DocumentId], bytes]]
+"""An epoch, and what was stored of an item in it."""
+
+
+def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
+    """What is stored of an item that expires now; nothing where an older state of it is."""
+    epoch, rows = epoch_of(universe.database.entries), universe.database.rows
+    key = (str(item["pk"]),)
+    try:
+        wanted = {(table, id): document for table, id, document in _documents(universe, key, item)}
+    except AssertionError:  # poison
+        return epoch, {}
+    if (hook := universe.hook()) is not None and hook.declared:
+        universe.outlived.append((key, item))
+    there = {(table, id): rows.get(table, {}).get(id, (0, b"")) for table, id in wanted}
+    stored = all(position.epoch_of(v) == epoch and b == wanted[place] for place, (v, b) in there.items())
+    return epoch, wanted if stored and universe.scenario.view != "KEYS_ONLY" else {}
+
+
+def _outlived(universe: Universe) -> Mapping[str, set[DocumentId]]:
+    """Documents under ids of their own of items that expired, whatever became of the items."""
+    found: dict[str, set[DocumentId]] = {name: set() for name in universe.tables}
+    for key, item in universe.outlived:
+        with suppress(AssertionError):
+            for table, id, _ in _documents(universe, key, item):
+                found[table].add(id)
+    return found
+
+
+def _check_kept(universe: Universe, parked: set[tuple[str, ...]]) -> None:
+    """What expired stays, if that is ignored, until the next epoch."""
+    database = universe.database
+    for key, (epoch, documents) in universe.expired.items():
+        if epoch == epoch_of(database.entries) and key not in parked:
+            for (table, id), document in documents.items():
+                assert database.rows[table].get(id, (0, b""))[1] == document, f"{id}, which expired, did not stay"
 
 
 def _check_parked(universe: Universe) -> None:
@@ -102,15 +144,19 @@ def _check_parked(universe: Universe) -> None:
     for key, entries in found.items():
         entries.sort(key=lambda parked: parked.version)
         assert position.epoch_of(entries[0].version) == epoch_of(universe.database.entries), f"{key} is obsolete"
-        if entries[0].sequence is not None and key not in given_up:
+        if entries[0].sequence is not None and key not in given_up and key not in universe.expired:
             assert _same(entries[-1].new, newest.get(key)), f"{key} is parked with an image that is not its newest"
         assert len(entries) == 1, f"{key} has {len(entries)} entries"
 
 
 def _given_up(universe: Universe) -> set[tuple[str, ...]]:
-    """Items that did not change since a person dropped their parked changes, in this epoch: anything may be stored."""
+    """Items that did not change since a person dropped their parked changes, or retried them with another hook.
+
+    In this epoch: anything may be stored of them.
+    """
     newest, epoch = _newest(universe), epoch_of(universe.database.entries)
-    return {key for key, of, given in universe.dropped if of == epoch and _same(given, newest.get(key))}
+    decided = [*universe.dropped, *universe.mistaken]
+    return {key for key, of, given in decided if of == epoch and _same(given, newest.get(key))}
 
 
 def _newest(universe: Universe) -> dict[tuple[str, ...], bytes]:
@@ -126,10 +172,12 @@ def _check_table(
     want: Mapping[DocumentId, bytes],
     rows: Mapping[DocumentId, tuple[int, bytes]],
     parked: set[tuple[str, ...]],
+    outlived: set[DocumentId],
 ) -> None:
+    """``outlived``: documents of items that had expired and came back: no record says that they are to go."""
     got = {id: stored for id, (_, stored) in rows.items() if not _of_parked(id, parked)}
     assert not (lost := want.keys() - got.keys()), f"{table} lacks {sorted(lost)}"
-    assert not (ghosts := got.keys() - want.keys()), f"{table} has {sorted(ghosts)}, which are gone"
+    assert not (ghosts := got.keys() - want.keys() - outlived), f"{table} has {sorted(ghosts)}, which are gone"
     stale = {id: (got[id], want[id]) for id in want if got[id] != want[id]}
     assert not stale, f"{table} is not up to date: {stale}"
 

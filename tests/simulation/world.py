@@ -57,9 +57,14 @@ class Universe:
         self.late: list[Late] = []
         self.sluggish = 0.0  # seconds that each request of a batch takes at most
         self.meanwhile: Callable[[], object] | None = None  # what happens in the middle of a batch
+        self.ambush: Callable[[], object] | None = None  # what happens between two requests of a run that begins,
+        self.ambush_after = 0  # after so many
+        self.expired: dict[tuple[str, ...], truth.Kept] = {}  # items that expired last, where that is ignored
+        self.outlived: list[tuple[tuple[str, ...], Mapping[str, object]]] = []  # all that did, under ids of their own
         self.overtaker: Callable[[], object] | None = None  # and in the middle of a piece of a sweep or purge
         self.sleeper: Callable[[], object] | None = None  # and between the question who owns the pipeline and a purge
         self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
+        self.mistaken: list[tuple[tuple[str, ...], int, str | None]] = []  # the same, of a retry with another hook
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
@@ -90,6 +95,7 @@ class Universe:
             self.source.delete(self.TABLE, {"pk": key})
         else:
             self.value += 1
+            self.expired.pop((key,), None)
             self.source.put(self.TABLE, {"pk": key, "v": self.value})
         self.records.note(self)
 
@@ -177,7 +183,7 @@ class Universe:
         self.source.heal()
         self.fuse, self.clock.skew = 0, 0.0
         self.pace, self.slow, self.sluggish = min(0.1, self.pace), 0.0, 0.0
-        self.meanwhile = self.overtaker = self.sleeper = None
+        self.meanwhile = self.overtaker = self.sleeper = self.ambush = None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
 
     def soon(self, steps: int, what: str) -> None:

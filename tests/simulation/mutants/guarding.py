@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from connectors.dynamodb.leftovers import Leftovers
-from replicator import backfill, doubt
+from replicator import backfill, doubt, start
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
 from replicator.chores import Chores
 from replicator.delivery import Delivery
@@ -198,3 +198,8 @@ def buries_whatever_is_there(patch: Patch) -> None:
         return len(ids)
 
     patch.setattr(UnreliableIndex, "bury", buried)
+
+
+@mutant("a config that leads to another source or target is accepted", 9, seeds=200)
+def identities_are_not_compared(patch: Patch) -> None:
+    patch.setattr(start, "check_identity", lambda found: None)

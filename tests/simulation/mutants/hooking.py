@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from replicator import compaction, parked, parking, passing
+from replicator import compaction, parked, parking, passing, pipeline
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
 from replicator.checkpoints import Parked, Place
@@ -17,7 +17,15 @@ from replicator.fetched import Fetched, Pages
 from replicator.parked import Held
 from replicator.pipeline import Pipeline
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import decided, hooked, refusing, resynced_poison, retried_late
+from tests.simulation.mutants.scenarios import (
+    decided,
+    edited,
+    expiring,
+    hooked,
+    refusing,
+    resynced_poison,
+    retried_late,
+)
 
 
 @mutant("an item that leaves the filter is skipped", 7, hooked("kept"))
@@ -140,3 +148,14 @@ def _at_the_end(self: Fetched, pages: Pages) -> None:
 )
 def spared_for_ever(patch: Patch) -> None:
     patch.setattr(Pipeline, "owes_sweep", property(lambda self: False))
+
+
+@mutant("an expiry that is to be ignored is a removal", 7, shape=expiring)
+def expiries_count(patch: Patch) -> None:
+    right = passing.streamed
+    patch.setattr(pipeline, "streamed", lambda *given, ignore_expired: right(*given, ignore_expired=False))
+
+
+@mutant("what a retry with another hook stored is not known to the item's next change", 8, shape=edited)
+def other_hooks_leave_nothing(patch: Patch) -> None:
+    patch.setattr(parking.ParkedItem, "left", lambda self, leaves, base=None: self.removal)

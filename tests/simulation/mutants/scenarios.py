@@ -155,6 +155,18 @@ def keeps_in_mind(s: Scenario) -> bool:
     return s.index and not s.forgetful
 
 
+def expiring(drawn: Scenario) -> Scenario:
+    """Items expire, and stay in the target."""
+    view = "NEW_AND_OLD_IMAGES"
+    return replace(drawn, keeps_expired=True, view=view, rates={"write": 0.5, "expire": 0.1, "die": 0.01})
+
+
+def edited(drawn: Scenario) -> Scenario:
+    """Parked items are retried with another hook, and change again later."""
+    rates = {"write": 0.5, "retry with another hook": 0.1, "relent": 0.02, "fix hook": 0.02, "die": 0.01}
+    return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=4, steps=100, rates=rates)
+
+
 def cleaned_up(drawn: Scenario) -> Scenario:
     """Runs are replaced, and requests lost, in the middle of sweeps and purges."""
     rates = {
