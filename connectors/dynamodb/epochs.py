@@ -11,6 +11,7 @@ from typing import Any
 
 from connectors.dynamodb.catalog import Described, ask, describe
 from replicator.change import KeyAttribute, KeySchema
+from replicator.errors import ConfigError
 from replicator.wire import Wire, WireError, failure
 
 KEYS = KeySchema((KeyAttribute("table", "S"),))
@@ -53,7 +54,10 @@ class Epochs:
         return Note(item["pipeline"]["S"], int(item["epoch"]["N"]))
 
     def write(self, table: Described, note: Note) -> None:
-        """Note it, unless a later epoch is noted already for that very table."""
+        """Note it, unless a later epoch is noted already for that very table.
+
+        ConfigError if another pipeline noted one meanwhile: two may begin on one table at the same moment.
+        """
         request = {
             "TableName": self.name,
             "Item": {
@@ -62,12 +66,28 @@ class Epochs:
                 "pipeline": {"S": note.pipeline},
                 "epoch": {"N": str(note.epoch)},
             },
-            "ConditionExpression": "attribute_not_exists(#e) OR #e < :e OR #i <> :i",
-            "ExpressionAttributeNames": {"#e": "epoch", "#i": "identity"},
-            "ExpressionAttributeValues": {":e": {"N": str(note.epoch)}, ":i": {"S": table.identity}},
+            "ConditionExpression": "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND #e < :e)",
+            "ExpressionAttributeNames": {"#e": "epoch", "#i": "identity", "#p": "pipeline"},
+            "ExpressionAttributeValues": {
+                ":e": {"N": str(note.epoch)},
+                ":i": {"S": table.identity},
+                ":p": {"S": note.pipeline},
+            },
         }
         try:
             self.wire.call("PutItem", request)
         except WireError as e:
             if e.code != "ConditionalCheckFailedException":
                 raise failure(e, "PutItem", self.name, place="target") from e
+            there = self.read(table)
+            if there is not None and there.pipeline != note.pipeline:
+                raise ConfigError(taken(table.name, there, self.name)) from e
+
+
+def taken(table: str, note: Note, epochs_table: str) -> str:
+    """Why a table must not be written to: what is noted of it says that another pipeline does."""
+    return (
+        f"the target's table {table} is written by the pipeline {note.pipeline} (so says the table {epochs_table}); "
+        "two copies in one table would overwrite each other. Name another table, or remove that item if the other "
+        "pipeline is gone"
+    )

@@ -10,7 +10,7 @@ from connectors.dynamodb import attempts, catalog, creation
 from connectors.dynamodb.account import Account
 from connectors.dynamodb.catalog import Described
 from connectors.dynamodb.creation import Plan
-from connectors.dynamodb.epochs import KEYS, Note
+from connectors.dynamodb.epochs import KEYS, Note, taken
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions, table_name
@@ -168,11 +168,7 @@ class Tables:
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:
-            yield (
-                f"the target's table {layout.name} is written by the pipeline {note.pipeline} (so says the table "
-                f"{self._options.epochs_table}); two copies in one table would overwrite each other. Name another "
-                "table, or remove that item if the other pipeline is gone"
-            )
+            yield taken(layout.name, note, self._options.epochs_table)
 
     def _expiry(self, layout: Layout) -> Iterator[str]:
         if self.keep_expired and self._time_to_live(layout.name).get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):

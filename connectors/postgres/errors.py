@@ -28,6 +28,7 @@ _WAIT = {
     "57014": "a statement was cancelled (statement_timeout?)",
     "25006": "the server is read-only (a standby, or failing over)",
     "25P03": "the transaction was idle for too long",
+    "25P04": "the transaction took too long (transaction_timeout?)",
     "57P01": "the server is shutting down",
     "57P02": "the server crashed and restarts",
     "57P03": "the server is starting up or shutting down",

@@ -175,11 +175,11 @@ def install(connection: psycopg.Connection[Any]) -> None:
             connection.execute("CREATE SCHEMA IF NOT EXISTS replicator")
             if (problem := foreign(connection)) is not None:  # made by another role meanwhile
                 raise ConfigError(problem)
-            connection.execute("CREATE TABLE replicator.version (number int NOT NULL)")
-            connection.execute("INSERT INTO replicator.version VALUES (0)")
+            connection.execute("CREATE TABLE replicator.version (number int PRIMARY KEY)")  # so it can be published
         for step in _STEPS[found:]:
             connection.execute(step)
-        connection.execute("UPDATE replicator.version SET number = %s", (len(_STEPS),))
+        connection.execute("DELETE FROM replicator.version")
+        connection.execute("INSERT INTO replicator.version VALUES (%s)", (len(_STEPS),))
 
 
 def _version(connection: psycopg.Connection[Any]) -> int:

@@ -15,6 +15,7 @@ from connectors.dynamodb.epochs import Epochs
 from connectors.dynamodb.layout import layout
 from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.batch import Delete, Upsert
 from replicator.change import KeyAttribute, KeySchema
@@ -284,6 +285,25 @@ class TestComparing:
         for use in (second.epoch, lambda tables: second.open(tables, FIRST_EPOCH + 1)):
             with pytest.raises(ConfigError, match="is written by the pipeline first"):
                 use([COPY])
+
+    def test_of_two_pipelines_that_begin_on_a_table_at_once_one_is_refused(
+        self, endpoint: str, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second one looked at the table before the first one noted that it writes to it."""
+        first, second = make(endpoint, pipeline="first"), make(endpoint, pipeline="second")
+        right = Tables.make
+
+        def overtaken(tables: Tables, wanted: Any, epoch: int) -> None:
+            monkeypatch.setattr(Tables, "make", right)
+            first.open([COPY], FIRST_EPOCH)
+            right(tables, wanted, epoch)
+
+        monkeypatch.setattr(Tables, "make", overtaken)
+        with pytest.raises(ConfigError, match="is written by the pipeline first"):
+            second.open([COPY], FIRST_EPOCH)
+        first.open([COPY], FIRST_EPOCH)
+        with pytest.raises(ConfigError, match="is written by the pipeline first"):
+            second.open([COPY], FIRST_EPOCH + 1)
 
     def test_a_table_that_holds_items_is_taken_over_knowingly(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)

@@ -15,12 +15,14 @@ from connectors.postgres import Postgres, PostgresOptions
 from connectors.postgres.errors import unreachable
 from replicator.batch import Delete, Outcome, Upsert
 from replicator.change import KeyAttribute, KeySchema
+from replicator.checkpoints import Save
 from replicator.config_target import OWN_IDS, destination
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import changes
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract import at, batch, put, remove
+from replicator.testing.contract.kit import exhaust
 from tests.connectors.postgres_kit import PK, opened, owner, rows, run, target, typed
 from tests.servers_postgres import Database
 
@@ -493,6 +495,23 @@ def test_a_database_that_cannot_hold_every_text_is_named(one_postgres: Database)
     assert "the database is encoded as LATIN1, which cannot hold every text" in one.check([Table("contract", PK)])[0]
     one.close()
     run(one_postgres, "DROP DATABASE latin WITH (FORCE)")
+
+
+def test_a_database_that_publishes_all_its_tables(one_postgres: Database) -> None:
+    """What updates or deletes rows of a published table must be able to tell them apart: our own tables, too."""
+    run(one_postgres, "CREATE PUBLICATION everything FOR ALL TABLES")
+    table = Table("contract", PK)
+    one = opened(one_postgres, table)
+    one.checkpoints.claim(owner())
+    one.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), saves=[Save("shard", "s", 0, "1")]))
+    one.write(batch(remove("a", 2), tombstones=True, saves=[Save("shard", "s", 1, "2")]))
+    assert exhaust(lambda: one.sweep(table, at(3), ())) == 1
+    one.purge(table, at(4))
+    run(one_postgres, "UPDATE replicator.version SET number = 0; DROP PUBLICATION everything")
+    unpublished = "SELECT relname FROM pg_class WHERE relnamespace = 'replicator'::regnamespace AND relkind = 'r' AND "
+    keyless = "NOT EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)"
+    with one_postgres.connect() as somebody:
+        assert somebody.execute(unpublished + keyless).fetchall() == []
 
 
 def test_a_schema_of_a_newer_replicator_is_left_alone(one_postgres: Database) -> None:

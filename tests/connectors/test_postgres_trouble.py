@@ -118,6 +118,15 @@ def test_a_session_that_may_not_write_now(one: Postgres, one_postgres: Database,
     _then_it_works(one, one_postgres)
 
 
+def test_a_transaction_that_takes_longer_than_the_server_lets_it(one: Postgres, one_postgres: Database) -> None:
+    with one._session.connection() as own:
+        own.execute("SET transaction_timeout = '200ms'")
+    with one_postgres.connect() as somebody:
+        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+        _transient(one, r"the transaction took too long \(transaction_timeout\?\)")
+    _then_it_works(one, one_postgres)
+
+
 def test_a_table_that_somebody_has_locked(one: Postgres, one_postgres: Database) -> None:
     """The session gives up after a while, so that a run can say what it waits for."""
     with one._session.connection() as own:
