@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from replicator.checkpoints import DamagedCheckpoint
 from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
 
 _PLACE = re.compile(r"[a-z_]+(\.[a-z_]+)*")
@@ -44,6 +45,8 @@ def failed(subject: str, error: ReplicatorError) -> Finding:
         return Finding(subject, "forbidden", error.problem, error.advice)
     if isinstance(error, GapFound):
         return Finding(subject, "gap", str(error), "to make the copy whole again: replicator resync CONFIG")
+    if isinstance(error, DamagedCheckpoint):
+        return problem(subject, str(error), "gap")
     return problem(subject, str(error), "unreachable" if isinstance(error, TransientError) else "problem")
 
 

@@ -15,7 +15,7 @@ from replicator.checkpoints import Checkpoints
 from replicator.compaction import Filing
 from replicator.config_access import aws_options
 from replicator.errors import ConfigError, ReplicatorError
-from replicator.finding import Finding, Verdict, failed, problem
+from replicator.finding import Finding, Verdict, exit_code, failed, problem
 from replicator.item import Item
 from replicator.json_text import unreadable
 from replicator.outlook import outlook
@@ -24,7 +24,7 @@ from replicator.run import KEPT_EXPIRED, ends, introduce, target_tables
 from replicator.source import KeyReader, SourceTable, describe_stream, describe_table
 from replicator.start import check_source
 from replicator.stores import Cautious, Store
-from replicator.target import Target
+from replicator.target import Denied, Target
 from replicator.transform import Hook, Poison
 from replicator.wire import Wire, WireError, completed, decoded, failure
 
@@ -50,6 +50,8 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     if wire is not None and table is not None:
         findings += _source(config, wire, table, hook, images)
     findings += _gathered("target", _destination(config, wire, table, hook, images, create=create))
+    if exit_code(findings):  # no run begins
+        return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
     return findings
 
 
@@ -207,16 +209,22 @@ def _destination(
             found += _gathered("checkpoints", _store(checkpoints, create=create))
         if table is not None and (hook is not None or config.transform is None) and _readable(found):
             begins = _gathered("pipeline", _beginning(config, target, checkpoints, table, hook))
-            found += [finding for finding in begins if finding not in found]
+            said = {finding.text for finding in found}
+            found += [finding for finding in begins if finding.text not in said]
         yield from found
 
 
 def _readable(findings: Sequence[Finding]) -> bool:
     """Whether it can be read what is stored: what stands against that was said."""
     return not any(
-        f.verdict in ("forbidden", "unreachable") or (f.verdict == "problem" and f.subject.startswith("checkpoints"))
+        f.verdict in ("forbidden", "unreachable")
+        or (f.verdict in ("problem", "gap") and f.subject.startswith("checkpoints"))
         for f in findings
     )
+
+
+def _verdict(problem: str) -> Verdict:
+    return "forbidden" if isinstance(problem, Denied) else "problem"
 
 
 def _beginning(
@@ -242,7 +250,7 @@ def _target(
 ) -> Iterator[Finding]:
     wanted = () if table is None else target_tables(config, table, hook)
     problems = target.check(wanted)
-    yield from (Finding("target", "problem", p) for p in problems)
+    yield from (Finding("target", _verdict(p), p) for p in problems)
     if table is None:
         yield Finding("target", "note", "reached; its tables are compared once the source can be read")
     elif not problems:
@@ -272,7 +280,7 @@ def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
     if create:
         checkpoints.create()
     problems = checkpoints.check()
-    yield from (problem("checkpoints", p) for p in problems)
+    yield from (problem("checkpoints", p, _verdict(p)) for p in problems)
     if plan := checkpoints.plan():
         text = "check --create will do" if problems else "run will do"
         yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)

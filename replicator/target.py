@@ -88,6 +88,12 @@ class Transactional(Protocol):
     def checkpoints(self) -> Checkpoints: ...
 
 
+class Denied(str):
+    """A problem that a permission would solve: ``check`` ends with the code of a run that was not permitted."""
+
+    __slots__ = ()
+
+
 @runtime_checkable
 class Lingering(Protocol):
     """A target without transactions, whose requests may still be carried out after their answer was given up.

@@ -21,6 +21,7 @@ from boto3.dynamodb.types import TypeSerializer
 from click.testing import CliRunner
 
 from replicator.cli import main
+from replicator.config import load
 from replicator.errors import ConfigError
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
@@ -29,6 +30,7 @@ from tests.security.canary import SECRET, VALUE, Watched
 from tests.servers_postgres import Database
 
 PATIENCE = 90.0
+_OWN_TARGET = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_target.py"
 
 
 def words(err: str) -> str:
@@ -195,3 +197,29 @@ def serving(folder: Path, postgres: Database) -> Iterator[World]:
 def world(tmp_path: Path, one_postgres: Database) -> Iterator[World]:
     with serving(tmp_path, one_postgres) as world:
         yield world
+
+
+@pytest.fixture
+def mirror(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A pipeline from the table ``orders`` into a file of rows, with the target that the docs show."""
+    site = tmp_path / "site"
+    (site / "sqlite_target-1.0.dist-info").mkdir(parents=True)
+    (site / "sqlite_target.py").write_text(_OWN_TARGET.read_text())
+    (site / "sqlite_target-1.0.dist-info" / "METADATA").write_text("Name: sqlite-target\nVersion: 1.0\n")
+    points = "[replicator.targets]\nsqlite = sqlite_target:SQLite\n"
+    (site / "sqlite_target-1.0.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(site))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET if "SECRET" in name else "local")
+    world.change(f"type: postgres\n  url: {world.postgres.url}", f"type: sqlite\n  path: {tmp_path / 'rows.db'}")
+    world.db.create_table("orders")
+    yield World(world.db, world.postgres, world.folder, {**world.environ, "PYTHONPATH": str(site)})
+    sys.modules.pop("sqlite_target", None)
+
+
+def keep(mirror: World, section: str) -> None:
+    mirror.change("target:", f"checkpoints: {section}\ntarget:")
+
+
+def endpoint(mirror: World) -> str:
+    return str(load(mirror.config).source.endpoint_url)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.cli import World
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.http import served
+from tests.cli import World, endpoint
 
 HOOK = "def hook(item):\n    return {'n': 1}\n"
 OWN_IDS = """
@@ -98,6 +103,61 @@ def view(view: str | None, hook: str = "") -> Callable[[World], None]:
     return act
 
 
+_serving = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def _no_server_stays() -> Iterator[None]:
+    with _serving:
+        yield
+
+
+def another_region(world: World) -> None:
+    world.change("us-east-1", "eu-west-1")
+    elsewhere(world, region="eu-west-1")
+
+
+def elsewhere(world: World, **how: Any) -> None:
+    other = DynamoDB(now=time.time, random=random.Random(2), **how)
+    other.create_table("orders")
+    world.change(endpoint(world), _serving.enter_context(served(other)))
+
+
+def another_endpoint(world: World) -> None:
+    """A table of the same ARN, as emulators give every table of a name, that another server has."""
+    elsewhere(world)
+
+
+def another_schema(world: World) -> None:
+    sql(b"CREATE SCHEMA shop")(world)
+    with_target(world, "  schema: shop\n  table: orders\n")
+
+
+def gap_of_an_archive(world: World) -> None:
+    world.change("target:", "ttl_deletes: ignore\ntarget:")
+    stream_replaced(world)
+
+
+def another_column(world: World) -> None:
+    delete_all = sql(b"DROP TABLE orders", b"DROP SCHEMA replicator CASCADE")
+    delete_all(world)
+    with_target(world, "  tables: {orders: {columns: {city: text}}}\n")
+    world.catch_up()
+    world.change("city: text", "city: {type: text, from: town}")
+
+
+def no_rights(world: World) -> None:
+    """Another role than the one that made the tables."""
+    role, password = world.postgres.name, world.postgres.server.password
+    with world.postgres.connect() as client:
+        client.execute(
+            f"CREATE USER {role} PASSWORD '{password}'; GRANT USAGE ON SCHEMA replicator TO {role}; "
+            f"GRANT ALL ON ALL TABLES IN SCHEMA replicator TO {role}".encode()
+        )
+        user = client.info.user
+    world.change(f"{user}:{password}@", f"{role}:{password}@")
+
+
 def wrong_password(world: World) -> None:
     password = world.postgres.server.password
     assert password
@@ -150,13 +210,42 @@ WRONG = {
     ),
     "another target": Wrong(lambda w: with_target(w, "  table: copies\n"), 2, "this pipeline"),
     "another pipeline": Wrong(changed(("pipeline: orders", "pipeline: second")), 2, "the pipeline orders"),
+    "another region": Wrong(another_region, 2, "this pipeline copies"),
+    "another endpoint": Wrong(another_endpoint, 2, "this pipeline copies"),
+    "another schema of the target": Wrong(
+        another_schema,
+        2,
+        "this pipeline writes to",
+    ),
+    "a schema that is absent": Wrong(
+        lambda w: with_target(w, "  schema: shop\n  table: orders\n"), 2, '"shop" does not exist', fresh=True
+    ),
+    "wrong credentials of the source": Wrong(
+        lambda w: w.db.fail("DescribeTable", "UnrecognizedClientException", times=None), 4, "credentials", fresh=True
+    ),
+    "another column": Wrong(another_column, 2, "replicator resync"),
+    "expired items that are kept, and a gap": Wrong(gap_of_an_archive, 3, "was replaced"),
+    "a rescan by itself of what keeps expired items": Wrong(
+        changed(("target:", "on_gap: resync\nttl_deletes: ignore\ntarget:")), 2, "ttl_deletes: ignore keeps", fresh=True
+    ),
     "a new column": Wrong(
         lambda w: with_target(w, "  tables: {orders: {columns: {city: text}}}\n"), 2, "since the last run"
     ),
     "too much parked": Wrong(everything_parked, 2, "more than 1 items are parked"),
+    "no rights on the target's table": Wrong(no_rights, 4, "GRANT SELECT, INSERT, UPDATE, DELETE"),
     "a forbidden scan": Wrong(forbidden("Scan"), 4, "dynamodb:Scan", fresh=True),
     "a forbidden stream": Wrong(forbidden("DescribeStream"), 4, "dynamodb:DescribeStream", fresh=True),
 }
+
+
+def assert_agreed(world: World, wrong: Wrong) -> None:
+    """Both end with the code, and say the words."""
+    code, out, err = world.call("check", world.config, "--human")
+    assert (code, wrong.words in out + err) == (wrong.code, True), out + err
+    assert "ok    pipeline" not in out  # nothing begins
+    assert err or out.endswith(f"line(s) with FAIL above (exit code {code})\n")
+    code, out, err = world.shell.run("run", world.config, "--until", "caught-up", "--human")
+    assert (code, wrong.words in out + err) == (wrong.code, True), out + err
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -168,10 +257,7 @@ def test_check_ends_as_run_would_and_names_the_same(world: World, name: str) -> 
     if not wrong.fresh:
         world.catch_up()
     wrong.make(world)
-    code, out, err = world.call("check", world.config, "--human")
-    assert (code, wrong.words in out + err) == (wrong.code, True), out + err
-    code, out, err = world.shell.run("run", world.config, "--until", "caught-up", "--human")
-    assert (code, wrong.words in out + err) == (wrong.code, True), out + err
+    assert_agreed(world, wrong)
 
 
 def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is_repaired_by_itself(
@@ -179,7 +265,9 @@ def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is
 ) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
-    assert "ok    pipeline: run will begin with a backfill" in world.call("check", world.config, "--human")[1]
+    out = world.call("check", world.config, "--human")[1]
+    assert "ok    pipeline: run will begin with a backfill" in out
+    assert out.endswith("\nready to run\n")
     world.catch_up()
     code, out, _ = world.call("check", world.config, "--human")
     assert (code, "ok    pipeline: run will resume where the last one stopped (epoch 1024)" in out) == (0, True), out

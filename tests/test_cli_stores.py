@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -18,44 +15,16 @@ from replicator.checkpoints import Owner
 from replicator.errors import ConfigError, Fenced
 from replicator.run import ends
 from replicator.stores.sqlite import SqliteCheckpoints
-from tests.cli import World
-from tests.security.canary import SECRET
+from tests.cli import World, endpoint, keep
 
-TARGET = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_target.py"
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total']}\n"
 MENDED = "def hook(item):\n    return {'total': item.get('total', 0)}\n"
-
-
-@pytest.fixture
-def mirror(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A pipeline from the table ``orders`` into a file of rows, with the target that the docs show."""
-    site = tmp_path / "site"
-    (site / "sqlite_target-1.0.dist-info").mkdir(parents=True)
-    (site / "sqlite_target.py").write_text(TARGET.read_text())
-    (site / "sqlite_target-1.0.dist-info" / "METADATA").write_text("Name: sqlite-target\nVersion: 1.0\n")
-    points = "[replicator.targets]\nsqlite = sqlite_target:SQLite\n"
-    (site / "sqlite_target-1.0.dist-info" / "entry_points.txt").write_text(points)
-    monkeypatch.syspath_prepend(str(site))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, SECRET if "SECRET" in name else "local")
-    world.change(f"type: postgres\n  url: {world.postgres.url}", f"type: sqlite\n  path: {tmp_path / 'rows.db'}")
-    world.db.create_table("orders")
-    yield World(world.db, world.postgres, world.folder, {**world.environ, "PYTHONPATH": str(site)})
-    sys.modules.pop("sqlite_target", None)
-
-
-def keep(mirror: World, section: str) -> None:
-    mirror.change("target:", f"checkpoints: {section}\ntarget:")
 
 
 def rows(mirror: World) -> dict[str, Any]:
     with closing(sqlite3.connect(mirror.folder / "rows.db")) as client:
         found = client.execute("SELECT id, document FROM orders WHERE document IS NOT NULL").fetchall()
     return {json.loads(id)[0]: json.loads(document) for id, document in found}
-
-
-def endpoint(mirror: World) -> str:
-    return str(config.load(mirror.config).source.endpoint_url)
 
 
 SECTIONS = {

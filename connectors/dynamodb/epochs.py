@@ -88,6 +88,6 @@ def taken(table: str, note: Note, epochs_table: str) -> str:
     """Why a table must not be written to: what is noted of it says that another pipeline does."""
     return (
         f"the target's table {table} is written by the pipeline {note.pipeline} (so says the table {epochs_table}); "
-        "two copies in one table would overwrite each other. Name another table, or remove that item if the other "
-        "pipeline is gone"
+        "two copies in one table would overwrite each other. If this config is that pipeline's, correct pipeline: in "
+        "it; if not, name another table, or remove that item if the other pipeline is gone"
     )

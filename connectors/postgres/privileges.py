@@ -11,6 +11,7 @@ from psycopg import sql
 from connectors.postgres.hazards import own_unlogged
 from connectors.postgres.schema import exists, foreign, outdated
 from connectors.postgres.shape import Shape
+from replicator.target import Denied
 
 _OLDEST = 150000
 _NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -38,10 +39,10 @@ def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]
     if not exists(connection):
         if not _one(connection, "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')"):
             database = sql.Identifier(str(_one(connection, "SELECT pg_catalog.current_database()"))).as_string(None)
-            yield f"the schema replicator cannot be created: GRANT CREATE ON DATABASE {database} TO {user}"
+            yield Denied(f"the schema replicator cannot be created: GRANT CREATE ON DATABASE {database} TO {user}")
         return
     if not _one(connection, "SELECT pg_catalog.has_schema_privilege('replicator', 'USAGE')"):
-        yield f"the schema replicator cannot be used: GRANT USAGE ON SCHEMA replicator TO {user}"
+        yield Denied(f"the schema replicator cannot be used: GRANT USAGE ON SCHEMA replicator TO {user}")
         return
     if missing := list(_rights(connection, "replicator.version", user, ("SELECT",))):
         yield from missing
@@ -59,7 +60,7 @@ def _targets(connection: psycopg.Connection[Any], shapes: Sequence[Shape], user:
             yield f"the schema {quoted} does not exist: CREATE SCHEMA {quoted}"
             return
         if not _one(connection, "SELECT pg_catalog.has_schema_privilege(%s, 'USAGE')", name):
-            yield f"the schema {quoted} cannot be used: GRANT USAGE ON SCHEMA {quoted} TO {user}"
+            yield Denied(f"the schema {quoted} cannot be used: GRANT USAGE ON SCHEMA {quoted} TO {user}")
             return
     for shape in shapes:
         yield from _target(connection, shape, user)
@@ -69,7 +70,7 @@ def _target(connection: psycopg.Connection[Any], shape: Shape, user: str) -> Ite
     schema = sql.Identifier(shape.schema).as_string(None)
     if _one(connection, "SELECT pg_catalog.to_regclass(%s)", shape.label) is None:
         if not _one(connection, "SELECT pg_catalog.has_schema_privilege(%s, 'CREATE')", shape.schema):
-            yield f"{shape.label} cannot be created: GRANT CREATE ON SCHEMA {schema} TO {user}"
+            yield Denied(f"{shape.label} cannot be created: GRANT CREATE ON SCHEMA {schema} TO {user}")
         return
     yield from _rights(connection, shape.label, user)
 
@@ -79,7 +80,7 @@ def _rights(
 ) -> Iterator[str]:
     missing = [r for r in needed if not _one(connection, "SELECT pg_catalog.has_table_privilege(%s, %s)", table, r)]
     if missing:
-        yield f"{table} cannot be used: GRANT {', '.join(missing)} ON {table} TO {user}"
+        yield Denied(f"{table} cannot be used: GRANT {', '.join(missing)} ON {table} TO {user}")
 
 
 def _one(connection: psycopg.Connection[Any], query: str, *parameters: object) -> object:

@@ -27,7 +27,7 @@ class PostgresStore(PostgresCheckpoints):
 
     def check(self) -> Sequence[str]:
         with self._session.connection() as connection:
-            return [f"checkpoints: {text}" for text in missing_privileges(connection, ())]
+            return [type(text)(f"checkpoints: {text}") for text in missing_privileges(connection, ())]
 
     def plan(self) -> Sequence[str]:
         with self._session.connection() as connection:

@@ -17,6 +17,7 @@ from connectors.search.names import OURS
 from connectors.search.verdicts import Verdict, worst
 from replicator.errors import ConfigError
 from replicator.position import FIRST_EPOCH, version
+from replicator.target import Denied
 
 _SAMPLED = 100  # documents of another tool
 _EXPECTED = ("stored", "conflict", "conflict", "stored")
@@ -89,4 +90,5 @@ def missing_privileges(connection: Connection, layouts: Sequence[Layout]) -> Ite
     for name, granted in found.get("index", {}).items():
         missing = [privilege for privilege in _NEEDED if not granted.get(privilege, True)]
         if missing:
-            yield f"{connection.server}: the login {found.get('username', '')} lacks {', '.join(missing)} on {name}"
+            login = f"{connection.server}: the login {found.get('username', '')}"
+            yield Denied(f"{login} lacks {', '.join(missing)} on {name}")

@@ -38,7 +38,11 @@ def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
             put({"subject": finding.subject, "verdict": finding.verdict, "text": finding.text, "do": finding.do})
         else:
             _tell(finding)
-    ctx.exit(found.exit_code(findings))
+    code = found.exit_code(findings)
+    if not as_json:
+        wrong = sum(_MARKS[finding.verdict] == "FAIL" for finding in findings)
+        say(f"not ready: see the {wrong} line(s) with FAIL above (exit code {code})" if code else "ready to run")
+    ctx.exit(code)
 
 
 def _tell(finding: Finding) -> None:

@@ -105,6 +105,11 @@ class CheckpointTable:
             return ConfigError(
                 f"checkpoints.table: there is no {self._resource}; make it with: replicator check --create CONFIG"
             )
+        if error.code == "ValidationException" and "does not match the schema" in error.message:
+            return ConfigError(
+                f"checkpoints.table: the keys of {self._table} are not pipeline (HASH, S) and entry (RANGE, S). "
+                "Name another table"
+            )
         found: ReplicatorError = failure(error, _action_of(operation, error), self._resource, place="checkpoints")
         return found
 

@@ -53,6 +53,8 @@ class SqliteCheckpoints:
         if not self._path.parent.is_dir():
             return [f"checkpoints.path: there is no folder {self._path.parent}; make it"]
         file.check_links(self._path)
+        with file.guarded(self._path):
+            file.check_writable(self._path)
         with self._reading() as connection:
             if connection is not None:
                 self._verified(connection)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,13 @@ def check_links(path: Path) -> None:
                 f"checkpoints.path: {place} is a symbolic link, which replicator does not follow; "
                 "remove it, or name the file that it leads to"
             )
+
+
+def check_writable(path: Path) -> None:
+    """OSError where a run could not write to the file, or not make one in its folder. Nothing is left there."""
+    if path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _sync(path: Path) -> None:

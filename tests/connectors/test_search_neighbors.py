@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,11 @@ from replicator.testing.contract.kit import batch, put, remove
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
 from tests.cli import Shell
+from tests.connectors.neighbors_kit import COMMANDS, HOOK, IDS, WITHOUT_TARGET, change, fill
 from tests.connectors.search_kit import table, target
 from tests.servers_search import Search
 
 pytestmark = pytest.mark.search
-
-NOT_LIVE, PARKED, STILL_PARKED = 7, 6, 2
-COMMANDS: Mapping[str, tuple[Sequence[str], int]] = {
-    "check": (("check",), 0),
-    "preview": (("preview",), 0),
-    "status": (("status",), NOT_LIVE),
-    "run": (("run", "--until", "caught-up"), 0),  # it parks nothing itself
-    "resync": (("resync", "--until", "caught-up"), PARKED),
-    "parked list": (("parked", "list"), 0),
-    "parked show": (("parked", "show", "--all"), 0),
-    "parked retry": (("parked", "retry", "--all"), STILL_PARKED),
-    "parked drop": (("parked", "drop", "--all", "--yes"), 0),
-}
-WITHOUT_TARGET = {"demo", "schema", "version"}
-HOOK = "def hook(item):\n    return {'n': item['n']}\n"
 
 
 @pytest.fixture
@@ -44,7 +30,7 @@ def neighbors(one_search: Search) -> Sequence[str]:
     names = [f"{one_search.prefix}{name}" for name in ("orders-2", "orders1", "orders-1-copy", "ord")]
     for name in names:
         one_search.ask("PUT", f"/{name}")
-        for id in ("a", "b", "gone", "parked"):
+        for id in IDS:
             one_search.ask("PUT", f"/{name}/_doc/{id}?refresh=true", {"mine": id, "replicator": {"version": 1}})
     add = {"index": names[0], "alias": f"{one_search.prefix}all", "is_write_index": True}
     one_search.ask("POST", "/_aliases", {"actions": [{"add": add}]})
@@ -67,10 +53,7 @@ def everything(search: Search, names: Sequence[str]) -> Any:
 def shell(one_search: Search, tmp_path: Path) -> Iterator[tuple[Shell, str, DynamoDB]]:
     """A pipeline that has run beside the neighbors, and has something to do: a sweep, a purge, a parked item."""
     db = DynamoDB(now=time.time, random=random.Random(1))
-    db.create_table("orders")
-    for id in ("a", "b", "gone"):
-        db.put("orders", {"id": id, "n": 1})
-    db.put("orders", {"id": "parked"})
+    fill(db)
     (tmp_path / "hooks.py").write_text(HOOK)
     with served(db) as endpoint:
         config = tmp_path / "orders.yaml"
@@ -96,12 +79,8 @@ def test_a_command_leaves_the_indices_of_others_as_they_are(
     before = everything(one_search, neighbors)
     listed = set(one_search.indices())
     assert replicator.run("run", config, "--until", "caught-up")[0] == 6, "an item is parked"
-    db.delete("orders", {"id": "gone"})
-    db.put("orders", {"id": "b", "n": 2})
-    (first, *rest), ends = COMMANDS[command]
-    name = [first] if first != "parked" else [first, rest.pop(0)]
-    code, out, err = replicator.run(*name, config, *rest)
-    assert code == ends, out + err
+    change(db)
+    said = COMMANDS[command].run(replicator, config)
     assert everything(one_search, neighbors) == before
     assert set(one_search.indices()) - listed == {f"{one_search.prefix}orders-1"}
-    assert not any(re.search(rf"{other}(?![\w-])", out + err) for other in neighbors)  # none is even named
+    assert not any(re.search(rf"{other}(?![\w-])", said) for other in neighbors)  # none is even named

@@ -1,0 +1,57 @@
+"""What the tests share that no command touches what others made: the commands, each with its one exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from replicator.testing.dynamodb import DynamoDB
+from tests.cli import Shell
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and its options, and how it ends for a pipeline of which one item is parked."""
+
+    name: str
+    code: int
+    options: str = ""
+
+    def run(self, shell: Shell, config: str) -> str:
+        """What it says on both streams."""
+        code, out, err = shell.run(*self.name.split(), config, *self.options.split())
+        assert code == self.code, out + err
+        return out + err
+
+
+COMMANDS: Mapping[str, Command] = {
+    command.name: command
+    for command in (
+        Command("check", 0),
+        Command("preview", 0),
+        Command("status", 7),  # nothing runs
+        Command("run", 0, "--until caught-up"),
+        Command("resync", 6, "--until caught-up"),  # it parks the item again
+        Command("parked list", 0),
+        Command("parked show", 0, "--all"),
+        Command("parked retry", 2, "--all"),  # the hook refuses it still
+        Command("parked drop", 0, "--all --yes"),
+    )
+}
+WITHOUT_TARGET = {"demo", "schema", "version"}
+HOOK = "def hook(item):\n    return {'n': item['n']}\n"
+IDS = ("a", "b", "gone", "parked")
+
+
+def fill(db: DynamoDB) -> None:
+    """A table whose copy has something to do in each stage: an item is refused by the hook."""
+    db.create_table("orders")
+    for id in ("a", "b", "gone"):
+        db.put("orders", {"id": id, "n": 1})
+    db.put("orders", {"id": "parked"})
+
+
+def change(db: DynamoDB) -> None:
+    """What the next run has to store, or to sweep."""
+    db.delete("orders", {"id": "gone"})
+    db.put("orders", {"id": "b", "n": 2})
