@@ -103,8 +103,8 @@ def _check_parked(pipeline: Pipeline) -> None:
     if (left := pipeline.still_parked) > 0:
         raise ItemsParked(
             f"caught up, except for {left:,} item(s) that this run parked because the hook or the target refused them: "
-            "the copy does not equal the table. See why with: replicator parked list CONFIG; then: replicator parked retry "
-            "CONFIG --all"
+            "the copy does not equal the table. See why with: replicator parked list CONFIG; then: replicator parked "
+            "retry CONFIG --all"
         )
 
 

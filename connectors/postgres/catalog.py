@@ -124,7 +124,7 @@ def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
         hand_over = comment(shape, pipeline, table.epoch).as_string(None)
         yield (
             f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
-            f"other. If this config is that pipeline's, correct pipeline: in it; if not, name another table; or if that "
+            "other. If this config is that pipeline's, correct pipeline: in it; if not, name another table; or if that "
             f"pipeline is gone: {hand_over}; then: replicator resync"
         )
 

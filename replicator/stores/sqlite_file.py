@@ -31,6 +31,7 @@ _TABLES = (
 _WAIT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 _WAIT_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _NOT_OURS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+_ROOM = 1 << 16  # bytes that a save may take
 _PATIENCE = 20.0  # seconds that one connection waits for another one's save
 
 
@@ -68,13 +69,22 @@ def guarded(path: Path) -> Iterator[None]:
 def _translated(path: Path, error: Exception) -> ReplicatorError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _WAIT or (isinstance(error, OSError) and error.errno in _WAIT_SYSTEM):
-        return TransientError(f"the checkpoints in {path} cannot be saved: {error}; no position moves meanwhile")
+        why = f"{error} (its disk is full)" if _is_full(path.parent) else str(error)
+        return TransientError(f"the checkpoints in {path} cannot be saved: {why}; no position moves meanwhile")
     if code in _NOT_OURS or isinstance(error, OSError):
         return ConfigError(
             f"the checkpoints in {path} cannot be written: {error}. Let this user write to the file and to its folder "
             f"{path.parent}, or say where else with checkpoints: {{type: sqlite, path: ...}}"
         )
     return damaged(path, str(error))
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether that explains an error: of some that it causes, SQLite knows only that they are errors of the disk."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize < _ROOM
+    return False
 
 
 def make(path: Path, pipeline: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,6 +322,20 @@ def full(one: SqliteCheckpoints) -> Iterator[None]:
     connection.execute(f"PRAGMA max_page_count = {pages}")
     yield
     connection.execute("PRAGMA max_page_count = 1000000")
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(0, "disk I/O error (its disk is full); no"), (1 << 20, "disk I/O error; no")]
+)
+def test_a_full_disk_is_named_where_sqlite_only_knows_of_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=free))
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    with pytest.raises(TransientError) as caught, sqlite_file.guarded(tmp_path / "kept"):
+        raise error
+    assert said in str(caught.value)
 
 
 def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Path) -> None:
