@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb import DynamoDB, catalog
 from replicator.testing.http import served
 from tests.cli import World, endpoint
 
@@ -123,6 +123,11 @@ def elsewhere(world: World, **how: Any) -> None:
     world.change(endpoint(world), _serving.enter_context(served(other)))
 
 
+def another_account(world: World) -> None:
+    _serving.enter_context(pytest.MonkeyPatch.context()).setattr(catalog, "ACCOUNT", "210987654321")
+    elsewhere(world)
+
+
 def another_endpoint(world: World) -> None:
     """A table of the same ARN, as emulators give every table of a name, that another server has."""
     elsewhere(world)
@@ -211,6 +216,7 @@ WRONG = {
     "another target": Wrong(lambda w: with_target(w, "  table: copies\n"), 2, "this pipeline"),
     "another pipeline": Wrong(changed(("pipeline: orders", "pipeline: second")), 2, "the pipeline orders"),
     "another region": Wrong(another_region, 2, "this pipeline copies"),
+    "another account": Wrong(another_account, 2, "this pipeline copies"),
     "another endpoint": Wrong(another_endpoint, 2, "this pipeline copies"),
     "another schema of the target": Wrong(
         another_schema,
@@ -276,6 +282,14 @@ def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is
     code, out, _ = world.call("check", world.config, "--human")
     assert (code, "pipeline: run will rescan the table, as on_gap says: the stream was replaced" in out) == (0, True)
     world.catch_up()
+
+
+def test_check_does_not_call_a_server_ready_that_takes_no_writes(world: World) -> None:
+    """A standby, named by mistake: run waits for it."""
+    world.db.create_table("orders")
+    sql(f'ALTER DATABASE "{world.postgres.name}" SET default_transaction_read_only = on'.encode())(world)
+    code, out, _ = world.call("check", world.config, "--human")
+    assert (code, "the server is read-only (a standby, or failing over)" in out) == (8, True), out
 
 
 def test_a_server_that_cannot_be_reached_has_one_exit_code(world: World) -> None:

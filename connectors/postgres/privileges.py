@@ -25,6 +25,8 @@ def missing_privileges(connection: psycopg.Connection[Any], shapes: Sequence[Sha
 
 
 def _server(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    if _one(connection, "SELECT pg_catalog.current_setting('transaction_read_only')") == "on":
+        raise psycopg.errors.ReadOnlySqlTransaction  # as every write would
     if connection.info.server_version < _OLDEST:
         yield f"the server is Postgres {connection.info.server_version // 10000}; replicator needs 15 or newer"
     encoding = connection.info.parameter_status("server_encoding")
