@@ -13,6 +13,7 @@ from replicator.errors import ConfigError, Fenced, NotAuthenticated, NotPermitte
 
 FENCED = "RP001"
 STORED_ALREADY = "RP002"
+SKIPPED = "RP003"
 
 _UNKNOWN_LOGIN = ("authentication failed", "no password supplied", "authentication method requirement")
 _LOGIN_DENIED = {  # and what would allow it
@@ -50,12 +51,12 @@ class StoredAlready(Exception):
 
 def is_data_error(error: psycopg.Error) -> bool:
     """Whether some of the rows are to blame."""
-    return (error.sqlstate or "")[:2] in _DATA_CLASSES
+    return error.sqlstate == SKIPPED or (error.sqlstate or "")[:2] in _DATA_CLASSES
 
 
 def depends_on_others(error: psycopg.Error) -> bool:
     """Whether a row was refused for what other rows are, or may have been: a key, an exclusion, somebody's trigger."""
-    return (error.sqlstate or "") in _RELATIONS or (error.sqlstate or "")[:2] == "P0"
+    return (error.sqlstate or "") in (*_RELATIONS, SKIPPED) or (error.sqlstate or "")[:2] == "P0"
 
 
 def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
@@ -135,6 +136,8 @@ def _first_line(error: psycopg.Error) -> str:
 def refusal(error: psycopg.Error, table: str) -> str:
     """Why the server refuses a row, without the row's values (the server's own text would quote them)."""
     diag = error.diag
+    if error.sqlstate == SKIPPED:
+        return f"a trigger of {table} skipped it, by returning NULL"
     match error:
         case errors.NotNullViolation():
             return f"column {diag.column_name} of {table} may not be null"

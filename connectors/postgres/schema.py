@@ -110,9 +110,19 @@ BEGIN
 END $$;
 """
 
+_SECOND: LiteralString = """
+CREATE FUNCTION replicator.skipped() RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  RAISE EXCEPTION 'a trigger skipped a row' USING ERRCODE = 'RP003';
+END $$;
+"""
+
 _LOCK: LiteralString = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator schema'::text, 0::bigint))"""
-_STEPS: tuple[LiteralString, ...] = (_FIRST,)  # append only: each brings a database from one version to the next
+_STEPS: tuple[LiteralString, ...] = (
+    _FIRST,
+    _SECOND,
+)  # append only: each brings a database from one version to the next
 
 
 # Superusers can do everything anyway; a role whose rights we have was given to us by somebody who may.

@@ -1,7 +1,8 @@
 """The SQL for one table. Every array parameter holds one column of the batch, whatever the number of rows.
 
 The guard is in the statement: a row or a tombstone of the same or a newer version wins. What the guard held back is
-counted in the same statement, and only looked up when fewer rows were affected than sent.
+counted in the same statement, and only looked up when fewer rows were affected than sent. What neither the guard nor an
+absent row explains was skipped by a trigger (BEFORE … RETURN NULL), and ends the transaction.
 """
 
 from __future__ import annotations
@@ -35,8 +36,15 @@ _UPSERT = """WITH done AS (
 
 _DELETE = """WITH done AS (
   DELETE FROM {table} AS t USING (SELECT {rows}) AS d
-  WHERE {matches} AND t.{version} < d.v RETURNING 1
+  WHERE {matches} AND t.{version} < d.v RETURNING {returned}
 ),{tombstones}{stale}"""
+
+_UPSERT_HELD_BACK = "CASE WHEN {not_done} THEN CASE WHEN {newer} THEN true ELSE replicator.skipped() END ELSE false END"
+
+_DELETE_HELD_BACK = """CASE WHEN {tombstone} THEN true ELSE
+    CASE (SELECT t.{version} >= s.v FROM {table} AS t WHERE {matches} LIMIT 1)
+      WHEN true THEN true WHEN false THEN CASE WHEN {not_done} THEN replicator.skipped() ELSE false END
+      ELSE false END END"""
 
 _UNLESS_DELETED = """
   WHERE NOT EXISTS (
@@ -114,6 +122,7 @@ def _names(names: Sequence[str], prefix: str = "") -> sql.Composed:
 def _upsert(shape: Shape, p: _Parameters) -> bytes:
     keys = [key.name for key in shape.keys]
     body = [*(c.name for c in shape.columns), VERSION]
+    held_back = sql.SQL(_UPSERT_HELD_BACK).format(not_done=_not_done(keys), newer=_newer(shape, p))
     casts = [""] * len(keys) + [f"::{c.type}" if c.type in _CASTS else "" for c in shape.columns] + [""]
     found = sql.SQL(_UPSERT).format(
         table=shape.qualified,
@@ -125,7 +134,7 @@ def _upsert(shape: Shape, p: _Parameters) -> bytes:
         assignments=_raw(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in body),
         version=sql.Identifier(VERSION),
         returned=_names(keys, "t."),
-        stale=_stale(p, range(len(keys)), _not_done(keys)),
+        stale=_stale(p, [*range(len(keys)), *range(p.count, len(p.types))], held_back),
     )
     return found.as_bytes(None)
 
@@ -139,13 +148,22 @@ def _not_done(keys: Sequence[str]) -> sql.Composed:
 def _delete(shape: Shape, p: _Parameters) -> bytes:
     keyed = [*range(p.count), p.count]
     table = sql.SQL(_TOMBSTONES).format(label=sql.Literal(shape.label), ids=p.ids, versions=p.versions)
+    keys = [key.name for key in shape.keys]
+    held_back = sql.SQL(_DELETE_HELD_BACK).format(
+        tombstone=_tombstone(shape) if p.tombstones else _raw("false"),
+        version=sql.Identifier(VERSION),
+        table=shape.qualified,
+        matches=_matches(shape, "s"),
+        not_done=_not_done(keys),
+    )
     found = sql.SQL(_DELETE).format(
         table=shape.qualified,
         rows=p.rows(keyed),
         matches=_matches(shape, "d"),
         version=sql.Identifier(VERSION),
+        returned=_names(keys, "t."),
         tombstones=table if p.tombstones else _raw(""),
-        stale=_stale(p, range(len(p.types)), _newer(shape, tombstones=p.tombstones)),
+        stale=_stale(p, range(len(p.types)), held_back),
     )
     return found.as_bytes(None)
 
@@ -157,15 +175,15 @@ def _matches(shape: Shape, alias: str) -> sql.Composed:
     return _raw(" AND ").join(pairs)
 
 
-def _newer(shape: Shape, *, tombstones: bool) -> sql.Composed:
+def _newer(shape: Shape, p: _Parameters) -> sql.Composed:
     row = sql.SQL("EXISTS (SELECT FROM {} AS t WHERE {} AND t.{} >= s.v)")
     found = row.format(shape.qualified, _matches(shape, "s"), sql.Identifier(VERSION))
-    if not tombstones:
-        return found
-    tomb = sql.SQL(
-        "EXISTS (SELECT FROM replicator.tombstones AS x WHERE x.target = {} AND x.id = s.i AND x.version >= s.v)"
-    )
-    return sql.SQL("({} OR {})").format(found, tomb.format(sql.Literal(shape.label)))
+    return sql.SQL("({} OR {})").format(found, _tombstone(shape)) if p.tombstones else found
+
+
+def _tombstone(shape: Shape) -> sql.Composed:
+    tomb = "EXISTS (SELECT FROM replicator.tombstones AS x WHERE x.target = {} AND x.id = s.i AND x.version >= s.v)"
+    return sql.SQL(tomb).format(sql.Literal(shape.label))
 
 
 def _stale(p: _Parameters, indices: Sequence[int], held_back: sql.Composed) -> sql.Composed:

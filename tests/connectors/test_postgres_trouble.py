@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connectors.postgres import Postgres, leftovers
-from replicator.batch import Batch, Outcome, Upsert
+from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.checkpoints import Save
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.position import FIRST_EPOCH
@@ -398,6 +398,84 @@ def test_an_interrupt_while_waiting_leaves_a_usable_target(one: Postgres, one_po
         signal.signal(signal.SIGUSR1, before)
     assert one.write(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])) == Outcome()
     assert len(rows(one_postgres)) == 1
+
+
+# rows that a trigger skips
+
+
+SKIP = """CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+IF coalesce(OLD.pk, NEW.pk) LIKE 'skip%' THEN RETURN NULL; END IF;
+RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END; END $$"""
+SKIPPED = "a trigger of contract skipped it, by returning NULL"
+
+
+def _skipping(database: Database, events: str) -> None:
+    run(database, f"{SKIP}; CREATE TRIGGER skip BEFORE {events} ON contract FOR EACH ROW EXECUTE FUNCTION skip()")
+
+
+def _counted(one: Postgres) -> tuple[int, int]:
+    counts = list(one.checkpoints.read().counts.values())
+    return sum(c.applied for c in counts), sum(c.stale for c in counts)
+
+
+@pytest.mark.parametrize("tombstones", [False, True])
+@pytest.mark.parametrize("events", ["INSERT", "UPDATE", "INSERT OR UPDATE OR DELETE"])
+def test_a_row_that_a_trigger_skips_is_refused_and_the_rest_of_its_batch_is_stored(
+    constrained: Postgres, postgres: Database, events: str, tombstones: bool
+) -> None:
+    updated = events == "UPDATE"
+    constrained.write(batch(put({"pk": "newer", "total": 9}, 9), put({"pk": "skip old", "total": 1}, 1)))
+    _skipping(postgres, events)
+    skipped = put({"pk": "skip old" if updated else "skip new", "total": 2}, 2)
+    others = [put({"pk": "a", "total": 2}, 2), put({"pk": "newer", "total": 2}, 2), put({"pk": "z", "total": 2}, 2)]
+    outcome = constrained.write(batch(*others, skipped, tombstones=tombstones))
+    assert [(r.write, r.reason) for r in outcome.rejections] == [(skipped, SKIPPED)]
+    assert constrained.write(batch(*others, tombstones=tombstones)).stale == {"shard:contract": 1}
+    found = {row["pk"]: row["total"] for row in rows(postgres)}
+    assert found == {"a": 2, "newer": 9, "z": 2, "skip old": 1}
+
+
+@pytest.mark.parametrize("tombstones", [False, True])
+def test_a_delete_that_a_trigger_skips_is_refused_and_the_rest_of_its_batch_is_stored(
+    constrained: Postgres, postgres: Database, tombstones: bool
+) -> None:
+    """A delete of what is not there, and one that is older than its row, are none."""
+    constrained.write(batch(*(put({"pk": pk, "total": 1}, 1) for pk in ("a", "skip", "skipped too"))))
+    constrained.write(batch(put({"pk": "skip newer", "total": 1}, 9)))
+    _skipping(postgres, "DELETE")
+    others: list[Write] = [remove("a", 2), remove("skip newer", 2), remove("skip absent", 2), put({"pk": "z"}, 2)]
+    skipped = [remove("skip", 2), remove("skipped too", 2)]
+    outcome = constrained.write(batch(*others, *skipped, tombstones=tombstones))
+    assert {(r.write.id, r.reason) for r in outcome.rejections} == {(w.id, SKIPPED) for w in skipped}
+    assert _counted(constrained) == (4, 0), "nothing of a batch that is refused counts"
+    assert constrained.write(batch(*others, tombstones=tombstones)).stale == {"shard:contract": 1}
+    assert _counted(constrained) == (7, 1)
+    assert [row["pk"] for row in rows(postgres)] == ["skip", "skip newer", "skipped too", "z"]
+
+
+def test_a_trigger_that_skips_deletes_ends_a_sweep(one: Postgres, one_postgres: Database) -> None:
+    one.write(batch(put({"pk": "free"}, 1), put({"pk": "skip"}, 1)))
+    _skipping(one_postgres, "DELETE")
+    with pytest.raises(SweepRefused, match="skipped it, by returning NULL"):
+        _swept(one)
+    assert [row["pk"] for row in rows(one_postgres)] == ["skip"]
+
+
+def test_a_row_that_another_session_changes_meanwhile_is_not_taken_for_skipped(
+    one: Postgres, one_postgres: Database
+) -> None:
+    """What it commits is newer than what the statement looked at; the batch comes again, and finds it."""
+    one.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+    with one_postgres.connect() as somebody, ThreadPoolExecutor(1) as threads:
+        somebody.execute("BEGIN")
+        somebody.execute("UPDATE contract SET _version = %s WHERE pk = 'a'", (at(5),))
+        somebody.execute("DELETE FROM contract WHERE pk = 'b'")
+        ours = threads.submit(one.write, batch(put({"pk": "a"}, 2), remove("b", 2)))
+        until(one_postgres, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        somebody.execute("COMMIT")
+        with pytest.raises(TransientError, match="refused a batch and took its rows one by one"):
+            ours.result(30)
+    assert one.write(batch(put({"pk": "a"}, 2), remove("b", 2))).stale == {"shard:contract": 1}
 
 
 # rows that a sweep cannot delete
