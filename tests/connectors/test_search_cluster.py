@@ -1,0 +1,138 @@
+"""What happens to a cluster while a run writes to it: memory runs out, an index is shrunk under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.http import served
+from tests.end_to_end.pipeline import Run
+from tests.servers_search import Search
+
+pytestmark = pytest.mark.search
+
+LIVE = {"bool": {"must_not": {"term": {"replicator.deleted": True}}}}
+LOGIN = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
+FILLER = "x" * 2000
+
+
+class Copy:
+    """A pipeline from a table in memory into an index, by a run in a process of its own."""
+
+    def __init__(self, search: Search, db: DynamoDB, endpoint: str, folder: Path, **options: Any) -> None:
+        self.search, self.db, self._folder, self._runs = search, db, folder, 0
+        self.alias = f"{search.prefix}orders"
+        self.index = f"{self.alias}-1"
+        db.create_table("orders", shards=2)
+        kind = search.server.which.partition("-")[0]
+        tables = {self.alias: {"mapping": {"dynamic": False, "properties": {}}, **options}}
+        config = {
+            "pipeline": "orders",
+            "source": {"table": "orders", "region": "us-east-1", "endpoint_url": endpoint},
+            "target": {"type": kind, "url": search.url, "tables": tables, "timeout": 20},
+        }
+        (folder / "orders.yaml").write_text(json.dumps(config))
+
+    def start(self, *options: str) -> Run:
+        self._runs += 1
+        arguments = ["run", str(self._folder / "orders.yaml"), *options]
+        return Run(arguments, {**os.environ, **LOGIN}, self._folder / f"{self._runs}.log")
+
+    def change(self, first: int, count: int) -> None:
+        """New items, a change of every second one before them, and every seventh of those gone."""
+        for n in range(first, first + count):
+            self.db.put("orders", {"id": f"k{n}", "n": n, "note": FILLER})
+            if n % 2 and n >= count:
+                self.db.put("orders", {"id": f"k{n - count}", "n": -n, "note": FILLER})
+            if n % 7 == 0 and n >= count:
+                self.db.delete("orders", {"id": f"k{n - count}"})
+
+    def source(self) -> dict[str, int]:
+        return {item["id"]: int(item["n"]) for item in self.db.items("orders")}
+
+    def documents(self) -> dict[str, int]:
+        if not self.search.indices():
+            return {}
+        self.search.ask("POST", f"/{self.alias}/_refresh")
+        hits = self.search.ask("POST", f"/{self.alias}/_search", {"size": 10_000, "_source": ["n"]})["hits"]["hits"]
+        return {hit["_id"]: hit["_source"]["n"] for hit in hits}
+
+    def is_equal(self) -> bool:
+        return self.documents() == self.source()
+
+
+@contextmanager
+def copied(search: Search, folder: Path, **options: Any) -> Iterator[Copy]:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    with served(db) as endpoint:
+        yield Copy(search, db, endpoint, folder, **options)
+
+
+@pytest.fixture
+def copy(one_search: Search, tmp_path: Path) -> Iterator[Copy]:
+    with copied(one_search, tmp_path, replicas=0, shards=2) as found:
+        yield found
+
+
+# memory
+
+
+def test_while_no_request_finds_memory_a_run_waits_and_says_so_and_nothing_is_lost(copy: Copy) -> None:
+    """The circuit breaker of the whole memory trips on whatever comes, 429 each time."""
+
+    def limited(limit: str | None) -> None:
+        copy.search.ask("PUT", "/_cluster/settings", {"transient": {"indices.breaker.total.limit": limit}})
+
+    copy.change(0, 100)
+    with copy.start() as run:
+        run.eventually(copy.is_equal, "the copy is equal")
+        limited("1%")
+        try:
+            copy.change(100, 200)
+            waits = run.until("waiting")
+        finally:
+            limited(None)
+        run.eventually(copy.is_equal, "the copy is equal again")
+        assert run.stop().code == 0
+    assert "has too much to do" in json.dumps(waits)
+    assert run.events("parked") == []
+
+
+# an index that is shrunk
+
+
+def test_a_run_ends_where_its_index_is_shrunk_and_no_document_is_lost(copy: Copy) -> None:
+    """ILM's own requests, one after the other: block writes, shrink, give the aliases and the name, remove the old."""
+    search, small = copy.search, f"{copy.search.prefix}shrink-orders-1"
+    copy.change(0, 60)
+    with copy.start() as run:
+        run.eventually(copy.is_equal, "the copy is equal")
+        search.ask("PUT", f"/{copy.index}/_settings", {"index.blocks.write": True})
+        copy.change(60, 30)
+        waits = run.until("waiting")
+        only = {"index.number_of_shards": 1, "index.blocks.write": None, "index.number_of_replicas": 0}
+        search.ask("POST", f"/{copy.index}/_shrink/{small}?wait_for_active_shards=1", {"settings": only})
+        adds = [
+            {"add": {"index": small, "alias": name, "filter": LIVE}}
+            for name in (copy.alias, f"{copy.index}-Replicator", copy.index)
+        ]
+        search.ask("POST", "/_aliases", {"actions": [{"remove_index": {"index": copy.index}}, *adds]})
+        ended = run.wait()
+    assert "somebody blocked writes" in json.dumps(waits)
+    assert ended.code == 2, ended
+    assert small in ended.err
+    assert f"Keep {small}, perhaps the only copy" in ended.err
+    assert search.indices() == [small]
+    assert copy.source().keys() & {f"k{n}" for n in range(60)} <= copy.documents().keys()
+    with copy.start("--until", "caught-up") as again:
+        assert again.wait().code == 2
+    assert f"is not an index any more but an alias of {small}" in again.ended().err
