@@ -14,10 +14,9 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.encode import Encoder, Statement
-from connectors.postgres.errors import depends_on_others, is_data_error, refusal
+from connectors.postgres.errors import SKIPPED, depends_on_others, is_data_error, refusal
 from connectors.postgres.session import BEGIN, Session
 from replicator.batch import Batch, Part, Rejection, Write
-from replicator.errors import TransientError
 
 _DEFERRED = """
 SELECT DISTINCT n.nspname, c.conname
@@ -27,8 +26,8 @@ WHERE c.condeferred AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')"""
 Refused = list[tuple[Write, psycopg.Error]]
 
 
-def refused(session: Session, encoder: Encoder, batch: Batch, error: psycopg.Error) -> list[Rejection]:
-    """A rejection for each write to blame. ``error`` is what the whole batch met."""
+def refused(session: Session, encoder: Encoder, batch: Batch) -> list[Rejection]:
+    """A rejection for each write to blame, none if the server takes all of them now."""
     writes = [write for part in batch.parts for write in part.writes]
     with session.connection() as connection:
         connection.execute(BEGIN.sql)
@@ -36,10 +35,6 @@ def refused(session: Session, encoder: Encoder, batch: Batch, error: psycopg.Err
             found = _Rehearsal(connection, encoder, tombstones=batch.tombstones).refused(writes)
         finally:
             connection.rollback()
-    if not found:
-        raise TransientError(
-            f"Postgres refused a batch and took its rows one by one: {type(error).__name__}"
-        ) from error
     return [Rejection(write, refusal(e, write.table)) for write, e in found]
 
 
@@ -65,6 +60,10 @@ class _Rehearsal:
 
     def _halve(self, writes: Sequence[Write]) -> Refused:
         error = self._attempt(writes)
+        if error is None:
+            return []
+        if len(writes) == 1 and error.sqlstate == SKIPPED:  # perhaps another session changed the row just then
+            error = self._attempt(writes)
         if error is None:
             return []
         if len(writes) == 1:

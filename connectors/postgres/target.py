@@ -10,7 +10,7 @@ import psycopg
 from connectors.postgres import catalog, culprits, definition, leftovers
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.encode import Encoded, Encoder
-from connectors.postgres.errors import StoredAlready, is_data_error
+from connectors.postgres.errors import SKIPPED, StoredAlready, is_data_error
 from connectors.postgres.hazards import hazards
 from connectors.postgres.leftovers import Sweep
 from connectors.postgres.options import PostgresOptions, PostgresTable
@@ -19,12 +19,14 @@ from connectors.postgres.schema import exists, install
 from connectors.postgres.session import Rows, Session
 from connectors.postgres.shape import Shape, shapes
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
-from replicator.errors import ConfigError, SweepRefused
+from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target import Table
 
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
+
+_REPEATS = 3  # of a batch that meets another session's changes
 
 
 class Postgres:
@@ -45,6 +47,7 @@ class Postgres:
         self._encoder = Encoder({}, options.nul, pipeline)
         self._sent: Encoded | None = None
         self._sweeps: dict[tuple[str, int], Sweep] = {}
+        self._repeated = 0
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
@@ -196,8 +199,26 @@ class Postgres:
         if isinstance(found, StoredAlready):
             return Outcome(stale=self._checkpoints.missed(batch.parts))
         if is_data_error(error):
-            return Outcome(culprits.refused(self._session, self._encoder, batch, error))
+            if rejections := culprits.refused(self._session, self._encoder, batch):
+                return Outcome(rejections)
+            return self._again(batch, error)
         raise found from error
+
+    def _again(self, batch: Batch, error: psycopg.Error) -> Outcome:
+        """Write a batch of which nothing is to blame.
+
+        Where the guard held a row back that another session changed while the statement waited for it, the statement
+        could not see why, and took it for skipped; the next one sees it.
+        """
+        if error.sqlstate != SKIPPED or self._repeated == _REPEATS:
+            raise TransientError(
+                f"Postgres refused a batch and took its rows one by one: {type(error).__name__}"
+            ) from error
+        self._repeated += 1
+        try:
+            return self.write(batch)
+        finally:
+            self._repeated = 0
 
     def _shapes(self, tables: Sequence[Table]) -> list[Shape]:
         return list(shapes(tables, self._options.schema_).values())
