@@ -2,7 +2,8 @@
 
 A driver begins to fetch a page only while this is not ``full``. So what is read and not stored weighs at most
 BUFFER_BYTES, a page for each call under way, and BATCH_BYTES and a page for each batch that is encoded or under way:
-whatever the number of shards.
+whatever the number of shards. With KEYS_ONLY it does not count the keys of records that are still to be looked up, and
+what a look-up that is throttled has brought so far.
 """
 
 from __future__ import annotations

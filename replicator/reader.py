@@ -6,7 +6,7 @@ ends and raises ``GapFound`` where records are gone. Expiry, throttling and the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from replicator.change import Page, Record
 from replicator.checkpoints import ShardState
 from replicator.errors import GapFound, OutOfOrder, TransientError
 from replicator.lineage import SAFE_AGE, SAFE_SILENCE
-from replicator.lookup import looked_up
+from replicator.lookup import FIRST, keys_for, looked_up, portion, weight
 from replicator.stream import Records, Stream
 from replicator.wire import Call, WireError, decoded, failure
 
@@ -42,6 +42,7 @@ class _Cursor:
 
     ``since``, ``through``: as in ``Page``. ``created``: the time of the record ``last``. ``silent``: empty pages in a
     row since ``began``, each of which passes a part of the shard. ``horizon``: opened at what is left of the shard.
+    ``keys``: how many are looked up at once.
     """
 
     shard: str
@@ -59,6 +60,7 @@ class _Cursor:
     through: float | None = None
     iterator: str | None = None
     ended: bool = False
+    keys: int = FIRST
 
     @property
     def untouched(self) -> bool:
@@ -80,7 +82,7 @@ def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False)
 
 
 def _step(stream: Stream, at: _Cursor) -> _Step:
-    """The page that the next call gives; look-ups that it takes yield pages of their own before."""
+    """The page that the next call gives; with look-ups it may yield others before."""
     started = stream.now()
     try:
         if at.iterator is None:
@@ -102,16 +104,28 @@ def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _St
     if at.iterator is None and at.expected is not None:
         _pass_trimmed(stream, at, "the shard ended before the record that was stored last: it is trimmed")
     if stream.keys_only and records:
-        skipped = len(answer.records) - len(records)
-        removed = {i - skipped for i in answer.removals}
-        records = yield from looked_up(stream, records, removed, partial(_looked_up, stream, at))
-        at.failures = 0
+        removed = {i - len(answer.records) + len(records) for i in answer.removals}
+        while (count := portion(records, removed, at.keys)) < len(records):
+            yield (yield from _looked_up(stream, at, records[:count], removed, started))  # nothing of it stays here
+            records, removed = records[count:], {i - count for i in removed}
+        return (yield from _looked_up(stream, at, records, removed, started, last=True))
     at.ended = at.iterator is None
     return _page(at, records, answer.size, started)
 
 
-def _looked_up(stream: Stream, at: _Cursor, trouble: str) -> Page:
+def _looked_up(
+    stream: Stream, at: _Cursor, records: Sequence[Record], removed: Set[int], started: float, *, last: bool = False
+) -> _Step:
+    """The page of records with their images. It weighs what those do, which were not part of GetRecords' answer."""
+    found = yield from looked_up(stream, records, removed, partial(_asked, stream, at))
+    at.failures, at.keys = 0, keys_for(found, at.keys)
+    at.ended = last and at.iterator is None
+    return _page(at, found, weight(found), started)
+
+
+def _asked(stream: Stream, at: _Cursor, trouble: str, progress: bool) -> Page:
     """The page of one look-up."""
+    at.failures = 0 if progress else at.failures
     return _pause(stream, at, trouble) if trouble else _nothing(at)
 
 

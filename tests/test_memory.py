@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from replicator import fetched
+from replicator import fetched, lookup
 from replicator.batch import Batch, Outcome
 from replicator.checkpoints import Owner, ShardState
 from replicator.config import Backfill, Config, Source
@@ -42,37 +42,38 @@ MOST = BUFFER + AT_ONCE * PAGE + 2 * (BATCH + PAGE)  # read ahead; under way; on
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "PAGE_BYTES", PAGE)
+    monkeypatch.setattr(lookup, "PAGE_BYTES", PAGE, raising=False)
     monkeypatch.setattr(fetched, "BUFFER_BYTES", BUFFER)
     monkeypatch.setattr(fetched, "BATCH_BYTES", BATCH)
 
 
-def filled(count: int, items: int) -> DynamoDB:
+def filled(count: int, items: int, view: str = "NEW_IMAGE") -> DynamoDB:
     source = DynamoDB(now=time.time, random=random.Random(1), shards=count)
-    source.create_table("orders", keys={"pk": "S"}, view="NEW_IMAGE")
+    source.create_table("orders", keys={"pk": "S"}, view=view)
     for n in range(items):
         source.put("orders", {"pk": str(n), "filler": "x" * ITEM})
     return source
 
 
 class Weighing:
-    """A wire that counts the records it handed out."""
+    """A wire that counts the images it handed out."""
 
     def __init__(self, source: DynamoDB) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self.records = 0
+        self.images = 0
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         body = self._source.call(operation, request)
         with self._lock:
-            self.records += body.count(b'"SequenceNumber":')
+            self.images += body.count(b'"filler":')
         return body
 
     def rest(self) -> None:
         """Until nothing was handed out for a while."""
         before = -1
-        while before != self.records:
-            before = self.records
+        while before != self.images:
+            before = self.images
             threading.Event().wait(0.03)
 
 
@@ -98,7 +99,7 @@ class Overlaps(MemoryTarget):
         return self.write(self._sent)
 
     def write(self, batch: Batch) -> Outcome:
-        self.most = max(self.most, self._wire.records - self.stored)
+        self.most = max(self.most, self._wire.images - self.stored)
         self.stored += sum(part.counts.read for part in batch.parts)
         if self.stored >= self._expected:
             self._stop.set()
@@ -147,8 +148,9 @@ def run(wire: Weighing, target: Overlaps, stop: threading.Event, **more: Any) ->
 
 
 @pytest.mark.usefixtures("small")
-def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards() -> None:
-    wire, stop = Weighing(filled(200, 500)), threading.Event()
+@pytest.mark.parametrize(("view", "count"), [("NEW_IMAGE", 200), ("KEYS_ONLY", 200), ("KEYS_ONLY", 4)])
+def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards(view: str, count: int) -> None:
+    wire, stop = Weighing(filled(count, 500, view)), threading.Event()
     target = Slow(wire, 500, stop)
     run(wire, target, stop)
     assert target.stored == 500

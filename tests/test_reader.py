@@ -135,6 +135,60 @@ def test_reading_goes_on_behind_the_stored_record_of_keys_alone_and_removes_what
     assert [(r.key[0], r.new is not None) for page in pages for r in page.records] == [("k1", False), ("k2", True)]
 
 
+def large(count: int, size: int) -> tuple[World, list[str]]:
+    """A world of keys alone whose items are of so many bytes, and their keys."""
+    world = World(view="KEYS_ONLY")
+    for v in range(count):
+        world.source.put("orders", {"pk": f"k{v}", "filler": "x" * size})
+    return world, [f"k{v}" for v in range(count)]
+
+
+def test_pages_of_keys_alone_weigh_what_their_images_do_and_are_no_larger_than_others() -> None:
+    world, written = large(400, 100_000)
+    pages = [page for page in until_idle(world.read()) if page.records]
+    assert keys(pages) == written
+    assert all(r.new is not None for page in pages for r in page.records)
+    for page in pages:
+        assert 0 <= page.size - sum(len(r.new or b"") for r in page.records) < 10 * len(page.records)
+    assert max(page.size for page in pages) < 1_200_000
+
+
+def test_a_shard_that_ends_is_at_its_end_with_the_last_of_the_pages_that_large_images_make_of_one() -> None:
+    world, written = large(30, 400_000)
+    world.source.roll("orders", world.shard)
+    pages = [page for page in world.read() if page.records or page.ended]
+    assert (keys(pages), len(pages) > 3) == (written, True)
+    assert [page.ended for page in pages] == [False] * (len(pages) - 1) + [True]
+
+
+def test_a_run_goes_on_behind_any_of_the_pages_that_large_images_make_of_one() -> None:
+    world, written = large(30, 400_000)
+    for v in range(0, 30, 3):
+        world.source.delete("orders", {"pk": f"k{v}"})
+    state, met, texts = world.state, list[str](), dict[str, bool]()
+    for _ in range(100):
+        page = next((page for page in until_idle(world.read(state)) if page.records), None)
+        if page is None:
+            break
+        met += keys([page])
+        texts |= {r.key[0]: r.new is not None for r in page.records}
+        state = moved(state, [page], page.records)
+    assert met == written + written[::3]
+    assert texts == {key: n % 3 > 0 for n, key in enumerate(written)}
+
+
+@pytest.mark.parametrize("size", [100_000, 390_000])
+def test_answers_that_are_full_are_no_throttling(size: int) -> None:
+    """The large images come behind small ones, so that more of them are asked for at once than an answer holds."""
+    world = World(view="KEYS_ONLY")
+    world.write(*range(100))
+    for v in range(1000, 1300):
+        world.source.put("orders", {"pk": f"k{v}", "filler": "x" * size})
+    pages = until_idle(world.read())
+    assert len(keys(pages)) == 400
+    assert [(page.trouble, page.rest) for page in pages if page.trouble] == []
+
+
 def test_an_anchor_is_read_again_because_nothing_of_it_is_stored() -> None:
     world = World()
     world.write(1, 2)

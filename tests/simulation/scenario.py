@@ -114,6 +114,7 @@ class Scenario:
     ``forgetful``: it keeps no delete in mind by itself. ``trims``: time passes beyond the retention of 24 hours.
     ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
     ``keeps_expired``: what expires stays in the target (``ttl_deletes: ignore``).
+    ``looked_up_bytes``: what makes a page of looked-up images; with the 1 MB of outside, the small items here never do.
     ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
     caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
@@ -141,6 +142,7 @@ class Scenario:
     records_a_page: int = 3
     items_a_page: int = 2
     batch_rows: int = 2000
+    looked_up_bytes: int = 1 << 20
     piece: int = 2000
     dialect: Dialect = AWS
     pace: float = 0.1
@@ -184,6 +186,7 @@ def draw(seed: int) -> Scenario:
         records_a_page=chance.choice([1, 3, 7]),
         items_a_page=chance.choice([1, 2, 5]),
         batch_rows=random.Random(f"batch {seed}").choice([1, 4, 10, 2000]),
+        looked_up_bytes=random.Random(f"looked up {seed}").choice([1, 100, 1 << 20]),
         piece=random.Random(f"piece {seed}").choice([1, 3, 2000]),
         dialect=chance.choice([AWS, LOCAL]),
         pace=chance.choice([0.02, 0.1, 0.3, 2.0]),

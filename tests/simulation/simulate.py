@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from types import ModuleType
 
-from replicator import discovery, fetched, reader
+from replicator import discovery, fetched, lookup, reader
 from replicator.errors import ReplicatorError
 from tests.simulation import plan, runs, scenario, truth
 from tests.simulation.plan import Plan
@@ -56,6 +56,7 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
     """A seed with these acts. ``trace`` takes a line for everything that happens."""
     with (
         _set(fetched, "BATCH_ROWS", found.batch_rows),
+        _set(lookup, "PAGE_BYTES", found.looked_up_bytes),
         _set(reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
     ):

@@ -210,6 +210,16 @@ class TestRecords:
         found = [len(page["Records"]) for page in pages(db, iterator(db, db.open_shards("orders")[0]))]
         assert found == [2, 2, 1, 0]
 
+    @pytest.mark.parametrize(("view", "count"), [("KEYS_ONLY", 6), ("OLD_IMAGE", 5), ("NEW_AND_OLD_IMAGES", 2)])
+    def test_a_page_is_measured_by_what_the_streams_view_has(self, db: DynamoDB, view: str, count: int) -> None:
+        db.create_table("orders", view=view)
+        for n in range(3):
+            db.put("orders", {"id": f"i{n}", "text": "x" * 390_000})
+        for n in range(3):
+            db.put("orders", {"id": f"i{n}", "text": "y" * 390_000})
+        start = iterator(db, db.open_shards("orders")[0])
+        assert len(ask(db, "GetRecords", ShardIterator=start)["Records"]) == count
+
     def test_a_page_holds_a_thousand_records(self, db: DynamoDB) -> None:
         db.create_table("orders")
         fill(db, 1500)

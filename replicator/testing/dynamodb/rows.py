@@ -150,9 +150,9 @@ class Table:
         if self.stream is None:
             return
         typeds = self.typed(key)
-        size = item_size(typeds) + sum(row.size for row in (old, new) if row is not None)
+        sizes = item_size(typeds), 0 if old is None else old.size, 0 if new is None else new.size
         before, after = (None if row is None else row.image for row in (old, new))
-        change = Change(image(typeds), before, after, size, expired)
+        change = Change(image(typeds), before, after, sizes, expired)
         self.stream.emit(hashed(key[0]), change)
 
     def _key(self, typeds: Typeds) -> Key:

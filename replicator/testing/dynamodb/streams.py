@@ -33,12 +33,12 @@ def _share(shard: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to an item: images as stored, None where there is none; ``size`` of key and images in bytes."""
+    """What happened to an item: key and images as stored, None where there is none, and the bytes of each."""
 
     key: bytes
     old: bytes | None
     new: bytes | None
-    size: int
+    sizes: tuple[int, int, int]
     expired: bool = False
 
     @property
@@ -46,6 +46,13 @@ class Change:
         if self.old is None:
             return "INSERT"
         return "REMOVE" if self.new is None else "MODIFY"
+
+    def seen(self, view: str) -> tuple[bytes | None, bytes | None, int]:
+        """Old and new image as far as a stream with this view has them, and the bytes of the record."""
+        key, old, new = self.sizes
+        has_old, has_new = view in ("OLD_IMAGE", "NEW_AND_OLD_IMAGES"), view in ("NEW_IMAGE", "NEW_AND_OLD_IMAGES")
+        size = key + (old if has_old else 0) + (new if has_new else 0)
+        return self.old if has_old else None, self.new if has_new else None, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ class Stream:
         """Append the record of a change to the shard that takes its key."""
         shard = self._open[bisect_right(self._starts, hash) - 1]
         sequence, created = self._sequences.after(shard.last), int(self._now())
-        shard.append(sequence, created, self._record(sequence, created, change), change.size)
+        shard.append(sequence, created, *self._record(sequence, created, change))
 
     def split(self, id: str) -> tuple[str, str]:
         """Close a shard; two children take half of its hashes each."""
@@ -173,20 +180,22 @@ class Stream:
         """Seconds for which an empty shard is still listed: each has its own, so they go in any order."""
         return self._lingering * _share(shard.id) if self._lingering else 0.0
 
-    def _record(self, sequence: int, created: int, change: Change) -> bytes:
+    def _record(self, sequence: int, created: int, change: Change) -> tuple[bytes, int]:
+        """A record as it is answered with, and its bytes as AWS counts them."""
         view = self.origin.view
+        old, new, size = change.seen(view)
         parts = [self._prefix, _seconds(created), b',"Keys":', change.key]
-        if change.new is not None and view in ("NEW_IMAGE", "NEW_AND_OLD_IMAGES"):
-            parts += [b',"NewImage":', change.new]
-        if change.old is not None and view in ("OLD_IMAGE", "NEW_AND_OLD_IMAGES"):
-            parts += [b',"OldImage":', change.old]
+        if new is not None:
+            parts += [b',"NewImage":', new]
+        if old is not None:
+            parts += [b',"OldImage":', old]
         parts.append(
-            f',"SequenceNumber":"{self.numbering.text(sequence)}","SizeBytes":{change.size},'
+            f',"SequenceNumber":"{self.numbering.text(sequence)}","SizeBytes":{size},'
             f'"StreamViewType":"{view}"}},"eventID":"{self._random.getrandbits(128):032x}",'
             f'"eventName":"{change.event}","eventSource":"aws:dynamodb","eventVersion":"1.1"'.encode()
         )
         parts.append(EXPIRY + b"}" if change.expired else b"}")
-        return b"".join(parts)
+        return b"".join(parts), size
 
 
 def _seconds(created: int) -> bytes:
