@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -28,6 +28,9 @@ writer:
 reader:
   indices: [{names: ["secured*"], privileges: [read, view_index_metadata]}]
 """
+NEEDED = ("manage", "read", "index", "delete")
+LACKING = {f"no-{one}": [privilege for privilege in NEEDED if privilege != one] for one in NEEDED}
+USERS = ("writer", "reader", *LACKING)
 PASSWORD = "only for this test"
 TABLE = Table("secured", PK)
 
@@ -41,12 +44,17 @@ def secured() -> Iterator[SearchServer]:
             pytest.fail(f"Elasticsearch is missing: {e}")
         pytest.skip(f"NOT TESTED on a real Elasticsearch: {e}")
     server.stop()
-    (server.config / "users").write_text("".join(f"{user}:{_hashed(PASSWORD)}\n" for user in ("writer", "reader")))
-    (server.config / "users_roles").write_text("writer:writer\nreader:reader\n")
-    (server.config / "roles.yml").write_text(ROLES)
+    (server.config / "users").write_text("".join(f"{user}:{_hashed(PASSWORD)}\n" for user in USERS))
+    (server.config / "users_roles").write_text("".join(f"{user}:{user}\n" for user in USERS))
+    lacking = "".join(_role(name, privileges) for name, privileges in LACKING.items())
+    (server.config / "roles.yml").write_text(ROLES + lacking)
     server.start()
     yield server
     server.__exit__(None, None, None)
+
+
+def _role(name: str, privileges: Sequence[str]) -> str:
+    return f"{name}:\n  indices: [{{names: ['secured*'], privileges: [{', '.join(privileges)}]}}]\n"
 
 
 def _hashed(password: str) -> str:
@@ -68,7 +76,19 @@ def test_the_privileges_that_the_docs_name_are_enough(secured: SearchServer) -> 
     assert target.write(batch(put({"pk": "b"}, 1, table="secured"))) == Outcome()
     assert target.sweep(TABLE, 1 << 60, []) == 1
     assert [target.purge(TABLE, (1 << 60) + 1) for _ in range(2)] == [2, 0]
+    assert list(target.empty([TABLE])) == ["secured"]
+    assert target.epoch([TABLE]) == FIRST_EPOCH
+    assert target.identities([TABLE])["secured"].known
     target.open([TABLE], FIRST_EPOCH + 1)
+
+
+@pytest.mark.parametrize("privilege", NEEDED)
+def test_each_of_them_is_needed_and_named_where_it_is_missing(secured: SearchServer, privilege: str) -> None:
+    problems = logged_in(secured, f"no-{privilege}").check([TABLE])
+    names = ("secured", "secured-1", "secured-1-Replicator")
+    assert {p.rpartition(": ")[2] for p in problems} == {
+        f"the login no-{privilege} lacks {privilege} on {name}" for name in names
+    }
 
 
 def test_missing_privileges_are_named(secured: SearchServer) -> None:
