@@ -176,6 +176,12 @@ def absence(world: Universe, act: Act) -> None:
     raise Killed
 
 
+def brink(world: Universe, act: Act) -> None:
+    """The run is away for nearly as long as a copy may be that only caught up."""
+    world.later_between_runs(0, lambda: world.lapse(act.between(18.5, 20.0) * HOUR))
+    raise Killed
+
+
 def skew(world: Universe, act: Act) -> None:
     """The clock of the machine is set, forwards or back; often so far that AWS refuses what it signs."""
     world.clock.skew = act.between(-HOUR, HOUR) if act.luck[0] < 0.3 else act.between(-TOLERATED, TOLERATED)
@@ -324,6 +330,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "pause": pause,
     "jump": jump,
     "absence": absence,
+    "brink": brink,
     "skew": skew,
     "lost": arm,
     "unanswered": arm,

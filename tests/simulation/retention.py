@@ -62,10 +62,15 @@ class Records:
             assert not late, f"live as of {before:.0f}, and {late} older records of {id} are not stored"
 
     def judge(self, universe: Universe, gap: GapFound) -> None:
-        """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised."""
+        """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised.
+
+        A shard that was read, empty or not, up to some time was not away before that.
+        """
         if not universe.scenario.months:
             return
-        away = universe.clock.now - self.live
+        shard = _stored(universe)[0].get(gap.shard or "")
+        read = shard.through or 0.0 if shard is not None and not gap.gone else 0.0
+        away = universe.clock.now - max(self.live, read)
         lost = any(created < universe.clock.now - RETENTION for _, created in self._unread(universe))
         excused = away > BOUND or universe.clock.now < self._excused
         assert lost or excused, f"a gap after {away / HOUR:.1f} hours, though nothing is lost: {gap}"

@@ -197,7 +197,8 @@ def draw(seed: int) -> Scenario:
     chance = random.Random(f"crowd {seed}")
     if drawn.index and chance.random() < 0.2:
         return crowded(drawn, chance)
-    return _in_months(drawn, random.Random(f"a long life {seed}"))
+    lives = _in_months(drawn, random.Random(f"a long life {seed}"))
+    return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)}) if lives.months else lives
 
 
 def parking(seed: int, drawn: Scenario) -> Scenario:

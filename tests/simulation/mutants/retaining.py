@@ -8,7 +8,7 @@ from replicator import lineage, progress, reader
 from replicator.discovery import Discovery
 from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import long_lived
+from tests.simulation.mutants.scenarios import forgetting, long_lived
 
 
 @mutant("a closed shard is asked for children for ever", 3, long_lived)
@@ -46,3 +46,8 @@ def children_are_young(patch: Patch) -> None:
         "_lag",
         lambda shards, now: inner({i: replace(s, since=s.through or 0.0) for i, s in shards.items()}, now),
     )
+
+
+@mutant("a quiet shard is as old as its last record, however far it was read", 2, shape=forgetting)
+def quiet_is_old(patch: Patch) -> None:
+    patch.setattr(reader, "_complete", lambda stream, at: stream.now() - at.since < reader.SAFE_AGE)

@@ -155,6 +155,14 @@ def keeps_in_mind(s: Scenario) -> bool:
     return s.index and not s.forgetful
 
 
+def forgetting(drawn: Scenario) -> Scenario:
+    """Shards come and go for days and hold nothing for hours; listings show empty ones for long; runs stay away."""
+    rates = {"write": 0.01, "split": 0.005, "absence": 0.005, "brink": 0.02, "pause": 0.05}
+    return replace(
+        drawn, months=True, trims=True, keys=4, steps=500, shards=1, pace=60.0, lingering=36 * 3600.0, rates=rates
+    )
+
+
 def expiring(drawn: Scenario) -> Scenario:
     """Items expire, and stay in the target."""
     view = "NEW_AND_OLD_IMAGES"
