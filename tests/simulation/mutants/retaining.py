@@ -50,4 +50,4 @@ def children_are_young(patch: Patch) -> None:
 
 @mutant("a quiet shard is as old as its last record, however far it was read", 2, shape=forgetting)
 def quiet_is_old(patch: Patch) -> None:
-    patch.setattr(reader, "_complete", lambda stream, at: stream.now() - at.since < reader.SAFE_AGE)
+    patch.setattr(reader, "_complete", lambda stream, at: stream.now() - at.since < lineage.SAFE_AGE)
