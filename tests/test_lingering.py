@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from replicator import run
 from replicator.batch import Batch, Outcome
-from replicator.checkpoints import Pulse, decode
+from replicator.checkpoints import Owner, Pulse, decode
 from replicator.cli import main
 from replicator.compaction import Filing
 from replicator.delivery import CONFIRMED, Delivery, Patience
@@ -129,7 +129,9 @@ def modest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     @contextlib.contextmanager
     def ends(_: object) -> Iterator[object]:
-        yield Modest(MemoryDatabase()), MemoryCheckpoints(MemoryDatabase())
+        database = MemoryDatabase()
+        MemoryCheckpoints(database).claim(Owner("a run", "host", 1, 0.0))
+        yield Modest(database), MemoryCheckpoints(database)
 
     monkeypatch.setattr(run, "ends", ends)
     path = tmp_path / "modest.yaml"

@@ -41,7 +41,7 @@ _WAIT = {
 _WAIT_CLASSES = ("08", "40", "53", "57", "58")
 _CHANGED_CLASSES = ("42", "3F", "3D")  # what our statements name is not there any more, or not like that
 _OURS = "PL/pgSQL function replicator.advance("
-_DATA_CLASSES = ("22", "23", "54", "P0")  # P0: a trigger or a function of somebody's raised it
+_DATA_CLASSES = ("22", "23", "27", "54", "P0")  # 27, P0: a trigger or a function of the user's is in the way
 _RELATIONS = ("23503", "23505", "23P01")  # a foreign key, a unique constraint, an exclusion constraint
 
 

@@ -453,6 +453,26 @@ def test_a_delete_that_a_trigger_skips_is_refused_and_the_rest_of_its_batch_is_s
     assert [row["pk"] for row in rows(postgres)] == ["skip", "skip newer", "skipped too", "z"]
 
 
+def test_a_delete_whose_trigger_changes_the_row_is_refused_and_the_rest_of_its_batch_is_stored(
+    constrained: Postgres, postgres: Database
+) -> None:
+    constrained.write(batch(put({"pk": "a", "total": 1}, 1), put({"pk": "b", "total": 1}, 1)))
+    run(
+        postgres,
+        """CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        UPDATE public.contract SET total = 2 WHERE pk = OLD.pk AND pk = 'a'; RETURN OLD; END $$;
+        CREATE TRIGGER touch BEFORE DELETE ON contract FOR EACH ROW EXECUTE FUNCTION touch()""",
+    )
+    outcome = constrained.write(batch(remove("a", 2), remove("b", 2)))
+    (rejection,) = outcome.rejections
+    assert (rejection.write.id, rejection.reason) == (
+        ("a",),
+        "Postgres refuses it for contract: TriggeredDataChangeViolation (SQLSTATE 27000)",
+    )
+    assert constrained.write(batch(remove("b", 2))) == Outcome()
+    assert [row["pk"] for row in rows(postgres)] == ["a"]
+
+
 def test_a_trigger_that_skips_deletes_ends_a_sweep(one: Postgres, one_postgres: Database) -> None:
     one.write(batch(put({"pk": "free"}, 1), put({"pk": "skip"}, 1)))
     _skipping(one_postgres, "DELETE")
