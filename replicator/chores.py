@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from replicator import backfill
 from replicator.batch import DocumentId
-from replicator.change import key_text
-from replicator.checkpoints import Checkpoints, Parked, PipelineState
+from replicator.change import Key
+from replicator.checkpoints import Checkpoints, PipelineState
 from replicator.delivery import Delivery, Patience
 from replicator.doubt import Doubt
 from replicator.errors import SweepRefused
+from replicator.parked import item_of, version_in
+from replicator.parking import parked_keys
 from replicator.pipeline import Pipeline
 from replicator.position import epoch_of, version
 from replicator.target import Table, Target
@@ -116,11 +118,11 @@ class Chores:
         self._spared_items.clear()
 
     def _sweep(self, epoch: int) -> bool:
-        parked = self.patiently(self.checkpoints.parked)
-        if obsolete := [id for id, p in parked if epoch_of(p.version) < epoch]:
+        parked = self._parked()
+        if obsolete := [id for id in parked if epoch_of(version_in(id)) < epoch]:
             self.pipeline.unpark(obsolete)  # their items are gone; a retry that comes later loses, or it would store
             self.delivery.flush()  # something of an earlier epoch behind the sweep
-            parked = self.patiently(self.checkpoints.parked)
+            parked = self._parked()
         spare = self._spared(parked, epoch)
         self._spared_items.update(id[0] for id in spare)
         below = version(epoch, 0)
@@ -176,7 +178,12 @@ class Chores:
 
         return self.patiently(confirmed)
 
-    def _spared(self, parked: Sequence[tuple[str, Parked]], epoch: int) -> list[DocumentId]:
+    def _parked(self) -> dict[str, Key]:
+        """The parked entries' ids, with their keys."""
+        return self.patiently(lambda: dict(parked_keys(self.checkpoints)))
+
+    def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
         """Documents of items parked in this epoch stay."""
         own = self.pipeline.filing.own_ids
-        return [(key_text(p.key),) if own else p.key for _, p in parked if epoch_of(p.version) >= epoch]
+        now = {id: key for id, key in parked.items() if epoch_of(version_in(id)) >= epoch}
+        return [(item_of(id),) if own else key for id, key in now.items()]

@@ -257,7 +257,8 @@ class Delivery:
         Where a command sent something since, it may be carried out late, also if the item is not parked any more.
         """
         own_ids = self._pipeline.filing.own_ids
-        found = self._patiently(lambda: known(self._checkpoints, own_ids=own_ids))
+        before = self._pipeline.parked
+        found = self._patiently(lambda: known(self._checkpoints, before, own_ids=own_ids))
         if self._doubt is not None and found.retried != self._pipeline.parked.retried:
             self._doubt.begin(of_others=True)
         self._pipeline.know(found)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import orjson
+
 from replicator.change import Key, key_text
 from replicator.checkpoints import Dropped, Entry, Parked, Place, Save, decode_dropped, encode
 from replicator.position import epoch_of
@@ -31,7 +33,12 @@ class Held:
 
     @property
     def version(self) -> int:
-        return int(self.id.rpartition("@")[2])
+        return version_in(self.id)
+
+    @property
+    def read(self) -> bool:
+        """Whether more than its id is known."""
+        return self.since is not None
 
 
 def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
@@ -82,11 +89,11 @@ class ParkedItems:
         self.most_leaves = 0  # documents that one item may have left in the target at most
 
     @classmethod
-    def among(cls, entries: Iterable[Entry], images: Mapping[str, Parked] = MappingProxyType({})) -> ParkedItems:
-        """The parked items among these entries, with their ``images`` by id, where those matter."""
+    def among(cls, entries: Iterable[Entry], known: Mapping[str, Held] = MappingProxyType({})) -> ParkedItems:
+        """The parked items among these entries; ``known``: by id, those of which more than that matters."""
         found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
         dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in found[DROPPED]]
-        parked = [held(e.id, e.revision, images.get(e.id)) for e in found[PARKED]]
+        parked = [known.get(e.id) or held(e.id, e.revision, None) for e in found[PARKED]]
         return cls.of(parked, dropped, sum(e.revision for e in found[RETRIED]))
 
     @classmethod
@@ -133,6 +140,17 @@ class ParkedItems:
 
 def _of(held: Held | None, epoch: int) -> Held | None:
     return held if held is not None and epoch_of(held.version) >= epoch else None
+
+
+def key_in(id: str) -> Key | None:
+    """The key in a parked entry's id; None where it is too long to be there."""
+    item = item_of(id)
+    return tuple(orjson.loads(item)) if item.startswith("[") else None
+
+
+def version_in(id: str) -> int:
+    """The version of the change that is parked under an id."""
+    return int(id.rpartition("@")[2])
 
 
 def parked_id(key: Key, version: int) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from replicator.attributes import Malformed
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
-from replicator.change import Change
+from replicator.change import Change, Key
 from replicator.checkpoints import (
     Checkpoints,
     Dropped,
@@ -32,11 +32,12 @@ from replicator.checkpoints import (
 from replicator.compaction import Filing, run_writes
 from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.item import Item
-from replicator.parked import DROPPED, PARKED, RETRIED, ParkedItems, item_of
+from replicator.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
 from replicator.position import epoch_of
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
+FEW = 20  # entries that are read one by one; more are read with all others
 CHANGED = "a run has changed it meanwhile; look at it again"
 
 
@@ -70,22 +71,57 @@ class ParkedItem:
         return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
 
 
-def parked_items(checkpoints: Checkpoints, item: str | None = None) -> list[ParkedItem]:
-    """The parked items with their images, all of them or the one whose key text is ``item``."""
+def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
+    """The parked items with their images, all of them or the one whose key text is ``item``; a few in memory at a time.
+
+    Revisions are those of the beginning: what changes before its turn cannot be changed as if it were the same.
+    """
     revisions = {e.id: e.revision for e in checkpoints.read().entries if e.kind == PARKED}
-    found = [(id, p) for id, p in checkpoints.parked(item or "") if id in revisions]
-    return [ParkedItem(item_of(id), id, revisions[id], p) for id, p in found if item in (None, item_of(id))]
+    for id, entry in checkpoints.parked(item or ""):
+        if id in revisions and item in (None, item_of(id)):
+            yield ParkedItem(item_of(id), id, revisions[id], entry)
 
 
-def known(checkpoints: Checkpoints, *, own_ids: bool) -> ParkedItems:
+def parked_count(checkpoints: Checkpoints) -> int:
+    """How many items are parked."""
+    return sum(e.kind == PARKED for e in checkpoints.read().entries)
+
+
+def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_ids: bool) -> ParkedItems:
     """The parked items as a run needs to know them; with their documents, where they have ids of their own.
 
-    Revisions are read before the images: what changes in between only makes the run's next save of it fail.
+    Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
+    the revision that was known ``before`` is not read again, and no image stays in memory but those that documents may
+    be left of.
     """
     entries = checkpoints.read().entries
-    _check_single(e.id for e in entries if e.kind == PARKED)
-    wanted = own_ids and any(e.kind == PARKED for e in entries)
-    return ParkedItems.among(entries, dict(checkpoints.parked()) if wanted else {})
+    revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
+    _check_single(revisions)
+    if not own_ids:
+        return ParkedItems.among(entries)
+    found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
+    changed = revisions.keys() - found.keys()
+    if len(changed) > FEW:
+        found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked() if id in changed}
+    else:
+        found |= {id: held(id, revisions[id], p) for n in changed for id, p in checkpoints.parked(n) if id == n}
+    return ParkedItems.among(entries, found)
+
+
+def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | None:
+    """What was known before of an entry that was read, and is the same."""
+    old = before.parked(item_of(id)) if before is not None else None
+    return old if old is not None and old.read and (old.id, old.revision) == (id, revision) else None
+
+
+def parked_keys(checkpoints: Checkpoints) -> Iterator[tuple[str, Key]]:
+    """The ids and keys of parked entries; their images are not read, if the key is not too long to be in the id."""
+    for id in [e.id for e in checkpoints.read().entries if e.kind == PARKED]:
+        key = key_in(id)
+        if key is None:
+            key = next((p.key for each, p in checkpoints.parked(id) if each == id), None)
+        if key is not None:
+            yield id, key
 
 
 def _check_single(ids: Iterable[str]) -> None:

@@ -20,8 +20,18 @@ from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.item import Item
 from replicator.ledger import Ledger
 from replicator.lineage import Shard
-from replicator.parked import Held
-from replicator.parking import CHANGED, ParkedItem, drop, known, parked_items, pipeline_of, retried, retry
+from replicator.parked import Held, ParkedItems, parked_id
+from replicator.parking import (
+    CHANGED,
+    ParkedItem,
+    drop,
+    known,
+    parked_items,
+    parked_keys,
+    pipeline_of,
+    retried,
+    retry,
+)
 from replicator.pipeline import Pipeline
 from replicator.position import version
 from replicator.source import Listing, SourceTable
@@ -76,7 +86,7 @@ def test_a_retry_stores_the_item_and_moves_its_count(database: MemoryDatabase, t
     assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 7}}
     assert database.counts[SOURCE] == Counts(read=1, applied=1)
-    assert parked_items(target.checkpoints) == []
+    assert list(parked_items(target.checkpoints)) == []
 
 
 def test_a_parked_removal_removes(database: MemoryDatabase, target: MemoryTarget) -> None:
@@ -183,7 +193,7 @@ def test_dropping_counts_the_change_as_dropped(database: MemoryDatabase, target:
 
     assert drop(only(target), target.checkpoints) == ""
     assert database.counts[SOURCE] == Counts(read=1, dropped=1)
-    assert parked_items(target.checkpoints) == []
+    assert list(parked_items(target.checkpoints)) == []
 
 
 def test_while_a_scan_runs_a_retried_removal_leaves_a_tombstone(target: MemoryTarget) -> None:
@@ -200,7 +210,7 @@ def test_one_item_is_found_by_its_key_and_not_by_the_beginning_of_it(target: Mem
 
     assert [i.item for i in parked_items(target.checkpoints)] == ['["a"]', '["ab"]']
     assert [i.item for i in parked_items(target.checkpoints, '["a"]')] == ['["a"]']
-    assert parked_items(target.checkpoints, '["a') == []
+    assert list(parked_items(target.checkpoints, '["a')) == []
 
 
 def test_a_pipeline_without_state_never_ran(target: MemoryTarget) -> None:
@@ -228,7 +238,7 @@ def test_without_transactions_the_entry_goes_once_the_document_is_stored(
     assert retry(only(target), AS_IS, index, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 7}}
     assert database.counts[SOURCE] == Counts(read=1, applied=1)
-    assert parked_items(target.checkpoints) == []
+    assert list(parked_items(target.checkpoints)) == []
 
 
 def test_without_transactions_a_retried_removal_leaves_a_tombstone(
@@ -280,7 +290,7 @@ def test_a_retry_that_takes_long_asks_in_between_whether_the_item_is_still_parke
     command.open([TABLE], 1024)
     assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == ""
     assert command.stretches == 2
-    assert parked_items(target.checkpoints) == []
+    assert list(parked_items(target.checkpoints)) == []
 
     park(target, "a", 8)
     run = following(index, target.checkpoints)
@@ -410,6 +420,54 @@ def test_a_retry_needs_the_documents_of_an_image_that_an_earlier_hook_stored(
     assert "raised ValueError" in retry(found, BROKEN, target, target.checkpoints, replace(STATE, hook="1"))
     assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="2")) == ""
     assert ids(database) == []
+
+
+class Counting(MemoryCheckpoints):
+    """Counts the parked images that are read."""
+
+    images = 0
+
+    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+        for found in super().parked(prefix):
+            self.images += 1
+            yield found
+
+
+def test_what_is_known_of_parked_items_is_read_once_and_then_what_changed(target: MemoryTarget) -> None:
+    """A run looks every ten seconds, and all images together may be gigabytes."""
+    for n in range(30):
+        park(target, f"k{n}", n + 1)
+    store = Counting(target._database)
+    found = known(store, ParkedItems.among(store.read().entries), own_ids=True)
+    assert (len(found), store.images) == (30, 30)
+
+    found = known(store, found, own_ids=True)
+    assert (len(found), store.images) == (30, 30)
+
+    item = next(i for i in parked_items(target.checkpoints) if i.item == '["k4"]')
+    noted = replace(item.entry, leaves=(("orders", "x"),))
+    store.save([Save("parked", item.id, 1, encode(noted))])
+    drop(next(i for i in parked_items(target.checkpoints) if i.item == '["k5"]'), target.checkpoints)
+    found = known(store, found, own_ids=True)
+    assert (len(found), store.images) == (29, 31)
+    held = found.parked('["k4"]')
+    assert held is not None
+    assert (held.revision, held.leaves) == (2, frozenset({("orders", "x")}))
+
+    assert len(known(store, own_ids=False)) == 29
+    assert store.images == 31
+
+
+def test_a_sweep_knows_what_to_spare_without_any_image(target: MemoryTarget) -> None:
+    store = Counting(target._database)
+    park(target, "a", 1)
+    park(target, "[", 2)
+    long = "k" * 600
+    change = Parked((long,), version(1024, 3), "because", 0.0)
+    store.save([Save("parked", parked_id(change.key, change.version), 0, encode(change))])
+
+    assert {key for _, key in parked_keys(store)} == {("a",), ("[",), (long,)}
+    assert store.images == 1, "of the key that is too long for an id"
 
 
 def test_a_drop_notes_what_the_item_left(target: MemoryTarget) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -52,8 +52,12 @@ FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
 _PIPELINES = "SELECT DISTINCT pipeline FROM replicator.checkpoints ORDER BY pipeline"
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
 _PARKED = """
-SELECT id, value::text FROM replicator.checkpoints
+SELECT id FROM replicator.checkpoints
 WHERE pipeline = %s AND kind = 'parked' AND pg_catalog.starts_with(id, %s::text) ORDER BY id"""
+_IMAGES = """
+SELECT id, value::text FROM replicator.checkpoints
+WHERE pipeline = %s AND kind = 'parked' AND id = ANY (%s::text[]) ORDER BY id"""
+_AT_ONCE = 10  # parked changes that are read at a time: two images each, of 400 KB and more as text
 
 
 class PostgresCheckpoints:
@@ -98,9 +102,16 @@ class PostgresCheckpoints:
             rows = connection.execute(_PIPELINES).fetchall() if exists(connection) else []
         return [name for (name,) in rows]
 
-    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
+    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
         with self._session.connection() as connection:
             rows = connection.execute(_PARKED, (self._pipeline, prefix)).fetchall() if exists(connection) else []
+        ids = [id for (id,) in rows]
+        for at in range(0, len(ids), _AT_ONCE):
+            yield from self._images(ids[at : at + _AT_ONCE])
+
+    def _images(self, ids: Sequence[str]) -> Sequence[tuple[str, Parked]]:
+        with self._session.connection() as connection:
+            rows = connection.execute(_IMAGES, (self._pipeline, list(ids))).fetchall()
         return [(id, decode_parked(id, text)) for id, text in rows]
 
     def advance(self, saves: Sequence[Save], parts: Sequence[Part]) -> Statement:

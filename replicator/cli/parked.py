@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -43,16 +43,17 @@ def _items_argument(command: Any) -> Any:
 @json_option
 def list_(config: str, as_json: bool) -> None:
     """List parked items with their reasons."""
+    count = 0
     with _opened(config) as (_, _, checkpoints):
-        found = _chosen(checkpoints, (), every=True)
-    for item in found:
-        if as_json:
-            put(_line(item))
-        else:
-            since = _moment(item.entry.parked)
-            say(f"{item.item}  {sum(item.changes.values())} change(s), since {since}: {item.entry.reason}")
+        for item in _chosen(checkpoints, (), every=True):
+            count += 1
+            if as_json:
+                put(_line(item))
+            else:
+                since = _moment(item.entry.parked)
+                say(f"{item.item}  {sum(item.changes.values())} change(s), since {since}: {item.entry.reason}")
     if not as_json:
-        say(f"{len(found)} item(s) parked")
+        say(f"{count} item(s) parked")
 
 
 @parked.command
@@ -66,17 +67,16 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
     With --show-values also the images, and what the hook's error said, which may quote them.
     """
     with _opened(config) as (_, _, checkpoints):
-        found = _chosen(checkpoints, items, every=every)
-    for item in found:
-        fields = _fields(item, show_values)
-        if as_json:
-            put(fields)
-        else:
-            fields["parked"] = _moment(item.entry.parked)
-            for name, value in fields.items():
-                if value:
-                    say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
-            say()
+        for item in _chosen(checkpoints, items, every=every):
+            fields = _fields(item, show_values)
+            if as_json:
+                put(fields)
+            else:
+                fields["parked"] = _moment(item.entry.parked)
+                for name, value in fields.items():
+                    if value:
+                        say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
+                say()
 
 
 @parked.command
@@ -143,11 +143,13 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
     Asks first, unless --yes is given. Where nobody can be asked, --yes is needed.
     """
     from replicator.parking import drop as given_up
+    from replicator.parking import parked_count
 
     kept = 0
     with _opened(config) as (_, _, checkpoints):
         chosen = _chosen(checkpoints, items, every=every)
-        if chosen and not yes and not _confirmed(len(chosen)):
+        count = parked_count(checkpoints) if every else len(items)
+        if count and not yes and not _confirmed(count):
             return
         for item in chosen:
             reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
@@ -170,10 +172,10 @@ def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[Park
     for _ in range(TRIES - 1):
         if reason != CHANGED:
             break
-        now = parked_items(checkpoints, item.item)
-        if not now:
+        now = next(parked_items(checkpoints, item.item), None)
+        if now is None:
             return ""  # a later change healed it
-        reason = act(now[0])
+        reason = act(now)
     return reason
 
 
@@ -190,8 +192,9 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
         yield loaded, target, checkpoints
 
 
-def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> list[ParkedItem]:
-    """The parked items that were named; ConfigError for one that is not parked."""
+def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> Iterable[ParkedItem]:
+    """The parked items that were named, a few in memory at a time if all are wanted; ConfigError for one that is not
+    parked."""
     from replicator.parking import parked_items
 
     if every and items:
@@ -204,7 +207,7 @@ def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> l
         raise ConfigError("an ITEM is empty: name it as `replicator parked list` prints it, or give --all")
     found: list[ParkedItem] = []
     for name in map(_key_text, items):
-        there = parked_items(checkpoints, name)
+        there = list(parked_items(checkpoints, name))
         if not there:
             raise ConfigError(f"{name} is not parked; `replicator parked list` shows what is")
         found += there

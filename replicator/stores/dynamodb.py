@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -100,8 +100,11 @@ class DynamodbCheckpoints:
     def read(self) -> Claimed:
         return _claimed(*self._states().all(settled=False))
 
-    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
-        return [(id, decode_parked(id, text)) for id, text in self._states().parked(prefix)]
+    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+        states = self._states()
+        for id in states.parked(prefix):
+            if (text := states.parked_text(id)) is not None:
+                yield id, decode_parked(id, text)
 
     def close(self) -> None:
         wire, self._wire = self._wire, None

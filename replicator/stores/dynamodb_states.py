@@ -70,14 +70,26 @@ class States:
                 known.counts[source] = layout.counts_of(item)
         return known
 
-    def parked(self, prefix: str) -> list[tuple[str, str]]:
-        """Ids and texts, in order."""
+    def parked(self, prefix: str) -> list[str]:
+        """Ids, in order."""
         for _ in range(TRIES):
             before = self.head()
-            items = self._items({f"p#{prefix}": ()}, before)
-            texts = None if items is None else self._texts(items, "p#")
-            if texts is not None and self.head().journal == before.journal:
-                return [(id, texts["parked", id]) for _, id in sorted(texts)]
+            items = self._items({f"p#{prefix}": _LISTED}, before)
+            if items is not None and self.head().journal == before.journal:
+                return sorted(layout.place_of(key)[1] for key in items if key.startswith("p#"))
+        raise TransientError(f"the checkpoints in {self._place} change all the time")
+
+    def parked_text(self, id: str) -> str | None:
+        """The text of one parked entry; None if it is gone."""
+        key = layout.entry_key("parked", id)
+        for _ in range(TRIES):
+            before = self.head()
+            item = self._table.get(key)
+            if before.journal is not None:
+                item = {action.key: action.item for action in self._journal(before.journal) or ()}.get(key, item)
+            texts = self._texts({} if item is None else {key: item}, "p#")
+            if texts or (texts is not None and self.head().journal == before.journal):
+                return texts.get(("parked", id))
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
     def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:

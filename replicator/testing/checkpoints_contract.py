@@ -11,6 +11,7 @@ process holds, say ``takes_over = False``.
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -304,15 +305,39 @@ class Texts(_Fixtures):
         claimed.save([*saves, Save("shard", "a", 0, '"1"')])
         for id, found in claimed.parked():
             assert encode(found) == parked(id, image=image)
-        assert len(claimed.parked()) == 3
+        assert len(list(claimed.parked())) == 3
         claimed.save([Save("parked", "1", 1, parked("1")), Save("parked", "0", None, None)])
         assert [(id, len(p.new or "") < 100) for id, p in claimed.parked()] == [("1", True), ("2", False)]
 
     def test_a_damaged_entry_is_named_and_left(self, claimed: Checkpoints) -> None:
         claimed.save([Save("parked", "k", None, '{"key": 5}')])
         with pytest.raises(DamagedCheckpoint, match="parked 'k'"):
-            claimed.parked()
+            list(claimed.parked())
         assert ("parked", "k") in entries(claimed)
+
+    def test_parked_changes_come_a_few_at_a_time_however_many_there_are(self, claimed: Checkpoints) -> None:
+        image = '{"a":{"S":"' + "x" * 200_000 + '"}}'
+        for first in range(0, 60, 10):
+            claimed.save([Save("parked", f"{n:02}", None, parked("k", image=image)) for n in range(first, first + 10)])
+        tracemalloc.start()
+        try:
+            count = sum(found.new == image for _, found in claimed.parked())
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert count == 60
+        assert peak < 30 * len(image)
+
+    def test_entries_may_change_while_parked_changes_are_read(self, build: Build, claimed: Checkpoints) -> None:
+        claimed.save([Save("parked", f"{n:02}", None, parked("k")) for n in range(40)])
+        command, seen = build(), list[str]()
+        for id, found in command.parked():
+            if id == "00":
+                claimed.save([Save("parked", "38", 1, None), Save("parked", "39", 1, parked("k", "again"))])
+            command.save([Save("parked", id, 2 if found.reason == "again" else 1, None)])
+            seen.append(id)
+        assert seen == [f"{n:02}" for n in range(40) if n != 38]
+        assert entries(claimed) == {}
 
 
 class CheckpointsContract(Ownership, Saving, Commands, Texts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,10 +75,10 @@ class MemoryCheckpoints:
         ]
         return Claimed(self._owner or 0, listed, dict(self._database.counts))
 
-    def parked(self, prefix: str = "") -> Sequence[tuple[str, Parked]]:
-        entries = sorted(self._database.entries.items())
-        texts = [(id, text) for (kind, id), (_, text) in entries if kind == "parked" and id.startswith(prefix)]
-        return [(id, decode_parked(id, text)) for id, text in texts]
+    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+        for id in sorted(id for kind, id in self._database.entries if kind == "parked" and id.startswith(prefix)):
+            if (found := self._database.entries.get(("parked", id))) is not None:
+                yield id, decode_parked(id, found[1])
 
     def saved_already(self, saves: Sequence[Save]) -> bool:
         """Whether this run has saved exactly these: their answer was lost. Fenced if they may not be made."""

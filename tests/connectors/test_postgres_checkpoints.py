@@ -40,7 +40,7 @@ def parked(key: str, reason: str = "because") -> str:
 def test_looking_makes_nothing(one_postgres: Database) -> None:
     """``status`` before the first run: no entries, and no schema made for the question."""
     one = target(one_postgres)
-    assert (one.checkpoints.read().entries, one.checkpoints.parked()) == ((), [])
+    assert (one.checkpoints.read().entries, list(one.checkpoints.parked())) == ((), [])
     with one_postgres.connect() as client:
         assert client.execute("SELECT to_regnamespace('replicator')").fetchone() == (None,)
 
@@ -112,7 +112,7 @@ def test_a_damaged_entry_is_named_and_left(one_postgres: Database) -> None:
     checkpoints = claimed(one_postgres).checkpoints
     checkpoints.save([Save("parked", "k", None, '{"key": 5}')])
     with pytest.raises(DamagedCheckpoint, match="parked 'k'"):
-        checkpoints.parked()
+        list(checkpoints.parked())
 
 
 def test_a_claim_waits_for_the_batch_under_way(postgres: Database) -> None:

@@ -121,7 +121,7 @@ def test_nothing_in_a_schema_that_others_may_write_to_is_called(shared: Database
     assert (store.check(), store.plan()) == ([], [])
     store.claim(owner())
     store.save([Save("shard", "s", 0, "1")])
-    assert store.parked("a") == []
+    assert list(store.parked("a")) == []
     store.close()
     assert _state(_url(shared), {}, 5.0, 0) is not None
     assert _loot(shared) == []
@@ -162,7 +162,7 @@ def _refused(shared: Database, role: str = '"mallory"') -> None:
     assert [p for p in one.check([TABLE]) if p.startswith(words)]
     with pytest.raises(ConfigError, match=words):
         one.open([TABLE], FIRST_EPOCH)
-    for call in (lambda: one.checkpoints.claim(owner()), one.checkpoints.read, one.checkpoints.parked):
+    for call in (lambda: one.checkpoints.claim(owner()), one.checkpoints.read, lambda: list(one.checkpoints.parked())):
         with pytest.raises(ConfigError, match=words):
             call()
     store = PostgresStore(Server.model_validate({"url": _url(shared)}), "store", Path())

@@ -77,7 +77,7 @@ def decide(world: Universe, act: Act, decision: Decision, pause: Callable[[], No
     """A person's command about one of the parked items, or about all."""
     command = Command(world, pause)
     with suppress(Killed, TransientError, ConfigError):  # the command dies, gives up, or finds no pipeline
-        items = parking.parked_items(command.checkpoints)
+        items = list(parking.parked_items(command.checkpoints))
         chosen = items if act.luck[1] < 0.3 else items[act.pick(len(items) or 1) :][:1]
         for item in chosen:
             world.note(decision.__name__, item.item, decision(world, item, command))
