@@ -7,7 +7,7 @@ import os
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,21 @@ class Search:
         """Names of the indices that begin with the prefix, closed ones too."""
         listed = self.ask("GET", f"/_cat/indices/{self.prefix}*?format=json&h=index&expand_wildcards=all")
         return sorted(row["index"] for row in listed)
+
+    def snapshot(self, index: str) -> Callable[[], None]:
+        """Take a snapshot of an index. The function that is returned closes the index and restores it over itself."""
+        repository = f"/_snapshot/{self.prefix}{uuid.uuid4().hex[:10]}"
+        settings = {"location": str(self.server.snapshots / repository.rpartition("/")[2])}
+        self.ask("PUT", repository, {"type": "fs", "settings": settings})
+        taken = self.ask("PUT", f"{repository}/one?wait_for_completion=true", {"indices": index})
+        assert taken["snapshot"]["state"] == "SUCCESS", taken
+
+        def restore() -> None:
+            self.ask("POST", f"/{index}/_close")
+            done = self.ask("POST", f"{repository}/one/_restore?wait_for_completion=true", {"indices": index})
+            assert done["snapshot"]["shards"]["failed"] == 0, done
+
+        return restore
 
     def clear(self) -> None:
         """Remove those indices, and nothing else."""

@@ -36,14 +36,19 @@ class Found:
         return int(self.notes.get("epoch", 0))
 
     @property
-    def uuid(self) -> str:
-        """The engine's own name of it, which no other index ever has, whatever that is called."""
-        return str(self.settings.get("uuid", ""))
+    def id(self) -> str:
+        """Tells it from every other index, and from itself before it was restored from a snapshot.
+
+        An index that is closed and restored over itself keeps its UUID, its mapping and what is noted there. But each
+        restore gives it a new history UUID, which an index that was never restored does not have.
+        """
+        history = self.settings.get("history", {}).get("uuid", "")
+        return "/".join(filter(None, (self.settings.get("uuid", ""), history)))
 
     @property
     def replaced(self) -> bool:
-        """Whether it is another index than the one that replicator noted, under its name and with its notes."""
-        return str(self.notes.get("uuid", self.uuid)) != self.uuid
+        """Whether it is not the index that replicator noted, though it has its name and its notes."""
+        return str(self.notes.get("uuid", self.id)) != self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +156,13 @@ def _strangers(layout: Layout, found: State) -> Iterator[str]:
             )
 
 
-def changed(layout: Layout, found: State, uuid: str) -> Iterator[str]:
-    """What has become of an index since it was opened with ``uuid``, as far as a copy cannot go on with it."""
+def changed(layout: Layout, found: State, id: str) -> Iterator[str]:
+    """What has become of an index since it was opened as ``id``, as far as a copy cannot go on with it."""
     if found.instead:
         yield from renamed(layout, found)
     elif found.index is None:
         yield f"the index {layout.index} is gone. If its documents are lost, copy everything again: replicator resync"
-    elif found.index.uuid != uuid:
+    elif found.index.id != id:
         yield replaced(layout)
     else:
         yield from _strangers(layout, found)
@@ -262,8 +267,8 @@ def make(connection: Connection, layout: Layout, found: State, notes: Mapping[st
 
 
 def note(connection: Connection, layout: Layout, found: Found, notes: Mapping[str, Any]) -> None:
-    """Leave ``notes`` in the mapping of an index that is there, and the index's own name with them."""
-    noted = {**notes, **({"uuid": found.uuid} if found.uuid else {})}
+    """Leave ``notes`` in the mapping of an index that is there, and the index's id with them."""
+    noted = {**notes, **({"uuid": found.id} if found.id else {})}
     own, fields = found.mapping.get("properties", {}).get(OURS, {}), own_fields(layout.parts)
     if dict(found.notes) == noted and fields.keys() <= own.get("properties", {}).keys():
         return

@@ -23,13 +23,13 @@ _SAYING = ("/", f"/_cluster/state/version?{filtered('cluster_uuid')}")  # some b
 
 
 def identities(connection: Connection, wanted: Mapping[str, Layout]) -> dict[str, Identity]:
-    """Each index by its UUID, which no other has, and by its name and its cluster's UUID while it is absent."""
+    """Each index by its id, which no other has, and by its name and its cluster's UUID while it is absent."""
     cluster = _cluster(connection)
     there = catalog.states(connection, list(wanted.values()))
     return {
         name: Identity(
             f"the index {layout.index} of {connection.server}",
-            state.index.uuid if state.index is not None else "",
+            state.index.id if state.index is not None else "",
             at=f"{layout.index} in the cluster {cluster}" if cluster else "",
         )
         for (name, layout), state in zip(wanted.items(), there, strict=True)

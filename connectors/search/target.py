@@ -112,8 +112,8 @@ class SearchTarget:
         for name, layout in wanted.items():
             if found[name][0].replaced(epoch):
                 raise GapFound(catalog.replaced(layout))
-        uuids = {name: self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()}
-        self._watch.begin({name: (layout, uuids[name]) for name, layout in wanted.items()})
+        ids = {name: self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()}
+        self._watch.begin({name: (layout, ids[name]) for name, layout in wanted.items()})
         self._layouts = wanted
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
@@ -170,7 +170,7 @@ class SearchTarget:
         return [] if found.index is not None else list(probe.templates(self._connection, layout))
 
     def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> str:
-        """Make and note what is absent; the index's UUID. What is made is looked at again: not every login may ask
+        """Make and note what is absent; the index's id. What is made is looked at again: not every login may ask
         what templates would make of it."""
         if not found.complete:
             catalog.make(self._connection, layout, found, catalog.notes(layout, self._pipeline, 0))
@@ -181,7 +181,7 @@ class SearchTarget:
             raise TransientError(f"{self.server}: the index {layout.index} was made, and is not there; looking again")
         probe.versions_kept(self._bulk, layout, self.server)
         catalog.note(self._connection, layout, found.index, catalog.notes(layout, self._pipeline, epoch))
-        return found.index.uuid
+        return found.index.id
 
     def _check_gone(self, how: str, layout: Layout, piece: leftovers.Piece) -> None:
         """TransientError where a search still shows what was removed before."""

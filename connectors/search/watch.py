@@ -16,10 +16,10 @@ EVERY = 5.0  # seconds
 
 @dataclass(slots=True)
 class Watch:
-    """The opened layouts by table, each with its index's UUID.
+    """The opened layouts by table, each with its index's id.
 
-    A look after the fact is enough: an index that was replaced is told by its UUID, also by the next run, and where a
-    write arrived is said by each answer.
+    A look after the fact is enough: an index that was replaced or restored is told by its id, also by the next run, and
+    where a write arrived is said by each answer.
     """
 
     connection: Connection
@@ -37,6 +37,6 @@ class Watch:
             return
         layouts = [layout for layout, _ in self._opened.values()]
         found = zip(self._opened.values(), catalog.states(self.connection, layouts), strict=True)
-        if problems := [text for (layout, uuid), state in found for text in catalog.changed(layout, state, uuid)]:
+        if problems := [text for (layout, id), state in found for text in catalog.changed(layout, state, id)]:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
         self._looked = self.now()

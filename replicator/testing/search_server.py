@@ -119,6 +119,11 @@ class SearchServer:
         """What the server has written so far."""
         return (self._home / "logs" / "out").read_text(errors="replace")
 
+    @property
+    def snapshots(self) -> Path:
+        """The folder in which repositories for snapshots may be registered."""
+        return self._home / "snapshots"
+
     def start(self) -> None:
         """Start it (again) on its port and its data, and return when it serves."""
         if self._process is not None:
@@ -145,7 +150,7 @@ class SearchServer:
         return self._folder
 
     def _prepare(self, programs: Path, java: Path) -> None:
-        for name in ("config", "data", "logs", "tmp"):
+        for name in ("config", "data", "logs", "snapshots", "tmp"):
             (self._home / name).mkdir()
         self._own()  # so that the user can be asked what it can read
         self._programs, self._java = self._readable(programs), self._readable(java)
@@ -158,7 +163,8 @@ class SearchServer:
 
     def _lines(self) -> dict[str, str]:
         named = {"cluster.name": f"replicator-{self.port}", "http.port": str(self.port)}
-        paths = {f"path.{name}": str(self._home / name) for name in ("data", "logs")}
+        folders = {"data": "data", "logs": "logs", "repo": "snapshots"}
+        paths = {f"path.{name}": str(self._home / folder) for name, folder in folders.items()}
         open_to_all = {"xpack.security.enabled": "false"} if self._distribution.product == "elasticsearch" else {}
         return {**_SETTINGS, **named, **paths, **open_to_all, **self._settings}
 

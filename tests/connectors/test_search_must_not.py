@@ -207,6 +207,14 @@ def made_anew(copy: Copy) -> None:
     copy.search.ask("PUT", f"/{copy.index}", {"mappings": was["mappings"], "aliases": was["aliases"]})
 
 
+def restored(copy: Copy) -> None:
+    """Over itself, from a snapshot of an earlier epoch: what is noted there is that of any index of that epoch."""
+    restore = copy.search.snapshot(copy.index)
+    code, said = copy.cli("resync", "--until", "caught-up")
+    assert code == 0, said
+    restore()
+
+
 def final_pipeline(copy: Copy) -> None:
     copy.search.ask("PUT", "/_ingest/pipeline/p", {"processors": []})
     copy.settings(**{"index.final_pipeline": "p"})
@@ -246,6 +254,7 @@ CHANGES: Mapping[str, tuple[Callable[[Copy], None], str, int]] = {
     "runtime field": (runtime_field, "it has a runtime field named replicator", WRONG),
     "shrunk": (shrunk, "{index} is not an index any more but an alias of {other}", WRONG),
     "made anew": (made_anew, "is not the table that the last run wrote to", GAP),
+    "restored over itself": (restored, "is not the table that the last run wrote to", GAP),
 }
 
 

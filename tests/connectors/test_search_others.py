@@ -12,6 +12,7 @@ from connectors.search.target import SearchTarget
 from connectors.search.watch import EVERY
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, GapFound, TransientError
+from replicator.identity import made_anew
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract.kit import at, batch, exhaust, put, remove
@@ -129,6 +130,49 @@ def test_an_index_that_was_made_anew_under_a_run_ends_it(one_search: Search, of:
         opened(one_search, of)
     target(one_search).open([of], FIRST_EPOCH + 1)
     assert list(target(one_search).check([of])) == []
+
+
+def test_an_index_that_is_closed_and_restored_over_itself_ends_a_run_and_is_a_gap(search: Search) -> None:
+    """It keeps its UUID, and what is noted in its mapping."""
+    of = table(search)
+    found, index = opened(search, of), f"{of.name}-1"
+    found.write(batch(there("a", 1, of)))
+    for _ in range(2):  # also one that was restored before
+        restore, was = search.snapshot(index), search.ask("GET", f"/{index}")[index]
+        (before,) = target(search).identities([of]).values()
+        epoch = target(search).epoch([of]) or 0
+        later(found).write(batch(there("b", 2, of)))
+        restore()
+        now = search.ask("GET", f"/{index}")[index]
+        assert now["settings"]["index"]["uuid"] == was["settings"]["index"]["uuid"]
+        assert now["mappings"]["_meta"] == was["mappings"]["_meta"]
+        with pytest.raises(ConfigError, match=f"{index} is not the index .* restored from a snapshot"):
+            later(found).write(batch(there("c", 3, of)))
+        (problem,) = target(search).check([of])
+        assert f"{index} is not the index that replicator wrote to" in problem
+        with pytest.raises(GapFound, match=f"{index} is not the index that replicator wrote to"):
+            target(search).open([of], epoch)
+        (after,) = target(search).identities([of]).values()
+        assert list(made_anew({of.name: before}, {of.name: after})) == [after.place]
+        found = target(search)
+        found.open([of], epoch + 1)
+        assert list(target(search).check([of])) == []
+
+
+def test_an_index_that_is_closed_and_opened_is_the_same(one_search: Search, of: Table) -> None:
+    found, index = opened(one_search, of), f"{of.name}-1"
+    (before,) = found.identities([of]).values()
+    one_search.ask("POST", f"/{index}/_close")
+    one_search.ask("POST", f"/{index}/_open?wait_for_active_shards=1")
+    assert later(found).write(batch(there("a", 1, of))) == Outcome()
+    assert list(found.identities([of]).values()) == [before]
+    assert list(target(one_search).check([of])) == []
+
+
+def test_a_note_from_before_restores_were_noted_holds_for_an_index_that_was_not(one_search: Search, of: Table) -> None:
+    opened(one_search, of)
+    index = one_search.ask("GET", f"/{of.name}-1")[f"{of.name}-1"]
+    assert index["mappings"]["_meta"]["replicator"]["uuid"] == index["settings"]["index"]["uuid"]
 
 
 def test_a_run_of_an_epoch_before_the_indexs_own_is_refused(one_search: Search, of: Table) -> None:
