@@ -67,8 +67,10 @@ class Copy:
         self.search.ask("PUT", f"/{self.index}/_settings", settings)
 
     def documents(self, name: str) -> Any:
-        query = {"size": 100, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
-        return self.search.ask("POST", f"/{name}/_search", query)["hits"]["hits"]
+        """In the order in which they were stored: a merge changes where they are."""
+        query = {"size": 100, "version": True, "seq_no_primary_term": True}
+        hits = self.search.ask("POST", f"/{name}/_search", query)["hits"]["hits"]
+        return sorted(hits, key=lambda hit: hit["_seq_no"])
 
     def refuses(self, said: str, code: int) -> None:
         """``check`` and ``run`` both end with ``code`` and say it; no document is touched, no index made."""
