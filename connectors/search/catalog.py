@@ -39,8 +39,7 @@ class Found:
     def id(self) -> str:
         """Tells it from every other index, and from itself before it was restored from a snapshot.
 
-        An index that is closed and restored over itself keeps its UUID, its mapping and what is noted there. But each
-        restore gives it a new history UUID, which an index that was never restored does not have.
+        One that is closed and restored over itself keeps its UUID and its notes; each restore gives a new history UUID.
         """
         history = self.settings.get("history", {}).get("uuid", "")
         return "/".join(filter(None, (self.settings.get("uuid", ""), history)))
