@@ -64,12 +64,14 @@ class Records:
     def judge(self, universe: Universe, gap: GapFound) -> None:
         """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised.
 
-        A shard that was read, empty or not, up to some time was not away before that.
+        A shard that was read, empty or not, up to some time was not away before that, where nothing is trimmed before
+        its time and no listing lies.
         """
         if not universe.scenario.months:
             return
         shard = _stored(universe)[0].get(gap.shard or "")
-        read = shard.through or 0.0 if shard is not None and not gap.gone else 0.0
+        honest = "brink" in universe.scenario.rates  # else the months have the acts of other worlds
+        read = shard.through or 0.0 if shard is not None and honest and not gap.gone else 0.0
         away = universe.clock.now - max(self.live, read)
         lost = any(created < universe.clock.now - RETENTION for _, created in self._unread(universe))
         excused = away > BOUND or universe.clock.now < self._excused

@@ -139,7 +139,7 @@ def begun(db: DynamoDB) -> DynamodbCheckpoints:
 
 def sight(db: DynamoDB) -> tuple[Any, ...]:
     one = store(db)
-    return entries(one), counts(one), one.parked()
+    return entries(one), counts(one), list(one.parked())
 
 
 Fate = Callable[[int], str]

@@ -33,11 +33,6 @@ def counts_stay(patch: Patch) -> None:
     patch.setattr(memory, "forgotten", lambda saves: [])
 
 
-@mutant("a run is live though the shards after one that ended are not known", 3, long_lived)
-def children_have_no_lag(patch: Patch) -> None:
-    patch.setattr(progress, "childless", lambda known: set())
-
-
 @mutant("how far an ended shard was read says how old its children are", 3, long_lived)
 def children_are_young(patch: Patch) -> None:
     inner = progress._lag
