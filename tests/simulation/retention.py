@@ -65,13 +65,14 @@ class Records:
         """A gap is reported only if a needed record is gone, or if the copy was away for longer than promised.
 
         A shard that was read, empty or not, up to some time was not away before that, where nothing is trimmed before
-        its time and no listing lies.
+        its time and no listing lies. How far one that ended was read says nothing of the shards after it.
         """
         if not universe.scenario.months:
             return
         shard = _stored(universe)[0].get(gap.shard or "")
         honest = "brink" in universe.scenario.rates  # else the months have the acts of other worlds
-        read = shard.through or 0.0 if shard is not None and honest and not gap.gone else 0.0
+        reading = shard is not None and not shard.ended and not gap.gone
+        read = shard.through or 0.0 if shard is not None and reading and honest else 0.0
         away = universe.clock.now - max(self.live, read)
         lost = any(created < universe.clock.now - RETENTION for _, created in self._unread(universe))
         excused = away > BOUND or universe.clock.now < self._excused
