@@ -15,6 +15,7 @@ from psycopg.abc import PQGen
 
 T = TypeVar("T")
 _BUSY = ("active", "fastpath function call", "disabled", None)  # None: of somebody else, whom we may not look at
+_ON_ITS_WAY = 0.1  # seconds; a server that has just done its work is idle, and its answer comes a moment later
 _SHORTEST = 2  # seconds; libpq waits no shorter for a connection
 # First of all: where another role may create functions, operators or types in a schema of the default path (public),
 # one that fits a call better than the system's own would run with our rights.
@@ -33,7 +34,11 @@ class Watched(psycopg.Connection[Any]):
     def await_socket(self, poll: select.poll) -> None:
         """Wait as ``wait`` does, where somebody else speaks to the server."""
         while not poll.poll(self.patience * 1000):
-            self.silent()
+            try:
+                self.silent()
+            except psycopg.OperationalError:
+                if not poll.poll(_ON_ITS_WAY * 1000):
+                    raise
 
 
 def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGen[T]:
@@ -46,7 +51,11 @@ def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGe
             if ready:
                 since = time.monotonic()
             elif time.monotonic() - since >= patience:
-                silent()
+                try:
+                    silent()
+                except psycopg.OperationalError:
+                    if not (ready := (yield wanted)):
+                        raise
                 since = time.monotonic()
             wanted = gen.send(ready)
     except StopIteration as e:
