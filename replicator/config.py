@@ -91,6 +91,10 @@ class _Sections(Options):
     ttl_deletes: Literal["apply", "ignore"] = Field(
         default="apply", description="deletes made by DynamoDB's time to live"
     )
+    hook_timeout: float | None = Field(
+        default=10.0, ge=0.1, le=3600, description="seconds that the hook may take for one image; null: no limit"
+    )
+    parked_limit: int = Field(default=10_000, ge=0, description="stop when more items than this are parked")
 
     @field_validator("ttl_deletes")
     @classmethod
@@ -102,11 +106,6 @@ class _Sections(Options):
                 "--remove-expired"
             )
         return expiry
-
-    hook_timeout: float | None = Field(
-        default=10.0, ge=0.1, le=3600, description="seconds that the hook may take for one image; null: no limit"
-    )
-    parked_limit: int = Field(default=10_000, ge=0, description="stop when more items than this are parked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def check_identity(found: Found) -> None:
 
 
 def check_sweep(found: Found, allowed: Allowed) -> None:
-    """ConfigError if a new epoch would remove expired items that the target keeps, and nobody said that it may."""
+    """ConfigError if a new epoch would remove expired items that the target keeps, and no flag allows it."""
     if not allowed.sweep and found.highest:
         raise ConfigError(
             "ttl_deletes: the target keeps items that expired in the source (ignore). A new scan of the source does "

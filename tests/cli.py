@@ -34,7 +34,7 @@ _OWN_TARGET = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_tar
 
 
 def words(err: str) -> str:
-    """Standard error with the errors among it that are JSON, as nobody asked for text, in the words that they hold."""
+    """Standard error as people read it: each error that is JSON replaced by the words it holds."""
     return "".join(_words(line) for line in err.splitlines(keepends=True))
 
 

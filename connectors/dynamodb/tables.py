@@ -25,7 +25,7 @@ _SAMPLED = 50  # items
 
 
 class Tables:
-    """What is asked about tables of one account. ``source``: what they are to be a copy of, once that is known.
+    """What is asked about tables of one account. ``source``: the table that they copy, once it is known.
 
     ``keep_expired``: they keep what expires there.
     """
@@ -171,10 +171,13 @@ class Tables:
             yield taken(layout.name, note, self._options.epochs_table)
 
     def _expiry(self, layout: Layout) -> Iterator[str]:
-        if self.keep_expired and self._time_to_live(layout.name).get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
+        found = self._time_to_live(layout.name) if self.keep_expired else {}
+        if found.get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
             yield (
-                f"the target's table {layout.name} has a time to live, so it removes the items that "
-                "ttl_deletes: ignore is to keep. Turn it off: aws dynamodb update-time-to-live"
+                f"the target's table {layout.name} has a time to live, so it removes the items that ttl_deletes: "
+                "ignore keeps. Turn it off: aws dynamodb update-time-to-live --table-name "
+                f"{layout.name}{aws_options(self._options)} --time-to-live-specification "
+                f"Enabled=false,AttributeName={found.get('AttributeName', '')}"
             )
 
     def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:

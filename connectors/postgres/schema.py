@@ -119,10 +119,8 @@ END $$;
 
 _LOCK: LiteralString = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator schema'::text, 0::bigint))"""
-_STEPS: tuple[LiteralString, ...] = (
-    _FIRST,
-    _SECOND,
-)  # append only: each brings a database from one version to the next
+# Append only: each step brings a database from one version to the next.
+_STEPS: tuple[LiteralString, ...] = (_FIRST, _SECOND)
 
 
 # Superusers can do everything anyway; a role whose rights we have was given to us by somebody who may.
@@ -170,8 +168,10 @@ def outdated(connection: psycopg.Connection[Any]) -> str | None:
 
 
 def install(connection: psycopg.Connection[Any]) -> None:
-    """Make the tables, or bring them up to date. ConfigError if a newer replicator, another role, or
-    a person who altered them, was here."""
+    """Make the tables, or bring them up to date.
+
+    ConfigError if a newer replicator or another role made them, or if they were made UNLOGGED.
+    """
     if exists(connection) and _version(connection) == len(_STEPS):
         if problems := own_unlogged(connection):
             raise ConfigError(*problems)

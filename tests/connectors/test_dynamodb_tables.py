@@ -174,6 +174,8 @@ class TestMaking:
         assert problem.startswith(
             "the target's table copy has a time to live, so it removes the items that ttl_deletes"
         )
+        assert "aws dynamodb update-time-to-live --table-name copy --region us-east-1 --endpoint-url" in problem
+        assert problem.endswith(" --time-to-live-specification Enabled=false,AttributeName=x")
         with pytest.raises(ConfigError, match="update-time-to-live"):
             target.open([COPY], FIRST_EPOCH)
         target.mirror(table, db)

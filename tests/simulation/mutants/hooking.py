@@ -150,7 +150,7 @@ def spared_for_ever(patch: Patch) -> None:
     patch.setattr(Pipeline, "owes_sweep", property(lambda self: False))
 
 
-@mutant("an expiry that is to be ignored is a removal", 7, shape=expiring)
+@mutant("an expiry that must be ignored is a removal", 7, shape=expiring)
 def expiries_count(patch: Patch) -> None:
     right = passing.streamed
     patch.setattr(pipeline, "streamed", lambda *given, ignore_expired: right(*given, ignore_expired=False))
