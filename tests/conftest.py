@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Iterator
 from functools import cache
 
@@ -30,6 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 settings.register_profile("replicator", deadline=None)  # a busy machine is no failure
 settings.load_profile("replicator")
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A command that a test carries out in this process decides only for that test where events go."""
+    logger = logging.getLogger("replicator")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -33,12 +32,8 @@ FULL = Progress(
 
 
 @pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    found = logging.getLogger("replicator")
-    kept, level, propagate = list(found.handlers), found.level, found.propagate
-    yield logging.getLogger("replicator.here")
-    found.handlers, found.propagate = kept, propagate
-    found.setLevel(level)
+def logger() -> logging.Logger:
+    return logging.getLogger("replicator.here")
 
 
 def test_a_json_line_has_time_level_event_and_fields(logger: logging.Logger) -> None:
