@@ -74,12 +74,18 @@ class ParkedItem:
 def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
     """The parked items with their images, all of them or the one whose key text is ``item``; a few in memory at a time.
 
-    Revisions are those of the beginning: what changes before its turn cannot be changed as if it were the same.
+    Revisions are those of the beginning: what changes before its turn cannot be changed as if it were the same. An item
+    that was parked anew meanwhile comes as it is then.
     """
-    revisions = {e.id: e.revision for e in checkpoints.read().entries if e.kind == PARKED}
+    entries = [e for e in checkpoints.read().entries if e.kind == PARKED]
+    revisions = {e.id: e.revision for e in entries if item in (None, item_of(e.id))}
+    missing = set(map(item_of, revisions))
     for id, entry in checkpoints.parked(item or ""):
-        if id in revisions and item in (None, item_of(id)):
+        if id in revisions:
+            missing.discard(item_of(id))
             yield ParkedItem(item_of(id), id, revisions[id], entry)
+    for changed in sorted(missing):
+        yield from parked_items(checkpoints, changed)
 
 
 def parked_count(checkpoints: Checkpoints) -> int:

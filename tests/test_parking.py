@@ -213,6 +213,19 @@ def test_one_item_is_found_by_its_key_and_not_by_the_beginning_of_it(target: Mem
     assert list(parked_items(target.checkpoints, '["a')) == []
 
 
+def test_an_item_that_is_parked_anew_before_its_turn_comes_as_it_is_then(target: MemoryTarget) -> None:
+    for key in ("a", "b", "c", "d"):
+        park(target, key, 1)
+    found = parked_items(target.checkpoints)
+    assert next(found).item == '["a"]'
+    target.checkpoints.save(
+        [item.removal for item in parked_items(target.checkpoints) if item.item in ('["b"]', '["c"]')]
+    )
+    park(target, "b", 2)
+
+    assert [(i.item, i.entry.version) for i in found] == [('["d"]', version(1024, 1)), ('["b"]', version(1024, 2))]
+
+
 def test_a_pipeline_without_state_never_ran(target: MemoryTarget) -> None:
     with pytest.raises(ConfigError, match="has not begun to copy"):
         pipeline_of(target.checkpoints)

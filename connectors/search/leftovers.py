@@ -2,12 +2,12 @@
 
 A search sees only what was refreshed, so each piece begins with the one refresh that replicator asks for. It may still
 miss documents: a copy of a shard lags behind, something else filters the search. So an end is confirmed by the columns
-of the fields that a query looks up in an index, and what was removed may not be found again.
+of the fields that a query looks up in an index, and what was removed may not be found again, unless it is there again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +16,7 @@ import orjson
 
 from connectors.search.connection import Connection, filtered
 from connectors.search.contents import WHOLE, refresh, settings, undisturbed
+from connectors.search.failures import READING
 from connectors.search.ids import index_id
 from connectors.search.layout import Layout
 from connectors.search.names import OURS
@@ -24,14 +25,19 @@ from replicator.errors import TransientError
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
+_VERSIONS = filtered("docs._version")
 _HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "hits.hits._source")
+
+
+Document = tuple[str, int, str | None]
+"""A document's id, version and routing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some documents by id, and version, and the lines that remove them."""
+    """Some documents, and the lines that remove them."""
 
-    documents: frozenset[tuple[str, int]]
+    documents: frozenset[Document]
     lines: Sequence[bytes]
 
 
@@ -53,8 +59,17 @@ def forgotten(connection: Connection, layout: Layout, below: int) -> Piece:
     return _piece(hits, [_removal(hit) for hit in hits])
 
 
+def stored(connection: Connection, layout: Layout, documents: Iterable[Document]) -> frozenset[Document]:
+    """Those that are really there, whatever a search shows: what was removed may have been written once more."""
+    asked = sorted(documents, key=repr)
+    wanted = [{"_id": id, **({} if routing is None else {"routing": routing})} for id, _, routing in asked]
+    path = f"/{quote(layout.index, safe='')}/_mget?_source=false&{_VERSIONS}"
+    found = connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)["docs"]
+    return frozenset(one for one, now in zip(asked, found, strict=True) if now.get("_version") == one[1])
+
+
 def _piece(hits: Sequence[Any], lines: Sequence[bytes]) -> Piece:
-    return Piece(frozenset((hit["_id"], hit["_version"]) for hit in hits), lines)
+    return Piece(frozenset((hit["_id"], hit["_version"], hit.get("_routing")) for hit in hits), lines)
 
 
 def _older(below: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class SearchTarget:
         self._conflicts = Conflicts(connection)
         self._writing = Writing(self._bulk, self._doubt, self._conflicts)
         self._watch = Watch(connection)
-        self._gone: dict[tuple[str, str], frozenset[tuple[str, int]]] = {}  # what the last piece removed, by index
+        self._gone: dict[tuple[str, str], frozenset[leftovers.Document]] = {}  # what the last piece removed, by index
         self._found: dict[tuple[str, int], leftovers.Piece] = {}  # what the next piece of a purge removes
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
@@ -184,11 +184,15 @@ class SearchTarget:
         return found.index.id
 
     def _check_gone(self, how: str, layout: Layout, piece: leftovers.Piece) -> None:
-        """TransientError where a search still shows what was removed before."""
+        """TransientError where a search still shows what was removed before.
+
+        What is there again is no such thing: each retry of a parked item leaves the same tombstones.
+        """
         again = piece.documents & self._gone.get((how, layout.index), frozenset())
-        if again:
+        shown = again - leftovers.stored(self._connection, layout, again) if again else again
+        if shown:
             raise TransientError(
-                f"{self.server}: a search in {layout.index} still shows {len(again)} documents that were {how}; "
+                f"{self.server}: a search in {layout.index} still shows {len(shown)} document(s) that were {how}; "
                 "looking again (does a copy of a shard lag behind?)"
             )
 

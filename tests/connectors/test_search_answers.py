@@ -303,9 +303,10 @@ def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ev
     """As a copy of a shard does that lags behind."""
     found = opened(server)
     server.answers["POST /contract-1/_search"] = swept_hits("a", "b")
+    server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"_version": 5}, {"_version": 5}]})
     assert found.sweep(TABLE, 5, []) == 2
     for _ in range(3):
-        with pytest.raises(TransientError, match="a search in contract-1 still shows 2 documents that were swept"):
+        with pytest.raises(TransientError, match=r"a search in contract-1 still shows 2 document\(s\) that were swept"):
             found.sweep(TABLE, 5, [])
     server.answers["POST /contract-1/_search"] = swept_hits("c")
     assert found.sweep(TABLE, 5, []) == 1

@@ -14,7 +14,9 @@ from connectors.search.conflicts import _LOOKED_AT, Conflicts
 from connectors.search.encode import Entry, TableEncoder, encode
 from connectors.search.layout import Layout, layouts
 from connectors.search.leftovers import forgotten, swept
+from connectors.search.options import SearchOptions
 from connectors.search.progress import STRIKES, Progress
+from connectors.search.target import SearchTarget
 from connectors.search.writing import Writing
 from replicator.acknowledged import place
 from replicator.batch import Batch, Delete, Outcome, Upsert
@@ -304,6 +306,28 @@ def test_a_purge_spares_what_came_back_since_it_was_searched(engine: Engine) -> 
     (verdict,) = Bulk(engine, Size(8 << 20, 1000), 1).together(layout, piece.lines)
     assert verdict.kind == "conflict"
     assert engine.ids() == {"a": at(6)}
+
+
+@pytest.mark.parametrize("routing", [None, "r"])
+def test_a_tombstone_that_is_left_once_more_is_purged_once_more(engine: Engine, routing: str | None) -> None:
+    """As each retry leaves it whose other documents are refused."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    for _ in range(2):
+        engine.documents = {("a", routing): document(5, deleted=True)}
+        assert [target.purge(TABLE, BELOW) for _ in range(2)] == [1, 0]
+        assert engine.documents == {}
+
+
+def test_a_search_that_lags_shows_no_tombstone_that_is_left_once_more(engine: Engine) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    engine.searchable = dict(engine.documents)
+    assert target.purge(TABLE, BELOW) == 2
+    with pytest.raises(TransientError, match=r"still shows 2 document\(s\) that were purged"):
+        target.purge(TABLE, BELOW)
+    engine.documents = {("a", None): document(5, deleted=True)}
+    with pytest.raises(TransientError, match=r"still shows 1 document\(s\) that were purged"):
+        target.purge(TABLE, BELOW)
 
 
 # which index it is
