@@ -196,7 +196,7 @@ def _search_lines(rounds: int) -> Iterator[str]:
     from benchmarks import search, search_cost  # only these need what the extra bench brings
     from replicator.testing.search_server import SearchServer
 
-    with SearchServer("elasticsearch-9", heap=1024) as server:
+    with SearchServer("elasticsearch-9", heap=1024, fast_start=False) as server:
         yield from search_cost.lines(rounds, server.url, alone)
         yield ""
         yield from search.lines(rounds, server.url, alone)

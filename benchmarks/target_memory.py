@@ -39,7 +39,7 @@ def lines(alone: Callable[..., float]) -> Iterator[str]:
     """The table. ``alone`` calls a function in a process of its own."""
     arguments = ("--changes", RECORDS, "--shards", SHARDS, "--size", SIZE)
     with source.endpoint(*map(str, arguments)) as endpoint:
-        with SearchServer("elasticsearch-9", heap=2048) as server:
+        with SearchServer("elasticsearch-9", heap=2048, fast_start=False) as server:
             search = alone(search_peak, endpoint, server.url)
         with DynamoDBLocal() as local:
             dynamodb = alone(dynamodb_peak, endpoint, local.endpoint)

@@ -16,14 +16,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from replicator.testing.java import has_module, java_home
-from replicator.testing.servers import ServerMissing, alone, cache, free_port, unprivileged
+from replicator.testing.servers import ServerMissing, alone, cache, free_port, lives, unprivileged
 
 __all__ = ["SearchServer", "ServerMissing", "Which"]
 
@@ -62,6 +62,7 @@ _SETTINGS: Mapping[str, str] = {
     "action.auto_create_index": "false",
 }
 _WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()  # also where this process is killed
+_FAST_START = "-XX:TieredStopAtLevel=1"  # Java's first compiler alone: most of a short life is starting
 _VECTOR = "jdk.incubator.vector"  # asked for in jvm.options; a Java without it would not start
 _STARTUP = 180.0  # seconds on a busy machine
 _ENDING = 60.0
@@ -71,14 +72,24 @@ class SearchServer:
     """One node: ``with SearchServer("opensearch-3") as server: connect(server.url)``. Gone when the block, or Python,
     ends.
 
-    ``settings``: further lines of elasticsearch.yml or opensearch.yml. ``heap``: of Java, in MB.
+    ``settings``: further lines of elasticsearch.yml or opensearch.yml. ``files``: further files of its config folder,
+    by name. ``heap``: of Java, in MB. ``fast_start``: it starts with half the work, and is slower under a long load.
     """
 
-    def __init__(self, which: Which, settings: Mapping[str, str] | None = None, *, heap: int = 512) -> None:
+    def __init__(
+        self,
+        which: Which,
+        settings: Mapping[str, str] | None = None,
+        *,
+        files: Mapping[str, str] | None = None,
+        heap: int = 512,
+        fast_start: bool = True,
+    ) -> None:
         self.which = which
         self.port = 0
         self._distribution = _DISTRIBUTIONS[which]
-        self._settings, self._heap = settings or {}, heap
+        self._settings, self._files = settings or {}, files or {}
+        self._heap, self._fast_start = heap, fast_start
         self._user = unprivileged(self._distribution.product)
         self._folder: Path | None = None
         self._programs = self._java = Path()
@@ -110,9 +121,10 @@ class SearchServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def config(self) -> Path:
-        """The folder of its settings, for files that it reads when it starts."""
-        return self._home / "config"
+    def group(self) -> int:
+        """The process group of the running server, for ``lives``."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
 
     @property
     def log(self) -> str:
@@ -159,6 +171,8 @@ class SearchServer:
         shutil.copy(programs / "config" / "log4j2.properties", config)
         (config / "jvm.options").write_text(_jvm_options(programs / "config" / "jvm.options", java))
         (config / f"{product}.yml").write_text("".join(f"{k}: {v}\n" for k, v in self._lines().items()))
+        for name, text in self._files.items():
+            (config / name).write_text(text)
         self._own()
 
     def _lines(self) -> dict[str, str]:
@@ -170,13 +184,15 @@ class SearchServer:
 
     def _environment(self) -> dict[str, str]:
         prefix = "ES" if self._distribution.product == "elasticsearch" else "OPENSEARCH"
+        compiler = _FAST_START if self._fast_start else ""
         own = {
             "JAVA_HOME": str(self._java),
-            "JAVA_OPTS": f"-Xms{self._heap // 2}m -Xmx{self._heap}m",
+            "JAVA_OPTS": f"-Xms{self._heap // 2}m -Xmx{self._heap}m {compiler}",
             "PATH_CONF": str(self._home / "config"),
             "TMPDIR": str(self._home / "tmp"),
         }
         base = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(self._home / "tmp")}
+        base["CLI_JAVA_OPTS"] = compiler  # of Elasticsearch's launcher
         return base | {f"{prefix}_{name}": value for name, value in own.items()}
 
     def _as_user(self) -> dict[str, Any]:
@@ -234,20 +250,13 @@ class SearchServer:
 
 
 def _gone(group: int, leader: subprocess.Popen[bytes]) -> bool:
-    """Whether the whole group ends in time. An orphan that nobody has reaped yet is gone all the same."""
+    """Whether the whole group ends in time."""
     deadline = time.monotonic() + _ENDING
     while time.monotonic() < deadline:
-        listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
-        if leader.poll() is not None and not any(_alive(line.split(), group) for line in listed.splitlines()):
+        if leader.poll() is not None and not lives(group):
             return True
         time.sleep(0.05)
     return False
-
-
-def _alive(process: Sequence[str], group: int) -> bool:
-    """A zombie with threads (l) still holds its sockets and locks."""
-    own, state = process
-    return own == str(group) and (not state.startswith("Z") or "l" in state)
 
 
 def _jvm_options(of: Path, java: Path) -> str:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pwd
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,3 +49,16 @@ def free_port() -> int:
     """A port of loopback that nobody listens on just now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def lives(group: int) -> bool:
+    """Whether any process of a group may still write. A server that no longer responds may: it writes last when it
+    closes. An orphan that is not reaped yet may not."""
+    listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return any(_alive(line.split(), group) for line in listed.splitlines())
+
+
+def _alive(process: Sequence[str], group: int) -> bool:
+    """A zombie with threads (l) still holds its sockets and locks."""
+    own, state = process
+    return own == str(group) and (not state.startswith("Z") or "l" in state)

@@ -1,11 +1,11 @@
-"""A real Elasticsearch that asks for a login: who may do what, and how a refusal reads."""
+"""Real Elasticsearch servers that ask for a login: who may do what, and how a refusal reads."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
@@ -15,7 +15,7 @@ from replicator.errors import NotPermitted
 from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract.kit import PK, batch, put, remove
-from replicator.testing.search_server import SearchServer, ServerMissing
+from replicator.testing.search_server import SearchServer, ServerMissing, Which
 from tests.connectors.search_kit import client
 
 pytestmark = pytest.mark.search
@@ -35,22 +35,26 @@ PASSWORD = "only for this test"
 TABLE = Table("secured", PK)
 
 
-@pytest.fixture(scope="module")
-def secured() -> Iterator[SearchServer]:
+@pytest.fixture(scope="module", params=["elasticsearch-8", "elasticsearch-9"])
+def secured(request: pytest.FixtureRequest) -> Iterator[SearchServer]:
+    which: Which = request.param
     try:
-        server = SearchServer("elasticsearch-9", SECURED).__enter__()
+        server = SearchServer(which, SECURED, files=files()).__enter__()
     except ServerMissing as e:
         if os.environ.get("CI"):
-            pytest.fail(f"Elasticsearch is missing: {e}")
-        pytest.skip(f"NOT TESTED on a real Elasticsearch: {e}")
-    server.stop()
-    (server.config / "users").write_text("".join(f"{user}:{_hashed(PASSWORD)}\n" for user in USERS))
-    (server.config / "users_roles").write_text("".join(f"{user}:{user}\n" for user in USERS))
-    lacking = "".join(_role(name, privileges) for name, privileges in LACKING.items())
-    (server.config / "roles.yml").write_text(ROLES + lacking)
-    server.start()
+            pytest.fail(f"{which} is missing: {e}")
+        pytest.skip(f"NOT TESTED on a real {which}: {e}")
     yield server
     server.__exit__(None, None, None)
+
+
+def files() -> Mapping[str, str]:
+    """The server's users, each with a role of the same name."""
+    return {
+        "users": "".join(f"{user}:{_hashed(PASSWORD)}\n" for user in USERS),
+        "users_roles": "".join(f"{user}:{user}\n" for user in USERS),
+        "roles.yml": ROLES + "".join(_role(name, privileges) for name, privileges in LACKING.items()),
+    }
 
 
 def _role(name: str, privileges: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from replicator.testing import java
 from replicator.testing.search_server import SearchServer, ServerMissing, Which
+from replicator.testing.servers import lives
 from tests.end_to_end.pipeline import eventually
 from tests.servers_search import Search
 
@@ -74,15 +75,17 @@ import os, signal
 from replicator.testing.search_server import SearchServer
 server = SearchServer("{which}")
 server.__enter__()
-print(server.url, flush=True)
+print(server.url, server.group, flush=True)
 {end}
 """
     with tempfile.TemporaryDirectory() as folder:  # what is killed cannot clean up
         Path(folder).chmod(0o755)
         environment = {**os.environ, "TMPDIR": folder}
         done = subprocess.run([sys.executable, "-c", forgetful], capture_output=True, text=True, env=environment)
-        eventually(lambda: not answers(done.stdout.strip()), "the server is gone")
-    assert done.stdout.startswith("http://127.0.0.1:"), done.stderr
+        assert done.stdout.startswith("http://127.0.0.1:"), done.stderr
+        url, group = done.stdout.split()
+        eventually(lambda: not lives(int(group)), "the server is gone")  # it writes to its folder until then
+        assert not answers(url)
 
 
 def answers(url: str) -> bool:
