@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from replicator.checkpoints import PipelineState, ShardState, decode
+from replicator.checkpoints import PipelineState, ShardState
 from replicator.errors import GapFound
+from tests.simulation import truth
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
@@ -51,8 +52,10 @@ class Records:
 
         In a shard that is known there may be: a few empty pages look like its end.
         """
+        if not universe.scenario.months:
+            return
         shards, state = _stored(universe)
-        if not universe.scenario.months or state is None:
+        if state is None:
             return
         lonely = shards.keys() - {shard.parent for shard in shards.values()}
         since = state.started + SKEWED
@@ -108,7 +111,7 @@ class Records:
 
 def _stored(universe: Universe) -> tuple[dict[str, ShardState], PipelineState | None]:
     entries = universe.database.entries
-    shards = {id: decode(kind, id, text) for (kind, id), (_, text) in entries.items() if kind == "shard"}
-    state = decode("pipeline", "", entries["pipeline", ""][1]) if ("pipeline", "") in entries else None
+    shards = {id: truth.decoded(kind, text) for (kind, id), (_, text) in entries.items() if kind == "shard"}
+    state = truth.decoded("pipeline", entries["pipeline", ""][1]) if ("pipeline", "") in entries else None
     assert state is None or isinstance(state, PipelineState)
     return {id: s for id, s in shards.items() if isinstance(s, ShardState)}, state

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 Entries = Mapping[tuple[str, str], tuple[int, str]]
 
 
+@lru_cache(maxsize=4096)  # most are asked for again and again
+def decoded(kind: str, text: str) -> object:
+    """The value of an entry."""
+    return decode(kind, "", text)
+
+
 def check_version(write: Write, before: int, *, applied: bool) -> None:
     """What the target knows of a document is never replaced by something older.
 
@@ -54,7 +60,7 @@ def places(entries: Entries, saves: Sequence[Save]) -> Entries:
 
 
 def _check_shard(id: str, before: str, after: str) -> None:
-    was, now = decode("shard", id, before), decode("shard", id, after)
+    was, now = decoded("shard", before), decoded("shard", after)
     assert isinstance(was, ShardState)
     assert isinstance(now, ShardState)
     assert now.ordinal >= was.ordinal, f"shard {id} went back from {was} to {now}"
@@ -69,9 +75,9 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
     assert state is not None
     assert state.epoch == told.epoch
     assert state.stage == backfill.FOLLOWING, f"live while {state.stage}"
-    for (kind, id), (_, text) in database.entries.items():
+    for (kind, _), (_, text) in database.entries.items():
         if kind == "gap":
-            gap = decode(kind, id, text)
+            gap = decoded(kind, text)
             assert isinstance(gap, Gap)
             assert gap.repaired is not None or gap.epoch < state.epoch, "live with an open gap"
 
@@ -197,7 +203,7 @@ def _check_read(database: MemoryDatabase) -> None:
 
     Of a shard whose parent is forgotten by now, nothing says any more where its ordinals began: not before the first.
     """
-    shards = {id: decode(k, id, t) for (k, id), (_, t) in database.entries.items() if k == "shard"}
+    shards = {id: decoded(k, t) for (k, id), (_, t) in database.entries.items() if k == "shard"}
     for id, state in shards.items():
         assert isinstance(state, ShardState)
         parent = shards.get(state.parent or "")
@@ -237,12 +243,7 @@ def _own(
 def _pipeline(entries: Entries) -> PipelineState | None:
     if ("pipeline", "") not in entries:
         return None
-    return _pipeline_state(entries["pipeline", ""][1])
-
-
-@lru_cache(maxsize=256)  # it is asked for at every save, and seldom another
-def _pipeline_state(text: str) -> PipelineState:
-    state = decode("pipeline", "", text)
+    state = decoded("pipeline", entries["pipeline", ""][1])
     assert isinstance(state, PipelineState)
     return state
 

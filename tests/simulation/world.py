@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from replicator.batch import Batch, DocumentId, Upsert
-from replicator.checkpoints import ShardState, decode
+from replicator.checkpoints import ShardState
 from replicator.position import epoch_of
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
@@ -106,7 +106,7 @@ class Universe:
     def begun(self, shard: str) -> bool:
         """Whether something of the shard was stored, or on its way to the target: a run must notice what is gone."""
         entry = self.database.entries.get(("shard", shard))
-        state = None if entry is None else decode("shard", shard, entry[1])
+        state = None if entry is None else truth.decoded("shard", entry[1])
         used = (truth.epoch_of(self.database.entries), shard) in self.used
         return isinstance(state, ShardState) and (used or state.anchor is not None)
 

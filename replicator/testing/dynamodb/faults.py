@@ -147,6 +147,8 @@ class Faults:
             if fault.fits(operation, request, shard):
                 if fault.times is not None:
                     fault.times -= 1
+                    if fault.times == 0:
+                        self._faults.remove(fault)
                 return fault.effect
         return None
 

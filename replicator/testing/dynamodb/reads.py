@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from replicator.testing.dynamodb.streams import Stream
 LIFETIME = 15 * 60.0  # seconds that an iterator lives
 
 
-class _Iterator(msgspec.Struct, array_like=True):
+class _Iterator(msgspec.Struct, array_like=True, frozen=True):
     """What an iterator holds: every number up to ``after`` is passed."""
 
     arn: str
@@ -34,8 +35,13 @@ class _Iterator(msgspec.Struct, array_like=True):
 
 
 def _parsed(text: Any) -> _Iterator:
+    return _decoded(str(text))
+
+
+@lru_cache(maxsize=4096)  # each is asked for several times
+def _decoded(text: str) -> _Iterator:
     try:
-        return msgspec.json.decode(base64.b64decode(str(text).rpartition("|")[2], validate=True), type=_Iterator)
+        return msgspec.json.decode(base64.b64decode(text.rpartition("|")[2], validate=True), type=_Iterator)
     except (msgspec.DecodeError, binascii.Error, UnicodeError, ValueError):
         raise invalid("Invalid ShardIterator") from None
 

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from replicator.attributes import Typeds
 from replicator.change import Key, KeyAttribute, KeySchema
 from replicator.testing.dynamodb.refusals import invalid
 from replicator.testing.dynamodb.streams import HASHES, Change, Stream, hashed
-from replicator.testing.dynamodb.values import image, item_size, stored_form
+from replicator.testing.dynamodb.values import image, item_size, sized_form, stored_form
 
 Place = tuple[int, str, str | bytes | Decimal]
 """Where a key comes in a scan: its partition's hash, the partition key, the sort key by its own order."""
@@ -45,6 +46,7 @@ class Table:
         self._placed: set[Key] = set()
         self._unsorted = False
         self._before: dict[Key, Row | None] | None = None  # what the last write of an item replaced, while reads lag
+        self._key_row = lru_cache(maxsize=4096)(self._row_of_key)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -88,9 +90,9 @@ class Table:
 
     def put(self, item: Mapping[str, Any]) -> Row | None:
         """Store the whole item; return what it replaced. Putting what is there already is no change."""
-        typeds = stored_form(item)
+        typeds, size = sized_form(item)
         key = self._key(typeds)
-        row, old = Row(image(typeds), item_size(typeds)), self._rows.get(key)
+        row, old = Row(image(typeds), size), self._rows.get(key)
         if old is not None and old.image == row.image:
             return old
         self._rows[key] = row
@@ -149,11 +151,16 @@ class Table:
             self._before[key] = old
         if self.stream is None:
             return
-        typeds = self.typed(key)
-        sizes = item_size(typeds), 0 if old is None else old.size, 0 if new is None else new.size
+        shown = self._key_row(key)
+        sizes = shown.size, 0 if old is None else old.size, 0 if new is None else new.size
         before, after = (None if row is None else row.image for row in (old, new))
-        change = Change(image(typeds), before, after, sizes, expired)
+        change = Change(shown.image, before, after, sizes, expired)
         self.stream.emit(hashed(key[0]), change)
+
+    def _row_of_key(self, key: Key) -> Row:
+        """The key as it is shown in records."""
+        typeds = self.typed(key)
+        return Row(image(typeds), item_size(typeds))
 
     def _key(self, typeds: Typeds) -> Key:
         for a in self.keys.attributes:

@@ -71,5 +71,4 @@ class Shard:
             del column[:count]
 
     def trim_older(self, than: float) -> None:
-        if self.created and self.created[0] < than:
-            self.trim(bisect_left(self.created, than))
+        self.trim(bisect_left(self.created, than))

@@ -20,6 +20,7 @@ HASHES = 1 << 64
 EXPIRY = b',"userIdentity":{"PrincipalId":"dynamodb.amazonaws.com","Type":"Service"}'
 
 
+@lru_cache(maxsize=4096)
 def hashed(partition: str) -> int:
     """Where a partition key falls: the same place for shards and for scan segments."""
     return int.from_bytes(hashlib.md5(partition.encode(), usedforsecurity=False).digest()[:8])
@@ -102,11 +103,12 @@ class Stream:
     @property
     def shards(self) -> list[Shard]:
         """All shards that still exist, oldest first."""
-        return [shard for shard in list(self._shards.values()) if self._remains(shard)]
+        oldest = self._now() - RETENTION
+        return [shard for shard in list(self._shards.values()) if self._remains(shard, oldest)]
 
     def shard(self, id: str) -> Shard:
         shard = self._shards.get(id)
-        if shard is None or not self._remains(shard):
+        if shard is None or not self._remains(shard, self._now() - RETENTION):
             raise unknown_shard(id)
         return shard
 
@@ -167,11 +169,11 @@ class Stream:
         self._open = sorted(staying + new, key=lambda shard: shard.hashes.start)
         self._starts = [shard.hashes.start for shard in self._open]
 
-    def _remains(self, shard: Shard) -> bool:
+    def _remains(self, shard: Shard, oldest: float) -> bool:
         """Trim what is older than 24 hours; a shard that closed so long ago is forgotten, sooner or later."""
-        oldest = self._now() - RETENTION
-        shard.trim_older(oldest)
-        if shard.closed is None or shard.closed >= oldest - self._lingers(shard):
+        if shard.created and shard.created[0] < oldest:
+            shard.trim_older(oldest)
+        if shard.closed is None or shard.closed >= oldest or shard.closed >= oldest - self._lingers(shard):
             return True
         self._shards.pop(shard.id, None)
         return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -19,16 +20,22 @@ from replicator.testing.dynamodb.refusals import invalid
 _LARGEST = 400 * 1024  # bytes of an item
 _DEEPEST = 31  # maps and lists in each other, so that a value in the innermost is on the 32nd level
 _MOST_DIGITS = 38
+_SPELLED = re.compile("[1-9][0-9]*")  # integers that are spelled so already
 
 
 def stored_form(item: Mapping[str, Any]) -> Typeds:
     """An item from a request as it will be read back; ValidationException for what DynamoDB refuses."""
+    return sized_form(item)[0]
+
+
+def sized_form(item: Mapping[str, Any]) -> tuple[Typeds, int]:
+    """The same with its size, see ``item_size``."""
     if not isinstance(item, Mapping):
         raise invalid("Item must be a map of attribute values")
     found = _map(item, 0)
-    if item_size(found) > _LARGEST:
+    if (size := item_size(found)) > _LARGEST:
         raise invalid("Item size has exceeded the maximum allowed size")
-    return found
+    return found, size
 
 
 def _map(inner: Mapping[str, Any], depth: int) -> Typeds:
@@ -98,6 +105,8 @@ def _members(one: Callable[[Any], str]) -> Callable[[Any], list[str]]:
 
 def stored_number(digits: Any) -> str:
     """The one spelling DynamoDB gives a number: no exponent, no superfluous zeros."""
+    if isinstance(digits, str) and len(digits) <= _MOST_DIGITS and _SPELLED.fullmatch(digits):
+        return digits
     try:
         number = Decimal(digits)
     except (InvalidOperation, TypeError, ValueError):
