@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,13 +94,14 @@ def measured(
     """
     alive = pulse if pulse is not None and -AHEAD <= now - pulse.at <= SILENCE else None
     unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
-    lag = _lag(shards, now)
+    current = readable(shards)
+    lag = _lag(shards, current, now)
     return Progress(
         phase=_phase(state, alive, unrepaired),
         lag_seconds=lag,
         hours_until_loss=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
         backfill=_backfill(segments, state, alive),
-        shards=_shards(shards),
+        shards=_shards(shards, current),
         rate=alive.rate if alive else None,
         gaps=unrepaired,
         parked=parked,
@@ -162,20 +163,20 @@ def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ..
     return alive.phase if alive else "stopped"
 
 
-def _lag(shards: Mapping[str, ShardState], now: float) -> float | None:
+def _lag(shards: Mapping[str, ShardState], current: Collection[str], now: float) -> float | None:
     """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask.
 
     A shard that ended counts until its children are listed: they begin where it ended, at ``since`` at the earliest.
     What was noted by a clock that was far ahead is unknown, too.
     """
-    times = [shards[id].through for id in readable(shards)] + [shards[id].since for id in childless(shards)]
+    times = [shards[id].through for id in current] + [shards[id].since for id in childless(shards)]
     known = [time for time in times if time is not None and time - now <= AHEAD]
     return max(0.0, now - min(known)) if known and len(known) == len(times) else None
 
 
-def _shards(shards: Mapping[str, ShardState]) -> Shards:
-    ended, current = sum(s.ended for s in shards.values()), len(readable(shards))
-    return Shards(open=current, ended=ended, waiting=len(shards) - ended - current)
+def _shards(shards: Mapping[str, ShardState], current: Collection[str]) -> Shards:
+    ended = sum(s.ended for s in shards.values())
+    return Shards(open=len(current), ended=ended, waiting=len(shards) - ended - len(current))
 
 
 def _backfill(

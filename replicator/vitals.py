@@ -55,14 +55,19 @@ class Vitals:
     def tick(self) -> None:
         """Give a sign of life, and show the progress, when it is time."""
         now = self.steady()
-        if now - self._pulsed >= PULSE:
-            self._pulsed = now
+        pulses, shows = now - self._pulsed >= PULSE, now - self._observed >= OBSERVE
+        if pulses:
             self._rate.look(self.pipeline.total.read, now)
             self._scan_rate.look(sum(s.items for s in self.pipeline.segments.values()), now)
-            self.pipeline.pulse(self._sign(self.progress().phase))
-        if now - self._observed >= OBSERVE:
+        if not (pulses or shows):
+            return
+        progress = self.progress()
+        if pulses:
+            self._pulsed = now
+            self.pipeline.pulse(self._sign(progress.phase))
+        if shows:
             self._observed = now
-            self.show()
+            self.observe(progress)
 
     def show(self) -> None:
         self.observe(self.progress())

@@ -39,7 +39,7 @@ def children_are_young(patch: Patch) -> None:
     patch.setattr(
         progress,
         "_lag",
-        lambda shards, now: inner({i: replace(s, since=s.through or 0.0) for i, s in shards.items()}, now),
+        lambda shards, *rest: inner({i: replace(s, since=s.through or 0.0) for i, s in shards.items()}, *rest),
     )
 
 
