@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import structs
 
 from replicator.change import Key
 from replicator.checkpoints import Save
@@ -42,8 +43,7 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
 Write = Upsert | Delete
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(msgspec.Struct, frozen=True):
     """What became of changes: read = applied + stale + dropped + parked, always.
 
     A change that a later change of its item in the same batch made obsolete shares that one's fate.
@@ -65,8 +65,7 @@ class Counts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """What one shard or one scan segment contributes to a batch.
 
     ``source`` names it in the counts: ``shard:ID`` or ``segment:N``. ``counts`` holds what is known before the target
@@ -122,5 +121,5 @@ def outcome_counts(batch: Batch, outcome: Outcome) -> dict[str, Counts]:
         stale = outcome.stale.get(part.source, 0) if part.source not in found else 0
         known = part.counts
         applied = known.read - known.dropped - known.parked - stale
-        found[part.source] = found.get(part.source, Counts()) + replace(known, applied=applied, stale=stale)
+        found[part.source] = found.get(part.source, Counts()) + structs.replace(known, applied=applied, stale=stale)
     return found

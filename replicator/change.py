@@ -108,8 +108,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     expired: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """What one step of a shard's reader found; empty pages are normal and mean nothing.
 
     ``records`` are in order and follow what was passed before without a hole. ``ended``: the shard is closed and this
@@ -144,8 +143,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     expired: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ScanPage:
+class ScanPage(msgspec.Struct, frozen=True):
     """What one step of a segment's scan found. ``cursor`` is where the next step starts (None: at its end)."""
 
     segment: int

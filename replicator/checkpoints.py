@@ -269,8 +269,7 @@ def decode_dropped(id: str, text: str) -> Dropped:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A stored entry. ``text`` is its encoded value; parked entries are listed without it (empty)."""
 
     kind: str
@@ -279,8 +278,7 @@ class Entry:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Save:
+class Save(msgspec.Struct, frozen=True):
     """One entry's change: put ``text`` (None: remove it) if its revision is ``expected``.
 
     ``expected`` 0: there must be no such entry. None: whatever is there (signs of life, parked changes).

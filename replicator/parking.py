@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
+from msgspec import structs
 
 from replicator.attributes import Malformed
 from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
@@ -201,7 +202,7 @@ def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints
             break
     if outcome.rejections:
         return outcome
-    removal = replace(parked.removal, expected=revision + 1)
+    removal = structs.replace(parked.removal, expected=revision + 1)
     return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
 
 

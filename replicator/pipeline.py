@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from msgspec import structs
+
 from replicator import backfill, lineage
 from replicator.batch import Batch, Counts, Outcome, Part, Rejection, outcome_counts
 from replicator.change import Page, ScanPage
@@ -380,7 +382,7 @@ class Pipeline:
         self._idle.clear()
         self._put(taken, "pulse", "", replace(self._pulse, listed=self.discovery.listed))
         # Whatever is there: while a batch waits for the target, the driver gives signs of life past it.
-        taken.saves["pulse", ""] = replace(taken.saves["pulse", ""], expected=None)
+        taken.saves["pulse", ""] = structs.replace(taken.saves["pulse", ""], expected=None)
         self._pulse = None
 
     def _put_fence(self, taken: _Taken) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
+
+import msgspec
+from msgspec import structs
 
 from replicator.batch import Counts
 from replicator.checkpoints import Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
@@ -16,8 +19,7 @@ SILENCE = 15.0  # seconds without a sign of life after which a run counts as sto
 AHEAD = 300.0  # seconds that another machine's clock may be ahead; what was noted later than that proves nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Backfill:
+class Backfill(msgspec.Struct, frozen=True):
     """How far the scan is. ``rate`` in items a second; ``estimate`` is DynamoDB's item count, hours old."""
 
     segments_ended: int
@@ -28,8 +30,7 @@ class Backfill:
     eta_seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Shards:
+class Shards(msgspec.Struct, frozen=True):
     """``waiting`` shards may not be read before their parents are stored to the end."""
 
     open: int = 0
@@ -37,8 +38,7 @@ class Shards:
     waiting: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """A pipeline at one moment; None is unknown. ``rate`` in records a second.
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
@@ -54,7 +54,7 @@ class Progress:
     rate: float | None = None
     gaps: tuple[Gap, ...] = ()
     parked: int = 0
-    counts: Counts = field(default_factory=Counts)
+    counts: Counts = Counts()
     trouble: str | None = None
     epoch: int | None = None
     owner: Owner | None = None
@@ -128,12 +128,12 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "rate": b.rate,
             "eta": b.eta_seconds,
         },
-        "shards": asdict(progress.shards),
+        "shards": structs.asdict(progress.shards),
         "rate": progress.rate,
         "gaps": len(progress.gaps),
         "gap_list": [asdict(gap) for gap in progress.gaps],
         "parked": progress.parked,
-        "counts": asdict(progress.counts),
+        "counts": structs.asdict(progress.counts),
         "trouble": progress.trouble,
         "epoch": progress.epoch,
         "owner": progress.owner and asdict(progress.owner),

@@ -7,7 +7,7 @@ ends and raises ``GapFound`` where records are gone. Expiry, throttling and the 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -140,7 +140,7 @@ def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Pag
         else:
             _pass_trimmed(stream, at, "records behind the stored position are trimmed", error)
         at.iterator, at.horizon = None, True
-        return replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
+        return msgspec.structs.replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
     return _failed(stream, at, error)
 
 
@@ -213,7 +213,7 @@ def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
     """The page of a failed step, or the error if repeating the step cannot help."""
     if error.code == "ResourceNotFoundException":
         if _complete(stream, at):
-            return replace(
+            return msgspec.structs.replace(
                 _pause(stream, at, "the shard is not found; listings will tell whether it ended"), missing=True
             )
         reason = "the shard no longer exists, and it was not read to its end"

@@ -12,17 +12,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from replicator.wire import Call, Calls
 
 AT_ONCE = 12  # calls under way
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
+class Stepped(msgspec.Struct, frozen=True):
     """What a step of the generator called ``name`` gave: a value, its end, or an error."""
 
     name: str

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from replicator import backfill
 from replicator.checkpoints import Claimed, Pulse, decode
 from replicator.pipeline import Pipeline
@@ -93,7 +95,7 @@ class Vitals:
             counts=pipeline.total,
             now=self.now(),
         )
-        return replace(found, phase=self._phase(found))
+        return structs.replace(found, phase=self._phase(found))
 
     def hours_until_loss(self) -> float | None:
         hours = self.progress().hours_until_loss

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from replicator import compaction, parked, parking, passing, pipeline
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
@@ -71,7 +73,7 @@ def compacted_are_not_counted(patch: Patch) -> None:
 
     def miscounts(self: Compacted, source: str) -> Any:
         part = right(self, source)
-        return replace(part, counts=replace(part.counts, read=len(self.writes)))
+        return structs.replace(part, counts=structs.replace(part.counts, read=len(self.writes)))
 
     patch.setattr(Compacted, "part", miscounts)
 
@@ -121,7 +123,7 @@ def drop_leaves_nothing(patch: Patch) -> None:
 @mutant("a run changes parked entries whatever commands did to them", 8, shape=decided)
 def blind_saves(patch: Patch) -> None:
     right = vars(parked.Move)["saves"].fget
-    patch.setattr(parked.Move, "saves", property(lambda self: [replace(s, expected=None) for s in right(self)]))
+    patch.setattr(parked.Move, "saves", property(lambda self: [structs.replace(s, expected=None) for s in right(self)]))
 
 
 @mutant("a refusal is forgotten when any batch is stored", 8)
