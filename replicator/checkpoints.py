@@ -20,7 +20,7 @@ and positions commit together), otherwise in a place of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -344,9 +344,9 @@ class Checkpoints(Protocol):
     def read(self) -> Claimed:
         """All entries as they are, for `status`; owns nothing."""
 
-    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
-        """Parked changes whose id begins with ``prefix``, with their images, in order of id.
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
+        """Parked changes whose id begins with ``prefix``, with their images, in order of id; only of ``ids`` if given.
 
         A few are in memory at a time: all of them may be gigabytes. Between two, anything else may be done with the
-        store; what changes meanwhile comes as it was, or as it is, and what is gone may not come.
+        store; what changes meanwhile comes as it was, or as it is, and what is removed meanwhile as it was, or not.
         """

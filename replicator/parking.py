@@ -38,7 +38,6 @@ from replicator.position import epoch_of
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
-FEW = 20  # entries that are read one by one; more are read with all others
 CHANGED = "a run has changed it meanwhile; look at it again"
 
 
@@ -108,10 +107,8 @@ def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_id
         return ParkedItems.among(entries)
     found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
     changed = revisions.keys() - found.keys()
-    if len(changed) > FEW:
-        found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked() if id in changed}
-    else:
-        found |= {id: held(id, revisions[id], p) for n in changed for id, p in checkpoints.parked(n) if id == n}
+    if changed:
+        found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked(ids=changed)}
     return ParkedItems.among(entries, found)
 
 
@@ -126,7 +123,7 @@ def parked_keys(checkpoints: Checkpoints) -> Iterator[tuple[str, Key]]:
     for id in [e.id for e in checkpoints.read().entries if e.kind == PARKED]:
         key = key_in(id)
         if key is None:
-            key = next((p.key for each, p in checkpoints.parked(id) if each == id), None)
+            key = next((p.key for _, p in checkpoints.parked(ids=[id])), None)
         if key is not None:
             yield id, key
 

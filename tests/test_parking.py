@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -440,8 +440,8 @@ class Counting(MemoryCheckpoints):
 
     images = 0
 
-    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
-        for found in super().parked(prefix):
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
+        for found in super().parked(prefix, ids):
             self.images += 1
             yield found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -102,12 +102,12 @@ class PostgresCheckpoints:
             rows = connection.execute(_PIPELINES).fetchall() if exists(connection) else []
         return [name for (name,) in rows]
 
-    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         with self._session.connection() as connection:
             rows = connection.execute(_PARKED, (self._pipeline, prefix)).fetchall() if exists(connection) else []
-        ids = [id for (id,) in rows]
-        for at in range(0, len(ids), _AT_ONCE):
-            yield from self._images(ids[at : at + _AT_ONCE])
+        wanted = [id for (id,) in rows if ids is None or id in ids]
+        for at in range(0, len(wanted), _AT_ONCE):
+            yield from self._images(wanted[at : at + _AT_ONCE])
 
     def _images(self, ids: Sequence[str]) -> Sequence[tuple[str, Parked]]:
         with self._session.connection() as connection:

@@ -224,9 +224,14 @@ def _all_utf8(columns: Iterable[Sequence[str]]) -> bool:
     return all("".join(texts).encode() is not None for texts in columns)
 
 
+def fits(keys: Sequence[KeyColumn], id: DocumentId) -> bool:
+    """Whether a row can have the id, or one that begins with it."""
+    return not any(_unfit(keys, id))
+
+
 def _unfit(keys: Sequence[KeyColumn], id: DocumentId) -> Iterator[str]:
     size = _KEY_OVERHEAD
-    for key, text in zip(keys, id, strict=True):
+    for key, text in zip(keys, id, strict=False):  # of an item that has several documents the first part
         if "\0" in text:
             yield f"key {key.name} contains a NUL character, which Postgres cannot hold"
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.encode import Statement
+from connectors.postgres.encode import Statement, fits
 from connectors.postgres.literals import literal
 from connectors.postgres.shape import VERSION, KeyColumn, Shape
 from replicator.attributes import canonical_number
@@ -110,6 +110,7 @@ def _as_text(key: KeyColumn) -> sql.Composed:
 
 
 def _without(shape: Shape, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:
+    spare = [id for id in spare if fits(shape.keys, id)]  # no row has another
     for length in sorted({len(id) for id in spare}):
         columns = list(zip(*(id for id in spare if len(id) == length), strict=True))
         keys = shape.keys[:length]

@@ -78,11 +78,19 @@ def _older(below: int) -> dict[str, Any]:
 
 def _spared(layout: Layout, spare: Sequence[DocumentId]) -> Iterator[dict[str, Any]]:
     """Clauses that match the documents whose ids begin with one of ``spare``."""
-    whole = [index_id(id) for id in spare if len(id) == len(layout.parts)]
-    firsts = [id[0] for id in spare if len(id) < len(layout.parts)]
+    texts = [id for id in spare if _is_text(id)]  # no document has another id
+    whole = [index_id(id) for id in texts if len(id) == len(layout.parts)]
+    firsts = [id[0] for id in texts if len(id) < len(layout.parts)]
     for start in range(0, max(len(whole), len(firsts)), _TERMS):
         yield {"ids": {"values": whole[start : start + _TERMS]}}
         yield {"terms": {f"{OURS}.{layout.parts[0]}": firsts[start : start + _TERMS]}}
+
+
+def _is_text(id: DocumentId) -> bool:
+    try:
+        return all(part.encode() is not None for part in id)
+    except UnicodeEncodeError:
+        return False
 
 
 def _found(connection: Connection, layout: Layout, query: Mapping[str, Any], source: Any) -> Sequence[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from replicator.stores.dynamodb_states import TRIES, States
 from replicator.stores.dynamodb_table import Changed, CheckpointTable
 from replicator.wire import Wire
 
+_FEW = 20  # parked entries that are read one by one; more are read with all others
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
 
@@ -100,10 +101,12 @@ class DynamodbCheckpoints:
     def read(self) -> Claimed:
         return _claimed(*self._states().all(settled=False))
 
-    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         states = self._states()
-        for id in states.parked(prefix):
-            if (text := states.parked_text(id)) is not None:
+        few = ids is not None and len(ids) <= _FEW
+        found = states.parked_among(sorted(ids or ())) if few else states.parked(prefix)
+        for id, text in found:
+            if id.startswith(prefix) and (ids is None or id in ids):
                 yield id, decode_parked(id, text)
 
     def close(self) -> None:

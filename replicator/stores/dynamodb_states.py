@@ -70,16 +70,46 @@ class States:
                 known.counts[source] = layout.counts_of(item)
         return known
 
-    def parked(self, prefix: str) -> list[str]:
-        """Ids, in order."""
+    def parked(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Ids and texts of parked entries, in order; a page of the table is in memory at a time, and one large text."""
+        after: str | None = None
+        while True:
+            items, after = self._parked_page(f"p#{prefix}", after)
+            small = {key: item for key, item in items.items() if layout.stored_of(item).blob is None}
+            texts = self._texts(small, "p#") or {}
+            for key in sorted(items):
+                place = layout.place_of(key)
+                text = texts[place] if key in small else self._parked_text(place[1])
+                if text is not None:
+                    yield place[1], text
+            if after is None:
+                return
+
+    def parked_among(self, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """The same of those ``ids`` that are there, one by one."""
+        for id in ids:
+            if (text := self._parked_text(id)) is not None:
+                yield id, text
+
+    def _parked_page(self, prefix: str, after: str | None) -> tuple[dict[str, Item], str | None]:
+        """Parked entries behind the key ``after``, as a page of the table has them, seen through a journal."""
         for _ in range(TRIES):
             before = self.head()
-            items = self._items({f"p#{prefix}": _LISTED}, before)
-            if items is not None and self.head().journal == before.journal:
-                return sorted(layout.place_of(key)[1] for key in items if key.startswith("p#"))
+            page, last = self._table.page(prefix, (), after)
+            items = dict(page)
+            journal = [] if before.journal is None else self._journal(before.journal)
+            for action in journal or ():
+                if (
+                    action.key.startswith(prefix)
+                    and (after or "") < action.key
+                    and (last is None or action.key <= last)
+                ):
+                    _see(items, action)
+            if journal is not None and self.head().journal == before.journal:
+                return items, last
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def parked_text(self, id: str) -> str | None:
+    def _parked_text(self, id: str) -> str | None:
         """The text of one parked entry; None if it is gone."""
         key = layout.entry_key("parked", id)
         for _ in range(TRIES):
@@ -104,10 +134,8 @@ class States:
             return found
         journal = self._journal(head.journal)
         for action in journal or ():
-            if action.item is None:
-                found.pop(action.key, None)
-            elif action.key.startswith(tuple(wanted)):
-                found[action.key] = action.item
+            if action.key.startswith(tuple(wanted)):
+                _see(found, action)
         return None if journal is None else found
 
     def _known(self, head: Head, items: Mapping[str, Item]) -> Known:
@@ -221,6 +249,14 @@ class States:
 
     def _forget(self, blobs: Iterable[Blob]) -> None:
         self._table.forget(list(_keys(blobs)))
+
+
+def _see(items: dict[str, Item], action: Action) -> None:
+    """Show ``items`` as they are once the action is carried out."""
+    if action.item is None:
+        items.pop(action.key, None)
+    else:
+        items[action.key] = action.item
 
 
 def _unconditional(action: Action) -> Action:

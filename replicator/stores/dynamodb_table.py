@@ -37,6 +37,17 @@ class CheckpointTable:
 
     def query(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[tuple[str, Item]]:
         """Items whose sort key begins with ``prefix``, in its order; only some ``attributes`` of them if given."""
+        after: str | None = None
+        while True:
+            page, after = self.page(prefix, attributes, after)
+            yield from page
+            if after is None:
+                return
+
+    def page(
+        self, prefix: str, attributes: Sequence[str] = (), after: str | None = None
+    ) -> tuple[list[tuple[str, Item]], str | None]:
+        """The same, at most 1 MB of them: those behind ``after``, and the key behind which to go on (None: the end)."""
         request: dict[str, Any] = {
             "TableName": self._table,
             "KeyConditionExpression": "#p = :p AND begins_with(#e, :e)",
@@ -48,12 +59,11 @@ class CheckpointTable:
             names = {f"#a{n}": name for n, name in enumerate(attributes)}
             request["ProjectionExpression"] = ", ".join(["#e", *names])
             request["ExpressionAttributeNames"] |= names
-        while True:
-            answer = self.call("Query", request)
-            yield from ((item["entry"]["S"], item) for item in answer["Items"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+        if after is not None:
+            request["ExclusiveStartKey"] = self._key(after)
+        answer = self.call("Query", request)
+        last = answer.get("LastEvaluatedKey")
+        return [(item["entry"]["S"], item) for item in answer["Items"]], None if last is None else last["entry"]["S"]
 
     def put(self, key: str, item: Item, condition: Mapping[str, Any]) -> None:
         """Put one item if ``condition`` (of ``is_``, ``absent``) holds; Changed if it does not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -117,15 +117,16 @@ class SqliteCheckpoints:
             owner = next((e.revision for e in found.entries if e.kind == "owner"), 0)
             return Claimed(owner, found.entries, found.counts)
 
-    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         query = "SELECT id FROM entries WHERE kind = 'parked' AND id >= ? ORDER BY id"
         with self._reading() as connection:
-            ids = [] if connection is None else [str(id) for (id,) in connection.execute(query, (prefix,))]
-        for id in takewhile(lambda id: id.startswith(prefix), ids):
+            found = [] if connection is None else [str(id) for (id,) in connection.execute(query, (prefix,))]
+        begins = takewhile(lambda id: id.startswith(prefix), found)
+        for id in [id for id in begins if ids is None or id in ids]:
             with self._reading() as connection:
-                found = None if connection is None else next(self._parked(connection, id), None)
-            if found is not None and found[0] == id:
-                yield found
+                entry = None if connection is None else next(self._parked(connection, id), None)
+            if entry is not None and entry[0] == id:
+                yield entry
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

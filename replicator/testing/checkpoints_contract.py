@@ -334,10 +334,21 @@ class Texts(_Fixtures):
         for id, found in command.parked():
             if id == "00":
                 claimed.save([Save("parked", "38", 1, None), Save("parked", "39", 1, parked("k", "again"))])
-            command.save([Save("parked", id, 2 if found.reason == "again" else 1, None)])
+            assert found.reason == "because" or id == "39"
+            if id not in ("38", "39"):
+                command.save([Save("parked", id, 1, None)])
             seen.append(id)
-        assert seen == [f"{n:02}" for n in range(40) if n != 38]
-        assert entries(claimed) == {}
+        assert [id for id in seen if id != "38"] == [f"{n:02}" for n in range(40) if n != 38]
+        assert entries(claimed) == {("parked", "39"): (2, "")}
+
+    @pytest.mark.parametrize("count", [1, 30])
+    def test_some_parked_changes_are_read_by_their_ids(self, claimed: Checkpoints, count: int) -> None:
+        """Few and many: a store may read the one one by one, and the other with all the rest."""
+        claimed.save([Save("parked", f"{n:02}", None, parked(f"{n:02}")) for n in range(40)])
+        ids = {f"{n:02}" for n in range(3, 3 + count)}
+        assert [(id, found.key) for id, found in claimed.parked(ids={*ids, "0"})] == [(id, (id,)) for id in sorted(ids)]
+        assert list(claimed.parked("1", ids={"04"})) == []
+        assert list(claimed.parked(ids=())) == []
 
 
 class CheckpointsContract(Ownership, Saving, Commands, Texts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,9 +75,9 @@ class MemoryCheckpoints:
         ]
         return Claimed(self._owner or 0, listed, dict(self._database.counts))
 
-    def parked(self, prefix: str = "") -> Iterator[tuple[str, Parked]]:
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         for id in sorted(id for kind, id in self._database.entries if kind == "parked" and id.startswith(prefix)):
-            if (found := self._database.entries.get(("parked", id))) is not None:
+            if (ids is None or id in ids) and (found := self._database.entries.get(("parked", id))) is not None:
                 yield id, decode_parked(id, found[1])
 
     def saved_already(self, saves: Sequence[Save]) -> bool:

@@ -81,7 +81,8 @@ class Tombstones(Contract):
     def test_a_sweep_removes_what_is_older(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(put({"pk": "old"}, 9), put({"pk": "parked"}, 9)))
         opened.write(Batch([Part("", [in_epoch("new", 1), in_epoch("seen", 0)])], tombstones=True))
-        exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), [("parked",)]))
+        spare = [("parked",), ("a\0b",), ("\ud800",), ("x" * 2048,)]  # no document of all targets can have the others
+        exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), spare))
         assert set(stored(table())) == {("new",), ("seen",), ("parked",)}
 
     def test_a_sweep_leaves_tombstones(self, opened: Target, stored: Stored) -> None:
@@ -95,7 +96,7 @@ class Tombstones(Contract):
         target.open([own], FIRST_EPOCH)
         ids = [("a", "1"), ("a", "2"), ("b", "1")]
         target.write(batch(*(Upsert("contract", id, {}, at(1), (id[0],)) for id in ids)))
-        exhaust(lambda: target.sweep(own, at(0, FIRST_EPOCH + 1), [("a",)]))
+        exhaust(lambda: target.sweep(own, at(0, FIRST_EPOCH + 1), [("a",), ("a\0b",), ("\ud800",), ("x" * 2048,)]))
         assert set(stored(own)) == {("a", "1"), ("a", "2")}
 
     def test_a_sweep_of_what_cannot_be_deleted_removes_the_rest_and_ends_with_an_error(
