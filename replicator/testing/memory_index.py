@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
@@ -15,8 +16,7 @@ from replicator.testing.memory import MemoryDatabase, MemoryRows
 GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, as it is unless somebody sets it
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One write on its way, as part of ``source``. ``keep``: a delete leaves a tombstone."""
 
     write: Write

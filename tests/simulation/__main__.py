@@ -7,7 +7,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation.simulate import failing
+from tests.simulation.simulate import failing, prepare
 
 PIECE = 100
 SHOWN = 10_000  # seeds after which a word is said
@@ -21,7 +21,7 @@ def main() -> int:
     asked = arguments.parse_args()
     seeds = range(asked.first, asked.first + asked.seeds) if asked.seed is None else range(asked.seed, asked.seed + 1)
     began, failed = time.monotonic(), 0
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=prepare) as pool:
         pieces = [seeds[at : at + PIECE] for at in range(0, len(seeds), PIECE)]
         for piece, found in zip(pieces, pool.map(failing, pieces), strict=True):
             failed += len(found)

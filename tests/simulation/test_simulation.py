@@ -13,7 +13,7 @@ import pytest
 from tests.simulation import scenario
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.mutants.scenarios import Shape, as_drawn
-from tests.simulation.simulate import Failure, failing, failure, simulate, traced
+from tests.simulation.simulate import Failure, failing, failure, prepare, simulate, traced
 from tests.simulation.table import BEGIN, DOCUMENT, END, first_catch
 from tests.simulation.world import Universe
 
@@ -32,7 +32,7 @@ BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read fr
 @pytest.mark.timeout(60 + SEEDS)
 def test_whatever_happens_the_target_ends_as_the_hook_says() -> None:
     pieces = [range(first, min(first + PIECE, SEEDS)) for first in range(0, SEEDS, PIECE)]
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=prepare) as pool:
         failures: list[Failure] = [f for found in pool.map(failing, pieces) for f in found]
     assert not failures, "\n\n".join(map(str, failures[:3]))
 

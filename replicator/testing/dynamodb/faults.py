@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+from msgspec import structs
 
 from replicator.testing.dynamodb.refusals import refusal
 
@@ -28,8 +31,7 @@ AWS = Dialect()
 LOCAL = Dialect(at_timestamp=False, shard_filter=False, starts=False, refuses_early=False)  # as DynamoDB Local 2.6.1
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """A shard as DescribeStream is about to show it; ``end`` None shows it open."""
 
     id: str
@@ -44,7 +46,7 @@ Misreport = Callable[[Sequence[Listed]], Sequence[Listed]]
 
 def duplicated(shards: Sequence[Listed]) -> list[Listed]:
     """Every shard twice; a closed one is shown open first."""
-    return [copy for shard in shards for copy in (replace(shard, end=None), shard)]
+    return [copy for shard in shards for copy in (structs.replace(shard, end=None), shard)]
 
 
 def unordered(shards: Sequence[Listed]) -> list[Listed]:
@@ -65,7 +67,7 @@ def stale(shards: Sequence[Listed]) -> list[Listed]:
 def reopened(shards: Sequence[Listed]) -> list[Listed]:
     """Parents shown open beside their children."""
     parents = {shard.parent for shard in shards}
-    return [replace(shard, end=None) if shard.id in parents else shard for shard in shards]
+    return [structs.replace(shard, end=None) if shard.id in parents else shard for shard in shards]
 
 
 def parentless(shards: Sequence[Listed]) -> list[Listed]:

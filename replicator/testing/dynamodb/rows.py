@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import orjson
 
 from replicator.attributes import Typeds
@@ -22,8 +22,7 @@ Place = tuple[int, str, str | bytes | Decimal]
 """Where a key comes in a scan: its partition's hash, the partition key, the sort key by its own order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """An item as stored: its image and its size as AWS counts it."""
 
     image: bytes

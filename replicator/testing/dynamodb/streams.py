@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
+import msgspec
+
 from replicator.testing.dynamodb.refusals import unknown_shard
 from replicator.testing.dynamodb.sequences import Numbering, Sequences
 from replicator.testing.dynamodb.shards import Shard
@@ -32,8 +34,7 @@ def _share(shard: str) -> float:
     return random.Random(shard).random()
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What happened to an item: key and images as stored, None where there is none, and the bytes of each."""
 
     key: bytes
