@@ -86,9 +86,16 @@ def copy(one_search: Search, tmp_path: Path) -> Iterator[Copy]:
 # memory
 
 
-def test_while_no_request_finds_memory_a_run_waits_and_says_so_and_nothing_is_lost(copy: Copy) -> None:
+@pytest.mark.parametrize("search_server", ["elasticsearch-9", "opensearch-3"], indirect=True)
+def test_while_no_request_finds_memory_a_run_waits_and_says_so_and_nothing_is_lost(
+    search: Search, tmp_path: Path
+) -> None:
     """The circuit breaker of the whole memory trips on whatever comes, 429 each time."""
+    with copied(search, tmp_path, replicas=0, shards=2) as copy:
+        runs_out_of_memory(copy)
 
+
+def runs_out_of_memory(copy: Copy) -> None:
     def limited(limit: str | None) -> None:
         copy.search.ask("PUT", "/_cluster/settings", {"transient": {"indices.breaker.total.limit": limit}})
 

@@ -105,10 +105,14 @@ def options(search: Search, port: int) -> dict[str, Any]:
 
 
 def restarted(search: Search) -> None:
-    """What the engine remembers of deletes in its translog is gone, too."""
+    """What the engine remembers of deletes in its translog is gone, too; what it acknowledged since is not."""
     search.ask("POST", "/_flush?force=true")
+    search.ask("PUT", "/acknowledged", {"mappings": {"dynamic": False}})
+    search.ask("PUT", "/acknowledged/_doc/1?version=7&version_type=external", {"amount": 1})
     search.server.kill()
     search.server.start()
+    kept = search.ask("GET", "/acknowledged/_doc/1")
+    assert (kept["_version"], kept["_source"]) == (7, {"amount": 1})
 
 
 def led_elsewhere(search: Search, table: Table) -> Callable[[], Any]:

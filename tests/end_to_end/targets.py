@@ -21,7 +21,8 @@ from tests.end_to_end.world import Load, Source
 from tests.security.canary import SECRET
 from tests.servers_search import Search
 
-KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if os.environ.get("REPLICATOR_PROVE") else "5"))
+PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
+KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "3"))  # each of HOW_FAR
 FILLER = "x" * 4000
 PAUSE = 0.01  # between writes: servers that start need the processor, too
 HOOK = """
@@ -193,13 +194,15 @@ def _is_tombstone(item: Mapping[str, Any]) -> bool:
 # What each is put through
 
 
-def ends_equal_after_kills_and_a_restart(mirror: Mirror, source: Source, roll: Callable[[int], None]) -> None:
+def ends_equal_after_kills_and_a_restart(
+    mirror: Mirror, source: Source, roll: Callable[[int], None], kills: int = KILLS
+) -> None:
     """A backfill beside live writes with deletes; the run is killed at random moments, the server goes and returns."""
     chance = random.Random(KILLS)
     source.fill(800, filler=FILLER)
     mirror.configured(backfill={"segments": 2, "read_units": 30})
     with Load(source, seed=11, keys=800, every=roll, pause=PAUSE) as load:
-        for kill in range(KILLS):
+        for kill in range(kills):
             with mirror.start() as run:
                 mirror.begun(run)
                 advances(mirror, run, HOW_FAR[kill % len(HOW_FAR)])

@@ -8,11 +8,13 @@ import pytest
 
 from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end import targets
-from tests.end_to_end.targets import KILLS, MAPPING, Index
+from tests.end_to_end.targets import KILLS, MAPPING, PROVE, Index
 from tests.end_to_end.world import Load, Source
-from tests.servers_search import Search
+from tests.servers_search import SERVERS, Search
 
 pytestmark = [pytest.mark.search, pytest.mark.timeout(300 + 30 * KILLS)]
+
+NEWEST = ("elasticsearch-9", "opensearch-3")
 
 
 @pytest.fixture
@@ -28,14 +30,17 @@ def test_after_kills_and_a_restart_of_the_server_the_index_is_what_the_hook_make
         if done % 150 == 75:
             local.roll()
 
-    targets.ends_equal_after_kills_and_a_restart(index, source, roll)
+    one_kill = index.search.server.which not in NEWEST and not PROVE  # how a server stops may differ by its version
+    targets.ends_equal_after_kills_and_a_restart(index, source, roll, 1 if one_kill else KILLS)
 
 
 def test_a_backfill_that_nothing_interrupts_leaves_no_tombstone(index: Index, source: Source) -> None:
     targets.leaves_no_tombstone(index, source)
 
 
+@pytest.mark.parametrize("search_server", SERVERS if PROVE else NEWEST, indirect=True)
 def test_tombstones_outlive_a_crash_of_the_server_in_the_middle_of_a_backfill(index: Index, source: Source) -> None:
+    """Older engines are crashed in the contract's tests."""
     source.fill(1500, filler=targets.FILLER)
     index.configured(backfill={"segments": 2, "read_units": 30})
     with Load(source, seed=13, keys=1500, pause=targets.PAUSE) as load, index.start() as run:
