@@ -64,8 +64,9 @@ class PipelineState:
 
     ``lingers``: for how many seconds of running time a request that an earlier run sent may still be carried out as the
     next run begins; 0 where only tombstones are left of that time, None where nothing is. While a run is at work it is
-    the longest there can be, so that a run that is killed leaves that behind. ``retried``: the revision of the entry
-    ``retried`` that this takes into account.
+    the longest there can be, so that a run that is killed leaves that behind. ``lingers_earlier``: the same of requests
+    of earlier epochs, as the last run found it that did not stop in good order; 0 where only a sweep is left to do,
+    None where that is done. ``retried``: the revision of the entry ``retried`` that this takes into account.
     ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
     without one; ``mixed``: documents of an earlier hook were kept in this epoch. ``table_id`` tells a table from a
     later one of the same name. Times in seconds since 1970.
@@ -84,6 +85,7 @@ class PipelineState:
     items: int | None = None
     mixed: bool = False
     lingers: float | None = LINGER
+    lingers_earlier: float | None = LINGER
     retried: int = 0
     format: int = FORMAT
 

@@ -61,6 +61,17 @@ class Chores:
             self._rests_until = now + SHARE * (now - began)
         return busy
 
+    @property
+    def overdue(self) -> bool:
+        """Whether something can be done that runs which end once they are caught up would never come to."""
+        state, doubt = self.pipeline.state, self.doubt
+        if state is None or doubt is None or state.stage != backfill.FOLLOWING:
+            return False
+        return self._owes_sweep(state) or doubt.over
+
+    def _owes_sweep(self, state: PipelineState) -> bool:
+        return state.resync and self.doubt is not None and self.doubt.owes_sweep
+
     def _do(self) -> bool:
         state = self.pipeline.state
         if state is None or state.stage == backfill.SCANNING:
@@ -85,7 +96,7 @@ class Chores:
         """
         if self.doubt is None:
             return False
-        if state.resync and self.doubt.owes_sweep:
+        if self._owes_sweep(state):
             self._sweep_again(self.doubt, state.epoch)
             return True
         if not self.doubt.over:
@@ -139,8 +150,8 @@ class Chores:
 
         A table whose end was reached is not asked again until all that is due is done, since that would begin another
         pass through it: passes of different lengths would never end together. With a new doubt a purge begins anew,
-        because of the tombstones left meanwhile; a sweep only where others may have sent something: what this run sends
-        is of its own epoch.
+        because of the tombstones left meanwhile; a sweep only where something of an earlier epoch may have been sent:
+        what this run sends is of its own.
         """
         this = what, below, self._doubts(what)
         through = self._through.setdefault(this, set())
@@ -169,7 +180,7 @@ class Chores:
     def _doubts(self, what: str) -> int:
         if self.doubt is None:
             return 0
-        return self.doubt.begun if what == "purge" else self.doubt.begun_of_others
+        return self.doubt.begun if what == "purge" else self.doubt.begun_earlier
 
     def _patiently(self, piece: Callable[[], int], *, forgets: bool = False) -> int:
         def confirmed() -> int:

@@ -248,7 +248,7 @@ class Delivery:
         self._pipeline.give_back()
         self.know_parked()
         if self._doubt is not None:
-            self._doubt.begin(of_others=True)  # what the command sent may still be carried out, whatever is parked
+            self._doubt.begin(earlier=True)  # what the command sent may still be carried out, whatever is parked
         return False
 
     def know_parked(self) -> None:
@@ -260,7 +260,7 @@ class Delivery:
         before = self._pipeline.parked
         found = self._patiently(lambda: known(self._checkpoints, before, own_ids=own_ids))
         if self._doubt is not None and found.retried != self._pipeline.parked.retried:
-            self._doubt.begin(of_others=True)
+            self._doubt.begin(earlier=True)
         self._pipeline.know(found)
 
     def confirm(self, *, afresh: bool = False) -> None:

@@ -32,39 +32,45 @@ class Doubt:
     """The time in which earlier requests may still be carried out; true while it lasts.
 
     ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``begun``: how often one
-    began; ``begun_of_others``: how often because of what others than this run had sent. ``swept``: what those may have
-    brought back since the last resync was looked for.
+    began; ``begun_earlier``: how often because of requests that may be of an earlier epoch. ``swept``: what those may
+    have brought back since the last resync was looked for.
     """
 
     now: Callable[[], float] = time.monotonic
     swept: bool = False
     begun: int = 0
-    begun_of_others: int = 0
+    begun_earlier: int = 0
     _until: float | None = None
-    _until_of_others: float | None = None
+    _until_earlier: float | None = None
 
     def __bool__(self) -> bool:
         return self._until is not None and self.now() < self._until
 
-    def begin(self, seconds: float = math.inf, *, of_others: bool = False) -> None:
-        """A response was lost just now.
+    def begin(self, seconds: float = math.inf, *, earlier: bool = False) -> None:
+        """A response was lost just now, or this run is told that one was.
 
-        ``of_others``: an earlier run, or a command, left requests that may still arrive, perhaps of an earlier epoch.
+        ``earlier``: the request may be of an earlier epoch. A run before this one left it, or a command.
         """
         until = self.now() + min(seconds, LINGER)
         self._until = max(until, self._until or 0.0)
-        if of_others:
-            self._until_of_others, self.swept = max(until, self._until_of_others or 0.0), False
-            self.begun_of_others += 1
+        if earlier:
+            self._until_earlier, self.swept = max(until, self._until_earlier or 0.0), False
+            self.begun_earlier += 1
         self.begun += 1
 
     @property
     def owes_sweep(self) -> bool:
-        """Whether all requests of others have arrived, or never will, and no sweep came after that.
+        """Whether all requests of earlier epochs have arrived, or never will, and no sweep came after that.
 
-        However often this run loses a response: what it sends is of its own epoch, which no sweep is about.
+        However often a run of this epoch loses a response: what it sends is of its own, which no sweep is about.
         """
-        return self._until_of_others is not None and not self.swept and self.now() >= self._until_of_others
+        return self.left_earlier == 0.0
+
+    @property
+    def left_earlier(self) -> float | None:
+        """Seconds in which a request of an earlier epoch may still arrive, 0.0 where a sweep is due since then; None
+        where that came."""
+        return None if self._until_earlier is None or self.swept else max(0.0, self._until_earlier - self.now())
 
     @property
     def left(self) -> float | None:

@@ -178,25 +178,33 @@ class Driver:
         self._delivery.flush()
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _begin_doubt(self, seconds: float = math.inf) -> None:
+    def _begin_doubt(self, seconds: float = math.inf, *, earlier: bool = True) -> None:
         """A run before this one may have been killed while it wrote."""
         if self._doubt is not None:
-            self._doubt.begin(seconds, of_others=True)
+            self._doubt.begin(seconds, earlier=earlier)
 
     def _take_over_doubt(self, state: PipelineState) -> None:
-        """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most."""
+        """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most.
+
+        What a command sent may be of an earlier epoch; a run of this epoch sent nothing that is.
+        """
         retried = self.pipeline.ledger.retried
-        lingers = state.lingers if retried == state.retried else doubt.LINGER
-        if lingers is not None:
-            self._begin_doubt(lingers)
-        if self._doubt is not None and (state.lingers, state.retried) != (doubt.LINGER, retried):
-            self._change(replace(state, lingers=doubt.LINGER, retried=retried))
+        if retried != state.retried:
+            state = replace(state, lingers=doubt.LINGER, lingers_earlier=doubt.LINGER)
+        if state.lingers is not None:
+            self._begin_doubt(state.lingers, earlier=False)
+        if state.lingers_earlier is not None:
+            self._begin_doubt(state.lingers_earlier)
+        now = replace(state, lingers=doubt.LINGER, retried=retried)
+        if self._doubt is not None and now != self._state():
+            self._change(now)
 
     def _hand_over_doubt(self) -> None:
         """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
         state = self.pipeline.ledger.pipeline
         if self._doubt is not None and state is not None:
-            self._change(replace(state, lingers=self._doubt.left))
+            earlier = self._doubt.left_earlier if state.resync else None  # else nothing is to be swept
+            self._change(replace(state, lingers=self._doubt.left, lingers_earlier=earlier))
 
     def _state(self) -> PipelineState:
         state = self.pipeline.ledger.pipeline
@@ -243,8 +251,8 @@ class Driver:
     def _run(self, until: str | None) -> None:
         while not self._world.stop.is_set():
             caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
-            if caught_up and not (self._doubt is not None and self._doubt.over):
-                return  # with tombstones to forget, short runs would leave more and more behind
+            if caught_up and not self._chores.overdue:
+                return
             try:
                 self._turn()
             except GapFound as found:

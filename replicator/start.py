@@ -200,7 +200,8 @@ def _target_gap(found: Found, state: PipelineState) -> GapFound | None:
     if not _has_stored(found):
         return None
     if None in found.epochs.values():
-        return GapFound("a table of the target is gone since the last run")
+        gone = _places(found, [name for name, there in found.epochs.items() if there is None])
+        return GapFound(f"{gone} is gone from the target since the last run")
     remade = [*made_anew(found.definition.tables, found.identities), *_older(found, state.epoch)]
     if remade:
         names = ", ".join(dict.fromkeys(remade))

@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 
+from replicator import parking
 from replicator.checkpoints import Owner, Parked, Save, encode
 from replicator.config import load
 from replicator.parking import CHANGED, ParkedItem
@@ -66,11 +67,11 @@ def test_values_are_shown_only_when_asked_for(parked: World) -> None:
     assert "private" in parked.call("parked", "show", parked.config, "--all", "--show-values", "--human")[1]
 
 
-def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_2(parked: World) -> None:
+def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_6(parked: World) -> None:
     before = counts(parked)
     code, out, _ = parked.call("parked", "retry", parked.config, "--all", "--human")
 
-    assert code == 2
+    assert code == 6
     assert out.count("still parked: hook hook raised KeyError") == 2
     assert counts(parked) == before
     assert len(parked.lines("parked", "list", parked.config)) == 2
@@ -140,7 +141,7 @@ def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
     parked.hook("def hook(item):\n    return {'total': float('nan')}\n")
     code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
 
-    assert code == 2
+    assert code == 6
     assert "still parked: " in out
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
@@ -225,6 +226,18 @@ def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:
         checkpoints.save([])  # not fenced
     finally:
         owner.close()
+
+
+@pytest.mark.parametrize("act", ["retry", "drop"])
+def test_an_item_that_runs_keep_changing_stays_parked_which_is_exit_code_6(
+    parked: World, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setattr(parking, act, lambda *given: CHANGED)
+    flags = ["--yes"] if act == "drop" else []
+    code, out, _ = parked.call("parked", act, parked.config, *flags, '["bad"]', "--human")
+
+    assert code == 6
+    assert f'["bad"]  still parked: {CHANGED}' in out
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "drop"])

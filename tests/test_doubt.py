@@ -131,6 +131,72 @@ class Slow(MemoryIndex):
         return max(0, self.left[table.name])
 
 
+def test_a_tombstone_stays_for_what_is_sent_again_however_old_it_is() -> None:
+    """A delete was stored, its position was not: the item's changes are sent again, and the response to one is lost."""
+    time = [0.0]
+    target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
+    target.open([Table("few", PK)], FIRST_EPOCH)
+    found = chores(target, [Table("few", PK)], lambda: time[0])
+    found.pipeline.change(PipelineState(FIRST_EPOCH, "s", "t", "i", backfill.FOLLOWING))
+    found.delivery.flush()
+    item, of = ("a",), version(FIRST_EPOCH, 0)
+    older, newer = Upsert("few", item, {}, of + 5, item), Delete("few", item, of + 6, item)
+    target.write(Batch([Part("shard:s", [newer])], tombstones=True))
+    target.doubt.begin()
+    time[0] += LONGEST - 10
+    target.doubt.begin()
+    time[0] += 20  # whatever was on its way when the tombstone was stored has arrived
+    target.doubt.begin()  # the older change is sent again, and carried out late
+    target.write(Batch([Part("shard:s", [older])]))
+    target.write(Batch([Part("shard:s", [newer])]))
+    time[0] += LONGEST - 5
+    while found.do(idle=True):
+        pass
+    target.write(Batch([Part("shard:s", [older])]))
+    assert target._database.documents("few") == {}
+    time[0] += 10
+    while found.do(idle=True):
+        pass
+    assert target._database.tombstones["few"] == {}
+
+
+def test_short_runs_that_each_lose_a_response_sweep_once_nothing_of_an_earlier_epoch_can_arrive(
+    universe: Universe,
+) -> None:
+    universe.order_resync()
+    runs.go(universe, 5000)
+    assert state(universe).resync
+    lasted = []
+    while (left := state(universe).lingers_earlier) is not None:
+        lasted.append(left)
+        _leaks(universe)
+    assert len(lasted) > 2
+    assert lasted == sorted(lasted, reverse=True)
+    _leaks(universe)
+    assert state(universe).lingers_earlier is None, "it is not swept again"
+
+
+def _leaks(universe: Universe) -> None:
+    """A run that loses a response, and ends in good order."""
+    universe.armed["leak"] = 1
+    universe.write("b", removes=False)
+    universe.clock.now += 1.0
+    runs.go(universe, 5000)
+    lingers = state(universe).lingers
+    assert lingers is not None
+    assert lingers > LONGEST / 2
+
+
+def test_a_retry_may_have_sent_something_of_an_earlier_epoch(universe: Universe) -> None:
+    universe.order_resync()
+    runs.go(universe, 5000)
+    while state(universe).lingers_earlier is not None:
+        runs.go(universe, 5000)
+    MemoryCheckpoints(universe.database).save([Save("retried", "", None, encode(Retried(1)))])
+    runs.go(universe, 5000)
+    assert state(universe).lingers_earlier is not None
+
+
 class Swept(Slow):
     """Sweeps take pieces, too."""
 
@@ -147,7 +213,7 @@ def test_the_sweep_after_a_resync_comes_however_often_this_run_loses_responses()
     found = chores(target, [Table("few", PK)], lambda: time[0])
     found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", backfill.FOLLOWING, resync=True))
     found.delivery.flush()
-    target.doubt.begin(of_others=True)
+    target.doubt.begin(earlier=True)
     late = Upsert("few", ("a",), {}, version(FIRST_EPOCH, 5), ("a",))
     target.write(Batch([Part("shard:s", [late])]))
     while time[0] < LONGEST:
@@ -159,7 +225,7 @@ def test_the_sweep_after_a_resync_comes_however_often_this_run_loses_responses()
     assert target._database.documents("few") == {}
     assert not target.doubt.owes_sweep
 
-    target.doubt.begin(of_others=True)
+    target.doubt.begin(earlier=True)
     time[0] += LONGEST
     assert target.doubt.owes_sweep
 

@@ -246,7 +246,12 @@ def test_a_table_of_the_same_name_is_another_table() -> None:
 
 
 def test_a_dropped_target_table_is_a_gap_once_something_was_stored() -> None:
-    assert "table of the target is gone" in (reason(epochs={"copy": None}) or "")
+    epochs: dict[str, int | None] = {"copy": FIRST_EPOCH, "other": None}
+    identities = {name: Identity(f"the table shop.{name}") for name in epochs}
+    assert (
+        reason(epochs=epochs, identities=identities)
+        == "the table shop.other is gone from the target since the last run"
+    )
 
 
 def test_an_absent_target_table_is_none_before_anything_was_stored() -> None:

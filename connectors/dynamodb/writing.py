@@ -41,7 +41,7 @@ class Writing:
     @property
     def doubts(self) -> Mapping[str, int]:
         """How many doubts have begun that concern a purge, or a sweep."""
-        return {"purge": self._doubt.begun, "sweep": self._doubt.begun_of_others}
+        return {"purge": self._doubt.begun, "sweep": self._doubt.begun_earlier}
 
     def send(self, encoded: Encoded) -> None:
         """Begin to store what is unfinished of a batch."""

@@ -88,7 +88,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     """Run the hook again and store what it gives.
 
     Each change is stored at its own version: if the target has a newer one, that stays. What is refused again stays
-    parked (exit code 2). A config that names other tables than the pipeline has copied so far is refused.
+    parked (exit code 6). A config that names other tables than the pipeline has copied so far is refused.
     """
     from replicator import transform
     from replicator.alarm import HookLimit
@@ -109,7 +109,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
                 reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, pipeline))
             refused += bool(reason)
             _tell(item, "still parked" if reason else "stored", reason, as_json)
-    ctx.exit(2 if refused else 0)
+    ctx.exit(6 if refused else 0)
 
 
 def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int) -> None:
@@ -155,7 +155,7 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
             reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
             kept += bool(reason)
             _tell(item, "still parked" if reason else "dropped", reason, as_json)
-    ctx.exit(2 if kept else 0)
+    ctx.exit(6 if kept else 0)
 
 
 def _confirmed(count: int) -> bool:

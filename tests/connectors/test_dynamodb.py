@@ -343,7 +343,7 @@ class TestLeftovers:
         assert db.calls["Scan"] - scans == 4
 
         target.sweep(table(), at(0), ())
-        target.doubt.begin(of_others=True)
+        target.doubt.begin(earlier=True)
         exhaust(lambda: target.sweep(table(), at(0), ()))
         assert db.calls["Scan"] - scans == 4 + 1 + 4, "others may have brought something back behind it"
 

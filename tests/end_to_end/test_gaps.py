@@ -142,7 +142,7 @@ def test_a_table_dropped_between_runs_is_a_gap(copy: Copy) -> None:
     with copy.database.connect() as connection:
         connection.execute("DROP TABLE copy")
 
-    assert_gap(copy, copy.command("run"), "a table of the target is gone")
+    assert_gap(copy, copy.command("run"), '"copy" is gone from the target since the last run')
     copy.caught_up("resync")
     assert_repaired(copy)
 

@@ -195,6 +195,31 @@ def arm(world: Universe, act: Act) -> None:
     world.armed[act.what] = world.armed.get(act.what, 0) + 1 + act.pick(3)
 
 
+def leak(world: Universe, act: Act) -> None:
+    """From now on every run loses a response of the target soon after it began; or none does."""
+    world.leaks = act.luck[0] < 0.8
+
+
+def abandon(world: Universe, act: Act) -> None:
+    """The run is killed as it sends new items, which may be carried out late; they are removed, a resync is ordered.
+
+    Their shard is closed by then, so that the next epoch does not read that they were removed.
+    """
+    keys = [f"new {world.value + n}" for n in range(1 + act.pick(4))]
+    for key in keys:
+        world.write(key, removes=False)
+    world.doomed |= {(key,) for key in keys}
+
+    def regret() -> None:
+        world.order_resync()
+        for key in keys:
+            world.write(key, removes=True)
+        for shard in world.source.open_shards(world.TABLE) if world.streaming else ():
+            world.source.roll(world.TABLE, shard)
+
+    world.perishing = regret
+
+
 def overtake(world: Universe, act: Act) -> None:
     """Another run takes over in the middle of the next piece of a sweep or purge."""
     world.overtaker = partial(runs.go, world, int(act.between(5, 60)))
@@ -337,6 +362,8 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "late": arm,
     "straggle": arm,
     "cut short": arm,
+    "leak": leak,
+    "abandon": abandon,
     "overtake": overtake,
     "doze": doze,
     "die": die,

@@ -146,14 +146,19 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     resync = universe.resync_ordered
     universe.note("run", run, "begins", "with a resync" if resync else "")
     began = universe.clock.now
+    if universe.leaks:
+        universe.armed["leak"] = 1
+    turned: list[float] = []
     try:
         copy = admitted(universe, resync=resync)
         if universe.ambush is not None:
             _beset(universe, copy)
         driver = driver_in(universe, copy)
-        limit_turns(driver, turns)
+        limit_turns(driver, turns, lambda left: turned.append(universe.clock.now))
+        epoch = truth.epoch_of(universe.database.entries)
         driver.run(until=until, allowed=Allowed(resync, universe.fixed))
         universe.caught_up = True
+        truth.check_swept(universe, epoch, turned[-1] - turned[0] if turned else 0.0)
         universe.records.told_live(universe, began)
     except Fenced:
         assert run < universe.runs, "a run was fenced off that no other run had replaced"
@@ -215,7 +220,7 @@ def settle(universe: Universe) -> None:
         caught_up = universe.random.random() < 0.2 or universe.scenario.cron
         go(universe, 10_000, "caught-up" if caught_up else None)
         if universe.scenario.cron:
-            universe.lapse(1200.0 * universe.answers.random())
+            universe.lapse(universe.scenario.rest * universe.answers.random())
         with suppress(Killed):
             universe.happen()
     universe.between_runs()

@@ -85,6 +85,17 @@ CROWDED: Mapping[str, float] = {
 
 ONLY_WHERE_TRIMMED = ("jump", "trim")
 
+LEAKING: Mapping[str, float] = {
+    "write": 0.6,
+    "leak": 0.05,
+    "late": 0.05,
+    "lost": 0.02,
+    "abandon": 0.003,
+    "die": 0.001,
+    "restart": 0.02,
+}
+"""The acts of a world in which short runs follow each other for hours, and each loses a response."""
+
 MONTHS: Mapping[str, float] = {
     "write": 0.3,
     "expire": 0.02,
@@ -145,6 +156,7 @@ class Scenario:
     looked_up_bytes: int = 1 << 20
     piece: int = 2000
     dialect: Dialect = AWS
+    rest: float = 1200.0
     pace: float = 0.1
     slow: float = 0.1
     hasty: float = 0.5
@@ -197,6 +209,9 @@ def draw(seed: int) -> Scenario:
     chance = random.Random(f"crowd {seed}")
     if drawn.index and chance.random() < 0.2:
         return crowded(drawn, chance)
+    leaks = random.Random(f"leaks {seed}")
+    if drawn.index and leaks.random() < 0.1:
+        return leaking(drawn, leaks)
     lives = _in_months(drawn, random.Random(f"a long life {seed}"))
     return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)}) if lives.months else lives
 
@@ -229,6 +244,21 @@ def crowded(drawn: Scenario, chance: random.Random) -> Scenario:
         hasty=chance.choice([0.1, 0.3, 0.5]),
         pace=2.0,
         rates={what: min(1.0, rate * 10 ** chance.uniform(-1, 0.6)) for what, rate in CROWDED.items()},
+    )
+
+
+def leaking(drawn: Scenario, chance: random.Random) -> Scenario:
+    """Runs that end once they have caught up, at a target without transactions, lose a response each, for hours."""
+    return replace(
+        drawn,
+        index=True,
+        cron=True,
+        trims=False,
+        keys=chance.choice([2, 4, 8]),
+        steps=600,
+        rest=60.0,
+        pace=chance.choice([2.0, 4.0]),
+        rates={what: min(1.0, rate * 10 ** chance.uniform(-0.5, 0.5)) for what, rate in LEAKING.items()},
     )
 
 

@@ -155,6 +155,10 @@ class UnreliableIndex(Watched, MemoryIndex):
         universe.sees(batch)
         sent = [r for r in self.requests(batch) if not self._reason(r.write)]
         universe.random.shuffle(sent)
+        if universe.doomed and any(request.write.item in universe.doomed for request in sent):
+            universe.perish()
+            self._float(sent)
+            raise Killed
         lost, late = False, False
         began = universe.clock()
         for n, request in enumerate(sent):
@@ -166,7 +170,7 @@ class UnreliableIndex(Watched, MemoryIndex):
             if universe.dies_here("request"):
                 self._float(sent[n:])
                 raise Killed
-            if universe.take("lost") or universe.take("late"):
+            if universe.take("lost") or universe.take("late") or universe.take("leak"):
                 lost = True
                 self.acknowledged.lost.add(place(request.write))
                 self._float([request])
@@ -302,7 +306,7 @@ class Passes:
 
     @property
     def doubts(self) -> Mapping[str, int]:
-        return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.begun_of_others}
+        return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.begun_earlier}
 
     def all_done(self, requests: Sequence[Any]) -> int:
         return self._index.each(requests)

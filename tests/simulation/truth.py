@@ -12,6 +12,7 @@ from replicator.attributes import image
 from replicator.batch import Counts, Delete, DocumentId, Write
 from replicator.change import key_text
 from replicator.checkpoints import Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
+from replicator.doubt import LINGER
 from replicator.item import Item
 from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
@@ -101,6 +102,27 @@ def check_end(universe: Universe) -> None:
         assert not database.tombstones.get(table), f"tombstones are left in {table}"
     _check_counts(database)
     universe.records.check_complete(universe)
+
+
+def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
+    """After a run that ended in good order: once such runs of an epoch have lasted for as long as a request lingers,
+    nothing of an earlier epoch is left, however many responses they lost.
+
+    Where nothing else brings older documents there: in the worlds that leak.
+    """
+    database = universe.database
+    epoch = epoch_of(database.entries)
+    if "leak" not in universe.scenario.rates or epoch != began_in:
+        return
+    of, before = universe.undisturbed
+    universe.undisturbed = epoch, lasted + (before if of == epoch else 0.0)
+    state = _pipeline(database.entries)
+    if state is None or state.stage != backfill.FOLLOWING or universe.undisturbed[1] < LINGER:
+        return
+    parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
+    for table, rows in database.rows.items():
+        older = [id for id, (v, _) in rows.items() if position.epoch_of(v) < epoch and not _of_parked(id, parked)]
+        assert not older, f"{table} has {older} of an earlier epoch, and runs of {universe.undisturbed[1]:.0f} s"
 
 
 Kept = tuple[int, Mapping[tuple[str, DocumentId], bytes]]

@@ -68,6 +68,10 @@ class Universe:
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
+        self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
+        self.perishing: Callable[[], None] = lambda: None
+        self.leaks = False  # every run loses a response from now on
+        self.undisturbed = 0, 0.0  # an epoch, and for how long runs followed it that ended in good order
         self.records = Records()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
@@ -180,6 +184,8 @@ class Universe:
         """From now on nothing goes wrong any more."""
         self._acts.clear()
         self.armed.clear()
+        self.doomed.clear()
+        self.leaks = False
         self.source.heal()
         self.fuse, self.clock.skew = 0, 0.0
         self.pace, self.slow, self.sluggish = min(0.1, self.pace), 0.0, 0.0
@@ -230,6 +236,12 @@ class Universe:
         if self.sleeper is not None and self.depth < 2:
             sleeper, self.sleeper = self.sleeper, None
             sleeper()
+
+    def perish(self) -> None:
+        """A run is killed as it sends what it must not survive."""
+        self.note("killed", "as it sends", *sorted(self.doomed))
+        self.doomed.clear()
+        self.later_between_runs(0, self.perishing)
 
     def effect(self, name: str) -> None:
         """Between two effects the process may die."""

@@ -24,6 +24,7 @@ from tests.simulation.mutants.scenarios import (
     cleaned_up,
     dawdling,
     index,
+    leaking_runs,
     long_scan,
     lossy,
     lossy_resyncs,
@@ -167,6 +168,17 @@ def passes_begin_again(patch: Patch) -> None:
 @mutant("a run that stops in good order leaves nothing to doubt, whatever it lost", 5, shape=stopped_soon)
 def stops_without_doubt(patch: Patch) -> None:
     patch.setattr(Doubt, "left", None)
+
+
+@mutant("a run hands its own lost responses on as if they were of an earlier epoch", 9, shape=leaking_runs)
+def own_doubt_is_handed_on_as_earlier(patch: Patch) -> None:
+    right = Driver._begin_doubt
+    patch.setattr(Driver, "_begin_doubt", lambda self, seconds=math.inf, *, earlier=True: right(self, seconds))
+
+
+@mutant("a run does not hand on that requests of an earlier epoch may arrive", 9, shape=leaking_runs)
+def earlier_doubt_is_not_handed_on(patch: Patch) -> None:
+    patch.setattr(Doubt, "left_earlier", property(lambda self: None))
 
 
 @mutant("a purge removes what it finds after the run asked who owns the pipeline", 6, shape=cleaned_up)

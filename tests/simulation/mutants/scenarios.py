@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.simulation.scenario import RATES, Scenario
+from tests.simulation.scenario import LEAKING, RATES, Scenario
 
 Where = Callable[[Scenario], bool]
 Shape = Callable[[Scenario], Scenario]
@@ -112,6 +112,11 @@ def stopped_soon(drawn: Scenario) -> Scenario:
     """Requests are lost, and runs end in good order soon after."""
     rates = {"write": 0.8, "late": 0.1, "lost": 0.05, "die": 0.002}
     return replace(drawn, index=True, forgetful=True, keys=6, steps=150, pace=0.3, rates=rates)
+
+
+def leaking_runs(drawn: Scenario) -> Scenario:
+    """Short runs for hours, each of which loses a response, behind resyncs of runs that were killed."""
+    return replace(drawn, index=True, cron=True, trims=False, keys=2, steps=600, rest=60.0, pace=2.0, rates=LEAKING)
 
 
 def two_tables(drawn: Scenario) -> Scenario:
