@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from replicator import existing
 from replicator.checkpoints import Checkpoints
-from replicator.delivery import Patience
-from replicator.errors import GapFound
+from replicator.delivery import Delivery, Patience
+from replicator.errors import ConfigError, GapFound
 from replicator.ledger import Ledger
 from replicator.pipeline import Pipeline
 from replicator.source import SourceTable
 from replicator.start import Allowed, Found, course
-from replicator.target import Defining, Table, Target
+from replicator.target import Defining, Rechecking, Table, Target
 from replicator.transform import Hook
 
 log = logging.getLogger("replicator")
+
+RECHECKED = 60.0  # seconds until tables are looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,28 @@ class Binding:
         self.patiently(lambda: self.target.open(self.tables, state.epoch))
         opened = self.patiently(lambda: existing.identities(self.target, self.tables))
         self.pipeline.define(replace(found.bound, tables=opened))
+
+
+@dataclass(slots=True)
+class Recheck:
+    """Looks now and then whether the tables are still such that nothing is lost in them. ``steady``: never set."""
+
+    target: Target
+    tables: Sequence[Table]
+    delivery: Delivery
+    patiently: Patience
+    steady: Callable[[], float]
+    _looked: float = field(default=-math.inf)
+
+    def look(self) -> None:
+        """ConfigError where ``open`` would refuse a table by now, though no write says so."""
+        now, target = self.steady(), self.target
+        if not isinstance(target, Rechecking) or now - self._looked < RECHECKED:
+            return
+        self._looked = now
+        self.delivery.settle()
+        if problems := self.patiently(lambda: target.recheck(self.tables)):
+            raise ConfigError(*problems)
 
 
 def admit(checkpoints: Checkpoints, found: Callable[[Ledger], Found], allowed: Allowed) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from replicator import backfill, doubt, existing, start
-from replicator.binding import Binding
+from replicator.binding import Binding, Recheck
 from replicator.calls import calls_of
 from replicator.checkpoints import Checkpoints, Owner, PipelineState, Save, encode
 from replicator.chores import Chores
@@ -109,6 +109,7 @@ class Driver:
         )
         self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
         self._watch = self._watch_of(copy.config.parked_limit)
+        self._recheck = Recheck(copy.target, copy.tables, self._delivery, self._patiently, world.steady)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = self._chores_of(copy)
         self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
@@ -286,6 +287,7 @@ class Driver:
         if self._fetching.finished:
             raise end_of_stream(self._table, self._found_table())
         self._watch.look()
+        self._recheck.look()
 
     def _gap(self, found: GapFound) -> None:
         """Record it; then repair it by a rescan if that is wished for, else end with it."""

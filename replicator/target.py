@@ -168,6 +168,17 @@ class Inspectable(Protocol):
 
 
 @runtime_checkable
+class Rechecking(Protocol):
+    """A target whose tables others can change so that they lose or keep rows, though no write of ours fails."""
+
+    def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+        """What ``open`` would refuse by now for that reason, a sentence each. Few questions; changes nothing.
+
+        Asked about once a minute while a run is at work, with nothing in flight.
+        """
+
+
+@runtime_checkable
 class Defining(Protocol):
     """A target that knows which options decide what it stores, and what can be added to a table that has rows.
 

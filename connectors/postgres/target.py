@@ -125,6 +125,11 @@ class Postgres:
                     self._make(connection, shape, epoch)
         self._encoder = Encoder(wanted, self._options.nul, self._pipeline)
 
+    def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
+        with self._session.connection() as connection:
+            there = [(shape, catalog.found(connection, shape)) for shape in self._shapes(tables)]
+            return [text for shape, table in there if table for text in hazards(connection, shape, table)]
+
     def write(self, batch: Batch) -> Outcome:
         self.send(self.encode(batch))
         return self.collect()

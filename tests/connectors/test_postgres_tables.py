@@ -212,12 +212,33 @@ def test_a_table_that_would_lose_rows_or_keep_them_is_refused(
     run(postgres, made)
     one = target(postgres)
     assert list(one.check([Table("contract", PK)])) == [problem]
+    assert list(one.recheck([Table("contract", PK)])) == [problem], "also where it becomes one while a run is at work"
     with pytest.raises(ConfigError) as refused:
         one.open([Table("contract", PK)], FIRST_EPOCH)
     assert list(refused.value.problems) == [problem]
     run(postgres, cure)
     assert list(one.check([Table("contract", PK)])) == []
     one.open([Table("contract", PK)], FIRST_EPOCH)
+    assert list(one.recheck([Table("contract", PK)])) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("CREATE TABLE archive () INHERITS (contract)", "has tables that inherit from it"),
+        ("CREATE RULE kept AS ON DELETE TO contract DO INSTEAD NOTHING", 'has the rule "kept"'),
+        ("ALTER TABLE contract SET UNLOGGED", "is UNLOGGED"),
+    ],
+)
+def test_a_table_that_becomes_one_between_two_batches_is_seen(postgres: Database, change: str, problem: str) -> None:
+    one = opened(postgres, Table("contract", PK))
+    assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
+    assert list(one.recheck([Table("contract", PK)])) == []
+    run(postgres, change)
+    (found,) = one.recheck([Table("contract", PK)])
+    assert problem in found
+    run(postgres, "DROP TABLE contract CASCADE")
+    assert list(one.recheck([Table("contract", PK)])) == [], "that it is gone is said by the next write"
 
 
 def test_replicators_own_tables_must_survive_a_crash(postgres: Database) -> None:
