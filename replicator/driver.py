@@ -109,15 +109,17 @@ class Driver:
         )
         self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
         self._watch = self._watch_of(copy.config.parked_limit)
-        self._recheck = Recheck(copy.target, copy.tables, self._delivery, self._patiently, world.steady)
+        self._recheck = self._recheck_of(copy)
         self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
         self._chores = self._chores_of(copy)
         self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
-        self._resyncs = 0
-        self._extends = False  # whether tables may be extended
+        self._resyncs, self._extends = 0, False  # whether tables may be extended
 
     def _watch_of(self, limit: int) -> ParkedWatch:
         return ParkedWatch(self.pipeline, self._delivery, limit, self._world.steady, self.pipeline.total)
+
+    def _recheck_of(self, copy: Copy) -> Recheck:
+        return Recheck(copy.target, copy.tables, self._delivery, self._patiently, self._world.steady)
 
     def _chores_of(self, copy: Copy) -> Chores:
         told = (self.pipeline, self._delivery, self._patiently, self._now, self._world.steady, self._doubt)
