@@ -18,7 +18,7 @@ from tests.simulation.table import BEGIN, DOCUMENT, END, first_catch
 from tests.simulation.world import Universe
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400"))
-PIECE = 100  # seeds that a process is given at a time
+PIECE = 20  # seeds that a process is given at a time: the last ones keep all of them busy
 SHAPES = sorted({m.shape for m in MUTANTS} - {as_drawn}, key=lambda shape: shape.__name__)
 PUT_BACK = (208573, 268411, 395855, 636537, 131954, 330586, 353642, 477403)
 """Seeds of the first million that a store which was put back, see ``copies``, made fail."""

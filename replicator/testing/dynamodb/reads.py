@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from replicator.testing.dynamodb.shards import Shard
 from replicator.testing.dynamodb.streams import Stream
 
 LIFETIME = 15 * 60.0  # seconds that an iterator lives
+REMEMBERED = 4096  # iterators
 
 
 class _Iterator(msgspec.Struct, array_like=True, frozen=True):
@@ -35,13 +35,8 @@ class _Iterator(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _parsed(text: Any) -> _Iterator:
-    return _decoded(str(text))
-
-
-@lru_cache(maxsize=4096)  # each is asked for several times
-def _decoded(text: str) -> _Iterator:
     try:
-        return msgspec.json.decode(base64.b64decode(text.rpartition("|")[2], validate=True), type=_Iterator)
+        return msgspec.json.decode(base64.b64decode(str(text).rpartition("|")[2], validate=True), type=_Iterator)
     except (msgspec.DecodeError, binascii.Error, UnicodeError, ValueError):
         raise invalid("Invalid ShardIterator") from None
 
@@ -55,11 +50,12 @@ class StreamReads:
     dialect: Dialect
     page_shards: int = 100
     page_records: int = 1000
+    _issued: dict[str, _Iterator] = field(default_factory=dict)  # the newest ones, which need no decoding
 
     def shard_of(self, operation: str, request: Mapping[str, Any]) -> str | None:
         """The shard that a call is about, for faults that are set on one shard."""
         if operation == "GetRecords":
-            return _parsed(request.get("ShardIterator")).shard
+            return self._known(request.get("ShardIterator")).shard
         return request.get("ShardId") if operation == "GetShardIterator" else None
 
     def list_streams(self, request: Mapping[str, Any]) -> bytes:
@@ -113,7 +109,7 @@ class StreamReads:
         return orjson.dumps({"ShardIterator": self._iterator(stream, shard, after)})
 
     def get_records(self, request: Mapping[str, Any]) -> bytes:
-        at = _parsed(request.get("ShardIterator"))
+        at = self._known(request.get("ShardIterator"))
         limit = min(_limit(request, 1000), self.page_records)
         if self.catalog.now() - at.issued > LIFETIME:
             raise expired()
@@ -133,7 +129,15 @@ class StreamReads:
         return b"".join([b'{"Records":[', b",".join(bodies), b"]", following, b"}"])
 
     def _iterator(self, stream: Stream, shard: Shard, after: int) -> str:
-        return _Iterator(stream.origin.arn, shard.id, str(after), self.catalog.now()).text
+        issued = _Iterator(stream.origin.arn, shard.id, str(after), self.catalog.now())
+        if len(self._issued) >= REMEMBERED:
+            self._issued.clear()
+        text = issued.text
+        self._issued[text] = issued
+        return text
+
+    def _known(self, text: Any) -> _Iterator:
+        return self._issued.get(str(text)) or _parsed(text)
 
     def _place(self, shard: Shard, request: Mapping[str, Any]) -> int:
         """The number after which the iterator begins."""
