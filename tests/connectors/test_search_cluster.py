@@ -1,4 +1,4 @@
-"""What happens to a cluster while a run writes to it: memory runs out, an index is shrunk under it."""
+"""What happens to a cluster while a run writes to it: memory runs out, an index is shrunk under it, a node dies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import random
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.http import served
+from replicator.testing.search_server import SearchServer, ServerMissing
+from replicator.testing.servers import free_port
 from tests.end_to_end.pipeline import Run
 from tests.servers_search import Search
 
@@ -143,3 +147,85 @@ def test_a_run_ends_where_its_index_is_shrunk_and_no_document_is_lost(copy: Copy
     with copy.start("--until", "caught-up") as again:
         assert again.wait().code == 2
     assert f"is not an index any more but an alias of {small}" in again.ended().err
+
+
+# two nodes
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[tuple[SearchServer, SearchServer]]:
+    """A cluster of a node that leads it, and one that only holds data."""
+    ports = free_port(), free_port()
+    hosts = ", ".join(f'"127.0.0.1:{port}"' for port in ports)
+    shared = {"discovery.type": "zen", "cluster.name": f"two-{ports[0]}", "discovery.seed_hosts": f"[{hosts}]"}
+    leads = {"node.name": "first", "transport.port": str(ports[0]), "cluster.initial_cluster_manager_nodes": "[first]"}
+    holds = {"node.name": "second", "transport.port": str(ports[1]), "node.roles": "[data]"}
+    with ExitStack() as stack:
+        try:
+            nodes = [stack.enter_context(SearchServer("opensearch-3", {**shared, **of})) for of in (leads, holds)]
+        except ServerMissing as e:
+            if os.environ.get("CI"):
+                pytest.fail(f"OpenSearch is missing: {e}")
+            pytest.skip(f"NOT TESTED on a real OpenSearch: {e}")
+        yield nodes[0], nodes[1]
+
+
+def test_where_the_node_of_a_primary_dies_its_replica_goes_on_and_nothing_is_lost(
+    two_nodes: tuple[SearchServer, SearchServer], tmp_path: Path
+) -> None:
+    """With segment replication a replica knows only what was refreshed, and has the rest in its translog."""
+    first, second = two_nodes
+    with ExitStack() as stack:
+        copies = [stack.enter_context(on_the_second(first, tmp_path, how)) for how in ("SEGMENT", "DOCUMENT")]
+        runs = [stack.enter_context(copy.start()) for copy in copies]
+        for copy, run in zip(copies, runs, strict=True):
+            run.eventually(copy.is_equal, "the copy is equal")
+            is_replicated(copy)
+            copy.change(100, 100)
+            run.eventually(partial(has_stored, copy, 200), "changes are stored on both nodes")
+            assert primary(copy) == "second"
+        for copy in copies:
+            copy.change(200, 200)
+        second.kill()
+        for copy, run in zip(copies, runs, strict=True):
+            copy.change(400, 100)
+            run.eventually(copy.is_equal, "the copy is equal on the node that is left")
+            assert run.stop().code == 0
+            assert primary(copy) == "first"
+            assert run.events("parked") == []
+            with copy.start("--until", "caught-up") as again:
+                assert again.wait().code == 0, again.ended()
+            assert copy.is_equal()
+            copy.search.clear()
+
+
+@contextmanager
+def on_the_second(first: SearchServer, folder: Path, replication: str) -> Iterator[Copy]:
+    """A copy of 100 items whose index is made on the second node, without a replica."""
+    search = Search(first, f"t{uuid.uuid4().hex[:10]}-")
+    (folder / replication).mkdir()
+    there = {"routing.allocation.require._name": "second"}
+    settings = {"replication.type": replication, "refresh_interval": "1h", **there}
+    with copied(search, folder / replication, shards=1, replicas=0, settings=settings) as copy:
+        copy.change(0, 100)
+        yield copy
+
+
+def is_replicated(copy: Copy) -> None:
+    """From now on, with a replica on the first node."""
+    more = {"index.routing.allocation.require._name": None, "index.number_of_replicas": 1}
+    copy.search.ask("PUT", f"/{copy.index}/_settings", more)
+    copy.search.ask("GET", f"/_cluster/health/{copy.index}?wait_for_status=green&timeout=60s")
+
+
+def has_stored(copy: Copy, writes: int) -> bool:
+    """Whether the index has seen so many, refreshed or not."""
+    stats = copy.search.ask("GET", f"/{copy.index}/_stats/indexing")
+    return bool(stats["_all"]["primaries"]["indexing"]["index_total"] >= writes)
+
+
+def primary(copy: Copy) -> str:
+    """The node that it is on."""
+    shards = copy.search.ask("GET", f"/_cat/shards/{copy.index}?format=json&h=prirep,node")
+    (node,) = (shard["node"] for shard in shards if shard["prirep"] == "p")
+    return str(node)
