@@ -93,7 +93,7 @@ def purged_too_soon(patch: Patch) -> None:
 
 @mutant("what a killed run had sent is forgotten", 5, index, 10_000)
 def killed_runs_are_forgotten(patch: Patch) -> None:
-    patch.setattr(Driver, "_begin_doubt", lambda self, seconds=0.0: None)
+    patch.setattr(Driver, "_begin_doubt", lambda self, *_, **__: None)
 
 
 @mutant("positions are stored before the documents", 6, index)
