@@ -273,6 +273,12 @@ def rehook(world: Universe, act: Act) -> None:
     raise Killed
 
 
+def widen(world: Universe, act: Act) -> None:
+    """The config names a column more from now on, and the run is started again."""
+    world.fields = min(world.fields + 1, 3)
+    raise Killed
+
+
 def restore(world: Universe, act: Act) -> None:
     """The target comes back from a backup; a store that is apart knows nothing of that.
 
@@ -372,6 +378,7 @@ ACTS: Mapping[str, Callable[[Universe, Act], None]] = {
     "restart": restart,
     "resync": resync,
     "rehook": rehook,
+    "widen": widen,
     "restore": restore,
     "roll back": roll_back,
     "forget": forget,

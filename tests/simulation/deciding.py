@@ -48,7 +48,7 @@ def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
 def _retried(world: Universe, item: parking.ParkedItem, filing: Filing, command: Command) -> str:
     state = parking.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
-    command.target.open(tuple(Table(name, keys) for name in world.tables), state.epoch)
+    command.target.open(tuple(Table(name, keys, dict(options)) for name, options in world.tables.items()), state.epoch)
     return parking.retry(item, filing, command.target, command.checkpoints, state)
 
 

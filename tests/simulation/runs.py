@@ -84,7 +84,7 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> Copy:
     store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(universe)
     wire = Touched(universe, slip)
     table = describe_table(Described(wire, wire._source), name)
-    tables = tuple(Table(name, keys_of(universe)) for name in destinations)
+    tables = tuple(Table(name, keys_of(universe), dict(options)) for name, options in destinations.items())
     return Copy(config, wire, target, store, hook, table, tables)
 
 
@@ -94,7 +94,7 @@ def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = Fal
     admit(
         copy.checkpoints,
         lambda ledger: existing.found(ledger, copy.table, copy.target, copy.tables, copy.hook),
-        Allowed(resync=resync, hook_change=universe.fixed),
+        Allowed(resync=resync, hook_change=universe.fixed, schema_changes=universe.scenario.columns),
     )
     return copy
 
@@ -156,7 +156,8 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         driver = driver_in(universe, copy)
         limit_turns(driver, turns, lambda left: turned.append(universe.clock.now))
         epoch = truth.epoch_of(universe.database.entries)
-        driver.run(until=until, allowed=Allowed(resync, universe.fixed))
+        extends = universe.scenario.columns
+        driver.run(until=until, allowed=Allowed(resync, universe.fixed, schema_changes=extends))
         universe.caught_up = True
         truth.check_swept(universe, epoch, turned[-1] - turned[0] if turned else 0.0)
         universe.records.told_live(universe, began)

@@ -96,6 +96,23 @@ LEAKING: Mapping[str, float] = {
 }
 """The acts of a world in which short runs follow each other for hours, and each loses a response."""
 
+WIDENING: Mapping[str, float] = {
+    "write": 0.6,
+    "widen": 0.015,
+    "split": 0.02,
+    "roll": 0.02,
+    "throttle": 0.01,
+    "pause": 0.02,
+    "die": 0.04,
+    "takeover": 0.01,
+    "lost": 0.03,
+    "unanswered": 0.03,
+    "late": 0.02,
+    "restart": 0.02,
+    "resync": 0.003,
+}
+"""The acts of a world in which the tables have columns, and get more of them."""
+
 MONTHS: Mapping[str, float] = {
     "write": 0.3,
     "expire": 0.02,
@@ -142,6 +159,7 @@ class Scenario:
     forgetful: bool = False
     trims: bool = False
     keeps_expired: bool = False
+    columns: bool = False
     months: bool = False
     cron: bool = False
     lingering: float = 0.0
@@ -212,6 +230,9 @@ def draw(seed: int) -> Scenario:
     leaks = random.Random(f"leaks {seed}")
     if drawn.index and leaks.random() < 0.1:
         return leaking(drawn, leaks)
+    widens = random.Random(f"widens {seed}")
+    if not (hook is not None and HOOKS[hook].poisons) and widens.random() < 0.08:
+        return widening(drawn, widens)
     lives = _in_months(drawn, random.Random(f"a long life {seed}"))
     return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)}) if lives.months else lives
 
@@ -260,6 +281,12 @@ def leaking(drawn: Scenario, chance: random.Random) -> Scenario:
         pace=chance.choice([2.0, 4.0]),
         rates={what: min(1.0, rate * 10 ** chance.uniform(-0.5, 0.5)) for what, rate in LEAKING.items()},
     )
+
+
+def widening(drawn: Scenario, chance: random.Random) -> Scenario:
+    """Tables of columns, to which people add one while nothing else changes, and runs that die."""
+    rates = {what: min(1.0, rate * 10 ** chance.uniform(-0.5, 0.5)) for what, rate in WIDENING.items()}
+    return replace(drawn, columns=True, refuses=False, keeps_expired=False, trims=False, rates=rates)
 
 
 def _swung(seed: int, what: str, rate: float) -> float:

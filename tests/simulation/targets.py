@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import orjson
+
 from connectors.dynamodb.leftovers import Found, Leftovers
 from connectors.dynamodb.writing import Writing
 from replicator import doubt
 from replicator.acknowledged import place
-from replicator.batch import Batch, Counts, DocumentId, Outcome, Write
+from replicator.batch import Batch, Counts, DocumentId, Outcome, Upsert, Write
 from replicator.checkpoints import NO_COUNTS, Save
 from replicator.doubt import LINGER
-from replicator.errors import Fenced, TransientError, Unfinished
+from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
+from replicator.identity import Change, Parts
 from replicator.target import Table
-from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body
 from replicator.testing.memory_index import MemoryIndex, Request
 from replicator.wire import Wire
 from tests.simulation import truth
@@ -61,7 +64,51 @@ class Watched(MemoryRows):
         return applied
 
 
-class Unreliable(Watched, MemoryTarget):
+class Columned(Watched):
+    """Tables that store some fields of each document, where their options name them; a table can get more."""
+
+    _universe: Universe
+    _fields: Mapping[str, Sequence[str]] = {}
+
+    def parts(self, table: Table) -> Parts:
+        if "fields" in table.options:
+            return {f"fields.{name}": "text" for name in table.options["fields"]}
+        return {"options": orjson.dumps(dict(table.options)).decode()}
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        return [str(change) for change in changes]
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        for table in tables:
+            self._universe.effect("extend")
+            if table.name in self._universe.columns:
+                self._universe.columns[table.name] = len(table.options["fields"])
+
+    def open(self, tables: Sequence[Table], epoch: int) -> None:
+        columns = self._universe.columns
+        for table in tables:
+            if "fields" in table.options:
+                wanted = len(table.options["fields"])
+                if columns.setdefault(table.name, wanted) < wanted:
+                    raise ConfigError(f"{table.name} lacks a column")
+        super().open(tables, epoch)
+        self._fields = {table.name: table.options["fields"] for table in tables if "fields" in table.options}
+        self._universe.effect("opened")
+
+    def _apply(self, write: Write, *, keep: bool) -> bool:
+        applied = super()._apply(write, keep=keep)
+        if applied and isinstance(write, Upsert) and write.table in self._fields:
+            version, whole = self._database.rows[write.table][write.id]
+            self._database.rows[write.table][write.id] = version, projected(whole, self._fields[write.table])
+        return applied
+
+
+def projected(document: bytes, fields: Sequence[str]) -> bytes:
+    """What a table with these columns stores of a document."""
+    return body({name: value for name, value in orjson.loads(document).items() if name in fields})
+
+
+class Unreliable(Columned, MemoryTarget):
     """A target with transactions: one may be lost, be stored without an answer, or be stored minutes later."""
 
     _universe: Universe
@@ -130,7 +177,7 @@ class Overlaps:
         raise NotImplementedError
 
 
-class UnreliableIndex(Watched, MemoryIndex):
+class UnreliableIndex(Columned, MemoryIndex):
     """A target without transactions: requests may fail, each for itself, or be carried out minutes later."""
 
     _universe: Universe

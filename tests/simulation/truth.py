@@ -7,6 +7,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import orjson
+
 from replicator import backfill, position
 from replicator.attributes import image
 from replicator.batch import Counts, Delete, DocumentId, Write
@@ -96,7 +98,7 @@ def check_end(universe: Universe) -> None:
         key = (str(item["pk"]),)
         if key not in parked:
             for table, id, document in _documents(universe, key, item):
-                want[table][id] = document
+                want[table][id] = _stored(universe, table, document)
     for table in universe.tables:
         _check_table(table, want[table], database.rows.get(table, {}), parked, outlived[table])
         assert not database.tombstones.get(table), f"tombstones are left in {table}"
@@ -123,6 +125,14 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
     for table, rows in database.rows.items():
         older = [id for id, (v, _) in rows.items() if position.epoch_of(v) < epoch and not _of_parked(id, parked)]
         assert not older, f"{table} has {older} of an earlier epoch, and runs of {universe.undisturbed[1]:.0f} s"
+
+
+def _stored(universe: Universe, table: str, document: bytes) -> bytes:
+    """What a table holds of a document: the columns that the config names by now, filled for every item."""
+    fields = universe.tables[table].get("fields")
+    if fields is None:
+        return document
+    return body({name: value for name, value in orjson.loads(document).items() if name in fields})
 
 
 Kept = tuple[int, Mapping[tuple[str, DocumentId], bytes]]

@@ -29,6 +29,7 @@ ACTS = {**EVENTS, **DECISIONS}
 
 
 HOUR = 3600.0
+FIELDS = ("edition", "v", "pk")  # of documents, in the order in which a table gets columns for them
 
 
 class Universe:
@@ -70,6 +71,8 @@ class Universe:
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
         self.perishing: Callable[[], None] = lambda: None
+        self.fields = 1 if scenario.columns else 0  # how many columns the config names, 0 where it names none
+        self.columns: dict[str, int] = {}  # how many a table has
         self.leaks = False  # every run loses a response from now on
         self.undisturbed = 0, 0.0  # an epoch, and for how long runs followed it that ended in good order
         self.records = Records()
@@ -290,7 +293,9 @@ class Universe:
     @property
     def tables(self) -> Mapping[str, Mapping[str, Any]]:
         hook = self.hook()
-        return {"even": {}, "odd": {}} if hook is not None and hook.declared else {self.TABLE: {}}
+        options = {"fields": list(FIELDS[: self.fields])} if self.scenario.columns else {}
+        names = ("even", "odd") if hook is not None and hook.declared else (self.TABLE,)
+        return dict.fromkeys(names, options)
 
     def hook(self) -> Hook | None:
         return None if self.scenario.hook is None else hooks.load(self.scenario.hook, self.edition, fixed=self.fixed)

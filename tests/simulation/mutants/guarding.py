@@ -9,6 +9,7 @@ from functools import partial
 from connectors.dynamodb.leftovers import Leftovers
 from replicator import backfill, doubt, start
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
+from replicator.binding import Binding
 from replicator.chores import Chores
 from replicator.delivery import Delivery
 from replicator.doubt import Doubt
@@ -28,12 +29,14 @@ from tests.simulation.mutants.scenarios import (
     long_scan,
     lossy,
     lossy_resyncs,
+    plain,
     replaced,
     retried,
     seldom_written,
     stopped_soon,
     transacted,
     two_tables,
+    widened,
 )
 from tests.simulation.targets import Searches, Unreliable, UnreliableIndex
 
@@ -210,6 +213,28 @@ def buries_whatever_is_there(patch: Patch) -> None:
         return len(ids)
 
     patch.setattr(UnreliableIndex, "bury", buried)
+
+
+@mutant("a column that is added is not filled", 14, plain, shape=widened)
+def added_columns_stay_empty(patch: Patch) -> None:
+    right, opened = start.course, Binding.open
+
+    def resumes(found: start.Found, allowed: start.Allowed) -> start.Course:
+        course = right(found, allowed)
+        return start.Course.RESUME if found.changes and not allowed.resync else course
+
+    def extends_first(self: Binding, found: start.Found) -> None:
+        if found.additions is not None:
+            self.extend(found)
+        opened(self, found)
+
+    patch.setattr(start, "course", resumes)
+    patch.setattr(Binding, "open", extends_first)
+
+
+@mutant("what defines a table is not compared", 14, plain, shape=widened)
+def definitions_are_not_compared(patch: Patch) -> None:
+    patch.setattr(start.Found, "changes", property(lambda self: []))
 
 
 @mutant("a config that leads to another source or target is accepted", 9, seeds=200)
