@@ -21,7 +21,7 @@ from replicator.position import epoch_of, version
 from replicator.target import Table, Target
 
 Pass = tuple[str, int, int]
-"""What is done, below which version, and how many doubts had begun that concern it."""
+"""What is done, below which version, and which number the doubts gave it: with another one it begins anew."""
 
 
 SHARE = 4.0  # times as long as a piece took, others come first where changes wait
@@ -43,6 +43,7 @@ class Chores:
     _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables of which a pass has reached the end
     _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table: what could not be removed so far
+    _keys: Mapping[str, Key] = field(default_factory=dict)  # of parked entries, as last read
     _removed: bool = False  # by other tables, something, since one was refused
 
     _rests_until: float = -math.inf
@@ -150,8 +151,8 @@ class Chores:
 
         A table whose end was reached is not asked again until all that is due is done, since that would begin another
         pass through it: passes of different lengths would never end together. With a new doubt a purge begins anew,
-        because of the tombstones left meanwhile; a sweep only where something of an earlier epoch may have been sent:
-        what this run sends is of its own.
+        because of the tombstones left meanwhile; a sweep only where something of an earlier epoch may have been sent,
+        and once that has arrived: what this run sends is of its own.
         """
         this = what, below, self._doubts(what)
         through = self._through.setdefault(this, set())
@@ -180,7 +181,7 @@ class Chores:
     def _doubts(self, what: str) -> int:
         if self.doubt is None:
             return 0
-        return self.doubt.begun if what == "purge" else self.doubt.begun_earlier
+        return self.doubt.begun if what == "purge" else self.doubt.sweep_round
 
     def _patiently(self, piece: Callable[[], int], *, forgets: bool = False) -> int:
         def confirmed() -> int:
@@ -189,9 +190,10 @@ class Chores:
 
         return self.patiently(confirmed)
 
-    def _parked(self) -> dict[str, Key]:
+    def _parked(self) -> Mapping[str, Key]:
         """The parked entries' ids, with their keys."""
-        return self.patiently(lambda: dict(parked_keys(self.checkpoints)))
+        self._keys = self.patiently(lambda: parked_keys(self.checkpoints, self._keys))
+        return self._keys
 
     def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
         """Documents of items parked in this epoch stay."""

@@ -73,6 +73,14 @@ class Doubt:
         return None if self._until_earlier is None or self.swept else max(0.0, self._until_earlier - self.now())
 
     @property
+    def sweep_round(self) -> int:
+        """Another number as requests of earlier epochs begin to linger, and once all have arrived.
+
+        What they bring back may be behind a sweep that goes on: only one that begins after that finds all of it.
+        """
+        return 2 * self.begun_earlier + self.owes_sweep
+
+    @property
     def left(self) -> float | None:
         """Seconds that it still lasts, 0.0 where tombstones are left of it; None where nothing is."""
         return None if self._until is None else max(0.0, self._until - self.now())

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import msgspec
 from msgspec import structs
@@ -118,14 +119,14 @@ def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | Non
     return old if old is not None and old.read and (old.id, old.revision) == (id, revision) else None
 
 
-def parked_keys(checkpoints: Checkpoints) -> Iterator[tuple[str, Key]]:
-    """The ids and keys of parked entries; their images are not read, if the key is not too long to be in the id."""
-    for id in [e.id for e in checkpoints.read().entries if e.kind == PARKED]:
-        key = key_in(id)
-        if key is None:
-            key = next((p.key for _, p in checkpoints.parked(ids=[id])), None)
-        if key is not None:
-            yield id, key
+def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})) -> dict[str, Key]:
+    """The ids and keys of parked entries. Images are read only where a key is too long to be in the id, and was not
+    known ``before``."""
+    ids = [e.id for e in checkpoints.read().entries if e.kind == PARKED]
+    found = {id: key for id in ids if (key := before.get(id) or key_in(id)) is not None}
+    if unknown := [id for id in ids if id not in found]:
+        found |= {id: parked.key for id, parked in checkpoints.parked(ids=unknown)}
+    return found
 
 
 def _check_single(ids: Iterable[str]) -> None:

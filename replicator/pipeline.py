@@ -71,7 +71,8 @@ class Pipeline:
         self.total = sum(claimed.counts.values(), Counts())  # of all shards and segments, what is stored
         self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
         pulse = self.ledger.pulse
-        self.discovery = Discovery(listed=pulse.listed if pulse is not None else None)
+        self.listing_stored = pulse.listed if pulse is not None else None  # with all shards that it showed
+        self.discovery = Discovery(listed=self.listing_stored)
         self.shards: dict[str, ShardState] = dict(self.ledger.shards)  # as stored
         self.segments: dict[str, SegmentState] = dict(self.ledger.segments)
         self.state: PipelineState | None = self.ledger.pipeline
@@ -446,6 +447,8 @@ class Pipeline:
                 self._readable = self._childless = None
         elif kind == "segment":
             _set(self.segments, id, value, SegmentState)
+        elif isinstance(value, Pulse):
+            self.listing_stored = value.listed
 
     def _parked_durably(self, taken: _Taken) -> None:
         for refused in taken.refused:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
+from typing import Any, cast
 
 import pytest
 
+from connectors.dynamodb.leftovers import Found, Leftovers
+from connectors.dynamodb.writing import Writing
 from replicator import backfill
 from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
 from replicator.checkpoints import PipelineState, Retried, Save, Spared, decode, encode
@@ -24,6 +29,7 @@ from replicator.target import Table
 from replicator.testing.contract.kit import PK, exhaust, owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
+from replicator.wire import Wire
 from tests.simulation import runs
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import Universe
@@ -322,6 +328,78 @@ def test_a_doubt_in_the_middle_of_a_pass_begins_it_anew() -> None:
     while found.do(idle=True):
         pass
     assert target.asked == ["few"] * 2 + ["many"] * 5
+
+
+class Paged(MemoryIndex):
+    """Sweeps as DynamoDB does: one pass through the table, a page of two at a time."""
+
+    def __init__(self, database: MemoryDatabase, *, now: Callable[[], float]) -> None:
+        super().__init__(database, now=now)
+        late = itertools.count(step=3)
+        self._leftovers = Leftovers(cast(Wire, None), cast(Writing, self), lambda: next(late))
+
+    @property
+    def doubts(self) -> Mapping[str, int]:
+        return {"purge": self.doubt.begun, "sweep": self.doubt.sweep_round}
+
+    def all_done(self, requests: Sequence[Callable[[], int]]) -> int:
+        return sum(request() for request in requests)
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        def pages(*, after: Any) -> Iterator[Found]:
+            there = sorted({*self._database.rows[table.name], *self._database.tombstones[table.name]})
+            left = [id for id in there if after is None or id > after]
+            older = set(self.older(table, below, spare))
+            for at in range(0, max(len(left), 1), 2):
+                page = left[at : at + 2]
+                last = page[-1] if left[at + 2 :] else None
+                yield Found(cast(Any, [id for id in page if id in older]), cast(Any, last))
+
+        def burials(ids: Any) -> Any:
+            return [partial(self.bury, table, [id], below) for id in ids]
+
+        return self._leftovers.piece(("sweep", table.name, below), pages, burials)
+
+
+class Searched(MemoryIndex):
+    """Sweeps as search engines do, each piece finding what is left; the table ``large`` takes several."""
+
+    _pieces = 6
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        if table.name == "large" and self._pieces:
+            self._pieces -= 1
+            return 1
+        return super().sweep(table, below, spare)
+
+
+@pytest.mark.parametrize(("kind", "names"), [(Paged, ["t"]), (Searched, ["small", "large"])])
+def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_since(
+    kind: type[Paged | Searched], names: Sequence[str]
+) -> None:
+    time, epoch = [0.0], FIRST_EPOCH + 1
+    database = MemoryDatabase()
+    target, tables = kind(database, now=lambda: time[0]), [Table(name, PK) for name in names]
+    target.open(tables, epoch)
+    found = chores(target, tables, lambda: time[0])
+    rows = [Upsert(names[0], (key,), {}, version(epoch, 1), (key,)) for key in "bcdefghij"]
+    target.write(Batch([Part("s", rows)]))
+    found.pipeline.change(PipelineState(epoch, "s", "t", "i", backfill.FOLLOWING, resync=True))
+    found.delivery.flush()
+    target.doubt.begin(earlier=True)
+    found.pipeline._pending.append(("spared", "x", Spared(epoch)))  # and is not parked any more
+    found.delivery.flush()
+    time[0] = LONGEST - 100
+    for _ in range(3):
+        found.do()
+    ghost = Upsert(names[0], ("a",), {}, version(epoch - 1, 5), ("a",))
+    target.write(Batch([Part("s", [ghost])]))
+    time[0] = LONGEST + 1
+    for _ in range(100):
+        found.do()
+        found.delivery.flush()
+    assert target.doubt.left_earlier is None
+    assert set(database.documents(names[0])) == {(key,) for key in "bcdefghij"}
 
 
 def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None:

@@ -479,8 +479,11 @@ def test_a_sweep_knows_what_to_spare_without_any_image(target: MemoryTarget) -> 
     change = Parked((long,), version(1024, 3), "because", 0.0)
     store.save([Save("parked", parked_id(change.key, change.version), 0, encode(change))])
 
-    assert {key for _, key in parked_keys(store)} == {("a",), ("[",), (long,)}
+    found = parked_keys(store)
+    assert set(found.values()) == {("a",), ("[",), (long,)}
     assert store.images == 1, "of the key that is too long for an id"
+    assert parked_keys(store, found) == found
+    assert store.images == 1, "a sweep asks before each of its pieces"
 
 
 def test_a_drop_notes_what_the_item_left(target: MemoryTarget) -> None:

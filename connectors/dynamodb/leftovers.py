@@ -103,7 +103,7 @@ class Leftovers:
         return 0
 
     def _start_over(self) -> None:
-        """Forget how far the passes are that a new doubt concerns."""
+        """Forget how far the passes are that a doubt, or its end, concerns."""
         doubts = self._writing.doubts
         of_now = {what for what in doubts if doubts[what] == self._doubts.get(what)}
         self._reached = {place: at for place, at in self._reached.items() if place[0] in of_now}

@@ -40,8 +40,8 @@ class Writing:
 
     @property
     def doubts(self) -> Mapping[str, int]:
-        """How many doubts have begun that concern a purge, or a sweep."""
-        return {"purge": self._doubt.begun, "sweep": self._doubt.begun_earlier}
+        """Numbers of a purge and a sweep: with another one they begin anew."""
+        return {"purge": self._doubt.begun, "sweep": self._doubt.sweep_round}
 
     def send(self, encoded: Encoded) -> None:
         """Begin to store what is unfinished of a batch."""

@@ -44,7 +44,8 @@ def of_settings(settings: Mapping[str, Any]) -> Iterator[str]:
     if policy := given.get("lifecycle.name"):
         yield (
             f"the ILM policy {policy} manages it, which may roll it over, shrink it, block writes to it or delete it. "
-            'Take it out of ILM: PUT INDEX/_settings {"index.lifecycle.name": null}'
+            'Take it out of ILM: PUT INDEX/_settings {"index.lifecycle.name": null}; where the index is still '
+            "to be made, write settings: {lifecycle.name: null} under its table"
         )
     yield from _source_settings(given)
 

@@ -15,7 +15,7 @@ from connectors.search.failures import AnswerLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.verdicts import worst
-from connectors.search.watch import Watch
+from connectors.search.watch import Opened, Watch
 from connectors.search.writing import Writing
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.doubt import Doubt
@@ -112,8 +112,7 @@ class SearchTarget:
         for name, layout in wanted.items():
             if found[name][0].replaced(epoch):
                 raise GapFound(catalog.replaced(layout))
-        ids = {name: self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()}
-        self._watch.begin({name: (layout, ids[name]) for name, layout in wanted.items()})
+        self._watch.begin([self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()])
         self._layouts = wanted
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
@@ -169,8 +168,8 @@ class SearchTarget:
         """What would be wrong with an absent index once it is made, so that no such index is left behind."""
         return [] if found.index is not None else list(probe.templates(self._connection, layout))
 
-    def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> str:
-        """Make and note what is absent; the index's id. What is made is looked at again: not every login may ask
+    def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> Opened:
+        """Make and note what is absent. What is made is looked at again: not every login may ask
         what templates would make of it."""
         if not found.complete:
             catalog.make(self._connection, layout, found, catalog.notes(layout, self._pipeline, 0))
@@ -180,8 +179,9 @@ class SearchTarget:
         if found.index is None:
             raise TransientError(f"{self.server}: the index {layout.index} was made, and is not there; looking again")
         probe.versions_kept(self._bulk, layout, self.server)
-        catalog.note(self._connection, layout, found.index, catalog.notes(layout, self._pipeline, epoch))
-        return found.index.id
+        notes = catalog.notes(layout, self._pipeline, epoch)
+        catalog.note(self._connection, layout, found.index, notes)
+        return Opened(layout, found.index.id, notes)
 
     def _check_gone(self, how: str, layout: Layout, piece: leftovers.Piece) -> None:
         """TransientError where a search still shows what was removed before.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from connectors.search import catalog
 from connectors.search.connection import Connection
@@ -14,9 +15,18 @@ from replicator.errors import ConfigError
 EVERY = 5.0  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An index as it was opened: its id, and what was noted in it."""
+
+    layout: Layout
+    id: str
+    notes: Mapping[str, Any]
+
+
 @dataclass(slots=True)
 class Watch:
-    """The opened layouts by table, each with its index's id.
+    """The indices that were opened.
 
     A look after the fact is enough: an index that was replaced or restored is told by its id, also by the next run, and
     where a write arrived is said by each answer.
@@ -24,19 +34,26 @@ class Watch:
 
     connection: Connection
     now: Callable[[], float] = time.monotonic
-    _opened: Mapping[str, tuple[Layout, str]] = field(default_factory=dict)
+    _opened: Sequence[Opened] = ()
     _looked: float = 0.0
 
-    def begin(self, opened: Mapping[str, tuple[Layout, str]]) -> None:
+    def begin(self, opened: Sequence[Opened]) -> None:
         """They were looked at just now."""
         self._opened, self._looked = opened, self.now()
 
     def look(self) -> None:
-        """ConfigError, with everything that changed, if a copy cannot go on with it. Asks at most every 5 s."""
+        """ConfigError, with everything that changed, if a copy cannot go on with it. Asks at most every 5 s.
+
+        A run that was stopped while it opened the index, and replaced, may have noted its own epoch over a later one:
+        engines compare nothing there. That is put right, or the next start would take the index for an older one.
+        """
         if not self._opened or self.now() - self._looked < EVERY:
             return
-        layouts = [layout for layout, _ in self._opened.values()]
-        found = zip(self._opened.values(), catalog.states(self.connection, layouts), strict=True)
-        if problems := [text for (layout, id), state in found for text in catalog.changed(layout, state, id)]:
+        states = catalog.states(self.connection, [opened.layout for opened in self._opened])
+        found = list(zip(self._opened, states, strict=True))
+        if problems := [text for o, state in found for text in catalog.changed(o.layout, state, o.id)]:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
+        for opened, state in found:
+            if state.index is not None and state.index.epoch < opened.notes["epoch"]:
+                catalog.note(self.connection, opened.layout, state.index, opened.notes)
         self._looked = self.now()

@@ -312,6 +312,20 @@ def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ev
     assert found.sweep(TABLE, 5, []) == 1
 
 
+def test_an_epoch_that_is_noted_over_a_later_one_is_noted_again(server: Server) -> None:
+    """By a run that was stopped while it opened the index, and replaced."""
+    found = client("elasticsearch", url=server.url)
+    found.open([TABLE], FIRST_EPOCH + 2)
+    notes = server.made["contract-1"]["mappings"]["_meta"]["replicator"]
+    server.made["contract-1"]["mappings"] = json.loads(json.dumps(server.made["contract-1"]["mappings"]))
+    server.made["contract-1"]["mappings"]["_meta"]["replicator"]["epoch"] = FIRST_EPOCH + 1
+    assert found.epoch([TABLE]) == FIRST_EPOCH + 1
+    found._watch.now = lambda: float("inf")
+    found.write(batch(put({"pk": "a"}, 1)))
+    assert server.made["contract-1"]["mappings"]["_meta"]["replicator"] == notes
+    assert found.epoch([TABLE]) == FIRST_EPOCH + 2
+
+
 @pytest.mark.parametrize("how", ["sweep", "purge"])
 def test_an_end_is_an_end_only_if_the_columns_say_so_too(server: Server, how: str) -> None:
     """As where the search goes through a pipeline that hides documents."""

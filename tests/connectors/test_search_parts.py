@@ -519,6 +519,7 @@ HAZARDS: list[tuple[Mapping[str, Any], str]] = [
     ({"index": {"translog": {"durability": "ASYNC"}}}, "translog.durability is async"),
     ({"index.final_pipeline": "p"}, "the ingest pipeline p is its final_pipeline"),
     ({"lifecycle.name": "days"}, "the ILM policy days manages it, which may roll it over, shrink it, block writes"),
+    ({"lifecycle.name": "days"}, "where the index is still to be made, write settings: {lifecycle.name: null}"),
     ({"mapping": {"source": {"mode": "synthetic"}}}, "mapping.source.mode is synthetic"),
     ({"mapping.source.mode": "disabled"}, "mapping.source.mode is disabled: documents are not kept"),
     ({"mode": "logsdb"}, "its mode is logsdb"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from msgspec import structs
 
+from replicator.batch import Batch, Outcome
+from replicator.errors import TransientError
 from replicator.testing.dynamodb import LOCAL, Listed
+from replicator.testing.memory_index import MemoryIndex
 from tests.faults.world import HOUR, TABLE, World
 
 Fault = Callable[[World], None]
@@ -195,7 +198,9 @@ def test_a_shard_whose_parent_was_trimmed_before_anybody_saw_it_is_a_gap(faults:
     faults.copied()
     parent = shard(faults)
     faults.db.roll(TABLE, parent)
-    faults.db.misreport(lambda shards: [replace(s, parent="shardId-0-0") if s.parent == parent else s for s in shards])
+    faults.db.misreport(
+        lambda shards: [structs.replace(s, parent="shardId-0-0") if s.parent == parent else s for s in shards]
+    )
     ended = faults.run(seconds=600)
 
     assert ended.code == 3
@@ -288,6 +293,66 @@ def test_a_run_that_was_live_for_long_may_be_away_for_23_hours(faults: World) ->
     faults.clock.move(faults.clock() + 23 * HOUR)
     faults.put("k2", n=2)
     faults.copied()
+
+
+class Down(MemoryIndex):
+    """A target without transactions that can be down for documents; a run goes on while it waits for it."""
+
+    down = False
+    _sent: Batch
+
+    def encode(self, batch: Batch) -> Batch:
+        return batch
+
+    def send(self, encoded: Batch) -> None:
+        self._sent = encoded
+
+    def ready(self) -> bool:
+        return not self.down
+
+    def collect(self) -> Outcome:
+        return self.write(self._sent)
+
+    def write(self, batch: Batch) -> Outcome:
+        if self.down and batch.parts:
+            raise TransientError("nobody answers")
+        return super().write(batch)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_listing_counts_only_where_the_shards_that_it_showed_are_stored(faults: World, waits: bool) -> None:
+    """While a batch waits that holds them, signs of life go past it; the next run may not take them for young."""
+    target = Down(faults.database, now=faults.clock)
+    faults.target = lambda: target
+    faults.fill(items=24, shards=6)
+    faults.copied()
+    start = faults.clock()
+    *ending, _ = faults.db.open_shards(TABLE)
+
+    def end() -> None:
+        faults.db.fail("DescribeStream", "LimitExceededException", times=None)
+        for id in ending:
+            faults.db.roll(TABLE, id)
+
+    faults.clock.plan(20, end)
+    assert faults.run(seconds=60).code == 0
+    for n in range(24):
+        faults.db.delete(TABLE, {"id": f"k{n}"})  # most of it in shards that no listing showed
+    assert faults.run(seconds=30).code == 0
+    faults.clock.move(start + 19 * HOUR)
+    faults.put(*(f"q{n}" for n in range(24)))
+    assert faults.run(seconds=30).code == 0
+    faults.db.heal()
+    if waits:
+        faults.clock.move(start + 20 * HOUR)
+        faults.put(*(f"z{n}" for n in range(24)))
+        target.down = True
+        faults.run(seconds=60)
+        target.down = False
+    faults.clock.move(start + 25 * HOUR)
+    faults.put("last")
+    ended = faults.run()
+    assert (ended.code, len(faults.gaps)) == (3, 1)
 
 
 def test_a_shard_that_a_listing_showed_though_it_was_gone_is_no_gap(faults: World) -> None:

@@ -125,7 +125,7 @@ def test_what_the_documents_list_is_enough_and_all_of_it_is_used(made: Accounts)
 
 CHECKED = ("Items", "Changes", "LookUpsForKeysOnly", "Copies", "Epochs", "Checkpoints")
 PATTERN = ("PatternForAnotherTable",)
-RUN = ("MakeEpochs", "MakeCopies")
+RUN = ("MakeEpochs", "MakeCopies", "ExpiryOfCopies")
 
 
 def listed(*statements: str) -> list[Permission]:
@@ -152,6 +152,22 @@ def test_the_run_that_makes_tables_names_what_is_missing(bare: Accounts, permiss
     bare.without(permission)
     code, said = bare.run()
     assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
+
+
+@pytest.mark.parametrize("lacking", [(), ("ExpiryOfCopies",)])
+def test_later_runs_need_no_statement_that_makes_tables_and_an_archive_looks_at_expiry(
+    bare: Accounts, lacking: tuple[str, ...]
+) -> None:
+    config = Path(bare.config)
+    config.write_text(f"ttl_deletes: ignore\n{config.read_text()}")
+    assert bare.call("check", bare.config, "--create")[0] == 0
+    assert bare.run()[0] == 0
+    for account in bare.of.values():
+        account.denied = set(listed("MakeEpochs", "MakeCopies", "MakeCheckpoints", *lacking))
+    code, said = bare.run()
+    assert code == (4 if lacking else 0), said
+    for permission in listed(*lacking):
+        assert f"{permission.action} on {bare.arn(permission)} is not permitted" in said
 
 
 @pytest.mark.parametrize("permission", listed("MakeCheckpoints"), ids=str)

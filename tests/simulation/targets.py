@@ -353,7 +353,7 @@ class Passes:
 
     @property
     def doubts(self) -> Mapping[str, int]:
-        return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.begun_earlier}
+        return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.sweep_round}
 
     def all_done(self, requests: Sequence[Any]) -> int:
         return self._index.each(requests)
