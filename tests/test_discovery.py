@@ -212,3 +212,57 @@ def test_closed_shards_are_remembered_so_that_their_empty_pages_are_not_waited_u
     discovery = Discovery()
     discovery.news({"a": state()}, listing(Shard("a", last="5"), Shard("b", "a")))
     assert discovery.closed == {"a"}
+
+
+def test_a_parent_that_one_listing_shows_is_waited_for_anew() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(3):
+        lists(discovery, known, Shard("a"), Shard("z", "y"), times=4)
+        lists(discovery, known, Shard("a"), times=1)
+
+
+def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_also_behind_shards_that_are_known() -> None:
+    known = {"a": replace(state(), whole=True), "b": state("a", ended=True), "c": state("b")}
+    with pytest.raises(GapFound, match="an old shard was taken for a younger one"):
+        Discovery().news(known, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
+
+
+def test_the_parent_of_a_young_shard_is_not_taken_for_an_old_one() -> None:
+    young = {"a": replace(state("r"), whole=True), "b": replace(state("a"), whole=True)}
+    known = {"r": state(ended=True), **young}
+    assert (
+        Discovery().news(known, listing(Shard("r", last="1"), Shard("a", "r", last="2"), Shard("b", "a"))).shards == {}
+    )
+
+
+def test_a_shard_whose_end_lies_in_the_future_is_waited_for_no_longer_than_others() -> None:
+    """A clock was set back."""
+    discovery, known = Discovery(), {"a": replace(state(ended=True), through=5000.0)}
+    assert lists(discovery, known, Shard("a", last="9"), times=1, at=1000.0).finished == set()
+    assert lists(discovery, known, Shard("a", last="9"), times=1, at=1900.0).finished == {"a"}
+
+
+def test_a_shard_that_is_still_read_is_without_children_from_the_first_listing_on_that_shows_it_closed() -> None:
+    shown, ended = Shard("a", last="9"), replace(state(ended=True), through=1000.0)
+    discovery = Discovery()
+    lists(discovery, {"a": state()}, shown, times=10, at=1000.0)
+    assert lists(discovery, {"a": ended}, shown, times=1, at=1001.0).finished == set()
+    discovery = Discovery()
+    lists(discovery, {"a": state()}, shown, times=1, at=1000.0)
+    lists(discovery, {"a": state()}, shown, times=1, at=1900.0)
+    assert lists(discovery, {"a": replace(ended, through=1899.0)}, shown, times=1, at=1901.0).finished == {"a"}
+
+
+def test_a_shard_without_children_may_leave_the_listings_and_proves_later_ones_young() -> None:
+    discovery, known = Discovery(), {"a": replace(state(ended=True), through=1000.0), "b": state()}
+    assert lists(discovery, known, Shard("a", last="9"), Shard("b"), times=1, at=1900.0).finished == {"a"}
+    assert discovery.listed == 1900.0
+    assert lists(discovery, known, Shard("b"), times=3, at=30 * HOUR).finished == {"a"}
+
+
+def test_nothing_is_kept_of_a_shard_that_is_forgotten() -> None:
+    discovery, known = Discovery(), {"a": replace(state(ended=True), through=1000.0), "b": state()}
+    lists(discovery, known, Shard("a", last="9"), Shard("b"), times=1, at=1900.0)
+    assert (discovery.closed, discovery.leaves) == ({"a"}, {"a"})
+    lists(discovery, {**known, "a": replace(known["a"], leaf=True)}, Shard("b"), times=1, at=1000 * HOUR)
+    assert (discovery.closed, discovery.leaves) == (set(), set())

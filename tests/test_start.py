@@ -285,6 +285,31 @@ def test_the_first_epoch_scans_if_a_backfill_is_wanted() -> None:
     assert start.fresh(found(state=None, epochs={"copy": None}), enabled=False, now=5.0).stage == backfill.FOLLOWING
 
 
+def test_a_new_epoch_knows_its_hook_its_beginning_and_how_much_there_is_to_scan() -> None:
+    state = start.fresh(found(state=None, epochs={"copy": None}), enabled=True, now=5.0)
+    assert (state.hook, state.started, state.scan_started, state.items) == ("abc", 5.0, 5.0, 12)
+    following = start.fresh(found(state=None, epochs={"copy": None}), enabled=False, now=5.0)
+    assert (following.started, following.scan_started) == (5.0, None)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"shards": STORED, "segments": {}},
+        {"shards": {}, "segments": {"0": SegmentState(1, cursor="{}")}},
+        {"shards": {}, "segments": {"0": SegmentState(1, ended=True)}},
+    ],
+)
+def test_something_is_stored_once_a_record_a_page_or_a_whole_segment_is(stored: dict[str, Any]) -> None:
+    assert "is gone from the target" in (reason(epochs={"copy": None}, **stored) or "")
+
+
+def test_a_gap_of_an_earlier_epoch_is_one_no_more() -> None:
+    gap = Gap("trimmed", 1.0, FIRST_EPOCH, "shard", "17")
+    now = FIRST_EPOCH + 1
+    assert reason(state=replace(STATE, epoch=now), epochs={"copy": now}, gaps={"g": gap}) is None
+
+
 def test_a_later_epoch_is_above_both_ends_and_always_scans_and_sweeps() -> None:
     state = start.fresh(found(epochs={"copy": FIRST_EPOCH + 6}), enabled=False, now=5.0)
     assert (state.epoch, state.stage, state.resync) == (FIRST_EPOCH + 7, backfill.SCANNING, True)
