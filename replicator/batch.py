@@ -82,11 +82,14 @@ class Batch:
     """Writes with distinct document ids, and the checkpoint entries that may move once all of them are stored.
 
     ``tombstones``: deletes must be remembered, because scanned items with older versions may still arrive.
+    ``replaces_same``: what the target has of a document at the write's very own version is replaced, too. A retry of a
+    parked change wants that: a refused batch, or a retry that was cut off, may have stored other documents of it.
     """
 
     parts: Sequence[Part] = ()
     saves: Sequence[Save] = ()
     tombstones: bool = False
+    replaces_same: bool = False
 
     @property
     def size(self) -> int:

@@ -7,14 +7,13 @@ loses reads the entries again.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
-import msgspec
 from msgspec import structs
 
 from replicator.attributes import Malformed
@@ -32,6 +31,7 @@ from replicator.checkpoints import (
     encode,
 )
 from replicator.compaction import Filing, run_writes
+from replicator.doubt import is_late
 from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.item import Item
 from replicator.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
@@ -40,6 +40,10 @@ from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
 CHANGED = "a run has changed it meanwhile; look at it again"
+OVERTAKEN = (
+    "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
+    "compare the item in the target with its source; its next change replaces it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,43 +76,51 @@ class ParkedItem:
         return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
 
 
-def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
-    """The parked items with their images, all of them or the one whose key text is ``item``; a few in memory at a time.
+class ListedItems:
+    """The items that are parked as this is made, all of them or the one whose key text is ``item``.
 
-    Revisions are those of the beginning: what changes before its turn cannot be changed as if it were the same. An item
-    that was parked anew meanwhile comes as it is then.
+    Iterating reads them with their images, a few in memory at a time. Revisions are those of the beginning: what
+    changes before its turn cannot be changed as if it were the same. An item that was parked anew meanwhile comes as it
+    is then; one that was not parked yet does not come.
     """
-    entries = [e for e in checkpoints.read().entries if e.kind == PARKED]
-    revisions = {e.id: e.revision for e in entries if item in (None, item_of(e.id))}
-    missing = set(map(item_of, revisions))
-    for id, entry in checkpoints.parked(item or ""):
-        if id in revisions:
-            missing.discard(item_of(id))
-            yield ParkedItem(item_of(id), id, revisions[id], entry)
-    for changed in sorted(missing):
-        yield from parked_items(checkpoints, changed)
+
+    def __init__(self, checkpoints: Checkpoints, item: str | None = None) -> None:
+        entries = [e for e in checkpoints.read().entries if e.kind == PARKED]
+        self._checkpoints = checkpoints
+        self._prefix = item or ""
+        self._revisions = {e.id: e.revision for e in entries if item in (None, item_of(e.id))}
+
+    def __len__(self) -> int:
+        return len(set(map(item_of, self._revisions)))
+
+    def __iter__(self) -> Iterator[ParkedItem]:
+        missing = set(map(item_of, self._revisions))
+        for id, entry in self._checkpoints.parked(self._prefix):
+            if id in self._revisions:
+                missing.discard(item_of(id))
+                yield ParkedItem(item_of(id), id, self._revisions[id], entry)
+        for changed in sorted(missing):
+            yield from ListedItems(self._checkpoints, changed)
 
 
-def parked_count(checkpoints: Checkpoints) -> int:
-    """How many items are parked."""
-    return sum(e.kind == PARKED for e in checkpoints.read().entries)
+def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
+    """The same one by one: listed now, read as asked for."""
+    return iter(ListedItems(checkpoints, item))
 
 
 def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_ids: bool) -> ParkedItems:
     """The parked items as a run needs to know them; with their documents, where they have ids of their own.
 
     Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
-    the revision that was known ``before`` is not read again, and no image stays in memory but those that documents may
-    be left of.
+    the revision that was known ``before`` is not read again, and keeps its number of changes. No image stays in memory
+    but those that documents may be left of.
     """
     entries = checkpoints.read().entries
     revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
     _check_single(revisions)
-    if not own_ids:
-        return ParkedItems.among(entries)
     found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
     changed = revisions.keys() - found.keys()
-    if changed:
+    if changed and own_ids:
         found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked(ids=changed)}
     return ParkedItems.among(entries, found)
 
@@ -151,11 +163,20 @@ def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
     raise ConfigError("this pipeline has not begun to copy yet: nothing is parked")
 
 
-def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Checkpoints, pipeline: PipelineState) -> str:
+def retry(
+    parked: ParkedItem,
+    filing: Filing,
+    target: Target,
+    checkpoints: Checkpoints,
+    pipeline: PipelineState,
+    now: Callable[[], float] = time.time,
+) -> str:
     """Try an item's parked changes again; what became of them: "" if they are stored, else why not.
 
-    What is still refused stays parked as it is.
+    What is still refused stays parked as it is. ``pipeline``: as it was when the command began. ``now``: wall clock.
     """
+    if epoch_of(parked.entry.version) > pipeline.epoch:  # parked since, in an epoch whose scan may still be going on
+        pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has read the item anew; drop it"
     if isinstance(target, Lingering):
@@ -168,7 +189,7 @@ def retry(parked: ParkedItem, filing: Filing, target: Target, checkpoints: Check
         batch = replace(batch, saves=[*batch.saves, _told(parked)])
     if isinstance(target, Transactional):
         return _unless_changed(partial(target.write, batch))
-    return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints))
+    return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints, now))
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
@@ -179,29 +200,46 @@ def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
 def _unless_changed(act: Callable[[], Outcome]) -> str:
     try:
         refusals = act().rejections
-    except Fenced:  # the entry moved: a run parked something newer, or healed the item
-        return CHANGED
+    except Fenced as e:  # the entry moved: a run parked something newer, or healed the item
+        return OVERTAKEN if isinstance(e, Overtaken) else CHANGED
     return "; ".join(dict.fromkeys(r.reason for r in refusals))
 
 
-def _in_two_places(parked: ParkedItem, batch: Batch, target: Target, checkpoints: Checkpoints) -> Outcome:
+class Overtaken(Fenced):
+    """A run changed the item, and the write of the retry came so late that no tombstone may have turned it away."""
+
+
+def _in_two_places(
+    parked: ParkedItem, batch: Batch, target: Target, checkpoints: Checkpoints, now: Callable[[], float]
+) -> Outcome:
     """Store a retry where the entries are apart from the documents: what will be there is noted first.
 
     So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies. The next
-    run learns that a request may still arrive, and that deletes may have left tombstones.
+    run learns that a request may still arrive, and that deletes may have left tombstones. It keeps them for a time that
+    begins with the note: a command that is held up (SIGSTOP, a sleeping machine) notes it again before it writes.
     """
     written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
     leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
     noted = replace(parked.entry, leaves=leaves)
-    for revision in itertools.count(parked.revision):
+    revision, outcome = parked.revision, None
+    while outcome is None:
+        began = now()
         checkpoints.save([Save(PARKED, parked.id, revision, encode(noted)), _told(parked)])
-        with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
-            outcome = target.write(batch)
-            break
+        revision += 1
+        if not is_late(began, now()):
+            with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
+                outcome = target.write(batch)
     if outcome.rejections:
         return outcome
-    removal = structs.replace(parked.removal, expected=revision + 1)
-    return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
+    late = is_late(began, now())
+    removal = structs.replace(parked.removal, expected=revision)
+    try:
+        return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
+    except Fenced:
+        checkpoints.save([_told(parked)])  # the run may have learned of the note long before the write came
+        if late:
+            raise Overtaken from None
+        raise
 
 
 def _told(parked: ParkedItem) -> Save:
@@ -225,7 +263,7 @@ def retried(parked: ParkedItem, filing: Filing, pipeline: PipelineState) -> Batc
     saves = [parked.removal]
     if filing.own_ids and filing.hook is not None and filing.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
-    return Batch(list(_parts(parked, writes)), saves, tombstones=pipeline.stage != "following")
+    return Batch(list(_parts(parked, writes)), saves, tombstones=pipeline.stage != "following", replaces_same=True)
 
 
 def _own(change: Change, p: Parked, filing: Filing) -> list[Write]:
@@ -252,7 +290,7 @@ def _parts(parked: ParkedItem, writes: Sequence[Write]) -> Iterator[Part]:
     """The changes leave the parked ones in their own sources' counts; of the newest's, the first write answers."""
     for source, n in parked.changes.items():
         if source == parked.entry.source and writes:
-            first = msgspec.structs.replace(writes[0], weight=n)
+            first = structs.replace(writes[0], weight=n)
             yield Part(source, [first, *writes[1:]], Counts(parked=-n))
         else:
             yield Part(source, (), Counts(parked=-n, applied=n) if writes else Counts(parked=-n, dropped=n))

@@ -56,6 +56,7 @@ class Target(Protocol):
     def write(self, batch: Batch) -> Outcome:
         """Store every write, durably, before returning, each only if its version is newer.
 
+        With ``replaces_same`` also if it is the same; a target in which a refused batch leaves nothing may ignore that.
         Document ids are distinct, so any order will do. Doing it again changes nothing. If anything is refused for
         good, nothing of the batch counts as stored. TransientError when unsure, and the same call follows.
         """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import pytest
@@ -12,7 +12,7 @@ from replicator import Document, existing
 from replicator.attributes import image
 from replicator.batch import Batch, Counts, DocumentId, Outcome, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
-from replicator.checkpoints import Owner, Parked, PipelineState, Pulse, Save, encode
+from replicator.checkpoints import NO_COUNTS, Owner, Parked, PipelineState, Pulse, Save, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
@@ -20,9 +20,11 @@ from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.item import Item
 from replicator.ledger import Ledger
 from replicator.lineage import Shard
-from replicator.parked import Held, ParkedItems, parked_id
+from replicator.parked import Held, ParkedItems, held, parked_id
 from replicator.parking import (
     CHANGED,
+    OVERTAKEN,
+    ListedItems,
     ParkedItem,
     drop,
     known,
@@ -226,6 +228,32 @@ def test_an_item_that_is_parked_anew_before_its_turn_comes_as_it_is_then(target:
     assert [(i.item, i.entry.version) for i in found] == [('["d"]', version(1024, 1)), ('["b"]', version(1024, 2))]
 
 
+def test_what_is_parked_after_the_items_were_listed_does_not_come(target: MemoryTarget) -> None:
+    """A person was asked about those that were listed."""
+    for key in ("b", "c"):
+        park(target, key, 1)
+    found = ListedItems(target.checkpoints)
+    lazily = parked_items(target.checkpoints)
+    park(target, "a", 1)
+    park(target, "d", 1)
+
+    assert len(found) == 2
+    assert [i.item for i in found] == ['["b"]', '["c"]']
+    assert [i.item for i in lazily] == ['["b"]', '["c"]']
+
+
+def test_an_item_that_is_parked_anew_in_a_resync_that_began_meanwhile_leaves_a_tombstone(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """The scan may have read the item before it was removed."""
+    pipeline = replace(STATE, epoch=1025, stage="scanning", resync=True)
+    target.checkpoints.save([Save("pipeline", "", 0, encode(pipeline))])
+    park(target, "a", 7, epoch=1025, new=False)
+
+    assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
+    assert database.tombstones["orders"] == {("a",): version(1025, 7)}
+
+
 def test_a_pipeline_without_state_never_ran(target: MemoryTarget) -> None:
     with pytest.raises(ConfigError, match="has not begun to copy"):
         pipeline_of(target.checkpoints)
@@ -313,6 +341,92 @@ def test_a_retry_that_takes_long_asks_in_between_whether_the_item_is_still_parke
     assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == CHANGED
     assert command.stretches == 1
     assert database.documents("orders") == {}
+
+
+class Slow(MemoryCheckpoints):
+    """A store whose answer to the first save comes late: the command was suspended while it waited."""
+
+    late: Callable[[], None] | None = None
+
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+        super().save(saves, counts)
+        late, self.late = self.late, None
+        if late is not None:
+            late()
+
+
+@dataclass
+class Clock:
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_retry_that_was_suspended_behind_its_note_brings_no_removed_item_back(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """The run's doubt, which began with the note, is over, and its tombstone was forgotten."""
+    clock = Clock()
+    park(target, "a", 7)
+    index, command = MemoryIndex(database, now=clock), MemoryIndex(database, now=clock)
+    for one in (index, command):
+        one.open([TABLE], 1024)
+    run = following(index, target.checkpoints)
+    store = Slow(database)
+
+    def meanwhile() -> None:
+        run.know_parked()
+        clock.now += 400
+        index.doubt.settle()
+        removed(run, 9)
+        database.volatile.clear()
+
+    store.late = meanwhile
+    assert retry(only(target), AS_IS, command, store, STATE, clock) == CHANGED
+    assert database.tombstones["orders"] == {}
+    assert database.documents("orders") == {}
+
+
+def test_a_retry_that_was_suspended_behind_its_note_notes_it_again_and_goes_on(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    clock, store = Clock(), Slow(database)
+    park(target, "a", 7)
+
+    def meanwhile() -> None:
+        clock.now += 400
+
+    store.late = meanwhile
+    assert retry(only(target), AS_IS, index, store, STATE, clock) == ""
+    assert database.documents("orders") == {("a",): {"id": "a", "n": 7}}
+    assert list(parked_items(target.checkpoints)) == []
+    assert database.entries["retried", ""][0] == 2
+
+
+def test_a_retry_whose_write_came_late_behind_a_runs_change_says_that_it_is_in_doubt(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """No clock can be looked at between the last look and the request; what was sent is in doubt again."""
+    clock = Clock()
+    park(target, "a", 7)
+    index = MemoryIndex(database, now=clock)
+    index.open([TABLE], 1024)
+    run = following(index, target.checkpoints)
+    command = Meanwhile(database, now=clock)
+    command.open([TABLE], 1024)
+
+    def meanwhile() -> None:
+        run.know_parked()
+        clock.now += 400
+        index.doubt.settle()
+        removed(run, 9)
+
+    command.meanwhile = meanwhile
+    assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE, clock) == OVERTAKEN
+    assert not index.doubt
+    run.know_parked()
+    assert index.doubt
 
 
 class InStretches(MemoryIndex):
@@ -414,6 +528,34 @@ def test_a_retry_removes_every_document_that_the_item_may_have_left(
     assert [kind for kind, _ in database.entries] == ["retried"]
 
 
+@pytest.mark.parametrize("tag", ["good", "mended"])
+def test_a_retry_replaces_what_the_refused_batch_had_stored_at_its_version(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, tag: str
+) -> None:
+    """Without transactions a batch that is refused in part leaves the rest; by now the hook makes other documents."""
+    own = ('["a"]', "good")
+    stored = Upsert("orders", own, {"tag": "as it was"}, version(1024, 7), ("a",))
+    index.write(Batch([Part("other", [stored], Counts(read=1))]))
+    found = park_tags(target, [tag], leaves=(("orders", "good"), ("orders", "bad")))
+
+    assert retry(found, FIXED, index, target.checkpoints, replace(STATE, hook="2")) == ""
+    assert database.documents("orders") == {('["a"]', tag): {"tag": tag}}
+    assert database.counts[SOURCE] == Counts(read=1, applied=1)
+
+
+def test_a_retry_that_is_repeated_after_another_one_was_cut_off_replaces_what_that_stored(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
+) -> None:
+    """One document an item, too: the hook was changed in between."""
+    park(target, "a", 7)
+    first = Filing(Hook("plain", lambda item: {"by": "first"}, "1", declared=False), ("orders",))
+    second = Filing(Hook("plain", lambda item: {"by": "second"}, "2", declared=False), ("orders",))
+    index.write(retried(only(target), first, STATE))
+
+    assert retry(only(target), second, index, target.checkpoints, STATE) == ""
+    assert database.documents("orders") == {("a",): {"by": "second"}}
+
+
 def test_a_retry_with_another_hook_than_the_pipelines_notes_its_documents(target: MemoryTarget) -> None:
     found = park_tags(target, ["y"], leaves=())
 
@@ -463,12 +605,24 @@ def test_what_is_known_of_parked_items_is_read_once_and_then_what_changed(target
     drop(next(i for i in parked_items(target.checkpoints) if i.item == '["k5"]'), target.checkpoints)
     found = known(store, found, own_ids=True)
     assert (len(found), store.images) == (29, 31)
-    held = found.parked('["k4"]')
-    assert held is not None
-    assert (held.revision, held.leaves) == (2, frozenset({("orders", "x")}))
+    k4 = found.parked('["k4"]')
+    assert k4 is not None
+    assert (k4.revision, k4.leaves) == (2, frozenset({("orders", "x")}))
 
     assert len(known(store, own_ids=False)) == 29
     assert store.images == 31
+
+
+def test_how_many_changes_an_item_was_parked_with_stays_known(target: MemoryTarget) -> None:
+    """Also where each item has one document: what is parked next of it adds to them."""
+    item = park_tags(target, ["x"], changes={SOURCE: 3})
+    before = ParkedItems.of([held(item.id, item.revision, item.entry)])
+    found = known(target.checkpoints, before, own_ids=False).parked('["a"]')
+    assert found is not None
+    assert (found.changes, found.since) == ({SOURCE: 3}, 0.0)
+
+    target.checkpoints.save([Save("parked", item.id, item.revision, encode(item.entry))])
+    assert known(target.checkpoints, before, own_ids=False).parked('["a"]') == Held(item.id, item.revision + 1)
 
 
 def test_a_sweep_knows_what_to_spare_without_any_image(target: MemoryTarget) -> None:
@@ -503,10 +657,10 @@ def test_a_retry_in_two_places_notes_what_it_will_store_before_it_does(
     with pytest.raises(TransientError):
         retry(found, FIXED, index, target.checkpoints, STATE)
 
-    held = known(target.checkpoints, own_ids=True).parked('["a"]')
-    assert held is not None
-    assert held.revision == 2
-    assert held.leaves == {("orders", "x"), ("orders", "y")}
+    noted = known(target.checkpoints, own_ids=True).parked('["a"]')
+    assert noted is not None
+    assert noted.revision == 2
+    assert noted.leaves == {("orders", "x"), ("orders", "y")}
 
 
 def fail(message: str) -> Outcome:

@@ -53,7 +53,7 @@ class Encoded:
 
 def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
     """Every write as an entry. A delete of an id that cannot exist is left out: nothing is there."""
-    encoders = {name: Encoder(layout) for name, layout in layouts.items()}
+    encoders = {name: Encoder(layout, batch.replaces_same) for name, layout in layouts.items()}
     entries: list[Entry] = []
     rejections: list[Rejection] = []
     for part in batch.parts:
@@ -71,9 +71,9 @@ def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
 
 
 class Encoder:
-    """Makes the requests for one table."""
+    """Makes the requests for one table. ``same``: what is there at the same version is replaced, too."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, same: bool = False) -> None:
         self._layout = layout
         self._stored = Stored(layout)
         version, deleted = orjson.dumps(layout.version), orjson.dumps(layout.deleted)
@@ -82,7 +82,8 @@ class Encoder:
         self._version = b"," + version + b":"
         self._deleted = b"," + deleted + b':{"BOOL":true}}'
         self._guard = (
-            b',"ConditionExpression":"attribute_not_exists(#v) OR #v < :v","ExpressionAttributeNames":{"#v":'
+            b',"ConditionExpression":"attribute_not_exists(#v) OR #v %b :v","ExpressionAttributeNames":{"#v":'
+            % (b"<=" if same else b"<")
             + version
             + b'},"ExpressionAttributeValues":{":v":'
         )

@@ -40,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     @property
     def insisting(self) -> bytes:
         """The lines that leave a tombstone also where the engine remembers a delete of this version."""
-        return self.lines.replace(b'"version_type":"external"', b'"version_type":"external_gte"', 1)
+        return insisting(self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,11 @@ class TableEncoder:
                 f"the document has a field named {OURS} or {OURS}.…, which is where replicator keeps version and key"
             )
         return b"," + body[1:] if len(body) > 2 else b"}"
+
+
+def insisting(lines: bytes) -> bytes:
+    """The same write, also where the engine has, or remembers, this very version."""
+    return lines.replace(b'"version_type":"external"', b'"version_type":"external_gte"', 1)
 
 
 _text = orjson.dumps

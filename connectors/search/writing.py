@@ -10,7 +10,7 @@ import orjson
 
 from connectors.search.bulk import SMALLEST, Bulk, Sent
 from connectors.search.conflicts import Conflicts
-from connectors.search.encode import Encoded, Entry
+from connectors.search.encode import Encoded, Entry, insisting
 from connectors.search.failures import AnswerLost
 from connectors.search.layout import Layout
 from connectors.search.progress import Progress
@@ -50,6 +50,8 @@ class Writing:
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
             lines = [entry.sent(tombstones=tombstones) for entry in pending]
+            if encoded.batch.replaces_same:
+                lines = list(map(insisting, lines))
             sent.append((table, pending, self._bulk.start(layouts[table], lines)))
         self._under_way = _UnderWay(encoded, tombstones, sent)
 

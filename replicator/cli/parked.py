@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from replicator.escape import escaped_paragraph
 if TYPE_CHECKING:
     from replicator.checkpoints import Checkpoints
     from replicator.config import Config
-    from replicator.parking import ParkedItem
+    from replicator.parking import ListedItems, ParkedItem
     from replicator.target import Target
     from replicator.transform import Hook
 
@@ -93,7 +93,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     from replicator import transform
     from replicator.alarm import HookLimit
     from replicator.compaction import Filing
-    from replicator.parking import pipeline_of
+    from replicator.parking import OVERTAKEN, pipeline_of
     from replicator.parking import retry as tried
 
     refused = 0
@@ -108,7 +108,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
             with aside(), HookLimit(loaded.hook_timeout):
                 reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, pipeline))
             refused += bool(reason)
-            _tell(item, "still parked" if reason else "stored", reason, as_json)
+            outcome = "in doubt" if reason == OVERTAKEN else "still parked" if reason else "stored"
+            _tell(item, outcome, reason, as_json)
     ctx.exit(6 if refused else 0)
 
 
@@ -143,12 +144,11 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
     Asks first, unless --yes is given. Where nobody can be asked, --yes is needed.
     """
     from replicator.parking import drop as given_up
-    from replicator.parking import parked_count
 
     kept = 0
     with _opened(config) as (_, _, checkpoints):
         chosen = _chosen(checkpoints, items, every=every)
-        count = parked_count(checkpoints) if every else len(items)
+        count = len(chosen)
         if count and not yes and not _confirmed(count):
             return
         for item in chosen:
@@ -192,15 +192,15 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
         yield loaded, target, checkpoints
 
 
-def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> Iterable[ParkedItem]:
+def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> ListedItems | Sequence[ParkedItem]:
     """The parked items that were named, a few in memory at a time if all are wanted; ConfigError for one that is not
     parked."""
-    from replicator.parking import parked_items
+    from replicator.parking import ListedItems, parked_items
 
     if every and items:
         raise ConfigError("name items, or give --all, not both")
     if every:
-        return parked_items(checkpoints)
+        return ListedItems(checkpoints)
     if not items:
         raise ConfigError("name an item as `replicator parked list` prints it, or give --all")
     if not all(item.strip() for item in items):

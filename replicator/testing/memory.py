@@ -164,9 +164,9 @@ class MemoryRows:
         there = write.id in self._database.rows[write.table]
         return self._database.keeps(write.table, write.id) if there else None
 
-    def _apply(self, write: Write, *, keep: bool) -> bool:
+    def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
-        if not self._is_newer(write, keep=keep):
+        if not self._is_newer(write, keep=keep, same=same):
             return False
         tombstones.pop(write.id, None)
         if isinstance(write, Delete):
@@ -177,7 +177,7 @@ class MemoryRows:
             rows[write.id] = (write.version, body(write.body))
         return True
 
-    def _is_newer(self, write: Write, *, keep: bool) -> bool:
+    def _is_newer(self, write: Write, *, keep: bool, same: bool) -> bool:
         return write.version > self._known(write)
 
     def _known(self, write: Write) -> int:

@@ -17,11 +17,13 @@ GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, 
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One write on its way, as part of ``source``. ``keep``: a delete leaves a tombstone."""
+    """One write on its way, as part of ``source``. ``keep``: a delete leaves a tombstone. ``same``: what is there at
+    the same version is replaced."""
 
     write: Write
     source: str
     keep: bool
+    same: bool = False
 
     @property
     def plain(self) -> bool | None:
@@ -59,7 +61,7 @@ class MemoryIndex(MemoryRows):
     def carry_out(self, request: Request) -> bool:
         """What the server does with it, whenever it arrives; False if it knew that version already."""
         write = request.write
-        return self._apply(write, keep=request.keep)
+        return self._apply(write, keep=request.keep, same=request.same)
 
     def write(self, batch: Batch) -> Outcome:
         sent = [r for r in self.requests(batch) if not self._reason(r.write)]
@@ -108,10 +110,10 @@ class MemoryIndex(MemoryRows):
     def _known(self, write: Write) -> int:
         return max(super()._known(write), self._remembered(write))
 
-    def _is_newer(self, write: Write, *, keep: bool) -> bool:
+    def _is_newer(self, write: Write, *, keep: bool, same: bool) -> bool:
         """A tombstone is also put where the engine itself remembers this very delete: that will end."""
         tombstone = keep and isinstance(write, Delete)
-        return super()._is_newer(write, keep=keep) or (
+        return write.version >= self._known(write) + (not same) or (
             tombstone and write.version > super()._known(write) and write.version == self._remembered(write)
         )
 
@@ -119,8 +121,8 @@ class MemoryIndex(MemoryRows):
         version, at = self._database.volatile.get((write.table, write.id), (-1, 0.0))
         return version if self._now() < at + GC_DELETES else -1
 
-    def _apply(self, write: Write, *, keep: bool) -> bool:
-        applied = super()._apply(write, keep=keep)
+    def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:
+        applied = super()._apply(write, keep=keep, same=same)
         if applied:
             at = (write.table, write.id)
             self._database.volatile.pop(at, None)
@@ -130,4 +132,5 @@ class MemoryIndex(MemoryRows):
 
 
 def _requests(batch: Batch, keep: bool) -> list[Request]:
-    return [Request(write, part.source, keep) for part in batch.parts for write in part.writes]
+    same = batch.replaces_same
+    return [Request(write, part.source, keep, same) for part in batch.parts for write in part.writes]

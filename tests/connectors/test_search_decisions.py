@@ -59,6 +59,16 @@ def copy(engine: Engine) -> Copy:
 STALE = Outcome(stale={"shard:contract": 1})
 
 
+def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(engine: Engine, copy: Copy) -> None:
+    copy.doubt.begin()
+    copy.write(batch(put({"pk": "a", "n": 1}, 5), put({"pk": "b"}, 5), put({"pk": "c"}, 6)))
+    writes = put({"pk": "a", "n": 2}, 5), remove("b", 5), remove("c", 5)
+
+    assert copy.write(Batch(batch(*writes).parts, replaces_same=True)) == STALE
+    assert engine.ids() == {"a": at(5), "b": None, "c": at(6)}
+    assert engine.documents["a", None].value("document.n") == 2
+
+
 # lost responses and conflicts
 
 

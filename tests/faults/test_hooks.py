@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
+from click.testing import CliRunner
 
 from replicator.checkpoints import Parked
 from replicator.chores import Chores
+from replicator.cli import main
 from replicator.parking import drop, parked_items
 from replicator.testing.memory import MemoryCheckpoints
 from tests.faults.world import TABLE, World
@@ -40,6 +44,43 @@ MISBEHAVES: dict[str, tuple[str, str]] = {
     "writes into the item": ("item['n'] = 1", "hook hook raised TypeError at hooks.py:5"),
     "removes from the item": ("item.clear()", "hook hook raised AttributeError at hooks.py:5"),
 }
+
+
+BROKEN = "def hook(item):\n    return {'total': item['total']}\n"
+
+
+def test_what_is_parked_while_a_person_is_asked_is_not_dropped(faults: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults.fill(2)
+    faults.hook(BROKEN)
+    faults.run()
+    asked: list[int] = []
+
+    def confirmed(count: int) -> bool:
+        asked.append(count)
+        faults.put("new", n=1)
+        faults.run(seconds=60)
+        return True
+
+    monkeypatch.setattr(import_module("replicator.cli.parked"), "_confirmed", confirmed)
+    done = CliRunner().invoke(main, ["parked", "drop", str(faults.folder / "orders.yaml"), "--all", "--human"])
+
+    assert (asked, done.exit_code, done.stdout.count("dropped")) == ([2], 0, 2)
+    assert [change.key for change in parked(faults)] == [("new",)]
+
+
+def test_changes_that_are_parked_one_after_the_other_are_all_counted(faults: World) -> None:
+    """A run looks at the entries in between, because a command may change them."""
+    faults.fill(2)
+    faults.hook(BROKEN)
+    faults.run(seconds=30)
+    for n in range(4):
+        faults.clock.plan(20 + 60 * n, lambda: faults.put("x", n=int(faults.clock())))
+    began = faults.clock()
+    faults.run(seconds=300)
+    change = faults.states("parked")[next(id for id in faults.states("parked") if id.startswith('["x"]'))]
+
+    assert sum(change.changes.values()) == 4
+    assert change.parked < began + 60
 
 
 def parked(world: World) -> list[Parked]:

@@ -57,10 +57,10 @@ class Watched(MemoryRows):
         self._told |= refused
         return outcome
 
-    def _apply(self, write: Write, *, keep: bool) -> bool:
+    def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:
         before = self._known(write)
-        applied = super()._apply(write, keep=keep)
-        truth.check_version(write, before, applied=applied)
+        applied = super()._apply(write, keep=keep, same=same)
+        truth.check_version(write, before, applied=applied, same=same)
         return applied
 
 
@@ -95,8 +95,8 @@ class Columned(Watched):
         self._fields = {table.name: table.options["fields"] for table in tables if "fields" in table.options}
         self._universe.effect("opened")
 
-    def _apply(self, write: Write, *, keep: bool) -> bool:
-        applied = super()._apply(write, keep=keep)
+    def _apply(self, write: Write, *, keep: bool, same: bool = False) -> bool:
+        applied = super()._apply(write, keep=keep, same=same)
         if applied and isinstance(write, Upsert) and write.table in self._fields:
             version, whole = self._database.rows[write.table][write.id]
             self._database.rows[write.table][write.id] = version, projected(whole, self._fields[write.table])

@@ -33,12 +33,13 @@ def decoded(kind: str, text: str) -> object:
     return decode(kind, "", text)
 
 
-def check_version(write: Write, before: int, *, applied: bool) -> None:
+def check_version(write: Write, before: int, *, applied: bool, same: bool) -> None:
     """What the target knows of a document is never replaced by something older.
 
-    A tombstone may take the place of what an engine had in mind of the very same delete.
+    A tombstone may take the place of what an engine had in mind of the very same delete. ``same``: a retry replaces
+    what a refused batch had stored at its version.
     """
-    newer = write.version > before or (isinstance(write, Delete) and write.version == before)
+    newer = write.version > before or ((same or isinstance(write, Delete)) and write.version == before)
     assert not applied or newer, f"{write.id} went back from {before} to {write.version}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from replicator.batch import Outcome
+from replicator.batch import Batch, Outcome
 from replicator.doubt import LINGER, Doubt
 from replicator.errors import TransientError
 from replicator.position import FIRST_EPOCH
@@ -58,6 +58,23 @@ class Lingerings(Contract):
         late = _written(opened, batch(put({"pk": "before"}, 1), put({"pk": "within"}, 1)))
         assert stored(table()) == {}
         assert late.stale == {"shard:contract": 2}
+
+    def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(
+        self, opened: Target, stored: Stored
+    ) -> None:
+        """A batch that was refused in part may have stored other documents of the item, which a retry does not want."""
+        _doubt(opened).begin()
+        opened.write(batch(put({"pk": "a", "n": 1}, 5), put({"pk": "b"}, 5), put({"pk": "c"}, 6), remove("d", 5)))
+        opened.write(batch(put({"pk": "e"}, 6), put({"pk": "f", "n": 1}, 5)))
+        writes = put({"pk": "a", "n": 2}, 5), remove("b", 5), remove("c", 5), put({"pk": "d"}, 5), put({"pk": "e"}, 5)
+        again = Batch(batch(*writes).parts, replaces_same=True)
+        after = {("a",): as_json({"pk": "a", "n": 2}), ("c",): {"pk": "c"}, ("d",): {"pk": "d"}, ("e",): {"pk": "e"}}
+        after |= {("f",): as_json({"pk": "f", "n": 1})}
+        for _ in range(2):
+            assert opened.write(again).stale == {"shard:contract": 2}
+            assert stored(table()) == after
+        assert opened.write(batch(put({"pk": "b"}, 5), put({"pk": "f", "n": 2}, 5))).stale == {"shard:contract": 2}
+        assert stored(table()) == after
 
     def test_tombstones_of_a_doubt_are_forgotten_after_it(self, opened: Target, stored: Stored) -> None:
         doubt = _doubt(opened)
