@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 from click.testing import CliRunner
 
+from replicator import aws, parking
 from replicator.checkpoints import Parked
 from replicator.chores import Chores
 from replicator.cli import main
@@ -66,6 +67,20 @@ def test_what_is_parked_while_a_person_is_asked_is_not_dropped(faults: World, mo
 
     assert (asked, done.exit_code, done.stdout.count("dropped")) == ([2], 0, 2)
     assert [change.key for change in parked(faults)] == [("new",)]
+
+
+def test_a_retry_that_came_late_is_in_doubt_which_is_exit_code_6(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.fill(1)
+    faults.hook(BROKEN)
+    faults.run()
+    monkeypatch.setattr(parking, "retry", lambda *given: parking.OVERTAKEN)
+    monkeypatch.setattr(aws, "connect", lambda *given: faults.wire)
+    done = CliRunner().invoke(main, ["parked", "retry", str(faults.folder / "orders.yaml"), "--all", "--human"])
+
+    assert done.exit_code == 6
+    assert done.stdout.startswith('["k0"]  in doubt: a run changed it while this command was suspended')
 
 
 def test_changes_that_are_parked_one_after_the_other_are_all_counted(faults: World) -> None:
