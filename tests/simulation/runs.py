@@ -218,6 +218,8 @@ def settle(universe: Universe) -> None:
     """Runs one after the other until the world has done its worst; then one that must catch up."""
     while not universe.over:
         universe.between_runs()
+        if universe.over:
+            break  # commands ran beyond it: all that follows is the run that must catch up
         caught_up = universe.random.random() < 0.2 or universe.scenario.cron
         go(universe, 10_000, "caught-up" if caught_up else None)
         if universe.scenario.cron:
