@@ -205,7 +205,7 @@ WRONG = {
     "a source table made again": Wrong(made_again, 3, "deleted and created again"),
     "a deleted source table": Wrong(delete_source, 2, "there is no table orders"),
     "lost checkpoints": Wrong(sql(b"DELETE FROM replicator.checkpoints"), 3, "checkpoints are lost"),
-    "a dropped target table": Wrong(sql(b"DROP TABLE orders"), 3, "gone since the last run"),
+    "a dropped target table": Wrong(sql(b"DROP TABLE orders"), 3, "is gone from the target since the last run"),
     "an emptied target table": Wrong(sql(b"TRUNCATE orders"), 3, "is empty"),
     "a hook that changed": Wrong(lambda w: w.hook(HOOK), 2, "the hook was added since the last run"),
     "another source": Wrong(

@@ -1,4 +1,4 @@
-"""docs/faults.md: all 64 faults are there, every test that it names exists, and what it quotes is in the code.
+"""docs/faults.md: all 70 faults are there, every test that it names exists, and what it quotes is in the code.
 
 So do the tests that docs/guarantees.md names for its promises.
 """

@@ -51,7 +51,7 @@ def no_guard_in_an_index(patch: Patch) -> None:
     patch.setattr(MemoryIndex, "_apply", _whatever_comes)
 
 
-def _whatever_comes(self: MemoryRows, write: Write, *, keep: bool) -> bool:
+def _whatever_comes(self: MemoryRows, write: Write, *, keep: bool, same: bool = False) -> bool:
     rows = self._database.rows[write.table]
     if isinstance(write, Delete):
         rows.pop(write.id, None)
