@@ -143,8 +143,8 @@ class Chores:
     def _purge(self, epoch: int) -> bool:
         if self.doubt:
             return False  # the tombstones stay for now, and go when the doubt is over
-        below = version(epoch + 1, 0)
-        return self._piece("purge", below, partial(self.target.purge, below=below))
+        below, spare = version(epoch + 1, 0), self._of_parked(self._parked())
+        return self._piece("purge", below, partial(self.target.purge, below=below, spare=spare))
 
     def _piece(self, what: str, below: int, do: Callable[[Table], int]) -> bool:
         """Do a piece in the first table with something left; False once every table was found to have nothing left.
@@ -197,6 +197,9 @@ class Chores:
 
     def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
         """Documents of items parked in this epoch stay."""
+        return self._of_parked({id: key for id, key in parked.items() if epoch_of(version_in(id)) >= epoch})
+
+    def _of_parked(self, parked: Mapping[str, Key]) -> list[DocumentId]:
+        """What the ids of the items' documents begin with."""
         own = self.pipeline.filing.own_ids
-        now = {id: key for id, key in parked.items() if epoch_of(version_in(id)) >= epoch}
-        return [(item_of(id),) if own else key for id, key in now.items()]
+        return [(item_of(id),) if own else key for id, key in parked.items()]

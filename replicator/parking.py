@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import NoReturn
 
 from msgspec import structs
 
@@ -32,10 +33,10 @@ from replicator.checkpoints import (
 )
 from replicator.compaction import Filing, run_writes
 from replicator.doubt import is_late
-from replicator.errors import ConfigError, Fenced, Unfinished
+from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.item import Item
 from replicator.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
-from replicator.position import epoch_of
+from replicator.position import epoch_of, version
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
@@ -77,35 +78,35 @@ class ParkedItem:
 
 
 class ListedItems:
-    """The items that are parked as this is made, all of them or the one whose key text is ``item``.
+    """The items that are parked as this is made, all of them or those whose key texts are ``items``.
 
     Iterating reads them with their images, a few in memory at a time. Revisions are those of the beginning: what
     changes before its turn cannot be changed as if it were the same. An item that was parked anew meanwhile comes as it
     is then; one that was not parked yet does not come.
     """
 
-    def __init__(self, checkpoints: Checkpoints, item: str | None = None) -> None:
+    def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None = None) -> None:
         entries = [e for e in checkpoints.read().entries if e.kind == PARKED]
         self._checkpoints = checkpoints
-        self._prefix = item or ""
-        self._revisions = {e.id: e.revision for e in entries if item in (None, item_of(e.id))}
+        self._revisions = {e.id: e.revision for e in entries if items is None or item_of(e.id) in items}
+        self._all = items is None
 
     def __len__(self) -> int:
         return len(set(map(item_of, self._revisions)))
 
     def __iter__(self) -> Iterator[ParkedItem]:
         missing = set(map(item_of, self._revisions))
-        for id, entry in self._checkpoints.parked(self._prefix):
+        for id, entry in self._checkpoints.parked(ids=None if self._all else self._revisions.keys()):
             if id in self._revisions:
                 missing.discard(item_of(id))
                 yield ParkedItem(item_of(id), id, self._revisions[id], entry)
-        for changed in sorted(missing):
-            yield from ListedItems(self._checkpoints, changed)
+        if missing:
+            yield from ListedItems(self._checkpoints, missing)
 
 
 def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
-    """The same one by one: listed now, read as asked for."""
-    return iter(ListedItems(checkpoints, item))
+    """The same one by one, all of them or the one whose key text is ``item``: listed now, read as asked for."""
+    return iter(ListedItems(checkpoints, None if item is None else [item]))
 
 
 def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_ids: bool) -> ParkedItems:
@@ -215,31 +216,79 @@ def _in_two_places(
     """Store a retry where the entries are apart from the documents: what will be there is noted first.
 
     So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies. The next
-    run learns that a request may still arrive, and that deletes may have left tombstones. It keeps them for a time that
-    begins with the note: a command that is held up (SIGSTOP, a sleeping machine) notes it again before it writes.
+    run learns that a request may still arrive, and that deletes may have left tombstones.
     """
     written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
-    leaves = None if parked.entry.leaves is None else tuple(sorted(written.union(parked.entry.leaves)))
-    noted = replace(parked.entry, leaves=leaves)
-    revision, outcome = parked.revision, None
+    note, outcome = _Note(parked, written, checkpoints, now), None
     while outcome is None:
-        began = now()
-        checkpoints.save([Save(PARKED, parked.id, revision, encode(noted)), _told(parked)])
-        revision += 1
-        if not is_late(began, now()):
+        note.save()
+        if not note.is_late:
             with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
-                outcome = target.write(batch)
-    if outcome.rejections:
+                outcome = note.beside(partial(target.write, batch))
+    return outcome if outcome.rejections else note.end(batch, outcome)
+
+
+class _Note:
+    """What tells runs, before each write of a retry, that the item may get the ``written`` documents.
+
+    Runs keep tombstones for a time that begins with the note. So where a command was held up behind it (SIGSTOP, a
+    sleeping machine), the note is saved again: Overtaken if a run changed the item meanwhile and something was sent.
+    """
+
+    def __init__(
+        self, parked: ParkedItem, written: Collection[Place], checkpoints: Checkpoints, now: Callable[[], float]
+    ) -> None:
+        known = parked.entry.leaves
+        self._parked, self._checkpoints, self._now = parked, checkpoints, now
+        self._leaves = None if known is None else tuple(sorted({*written, *known}))
+        self._revision, self._saved_at, self._sent = parked.revision, 0.0, False
+
+    @property
+    def is_late(self) -> bool:
+        return is_late(self._saved_at, self._now())
+
+    def save(self) -> None:
+        came_late, self._saved_at = self._sent and self.is_late, self._now()
+        noted = encode(replace(self._parked.entry, leaves=self._leaves))
+        try:
+            self._checkpoints.save([Save(PARKED, self._parked.id, self._revision, noted), _told(self._parked)])
+        except Fenced:
+            if came_late:
+                self._overtaken()
+            raise
+        self._revision += 1
+
+    def beside(self, write: Callable[[], Outcome]) -> Outcome:
+        """Write; if that came late, and not all is stored, see whether the entry is still there."""
+        self._sent = True
+        try:
+            outcome = write()
+        except Unfinished:
+            raise
+        except TransientError:
+            if self.is_late:
+                self.save()
+            raise
+        if outcome.rejections and self.is_late:
+            self.save()
         return outcome
-    late = is_late(began, now())
-    removal = structs.replace(parked.removal, expected=revision)
-    try:
-        return _saved(checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
-    except Fenced:
-        checkpoints.save([_told(parked)])  # the run may have learned of the note long before the write came
-        if late:
-            raise Overtaken from None
-        raise
+
+    def end(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Take the entry away: all is stored."""
+        late, removal = self.is_late, structs.replace(self._parked.removal, expected=self._revision)
+        try:
+            return _saved(self._checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
+        except Fenced:
+            if late:
+                self._overtaken()
+            self._checkpoints.save([_told(self._parked)])  # a run may have learned of the note long before the write
+            raise
+
+    def _overtaken(self) -> NoReturn:
+        """Let runs doubt once more, and let the item's next change remove what was written."""
+        left = [] if self._leaves is None else [self._parked.left(self._leaves)]
+        self._checkpoints.save([_told(self._parked), *left])
+        raise Overtaken from None
 
 
 def _told(parked: ParkedItem) -> Save:
@@ -263,7 +312,10 @@ def retried(parked: ParkedItem, filing: Filing, pipeline: PipelineState) -> Batc
     saves = [parked.removal]
     if filing.own_ids and filing.hook is not None and filing.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
-    return Batch(list(_parts(parked, writes)), saves, tombstones=pipeline.stage != "following", replaces_same=True)
+    # What a scan found may have been deleted before it came through: then its tombstone is still there.
+    scanned = p.version == version(epoch_of(p.version), 0)
+    keeps = scanned or pipeline.stage != "following"
+    return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
 
 
 def _own(change: Change, p: Parked, filing: Filing) -> list[Write]:

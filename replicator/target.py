@@ -70,8 +70,13 @@ class Target(Protocol):
         some are left that the target refuses to delete, and all others are removed.
         """
 
-    def purge(self, table: Table, below: int) -> int:
-        """Forget some tombstones with a version lower than ``below``; return how many, 0 when none is left."""
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        """Forget some tombstones with a version lower than ``below``; return how many, 0 when none is left.
+
+        Those whose ids are in ``spare`` stay: their items are parked, perhaps as a scan found them before they were
+        deleted, and a retry must not bring them back. Where a removal goes by the version alone, those stay, too, whose
+        ids begin with one of ``spare``: a retry may put a document in the place of a tombstone, at its very version.
+        """
 
     def close(self) -> None:
         """Let go of everything; calling it twice, or after a failed ``check`` or ``open``, is fine."""

@@ -22,6 +22,7 @@ LONG_FILES = {
     "replicator.checkpoints": "every durable entry, in one place",
     "replicator.testing.checkpoints_contract": "every promise of a store of checkpoints, in one place",
     "replicator.driver": "one run, from its claim to its end",
+    "replicator.parking": "retry and drop, and all that keeps them safe beside a run",
     "replicator.pipeline": "the passive heart: what may be read, what comes in, what goes out, over one state",
 }
 LONG_FUNCTIONS = {

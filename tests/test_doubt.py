@@ -130,7 +130,7 @@ class Slow(MemoryIndex):
         self.asked: list[str] = []
         self.left = {"few": 2, "many": 5}
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         self._time[0] += 3.0
         self.asked.append(table.name)
         self.left[table.name] -= 1

@@ -10,7 +10,7 @@ import pytest
 
 from replicator import Document, existing
 from replicator.attributes import image
-from replicator.batch import Batch, Counts, DocumentId, Outcome, Part, Upsert
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
 from replicator.checkpoints import NO_COUNTS, Owner, Parked, PipelineState, Pulse, Save, encode
 from replicator.chores import Chores
@@ -204,6 +204,28 @@ def test_while_a_scan_runs_a_retried_removal_leaves_a_tombstone(target: MemoryTa
     assert retried(only(target), AS_IS, replace(STATE, stage="scanning")).tombstones
     retry(only(target), AS_IS, target, target.checkpoints, replace(STATE, stage="scanning"))
     assert target._database.tombstones["orders"] == {("a",): version(1024, 7)}
+
+
+def test_a_retry_of_what_a_scan_found_does_not_bring_back_what_was_deleted_before(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """The scan's page was read before the item was deleted, and comes through, refused, after its delete was stored."""
+    removed = [Delete("orders", (key,), version(1024, 5), (key,)) for key in ("a", "b")]
+    target.write(Batch([Part(SOURCE, removed)], tombstones=True))
+    park(target, "a", 0)
+    pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    at_once = cast(Patience, lambda act: act())
+    delivery = Delivery(target, target.checkpoints, pipeline, at_once, lambda: 0.0)
+    pipeline.begin(replace(STATE, stage="purging"), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    delivery.know_parked()
+    chores = Chores(target, target.checkpoints, [TABLE], pipeline, delivery, at_once, float, float, None)
+    while chores.do():
+        pass
+
+    assert database.tombstones["orders"] == {("a",): version(1024, 5)}
+    assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
+    assert database.documents("orders") == {}
 
 
 def test_one_item_is_found_by_its_key_and_not_by_the_beginning_of_it(target: MemoryTarget) -> None:

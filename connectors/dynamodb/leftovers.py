@@ -50,9 +50,10 @@ class Leftovers:
         pages = partial(_scanned, self._wire, layout, below, "attribute_not_exists(#d) AND #v < :b")
         return self.piece(("sweep", layout.name, below), pages, lambda i: burials(layout, i, below, spared))
 
-    def purge(self, layout: Layout, below: int) -> int:
+    def purge(self, layout: Layout, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        spared = frozenset(spare)
         pages = partial(_scanned, self._wire, layout, below, "attribute_exists(#d) AND #v < :b")
-        return self.next_piece(("purge", layout.name, below), pages, lambda items: removals(layout, items))
+        return self.next_piece(("purge", layout.name, below), pages, lambda items: removals(layout, items, spared))
 
     def piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
         """Scan until something is to be done, and do it; what is not done for sure is scanned again.
@@ -149,14 +150,19 @@ def burials(
 ) -> list[Request]:
     """Requests that put tombstones of version ``below`` where older documents are, but for those that are spared."""
     encoder = Encoder(layout)
-    ids = [layout.keys.key(item) for item in items]
-    kept = [id for id in ids if not any(id[:length] in spare for length in range(1, len(id) + 1))]
-    return [Request("PutItem", layout.name, encoder.tombstone(id, below) + b"}") for id in kept]
+    ids = [id for id in map(layout.keys.key, items) if not _is_among(id, spare)]
+    return [Request("PutItem", layout.name, encoder.tombstone(id, below) + b"}") for id in ids]
 
 
-def removals(layout: Layout, items: Sequence[Mapping[str, Any]]) -> list[Request]:
-    """Requests that remove tombstones, each only as long as it is that tombstone."""
-    return [Request("DeleteItem", layout.name, orjson.dumps(_removal(layout, item))) for item in items]
+def removals(layout: Layout, items: Sequence[Mapping[str, Any]], spare: frozenset[DocumentId]) -> list[Request]:
+    """Requests that remove tombstones, each only as long as it is that tombstone, but for those that are spared."""
+    gone = [item for item in items if not _is_among(layout.keys.key(item), spare)]
+    return [Request("DeleteItem", layout.name, orjson.dumps(_removal(layout, item))) for item in gone]
+
+
+def _is_among(id: DocumentId, spare: frozenset[DocumentId]) -> bool:
+    """Whether the id begins with one that is spared."""
+    return any(id[:length] in spare for length in range(1, len(id) + 1))
 
 
 def _removal(layout: Layout, item: Mapping[str, Any]) -> dict[str, Any]:

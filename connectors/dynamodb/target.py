@@ -119,10 +119,10 @@ class DynamoDB:
             return 0  # it began with an empty table
         return self._leftovers.sweep(layout(table, self._options), below, spare)
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         if self._options.pristine:
             return 0
-        return self._leftovers.purge(layout(table, self._options), below)
+        return self._leftovers.purge(layout(table, self._options), below, spare)
 
     def close(self) -> None:
         if self._opened is not None:

@@ -15,13 +15,17 @@ from connectors.postgres.literals import literal
 from connectors.postgres.shape import VERSION, KeyColumn, Shape
 from replicator.attributes import canonical_number
 from replicator.batch import Batch, Delete, DocumentId, Part
+from replicator.change import key_text
 from replicator.position import epoch_of
 from replicator.target import Table
 
 _PIECE = 5000  # documents; every piece looks for its beginning anew
 
 _PURGE = """
-WITH oldest AS (SELECT id FROM replicator.tombstones WHERE target = $1::text AND version < $3::bigint LIMIT $2::int),
+WITH oldest AS (
+  SELECT id FROM replicator.tombstones
+  WHERE target = $1::text AND version < $3::bigint AND id NOT IN (SELECT pg_catalog.unnest($4::text[])) LIMIT $2::int
+),
 gone AS (DELETE FROM replicator.tombstones AS t USING oldest WHERE t.target = $1::text AND t.id = oldest.id RETURNING 1)
 SELECT pg_catalog.count(*) FROM gone"""
 
@@ -130,6 +134,7 @@ def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
     return Batch([Part("sweep", deletes)], tombstones=True)
 
 
-def purge(shape: Shape, below: int) -> Statement:
-    parameters = [shape.label.encode(), str(_PIECE).encode(), str(below).encode()]
+def purge(shape: Shape, below: int, spare: Sequence[DocumentId]) -> Statement:
+    spared = [key_text(id) for id in spare if fits(shape.keys, id)]
+    parameters = [shape.label.encode(), str(_PIECE).encode(), str(below).encode(), literal(spared)]
     return Statement(_PURGE.encode(), parameters, planned_once=False)

@@ -186,9 +186,9 @@ class Postgres:
                 break
         return refused
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (shape,) = self._shapes([table])
-        self._session.send([self._checkpoints.advance((), ()), leftovers.purge(shape, below)])
+        self._session.send([self._checkpoints.advance((), ()), leftovers.purge(shape, below, spare)])
         try:
             _, rows = self._session.collect()
         except psycopg.Error as e:

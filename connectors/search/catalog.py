@@ -82,7 +82,7 @@ def _others(layout: Layout, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def states(connection: Connection, layouts: Sequence[Layout]) -> list[State]:
-    """The same of several in one request, without mappings; they may have changed since they were opened."""
+    """The same of several in one request; of mappings only what is noted there."""
     if not layouts:
         return []
     names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
@@ -92,7 +92,7 @@ def states(connection: Connection, layouts: Sequence[Layout]) -> list[State]:
     return [_state(layout, there) for layout in layouts]
 
 
-_SETTINGS = filtered("*.settings.index", "*.aliases")
+_SETTINGS = filtered("*.settings.index", "*.aliases", "*.mappings._meta")
 
 
 def _state(layout: Layout, there: Mapping[str, Found]) -> State:

@@ -25,7 +25,7 @@ from replicator.errors import TransientError
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
-_VERSIONS = filtered("docs._version")
+_VERSIONS = filtered("docs._version", "docs.found")  # the latter is there of each, so that none is left out
 _HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "hits.hits._source")
 
 
@@ -51,11 +51,17 @@ def swept(connection: Connection, layout: Layout, below: int, spare: Sequence[Do
     return _piece(hits, [_tombstone(hit, below) for hit in hits])
 
 
-def forgotten(connection: Connection, layout: Layout, below: int) -> Piece:
-    """Removes older tombstones, each only as long as it is that tombstone."""
-    hits = _found(connection, layout, {"filter": [_older(below), {"term": {f"{OURS}.deleted": True}}]}, False)
+def forgotten(connection: Connection, layout: Layout, below: int, spare: Sequence[DocumentId] = ()) -> Piece:
+    """Removes older tombstones, each only as long as nothing is there that is newer.
+
+    Not those of ``spare``: a retry may put a document in the place of a tombstone at its very version, and the removal
+    would take it for that tombstone.
+    """
+    spared = list(_spared(layout, spare))
+    query = {"filter": [_older(below), {"term": {f"{OURS}.deleted": True}}], "must_not": spared}
+    hits = _found(connection, layout, query, False)
     if not hits:
-        _confirm(connection, layout, {}, "deleted", below)
+        _confirm(connection, layout, {"must_not": spared}, "deleted", below)
     return _piece(hits, [_removal(hit) for hit in hits])
 
 

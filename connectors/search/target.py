@@ -43,6 +43,7 @@ class SearchTarget:
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[leftovers.Document]] = {}  # what the last piece removed, by index
         self._found: dict[tuple[str, int], leftovers.Piece] = {}  # what the next piece of a purge removes
+        self._doubts = 0  # that had begun as it was found
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
 
@@ -141,14 +142,16 @@ class SearchTarget:
         self._check_gone("swept", layout, found)
         return self._removed("swept", layout, found)
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
+        if self._doubt.begun != self._doubts:  # a command may have begun it, and stored something in their place
+            self._found, self._doubts = {}, self._doubt.begun
         place = layout.index, below
         if (doomed := self._found.get(place)) is not None:
             self._removed("purged", layout, doomed)
             del self._found[place]
-        found = leftovers.forgotten(self._connection, layout, below)
+        found = leftovers.forgotten(self._connection, layout, below, spare)
         self._check_gone("purged", layout, found)
         if found.lines:
             self._found[place] = found

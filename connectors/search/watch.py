@@ -55,5 +55,11 @@ class Watch:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
         for opened, state in found:
             if state.index is not None and state.index.epoch < opened.notes["epoch"]:
-                catalog.note(self.connection, opened.layout, state.index, opened.notes)
+                self._note_again(opened)
         self._looked = self.now()
+
+    def _note_again(self, opened: Opened) -> None:
+        """As it is now, with all that others noted."""
+        now = catalog.state(self.connection, opened.layout).index
+        if now is not None and now.id == opened.id and now.epoch < opened.notes["epoch"]:
+            catalog.note(self.connection, opened.layout, now, opened.notes)

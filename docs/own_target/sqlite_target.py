@@ -13,6 +13,7 @@ TABLE = "CREATE TABLE {0} (id TEXT PRIMARY KEY, version INTEGER NOT NULL, docume
 PUT = """INSERT INTO {0} VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
 SET version = excluded.version, document = excluded.document WHERE version < excluded.version"""
 FORGET = "DELETE FROM {0} WHERE document IS NULL AND version < ?"
+BURIED = "SELECT id FROM {0} WHERE document IS NULL AND version < ?"
 OLDER = "SELECT id FROM {0} WHERE document IS NOT NULL AND version < ?"
 
 
@@ -78,8 +79,14 @@ class SQLite:
 
         return self.run(bury)
 
-    def purge(self, table, below):
-        return self.run(lambda sql: sql(FORGET.format(table.name), (below,)).rowcount)
+    def purge(self, table, below, spare=()):
+        begins = tuple(json.dumps(id)[:-1] for id in spare)
+
+        def forget(sql):
+            ids = [id for (id,) in sql(BURIED.format(table.name), (below,)) if not id.startswith(begins)]
+            return sum(sql(FORGET.format(table.name) + " AND id = ?", (below, id)).rowcount for id in ids)
+
+        return self.run(forget)
 
     def close(self):
         pass

@@ -24,7 +24,7 @@ from replicator.stores.dynamodb_states import TRIES, States
 from replicator.stores.dynamodb_table import Changed, CheckpointTable
 from replicator.wire import Wire
 
-_FEW = 20  # parked entries that are read one by one; more are read with all others
+_FEW = 100  # parked entries that are read one by one; more are read with all others
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
 
@@ -104,9 +104,9 @@ class DynamodbCheckpoints:
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         states = self._states()
         few = ids is not None and len(ids) <= _FEW
-        found = states.parked_among(sorted(ids or ())) if few else states.parked(prefix)
+        found = states.parked_among(sorted(ids or ())) if few else states.parked(prefix, ids)
         for id, text in found:
-            if id.startswith(prefix) and (ids is None or id in ids):
+            if id.startswith(prefix):
                 yield id, decode_parked(id, text)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ who only reads, looks through it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -70,11 +70,15 @@ class States:
                 known.counts[source] = layout.counts_of(item)
         return known
 
-    def parked(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Ids and texts of parked entries, in order; a page of the table is in memory at a time, and one large text."""
+    def parked(self, prefix: str, wanted: Collection[str] | None) -> Iterator[tuple[str, str]]:
+        """Ids and texts of parked entries, in order; a page of the table is in memory at a time, and one large text.
+
+        Only of those ``wanted``, if given.
+        """
         after: str | None = None
         while True:
-            items, after = self._parked_page(f"p#{prefix}", after)
+            page, after = self._parked_page(f"p#{prefix}", after)
+            items = {k: item for k, item in page.items() if wanted is None or layout.place_of(k)[1] in wanted}
             small = {key: item for key, item in items.items() if layout.stored_of(item).blob is None}
             texts = self._texts(small, "p#") or {}
             for key in sorted(items):

@@ -187,8 +187,8 @@ class MemoryRows:
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self.bury(table, self.removable(table, self.older(table, below, spare)), below)
 
-    def purge(self, table: Table, below: int) -> int:
-        return sum(self.forget(table, id, version) for id, version in self.buried(table, below))
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        return sum(self.forget(table, id, version) for id, version in unspared(self.buried(table, below), spare))
 
     def older(self, table: Table, below: int, spare: Sequence[DocumentId]) -> Sequence[DocumentId]:
         """The documents that a sweep removes."""
@@ -267,3 +267,8 @@ def _default(value: object) -> object:
     if isinstance(value, set | frozenset):
         return sorted(value, key=str)
     return str(value)
+
+
+def unspared(buried: Sequence[tuple[DocumentId, int]], spare: Sequence[DocumentId]) -> Sequence[tuple[DocumentId, int]]:
+    """Tombstones of ids that begin with none of ``spare``."""
+    return [(id, version) for id, version in buried if not any(id[: len(s)] == s for s in spare)]

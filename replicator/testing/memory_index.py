@@ -11,7 +11,7 @@ from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
 from replicator.doubt import Doubt
 from replicator.target import Table
-from replicator.testing.memory import MemoryDatabase, MemoryRows
+from replicator.testing.memory import MemoryDatabase, MemoryRows, unspared
 
 GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, as it is unless somebody sets it
 
@@ -93,12 +93,19 @@ class MemoryIndex(MemoryRows):
         requests = _requests(batch, batch.tombstones)
         return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r.write)) is not None]
 
-    def purge(self, table: Table, below: int) -> int:
-        """Remove what the last call found; see ``Lingering``."""
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        """Remove what the last call found; see ``Lingering``. As in a search engine, by the version alone."""
         for id, version in self._doomed.pop((table.name, below), ()):
-            self.forget(table, id, version)
-        found = self._doomed[table.name, below] = self.buried(table, below)
+            self.remove(table, id, version)
+        found = self._doomed[table.name, below] = unspared(self.buried(table, below), spare)
         return len(found)
+
+    def remove(self, table: Table, id: DocumentId, version: int) -> int:
+        """Remove what is there under this id, if it is not newer: a tombstone, or what took its place."""
+        at = self._database.rows[table.name].get(id, (-1, b""))[0]
+        if 0 <= at <= version:
+            del self._database.rows[table.name][id]
+        return self.forget(table, id, version)
 
     def forget(self, table: Table, id: DocumentId, version: int) -> int:
         """The engine remembers a tombstone that it removes like any other delete."""

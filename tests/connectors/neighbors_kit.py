@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("resync", 6, "--until caught-up"),  # it parks the item again
         Command("parked list", 0),
         Command("parked show", 0, "--all"),
-        Command("parked retry", 2, "--all"),  # the hook refuses it still
+        Command("parked retry", 6, "--all"),  # the hook refuses it still
         Command("parked drop", 0, "--all --yes"),
     )
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs
 
 from connectors.search.connection import Connection
 from connectors.search.failures import Answer, AnswerLost
@@ -48,7 +49,7 @@ class Engine(Connection):
         told = self._told(path.partition("?")[0], body or b"{}")
         if self.lost and "/_bulk" in path:
             raise AnswerLost("the response was lost")
-        return Answer(200, json.dumps(told).encode())
+        return Answer(200, json.dumps(asked_for(told, path)).encode())
 
     def ids(self) -> dict[str, int | None]:
         """Each document's version, None for a tombstone."""
@@ -100,6 +101,24 @@ class Engine(Connection):
         if "aggs" in wanted:
             return {"aggregations": {"of": _grouped([stored for _, stored in hits], wanted["aggs"]["of"])}}
         return {"hits": {"hits": [_hit(at, stored, wanted) for at, stored in hits[: wanted["size"]]]}}
+
+
+def asked_for(told: Any, path: str) -> Any:
+    """The part of a response that the parameter ``filter_path`` asks for, as engines cut it out."""
+    wanted = parse_qs(path.partition("?")[2]).get("filter_path")
+    return told if wanted is None else _cut(told, [name.split(".") for name in wanted[0].split(",")]) or {}
+
+
+def _cut(told: Any, paths: Sequence[Sequence[str]]) -> Any:
+    """None where nothing is left: what is empty is left out, in lists too."""
+    if any(not path for path in paths):
+        return told
+    if isinstance(told, list):
+        return [left for each in told if (left := _cut(each, paths)) is not None] or None
+    if not isinstance(told, dict):
+        return None
+    inner = {name: [path[1:] for path in paths if path[0] in ("*", name)] for name in told}
+    return {name: left for name in told if inner[name] and (left := _cut(told[name], inner[name])) is not None} or None
 
 
 def _hit(at: Place, stored: Stored, wanted: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from replicator.position import FIRST_EPOCH
 from replicator.target import Table
 from replicator.testing.contract.kit import PK, at, batch, put, remove
 from tests.connectors.dynamodb_kit import late_after
+from tests.connectors.search_engine import asked_for
 from tests.connectors.search_kit import client
 
 Told = tuple[int, Mapping[str, str], bytes]
@@ -62,7 +63,8 @@ class Server:
         for beginning, told in self.answers.items():
             if asked.startswith(beginning):
                 return told
-        return self._usual(asked, body)
+        status, given, usual = self._usual(asked, body)
+        return status, given, json.dumps(asked_for(json.loads(usual), asked)).encode() if status == 200 else usual
 
     def _usual(self, asked: str, body: bytes) -> Told:
         if "/_bulk" in asked:
@@ -313,17 +315,32 @@ def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ev
 
 
 def test_an_epoch_that_is_noted_over_a_later_one_is_noted_again(server: Server) -> None:
-    """By a run that was stopped while it opened the index, and replaced."""
+    """By a run that was stopped while it opened the index, and replaced. What others noted stays."""
     found = client("elasticsearch", url=server.url)
     found.open([TABLE], FIRST_EPOCH + 2)
-    notes = server.made["contract-1"]["mappings"]["_meta"]["replicator"]
-    server.made["contract-1"]["mappings"] = json.loads(json.dumps(server.made["contract-1"]["mappings"]))
-    server.made["contract-1"]["mappings"]["_meta"]["replicator"]["epoch"] = FIRST_EPOCH + 1
+    meta = server.made["contract-1"]["mappings"]["_meta"] = json.loads(
+        json.dumps({**server.made["contract-1"]["mappings"]["_meta"], "team": "orders"})
+    )
+    right = json.loads(json.dumps(meta))
+    meta["replicator"]["epoch"] = FIRST_EPOCH + 1
     assert found.epoch([TABLE]) == FIRST_EPOCH + 1
     found._watch.now = lambda: float("inf")
     found.write(batch(put({"pk": "a"}, 1)))
-    assert server.made["contract-1"]["mappings"]["_meta"]["replicator"] == notes
+    assert server.made["contract-1"]["mappings"]["_meta"] == right
     assert found.epoch([TABLE]) == FIRST_EPOCH + 2
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_look_changes_nothing_where_the_epoch_is_not_lower(server: Server, later: int) -> None:
+    found = opened(server)
+    meta = server.made["contract-1"]["mappings"]["_meta"] = json.loads(
+        json.dumps({**server.made["contract-1"]["mappings"]["_meta"], "team": "orders"})
+    )
+    meta["replicator"]["epoch"] = FIRST_EPOCH + later
+    found._watch.now = lambda: float("inf")
+    server.requests.clear()
+    found.write(batch(put({"pk": "a"}, 1)))
+    assert not [asked for asked, _, _ in server.requests if asked.startswith("PUT")]
 
 
 @pytest.mark.parametrize("how", ["sweep", "purge"])

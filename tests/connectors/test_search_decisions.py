@@ -340,6 +340,24 @@ def test_a_search_that_lags_shows_no_tombstone_that_is_left_once_more(engine: En
         target.purge(TABLE, BELOW)
 
 
+def test_a_purge_spares_what_a_retry_may_replace_at_its_very_version(engine: Engine) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    assert [target.purge(TABLE, BELOW, [("a",)]) for _ in range(2)] == [1, 0]
+    assert engine.ids() == {"a": None}
+
+
+def test_a_purge_finds_anew_where_a_doubt_began_since(engine: Engine) -> None:
+    """As a command's retry begins one, which stores a document in the place of a tombstone."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True)}
+    assert target.purge(TABLE, BELOW) == 1
+    engine.documents = {("a", None): document(5)}
+    target.doubt.begin()
+    assert target.purge(TABLE, BELOW) == 0
+    assert engine.ids() == {"a": at(5)}
+
+
 # which index it is
 
 

@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -157,7 +158,8 @@ def conflicts(db: DynamoDB, layout: Layout, writes: Sequence[Write]) -> int:
 
 def passed(db: DynamoDB, layout: Layout, condition: str, *, burying: bool) -> None:
     for page in _scanned(db, layout, THIRD, condition, after=None):
-        requests = burials(layout, page.items, THIRD - 1, frozenset()) if burying else removals(layout, page.items)
+        make = partial(burials, below=THIRD - 1) if burying else removals
+        requests = make(layout, page.items, spare=frozenset())
         for request in requests:
             db.call(request.operation, strict(request.body))
 
@@ -236,8 +238,8 @@ def test_a_name_that_breaks_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     """As where a name were put between quotes as it is."""
     right = Encoder.__init__
 
-    def careless(self: Encoder, layout: Layout) -> None:
-        right(self, layout)
+    def careless(self: Encoder, layout: Layout, same: bool = False) -> None:
+        right(self, layout, same)
         self._version = f',"{layout.version}":'.encode()
 
     monkeypatch.setattr(Encoder, "__init__", careless)

@@ -21,7 +21,7 @@ from replicator.doubt import LINGER
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.identity import Change, Parts
 from replicator.target import Table
-from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body, unspared
 from replicator.testing.memory_index import MemoryIndex, Request
 from replicator.wire import Wire
 from tests.simulation import truth
@@ -117,6 +117,10 @@ class Unreliable(Columned, MemoryTarget):
         super().__init__(universe.database, universe.refuse, at_commit=universe.scenario.at_commit)
         self._told = set()
         self._universe = universe
+
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        self._universe.spared.update(spare)
+        return super().purge(table, below, spare)
 
     def write(self, batch: Batch) -> Outcome:
         universe = self._universe
@@ -244,19 +248,13 @@ class UnreliableIndex(Columned, MemoryIndex):
     def _float(self, requests: Sequence[Request]) -> None:
         self._drift([partial(self.carry_out, request) for request in requests])
 
-    def delete(self, table: Table, id: DocumentId, version: int) -> int:
-        """Remove what an engine has under this id, if it is not newer."""
-        at = self._database.rows[table.name].get(id, (-1, b""))[0]
-        if 0 <= at <= version:
-            del self._database.rows[table.name][id]
-        return self.forget(table, id, version)
-
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self._unreliably(self._pieces.sweep(table, below, spare))
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        self._universe.spared.update(spare)
         self._universe.doze()
-        return self._unreliably(self._pieces.purge(table, below))
+        return self._unreliably(self._pieces.purge(table, below, spare))
 
     def each(self, requests: Sequence[Callable[[], int]]) -> int:
         """Carry out the requests of a piece: some may be late, and other runs may take over meanwhile.
@@ -306,17 +304,20 @@ class Searches:
         self._index = index
         self._most = index.piece
         self._found: dict[tuple[str, int], Sequence[tuple[DocumentId, int]]] = {}
+        self._doubts = 0
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         found = self._index.older(table, below, spare)[: self._most]
         self._index.each([partial(self._index.bury, table, [id], below) for id in found])
         return len(found)
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        if self._index.doubt.begun != self._doubts:
+            self._found, self._doubts = {}, self._index.doubt.begun
         place = table.name, below
         doomed = self._found.get(place, ())
-        self._index.each([partial(self._index.delete, table, id, version) for id, version in doomed])
-        self._found[place] = self._index.buried(table, below)[: self._most]
+        self._index.each([partial(self._index.remove, table, id, version) for id, version in doomed])
+        self._found[place] = unspared(self._index.buried(table, below), spare)[: self._most]
         return len(self._found[place])
 
 
@@ -341,9 +342,9 @@ class Passes:
 
         return self._leftovers.piece(("sweep", table.name, below), partial(self._pages, table, older), bury)
 
-    def purge(self, table: Table, below: int) -> int:
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         def buried(ids: Sequence[DocumentId]) -> Sequence[tuple[DocumentId, int]]:
-            those = dict(self._index.buried(table, below))
+            those = dict(unspared(self._index.buried(table, below), spare))
             return [(id, those[id]) for id in ids if id in those]
 
         def forget(found: Sequence[Any]) -> list[Any]:

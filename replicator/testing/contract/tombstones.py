@@ -78,6 +78,15 @@ class Tombstones(Contract):
                 assert all(not done.result().rejections for done in racing)
         assert stored(table()) == {}
 
+    def test_a_purge_spares_what_a_retry_of_a_parked_item_must_not_bring_back(
+        self, opened: Target, stored: Stored
+    ) -> None:
+        opened.write(batch(remove("parked", 5), remove("gone", 5), tombstones=True))
+        spare = [("parked",), ("a\0b",), ("\ud800",), ("x" * 2048,)]
+        exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1), spare))
+        opened.write(batch(put({"pk": "parked"}, 0), tombstones=True))
+        assert stored(table()) == {}
+
     def test_a_sweep_removes_what_is_older(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(put({"pk": "old"}, 9), put({"pk": "parked"}, 9)))
         opened.write(Batch([Part("", [in_epoch("new", 1), in_epoch("seen", 0)])], tombstones=True))

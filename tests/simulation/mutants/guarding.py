@@ -186,9 +186,9 @@ def earlier_doubt_is_not_handed_on(patch: Patch) -> None:
 
 @mutant("a purge removes what it finds after the run asked who owns the pipeline", 6, shape=cleaned_up)
 def purges_what_it_finds(patch: Patch) -> None:
-    def at_once(self: Searches, table: Table, below: int) -> int:
+    def at_once(self: Searches, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         found = self._index.buried(table, below)[: self._most]
-        self._index.each([partial(self._index.delete, table, id, version) for id, version in found])
+        self._index.each([partial(self._index.remove, table, id, version) for id, version in found])
         return len(found)
 
     patch.setattr(Searches, "purge", at_once)
