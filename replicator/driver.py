@@ -206,7 +206,7 @@ class Driver:
         """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
         state = self.pipeline.ledger.pipeline
         if self._doubt is not None and state is not None:
-            earlier = self._doubt.left_earlier if state.resync else None  # else nothing is to be swept
+            earlier = self._doubt.left_earlier if state.resync else None  # else there is nothing to sweep
             self._change(replace(state, lingers=self._doubt.left, lingers_earlier=earlier))
 
     def _state(self) -> PipelineState:

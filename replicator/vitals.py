@@ -75,7 +75,7 @@ class Vitals:
         self.observe(self.progress())
 
     def sign(self) -> Pulse:
-        """A sign of life as of now. The shards that the last listing showed may wait in a batch that is not stored."""
+        """A heartbeat as of now. The shards that the last listing showed may wait in a batch that is not stored."""
         return replace(self._sign(self.progress().phase), listed=self.pipeline.listing_stored)
 
     def goodbye(self, filled: Sequence[str], retried: int) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from replicator import Document, existing
 from replicator.attributes import image
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
+from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Rejection, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
-from replicator.checkpoints import NO_COUNTS, Owner, Parked, PipelineState, Pulse, Save, encode
+from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, PipelineState, Pulse, Save, encode
 from replicator.chores import Chores
 from replicator.compaction import Filing
 from replicator.delivery import Delivery, Patience
@@ -204,6 +204,17 @@ def test_while_a_scan_runs_a_retried_removal_leaves_a_tombstone(target: MemoryTa
     assert retried(only(target), AS_IS, replace(STATE, stage="scanning")).tombstones
     retry(only(target), AS_IS, target, target.checkpoints, replace(STATE, stage="scanning"))
     assert target._database.tombstones["orders"] == {("a",): version(1024, 7)}
+
+
+def test_items_that_are_gone_before_their_turn_cost_one_look_at_all(target: MemoryTarget) -> None:
+    for n in range(20):
+        park(target, f"k{n:02}", n + 1)
+    store = Counting(target._database)
+    found = parked_items(store)
+    next(found)
+    target.checkpoints.save([item.removal for item in parked_items(target.checkpoints) if item.item > '["k05"]'])
+    assert len(list(found)) == 5
+    assert store.looks == 2
 
 
 def test_a_retry_of_what_a_scan_found_does_not_bring_back_what_was_deleted_before(
@@ -487,6 +498,51 @@ def following(index: MemoryIndex, checkpoints: MemoryCheckpoints) -> Delivery:
     return delivery
 
 
+class Ends(Meanwhile):
+    """Stores a batch, and then does not say that it did."""
+
+    how: BaseException | Sequence[Rejection] = ()
+
+    def write(self, batch: Batch) -> Outcome:
+        super().write(batch)
+        if isinstance(self.how, BaseException):
+            raise self.how
+        return Outcome(self.how)
+
+
+@pytest.mark.parametrize("how", ["refused in part", "no response", "unfinished"])
+def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stored(
+    database: MemoryDatabase, target: MemoryTarget, how: str
+) -> None:
+    clock = Clock()
+    found = park_tags(target, ["y"], leaves=(("orders", "x"),))
+    index = MemoryIndex(database, now=clock)
+    index.open([TABLE], 1024)
+    run = following(index, target.checkpoints)
+    command = Ends(database, now=clock)
+    command.open([TABLE], 1024)
+    refused = Upsert("orders", ('["a"]', "y"), {}, found.entry.version, ("a",))
+    ways: Mapping[str, BaseException | Sequence[Rejection]] = {
+        "refused in part": [Rejection(refused, "the target refuses it")],
+        "no response": TransientError("no response"),
+        "unfinished": Unfinished("it takes long"),
+    }
+    command.how = ways[how]
+
+    def meanwhile() -> None:
+        clock.now += 400
+        target.checkpoints.save([only(target).removal])  # a run healed the item
+
+    command.meanwhile = meanwhile
+    assert retry(found, FIXED, command, MemoryCheckpoints(database), STATE, clock) == OVERTAKEN
+    index.doubt.settle()
+    run.know_parked()
+    assert index.doubt, "the runs are told once more"
+    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    assert left is not None, "the item's next change removes what was written"
+    assert ("orders", "y") in left.leaves
+
+
 def removed(run: Delivery, count: int) -> None:
     """The run stores so many changes of the item, all removals."""
     records = [Record(("a",), str(n), 0.0) for n in range(1, count + 1)]
@@ -550,7 +606,7 @@ def test_a_retry_removes_every_document_that_the_item_may_have_left(
     assert [kind for kind, _ in database.entries] == ["retried"]
 
 
-@pytest.mark.parametrize("tag", ["good", "mended"])
+@pytest.mark.parametrize("tag", ["good", "fixed"])
 def test_a_retry_replaces_what_the_refused_batch_had_stored_at_its_version(
     database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, tag: str
 ) -> None:
@@ -600,9 +656,13 @@ def test_a_retry_needs_the_documents_of_an_image_that_an_earlier_hook_stored(
 
 
 class Counting(MemoryCheckpoints):
-    """Counts the parked images that are read."""
+    """Counts the parked images that are read, and the looks at all entries."""
 
-    images = 0
+    images = looks = 0
+
+    def read(self) -> Claimed:
+        self.looks += 1
+        return super().read()
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         for found in super().parked(prefix, ids):

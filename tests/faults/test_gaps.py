@@ -315,13 +315,13 @@ class Down(MemoryIndex):
 
     def write(self, batch: Batch) -> Outcome:
         if self.down and batch.parts:
-            raise TransientError("nobody answers")
+            raise TransientError("no response")
         return super().write(batch)
 
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_listing_counts_only_where_the_shards_that_it_showed_are_stored(faults: World, waits: bool) -> None:
-    """While a batch waits that holds them, signs of life go past it; the next run may not take them for young."""
+    """While a batch waits that holds them, heartbeats go past it; the next run may not take them for young."""
     target = Down(faults.database, now=faults.clock)
     faults.target = lambda: target
     faults.fill(items=24, shards=6)
