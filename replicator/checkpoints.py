@@ -13,7 +13,7 @@ and positions commit together), otherwise in a place of its own.
     parked     key@version     Parked: the newest change of an item that was refused, with its image (the key as text)
     dropped    key@version     Dropped: what an item may have left in the target when its parked changes were dropped
     spared     item            Spared: an item that was parked while a sweep passed, and has to be swept once it is not
-    retried    ""              Retried: what a command last retried of what it removed, or sent without a transaction
+    retried    epoch           Retried: what of it a command last retried and removed, or sent without a transaction
     definition ""              Definition: which tables the copy is bound to, and what decides its documents
     pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
 """
@@ -66,7 +66,8 @@ class PipelineState:
     next run begins; 0 where only tombstones are left of that time, None where nothing is. While a run is at work it is
     the longest there can be, so that a run that is killed leaves that behind. ``lingers_earlier``: the same of requests
     of earlier epochs, as the last run found it that did not stop in good order; 0 where only a sweep is left to do,
-    None where that is done. ``retried``: the revision of the entry ``retried`` that this takes into account.
+    None where that is done. ``retried``: how many notes of retries this takes into account; ``retried_earlier``: how
+    many of them are of earlier epochs (see ``Retries``).
     ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
     without one; ``mixed``: documents of an earlier hook were kept in this epoch. ``table_id`` tells a table from a
     later one of the same name. Times in seconds since 1970.
@@ -87,6 +88,7 @@ class PipelineState:
     lingers: float | None = LINGER
     lingers_earlier: float | None = LINGER
     retried: int = 0
+    retried_earlier: int = 0
     format: int = FORMAT
 
 
@@ -170,7 +172,10 @@ class Parked:
 @dataclass(frozen=True, slots=True)
 class Retried:
     """A command beside the runs wrote a parked change to the target: removed a document, or sent it where it may arrive
-    late, for want of transactions."""
+    late, for want of transactions.
+
+    One entry for each epoch of such changes; its revision rises with every note, so that runs know what was sent since.
+    """
 
     version: int
 
@@ -199,8 +204,8 @@ class Pulse:
 
     ``who``: whose it is (``Owner.who``).
     ``listed``: when the last complete listing of shards was stored; shards that it did not show are younger.
-    ``filled``: of a run that stopped, the target's tables that held something then, and all that the ``retried``-th
-    revision of the entry ``retried`` says had been done; a later one may have emptied them.
+    ``filled``: of a run that stopped, the target's tables that held something then, after the first ``retried`` notes
+    of retries; what a later one tells of may have emptied them.
     """
 
     at: float

@@ -17,9 +17,10 @@ from tenacity.nap import sleep_using_event
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints import Checkpoints, Entry, Save
 from replicator.errors import Fenced, PutBack, TransientError, Unfinished
-from replicator.parked import DROPPED, PARKED
+from replicator.parked import DROPPED, PARKED, version_in
 from replicator.parking import known
 from replicator.pipeline import Pipeline
+from replicator.position import epoch_of
 from replicator.target import Lingering, Overlapping, Target, Transactional
 
 T = TypeVar("T")
@@ -247,20 +248,23 @@ class Delivery:
             raise fenced
         self._pipeline.give_back()
         self.know_parked()
-        if self._doubt is not None:
-            self._doubt.begin(earlier=True)  # what the command sent may still be carried out, whatever is parked
+        if self._doubt is not None:  # what the command sent may still be carried out, whatever is parked
+            moved = [epoch_of(version_in(s.id)) for s in batch.saves if _moved(s, stored)]
+            self._doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
         return False
 
     def know_parked(self) -> None:
         """Take the parked items as they are stored. Nothing may be under way.
 
-        Where a command sent something since, it may be carried out late, also if the item is not parked any more.
+        Where a command sent something since, it may be carried out late, also if the item is not parked any more. A
+        sweep begins anew only where it is of an earlier epoch: else frequent retries would put it off for ever.
         """
         own_ids = self._pipeline.filing.own_ids
         before = self._pipeline.parked
         found = self._patiently(lambda: known(self._checkpoints, before, own_ids=own_ids))
-        if self._doubt is not None and found.retried != self._pipeline.parked.retried:
-            self._doubt.begin(earlier=True)
+        if self._doubt is not None and found.retries != before.retries:
+            epoch = self._pipeline.epoch
+            self._doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))
         self._pipeline.know(found)
 
     def confirm(self, *, afresh: bool = False) -> None:

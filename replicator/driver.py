@@ -189,16 +189,19 @@ class Driver:
     def _take_over_doubt(self, state: PipelineState) -> None:
         """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most.
 
-        What a command sent may be of an earlier epoch; a run of this epoch sent nothing that is.
+        What a command retried may be of an earlier epoch, as its note says; a run of this epoch sent nothing that is.
         """
-        retried = self.pipeline.ledger.retried
+        retries = self.pipeline.ledger.retries
+        retried, earlier = retries.all, retries.before(state.epoch)
         if retried != state.retried:
-            state = replace(state, lingers=doubt.LINGER, lingers_earlier=doubt.LINGER)
+            state = replace(state, lingers=doubt.LINGER)
+        if earlier != state.retried_earlier:
+            state = replace(state, lingers_earlier=doubt.LINGER)
         if state.lingers is not None:
             self._begin_doubt(state.lingers, earlier=False)
         if state.lingers_earlier is not None:
             self._begin_doubt(state.lingers_earlier)
-        now = replace(state, lingers=doubt.LINGER, retried=retried)
+        now = replace(state, lingers=doubt.LINGER, retried=retried, retried_earlier=earlier)
         if self._doubt is not None and now != self._state():
             self._change(now)
 

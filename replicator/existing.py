@@ -47,7 +47,7 @@ def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) ->
     """
     if not isinstance(target, Inspectable):
         return (), 0
-    retried = Ledger(checkpoints.read()).retried
+    retried = Ledger(checkpoints.read()).retries.all
     nothing = target.empty(tables)
     return [table.name for table in tables if table.name not in nothing], retried
 
@@ -58,7 +58,7 @@ def _emptied(ledger: Ledger, target: Target, tables: Sequence[Table]) -> Sequenc
     last = ledger.pulse
     if last is None or last.phase != "stopped" or not last.filled or not isinstance(target, Inspectable):
         return ()
-    if last.retried != ledger.retried:
+    if last.retried != ledger.retries.all:
         return ()
     return target.empty([table for table in tables if table.name in last.filled])
 

@@ -20,6 +20,7 @@ from replicator.checkpoints import (
     encode,
 )
 from replicator.identity import UNKNOWN, Definition
+from replicator.parked import RETRIED, Retries
 
 Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing
@@ -91,9 +92,8 @@ class Ledger:
         return self._values["spared"]
 
     @property
-    def retried(self) -> int:
-        """The revision of what commands noted of their retries; 0 if none did."""
-        return self._revisions.get(("retried", ""), 0)
+    def retries(self) -> Retries:
+        return Retries.of((id, revision) for (kind, id), revision in self._revisions.items() if kind == RETRIED)
 
     @property
     def pulse(self) -> Pulse | None:

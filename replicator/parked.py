@@ -51,6 +51,26 @@ def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Retries:
+    """How many notes commands made of what they retried, by its epoch: the revisions of the entries ``retried``."""
+
+    noted: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, revisions: Iterable[tuple[str, int]]) -> Retries:
+        """``revisions`` by the entries' ids. Earlier versions had a single one, without an epoch: that may be any."""
+        return cls({int(id or 0): revision for id, revision in revisions})
+
+    @property
+    def all(self) -> int:
+        return sum(self.noted.values())
+
+    def before(self, epoch: int) -> int:
+        """Those of changes of earlier epochs than that."""
+        return sum(n for noted, n in self.noted.items() if noted < epoch)
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """A change of one item's entry of a kind, from what it was to what it becomes (None: nothing)."""
 
@@ -77,15 +97,18 @@ class Move:
         return saves
 
 
+NO_RETRIES = Retries()
+
+
 class ParkedItems:
     """The parked items, and those whose parked changes were dropped, by key text.
 
-    ``retried``: the revision of what commands noted of their retries as these were read; 0 if none did.
+    ``retries``: what commands had noted of theirs as these were read.
     """
 
-    def __init__(self, retried: int = 0) -> None:
+    def __init__(self, retries: Retries = NO_RETRIES) -> None:
         self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
-        self.retried = retried
+        self.retries = retries
         self.most_leaves = 0  # documents that one item may have left in the target at most
 
     @classmethod
@@ -94,11 +117,11 @@ class ParkedItems:
         found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
         dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in found[DROPPED]]
         parked = [known.get(e.id) or held(e.id, e.revision, None) for e in found[PARKED]]
-        return cls.of(parked, dropped, sum(e.revision for e in found[RETRIED]))
+        return cls.of(parked, dropped, Retries.of((e.id, e.revision) for e in found[RETRIED]))
 
     @classmethod
-    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retried: int = 0) -> ParkedItems:
-        found = cls(retried)
+    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retries: Retries = NO_RETRIES) -> ParkedItems:
+        found = cls(retries)
         for kind, several in ((PARKED, entries), (DROPPED, dropped)):
             for each in several:
                 found._become(kind, item_of(each.id), each)

@@ -292,8 +292,9 @@ class _Note:
 
 
 def _told(parked: ParkedItem) -> Save:
-    """What tells runs that a command wrote to the target: its revision rises with each time."""
-    return Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
+    """What tells runs that a command wrote to the target, and of which epoch: its revision rises with each time."""
+    version = parked.entry.version
+    return Save(RETRIED, str(epoch_of(version)), None, encode(Retried(version)))
 
 
 def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:

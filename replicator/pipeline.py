@@ -29,6 +29,7 @@ from replicator.identity import UNKNOWN, Definition
 from replicator.ledger import Ledger, Undo
 from replicator.parked import DROPPED, PARKED, Move, ParkedItems, item_of
 from replicator.passing import scanned, streamed
+from replicator.position import LAST_EPOCH
 from replicator.source import Listing
 
 T = TypeVar("T")
@@ -242,6 +243,11 @@ class Pipeline:
     def owes_sweep(self) -> bool:
         """Whether an item that the last sweep spared is parked no more: what it had before the epoch must go."""
         return any(self.parked.parked(item) is None for item in self.ledger.spared)
+
+    @property
+    def epoch(self) -> int:
+        """The one that it writes in; while another begins, all there were are earlier."""
+        return LAST_EPOCH + 1 if self.state is None else self.state.epoch
 
     def know(self, parked: ParkedItems) -> None:
         """Take the parked items as they are stored: a command may have changed them. Nothing may be under way."""

@@ -100,7 +100,7 @@ def test_short_runs_end_a_doubt_together_and_forget_its_tombstones(universe: Uni
 
 def test_a_retry_beside_the_runs_is_doubted_by_the_next(universe: Universe) -> None:
     """It may have been sent twice, and have left tombstones."""
-    MemoryCheckpoints(universe.database).save([Save("retried", "", None, encode(Retried(1)))])
+    notes_retry(universe.database, FIRST_EPOCH)
     remove_a(universe)
     runs.go(universe, 5000)
     assert tombstones(universe) == {("a",)}
@@ -193,14 +193,25 @@ def _leaks(universe: Universe) -> None:
     assert lingers > LONGEST / 2
 
 
-def test_a_retry_may_have_sent_something_of_an_earlier_epoch(universe: Universe) -> None:
+@pytest.mark.parametrize("epoch", [None, FIRST_EPOCH, FIRST_EPOCH + 1])
+def test_a_retry_puts_the_sweep_off_where_it_may_have_sent_something_of_an_earlier_epoch(
+    universe: Universe, epoch: int | None
+) -> None:
+    """Notes of earlier versions do not say of which."""
     universe.order_resync()
     runs.go(universe, 5000)
     while state(universe).lingers_earlier is not None:
         runs.go(universe, 5000)
-    MemoryCheckpoints(universe.database).save([Save("retried", "", None, encode(Retried(1)))])
+    notes_retry(universe.database, epoch)
     runs.go(universe, 5000)
-    assert state(universe).lingers_earlier is not None
+    assert (state(universe).lingers_earlier is None) == (epoch == FIRST_EPOCH + 1)
+    assert state(universe).lingers is not None, "it may have left tombstones"
+
+
+def notes_retry(database: MemoryDatabase, epoch: int | None) -> None:
+    """What every retry notes; of an earlier version of replicator where ``epoch`` is None."""
+    note = Retried(version(epoch or FIRST_EPOCH, 7))
+    MemoryCheckpoints(database).save([Save("retried", str(epoch or ""), None, encode(note))])
 
 
 class Swept(Slow):
@@ -400,6 +411,31 @@ def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_s
         found.delivery.flush()
     assert target.doubt.left_earlier is None
     assert set(database.documents(names[0])) == {(key,) for key in "bcdefghij"}
+
+
+@pytest.mark.parametrize("epoch", [FIRST_EPOCH, FIRST_EPOCH + 1])
+def test_retries_of_this_epoch_put_no_sweep_off_however_often_people_retry(epoch: int) -> None:
+    """A pass takes longer than the time between two retries."""
+    time = [0.0]
+    target, tables = Paged(MemoryDatabase(), now=lambda: time[0]), [Table("t", PK)]
+    target.open(tables, FIRST_EPOCH + 1)
+    found = chores(target, tables, lambda: time[0])
+    rows = [Upsert("t", (key,), {}, version(FIRST_EPOCH + 1, 1), (key,)) for key in "abcdefghijklmnop"]
+    target.write(Batch([Part("s", rows)]))
+    found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", backfill.SWEEPING, resync=True))
+    found.delivery.flush()
+    target.doubt.begin(earlier=True)
+    time[0] = LONGEST + 1
+    for n in range(40):
+        found.do()
+        found.delivery.flush()
+        time[0] += 60.0
+        if n % 4 == 3:
+            notes_retry(cast(MemoryCheckpoints, found.checkpoints)._database, epoch)
+            found.delivery.know_parked()
+            assert target.doubt
+    assert found.pipeline.state is not None
+    assert (found.pipeline.state.stage == backfill.SWEEPING) == (epoch == FIRST_EPOCH)
 
 
 def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None:

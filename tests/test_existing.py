@@ -33,7 +33,7 @@ def target() -> MemoryTarget:
 
 
 def emptied(target: MemoryTarget, last: Pulse | None) -> list[str]:
-    entries = [Entry("retried", "", 2, encode(Retried(7)))]
+    entries = [Entry("retried", id, 1, encode(Retried(7))) for id in ("1024", "1025")]
     entries += [] if last is None else [Entry("pulse", "", 1, encode(last))]
     return list(existing.found(Ledger(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
 

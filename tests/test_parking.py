@@ -434,7 +434,7 @@ def test_a_retry_that_was_suspended_behind_its_note_notes_it_again_and_goes_on(
     assert retry(only(target), AS_IS, index, store, STATE, clock) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 7}}
     assert list(parked_items(target.checkpoints)) == []
-    assert database.entries["retried", ""][0] == 2
+    assert database.entries["retried", "1024"][0] == 2
 
 
 def test_a_retry_whose_write_came_late_behind_a_runs_change_says_that_it_is_in_doubt(
@@ -487,11 +487,11 @@ class Meanwhile(MemoryIndex):
         return super().write(batch)
 
 
-def following(index: MemoryIndex, checkpoints: MemoryCheckpoints) -> Delivery:
+def following(index: MemoryIndex, checkpoints: MemoryCheckpoints, state: PipelineState = STATE) -> Delivery:
     """A run that knows what is parked."""
     pipeline = Pipeline(AS_IS, checkpoints.claim(Owner("run", "here", 1, 0.0)))
     delivery = Delivery(index, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
-    pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    pipeline.begin(state, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
     list(pipeline.openings())
     delivery.know_parked()
@@ -541,6 +541,33 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
     left = known(target.checkpoints, own_ids=True).dropped('["a"]')
     assert left is not None, "the item's next change removes what was written"
     assert ("orders", "y") in left.leaves
+
+
+@pytest.mark.parametrize("epoch", [1024, 1025])
+def test_a_run_that_a_command_overtakes_owes_a_sweep_only_for_changes_of_an_earlier_epoch(
+    target: MemoryTarget, index: MemoryIndex, epoch: int
+) -> None:
+    park(target, "a", 7)
+    item = only(target)
+    run = following(index, target.checkpoints, replace(STATE, epoch=epoch))
+    drop(item, MemoryCheckpoints(target._database))
+    run._pipeline.unpark([item.id])
+    run.flush()
+
+    assert index.doubt
+    assert index.doubt.begun_earlier == (epoch > 1024)
+
+
+def test_while_an_epoch_begins_what_was_retried_before_is_of_an_earlier_one(
+    target: MemoryTarget, index: MemoryIndex
+) -> None:
+    park(target, "a", 7)
+    run = following(index, target.checkpoints)
+    assert retry(only(target), AS_IS, MemoryIndex(target._database), MemoryCheckpoints(target._database), STATE) == ""
+    run._pipeline.begin(replace(STATE, epoch=1025), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    run.know_parked()
+
+    assert index.doubt.begun_earlier == 1
 
 
 def removed(run: Delivery, count: int) -> None:

@@ -96,6 +96,9 @@ LEAKING: Mapping[str, float] = {
 }
 """The acts of a world in which short runs follow each other for hours, and each loses a response."""
 
+PESTERING: Mapping[str, float] = {"retry": 0.05, "give up": 0.003}
+"""The same of people who retry every few minutes what the target refuses, in one of three such worlds."""
+
 WIDENING: Mapping[str, float] = {
     "write": 0.6,
     "widen": 0.015,
@@ -229,7 +232,7 @@ def draw(seed: int) -> Scenario:
         return crowded(drawn, chance)
     leaks = random.Random(f"leaks {seed}")
     if drawn.index and leaks.random() < 0.1:
-        return leaking(drawn, leaks)
+        return pestering(seed, leaking(drawn, leaks))
     widens = random.Random(f"widens {seed}")
     if not (hook is not None and HOOKS[hook].poisons) and widens.random() < 0.08:
         return widening(drawn, widens)
@@ -281,6 +284,12 @@ def leaking(drawn: Scenario, chance: random.Random) -> Scenario:
         pace=chance.choice([2.0, 4.0]),
         rates={what: min(1.0, rate * 10 ** chance.uniform(-0.5, 0.5)) for what, rate in LEAKING.items()},
     )
+
+
+def pestering(seed: int, drawn: Scenario) -> Scenario:
+    """The same world with a target that refuses some documents, and people who retry them again and again."""
+    rates = _in_one_of_three(seed, "pesters", PESTERING)
+    return replace(drawn, refuses=True, rates={**drawn.rates, **rates}) if rates else drawn
 
 
 def widening(drawn: Scenario, chance: random.Random) -> Scenario:

@@ -16,6 +16,7 @@ from replicator.change import key_text
 from replicator.checkpoints import Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
 from replicator.doubt import LINGER
 from replicator.item import Item
+from replicator.parked import key_in
 from replicator.position import FIRST_EPOCH
 from replicator.progress import Progress
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
@@ -124,6 +125,7 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
     if state is None or state.stage != backfill.FOLLOWING or universe.undisturbed[1] < LINGER:
         return
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
+    parked |= {key for kind, id in database.entries if kind == "spared" and (key := key_in(id)) is not None}
     for table, rows in database.rows.items():
         older = [id for id, (v, _) in rows.items() if position.epoch_of(v) < epoch and not _of_parked(id, parked)]
         assert not older, f"{table} has {older} of an earlier epoch, and runs of {universe.undisturbed[1]:.0f} s"

@@ -14,7 +14,7 @@ from replicator.chores import Chores
 from replicator.delivery import Delivery
 from replicator.doubt import Doubt
 from replicator.driver import Driver
-from replicator.parked import ParkedItems
+from replicator.parked import ParkedItems, Retries
 from replicator.position import version
 from replicator.target import Table
 from replicator.testing import memory
@@ -29,6 +29,7 @@ from tests.simulation.mutants.scenarios import (
     long_scan,
     lossy,
     lossy_resyncs,
+    pestered,
     plain,
     replaced,
     retried,
@@ -135,7 +136,7 @@ def tombstones_expire(patch: Patch) -> None:
 @mutant("a run does not notice that a command sent something", 5, shape=retried)
 def commands_go_unnoticed(patch: Patch) -> None:
     right = ParkedItems.of
-    patch.setattr(ParkedItems, "of", lambda entries, dropped=(), retried=0: right(entries, dropped))
+    patch.setattr(ParkedItems, "of", lambda entries, dropped=(), retries=None: right(entries, dropped))
 
 
 @mutant("a batch is sent to its end however long it takes", 6, shape=dawdling)
@@ -182,6 +183,11 @@ def own_doubt_is_handed_on_as_earlier(patch: Patch) -> None:
 @mutant("a run does not hand on that requests of an earlier epoch may arrive", 9, shape=leaking_runs)
 def earlier_doubt_is_not_handed_on(patch: Patch) -> None:
     patch.setattr(Doubt, "left_earlier", property(lambda self: None))
+
+
+@mutant("what a command retries counts as of an earlier epoch", 9, shape=pestered)
+def retries_count_as_earlier(patch: Patch) -> None:
+    patch.setattr(Retries, "before", lambda self, epoch: self.all)
 
 
 @mutant("a purge removes what it finds after the run asked who owns the pipeline", 6, shape=cleaned_up)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tests.simulation.scenario import LEAKING, RATES, WIDENING, Scenario
+from tests.simulation.scenario import LEAKING, PESTERING, RATES, WIDENING, Scenario
 
 Where = Callable[[Scenario], bool]
 Shape = Callable[[Scenario], Scenario]
@@ -117,6 +117,11 @@ def stopped_soon(drawn: Scenario) -> Scenario:
 def leaking_runs(drawn: Scenario) -> Scenario:
     """Short runs for hours, each of which loses a response, behind resyncs of runs that were killed."""
     return replace(drawn, index=True, cron=True, trims=False, keys=2, steps=600, rest=60.0, pace=2.0, rates=LEAKING)
+
+
+def pestered(drawn: Scenario) -> Scenario:
+    """The same runs beside people who retry every few minutes what the target refuses."""
+    return replace(leaking_runs(drawn), refuses=True, rates={**LEAKING, **PESTERING})
 
 
 def widened(drawn: Scenario) -> Scenario:
