@@ -269,6 +269,13 @@ def decode_parked(id: str, text: str) -> Parked:
     return value
 
 
+def decode_pipeline(text: str) -> PipelineState:
+    """The same of the pipeline's own entry."""
+    value = decode("pipeline", "", text)
+    assert isinstance(value, PipelineState)
+    return value
+
+
 def decode_dropped(id: str, text: str) -> Dropped:
     """The same of an entry that dropping left."""
     value = decode("dropped", id, text)
@@ -350,6 +357,9 @@ class Checkpoints(Protocol):
 
     def read(self) -> Claimed:
         """All entries as they are, for `status`; owns nothing."""
+
+    def pipeline(self) -> PipelineState | None:
+        """The pipeline's own entry as it is, without a look at the others; None if no run has begun it."""
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         """Parked changes whose id begins with ``prefix``, with their images, in order of id; only of ``ids`` if given.

@@ -28,7 +28,6 @@ from replicator.checkpoints import (
     Place,
     Retried,
     Save,
-    decode,
     encode,
 )
 from replicator.compaction import Filing, run_writes
@@ -156,12 +155,10 @@ def _check_single(ids: Iterable[str]) -> None:
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
     """What the pipeline is made of; ConfigError if no run has begun it."""
-    for entry in checkpoints.read().entries:
-        if entry.kind == "pipeline":
-            found = decode(entry.kind, entry.id, entry.text)
-            assert isinstance(found, PipelineState)
-            return found
-    raise ConfigError("this pipeline has not begun to copy yet: nothing is parked")
+    found = checkpoints.pipeline()
+    if found is None:
+        raise ConfigError("this pipeline has not begun to copy yet: nothing is parked")
+    return found
 
 
 def retry(
@@ -169,15 +166,14 @@ def retry(
     filing: Filing,
     target: Target,
     checkpoints: Checkpoints,
-    pipeline: PipelineState,
     now: Callable[[], float] = time.time,
 ) -> str:
     """Try an item's parked changes again; what became of them: "" if they are stored, else why not.
 
-    What is still refused stays parked as it is. ``pipeline``: as it was when the command began. ``now``: wall clock.
+    What is still refused stays parked as it is. ``now``: wall clock. The pipeline is looked at for each item: while a
+    command goes through thousands, another epoch may begin, or another hook be accepted.
     """
-    if epoch_of(parked.entry.version) > pipeline.epoch:  # parked since, in an epoch whose scan may still be going on
-        pipeline = pipeline_of(checkpoints)
+    pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has read the item anew; drop it"
     if isinstance(target, Lingering):
@@ -276,8 +272,11 @@ class _Note:
     def end(self, batch: Batch, outcome: Outcome) -> Outcome:
         """Take the entry away: all is stored."""
         late, removal = self.is_late, structs.replace(self._parked.removal, expected=self._revision)
+        others = batch.saves[1:]
+        if late and self._leaves is not None and all(save.kind != DROPPED for save in others):
+            others = [*others, self._parked.left(self._leaves)]  # another hook may have been accepted meanwhile
         try:
-            return _saved(self._checkpoints, replace(batch, saves=[removal, *batch.saves[1:]]), outcome)
+            return _saved(self._checkpoints, replace(batch, saves=[removal, *others]), outcome)
         except Fenced:
             if late:
                 self._overtaken()

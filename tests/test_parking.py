@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import pytest
 
-from replicator import Document, existing
+from replicator import Document, existing, parking
 from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Rejection, Upsert
 from replicator.change import KeyAttribute, KeySchema, Page, Record
@@ -32,12 +33,12 @@ from replicator.parking import (
     parked_keys,
     pipeline_of,
     retried,
-    retry,
 )
 from replicator.pipeline import Pipeline
 from replicator.position import version
 from replicator.source import Listing, SourceTable
-from replicator.target import Table
+from replicator.start import accepted
+from replicator.target import Table, Target
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
 from replicator.transform import Hook
@@ -75,6 +76,19 @@ def park(target: MemoryTarget, key: str, ordinal: int, *, epoch: int = 1024, new
     )
     save = Save("parked", f'["{key}"]@{change.version:019d}', None, encode(change))
     target.write(Batch([Part(SOURCE, (), Counts(read=1, parked=1))], [save]))
+
+
+def retry(
+    item: ParkedItem,
+    filing: Filing,
+    target: Target,
+    checkpoints: MemoryCheckpoints,
+    state: PipelineState = STATE,
+    now: Callable[[], float] = time.time,
+) -> str:
+    """A retry of a pipeline that is as ``state`` says, unless there is one already."""
+    checkpoints._database.entries.setdefault(("pipeline", ""), (1, encode(state)))
+    return parking.retry(item, filing, target, checkpoints, now)
 
 
 def only(target: MemoryTarget) -> ParkedItem:
@@ -630,7 +644,7 @@ def test_a_retry_removes_every_document_that_the_item_may_have_left(
     assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="2")) == ""
     assert ids(database) == ["y"]
     assert database.counts[SOURCE] == Counts(read=3, applied=3)
-    assert [kind for kind, _ in database.entries] == ["retried"]
+    assert [kind for kind, _ in database.entries] == ["pipeline", "retried"]
 
 
 @pytest.mark.parametrize("tag", ["good", "fixed"])
@@ -678,8 +692,43 @@ def test_a_retry_needs_the_documents_of_an_image_that_an_earlier_hook_stored(
     found = park_tags(target, None, leaves=(), base=base)
 
     assert "raised ValueError" in retry(found, BROKEN, target, target.checkpoints, replace(STATE, hook="1"))
-    assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="2")) == ""
+    assert retry(found, FIXED, target, target.checkpoints) == ""
     assert ids(database) == []
+
+
+def test_a_retry_goes_by_the_hook_that_was_accepted_while_the_command_was_at_others(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    """The command began when its hook was the pipeline's; by now that may not know what the command's hook makes."""
+    store = Counting(database)
+    found = park_tags(target, ["y"], leaves=())
+    assert retry(found, FIXED, target, store, replace(STATE, hook="2")) == ""
+    assert known(target.checkpoints, own_ids=True).dropped('["a"]') is None
+
+    found = park_tags(target, ["z"], leaves=())
+    target.checkpoints.save([Save("pipeline", "", 1, encode(accepted(STATE, "3")))])
+    assert retry(found, FIXED, target, store) == ""
+    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    assert left is not None
+    assert left.leaves == {("orders", "z")}
+    assert (store.looks, store.images) == (0, 0), "thousands of items are retried one after the other"
+
+
+@pytest.mark.parametrize("seconds", [1.0, 400.0])
+def test_a_retry_that_was_suspended_as_it_wrote_notes_its_documents(
+    database: MemoryDatabase, target: MemoryTarget, seconds: float
+) -> None:
+    """Another hook may have been accepted meanwhile."""
+    clock, command = Clock(), Meanwhile(database)
+    found = park_tags(target, ["y"], leaves=(("orders", "x"),))
+
+    def suspended() -> None:
+        clock.now += seconds
+
+    command.meanwhile = suspended
+    assert retry(found, FIXED, command, MemoryCheckpoints(database), replace(STATE, hook="2"), clock) == ""
+    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    assert (left.leaves if left else None) == (None if seconds < 10 else {("orders", "x"), ("orders", "y")})
 
 
 class Counting(MemoryCheckpoints):
@@ -896,6 +945,7 @@ def test_a_retry_that_began_before_a_resync_brings_nothing_back_behind_its_sweep
     found = only(target)
     swept = Interrupted(database)
     command = MemoryTarget(database)
+    command.checkpoints.pipeline = lambda: STATE  # type: ignore[method-assign] # it looked before
     swept.meanwhile = lambda: retry(found, AS_IS, command, command.checkpoints, STATE)
     pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
     delivery = Delivery(swept, target.checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)

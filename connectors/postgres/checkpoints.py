@@ -21,8 +21,10 @@ from replicator.checkpoints import (
     Entry,
     Owner,
     Parked,
+    PipelineState,
     Save,
     decode_parked,
+    decode_pipeline,
     encode,
     forgotten,
     shard_of,
@@ -51,6 +53,8 @@ SELECT kind, id, revision, CASE kind WHEN 'parked' THEN '' ELSE value::text END
 FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
 _PIPELINES = "SELECT DISTINCT pipeline FROM replicator.checkpoints ORDER BY pipeline"
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
+_STATE = """
+SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'pipeline' AND id = ''"""
 _PARKED = """
 SELECT id FROM replicator.checkpoints
 WHERE pipeline = %s AND kind = 'parked' AND pg_catalog.starts_with(id, %s::text) ORDER BY id"""
@@ -101,6 +105,11 @@ class PostgresCheckpoints:
         with self._session.connection() as connection:
             rows = connection.execute(_PIPELINES).fetchall() if exists(connection) else []
         return [name for (name,) in rows]
+
+    def pipeline(self) -> PipelineState | None:
+        with self._session.connection() as connection:
+            row = connection.execute(_STATE, (self._pipeline,)).fetchone() if exists(connection) else None
+        return None if row is None else decode_pipeline(row[0])
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         with self._session.connection() as connection:

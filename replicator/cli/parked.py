@@ -106,7 +106,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
         for item in chosen:
             with aside(), HookLimit(loaded.hook_timeout):
-                reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, pipeline))
+                reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints))
             refused += bool(reason)
             outcome = "in doubt" if reason == OVERTAKEN else "still parked" if reason else "stored"
             _tell(item, outcome, reason, as_json)

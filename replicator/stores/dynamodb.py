@@ -13,7 +13,19 @@ from pydantic import AfterValidator, Field
 
 from replicator import aws
 from replicator.batch import Counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Entry, Owner, Parked, Save, counted, decode_parked, encode
+from replicator.checkpoints import (
+    NO_COUNTS,
+    Claimed,
+    Entry,
+    Owner,
+    Parked,
+    PipelineState,
+    Save,
+    counted,
+    decode_parked,
+    decode_pipeline,
+    encode,
+)
 from replicator.config_access import Access
 from replicator.errors import Fenced, TransientError
 from replicator.stores import dynamodb_layout as layout
@@ -100,6 +112,10 @@ class DynamodbCheckpoints:
 
     def read(self) -> Claimed:
         return _claimed(*self._states().all(settled=False))
+
+    def pipeline(self) -> PipelineState | None:
+        text = self._states().text("pipeline", "")
+        return None if text is None else decode_pipeline(text)
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         states = self._states()

@@ -83,7 +83,7 @@ class States:
             texts = self._texts(small, "p#") or {}
             for key in sorted(items):
                 place = layout.place_of(key)
-                text = texts[place] if key in small else self._parked_text(place[1])
+                text = texts[place] if key in small else self.text(*place)
                 if text is not None:
                     yield place[1], text
             if after is None:
@@ -92,7 +92,7 @@ class States:
     def parked_among(self, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
         """The same of those ``ids`` that are there, one by one."""
         for id in ids:
-            if (text := self._parked_text(id)) is not None:
+            if (text := self.text("parked", id)) is not None:
                 yield id, text
 
     def _parked_page(self, prefix: str, after: str | None) -> tuple[dict[str, Item], str | None]:
@@ -113,17 +113,17 @@ class States:
                 return items, last
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def _parked_text(self, id: str) -> str | None:
-        """The text of one parked entry; None if it is gone."""
-        key = layout.entry_key("parked", id)
+    def text(self, kind: str, id: str) -> str | None:
+        """The text of one entry; None if there is none."""
+        key = layout.entry_key(kind, id)
         for _ in range(TRIES):
             before = self.head()
             item = self._table.get(key)
             if before.journal is not None:
                 item = {action.key: action.item for action in self._journal(before.journal) or ()}.get(key, item)
-            texts = self._texts({} if item is None else {key: item}, "p#")
+            texts = self._texts({} if item is None else {key: item}, key[:2])
             if texts or (texts is not None and self.head().journal == before.journal):
-                return texts.get(("parked", id))
+                return texts.get((kind, id))
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
     def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:

@@ -11,7 +11,19 @@ from pathlib import Path
 from pydantic import Field
 
 from replicator.batch import Counts
-from replicator.checkpoints import NO_COUNTS, Claimed, Owner, Parked, Save, counted, decode_parked, encode, forgotten
+from replicator.checkpoints import (
+    NO_COUNTS,
+    Claimed,
+    Owner,
+    Parked,
+    PipelineState,
+    Save,
+    counted,
+    decode_parked,
+    decode_pipeline,
+    encode,
+    forgotten,
+)
 from replicator.config_models import Options
 from replicator.errors import ConfigError
 from replicator.files import exposure, open_to_writers
@@ -117,6 +129,11 @@ class SqliteCheckpoints:
             owner = next((e.revision for e in found.entries if e.kind == "owner"), 0)
             return Claimed(owner, found.entries, found.counts)
 
+    def pipeline(self) -> PipelineState | None:
+        with self._reading() as connection:
+            found = [] if connection is None else list(self._texts(connection, "pipeline", ""))
+        return decode_pipeline(found[0][1]) if found else None
+
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         query = "SELECT id FROM entries WHERE kind = 'parked' AND id >= ? ORDER BY id"
         with self._reading() as connection:
@@ -205,13 +222,17 @@ class SqliteCheckpoints:
         return found
 
     def _parked(self, connection: sqlite3.Connection, prefix: str) -> Iterator[tuple[str, Parked]]:
-        query = "SELECT id, sum, text FROM entries WHERE kind = 'parked' AND id >= ? ORDER BY id"
-        for id, sum, text in connection.execute(query, (prefix,)):
+        for id, text in self._texts(connection, "parked", prefix):
+            yield id, decode_parked(id, text)
+
+    def _texts(self, connection: sqlite3.Connection, kind: str, prefix: str) -> Iterator[tuple[str, str]]:
+        query = "SELECT id, sum, text FROM entries WHERE kind = ? AND id >= ? ORDER BY id"
+        for id, sum, text in connection.execute(query, (kind, prefix)):
             if not str(id).startswith(prefix):
                 return
             if not file.is_text(text, sum):
-                raise file.damaged(self._path, f"its entry 'parked' {id!r} is not what was saved")
-            yield id, decode_parked(id, text)
+                raise file.damaged(self._path, f"its entry {kind!r} {id!r} is not what was saved")
+            yield id, text
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pytest
 
 from replicator.batch import Counts
-from replicator.checkpoints import FORGOTTEN, Checkpoints, DamagedCheckpoint, Owner, Parked, Save, encode
+from replicator.checkpoints import FORGOTTEN, Checkpoints, DamagedCheckpoint, Owner, Parked, PipelineState, Save, encode
 from replicator.errors import Fenced
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
@@ -77,6 +77,7 @@ class Ownership(_Fixtures):
     def test_looking_before_the_first_run_finds_nothing(self, build: Build) -> None:
         one = build()
         assert (list(one.read().entries), dict(one.read().counts), list(one.parked())) == ([], {}, [])
+        assert one.pipeline() is None
 
     def test_a_claim_returns_everything(self, build: Build) -> None:
         first = build()
@@ -283,6 +284,14 @@ class Commands(_Fixtures):
 
 
 class Texts(_Fixtures):
+    def test_the_pipelines_own_entry_is_read_by_itself(self, build: Build, claimed: Checkpoints) -> None:
+        command, another = build(), build("another")
+        assert claimed.pipeline() is None
+        for epoch in (1024, 1025):
+            state = PipelineState(epoch, "stream", "table", "id", "following", hook="\u00e9")
+            claimed.save([Save("pipeline", "", epoch - 1024, encode(state)), Save("pulse", "", None, "{}")])
+            assert (command.pipeline(), claimed.pipeline(), another.pipeline()) == (state, state, None)
+
     def test_parked_changes_are_listed_without_their_images(self, claimed: Checkpoints) -> None:
         names = ['["b"]', '["a"]', '["a"]@7', "%", "_", "\\", "\u00e9\U0001f600", "sha256:00"]
         claimed.save([Save("parked", id, None, parked(id)) for id in names])

@@ -17,9 +17,11 @@ from replicator.checkpoints import (
     Entry,
     Owner,
     Parked,
+    PipelineState,
     Save,
     counted,
     decode_parked,
+    decode_pipeline,
     encode,
     forgotten,
 )
@@ -74,6 +76,10 @@ class MemoryCheckpoints:
             for (kind, id), (revision, text) in self._database.entries.items()
         ]
         return Claimed(self._owner or 0, listed, dict(self._database.counts))
+
+    def pipeline(self) -> PipelineState | None:
+        found = self._database.entries.get(("pipeline", ""))
+        return None if found is None else decode_pipeline(found[1])
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         for id in sorted(id for kind, id in self._database.entries if kind == "parked" and id.startswith(prefix)):

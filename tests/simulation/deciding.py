@@ -49,7 +49,7 @@ def _retried(world: Universe, item: parking.ParkedItem, filing: Filing, command:
     state = parking.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
     command.target.open(tuple(Table(name, keys, dict(options)) for name, options in world.tables.items()), state.epoch)
-    return parking.retry(item, filing, command.target, command.checkpoints, state, world.clock)
+    return parking.retry(item, filing, command.target, command.checkpoints, world.clock)
 
 
 def retried_in_vain(world: Universe, item: parking.ParkedItem, command: Command) -> str:
