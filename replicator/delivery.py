@@ -259,9 +259,8 @@ class Delivery:
         Where a command sent something since, it may be carried out late, also if the item is not parked any more. A
         sweep begins anew only where it is of an earlier epoch: else frequent retries would put it off for ever.
         """
-        own_ids = self._pipeline.filing.own_ids
         before = self._pipeline.parked
-        found = self._patiently(lambda: known(self._checkpoints, before, own_ids=own_ids))
+        found = self._patiently(lambda: known(self._checkpoints, before))
         if self._doubt is not None and found.retries != before.retries:
             epoch = self._pipeline.epoch
             self._doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))

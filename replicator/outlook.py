@@ -28,7 +28,7 @@ def outlook(
 ) -> str:
     """What a run would do first, in a sentence. ConfigError or GapFound where it would end instead."""
     found = existing.found(Ledger(checkpoints.read()), source, target, tables, hook)
-    parked = known(checkpoints, own_ids=hook is not None and hook.declared)
+    parked = known(checkpoints)
     try:
         how = course(found, Allowed())
         if how is Course.RESUME and not source.streaming:

@@ -35,7 +35,8 @@ from replicator.doubt import is_late
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.item import Item
 from replicator.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
-from replicator.position import epoch_of, version
+from replicator.position import epoch_of
+from replicator.scanned import SourceItems, is_scanned, is_superseded
 from replicator.target import Lingering, Target, Transactional
 from replicator.transform import Poison
 
@@ -44,6 +45,7 @@ OVERTAKEN = (
     "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
     "compare the item in the target with its source; its next change replaces it"
 )
+SUPERSEDED = "it has changed in the source since it was scanned, and what the stream brings of it is newer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ class ParkedItem:
         parts = [Part(source, (), Counts(parked=-n, dropped=n)) for source, n in self.changes.items()]
         left = self.entry.leaves
         return Batch(parts, [self.removal, *([self.left(left, self.entry.base)] if left is not None else [])])
+
+    def superseded(self) -> Batch:
+        """The batch that takes the entry away because the stream has something newer, which counts in its place."""
+        parts = [Part(source, (), Counts(parked=-n)) for source, n in self.changes.items()]
+        left, base = self.entry.leaves or (), self.entry.base
+        return Batch(parts, [self.removal, *([self.left(left, base)] if left or base is not None else [])])
 
     def left(self, leaves: Sequence[Place], base: str | None = None) -> Save:
         """What the item's next change must remove besides the documents of its own old image."""
@@ -108,8 +116,8 @@ def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[
     return iter(ListedItems(checkpoints, None if item is None else [item]))
 
 
-def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_ids: bool) -> ParkedItems:
-    """The parked items as a run needs to know them; with their documents, where they have ids of their own.
+def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
+    """The parked items as a run needs to know them: with their numbers of changes, and documents of their own ids.
 
     Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
     the revision that was known ``before`` is not read again, and keeps its number of changes. No image stays in memory
@@ -120,7 +128,7 @@ def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_id
     _check_single(revisions)
     found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
     changed = revisions.keys() - found.keys()
-    if changed and own_ids:
+    if changed:
         found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked(ids=changed)}
     return ParkedItems.among(entries, found)
 
@@ -167,15 +175,24 @@ def retry(
     target: Target,
     checkpoints: Checkpoints,
     now: Callable[[], float] = time.time,
+    source: SourceItems | None = None,
 ) -> str:
     """Try an item's parked changes again; what became of them: "" if they are stored, else why not.
 
     What is still refused stays parked as it is. ``now``: wall clock. The pipeline is looked at for each item: while a
-    command goes through thousands, another epoch may begin, or another hook be accepted.
+    command goes through thousands, another epoch may begin, or another hook be accepted. ``source``: asked about what
+    a scan found, where documents have ids of their own.
     """
     pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has read the item anew; drop it"
+    try:
+        if filing.own_ids and is_scanned(parked.entry):
+            assert source is not None, "only the source can tell whether what a scan found is still the newest"
+            if is_superseded(parked.entry, source):
+                return _unless_changed(partial(_superseded, parked, checkpoints)) or SUPERSEDED
+    except Malformed as e:
+        return str(e)
     if isinstance(target, Lingering):
         target.doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
     try:
@@ -192,6 +209,10 @@ def retry(
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
     """Give an item's parked changes up; "" if they are gone, else why not."""
     return _unless_changed(partial(_saved, checkpoints, parked.discarded(), Outcome()))
+
+
+def _superseded(parked: ParkedItem, checkpoints: Checkpoints) -> Outcome:
+    return _saved(checkpoints, parked.superseded(), Outcome(stale=parked.changes))
 
 
 def _unless_changed(act: Callable[[], Outcome]) -> str:
@@ -313,8 +334,7 @@ def retried(parked: ParkedItem, filing: Filing, pipeline: PipelineState) -> Batc
     if filing.own_ids and filing.hook is not None and filing.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
     # What a scan found may have been deleted before it came through: then its tombstone is still there.
-    scanned = p.version == version(epoch_of(p.version), 0)
-    keeps = scanned or pipeline.stage != "following"
+    keeps = is_scanned(p) or pipeline.stage != "following"
     return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
 
 

@@ -127,9 +127,10 @@ def _table_calls(
 ) -> Iterator[Finding]:
     arn = table.arn or table.name
     if table.view == "KEYS_ONLY":
-        key = {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
-        request = {"RequestItems": {config.source.table: {"Keys": [key]}}}
+        request = {"RequestItems": {config.source.table: {"Keys": [_no_key(table)]}}}
         yield _permitted(wire, "BatchGetItem", request, arn)[1]
+    if hook is not None and hook.declared:  # parked retry looks at items that a scan found
+        yield _permitted(wire, "GetItem", {"TableName": config.source.table, "Key": _no_key(table)}, arn)[1]
     if config.ttl_deletes == "ignore":
         yield Finding("ttl_deletes", "note", f"items that expire stay in the target, until {KEPT_EXPIRED}")
     if not config.backfill.enabled:
@@ -140,6 +141,11 @@ def _table_calls(
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
         yield from _purity(config, hook, table, images)
+
+
+def _no_key(table: SourceTable) -> dict[str, dict[str, str]]:
+    """A key of the right types, whether there is such an item or not."""
+    return {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
 
 
 def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import pytest
 from replicator import parking
 from replicator.checkpoints import Owner, Parked, Save, encode
 from replicator.config import load
-from replicator.parking import CHANGED, ParkedItem
+from replicator.parking import CHANGED, SUPERSEDED, ParkedItem
 from replicator.run import ends
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.cli import World
@@ -199,6 +199,38 @@ def test_all_parked_changes_of_an_item_are_retried_together(world: World) -> Non
     assert counts(world)["parked"] == 0
 
 
+def park_scanned(world: World, *ids: str) -> None:
+    """Items that were there before the stream, and that the hook fails on."""
+    world.db.create_table("orders", view=None)
+    for id in ids:
+        world.db.put("orders", {"id": id, "tags": ["a"], "broken": 1})
+    world.db.enable_stream("orders")
+    world.hook(FAN_OUT)
+    world.catch_up()
+
+
+def test_what_a_scan_found_is_stored_by_a_retry_only_if_the_source_still_has_it(world: World) -> None:
+    """Documents with their own ids have no tombstones of an image that no hook could read."""
+    park_scanned(world, "1", "2")
+    world.db.put("orders", {"id": "2", "tags": ["b"]})
+    world.hook(FAN_OUT.replace('raise ValueError("broken")', "pass"))
+    code, out, _ = world.call("parked", "retry", world.config, "--all", "--human")
+
+    assert (code, out) == (0, f'["1"]  stored\n["2"]  superseded: {SUPERSEDED}\n')
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",)]
+    assert counts(world)["parked"] == 0
+
+
+def test_a_retry_that_may_not_ask_the_source_names_the_permission_and_keeps_the_item(world: World) -> None:
+    park_scanned(world, "1")
+    world.db.fail("GetItem", "AccessDeniedException", times=1)
+    code, _, err = world.call("parked", "retry", world.config, "--all")
+
+    assert code == 4
+    assert "dynamodb:GetItem on orders" in err
+    assert counts(world)["parked"] == 1
+
+
 def test_after_a_drop_the_items_next_change_removes_what_it_had_before(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1", "tags": ["a", "b"]})
@@ -232,7 +264,7 @@ def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:
 def test_an_item_that_runs_keep_changing_stays_parked_which_is_exit_code_6(
     parked: World, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr(parking, act, lambda *given: CHANGED)
+    monkeypatch.setattr(parking, act, lambda *given, **named: CHANGED)
     flags = ["--yes"] if act == "drop" else []
     code, out, _ = parked.call("parked", act, parked.config, *flags, '["bad"]', "--human")
 

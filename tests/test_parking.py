@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 
@@ -25,6 +25,7 @@ from replicator.parked import Held, ParkedItems, held, parked_id
 from replicator.parking import (
     CHANGED,
     OVERTAKEN,
+    SUPERSEDED,
     ListedItems,
     ParkedItem,
     drop,
@@ -36,6 +37,7 @@ from replicator.parking import (
 )
 from replicator.pipeline import Pipeline
 from replicator.position import version
+from replicator.scanned import SourceItems
 from replicator.source import Listing, SourceTable
 from replicator.start import accepted
 from replicator.target import Table, Target
@@ -85,10 +87,11 @@ def retry(
     checkpoints: MemoryCheckpoints,
     state: PipelineState = STATE,
     now: Callable[[], float] = time.time,
+    source: SourceItems | None = None,
 ) -> str:
     """A retry of a pipeline that is as ``state`` says, unless there is one already."""
     checkpoints._database.entries.setdefault(("pipeline", ""), (1, encode(state)))
-    return parking.retry(item, filing, target, checkpoints, now)
+    return parking.retry(item, filing, target, checkpoints, now, source)
 
 
 def only(target: MemoryTarget) -> ParkedItem:
@@ -552,7 +555,7 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
     index.doubt.settle()
     run.know_parked()
     assert index.doubt, "the runs are told once more"
-    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    left = known(target.checkpoints).dropped('["a"]')
     assert left is not None, "the item's next change removes what was written"
     assert ("orders", "y") in left.leaves
 
@@ -610,10 +613,10 @@ BROKEN = Filing(Hook("tags", tags, "1", declared=True), ("orders",))
 FIXED = Filing(Hook("tags", tags_of_broken, "2", declared=True), ("orders",))
 
 
-def park_tags(target: MemoryTarget, new: list[str] | None, **how: object) -> ParkedItem:
+def park_tags(target: MemoryTarget, new: list[str] | None, ordinal: int = 7, **how: object) -> ParkedItem:
     entry = Parked(
         key=("a",),
-        version=version(1024, 7),
+        version=version(1024, ordinal),
         reason="broken",
         parked=0.0,
         new=None if new is None else image({"tags": new, "broken": 1}).decode(),
@@ -679,7 +682,7 @@ def test_a_retry_with_another_hook_than_the_pipelines_notes_its_documents(target
     found = park_tags(target, ["y"], leaves=())
 
     assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="1")) == ""
-    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    left = known(target.checkpoints).dropped('["a"]')
     assert left is not None
     assert left.leaves == {("orders", "y")}
 
@@ -703,12 +706,12 @@ def test_a_retry_goes_by_the_hook_that_was_accepted_while_the_command_was_at_oth
     store = Counting(database)
     found = park_tags(target, ["y"], leaves=())
     assert retry(found, FIXED, target, store, replace(STATE, hook="2")) == ""
-    assert known(target.checkpoints, own_ids=True).dropped('["a"]') is None
+    assert known(target.checkpoints).dropped('["a"]') is None
 
     found = park_tags(target, ["z"], leaves=())
     target.checkpoints.save([Save("pipeline", "", 1, encode(accepted(STATE, "3")))])
     assert retry(found, FIXED, target, store) == ""
-    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    left = known(target.checkpoints).dropped('["a"]')
     assert left is not None
     assert left.leaves == {("orders", "z")}
     assert (store.looks, store.images) == (0, 0), "thousands of items are retried one after the other"
@@ -727,7 +730,7 @@ def test_a_retry_that_was_suspended_as_it_wrote_notes_its_documents(
 
     command.meanwhile = suspended
     assert retry(found, FIXED, command, MemoryCheckpoints(database), replace(STATE, hook="2"), clock) == ""
-    left = known(target.checkpoints, own_ids=True).dropped('["a"]')
+    left = known(target.checkpoints).dropped('["a"]')
     assert (left.leaves if left else None) == (None if seconds < 10 else {("orders", "x"), ("orders", "y")})
 
 
@@ -751,36 +754,31 @@ def test_what_is_known_of_parked_items_is_read_once_and_then_what_changed(target
     for n in range(30):
         park(target, f"k{n}", n + 1)
     store = Counting(target._database)
-    found = known(store, ParkedItems.among(store.read().entries), own_ids=True)
+    found = known(store, ParkedItems.among(store.read().entries))
     assert (len(found), store.images) == (30, 30)
 
-    found = known(store, found, own_ids=True)
+    found = known(store, found)
     assert (len(found), store.images) == (30, 30)
 
     item = next(i for i in parked_items(target.checkpoints) if i.item == '["k4"]')
     noted = replace(item.entry, leaves=(("orders", "x"),))
     store.save([Save("parked", item.id, 1, encode(noted))])
     drop(next(i for i in parked_items(target.checkpoints) if i.item == '["k5"]'), target.checkpoints)
-    found = known(store, found, own_ids=True)
+    found = known(store, found)
     assert (len(found), store.images) == (29, 31)
     k4 = found.parked('["k4"]')
     assert k4 is not None
     assert (k4.revision, k4.leaves) == (2, frozenset({("orders", "x")}))
 
-    assert len(known(store, own_ids=False)) == 29
-    assert store.images == 31
-
 
 def test_how_many_changes_an_item_was_parked_with_stays_known(target: MemoryTarget) -> None:
-    """Also where each item has one document: what is parked next of it adds to them."""
+    """Of a run that begins, and behind a command that changed the entry: what is parked next of it adds to them."""
     item = park_tags(target, ["x"], changes={SOURCE: 3})
-    before = ParkedItems.of([held(item.id, item.revision, item.entry)])
-    found = known(target.checkpoints, before, own_ids=False).parked('["a"]')
-    assert found is not None
-    assert (found.changes, found.since) == ({SOURCE: 3}, 0.0)
+    found = known(target.checkpoints)
+    assert found.parked('["a"]') == held(item.id, 1, item.entry)
 
     target.checkpoints.save([Save("parked", item.id, item.revision, encode(item.entry))])
-    assert known(target.checkpoints, before, own_ids=False).parked('["a"]') == Held(item.id, item.revision + 1)
+    assert known(target.checkpoints, found).parked('["a"]') == held(item.id, 2, item.entry)
 
 
 def test_a_sweep_knows_what_to_spare_without_any_image(target: MemoryTarget) -> None:
@@ -802,7 +800,7 @@ def test_a_drop_notes_what_the_item_left(target: MemoryTarget) -> None:
     found = park_tags(target, ["y"], leaves=(("orders", "x"),), changes={SOURCE: 2})
 
     assert drop(found, target.checkpoints) == ""
-    left = known(target.checkpoints, own_ids=True)
+    left = known(target.checkpoints)
     assert (len(left), left.dropped('["a"]')) == (0, Held(found.id, 1, frozenset({("orders", "x")})))
 
 
@@ -815,7 +813,7 @@ def test_a_retry_in_two_places_notes_what_it_will_store_before_it_does(
     with pytest.raises(TransientError):
         retry(found, FIXED, index, target.checkpoints, STATE)
 
-    noted = known(target.checkpoints, own_ids=True).parked('["a"]')
+    noted = known(target.checkpoints).parked('["a"]')
     assert noted is not None
     assert noted.revision == 2
     assert noted.leaves == {("orders", "x"), ("orders", "y")}
@@ -914,13 +912,13 @@ def test_several_entries_of_one_item_are_refused_and_retried_in_order(
     with pytest.raises(
         ConfigError, match=r'\["a"\] has several parked entries.*\(1 item\(s\) in all\).*parked retry --all'
     ):
-        known(target.checkpoints, own_ids=False)
+        known(target.checkpoints)
     assert database.entries == before
 
     for found in parked_items(target.checkpoints):
         assert retry(found, AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 8}, ("b",): {"id": "b", "n": 9}}
-    assert len(known(target.checkpoints, own_ids=False)) == 0
+    assert len(known(target.checkpoints)) == 0
 
 
 class Interrupted(MemoryTarget):
@@ -965,3 +963,79 @@ def test_a_retry_that_began_before_a_resync_brings_nothing_back_behind_its_sweep
     assert pipeline.state.stage == "following"
     assert swept.swept >= 1
     assert database.documents("orders") == {}
+
+
+# documents with ids of their own that a scan found
+
+
+def park_scanned(target: MemoryTarget, **how: object) -> ParkedItem:
+    """An item whose page waited while the stream brought a change of it, and was refused then."""
+    hold(target, "now")
+    return park_tags(target, ["before"], ordinal=0, **how)
+
+
+def holding(tags: list[str] | None) -> SourceItems:
+    return SourceItems(lambda key: None if tags is None else image({"tags": tags, "broken": 1}))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("current", [["now"], None])
+def test_a_retry_does_not_store_what_a_scan_found_and_the_source_has_no_longer(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, current: list[str] | None, *, apart: bool
+) -> None:
+    found = park_scanned(target, leaves=(), changes={SOURCE: 2})
+    where = index if apart else target
+
+    assert retry(found, FIXED, where, target.checkpoints, STATE, source=holding(current)) == SUPERSEDED
+    assert ids(database) == ["now"]
+    assert database.counts[SOURCE] == Counts(read=2, stale=2)
+    left = known(target.checkpoints)
+    assert (len(left), left.all_dropped()) == (0, [])
+
+
+def test_what_a_superseded_item_may_have_left_goes_with_its_next_change(target: MemoryTarget) -> None:
+    found = park_scanned(target, leaves=(("orders", "x"),))
+
+    assert retry(found, FIXED, target, target.checkpoints, STATE, source=holding(["now"])) == SUPERSEDED
+    assert known(target.checkpoints).dropped('["a"]') == Held(found.id, 1, frozenset({("orders", "x")}))
+
+
+def test_a_retry_stores_what_a_scan_found_and_the_source_still_has(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    found = park_scanned(target, leaves=())
+
+    assert retry(found, FIXED, target, target.checkpoints, STATE, source=holding(["before"])) == ""
+    assert ids(database) == ["before", "now"]
+
+
+def no_source(_: object) -> NoReturn:
+    raise TransientError("the source is away")
+
+
+def test_a_source_that_cannot_be_asked_leaves_the_item_parked(database: MemoryDatabase, target: MemoryTarget) -> None:
+    found = park_scanned(target, leaves=())
+    with pytest.raises(TransientError, match="the source is away"):
+        retry(found, FIXED, target, target.checkpoints, STATE, source=SourceItems(no_source))
+    reason = retry(found, FIXED, target, target.checkpoints, STATE, source=SourceItems(lambda key: b"{"))
+
+    assert "cannot be compared with the source" in reason
+    assert only(target) == found
+    assert ids(database) == ["now"]
+
+
+def test_an_item_that_a_run_changed_while_the_source_was_asked_is_looked_at_again(target: MemoryTarget) -> None:
+    found = park_scanned(target, leaves=())
+
+    def changes(_: object) -> None:
+        target.checkpoints.save([found.removal])
+
+    assert retry(found, FIXED, target, target.checkpoints, STATE, source=SourceItems(changes)) == CHANGED
+
+
+def test_the_source_is_asked_about_nothing_else(target: MemoryTarget) -> None:
+    """One document an item has its tombstone, and what the stream brought is newer than any scan."""
+    never = SourceItems(no_source)
+    assert retry(park_tags(target, ["y"], leaves=()), FIXED, target, target.checkpoints, STATE, source=never) == ""
+    park(target, "a", 0)
+    assert retry(only(target), AS_IS, target, target.checkpoints, STATE, source=never) == ""

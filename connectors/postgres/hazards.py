@@ -12,11 +12,17 @@ from connectors.postgres.catalog import Found
 from connectors.postgres.shape import Shape
 
 _UNLOGGED: LiteralString = """
+WITH RECURSIVE tree AS (
+  SELECT %s::oid AS id
+  UNION
+  SELECT i.inhrelid FROM tree AS t JOIN pg_catalog.pg_inherits AS i ON i.inhparent = t.id
+  JOIN pg_catalog.pg_class AS p ON p.oid = i.inhrelid WHERE p.relispartition
+)
 SELECT n.nspname::text, c.relname::text
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence <> 'p' AND (
-  c.oid = %(table)s OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(%(table)s::oid::regclass) AS p))
-ORDER BY 1, 2"""
+FROM tree AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.id
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 'p' ORDER BY 1, 2"""
+"""Not by pg_partition_tree, which locks each partition, and so waits for a VACUUM FULL of one."""
 _UNLOGGED_OWN: LiteralString = """
 SELECT n.nspname::text, c.relname::text
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -33,7 +39,7 @@ _POLICIES: LiteralString = "SELECT pg_catalog.row_security_active(%s::oid)"
 
 def hazards(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> Iterator[str]:
     """Everything that must be changed about an existing table, a sentence each."""
-    yield from (_unlogged(*row) for row in connection.execute(_UNLOGGED, {"table": table.oid}))
+    yield from (_unlogged(*row) for row in connection.execute(_UNLOGGED, (table.oid,)))
     if table.kind == "r":  # the children of a partitioned table are its partitions
         yield from _inherited(shape, [_name(*row) for row in connection.execute(_CHILDREN, (table.oid,))])
     for (rule,) in connection.execute(_RULES, (table.oid,)):

@@ -24,7 +24,8 @@ _PIECE = 5000  # documents; every piece looks for its beginning anew
 _PURGE = """
 WITH oldest AS (
   SELECT id FROM replicator.tombstones
-  WHERE target = $1::text AND version < $3::bigint AND id NOT IN (SELECT pg_catalog.unnest($4::text[])) LIMIT $2::int
+  WHERE target = $1::text AND version < $3::bigint AND id NOT IN (SELECT pg_catalog.unnest($4::text[]))
+  AND pg_catalog.substring(id, $5::text) NOT IN (SELECT pg_catalog.unnest($6::text[])) LIMIT $2::int
 ),
 gone AS (DELETE FROM replicator.tombstones AS t USING oldest WHERE t.target = $1::text AND t.id = oldest.id RETURNING 1)
 SELECT pg_catalog.count(*) FROM gone"""
@@ -32,6 +33,7 @@ SELECT pg_catalog.count(*) FROM gone"""
 FORGET = "DELETE FROM replicator.tombstones WHERE target = %s"
 _NEWEST = "SELECT max(version) FROM replicator.tombstones WHERE target = %s"
 _BACK = "it is there again after it was deleted (by a trigger of the table?)"
+_FIRST_PART = r'^\["(?:[^"\\]|\\.)*"'  # of an id as JSON
 _MOST_HELD = 5000  # documents that cannot be deleted, after which a sweep looks for no more
 _MOST_REASONS = 3  # in a message
 
@@ -135,6 +137,9 @@ def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
 
 
 def purge(shape: Shape, below: int, spare: Sequence[DocumentId]) -> Statement:
-    spared = [key_text(id) for id in spare if fits(shape.keys, id)]
-    parameters = [shape.label.encode(), str(_PIECE).encode(), str(below).encode(), literal(spared)]
+    fitting = [id for id in spare if fits(shape.keys, id)]
+    whole = literal([key_text(id) for id in fitting if len(id) == len(shape.keys)])
+    first = literal([key_text(id).removesuffix("]") for id in fitting if len(id) < len(shape.keys)])
+    limits = [str(_PIECE).encode(), str(below).encode()]
+    parameters = [shape.label.encode(), *limits, whole, _FIRST_PART.encode(), first]
     return Statement(_PURGE.encode(), parameters, planned_once=False)

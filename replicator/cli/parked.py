@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from replicator.checkpoints import Checkpoints
     from replicator.config import Config
     from replicator.parking import ListedItems, ParkedItem
+    from replicator.scanned import SourceItems
     from replicator.target import Target
     from replicator.transform import Hook
 
@@ -87,13 +89,15 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
 def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
     """Run the hook again and store what it gives.
 
-    Each change is stored at its own version: if the target has a newer one, that stays. What is refused again stays
-    parked (exit code 6). A config that names other tables than the pipeline has copied so far is refused.
+    Each change is stored at its own version: if the target has a newer one, that stays. What a scan found of an item
+    that gives documents with their own ids is stored only if the source still has it so; else it is superseded. What is
+    refused again stays parked (exit code 6). A config that names other tables than the pipeline has copied so far is
+    refused.
     """
     from replicator import transform
     from replicator.alarm import HookLimit
     from replicator.compaction import Filing
-    from replicator.parking import OVERTAKEN, pipeline_of
+    from replicator.parking import OVERTAKEN, SUPERSEDED, pipeline_of
     from replicator.parking import retry as tried
 
     refused = 0
@@ -103,22 +107,28 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
             hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
         filing = Filing(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
-        _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
+        source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
         for item in chosen:
             with aside(), HookLimit(loaded.hook_timeout):
-                reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints))
-            refused += bool(reason)
-            outcome = "in doubt" if reason == OVERTAKEN else "still parked" if reason else "stored"
+                reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, source=source))
+            outcome = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt"}.get(reason, "still parked")
+            refused += outcome in ("in doubt", "still parked")
             _tell(item, outcome, reason, as_json)
     ctx.exit(6 if refused else 0)
 
 
-def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int) -> None:
-    """ConfigError where the config leads to others than the pipeline's, or defines them otherwise."""
-    from replicator import aws
+def _open_tables(
+    config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int
+) -> SourceItems:
+    """ConfigError where the config leads to others than the pipeline's, or defines them otherwise.
+
+    Returns the items that they are copied from.
+    """
+    from replicator import aws, sample
     from replicator.binding import admit
     from replicator.existing import found
     from replicator.run import introduce, target_tables
+    from replicator.scanned import SourceItems
     from replicator.source import describe_table
     from replicator.start import Allowed
 
@@ -128,6 +138,7 @@ def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook:
     tables = target_tables(config, source, hook)
     admit(checkpoints, lambda ledger: found(ledger, source, target, tables, hook), Allowed(hook_change=True))
     target.open(tables, epoch)
+    return SourceItems(partial(sample.one, wire, source.name, source.keys), config.ttl_deletes == "ignore")
 
 
 @parked.command

@@ -36,7 +36,7 @@ from replicator.stores.dynamodb_states import TRIES, States
 from replicator.stores.dynamodb_table import Changed, CheckpointTable
 from replicator.wire import Wire
 
-_FEW = 100  # parked entries that are read one by one; more are read with all others
+_A_PAGE = 10  # parked entries that are read one by one rather than a page of all of them, which is 1 MB
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
 
@@ -66,6 +66,7 @@ class DynamodbCheckpoints:
         self._options, self._pipeline = options, pipeline
         self._wire: Wire | None = None
         self._claim: int | None = None
+        self._parked_pages = 1  # that all parked entries made when they were last listed
         self._known: Known | None = None  # everything, as this run's last save left it
         self._unsure: tuple[list[Save], Mapping[str, Counts], str] | None = None
 
@@ -111,7 +112,10 @@ class DynamodbCheckpoints:
         raise self._busy()
 
     def read(self) -> Claimed:
-        return _claimed(*self._states().all(settled=False))
+        states = self._states()
+        found = _claimed(*states.all(settled=False))
+        self._parked_pages = states.parked_pages
+        return found
 
     def pipeline(self) -> PipelineState | None:
         text = self._states().text("pipeline", "")
@@ -119,7 +123,7 @@ class DynamodbCheckpoints:
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         states = self._states()
-        few = ids is not None and len(ids) <= _FEW
+        few = ids is not None and len(ids) <= _A_PAGE * self._parked_pages
         found = states.parked_among(sorted(ids or ())) if few else states.parked(prefix, ids)
         for id, text in found:
             if id.startswith(prefix):

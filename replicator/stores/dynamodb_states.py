@@ -28,6 +28,7 @@ class States:
 
     def __init__(self, table: CheckpointTable, place: str) -> None:
         self._table, self._place = table, place
+        self.parked_pages = 1  # of the table's, when they were last listed
 
     # Reading
 
@@ -133,7 +134,12 @@ class States:
         """
         found: dict[str, Item] = {}
         for prefix, attributes in wanted.items():
-            found.update(self._table.query(prefix, attributes))
+            pages = 0
+            for page in self._table.pages(prefix, attributes):
+                found.update(page)
+                pages += 1
+            if prefix == "p#":
+                self.parked_pages = pages
         if head.journal is None:
             return found
         journal = self._journal(head.journal)

@@ -241,6 +241,28 @@ def test_a_table_that_becomes_one_between_two_batches_is_seen(postgres: Database
     assert list(one.recheck([Table("contract", PK)])) == [], "that it is gone is said by the next write"
 
 
+def test_a_look_at_a_table_waits_for_no_lock_on_one_of_its_partitions(one_postgres: Database) -> None:
+    """VACUUM FULL holds such a lock for as long as it copies the partition."""
+    run(one_postgres, f"{PARTITIONED.replace('UNLOGGED', '')}; CREATE UNLOGGED TABLE another ()")
+    one = opened(one_postgres, Table("contract", PK))
+    with one_postgres.connect() as vacuum:
+        vacuum.execute("BEGIN; LOCK TABLE p0 IN ACCESS EXCLUSIVE MODE")
+        assert list(one.recheck([Table("contract", PK)])) == []
+
+
+def test_an_unlogged_partition_of_a_partition_is_named_and_one_that_was_detached_is_not(one_postgres: Database) -> None:
+    inner = PARTITIONED.replace("CREATE TABLE p0", "CREATE TABLE p0_").split(";")[0].replace("contract (pk", "p1 (pk")
+    run(one_postgres, PARTITIONED.split("CREATE UNLOGGED")[0])
+    run(one_postgres, f"{inner.replace('PRIMARY KEY', 'NOT NULL PRIMARY KEY')}")
+    run(one_postgres, "ALTER TABLE contract ATTACH PARTITION p1 FOR VALUES WITH (MODULUS 2, REMAINDER 1)")
+    run(one_postgres, "CREATE UNLOGGED TABLE p10 PARTITION OF p1 FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+    one = target(one_postgres)
+    (problem,) = one.check([Table("contract", PK)])
+    assert problem.startswith('"public"."p10" is UNLOGGED')
+    run(one_postgres, "ALTER TABLE p1 DETACH PARTITION p10")
+    assert list(one.check([Table("contract", PK)])) == []
+
+
 def test_replicators_own_tables_must_survive_a_crash(postgres: Database) -> None:
     one = opened(postgres, Table("contract", PK))
     run(postgres, "ALTER TABLE replicator.checkpoints SET UNLOGGED")

@@ -7,11 +7,13 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from replicator import parking
+from replicator import parking, sample
 from replicator.batch import Batch, Outcome
+from replicator.change import KeyAttribute, KeySchema
 from replicator.compaction import Filing
 from replicator.errors import ConfigError, TransientError
 from replicator.position import epoch_of
+from replicator.scanned import SourceItems
 from replicator.target import Table
 from tests.simulation import hooks, runs
 from tests.simulation.identities import slipped
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from replicator.checkpoints import Checkpoints
     from tests.simulation.world import Universe
 
+SOURCE_KEYS = KeySchema((KeyAttribute("pk", "S"),))
 Decision = Callable[["Universe", parking.ParkedItem, "Command"], str]
 
 
@@ -49,7 +52,8 @@ def _retried(world: Universe, item: parking.ParkedItem, filing: Filing, command:
     state = parking.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
     command.target.open(tuple(Table(name, keys, dict(options)) for name, options in world.tables.items()), state.epoch)
-    return parking.retry(item, filing, command.target, command.checkpoints, world.clock)
+    source = SourceItems(partial(sample.one, world.source, world.TABLE, SOURCE_KEYS), world.scenario.keeps_expired)
+    return parking.retry(item, filing, command.target, command.checkpoints, world.clock, source)
 
 
 def retried_in_vain(world: Universe, item: parking.ParkedItem, command: Command) -> str:

@@ -6,6 +6,7 @@ import itertools
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -248,6 +249,48 @@ def test_a_command_beside_a_run_makes_it_look_again(db: DynamoDB) -> None:
     found, totals, left = sight(db)
     assert (found["shard", "a"], [id for id, _ in left]) == ((2, '"2"'), ["gone"])
     assert totals == {"shard:a": Counts(read=4, applied=1, stale=3, dropped=120, parked=-120)}
+
+
+class Counting:
+    """Counts calls by operation."""
+
+    def __init__(self, db: DynamoDB) -> None:
+        self._db, self.calls = db, Counter[str]()
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.calls[operation] += 1
+        return self._db.call(operation, request)
+
+
+def listed(db: DynamoDB, count: int, size: int) -> tuple[DynamodbCheckpoints, Counting]:
+    """A store that has listed so many parked entries of such images, and counts the calls it makes from then on."""
+    one = store(db)
+    one.claim(owner())
+    for n in range(count):
+        one.save([Save("parked", f"{n}", 0, parked(f"{n}", image="x" * size))])
+    one._wire = counting = Counting(db)
+    one.read()
+    counting.calls.clear()
+    return one, counting
+
+
+def test_a_few_of_many_large_parked_entries_are_read_one_by_one(db: DynamoDB) -> None:
+    one, counting = listed(db, 130, 90_000)
+    assert len(list(one.parked(ids={f"{n}" for n in range(105)}))) == 105
+    assert counting.calls == {"GetItem": 2 * 105}
+
+
+def test_many_of_a_page_of_parked_entries_are_read_with_it(db: DynamoDB) -> None:
+    one, counting = listed(db, 60, 100)
+    assert len(list(one.parked(ids={f"{n}" for n in range(50)}))) == 50
+    assert sum(counting.calls.values()) == 3
+
+
+def test_large_texts_of_parked_entries_that_nobody_asked_for_are_not_read(db: DynamoDB) -> None:
+    one, counting = listed(db, 20, 300_000)
+    wanted = {f"{n}" for n in range(12)}
+    assert {id for id, _ in one.parked(ids=wanted)} == wanted
+    assert counting.calls["GetItem"] <= 12 * 6 + 2
 
 
 # the table

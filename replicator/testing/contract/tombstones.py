@@ -87,6 +87,17 @@ class Tombstones(Contract):
         opened.write(batch(put({"pk": "parked"}, 0), tombstones=True))
         assert stored(table()) == {}
 
+    def test_a_purge_spares_the_tombstones_of_all_documents_of_an_item(self, target: Target, stored: Stored) -> None:
+        own = table(keys=OWN_IDS)
+        target.open([own], FIRST_EPOCH)
+        ids = [('a"]', "1"), ('a"]', "2"), ("a", "1")]
+        removed = [Delete("contract", id, at(5), (id[0],)) for id in ids]
+        target.write(batch(*removed, tombstones=True))
+        exhaust(lambda: target.purge(own, at(0, FIRST_EPOCH + 1), [('a"]',), ("a\0b",), ("\ud800",)]))
+        late = [Upsert("contract", id, {}, at(0), (id[0],)) for id in ids]
+        target.write(batch(*late, tombstones=True))
+        assert set(stored(own)) == {("a", "1")}
+
     def test_a_sweep_removes_what_is_older(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(put({"pk": "old"}, 9), put({"pk": "parked"}, 9)))
         opened.write(Batch([Part("", [in_epoch("new", 1), in_epoch("seen", 0)])], tombstones=True))

@@ -27,6 +27,7 @@ from tests.simulation.mutants.scenarios import (
     refusing,
     resynced_poison,
     retried_late,
+    scanned_poison,
 )
 
 
@@ -161,3 +162,8 @@ def expiries_count(patch: Patch) -> None:
 @mutant("what a retry with another hook stored is not known to the item's next change", 8, shape=edited)
 def other_hooks_leave_nothing(patch: Patch) -> None:
     patch.setattr(parking.ParkedItem, "left", lambda self, leaves, base=None: self.removal)
+
+
+@mutant("a retry of what a scan parked goes by its image alone", 8, shape=scanned_poison)
+def retries_old_images(patch: Patch) -> None:
+    patch.setattr(parking, "is_superseded", lambda *_: False)

@@ -190,6 +190,28 @@ def edited(drawn: Scenario) -> Scenario:
     return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=4, steps=100, rates=rates)
 
 
+def scanned_poison(drawn: Scenario) -> Scenario:
+    """Pages of a scan, an item each, come behind later changes, and what the hook refused is retried."""
+    rates = {"write": 0.5, "retry": 0.1, "fix hook": 0.02, "die": 0.003}
+    return replace(
+        drawn,
+        hook="poisoned fan",
+        view="NEW_AND_OLD_IMAGES",
+        refuses=False,
+        trims=False,
+        months=False,
+        cron=False,
+        columns=False,
+        keeps_expired=False,
+        keys=25,
+        steps=150,
+        items_a_page=1,
+        records_a_page=7,
+        slow=0.3,
+        rates=rates,
+    )
+
+
 def cleaned_up(drawn: Scenario) -> Scenario:
     """Runs are replaced, and requests lost, in the middle of sweeps and purges."""
     rates = {
