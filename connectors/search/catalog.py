@@ -196,6 +196,16 @@ def taken(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
         )
 
 
+def taken_over(layout: Layout, found: State, notes: Mapping[str, Any]) -> Iterator[str]:
+    """Which pipeline took the index over since this one noted ``notes`` there."""
+    pipeline = notes["pipeline"] if found.index is None else found.index.notes.get("pipeline", notes["pipeline"])
+    if pipeline != notes["pipeline"]:
+        yield (
+            f"pipeline {pipeline} has taken over the index {layout.index}: stop this one for good, or give it an index "
+            "of its own with index: NAME"
+        )
+
+
 def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
     if not layout.adopt:
         if not found.notes:

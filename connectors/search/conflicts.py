@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-from urllib.parse import quote
 
-import orjson
-
-from connectors.search.connection import Connection, filtered
+from connectors.search.connection import Connection
+from connectors.search.contents import versions
 from connectors.search.encode import Entry
-from connectors.search.failures import READING
 from connectors.search.layout import Layout
 from connectors.search.progress import Progress
 from replicator.acknowledged import Place, place
@@ -18,7 +14,6 @@ from replicator.errors import ConfigError
 from replicator.position import epoch_of
 
 _LOOKED_AT = 20  # conflicts of a batch that are looked up to see whether they can be ours
-_FOUND = f"_source=false&{filtered('docs._version', 'docs.found')}"
 
 
 class Conflicts:
@@ -41,8 +36,8 @@ class Conflicts:
         known = max((epoch_of(e.write.version) for e in looked_at), default=0)
         for table in {e.write.table for e in looked_at}:
             wanted = [e for e in looked_at if e.write.table == table]
-            versions = self._versions(layouts[table], wanted)
-            for entry, version in zip(wanted, versions, strict=True):
+            there = self._versions(layouts[table], wanted)
+            for entry, version in zip(wanted, there, strict=True):
                 self._explain(entry, version, layouts[table], max(known, self.epoch))
                 if place(entry.write) in progress.lost and _is_it(entry, version):
                     found.add(place(entry.write))
@@ -53,16 +48,13 @@ class Conflicts:
         found: list[Entry] = []
         for table in {e.write.table for e in entries}:
             wanted = [e for e in entries if e.write.table == table]
-            versions = self._versions(layouts[table], wanted)
-            found += [entry for entry, version in zip(wanted, versions, strict=True) if version is None]
+            there = self._versions(layouts[table], wanted)
+            found += [entry for entry, version in zip(wanted, there, strict=True) if version is None]
         return found
 
     def _versions(self, layout: Layout, entries: Sequence[Entry]) -> list[int | None]:
         """The stored version of each document, None where there is none."""
-        wanted = [{"_id": e.id, **_routing(layout, e)} for e in entries]
-        path = f"/{quote(layout.index, safe='')}/_mget?{_FOUND}"
-        found = self._connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)
-        return [doc.get("_version") if doc.get("found") else None for doc in found["docs"]]
+        return versions(self._connection, layout, [(e.id, _routing(layout, e)) for e in entries])
 
     def _explain(self, entry: Entry, version: int | None, layout: Layout, epoch: int) -> None:
         if version is None or layout.adopt or epoch_of(version) <= epoch:
@@ -79,5 +71,5 @@ def _is_it(entry: Entry, version: int | None) -> bool:
     return version == entry.write.version or (version is None and entry.plain is not None)
 
 
-def _routing(layout: Layout, entry: Entry) -> Mapping[str, Any]:
-    return {} if layout.routed_by is None else {"routing": entry.write.id[layout.routed_by]}
+def _routing(layout: Layout, entry: Entry) -> str | None:
+    return None if layout.routed_by is None else entry.write.id[layout.routed_by]

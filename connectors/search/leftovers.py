@@ -15,8 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from connectors.search.connection import Connection, filtered
-from connectors.search.contents import WHOLE, refresh, settings, undisturbed
-from connectors.search.failures import READING
+from connectors.search.contents import WHOLE, refresh, settings, undisturbed, versions
 from connectors.search.ids import index_id
 from connectors.search.layout import Layout
 from connectors.search.names import OURS
@@ -25,7 +24,6 @@ from replicator.errors import TransientError
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
-_VERSIONS = filtered("docs._version", "docs.found")  # the latter is there of each, so that none is left out
 _HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "hits.hits._source")
 
 
@@ -68,10 +66,8 @@ def forgotten(connection: Connection, layout: Layout, below: int, spare: Sequenc
 def stored(connection: Connection, layout: Layout, documents: Iterable[Document]) -> frozenset[Document]:
     """Those that are really there, whatever a search shows: what was removed may have been written once more."""
     asked = sorted(documents, key=repr)
-    wanted = [{"_id": id, **({} if routing is None else {"routing": routing})} for id, _, routing in asked]
-    path = f"/{quote(layout.index, safe='')}/_mget?_source=false&{_VERSIONS}"
-    found = connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)["docs"]
-    return frozenset(one for one, now in zip(asked, found, strict=True) if now.get("_version") == one[1])
+    there = versions(connection, layout, [(id, routing) for id, _, routing in asked])
+    return frozenset(one for one, version in zip(asked, there, strict=True) if version == one[1])
 
 
 def _piece(hits: Sequence[Any], lines: Sequence[bytes]) -> Piece:

@@ -42,7 +42,8 @@ class SearchTarget:
         self._writing = Writing(self._bulk, self._doubt, self._conflicts)
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[leftovers.Document]] = {}  # what the last piece removed, by index
-        self._found: dict[tuple[str, int], leftovers.Piece] = {}  # what the next piece of a purge removes
+        self._found: dict[tuple[str, int], tuple[leftovers.Piece, frozenset[DocumentId]]] = {}
+        """What the next call of a purge removes, and what was spared as it was found."""
         self._doubts = 0  # that had begun as it was found
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
@@ -148,13 +149,15 @@ class SearchTarget:
         if self._doubt.begun != self._doubts:  # a command may have begun it, and stored something in their place
             self._found, self._doubts = {}, self._doubt.begun
         place = layout.index, below
-        if (doomed := self._found.get(place)) is not None:
-            self._removed("purged", layout, doomed)
+        if place in self._found:
+            doomed, spared = self._found[place]
+            if spared.issuperset(spare):  # else a retry may have stored something in the place of what was found
+                self._removed("purged", layout, doomed)
             del self._found[place]
         found = leftovers.forgotten(self._connection, layout, below, spare)
         self._check_gone("purged", layout, found)
         if found.lines:
-            self._found[place] = found
+            self._found[place] = found, frozenset(spare)
         return len(found.lines)
 
     def close(self) -> None:

@@ -30,8 +30,9 @@ class Stored:
 @dataclass
 class Engine(Connection):
     """One index. ``remembered``: versions of deletes, which a real engine forgets. ``failing``: what is said of a
-    document's lines instead of storing them, as status and type of the error. ``lost``: bulk requests are carried out,
-    and their responses lost. ``searchable``: what searches see instead of what is there.
+    document's lines instead of storing them, as status and type of the error. ``unread``: the type of the error that
+    stands in the place of a document whose shard cannot be asked; engines answer with status 200 then. ``lost``: bulk
+    requests are carried out, and their responses lost. ``searchable``: what searches see instead of what is there.
     """
 
     index: str = "contract-1"
@@ -40,6 +41,7 @@ class Engine(Connection):
     documents: dict[Place, Stored] = field(default_factory=dict)
     remembered: dict[Place, int] = field(default_factory=dict)
     failing: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     lost: bool = False
     searchable: dict[Place, Stored] | None = None
     asked: list[str] = field(default_factory=list)
@@ -92,6 +94,8 @@ class Engine(Connection):
         return {"status": 200 if there else 404, "result": "deleted" if there else "not_found"}
 
     def _got(self, wanted: Mapping[str, Any]) -> Any:
+        if (error := self.unread.get(wanted["_id"])) is not None:
+            return {"_index": self.index, "_id": wanted["_id"], "error": {"type": error, "reason": "it fails"}}
         there = self.documents.get((wanted["_id"], wanted.get("routing")))
         return {"found": False} if there is None else {"found": True, "_version": there.version}
 

@@ -305,7 +305,7 @@ def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ev
     """As a copy of a shard does that lags behind."""
     found = opened(server)
     server.answers["POST /contract-1/_search"] = swept_hits("a", "b")
-    server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"_version": 5}, {"_version": 5}]})
+    server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"found": True, "_version": 5}] * 2})
     assert found.sweep(TABLE, 5, []) == 2
     for _ in range(3):
         with pytest.raises(TransientError, match=r"a search in contract-1 still shows 2 document\(s\) that were swept"):
@@ -496,6 +496,19 @@ def signature(asked: str, headers: Mapping[str, str], body: bytes, region: str, 
 
 def _pairs(query: str) -> list[tuple[str, str, str]]:
     return [pair.partition("=") for pair in query.split("&") if pair]
+
+
+def test_a_run_ends_where_another_pipeline_has_taken_the_index_over(server: Server) -> None:
+    """With ``adopt: true``. It notes nothing there any more: the other one's next start would be refused."""
+    found = client("elasticsearch", url=server.url)
+    found.open([TABLE], FIRST_EPOCH + 3)
+    server.made["contract-1"] = json.loads(json.dumps(server.made["contract-1"]))
+    server.made["contract-1"]["mappings"]["_meta"]["replicator"] |= {"pipeline": "other", "epoch": FIRST_EPOCH}
+    noted = json.loads(json.dumps(server.made["contract-1"]))
+    found._watch.now = lambda: float("inf")
+    with pytest.raises(ConfigError, match="pipeline other has taken over the index contract-1: stop this one for good"):
+        found.write(batch(put({"pk": "a"}, 1)))
+    assert server.made["contract-1"] == noted
 
 
 def test_what_never_arrived_raises_no_doubt(server: Server) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connectors.search import leftovers
+from connectors.search import contents, leftovers
 from connectors.search.bulk import SMALLEST, Bulk, Size
 from connectors.search.catalog import Found, State
 from connectors.search.conflicts import _LOOKED_AT, Conflicts
@@ -356,6 +356,50 @@ def test_a_purge_finds_anew_where_a_doubt_began_since(engine: Engine) -> None:
     target.doubt.begin()
     assert target.purge(TABLE, BELOW) == 0
     assert engine.ids() == {"a": at(5)}
+
+
+def test_a_purge_finds_anew_where_an_item_was_parked_since(engine: Engine) -> None:
+    """A retry of it may have stored a document in the place of a tombstone that was found before."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    assert target.purge(TABLE, BELOW, [("c",)]) == 2
+    engine.documents[("a", None)] = document(5)
+    assert target.purge(TABLE, BELOW, [("a",), ("c",)]) == 1
+    assert engine.ids() == {"a": at(5), "b": None}
+    assert target.purge(TABLE, BELOW, [("a",)]) == 0
+    assert engine.ids() == {"a": at(5)}
+
+
+SHARD_BUSY = "es_rejected_execution_exception"
+
+
+@pytest.mark.parametrize("unread", [("a",), ("b",), ("a", "b")])
+def test_conflicts_wait_for_shards_that_cannot_be_asked(engine: Engine, copy: Copy, unread: Sequence[str]) -> None:
+    replayed = batch(put({"pk": "a"}, 5), put({"pk": "b"}, 5))
+    copy.write(replayed)
+    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
+    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
+        copy.write(replayed)
+    engine.unread = {}
+    assert copy.write(replayed).stale == {"shard:contract": 2}
+
+
+@pytest.mark.parametrize("unread", [("a",), ("a", "b")])
+def test_a_purge_waits_for_shards_that_cannot_be_asked(engine: Engine, unread: Sequence[str]) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    engine.searchable = dict(engine.documents)
+    assert target.purge(TABLE, BELOW) == 2
+    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
+    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
+        target.purge(TABLE, BELOW)
+
+
+def test_a_response_without_some_of_the_documents_is_no_answer(engine: Engine) -> None:
+    (layout,) = layouts([TABLE]).values()
+    engine._got = lambda wanted: {} if wanted["_id"] == "a" else {"found": False}  # type: ignore[method-assign]
+    with pytest.raises(TransientError, match="1 of 2 documents in the response"):
+        contents.versions(engine, layout, [("a", None), ("b", None)])
 
 
 # which index it is
