@@ -18,6 +18,7 @@ CORE = {name for name in NAMES if name.startswith("replicator") and not name.sta
 
 # These are long for a reason that splitting would hide.
 LONG_FILES = {
+    "connectors.search.catalog": "what an index is and what is wrong with it: a subject",
     "replicator.aws": "all that is known of boto3's ways, which nothing else may know",
     "replicator.checkpoints": "every durable entry, in one place",
     "replicator.testing.checkpoints_contract": "every promise of a store of checkpoints, in one place",
