@@ -17,6 +17,7 @@ from replicator.pipeline import Pipeline
 log = logging.getLogger("replicator")
 
 KNOWN = 10.0  # seconds until a run looks at what commands did about parked items
+QUIET = 60.0  # the same while nothing is parked: a command that was suspended may still write
 TOLD = 60.0  # seconds until a reason that goes on is logged again
 MOST_LEAVES = 50_000  # documents that one parked item may have left in the target
 MOST_REASONS = 50  # told apart in the log; further ones are one
@@ -35,9 +36,13 @@ class ParkedWatch:
     steady: Callable[[], float]
     before: Counts = field(default_factory=Counts)
     _known: float = -math.inf
+    _looked: float = field(init=False)
     _told: float = -math.inf
     _totals: Counter[str] = field(default_factory=Counter)
     _new: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._looked = self.steady()
 
     def look(self) -> None:
         """Learn what commands did about parked items, tell what was parked, and end the run where it is too much."""
@@ -45,12 +50,10 @@ class ParkedWatch:
         now = self.steady()
         if self._new and (now - self._told >= TOLD or any(r not in self._totals for r in self._new)):
             self._tell(now)
-        if not self.pipeline.parked:
-            return
-        if now - self._known >= KNOWN:
+        if now - self._known >= KNOWN if self.pipeline.parked else now - self._looked >= QUIET:
             self.delivery.settle()
             self.delivery.know_parked()
-            self._known = now
+            self._known = self._looked = now
         self._check()
 
     def end(self) -> None:

@@ -23,21 +23,25 @@ from replicator.change import Change, Key
 from replicator.checkpoints import (
     Checkpoints,
     Dropped,
+    Owner,
     Parked,
     PipelineState,
     Place,
+    Pulse,
     Retried,
     Save,
+    decode,
     encode,
 )
 from replicator.compaction import Filing, run_writes
 from replicator.doubt import is_late
-from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
+from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.item import Item
 from replicator.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
 from replicator.position import epoch_of
+from replicator.progress import SILENCE
 from replicator.scanned import SourceItems, is_scanned, is_superseded
-from replicator.target import Lingering, Target, Transactional
+from replicator.target import Lingering, Target, Transactional, Unguarded
 from replicator.transform import Poison
 
 CHANGED = "a run has changed it meanwhile; look at it again"
@@ -45,7 +49,7 @@ OVERTAKEN = (
     "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
     "compare the item in the target with its source; its next change replaces it"
 )
-SUPERSEDED = "it has changed in the source since it was scanned, and what the stream brings of it is newer"
+SUPERSEDED = "it has changed in the source since, and what the stream brings of it is newer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +185,13 @@ def retry(
 
     What is still refused stays parked as it is. ``now``: wall clock. The pipeline is looked at for each item: while a
     command goes through thousands, another epoch may begin, or another hook be accepted. ``source``: asked about what
-    a scan found, where documents have ids of their own.
+    a scan found, where documents have ids of their own, and about everything where the target compares no versions.
     """
     pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has read the item anew; drop it"
     try:
-        if filing.own_ids and is_scanned(parked.entry):
+        if is_unguarded(target) or (filing.own_ids and is_scanned(parked.entry)):
             assert source is not None, "only the source can tell whether what a scan found is still the newest"
             if is_superseded(parked.entry, source):
                 return _unless_changed(partial(_superseded, parked, checkpoints)) or SUPERSEDED
@@ -204,6 +208,27 @@ def retry(
     if isinstance(target, Transactional):
         return _unless_changed(partial(target.write, batch))
     return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints, now))
+
+
+def is_unguarded(target: Target) -> bool:
+    """Whether a retry would replace whatever the target has."""
+    return isinstance(target, Unguarded) and target.unguarded
+
+
+def check_no_run(checkpoints: Checkpoints, now: float) -> None:
+    """ConfigError while a run may be alive: before a retry into a target where the last write wins."""
+    found = {e.kind: decode(e.kind, e.id, e.text) for e in checkpoints.read().entries if e.kind in ("pulse", "owner")}
+    pulse, owner = found.get("pulse"), found.get("owner")
+    assert pulse is None or isinstance(pulse, Pulse)
+    assert owner is None or isinstance(owner, Owner)
+    alive = pulse is not None and pulse.phase != "stopped" and now - pulse.at <= SILENCE
+    begins = owner is not None and now - owner.started <= SILENCE and (pulse is None or pulse.who != owner.who)
+    if alive or begins:
+        raise ConfigError(
+            "a run of this pipeline is up, or ended without a word less than a minute ago, and this target compares no "
+            "versions, so a retry could replace what the run stores. Nothing was changed by it. Stop the run, wait a "
+            "minute, retry, and start it again"
+        )
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
@@ -282,9 +307,14 @@ class _Note:
             outcome = write()
         except Unfinished:
             raise
-        except TransientError:
+        except Exception:
             if self.is_late:
                 self.save()
+            raise
+        except BaseException:  # Ctrl-C: it ends all the same
+            if self.is_late:
+                with contextlib.suppress(Fenced):
+                    self.save()
             raise
         if outcome.rejections and self.is_late:
             self.save()

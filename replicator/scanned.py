@@ -35,13 +35,13 @@ def is_scanned(parked: Parked) -> bool:
 
 
 def is_superseded(parked: Parked, source: SourceItems) -> bool:
-    """Whether the stream has, or will have, a newer change of an item that a scan found. Malformed: it cannot be told.
+    """Whether the stream has, or will have, a newer change of a parked item. Malformed: it cannot be told.
 
     What the stream brings from now on takes the parked entry away, so that a retry which began before loses.
     """
     image = source.read(parked.key)
     if image is None:  # perhaps it expired, which the stream's readers pass over where the copy keeps it
-        return not source.keeps_expired
+        return parked.new is not None and not source.keeps_expired
     return not _equal(parked.new, image.decode(errors="replace"))
 
 

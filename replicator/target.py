@@ -130,6 +130,14 @@ class Weaker(Protocol):
 
 
 @runtime_checkable
+class Unguarded(Protocol):
+    """A target that may compare no versions as it writes, under some option: then the last write wins."""
+
+    @property
+    def unguarded(self) -> bool: ...
+
+
+@runtime_checkable
 class Forecasting(Protocol):
     """A target that can tell which documents it would refuse, for ``preview`` and ``check``."""
 

@@ -12,7 +12,7 @@ from replicator.batch import Counts
 from replicator.delivery import Delivery
 from replicator.errors import ConfigError
 from replicator.parked import Held, ParkedItems
-from replicator.parked_watch import TOLD, ParkedWatch
+from replicator.parked_watch import QUIET, TOLD, ParkedWatch
 from replicator.pipeline import Pipeline
 from replicator.position import version
 
@@ -101,6 +101,16 @@ def test_what_commands_did_is_looked_at_every_ten_seconds_while_something_is_par
     assert parking.looked == 0
     parking.parked = ParkedItems.of([Held("a@1")])
     for now in (0.0, 9.0, 10.0, 11.0):
+        clock.now = now
+        found.look()
+    assert parking.looked == 2
+
+
+def test_what_commands_did_is_looked_at_also_while_nothing_is_parked() -> None:
+    """A retry that slept may have written after the run healed its item."""
+    parking, clock = Parking(), Clock()
+    found = watch(parking, clock)
+    for now in (0.0, QUIET - 1, QUIET, QUIET + 1, 2 * QUIET):
         clock.now = now
         found.look()
     assert parking.looked == 2

@@ -9,6 +9,8 @@ from typing import NoReturn, cast
 
 import pytest
 
+from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.target import DynamoDB
 from replicator import Document, existing, parking
 from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Rejection, Upsert
@@ -22,6 +24,7 @@ from replicator.item import Item
 from replicator.ledger import Ledger
 from replicator.lineage import Shard
 from replicator.parked import Held, ParkedItems, held, parked_id
+from replicator.parked_watch import QUIET, ParkedWatch
 from replicator.parking import (
     CHANGED,
     OVERTAKEN,
@@ -527,7 +530,7 @@ class Ends(Meanwhile):
         return Outcome(self.how)
 
 
-@pytest.mark.parametrize("how", ["refused in part", "no response", "unfinished"])
+@pytest.mark.parametrize("how", ["refused in part", "no response", "unfinished", "made read-only", "Ctrl-C"])
 def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stored(
     database: MemoryDatabase, target: MemoryTarget, how: str
 ) -> None:
@@ -543,6 +546,8 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
         "refused in part": [Rejection(refused, "the target refuses it")],
         "no response": TransientError("no response"),
         "unfinished": Unfinished("it takes long"),
+        "made read-only": ConfigError("one of its tables takes nothing any more"),
+        "Ctrl-C": KeyboardInterrupt(),
     }
     command.how = ways[how]
 
@@ -551,9 +556,17 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
         target.checkpoints.save([only(target).removal])  # a run healed the item
 
     command.meanwhile = meanwhile
-    assert retry(found, FIXED, command, MemoryCheckpoints(database), STATE, clock) == OVERTAKEN
+    if how == "Ctrl-C":
+        with pytest.raises(KeyboardInterrupt):
+            retry(found, FIXED, command, MemoryCheckpoints(database), STATE, clock)
+    else:
+        assert retry(found, FIXED, command, MemoryCheckpoints(database), STATE, clock) == OVERTAKEN
     index.doubt.settle()
-    run.know_parked()
+    run._pipeline.know(ParkedItems(run._pipeline.parked.retries))  # nothing is parked any more, as far as the run knows
+    steady = Clock()
+    watch = ParkedWatch(run._pipeline, run, 10, steady)
+    steady.now += QUIET
+    watch.look()
     assert index.doubt, "the runs are told once more"
     left = known(target.checkpoints).dropped('["a"]')
     assert left is not None, "the item's next change removes what was written"
@@ -1039,3 +1052,57 @@ def test_the_source_is_asked_about_nothing_else(target: MemoryTarget) -> None:
     assert retry(park_tags(target, ["y"], leaves=()), FIXED, target, target.checkpoints, STATE, source=never) == ""
     park(target, "a", 0)
     assert retry(only(target), AS_IS, target, target.checkpoints, STATE, source=never) == ""
+
+
+class Pristine(MemoryIndex):
+    """A target where the last write wins."""
+
+    unguarded = True
+
+
+@pytest.mark.parametrize("now", [8, None])
+def test_without_versions_to_compare_a_retry_stores_only_what_the_source_still_has(
+    database: MemoryDatabase, target: MemoryTarget, now: int | None
+) -> None:
+    index = Pristine(database)
+    index.open([TABLE], 1024)
+    park(target, "a", 7)
+    current = None if now is None else image({"id": "a", "n": now})
+
+    source = SourceItems(lambda key: current)
+    assert retry(only(target), AS_IS, index, target.checkpoints, STATE, source=source) == SUPERSEDED
+    assert database.documents("orders") == {}
+    park(target, "a", 9)
+    source = SourceItems(lambda key: image({"id": "a", "n": 9}))
+    assert retry(only(target), AS_IS, index, target.checkpoints, STATE, source=source) == ""
+    assert database.documents("orders") == {("a",): {"id": "a", "n": 9}}
+    park(target, "a", 10, new=False)
+    assert retry(only(target), AS_IS, index, target.checkpoints, STATE, source=SourceItems(lambda key: None)) == ""
+    assert database.documents("orders") == {}
+
+
+@pytest.mark.parametrize(
+    ("pulse", "refused"),
+    [
+        (Pulse(1000.0, "following", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), True),
+        (Pulse(1000.0, "stopped", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), False),
+        (Pulse(0.0, "following", who="an earlier run"), True),
+        (None, True),
+    ],
+)
+def test_a_run_that_may_be_alive_is_noticed(target: MemoryTarget, pulse: Pulse | None, *, refused: bool) -> None:
+    target.checkpoints.claim(Owner("run", "here", 1, 1000.0))
+    if pulse is not None:
+        target.checkpoints.save([Save("pulse", "", None, encode(pulse))])
+    if refused:
+        with pytest.raises(ConfigError, match="Stop the run, wait a minute, retry, and start it again"):
+            parking.check_no_run(target.checkpoints, 1001.0)
+    else:
+        parking.check_no_run(target.checkpoints, 1001.0)
+    parking.check_no_run(target.checkpoints, 2000.0)
+
+
+def test_a_pristine_table_is_one_without_versions() -> None:
+    for pristine in (True, False):
+        options = DynamoDBOptions.model_validate({"region": "eu-west-1", "pristine": pristine})
+        assert parking.is_unguarded(cast(Target, DynamoDB(options, "p"))) is pristine

@@ -50,6 +50,11 @@ class DynamoDB:
         """What this copy promises less than others do, for people; empty if nothing."""
         return _PRISTINE if self._options.pristine else ""
 
+    @property
+    def unguarded(self) -> bool:
+        """Whether a write replaces whatever is there."""
+        return self._options.pristine
+
     def mirror(self, source: SourceTable, wire: Wire, *, keep_expired: bool = False) -> None:
         self._tables.source, self._tables.keep_expired = (source, wire), keep_expired
 

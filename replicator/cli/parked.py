@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -90,14 +91,15 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     """Run the hook again and store what it gives.
 
     Each change is stored at its own version: if the target has a newer one, that stays. What a scan found of an item
-    that gives documents with their own ids is stored only if the source still has it so; else it is superseded. What is
-    refused again stays parked (exit code 6). A config that names other tables than the pipeline has copied so far is
+    that gives documents with their own ids is stored only if the source still has it so; else it is superseded. Into a
+    pristine DynamoDB table this goes for every item, and no run may be up. What is refused again stays parked (exit
+    code 6). A config that names other tables than the pipeline has copied so far is
     refused.
     """
     from replicator import transform
     from replicator.alarm import HookLimit
     from replicator.compaction import Filing
-    from replicator.parking import OVERTAKEN, SUPERSEDED, pipeline_of
+    from replicator.parking import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
     from replicator.parking import retry as tried
 
     refused = 0
@@ -109,6 +111,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         chosen = _chosen(checkpoints, items, every=every)
         source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
         for item in chosen:
+            if is_unguarded(target):
+                check_no_run(checkpoints, time.time())
             with aside(), HookLimit(loaded.hook_timeout):
                 reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, source=source))
             outcome = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt"}.get(reason, "still parked")
