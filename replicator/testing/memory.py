@@ -245,6 +245,12 @@ class MemoryTarget(MemoryRows):
         self._at_commit = at_commit
         self.checkpoints = MemoryCheckpoints(database)
 
+    def _is_newer(self, write: Write, *, keep: bool, same: bool) -> bool:
+        """As in Postgres, whose upserts look for no tombstone unless the batch keeps them."""
+        if keep or isinstance(write, Delete):
+            return super()._is_newer(write, keep=keep, same=same)
+        return write.version > self._database.rows[write.table].get(write.id, (-1, b""))[0]
+
     def write(self, batch: Batch) -> Outcome:
         writes = [w for part in batch.parts for w in part.writes]
         rejections = [Rejection(w, reason) for w in writes if (reason := self._reason(w)) is not None]

@@ -119,8 +119,12 @@ class Unreliable(Columned, MemoryTarget):
         self._universe = universe
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
-        self._universe.spared.update(spare)
-        return super().purge(table, below, spare)
+        spared = self._universe.spared
+        spared.passes(table.name, below, spare)
+        done = super().purge(table, below, spare)
+        if done == 0:
+            spared.passed(table.name, below)
+        return done
 
     def write(self, batch: Batch) -> Outcome:
         universe = self._universe
@@ -252,9 +256,13 @@ class UnreliableIndex(Columned, MemoryIndex):
         return self._unreliably(self._pieces.sweep(table, below, spare))
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
-        self._universe.spared.update(spare)
+        spared = self._universe.spared
+        spared.passes(table.name, below, spare)
         self._universe.doze()
-        return self._unreliably(self._pieces.purge(table, below, spare))
+        done = self._pieces.purge(table, below, spare)
+        if done == 0:
+            spared.passed(table.name, below)
+        return self._unreliably(done)
 
     def each(self, requests: Sequence[Callable[[], int]]) -> int:
         """Carry out the requests of a piece: some may be late, and other runs may take over meanwhile.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -72,6 +72,29 @@ def _check_shard(id: str, before: str, after: str) -> None:
     assert now.ended >= was.ended, f"shard {id} began again"
 
 
+class Spared:
+    """What ids began with whose tombstones the last purge of a table spared, of parked items; the next one may not."""
+
+    def __init__(self) -> None:
+        self._by_table: dict[str, set[DocumentId]] = {}
+        self._passing: dict[str, set[DocumentId]] = {}
+        self._below: dict[str, int] = {}
+
+    def passes(self, table: str, below: int, spare: Sequence[DocumentId]) -> None:
+        self._passing.setdefault(table, set()).update(spare)
+        self._by_table.setdefault(table, set()).update(spare)
+        self._below[table] = max(below, self._below.get(table, 0))
+
+    def passed(self, table: str, below: int) -> None:
+        """A purge has come to the end of the table: what it spared at no time is gone."""
+        if below == self._below[table]:
+            self._by_table[table] = self._passing.pop(table, set())
+
+    def has(self, table: str, id: DocumentId) -> bool:
+        spared = self._by_table.get(table, set())
+        return any(id[:length] in spared for length in range(1, len(id) + 1))
+
+
 def check_told(database: MemoryDatabase, told: Progress) -> None:
     """Nobody is told that a copy is live before its backfill is stored, or while records are lost."""
     if told.phase != "live":
@@ -103,7 +126,7 @@ def check_end(universe: Universe) -> None:
                 want[table][id] = _stored(universe, table, document)
     for table in universe.tables:
         _check_table(table, want[table], database.rows.get(table, {}), parked, outlived[table])
-        left = [id for id in database.tombstones.get(table, ()) if not _is_spared(id, universe.spared)]
+        left = [id for id in database.tombstones.get(table, ()) if not universe.spared.has(table, id)]
         assert not left, f"tombstones are left in {table}: {left}"
     _check_counts(database)
     universe.records.check_complete(universe)
@@ -147,12 +170,12 @@ def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
     """What is stored of an item that expires now; nothing where an older state of it is."""
     epoch, rows = epoch_of(universe.database.entries), universe.database.rows
     key = (str(item["pk"]),)
+    if (hook := universe.hook()) is not None and hook.declared:
+        universe.outlived.append((key, item))  # also if the hook fails on it now: it may be fixed before it is read
     try:
         wanted = {(table, id): document for table, id, document in _documents(universe, key, item)}
     except AssertionError:  # poison
         return epoch, {}
-    if (hook := universe.hook()) is not None and hook.declared:
-        universe.outlived.append((key, item))
     there = {(table, id): rows.get(table, {}).get(id, (0, b"")) for table, id in wanted}
     stored = all(position.epoch_of(v) == epoch and b == wanted[place] for place, (v, b) in there.items())
     return epoch, wanted if stored and universe.scenario.view != "KEYS_ONLY" else {}
@@ -248,11 +271,6 @@ def _check_read(database: MemoryDatabase) -> None:
         counted = database.counts.get(f"shard:{id}", Counts()).read
         known = parent is not None or state.parent is None
         assert counted == passed or (counted < passed and not known), f"shard {id}: {counted} counted, {passed} passed"
-
-
-def _is_spared(id: DocumentId, spared: Set[DocumentId]) -> bool:
-    """Whether it is a document of an item that was parked while a purge passed; the next purge takes its tombstone."""
-    return any(id[:length] in spared for length in range(1, len(id) + 1))
 
 
 def _of_parked(id: DocumentId, parked: set[tuple[str, ...]]) -> bool:

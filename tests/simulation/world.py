@@ -74,7 +74,7 @@ class Universe:
         self.fields = 1 if scenario.columns else 0  # how many columns the config names, 0 where it names none
         self.columns: dict[str, int] = {}  # how many a table has
         self.leaks = False  # every run loses a response from now on
-        self.spared: set[DocumentId] = set()  # what ids began with whose tombstones a purge spared: of parked items
+        self.spared = truth.Spared()
         self.undisturbed = 0, 0.0  # an epoch, and for how long runs followed it that ended in good order
         self.records = Records()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
