@@ -27,9 +27,9 @@ test: install ## all tests; those that need a server that is missing are skipped
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 # What the dependencies are used for, in tests that take a minute.
-OLDEST := tests/test_config.py tests/test_wire.py tests/test_aws.py tests/test_lines.py tests/test_bodies.py tests/test_item.py \
-	tests/test_stream.py tests/test_reader.py tests/test_fuzz.py tests/test_cli_commands.py tests/test_log.py \
-	tests/connectors/test_search_answers.py tests/connectors/test_postgres_checkpoints.py
+OLDEST := tests/config/test_config.py tests/aws/test_client.py tests/aws/test_boto.py tests/aws/test_http_client.py tests/aws/test_response_limits.py tests/items/test_item.py \
+	tests/source/test_stream.py tests/source/test_shard_reader.py tests/items/test_fuzz.py tests/cli/test_commands.py tests/test_log.py \
+	tests/connectors/search/test_responses.py tests/connectors/postgres/test_checkpoints.py
 
 oldest: .venv-oldest/.installed ## the oldest versions of the dependencies that are allowed, tested
 	.venv-oldest/bin/pytest -q -p no:cacheprovider -n 2 --dist loadgroup $(OLDEST) -k 'not half_a_second'

@@ -31,7 +31,7 @@ from benchmarks import (
 )
 from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
-from replicator.testing.postgres_server import PostgresServer
+from replicator.testing.servers.postgres import PostgresServer
 
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes that the slow ones are measured on
 
@@ -194,7 +194,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
 
 def _search_lines(rounds: int) -> Iterator[str]:
     from benchmarks import search, search_cost  # only these need what the extra bench brings
-    from replicator.testing.search_server import SearchServer
+    from tests.servers.search import SearchServer
 
     with SearchServer("elasticsearch-9", heap=1024, fast_start=False) as server:
         yield from search_cost.lines(rounds, server.url, alone)

@@ -18,15 +18,15 @@ from benchmarks import data, destination, source
 from benchmarks.product import TYPED
 from connectors.postgres.encode import Encoder
 from connectors.postgres.options import PostgresOptions
-from connectors.postgres.shape import shapes
+from connectors.postgres.table_schema import shapes
 from replicator.batch import Batch, Outcome
-from replicator.checkpoints import Owner
-from replicator.config import Backfill, Config, Source
-from replicator.config_target import Destination
-from replicator.driver import Driver, World
-from replicator.run import assemble, calm_down
-from replicator.source import describe_table
-from replicator.target import Table
+from replicator.config.settings import Backfill, Config, Source
+from replicator.config.target import Destination
+from replicator.engine.local import Driver, World
+from replicator.engine.run import assemble, calm_down
+from replicator.source.table import describe_table
+from replicator.state import Owner
+from replicator.target.contract import Table
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 
 BEHIND = (10_000, 100_000, 1_000_000)

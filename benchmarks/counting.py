@@ -13,11 +13,11 @@ from typing import Any
 
 from benchmarks import data
 from benchmarks.product import CREDENTIALS, Result
-from replicator import run
 from replicator.batch import Batch, Outcome
-from replicator.config import Backfill, Config, Source
-from replicator.config_target import Destination
-from replicator.target import Table
+from replicator.config.settings import Backfill, Config, Source
+from replicator.config.target import Destination
+from replicator.engine import run
+from replicator.target.contract import Table
 
 
 class Clock:

@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from replicator.item import Amended, Item
+from replicator.items.item import Amended, Item
 
 Plain = dict[str, Any]
 TABLE = "orders"

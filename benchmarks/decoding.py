@@ -18,18 +18,18 @@ from botocore.awsrequest import AWSResponse
 from benchmarks import data, destination, source
 from benchmarks.product import CREDENTIALS
 from connectors.postgres.encode import Encoder
-from connectors.postgres.shape import shapes
-from replicator.aws import connect
+from connectors.postgres.table_schema import shapes
+from replicator.aws.boto import connect
+from replicator.aws.client import Call
+from replicator.aws.http_client import Lines
+from replicator.aws.http_connection import Line
 from replicator.batch import Batch
-from replicator.compaction import Circumstances, Filing, compact_latest, latest
-from replicator.config import Source
-from replicator.line import Line
-from replicator.lines import Lines
-from replicator.parked import ParkedItems
-from replicator.run import calm_down
-from replicator.stream import RecordsDecoder
-from replicator.transform import Hook
-from replicator.wire import Call
+from replicator.config.settings import Source
+from replicator.engine.run import calm_down
+from replicator.hooks.hook import Hook
+from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, latest
+from replicator.pipeline.parked import ParkedItems
+from replicator.source.stream import RecordsDecoder
 
 PAGES = 8
 EPOCH = 1024

@@ -18,8 +18,8 @@ from benchmarks import data
 from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
 from replicator.change import KeyAttribute, KeySchema
-from replicator.target import Table
-from replicator.testing.http import HttpWire
+from replicator.target.contract import Table
+from replicator.testing.dynamodb.http import HttpWire
 
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
 KEYS = KeySchema(tuple(KeyAttribute(name, "S") for name in data.KEYS))

@@ -15,18 +15,18 @@ import boto3
 from benchmarks import data, destination, source, writes
 from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
-from connectors.dynamodb.account import Account
+from connectors.dynamodb.connection import Account
 from connectors.dynamodb.encode import encode
 from connectors.dynamodb.layout import layouts
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.batch import Batch
-from replicator.compaction import Circumstances, Filing, compact_latest, latest
-from replicator.doubt import Doubt
-from replicator.parked import ParkedItems
-from replicator.position import FIRST_EPOCH
-from replicator.run import calm_down
-from replicator.stream import RecordsDecoder
-from replicator.target import Table
+from replicator.engine.run import calm_down
+from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, latest
+from replicator.pipeline.parked import ParkedItems
+from replicator.source.stream import RecordsDecoder
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
+from replicator.version import FIRST_EPOCH
 
 ITEMS = 8000
 LATENCIES = (0.0, 0.005)  # seconds

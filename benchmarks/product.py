@@ -15,11 +15,11 @@ from pydantic import SecretStr
 from benchmarks import data
 from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
-from replicator import run
 from replicator.batch import Outcome
-from replicator.config import Backfill, Config, Source
-from replicator.config_target import Destination
-from replicator.target import Table
+from replicator.config.settings import Backfill, Config, Source
+from replicator.config.target import Destination
+from replicator.engine import run
+from replicator.target.contract import Table
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 TYPED: Mapping[str, Mapping[str, Any]] = {data.TABLE: {"columns": dict(data.COLUMNS)}}

@@ -27,7 +27,7 @@ from benchmarks import data
 from benchmarks.destination import encoded
 from benchmarks.product import CREDENTIALS, Result
 from benchmarks.source import bodies, wire
-from replicator.attributes import plain
+from replicator.items.attributes import plain
 
 _KEYS = ", ".join(data.KEYS)
 

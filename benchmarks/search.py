@@ -18,7 +18,7 @@ from benchmarks.counting import copied, ratio
 from benchmarks.product import Result
 from benchmarks.references import pages
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
-from replicator.target import Table
+from replicator.target.contract import Table
 
 DOCUMENTS, CHANGES, NAIVE = 24_000, 60_000, 12_000
 BULK = 1000  # documents a request, for both

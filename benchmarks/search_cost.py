@@ -19,14 +19,14 @@ from benchmarks import data, source
 from benchmarks.counting import ratio
 from benchmarks.search import BULK, DOCUMENTS, INDEX, action, made, reset, table
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
-from replicator.attributes import image
 from replicator.batch import Batch, Part, Upsert
-from replicator.compaction import Circumstances, Filing, compact_latest, latest
-from replicator.item import Item
-from replicator.parked import ParkedItems
-from replicator.position import FIRST_EPOCH, version
-from replicator.run import calm_down
-from replicator.stream import RecordsDecoder
+from replicator.engine.run import calm_down
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, latest
+from replicator.pipeline.parked import ParkedItems
+from replicator.source.stream import RecordsDecoder
+from replicator.version import FIRST_EPOCH, version
 
 _deserialized = TypeDeserializer().deserialize
 

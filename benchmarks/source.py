@@ -15,9 +15,9 @@ from dataclasses import replace
 import orjson
 
 from benchmarks import data
+from replicator.aws.client import Wire
 from replicator.testing.dynamodb import AWS, DynamoDB
-from replicator.testing.http import HttpWire, served
-from replicator.wire import Wire
+from replicator.testing.dynamodb.http import HttpWire, served
 
 KEYS = {"pk": "S", "sk": "S"}
 # Streams are opened at their first record: a benchmark may be at work longer than AT_TIMESTAMP's ten minutes.

@@ -14,8 +14,8 @@ from benchmarks.product import CREDENTIALS
 from connectors.dynamodb import DynamoDB
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
-from replicator.testing.dynamodb_local import DynamoDBLocal
-from replicator.testing.search_server import SearchServer
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.search import SearchServer
 
 
 def search_peak(endpoint: str, url: str) -> float:

@@ -10,7 +10,7 @@ from connectors.search.connection import Connection, Sign
 from connectors.search.nodes import nodes
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
-from replicator.config_models import Options
+from replicator.config.validation import Options
 
 
 class Aws(Options):
@@ -62,8 +62,8 @@ class OpenSearch(SearchTarget):
 
 
 def _signed(aws: Aws) -> Sign:
-    from replicator.config_access import Access
-    from replicator.signing import signer  # boto3 is slow to import, and most clusters need none
+    from replicator.aws.request_signer import signer  # boto3 is slow to import, and most clusters need none
+    from replicator.options import Access
 
     access = Access(region=aws.region, profile=aws.profile, role_arn=aws.role_arn, external_id=aws.external_id)
     return signer(access, aws.service, "target.aws")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replicator.transform import Document, documents
+    from replicator.hooks.hook import Document, documents
 
 __version__ = "0.1.0"
 __all__ = ["Document", "documents", "__version__"]
@@ -11,7 +11,7 @@ __all__ = ["Document", "documents", "__version__"]
 
 def __getattr__(name: str) -> Any:  # hooks import from here; the command line must not pay for it
     if name in ("Document", "documents"):
-        from replicator import transform
+        from replicator.hooks import hook
 
-        return getattr(transform, name)
+        return getattr(hook, name)
     raise AttributeError(f"module 'replicator' has no attribute {name!r}")

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import structs
 
 from replicator.change import Key
-from replicator.checkpoints import Save
+from replicator.state import Save
 
 DocumentId = tuple[str, ...]
 """A document's id inside its table: the item's key, or (key text of its item, id the hook gave)."""

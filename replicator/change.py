@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from replicator.attributes import canonical_number, from_python
+from replicator.items.attributes import canonical_number, from_python
 
 Key = tuple[str, ...]
 """An item's primary key, partition first: each value as the text inside its typed JSON, numbers in one spelling.

@@ -11,10 +11,10 @@ pytest.register_assert_rewrite("replicator.testing.contract", "tests.end_to_end.
 # the first one wraps what the others import
 pytest_plugins = [
     "tests.security.plugin",
-    "tests.servers_dynamodb",
-    "tests.servers_postgres",
-    "tests.servers_search",
-    "tests.cli",
+    "tests.servers.dynamodb_fixtures",
+    "tests.servers.postgres_fixtures",
+    "tests.servers.search_fixtures",
+    "tests.cli.command_line",
 ]
 
 _SERVERS = ("postgres_server", "search_server")

@@ -19,15 +19,15 @@ CORE = {name for name in NAMES if name.startswith("replicator") and not name.sta
 # These are long for a reason that splitting would hide.
 LONG_FILES = {
     "connectors.search.catalog": "what an index is and what is wrong with it: a subject",
-    "replicator.aws": "all that is known of boto3's ways, which nothing else may know",
+    "replicator.aws.boto": "all that is known of boto3's ways, which nothing else may know",
     "replicator.checkpoints": "every durable entry, in one place",
     "replicator.testing.checkpoints_contract": "every promise of a store of checkpoints, in one place",
-    "replicator.driver": "one run, from its claim to its end",
-    "replicator.parking": "retry and drop, and all that keeps them safe beside a run",
-    "replicator.pipeline": "the passive heart: what may be read, what comes in, what goes out, over one state",
+    "replicator.engine.local": "one run, from its claim to its end",
+    "replicator.operations.parked": "retry and drop, and all that keeps them safe beside a run",
+    "replicator.pipeline.pipeline": "the passive heart: what may be read, what comes in, what goes out, over one state",
 }
 LONG_FUNCTIONS = {
-    "replicator.compaction.compact_latest": "the loop that every change goes through: a call costs more than a line",
+    "replicator.pipeline.compaction.compact_latest": "the loop that every change goes through: a call costs more than a line",
 }
 
 PASSIVE: tuple[str, ...] = (
@@ -78,8 +78,8 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"replicator.pipeline", "replicator.cli.run", "connectors.postgres.target"} <= set(NAMES)
-    assert "replicator.errors" in imports(NAMES["replicator.pipeline"])
+    assert {"replicator.pipeline.pipeline", "replicator.cli.run", "connectors.postgres.target"} <= set(NAMES)
+    assert "replicator.errors" in imports(NAMES["replicator.pipeline.pipeline"])
 
 
 def test_nothing_in_replicator_imports_a_connector() -> None:
@@ -104,12 +104,12 @@ def test_only_the_demo_uses_what_is_for_tests() -> None:
 
 
 def test_one_module_talks_to_aws_and_one_signs_for_others() -> None:
-    assert importers("boto3", "botocore") & CORE == {"replicator.aws", "replicator.signing"}
+    assert importers("boto3", "botocore") & CORE == {"replicator.aws.boto", "replicator.aws.request_signer"}
     assert {name for name in importers("boto3", "botocore") if name.startswith("connectors")} == set()
 
 
 def test_only_what_puts_a_run_together_connects_and_others_get_a_wire() -> None:
-    found = {name for name in importers("replicator.aws") & CORE if not name.startswith("replicator.cli.")}
+    found = {name for name in importers("replicator.aws.boto") & CORE if not name.startswith("replicator.cli.")}
     assert found <= {f"replicator.{m}" for m in ("start", "run", "preflight", "signing", "stores.dynamodb")}
 
 
@@ -133,7 +133,7 @@ def test_what_decides_looks_at_no_clock_and_starts_nothing(name: str) -> None:
 
 def test_the_core_does_not_know_its_command_line() -> None:
     outside = {name for name in importers("replicator.cli", "click", "rich") if not name.startswith("replicator.cli")}
-    assert outside <= {"replicator.__main__", "replicator.testing.demo"}
+    assert outside <= {"replicator.__main__", "replicator.operations.demo"}
 
 
 def test_no_module_is_named_after_nothing() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from replicator.attributes import Malformed
 from replicator.change import Key, KeyAttribute, KeySchema, ScanPage, key_text
+from replicator.items.attributes import Malformed
 
 DEVICE_AT = KeySchema((KeyAttribute("device", "S"), KeyAttribute("at", "N")))
 RAW = KeySchema((KeyAttribute("raw", "B"),))

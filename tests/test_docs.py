@@ -22,15 +22,15 @@ from connectors.elasticsearch import ElasticsearchOptions
 from connectors.opensearch import OpenSearchOptions
 from connectors.postgres.options import ColumnType, PostgresOptions
 from connectors.search.options import SearchTable
-from replicator import config
-from replicator.attributes import image
 from replicator.cli import main
-from replicator.compaction import Filing
-from replicator.config import Backfill, Source
-from replicator.preview import preview
-from replicator.progress import Progress, as_values
-from replicator.transform import load
-from tests.cli import World
+from replicator.config import settings
+from replicator.config.settings import Backfill, Source
+from replicator.hooks.hook import load
+from replicator.items.attributes import image
+from replicator.operations.preview import preview
+from replicator.pipeline.compaction import Filing
+from replicator.pipeline.progress import Progress, as_values
+from tests.cli.command_line import World
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,7 +134,7 @@ def test_every_config_loads(tmp_path: Path, document: str, text: str) -> None:
     path = tmp_path / "orders.yaml"
     path.write_text(yaml.safe_dump(BASE | yaml.safe_load(text)))
 
-    assert config.load(path, ENVIRON).pipeline
+    assert settings.load(path, ENVIRON).pipeline
 
 
 HOOKS = [(document, text) for document, text in blocks("python") if "(item)" in text]
@@ -177,7 +177,7 @@ def test_every_status_field_is_explained() -> None:
 
 def test_every_option_is_explained() -> None:
     names = {name.rpartition(".")[2] for name in table_names("operations.md")}
-    sections: Any = config._Sections
+    sections: Any = settings._Sections
 
     assert {*sections.model_fields} - {"source", "backfill"} <= names
     assert {*Source.model_fields, *Backfill.model_fields} <= names

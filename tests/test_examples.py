@@ -13,13 +13,13 @@ import pytest
 import yaml
 from boto3.dynamodb.types import TypeDeserializer
 
-from replicator import config
-from replicator.testing.ministack import MiniStack
-from replicator.testing.search_server import SearchServer
-from tests.cli import Shell, make_table, ministack, put
-from tests.servers_dynamodb import StartLocal
-from tests.servers_postgres import Database
-from tests.servers_search import Search
+from replicator.config import settings
+from replicator.testing.servers.ministack import MiniStack
+from tests.cli.command_line import Shell, make_table, ministack, put
+from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.postgres_fixtures import Database
+from tests.servers.search import SearchServer
+from tests.servers.search_fixtures import Search
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXAMPLES = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: path.stem)
@@ -54,10 +54,10 @@ def test_there_are_five() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_the_schema_accepts_it(path: Path) -> None:
-    loaded = config.load(path, ENVIRON)
+    loaded = settings.load(path, ENVIRON)
 
     assert loaded.pipeline == path.stem
-    jsonschema.validate(yaml.safe_load(path.read_text()), config.schema())
+    jsonschema.validate(yaml.safe_load(path.read_text()), settings.schema())
 
 
 def test_orders_become_typed_rows_and_drafts_none(server: MiniStack, shell: Shell, one_postgres: Database) -> None:

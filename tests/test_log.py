@@ -12,10 +12,10 @@ from rich.console import Console
 
 from replicator import log
 from replicator.batch import Counts
-from replicator.checkpoints import Gap
-from replicator.cli import live
-from replicator.cli.show import as_table
-from replicator.progress import Backfill, Progress, Shards
+from replicator.cli import live_view
+from replicator.cli.render import as_table
+from replicator.pipeline.progress import Backfill, Progress, Shards
+from replicator.state import Gap
 
 FULL = Progress(
     "gap",
@@ -81,7 +81,7 @@ def test_starting_again_replaces_what_was_there(logger: logging.Logger) -> None:
 def test_progress_is_an_event_when_something_changed_and_every_ten_seconds(logger: logging.Logger) -> None:
     stream, now = io.StringIO(), [100.0]
     log.start(log.JsonLines(), stream)
-    events = live.Events(clock=lambda: now[0])
+    events = live_view.Events(clock=lambda: now[0])
     for at, progress in [
         (100.0, Progress("live")),
         (101.0, Progress("live")),
@@ -100,7 +100,7 @@ def test_progress_is_an_event_when_something_changed_and_every_ten_seconds(logge
 def test_a_progress_event_leaves_out_what_is_unknown(logger: logging.Logger) -> None:
     stream = io.StringIO()
     log.start(log.JsonLines(), stream)
-    live.Events()(Progress("stopped"))
+    live_view.Events()(Progress("stopped"))
 
     assert "lag_seconds" not in json.loads(stream.getvalue())
 
@@ -141,21 +141,21 @@ class Clock:
         return self.now
 
 
-def shown_by(view: live.Shown, width: int = 120) -> str:
+def shown_by(view: live_view.Shown, width: int = 120) -> str:
     file = io.StringIO()
     Console(file=file, width=width, force_terminal=True, color_system=None).print(view)
     return file.getvalue()
 
 
 def test_the_live_view_names_pipeline_source_and_target_before_anything_is_known() -> None:
-    text = shown_by(live.Shown("orders: DynamoDB orders -> postgres orders, lines"))
+    text = shown_by(live_view.Shown("orders: DynamoDB orders -> postgres orders, lines"))
     assert "orders: DynamoDB orders -> postgres orders, lines" in text
     assert "starting" in text
 
 
 def test_a_run_that_gives_no_news_is_not_shown_as_live() -> None:
     clock = Clock()
-    view = live.Shown("orders", clock)
+    view = live_view.Shown("orders", clock)
     view.observe(Progress("live"))
     assert "live, waiting" not in shown_by(view)
     clock.now += 2.0
@@ -179,7 +179,7 @@ def test_a_phase_that_waits_is_not_green() -> None:
 
 def test_a_terminal_of_another_size_is_cleared_first() -> None:
     """It breaks the lines that are there anew, so how many to go back over is not known."""
-    view = live.Shown("orders")
+    view = live_view.Shown("orders")
     assert "\x1b[2J" not in shown_by(view, 120) + shown_by(view, 120)
     assert "\x1b[2J\x1b[H" in shown_by(view, 60)
     assert "\x1b[2J" not in shown_by(view, 60)
@@ -188,7 +188,7 @@ def test_a_terminal_of_another_size_is_cleared_first() -> None:
 def test_long_lines_above_the_live_view_wrap_between_words() -> None:
     file = io.StringIO()
     record = logging.LogRecord("replicator", logging.WARNING, "", 0, "waiting " + "for something else " * 8, (), None)
-    live._Above(Console(file=file, width=50, force_terminal=False)).emit(record)
+    live_view._Above(Console(file=file, width=50, force_terminal=False)).emit(record)
     words = set(file.getvalue().split())
     assert words >= {"waiting", "for", "something", "else"}
     assert len(words) == 6  # no part of a word; besides the time and the level

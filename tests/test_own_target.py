@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from replicator.target import Table
+from replicator.target.contract import Table
 from replicator.testing.contract import TargetContract
-from replicator.testing.ministack import MiniStack
-from tests.cli import Shell, make_table, ministack, put
+from replicator.testing.servers.ministack import MiniStack
+from tests.cli.command_line import Shell, make_table, ministack, put
 
 FILE = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_target.py"
 

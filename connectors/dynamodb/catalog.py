@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 
 from connectors.dynamodb.layout import Layout
+from replicator.aws.client import Wire, WireError, decoded, failure
 from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import TransientError
-from replicator.source import SourceTable
-from replicator.wire import Wire, WireError, decoded, failure
+from replicator.source.table import SourceTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ import msgspec
 import orjson
 
 from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.values import fields
-from replicator.attributes import Malformed, canonical_number
+from connectors.dynamodb.python_values import fields
 from replicator.batch import Upsert
-from replicator.item import Amended, Item
-from replicator.json_text import Unfit
+from replicator.items.attributes import Malformed, canonical_number
+from replicator.items.item import Amended, Item
+from replicator.items.to_json import Unfit
 
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _typed = msgspec.json.Decoder(dict[str, Any])

@@ -12,9 +12,9 @@ import orjson
 from connectors.dynamodb.documents import Stored
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.request import Request
-from replicator.attributes import Malformed
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
-from replicator.json_text import Unfit
+from replicator.items.attributes import Malformed
+from replicator.items.to_json import Unfit
 
 _SHOWS = b',"ReturnValuesOnConditionCheckFailure":"ALL_OLD"'
 _COUNTS = b',"ReturnConsumedCapacity":"TOTAL"'

@@ -10,9 +10,9 @@ import orjson
 
 from connectors.dynamodb.encode import LARGEST_KEYS, Encoder, encode
 from connectors.dynamodb.layout import Layout
-from replicator.attributes import Typed
 from replicator.batch import Batch, Part, Rejection, Upsert, Write
 from replicator.change import KeySchema
+from replicator.items.attributes import Typed
 
 _LARGEST = 400 * 1024  # bytes of an item, names included
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.change import KeySchema
-from replicator.config_target import OWN_IDS
-from replicator.target import Table
+from replicator.config.target import OWN_IDS
+from replicator.target.contract import Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from connectors.dynamodb.catalog import ask
 from connectors.dynamodb.layout import Layout
-from replicator.position import FIRST_EPOCH, epoch_of, version
-from replicator.wire import Wire
+from replicator.aws.client import Wire
+from replicator.version import FIRST_EPOCH, epoch_of, version
 
 log = logging.getLogger("replicator")
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from replicator.config_access import Access
-from replicator.config_models import Options
+from replicator.config.validation import Options
+from replicator.options import Access
 
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from replicator.aws.client import WireError
 from replicator.errors import ReplicatorError
-from replicator.wire import WireError
 
 
 @dataclass(slots=True, eq=False)

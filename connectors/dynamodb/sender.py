@@ -11,12 +11,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from connectors.dynamodb.answers import units_of, wants_less
-from connectors.dynamodb.pace import Pace
+from connectors.dynamodb.rate_limiter import Pace
 from connectors.dynamodb.request import Request
-from replicator.doubt import TOO_LATE, is_late
+from connectors.dynamodb.responses import units_of, wants_less
+from replicator.aws.client import Call, Calls, NotConnected, WireError
 from replicator.errors import ReplicatorError
-from replicator.wire import Call, Calls, NotConnected, WireError
+from replicator.target.in_doubt import TOO_LATE, is_late
 
 _PATIENCE = 10.0  # seconds that a table may throttle everything before the batch is given up for now
 _THROTTLED = "the table throttles every write (its capacity, or the account's, is used up)"

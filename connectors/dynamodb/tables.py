@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from connectors.dynamodb import attempts, catalog, creation
-from connectors.dynamodb.account import Account
+from connectors.dynamodb import catalog, create_table, permission_probe
 from connectors.dynamodb.catalog import Described
-from connectors.dynamodb.creation import Plan
-from connectors.dynamodb.epochs import KEYS, Note, taken
+from connectors.dynamodb.connection import Account
+from connectors.dynamodb.create_table import Plan
+from connectors.dynamodb.epoch_table import KEYS, Note, taken
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions, table_name
-from replicator.config_access import aws_options
+from replicator.aws.client import Wire, WireError, failure
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
-from replicator.position import epoch_of
-from replicator.source import SourceTable
-from replicator.wire import Wire, WireError, failure
+from replicator.options import aws_options
+from replicator.source.table import SourceTable
+from replicator.version import epoch_of
 
 _SAMPLED = 50  # items
 
@@ -110,10 +110,10 @@ class Tables:
         wire, epochs = self._account.wire, self._account.epochs
         for table in filter(None, map(self._described, wanted)):
             catalog.ask(wire, "Scan", {"TableName": table.name, "Limit": 1}, table.arn)
-            attempts.put(wire, table)
-            attempts.delete(wire, table)
+            permission_probe.put(wire, table)
+            permission_probe.delete(wire, table)
         if (own := epochs.found()) is not None:
-            attempts.put(wire, own)
+            permission_probe.put(wire, own)
 
     def _described(self, name: str) -> Described | None:
         return catalog.describe(self._account.wire, name)
@@ -150,7 +150,7 @@ class Tables:
         return [epoch_of(int(digits)) if digits.isdecimal() else 0 for digits in versions]
 
     def _plan(self, layout: Layout) -> Plan:
-        planned = creation.plan(layout, self.source, tags=self._options.tags)
+        planned = create_table.plan(layout, self.source, tags=self._options.tags)
         return replace(planned, ttl=None) if self.keep_expired else planned
 
     def _problems(self, layout: Layout, found: Described | None, epoch: int) -> Iterator[str]:

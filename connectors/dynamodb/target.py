@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from connectors.dynamodb import forecast
-from connectors.dynamodb.account import Account
+from connectors.dynamodb.cleanup import Leftovers
+from connectors.dynamodb.connection import Account
 from connectors.dynamodb.encode import Encoded, encode
 from connectors.dynamodb.layout import Layout, layout, layouts
-from connectors.dynamodb.leftovers import Leftovers
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.tables import Tables
-from connectors.dynamodb.writing import Writing
+from connectors.dynamodb.writer import Writing
+from replicator.aws.client import Wire
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
-from replicator.doubt import Doubt
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
-from replicator.source import SourceTable
-from replicator.target import Table
-from replicator.wire import Wire
+from replicator.source.table import SourceTable
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
 
 _PRISTINE = (
     "pristine: the table holds the source's items and nothing else, so its writes are guarded by nothing. Let only one "

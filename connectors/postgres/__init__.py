@@ -1,7 +1,7 @@
 """DynamoDB tables in Postgres: rows, positions, parked changes and counts in one transaction."""
 
+from connectors.postgres.checkpoint_store import PostgresStore
 from connectors.postgres.options import Column, PostgresOptions, PostgresTable
-from connectors.postgres.store import PostgresStore
 from connectors.postgres.target import Postgres
 
 __all__ = ["Postgres", "PostgresOptions", "PostgresTable", "Column", "PostgresStore"]

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.shape import VERSION, BodyColumn, Shape
-from replicator.position import FIRST_EPOCH, epoch_of
+from connectors.postgres.table_schema import VERSION, BodyColumn, Shape
+from replicator.version import FIRST_EPOCH, epoch_of
 
 _NOTE = re.compile(r"replicator: pipeline (.*), epoch (\d+)", re.DOTALL)
 

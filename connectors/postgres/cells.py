@@ -14,12 +14,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import array
 from connectors.postgres.options import ColumnType, Nul
+from connectors.postgres.text import JsonText
 from connectors.postgres.texts import texts
-from replicator.attributes import Malformed, Typed, exact
-from replicator.json_text import Unfit, unreadable
+from replicator.items.attributes import Malformed, Typed, exact
+from replicator.items.to_json import Unfit, unreadable
 
 Cell = str | int | None
 

@@ -11,10 +11,10 @@ import psycopg
 from connectors.postgres.encode import Statement
 from connectors.postgres.errors import StoredAlready
 from connectors.postgres.literals import literal
-from connectors.postgres.schema import exists, install
+from connectors.postgres.migrations import exists, install
 from connectors.postgres.session import Session
 from replicator.batch import Counts, Part
-from replicator.checkpoints import (
+from replicator.state import (
     FORGOTTEN,
     NO_COUNTS,
     Claimed,

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from connectors.postgres.cells import Cell, Encoder, inside_python, inside_typed, python_encoder, typed_encoder
-from connectors.postgres.json_text import JsonText
 from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
-from connectors.postgres.shape import BodyColumn
-from replicator.attributes import Typeds
-from replicator.json_text import Unfit
+from connectors.postgres.table_schema import BodyColumn
+from connectors.postgres.text import JsonText
+from replicator.items.attributes import Typeds
+from replicator.items.to_json import Unfit
 
 Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]

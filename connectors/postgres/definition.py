@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres import catalog
-from connectors.postgres.shape import BodyColumn, Shape
+from connectors.postgres.table_schema import BodyColumn, Shape
 from replicator.identity import Change, Identity, Parts
 
 _COLUMN = "columns."  # how a part that is a column begins

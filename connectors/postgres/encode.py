@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from connectors.postgres.alike import Alike
 from connectors.postgres.cells import binary
+from connectors.postgres.column_templates import Alike
 from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Reasons
 from connectors.postgres.extras import Extras
 from connectors.postgres.literals import literal
 from connectors.postgres.options import Nul
 from connectors.postgres.projection import Projection
-from connectors.postgres.shape import KeyColumn, Shape
 from connectors.postgres.statements import statements
-from replicator.attributes import Malformed, Typeds
+from connectors.postgres.table_schema import KeyColumn, Shape
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.change import key_text
-from replicator.item import Amended, Item
-from replicator.values import Image
+from replicator.items.attributes import Malformed, Typeds
+from replicator.items.extraction import Image
+from replicator.items.item import Amended, Item
 
 MOST_ROWS = 2000  # in one statement; more gains nothing
 _LARGEST_KEY = 2704  # bytes of an index entry; what a btree page takes

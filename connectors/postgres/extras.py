@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from connectors.postgres.shape import Shape
-from replicator.config_target import OWN_IDS
-from replicator.item import Amended, Item
+from connectors.postgres.table_schema import Shape
+from replicator.config.target import OWN_IDS
+from replicator.items.item import Amended, Item
 
 _LONGEST = 63  # characters of a name that are shown: no column's is longer
 _MOST = 8  # columns that are named

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.catalog import Found
-from connectors.postgres.shape import Shape
+from connectors.postgres.table_schema import Shape
 
 _UNLOGGED: LiteralString = """
 WITH RECURSIVE tree AS (

@@ -9,9 +9,9 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.hazards import own_unlogged
-from connectors.postgres.schema import exists, foreign, outdated
-from connectors.postgres.shape import Shape
-from replicator.target import Denied
+from connectors.postgres.migrations import exists, foreign, outdated
+from connectors.postgres.table_schema import Shape
+from replicator.target.contract import Denied
 
 _OLDEST = 150000
 _NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from connectors.postgres.shape import BodyColumn
+from connectors.postgres.table_schema import BodyColumn
 
 _KINDS: Mapping[str, tuple[str, type]] = {
     "text": ("S", str),

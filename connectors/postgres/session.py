@@ -14,8 +14,8 @@ from psycopg.errors import error_from_result
 
 from connectors.postgres.encode import Statement
 from connectors.postgres.errors import translated, unreachable
+from connectors.postgres.liveness import Watched, connect, connect_timeout
 from connectors.postgres.options import Server, address
-from connectors.postgres.silence import Watched, connect, connect_timeout
 
 Rows = list[tuple[bytes | None, ...]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from connectors.postgres.shape import VERSION, Shape
+from connectors.postgres.table_schema import VERSION, Shape
 
 _CASTS = {"text[]", "numeric[]"}  # unnest flattens arrays of arrays, so these travel as the text of their literals
 

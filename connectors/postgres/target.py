@@ -7,21 +7,21 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres import catalog, culprits, definition, leftovers
+from connectors.postgres import bisection, catalog, cleanup, definition
 from connectors.postgres.checkpoints import PostgresCheckpoints
+from connectors.postgres.cleanup import Sweep
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.errors import SKIPPED, StoredAlready, is_data_error
 from connectors.postgres.hazards import hazards
-from connectors.postgres.leftovers import Sweep
+from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.privileges import missing_privileges
-from connectors.postgres.schema import exists, install
 from connectors.postgres.session import Rows, Session
-from connectors.postgres.shape import Shape, shapes
+from connectors.postgres.table_schema import Shape, shapes
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
-from replicator.target import Table
+from replicator.target.contract import Table
 
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
@@ -166,7 +166,7 @@ class Postgres:
         sweep = self._sweeps.setdefault((table.name, below), Sweep(shape.label))
         while True:
             with self._session.connection() as connection:
-                found = leftovers.older(connection, shape, below, [*spare, *sweep.held])
+                found = cleanup.older(connection, shape, below, [*spare, *sweep.held])
             tried = sweep.next(found)
             if removed := sweep.done(tried, self._remove(table, tried, below)):
                 return removed
@@ -180,7 +180,7 @@ class Postgres:
         """Delete documents; those that the server refuses to delete, with the reasons."""
         refused: dict[DocumentId, str] = {}
         while left := [id for id in ids if id not in refused]:
-            rejections = self.write(leftovers.removal(table, left, below)).rejections
+            rejections = self.write(cleanup.removal(table, left, below)).rejections
             refused |= {r.write.id: r.reason for r in rejections}
             if not rejections:
                 break
@@ -188,7 +188,7 @@ class Postgres:
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (shape,) = self._shapes([table])
-        self._session.send([self._checkpoints.advance((), ()), leftovers.purge(shape, below, spare)])
+        self._session.send([self._checkpoints.advance((), ()), cleanup.purge(shape, below, spare)])
         try:
             _, rows = self._session.collect()
         except psycopg.Error as e:
@@ -204,7 +204,7 @@ class Postgres:
         if isinstance(found, StoredAlready):
             return Outcome(stale=self._checkpoints.missed(batch.parts))
         if is_data_error(error):
-            if rejections := culprits.refused(self._session, self._encoder, batch):
+            if rejections := bisection.refused(self._session, self._encoder, batch):
                 return Outcome(rejections)
             return self._again(batch, error)
         raise found from error
@@ -240,14 +240,14 @@ class Postgres:
         """The highest epoch of the table's tombstones; 0 where ``open`` forgets them, see ``_make``."""
         if not exists(connection) or catalog.is_new(connection, shape, table):
             return 0
-        return leftovers.newest(connection, shape)
+        return cleanup.newest(connection, shape)
 
     def _make(self, connection: psycopg.Connection[Any], shape: Shape, epoch: int) -> None:
         table = catalog.found(connection, shape)
         if table is None:
             connection.execute(catalog.create_table(shape))
         if table is None or catalog.is_new(connection, shape, table):
-            connection.execute(leftovers.FORGET, (shape.label,))  # deletes in another table of that name
+            connection.execute(cleanup.FORGET, (shape.label,))  # deletes in another table of that name
         if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync begins a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))
 

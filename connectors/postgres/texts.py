@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from connectors.postgres.options import Nul
-from replicator.json_text import Unfit, utf8
+from replicator.items.to_json import Unfit, utf8
 
 REPLACEMENT = "\ufffd"
 NUL_REFUSED = "contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)"

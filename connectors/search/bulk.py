@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
-from connectors.search.failures import WRITING, Answer, AnswerLost, failure
+from connectors.search.errors import WRITING, Answer, AnswerLost, failure
 from connectors.search.layout import Layout
-from connectors.search.verdicts import STORED, Verdict, all_stored, busy, failed, refused, verdicts
-from replicator.doubt import TOO_LATE, is_late
+from connectors.search.responses import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError, Unfinished
+from replicator.target.in_doubt import TOO_LATE, is_late
 
 SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
 _SAID = ("status", "error.type", "error.reason", "error.caused_by.reason")

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import orjson
 
 from connectors.search import hazards
-from connectors.search.compare import differences, own_differences, roundings, settings_differences
 from connectors.search.connection import Connection, filtered
-from connectors.search.failures import failure
+from connectors.search.errors import failure
 from connectors.search.layout import FORMAT, LIVE, Layout, own_fields
+from connectors.search.mapping_diff import differences, own_differences, roundings, settings_differences
 from connectors.search.names import OURS
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from connectors.search.acks import Progress
 from connectors.search.connection import Connection
 from connectors.search.contents import versions
 from connectors.search.encode import Entry
 from connectors.search.layout import Layout
-from connectors.search.progress import Progress
-from replicator.acknowledged import Place, place
 from replicator.errors import ConfigError
-from replicator.position import epoch_of
+from replicator.target.acks import Place, place
+from replicator.version import epoch_of
 
 _LOOKED_AT = 20  # conflicts of a batch that are looked up to see whether they can be ours
 

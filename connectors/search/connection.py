@@ -20,10 +20,10 @@ from elastic_transport import (
 )
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from connectors.search.failures import Answer, AnswerLost, failure
+from connectors.search.errors import Answer, AnswerLost, failure
 from replicator import __version__
-from replicator.bodies import WHOLE, body_of
 from replicator.errors import ConfigError, ReplicatorError, TransientError
+from replicator.response_limits import WHOLE, body_of
 
 # What it has to say about nodes is said by our errors; without a handler Python would print it between our lines.
 logging.getLogger("elastic_transport").addHandler(logging.NullHandler())

@@ -10,7 +10,7 @@ import orjson
 
 from connectors.search import catalog, hazards
 from connectors.search.connection import Connection, filtered
-from connectors.search.failures import READING, engine_failure
+from connectors.search.errors import READING, engine_failure
 from connectors.search.layout import Layout
 from connectors.search.names import OURS
 from replicator.errors import ReplicatorError, TransientError

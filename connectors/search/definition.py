@@ -9,13 +9,13 @@ from urllib.parse import quote
 import orjson
 
 from connectors.search import catalog, contents
-from connectors.search.compare import canonical
 from connectors.search.connection import Connection, filtered
-from connectors.search.failures import Answer, failure
+from connectors.search.errors import Answer, failure
 from connectors.search.layout import Layout
+from connectors.search.mapping_diff import canonical
 from connectors.search.names import OURS
 from replicator.identity import Change, Identity, Parts
-from replicator.position import FIRST_EPOCH, epoch_of
+from replicator.version import FIRST_EPOCH, epoch_of
 
 _FIELD = "mapping."  # how a part that is a field begins
 _OUTSIDE = ("properties", "_meta", "_routing")  # of a mapping: fields, notes, and what the part routing says

@@ -13,9 +13,9 @@ from connectors.search.ids import index_id, index_ids
 from connectors.search.layout import WHOLE, Layout
 from connectors.search.names import OURS, is_ours
 from replicator.batch import Batch, Rejection, Upsert, Write
-from replicator.frame import Frame
-from replicator.json_text import DocumentText, Unfit, separately
-from replicator.values import TOGETHER
+from replicator.items.extraction import TOGETHER
+from replicator.items.line_template import Frame
+from replicator.items.to_json import DocumentText, Unfit, separately
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

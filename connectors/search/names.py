@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replicator.frame import is_within
+from replicator.items.line_template import is_within
 
 OURS = "replicator"
 """The object in each document with what is ours."""

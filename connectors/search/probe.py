@@ -14,10 +14,10 @@ from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
 from connectors.search.layout import Layout
 from connectors.search.names import OURS
-from connectors.search.verdicts import Verdict, worst
+from connectors.search.responses import Verdict, worst
 from replicator.errors import ConfigError
-from replicator.position import FIRST_EPOCH, version
-from replicator.target import Denied
+from replicator.target.contract import Denied
+from replicator.version import FIRST_EPOCH, version
 
 _SAMPLED = 100  # documents of another tool
 _EXPECTED = ("stored", "conflict", "conflict", "stored")

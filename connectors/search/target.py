@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from connectors.search import catalog, contents, definition, forecast, leftovers, probe
+from connectors.search import catalog, cleanup, contents, definition, forecast, probe
 from connectors.search.bulk import Bulk, Size
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
 from connectors.search.encode import Encoded, TableEncoder, encode
-from connectors.search.failures import AnswerLost
+from connectors.search.errors import AnswerLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
-from connectors.search.verdicts import worst
+from connectors.search.responses import worst
 from connectors.search.watch import Opened, Watch
-from connectors.search.writing import Writing
+from connectors.search.writer import Writing
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
-from replicator.doubt import Doubt
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.identity import Change, Identity, Parts
-from replicator.target import Table
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
 
 
 class SearchTarget:
@@ -41,8 +41,8 @@ class SearchTarget:
         self._conflicts = Conflicts(connection)
         self._writing = Writing(self._bulk, self._doubt, self._conflicts)
         self._watch = Watch(connection)
-        self._gone: dict[tuple[str, str], frozenset[leftovers.Document]] = {}  # what the last piece removed, by index
-        self._found: dict[tuple[str, int], tuple[leftovers.Piece, frozenset[DocumentId]]] = {}
+        self._gone: dict[tuple[str, str], frozenset[cleanup.Document]] = {}  # what the last piece removed, by index
+        self._found: dict[tuple[str, int], tuple[cleanup.Piece, frozenset[DocumentId]]] = {}
         """What the next call of a purge removes, and what was spared as it was found."""
         self._doubts = 0  # that had begun as it was found
         self._layouts: Mapping[str, Layout] = {}
@@ -139,7 +139,7 @@ class SearchTarget:
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        found = leftovers.swept(self._connection, layout, below, spare)
+        found = cleanup.swept(self._connection, layout, below, spare)
         self._check_gone("swept", layout, found)
         return self._removed("swept", layout, found)
 
@@ -154,7 +154,7 @@ class SearchTarget:
             if spared.issuperset(spare):  # else a retry may have stored something in the place of what was found
                 self._removed("purged", layout, doomed)
             del self._found[place]
-        found = leftovers.forgotten(self._connection, layout, below, spare)
+        found = cleanup.forgotten(self._connection, layout, below, spare)
         self._check_gone("purged", layout, found)
         if found.lines:
             self._found[place] = found, frozenset(spare)
@@ -189,20 +189,20 @@ class SearchTarget:
         catalog.note(self._connection, layout, found.index, notes)
         return Opened(layout, found.index.id, notes)
 
-    def _check_gone(self, how: str, layout: Layout, piece: leftovers.Piece) -> None:
+    def _check_gone(self, how: str, layout: Layout, piece: cleanup.Piece) -> None:
         """TransientError where a search still shows what was removed before.
 
         What is there again is no such thing: each retry of a parked item leaves the same tombstones.
         """
         again = piece.documents & self._gone.get((how, layout.index), frozenset())
-        shown = again - leftovers.stored(self._connection, layout, again) if again else again
+        shown = again - cleanup.stored(self._connection, layout, again) if again else again
         if shown:
             raise TransientError(
                 f"{self.server}: a search in {layout.index} still shows {len(shown)} document(s) that were {how}; "
                 "looking again (does a copy of a shard lag behind?)"
             )
 
-    def _removed(self, how: str, layout: Layout, piece: leftovers.Piece) -> int:
+    def _removed(self, how: str, layout: Layout, piece: cleanup.Piece) -> int:
         count = self._stored(layout, piece.lines)
         self._gone[how, layout.index] = piece.documents
         return count

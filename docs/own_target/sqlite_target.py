@@ -4,10 +4,10 @@ import json
 import sqlite3
 from contextlib import closing
 
-from replicator import config_models
 from replicator.batch import Delete, Outcome, Rejection
+from replicator.config import validation
 from replicator.errors import TransientError
-from replicator.json_text import DocumentText, Unfit
+from replicator.items.to_json import DocumentText, Unfit
 
 TABLE = "CREATE TABLE {0} (id TEXT PRIMARY KEY, version INTEGER NOT NULL, document TEXT)"
 PUT = """INSERT INTO {0} VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
@@ -18,10 +18,10 @@ OLDER = "SELECT id FROM {0} WHERE document IS NOT NULL AND version < ?"
 
 
 class SQLite:
-    class Options(config_models.Options):
+    class Options(validation.Options):
         path: str
 
-    class TableOptions(config_models.Options):
+    class TableOptions(validation.Options):
         pass
 
     def __init__(self, options, pipeline):

@@ -64,10 +64,10 @@ class Commands(click.Group):
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         """As a program of its own."""
-        from replicator import traces
+        from replicator.hooks import redaction
 
-        tell = _tell_bug if errors_as_json(sys.argv[1:]) else traces.to_people
-        traces.install(values=SHOW_VALUES in sys.argv[1:2], tell=tell)
+        tell = _tell_bug if errors_as_json(sys.argv[1:]) else redaction.to_people
+        redaction.install(values=SHOW_VALUES in sys.argv[1:2], tell=tell)
         return super().__call__(*given, **named)
 
     def make_context(

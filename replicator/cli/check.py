@@ -9,7 +9,7 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 
 if TYPE_CHECKING:
-    from replicator.finding import Finding
+    from replicator.operations.finding import Finding
 
 _MARKS = {"ok": "ok  ", "note": "note", "problem": "FAIL", "gap": "FAIL", "forbidden": "FAIL", "unreachable": "FAIL"}
 
@@ -27,9 +27,9 @@ def check(ctx: click.Context, config: str, create: bool, as_json: bool) -> None:
     with what to do. The exit code is the one with which run would end: 0: ready; 2: something must be changed; 3: a
     gap; 4: something is not permitted; 8: a server cannot be reached, where run would wait for it.
     """
-    from replicator import config as configs
-    from replicator import finding as found
-    from replicator import preflight
+    from replicator.config import settings as configs
+    from replicator.operations import check as preflight
+    from replicator.operations import finding as found
 
     with aside():
         findings = preflight.check(configs.load(config), create=create)

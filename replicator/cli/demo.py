@@ -19,7 +19,7 @@ def demo(ctx: click.Context, items: int, keep: bool) -> None:
     from replicator.errors import ConfigError
 
     try:
-        from replicator.testing.demo import Demo
+        from replicator.operations.demo import Demo
     except ImportError as e:
         raise ConfigError(f"the demo needs {e.name}, which is not installed: pip install 'replicator[demo]'") from e
 

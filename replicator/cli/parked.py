@@ -17,12 +17,12 @@ from replicator.errors import ConfigError
 from replicator.escape import escaped_paragraph
 
 if TYPE_CHECKING:
-    from replicator.checkpoints import Checkpoints
-    from replicator.config import Config
-    from replicator.parking import ListedItems, ParkedItem
-    from replicator.scanned import SourceItems
-    from replicator.target import Target
-    from replicator.transform import Hook
+    from replicator.config.settings import Config
+    from replicator.hooks.hook import Hook
+    from replicator.operations.parked import ListedItems, ParkedItem
+    from replicator.operations.scanned import SourceItems
+    from replicator.state import Checkpoints
+    from replicator.target.contract import Target
 
 TRIES = 5  # of an item that a run changes at the same time
 
@@ -96,11 +96,11 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     code 6). A config that names other tables than the pipeline has copied so far is
     refused.
     """
-    from replicator import transform
-    from replicator.alarm import HookLimit
-    from replicator.compaction import Filing
-    from replicator.parking import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
-    from replicator.parking import retry as tried
+    from replicator.hooks import hook as transform
+    from replicator.hooks.time_limit import HookLimit
+    from replicator.operations.parked import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
+    from replicator.operations.parked import retry as tried
+    from replicator.pipeline.compaction import Filing
 
     refused = 0
     with _opened(config) as (loaded, target, checkpoints):
@@ -128,15 +128,16 @@ def _open_tables(
 
     Returns the items that they are copied from.
     """
-    from replicator import aws, sample
-    from replicator.binding import admit
-    from replicator.existing import found
-    from replicator.run import introduce, target_tables
-    from replicator.scanned import SourceItems
-    from replicator.source import describe_table
-    from replicator.start import Allowed
+    from replicator.aws import boto
+    from replicator.engine.binding import admit
+    from replicator.engine.preexisting import found
+    from replicator.engine.run import introduce, target_tables
+    from replicator.engine.startup import Allowed
+    from replicator.operations.scanned import SourceItems
+    from replicator.source import sample
+    from replicator.source.table import describe_table
 
-    wire = aws.connect(config.source)
+    wire = boto.connect(config.source)
     source = describe_table(wire, config.source.table)
     introduce(config, target, source, wire)
     tables = target_tables(config, source, hook)
@@ -158,7 +159,7 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
 
     Asks first, unless --yes is given. Where nobody can be asked, --yes is needed.
     """
-    from replicator.parking import drop as given_up
+    from replicator.operations.parked import drop as given_up
 
     kept = 0
     with _opened(config) as (_, _, checkpoints):
@@ -181,7 +182,7 @@ def _confirmed(count: int) -> bool:
 
 def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[ParkedItem], str]) -> str:
     """Why it could not be done, "" if it was. A run may change the item at the same time: then it is tried again."""
-    from replicator.parking import CHANGED, parked_items
+    from replicator.operations.parked import CHANGED, parked_items
 
     reason = act(item)
     for _ in range(TRIES - 1):
@@ -197,9 +198,9 @@ def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[Park
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
     """The config, and both ends of a pipeline that is there."""
-    from replicator import config as configs
-    from replicator.presence import check_known
-    from replicator.run import ends
+    from replicator.checkpoints.presence import check_known
+    from replicator.config import settings as configs
+    from replicator.engine.run import ends
 
     loaded = configs.load(path)
     with ends(loaded) as (target, checkpoints):
@@ -210,7 +211,7 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
 def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> ListedItems | Sequence[ParkedItem]:
     """The parked items that were named, a few in memory at a time if all are wanted; ConfigError for one that is not
     parked."""
-    from replicator.parking import ListedItems, parked_items
+    from replicator.operations.parked import ListedItems, parked_items
 
     if every and items:
         raise ConfigError("name items, or give --all, not both")

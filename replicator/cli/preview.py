@@ -10,9 +10,9 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put_json, say, say_lines
 
 if TYPE_CHECKING:
-    from replicator.alarm import HookLimit
-    from replicator.config import Config
-    from replicator.preview import Preview
+    from replicator.config.settings import Config
+    from replicator.hooks.time_limit import HookLimit
+    from replicator.operations.preview import Preview
 
 
 @click.command
@@ -26,8 +26,8 @@ def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
     For each item: how it is in the table, and the writes that would follow, or why it would be parked. Prints items'
     values.
     """
-    from replicator import config as configs
-    from replicator.alarm import HookLimit
+    from replicator.config import settings as configs
+    from replicator.hooks.time_limit import HookLimit
 
     loaded = configs.load(config)
     previews = _previews(loaded, limit, key)
@@ -44,16 +44,18 @@ def _next(previews: Iterator[Preview], limit: HookLimit) -> Preview | None:
 
 
 def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
-    from replicator import aws, sample, transform
-    from replicator.compaction import Filing
+    from replicator.aws import boto
+    from replicator.engine.run import target_tables
     from replicator.errors import ConfigError
-    from replicator.preview import forecast
-    from replicator.preview import preview as previewed
-    from replicator.run import target_tables
-    from replicator.source import KeyReader, describe_table
+    from replicator.hooks import hook as transform
+    from replicator.operations.preview import forecast
+    from replicator.operations.preview import preview as previewed
+    from replicator.pipeline.compaction import Filing
+    from replicator.source import sample
+    from replicator.source.table import KeyReader, describe_table
 
     hook = transform.load(config.transform, config.base) if config.transform else None
-    wire = aws.connect(config.source)
+    wire = boto.connect(config.source)
     table = describe_table(wire, config.source.table)
     filing = Filing(hook, tuple(config.target.tables))
     target = config.target.build(config.pipeline)  # connected to nothing
@@ -91,7 +93,7 @@ def _key(keys: Any, text: str) -> Any:
 def _tell(found: Preview) -> None:
     from replicator.batch import Upsert
     from replicator.change import key_text
-    from replicator.preview import pretty
+    from replicator.operations.preview import pretty
 
     say(f"item {key_text(found.key)}")
     say_lines(pretty(found.before), "    ")

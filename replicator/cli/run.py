@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator import __version__
-from replicator.alarm import LEAVING
 from replicator.cli.output import config_argument, json_option, say
-from replicator.stopping import Stop
+from replicator.engine.stop_event import Stop
+from replicator.hooks.time_limit import LEAVING
 
 if TYPE_CHECKING:
-    from replicator.config import Config
+    from replicator.config.settings import Config
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +85,13 @@ def resync(config: str, as_json: bool, **how: Any) -> None:
 
 def _move(path: str, as_json: bool, **how: Any) -> None:
     say_first(path, as_json)
-    from replicator import config
-    from replicator.cli import live
-    from replicator.run import run as copy
+    from replicator.cli import live_view
+    from replicator.config import settings
+    from replicator.engine.run import run as copy
 
     stop = stop_on_signals()
-    loaded = config.load(path)
-    with live.view(as_json, _title(loaded)) as observe:
+    loaded = settings.load(path)
+    with live_view.view(as_json, _title(loaded)) as observe:
         copy(loaded, stop=stop, observe=observe, **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})

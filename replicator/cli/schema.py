@@ -16,6 +16,6 @@ def schema() -> None:
       # then, as the first line of a config:
       # yaml-language-server: $schema=replicator.schema.json
     """
-    from replicator import config
+    from replicator.config import settings
 
-    put_json(json.dumps(config.schema(), indent=2))
+    put_json(json.dumps(settings.schema(), indent=2))

@@ -10,7 +10,7 @@ import click
 from replicator.cli.output import config_argument, json_option, put
 
 if TYPE_CHECKING:
-    from replicator.progress import Progress
+    from replicator.pipeline.progress import Progress
 
 
 @click.command
@@ -27,12 +27,12 @@ def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> Non
     stopped. What is not known is "unknown" (null in JSON), never 0. The exit code is 0 for a run that is live or on its
     way there, 3 for a gap, 7 where no run is up or the run is waiting for something that fails, 6 if items are parked.
     """
-    from replicator import config as configs
-    from replicator.cli.show import as_table
+    from replicator.checkpoints.presence import check_known
+    from replicator.cli.render import as_table
+    from replicator.config import settings as configs
+    from replicator.engine.run import ends, promise_of
     from replicator.escape import escaped
-    from replicator.presence import check_known
-    from replicator.progress import as_values, progress
-    from replicator.run import ends, promise_of
+    from replicator.pipeline.progress import as_values, progress
 
     loaded = configs.load(config)
     with ends(loaded) as (target, checkpoints):

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import pytest
 
 from replicator.batch import Counts
-from replicator.checkpoints import FORGOTTEN, Checkpoints, DamagedCheckpoint, Owner, Parked, PipelineState, Save, encode
 from replicator.errors import Fenced
+from replicator.state import FORGOTTEN, Checkpoints, DamagedCheckpoint, Owner, Parked, PipelineState, Save, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
 Place = tuple[str, str]

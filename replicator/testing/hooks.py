@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from replicator.attributes import image
 from replicator.batch import Upsert
 from replicator.change import Change
-from replicator.checkpoints import Parked, decode
-from replicator.compaction import Circumstances, Compacted, Filing, compact_latest, compact_runs
-from replicator.item import Item
-from replicator.parked import ParkedItems
-from replicator.position import FIRST_EPOCH, version
-from replicator.transform import Document, Hook, is_declared
+from replicator.hooks.hook import Document, Hook, is_declared
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.pipeline.compaction import Circumstances, Compacted, Filing, compact_latest, compact_runs
+from replicator.pipeline.parked import ParkedItems
+from replicator.state import Parked, decode
+from replicator.version import FIRST_EPOCH, version
 
 GivenItem = Mapping[str, object]
 Body = Mapping[str, object]

@@ -8,9 +8,13 @@ from typing import Any
 
 import orjson
 
-from replicator.attributes import plain
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
-from replicator.checkpoints import (
+from replicator.checkpoints.compare_and_set import Row, saved_already
+from replicator.errors import SweepRefused
+from replicator.identity import Identity
+from replicator.items.attributes import plain
+from replicator.items.item import Item
+from replicator.state import (
     FORGOTTEN,
     NO_COUNTS,
     Claimed,
@@ -25,12 +29,8 @@ from replicator.checkpoints import (
     encode,
     forgotten,
 )
-from replicator.errors import SweepRefused
-from replicator.identity import Identity
-from replicator.item import Item
-from replicator.position import epoch_of
-from replicator.stores.decide import Row, saved_already
-from replicator.target import Table
+from replicator.target.contract import Table
+from replicator.version import epoch_of
 
 
 @dataclass(slots=True)

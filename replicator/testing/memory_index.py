@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from replicator.acknowledged import Acknowledged, place
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
-from replicator.doubt import Doubt
-from replicator.target import Table
+from replicator.target.acks import Acknowledged, place
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
 from replicator.testing.memory import MemoryDatabase, MemoryRows, unspared
 
 GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, as it is unless somebody sets it

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.connectors import postgres_kit, search_kit
+from tests.connectors.postgres import postgres_kit
+from tests.connectors.search import search_kit
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from replicator.testing.dynamodb import DynamoDB
-from tests.cli import Shell
+from tests.cli.command_line import Shell
 
 
 @dataclass(frozen=True)

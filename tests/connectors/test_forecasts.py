@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from replicator.attributes import image
 from replicator.batch import Upsert
 from replicator.change import KeyAttribute, KeySchema
-from replicator.config_target import OWN_IDS, destination
-from replicator.item import Item
-from replicator.preview import json_values
-from replicator.target import Forecasting, Table
+from replicator.config.target import OWN_IDS, destination
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.operations.preview import json_values
+from replicator.target.contract import Forecasting, Table
 
 PK = KeySchema((KeyAttribute("pk", "S"),))
 SEARCH = {"type": "opensearch", "url": "http://127.0.0.1:1", "username": "u", "password": "p"}

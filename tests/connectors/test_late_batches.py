@@ -8,18 +8,20 @@ from typing import Any
 
 import pytest
 
-from connectors.dynamodb.pace import Pace
+from connectors.dynamodb.rate_limiter import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.sender import Sender
 from connectors.search.bulk import Bulk, Size
-from connectors.search.failures import Answer
+from connectors.search.errors import Answer
 from connectors.search.layout import layouts
-from replicator import delivery, doubt, lines
-from replicator.doubt import TOO_LATE
+from replicator.aws import http_client
+from replicator.aws.client import Call
+from replicator.engine import delivery
 from replicator.errors import Unfinished
-from replicator.target import Table
+from replicator.target import in_doubt
+from replicator.target.contract import Table
+from replicator.target.in_doubt import TOO_LATE
 from replicator.testing.contract.kit import PK
-from replicator.wire import Call
 
 SLEEPS = pytest.mark.parametrize("slept", [61.0, 86_400.0, -5.0], ids=["a minute", "a day", "its clock was set back"])
 
@@ -109,4 +111,4 @@ def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cl
 
 def test_a_batch_is_sent_for_less_time_than_the_next_run_doubts() -> None:
     """It began within ``CONFIRMED`` seconds of an answer; by then that is too long ago, and the run asks again."""
-    assert (delivery.CONFIRMED, lines.WAITED, doubt.TRUSTED, doubt.LINGER) == (5.0, 30.0, 10.0, 300.0)
+    assert (delivery.CONFIRMED, http_client.WAITED, in_doubt.TRUSTED, in_doubt.LINGER) == (5.0, 30.0, 10.0, 300.0)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.world import Copy, Source
-from tests.servers_dynamodb import StartLocal
-from tests.servers_postgres import Database
+from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.postgres_fixtures import Database
 
 NewSource = Callable[..., Source]
 _CLOCK = ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE")

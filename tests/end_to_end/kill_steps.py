@@ -107,10 +107,12 @@ def _under_way(passage: Passage) -> bool:
 
 
 COMMON: Mapping[str, Step] = {
-    "after positions": Step("replicator.pipeline:Pipeline.stored", "after", _begins),
-    "after GetRecords": Step("replicator.stream:RecordsDecoder.__call__", "after", lambda p: bool(p.found.records)),
-    "inside a hook": Step("replicator.item:Item.__getitem__", "after", _in_a_hook),
-    "at a shard's end": Step("replicator.pipeline:Pipeline.stored", "after", _ends_a_shard),
+    "after positions": Step("replicator.pipeline.pipeline:Pipeline.stored", "after", _begins),
+    "after GetRecords": Step(
+        "replicator.source.stream:RecordsDecoder.__call__", "after", lambda p: bool(p.found.records)
+    ),
+    "inside a hook": Step("replicator.items.item:Item.__getitem__", "after", _in_a_hook),
+    "at a shard's end": Step("replicator.pipeline.pipeline:Pipeline.stored", "after", _ends_a_shard),
 }
 _QUEUE = "connectors.postgres.session:Session._queue"
 _DELIVER = "connectors.search.bulk:Bulk._deliver"
@@ -157,8 +159,8 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         "during purge": Step(_ANSWERED, "after", lambda p: p.scene.chore == "purge"),
     },
 }
-_CHANGES = "replicator.stores.sqlite_changes:Changes.end"
-_TRANSACT = "replicator.stores.dynamodb_table:CheckpointTable.transact"
+_CHANGES = "replicator.checkpoints.sqlite.transaction:Changes.end"
+_TRANSACT = "replicator.checkpoints.dynamodb.table:CheckpointTable.transact"
 STORES: Mapping[str, Mapping[str, Step]] = {
     "target": {},
     "sqlite": {

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from replicator.checkpoints import Claimed, PipelineState, SegmentState, ShardState, decode
-from replicator.config import load
-from replicator.delivery import CONFIRMED
-from replicator.run import ends
-from replicator.testing.dynamodb_local import DynamoDBLocal
-from tests.cli import words
+from replicator.config.settings import load
+from replicator.engine.delivery import CONFIRMED
+from replicator.engine.run import ends
+from replicator.state import Claimed, PipelineState, SegmentState, ShardState, decode
+from tests.cli.command_line import words
 from tests.end_to_end import kills
 from tests.end_to_end.kills import PAGE, TRUSTED
 from tests.end_to_end.pipeline import _AWS, PATIENCE, Ended, Pipeline, Run, eventually
 from tests.end_to_end.targets import HOOK, Mirror, through_the_hook
 from tests.end_to_end.world import Copy, Source
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 KEYS = 60
 ASKS = "after GetRecords"  # the step after which a run asks whether it was replaced

@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from replicator import doubt, fetched, lines
+from replicator.aws import http_client
+from replicator.aws.client import Call
 from replicator.cli import main
-from replicator.delivery import CONFIRMED
-from replicator.wire import Call
+from replicator.engine.delivery import CONFIRMED
+from replicator.pipeline import page_buffer
+from replicator.target import in_doubt
 from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
 
 PAGE = 20  # records in a page, and changes from which on a batch is full
@@ -50,9 +52,9 @@ def small_pages() -> None:
 
         return limit
 
-    wrapped("replicator.lines:Lines.begin", limited)
-    fetched.BATCH_ROWS = PAGE
-    doubt.LINGER, doubt.TRUSTED, lines.WAITED = LINGER, TRUSTED, TRUSTED
+    wrapped("replicator.aws.http_client:Lines.begin", limited)
+    page_buffer.BATCH_ROWS = PAGE
+    in_doubt.LINGER, in_doubt.TRUSTED, http_client.WAITED = LINGER, TRUSTED, TRUSTED
 
 
 def watched(target: str) -> Scene:
@@ -78,7 +80,7 @@ def watched(target: str) -> Scene:
     if target == "search":
         wrapped("connectors.search.bulk:Bulk._deliver", delivers)
     for chore in ("sweep", "purge"):
-        wrapped(f"replicator.chores:Chores._{chore}", partial(_during, scene, chore))
+        wrapped(f"replicator.engine.cleanup:Chores._{chore}", partial(_during, scene, chore))
     return scene
 
 
@@ -149,10 +151,10 @@ IMPORTED = (
     "connectors.elasticsearch",
     "connectors.opensearch",
     "connectors.postgres",
-    "replicator.cli.live",
-    "replicator.run",
-    "replicator.stores.dynamodb",
-    "replicator.stores.sqlite",
+    "replicator.cli.live_view",
+    "replicator.engine.run",
+    "replicator.checkpoints.dynamodb.store",
+    "replicator.checkpoints.sqlite.store",
 )
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import yaml
 
-from tests.cli import words
+from tests.cli.command_line import words
 from tests.security.canary import SECRET, look_at_command
 
 T = TypeVar("T")

@@ -15,11 +15,11 @@ from urllib.request import Request, urlopen
 import boto3
 from boto3.dynamodb.types import TypeDeserializer
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.world import Load, Source
 from tests.security.canary import SECRET
-from tests.servers_search import Search
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.search_fixtures import Search
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "3"))  # each of HOW_FAR

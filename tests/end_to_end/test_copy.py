@@ -5,11 +5,11 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.conftest import NewSource
 from tests.end_to_end.world import Copy, Load, Source
 from tests.security.canary import VALUE
-from tests.servers_postgres import Database
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.postgres_fixtures import Database
 
 TYPED = """
 def hook(item):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.world import Copy, eventually
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 
 def test_deletes_by_time_to_live_are_applied_or_ignored_others_always_applied(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.world import Copy, Ended, Source
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 DOUBLED = """
 def hook(item):

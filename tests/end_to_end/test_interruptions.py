@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.world import Copy, Load, Run, Source, eventually
-from tests.servers_postgres import Database
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.postgres_fixtures import Database
 
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if os.environ.get("REPLICATOR_PROVE") else "10"))
 ON_THE_NEWEST = pytest.mark.parametrize("postgres_server", ["wheel"], indirect=True)

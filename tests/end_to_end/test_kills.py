@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
-from replicator.testing.postgres_server import PostgresServer
-from replicator.testing.search_server import SearchServer
+from replicator.testing.servers.postgres import PostgresServer
 from tests.end_to_end.conftest import table
 from tests.end_to_end.kill_steps import steps
 from tests.end_to_end.kill_story import ANY, PASSAGES, Story
 from tests.end_to_end.pipeline import _AWS
 from tests.end_to_end.targets import MAPPING, Index, OtherTable
 from tests.end_to_end.world import Copy, Source
-from tests.servers_dynamodb import StartLocal
-from tests.servers_postgres import database
-from tests.servers_search import SERVERS, indices
+from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.postgres_fixtures import database
+from tests.servers.search import SearchServer
+from tests.servers.search_fixtures import SERVERS, indices
 
 PROVE = bool(os.environ.get("REPLICATOR_PROVE"))
 KILLS = int(os.environ.get("REPLICATOR_KILLS", "50" if PROVE else "2"))

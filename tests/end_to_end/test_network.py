@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
-from replicator.testing.postgres_server import PostgresServer
 from replicator.testing.proxy import Proxy
-from replicator.testing.search_server import SearchServer
+from replicator.testing.servers.postgres import PostgresServer
 from tests.end_to_end.conftest import table
 from tests.end_to_end.pipeline import Pipeline, Run
 from tests.end_to_end.targets import Index, OtherTable
 from tests.end_to_end.world import Copy, Source
-from tests.servers_postgres import database
-from tests.servers_search import indices
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.postgres_fixtures import database
+from tests.servers.search import SearchServer
+from tests.servers.search_fixtures import indices
 
 pytestmark = [pytest.mark.dynamodb_local, pytest.mark.timeout(180)]
 TIMEOUT = 1.0  # seconds that a run waits for an answer

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.http import served
+from replicator.testing.dynamodb.http import served
 from tests.end_to_end.world import Copy, Load, Source
-from tests.servers_postgres import Database
+from tests.servers.postgres_fixtures import Database
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end import targets
 from tests.end_to_end.targets import KILLS, OtherTable
 from tests.end_to_end.world import Source
-from tests.servers_dynamodb import StartLocal
+from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 pytestmark = [pytest.mark.dynamodb_local, pytest.mark.timeout(300 + 30 * KILLS)]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from replicator.testing.dynamodb_local import DynamoDBLocal
 from tests.end_to_end import targets
 from tests.end_to_end.targets import KILLS, MAPPING, PROVE, Index
 from tests.end_to_end.world import Load, Source
-from tests.servers_search import SERVERS, Search
+from tests.servers.dynamodb_local import DynamoDBLocal
+from tests.servers.search_fixtures import SERVERS, Search
 
 pytestmark = [pytest.mark.search, pytest.mark.timeout(300 + 30 * KILLS)]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end import targets
 from tests.end_to_end.targets import MAPPING, Index
 from tests.end_to_end.world import Load, Source
-from tests.servers_search import Search
+from tests.servers.search_fixtures import Search
 
 pytestmark = pytest.mark.search
 

@@ -21,7 +21,7 @@ from psycopg.types.json import set_json_loads
 
 from tests.end_to_end.pipeline import PATIENCE, Ended, Pipeline, Run, eventually
 from tests.security.canary import VALUE
-from tests.servers_postgres import Database
+from tests.servers.postgres_fixtures import Database
 
 __all__ = ["Copy", "Ended", "Load", "PATIENCE", "Run", "Source", "eventually"]
 

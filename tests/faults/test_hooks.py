@@ -7,11 +7,12 @@ from importlib import import_module
 import pytest
 from click.testing import CliRunner
 
-from replicator import aws, parking
-from replicator.checkpoints import Parked
-from replicator.chores import Chores
+from replicator.aws import boto
 from replicator.cli import main
-from replicator.parking import drop, parked_items
+from replicator.engine.cleanup import Chores
+from replicator.operations import parked as parking
+from replicator.operations.parked import drop, parked_items
+from replicator.state import Parked
 from replicator.testing.memory import MemoryCheckpoints
 from tests.faults.world import TABLE, World
 
@@ -76,7 +77,7 @@ def test_a_retry_that_came_late_is_in_doubt_which_is_exit_code_6(
     faults.hook(BROKEN)
     faults.run()
     monkeypatch.setattr(parking, "retry", lambda *given: parking.OVERTAKEN)
-    monkeypatch.setattr(aws, "connect", lambda *given: faults.wire)
+    monkeypatch.setattr(boto, "connect", lambda *given: faults.wire)
     done = CliRunner().invoke(main, ["parked", "retry", str(faults.folder / "orders.yaml"), "--all", "--human"])
 
     assert done.exit_code == 6

@@ -10,7 +10,7 @@ import pytest
 
 from replicator.batch import Batch, Outcome
 from replicator.errors import TransientError
-from replicator.scan import LONGEST_BACKOFF
+from replicator.source.scan import LONGEST_BACKOFF
 from replicator.testing.dynamodb import Misreport, children_first, duplicated, reopened, unordered
 from replicator.testing.memory import MemoryTarget
 from tests.faults.world import HOUR, TABLE, World

@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 
 from replicator.batch import Batch, Counts, Outcome
-from replicator.checkpoints import NO_COUNTS, Owner, Save
-from replicator.delivery import CONFIRMED
+from replicator.engine.delivery import CONFIRMED
 from replicator.errors import TransientError
+from replicator.state import NO_COUNTS, Owner, Save
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
 from tests.faults.world import World

@@ -22,18 +22,18 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from replicator import driver
-from replicator import run as running
+from replicator.aws.client import Wire
 from replicator.batch import Counts
-from replicator.checkpoints import Gap, ShardState, decode
 from replicator.cli import main
-from replicator.progress import Progress
-from replicator.steps import Stepped
+from replicator.engine import local
+from replicator.engine import run as running
+from replicator.engine.scheduler import Stepped
+from replicator.pipeline.progress import Progress
+from replicator.state import Gap, ShardState, decode
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
-from replicator.wire import Wire
-from tests.cli import words
-from tests.virtual_steps import VirtualSteps
+from tests.cli.command_line import words
+from tests.engine.virtual_scheduler import VirtualSteps
 
 TABLE = "orders"
 HOUR = 3600.0
@@ -253,9 +253,9 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         target = world.target()
         yield target, getattr(target, "checkpoints", None) or world.store()
 
-    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> driver.World:
+    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> local.World:
         clock = world.clock
-        return driver.World(stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock, hook_limit)
+        return local.World(stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock, hook_limit)
 
     monkeypatch.setattr(running, "connect", lambda *_: world.wire)
     monkeypatch.setattr(running, "ends", ends)

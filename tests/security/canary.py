@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from click.testing import CliRunner
 
-from replicator import log, traces
+from replicator import log
+from replicator.hooks import redaction
 
 SECRET = "s3cr3tk4n4r13"
 """In logins, keys and tokens: nothing shows it."""
@@ -72,7 +73,7 @@ def _commands(invoke: Any) -> Any:
     def watched(self: Any, cli: Any, args: Any = None, *given: Any, **named: Any) -> Any:
         result = invoke(self, cli, args, *given, **named)
         bug = result.exception if not isinstance(result.exception, SystemExit) else None
-        shown = result.output + ("" if bug is None else traces.trace(bug).stack)
+        shown = result.output + ("" if bug is None else redaction.trace(bug).stack)
         look_at_command(shown, [args] if isinstance(args, str) else list(args or ()))
         return result
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from replicator.aws.client import WireError
 from replicator.testing.dynamodb import DynamoDB
-from replicator.wire import WireError
 from tests.security.policy import RESOURCES, Permission
 from tests.security.process.aws_calls import actions
 

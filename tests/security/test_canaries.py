@@ -20,13 +20,13 @@ import orjson
 import pytest
 import yaml
 
-from replicator import run as running
-from replicator.testing.postgres_server import PostgresServer
-from tests.cli import Shell, World, serving
+from replicator.engine import run as running
+from replicator.testing.servers.postgres import PostgresServer
+from tests.cli.command_line import Shell, World, serving
 from tests.end_to_end.pipeline import Run
 from tests.security import canary, plugin
 from tests.security.canary import SECRET, VALUE
-from tests.servers_postgres import database
+from tests.servers.postgres_fixtures import database
 
 # what looks
 

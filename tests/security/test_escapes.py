@@ -19,17 +19,17 @@ from rich.console import Console
 
 from replicator import log
 from replicator.change import key_text
-from replicator.checkpoints import Gap, Parked
-from replicator.cli import live, output
-from replicator.cli.show import as_table
+from replicator.cli import live_view, output
+from replicator.cli.render import as_table
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
-from replicator.finding import Finding
-from replicator.item import Item
-from replicator.parking import ParkedItem
-from replicator.preview import Preview
-from replicator.progress import Progress, as_values
-from replicator.testing import demo
+from replicator.items.item import Item
+from replicator.operations import demo
+from replicator.operations.finding import Finding
+from replicator.operations.parked import ParkedItem
+from replicator.operations.preview import Preview
+from replicator.pipeline.progress import Progress, as_values
+from replicator.state import Gap, Parked
 
 check, parked, preview = (importlib.import_module(f"replicator.cli.{name}") for name in ("check", "parked", "preview"))
 
@@ -118,7 +118,7 @@ def test_the_live_view_and_status_let_no_text_act() -> None:
     console = Console(file=shown, width=300, force_terminal=False)
     console.print(as_table(Progress("gap", gaps=(gap,), trouble=HOSTILE)))
     record = logging.LogRecord("replicator", logging.ERROR, "", 0, HOSTILE, (), None)
-    live._Above(console).emit(record)
+    live_view._Above(console).emit(record)
     harmless(shown.getvalue())
 
 
@@ -153,11 +153,11 @@ def test_a_mistyped_command_is_shown_harmlessly() -> None:
 
 WRITERS = {
     "replicator/cli/output.py": {"_out", "failed", "report"},
-    "replicator/cli/live.py": {"emit"},
+    "replicator/cli/live_view.py": {"emit"},
     "replicator/cli/status.py": {"status"},
-    "replicator/traces.py": {"to_people"},
-    "replicator/testing/demo.py": {"tell"},
-    "replicator/testing/http.py": {"main"},  # for tests: its own address
+    "replicator/hooks/redaction.py": {"to_people"},
+    "replicator/operations/demo.py": {"tell"},
+    "replicator/testing/dynamodb/http.py": {"main"},  # for tests: its own address
 }
 
 

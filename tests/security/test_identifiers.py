@@ -21,17 +21,17 @@ import pytest
 from psycopg import sql
 
 from connectors.postgres import Postgres, PostgresOptions
+from connectors.postgres.liveness import Watched
 from connectors.postgres.session import Session
-from connectors.postgres.silence import Watched
-from replicator.attributes import image
 from replicator.batch import Batch, Delete, Part, Upsert
 from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import ConfigError
-from replicator.item import Item
-from replicator.position import FIRST_EPOCH, version
-from replicator.target import Table
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.target.contract import Table
+from replicator.version import FIRST_EPOCH, version
 from tests.security.identifiers import is_possible, names
-from tests.servers_postgres import Database
+from tests.servers.postgres_fixtures import Database
 
 SEED = 20261125
 HOW_MANY = 100_000 if os.environ.get("REPLICATOR_PROVE") else 5_000
@@ -236,7 +236,7 @@ def test_only_statements_of_the_expected_shape_are_sent(one_postgres: Database, 
 
 def refuses(impossible: Sequence[str]) -> None:
     """A name that Postgres would cut, change or refuse is refused before it is asked, wherever it stands."""
-    from connectors.postgres.shape import shapes
+    from connectors.postgres.table_schema import shapes
 
     chance = random.Random(SEED)
     key = KeySchema((KeyAttribute("pk", "S"),))

@@ -16,19 +16,21 @@ from pydantic import SecretStr
 from connectors.postgres.errors import translated
 from connectors.postgres.options import PostgresOptions, address
 from connectors.search.connection import without
-from connectors.search.failures import READING, WRITING, Answer, failure
-from connectors.search.reasons import refusal
-from connectors.search.verdicts import verdicts
-from replicator import config, log, traces
-from replicator.attributes import Malformed
-from replicator.aws import Boto, connect
-from replicator.config_access import Access
+from connectors.search.errors import READING, WRITING, Answer, failure
+from connectors.search.rejection_reasons import refusal
+from connectors.search.responses import verdicts
+from replicator import log
+from replicator.aws.boto import Boto, connect
+from replicator.aws.client import WireError, without_login
+from replicator.aws.client import failure as aws_failure
+from replicator.config import settings
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
-from replicator.item import Item
-from replicator.wire import WireError, without_login
-from replicator.wire import failure as aws_failure
-from tests.servers_postgres import Database
-from tests.test_config import RIGHT
+from replicator.hooks import redaction
+from replicator.items.attributes import Malformed
+from replicator.items.item import Item
+from replicator.options import Access
+from tests.config.test_config import RIGHT
+from tests.servers.postgres_fixtures import Database
 
 WORD = "kanariavogel"
 
@@ -38,7 +40,7 @@ def refused(folder: Path, old: str, new: str, **environ: str) -> str:
     assert old in RIGHT
     (folder / "orders.yaml").write_text(RIGHT.replace(old, new, 1))
     with pytest.raises(ConfigError) as raised:
-        config.load(folder / "orders.yaml", environ)
+        settings.load(folder / "orders.yaml", environ)
     return str(raised.value)
 
 
@@ -135,7 +137,7 @@ def test_a_number_in_braces_may_be_a_secret_too(tmp_path: Path, name: str) -> No
 def test_a_hook_that_stumbles_over_the_environment_does_not_quote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from replicator.transform import load
+    from replicator.hooks.hook import load
 
     monkeypatch.setenv("SHOP_SECRET", WORD)
     (tmp_path / "hooks.py").write_text("import os\nx = int(os.environ['SHOP_SECRET'])\n")
@@ -341,7 +343,7 @@ def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:
         "thread = threading.Thread(target=int, args=[sys.argv[1]]); thread.start(); thread.join()"
     )
     done = subprocess.run([sys.executable, "-c", code, WORD], capture_output=True, text=True)
-    assert done.stderr.endswith(f"ValueError: {traces.UNSAID}\n")
+    assert done.stderr.endswith(f"ValueError: {redaction.UNSAID}\n")
     assert WORD not in done.stderr
 
 
@@ -350,7 +352,7 @@ def test_a_bug_is_shown_with_its_lines_and_without_its_words() -> None:
     try:
         empty[f"{WORD[:3]}{WORD[3:]}"]
     except KeyError as e:
-        found = traces.trace(e)
+        found = redaction.trace(e)
     assert "test_messages.py" in found.stack
-    assert found.stack.endswith(f"KeyError: {traces.UNSAID}\n")
+    assert found.stack.endswith(f"KeyError: {redaction.UNSAID}\n")
     assert found.words == f"KeyError: {WORD}"

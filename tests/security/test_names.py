@@ -19,24 +19,24 @@ from typing import Any
 import orjson
 import pytest
 
+from connectors.dynamodb.cleanup import _scanned, burials, removals
 from connectors.dynamodb.encode import Encoder, encode
 from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.leftovers import _scanned, burials, removals
 from connectors.search.encode import TableEncoder
 from connectors.search.encode import encode as encode_lines
 from connectors.search.ids import index_id
 from connectors.search.layout import layouts
 from connectors.search.names import is_ours
-from replicator.attributes import image
+from replicator.aws.client import WireError
 from replicator.batch import Batch, Delete, DocumentId, Part, Rejection, Upsert, Write
 from replicator.change import KeyAttribute, KeySchema
-from replicator.item import Item
-from replicator.position import FIRST_EPOCH, version
-from replicator.source import KeyReader
-from replicator.stream import RecordsDecoder
-from replicator.target import Table
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.source.stream import RecordsDecoder
+from replicator.source.table import KeyReader
+from replicator.target.contract import Table
 from replicator.testing.dynamodb import DynamoDB
-from replicator.wire import WireError
+from replicator.version import FIRST_EPOCH, version
 from tests.security.identifiers import names
 
 SEED = 20261128

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from connectors.dynamodb.answers import _REASONS, LONGEST, refusal
-from replicator.leaves import OF_KIND
-from replicator.wire import WireError
+from connectors.dynamodb.responses import _REASONS, LONGEST, refusal
+from replicator.aws.client import WireError
+from replicator.items.leaves import OF_KIND
 
 parser: Any = re._parser  # type: ignore[attr-defined]
 
@@ -243,11 +243,11 @@ def elsewhere() -> Iterator[str]:
 
 def test_the_patterns_of_the_product_are_all_known() -> None:
     assert set(elsewhere()) == {
-        "connectors/dynamodb/answers.py",  # _REASONS, below
-        "replicator/forms.py",  # made of the pieces of leaves.py, below
-        "replicator/source.py",  # one character
-        "replicator/stores/dynamodb_table.py",  # below
-        "replicator/values.py",  # as forms.py
+        "connectors/dynamodb/responses.py",  # _REASONS, below
+        "replicator/items/json_templates.py",  # made of the pieces of leaves.py, below
+        "replicator/source/table.py",  # one character
+        "replicator/checkpoints/dynamodb/table.py",  # below
+        "replicator/items/extraction.py",  # as forms.py
     }
     assert len(compiled()) >= 15
 

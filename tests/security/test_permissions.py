@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from replicator.cli import main
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.http import served
-from tests.cli import Shell
+from replicator.testing.dynamodb.http import served
+from tests.cli.command_line import Shell
 from tests.security.canary import SECRET, VALUE
 from tests.security.iam import Account, arn
 from tests.security.plugin import never_made, unlisted

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from replicator.lineage import ancestors
+from replicator.pipeline.lineage import ancestors
 from replicator.testing.dynamodb import (
     children_first,
     duplicated,

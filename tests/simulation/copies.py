@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from replicator.checkpoints import ShardState, decode
-from replicator.lineage import ancestors
+from replicator.pipeline.lineage import ancestors
+from replicator.state import ShardState, decode
 from tests.simulation import truth
 
 if TYPE_CHECKING:

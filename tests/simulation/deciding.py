@@ -7,25 +7,26 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from replicator import parking, sample
 from replicator.batch import Batch, Outcome
 from replicator.change import KeyAttribute, KeySchema
-from replicator.compaction import Filing
 from replicator.errors import ConfigError, TransientError
-from replicator.position import epoch_of
-from replicator.scanned import SourceItems
-from replicator.target import Table
+from replicator.operations import parked
+from replicator.operations.scanned import SourceItems
+from replicator.pipeline.compaction import Filing
+from replicator.source import sample
+from replicator.target.contract import Table
+from replicator.version import epoch_of
 from tests.simulation import hooks, runs
 from tests.simulation.identities import slipped
 from tests.simulation.plan import Act
 from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
 
 if TYPE_CHECKING:
-    from replicator.checkpoints import Checkpoints
+    from replicator.state import Checkpoints
     from tests.simulation.world import Universe
 
 SOURCE_KEYS = KeySchema((KeyAttribute("pk", "S"),))
-Decision = Callable[["Universe", parking.ParkedItem, "Command"], str]
+Decision = Callable[["Universe", parked.ParkedItem, "Command"], str]
 
 
 class Command:
@@ -44,19 +45,19 @@ class Command:
         return request(*given)
 
 
-def retried(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+def retried(world: Universe, item: parked.ParkedItem, command: Command) -> str:
     return _retried(world, item, Filing(world.hook(), tuple(world.tables)), command)
 
 
-def _retried(world: Universe, item: parking.ParkedItem, filing: Filing, command: Command) -> str:
-    state = parking.pipeline_of(command.checkpoints)
+def _retried(world: Universe, item: parked.ParkedItem, filing: Filing, command: Command) -> str:
+    state = parked.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
     command.target.open(tuple(Table(name, keys, dict(options)) for name, options in world.tables.items()), state.epoch)
     source = SourceItems(partial(sample.one, world.source, world.TABLE, SOURCE_KEYS), world.scenario.keeps_expired)
-    return parking.retry(item, filing, command.target, command.checkpoints, world.clock, source)
+    return parked.retry(item, filing, command.target, command.checkpoints, world.clock, source)
 
 
-def retried_in_vain(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+def retried_in_vain(world: Universe, item: parked.ParkedItem, command: Command) -> str:
     """The requests of a retry get no answer, and may be carried out late."""
     target = command.target
     if isinstance(target, UnreliableIndex):
@@ -69,10 +70,10 @@ def _unanswered(target: UnreliableIndex, batch: Batch) -> Outcome:
     raise TransientError("no answer came")
 
 
-def dropped(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+def dropped(world: Universe, item: parked.ParkedItem, command: Command) -> str:
     given_up = (item.entry.key, epoch_of(item.entry.version), item.entry.new)
     world.dropped.append(given_up)  # also if the answer is lost
-    if reason := parking.drop(item, command.checkpoints):
+    if reason := parked.drop(item, command.checkpoints):
         world.dropped.remove(given_up)
     return reason
 
@@ -81,7 +82,7 @@ def decide(world: Universe, act: Act, decision: Decision, pause: Callable[[], No
     """A person's command about one of the parked items, or about all."""
     command = Command(world, pause)
     with suppress(Killed, TransientError, ConfigError):  # the command dies, gives up, or finds no pipeline
-        items = list(parking.parked_items(command.checkpoints))
+        items = list(parked.parked_items(command.checkpoints))
         chosen = items if act.luck[1] < 0.3 else items[act.pick(len(items) or 1) :][:1]
         for item in chosen:
             world.note(decision.__name__, item.item, decision(world, item, command))
@@ -91,7 +92,7 @@ def retry(world: Universe, act: Act) -> None:
     decide(world, act, retried)
 
 
-def retried_with_another_hook(world: Universe, item: parking.ParkedItem, command: Command) -> str:
+def retried_with_another_hook(world: Universe, item: parked.ParkedItem, command: Command) -> str:
     """A person retries with a hook that is not the pipeline's, and stays with it only for this."""
     assert world.scenario.hook is not None
     filing = Filing(hooks.load(world.scenario.hook, world.edition + 1, fixed=world.fixed), tuple(world.tables))
@@ -131,7 +132,7 @@ def retry_again(world: Universe, act: Act) -> None:
 
 def list_(world: Universe, act: Act) -> None:
     before = dict(world.database.entries)
-    for item in parking.parked_items(Command(world, lambda: None).checkpoints):
+    for item in parked.parked_items(Command(world, lambda: None).checkpoints):
         assert item.entry.key
     assert world.database.entries == before
 

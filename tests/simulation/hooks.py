@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from replicator.item import Item
-from replicator.transform import Document, Hook, documents
+from replicator.hooks.hook import Document, Hook, documents
+from replicator.items.item import Item
 
 Function = Callable[[Item], Any]
 

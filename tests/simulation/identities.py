@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from replicator.checkpoints import Pulse, decode
+from replicator.state import Pulse, decode
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
 from tests.simulation.plan import Act

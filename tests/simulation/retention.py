@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from replicator.checkpoints import PipelineState, ShardState
 from replicator.errors import GapFound
+from replicator.state import PipelineState, ShardState
 from tests.simulation import truth
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from replicator import existing
-from replicator.binding import admit
+from replicator.aws.client import WireError
 from replicator.change import KeyAttribute, KeySchema
-from replicator.checkpoints import Owner
-from replicator.config import Backfill, Config, Source
-from replicator.config_target import OWN_IDS, Destination
-from replicator.doubt import LINGER
-from replicator.driver import Copy, Driver, World
+from replicator.config.settings import Backfill, Config, Source
+from replicator.config.target import OWN_IDS, Destination
+from replicator.engine import preexisting
+from replicator.engine.binding import admit
+from replicator.engine.local import Copy, Driver, World
+from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, GapFound
-from replicator.progress import Progress
-from replicator.source import describe_table
-from replicator.start import Allowed
-from replicator.target import Table
+from replicator.pipeline.progress import Progress
+from replicator.source.table import describe_table
+from replicator.state import Owner
+from replicator.target.contract import Table
+from replicator.target.in_doubt import LINGER
 from replicator.testing.dynamodb import DynamoDB
-from replicator.wire import WireError
 from tests.simulation import truth
 from tests.simulation.clock import VirtualStop
 from tests.simulation.schedule import SeededSteps
@@ -93,7 +93,7 @@ def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = Fal
     copy = copy_in(universe, slip)
     admit(
         copy.checkpoints,
-        lambda ledger: existing.found(ledger, copy.table, copy.target, copy.tables, copy.hook),
+        lambda ledger: preexisting.found(ledger, copy.table, copy.target, copy.tables, copy.hook),
         Allowed(resync=resync, hook_change=universe.fixed, schema_changes=universe.scenario.columns),
     )
     return copy

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from replicator.steps import Stepped
-from replicator.wire import Wire
-from tests.virtual_steps import VirtualSteps
+from replicator.aws.client import Wire
+from replicator.engine.scheduler import Stepped
+from tests.engine.virtual_scheduler import VirtualSteps
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe

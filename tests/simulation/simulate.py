@@ -13,8 +13,9 @@ from functools import lru_cache
 from itertools import zip_longest
 from types import ModuleType
 
-from replicator import discovery, fetched, lookup, reader
 from replicator.errors import ReplicatorError
+from replicator.pipeline import discovery, page_buffer
+from replicator.source import keys_only, shard_reader
 from tests.simulation import plan, runs, scenario, truth
 from tests.simulation.plan import Plan
 from tests.simulation.scenario import Scenario
@@ -59,9 +60,9 @@ def simulate(seed: int, found: Scenario | None = None) -> Universe:
 def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None) -> Universe:
     """A seed with these acts. ``trace`` takes a line for everything that happens."""
     with (
-        _set(fetched, "BATCH_ROWS", found.batch_rows),
-        _set(lookup, "PAGE_BYTES", found.looked_up_bytes),
-        _set(reader, "PROOF_PAGES", PROOF_PAGES),
+        _set(page_buffer, "BATCH_ROWS", found.batch_rows),
+        _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
+        _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
     ):
         universe = Universe(seed, found, acts, trace)

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from connectors.dynamodb.leftovers import Found, Leftovers
-from connectors.dynamodb.writing import Writing
-from replicator import doubt
-from replicator.acknowledged import place
+from connectors.dynamodb.cleanup import Found, Leftovers
+from connectors.dynamodb.writer import Writing
+from replicator.aws.client import Wire
 from replicator.batch import Batch, Counts, DocumentId, Outcome, Upsert, Write
-from replicator.checkpoints import NO_COUNTS, Save
-from replicator.doubt import LINGER
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.identity import Change, Parts
-from replicator.target import Table
+from replicator.state import NO_COUNTS, Save
+from replicator.target import in_doubt
+from replicator.target.acks import place
+from replicator.target.contract import Table
+from replicator.target.in_doubt import LINGER
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body, unspared
 from replicator.testing.memory_index import MemoryIndex, Request
-from replicator.wire import Wire
 from tests.simulation import truth
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class UnreliableIndex(Columned, MemoryIndex):
         for n, request in enumerate(sent):
             if n > 0:
                 universe.dawdle()
-                late = universe.clock() >= began + doubt.TRUSTED
+                late = universe.clock() >= began + in_doubt.TRUSTED
             if late:
                 break
             if universe.dies_here("request"):
@@ -273,7 +273,7 @@ class UnreliableIndex(Columned, MemoryIndex):
         began = universe.clock()
         for n, request in enumerate(requests):
             universe.overtake()
-            if universe.clock() >= began + doubt.TRUSTED:
+            if universe.clock() >= began + in_doubt.TRUSTED:
                 raise Unfinished("the piece takes long")
             if universe.take("cut short"):
                 self._drift(requests[n:])

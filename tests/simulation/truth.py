@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from replicator import backfill, position
-from replicator.attributes import image
+from replicator import version
 from replicator.batch import Counts, Delete, DocumentId, Write
 from replicator.change import key_text
-from replicator.checkpoints import Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
-from replicator.doubt import LINGER
-from replicator.item import Item
-from replicator.parked import key_in
-from replicator.position import FIRST_EPOCH
-from replicator.progress import Progress
+from replicator.hooks.hook import Hook, Poison
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.pipeline import stages
+from replicator.pipeline.parked import key_in
+from replicator.pipeline.progress import Progress
+from replicator.state import Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
+from replicator.target.in_doubt import LINGER
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
-from replicator.transform import Hook, Poison
+from replicator.version import FIRST_EPOCH
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
@@ -102,7 +103,7 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
     state = _pipeline(database.entries)
     assert state is not None
     assert state.epoch == told.epoch
-    assert state.stage == backfill.FOLLOWING, f"live while {state.stage}"
+    assert state.stage == stages.FOLLOWING, f"live while {state.stage}"
     for (kind, _), (_, text) in database.entries.items():
         if kind == "gap":
             gap = decoded(kind, text)
@@ -145,12 +146,12 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
     of, before = universe.undisturbed
     universe.undisturbed = epoch, lasted + (before if of == epoch else 0.0)
     state = _pipeline(database.entries)
-    if state is None or state.stage != backfill.FOLLOWING or universe.undisturbed[1] < LINGER:
+    if state is None or state.stage != stages.FOLLOWING or universe.undisturbed[1] < LINGER:
         return
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
     parked |= {key for kind, id in database.entries if kind == "spared" and (key := key_in(id)) is not None}
     for table, rows in database.rows.items():
-        older = [id for id, (v, _) in rows.items() if position.epoch_of(v) < epoch and not _of_parked(id, parked)]
+        older = [id for id, (v, _) in rows.items() if version.epoch_of(v) < epoch and not _of_parked(id, parked)]
         assert not older, f"{table} has {older} of an earlier epoch, and runs of {universe.undisturbed[1]:.0f} s"
 
 
@@ -177,7 +178,7 @@ def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
     except AssertionError:  # poison
         return epoch, {}
     there = {(table, id): rows.get(table, {}).get(id, (0, b"")) for table, id in wanted}
-    stored = all(position.epoch_of(v) == epoch and b == wanted[place] for place, (v, b) in there.items())
+    stored = all(version.epoch_of(v) == epoch and b == wanted[place] for place, (v, b) in there.items())
     return epoch, wanted if stored and universe.scenario.view != "KEYS_ONLY" else {}
 
 
@@ -208,7 +209,7 @@ def _check_parked(universe: Universe) -> None:
     newest, given_up = _newest(universe), _given_up(universe)
     for key, entries in found.items():
         entries.sort(key=lambda parked: parked.version)
-        assert position.epoch_of(entries[0].version) == epoch_of(universe.database.entries), f"{key} is obsolete"
+        assert version.epoch_of(entries[0].version) == epoch_of(universe.database.entries), f"{key} is obsolete"
         if entries[0].sequence is not None and key not in given_up and key not in universe.expired:
             assert _same(entries[-1].new, newest.get(key)), f"{key} is parked with an image that is not its newest"
         assert len(entries) == 1, f"{key} has {len(entries)} entries"

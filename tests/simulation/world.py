@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from replicator.batch import Batch, DocumentId, Upsert
-from replicator.checkpoints import ShardState
-from replicator.position import epoch_of
+from replicator.hooks.hook import Hook
+from replicator.state import ShardState
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
-from replicator.transform import Hook
+from replicator.version import epoch_of
 from tests.simulation import hooks, truth
 from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from replicator.attributes import from_python
-from replicator.wire import WireError
+from replicator.aws.client import WireError
+from replicator.items.attributes import from_python
 from tests.testing.world import Observation, World, typed, unordered
 
 Step = Callable[[World], Observation]

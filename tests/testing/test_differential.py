@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
+from replicator.aws.client import WireError
 from replicator.testing.dynamodb import LOCAL, DynamoDB
-from replicator.testing.http import HttpWire
-from replicator.wire import WireError
-from tests.servers_dynamodb import StartLocal
+from replicator.testing.dynamodb.http import HttpWire
+from tests.servers.dynamodb_fixtures import StartLocal
 from tests.testing import conditions, script
 from tests.testing.world import Observation, World, typed
 

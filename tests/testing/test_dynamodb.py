@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.attributes import from_python
-from replicator.item import Item
+from replicator.aws.client import WireError
+from replicator.items.attributes import from_python
+from replicator.items.item import Item
 from replicator.testing.dynamodb import (
     LOCAL,
     Dialect,
@@ -26,7 +27,6 @@ from replicator.testing.dynamodb import (
     stale,
     unordered,
 )
-from replicator.wire import WireError
 
 HOUR = 3600.0
 

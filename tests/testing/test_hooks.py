@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from replicator import Document, documents
-from replicator.item import Item
+from replicator.items.item import Item
 from replicator.testing import hook_test
 
 ORDER = {"id": "1", "status": "new", "lines": [{"price": Decimal("1.10"), "count": 3}]}

@@ -18,10 +18,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
-from replicator.aws import Boto
+from replicator.aws.boto import Boto
+from replicator.aws.client import WireError
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.http import HttpWire, served
-from replicator.wire import WireError
+from replicator.testing.dynamodb.http import HttpWire, served
 
 NOW = 1_800_000_000.0
 
@@ -163,7 +163,7 @@ def test_nobody_answers_after_the_block(db: DynamoDB) -> None:
 
 
 def test_it_runs_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "replicator.testing.http", "--shards", "2"]
+    command = [sys.executable, "-m", "replicator.testing.dynamodb.http", "--shards", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from replicator.attributes import from_python
-from replicator.wire import Wire, WireError
+from replicator.aws.client import Wire, WireError
+from replicator.items.attributes import from_python
 
 Observation = Any
 

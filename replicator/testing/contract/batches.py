@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from replicator.batch import Batch, DocumentId, Outcome, Part, Upsert, Write
-from replicator.position import FIRST_EPOCH
-from replicator.target import Forecasting, Overlapping, Table, Target
+from replicator.target.contract import Forecasting, Overlapping, Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -23,6 +22,7 @@ from replicator.testing.contract.kit import (
     remove,
     table,
 )
+from replicator.version import FIRST_EPOCH
 
 
 class Batches(Contract):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from replicator.identity import changes, made_anew, other_tables
-from replicator.position import FIRST_EPOCH
-from replicator.target import Defining, Identifying, Table, Target
+from replicator.target.contract import Defining, Identifying, Table, Target
 from replicator.testing.contract.kit import PK, Contract, batch, put, table
 from replicator.testing.contract.moves import Remade
+from replicator.version import FIRST_EPOCH
 
 
 @dataclass(frozen=True, slots=True)

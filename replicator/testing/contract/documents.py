@@ -7,13 +7,12 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from replicator.attributes import image
 from replicator.batch import Delete, Outcome, Upsert
 from replicator.change import KeyAttribute, KeySchema
-from replicator.config_target import OWN_IDS
-from replicator.item import Item
-from replicator.position import FIRST_EPOCH
-from replicator.target import Target
+from replicator.config.target import OWN_IDS
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.target.contract import Target
 from replicator.testing.contract.kit import (
     HOSTILE,
     PAIR,
@@ -28,6 +27,7 @@ from replicator.testing.contract.kit import (
     remove,
     table,
 )
+from replicator.version import FIRST_EPOCH
 
 
 class Documents(Contract):

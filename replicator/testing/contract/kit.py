@@ -12,14 +12,14 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from replicator.attributes import image
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert, Write
 from replicator.change import KeyAttribute, KeySchema
-from replicator.checkpoints import Owner, Save
-from replicator.config_target import destination
-from replicator.item import Item
-from replicator.position import FIRST_EPOCH, version
-from replicator.target import Table, Target, Transactional
+from replicator.config.target import destination
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.state import Owner, Save
+from replicator.target.contract import Table, Target, Transactional
+from replicator.version import FIRST_EPOCH, version
 
 Stored = Callable[[Table], Mapping[DocumentId, Mapping[str, Any]]]
 """The documents of a table by id, each as its JSON says: numbers as Decimal, binary as base64, sets as sorted lists."""

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from replicator.batch import Batch, Outcome
-from replicator.doubt import LINGER, Doubt
 from replicator.errors import TransientError
-from replicator.position import FIRST_EPOCH
-from replicator.target import Lingering, Target
+from replicator.target.contract import Lingering, Target
+from replicator.target.in_doubt import LINGER, Doubt
 from replicator.testing.contract.kit import Contract, Stored, as_json, at, batch, exhaust, put, remove, table
 from replicator.testing.proxy import Proxy
+from replicator.version import FIRST_EPOCH
 
 Proxied = tuple[Mapping[str, Any], Proxy]
 

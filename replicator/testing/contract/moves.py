@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from replicator.errors import ConfigError, GapFound, TransientError
-from replicator.position import FIRST_EPOCH
-from replicator.target import Table, Target
+from replicator.target.contract import Table, Target
 from replicator.testing.contract.kit import Contract, at, batch, put, remove, table
+from replicator.version import FIRST_EPOCH
 
 Diverted = Callable[[Table], Callable[[], Any]]
 Remade = Callable[[Table], None]

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from replicator import doubt
 from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
-from replicator.config_target import OWN_IDS
+from replicator.config.target import OWN_IDS
 from replicator.errors import ConfigError
-from replicator.position import FIRST_EPOCH
-from replicator.target import Table, Target
+from replicator.target import in_doubt
+from replicator.target.contract import Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -26,6 +25,7 @@ from replicator.testing.contract.kit import (
     remove,
     table,
 )
+from replicator.version import FIRST_EPOCH
 
 
 class Tombstones(Contract):
@@ -145,7 +145,7 @@ class Tombstones(Contract):
     def test_sweeps_and_purges_go_through_tables_of_any_size(
         self, opened: Target, stored: Stored, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(doubt, "TRUSTED", 3600.0)  # what a slow machine interrupts is done, and not counted
+        monkeypatch.setattr(in_doubt, "TRUSTED", 3600.0)  # what a slow machine interrupts is done, and not counted
         for start in range(0, 6000, 1000):
             opened.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(start, start + 1000))))
         assert exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), [("77",)])) == 5999

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from replicator.batch import Batch, Counts, Part, Upsert
-from replicator.checkpoints import Save
 from replicator.errors import Fenced
-from replicator.position import FIRST_EPOCH
-from replicator.target import Target
+from replicator.state import Save
+from replicator.target.contract import Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -22,6 +21,7 @@ from replicator.testing.contract.kit import (
     table,
     transactional,
 )
+from replicator.version import FIRST_EPOCH
 
 
 class Transactions(Contract):

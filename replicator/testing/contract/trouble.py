@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from replicator.batch import Outcome
-from replicator.config_target import destination
+from replicator.config.target import destination
 from replicator.errors import ConfigError, TransientError
-from replicator.position import FIRST_EPOCH
-from replicator.target import Inspectable, Target, Transactional
+from replicator.target.contract import Inspectable, Target, Transactional
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -25,6 +24,7 @@ from replicator.testing.contract.kit import (
     sockets,
     table,
 )
+from replicator.version import FIRST_EPOCH
 
 
 class Trouble(Contract):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from replicator.attributes import Typed, Typeds
+from replicator.items.attributes import Typed, Typeds
 from replicator.testing.dynamodb.refusals import invalid
 from replicator.testing.dynamodb.values import stored_form
 

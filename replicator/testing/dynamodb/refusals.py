@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from replicator.wire import WireError
+from replicator.aws.client import WireError
 
 _STATUS = {"InternalServerError": 500, "InternalFailure": 500, "ServiceUnavailable": 503}
 

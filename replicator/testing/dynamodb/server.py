@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from replicator import attributes
-from replicator.item import Item
+from replicator.items import attributes
+from replicator.items.item import Item
 from replicator.testing.dynamodb.calls import CALLS, check
 from replicator.testing.dynamodb.catalog import Catalog
 from replicator.testing.dynamodb.faults import AWS, Dialect, Distortion, Faults, Misreport

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from replicator.attributes import Typed, Typeds
+from replicator.items.attributes import Typed, Typeds
 from replicator.testing.dynamodb.refusals import invalid
 
 _LARGEST = 400 * 1024  # bytes of an item

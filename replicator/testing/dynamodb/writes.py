@@ -10,13 +10,13 @@ from typing import Any
 
 import orjson
 
-from replicator.attributes import Typeds
+from replicator.aws.client import WireError
 from replicator.change import Key
+from replicator.items.attributes import Typeds
 from replicator.testing.dynamodb.catalog import Catalog
 from replicator.testing.dynamodb.expressions import Terms, Test, parsed
 from replicator.testing.dynamodb.refusals import invalid, refusal
 from replicator.testing.dynamodb.rows import Row, Table, typeds_of
-from replicator.wire import WireError
 
 _UNIT = 1024  # bytes that one write unit covers
 _TRANSACTION_BYTES = 4 << 20

@@ -115,8 +115,8 @@ def _signed(signing: Any) -> None:
 
 
 _EDGES: Mapping[str, Callable[[Any], None]] = {
-    "replicator.aws": _wire,
-    "replicator.signing": _signed,
+    "replicator.aws.boto": _wire,
+    "replicator.aws.request_signer": _signed,
 }
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from replicator import backfill
-from replicator.checkpoints import ShardState
-from replicator.chores import Chores
-from replicator.driver import Driver
+from replicator.engine.cleanup import Chores
+from replicator.engine.local import Driver
 from replicator.errors import GapFound
-from replicator.lineage import Shard
+from replicator.pipeline import stages
+from replicator.pipeline.lineage import Shard
+from replicator.state import ShardState
 from replicator.testing.memory import MemoryTarget
 from tests.simulation.mutants import reading
 from tests.simulation.mutants.mutant import Patch, mutant
@@ -53,10 +53,10 @@ def one_sweep_only(patch: Patch) -> None:
 
 @mutant("an epoch begins at the oldest record of every shard, closed ones too", 9, trimmed, 10_000, shape=days)
 def epochs_begin_at_the_oldest(patch: Patch) -> None:
-    right = backfill.first_shards
+    right = stages.first_shards
 
     def all_open(listed: Mapping[str, Shard], now: float) -> dict[str, ShardState]:
         return {id: replace(state, ended=False) for id, state in right(listed, now).items()}
 
-    patch.setattr(backfill, "first_shards", all_open)
+    patch.setattr(stages, "first_shards", all_open)
     reading.late_shards_at_what_is_left.apply(patch)

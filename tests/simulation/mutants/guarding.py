@@ -6,20 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from connectors.dynamodb.leftovers import Leftovers
-from replicator import backfill, doubt, start
+from connectors.dynamodb.cleanup import Leftovers
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
-from replicator.binding import Binding
-from replicator.chores import Chores
-from replicator.delivery import Delivery
-from replicator.doubt import Doubt
-from replicator.driver import Driver
-from replicator.parked import ParkedItems, Retries
-from replicator.position import version
-from replicator.target import Table
+from replicator.engine import startup
+from replicator.engine.binding import Binding
+from replicator.engine.cleanup import Chores
+from replicator.engine.delivery import Delivery
+from replicator.engine.local import Driver
+from replicator.pipeline import stages
+from replicator.pipeline.parked import ParkedItems, Retries
+from replicator.target import in_doubt
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
 from replicator.testing import memory
 from replicator.testing.memory import MemoryRows, MemoryTarget, body
 from replicator.testing.memory_index import MemoryIndex, Request
+from replicator.version import version
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
     cleaned_up,
@@ -63,7 +65,7 @@ def _whatever_comes(self: MemoryRows, write: Write, *, keep: bool, same: bool = 
 
 @mutant("deletes leave no tombstones while the scan runs", 5, shape=long_scan)
 def no_tombstones(patch: Patch) -> None:
-    patch.setattr(backfill, "remembers_deletes", lambda _: False)
+    patch.setattr(stages, "remembers_deletes", lambda _: False)
 
 
 @mutant("positions are stored before the rows", 6, transacted)
@@ -141,7 +143,7 @@ def commands_go_unnoticed(patch: Patch) -> None:
 
 @mutant("a batch is sent to its end however long it takes", 6, shape=dawdling)
 def never_asks_in_the_middle(patch: Patch) -> None:
-    patch.setattr(doubt, "TRUSTED", math.inf)
+    patch.setattr(in_doubt, "TRUSTED", math.inf)
 
 
 @mutant("a purge leaves the version after the tombstone's behind", 5, shape=seldom_written)
@@ -158,7 +160,7 @@ def purged_at_the_next_version(patch: Patch) -> None:
 
 @mutant("a doubt is over before lost requests are carried out", 5, shape=lossy)
 def short_doubt(patch: Patch) -> None:
-    patch.setattr(doubt, "LINGER", 20.0)
+    patch.setattr(in_doubt, "LINGER", 20.0)
 
 
 @mutant("a table is looked through again until all are through at the same time", 9, shape=two_tables)
@@ -223,26 +225,26 @@ def buries_whatever_is_there(patch: Patch) -> None:
 
 @mutant("a column that is added is not filled", 14, plain, shape=widened)
 def added_columns_stay_empty(patch: Patch) -> None:
-    right, opened = start.course, Binding.open
+    right, opened = startup.course, Binding.open
 
-    def resumes(found: start.Found, allowed: start.Allowed) -> start.Course:
+    def resumes(found: startup.Found, allowed: startup.Allowed) -> startup.Course:
         course = right(found, allowed)
-        return start.Course.RESUME if found.changes and not allowed.resync else course
+        return startup.Course.RESUME if found.changes and not allowed.resync else course
 
-    def extends_first(self: Binding, found: start.Found) -> None:
+    def extends_first(self: Binding, found: startup.Found) -> None:
         if found.additions is not None:
             self.extend(found)
         opened(self, found)
 
-    patch.setattr(start, "course", resumes)
+    patch.setattr(startup, "course", resumes)
     patch.setattr(Binding, "open", extends_first)
 
 
 @mutant("what defines a table is not compared", 14, plain, shape=widened)
 def definitions_are_not_compared(patch: Patch) -> None:
-    patch.setattr(start.Found, "changes", property(lambda self: []))
+    patch.setattr(startup.Found, "changes", property(lambda self: []))
 
 
 @mutant("a config that leads to another source or target is accepted", 9, seeds=200)
 def identities_are_not_compared(patch: Patch) -> None:
-    patch.setattr(start, "check_identity", lambda found: None)
+    patch.setattr(startup, "check_identity", lambda found: None)

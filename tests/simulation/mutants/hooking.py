@@ -9,15 +9,16 @@ from typing import Any
 
 from msgspec import structs
 
-from replicator import compaction, parked, parking, passing, pipeline
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
-from replicator.checkpoints import Parked, Place
-from replicator.compaction import Circumstances, Compacted, Documents, Filing, Latest
-from replicator.delivery import Delivery
-from replicator.fetched import Fetched, Pages
-from replicator.parked import Held
-from replicator.pipeline import Pipeline
+from replicator.engine.delivery import Delivery
+from replicator.operations import parked as parking
+from replicator.pipeline import advance, compaction, parked, pipeline
+from replicator.pipeline.compaction import Circumstances, Compacted, Documents, Filing, Latest
+from replicator.pipeline.page_buffer import Fetched, Pages
+from replicator.pipeline.parked import Held
+from replicator.pipeline.pipeline import Pipeline
+from replicator.state import Parked, Place
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
     decided,
@@ -40,7 +41,7 @@ def leaving_is_skipped(patch: Patch) -> None:
         found.writes = [w for w in found.writes if isinstance(w, Upsert) or w.weight]
         return found
 
-    patch.setattr(passing, "compact_latest", skips)
+    patch.setattr(advance, "compact_latest", skips)
 
 
 @mutant("documents are deleted only when their item is removed", 7, hooked("rekeyed"))
@@ -155,7 +156,7 @@ def spared_for_ever(patch: Patch) -> None:
 
 @mutant("an expiry that must be ignored is a removal", 7, shape=expiring)
 def expiries_count(patch: Patch) -> None:
-    right = passing.streamed
+    right = advance.streamed
     patch.setattr(pipeline, "streamed", lambda *given, ignore_expired: right(*given, ignore_expired=False))
 
 

@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from replicator import backfill, lineage, reader, source
+from replicator.aws.client import Call
 from replicator.change import Page, Record
-from replicator.checkpoints import ShardState
-from replicator.ledger import Ledger
-from replicator.pipeline import Pipeline
-from replicator.stream import Records, RecordsDecoder, Stream
-from replicator.wire import Call
+from replicator.pipeline import lineage, stages
+from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.pipeline import Pipeline
+from replicator.source import shard_reader, table
+from replicator.source.stream import Records, RecordsDecoder, Stream
+from replicator.state import ShardState
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
 from tests.simulation.runs import Touched
@@ -22,12 +23,12 @@ Step = Generator[Call | Page, Any, Page]
 
 @mutant("positions are where the stream is when a reader opens", 1)
 def late_positions(patch: Patch) -> None:
-    right = reader._place
+    right = shard_reader._place
 
     def latest(at: Any) -> dict[str, Any]:
         return {"ShardIteratorType": "LATEST"} if at.untouched and not at.state.whole else right(at)
 
-    patch.setattr(reader, "_place", latest)
+    patch.setattr(shard_reader, "_place", latest)
 
 
 @mutant("the resume probe is skipped", 2, trimmed, 10_000)
@@ -36,23 +37,23 @@ def no_probe(patch: Patch) -> None:
         at.expected = None
         return {"ShardIteratorType": "TRIM_HORIZON"}
 
-    patch.setattr(reader, "_place", open_at_what_is_left)
-    patch.setattr(reader, "_require_young", lambda *_: None)
-    right = reader._following
+    patch.setattr(shard_reader, "_place", open_at_what_is_left)
+    patch.setattr(shard_reader, "_require_young", lambda *_: None)
+    right = shard_reader._following
 
     def only_newer(stream: Stream, at: Any, records: Sequence[Record]) -> Sequence[Record]:
         last = int(at.last or 0)
         return right(stream, at, [r for r in records if int(r.sequence) > last])
 
-    patch.setattr(reader, "_following", only_newer)
+    patch.setattr(shard_reader, "_following", only_newer)
 
 
 @mutant("a late shard is opened at what is left of it, however old", 2, shape=days)
 def late_shards_at_what_is_left(patch: Patch) -> None:
-    patch.setattr(reader, "_require_young", lambda *_: None)
-    right = reader._place
+    patch.setattr(shard_reader, "_require_young", lambda *_: None)
+    right = shard_reader._place
     patch.setattr(
-        reader,
+        shard_reader,
         "_place",
         lambda at: right(at) if at.expected is not None else {"ShardIteratorType": "TRIM_HORIZON"},
     )
@@ -68,38 +69,38 @@ def children_first(patch: Patch) -> None:
 
 @mutant("an empty page is taken for the end of its shard", 3)
 def empty_is_the_end(patch: Patch) -> None:
-    right = reader._passed
+    right = shard_reader._passed
 
     def ends_at_nothing(stream: Stream, at: Any, answer: Records, started: float) -> Step:
         if not answer.records:
             answer, at.expected = replace(answer, next=None), None
         return right(stream, at, answer, started)
 
-    patch.setattr(reader, "_passed", ends_at_nothing)
+    patch.setattr(shard_reader, "_passed", ends_at_nothing)
 
 
 @mutant("the records of a closed shard's last page are dropped", 3)
 def last_page_dropped(patch: Patch) -> None:
-    right = reader._passed
+    right = shard_reader._passed
 
     def forgets_the_last(stream: Stream, at: Any, answer: Records, started: float) -> Step:
         if answer.next is None:
             answer, at.expected = replace(answer, records=()), None
         return right(stream, at, answer, started)
 
-    patch.setattr(reader, "_passed", forgets_the_last)
+    patch.setattr(shard_reader, "_passed", forgets_the_last)
 
 
 @mutant("an expired iterator is replaced one record too far", 3)
 def one_too_far(patch: Patch) -> None:
-    right = reader._following
+    right = shard_reader._following
 
     def skips_one(stream: Stream, at: Any, records: Sequence[Record]) -> Sequence[Record]:
         resumed = at.expected is not None and at.expected == at.last
         found = right(stream, at, records)
         return found[1:] if resumed else found
 
-    patch.setattr(reader, "_following", skips_one)
+    patch.setattr(shard_reader, "_following", skips_one)
 
 
 @mutant("positions are taken after the scan", 1)
@@ -107,7 +108,7 @@ def positions_after_the_scan(patch: Patch) -> None:
     right = Pipeline.openings
 
     def once_scanned(self: Pipeline) -> Iterator[tuple[str, ShardState]]:
-        scanning = self.state is None or self.state.stage == backfill.SCANNING
+        scanning = self.state is None or self.state.stage == stages.SCANNING
         return iter(()) if scanning else right(self)
 
     patch.setattr(Pipeline, "openings", once_scanned)
@@ -122,7 +123,7 @@ def inconsistent_scan(patch: Patch) -> None:
         return right(self, operation, {**request, "ConsistentRead": False} if operation == "Scan" else request)
 
     patch.setattr(Touched, "call", eventually)
-    patch.setattr(reader, "OVERLAP", 0.0)
+    patch.setattr(shard_reader, "OVERLAP", 0.0)
 
 
 @mutant("a shard's sequence numbers are compared as strings", 2, longer)
@@ -131,7 +132,7 @@ def compared_as_strings(patch: Patch) -> None:
         def __le__(self, other: object) -> bool:
             return isinstance(other, str) and str.__le__(self, other)
 
-    patch.setattr(reader, "int", Digits, raising=False)
+    patch.setattr(shard_reader, "int", Digits, raising=False)
 
 
 @mutant("times that an earlier run stored are believed, though they lie in the future", 2, shape=set_back)
@@ -167,4 +168,4 @@ def imageless_is_removed(patch: Patch) -> None:
 
 @mutant("an endpoint that does not name a shard's children is taken for one without the stream", 3)
 def children_must_be_named(patch: Patch) -> None:
-    patch.setattr(source, "_NO_FILTER", frozenset())
+    patch.setattr(table, "_NO_FILTER", frozenset())

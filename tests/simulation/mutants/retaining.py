@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from replicator import lineage, progress, reader
-from replicator.discovery import Discovery
+from replicator.pipeline import lineage, progress
+from replicator.pipeline.discovery import Discovery
+from replicator.source import shard_reader
 from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import forgetting, long_lived
@@ -18,7 +19,7 @@ def every_shard_has_children(patch: Patch) -> None:
 
 @mutant("a position that is gone is passed, however long the copy was away", 2, long_lived)
 def trimmed_is_passed(patch: Patch) -> None:
-    patch.setattr(reader, "_complete", lambda stream, at: True)
+    patch.setattr(shard_reader, "_complete", lambda stream, at: True)
 
 
 @mutant("a shard that ended without known children is no gap however old it is", 3, long_lived, 10_000)
@@ -45,4 +46,4 @@ def children_are_young(patch: Patch) -> None:
 
 @mutant("a quiet shard is as old as its last record, however far it was read", 2, shape=forgetting)
 def quiet_is_old(patch: Patch) -> None:
-    patch.setattr(reader, "_complete", lambda stream, at: stream.now() - at.since < lineage.SAFE_AGE)
+    patch.setattr(shard_reader, "_complete", lambda stream, at: stream.now() - at.since < lineage.SAFE_AGE)

@@ -6,29 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from replicator import backfill, passing, position
+from replicator import version
 from replicator.change import Page, Record
-from replicator.checkpoints import ShardState
-from replicator.compaction import latest, runs
-from replicator.pipeline import Pipeline
+from replicator.pipeline import advance, stages
+from replicator.pipeline.compaction import latest, runs
+from replicator.pipeline.pipeline import Pipeline
+from replicator.state import ShardState
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import among_shards, hooked, longer, plain, short_runs
 
 
 @mutant("a child's ordinals begin at nothing again", 4)
 def child_begins_at_nothing(patch: Patch) -> None:
-    patch.setattr(backfill, "start", lambda state, known: state)
+    patch.setattr(stages, "start", lambda state, known: state)
 
 
 @mutant("only records that the hook keeps are counted", 4, hooked("kept"))
 def only_kept_count(patch: Patch) -> None:
-    right = passing.moved
+    right = advance.moved
 
     def kept_only(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
         kept = len({r.key for r in records})
         return replace(right(state, pages, records), ordinal=state.ordinal + kept)
 
-    patch.setattr(passing, "moved", kept_only)
+    patch.setattr(advance, "moved", kept_only)
 
 
 @mutant("versions are sequence numbers", 4, among_shards)
@@ -55,9 +56,9 @@ def versions_are_times(patch: Patch) -> None:
 
 def _number(patch: Patch, numbers: Callable[[Iterable[Record]], Iterable[tuple[int, Record]]]) -> None:
     """Versions from something else than the lineage, as large as they may become."""
-    patch.setattr(position, "ORDINAL_BITS", 80)
-    patch.setattr(passing, "latest", lambda given, epoch: latest(numbers(r for _, r in given), epoch))
-    patch.setattr(passing, "runs", lambda given, epoch: runs(numbers(r for _, r in given), epoch))
+    patch.setattr(version, "ORDINAL_BITS", 80)
+    patch.setattr(advance, "latest", lambda given, epoch: latest(numbers(r for _, r in given), epoch))
+    patch.setattr(advance, "runs", lambda given, epoch: runs(numbers(r for _, r in given), epoch))
 
 
 @mutant("where ordinals begin is not stored before they are used", 4, shape=short_runs)

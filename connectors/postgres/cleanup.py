@@ -1,0 +1,145 @@
+"""What a rescan did not confirm, and tombstones that have done their duty: found and removed in pieces."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connectors.postgres.encode import Statement, fits
+from connectors.postgres.literals import literal
+from connectors.postgres.table_schema import VERSION, KeyColumn, Shape
+from replicator.batch import Batch, Delete, DocumentId, Part
+from replicator.change import key_text
+from replicator.items.attributes import canonical_number
+from replicator.target.contract import Table
+from replicator.version import epoch_of
+
+_PIECE = 5000  # documents; every piece looks for its beginning anew
+
+_PURGE = """
+WITH oldest AS (
+  SELECT id FROM replicator.tombstones
+  WHERE target = $1::text AND version < $3::bigint AND id NOT IN (SELECT pg_catalog.unnest($4::text[]))
+  AND pg_catalog.substring(id, $5::text) NOT IN (SELECT pg_catalog.unnest($6::text[])) LIMIT $2::int
+),
+gone AS (DELETE FROM replicator.tombstones AS t USING oldest WHERE t.target = $1::text AND t.id = oldest.id RETURNING 1)
+SELECT pg_catalog.count(*) FROM gone"""
+
+FORGET = "DELETE FROM replicator.tombstones WHERE target = %s"
+_NEWEST = "SELECT max(version) FROM replicator.tombstones WHERE target = %s"
+_BACK = "it is there again after it was deleted (by a trigger of the table?)"
+_FIRST_PART = r'^\["(?:[^"\\]|\\.)*"'  # of an id as JSON
+_MOST_HELD = 5000  # documents that cannot be deleted, after which a sweep looks for no more
+_MOST_REASONS = 3  # in a message
+
+_FROM_TEXT: Mapping[str, Callable[[str], str]] = {
+    "S": str,
+    "N": canonical_number,
+    "B": lambda text: base64.b64encode(bytes.fromhex(text)).decode(),
+}
+
+
+@dataclass(slots=True)
+class Sweep:
+    """How far a sweep of one table has come: ``held`` are documents that the server refused to delete, and why.
+
+    They are left out until nothing else is left to remove, since another row of the table may be what they wait for.
+    """
+
+    label: str
+    held: dict[DocumentId, str] = field(default_factory=dict)
+    _removed: frozenset[DocumentId] = frozenset()  # by the last piece
+    _last: bool = False  # the held ones are tried again
+
+    def next(self, found: Sequence[DocumentId]) -> Sequence[DocumentId]:
+        """Which documents are removed now, of those that were ``found``."""
+        self._last = not found
+        if self._last:
+            return [] if _BACK in self.held.values() else list(self.held)
+        self.held |= {id: _BACK for id in found if id in self._removed}
+        return [id for id in found if id not in self._removed]
+
+    def done(self, tried: Sequence[DocumentId], refused: Mapping[DocumentId, str]) -> int:
+        """Take in what became of them; how many are removed."""
+        self._removed = frozenset(tried) - refused.keys()
+        self.held = {id: reason for id, reason in {**self.held, **refused}.items() if id not in self._removed}
+        return len(self._removed)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can be removed, or so much is held that the rest is not looked for."""
+        return self._last or len(self.held) >= _MOST_HELD
+
+    @property
+    def problem(self) -> str:
+        reasons = "; ".join(sorted(set(self.held.values()))[:_MOST_REASONS])
+        least = "at least " if len(self.held) >= _MOST_HELD else ""
+        return (
+            f"{self.label}: rows that the last scan of the source did not find cannot be deleted ({least}"
+            f"{len(self.held)}): {reasons}. Delete what refers to them, or change the constraint or trigger, then "
+            "start the run again: it continues with this cleanup"
+        )
+
+
+def newest(connection: psycopg.Connection[Any], shape: Shape) -> int:
+    """The latest epoch that left a tombstone for a row of the table, 0 if there is none."""
+    row = connection.execute(_NEWEST, (shape.label,)).fetchone()
+    return epoch_of(row[0]) if row is not None and row[0] is not None else 0
+
+
+def older(
+    connection: psycopg.Connection[Any], shape: Shape, below: int, spare: Sequence[DocumentId]
+) -> list[DocumentId]:
+    """Ids of some documents with a version below ``below``, without those that begin with one of ``spare``."""
+    query = sql.SQL("SELECT {} FROM {} AS t WHERE t.{} < {}{} LIMIT {}").format(
+        sql.SQL(", ").join(_as_text(key) for key in shape.keys),
+        shape.qualified,
+        sql.Identifier(VERSION),
+        sql.Literal(below),
+        sql.Composed(list(_without(shape, spare))),
+        sql.Literal(_PIECE),
+    )
+    with connection.transaction():
+        connection.execute("SET LOCAL enable_seqscan = on")
+        rows = connection.execute(query).fetchall()
+    return [tuple(_FROM_TEXT[k.kind](text) for k, text in zip(shape.keys, row, strict=True)) for row in rows]
+
+
+def _as_text(key: KeyColumn) -> sql.Composed:
+    column = sql.SQL("t.{}").format(sql.Identifier(key.name))
+    return sql.SQL("pg_catalog.encode({}, 'hex'::text)" if key.kind == "B" else "{}::text").format(column)
+
+
+def _without(shape: Shape, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:
+    spare = [id for id in spare if fits(shape.keys, id)]  # no row has another
+    for length in sorted({len(id) for id in spare}):
+        columns = list(zip(*(id for id in spare if len(id) == length), strict=True))
+        keys = shape.keys[:length]
+        row = sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(key.name)) for key in keys)
+        arrays = sql.SQL(", ").join(_array(key, texts) for key, texts in zip(keys, columns, strict=True))
+        yield sql.SQL(" AND ({}) NOT IN (SELECT * FROM unnest({}))").format(row, arrays)
+
+
+def _array(key: KeyColumn, texts: Sequence[str]) -> sql.Composed:
+    values = [f"\\x{base64.b64decode(t).hex()}" for t in texts] if key.kind == "B" else texts
+    return sql.SQL("{}::{}").format(sql.Literal(literal(values).decode()), sql.SQL(f"{key.type}[]"))
+
+
+def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
+    """The guarded deletes of swept documents. They answer for no change, so they weigh nothing."""
+    deletes = [Delete(table.name, id, below, item=id, weight=0) for id in ids]
+    return Batch([Part("sweep", deletes)], tombstones=True)
+
+
+def purge(shape: Shape, below: int, spare: Sequence[DocumentId]) -> Statement:
+    fitting = [id for id in spare if fits(shape.keys, id)]
+    whole = literal([key_text(id) for id in fitting if len(id) == len(shape.keys)])
+    first = literal([key_text(id).removesuffix("]") for id in fitting if len(id) < len(shape.keys)])
+    limits = [str(_PIECE).encode(), str(below).encode()]
+    parameters = [shape.label.encode(), *limits, whole, _FIRST_PART.encode(), first]
+    return Statement(_PURGE.encode(), parameters, planned_once=False)

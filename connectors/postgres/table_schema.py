@@ -1,0 +1,143 @@
+"""The shape of a target table: its key columns, its other columns, and the names that Postgres would not take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+from pydantic import ValidationError
+
+from connectors.postgres.options import Column, ColumnType, Extra, PostgresTable
+from replicator.change import KeySchema
+from replicator.errors import ConfigError
+from replicator.target.contract import Table
+
+VERSION = "_version"
+DOCUMENT = "document"
+
+_LONGEST_NAME = 63  # bytes; Postgres cuts longer ones off without an error, and then they collide
+_MOST_COLUMNS = 1600
+_SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})  # columns that every table has
+_KEY_TYPES = {"S": "text", "N": "numeric", "B": "bytea"}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """A part of the primary key; ``kind`` is DynamoDB's: S, N or B."""
+
+    name: str
+    kind: str
+
+    @property
+    def type(self) -> str:
+        return _KEY_TYPES[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyColumn:
+    """A column beside the key. ``attribute`` is what it is made from; None: the whole document.
+
+    ``inside``: the names that lead from the attribute, a map, to the value.
+    """
+
+    name: str
+    type: ColumnType
+    attribute: str | None
+    nullable: bool
+    inside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A table as this connector writes it."""
+
+    name: str
+    schema: str
+    keys: tuple[KeyColumn, ...]
+    columns: tuple[BodyColumn, ...]
+    extra: Extra = "ignore"  # what becomes of a document's fields that no column takes
+
+    def keys_are(self, keys: KeySchema) -> bool:
+        return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
+
+    @property
+    def qualified(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def label(self) -> str:
+        """The quoted name: unambiguous, so it also tells tombstones of different tables apart."""
+        return self.qualified.as_string(None)
+
+
+def shapes(tables: Sequence[Table], schema: str) -> dict[str, Shape]:
+    """The shape of each table by its name; ConfigError names everything that Postgres could not take."""
+    found = [_shape(table, schema) for table in tables]
+    problems = [problem for shape in found for problem in _problems(shape)]
+    twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
+    problems += [f"target: the table {name} is named twice" for name in twice]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return {shape.name: shape for shape in found}
+
+
+def _shape(table: Table, schema: str) -> Shape:
+    try:
+        options = PostgresTable.model_validate(dict(table.options))
+    except ValidationError as e:
+        wrong = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors(include_url=False)]
+        raise ConfigError(*(f"target.tables.{table.name}.{text}" for text in wrong)) from None
+    keys = tuple(KeyColumn(a.name, a.kind) for a in table.keys.attributes)
+    whole = options.columns is None
+    return Shape(table.name, schema, keys, tuple(_columns(options)), "ignore" if whole else options.extra)
+
+
+def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
+    if options.columns is None:
+        yield BodyColumn(DOCUMENT, "jsonb", None, False)
+        return
+    for name, given in options.columns.items():
+        column = given if isinstance(given, Column) else Column(type=given)
+        attribute, *inside = column.path or (name,)
+        yield BodyColumn(name, column.type, attribute, column.nullable, tuple(inside))
+
+
+def _problems(shape: Shape) -> Iterator[str]:
+    where = f"target.tables.{shape.name}"
+    yield from (f"target.schema: {text}" for text in _unusable(shape.schema))
+    yield from (f"{where}: {text}" for text in _unusable(shape.name))
+    keys = [key.name for key in shape.keys]
+    yield from (f"{where}: key attribute {text}" for name in keys for text in _unusable(name))
+    yield from (f"{where}: {text}" for text in _reserved(keys, shape))
+    yield from (f"{where}.columns: {text}" for c in shape.columns for text in _unusable(c.name))
+    total = len(shape.keys) + len(shape.columns) + 1
+    if total > _MOST_COLUMNS:
+        yield f"{where}: a Postgres table has at most {_MOST_COLUMNS} columns, this one would have {total}"
+
+
+def _unusable(name: str) -> Iterator[str]:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        yield f"{name!r} cannot be written as UTF-8"
+        return
+    if size > _LONGEST_NAME:
+        yield f"the name {name} has {size} bytes, Postgres keeps only the first {_LONGEST_NAME}; choose a shorter one"
+    if not name or "\0" in name:
+        yield f"{name!r} is no name for Postgres"
+
+
+def _reserved(keys: Sequence[str], shape: Shape) -> Iterator[str]:
+    names = [column.name for column in shape.columns]
+    if VERSION in keys:
+        yield f"the key attribute {VERSION} has the name of the column that replicator keeps versions in"
+    if VERSION in names:
+        yield f"the column {VERSION} is replicator's own; choose another name (from: {VERSION} reads the attribute)"
+    for name in sorted(_SYSTEM.intersection([*keys, *names])):
+        yield f"the column {name} would have the name of a column that Postgres has in every table"
+    for name in keys:
+        if name in names:
+            hint = "list columns: to do without it" if shape.columns[0].attribute is None else "leave it out"
+            yield f"the column {name} is there already, as a part of the key; {hint}"

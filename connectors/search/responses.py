@@ -1,0 +1,140 @@
+"""What the engine's answer means for each line of a bulk request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from connectors.search.errors import AnswerLost, engine_failure, is_own
+from connectors.search.names import WRITER
+from connectors.search.rejection_reasons import refusal
+from replicator.errors import ConfigError, ReplicatorError, TransientError
+
+REJECTED_EXECUTION = ("es_rejected_execution_exception", "rejected_execution_exception", "circuit_breaking_exception")
+
+Kind = Literal["stored", "conflict", "refused", "busy", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one line.
+
+    stored: done. conflict: the engine has that version or a newer one. refused: never, for the ``reason``. busy: the
+    engine has too much to do just now, or always for this document. failed: ``error`` says what it waits for, or
+    what a person has to change; ``own``: it may be this document alone on which the engine fails.
+    """
+
+    kind: Kind
+    reason: str = ""
+    error: ReplicatorError | None = None
+    own: bool = False
+
+
+STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
+
+
+def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
+    """One verdict for each item of the answer to a bulk request, which was to go to ``index``."""
+    try:
+        return [_verdict(outcome, server, index) for item in items for (outcome,) in (item.values(),)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        lost = AnswerLost(f"{server} answered a bulk request with something that is no engine's answer")
+        return [failed(lost)] * len(items)
+
+
+def all_stored(body: bytes, count: int, index: str) -> bool:
+    """Whether an answer is ``count`` items that are stored in ``index``, and nothing else: then it is not parsed.
+
+    No item can begin inside another. So if there are as many as were sent, and the rest of the text has just the length
+    of what is around and between them, there is nothing else in it.
+    """
+    if not (body.startswith(_BEFORE) and body.endswith(_AFTER)):
+        return False
+    name = orjson.dumps(index)
+    found, length = 0, len(_BEFORE) + len(_AFTER) + max(0, count - 1)
+    for item in (*_INDEXED, *_DELETED):
+        if found < count:
+            text = item % name
+            times = body.count(text)
+            found, length = found + times, length + times * len(text)
+    return found == count and length == len(body)
+
+
+_BEFORE, _AFTER = b'{"errors":false,"items":[', b"]}"
+_INDEXED = (
+    b'{"index":{"_index":%b,"result":"updated","status":200}}',
+    b'{"index":{"_index":%b,"result":"created","status":201}}',
+)
+_DELETED = (
+    b'{"delete":{"_index":%b,"result":"deleted","status":200}}',
+    b'{"delete":{"_index":%b,"result":"not_found","status":404}}',
+)
+
+
+def _verdict(outcome: Any, server: str, index: str) -> Verdict:
+    status, error = outcome["status"], outcome.get("error")
+    stored = error is None and (status < 300 or status == 404)  # 404: what was to be deleted is not there
+    if (stored or status == 409) and (went_to := outcome.get("_index", index)) != index:
+        return failed(ConfigError(_astray(server, index, went_to)))
+    if stored:
+        dropped = outcome.get("result") == "noop"
+        return failed(ConfigError(_dropped(server, index))) if dropped else STORED
+    type, reason = _cause(error)
+    if status == 409:
+        return CONFLICT
+    if status == 429 and type in REJECTED_EXECUTION:
+        return busy(server)
+    found = engine_failure(status, type, reason, server)
+    if found is None and status == 429:
+        return busy(server)
+    return refused(refusal(type, reason)) if found is None else Verdict("failed", error=found, own=is_own(status, type))
+
+
+def _astray(server: str, index: str, other: str) -> str:
+    return (
+        f"{server}: what is written for the index {index} arrives in another one, {other}: its alias {index}{WRITER} "
+        f"was moved there, as ILM's shrink or a reindexing script does. Nothing of it counts as stored. Keep {other}, "
+        f"perhaps the only copy; its documents with the same ids may be overwritten. To go on in {index}, move the "
+        f"alias back; to go on in {other}, write index: {other} under the table. Then run: replicator resync "
+        "(with --accept-identity-change for another index)"
+    )
+
+
+def _dropped(server: str, index: str) -> str:
+    return (
+        f"{server}: an ingest pipeline dropped a document that was to be stored in {index}. Remove the index's setting "
+        "index.final_pipeline, then copy everything again with: replicator resync"
+    )
+
+
+def _cause(error: Any) -> tuple[str, str]:
+    if not isinstance(error, dict):
+        return "", str(error)
+    cause = error.get("caused_by")
+    inner = (cause.get("reason") or "") if isinstance(cause, dict) else ""
+    return str(error.get("type", "")), f"{error.get('reason') or ''} {inner}".strip()
+
+
+def busy(server: str) -> Verdict:
+    return Verdict("busy", error=TransientError(f"{server} has too much to do; the rest is sent again"))
+
+
+def failed(error: ReplicatorError) -> Verdict:
+    return Verdict("failed", error=error)
+
+
+def refused(reason: str) -> Verdict:
+    return Verdict("refused", reason)
+
+
+def worst(found: Sequence[Verdict]) -> ReplicatorError | None:
+    """The error that says most about a batch that is not stored: what a person must change before what time mends."""
+    errors = [verdict.error for verdict in found if verdict.error is not None]
+    for error in errors:
+        if not isinstance(error, TransientError):
+            return error
+    lost = next((error for error in errors if isinstance(error, AnswerLost)), None)
+    return lost or next(iter(errors), None)

@@ -1,0 +1,284 @@
+"""What the table holds as of one save, and how a save gets into it: all of it or nothing, however large it is.
+
+A save that fits is one transaction. A larger one is written beside as a journal first; it counts from the moment the
+head names that journal. From then on nothing else happens before its items are written: whoever comes, does it, and
+who only reads, looks through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from replicator.batch import Counts
+from replicator.checkpoints.dynamodb import layout as layout
+from replicator.checkpoints.dynamodb.layout import HEAD, Action, Blob, Head, Item, Known, Place
+from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable, absent, is_, portions
+from replicator.errors import TransientError
+from replicator.state import FORGOTTEN, DamagedCheckpoint, Save, forgotten, shard_of
+
+TRIES = 30  # in which a save or a read finds the table at rest
+_LISTED = ("revision", "sum", "blob")
+
+
+class States:
+    """The states that the table goes through, one with each save."""
+
+    def __init__(self, table: CheckpointTable, place: str) -> None:
+        self._table, self._place = table, place
+        self.parked_pages = 1  # of the table's, when they were last listed
+
+    # Reading
+
+    def head(self) -> Head:
+        found = self._table.get(HEAD)
+        return Head() if found is None else layout.head_of(found, self._place)
+
+    def settled_head(self) -> Head:
+        """The head once no journal is left to be carried out."""
+        while (head := self.head()).journal is not None:
+            self.finish(head)
+        return head
+
+    def all(self, *, settled: bool) -> tuple[Known, dict[Place, str]]:
+        """Everything, and the texts of what is not parked. ``settled``: as of one save, with no journal left."""
+        for _ in range(TRIES):
+            before = self.settled_head() if settled else self.head()
+            items = self._items({"c#": (), "e#": (), "p#": _LISTED}, before)
+            known, texts = None, None
+            if items is not None:
+                known, texts = self._known(before, items), self._texts(items)
+            now = self.head()
+            quiet = now.commit == before.commit if settled else now.journal == before.journal
+            if known is not None and texts is not None and quiet:
+                return known, texts
+        raise TransientError(f"the checkpoints in {self._place} change all the time")
+
+    def touched(self, head: Head, saves: Sequence[Save], sources: Iterable[str]) -> Known:
+        """What a save needs, read one by one."""
+        known = Known(head)
+        sources = [*sources, FORGOTTEN, *forgotten(saves)]
+        shards = [("shard", shard) for source in sources if (shard := shard_of(source)) is not None]
+        for kind, id in dict.fromkeys([*((save.kind, save.id) for save in saves), *shards]):
+            item = self._table.get(layout.entry_key(kind, id))
+            if item is not None:
+                known.entries[kind, id] = layout.stored_of(item)
+        for source in dict.fromkeys(sources):
+            item = self._table.get(f"c#{source}")
+            if item is not None:
+                known.counts[source] = layout.counts_of(item)
+        return known
+
+    def parked(self, prefix: str, wanted: Collection[str] | None) -> Iterator[tuple[str, str]]:
+        """Ids and texts of parked entries, in order; a page of the table is in memory at a time, and one large text.
+
+        Only of those ``wanted``, if given.
+        """
+        after: str | None = None
+        while True:
+            page, after = self._parked_page(f"p#{prefix}", after)
+            items = {k: item for k, item in page.items() if wanted is None or layout.place_of(k)[1] in wanted}
+            small = {key: item for key, item in items.items() if layout.stored_of(item).blob is None}
+            texts = self._texts(small, "p#") or {}
+            for key in sorted(items):
+                place = layout.place_of(key)
+                text = texts[place] if key in small else self.text(*place)
+                if text is not None:
+                    yield place[1], text
+            if after is None:
+                return
+
+    def parked_among(self, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """The same of those ``ids`` that are there, one by one."""
+        for id in ids:
+            if (text := self.text("parked", id)) is not None:
+                yield id, text
+
+    def _parked_page(self, prefix: str, after: str | None) -> tuple[dict[str, Item], str | None]:
+        """Parked entries behind the key ``after``, as a page of the table has them, seen through a journal."""
+        for _ in range(TRIES):
+            before = self.head()
+            page, last = self._table.page(prefix, (), after)
+            items = dict(page)
+            journal = [] if before.journal is None else self._journal(before.journal)
+            for action in journal or ():
+                if (
+                    action.key.startswith(prefix)
+                    and (after or "") < action.key
+                    and (last is None or action.key <= last)
+                ):
+                    _see(items, action)
+            if journal is not None and self.head().journal == before.journal:
+                return items, last
+        raise TransientError(f"the checkpoints in {self._place} change all the time")
+
+    def text(self, kind: str, id: str) -> str | None:
+        """The text of one entry; None if there is none."""
+        key = layout.entry_key(kind, id)
+        for _ in range(TRIES):
+            before = self.head()
+            item = self._table.get(key)
+            if before.journal is not None:
+                item = {action.key: action.item for action in self._journal(before.journal) or ()}.get(key, item)
+            texts = self._texts({} if item is None else {key: item}, key[:2])
+            if texts or (texts is not None and self.head().journal == before.journal):
+                return texts.get((kind, id))
+        raise TransientError(f"the checkpoints in {self._place} change all the time")
+
+    def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:
+        """What the table holds under each prefix, all or some attributes of it, seen through a journal.
+
+        None if the journal was carried out meanwhile.
+        """
+        found: dict[str, Item] = {}
+        for prefix, attributes in wanted.items():
+            pages = 0
+            for page in self._table.pages(prefix, attributes):
+                found.update(page)
+                pages += 1
+            if prefix == "p#":
+                self.parked_pages = pages
+        if head.journal is None:
+            return found
+        journal = self._journal(head.journal)
+        for action in journal or ():
+            if action.key.startswith(tuple(wanted)):
+                _see(found, action)
+        return None if journal is None else found
+
+    def _known(self, head: Head, items: Mapping[str, Item]) -> Known:
+        entries = {layout.place_of(k): layout.stored_of(item) for k, item in items.items() if k[0] in "ep"}
+        return Known(head, entries, {k[2:]: layout.counts_of(item) for k, item in items.items() if k[0] == "c"})
+
+    def _texts(self, items: Mapping[str, Item], prefix: str = "e#") -> dict[Place, str] | None:
+        """Texts by place; None if one was replaced meanwhile."""
+        found: dict[Place, str] = {}
+        for key, item in items.items():
+            if key.startswith(prefix):
+                text = self._text(item)
+                if text is None:
+                    return None
+                if layout.text_sum(text) != item["sum"]["S"]:
+                    kind, id = layout.place_of(key)
+                    raise self._damaged(f"its entry {kind} {id!r} is not what was saved")
+                found[layout.place_of(key)] = text
+        return found
+
+    def _text(self, item: Item) -> str | None:
+        blob = layout.stored_of(item).blob
+        return item["text"]["S"] if blob is None else self._table.read_blob(blob)
+
+    def _damaged(self, what: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"the checkpoints in {self._place} cannot be trusted: {what}; somebody else changed the table. Restore it "
+            "to an earlier moment, or remove the pipeline's items from it and start the copy over with: "
+            "replicator resync"
+        )
+
+    # Writing
+
+    def commit(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], name: tuple[str, str]) -> Known:
+        """Make a save if the head still is the one that is ``known``, else Changed.
+
+        ``name``: a token for its blobs, and what the head calls it from then on.
+        """
+        token, last = name
+        blobs = self._blobs(saves, token)
+        actions = layout.actions(known, saves, counts, blobs)
+        obsolete = [b for s in saves if (e := known.entries.get((s.kind, s.id))) is not None and (b := e.blob)]
+        try:
+            head = self._committed(known.head, actions, token, last)
+        except Changed:
+            self._forget(blobs.values())
+            raise
+        self._forget(obsolete)
+        return layout.after(known, head, actions)
+
+    def _committed(self, head: Head, actions: Sequence[Action], token: str, last: str) -> Head:
+        (first, *more) = portions(actions)
+        if not more:
+            new = layout.committed(head, last, None)
+            self._table.transact(self._table.putting(HEAD, layout.head_item(new), _unchanged(head)), first)
+            return new
+        journal = self._table.write_blob(f"{token}-journal", msgspec.json.encode(actions).decode())
+        new = layout.committed(head, last, journal)
+        try:
+            self._table.put(HEAD, layout.head_item(new), _unchanged(head))
+        except Changed:
+            self._forget([journal])
+            raise
+        return self.finish(new)
+
+    def _blobs(self, saves: Sequence[Save], token: str) -> dict[Place, Blob]:
+        large = [(n, s) for n, s in enumerate(saves) if s.text is not None and len(s.text.encode()) > layout.INLINE]
+        return {(s.kind, s.id): self._table.write_blob(f"{token}-{n}", s.text or "") for n, s in large}
+
+    def finish(self, head: Head) -> Head:
+        """Carry the journal out that ``head`` names, if nobody has; the head without it."""
+        assert head.journal is not None
+        for _ in range(TRIES):
+            actions = self._journal(head.journal)
+            if actions is None and self.head().journal == head.journal:
+                raise self._damaged("a journal is missing")
+            try:
+                return self._carried_out(head, head.journal, actions or ())
+            except Changed:  # by somebody who does the same, perhaps not to the end
+                if self.head().journal != head.journal:
+                    return replace(head, journal=None)
+        raise TransientError(f"the checkpoints in {self._place} are changed by others all the time")
+
+    def _carried_out(self, head: Head, journal: Blob, actions: Sequence[Action]) -> Head:
+        pending = is_("journal", msgspec.json.encode(journal).decode())
+        for portion in portions([_unconditional(a) for a in actions]):
+            self._table.transact(self._table.checking(HEAD, pending), portion)
+        done = replace(head, journal=None)
+        self._table.put(HEAD, layout.head_item(done), pending)
+        self._forget([journal])
+        return done
+
+    def _journal(self, blob: Blob) -> list[Action] | None:
+        text = self._table.read_blob(blob)
+        return None if text is None else msgspec.json.decode(text, type=list[Action])
+
+    def take_over(self, head: Head, owner: str) -> Head:
+        """Make ``owner`` the only one that may save, if ``head`` still is the head; else Changed."""
+        new = replace(head, owner=owner, claim=head.claim + 1, commit=head.commit + 1, last="-")
+        self._table.put(HEAD, layout.head_item(new), _unchanged(head))
+        return new
+
+    def pieces(self) -> list[str]:
+        """The keys of all pieces. Who takes over after it makes every save fail that still writes some of them."""
+        return [key for key, _ in self._table.query("b#", ("revision",))]
+
+    def collect_garbage(self, pieces: Sequence[str], known: Known) -> None:
+        """Remove those ``pieces`` that nothing refers to: a killed run left them."""
+        used = {blob.token for e in known.entries.values() if (blob := e.blob) is not None}
+        self._table.forget([key for key in pieces if key.split("#")[1] not in used])
+
+    def _forget(self, blobs: Iterable[Blob]) -> None:
+        self._table.forget(list(_keys(blobs)))
+
+
+def _see(items: dict[str, Item], action: Action) -> None:
+    """Show ``items`` as they are once the action is carried out."""
+    if action.item is None:
+        items.pop(action.key, None)
+    else:
+        items[action.key] = action.item
+
+
+def _unconditional(action: Action) -> Action:
+    """A journal counts already: its items are written whatever is there."""
+    return Action(action.key, action.item)
+
+
+def _unchanged(head: Head) -> dict[str, object]:
+    """That nothing was saved since, and that no journal waits."""
+    return is_("commit", head.commit, without="journal") if head.commit else absent()
+
+
+def _keys(blobs: Iterable[Blob]) -> Iterator[str]:
+    for blob in blobs:
+        yield from blob.keys

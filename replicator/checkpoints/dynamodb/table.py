@@ -1,0 +1,179 @@
+"""The table at the edge: reads that are consistent, writes with conditions, blobs, and AWS's errors as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from replicator.aws.client import Wire, WireError, decoded, failure
+from replicator.checkpoints.dynamodb.layout import Action, Blob, Item
+from replicator.errors import ConfigError, ReplicatorError, TransientError
+
+ACTIONS = 80  # in one transaction, beside the head; DynamoDB allows 100
+BYTES = 2_500_000  # in one transaction; DynamoDB allows 4 MB
+_PIECE = 90_000  # characters of a blob's piece, of four bytes at most: below the 400 KB of an item
+_CONFLICTS = ("ConditionalCheckFailed", "TransactionConflict", "DuplicateItem")
+_FOR_A_TIME = ("ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded")
+
+
+class Changed(Exception):
+    """A condition does not hold any more: somebody else was quicker. Nothing was written."""
+
+
+class CheckpointTable:
+    """The items of one pipeline in a table with the keys ``pipeline`` and ``entry``, both text."""
+
+    def __init__(self, wire: Wire, table: str, resource: str, pipeline: str) -> None:
+        self._wire, self._table, self._resource, self._pipeline = wire, table, resource, pipeline
+
+    def get(self, key: str) -> Item | None:
+        request = {"TableName": self._table, "Key": self._key(key), "ConsistentRead": True}
+        found: Item | None = self.call("GetItem", request).get("Item")
+        return found
+
+    def query(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[tuple[str, Item]]:
+        """Items whose sort key begins with ``prefix``, in its order; only some ``attributes`` of them if given."""
+        for page in self.pages(prefix, attributes):
+            yield from page
+
+    def pages(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[list[tuple[str, Item]]]:
+        """The same, a page at a time."""
+        after: str | None = None
+        while True:
+            page, after = self.page(prefix, attributes, after)
+            yield page
+            if after is None:
+                return
+
+    def page(
+        self, prefix: str, attributes: Sequence[str] = (), after: str | None = None
+    ) -> tuple[list[tuple[str, Item]], str | None]:
+        """The same, at most 1 MB of them: those behind ``after``, and the key behind which to go on (None: the end)."""
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "KeyConditionExpression": "#p = :p AND begins_with(#e, :e)",
+            "ExpressionAttributeNames": {"#p": "pipeline", "#e": "entry"},
+            "ExpressionAttributeValues": {":p": {"S": self._pipeline}, ":e": {"S": prefix}},
+            "ConsistentRead": True,
+        }
+        if attributes:
+            names = {f"#a{n}": name for n, name in enumerate(attributes)}
+            request["ProjectionExpression"] = ", ".join(["#e", *names])
+            request["ExpressionAttributeNames"] |= names
+        if after is not None:
+            request["ExclusiveStartKey"] = self._key(after)
+        answer = self.call("Query", request)
+        last = answer.get("LastEvaluatedKey")
+        return [(item["entry"]["S"], item) for item in answer["Items"]], None if last is None else last["entry"]["S"]
+
+    def put(self, key: str, item: Item, condition: Mapping[str, Any]) -> None:
+        """Put one item if ``condition`` (of ``is_``, ``absent``) holds; Changed if it does not."""
+        self.call("PutItem", {"TableName": self._table, "Item": self._whole(key, item), **condition})
+
+    def transact(self, first: Mapping[str, Any], actions: Sequence[Action]) -> None:
+        """All ``actions`` and the ``first`` one, or nothing; Changed if a condition does not hold."""
+        self.call("TransactWriteItems", {"TransactItems": [first, *(self._action(a) for a in actions)]})
+
+    def putting(self, key: str, item: Item, condition: Mapping[str, Any]) -> dict[str, Any]:
+        return {"Put": {"TableName": self._table, "Item": self._whole(key, item), **condition}}
+
+    def checking(self, key: str, condition: Mapping[str, Any]) -> dict[str, Any]:
+        return {"ConditionCheck": {"TableName": self._table, "Key": self._key(key), **condition}}
+
+    def write_blob(self, token: str, text: str) -> Blob:
+        pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+        blob = Blob(token, len(pieces))
+        for key, piece in zip(blob.keys, pieces, strict=True):
+            self.call("PutItem", {"TableName": self._table, "Item": self._whole(key, {"piece": {"S": piece}})})
+        return blob
+
+    def read_blob(self, blob: Blob) -> str | None:
+        """The text, or None if it was removed meanwhile."""
+        pieces = [self.get(key) for key in blob.keys]
+        return "".join(p["piece"]["S"] for p in pieces if p is not None) if None not in pieces else None
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Remove pieces that nothing refers to. What is left over by an error goes with the next claim."""
+        with contextlib.suppress(TransientError):
+            for key in keys:
+                self.call("DeleteItem", {"TableName": self._table, "Key": self._key(key)})
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return decoded(self._wire.call(operation, request), dict[str, Any], f"{operation} on {self._resource}")
+        except WireError as e:
+            raise self._error(e, operation) from e
+
+    def _error(self, error: WireError, operation: str) -> Exception:
+        codes = {reason.get("Code") for reason in error.details.get("CancellationReasons", ())} - {None, "None"}
+        if error.code in ("ConditionalCheckFailedException", "TransactionConflictException") or (
+            codes and codes <= set(_CONFLICTS)
+        ):
+            return Changed(str(error))
+        if codes & set(_FOR_A_TIME):
+            return TransientError(f"{operation} on {self._resource}: {error.message}")
+        if error.code == "ResourceNotFoundException":
+            return ConfigError(
+                f"checkpoints.table: there is no {self._resource}; make it with: replicator check --create CONFIG"
+            )
+        if error.code == "ValidationException" and "does not match the schema" in error.message:
+            return ConfigError(
+                f"checkpoints.table: the keys of {self._table} are not pipeline (HASH, S) and entry (RANGE, S). "
+                "Name another table"
+            )
+        found: ReplicatorError = failure(error, _action_of(operation, error), self._resource, place="checkpoints")
+        return found
+
+    def _action(self, action: Action) -> dict[str, Any]:
+        condition = {} if action.revision is None else is_("revision", action.revision) if action.revision else absent()
+        if action.item is not None:
+            return self.putting(action.key, action.item, condition)
+        return {"Delete": {"TableName": self._table, "Key": self._key(action.key), **condition}}
+
+    def _key(self, key: str) -> Item:
+        return {"pipeline": {"S": self._pipeline}, "entry": {"S": key}}
+
+    def _whole(self, key: str, item: Item) -> Item:
+        return {**self._key(key), **{n: v for n, v in item.items() if n not in ("pipeline", "entry")}}
+
+
+def _action_of(operation: str, error: WireError) -> str:
+    """What IAM calls it: a transaction is permitted by what is done in it."""
+    if operation != "TransactWriteItems":
+        return operation
+    named = re.search(r"dynamodb:(\w+)", error.message)
+    return named[1] if named else "ConditionCheckItem"
+
+
+def is_(name: str, value: int | str, *, without: str | None = None) -> dict[str, Any]:
+    """The condition that an attribute has a value (and that there is none called ``without``)."""
+    typed = {"N": str(value)} if isinstance(value, int) else {"S": value}
+    more = {} if without is None else {"#w": without}
+    return {
+        "ConditionExpression": "#n = :v" + (" AND attribute_not_exists(#w)" if more else ""),
+        "ExpressionAttributeNames": {"#n": name, **more},
+        "ExpressionAttributeValues": {":v": typed},
+    }
+
+
+def absent() -> dict[str, Any]:
+    """The condition that there is no such item."""
+    return {"ConditionExpression": "attribute_not_exists(#n)", "ExpressionAttributeNames": {"#n": "entry"}}
+
+
+def portions(actions: Sequence[Action]) -> Iterator[list[Action]]:
+    """``actions`` in transactions that DynamoDB takes."""
+    portion: list[Action] = []
+    size = 0
+    for action in actions:
+        length = len(orjson.dumps(action.item)) + 200
+        if portion and (len(portion) >= ACTIONS or size + length > BYTES):
+            yield portion
+            portion, size = [], 0
+        portion.append(action)
+        size += length
+    yield portion

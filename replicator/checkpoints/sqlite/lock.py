@@ -1,0 +1,88 @@
+"""A file beside a store's file: locked by the system while a run lives, it says who that is and how far it came."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from replicator.errors import ConfigError, Fenced
+from replicator.files import PRIVATE, read_regular
+from replicator.state import Owner, encode
+
+_LARGEST = 1 << 16  # bytes; it has a few hundred
+_WITNESS = 30  # bytes: 20 digits, a space, 8 hex digits of their checksum, a line end
+
+
+class Lock:
+    """``PATH.lock``. The system lets go of it with the process, so what a killed run leaves is in nobody's way.
+
+    Its first line is the witness: the number of a save that is in the file for certain. It is written behind each
+    save, so a file with fewer saves is not the one that the last run left.
+    """
+
+    def __init__(self, beside: Path) -> None:
+        self.path = beside.with_name(beside.name + ".lock")
+        self._held: int | None = None
+
+    def take(self, owner: Owner) -> None:
+        """Hold it for as long as this process lives. Fenced says who has it."""
+        if self._held is None:
+            self._held = self._taken()
+        os.pwrite(self._held, encode(owner).encode().ljust(400), _WITNESS)
+
+    def _taken(self) -> int:
+        try:
+            import fcntl
+        except ImportError as e:
+            raise ConfigError(
+                "checkpoints.type: an SQLite file needs the locks of Linux or macOS, which this system does not have; "
+                "use dynamodb or postgres"
+            ) from e
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(file)
+            raise Fenced(
+                f"another run has this pipeline: {self._holder()}. Stop that one first; "
+                f"two runs cannot share {self.path}"
+            ) from e
+        return file
+
+    def _read(self) -> bytes:
+        return read_regular(self.path, _LARGEST, follow=False)
+
+    def _holder(self) -> str:
+        try:
+            owner = msgspec.json.decode(self._read()[_WITNESS:].strip(b" \0"), type=Owner)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return "it has just begun"
+        return owner.who
+
+    @property
+    def witness(self) -> int:
+        """The number of a save that is stored for certain; 0 if nothing that can be read says so."""
+        try:
+            number, _, check = self._read()[:_WITNESS].strip().partition(b" ")
+        except OSError:
+            return 0
+        return int(number) if check == _check(number) and number.isdigit() else 0
+
+    def bear(self, saves: int) -> None:
+        """Write down that so many saves are stored."""
+        number = b"%020d" % saves
+        line = number + b" " + _check(number) + b"\n"
+        if self._held is not None:
+            os.pwrite(self._held, line, 0)
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
+
+
+def _check(number: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(number)

@@ -1,0 +1,244 @@
+"""Checkpoints in an SQLite file on this machine: for one run at a time, and commands beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from pydantic import Field
+
+from replicator.batch import Counts
+from replicator.checkpoints.compare_and_set import saved_already
+from replicator.checkpoints.sqlite import file as file
+from replicator.checkpoints.sqlite.lock import Lock
+from replicator.checkpoints.sqlite.transaction import Changes
+from replicator.config.validation import Options
+from replicator.errors import ConfigError
+from replicator.files import exposure, open_to_writers
+from replicator.state import (
+    NO_COUNTS,
+    Claimed,
+    Owner,
+    Parked,
+    PipelineState,
+    Save,
+    counted,
+    decode_parked,
+    decode_pipeline,
+    encode,
+    forgotten,
+)
+
+
+class SqliteOptions(Options):
+    """A file on a local disk of the machine that runs the pipeline."""
+
+    path: str | None = Field(
+        default=None, min_length=1, description="the file, relative to the config; by default PIPELINE.checkpoints"
+    )
+
+
+class SqliteCheckpoints:
+    """``Checkpoints`` in a file. Every save is on the disk before it returns.
+
+    A run holds ``PATH.lock`` from its claim to its end; a second one is told who has it (Fenced).
+    """
+
+    Options = SqliteOptions
+
+    def __init__(self, options: SqliteOptions, pipeline: str, base: Path) -> None:
+        self._named = options.path is not None
+        self._path = base / (options.path or f"{pipeline}.checkpoints")
+        self._pipeline = pipeline
+        self._lock = Lock(self._path)
+        self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+        self._owner: int | None = None
+
+    @property
+    def place(self) -> str:
+        return f"the file {self._path}"
+
+    def check(self) -> Sequence[str]:
+        if not self._path.parent.is_dir():
+            return [f"checkpoints.path: there is no folder {self._path.parent}; make it"]
+        file.check_links(self._path)
+        with file.guarded(self._path):
+            file.check_writable(self._path)
+        with self._reading() as connection:
+            if connection is not None:
+                self._verified(connection)
+        return []
+
+    def warnings(self) -> Sequence[str]:
+        """Who else may read or replace the files: they hold whole items, where some are parked."""
+        folder = self._path.parent
+        files = (self._path, *file.beside(self._path), self._lock.path)
+        found = [f"checkpoints.path: {text}" for text in map(exposure, files) if text]
+        if folder.is_dir() and open_to_writers(folder):
+            found.append(f"checkpoints.path: other users may replace files in the folder {folder}; chmod go-w {folder}")
+        return found
+
+    def pipelines(self) -> Sequence[str]:
+        """The pipelines whose files are where those lie that the config gives no name."""
+        return [] if self._named else sorted(path.stem for path in self._path.parent.glob("*.checkpoints"))
+
+    def plan(self) -> Sequence[str]:
+        return [] if self._path.exists() else [f"make the file {self._path}"]
+
+    def create(self) -> None:
+        """The first run makes it."""
+
+    def claim(self, owner: Owner) -> Claimed:
+        if not self._path.parent.is_dir():
+            raise ConfigError(f"checkpoints.path: there is no folder {self._path.parent}; make it")
+        file.check_links(self._path)
+        with file.guarded(self._path):
+            self._lock.take(owner)
+            if not self._path.exists():
+                file.make(self._path, self._pipeline)
+                self._lock.bear(0)
+            connection = self._open()
+            self._verify_all(connection)
+            with self._changing(connection) as changes:
+                self._owner = changes.put("owner", "", encode(owner))
+        return self.read()
+
+    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
+        with file.guarded(self._path), self._changing(self._open_still()) as changes:
+            found = {(save.kind, save.id): changes.row(save.kind, save.id) for save in saves}
+            if saved_already(saves, found, changes.row("owner", "").revision, self._owner):
+                return
+            if self._owner is None:
+                counts = counted(counts, lambda shard: changes.row("shard", shard).revision > 0)
+            for save in saves:
+                changes.put(save.kind, save.id, save.text)
+            for source, more in counts.items():
+                changes.add(source, more)
+            for source in forgotten(saves):
+                changes.fold(source)
+
+    def read(self) -> Claimed:
+        with self._reading() as connection:
+            if connection is None:
+                return Claimed(0)
+            found = self._verified(connection)
+            owner = next((e.revision for e in found.entries if e.kind == "owner"), 0)
+            return Claimed(owner, found.entries, found.counts)
+
+    def pipeline(self) -> PipelineState | None:
+        with self._reading() as connection:
+            found = [] if connection is None else list(self._texts(connection, "pipeline", ""))
+        return decode_pipeline(found[0][1]) if found else None
+
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
+        query = "SELECT id FROM entries WHERE kind = 'parked' AND id >= ? ORDER BY id"
+        with self._reading() as connection:
+            found = [] if connection is None else [str(id) for (id,) in connection.execute(query, (prefix,))]
+        begins = takewhile(lambda id: id.startswith(prefix), found)
+        for id in [id for id in begins if ids is None or id in ids]:
+            with self._reading() as connection:
+                entry = None if connection is None else next(self._parked(connection, id), None)
+            if entry is not None and entry[0] == id:
+                yield entry
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        self._owner = None
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """One state of the file for several queries; None where there is no file."""
+        if not self._path.exists():
+            yield None
+            return
+        with file.guarded(self._path):
+            connection = self._open()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = file.opened(self._path)
+            self._opened = _identity(self._path)
+        return self._connection
+
+    def _open_still(self) -> sqlite3.Connection:
+        """The connection, if what it writes to is still what others find under the path."""
+        there = _identity(self._path)
+        if there is None or (self._connection is not None and there != self._opened):
+            raise file.damaged(self._path, "it was removed or replaced while this run used it")
+        return self._open()
+
+    @contextlib.contextmanager
+    def _changing(self, connection: sqlite3.Connection) -> Iterator[Changes]:
+        """One transaction; what it changed is on the disk when it ends."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            changes = Changes(connection, file.head(connection, self._path))
+            yield changes
+            changed = changes.end()
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        if changed is not None:
+            self._lock.bear(changed.saves)
+
+    def _verify_all(self, connection: sqlite3.Connection) -> None:
+        """Every page of the file and every text in it, before a run builds on them."""
+        found = [text for (text,) in connection.execute("PRAGMA integrity_check(5)")]
+        if found != ["ok"]:
+            raise file.damaged(self._path, found[0])
+        connection.execute("BEGIN")
+        try:
+            self._verified(connection)
+            for _ in self._parked(connection, ""):
+                pass
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _verified(self, connection: sqlite3.Connection) -> file.Verified:
+        witness = self._lock.witness  # read first: a run beside us goes on saving
+        found = file.Verified(connection, self._path)
+        if found.head.pipeline != self._pipeline:
+            raise ConfigError(
+                f"checkpoints.path: {self._path} belongs to pipeline {found.head.pipeline!r}, and this one is "
+                f"{self._pipeline!r}; give each pipeline a file of its own"
+            )
+        if found.head.saves < witness:
+            raise file.damaged(
+                self._path, f"it is older than the last run left it ({found.head.saves} saves instead of {witness})"
+            )
+        return found
+
+    def _parked(self, connection: sqlite3.Connection, prefix: str) -> Iterator[tuple[str, Parked]]:
+        for id, text in self._texts(connection, "parked", prefix):
+            yield id, decode_parked(id, text)
+
+    def _texts(self, connection: sqlite3.Connection, kind: str, prefix: str) -> Iterator[tuple[str, str]]:
+        query = "SELECT id, sum, text FROM entries WHERE kind = ? AND id >= ? ORDER BY id"
+        for id, sum, text in connection.execute(query, (kind, prefix)):
+            if not str(id).startswith(prefix):
+                return
+            if not file.is_text(text, sum):
+                raise file.damaged(self._path, f"its entry {kind!r} {id!r} is not what was saved")
+            yield id, text
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path names; None for none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,89 @@
+"""Progress as people read it (a rich table) and as machines do (plain JSON values)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from replicator.escape import escaped
+from replicator.pipeline.progress import Backfill, Progress
+
+SILENT = 1.5  # seconds without news after which a run is shown as waiting
+_COLOURS = {"live": "green", "gap": "red", "stopped": "yellow"}
+
+
+def as_table(progress: Progress, title: str = "", silent: float = 0.0) -> Table:
+    """A table of two columns: what, and how it is. ``silent``: seconds since the run was last heard of."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    if title:
+        table.add_row("pipeline", Text(escaped(title)))
+    for what, how in _rows(progress, silent):
+        table.add_row(what, how)
+    return table
+
+
+def _phase(p: Progress, silent: float) -> Text:
+    """A run that waits is not shown as one that goes well."""
+    waits = p.trouble is not None or silent >= SILENT
+    style = "yellow" if waits and p.phase != "gap" else _COLOURS.get(p.phase, "cyan")
+    return Text(escaped(f"{p.phase}, waiting" if waits else p.phase), style=style)
+
+
+def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
+    yield "phase", _phase(p, silent)
+    if p.owner is not None:
+        yield "owner", Text(escaped(p.owner.who))
+    if p.backfill is not None:
+        yield "backfill", _bar(p.backfill)
+    yield "lag", duration(p.lag_seconds)
+    yield "until loss", "unknown" if p.hours_until_loss is None else _hours(p.hours_until_loss)
+    yield "records", "unknown" if p.rate is None else f"{p.rate:,.0f}/s"
+    yield "shards", f"{p.shards.open} open, {p.shards.ended} ended, {p.shards.waiting} waiting"
+    c = p.counts
+    yield (
+        "changes",
+        f"{c.read:,} read = {c.applied:,} applied + {c.stale:,} stale + {c.dropped:,} dropped + {c.parked:,} parked",
+    )
+    yield "parked", Text(f"{p.parked:,}", style="yellow" if p.parked else "")
+    yield "gaps", Text(str(len(p.gaps)), style="red" if p.gaps else "")
+    for gap in p.gaps:
+        place = f"shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'}"
+        yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
+    if p.trouble:
+        yield "trouble", Text(escaped(p.trouble), style="red")
+    elif silent >= SILENT:
+        yield "trouble", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
+
+
+def _bar(b: Backfill) -> Table:
+    done = f"{b.items:,} items, {b.segments_ended} of {b.segments} segments"
+    if b.segments_ended < b.segments:
+        done += f", {'unknown rate' if b.rate is None else f'{b.rate:,.0f}/s'}, {duration(b.eta_seconds)} to go"
+    whole, part = (
+        (1, 1)
+        if b.segments_ended == b.segments
+        else (b.estimate or b.segments, b.items if b.estimate else b.segments_ended)
+    )
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=whole, completed=min(part, whole), width=30), done)
+    return row
+
+
+def duration(seconds: float | None) -> str:
+    """``3 s``, ``4 min 10 s``, ``2 h 5 min``; unknown where nobody knows."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _hours(hours: float) -> Text:
+    return Text(f"{hours:.1f} h until the stream drops unread records", style="red" if hours < 6 else "")

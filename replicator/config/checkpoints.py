@@ -1,0 +1,89 @@
+"""The config's section ``checkpoints``: which store, and what its own model makes of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from replicator.checkpoints.contract import Store
+from replicator.config.target import with_placeholders
+from replicator.config.validation import suggestion, validated
+from replicator.config.yaml_file import Problem
+
+GROUP = "replicator.checkpoints"
+DEFAULT = "sqlite"
+KEPT_BY_TARGET = (
+    "this target keeps the checkpoints itself, in the transaction that stores the rows; leave this section out"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where checkpoints are kept: a store and its checked options."""
+
+    type: str
+    store: Any
+    options: BaseModel
+
+    def build(self, pipeline: str, base: Path) -> Store:
+        """The store, connected to nothing yet; paths are relative to ``base``."""
+        store: Store = self.store(self.options, pipeline, base)
+        return store
+
+
+def default() -> Keeping:
+    """A file beside the config."""
+    found, problems = keeping({"type": DEFAULT})
+    assert found is not None, problems
+    return found
+
+
+def keeping(given: object) -> tuple[Keeping | None, list[Problem]]:
+    """The store that the section describes, or everything that is wrong with it; neither if there is no section."""
+    if given is None or not isinstance(given, Mapping):
+        return None, []  # the sections' model says so if it is no mapping
+    kind = given.get("type", DEFAULT)
+    store, problems = _store(kind)
+    if store is None:
+        return None, problems
+    rest = {name: value for name, value in given.items() if name != "type"}
+    options, problems = validated(store.Options, rest, ("checkpoints",))
+    return (None, problems) if options is None else (Keeping(str(kind), store, options), [])
+
+
+def _store(kind: object) -> tuple[Any, list[Problem]]:
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    place = ("checkpoints", "type")
+    if not isinstance(kind, str) or kind not in known:
+        return None, [Problem(place, f"is no kind of store; {suggestion(kind, sorted(known))}")]
+    try:
+        return known[kind].load(), []
+    except ImportError as e:
+        return None, [Problem(place, f"{kind} cannot be used: {e}; try: pip install 'replicator[{kind}]'")]
+
+
+def with_checkpoints(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a whole config with each installed store in it."""
+    choices, definitions = [], dict(schema["$defs"])
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        try:
+            options = point.load().Options.model_json_schema()
+        except ImportError:
+            continue
+        definitions |= with_placeholders(options.pop("$defs", {}))
+        choices.append(_choice(point.name, options))
+    properties = {**schema["properties"], "checkpoints": with_placeholders({"oneOf": choices})}
+    return {**schema, "properties": properties, "$defs": definitions}
+
+
+def _choice(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **options,
+        "properties": {"type": {"const": name}, **options.get("properties", {})},
+        "required": [*([] if name == DEFAULT else ["type"]), *options.get("required", [])],
+    }

@@ -1,0 +1,174 @@
+"""What a pipeline is told: where from, through which hook, where to. Read whole, checked whole, then frozen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
+from replicator.config.target import Destination, destination, target_schema
+from replicator.config.validation import Options, validated
+from replicator.config.yaml_file import ConfigFile, Problem, read
+from replicator.errors import ConfigError
+from replicator.options import Access
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+_ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
+_HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+
+
+def _pipeline_name(name: str) -> str:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError("is to be 1 to 63 letters, digits, _ . or -, and begins with a letter or digit")
+    return name
+
+
+def _table_name(name: str) -> str:
+    if _TABLE.fullmatch(name) is None and _ARN.fullmatch(name) is None:
+        raise ValueError("is to be a DynamoDB table's name (3 to 255 letters, digits, _ . -) or its ARN")
+    return name
+
+
+def _hook_name(name: str) -> str:
+    if _HOOK.fullmatch(name) is None:
+        raise ValueError("is to be of the form hooks.py:function or package.module:function")
+    return name
+
+
+class _Named(Options):
+    table: Annotated[str, AfterValidator(_table_name)] = Field(description="name or ARN of the table")
+
+
+class Source(Access, _Named):  # in this order the name is read first, and its ARN tells the region
+    """The DynamoDB table to read. What is left out comes from the usual AWS chain (environment, profile, instance)."""
+
+    region: str | None = Field(
+        default=None, validate_default=True, description="e.g. eu-west-1; an ARN already says it"
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _region_of_arn(cls, region: str | None, info: ValidationInfo) -> str | None:
+        arn = _ARN.fullmatch(info.data.get("table") or "")
+        if arn is None:
+            return region
+        if region not in (None, arn["region"]):
+            raise ValueError(f"is not the region in the table's ARN, {arn['region']}; leave it out")
+        return arn["region"]
+
+
+class Backfill(Options):
+    """How the items that are already there are copied."""
+
+    enabled: bool = Field(default=True, description="false: only changes from now on")
+    segments: int = Field(default=4, ge=1, le=1_000_000, description="parallel scan segments")
+    read_units: float | None = Field(default=None, ge=1, description="read capacity units a second the scan may use")
+
+
+class _Sections(Options):
+    """A config file as it is written; ``target`` is read by its connector, ``checkpoints`` by their store."""
+
+    pipeline: Annotated[str, AfterValidator(_pipeline_name)] = Field(
+        description="everything durable is filed under this name"
+    )
+    source: Source
+    transform: Annotated[str, AfterValidator(_hook_name)] | None = Field(
+        default=None, description="hooks.py:function (relative to this file) or package.module:function"
+    )
+    target: dict[str, Any]
+    checkpoints: dict[str, Any] | None = Field(
+        default=None, description="where positions are kept; leave it out where the target keeps them itself"
+    )
+    backfill: Backfill = Backfill()
+    on_gap: Literal["stop", "resync"] = Field(default="stop", description="what to do when records are lost")
+    ttl_deletes: Literal["apply", "ignore"] = Field(
+        default="apply", description="deletes made by DynamoDB's time to live"
+    )
+    hook_timeout: float | None = Field(
+        default=10.0, ge=0.1, le=3600, description="seconds that the hook may take for one image; null: no limit"
+    )
+    parked_limit: int = Field(default=10_000, ge=0, description="stop when more items than this are parked")
+
+    @field_validator("ttl_deletes")
+    @classmethod
+    def _kept_until_asked(cls, expiry: str, info: ValidationInfo) -> str:
+        if expiry == "ignore" and info.data.get("on_gap") == "resync":
+            raise ValueError(
+                "ignore keeps what expired until a resync, which removes it, so on_gap: resync would remove it without "
+                "asking. Leave on_gap out: a gap then ends the run, and you decide about replicator resync "
+                "--remove-expired"
+            )
+        return expiry
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A checked config. ``path`` is the file it came from; hooks are found beside it.
+
+    ``checkpoints`` None: with the target where it keeps them, else in a file beside the config.
+    """
+
+    pipeline: str
+    source: Source
+    target: Destination
+    transform: str | None = None
+    backfill: Backfill = field(default_factory=Backfill)
+    on_gap: Literal["stop", "resync"] = "stop"
+    ttl_deletes: Literal["apply", "ignore"] = "apply"
+    parked_limit: int = 10_000
+    hook_timeout: float | None = 10.0
+    checkpoints: Keeping | None = None
+    path: Path = Path("config.yaml")
+
+    @property
+    def base(self) -> Path:
+        """The folder that the hook's file is relative to."""
+        return self.path.resolve().parent
+
+
+def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
+    """The config in a file. ConfigError names every mistake at once, each with its line and its path in the file."""
+    file = read(Path(path), os.environ if environ is None else environ)
+    problems = list(file.problems)
+    config = None if file.values is None else _config(file, problems)
+    if problems or config is None:
+        ordered = sorted(problems, key=lambda p: file.line(p))
+        raise ConfigError(*dict.fromkeys(file.sentence(p) for p in ordered))
+    return config
+
+
+def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
+    spoilt = {p.path for p in problems}  # a placeholder without a value needs no second complaint
+    sections, wrong = validated(_Sections, file.values, ())
+    target, wrong_target = destination(file.values.get("target"))
+    checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
+    problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in spoilt]
+    if sections is None or target is None:
+        return None
+    if checkpoints is not None and hasattr(target.connector, "checkpoints"):
+        problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
+    return Config(
+        pipeline=sections.pipeline,
+        source=sections.source,
+        target=target,
+        transform=sections.transform,
+        backfill=sections.backfill,
+        on_gap=sections.on_gap,
+        ttl_deletes=sections.ttl_deletes,
+        parked_limit=sections.parked_limit,
+        hook_timeout=sections.hook_timeout,
+        checkpoints=checkpoints,
+        path=file.path,
+    )
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, with the options of every connector and store that is installed."""
+    return with_checkpoints(target_schema(_Sections))

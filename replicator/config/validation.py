@@ -1,0 +1,164 @@
+"""The base of every model in a config, connectors' included, and pydantic's errors as sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from ipaddress import ip_address
+from typing import Any, TypeVar, get_args
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from replicator.config.yaml_file import PathInFile, Problem
+
+_LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+
+
+class Options(BaseModel):
+    """The base of every part of a config: frozen, no unknown names, and no values in its errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(model: type[M], values: object, prefix: PathInFile) -> tuple[M | None, list[Problem]]:
+    """The model made of ``values``, or every reason why it cannot be, under ``prefix``."""
+    try:
+        return model.model_validate(values), []
+    except ValidationError as e:
+        found = [(_in_file(e["loc"], values, e["type"]), e) for e in e.errors(include_url=False)]
+        problems: dict[PathInFile, str] = {}
+        for path, error in _likely(found):
+            text = _sentence(model, path, error)
+            seen = problems.get(path)
+            problems[path] = text if seen is None else f"{seen}, or {text}"
+        return None, [Problem((*prefix, *path), text) for path, text in problems.items()]
+
+
+def _likely(found: Sequence[tuple[PathInFile, Any]]) -> Iterator[tuple[PathInFile, Any]]:
+    """Where a value may be of two shapes, only the complaints about the one that somebody began to write."""
+    for path, error in found:
+        mapping = isinstance(error["input"], Mapping)
+        rivals = [other for place, other in found if other is not error and place[: len(path)] == path]
+        unlikely = error["type"] in (_SCALAR_TYPES if mapping else _MAPPING_TYPES)
+        if not (unlikely and rivals):
+            yield path, error
+
+
+_MAPPING_TYPES = frozenset({"model_type", "model_attributes_type", "dict_type", "mapping_type"})
+_SCALAR_TYPES = frozenset({"literal_error", "enum", "string_type"})
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host is None or host.lower() in _LOCAL_NAMES:
+        return host is not None
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_url(url: str) -> SplitResult:
+    """The parts of an address; all empty where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:  # half an IPv6 address
+        return SplitResult("", "", "", "", "")
+
+
+def suggestion(given: object, known: Sequence[str]) -> str:
+    """What somebody may have meant, as the end of a sentence."""
+    close = get_close_matches(str(given), known, 1, 0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def _in_file(location: tuple[str | int, ...], values: object, kind: str) -> PathInFile:
+    """pydantic's location without the parts that are not in the file (names of union members and the like)."""
+    path: PathInFile = ()
+    for at, part in enumerate(location):
+        if part in (values if isinstance(values, Mapping) else range(len(values)) if isinstance(values, list) else ()):
+            values = values[part]  # type: ignore[index]
+        elif kind != "missing" or at != len(location) - 1:
+            continue
+        path = (*path, part)
+    return path
+
+
+def _sentence(model: type[BaseModel], path: PathInFile, error: Any) -> str:
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return f"is not known here; {suggestion(path[-1], _names(model, path[:-1]))}"
+        case "literal_error" | "enum":
+            return _choice(str(context["expected"]), error["input"])
+        case "value_error" | "assertion_error":
+            return str(context["error"])
+    template = _SENTENCES.get(error["type"])
+    return error["msg"][:1].lower() + error["msg"][1:] if template is None else template.format(**context)
+
+
+_SENTENCES = {
+    "missing": "is missing",
+    "string_type": "is to be text; put it in quotes",
+    "string_too_short": "is empty",
+    "string_unicode": "is not text that can be written as UTF-8",
+    "int_type": "is to be a whole number",
+    "int_parsing": "is to be a whole number",
+    "int_from_float": "is to be a whole number",
+    "int_parsing_size": "is to be a smaller number",
+    "float_type": "is to be a number",
+    "float_parsing": "is to be a number",
+    "bool_type": "is to be true or false",
+    "bool_parsing": "is to be true or false",
+    "greater_than_equal": "is to be at least {ge}",
+    "greater_than": "is to be more than {gt}",
+    "less_than_equal": "is to be at most {le}",
+    "less_than": "is to be less than {lt}",
+    "model_type": "is to be a mapping (name: value, one a line)",
+    "model_attributes_type": "is to be a mapping (name: value, one a line)",
+    "dict_type": "is to be a mapping (name: value, one a line)",
+    "mapping_type": "is to be a mapping (name: value, one a line)",
+    "list_type": "is to be a list",
+    "tuple_type": "is to be a list",
+}
+
+
+def _choice(expected: str, given: object) -> str:
+    known = [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
+    close = get_close_matches(str(given), known, 1, 0.6)
+    return f"is to be one of {', '.join(known)}{f'; did you mean {close[0]}?' if close else ''}"
+
+
+def _names(model: type[BaseModel], path: PathInFile) -> list[str]:
+    """The names that may stand at ``path`` of a model."""
+    found: list[Any] = [model]
+    for part in path:
+        found = [inner for kind in found for inner in _within(kind, part)]
+    models = [m for kind in found for m in _models(kind)]
+    return [field.alias or name for m in models for name, field in m.model_fields.items()]
+
+
+def _within(kind: Any, part: str | int) -> Iterator[Any]:
+    """The types of what stands under ``part`` in a value of type ``kind``."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = next((f for n, f in kind.model_fields.items() if part in (n, f.alias)), None)
+        if field is not None:
+            yield field.annotation
+        return
+    for inner in get_args(kind):
+        models = list(_models(inner))
+        named = [m for m in models if part in m.model_fields]
+        yield from (t for m in named for t in _within(m, part))
+        if not named:
+            yield from models
+
+
+def _models(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in get_args(kind):
+        yield from _models(inner)

@@ -1,0 +1,297 @@
+"""Hands batches to the target: the one place that retries, and where a batch becomes stored or comes back."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import chain, repeat
+from typing import Any, NoReturn, TypeVar
+
+from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
+from tenacity.nap import sleep_using_event
+
+from replicator.batch import Batch, Outcome, outcome_counts
+from replicator.errors import Fenced, PutBack, TransientError, Unfinished
+from replicator.operations.parked import known
+from replicator.pipeline.parked import DROPPED, PARKED, version_in
+from replicator.pipeline.pipeline import Pipeline
+from replicator.state import Checkpoints, Entry, Save
+from replicator.target.contract import Lingering, Overlapping, Target, Transactional
+from replicator.version import epoch_of
+
+T = TypeVar("T")
+SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
+CONFIRMED = 5.0  # seconds for which a run believes that no other one took over; it may have been stopped meanwhile
+
+
+class Stopped(Exception):
+    """The run was asked to stop while it waited; whatever it waited for is not stored, and nothing is lost."""
+
+
+class Patience:
+    """Repeats what fails for a time, with growing waits, until it works or the run is to stop."""
+
+    def __init__(
+        self,
+        stop: threading.Event,
+        report: Callable[[str | None], None],
+        now: Callable[[], float],
+        random: random.Random,
+    ) -> None:
+        self._random = random
+        self._report = report
+        self._now = now
+        self._since: float | None = None
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=self._backoff,
+            stop=stop_when_event_set(stop),
+            sleep=sleep_using_event(stop),
+            before_sleep=self._waits,
+        )
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        try:
+            found = work()
+        except TransientError as e:
+            found = self._again(work, e)
+        if self._since is not None:
+            self._since = None
+            self._report(None)
+        return found
+
+    def _again(self, work: Callable[[], T], failed: TransientError) -> T:
+        """Go on after a first try that failed: a retry loop costs more than most of what succeeds at once."""
+        tries: Iterator[Callable[[], T]] = chain([partial(_fail, failed)], repeat(work))
+        try:
+            found: T = self._retrying(lambda: next(tries)())
+            return found
+        except RetryError as e:
+            raise Stopped from e
+
+    def _backoff(self, state: RetryCallState) -> float:
+        longest = min(LONGEST_WAIT, SHORTEST_WAIT * 2 ** min(state.attempt_number, 10))
+        return self._random.uniform(longest / 2, longest)
+
+    def _waits(self, state: RetryCallState) -> None:
+        self._since = self._since or self._now()
+        error = state.outcome.exception() if state.outcome is not None else None
+        wait = state.next_action.sleep if state.next_action is not None else 0.0
+        lasting = self._now() - self._since
+        self._report(f"{error} (for {lasting:.0f} s now, next try in {wait:.1f} s)")
+
+
+def _fail(error: TransientError) -> NoReturn:
+    raise error
+
+
+class Delivery:
+    """Stores batches in order. Where the target can, one is under way while the next is encoded, and then waits.
+
+    ``still_at_it`` is called now and then while a batch takes long.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        checkpoints: Checkpoints,
+        pipeline: Pipeline,
+        patiently: Patience,
+        now: Callable[[], float],
+        hook_limit: AbstractContextManager[object] | None = None,
+        still_at_it: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._still_at_it = still_at_it
+        self._hook_limit = nullcontext() if hook_limit is None else hook_limit
+        self._target = target
+        self._overlapping = target if isinstance(target, Overlapping) else None
+        self._transactional = isinstance(target, Transactional)
+        self._doubt = target.doubt if isinstance(target, Lingering) else None
+        self._checkpoints = checkpoints
+        self._pipeline = pipeline
+        self._patiently = patiently
+        self._now = now
+        self._under_way: Batch | None = None
+        self._waiting: tuple[Batch, Any] | None = None  # with its encoded form
+        self._failed = False
+        self._confirmed = -math.inf
+
+    @property
+    def busy(self) -> bool:
+        return self._under_way is not None or self.full
+
+    @property
+    def full(self) -> bool:
+        """Whether no batch may be offered, because one waits already."""
+        return self._waiting is not None
+
+    def offer(self, batch: Batch) -> None:
+        """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
+        assert not self.full, "a batch waits: push it first"
+        if self._overlapping is None:
+            self._finish(batch, lambda: self._written_out(batch))
+            return
+        self._waiting = batch, self._overlapping.encode(batch)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Send what waits if nothing is under way any more. It takes no time to ask."""
+        if self.full and (self._under_way is None or self._failed or self._is_ready()):
+            self.push()
+
+    def push(self) -> None:
+        """Wait for the oldest answer; then send what waits, unless it came back."""
+        waiting, self._waiting = self._waiting, None
+        if self._settled() and waiting is not None:
+            self._under_way, encoded = waiting
+            self._sent(encoded)
+
+    def settle(self) -> None:
+        """Wait until everything that was offered is stored, or came back."""
+        while self.busy:
+            self.push()
+
+    def _is_ready(self) -> bool:
+        assert self._overlapping is not None
+        return self._overlapping.ready()
+
+    def _settled(self) -> bool:
+        """Whether what was under way is stored; the target may have refused part of it, so that all came back."""
+        batch, self._under_way = self._under_way, None
+        return batch is None or self._finish(batch, lambda: self._collected(batch))
+
+    def flush(self) -> None:
+        """Store everything that the pipeline has to give."""
+        self.settle()
+        while (batch := self.taken()) is not None:
+            self.offer(batch)
+            self.settle()
+
+    def taken(self) -> Batch | None:
+        """The next batch, for which the hook works."""
+        with self._hook_limit:
+            return self._pipeline.take(self._now())
+
+    def _sent(self, encoded: Any) -> None:
+        assert self._overlapping is not None
+        try:
+            self.confirm()
+            self._overlapping.send(encoded)
+        except TransientError:
+            self._failed = True  # the answer will be asked for, and the batch written again
+
+    def _collected(self, batch: Batch) -> Outcome:
+        assert self._overlapping is not None
+        failed, self._failed = self._failed, False
+        if not failed:
+            try:
+                return self._overlapping.collect()
+            except Unfinished:
+                self._still_at_it()
+            except TransientError:
+                pass  # unsure whether it is stored: the same batch follows, which changes nothing if it is
+        return self._written_out(batch)
+
+    def _written_out(self, batch: Batch) -> Outcome:
+        """A batch that takes long is sent in stretches; before each the run asks whether the pipeline is its own."""
+        while (outcome := self._patiently(lambda: self._stretch(batch))) is None:
+            self._still_at_it()
+        return outcome
+
+    def _stretch(self, batch: Batch) -> Outcome | None:
+        """None if some of the batch is left to be sent."""
+        try:
+            return self._written(batch)
+        except Unfinished:
+            return None
+
+    def _written(self, batch: Batch) -> Outcome:
+        self.confirm()
+        return self._target.write(batch)
+
+    def _finish(self, batch: Batch, answer: Callable[[], Outcome]) -> bool:
+        """Whether the batch is stored and what was taken after it still holds; else that came back."""
+        try:
+            outcome = answer()
+            if outcome.rejections:
+                self._pipeline.refused(batch, outcome.rejections)
+                return False
+            if not self._transactional:
+                counts = outcome_counts(batch, outcome)
+                self._patiently(lambda: self._checkpoints.save(batch.saves, counts))
+                self._confirmed = self._now()
+        except Fenced as e:
+            return self._overtaken(batch, e)
+        self._pipeline.stored(batch, outcome, self._now())
+        return True
+
+    def _overtaken(self, batch: Batch, fenced: Fenced) -> bool:
+        """No other run may own the pipeline, but a command may have changed entries of parked items meanwhile.
+
+        If it did after the batch was stored, and only the answer was lost, the pipeline's own entry tells.
+        """
+        self._patiently(lambda: self._checkpoints.save(()))
+        stored = {(e.kind, e.id): e for e in self._patiently(self._checkpoints.read).entries}
+        if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
+            self._pipeline.stored(batch, Outcome(), self._now())
+        elif any(_went_back(s, stored) for s in batch.saves):
+            raise PutBack(
+                "the checkpoints were put back to an earlier state while this run was up (a standby took over that "
+                "lacks the last commits, or a backup was restored). Start the run again: it reads on from what is "
+                "stored"
+            ) from fenced
+        elif not any(_moved(s, stored) for s in batch.saves):
+            raise fenced
+        self._pipeline.give_back()
+        self.know_parked()
+        if self._doubt is not None:  # what the command sent may still be carried out, whatever is parked
+            moved = [epoch_of(version_in(s.id)) for s in batch.saves if _moved(s, stored)]
+            self._doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
+        return False
+
+    def know_parked(self) -> None:
+        """Take the parked items as they are stored. Nothing may be under way.
+
+        Where a command sent something since, it may be carried out late, also if the item is not parked any more. A
+        sweep begins anew only where it is of an earlier epoch: else frequent retries would put it off for ever.
+        """
+        before = self._pipeline.parked
+        found = self._patiently(lambda: known(self._checkpoints, before))
+        if self._doubt is not None and found.retries != before.retries:
+            epoch = self._pipeline.epoch
+            self._doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))
+        self._pipeline.know(found)
+
+    def confirm(self, *, afresh: bool = False) -> None:
+        """Fenced if another run took over. Asked where the target cannot.
+
+        Not again within a few seconds, unless ``afresh``: the next run doubts what this one writes meanwhile, but
+        nothing makes up for tombstones of its own that this one forgets.
+        """
+        lately = 0 <= self._now() - self._confirmed <= CONFIRMED  # clocks are set back, too
+        if not self._transactional and (afresh or not lately):
+            self._checkpoints.save(())
+            self._confirmed = self._now()
+
+
+def _made(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
+    entry = stored.get((save.kind, save.id))
+    return entry is not None and (entry.revision, entry.text) == ((save.expected or 0) + 1, save.text)
+
+
+def _went_back(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
+    """Whether an entry that only runs change is older than the one that this run saved."""
+    entry = stored.get((save.kind, save.id))
+    there = 0 if entry is None else entry.revision
+    return save.kind not in (PARKED, DROPPED) and save.expected is not None and there < save.expected
+
+
+def _moved(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
+    """Whether a command changed the entry that the save expects."""
+    entry = stored.get((save.kind, save.id))
+    there = 0 if entry is None else entry.revision
+    return save.kind in (PARKED, DROPPED) and save.expected is not None and there != save.expected

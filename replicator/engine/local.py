@@ -1,0 +1,350 @@
+"""Moves a pipeline on this machine: calls for pages ahead are under way while one thread does everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from replicator.aws.client import Wire, answered
+from replicator.aws.threaded import calls_of
+from replicator.config.settings import Config
+from replicator.engine import preexisting, startup
+from replicator.engine.binding import Binding, Recheck
+from replicator.engine.cleanup import Chores
+from replicator.engine.delivery import Delivery, Patience, Stopped
+from replicator.engine.fetcher import Fetching, end_of_stream, explained
+from replicator.engine.heartbeat import Vitals, tell_replaced
+from replicator.engine.parked_limits import ParkedWatch
+from replicator.engine.scheduler import Steps
+from replicator.errors import GapFound, ReplicatorError, TransientError
+from replicator.hooks.hook import Hook
+from replicator.options import aws_options
+from replicator.pipeline import stages
+from replicator.pipeline.compaction import Filing
+from replicator.pipeline.pipeline import Pipeline
+from replicator.pipeline.progress import Progress
+from replicator.source.scan import ReadBudget, Scanned
+from replicator.source.stream import RecordsDecoder, Stream, listing
+from replicator.source.table import Listing, SourceTable, describe_table, find_table
+from replicator.state import Checkpoints, Owner, PipelineState, Save, encode
+from replicator.target import in_doubt
+from replicator.target.contract import Lingering, Table, Target, Transactional
+
+log = logging.getLogger("replicator")
+
+WAIT = 0.1  # seconds the loop waits for a page at most
+RESYNCS = 3  # in one run; more would be a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What a run works with: both ends, the hook, the target's tables."""
+
+    config: Config
+    wire: Wire
+    target: Target
+    checkpoints: Checkpoints
+    hook: Hook | None
+    table: SourceTable
+    tables: tuple[Table, ...]
+
+    @property
+    def filing(self) -> Filing:
+        return Filing(self.hook, tuple(t.name for t in self.tables))
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a run gets from outside: time, randomness, calls, when to stop, and who wants to know how it goes.
+
+    ``now`` is the time that people and AWS go by; it may be set, also back. ``steady`` never is: whatever is to happen
+    again after some seconds goes by it.
+    """
+
+    stop: threading.Event
+    observe: Callable[[Progress], None]
+    now: Callable[[], float] = time.time
+    random: random.Random = field(default_factory=random.Random)
+    steps: Callable[[Wire], Steps] = lambda wire: Steps(calls_of(wire))
+    steady: Callable[[], float] = time.monotonic
+    hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
+
+
+def log_wait(trouble: str | None) -> None:
+    """Say that a wait goes on, or that it is over."""
+    if trouble is None:
+        log.info("going on after a wait")
+    else:
+        log.warning("waiting", extra={"reason": trouble})
+
+
+class Driver:
+    """One run of a pipeline, from its claim to its end."""
+
+    _fetching: Fetching | None = None  # until it is known what to read
+
+    def __init__(self, copy: Copy, owner: Owner, world: World) -> None:
+        self._copy, self._world, self._now = copy, world, world.now
+        self._started, self._table = world.now(), copy.table
+        claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
+        self._patiently = Patience(world.stop, self._report, self._now, world.random)
+        self.pipeline = Pipeline(
+            copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore", now=self._started
+        )
+        self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady, who=owner.who)
+        tell_replaced(claimed, self._started)
+        self._delivery = Delivery(
+            copy.target,
+            copy.checkpoints,
+            self.pipeline,
+            self._patiently,
+            self._now,
+            world.hook_limit,
+            self._sign_past,
+        )
+        self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
+        self._watch = self._watch_of(copy.config.parked_limit)
+        self._recheck = self._recheck_of(copy)
+        self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
+        self._chores = self._chores_of(copy)
+        self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
+        self._resyncs, self._extends = 0, False  # whether tables may be extended
+
+    def _watch_of(self, limit: int) -> ParkedWatch:
+        return ParkedWatch(self.pipeline, self._delivery, limit, self._world.steady, self.pipeline.total)
+
+    def _recheck_of(self, copy: Copy) -> Recheck:
+        return Recheck(copy.target, copy.tables, self._delivery, self._patiently, self._world.steady)
+
+    def _chores_of(self, copy: Copy) -> Chores:
+        told = (self.pipeline, self._delivery, self._patiently, self._now, self._world.steady, self._doubt)
+        return Chores(copy.target, copy.checkpoints, copy.tables, *told)
+
+    def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
+        """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
+        self._extends = allowed.schema_changes
+        try:
+            self._delivery.know_parked()
+            try:
+                self._start(allowed)
+            except GapFound as found:
+                self._gap(found)
+            self._run(until)
+            self._say_goodbye()
+        except Stopped:
+            log.info("stopped while waiting", extra={"waiting_for": self._vitals.trouble})
+        finally:
+            self._steps.close()
+
+    # Starting
+
+    def _start(self, allowed: startup.Allowed) -> None:
+        found = self._binding.found(self._table)
+        if startup.course(found, allowed) is not startup.Course.RESUME:
+            self._begin(found)
+            return
+        assert found.state is not None
+        self._take_over_doubt(found.state)
+        if found.state.hook != found.hook:
+            self._change(startup.accepted(self._state(), found.hook))
+        self._binding.open(found)
+        self._fetch()
+        log.info("going on", extra={"stage": found.state.stage, "epoch": found.state.epoch})
+
+    def _begin(self, found: startup.Found) -> None:
+        """A new epoch: positions first, durably, before anything is read.
+
+        What defines the documents is remembered when the tables have taken it, and before any is written: a run that
+        they refuse leaves the definition that the next one finds to be changed.
+        """
+        backfilling = self._copy.config.backfill
+        if found.state is not None or found.highest:
+            self._begin_doubt()
+        startup.check_source(
+            self._table,
+            own_ids=self._copy.filing.own_ids,
+            options=aws_options(self._copy.config.source, self._table.arn),
+        )
+        if self._extends and found.additions is not None:
+            self._binding.extend(found)
+        state = startup.fresh(found, enabled=backfilling.enabled, now=self._now())
+        segments = stages.segments(backfilling.segments) if state.stage == stages.SCANNING else {}
+        self._fetch()
+        self.pipeline.begin(state, self._full_listing(), segments, found.as_defined)
+        self._delivery.flush()
+        self._binding.open(found)
+        self._delivery.flush()
+        log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+
+    def _begin_doubt(self, seconds: float = math.inf, *, earlier: bool = True) -> None:
+        """A run before this one may have been killed while it wrote."""
+        if self._doubt is not None:
+            self._doubt.begin(seconds, earlier=earlier)
+
+    def _take_over_doubt(self, state: PipelineState) -> None:
+        """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most.
+
+        What a command retried may be of an earlier epoch, as its note says; a run of this epoch sent nothing that is.
+        """
+        retries = self.pipeline.ledger.retries
+        retried, earlier = retries.all, retries.before(state.epoch)
+        if retried != state.retried:
+            state = replace(state, lingers=in_doubt.LINGER)
+        if earlier != state.retried_earlier:
+            state = replace(state, lingers_earlier=in_doubt.LINGER)
+        if state.lingers is not None:
+            self._begin_doubt(state.lingers, earlier=False)
+        if state.lingers_earlier is not None:
+            self._begin_doubt(state.lingers_earlier)
+        now = replace(state, lingers=in_doubt.LINGER, retried=retried, retried_earlier=earlier)
+        if self._doubt is not None and now != self._state():
+            self._change(now)
+
+    def _hand_over_doubt(self) -> None:
+        """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
+        state = self.pipeline.ledger.pipeline
+        if self._doubt is not None and state is not None:
+            earlier = self._doubt.left_earlier if state.resync else None  # else there is nothing to sweep
+            self._change(replace(state, lingers=self._doubt.left, lingers_earlier=earlier))
+
+    def _state(self) -> PipelineState:
+        state = self.pipeline.ledger.pipeline
+        assert state is not None
+        return state
+
+    def _change(self, state: PipelineState) -> None:
+        self.pipeline.change(state)
+        self._delivery.flush()
+
+    def _fetch(self) -> None:
+        """Read from the stream that the table has now."""
+        table, world = self._table, self._world
+        name = self._copy.config.source.table  # perhaps an ARN: a table of another account has to be called by it
+        self._steps.clear()
+        stream = Stream(
+            arn=table.stream_arn or "",
+            table=name,
+            keys=table.keys,
+            decode=RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY"),
+            now=self._now,
+            random=world.random,
+            keys_only=table.view == "KEYS_ONLY",
+        )
+        scanned = Scanned(name, table.keys, world.random)
+        self._fetching = Fetching(self.pipeline, stream, scanned, self._budget, self._steps, world.steady, world.random)
+
+    def _full_listing(self) -> Listing:
+        assert self._fetching is not None
+        stream = self._fetching.stream
+
+        def whole() -> Listing:
+            pages: Iterator[Listing | float] = answered(self._copy.wire, listing(stream))
+            for found in pages:
+                if isinstance(found, Listing):
+                    return found
+                self._world.stop.wait(found)
+            raise AssertionError("a listing ends with a Listing")
+
+        return self._patiently(whole)
+
+    # Running
+
+    def _run(self, until: str | None) -> None:
+        while not self._world.stop.is_set():
+            caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
+            if caught_up and not self._chores.overdue:
+                return
+            try:
+                self._turn()
+            except GapFound as found:
+                self._gap(explained(found, self._table, self._found_table()) if found.gone else found)
+
+    def _found_table(self) -> SourceTable | None:
+        """The source table as it is now, if there still is one."""
+        return self._patiently(lambda: find_table(self._copy.wire, self._copy.config.source.table))
+
+    def _turn(self) -> None:
+        """One round: take in what was read, give out what is to be stored, and see to what else is due."""
+        assert self._fetching is not None
+        self._vitals.trouble = next(iter(self._fetching.trouble.values()), None)
+        self._vitals.tick()
+        self._fetching.advance()
+        self._steps.begin()
+        batch = None if self._delivery.full else self._delivery.taken()
+        if batch is not None:
+            self._delivery.offer(batch)
+        busy = batch is not None or self._delivery.busy
+        busy = self._chores.do(idle=not busy) or busy
+        stepped = self._steps.get(0.0 if busy else WAIT)
+        if stepped is None and batch is None:
+            self._delivery.push()
+        while stepped is not None:
+            self._fetching.handle(stepped)
+            self._delivery.nudge()
+            if self.pipeline.laden and not self._delivery.full:
+                break
+            stepped = self._steps.get(0.0)
+        if self._fetching.finished:
+            raise end_of_stream(self._table, self._found_table())
+        self._watch.look()
+        self._recheck.look()
+
+    def _gap(self, found: GapFound) -> None:
+        """Record it; then repair it by a rescan if that is wished for, else end with it."""
+        log.error("gap", extra={"reason": found.reason, "shard": found.shard, "sequence": found.sequence})
+        self._steps.clear()
+        if not self._recorded(found):
+            self.pipeline.gap(found, self._now())
+        self._delivery.flush()
+        if self._copy.config.on_gap != "resync" or self._resyncs >= RESYNCS:
+            raise found
+        self._resyncs += 1
+        self._table = self._patiently(lambda: describe_table(self._copy.wire, self._copy.config.source.table))
+        self._begin(self._binding.found(self._table))
+
+    def _recorded(self, found: GapFound) -> bool:
+        gaps = self.pipeline.ledger.gaps.values()
+        return any(g.repaired is None and (g.reason, g.shard) == (found.reason, found.shard) for g in gaps)
+
+    # Telling
+
+    def _report(self, trouble: str | None) -> None:
+        """A wait began, goes on, or is over."""
+        self._vitals.trouble = trouble
+        if trouble is None:
+            log.info("going on after a wait")
+            return
+        log.warning("waiting", extra={"reason": trouble, "hours_until_loss": self._vitals.hours_until_loss()})
+        self._vitals.show()
+        if not isinstance(self._copy.target, Transactional):
+            self._sign_past()
+
+    def _sign_past(self) -> None:
+        """A sign of life beside the batch that waits, where the store is apart from the target."""
+        sign = Save("pulse", "", None, encode(self._vitals.sign()))
+        with contextlib.suppress(TransientError):  # it may be the store itself that is waited for
+            self._copy.checkpoints.save([sign])
+
+    def _filled(self) -> tuple[Sequence[str], int]:
+        """See ``existing.filled``; nothing where the ends cannot tell now."""
+        with contextlib.suppress(ReplicatorError):
+            return preexisting.filled(self._copy.checkpoints, self._copy.target, self._copy.tables)
+        return (), 0
+
+    def _say_goodbye(self) -> None:
+        """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""
+        self._delivery.settle()
+        self.pipeline.drop_ahead()
+        self._vitals.goodbye(*self._filled())
+        self._delivery.flush()
+        self._hand_over_doubt()
+        self._watch.end()
+        self._vitals.show()
+        log.info("stopped", extra={"read": self.pipeline.total.read})

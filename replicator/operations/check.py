@@ -1,0 +1,298 @@
+"""Looks at everything a run needs before it runs, and changes nothing: one finding a fact, all in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from replicator.aws import boto
+from replicator.aws.client import Wire, WireError, completed, decoded, failure
+from replicator.change import key_text
+from replicator.checkpoints.contract import Cautious, Store
+from replicator.engine.run import KEPT_EXPIRED, ends, introduce, target_tables
+from replicator.engine.startup import check_source
+from replicator.errors import ConfigError, ReplicatorError
+from replicator.hooks import hook
+from replicator.hooks.hook import Hook, Poison
+from replicator.hooks.time_limit import HookLimit
+from replicator.items.attributes import Malformed
+from replicator.items.item import Item
+from replicator.items.to_json import unreadable
+from replicator.operations.dry_run import outlook
+from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
+from replicator.operations.preview import Refusals, forecast, preview
+from replicator.options import aws_options
+from replicator.pipeline.compaction import Filing
+from replicator.source import sample
+from replicator.source.table import KeyReader, SourceTable, describe_stream, describe_table
+from replicator.state import Checkpoints
+from replicator.target.contract import Denied, Target
+
+if TYPE_CHECKING:
+    from replicator.config.settings import Config
+
+SAMPLED = 50  # items that the hook is tried on
+
+
+class _Iterator(msgspec.Struct):
+    ShardIterator: str
+
+
+def check(config: Config, *, create: bool = False) -> list[Finding]:
+    """Everything that can be found out without changing anything. ``create``: make what keeps the checkpoints."""
+    findings: list[Finding] = []
+    images: list[bytes] = []
+    hook = _tried(findings, "transform", lambda: _hook(config))
+    wire = _tried(findings, "source", lambda: boto.connect(config.source))
+    table = None if wire is None else _tried(findings, "source", lambda: describe_table(wire, config.source.table))
+    if config.transform is not None and hook is not None:
+        findings.append(Finding("transform", "ok", f"{config.transform} is a {_kind(hook)}"))
+    if wire is not None and table is not None:
+        findings += _source(config, wire, table, hook, images)
+    findings += _gathered("target", _destination(config, wire, table, hook, images, create=create))
+    if exit_code(findings):  # no run begins
+        return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
+    return findings
+
+
+def _hook(config: Config) -> Hook | None:
+    return None if config.transform is None else hook.load(config.transform, config.base)
+
+
+def _kind(hook: Hook) -> str:
+    return "hook that files documents under ids of their own" if hook.declared else "hook with one document an item"
+
+
+def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any:
+    """What ``act`` gives; None, and a finding, if it fails in a way that a person can mend."""
+    try:
+        return act()
+    except ReplicatorError as e:
+        findings.append(failed(subject, e))
+        return None
+
+
+def _source(
+    config: Config, wire: Wire, table: SourceTable, hook: Hook | None, images: list[bytes]
+) -> Iterator[Finding]:
+    """``images``: takes up those of some live items."""
+    yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
+    yield from _stream(table, hook, aws_options(config.source, table.arn))
+    if table.stream_arn is not None and table.streaming:
+        yield from _stream_calls(wire, table.stream_arn)
+    yield from _table_calls(config, wire, table, hook, images)
+
+
+def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Finding]:
+    try:
+        check_source(table, own_ids=hook is not None and hook.declared, options=options)
+    except ConfigError as e:
+        yield from (Finding("source.stream", "problem", p) for p in e.problems)
+    else:
+        yield Finding("source.stream", "ok", f"{table.stream_arn}, {table.view}")
+
+
+def _stream_calls(wire: Wire, arn: str) -> Iterator[Finding]:
+    """Describe the stream, take an iterator, read a record: the three permissions on it."""
+    findings: list[Finding] = []
+    listing = _tried(findings, "permission", lambda: completed(wire, describe_stream(arn)))
+    yield from findings or [_allowed("DescribeStream", arn)]
+    shards = listing.shards if listing is not None else []
+    if not shards:
+        return
+    request = {"StreamArn": arn, "ShardId": shards[-1].id, "ShardIteratorType": "LATEST"}
+    body, finding = _permitted(wire, "GetShardIterator", request, arn)
+    yield finding
+    if body is not None:
+        iterator = _tried(findings, "stream", lambda: decoded(body, _Iterator, "GetShardIterator").ShardIterator)
+        yield from findings
+        if iterator is not None:
+            _, finding = _permitted(wire, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, arn)
+            yield finding
+
+
+def _allowed(operation: str, resource: str) -> Finding:
+    return Finding("permission", "ok", f"dynamodb:{operation} on {resource}")
+
+
+def _permitted(wire: Wire, operation: str, request: dict[str, Any], resource: str) -> tuple[bytes | None, Finding]:
+    try:
+        return wire.call(operation, request), _allowed(operation, resource)
+    except WireError as e:
+        return None, failed("permission", failure(e, operation, resource))
+
+
+def _table_calls(
+    config: Config, wire: Wire, table: SourceTable, hook: Hook | None, images: list[bytes]
+) -> Iterator[Finding]:
+    arn = table.arn or table.name
+    if table.view == "KEYS_ONLY":
+        request = {"RequestItems": {config.source.table: {"Keys": [_no_key(table)]}}}
+        yield _permitted(wire, "BatchGetItem", request, arn)[1]
+    if hook is not None and hook.declared:  # parked retry looks at items that a scan found
+        yield _permitted(wire, "GetItem", {"TableName": config.source.table, "Key": _no_key(table)}, arn)[1]
+    if config.ttl_deletes == "ignore":
+        yield Finding("ttl_deletes", "note", f"items that expire stay in the target, until {KEPT_EXPIRED}")
+    if not config.backfill.enabled:
+        yield Finding("source.backfill", "note", "off: only changes from now on will be copied")
+        return
+    findings: list[Finding] = []
+    _tried(findings, "permission", lambda: images.extend(sample.some(wire, config.source.table, SAMPLED)))
+    yield from findings or [_allowed("Scan", arn)]
+    if hook is not None and images:
+        yield from _purity(config, hook, table, images)
+
+
+def _no_key(table: SourceTable) -> dict[str, dict[str, str]]:
+    """A key of the right types, whether there is such an item or not."""
+    return {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
+
+
+def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
+    """Run the hook twice on each item: same image, same documents."""
+    tables, reader = tuple(config.target.tables), KeyReader(table.keys)
+    parked: list[str] = []
+    for image in images:
+        key = key_text(reader.of(image))
+        try:
+            with HookLimit(config.hook_timeout):
+                first, second = (_documents(hook, Item(image), tables) for _ in range(2))
+        except (Poison, Malformed) as e:
+            parked.append(f"item {key}: {e}")
+            continue
+        if not _alike(first, second):
+            text = f"{hook.name} is not pure: item {key} gave two different results"
+            yield Finding("transform", "problem", text, "take clocks, random numbers and look-ups out of the hook")
+            return
+    if parked:
+        text = f"{len(parked)} of {len(images)} live items would be parked, e.g. {parked[0]}"
+        verdict: Verdict = "problem" if len(parked) == len(images) else "note"
+        yield Finding("transform", verdict, text, "replicator preview shows what the hook makes of an item")
+    if len(parked) < len(images):
+        yield Finding("transform", "ok", f"{hook.name} gave the same twice for {len(images) - len(parked)} live items")
+
+
+def _alike(one: object, other: object) -> bool:
+    """What cannot be compared, because it is too deep or its own code raises, cannot be stored: the target says so."""
+    try:
+        return _same(one, other)
+    except BaseException as e:
+        unreadable(e)  # goes on with Ctrl-C
+        return True
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal, with NaN equal to itself: a hook that always returns it is pure."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
+    if hook.declared:
+        return {place: dict(body) for place, body in hook.many(item, tables).items()}
+    body = hook.one(item)
+    return None if body is None else dict(body)
+
+
+def _destination(
+    config: Config,
+    wire: Wire | None,
+    table: SourceTable | None,
+    hook: Hook | None,
+    images: Sequence[bytes],
+    *,
+    create: bool,
+) -> Iterator[Finding]:
+    """The target, and where the checkpoints are kept if not there."""
+    with ends(config) as (target, checkpoints):
+        if wire is not None and table is not None:
+            introduce(config, target, table, wire)
+        found = [*_gathered("target", _target(config, target, table, hook, images))]
+        if isinstance(checkpoints, Store):
+            found += _gathered("checkpoints", _store(checkpoints, create=create))
+        if table is not None and (hook is not None or config.transform is None) and _readable(found):
+            begins = _gathered("pipeline", _beginning(config, target, checkpoints, table, hook))
+            said = {finding.text for finding in found}
+            found += [finding for finding in begins if finding.text not in said]
+        yield from found
+
+
+def _readable(findings: Sequence[Finding]) -> bool:
+    """Whether it can be read what is stored: what stands against that was said."""
+    return not any(
+        f.verdict in ("forbidden", "unreachable")
+        or (f.verdict in ("problem", "gap") and f.subject.startswith("checkpoints"))
+        for f in findings
+    )
+
+
+def _verdict(problem: str) -> Verdict:
+    return "forbidden" if isinstance(problem, Denied) else "problem"
+
+
+def _beginning(
+    config: Config, target: Target, checkpoints: Checkpoints, table: SourceTable, hook: Hook | None
+) -> Iterator[Finding]:
+    """How a run would begin, or why it would not."""
+    tables = target_tables(config, table, hook)
+    yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
+
+
+def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """``findings``, and what ends them early."""
+    try:
+        yield from findings
+    except ConfigError as e:
+        yield from (problem(subject, p) for p in e.problems)
+    except ReplicatorError as e:
+        yield failed(subject, e)
+
+
+def _target(
+    config: Config, target: Target, table: SourceTable | None, hook: Hook | None, images: Sequence[bytes]
+) -> Iterator[Finding]:
+    wanted = () if table is None else target_tables(config, table, hook)
+    problems = target.check(wanted)
+    yield from (Finding("target", _verdict(p), p) for p in problems)
+    if table is None:
+        yield Finding("target", "note", "reached; its tables are compared once the source can be read")
+    elif not problems:
+        plan = target.plan(wanted)
+        yield from (Finding("target", "note", f"run will do:\n{statement}") for statement in plan)
+        yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
+        yield from _refused(config, forecast(target, wanted), table, hook, images)
+
+
+def _refused(
+    config: Config, refusals: Refusals, table: SourceTable, hook: Hook | None, images: Sequence[bytes]
+) -> Iterator[Finding]:
+    """Live items that the target would not take, though the hook made something of them."""
+    filing, reader = Filing(hook, tuple(config.target.tables)), KeyReader(table.keys)
+    made = [found for image in images if (found := preview(reader.of(image), image, filing)).problem is None]
+    refused = [(found.key, said[0].reason) for found in made if (said := refusals(found.writes))]
+    if not refused:
+        return
+    key, reason = refused[0]
+    many = f"{len(refused)} of {len(images)} live items would be parked"
+    text = f"{many}, because the target cannot store them, e.g. item {key_text(key)}: {reason}"
+    verdict: Verdict = "problem" if len(refused) == len(made) else "note"
+    yield Finding("target", verdict, text, "replicator preview shows them")
+
+
+def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
+    if create:
+        checkpoints.create()
+    problems = checkpoints.check()
+    yield from (problem("checkpoints", p, _verdict(p)) for p in problems)
+    if plan := checkpoints.plan():
+        text = "check --create will do" if problems else "run will do"
+        yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)
+    if isinstance(checkpoints, Cautious):
+        yield from (problem("checkpoints", w, "note") for w in checkpoints.warnings())
+    if not problems:
+        yield Finding("checkpoints", "ok", f"kept in {checkpoints.place}")

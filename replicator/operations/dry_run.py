@@ -1,0 +1,46 @@
+"""How a run would begin now: decided as the run itself decides it, from the same facts, and nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from replicator.config.settings import Config
+from replicator.engine import preexisting
+from replicator.engine.fetcher import end_of_stream
+from replicator.engine.parked_limits import check_parked
+from replicator.engine.startup import Allowed, Course, course, fresh
+from replicator.errors import GapFound
+from replicator.hooks.hook import Hook
+from replicator.operations.parked import known
+from replicator.pipeline.checkpoint_view import Ledger
+from replicator.source.table import SourceTable
+from replicator.state import Checkpoints
+from replicator.target.contract import Table, Target
+
+
+def outlook(
+    config: Config,
+    target: Target,
+    checkpoints: Checkpoints,
+    source: SourceTable,
+    tables: Sequence[Table],
+    hook: Hook | None,
+) -> str:
+    """What a run would do first, in a sentence. ConfigError or GapFound where it would end instead."""
+    found = preexisting.found(Ledger(checkpoints.read()), source, target, tables, hook)
+    parked = known(checkpoints)
+    try:
+        how = course(found, Allowed())
+        if how is Course.RESUME and not source.streaming:
+            raise end_of_stream(source, source)
+    except GapFound as e:
+        if config.on_gap != "resync":
+            raise
+        return f"run will rescan the table, as on_gap says: {e.reason}"
+    check_parked(parked, config.parked_limit)
+    if how is Course.RESUME:
+        assert found.state is not None
+        return f"run will resume where the last one stopped (epoch {found.state.epoch})"
+    if source.stream_arn is not None:
+        fresh(found, enabled=config.backfill.enabled, now=0.0)  # epochs may have run out
+    return f"run will begin {'with a backfill' if config.backfill.enabled else 'with the changes from now on'}"

@@ -1,0 +1,402 @@
+"""Parked items, and how one is tried again: at its own version, so the target's guard keeps it safe.
+
+A run that goes on meanwhile changes the same entries. Both compare revisions: a command that loses says so, a run that
+loses reads the entries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import NoReturn
+
+from msgspec import structs
+
+from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
+from replicator.change import Change, Key
+from replicator.errors import ConfigError, Fenced, Unfinished
+from replicator.hooks.hook import Poison
+from replicator.items.attributes import Malformed
+from replicator.items.item import Item
+from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
+from replicator.pipeline.compaction import Filing, run_writes
+from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
+from replicator.pipeline.progress import SILENCE
+from replicator.state import (
+    Checkpoints,
+    Dropped,
+    Owner,
+    Parked,
+    PipelineState,
+    Place,
+    Pulse,
+    Retried,
+    Save,
+    decode,
+    encode,
+)
+from replicator.target.contract import Lingering, Target, Transactional, Unguarded
+from replicator.target.in_doubt import is_late
+from replicator.version import epoch_of
+
+CHANGED = "a run has changed it meanwhile; look at it again"
+OVERTAKEN = (
+    "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
+    "compare the item in the target with its source; its next change replaces it"
+)
+SUPERSEDED = "it has changed in the source since, and what the stream brings of it is newer"
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedItem:
+    """An item's parked entry as it was read."""
+
+    item: str
+    id: str
+    revision: int
+    entry: Parked
+
+    @property
+    def changes(self) -> Mapping[str, int]:
+        """How many changes are parked, by the source that counts them."""
+        return self.entry.changes or {self.entry.source: 1}
+
+    @property
+    def removal(self) -> Save:
+        """What takes the entry away, unless it changed since it was read."""
+        return Save(PARKED, self.id, self.revision, None)
+
+    def discarded(self) -> Batch:
+        """The batch that gives the item's parked changes up: they count as dropped from then on."""
+        parts = [Part(source, (), Counts(parked=-n, dropped=n)) for source, n in self.changes.items()]
+        left = self.entry.leaves
+        return Batch(parts, [self.removal, *([self.left(left, self.entry.base)] if left is not None else [])])
+
+    def superseded(self) -> Batch:
+        """The batch that takes the entry away because the stream has something newer, which counts in its place."""
+        parts = [Part(source, (), Counts(parked=-n)) for source, n in self.changes.items()]
+        left, base = self.entry.leaves or (), self.entry.base
+        return Batch(parts, [self.removal, *([self.left(left, base)] if left or base is not None else [])])
+
+    def left(self, leaves: Sequence[Place], base: str | None = None) -> Save:
+        """What the item's next change must remove besides the documents of its own old image."""
+        return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
+
+
+class ListedItems:
+    """The items that are parked as this is made, all of them or those whose key texts are ``items``.
+
+    Iterating reads them with their images, a few in memory at a time. Revisions are those of the beginning: what
+    changes before its turn cannot be changed as if it were the same. An item that was parked anew meanwhile comes as it
+    is then; one that was not parked yet does not come.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None = None) -> None:
+        entries = [e for e in checkpoints.read().entries if e.kind == PARKED]
+        self._checkpoints = checkpoints
+        self._revisions = {e.id: e.revision for e in entries if items is None or item_of(e.id) in items}
+        self._all = items is None
+
+    def __len__(self) -> int:
+        return len(set(map(item_of, self._revisions)))
+
+    def __iter__(self) -> Iterator[ParkedItem]:
+        missing = set(map(item_of, self._revisions))
+        for id, entry in self._checkpoints.parked(ids=None if self._all else self._revisions.keys()):
+            if id in self._revisions:
+                missing.discard(item_of(id))
+                yield ParkedItem(item_of(id), id, self._revisions[id], entry)
+        if missing:
+            yield from ListedItems(self._checkpoints, missing)
+
+
+def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
+    """The same one by one, all of them or the one whose key text is ``item``: listed now, read as asked for."""
+    return iter(ListedItems(checkpoints, None if item is None else [item]))
+
+
+def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
+    """The parked items as a run needs to know them: with their numbers of changes, and documents of their own ids.
+
+    Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
+    the revision that was known ``before`` is not read again, and keeps its number of changes. No image stays in memory
+    but those that documents may be left of.
+    """
+    entries = checkpoints.read().entries
+    revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
+    _check_single(revisions)
+    found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
+    changed = revisions.keys() - found.keys()
+    if changed:
+        found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked(ids=changed)}
+    return ParkedItems.among(entries, found)
+
+
+def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | None:
+    """What was known before of an entry that was read, and is the same."""
+    old = before.parked(item_of(id)) if before is not None else None
+    return old if old is not None and old.read and (old.id, old.revision) == (id, revision) else None
+
+
+def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})) -> dict[str, Key]:
+    """The ids and keys of parked entries. Images are read only where a key is too long to be in the id, and was not
+    known ``before``."""
+    ids = [e.id for e in checkpoints.read().entries if e.kind == PARKED]
+    found = {id: key for id in ids if (key := before.get(id) or key_in(id)) is not None}
+    if unknown := [id for id in ids if id not in found]:
+        found |= {id: parked.key for id, parked in checkpoints.parked(ids=unknown)}
+    return found
+
+
+def _check_single(ids: Iterable[str]) -> None:
+    """ConfigError if an item has several entries: a run that takes one for all would forget what the others left."""
+    several = [item for item, n in Counter(map(item_of, ids)).items() if n > 1]
+    if several:
+        raise ConfigError(
+            f"checkpoints: {several[0]} has several parked entries, as an earlier version of replicator stored them "
+            f"({len(several)} item(s) in all), and this one keeps one an item. Nothing was changed. Store them with: "
+            "replicator parked retry --all; or give them up and make the copy anew: replicator parked drop --all, "
+            "then replicator resync"
+        )
+
+
+def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
+    """What the pipeline is made of; ConfigError if no run has begun it."""
+    found = checkpoints.pipeline()
+    if found is None:
+        raise ConfigError("this pipeline has not begun to copy yet: nothing is parked")
+    return found
+
+
+def retry(
+    parked: ParkedItem,
+    filing: Filing,
+    target: Target,
+    checkpoints: Checkpoints,
+    now: Callable[[], float] = time.time,
+    source: SourceItems | None = None,
+) -> str:
+    """Try an item's parked changes again; what became of them: "" if they are stored, else why not.
+
+    What is still refused stays parked as it is. ``now``: wall clock. The pipeline is looked at for each item: while a
+    command goes through thousands, another epoch may begin, or another hook be accepted. ``source``: asked about what
+    a scan found, where documents have ids of their own, and about everything where the target compares no versions.
+    """
+    pipeline = pipeline_of(checkpoints)
+    if epoch_of(parked.entry.version) < pipeline.epoch:
+        return "parked before the last resync, which has read the item anew; drop it"
+    try:
+        if is_unguarded(target) or (filing.own_ids and is_scanned(parked.entry)):
+            assert source is not None, "only the source can tell whether what a scan found is still the newest"
+            if is_superseded(parked.entry, source):
+                return _unless_changed(partial(_superseded, parked, checkpoints)) or SUPERSEDED
+    except Malformed as e:
+        return str(e)
+    if isinstance(target, Lingering):
+        target.doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
+    try:
+        batch = retried(parked, filing, pipeline)
+    except (Poison, Malformed) as e:
+        return str(e)
+    if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):  # perhaps of the last document
+        batch = replace(batch, saves=[*batch.saves, _told(parked)])
+    if isinstance(target, Transactional):
+        return _unless_changed(partial(target.write, batch))
+    return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints, now))
+
+
+def is_unguarded(target: Target) -> bool:
+    """Whether a retry would replace whatever the target has."""
+    return isinstance(target, Unguarded) and target.unguarded
+
+
+def check_no_run(checkpoints: Checkpoints, now: float) -> None:
+    """ConfigError while a run may be alive: before a retry into a target where the last write wins."""
+    found = {e.kind: decode(e.kind, e.id, e.text) for e in checkpoints.read().entries if e.kind in ("pulse", "owner")}
+    pulse, owner = found.get("pulse"), found.get("owner")
+    assert pulse is None or isinstance(pulse, Pulse)
+    assert owner is None or isinstance(owner, Owner)
+    alive = pulse is not None and pulse.phase != "stopped" and now - pulse.at <= SILENCE
+    begins = owner is not None and now - owner.started <= SILENCE and (pulse is None or pulse.who != owner.who)
+    if alive or begins:
+        raise ConfigError(
+            "a run of this pipeline is up, or ended without a word less than a minute ago, and this target compares no "
+            "versions, so a retry could replace what the run stores. Nothing was changed by it. Stop the run, wait a "
+            "minute, retry, and start it again"
+        )
+
+
+def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
+    """Give an item's parked changes up; "" if they are gone, else why not."""
+    return _unless_changed(partial(_saved, checkpoints, parked.discarded(), Outcome()))
+
+
+def _superseded(parked: ParkedItem, checkpoints: Checkpoints) -> Outcome:
+    return _saved(checkpoints, parked.superseded(), Outcome(stale=parked.changes))
+
+
+def _unless_changed(act: Callable[[], Outcome]) -> str:
+    try:
+        refusals = act().rejections
+    except Fenced as e:  # the entry moved: a run parked something newer, or healed the item
+        return OVERTAKEN if isinstance(e, Overtaken) else CHANGED
+    return "; ".join(dict.fromkeys(r.reason for r in refusals))
+
+
+class Overtaken(Fenced):
+    """A run changed the item, and the write of the retry came so late that no tombstone may have turned it away."""
+
+
+def _in_two_places(
+    parked: ParkedItem, batch: Batch, target: Target, checkpoints: Checkpoints, now: Callable[[], float]
+) -> Outcome:
+    """Store a retry where the entries are apart from the documents: what will be there is noted first.
+
+    So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies. The next
+    run learns that a request may still arrive, and that deletes may have left tombstones.
+    """
+    written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
+    note, outcome = _Note(parked, written, checkpoints, now), None
+    while outcome is None:
+        note.save()
+        if not note.is_late:
+            with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
+                outcome = note.beside(partial(target.write, batch))
+    return outcome if outcome.rejections else note.end(batch, outcome)
+
+
+class _Note:
+    """What tells runs, before each write of a retry, that the item may get the ``written`` documents.
+
+    Runs keep tombstones for a time that begins with the note. So where a command was held up behind it (SIGSTOP, a
+    sleeping machine), the note is saved again: Overtaken if a run changed the item meanwhile and something was sent.
+    """
+
+    def __init__(
+        self, parked: ParkedItem, written: Collection[Place], checkpoints: Checkpoints, now: Callable[[], float]
+    ) -> None:
+        known = parked.entry.leaves
+        self._parked, self._checkpoints, self._now = parked, checkpoints, now
+        self._leaves = None if known is None else tuple(sorted({*written, *known}))
+        self._revision, self._saved_at, self._sent = parked.revision, 0.0, False
+
+    @property
+    def is_late(self) -> bool:
+        return is_late(self._saved_at, self._now())
+
+    def save(self) -> None:
+        came_late, self._saved_at = self._sent and self.is_late, self._now()
+        noted = encode(replace(self._parked.entry, leaves=self._leaves))
+        try:
+            self._checkpoints.save([Save(PARKED, self._parked.id, self._revision, noted), _told(self._parked)])
+        except Fenced:
+            if came_late:
+                self._overtaken()
+            raise
+        self._revision += 1
+
+    def beside(self, write: Callable[[], Outcome]) -> Outcome:
+        """Write; if that came late, and not all is stored, see whether the entry is still there."""
+        self._sent = True
+        try:
+            outcome = write()
+        except Unfinished:
+            raise
+        except Exception:
+            if self.is_late:
+                self.save()
+            raise
+        except BaseException:  # Ctrl-C: it ends all the same
+            if self.is_late:
+                with contextlib.suppress(Fenced):
+                    self.save()
+            raise
+        if outcome.rejections and self.is_late:
+            self.save()
+        return outcome
+
+    def end(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Take the entry away: all is stored."""
+        late, removal = self.is_late, structs.replace(self._parked.removal, expected=self._revision)
+        others = batch.saves[1:]
+        if late and self._leaves is not None and all(save.kind != DROPPED for save in others):
+            others = [*others, self._parked.left(self._leaves)]  # another hook may have been accepted meanwhile
+        try:
+            return _saved(self._checkpoints, replace(batch, saves=[removal, *others]), outcome)
+        except Fenced:
+            if late:
+                self._overtaken()
+            self._checkpoints.save([_told(self._parked)])  # a run may have learned of the note long before the write
+            raise
+
+    def _overtaken(self) -> NoReturn:
+        """Let runs doubt once more, and let the item's next change remove what was written."""
+        left = [] if self._leaves is None else [self._parked.left(self._leaves)]
+        self._checkpoints.save([_told(self._parked), *left])
+        raise Overtaken from None
+
+
+def _told(parked: ParkedItem) -> Save:
+    """What tells runs that a command wrote to the target, and of which epoch: its revision rises with each time."""
+    version = parked.entry.version
+    return Save(RETRIED, str(epoch_of(version)), None, encode(Retried(version)))
+
+
+def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
+    checkpoints.save(batch.saves, outcome_counts(batch, outcome))
+    return outcome
+
+
+def retried(parked: ParkedItem, filing: Filing, pipeline: PipelineState) -> Batch:
+    """The batch that stores what was parked and takes the entry away, its first save. Poison if the hook still fails.
+
+    A hook that is not the pipeline's may have made documents that the pipeline's does not know: they are noted.
+    """
+    p = parked.entry
+    change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence)
+    writes = _own(change, p, filing) if filing.own_ids else list(_latest(change, filing))
+    saves = [parked.removal]
+    if filing.own_ids and filing.hook is not None and filing.hook.fingerprint != pipeline.hook:
+        saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
+    # What a scan found may have been deleted before it came through: then its tombstone is still there.
+    keeps = is_scanned(p) or pipeline.stage != "following"
+    return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
+
+
+def _own(change: Change, p: Parked, filing: Filing) -> list[Write]:
+    """The item's documents, and deletes of all that it may have had; Poison if the hook cannot say what it had."""
+    run = [change]
+    if p.base is not None:
+        base = Change(p.key, 0, _bytes(p.base))
+        run_writes([base], filing)
+        run = [base, change]
+    return run_writes(run, filing, p.leaves or ())
+
+
+def _latest(change: Change, filing: Filing) -> Iterator[Write]:
+    table, hook = filing.tables[0], filing.hook
+    item = None if change.new is None else Item(bytes(change.new))
+    body: Mapping[str, object] | None = item if hook is None or item is None else hook.one(item)
+    if body is None:
+        yield Delete(table, change.key, change.version, change.key)
+    else:
+        yield Upsert(table, change.key, body, change.version, change.key)
+
+
+def _parts(parked: ParkedItem, writes: Sequence[Write]) -> Iterator[Part]:
+    """The changes leave the parked ones in their own sources' counts; of the newest's, the first write answers."""
+    for source, n in parked.changes.items():
+        if source == parked.entry.source and writes:
+            first = structs.replace(writes[0], weight=n)
+            yield Part(source, [first, *writes[1:]], Counts(parked=-n))
+        else:
+            yield Part(source, (), Counts(parked=-n, applied=n) if writes else Counts(parked=-n, dropped=n))
+
+
+def _bytes(image: str | None) -> bytes | None:
+    return None if image is None else image.encode()

@@ -1,0 +1,68 @@
+"""How an AWS account is reached: the part of a config that each side has of its own."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from replicator.config.validation import Options, is_loopback, split_url
+
+
+class Reached(Protocol):
+    """The part of ``Access`` that a command of AWS's own tool needs, too."""
+
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def profile(self) -> str | None: ...
+    @property
+    def endpoint_url(self) -> str | None: ...
+
+
+def aws_options(access: Reached, arn: str = "") -> str:
+    """The options with which ``aws`` reaches the same place, each with a blank before; ``arn`` may tell the region."""
+    named = {
+        "region": access.region or "".join(arn.split(":")[3:4]),
+        "profile": access.profile,
+        "endpoint-url": access.endpoint_url,
+    }
+    return "".join(f" --{name} {value}" for name, value in named.items() if value)
+
+
+class Access(Options):
+    """Region, credentials and endpoint. What is left out comes from the usual AWS chain."""
+
+    region: str | None = Field(default=None, validate_default=True, description="e.g. eu-west-1")
+    profile: str | None = Field(default=None, description="profile in ~/.aws/config")
+    role_arn: str | None = Field(default=None, description="role to assume")
+    external_id: str | None = Field(default=None, description="external id that the role asks for")
+    insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
+    endpoint_url: str | None = Field(default=None, description="another endpoint, e.g. of DynamoDB Local")
+    account_id_endpoint_mode: Literal["preferred", "disabled", "required"] | None = Field(
+        default=None, description="botocore's setting of this name"
+    )
+    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for an answer")
+
+    @field_validator("external_id")
+    @classmethod
+    def _id_needs_role(cls, external_id: str | None, info: ValidationInfo) -> str | None:
+        if external_id is not None and info.data.get("role_arn") is None:
+            raise ValueError("means nothing without role_arn")
+        return external_id
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _safe_endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is None:
+            return None
+        parts = split_url(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+            raise ValueError("has more than an address in it; credentials come from profile, role_arn or the AWS chain")
+        if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
+            raise ValueError(
+                "is http to another machine, so items would travel in the clear; use https or insecure: true"
+            )
+        return url

@@ -1,0 +1,300 @@
+"""From the changes of one source to writes: the last state of each item, its documents, and what they replace.
+
+With one document an item the last image is enough. With ids of their own, every id that any image of the run had, or
+that a parked item may have left behind, is deleted unless the last image has it: a replay with other page boundaries,
+or a scan, may have stored it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from replicator import version
+from replicator.batch import Counts, Delete, Part, Upsert, Write
+from replicator.change import Change, Key, Record, key_text
+from replicator.hooks.hook import NO_TRACE, Hook, Poison
+from replicator.items.attributes import Malformed
+from replicator.items.item import Item
+from replicator.pipeline.parked import DROPPED, PARKED, Held, Move, ParkedItems, held, item_of, parked_id
+from replicator.state import Parked, Place, Save
+from replicator.version import epoch_of
+
+
+@dataclass(frozen=True, slots=True)
+class Filing:
+    """How items become documents: by which hook (None: as they are), in which tables."""
+
+    hook: Hook | None
+    tables: tuple[str, ...]
+
+    @property
+    def own_ids(self) -> bool:
+        return self.hook is not None and self.hook.declared
+
+
+Image = msgspec.Raw | bytes | None
+Documents = Mapping[Place, Mapping[str, object]]
+Failed = Poison | Malformed
+Refused = tuple[Key, int]
+"""An item's change that the target refuses: its key and version."""
+
+
+@dataclass(slots=True)
+class Compacted:
+    """What a run of changes comes to: writes, and the entries that park or heal items with them.
+
+    ``refused``: what the target had refused before, and is parked with this.
+    """
+
+    read: int = 0
+    dropped: int = 0
+    parked: int = 0
+    writes: list[Write] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def saves(self) -> list[Save]:
+        return [save for move in self.moves for save in move.saves]
+
+    def part(self, source: str) -> Part:
+        return Part(source, self.writes, Counts(read=self.read, dropped=self.dropped, parked=self.parked))
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What besides the changes decides: refusals, parked items, the epoch, and the time.
+
+    ``mixed``: the target may have documents that another hook made in this epoch.
+    """
+
+    refused: Mapping[Refused, str]
+    parked: ParkedItems
+    epoch: int
+    source: str
+    now: float
+    mixed: bool = False
+
+
+Latest = tuple[Record | Change, int, int]
+"""An item's last change, its version, and how many changes it stands for."""
+
+
+def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[Latest]:
+    """Each item's last change. ``numbered``: records with their ordinals."""
+    found: dict[Key, tuple[int, Record]] = {}
+    weights: dict[Key, int] = {}  # of items that changed more than once
+    for each in numbered:
+        key = each[1].key
+        if key in found:
+            weights[key] = weights.get(key, 1) + 1
+        found[key] = each
+    first = version.version(epoch, 0)
+    for ordinal, record in found.values():
+        yield record, first + ordinal, weights.get(record.key, 1) if weights else 1
+
+
+def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[Change]]:
+    """Each item's changes, in order."""
+    found: dict[Key, list[Change]] = {}
+    for ordinal, record in numbered:
+        found.setdefault(record.key, []).append(_change(record, version.version(epoch, ordinal)))
+    return found
+
+
+def _change(r: Record | Change, version: int) -> Change:
+    return Change(r.key, version, r.new, r.old, r.sequence, r.created, r.expired)
+
+
+def compact_latest(changes: Iterable[Latest], filing: Filing, at: Circumstances) -> Compacted:
+    """One document an item."""
+    found = Compacted()
+    table, hook = filing.tables[0], filing.hook
+    writes, healing = found.writes, bool(at.parked)
+    for change, version, weight in changes:
+        key = change.key
+        found.read += weight
+        if at.refused and (reason := at.refused.get((key, version))) is not None:
+            found.refused.append((key, version))
+            _park_latest(found, _change(change, version), weight, Poison(reason), at)
+            continue
+        if change.new is None:
+            writes.append(Delete(table, key, version, key, weight))
+        elif hook is None:
+            writes.append(Upsert(table, key, Item(change.new), version, key, weight))
+        else:
+            try:
+                body = hook.one(Item(change.new, hook.asked))
+            except (Poison, Malformed) as e:
+                _park_latest(found, _change(change, version), weight, e, at)
+                continue
+            if body is not None:
+                writes.append(Upsert(table, key, body, version, key, weight))
+            else:
+                found.dropped += weight
+                if change.sequence is not None:  # what a scan does not confirm is swept, where there is something
+                    writes.append(Delete(table, key, version, key, 0))
+        if healing:
+            _heal(found, _change(change, version), at)
+    return found
+
+
+def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circumstances) -> Compacted:
+    """Ids of their own: all changes of each item, in order."""
+    found = Compacted()
+    for key, run in items.items():
+        found.read += len(run)
+        text = key_text(key)
+        parked, dropped = at.parked.left(text, at.epoch) if at.parked else (None, None)
+        if parked is not None and parked.version > run[-1].version:
+            found.parked += len(run)  # a scanned image that a parked change of the stream has replaced
+        elif dropped is not None and dropped.version > run[-1].version:
+            found.dropped += len(run)
+        else:
+            _compact_run(found, text, run, parked, dropped, filing, at)
+    return found
+
+
+def _compact_run(
+    found: Compacted,
+    text: str,
+    run: Sequence[Change],
+    parked: Held | None,
+    dropped: Held | None,
+    filing: Filing,
+    at: Circumstances,
+) -> None:
+    newest = run[-1]
+    now, failed = _documents(newest.new, filing)
+    leaves = _places(earlier(run), filing)
+    for known in (parked, dropped):
+        if known is not None:
+            leaves |= known.leaves | _places([_image(known.base)], filing)
+    base, unknown = _base(run, parked, filing) if at.mixed and dropped is None else (None, None)
+    refusal = at.refused.get((newest.key, newest.version))
+    if refusal is not None:
+        found.refused.append((newest.key, newest.version))
+        failed = Poison(refusal)
+    if (failed := failed or unknown) is not None:
+        value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
+        _park(found, value, len(run), at)
+        return
+    writes = _writes(text, now, leaves, newest, len(run))
+    found.writes += writes
+    if not writes:
+        found.dropped += len(run)
+    _heal(found, newest, at)
+
+
+def _base(run: Sequence[Change], parked: Held | None, filing: Filing) -> tuple[str | None, Poison | None]:
+    """An image that the target may have documents of though the hook fails on it, and the reason to park the item.
+
+    Only another hook can have made them.
+    """
+    base = parked.base if parked is not None else _text(run[0].old)
+    _, failed = _documents(_image(base), filing)
+    if failed is None:
+        return None, None
+    reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
+    return base, Poison(reason, getattr(failed, "trace", NO_TRACE))
+
+
+def run_writes(run: Sequence[Change], filing: Filing, leaves: Iterable[Place] = ()) -> list[Write]:
+    """The writes for an item's run of changes, all at the last one's version. Poison if the last image is.
+
+    ``leaves``: documents that the item may have besides those of these images.
+    """
+    now, failed = _documents(run[-1].new, filing)
+    if failed is not None:
+        raise failed
+    return _writes(key_text(run[-1].key), now, _places(earlier(run), filing).union(leaves), run[-1], len(run))
+
+
+def earlier(run: Sequence[Change]) -> list[Image]:
+    """Every image of a run but its last: the stream gives each twice, as what was and as what is."""
+    return [run[0].old, *(c.new for c in run[:-1])]
+
+
+def _documents(image: Image, filing: Filing) -> tuple[Documents, Poison | Malformed | None]:
+    """The documents of an image, or why the hook has none."""
+    hook = filing.hook
+    assert hook is not None
+    try:
+        return ({} if image is None else hook.many(Item(image, hook.asked), filing.tables)), None
+    except (Poison, Malformed) as e:
+        return {}, e
+
+
+def _places(images: Iterable[Image], filing: Filing) -> set[Place]:
+    """The ids of all documents of these images. A hook that fails on one never stored any of it."""
+    return {place for image in images if image is not None for place in _documents(image, filing)[0]}
+
+
+def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
+    version, key = newest.version, newest.key
+    writes: list[Write] = [Upsert(table, (text, id), body, version, key, 0) for (table, id), body in now.items()]
+    writes += [Delete(table, (text, id), version, key, 0) for table, id in sorted(leaves - now.keys())]
+    if writes:  # one write answers for the item in the counts
+        writes[0] = msgspec.structs.replace(writes[0], weight=weight)
+    return writes
+
+
+def _park_latest(found: Compacted, change: Change, weight: int, failed: Failed, at: Circumstances) -> None:
+    """Park an item's newest change in the place of its earlier ones."""
+    before = at.parked.parked(key_text(change.key))
+    if before is not None and before.version > change.version:
+        found.parked += weight  # a scanned image that a parked change of the stream has replaced
+        return
+    _park(found, _parked(change, failed, at), weight, at)
+
+
+def _parked(change: Change, failed: Failed, at: Circumstances) -> Parked:
+    trace = getattr(failed, "trace", NO_TRACE)
+    return Parked(
+        key=change.key,
+        version=change.version,
+        reason=str(failed),
+        parked=at.now,
+        new=_text(change.new),
+        old=_text(change.old),
+        traceback=trace.stack,
+        words=trace.words,
+        source=at.source,
+        sequence=change.sequence,
+    )
+
+
+def _park(found: Compacted, value: Parked, weight: int, at: Circumstances) -> None:
+    """Put an entry in the place of the item's earlier one, and of what was dropped of it; it stands for both."""
+    found.parked += weight
+    id = parked_id(value.key, value.version)
+    text = item_of(id)
+    before, dropped = at.parked.parked(text), at.parked.dropped(text)
+    current = before is not None and epoch_of(before.version) >= at.epoch
+    changes = {**(before.changes if before is not None and current else {})}
+    changes[value.source] = changes.get(value.source, 0) + weight
+    since = before.since if before is not None and before.since is not None and current else value.parked
+    value = replace(value, changes=changes, parked=since)
+    revision = before.revision + 1 if before is not None and before.id == id else 1
+    found.moves.append(Move(PARKED, before, held(id, revision, value), value))
+    if dropped is not None:
+        found.moves.append(Move(DROPPED, dropped))
+
+
+def _heal(found: Compacted, change: Change, at: Circumstances) -> None:
+    """A good change makes what is parked of the item obsolete, but not what comes after it: a scan may be older."""
+    if at.parked:
+        text = key_text(change.key)
+        both = ((PARKED, at.parked.parked(text)), (DROPPED, at.parked.dropped(text)))
+        found.moves += [Move(kind, held) for kind, held in both if held is not None and held.version <= change.version]
+
+
+def _image(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+def _text(image: object) -> str | None:
+    return None if image is None else bytes(image).decode(errors="replace")  # type: ignore[call-overload]

@@ -1,0 +1,186 @@
+"""Parked items as a run knows them. Commands change the same entries, so each change compares revisions.
+
+An item has one parked entry at most, that of its newest refused change. With documents of their own ids it also says
+which documents the item may have left in the target, so that a later change, or a retry, removes them. What a person
+drops leaves an entry of kind ``dropped`` behind, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import orjson
+
+from replicator.change import Key, key_text
+from replicator.state import Dropped, Entry, Parked, Place, Save, decode_dropped, encode
+from replicator.version import epoch_of
+
+PARKED, DROPPED, RETRIED = "parked", "dropped", "retried"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An entry without its images. See ``Parked`` for the rest; ``since``: when the item was parked first."""
+
+    id: str
+    revision: int = 1
+    leaves: frozenset[Place] = frozenset()
+    base: str | None = None
+    changes: Mapping[str, int] = field(default_factory=dict)
+    since: float | None = None
+
+    @property
+    def version(self) -> int:
+        return version_in(self.id)
+
+    @property
+    def read(self) -> bool:
+        """Whether more than its id is known."""
+        return self.since is not None
+
+
+def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
+    """An entry as it is stored; ``value`` None where its images were not read."""
+    if value is None:
+        return Held(id, revision)
+    leaves, since = frozenset(value.leaves or ()), value.parked if isinstance(value, Parked) else None
+    changes = value.changes if isinstance(value, Parked) else {}
+    return Held(id, revision, leaves, value.base, changes, since)
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How many notes commands made of what they retried, by its epoch: the revisions of the entries ``retried``."""
+
+    noted: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, revisions: Iterable[tuple[str, int]]) -> Retries:
+        """``revisions`` by the entries' ids. Earlier versions had a single one, without an epoch: that may be any."""
+        return cls({int(id or 0): revision for id, revision in revisions})
+
+    @property
+    def all(self) -> int:
+        return sum(self.noted.values())
+
+    def before(self, epoch: int) -> int:
+        """Those of changes of earlier epochs than that."""
+        return sum(n for noted, n in self.noted.items() if noted < epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change of one item's entry of a kind, from what it was to what it becomes (None: nothing)."""
+
+    kind: str
+    before: Held | None
+    after: Held | None = None
+    value: Parked | None = None
+
+    @property
+    def item(self) -> str:
+        one = self.after or self.before
+        assert one is not None
+        return item_of(one.id)
+
+    @property
+    def saves(self) -> list[Save]:
+        before, after = self.before, self.after
+        same = before is not None and after is not None and before.id == after.id
+        saves = []
+        if before is not None and not same:
+            saves.append(Save(self.kind, before.id, before.revision, None))
+        if after is not None:
+            saves.append(Save(self.kind, after.id, before.revision if same and before else 0, encode(self.value)))
+        return saves
+
+
+NO_RETRIES = Retries()
+
+
+class ParkedItems:
+    """The parked items, and those whose parked changes were dropped, by key text.
+
+    ``retries``: what commands had noted of theirs as these were read.
+    """
+
+    def __init__(self, retries: Retries = NO_RETRIES) -> None:
+        self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
+        self.retries = retries
+        self.most_leaves = 0  # documents that one item may have left in the target at most
+
+    @classmethod
+    def among(cls, entries: Iterable[Entry], known: Mapping[str, Held] = MappingProxyType({})) -> ParkedItems:
+        """The parked items among these entries; ``known``: by id, those of which more than that matters."""
+        found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
+        dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in found[DROPPED]]
+        parked = [known.get(e.id) or held(e.id, e.revision, None) for e in found[PARKED]]
+        return cls.of(parked, dropped, Retries.of((e.id, e.revision) for e in found[RETRIED]))
+
+    @classmethod
+    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retries: Retries = NO_RETRIES) -> ParkedItems:
+        found = cls(retries)
+        for kind, several in ((PARKED, entries), (DROPPED, dropped)):
+            for each in several:
+                found._become(kind, item_of(each.id), each)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._held[PARKED])
+
+    def __bool__(self) -> bool:
+        return any(self._held.values())
+
+    def parked(self, item: str) -> Held | None:
+        return self._held[PARKED].get(item)
+
+    def dropped(self, item: str) -> Held | None:
+        return self._held[DROPPED].get(item)
+
+    def left(self, item: str, epoch: int) -> tuple[Held | None, Held | None]:
+        """What an item left parked, and what dropped, in this epoch."""
+        parked, dropped = self.parked(item), self.dropped(item)
+        return _of(parked, epoch), _of(dropped, epoch)
+
+    def all_dropped(self) -> list[Held]:
+        return list(self._held[DROPPED].values())
+
+    def apply(self, move: Move) -> None:
+        self._become(move.kind, move.item, move.after)
+
+    def undo(self, move: Move) -> None:
+        self._become(move.kind, move.item, move.before)
+
+    def _become(self, kind: str, item: str, now: Held | None) -> None:
+        if now is None:
+            self._held[kind].pop(item, None)
+        else:
+            self._held[kind][item] = now
+            self.most_leaves = max(self.most_leaves, len(now.leaves))
+
+
+def _of(held: Held | None, epoch: int) -> Held | None:
+    return held if held is not None and epoch_of(held.version) >= epoch else None
+
+
+def key_in(id: str) -> Key | None:
+    """The key in a parked entry's id; None where it is too long to be there."""
+    item = item_of(id)
+    return tuple(orjson.loads(item)) if item.startswith("[") else None
+
+
+def version_in(id: str) -> int:
+    """The version of the change that is parked under an id."""
+    return int(id.rpartition("@")[2])
+
+
+def parked_id(key: Key, version: int) -> str:
+    """The entry of an item's newest parked change; its version says what it is obsolete for."""
+    return f"{key_text(key)}@{version:019d}"
+
+
+def item_of(id: str) -> str:
+    head, at, tail = id.rpartition("@")
+    return head if at and len(tail) == 19 and tail.isdigit() else id

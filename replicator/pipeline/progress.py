@@ -1,0 +1,197 @@
+"""How a pipeline is doing, worked out from what is durable: `status` and the live view of `run` show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from replicator.batch import Counts
+from replicator.pipeline.lineage import childless, readable
+from replicator.pipeline.parked import item_of
+from replicator.state import Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
+
+RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
+SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped
+AHEAD = 300.0  # seconds that another machine's clock may be ahead; what was noted later than that proves nothing
+
+
+class Backfill(msgspec.Struct, frozen=True):
+    """How far the scan is. ``rate`` in items a second; ``estimate`` is DynamoDB's item count, hours old."""
+
+    segments_ended: int
+    segments: int
+    items: int
+    estimate: int | None
+    rate: float | None
+    eta_seconds: float | None
+
+
+class Shards(msgspec.Struct, frozen=True):
+    """``waiting`` shards may not be read before their parents are stored to the end."""
+
+    open: int = 0
+    ended: int = 0
+    waiting: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """A pipeline at one moment; None is unknown. ``rate`` in records a second.
+
+    ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
+    items. ``owner``: the run that may write, alive or not.
+    ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
+    """
+
+    phase: str
+    lag_seconds: float | None = None
+    hours_until_loss: float | None = None
+    backfill: Backfill | None = None
+    shards: Shards = Shards()
+    rate: float | None = None
+    gaps: tuple[Gap, ...] = ()
+    parked: int = 0
+    counts: Counts = Counts()
+    trouble: str | None = None
+    epoch: int | None = None
+    owner: Owner | None = None
+
+
+def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
+    """What the checkpoint entries of a pipeline say at ``now`` (seconds since 1970)."""
+    kinds = _by_kind(entries)
+    return measured(
+        state=kinds["pipeline"].get(""),
+        pulse=kinds["pulse"].get(""),
+        shards=kinds["shard"],
+        segments=kinds["segment"],
+        gaps=kinds["gap"],
+        parked=len({item_of(id) for id in kinds["parked"]}),
+        counts=sum(counts.values(), Counts()),
+        now=now,
+        owner=kinds["owner"].get(""),
+    )
+
+
+def measured(
+    *,
+    state: PipelineState | None,
+    pulse: Pulse | None,
+    shards: Mapping[str, ShardState],
+    segments: Mapping[str, SegmentState],
+    gaps: Mapping[str, Gap],
+    parked: int,
+    counts: Counts,
+    now: float,
+    owner: Owner | None = None,
+) -> Progress:
+    """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing.
+
+    Nor does one of the future: the clock was wrong when it was given, and the run that gave it may have ended long ago.
+    """
+    alive = pulse if pulse is not None and -AHEAD <= now - pulse.at <= SILENCE else None
+    unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
+    current = readable(shards)
+    lag = _lag(shards, current, now)
+    return Progress(
+        phase=_phase(state, alive, unrepaired),
+        lag_seconds=lag,
+        hours_until_loss=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
+        backfill=_backfill(segments, state, alive),
+        shards=_shards(shards, current),
+        rate=alive.rate if alive else None,
+        gaps=unrepaired,
+        parked=parked,
+        counts=counts,
+        trouble=alive.trouble if alive else None,
+        epoch=state.epoch if state else None,
+        owner=owner,
+    )
+
+
+def as_values(progress: Progress) -> dict[str, Any]:
+    """The fields of ``status --json`` and of progress events; None is unknown, or no backfill that was asked for."""
+    b = progress.backfill
+    return {
+        "phase": progress.phase,
+        "lag_seconds": progress.lag_seconds,
+        "hours_until_loss": progress.hours_until_loss,
+        "backfill": b
+        and {
+            "segments": b.segments,
+            "segments_ended": b.segments_ended,
+            "items": b.items,
+            "estimate": b.estimate,
+            "rate": b.rate,
+            "eta": b.eta_seconds,
+        },
+        "shards": structs.asdict(progress.shards),
+        "rate": progress.rate,
+        "gaps": len(progress.gaps),
+        "gap_list": [asdict(gap) for gap in progress.gaps],
+        "parked": progress.parked,
+        "counts": structs.asdict(progress.counts),
+        "trouble": progress.trouble,
+        "epoch": progress.epoch,
+        "owner": progress.owner and asdict(progress.owner),
+    }
+
+
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without what is unknown."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
+    kinds: dict[str, dict[str, Any]] = {
+        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked")
+    }
+    for entry in entries:
+        if entry.kind == "parked":  # listed without its text
+            kinds["parked"][entry.id] = None
+        elif entry.kind in kinds:
+            kinds[entry.kind][entry.id] = decode(entry.kind, entry.id, entry.text)
+    return kinds
+
+
+def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ...]) -> str:
+    if any(state is None or g.epoch >= state.epoch for g in gaps):
+        return "gap"
+    return alive.phase if alive else "stopped"
+
+
+def _lag(shards: Mapping[str, ShardState], current: Collection[str], now: float) -> float | None:
+    """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask.
+
+    A shard that ended counts until its children are listed: they begin where it ended, at ``since`` at the earliest.
+    What was noted by a clock that was far ahead is unknown, too.
+    """
+    times = [shards[id].through for id in current] + [shards[id].since for id in childless(shards)]
+    known = [time for time in times if time is not None and time - now <= AHEAD]
+    return max(0.0, now - min(known)) if known and len(known) == len(times) else None
+
+
+def _shards(shards: Mapping[str, ShardState], current: Collection[str]) -> Shards:
+    ended = sum(s.ended for s in shards.values())
+    return Shards(open=len(current), ended=ended, waiting=len(shards) - ended - len(current))
+
+
+def _backfill(
+    segments: Mapping[str, SegmentState], state: PipelineState | None, alive: Pulse | None
+) -> Backfill | None:
+    if not segments:
+        return None
+    ended, items = sum(s.ended for s in segments.values()), sum(s.items for s in segments.values())
+    estimate = state.items if state else None
+    rate = alive.backfill_rate if alive else None
+    total = max(s.total for s in segments.values())
+    return Backfill(ended, total, items, estimate, rate, 0.0 if ended == total else _eta(items, estimate, rate))
+
+
+def _eta(items: int, estimate: int | None, rate: float | None) -> float | None:
+    if estimate is None or not rate or items >= estimate:  # past an old estimate, nobody knows
+        return None
+    return (estimate - items) / rate

@@ -1,0 +1,49 @@
+"""A few live items of a table, for `preview` and `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from replicator.aws.client import Wire, WireError, decoded, failure
+from replicator.change import Key, KeySchema
+
+_PAGE = 100  # items a Scan call asks for at most: small pages, because the table is somebody's production
+
+
+class _Items(msgspec.Struct):
+    Items: list[msgspec.Raw] | None
+    LastEvaluatedKey: dict[str, Any] | None = None
+
+
+class _Item(msgspec.Struct):
+    Item: msgspec.Raw = msgspec.Raw(b"null")  # as where there is no item
+
+
+def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
+    """The images of up to ``limit`` items, whichever come first."""
+    cursor: dict[str, Any] | None = None
+    while limit > 0:
+        request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE)}
+        page = decoded(_call(wire, "Scan", request | ({"ExclusiveStartKey": cursor} if cursor else {})), _Items, "Scan")
+        items = page.Items or ()
+        yield from map(bytes, items)
+        limit, cursor = limit - len(items), page.LastEvaluatedKey
+        if cursor is None:
+            return
+
+
+def one(wire: Wire, table: str, keys: KeySchema, key: Key) -> bytes | None:
+    """The image of the item with that key; None if there is none."""
+    request = {"TableName": table, "Key": keys.typed(key), "ConsistentRead": True}
+    found = bytes(decoded(_call(wire, "GetItem", request), _Item, "GetItem").Item)
+    return None if found == b"null" else found
+
+
+def _call(wire: Wire, operation: str, request: dict[str, Any]) -> bytes:
+    try:
+        return wire.call(operation, request)
+    except WireError as e:
+        raise failure(e, operation, request["TableName"]) from e

@@ -1,0 +1,300 @@
+"""Reads one shard, in order and without holes. Each step makes at most one call to AWS.
+
+A reader is a generator of calls and pages: whoever drives it decides when the next step is due. It ends where the shard
+ends and raises ``GapFound`` where records are gone. Expiry, throttling and the resume probe are its own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from replicator.aws.client import Call, WireError, decoded, failure
+from replicator.change import Page, Record
+from replicator.errors import GapFound, OutOfOrder, TransientError
+from replicator.pipeline.lineage import SAFE_AGE, SAFE_SILENCE
+from replicator.source.keys_only import FIRST, keys_for, looked_up, portion, weight
+from replicator.source.stream import Records, Stream
+from replicator.state import ShardState
+
+OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began: two clocks as above
+IDLE_PAGES = 3  # empty pages in a row after which a shard counts as read up to now
+PROOF_PAGES = 600  # empty pages in a row that pass everything there was at the first: ten minutes of an idle reader
+SLOWEST_POLL = 1.0
+QUICKEST_POLL = 0.25
+LONGEST_BACKOFF = 20.0
+_SILENT = ("TRIM_HORIZON", "AT_TIMESTAMP")  # iterator types that skip trimmed records without a word
+
+_Step = Generator[Call | Page, Any, Page]
+
+
+class _Iterator(msgspec.Struct):
+    ShardIterator: str
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """Where a reader is: the one mutable thing in it.
+
+    ``since``, ``through``: as in ``Page``. ``created``: the time of the record ``last``. ``silent``: empty pages in a
+    row since ``began``, each of which passes a part of the shard. ``horizon``: opened at what is left of the shard.
+    ``keys``: how many are looked up at once.
+    """
+
+    shard: str
+    state: ShardState
+    closed: bool
+    last: str | None
+    expected: str | None
+    since: float
+    created: float | None
+    horizon: bool = False
+    failures: int = 0
+    idle: int = 0
+    silent: int = 0
+    began: float = 0.0
+    through: float | None = None
+    iterator: str | None = None
+    ended: bool = False
+    keys: int = FIRST
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing of the shard was ever passed: then trimmed data may be none of ours."""
+        return self.last is None and self.expected is None
+
+
+def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False) -> Generator[Call | Page, Any, None]:
+    """Pages of a shard from its stored position on; a step that failed yields a page that says so.
+
+    ``closed``: the shard is known to end, so empty pages are not waited upon, and tell nothing.
+    Raises GapFound, OutOfOrder, NotPermitted.
+    """
+    expected = state.sequence or state.anchor
+    since = max(state.since, state.created or 0.0)
+    at = _Cursor(shard, state, closed, state.sequence, expected, since, state.created, through=state.through)
+    while not at.ended:
+        yield (yield from _step(stream, at))  # nothing of the page stays here: many readers rest for a long time
+
+
+def _step(stream: Stream, at: _Cursor) -> _Step:
+    """The page that the next call gives; with look-ups it may yield others before."""
+    started = stream.now()
+    try:
+        if at.iterator is None:
+            at.iterator = yield from _open(stream, at)
+            at.silent = 0  # it begins anew at the last record, perhaps far behind
+            return _nothing(at)
+        answer = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
+    except WireError as e:
+        return _after(stream, at, e, started)
+    except TransientError as e:
+        return _pause(stream, at, str(e))
+    return (yield from _passed(stream, at, answer, started))
+
+
+def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _Step:
+    """The page that an answer makes; the cursor moves behind it."""
+    at.failures, at.iterator = 0, answer.next
+    records = _following(stream, at, answer.records)
+    if at.iterator is None and at.expected is not None:
+        _pass_trimmed(stream, at, "the shard ended before the record that was stored last: it is trimmed")
+    if stream.keys_only and records:
+        removed = {i - len(answer.records) + len(records) for i in answer.removals}
+        while (count := portion(records, removed, at.keys)) < len(records):
+            yield (yield from _looked_up(stream, at, records[:count], removed, started))  # nothing of it stays here
+            records, removed = records[count:], {i - count for i in removed}
+        return (yield from _looked_up(stream, at, records, removed, started, last=True))
+    at.ended = at.iterator is None
+    return _page(at, records, answer.size, started)
+
+
+def _looked_up(
+    stream: Stream, at: _Cursor, records: Sequence[Record], removed: Set[int], started: float, *, last: bool = False
+) -> _Step:
+    """The page of records with their images. It weighs what those do, which were not part of GetRecords' answer."""
+    found = yield from looked_up(stream, records, removed, partial(_asked, stream, at))
+    at.failures, at.keys = 0, keys_for(found, at.keys)
+    at.ended = last and at.iterator is None
+    return _page(at, found, weight(found), started)
+
+
+def _asked(stream: Stream, at: _Cursor, trouble: str, progress: bool) -> Page:
+    """The page of one look-up."""
+    at.failures = 0 if progress else at.failures
+    return _pause(stream, at, trouble) if trouble else _nothing(at)
+
+
+def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Page:
+    """The page of a step that was answered with an error; GapFound, NotPermitted where repeating cannot help."""
+    if error.code == "ExpiredIteratorException":
+        at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
+        return _nothing(at, trouble="the iterator expired and is replaced in place")
+    if error.code == "TrimmedDataAccessException":
+        if at.untouched:
+            _require_young(stream, at, error)
+        else:
+            _pass_trimmed(stream, at, "records behind the stored position are trimmed", error)
+        at.iterator, at.horizon = None, True
+        return msgspec.structs.replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
+    return _failed(stream, at, error)
+
+
+def _open(stream: Stream, at: _Cursor) -> Generator[Call, bytes, str]:
+    """An iterator at the cursor. AT the last record, never after it: seeing it again proves that none is missing."""
+    place = _place(at)
+    try:
+        opened = yield from _iterator(stream, at.shard, place)
+    except WireError as e:
+        if not at.untouched or at.horizon or not _unusable(e, at):
+            raise
+        _require_young(stream, at, e)
+        at.horizon = True
+        return (yield from _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"}))
+    if place["ShardIteratorType"] in _SILENT:
+        _require_young(stream, at, None)  # by a clock that AWS has just found right
+    return opened
+
+
+def _place(at: _Cursor) -> dict[str, Any]:
+    if at.expected is not None:
+        return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": at.expected}
+    if at.horizon or (at.state.whole and at.state.first is None):
+        return {"ShardIteratorType": "TRIM_HORIZON"}
+    if at.state.whole:
+        return {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": at.state.first}
+    return {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": at.since - OVERLAP}
+
+
+def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator[Call, bytes, str]:
+    request = {"StreamArn": stream.arn, "ShardId": shard, **place}
+    return decoded((yield Call("GetShardIterator", request)), _Iterator, "GetShardIterator").ShardIterator
+
+
+def _unusable(error: WireError, at: _Cursor) -> bool:
+    """The endpoint does not take this way in: no AT_TIMESTAMP, or a start that is no record's number."""
+    if at.state.whole:
+        return error.code == "ValidationException"  # what is trimmed, `_after` sees to
+    return error.code in ("ValidationException", "InternalFailure", "SerializationException")
+
+
+def _require_young(stream: Stream, at: _Cursor, error: WireError | None) -> None:
+    """Opening a shard at what is left of it is right only where nothing that we need can have been trimmed."""
+    if not _complete(stream, at):
+        age = stream.now() - at.since
+        why = "" if error is None else f" ({error.code})"
+        raise GapFound(
+            f"the head of the shard may be trimmed{why}: nothing of it is stored, "
+            f"and what is needed of it is up to {age / 3600:.0f} hours old",
+            at.shard,
+            at.state.first,
+        ) from error
+
+
+def _complete(stream: Stream, at: _Cursor) -> bool:
+    """Whether everything of the shard that was not read yet can still be read: it is too young to be trimmed."""
+    now = stream.now()
+    return now - at.since < SAFE_AGE or (at.through is not None and now - at.through < SAFE_SILENCE)
+
+
+def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: WireError | None = None) -> None:
+    """The last record cannot be seen again. That is no loss if it had to go by its age, and nothing after it had."""
+    due = at.last is not None and at.created is not None and stream.now() - at.created >= SAFE_AGE
+    if not due or not _complete(stream, at):
+        raise GapFound(reason, at.shard, at.last or at.expected) from error
+    at.expected, at.horizon = None, True
+
+
+def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
+    """The page of a failed step, or the error if repeating the step cannot help."""
+    if error.code == "ResourceNotFoundException":
+        if _complete(stream, at):
+            return msgspec.structs.replace(
+                _pause(stream, at, "the shard is not found; listings will tell whether it ended"), missing=True
+            )
+        reason = "the shard no longer exists, and it was not read to its end"
+        raise GapFound(reason, at.shard, at.last, gone=True) from error
+    if error.code == "LimitExceededException":
+        return _pause(stream, at, "throttled: another consumer is attached (at most two may read a shard)")
+    found = failure(error, "GetRecords", stream.arn)
+    if isinstance(found, TransientError):
+        return _pause(stream, at, str(found))
+    raise found from error
+
+
+def _pause(stream: Stream, at: _Cursor, trouble: str) -> Page:
+    at.failures += 1
+    longest = min(LONGEST_BACKOFF, QUICKEST_POLL * 2 ** min(at.failures, 10))
+    return _nothing(at, rest=stream.random.uniform(longest / 2, longest), trouble=trouble)
+
+
+def _nothing(at: _Cursor, rest: float = 0.0, trouble: str | None = None) -> Page:
+    """The page of a step that read nothing."""
+    return Page(at.shard, (), False, at.through, rest, trouble, since=at.since)
+
+
+def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+    """The records after the cursor, which moves behind them. The probe: the first one must be the expected one."""
+    if not records:
+        return records
+    records = _proven(stream, at, records)
+    previous = int(at.last) if at.last is not None else -1
+    for r in records:
+        number = int(r.sequence)
+        if number <= previous:
+            raise OutOfOrder(
+                f"shard {at.shard} handed out record {r.sequence} after record {previous}: "
+                "records of a shard must have rising sequence numbers. Nothing after it was stored"
+            )
+        previous = number
+    at.last = records[-1].sequence if records else at.last
+    return records
+
+
+def _proven(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+    """Without what was passed before. GapFound if the expected record is not the first one, unless it had to go."""
+    if at.expected is not None:
+        if int(records[0].sequence) == int(at.expected):
+            resumed = at.expected == at.last
+            at.expected, at.last = None, records[0].sequence if resumed else None
+            return records[1:] if resumed else records
+        reason = f"the stream goes on at {records[0].sequence} instead of the stored position"
+        if int(records[0].sequence) < int(at.expected):
+            raise GapFound(reason, at.shard, at.expected)
+        _pass_trimmed(stream, at, reason)
+    if not at.horizon or at.last is None:
+        return records
+    passed = int(at.last)
+    left = [r for r in records if int(r.sequence) > passed]
+    at.horizon = not left
+    return left
+
+
+def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> Page:
+    """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
+    if records:
+        created = min(records[-1].created, started)  # the source's clock may be ahead of ours
+        # A first record from before the epoch undoes what the scan made of its item, until those after it are read.
+        at.since = created if at.created is None else max(at.since, created)
+        at.idle, at.silent, at.created = 0, 0, created
+        at.through = started if at.ended else max(at.through or 0.0, created)
+        return Page(at.shard, records, at.ended, at.through, 0.0, None, size, at.since)
+    _silent(at, started)
+    rest = 0.0 if at.ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
+    return Page(at.shard, records, at.ended, at.through, rest, since=at.since)
+
+
+def _silent(at: _Cursor, started: float) -> None:
+    """What one more empty page tells. One alone tells nothing; of a closed shard only its end does."""
+    at.idle += 1
+    if at.ended or (at.idle >= IDLE_PAGES and not at.closed):
+        at.through = started
+    if at.silent == 0:
+        at.began = started
+    at.silent += 1
+    if at.silent > PROOF_PAGES:
+        at.since, at.silent = max(at.since, at.began), 0

@@ -1,0 +1,396 @@
+"""boto3 as a wire, over HTTP on loopback: bodies pass untouched, errors keep their code, nothing is repeated inside."""
+
+from __future__ import annotations
+
+import random
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from replicator.aws.boto import Boto, connect
+from replicator.aws.client import WireError, failure
+from replicator.aws.sigv4 import Keys
+from replicator.config.settings import Source
+from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
+from replicator.source.table import describe_table
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import served
+from tests.aws_environment import isolate
+
+ROLE = "arn:aws:iam::123456789012:role/reader"
+SCAN = {"TableName": "orders", "ConsistentRead": True}
+
+
+@pytest.fixture(autouse=True)
+def own_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path, "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@pytest.fixture
+def without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    made = DynamoDB(now=lambda: 0.0, random=random.Random(1))
+    made.create_table("orders")
+    return made
+
+
+@pytest.fixture
+def wire(db: DynamoDB) -> Iterator[Boto]:
+    with served(db) as url:
+        yield boto(url)
+
+
+def boto(url: str | None, **more: Any) -> Boto:
+    return connect(Source(table="orders", **({"region": "us-east-1", "endpoint_url": url} | more)))
+
+
+def refused(wire: Boto, operation: str = "Scan", **request: Any) -> WireError:
+    with pytest.raises(WireError) as raised:
+        wire.call(operation, request or SCAN)
+    return raised.value
+
+
+@dataclass
+class Server:
+    """Answers every request with one status and body, and keeps what it was asked: (headers, body)."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    asked: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def answering(server: Server) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            server.asked.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(server.status)
+            self.send_header("Content-Length", str(len(server.body)))
+            self.end_headers()
+            self.wfile.write(server.body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Requests are no news."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.daemon_threads, http.block_on_close = True, False
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        server.url = f"http://127.0.0.1:{http.server_port}"
+        try:
+            yield server
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+# bodies
+
+
+def test_a_body_passes_as_the_very_bytes_that_were_sent(db: DynamoDB, wire: Boto) -> None:
+    db.put("orders", {"id": "a", "n": 10**37, "raw": b"\x00\xff", "tags": {"x"}})
+    assert wire.call("Scan", SCAN) == db.call("Scan", SCAN)
+    assert b'"N":"10000000000000000000000000000000000000"' in wire.call("Scan", SCAN)
+
+
+def test_every_operation_that_is_used_goes_through(db: DynamoDB, wire: Boto) -> None:
+    db.put("orders", {"id": "a"})
+    arn = db.stream_arn("orders")
+    (shard,) = db.shards("orders")
+    key = {"id": {"S": "a"}}
+    requests: Mapping[str, Mapping[str, Any]] = {
+        "DescribeTable": {"TableName": "orders"},
+        "DescribeTimeToLive": {"TableName": "orders"},
+        "GetItem": {"TableName": "orders", "Key": key},
+        "BatchGetItem": {"RequestItems": {"orders": {"Keys": [key]}}},
+        "DescribeStream": {"StreamArn": arn},
+    }
+    for operation, request in requests.items():
+        assert wire.call(operation, request) == db.call(operation, request)
+    found = wire.call("GetShardIterator", {"StreamArn": arn, "ShardId": shard.id, "ShardIteratorType": "TRIM_HORIZON"})
+    assert b'"ShardIterator":' in found
+
+
+def test_a_request_goes_out_as_it_was_given_and_signed() -> None:
+    with answering(Server(body=b'{"Items":[]}')) as server:
+        boto(server.url).call("Scan", SCAN | {"ExclusiveStartKey": {"raw": {"B": "AP8="}}})
+    ((headers, body),) = server.asked
+    assert body == b'{"TableName":"orders","ConsistentRead":true,"ExclusiveStartKey":{"raw":{"B":"AP8="}}}'
+    assert headers["X-Amz-Target"] == "DynamoDB_20120810.Scan"
+    assert "Credential=ours/" in headers["Authorization"]
+
+
+def test_threads_do_not_mix_their_bodies(db: DynamoDB, wire: Boto) -> None:
+    for n in range(20):
+        db.put("orders", {"id": f"i{n}"})
+    found: dict[int, bytes] = {}
+    together = threading.Barrier(20)
+
+    def get(n: int) -> None:
+        together.wait()
+        found[n] = wire.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": f"i{n}"}}})
+
+    threads = [threading.Thread(target=get, args=(n,)) for n in range(20)]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # let them get in each other's way
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
+    assert all(f'"i{n}"'.encode() in found[n] for n in range(20))
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("ValidationException", 400),
+        ("ExpiredIteratorException", 400),
+        ("TrimmedDataAccessException", 400),
+        ("ProvisionedThroughputExceededException", 400),
+        ("InternalServerError", 500),
+    ],
+)
+def test_an_error_keeps_its_code_message_and_status(db: DynamoDB, wire: Boto, code: str, status: int) -> None:
+    db.fail("Scan", code, message="just so")
+    found = refused(wire)
+    assert (found.code, found.message, found.status) == (code, "just so", status)
+
+
+@pytest.mark.parametrize("code", ["ProvisionedThroughputExceededException", "InternalServerError"])
+def test_nothing_is_repeated_inside(db: DynamoDB, wire: Boto, code: str) -> None:
+    db.fail("Scan", code, times=1)
+    refused(wire)
+    assert db.calls["Scan"] == 1
+
+
+def test_a_table_that_is_not_there_is_a_matter_of_config(wire: Boto) -> None:
+    with pytest.raises(ConfigError, match="there is no table nowhere in this account and region"):
+        describe_table(wire, "nowhere")
+
+
+@pytest.mark.usefixtures("without_credentials")
+def test_missing_credentials_are_said_to_be_missing(db: DynamoDB) -> None:
+    with served(db) as url:
+        found = refused(boto(url))
+    assert (found.code, found.status) == ("NoCredentials", 0)
+    assert isinstance(failure(found, "Scan", "orders"), NotPermitted)
+
+
+def test_a_login_that_ran_out_is_a_permission(db: DynamoDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config").write_text(
+        "[sso-session s]\nsso_region = us-east-1\nsso_start_url = https://example.org\n"
+        "[profile p]\nsso_session = s\nsso_account_id = 1\nsso_role_name = r\n"
+    )
+    with served(db) as url:
+        found = refused(boto(url, profile="p"))
+    assert found.code == "NoCredentials"
+    assert isinstance(failure(found, "Scan", "orders"), NotPermitted)
+
+
+def test_a_refused_connection_is_repeated_by_whoever_asked() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port, and nobody answers
+        found = refused(boto(f"http://127.0.0.1:{taken.getsockname()[1]}"))
+    assert (found.code, found.status) == ("EndpointConnectionError", 0)
+    assert isinstance(failure(found, "Scan", "orders"), TransientError)
+
+
+def test_the_answer_of_a_proxy_is_transient() -> None:
+    with answering(Server()) as server:
+        wire = boto(server.url)
+        for server.status in (200, 201, 302, 400, 403, 404, 407, 500, 502, 503):
+            for server.body in (b"<html>proxy</html>", b"", b"[]", b"null", b'"no"'):
+                with pytest.raises(TransientError):
+                    describe_table(wire, "orders")
+        assert len(server.asked) == 50
+
+
+# who we are
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"profile": "nobody"}, "source.profile: The config profile (nobody) could not be found. Look at"),
+        ({"region": None}, "source.region is missing, and neither AWS_REGION nor the profile names one"),
+        ({"region": "eu west"}, "source: Provided region_name 'eu west' doesn't match a supported format. Look at"),
+    ],
+)
+def test_a_source_that_leads_nowhere_is_a_matter_of_config(source: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        boto(None, **source)
+    assert str(raised.value).startswith(message)
+
+
+ASSUMED = b"""<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>
+<AccessKeyId>theirs</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>
+<Expiration>2999-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
+
+DENIED = b"""<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>
+<Code>AccessDenied</Code><Message>no sts:AssumeRole for you</Message></Error></ErrorResponse>"""
+
+
+def test_a_role_is_assumed_once_with_the_external_id_and_signs_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(body=ASSUMED)) as sts, answering(Server()) as dynamodb:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        wire = boto(dynamodb.url, role_arn=ROLE, external_id="shared-secret")
+        assert sts.asked == []  # nothing before the first call
+        wire.call("Scan", SCAN)
+        wire.call("DescribeStream", {"StreamArn": "arn"})
+    ((headers, body),) = sts.asked
+    given = {name: value for name, (value,) in parse_qs(body.decode()).items()}
+    assert (given["Action"], given["RoleArn"], given["ExternalId"]) == ("AssumeRole", ROLE, "shared-secret")
+    assert given["RoleSessionName"] == "replicator"
+    assert "Credential=ours/" in headers["Authorization"]
+    assert [("Credential=theirs/" in h["Authorization"], h["X-Amz-Security-Token"]) for h, _ in dynamodb.asked] == [
+        (True, "t")
+    ] * 2
+
+
+def test_a_roles_keys_that_run_out_are_renewed_and_a_role_that_was_taken_away_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=5)  # less than what is left when botocore renews them
+    short = ASSUMED.replace(b"2999-01-01T00:00:00Z", soon.isoformat().encode())
+    with answering(Server(body=short)) as sts, answering(Server()) as dynamodb:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        wire = boto(dynamodb.url, role_arn=ROLE)
+        wire.call("Scan", SCAN)
+        sts.body = short.replace(b"theirs", b"renewed")
+        wire.call("Scan", SCAN)
+        assert "Credential=renewed/" in dynamodb.asked[-1][0]["Authorization"]
+        sts.status, sts.body = 403, DENIED
+        with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
+            wire.call("Scan", SCAN)
+
+
+def test_without_an_external_id_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(body=ASSUMED)) as sts, answering(Server()) as dynamodb:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        boto(dynamodb.url, role_arn=ROLE).call("Scan", SCAN)
+    assert "ExternalId" not in parse_qs(sts.asked[0][1].decode())
+
+
+def test_a_role_that_may_not_be_assumed_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(403, DENIED)) as sts, answering(Server()) as dynamodb:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted") as raised:
+            boto(dynamodb.url, role_arn=ROLE).call("Scan", SCAN)
+    assert (raised.value.action, raised.value.resource) == ("sts:AssumeRole", ROLE)
+    assert dynamodb.asked == []
+
+
+def test_the_roles_keys_are_there_for_those_who_sign_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(body=ASSUMED)) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        wire = boto("http://127.0.0.1:1", role_arn=ROLE)
+        assert [wire.keys() for _ in range(3)] == [Keys("theirs", "s", "t")] * 3
+    assert len(sts.asked) == 1
+
+
+def test_a_refused_role_is_a_permission_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(Server(403, DENIED)) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
+            boto("http://127.0.0.1:1", role_arn=ROLE).keys()
+
+
+@pytest.mark.usefixtures("without_credentials")
+def test_without_credentials_there_are_no_keys() -> None:
+    with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+        boto("http://127.0.0.1:1").keys()
+
+
+def test_the_other_side_is_named_in_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each side has its own profile, role and region."""
+    with pytest.raises(ConfigError, match=r"^target\.profile: .*absent"):
+        connect(Source(table="orders", profile="absent"), "target")
+    with pytest.raises(ConfigError, match=r"^target\.region is missing"):
+        connect(Source(table="orders"), "target")
+
+
+@pytest.mark.usefixtures("without_credentials")
+def test_a_role_cannot_be_assumed_by_nobody() -> None:
+    with pytest.raises(NotPermitted, match=f"there are no AWS credentials to assume {ROLE} with"):
+        boto(None, role_arn=ROLE)
+
+
+def test_errors_of_the_wire_are_no_errors_for_people_before_somebody_judged_them() -> None:
+    assert not issubclass(WireError, ReplicatorError)
+
+
+# what is compared before a body counts
+
+
+@pytest.mark.parametrize(
+    ("header", "code"), [("x-amz-crc32: 5", "ChecksumMismatch"), ("x-amz-crc32: 2745614147", None)]
+)
+def test_a_damaged_body_is_noticed_over_boto3_too(header: str, code: str | None) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{header}\r\n\r\n".encode()
+    assert _code_of(head + b"{}") == code
+
+
+def test_a_body_that_is_cut_is_lost_over_boto3_too() -> None:
+    assert _code_of(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}") is not None
+
+
+def _code_of(said: bytes) -> str | None:
+    """The code of the error that a call is answered with; None if it is a body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            boto(f"http://127.0.0.1:{listener.getsockname()[1]}").call("Scan", SCAN)
+        except WireError as e:
+            return e.code if e.status == 0 else "not lost"
+        finally:
+            thread.join()
+    return None
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_DYNAMODB_STREAMS"])
+def test_an_endpoint_of_the_environment_is_held_to_insecure_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://192.0.2.1:8000")
+    with pytest.raises(ConfigError, match=r"the endpoint 192\.0\.2\.1:8000 .* is http to another machine"):
+        boto(None)
+    boto(None, insecure=True)
+    monkeypatch.setenv(name, "http://127.0.0.1:8000")
+    boto(None)
+
+
+def test_missing_credentials_are_no_matter_of_a_policy() -> None:
+    found = failure(WireError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
+    assert str(found) == (
+        "there are no AWS credentials for Scan on orders (Unable to locate credentials). "
+        "Give some (AWS_PROFILE, target.profile, a role of the machine)"
+    )

@@ -1,0 +1,212 @@
+"""What an answer means: something to repeat, a permission to grant, a bug, or a body."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from botocore.loaders import Loader
+from botocore.retries import standard
+
+from replicator.aws.client import THROTTLED, UNNAMED, NotConnected, WireError, decoded, failure, in_doubt, refusal
+from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
+
+
+class Answer(msgspec.Struct):
+    Count: int
+    Items: list[msgspec.Raw] = []
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("ProvisionedThroughputExceededException", 400),
+        ("LimitExceededException", 400),
+        ("ThrottlingException", 400),
+        ("RequestLimitExceeded", 400),
+        ("InternalServerError", 500),
+        ("ServiceUnavailable", 503),
+        ("EndpointConnectionError", 0),
+        ("ReadTimeoutError", 0),
+        (UNNAMED, 403),
+    ],
+)
+def test_a_transient_failure_is_repeated(code: str, status: int) -> None:
+    found = failure(WireError(code, "later", status), "Scan", "orders")
+    assert type(found) is TransientError
+    assert str(found) == f"Scan on orders: {code}: later"
+
+
+def botocores_codes() -> set[str]:
+    """What botocore repeats, by all of its lists: of the standard mode, and of the legacy one for DynamoDB."""
+    throttled = standard.ThrottledRetryableChecker._THROTTLED_ERROR_CODES
+    transient = standard.TransientRetryableChecker._TRANSIENT_ERROR_CODES
+    legacy = Loader().load_data("_retry")
+    rules = [*legacy["definitions"].values(), *(legacy["retry"].get("dynamodb", {}).get("policies", {})).values()]
+    rules += legacy["retry"]["__default__"]["policies"].values()
+    named = [rule.get("applies_when", {}).get("response", {}).get("service_error_code") for rule in rules]
+    return {*throttled, *transient, *filter(None, named)}
+
+
+@pytest.mark.parametrize("code", sorted(botocores_codes()))
+def test_every_code_that_botocore_repeats_is_transient(code: str) -> None:
+    assert type(failure(WireError(code, "later", 400), "PutItem", "orders")) is TransientError
+
+
+def test_every_code_that_botocore_takes_for_throttling_is_one_of_a_request_that_was_not_carried_out() -> None:
+    assert set(standard.ThrottledRetryableChecker._THROTTLED_ERROR_CODES) <= THROTTLED
+
+
+@pytest.mark.parametrize("status", [408, 429, *standard.TransientRetryableChecker._TRANSIENT_STATUS_CODES, 509])
+def test_every_status_that_botocore_repeats_is_transient(status: int) -> None:
+    assert type(failure(WireError("Whatever", "later", status), "PutItem", "orders")) is TransientError
+
+
+@pytest.mark.parametrize(
+    ("error", "doubtful"),
+    [
+        (WireError("ReadTimeoutError", "", 0), True),
+        (WireError("RequestTimeout", "", 400), True),
+        (WireError("RequestTimeoutException", "", 400), True),
+        (WireError("Whatever", "", 408), True),
+        (WireError(UNNAMED, "", 403), True),
+        (WireError("InternalServerError", "", 500), True),
+        (WireError("Whatever", "", 499), False),
+        (WireError("PriorRequestNotComplete", "", 400), False),
+        (WireError("ThrottlingException", "", 429), False),
+        (NotConnected("ConnectTimeoutError", "", 0), False),
+    ],
+    ids=lambda given: f"{given.code}-{given.status}" if isinstance(given, WireError) else "",
+)
+def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(error: WireError, doubtful: bool) -> None:
+    assert in_doubt(error) is doubtful
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"__type":"X#InternalThing","message":5}',
+        b'{"__type":5,"message":"no"}',
+        b'{"__type":"X#","message":"no"}',
+        b'{"message":"no"}',
+        b'{"__type":"X#TransactionCanceledException","CancellationReasons":[5]}',
+        b'{"__type":"X#TransactionCanceledException","CancellationReasons":[{"Code":5}]}',
+        b'{"__type":"X#ConditionalCheckFailedException","Item":{"id":"a"}}',
+        b'{"__type":"X#ConditionalCheckFailedException","Item":[]}',
+        b"[1]",
+        b"null",
+        b"",
+        b"\xff",
+        b"[" * 5000,
+    ],
+)
+def test_an_odd_error_body_is_none_of_dynamodbs_and_is_waited_for(body: bytes) -> None:
+    found = refusal(body, 400)
+    assert (found.code, found.details) == (UNNAMED, {})
+    assert type(failure(found, "Scan", "orders")) is TransientError
+
+
+def test_null_is_an_absent_value_in_an_error() -> None:
+    found = refusal(b'{"__type":"X#Refused","message":null,"Item":null,"CancellationReasons":null}', 400)
+    assert (found.code, found.message, found.details) == ("Refused", "", {})
+    reasons = refusal(b'{"__type":"T","Message":"m","CancellationReasons":[{"Code":null},{"Code":"None"}]}', 400)
+    assert reasons.details == {"CancellationReasons": [{"Code": None}, {"Code": "None"}]}
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("AccessDenied", 403),
+        ("AccessDeniedException", 400),
+    ],
+)
+def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) -> None:
+    found = failure(WireError(code, "no", status), "GetRecords", "arn:stream")
+    assert type(found) is NotPermitted
+    assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("UnrecognizedClientException", 400, "Correct the credentials, or give others"),
+        ("InvalidClientTokenId", 403, "Correct the credentials, or give others"),
+        ("InvalidSignatureException", 400, "Correct the credentials, or give others"),
+        ("SignatureDoesNotMatch", 403, "Correct the credentials, or give others"),
+        ("MissingAuthenticationTokenException", 400, "Correct the credentials, or give others"),
+        ("IncompleteSignatureException", 400, "Correct the credentials, or give others"),
+        ("ExpiredTokenException", 400, "The credentials have expired: renew them, or give others"),
+        ("ExpiredToken", 403, "The credentials have expired: renew them, or give others"),
+        ("NoCredentials", 0, "there are no AWS credentials for GetRecords on arn:stream (no). Give some (AWS_PROFILE"),
+    ],
+)
+def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: str, status: int, said: str) -> None:
+    error = WireError(code, "no", status)
+    found = failure(error, "GetRecords", "arn:stream")
+    assert isinstance(found, NotAuthenticated)
+    assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
+    assert said in str(found)
+    assert "policy" not in str(found)
+    assert not in_doubt(error)
+
+
+def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> None:
+    found = failure(WireError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
+    assert str(found) == (
+        "AWS does not accept the credentials for dynamodb:Scan on orders (UnrecognizedClientException: bad token). "
+        "Correct the credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
+    )
+
+
+def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
+    found = failure(WireError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
+    assert str(found) == (
+        "dynamodb:Scan on orders is not permitted (AccessDeniedException: User x is not authorized). "
+        "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
+        "(AWS_PROFILE, source.profile, source.role_arn)"
+    )
+
+
+@pytest.mark.parametrize("how", ["expired", "not yet current"])
+def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
+    said = f"Signature {how}: 20261125T000000Z is now earlier than 20261125T001500Z (20261125T002000Z - 5 min.)"
+    found = failure(WireError("InvalidSignatureException", said, 400), "Scan", "orders")
+    assert type(found) is TransientError
+    assert str(found) == (
+        f"Scan on orders: AWS refuses what this machine signs, because its clock is wrong ({said}). "
+        "Set it, and keep it set (NTP)"
+    )
+
+
+@pytest.mark.parametrize("code", ["ValidationException", "ResourceNotFoundException", "SerializationException"])
+def test_any_other_refusal_is_neither_repeated_nor_a_permission(code: str) -> None:
+    found = failure(WireError(code, "no such thing", 400), "Scan", "orders")
+    assert type(found) is ReplicatorError
+    assert str(found) == f"Scan on orders was refused: {code}: no such thing"
+
+
+def test_an_error_shows_its_code_and_message() -> None:
+    assert str(WireError("ValidationException", "no", 400)) == "ValidationException: no"
+
+
+def test_a_body_becomes_the_shape_and_its_items_stay_raw() -> None:
+    found = decoded(b'{"Count":1,"Items":[{"id":{"S":"a"}}],"New":1}', Answer, "Scan")
+    assert (found.Count, [bytes(i) for i in found.Items]) == (1, [b'{"id":{"S":"a"}}'])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b'{"Count":1',
+        b"[]",
+        b'{"Count":"1"}',
+        b"{}",
+        b'{"Count":1,"Items":{}}',
+        b'{"Count":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["empty", "HTML", "cut", "a list", "text", "no count", "items", "deep"],
+)
+def test_what_is_no_such_body_is_transient(body: bytes) -> None:
+    with pytest.raises(TransientError, match="Scan was answered with something that is not DynamoDB's JSON"):
+        decoded(body, Answer, "Scan")

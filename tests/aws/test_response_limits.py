@@ -1,0 +1,204 @@
+"""Responses that do not end, become huge when decompressed, or trickle: of AWS by boto3, and of search engines."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import re
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import pytest
+
+from connectors.elasticsearch import ElasticsearchOptions, _nodes
+from connectors.search.connection import Connection
+from connectors.search.errors import AnswerLost
+from replicator import response_limits
+from replicator.aws.boto import connect
+from replicator.aws.client import WireError, failure
+from replicator.config.settings import Source
+
+LARGEST = 1 << 20
+HEAD = "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{more}\r\n"
+Pieces = Iterator[bytes]
+
+
+class Ask(Protocol):
+    """One request; the body that answers it, or what is said instead."""
+
+    def __call__(self, timeout: float = 5.0) -> bytes | str: ...
+
+
+class Server:
+    """Answers each request on a connection with what ``says`` yields, and goes on with the next."""
+
+    def __init__(self, says: Callable[[], Pieces]) -> None:
+        self.says = says
+        self.connections = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            while _received(connection):
+                for piece in self.says():
+                    connection.sendall(piece)
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+def _received(connection: socket.socket) -> bool:
+    """A whole request."""
+    text = b""
+    while b"\r\n\r\n" not in text:
+        if not (more := connection.recv(1 << 16)):
+            return False
+        text += more
+    head, _, body = text.partition(b"\r\n\r\n")
+    found = re.search(rb"content-length: (\d+)", head.lower())
+    missing = int(found[1]) - len(body) if found else 0
+    while missing > 0:
+        missing -= len(connection.recv(missing))
+    return True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server(lambda: iter(()))
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["boto3", "search"])
+def ask(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    monkeypatch.setattr(response_limits, "LARGEST", LARGEST)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    url = f"http://127.0.0.1:{server.port}"
+    made: list[Any] = []
+
+    def boto(timeout: float = 5.0) -> bytes | str:
+        if not made:
+            made.append(connect(Source(table="orders", region="eu-west-1", endpoint_url=url, timeout=timeout)))
+        try:
+            return bytes(made[0].call("Scan", {"TableName": "orders"}))
+        except WireError as e:
+            if e.status:
+                raise
+            return str(failure(e, "Scan", "orders"))
+
+    def search(timeout: float = 5.0) -> bytes | str:
+        if not made:
+            made.append(Connection(_nodes(ElasticsearchOptions(url=url, timeout=timeout)), "Elasticsearch"))
+        try:
+            return made[0].request("GET", "/").body  # type: ignore[no-any-return]
+        except AnswerLost as e:
+            return str(e)
+
+    return boto if request.param == "boto3" else search
+
+
+def answer(body: bytes, *headers: str, whole: bool = True) -> bytes:
+    more = [*headers, f"content-length: {len(body) + (0 if whole else 5)}"]
+    return HEAD.format(status="200 OK", more="".join(f"{line}\r\n" for line in more)).encode() + body
+
+
+def test_a_response_is_read_whole_and_its_connection_is_used_again(server: Server, ask: Ask) -> None:
+    large = b'{"a": "' + b"x" * 900_000 + b'"}'
+    for body in (b"{}", large, b"{}"):
+        server.says = lambda body=body: iter([answer(body)])  # type: ignore[misc]
+        assert ask() == body
+    chunks = (
+        HEAD.format(status="200 OK", more="transfer-encoding: chunked\r\n").encode() + b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
+    )
+    server.says = lambda: iter([chunks[:-3], chunks[-3:]])
+    assert ask() == b"{}"
+    assert server.connections == 1
+
+
+def test_a_compressed_response_is_decompressed(server: Server, ask: Ask) -> None:
+    body = b'{"a": "' + b"x" * 900_000 + b'"}'
+    server.says = lambda: iter([answer(gzip.compress(body), "content-encoding: gzip")])
+    assert ask() == body
+
+
+def endless() -> Pieces:
+    yield HEAD.format(status="200 OK", more="transfer-encoding: chunked\r\n").encode()
+    for _ in range(64):
+        yield b"10000\r\n" + b"x" * (1 << 16) + b"\r\n"
+
+
+BOMB = gzip.compress(bytes(8 << 20))
+
+
+def bomb() -> Pieces:
+    yield answer(BOMB, "content-encoding: gzip")
+
+
+def large() -> Pieces:
+    yield answer(bytes(LARGEST + 1))
+
+
+@pytest.mark.parametrize("says", [endless, bomb, large])
+def test_a_response_without_measure_is_given_up(server: Server, ask: Ask, says: Callable[[], Pieces]) -> None:
+    for _ in range(60):  # more often than there are connections: each gives its place back
+        server.says = says
+        assert "larger than 1,048,576 bytes" in str(ask())
+    server.says = lambda: iter([answer(b"{}")])
+    assert ask() == b"{}"
+
+
+DAMAGED: Sequence[bytes] = (
+    answer(b"no gzip", "content-encoding: gzip"),
+    answer(gzip.compress(b"{}")[:-9], "content-encoding: gzip"),
+    answer(zlib.compress(b"{}"), "content-encoding: deflate"),
+    answer(b"{}", "content-encoding: x-unknown"),
+)
+
+
+@pytest.mark.parametrize("body", DAMAGED, ids=["no gzip", "cut", "deflate", "unknown"])
+def test_what_cannot_be_decompressed_is_a_lost_response(server: Server, ask: Ask, body: bytes) -> None:
+    server.says = lambda: iter([body])
+    assert isinstance(ask(), str)
+    server.says = lambda: iter([answer(b"{}")])
+    assert ask() == b"{}"
+
+
+def test_a_response_that_trickles_is_given_up_after_five_times_the_timeout(server: Server, ask: Ask) -> None:
+    stopped = threading.Event()
+
+    def says() -> Pieces:
+        yield answer(b"", whole=False).replace(b"content-length: 5", b"content-length: 5000")
+        while not stopped.wait(0.02):
+            yield b" "
+
+    server.says = says
+    began = time.monotonic()
+    said = str(ask(timeout=1.0))
+    stopped.set()
+    assert "did not answer in time" in said or "Read timeout" in said
+    assert time.monotonic() - began >= response_limits.WHOLE * 1.0
+
+
+def test_a_response_that_is_cut_is_a_lost_one(server: Server, ask: Ask) -> None:
+    def says() -> Pieces:
+        yield answer(b"{}", whole=False)
+        raise OSError
+
+    server.says = says
+    assert isinstance(ask(), str)
+    server.says = lambda: iter([answer(b"{}")])
+    assert ask() == b"{}"

@@ -1,0 +1,378 @@
+"""The DynamoDB table keeps the contract, in memory and on DynamoDB Local; a save is made once, whatever gets lost."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from replicator.aws.client import Wire, WireError
+from replicator.batch import Counts
+from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
+from replicator.checkpoints.dynamodb.table import CheckpointTable
+from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
+from replicator.state import DamagedCheckpoint, Save, encode
+from replicator.testing.checkpoints_contract import Build, CheckpointsContract, counts, entries, owner, parked
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
+from tests.servers.dynamodb_fixtures import StartLocal
+
+TABLE = "arn:aws:dynamodb:us-east-1:*:table/checkpoints"
+
+
+def store(wire: Wire, pipeline: str = "contract") -> DynamodbCheckpoints:
+    one = DynamodbCheckpoints(DynamodbOptions(table="checkpoints", region="us-east-1"), pipeline, Path("/"))
+    one._wire = wire
+    return one
+
+
+def made() -> DynamoDB:
+    """A DynamoDB with a table for checkpoints."""
+    found = DynamoDB(now=time.time, random=random.Random(1))
+    store(found).create()
+    return found
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    return made()
+
+
+class TestInMemory(CheckpointsContract):
+    @pytest.fixture
+    def store(self, db: DynamoDB) -> Build:
+        return lambda pipeline: store(db, pipeline)
+
+
+_tables = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def endpoint(dynamodb_local: StartLocal) -> str:
+    return dynamodb_local().endpoint
+
+
+@pytest.mark.dynamodb_local
+class TestOnDynamoDBLocal(CheckpointsContract):
+    """Through boto3, with the options of a config."""
+
+    @pytest.fixture
+    def store(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Build:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
+        name = f"checkpoints{next(_tables)}"
+        options = DynamodbOptions(table=name, region="us-east-1", endpoint_url=endpoint)
+        maker = DynamodbCheckpoints(options, "", Path("/"))
+        maker.create()
+        maker.close()
+        return lambda pipeline: DynamodbCheckpoints(options, pipeline, Path("/"))
+
+
+class Trouble:
+    """A wire that fails when ``fate`` says so: before the call is made, after it, or so that it is made later.
+
+    A ``conflict`` is with another transaction on the same items, which may fail itself.
+    """
+
+    def __init__(self, db: DynamoDB, fate: Callable[[int], str]) -> None:
+        self._db, self._fate, self.calls = db, fate, 0
+        self.late: list[tuple[str, Mapping[str, Any]]] = []
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.calls += 1
+        fate = self._fate(self.calls)
+        answer = self._db.call(operation, request) if fate in ("fine", "unheard") else b""
+        if fate == "late":
+            self.late.append((operation, request))
+        if fate == "conflict" and operation == "TransactWriteItems":
+            reasons = {"CancellationReasons": [{"Code": "None"}, {"Code": "TransactionConflict"}]}
+            raise WireError("TransactionCanceledException", "others are at it", 400, reasons)
+        if fate == "conflict" and operation == "PutItem":
+            raise WireError("TransactionConflictException", "others are at it", 400)
+        if fate != "fine":
+            raise WireError("ReadTimeout", "nothing came", 0)
+        return answer
+
+    def arrive(self) -> None:
+        """What was given up is carried out after all, or refused."""
+        for operation, request in self.late:
+            try:
+                self._db.call(operation, request)
+            except WireError as e:
+                assert e.code in ("ConditionalCheckFailedException", "TransactionCanceledException")  # noqa: PT017
+
+
+def patiently(act: Callable[[], Any]) -> Any:
+    for _ in range(1000):
+        try:
+            return act()
+        except TransientError:
+            continue
+    raise AssertionError("it never works")
+
+
+SMALL = [Save("shard", "a", 1, '"2"'), Save("shard", "b", 1, None), Save("pulse", "", None, '"1"')]
+LARGE = [
+    *SMALL,
+    Save("parked", "big", None, parked("big", image="x" * 300_000)),
+    Save("parked", "gone", None, None),
+    *(Save("shard", f"new{n}", 0, '"1"') for n in range(150)),
+]
+MORE = {"shard:a": Counts(read=4, applied=1, stale=3)}
+
+
+def begun(db: DynamoDB) -> DynamodbCheckpoints:
+    one = store(db)
+    one.claim(owner())
+    big = parked("gone", image="y" * 300_000)
+    one.save([Save("shard", "a", 0, '"1"'), Save("shard", "b", 0, '"1"'), Save("parked", "gone", None, big)])
+    return one
+
+
+def sight(db: DynamoDB) -> tuple[Any, ...]:
+    one = store(db)
+    return entries(one), counts(one), list(one.parked())
+
+
+Fate = Callable[[int], str]
+
+
+def only(number: int, fate: str) -> Fate:
+    return lambda n: fate if n == number else "fine"
+
+
+@pytest.mark.parametrize("saves", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("fate", ["lost", "unheard", "late", "conflict"])
+def test_a_save_is_made_once_whichever_call_fails(saves: list[Save], fate: str) -> None:
+    db = made()
+    (one := begun(db)).save(saves, MORE)
+    one.save([Save("shard", "c", 0, '"1"')])
+    right = sight(db)
+    for failing in range(1, 1000):
+        db = made()
+        one = begun(db)
+        one._wire = trouble = Trouble(db, only(failing, fate))
+        patiently(partial(one.save, saves, MORE))
+        patiently(partial(one.save, [Save("shard", "c", 0, '"1"')]))
+        trouble.arrive()
+        assert sight(db) == right, f"call {failing}"
+        if trouble.calls < failing:
+            return
+    raise AssertionError("a save that never ends")
+
+
+@pytest.mark.parametrize("saves", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("fate", ["lost", "unheard"])
+def test_a_run_that_dies_in_a_save_leaves_all_of_it_or_nothing(saves: list[Save], fate: str) -> None:
+    db = made()
+    one = begun(db)
+    before = sight(db)
+    one.save(saves, MORE)
+    after = sight(db)
+    outcomes = []
+    for failing in range(1, 1000):
+        db = made()
+        one = begun(db)
+        one._wire = trouble = Trouble(db, only(failing, fate))
+        try:
+            one.save(saves, MORE)
+        except TransientError:
+            pass
+        else:
+            assert trouble.calls < failing or sight(db) == after  # only what nothing refers to is left
+        looked_through = sight(db)
+        store(db).claim(owner("later"))
+        outcomes.append(sight(db))
+        assert outcomes[-1] in (before, after)
+        assert looked_through == outcomes[-1], "who only reads sees the same"
+        assert pieces(db) == pieces_of(outcomes[-1]), "and nothing is left lying about"
+        if trouble.calls < failing:
+            break
+    assert after in outcomes
+    assert before in outcomes or (saves, fate) == (SMALL, "unheard")
+
+
+def pieces(db: DynamoDB) -> int:
+    return sum(str(item["entry"]).startswith("b#") for item in db.items("checkpoints"))
+
+
+def pieces_of(found: tuple[Any, ...]) -> int:
+    """How many pieces the parked changes' texts make, of 90,000 characters each."""
+    texts = [len(encode(p)) for _, p in found[2]]
+    return sum(-(-length // 90_000) for length in texts if length > 200_000)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_history_with_any_trouble_ends_as_it_would_in_memory(db: DynamoDB, seed: int) -> None:
+    chance = random.Random(seed)
+    one, model = store(db), MemoryCheckpoints(MemoryDatabase())
+    one.claim(owner())
+    model.claim(owner())
+    one._wire = trouble = Trouble(db, lambda _: chance.choices(["fine", "lost", "unheard", "late"], [12, 1, 1, 1])[0])
+    for number in range(60):
+        revisions = {id: revision for (_, id), (revision, _) in entries(model).items()}
+        ids = chance.sample([f"{n}" for n in range(300)], chance.choice([1, 3, 120]))
+        saves = [Save("shard", id, revisions.get(id, 0), f'"{number}"') for id in ids]
+        more = {f"shard:{chance.randrange(3)}": Counts(read=1, stale=1)}
+        patiently(partial(one.save, saves, more))
+        model.save(saves, more)
+        if chance.random() < 0.2:
+            trouble.arrive()
+    assert (entries(store(db)), counts(store(db))) == (entries(model), counts(model))
+
+
+def test_a_run_whose_pipeline_was_taken_over_while_it_was_unsure_is_fenced(db: DynamoDB) -> None:
+    one = begun(db)
+    one._wire = Trouble(db, only(1, "unheard"))
+    with pytest.raises(TransientError):
+        one.save(SMALL, MORE)
+    store(db).claim(owner("later"))
+    with pytest.raises(Fenced):
+        one.save(SMALL, MORE)
+
+
+def test_a_command_beside_a_run_makes_it_look_again(db: DynamoDB) -> None:
+    """A large save of a command, too: the run carries on behind it."""
+    one = begun(db)
+    one.save([Save("parked", f"{n}", None, parked(f"{n}")) for n in range(120)])
+    store(db).save([Save("parked", f"{n}", 1, None) for n in range(120)], {"shard:a": Counts(parked=-120, dropped=120)})
+    one.save(SMALL, MORE)
+    found, totals, left = sight(db)
+    assert (found["shard", "a"], [id for id, _ in left]) == ((2, '"2"'), ["gone"])
+    assert totals == {"shard:a": Counts(read=4, applied=1, stale=3, dropped=120, parked=-120)}
+
+
+class Counting:
+    """Counts calls by operation."""
+
+    def __init__(self, db: DynamoDB) -> None:
+        self._db, self.calls = db, Counter[str]()
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.calls[operation] += 1
+        return self._db.call(operation, request)
+
+
+def listed(db: DynamoDB, count: int, size: int) -> tuple[DynamodbCheckpoints, Counting]:
+    """A store that has listed so many parked entries of such images, and counts the calls it makes from then on."""
+    one = store(db)
+    one.claim(owner())
+    for n in range(count):
+        one.save([Save("parked", f"{n}", 0, parked(f"{n}", image="x" * size))])
+    one._wire = counting = Counting(db)
+    one.read()
+    counting.calls.clear()
+    return one, counting
+
+
+def test_a_few_of_many_large_parked_entries_are_read_one_by_one(db: DynamoDB) -> None:
+    one, counting = listed(db, 130, 90_000)
+    assert len(list(one.parked(ids={f"{n}" for n in range(105)}))) == 105
+    assert counting.calls == {"GetItem": 2 * 105}
+
+
+def test_many_of_a_page_of_parked_entries_are_read_with_it(db: DynamoDB) -> None:
+    one, counting = listed(db, 60, 100)
+    assert len(list(one.parked(ids={f"{n}" for n in range(50)}))) == 50
+    assert sum(counting.calls.values()) == 3
+
+
+def test_large_texts_of_parked_entries_that_nobody_asked_for_are_not_read(db: DynamoDB) -> None:
+    one, counting = listed(db, 20, 300_000)
+    wanted = {f"{n}" for n in range(12)}
+    assert {id for id, _ in one.parked(ids=wanted)} == wanted
+    assert counting.calls["GetItem"] <= 12 * 6 + 2
+
+
+# the table
+
+
+def test_check_says_how_to_make_the_table_and_create_makes_it() -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    command = (
+        "aws dynamodb create-table --table-name checkpoints --region us-east-1 --billing-mode PAY_PER_REQUEST "
+        "--attribute-definitions AttributeName=pipeline,AttributeType=S AttributeName=entry,AttributeType=S "
+        "--key-schema AttributeName=pipeline,KeyType=HASH AttributeName=entry,KeyType=RANGE"
+    )
+    one = store(db)
+    make = "make it with: replicator check --create CONFIG"
+    assert one.check() == [f"checkpoints.table: there is no {TABLE}; {make}, or: {command}"]
+    needs = ", ".join(f"dynamodb:{a}" for a in ("GetItem", "Query", "PutItem", "DeleteItem", "ConditionCheckItem"))
+    assert one.plan() == [f"{command}\n# what a run needs: {needs}, dynamodb:DescribeTable on {TABLE}"]
+    for act in (one.read, partial(one.claim, owner())):
+        with pytest.raises(ConfigError, match=re.escape(f"checkpoints.table: there is no {TABLE}; {make}")):
+            act()
+    one.create()
+    one.create()
+    assert (one.check(), one.plan()) == ([], [])
+    assert db.items("checkpoints") == []
+
+
+def test_a_table_with_other_keys_is_refused() -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    db.create_table("checkpoints", keys={"id": "S"})
+    (problem,) = store(db).check()
+    assert problem == (
+        "checkpoints.table: checkpoints has the keys id (HASH, S); they are to be pipeline (HASH, S) and "
+        "entry (RANGE, S). Name another table"
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "action"),
+    [(o, o) for o in ("DescribeTable", "GetItem", "Query", "PutItem", "DeleteItem")]
+    + [("TransactWriteItems", "ConditionCheckItem")],
+)
+def test_check_tries_every_permission_and_names_the_one_that_is_missing(
+    db: DynamoDB, operation: str, action: str
+) -> None:
+    db.fail(operation, "AccessDeniedException", times=None)
+    with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:{action} on {TABLE} is not permitted")) as caught:
+        store(db).check()
+    assert caught.value.action == f"dynamodb:{action}"
+    assert "checkpoints.profile, checkpoints.role_arn" in str(caught.value)
+
+
+def test_what_aws_says_a_transaction_lacks_is_named() -> None:
+    class Refusing:
+        def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+            raise WireError("AccessDeniedException", "User: x is not authorized to perform: dynamodb:PutItem on r", 400)
+
+    with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:PutItem on {TABLE} is not permitted")):
+        CheckpointTable(Refusing(), "checkpoints", TABLE, "p").transact({}, [])
+
+
+def test_throttling_is_waited_for(db: DynamoDB) -> None:
+    one = begun(db)
+    db.fail("TransactWriteItems", "ThrottlingException", times=1)
+    with pytest.raises(TransientError):
+        one.save(SMALL, MORE)
+    one.save(SMALL, MORE)
+    assert counts(one) == MORE
+
+
+def test_a_newer_format_and_a_changed_text_are_refused(db: DynamoDB) -> None:
+    begun(db)
+    head = next(item for item in db.items("checkpoints") if item["entry"] == "h")
+    entry = next(item for item in db.items("checkpoints") if item["entry"] == "e#shard#a")
+    db.put("checkpoints", {**entry, "text": '"7"'})
+    with pytest.raises(DamagedCheckpoint, match="its entry shard 'a' is not what was saved; somebody else changed"):
+        store(db).read()
+    db.put("checkpoints", {**head, "format": 2})
+    for act in (store(db).read, partial(store(db).claim, owner())):
+        with pytest.raises(DamagedCheckpoint, match="are of format 2, this replicator reads up to 1: use the newer"):
+            act()
+
+
+def test_a_table_s_name_is_checked() -> None:
+    with pytest.raises(ValidationError, match="is to be a DynamoDB table's name"):
+        DynamodbOptions(table="no/such")

@@ -1,0 +1,79 @@
+"""A typo in a pipeline's name: no command takes it for a pipeline with nothing to tell, and none stores anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.checkpoints.presence import check_known
+from replicator.errors import ConfigError
+from replicator.state import Claimed, Entry
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from tests.cli.command_line import World
+from tests.cli.test_checkpoint_stores import NEED_A_PIPELINE
+
+READ = "SELECT pipeline, kind, id, revision, value::text, saved FROM replicator.checkpoints ORDER BY 1, 2, 3"
+
+
+def called(world: World, command: str) -> tuple[int, str]:
+    name, *rest = NEED_A_PIPELINE[command]
+    words = [name, rest.pop(0)] if name == "parked" else [name]
+    code, out, err = world.shell.run(*words, world.config, *rest, "--human")
+    return code, out + err
+
+
+def test_what_is_there_is_no_mistake() -> None:
+    check_known("orders", MemoryTarget(MemoryDatabase()).checkpoints, Claimed(1, [Entry("owner", "", 1, "{}")]))
+
+
+def test_where_a_store_cannot_tell_others_none_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"no pipeline orders in the target's database\. If the name is"):
+        check_known("orders", MemoryTarget(MemoryDatabase()).checkpoints, Claimed(0))
+
+
+@pytest.mark.parametrize("command", NEED_A_PIPELINE)
+def test_a_name_that_no_pipeline_has_is_told_with_those_that_are_there(world: World, command: str) -> None:
+    world.db.create_table("orders")
+    world.catch_up()
+    world.change("pipeline: orders", "pipeline: ordres")
+    before = world.rows(READ)
+    code, said = called(world, command)
+
+    assert code == 2, said
+    if command == "resync":  # the target knows whose it is
+        assert "is written by the pipeline orders; two copies in one table would overwrite each other" in said
+        assert "If this config is that pipeline's, correct pipeline: in it" in said
+    else:
+        assert "pipeline: there is no pipeline ordres in the target's database; there are: orders. " in said
+    assert world.rows(READ) == before
+
+
+def test_a_resync_of_a_name_and_a_table_that_no_pipeline_has_begins_nothing(world: World) -> None:
+    world.db.create_table("orders")
+    world.catch_up()
+    world.change("pipeline: orders", "pipeline: ordres")
+    world.change(f"url: {world.postgres.url}\n  table: orders", f"url: {world.postgres.url}\n  table: order2")
+    before = world.rows(READ)
+    code, said = called(world, "resync")
+
+    assert (code, "there is no pipeline ordres in the target's database; there are: orders. " in said) == (2, True), (
+        said
+    )
+    assert world.rows(READ) == before
+    assert not world.has_table("order2")
+
+
+def test_where_nothing_ever_ran_that_is_said_too(world: World) -> None:
+    world.db.create_table("orders")
+    for command in NEED_A_PIPELINE:
+        code, said = called(world, command)
+        assert (code, "there is no pipeline orders in the target's database. If" in said) == (2, True), said
+    assert not world.has_table("checkpoints")
+
+
+def test_checkpoints_that_were_lost_can_be_made_anew(world: World) -> None:
+    """Their pipeline is not stored any more, and the target tells that it is no other one's."""
+    world.db.create_table("orders")
+    world.catch_up()
+    with world.postgres.connect() as client:
+        client.execute("DELETE FROM replicator.checkpoints")
+    assert called(world, "resync")[0] == 0

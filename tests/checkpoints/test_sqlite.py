@@ -1,0 +1,476 @@
+"""The SQLite file keeps the contract; no damage to it goes unnoticed, and what a save returned for is not lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from replicator.batch import Counts
+from replicator.checkpoints.sqlite import file
+from replicator.checkpoints.sqlite.store import SqliteCheckpoints, SqliteOptions
+from replicator.errors import ConfigError, Fenced, TransientError
+from replicator.state import DamagedCheckpoint, Save
+from replicator.testing.checkpoints_contract import Build, CheckpointsContract, owner, parked
+
+Sight = tuple[list[Any], dict[str, Counts], list[Any]]
+
+
+class TestSqlite(CheckpointsContract):
+    takes_over = False
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Build:
+        return lambda pipeline: SqliteCheckpoints(SqliteOptions(), pipeline, tmp_path)
+
+
+def store(folder: Path, pipeline: str = "orders") -> SqliteCheckpoints:
+    return SqliteCheckpoints(SqliteOptions(), pipeline, folder)
+
+
+def filled(folder: Path) -> SqliteCheckpoints:
+    """A run in the middle of its work: part of what it saved is still in the write-ahead log."""
+    one = store(folder)
+    one.claim(owner())
+    one.save([Save("shard", f"s{n}", 0, f'"{"x" * n}"') for n in range(60)], {"shard:1": Counts(read=60, applied=60)})
+    one.save([Save("parked", f"k{n}", None, parked("k", image="i" * 6000)) for n in range(8)])
+    one.save([Save("shard", f"s{n}", 1, '"again"') for n in range(9)], {"shard:2": Counts(read=9, stale=9)})
+    return one
+
+
+def left(folder: Path, *, killed: bool) -> Path:
+    """What a run leaves in ``folder``: closed in order, or as it was when it was killed."""
+    with contextlib.closing(filled(folder)):
+        if killed:
+            shutil.copytree(folder, folder / "killed", ignore=shutil.ignore_patterns("killed"))
+    return folder / "killed" if killed else folder
+
+
+def seen(folder: Path) -> Sight:
+    with contextlib.closing(store(folder)) as one:
+        found = one.read()
+        return [e for e in found.entries if e.kind != "owner"], dict(found.counts), list(one.parked())
+
+
+def claimed(folder: Path) -> Sight:
+    with contextlib.closing(store(folder)) as one:
+        found = one.claim(owner("later"))
+        return [e for e in found.entries if e.kind != "owner"], dict(found.counts), list(one.parked())
+
+
+# who has it
+
+
+def test_a_second_run_is_told_who_has_it_and_how_to_go_on(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)), pytest.raises(Fenced) as caught:
+        store(tmp_path).claim(owner("second"))
+    assert str(caught.value) == (
+        "another run has this pipeline: process 4711 on far-away, since 2023-11-14 22:13:20 UTC. "
+        f"Stop that one first; two runs cannot share {tmp_path}/orders.checkpoints.lock"
+    )
+    claimed(tmp_path)
+
+
+def test_who_removes_the_lock_of_a_living_run_fences_it(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as early, contextlib.closing(store(tmp_path)) as late:
+        (tmp_path / "orders.checkpoints.lock").unlink()
+        late.claim(owner("late"))
+        with pytest.raises(Fenced, match="another run owns this pipeline now"):
+            early.save([])
+
+
+_SAVING = """
+import sys
+from pathlib import Path
+from replicator.batch import Counts
+from replicator.checkpoints import Save
+from replicator.stores.sqlite import SqliteCheckpoints, SqliteOptions
+from replicator.testing.checkpoints_contract import owner
+
+one = SqliteCheckpoints(SqliteOptions(), "orders", Path(sys.argv[1]))
+found = {e.id: e for e in one.claim(owner()).entries if e.kind == "shard"}
+revision = found["a"].revision if found else 0
+while True:
+    saves = [Save("shard", id, revision, f'"{revision + 1}"') for id in "abcdef"]
+    one.save(saves, {"shard:a": Counts(read=1)})
+    revision += 1
+    print(revision, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killed_run_loses_nothing_that_a_save_returned_for(tmp_path: Path, seed: int) -> None:
+    chance, reported = random.Random(seed), 0
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", _SAVING, str(tmp_path)], stdout=subprocess.PIPE) as run:
+            assert run.stdout is not None
+            for _ in range(chance.randrange(1, 300)):
+                reported = int(run.stdout.readline())
+            run.send_signal(signal.SIGKILL)
+            reported = max([reported, *map(int, run.stdout.read().split())])
+        entries, counts, _ = seen(tmp_path)
+        (revision,) = {e.revision for e in entries}
+        assert (len(entries), counts["shard:a"].read) == (6, revision)
+        assert revision in (reported, reported + 1)
+
+
+# damage
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    os.truncate(path, chance.randrange(path.stat().st_size))
+
+
+def blank(path: Path, chance: random.Random) -> None:
+    """A sector that was never written."""
+    content = bytearray(path.read_bytes())
+    at = chance.randrange(len(content)) // 512 * 512
+    content[at : at + 512] = bytes(len(content[at : at + 512]))
+    path.write_bytes(content)
+
+
+def swap(path: Path, chance: random.Random) -> None:
+    """Two pages where the other one belongs."""
+    content = path.read_bytes()
+    pages = [content[at : at + 4096] for at in range(0, len(content), 4096)]
+    first, second = chance.sample(range(len(pages)), 2)
+    pages[first], pages[second] = pages[second], pages[first]
+    path.write_bytes(b"".join(pages))
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, blank, swap])
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_no_damage_goes_unnoticed(tmp_path: Path, damage: Callable[[Path, random.Random], None], suffix: str) -> None:
+    """Either it is said, or everything is as it was saved."""
+    (tmp_path / "run").mkdir()
+    source = left(tmp_path / "run", killed=bool(suffix))
+    right = seen(shutil.copytree(source, tmp_path / "right"))
+    noticed = 0
+    for seed in range(80):
+        chance, folder = random.Random(seed), tmp_path / f"{seed}"
+        shutil.copytree(source, folder)
+        damage(folder / f"orders.checkpoints{suffix}", chance)
+        for look in (seen, claimed):
+            try:
+                assert look(folder) == right, f"seed {seed}"
+            except DamagedCheckpoint:
+                noticed += 1
+        shutil.rmtree(folder)
+    assert noticed > 20
+
+
+def test_what_to_do_about_damage_is_said(tmp_path: Path) -> None:
+    path = left(tmp_path, killed=False) / "orders.checkpoints"
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(DamagedCheckpoint) as caught:
+        claimed(tmp_path)
+    assert str(caught.value).startswith(f"the checkpoints in {path} cannot be trusted: ")
+    assert str(caught.value).endswith(
+        "Nothing was changed. Restore the file as the last run left it; or move it away together with "
+        "orders.checkpoints-wal and orders.checkpoints.lock, and start the copy over with: replicator resync"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"something else\n" * 500])
+def test_what_is_no_file_of_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "orders.checkpoints"
+    path.write_bytes(content)
+    for look in (seen, claimed):
+        with pytest.raises(DamagedCheckpoint):
+            look(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_somebody_elses_database_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as other:
+        other.execute("CREATE TABLE pets (name TEXT)")
+    with pytest.raises(DamagedCheckpoint, match="it is no file of checkpoints"):
+        claimed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM entries WHERE id = 's7'",
+        "DELETE FROM counts WHERE source = 'shard:2'",
+        "UPDATE entries SET text = '\"more\"' WHERE id = 's7'",
+        "UPDATE entries SET revision = revision + 1 WHERE id = 's7'",
+        "UPDATE entries SET id = 'k99' WHERE id = 'k1'",
+        "UPDATE entries SET text = NULL WHERE id = 'k1'",
+        "UPDATE counts SET read = read + 1, applied = applied + 1",
+        "UPDATE counts SET read = 'many'",
+        "UPDATE store SET pipeline = 'customers'",
+        "DELETE FROM store",
+        "INSERT INTO store (one) VALUES (2)",
+        "DROP TABLE counts",
+        "ALTER TABLE entries ADD COLUMN more TEXT",
+    ],
+)
+def test_a_hand_that_changes_a_row_is_noticed(tmp_path: Path, statement: str) -> None:
+    left(tmp_path, killed=False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as hand:
+        hand.execute(statement)
+        hand.commit()
+    for look in (seen, claimed):
+        with pytest.raises(DamagedCheckpoint):
+            look(tmp_path)
+
+
+def test_rows_of_an_earlier_moment_are_noticed(tmp_path: Path) -> None:
+    """As a lost write to one page would leave them: each is right by itself."""
+    with contextlib.closing(filled(tmp_path)) as one:
+        with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as hand:
+            earlier = hand.execute("SELECT * FROM entries WHERE id = 's3'").fetchone()
+        one.save([Save("shard", "s3", 2, '"later"')])
+    with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as hand:
+        hand.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", earlier)
+        hand.commit()
+    with pytest.raises(DamagedCheckpoint, match="entries are missing, or older than others"):
+        seen(tmp_path)
+
+
+def test_an_older_file_is_noticed(tmp_path: Path) -> None:
+    path = left(tmp_path, killed=False) / "orders.checkpoints"
+    backup = path.read_bytes()
+    with contextlib.closing(store(tmp_path)) as one:
+        one.claim(owner("later"))
+        one.save([Save("shard", "s0", 2, '"later"')])
+    path.write_bytes(backup)
+    for look in (seen, claimed):
+        with pytest.raises(DamagedCheckpoint, match=r"it is older than the last run left it \(4 saves instead of 6\)"):
+            look(tmp_path)
+
+
+def test_an_older_file_may_be_used_by_who_removes_the_lock_file(tmp_path: Path) -> None:
+    """Hardly ever does it harm: what comes again is turned away, and what the stream forgot is found as a gap."""
+    path = left(tmp_path, killed=False) / "orders.checkpoints"
+    backup, right = path.read_bytes(), seen(tmp_path)
+    claimed(tmp_path)
+    path.write_bytes(backup)
+    (tmp_path / "orders.checkpoints.lock").unlink()
+    assert claimed(tmp_path) == right
+
+
+def test_a_file_of_a_newer_replicator_is_refused(tmp_path: Path) -> None:
+    left(tmp_path, killed=False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints", isolation_level=None)) as newer:
+        newer.execute("ALTER TABLE entries ADD COLUMN more TEXT")
+        file.write_head(newer, file.Head("orders", format=2))
+    with pytest.raises(DamagedCheckpoint, match="it is of format 2, this replicator reads 1: use the one that made it"):
+        claimed(tmp_path)
+
+
+def test_a_file_of_another_pipeline_is_refused(tmp_path: Path) -> None:
+    left(tmp_path, killed=False)
+    other = SqliteCheckpoints(SqliteOptions(path="orders.checkpoints"), "customers", tmp_path)
+    with contextlib.closing(other), pytest.raises(ConfigError, match=r"belongs to pipeline 'orders'.*'customers'"):
+        other.claim(owner())
+
+
+def test_a_file_that_vanishes_or_is_replaced_ends_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "orders.checkpoints"
+    with contextlib.closing(filled(tmp_path)) as one:
+        path.rename(tmp_path / "away")
+        with pytest.raises(DamagedCheckpoint, match="removed or replaced while this run used it"):
+            one.save([])
+        shutil.copy(tmp_path / "away", path)
+        with pytest.raises(DamagedCheckpoint, match="removed or replaced while this run used it"):
+            one.save([Save("shard", "new", 0, "1")])
+
+
+def test_after_a_lost_file_a_new_one_begins_with_nothing(tmp_path: Path) -> None:
+    """The run itself stops: the target's epoch says that there was one (see replicator.start)."""
+    path = left(tmp_path, killed=True) / "orders.checkpoints"
+    assert path.with_name(path.name + "-wal").stat().st_size > 0
+    path.unlink()
+    assert seen(path.parent) == ([], {}, [])
+    assert claimed(path.parent) == ([], {}, [])
+
+
+def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
+    nowhere = SqliteCheckpoints(SqliteOptions(path="no/such.db"), "orders", tmp_path)
+    assert nowhere.check() == [f"checkpoints.path: there is no folder {tmp_path}/no; make it"]
+    with pytest.raises(ConfigError, match="there is no folder"):
+        nowhere.claim(owner())
+    (tmp_path / "orders.checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot be written: .*checkpoints: \{type: sqlite, path: ...\}"):
+        claimed(tmp_path)
+
+
+@contextlib.contextmanager
+def full(one: SqliteCheckpoints) -> Iterator[None]:
+    """Not a page more fits into the file."""
+    connection = one._open()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    yield
+    connection.execute("PRAGMA max_page_count = 1000000")
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(0, "disk I/O error (its disk is full); no"), (1 << 20, "disk I/O error; no")]
+)
+def test_a_full_disk_is_named_where_sqlite_only_knows_of_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=free))
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    with pytest.raises(TransientError) as caught, file.guarded(tmp_path / "kept"):
+        raise error
+    assert said in str(caught.value)
+
+
+def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Path) -> None:
+    large = [Save("parked", f"new{n}", None, parked("new", image="i" * 60_000)) for n in range(4)]
+    with contextlib.closing(filled(tmp_path)) as one:
+        before = seen(tmp_path)
+        with full(one):
+            for _ in range(2):
+                with pytest.raises(
+                    TransientError, match=r"cannot be saved: database or disk is full; no position moves"
+                ):
+                    one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, stale=1)})
+            assert seen(tmp_path) == before
+        one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, stale=1)})
+    entries, counts, found = seen(tmp_path)
+    assert (len(entries), counts["shard:2"].read, len(found)) == (60 + 8 + 4, 10, 12)
+
+
+def test_a_disk_that_may_not_be_written_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as one:
+        one._open().execute("PRAGMA query_only = ON")
+        with pytest.raises(
+            ConfigError, match=r"cannot be written: attempt to write a readonly database. Let this user"
+        ):
+            one.save([Save("shard", "new", 0, "1")])
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a folder where nobody may make a file")
+def test_a_folder_in_which_not_even_root_may_write_is_said(tmp_path: Path) -> None:
+    nowhere = SqliteCheckpoints(SqliteOptions(path="/sys/orders.checkpoints"), "orders", tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be written: .*(Permission denied|Read-only file system)"):
+        nowhere.claim(owner())
+
+
+def test_a_system_without_such_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ConfigError, match=r"needs the locks of Linux or macOS.*use dynamodb or postgres"):
+        store(tmp_path).claim(owner())
+    assert not (tmp_path / "orders.checkpoints").exists()
+
+
+def test_check_reads_it_all_and_makes_nothing(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    assert (one.check(), one.plan()) == ([], [f"make the file {tmp_path}/orders.checkpoints"])
+    one.create()
+    assert list(tmp_path.iterdir()) == []
+    path = left(tmp_path, killed=False) / "orders.checkpoints"
+    assert (one.check(), one.plan(), one.place) == ([], [], f"the file {path}")
+    one.close()
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DamagedCheckpoint):
+        one.check()
+
+
+# who else may read it, and where a link leads
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_only_its_user_may_read_any_of_the_files(tmp_path: Path) -> None:
+    """Parked changes hold whole items."""
+    with contextlib.closing(filled(tmp_path)) as one:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        assert modes.keys() >= {f"orders.checkpoints{end}" for end in ("", "-wal", "-shm", ".lock")}
+        assert set(modes.values()) == {0o600}, modes
+        assert one.warnings() == []
+
+
+def test_files_that_others_may_use_are_named_with_what_to_do(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as one:
+        (tmp_path / "orders.checkpoints").chmod(0o644)
+        (tmp_path / "orders.checkpoints-wal").chmod(0o620)
+        tmp_path.chmod(0o777)
+        file, log, folder = one.warnings()
+        tmp_path.chmod(0o1777)
+        assert len(one.warnings()) == 2
+    assert "(mode 0644); chmod 600 " in file
+    assert "orders.checkpoints-wal (mode 0620); chmod 600 " in log
+    assert f"other users may replace files in the folder {tmp_path}; chmod go-w {tmp_path}" in folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_named(tmp_path: Path) -> None:
+    with contextlib.closing(filled(tmp_path)) as one:
+        os.chown(tmp_path / "orders.checkpoints.lock", 65534, -1)
+        assert ["belongs to another user (id 65534)" in text for text in one.warnings()] == [True]
+
+
+@pytest.mark.parametrize("ending", ["", ".lock", "-wal", "-shm", "-journal"])
+def test_a_link_in_the_place_of_a_file_is_refused_and_what_it_leads_to_stays_as_it_is(
+    tmp_path: Path, ending: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    if ending:
+        left(folder, killed=False)
+    victim = tmp_path / "victim"
+    victim.write_text("not ours")
+    place = folder / f"orders.checkpoints{ending}"
+    place.unlink(missing_ok=True)
+    place.symlink_to(victim)
+
+    with pytest.raises(ConfigError, match=f"orders.checkpoints{ending} is a symbolic link, which replicator does not"):
+        claimed(folder)
+    assert victim.read_text() == "not ours"
+
+
+def test_a_link_that_appears_behind_the_check_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "check_links", lambda path: None)
+    victim = tmp_path / "victim"
+    victim.write_text("not ours")
+    (tmp_path / "orders.checkpoints.lock").symlink_to(victim)
+
+    with pytest.raises(ConfigError, match="cannot be written"):
+        claimed(tmp_path)
+    assert victim.read_text() == "not ours"
+
+
+def test_a_link_where_the_new_file_is_to_be_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (tmp_path / "orders.checkpoints.new").symlink_to(victim)
+    left(tmp_path, killed=False)
+    assert not victim.exists()
+
+
+def test_a_pipe_in_the_place_of_the_lock_holds_nothing_up(tmp_path: Path) -> None:
+    left(tmp_path, killed=False)
+    (tmp_path / "orders.checkpoints.lock").unlink()
+    os.mkfifo(tmp_path / "orders.checkpoints.lock")
+    assert seen(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        claimed(tmp_path)

@@ -1,0 +1,31 @@
+"""Stored entries: what this version reads, and what it refuses to take for something else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from replicator.state import FORMAT, DamagedCheckpoint, Parked, PipelineState, decode, encode
+
+STATE = PipelineState(1024, "stream", "table", "id", "following")
+
+
+@pytest.mark.parametrize("format", [FORMAT, FORMAT - 1])
+def test_its_own_format_and_older_ones_are_read(format: int) -> None:
+    state = replace(STATE, format=format)
+    assert decode("pipeline", "", encode(state)) == state
+
+
+def test_a_newer_format_is_refused_with_what_to_do() -> None:
+    with pytest.raises(DamagedCheckpoint) as found:
+        decode("pipeline", "", encode(replace(STATE, format=FORMAT + 1)))
+    assert str(found.value) == (
+        f"the checkpoints are of format {FORMAT + 1}, this replicator reads up to {FORMAT}: use the newer one"
+    )
+    assert found.value.exit_code == 3
+
+
+def test_a_parked_entry_keeps_what_it_stands_for() -> None:
+    value = Parked(("a",), 7, "no", 1.0, changes={"shard:s": 3}, leaves=(("orders", "x"),), base="{}")
+    assert decode("parked", "a@7", encode(value)) == value

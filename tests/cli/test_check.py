@@ -1,0 +1,426 @@
+"""``replicator check`` and ``preview``: everything that is wrong is named at once, and nothing is changed."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import orjson
+import pytest
+
+from tests.cli.command_line import World
+from tests.security.canary import VALUE
+
+TABLE = "arn:aws:dynamodb:us-east-1:"  # how a table's ARN begins
+
+FAN_OUT = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    for tag in item.get("tags", ()):
+        yield Document(id=tag, body={"tag": tag})
+"""
+
+
+def texts(world: World, *verdicts: str) -> list[str]:
+    found = world.lines("check", world.config)
+    return [f"{f['subject']}: {f['text']}" for f in found if f["verdict"] in verdicts]
+
+
+def test_a_ready_pipeline_is_exit_code_0_and_every_permission_is_named(world: World) -> None:
+    arn = world.db.create_table("orders")
+    code, out, _ = world.call("check", world.config, "--human")
+
+    assert code == 0
+    for action in ("DescribeStream", "GetShardIterator", "GetRecords"):
+        assert f"ok    permission: dynamodb:{action} on {arn}" in out
+    assert "ok    permission: dynamodb:Scan on arn:aws:dynamodb:us-east-1:" in out
+    assert 'CREATE TABLE "public"."orders"' in out
+    assert "FAIL" not in out
+
+
+def test_nothing_is_changed(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.call("check", world.config)
+    world.call("preview", world.config)
+    world.call("status", world.config)
+
+    assert not world.has_table("orders")
+    assert not world.rows("SELECT 1 FROM information_schema.schemata WHERE schema_name = 'replicator'")
+
+
+def test_every_missing_permission_is_named_with_its_action_and_arn(world: World) -> None:
+    arn = world.db.create_table("orders")
+    for operation in ("GetShardIterator", "Scan"):
+        world.db.fail(operation, "AccessDeniedException", times=None)
+    code, _, _ = world.call("check", world.config)
+    found = texts(world, "forbidden")
+
+    assert code == 4
+    assert found[0].startswith(f"permission: dynamodb:GetShardIterator on {arn} is not permitted (AccessDenied")
+    assert found[1].startswith("permission: dynamodb:Scan on ")
+
+
+def test_a_forbidden_look_up_is_named_for_a_stream_of_keys(world: World) -> None:
+    world.db.create_table("orders", view="KEYS_ONLY")
+    assert world.call("check", world.config)[0] == 0
+    world.db.fail("BatchGetItem", "AccessDeniedException", times=None)
+    world.db.fail("GetRecords", "AccessDeniedException", times=None)
+    world.db.fail("DescribeStream", "AccessDeniedException", times=None)
+
+    assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == [
+        "permission: dynamodb:DescribeStream",
+        "permission: dynamodb:BatchGetItem",
+    ]
+    world.db.heal()
+    world.db.fail("GetRecords", "AccessDeniedException", times=None)
+    assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetRecords"]
+
+
+def test_no_permission_at_all_still_looks_at_the_target(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.fail("DescribeTable", "AccessDeniedException", times=None)
+    found = world.lines("check", world.config)
+
+    assert world.call("check", world.config)[0] == 4
+    assert [f["subject"] for f in found] == ["source", "target"]
+    assert found[0]["text"].startswith("dynamodb:DescribeTable on orders is not permitted (AccessDeniedException")
+    assert found[0]["do"].startswith("Allow it in the policy of the role or user that replicator runs as")
+
+
+def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    bare = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none"}
+    code, out, _ = World(world.db, world.postgres, world.folder, bare).call("check", world.config)
+
+    assert code == 4
+    assert "there are no AWS credentials for DescribeTable on orders" in out
+    assert "Give some (AWS_PROFILE, source.profile, a role of the machine)" in out
+    assert "policy" not in out
+
+
+def test_credentials_that_aws_does_not_know_are_no_matter_of_policies(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.fail("DescribeTable", "UnrecognizedClientException", times=None)
+    found = world.lines("check", world.config)
+
+    assert found[0]["text"].startswith("AWS does not accept the credentials for dynamodb:DescribeTable on orders")
+    assert found[0]["do"].startswith("Correct the credentials, or give others (AWS_PROFILE, source.profile")
+
+
+def test_a_wrong_password_is_told_from_a_missing_grant(world: World) -> None:
+    world.db.create_table("orders")
+    password = world.postgres.server.password
+    assert password
+    world.change(f":{password}@", ":wr0ng-pass@")
+    (found,) = [f for f in world.lines("check", world.config) if f["verdict"] == "forbidden"]
+
+    assert world.call("check", world.config)[0] == 4
+    assert 'refuses the login: password authentication failed for user "postgres"' in found["text"]
+    assert found["do"] == "Correct the user and the password of target.url"
+    code, _, err = world.call("run", world.config, "--until", "caught-up")
+    assert (code, "GRANT" in err, "wr0ng" in err) == (4, False, False)
+    assert "refuses the login" in err
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (None, "has no enabled stream, so changes cannot be read; enable it: aws dynamodb update-table"),
+        ("OLD_IMAGE", "has view type OLD_IMAGE: it never shows what an item became"),
+    ],
+)
+def test_a_stream_that_cannot_be_read_says_what_to_do(world: World, view: str | None, message: str) -> None:
+    world.db.create_table("orders", view=view)
+
+    assert world.call("check", world.config)[0] == 2
+    assert any(message in text for text in texts(world, "problem"))
+
+
+def test_a_disabled_stream_is_a_problem(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.disable_stream("orders")
+
+    assert world.call("check", world.config)[0] == 2
+    assert any("has no enabled stream" in text for text in texts(world, "problem"))
+
+
+@pytest.mark.parametrize("view", ["KEYS_ONLY", "NEW_IMAGE"])
+def test_ids_of_their_own_need_old_images(world: World, view: str) -> None:
+    world.db.create_table("orders", view=view)
+    world.hook(FAN_OUT)
+
+    assert world.call("check", world.config)[0] == 2
+    assert any(
+        f"has view type {view}, but the hook gives documents ids of their own" in t for t in texts(world, "problem")
+    )
+
+
+def test_every_mismatch_of_an_existing_table_is_named(world: World) -> None:
+    world.db.create_table("orders")
+    with world.postgres.connect() as connection:
+        connection.execute("CREATE TABLE orders (id bigint PRIMARY KEY, document text, _version bigint NOT NULL)")
+    problems = texts(world, "problem")
+    assert any("id" in p for p in problems), problems
+    assert any("document" in p for p in problems), problems
+
+
+def test_everything_is_named_in_one_go(world: World) -> None:
+    world.hook("def other(item):\n    return None\n")
+    world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
+    code, _, _ = world.call("check", world.config)
+    problems = texts(world, "problem", "unreachable")
+
+    assert code == 2
+    assert any("hooks.py has no function hook; it has other (line 1)" in p for p in problems)
+    assert any(p.startswith("source.table: there is no table orders") for p in problems)
+    assert any("cannot be reached" in p for p in problems)
+
+
+def test_an_impure_hook_is_a_problem(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n    return {'n': next(count)}\n")
+
+    assert world.call("check", world.config)[0] == 2
+    assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+
+
+@pytest.mark.parametrize("command", ["check", "preview", "parked retry --all"])
+def test_what_a_hook_prints_is_not_among_what_a_command_says(world: World, command: str) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook("print('imported')\n\n\ndef hook(item):\n    print('called')\n    return {'n': item['n']}\n")
+    if command.startswith("parked"):
+        world.catch_up()
+    name, *options = command.split(" --")
+    _, out, err = world.call(*name.split(), world.config, *(f"--{option}" for option in options), "--json")
+
+    assert err.startswith("imported\ncalled\n")
+    assert all(isinstance(orjson.loads(line), dict) for line in out.splitlines())
+    assert out
+
+
+def test_an_impure_hook_with_ids_of_its_own_too(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a"]})
+    world.hook(FAN_OUT.replace("id=tag", "id=next(count)") + "\nimport itertools\ncount = itertools.count()\n")
+
+    assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+
+
+def test_items_that_would_be_parked_are_told_not_refused(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.db.put("orders", {"id": "2", "total": 1})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+
+    assert world.call("check", world.config)[0] == 0
+    (note,) = (t for t in texts(world, "note") if t.startswith("transform"))
+    assert note == (
+        'transform: 1 of 2 live items would be parked, e.g. item ["1"]: '
+        "hook hook raised KeyError at hooks.py:2: no attribute 'total'"
+    )
+
+
+def test_a_hook_that_parks_every_item_is_a_problem(world: World) -> None:
+    world.db.create_table("orders")
+    for n in range(2):
+        world.db.put("orders", {"id": str(n)})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+
+    assert world.call("check", world.config)[0] == 2
+    (found,) = texts(world, "problem")
+    assert found.startswith("transform: 2 of 2 live items would be parked, e.g. item ")
+
+
+def with_columns(world: World, *cities: object) -> None:
+    """A target with a column ``city``, and items that have one."""
+    url = f"url: {world.postgres.url}\n"
+    world.change(f"{url}  table: orders", f"{url}  tables: {{orders: {{columns: {{city: text}}}}}}")
+    world.db.create_table("orders")
+    for number, city in enumerate(cities):
+        world.db.put("orders", {"id": f"{number}", "city": city})
+
+
+def test_items_that_the_target_would_refuse_are_told(world: World) -> None:
+    with_columns(world, "Ulm", 5)
+    assert world.call("check", world.config)[0] == 0
+    assert texts(world, "note")[-1] == (
+        'target: 1 of 2 live items would be parked, because the target cannot store them, e.g. item ["1"]: '
+        "column city is text, and the attribute is a number"
+    )
+    problems = {line["key"][0]: line["problem"] for line in world.lines("preview", world.config)}
+    assert problems == {"0": None, "1": "column city is text, and the attribute is a number"}
+    assert not world.has_table("orders")
+
+
+def test_it_is_a_problem_if_the_target_would_refuse_all_of_them(world: World) -> None:
+    """As a misspelt name does: the run would park everything."""
+    with_columns(world, "Ulm", "Bonn")
+    world.hook("def hook(item):\n    return {'citty': item['city']}\n")
+    assert world.call("check", world.config)[0] == 2
+    (problem,) = texts(world, "problem")
+    assert problem.startswith("target: 2 of 2 live items would be parked, because the target cannot store them, e.g. ")
+    assert problem.endswith(
+        "the hook returned a field citty, which no column of orders is made from; did you mean city? "
+        "(extra: ignore leaves such fields out)"
+    )
+    (first, _) = world.lines("preview", world.config)
+    assert (first["writes"], first["problem"]) == ([], problem.partition('"]: ')[2])
+    assert [write["document"] for write in first["refused"]] == [{"citty": first["before"]["city"]}]
+    assert "  would be parked: the hook returned a field citty" in world.call("preview", world.config, "--human")[1]
+
+
+def test_what_the_run_parks_is_what_was_told(world: World) -> None:
+    with_columns(world, "Ulm", 5, "Bonn", None, True)
+    told = {line["problem"] for line in world.lines("preview", world.config)} - {None}
+    world.catch_up()
+    parked = world.rows("SELECT value::json->>'reason' FROM replicator.checkpoints WHERE kind = 'parked'")
+    assert {reason for (reason,) in parked} == told
+    assert len(parked) == 2
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "{'deep': [float('nan')]}", "__import__('decimal').Decimal('NaN')"])
+def test_nan_is_not_impure_but_refused(world: World, value: str) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.hook(f"def hook(item):\n    return {{'n': {value}}}\n")
+    (problem,) = texts(world, "problem")
+    assert problem.startswith("target: 1 of 1 live items would be parked, because the target cannot store them")
+    assert not [t for t in texts(world, "problem", "note") if "pure" in t]
+
+
+def test_a_hook_that_cannot_be_imported_names_file_and_line(world: World) -> None:
+    world.db.create_table("orders")
+    world.hook("import json\nimport nonsense_that_is_not_there\n")
+    code, out, _ = world.call("check", world.config)
+
+    assert code == 2
+    assert "hooks.py, line 2" in out
+
+
+class TestPreview:
+    def test_shows_before_after_and_the_writes(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1", "total": 5, "secret": "x"})
+        world.hook("def hook(item):\n    return {'total': item['total'] * 2}\n")
+
+        assert world.lines("preview", world.config) == [
+            {
+                "key": ["1"],
+                "before": {"id": "1", "total": 5, "secret": "x", "canary": VALUE},
+                "writes": [{"write": "upsert", "table": "orders", "id": ["1"], "document": {"total": 10}}],
+                "problem": None,
+            }
+        ]
+        code, out, _ = world.call("preview", world.config, "--human")
+        assert code == 0
+        assert 'item ["1"]' in out
+        assert 'upsert ["1"] in orders' in out
+
+    def test_says_what_would_be_parked_and_what_left_out(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1"})
+        world.hook("def hook(item):\n    return 5\n")
+        assert "a plain hook returns a mapping or None" in world.lines("preview", world.config)[0]["problem"]
+        assert "would be parked: " in world.call("preview", world.config, "--human")[1]
+
+        world.hook("def hook(item):\n    return None\n")
+        assert "nothing would be stored" in world.call("preview", world.config, "--human")[1]
+
+    def test_shows_documents_with_ids_of_their_own(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1", "tags": {"b", "a"}})
+        world.hook(FAN_OUT)
+        (found,) = world.lines("preview", world.config)
+
+        assert sorted(w["id"] for w in found["writes"]) == [['["1"]', "a"], ['["1"]', "b"]]
+
+    def test_takes_a_limit_or_a_key(self, world: World) -> None:
+        world.db.create_table("orders", keys={"id": "B", "n": "N"})
+        for n in range(250):
+            world.db.put("orders", {"id": b"\x01", "n": n})
+
+        assert len(world.lines("preview", world.config)) == 5
+        assert len(world.lines("preview", world.config, "--limit", "230")) == 230
+        (found,) = world.lines("preview", world.config, "--key", '{"id": "AQ==", "n": 17}')
+        assert found["key"] == ["AQ==", "17"]
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ('{"id": "9"}', "there is no item"),
+            ('{"id": 9}', "key attribute id is of type S"),
+            ('{"pk": "9"}', "the key has the attributes id, not pk"),
+            ("[1]", "a key is a JSON object"),
+            ("{", "--key: "),
+        ],
+    )
+    def test_a_wrong_key_says_why(self, world: World, key: str, message: str) -> None:
+        world.db.create_table("orders")
+        code, out, err = world.call("preview", world.config, "--key", key)
+
+        assert (code, out) == (2, "")
+        assert message in err
+
+    def test_a_hook_calculates_with_all_digits_as_in_a_run(self, world: World) -> None:
+        world.db.create_table("orders")
+        digits = "1234567890123456789012345678901234567.8"
+        world.db.put("orders", {"id": "1", "n": Decimal(digits)})
+        world.hook("def hook(item):\n    return {'n': item['n'] + 1}\n")
+        shown = world.call("preview", world.config, "--json")[1]
+        world.catch_up()
+
+        assert '"n":1234567890123456789012345678901234568.8' in shown
+        assert world.rows("SELECT document->'n' = '1234567890123456789012345678901234568.8' FROM orders") == [(True,)]
+
+    def test_every_kind_of_value_can_be_shown(self, world: World) -> None:
+        world.db.create_table("orders")
+        world.db.put("orders", {"id": "1", "n": 10**37})
+        world.hook(
+            "import datetime\ndef hook(item):\n"
+            "    return {'n': item['n'], 'b': b'x', 's': {2, 1}, 'i': 2**70, 'item': item, 'o': object(),\n"
+            "            't': datetime.datetime(2026, 1, 31)}\n"
+        )
+        code, out, _ = world.call("preview", world.config, "--json")
+
+        assert code == 0
+        assert f'"n":{10**37},"b":"eA==","s":[1,2],"i":{2**70}' in out
+        assert '"t":"2026-01-31T00:00:00"' in out
+
+
+RAISING = """
+from collections.abc import Mapping
+
+class Broken(Mapping):
+    def __getitem__(self, name): raise RuntimeError(name)
+    def __iter__(self): return iter(["a"])
+    def __len__(self): return 1
+    def __eq__(self, other): raise RuntimeError("no")
+    __hash__ = None
+
+def hook(item):
+    loop = {"half": "\\ud800"}
+    loop["itself"] = loop
+    return {"id": item["id"], "value": [Broken(), loop]} if item["id"] == "bad" else item
+"""
+
+
+def test_a_value_whose_own_code_raises_ends_neither_check_nor_preview_nor_run(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "bad"})
+    world.db.put("orders", {"id": "good"})
+    world.hook(RAISING)
+    code, out, _ = world.call("check", world.config, "--human")
+    assert code == 0
+    assert '1 of 2 live items would be parked, because the target cannot store them, e.g. item ["bad"]' in out
+    code, out, _ = world.call("preview", world.config, "--human")
+    assert code == 0
+    assert '"<Broken whose own code raised RuntimeError>"' in out
+    assert "would be parked: column document contains a value that cannot be read" in out
+    assert world.lines("preview", world.config)
+    world.catch_up()
+    assert [row[0] for row in world.rows("SELECT id FROM orders")] == ["good"]

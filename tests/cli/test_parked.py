@@ -1,0 +1,324 @@
+"""``replicator parked``: what was refused can be looked at, tried again at its own version, or given up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+
+from replicator.config.settings import load
+from replicator.engine.run import ends
+from replicator.operations import parked as parking
+from replicator.operations.parked import CHANGED, SUPERSEDED, ParkedItem
+from replicator.state import Owner, Parked, Save, encode
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from tests.cli.command_line import World
+
+command_line = import_module("replicator.cli.parked")  # the package has the command under this name
+NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
+MENDED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
+COLUMNS = "{columns: {total: {type: numeric}}}"
+FAN_OUT = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    if "broken" in item:
+        raise ValueError("broken")
+    return [Document(id=tag, body={"tag": tag}) for tag in item.get("tags", ())]
+"""
+
+
+@pytest.fixture
+def parked(world: World) -> World:
+    """A pipeline with one stored item, two parked ones, and no run."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "good", "total": 1})
+    world.db.put("orders", {"id": "bad", "note": "private"})
+    world.db.put("orders", {"id": "worse"})
+    world.hook(NEEDS_TOTAL)
+    world.catch_up()
+    return world
+
+
+def counts(world: World) -> dict[str, int]:
+    found: dict[str, int] = world.lines("status", world.config)[0]["counts"]
+    assert found["read"] == found["applied"] + found["stale"] + found["dropped"] + found["parked"], found
+    return found
+
+
+def test_list_shows_items_and_reasons(parked: World) -> None:
+    found = parked.lines("parked", "list", parked.config)
+
+    assert [f["item"] for f in found] == ['["bad"]', '["worse"]']
+    assert all("raised KeyError at hooks.py:2: no attribute 'total'" in f["reason"] for f in found)
+    human = parked.call("parked", "list", parked.config, "--human")[1]
+    assert human.endswith("2 item(s) parked\n")
+
+
+def test_values_are_shown_only_when_asked_for(parked: World) -> None:
+    for command in (["list"], ["show", "--all"]):
+        assert "private" not in parked.call("parked", *command[:1], parked.config, *command[1:])[1]
+
+    (found,) = parked.lines("parked", "show", parked.config, '[ "bad" ]', "--show-values")
+    assert '"note":{"S":"private"}' in found["new"].replace(" ", "")
+    assert "KeyError" in found["traceback"]
+    assert "private" in parked.call("parked", "show", parked.config, "--all", "--show-values", "--human")[1]
+
+
+def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_6(parked: World) -> None:
+    before = counts(parked)
+    code, out, _ = parked.call("parked", "retry", parked.config, "--all", "--human")
+
+    assert code == 6
+    assert out.count("still parked: hook hook raised KeyError") == 2
+    assert counts(parked) == before
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_retry_with_a_mended_hook_stores_what_was_parked(parked: World) -> None:
+    before = counts(parked)
+    parked.hook(MENDED)
+    code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
+
+    assert (code, out) == (0, '["bad"]  stored\n')
+    assert parked.rows("SELECT document->>'note' FROM orders WHERE id = 'bad'") == [("private",)]
+    assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
+    after = counts(parked)
+    assert after["applied"] + after["stale"] > before["applied"] + before["stale"]
+    assert after["parked"] < before["parked"]
+    assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
+    assert parked.lines("status", parked.config)[0]["parked"] == 0
+
+
+def test_a_retry_whose_config_leads_to_another_table_is_refused_and_keeps_the_item_parked(parked: World) -> None:
+    """It would be stored there, and missing for good where the pipeline goes on."""
+    parked.hook(MENDED)
+    parked.change("  table: orders\n", "  table: staging\n")
+    parked.change("source:\n  table: staging", "source:\n  table: orders")
+    code, _, err = parked.call("parked", "retry", parked.config, "--all")
+
+    assert code == 2
+    assert 'this pipeline writes to "public"."orders", and the config leads to "public"."staging"' in err
+    assert not parked.has_table("staging")
+    parked.change("table: staging", "table: orders")
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_a_retry_whose_config_defines_the_table_otherwise_is_refused(parked: World) -> None:
+    parked.hook(MENDED)
+    parked.change(f"{parked.postgres.url}\n  table: orders", f"{parked.postgres.url}\n  tables: {{orders: {COLUMNS}}}")
+    code, _, err = parked.call("parked", "retry", parked.config, "--all")
+
+    assert code == 2
+    assert "since the last run" in err
+    assert len(parked.rows("SELECT id FROM orders")) == 1
+
+
+def test_a_hook_that_now_leaves_the_item_out_removes_it(parked: World) -> None:
+    parked.hook("def hook(item):\n    return None\n")
+
+    assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
+    assert parked.rows("SELECT id FROM orders") == [("good",)]
+    assert parked.lines("parked", "list", parked.config) == []
+    counts(parked)
+
+
+def test_retry_never_overwrites_a_newer_state(parked: World) -> None:
+    with parked.postgres.connect() as connection:
+        connection.execute(
+            "INSERT INTO orders (id, document, _version) VALUES ('bad', '{\"newer\": true}', 9000000000000000000)"
+        )
+    parked.hook(MENDED)
+
+    assert parked.call("parked", "retry", parked.config, '["bad"]')[0] == 0
+    assert parked.rows("SELECT document FROM orders WHERE id = 'bad'") == [({"newer": True},)]
+    assert counts(parked)["stale"] >= 1
+
+
+def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
+    parked.hook("def hook(item):\n    return {'total': float('nan')}\n")
+    code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
+
+    assert code == 6
+    assert "still parked: " in out
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_drop_gives_up_and_counts_it(parked: World) -> None:
+    before = counts(parked)
+    assert parked.call("parked", "drop", parked.config, "--yes", '["bad"]')[0] == 0
+
+    assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
+    after = counts(parked)
+    given_up = after["dropped"] - before["dropped"]
+    assert given_up in (1, 2), "the item was scanned, and streamed too if the stream came first"
+    assert after["parked"] == before["parked"] - given_up
+    assert parked.rows("SELECT id FROM orders") == [("good",)]
+
+
+@pytest.mark.parametrize("command", ["show", "retry", "drop"])
+def test_an_item_that_is_not_parked_or_none_at_all_is_said(parked: World, command: str) -> None:
+    code, _, err = parked.call("parked", command, parked.config, '["good"]')
+    assert code == 2
+    assert '["good"] is not parked' in err
+
+    code, _, err = parked.call("parked", command, parked.config)
+    assert code == 2
+    assert "or give --all" in err
+
+
+def test_a_run_that_never_began_has_nothing_parked(world: World) -> None:
+    with ends(load(world.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+
+    assert world.lines("parked", "list", world.config) == []
+    code, _, err = world.call("parked", "retry", world.config, "--all")
+    assert code == 2
+    assert "has not begun to copy yet: nothing is parked" in err
+
+
+def test_all_parked_changes_of_an_item_are_retried_together(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a", "b"]})
+    world.hook(FAN_OUT)
+    world.catch_up()
+    world.db.put("orders", {"id": "1", "tags": ["b", "c"], "broken": 1})
+    world.db.put("orders", {"id": "1", "tags": ["c"], "broken": 2})
+    world.catch_up()
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("b",)]
+    (item,) = world.lines("parked", "list", world.config)
+    assert (item["item"], item["changes"]) == ('["1"]', 2)
+
+    world.hook(FAN_OUT.replace('raise ValueError("broken")', "pass"))
+    code, out, _ = world.call("parked", "retry", world.config, "--all", "--human")
+
+    assert (code, out) == (0, '["1"]  stored\n')
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("c",)]
+    assert counts(world)["parked"] == 0
+
+
+def park_scanned(world: World, *ids: str) -> None:
+    """Items that were there before the stream, and that the hook fails on."""
+    world.db.create_table("orders", view=None)
+    for id in ids:
+        world.db.put("orders", {"id": id, "tags": ["a"], "broken": 1})
+    world.db.enable_stream("orders")
+    world.hook(FAN_OUT)
+    world.catch_up()
+
+
+def test_what_a_scan_found_is_stored_by_a_retry_only_if_the_source_still_has_it(world: World) -> None:
+    """Documents with their own ids have no tombstones of an image that no hook could read."""
+    park_scanned(world, "1", "2")
+    world.db.put("orders", {"id": "2", "tags": ["b"]})
+    world.hook(FAN_OUT.replace('raise ValueError("broken")', "pass"))
+    code, out, _ = world.call("parked", "retry", world.config, "--all", "--human")
+
+    assert (code, out) == (0, f'["1"]  stored\n["2"]  superseded: {SUPERSEDED}\n')
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",)]
+    assert counts(world)["parked"] == 0
+
+
+def test_a_retry_that_may_not_ask_the_source_names_the_permission_and_keeps_the_item(world: World) -> None:
+    park_scanned(world, "1")
+    world.db.fail("GetItem", "AccessDeniedException", times=1)
+    code, _, err = world.call("parked", "retry", world.config, "--all")
+
+    assert code == 4
+    assert "dynamodb:GetItem on orders" in err
+    assert counts(world)["parked"] == 1
+
+
+def test_after_a_drop_the_items_next_change_removes_what_it_had_before(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a", "b"]})
+    world.hook(FAN_OUT)
+    world.catch_up()
+    world.db.put("orders", {"id": "1", "tags": ["b"], "broken": 1})
+    world.catch_up()
+    assert world.call("parked", "drop", world.config, "--yes", "--all")[0] == 0
+    assert world.lines("status", world.config)[0]["parked"] == 0
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("a",), ("b",)]
+
+    world.db.put("orders", {"id": "1", "tags": ["c"]})
+    world.catch_up()
+    assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("c",)]
+
+
+def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:
+    config = load(parked.config)
+    owner = config.target.build(config.pipeline)
+    try:
+        checkpoints = owner.checkpoints  # type: ignore[attr-defined]
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+        parked.hook(MENDED)
+        assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
+        checkpoints.save([])  # not fenced
+    finally:
+        owner.close()
+
+
+@pytest.mark.parametrize("act", ["retry", "drop"])
+def test_an_item_that_runs_keep_changing_stays_parked_which_is_exit_code_6(
+    parked: World, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setattr(parking, act, lambda *given, **named: CHANGED)
+    flags = ["--yes"] if act == "drop" else []
+    code, out, _ = parked.call("parked", act, parked.config, *flags, '["bad"]', "--human")
+
+    assert code == 6
+    assert f'["bad"]  still parked: {CHANGED}' in out
+
+
+@pytest.mark.parametrize("command", ["show", "retry", "drop"])
+def test_an_empty_item_is_a_mistake_and_not_every_item(parked: World, command: str) -> None:
+    code, _, err = parked.call("parked", command, parked.config, "")
+
+    assert code == 2
+    assert "an ITEM is empty: name it as `replicator parked list` prints it, or give --all" in err
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+def test_items_and_all_together_are_a_mistake(parked: World) -> None:
+    code, _, err = parked.call("parked", "drop", parked.config, "--yes", "--all", '["bad"]')
+    assert code == 2
+    assert "name items, or give --all, not both" in err
+
+
+def test_what_is_discarded_is_asked_for_first(parked: World) -> None:
+    code, _, err = parked.call("parked", "drop", parked.config, "--all")
+
+    assert code == 2
+    assert "this discards the parked changes of 2 item(s) for good; if you want that, add --yes" in err
+    assert len(parked.lines("parked", "list", parked.config)) == 2
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 2)])
+def test_on_a_terminal_the_answer_decides(
+    parked: World, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    monkeypatch.setattr(command_line, "_confirmed", lambda count: answer == "y\n")
+    assert parked.call("parked", "drop", parked.config, "--all")[0] == 0
+    assert len(parked.lines("parked", "list", parked.config)) == left
+
+
+def test_an_item_that_a_run_changes_at_the_same_time_is_tried_again() -> None:
+    first = ParkedItem("a", "a@1", 1, Parked(("a",), 1, "no", 0.0))
+    database = MemoryDatabase()
+    target = MemoryTarget(database)
+    text = encode(Parked(("a",), 2, "no", 0.0))
+    target.checkpoints.save([Save("parked", f'["a"]@{2:019d}', 0, text)])
+    tried: list[int] = []
+
+    def busy(item: ParkedItem) -> str:
+        tried.append(item.entry.version)
+        return CHANGED if len(tried) < 3 else ""
+
+    seen = replace(first, item='["a"]')
+    assert command_line._unless_busy(seen, target.checkpoints, busy) == ""
+    assert tried == [1, 2, 2]
+    assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == CHANGED
+    database.entries.clear()
+    assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == ""

@@ -1,0 +1,381 @@
+"""``replicator run``, ``resync`` and ``status`` as processes: events, signals, and what status knows by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from replicator.cli.status import exit_code
+from replicator.config import settings
+from replicator.engine.run import ends
+from replicator.pipeline.progress import Progress
+from replicator.state import Owner
+from tests.cli.command_line import World
+from tests.security.canary import VALUE, look_at_command
+
+SECRET = VALUE
+
+
+def await_that(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.05)
+
+
+def phase(world: World) -> str:
+    found = world.lines("status", world.config)
+    return str(found[0]["phase"]) if found else "nothing is stored yet"
+
+
+def fill(world: World, items: int = 20) -> None:
+    world.db.create_table("orders")
+    for n in range(items):
+        world.db.put("orders", {"id": str(n), "note": SECRET})
+
+
+def test_status_of_a_run_that_has_not_begun_to_copy_is_unknown_not_zero(world: World) -> None:
+    with ends(settings.load(world.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+    (found,) = world.lines("status", world.config)
+
+    assert found["phase"] == "stopped"
+    assert [found[k] for k in ("lag_seconds", "hours_until_loss", "backfill", "rate")] == [None] * 4
+    assert "unknown" in world.call("status", world.config, "--human")[1]
+
+
+def test_status_says_what_a_run_has_stored(world: World) -> None:
+    fill(world)
+    world.catch_up()
+    (found,) = world.lines("status", world.config)
+
+    assert found["phase"] == "stopped"
+    assert found["lag_seconds"] < 60
+    assert 23.9 < found["hours_until_loss"] <= 24
+    backfill = found["backfill"]
+    assert (backfill["segments"], backfill["segments_ended"], backfill["items"], backfill["eta"]) == (4, 4, 20, 0)
+    assert found["shards"] == {"open": 1, "ended": 0, "waiting": 0}
+    assert (found["gaps"], found["parked"]) == (0, 0)
+    counts = found["counts"]
+    assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"] >= 20
+    human = world.call("status", world.config, "--human")[1]
+    assert "20 items, 4 of 4 segments" in human
+
+
+def test_status_of_an_unreachable_target_says_so(world: World) -> None:
+    world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
+    code, out, err = world.call("status", world.config)
+
+    assert (code, out) == (8, "")
+    assert "cannot be reached" in err
+
+
+def test_events_are_json_lines_without_values(world: World) -> None:
+    fill(world)
+    code, out, err = world.shell.run("run", world.config, "--until", "caught-up")
+    events = [orjson.loads(line) for line in out.splitlines()]
+
+    assert (code, err) == (0, "")
+    assert [events[0]["event"], events[-1]["event"]] == ["starting", "caught up"]
+    assert all({"time", "level", "event"} <= set(e) for e in events)
+    assert {"progress", "stopped"} <= {e["event"] for e in events}
+    assert SECRET not in out
+
+
+def test_progress_events_and_status_count_the_same_under_the_same_names(world: World) -> None:
+    fill(world)
+    _, out, _ = world.shell.run("run", world.config, "--until", "caught-up")
+    events = [orjson.loads(line) for line in out.splitlines()]
+    last = [e for e in events if e["event"] == "progress"][-1]
+    _, text, _ = world.shell.run("status", world.config, "--json")
+    status = orjson.loads(text)
+
+    assert (
+        {"phase", "shards", "gaps", "parked", "counts", "epoch"}
+        <= last.keys() - {"time", "level", "event"}
+        <= status.keys()
+    )
+    same = ("shards", "gaps", "gap_list", "parked", "counts", "epoch")
+    assert {name: last[name] for name in same} == {name: status[name] for name in same}
+    assert {name: last["backfill"][name] for name in ("segments", "segments_ended", "items")} == {
+        name: status["backfill"][name] for name in ("segments", "segments_ended", "items")
+    }
+    assert last["counts"]["read"] >= 20
+
+
+def test_a_terminal_shows_a_live_table(world: World) -> None:
+    fill(world)
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "replicator", "run", world.config, "--until", "caught-up"]
+    environ = {**os.environ, **world.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environ) as process:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: _read(screen), b"")).decode()
+    os.close(screen)
+
+    assert process.returncode == 0, shown
+    assert shown.startswith("replicator ")
+    for part in ("phase", "live", "backfill", "20 items, 4 of 4 segments", "lag", "shards", "1 open", "parked", "gaps"):
+        assert part in shown
+    look_at_command(shown, ["run"])
+    assert SECRET not in shown
+
+
+def _read(screen: int) -> bytes:
+    try:
+        return os.read(screen, 65536)
+    except OSError:  # nobody writes to the terminal any more
+        return b""
+
+
+def test_events_for_people_are_lines_of_text(world: World) -> None:
+    fill(world)
+    code, out, _ = world.shell.run("run", world.config, "--until", "caught-up", "--human")
+
+    assert code == 0
+    assert out.startswith("replicator ")
+    assert "progress  phase=" in out
+    assert SECRET not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_cleanly_within_ten_seconds(world: World, number: signal.Signals) -> None:
+    fill(world)
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        process.send_signal(number)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=30)
+
+    assert process.returncode == 0, err
+    assert time.monotonic() - began < 10
+    assert orjson.loads(out.splitlines()[-1])["event"] == "stopped"
+    assert phase(world) == "stopped"
+
+
+def test_a_second_signal_ends_it_at_once_and_the_next_run_loses_nothing(world: World) -> None:
+    fill(world, 300)
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) != "stopped", process)
+        world.postgres.server.stop("immediate")  # so that the first signal finds something to wait for
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0)  # the two are two signals, not one
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        _, err = process.communicate(timeout=30)
+    # One more may come while Python ends, when nothing handles it any more.
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM, 0), err
+
+    world.postgres.server.start()
+    world.catch_up()
+    assert world.rows("SELECT count(*) FROM orders") == [(300,)]
+
+
+def test_a_signal_that_lands_inside_the_handler_of_the_first_ends_it_at_once() -> None:
+    """Setting an event takes time, in which the next signal can come."""
+    code = """
+import signal
+from replicator import stopping
+class Interrupted(stopping.Stop):
+    def set(self):
+        signal.raise_signal(signal.SIGTERM)
+        super().set()
+stopping.Stop = Interrupted
+from replicator.cli.run import stop_on_signals
+stop_on_signals()
+signal.raise_signal(signal.SIGTERM)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr[-500:]
+
+
+def test_a_hook_that_takes_too_long_parks_its_item_and_others_go_on(world: World) -> None:
+    fill(world)
+    world.hook("def hook(item):\n    while item['id'] == '7':\n        pass\n    return {'n': 1}\n")
+    world.change("target:", "hook_timeout: 0.3\ntarget:")
+    world.shell.run("run", world.config, "--until", "caught-up")
+    (found,) = world.lines("parked", "list", world.config)
+
+    assert found["item"] == '["7"]'
+    assert "hook hook took longer than 0.3 s (hook_timeout), and was interrupted at hooks.py:" in found["reason"]
+    assert world.rows("SELECT count(*) FROM orders") == [(19,)]
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.call("parked", "retry", world.config, "--all")
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+def test_a_hook_that_hangs_keeps_no_signal_from_ending_the_run(world: World) -> None:
+    """Its item, and all behind it, come with the next run."""
+    fill(world)
+    begun = world.folder / "begun"
+    hangs = f"import time\ndef hook(item):\n    open({str(begun)!r}, 'w').close()\n    time.sleep(3600)\n"
+    world.hook(hangs)
+    with world.shell.start("run", world.config) as process:
+        await_that(begun.exists, process)
+        process.terminate()
+        _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, "")
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.catch_up("--accept-hook-change")
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+def test_a_hook_that_takes_the_process_down_is_a_killed_run(world: World) -> None:
+    """Out of memory, a crash in a library: what was stored stays, and the next run goes on there."""
+    fill(world)
+    world.hook("import os\ndef hook(item):\n    os.abort()\n")
+    code, _, _ = world.shell.run("run", world.config)
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.catch_up("--accept-hook-change")
+
+    assert code == -signal.SIGABRT
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory a process ever had")
+def test_a_run_of_items_of_400_kb_from_many_shards_takes_less_than_256_mb(world: World) -> None:
+    """It scans 100 MB and streams them again."""
+    world.db.create_table("orders", shards=16)
+    for n in range(250):
+        world.db.put("orders", {"id": str(n), "note": "x" * 390_000})
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        process.terminate()
+        process.communicate(timeout=60)
+    assert world.rows("SELECT count(*) FROM orders") == [(250,)]
+    assert int(peak) < 256 * 1024
+
+
+def test_a_run_whose_reader_goes_away_stops_in_good_order_and_quietly(world: World) -> None:
+    """``replicator run orders.yaml | head``."""
+    fill(world)
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        world.db.put("orders", {"id": "one more"})
+        assert process.wait(60) == 0
+        assert process.stderr.read() == ""
+    assert phase(world) == "stopped"
+
+
+def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) -> None:
+    fill(world)
+    with world.shell.start("run", world.config) as first:
+        await_that(lambda: phase(world) == "live", first)
+        with world.shell.start("run", world.config) as second:
+            _, err = first.communicate(timeout=60)
+            assert first.returncode == 5
+            assert f"It belongs to process {second.pid} on " in err  # who replaced it
+            (found,) = world.lines("status", world.config)
+            assert found["owner"]["pid"] == second.pid
+            assert f"process {second.pid} on " in world.call("status", world.config, "--human")[1]
+            await_that(lambda: phase(world) == "live", second)
+            second.terminate()
+            out, _ = second.communicate(timeout=30)
+    assert second.returncode == 0
+    (event,) = [e for e in map(orjson.loads, out.splitlines()) if e["event"] == "replacing another run"]
+    assert event["replaced"].startswith(f"process {first.pid} on ")
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+@pytest.mark.parametrize("command", ["run", "resync"])
+def test_a_second_pipeline_into_the_same_table_is_refused_and_removes_nothing(world: World, command: str) -> None:
+    fill(world)
+    world.catch_up()
+    world.change("pipeline: orders", "pipeline: second")
+    code, _, err = world.shell.run(command, world.config, "--until", "caught-up")
+
+    assert code == 2
+    assert "is written by the pipeline orders; two copies in one table would overwrite each other" in err
+    assert world.rows("SELECT count(*) FROM orders") == [(20,)]
+
+
+def test_a_gap_ends_a_run_with_3_is_shown_and_a_resync_repairs_it(world: World) -> None:
+    fill(world)
+    world.catch_up()
+    world.db.disable_stream("orders")
+    world.db.delete("orders", {"id": "0"})
+    world.db.enable_stream("orders")
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 3
+    assert "the stream was replaced" in err
+    assert "replicator resync CONFIG" in err
+    (found,) = world.lines("status", world.config)
+    assert (found["phase"], found["gaps"]) == ("gap", 1)
+    assert "the stream was replaced" in found["gap_list"][0]["reason"]
+    assert "the stream was replaced" in world.call("status", world.config, "--human")[1]
+
+    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    assert code == 0, err
+    (after,) = world.lines("status", world.config)
+    assert (after["phase"], after["gaps"], after["epoch"]) == ("stopped", 0, found["epoch"] + 1)
+    assert world.rows("SELECT count(*) FROM orders") == [(19,)]
+
+
+def test_a_changed_hook_needs_a_decision(world: World) -> None:
+    fill(world)
+    world.hook("def hook(item):\n    return {'n': 1}\n")
+    world.catch_up()
+    world.hook("def hook(item):\n    return {'n': 2}\n")
+    code, _, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 2
+    assert "the hook changed since the last run" in err
+    world.catch_up("--accept-hook-change")
+    world.db.put("orders", {"id": "0"})
+    world.catch_up()
+    assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2 ORDER BY 2") == [(19, "1"), (1, "2")]
+
+    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    assert code == 0, err
+    assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2") == [(20, "2")]
+
+
+def test_a_run_that_parks_items_catches_up_with_another_exit_code_and_status_tells_at_a_glance(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "good", "total": 1})
+    world.db.put("orders", {"id": "bad"})
+    world.hook("def hook(item):\n    return {'total': item['total']}\n")
+    code, out, err = world.shell.run("run", world.config, "--until", "caught-up")
+
+    assert code == 6
+    assert "caught up, except for 1 item(s) that this run parked because the hook or the target refused them" in err
+    events = [orjson.loads(line) for line in out.splitlines() if '"event":' in line]
+    told = [e["changes"] for e in events if e["event"] == "parked"]
+    assert told
+    assert told == sorted(set(told)), "each reason with its count so far"
+    assert told[-1] <= 2, "scanned, and streamed"
+    assert "most of what this run read is parked" in out
+    assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 0, "parked by an earlier run"
+    assert world.call("status", world.config)[0] == 7
+    assert world.call("status", world.config, "--no-exit-code")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (Progress("live"), 0),
+        (Progress("backfill"), 0),
+        (Progress("gap", parked=1), 3),
+        (Progress("stopped", parked=1), 7),
+        (Progress("live", trouble="the target cannot be reached"), 7),
+        (Progress("live", parked=1), 6),
+    ],
+)
+def test_status_exits_by_the_gravest_of_what_is_wrong(found: Progress, code: int) -> None:
+    assert exit_code(found) == code

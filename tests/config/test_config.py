@@ -1,0 +1,387 @@
+"""The config: every mistake is named, with its line and path and what to do; nothing else ever comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from replicator.config import settings as config
+from replicator.errors import ConfigError
+
+RIGHT = """\
+pipeline: orders
+source:
+  table: orders
+  region: eu-west-1
+target:
+  type: postgres
+  url: postgresql://me@127.0.0.1:5432/shop
+  table: orders
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(text: str) -> Path:
+        path = tmp_path / "orders.yaml"
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def problems(path: Path, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, environ)
+    return list(caught.value.problems)
+
+
+def test_ten_lines_are_enough(write: Write) -> None:
+    loaded = config.load(write(RIGHT), {})
+
+    assert (loaded.pipeline, loaded.source.table, loaded.target.type) == ("orders", "orders", "postgres")
+    assert dict(loaded.target.tables) == {"orders": {}}
+    assert (loaded.backfill.enabled, loaded.backfill.segments, loaded.backfill.read_units) == (True, 4, None)
+    assert (loaded.on_gap, loaded.ttl_deletes, loaded.parked_limit, loaded.transform) == ("stop", "apply", 10_000, None)
+
+
+def test_a_loaded_config_cannot_be_changed(write: Write) -> None:
+    loaded = config.load(write(RIGHT), {})
+
+    with pytest.raises(Exception, match="frozen"):
+        loaded.source.table = "other"
+    with pytest.raises(AttributeError):
+        loaded.pipeline = "other"  # type: ignore[misc]
+
+
+def test_everything_can_be_set(write: Write) -> None:
+    more = (
+        "transform: shop.hooks:order\nbackfill: {enabled: false, segments: 1000000, read_units: 250.5}\n"
+        "on_gap: stop\nttl_deletes: ignore\nparked_limit: 0\n"
+    )
+    text = RIGHT.replace("url: postgresql://me@127.0.0.1:5432/shop\n  table: orders", _TYPED) + more
+    loaded = config.load(write(text), {})
+
+    assert loaded.transform == "shop.hooks:order"
+    assert (loaded.backfill.enabled, loaded.backfill.segments, loaded.backfill.read_units) == (False, 1_000_000, 250.5)
+    assert (loaded.on_gap, loaded.ttl_deletes, loaded.parked_limit) == ("stop", "ignore", 0)
+    assert set(loaded.target.tables) == {"orders", "lines"}
+    assert loaded.target.tables["orders"]["columns"]["total"] == "numeric"
+
+
+_TYPED = """url: postgresql://me@127.0.0.1:5432/shop
+  nul: replace
+  schema: shop
+  tables:
+    orders: {columns: {total: numeric, paid: {type: boolean, nullable: false}}}
+    lines:"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("pipeline: orders\n", ""), "orders.yaml:1: pipeline: is missing"),
+        (("pipeline: orders", "pipeline: a/b"), "pipeline: is to be 1 to 63 letters, digits, _ . or -"),
+        (("pipeline: orders", "pipeline: 7"), "orders.yaml:1: pipeline: is to be text; put it in quotes"),
+        (("pipeline", "pipelin"), "orders.yaml:1: pipelin: is not known here; did you mean pipeline?"),
+        (("source:", "sauce:"), "orders.yaml:2: sauce: is not known here; did you mean source?"),
+        (("  table: orders\n  region", "  region"), "orders.yaml:2: source.table: is missing"),
+        (("  table: orders\n  region", "  table: o\n  region"), "source.table: is to be a DynamoDB table's name"),
+        (("region: eu", "regoin: eu"), "orders.yaml:4: source.regoin: is not known here; did you mean region?"),
+        (("region: eu-west-1", "external_id: x"), "source.external_id: means nothing without role_arn"),
+        (("region: eu-west-1", "endpoint_url: host:1"), "source.endpoint_url: is to be of the form https://host"),
+        (("region: eu-west-1", "endpoint_url: http://10.0.0.1:8000"), "so items would travel in the clear"),
+        (("region: eu-west-1", "endpoint_url: 'http://[::1'"), "source.endpoint_url: is to be of the form"),
+        (
+            ("region: eu-west-1", "account_id_endpoint_mode: off"),
+            "source.account_id_endpoint_mode: is to be one of preferred, disabled, required",
+        ),
+        (("type: postgres", "type: postgers"), "target.type: is no kind of target; did you mean postgres?"),
+        (("  type: postgres\n", ""), "orders.yaml:5: target.type: is missing; known: "),
+        (("  url: postgresql://me@127.0.0.1:5432/shop\n", ""), "orders.yaml:5: target.url: is missing"),
+        (("url: postgresql://me@127.0.0.1:5432/shop", "url: 'nonsense = ='"), "target.url: is no Postgres address"),
+        (("shop\n  table: orders", "shop"), "orders.yaml:5: target: needs table: NAME (or tables: {NAME: …})"),
+        (("shop\n  table: orders", "shop\n  tabel: orders"), "target.tabel: is not known here; did you mean table?"),
+        (("shop\n  table: orders", "shop\n  table: [x]"), "target.table: is to be the name of a table"),
+        (("shop\n  table: orders", "shop\n  table: x\n  tables: {y: }"), "target: has both table and tables; keep one"),
+        (("shop\n  table: orders", "shop\n  tables: []"), "target.tables: is to be a mapping from table names"),
+        (
+            ("shop\n  table: orders", "shop\n  tables:\n    orders:\n      columns:\n        total: numerik"),
+            "orders.yaml:11: target.tables.orders.columns.total: is to be one of text, numeric,",
+        ),
+        (
+            ("shop\n  table: orders", "shop\n  tables: {orders: {colums: {}}}"),
+            "orders.yaml:8: target.tables.orders.colums: is not known here; did you mean columns?",
+        ),
+        (
+            ("shop\n  table: orders", "shop\n  tables: {orders: {columns: {a: {type: text, nulable: no}}}}"),
+            "target.tables.orders.columns.a.nulable: is not known here; did you mean nullable?",
+        ),
+        (("target:", "target: 5\nx:"), "orders.yaml:5: target: is to be a mapping (name: value, one a line)"),
+        (("source:", "backfill: {segments: 0}\nsource:"), "backfill.segments: is to be at least 1"),
+        (("source:", "backfill: {segments: 1000001}\nsource:"), "backfill.segments: is to be at most 1000000"),
+        (("source:", "backfill: {segments: many}\nsource:"), "backfill.segments: is to be a whole number"),
+        (("source:", "backfill: {read_units: 0.5}\nsource:"), "backfill.read_units: is to be at least 1"),
+        (("source:", "backfill: {enabled: perhaps}\nsource:"), "backfill.enabled: is to be true or false"),
+        (("source:", "backfill: 8\nsource:"), "backfill: is to be a mapping"),
+        (("source:", "on_gap: stopp\nsource:"), "on_gap: is to be one of stop, resync; did you mean stop?"),
+        (("source:", "ttl_deletes: no\nsource:"), "ttl_deletes: is to be one of apply, ignore"),
+        (
+            ("source:", "on_gap: resync\nttl_deletes: ignore\nsource:"),
+            "ttl_deletes: ignore keeps what expired until a resync, which removes it, so on_gap: resync would remove "
+            "it without asking",
+        ),
+        (("source:", "parked_limit: -1\nsource:"), "parked_limit: is to be at least 0"),
+        (("source:", "transform: hooks\nsource:"), "transform: is to be of the form hooks.py:function"),
+        (("source:", "on: 1\nsource:"), "a name in line 2 is not text to YAML; put it in quotes"),
+        (("source:", "? [a]\n: 1\nsource:"), "a name in line 2 is not text"),
+        (("source:", "pipeline: x\nsource:"), "orders.yaml:1: pipeline: is written twice, in lines 1 and 2"),
+        (("source:", "a: *x\nsource:"), "orders.yaml: YAML aliases (*name) are not used in configs"),
+        (("source:", "a: {\nsource:"), "this is not YAML"),
+        (
+            ("source:", "a: !!python/name:os.system\nsource:"),
+            "a value that begins with ! is a tag to YAML; put it in quotes",
+        ),
+        (("source:", "a: 2024-99-99\nsource:"), "a value is not what its form promises to YAML; put it in quotes"),
+        (("source:", "a: " + "[" * 60 + "]" * 60 + "\nsource:"), "is nested more than 40 levels deep"),
+        (("eu-west-1", "${REGION}"), "orders.yaml:4: source.region: the environment variable REGION is not set"),
+        (("eu-west-1", "${file:region.txt}"), "the file region.txt cannot be read: No such file or directory"),
+        (("eu-west-1", "${REGION:-eu}"), "a ${…} in it is neither ${VARIABLE} nor ${file:path}"),
+        (("eu-west-1", "'${REGION'"), "source.region: a ${ is not closed by }"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(write: Write, change: tuple[str, str], message: str) -> None:
+    found = problems(write(RIGHT.replace(*change, 1)))
+    assert any(message in p for p in found), found
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(write: Write) -> None:
+    text = RIGHT.replace("orders\n", "o/o\n", 1).replace("eu-west-1", "${NONE}").replace("postgres\n", "sqlite\n")
+
+    assert [p.split(": ")[1] for p in problems(write(text + "on_gap: x\n"))] == [
+        "pipeline",
+        "source.region",
+        "target.type",
+        "on_gap",
+    ]
+
+
+def test_a_missing_variable_is_one_problem_not_two(write: Write) -> None:
+    assert len(problems(write(RIGHT + "parked_limit: ${LIMIT}\n"))) == 1
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    assert problems(tmp_path / "none.yaml") == [f"there is no config file {tmp_path / 'none.yaml'}"]
+    assert "cannot be read: Is a directory" in problems(tmp_path)[0]
+
+
+def test_what_is_no_text_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert problems(path) == [f"the config file {path} is not UTF-8 text"]
+    path.write_bytes(b"#" * (1 << 20) + b"\n")
+    assert "cannot be read: it is larger than 1,048,576 bytes" in problems(path)[0]
+
+
+def test_what_is_no_file_is_refused_at_once(write: Write, tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    assert problems(tmp_path / "pipe")[0].endswith("pipe cannot be read: it is not a regular file")
+    assert problems(Path("/dev/zero")) == ["the config file /dev/zero cannot be read: it is not a regular file"]
+    for name in ("pipe", "/dev/zero"):
+        (problem,) = problems(write(RIGHT.replace("eu-west-1", f"${{file:{name}}}")))
+        assert f"source.region: the file {name} cannot be read: it is not a regular file" in problem
+
+
+def test_placeholders_cannot_make_a_config_grow_without_end(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "much").write_text("x" * 500_000)
+    (problem,) = problems(write(RIGHT.replace("eu-west-1", "${file:much}" * 20_000)))
+    assert "source.region: the values of ${…} are longer than 1,048,576 bytes together" in problem
+
+
+def test_half_a_million_levels_are_refused_before_anything_is_built_of_them(write: Write) -> None:
+    assert problems(write("a: " + "[" * 500_000)) == ["orders.yaml:1: is nested more than 40 levels deep"]
+
+
+def test_an_endless_number_is_refused_before_it_is_worked_out(write: Write) -> None:
+    """YAML takes 1:1:1 for a number to the base of 60."""
+    (problem,) = problems(write(RIGHT + "parked_limit: 1" + ":1" * 100_000 + "\n"))
+    assert "parked_limit: is a number of more than 40 digits; if it is text, put it in quotes" in problem
+
+
+@pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "# nothing"])
+def test_what_is_no_mapping_says_how_a_config_begins(write: Write, text: str) -> None:
+    assert "a config is a mapping that begins like this" in problems(write(text))[0]
+
+
+def test_variables_and_files_are_filled_in(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hush\n")
+    url = "postgresql://me:${file:password}@${HOST}:5432/shop"
+    text = RIGHT.replace("postgresql://me@127.0.0.1:5432/shop", url) + "backfill: {segments: ${SEGMENTS}}\n"
+    loaded = config.load(write(text.replace("${SEGMENTS}", "'${SEGMENTS}'")), {"HOST": "localhost", "SEGMENTS": "16"})
+
+    options: Any = loaded.target.options
+    assert options.url.get_secret_value() == "postgresql://me:hush@localhost:5432/shop"
+    assert loaded.backfill.segments == 16
+
+
+def test_a_filled_in_value_is_never_looked_into(write: Write) -> None:
+    loaded = config.load(write(RIGHT.replace("eu-west-1", "${A}")), {"A": "${B}${file:/etc/passwd}", "B": "b"})
+
+    assert loaded.source.region == "${B}${file:/etc/passwd}"
+
+
+def test_secrets_are_never_printed(write: Write) -> None:
+    text = RIGHT.replace("postgresql://me@127.0.0.1:5432/shop", "${URL}")
+    loaded = config.load(write(text), {"URL": "postgresql://me:hush@127.0.0.1/shop"})
+    assert "hush" not in repr(loaded)
+    assert "hush" not in str(loaded.target.options)
+
+    for url in ("postgresql://me:hush@far.example.org/shop", "hush = = hush", "postgresql://hush@[", "hush"):
+        found = problems(write(text + "on_gap: x\n"), URL=url)
+        assert "hush" not in "".join(found), found
+
+
+@pytest.mark.parametrize(
+    "path", ["source.region", "pipeline", "transform", "on_gap", "backfill.segments", "target.table"]
+)
+def test_an_environment_value_is_in_no_message(write: Write, path: str) -> None:
+    values: dict[str, Any] = yaml.safe_load(RIGHT)
+    *parents, last = path.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = "${SECRET}"
+    with contextlib.suppress(ConfigError):
+        config.load(write(yaml.safe_dump(values)), {"SECRET": "hush / hush"})
+        return
+    assert "hush" not in "".join(problems(write(yaml.safe_dump(values)), SECRET="hush / hush"))
+
+
+def test_http_is_fine_on_this_machine_or_when_asked_for(write: Write) -> None:
+    for line in (
+        "endpoint_url: http://127.0.0.1:8000",
+        "endpoint_url: http://localhost:1",
+        "endpoint_url: https://a.b",
+    ):
+        assert config.load(write(RIGHT.replace("region: eu-west-1", line)), {}).source.endpoint_url
+    text = RIGHT.replace("region: eu-west-1", "endpoint_url: http://10.0.0.1\n  insecure: true")
+    assert config.load(write(text), {}).source.insecure
+
+
+def test_the_regions_of_table_and_arn_agree(write: Write) -> None:
+    arn = "arn:aws:dynamodb:eu-west-2:123456789012:table/orders"
+    text = RIGHT.replace("table: orders", f"table: {arn}", 1)
+
+    assert config.load(write(text.replace("  region: eu-west-1\n", "")), {}).source.region == "eu-west-2"
+    assert "is not the region in the table's ARN, eu-west-2" in problems(write(text))[0]
+
+
+def test_the_environment_is_the_default_source_of_variables(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "REPLICATOR_TEST_REGION", "eu-north-1")
+
+    assert config.load(write(RIGHT.replace("eu-west-1", "${REPLICATOR_TEST_REGION}"))).source.region == "eu-north-1"
+
+
+def test_the_hooks_folder_is_the_configs(write: Write, tmp_path: Path) -> None:
+    assert config.load(write(RIGHT), {}).base == tmp_path
+
+
+class TestSchema:
+    def accepts(self, text: str) -> bool:
+        found: bool = jsonschema.Draft202012Validator(config.schema()).is_valid(yaml.safe_load(text))
+        return found
+
+    def test_is_a_schema(self) -> None:
+        jsonschema.Draft202012Validator.check_schema(config.schema())
+
+    def test_accepts_what_the_loader_accepts(self) -> None:
+        assert self.accepts(RIGHT)
+        assert self.accepts(RIGHT.replace("url: postgresql://me@127.0.0.1:5432/shop\n  table: orders", _TYPED))
+        assert self.accepts(RIGHT + "backfill: {segments: '${SEGMENTS}', enabled: '${ON}'}\non_gap: ${GAP}\n")
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("pipeline:", "pipelin:"),
+            ("type: postgres", "type: sqlite"),
+            ("table: orders\n  region", "tabel: orders\n  region"),
+            ("region: eu-west-1", "region: 5"),
+            ("shop\n  table: orders", "shop"),
+            ("shop\n  table: orders", "shop\n  tables: {orders: {columns: {a: numerik}}}"),
+            ("source:", "on_gap: never\nsource:"),
+            ("source:", "backfill: {segments: 0}\nsource:"),
+        ],
+    )
+    def test_refuses_what_the_loader_refuses(self, old: str, new: str) -> None:
+        assert not self.accepts(RIGHT.replace(old, new, 1))
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    _TEXTS,
+    st.sampled_from(["${A}", "${file:x}", "${", "postgres", "stop", "hooks.py:f", "postgresql://h/d", "orders"]),
+)
+_NAMES = st.one_of(
+    _TEXTS,
+    st.sampled_from(
+        [
+            *("pipeline", "source", "target", "transform", "backfill", "on_gap", "table", "tables", "region", "type"),
+            *("url", "schema", "columns", "nul", "segments", "read_units", "endpoint_url", "insecure", "from"),
+        ]
+    ),
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_NAMES, inner, max_size=5)),
+    max_leaves=20,
+)
+_TAGS = ["!!" + t for t in ("int", "float", "timestamp", "binary", "set", "omap", "pairs", "bool", "null", "no")]
+
+
+class TestFuzz:
+    """Whatever the file holds, it is a config or a ConfigError."""
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(changed=st.dictionaries(_NAMES, _VALUES, max_size=4), target=st.dictionaries(_NAMES, _VALUES, max_size=4))
+    def test_of_structures(self, tmp_path: Path, changed: dict[str, Any], target: dict[str, Any]) -> None:
+        values = yaml.safe_load(RIGHT)
+        values["target"] |= target
+        self.loads(tmp_path, yaml.safe_dump(values | changed, allow_unicode=True).encode())
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        text=st.one_of(
+            st.binary(max_size=60),
+            st.text(st.sampled_from("abc:-[]{}&*!|>'\"%@`,?#\n \t0123456789._${}~<=e"), max_size=60).map(str.encode),
+            st.builds(
+                lambda cut, put: RIGHT[:cut].encode() + put + RIGHT[cut:].encode(),
+                st.integers(0, len(RIGHT)),
+                st.binary(max_size=6),
+            ),
+            st.builds("{}: {} {}".format, _TEXTS, st.sampled_from(_TAGS), _TEXTS).map(str.encode),
+        )
+    )
+    def test_of_texts(self, tmp_path: Path, text: bytes) -> None:
+        self.loads(tmp_path, text)
+
+    def loads(self, tmp_path: Path, text: bytes) -> None:
+        path = tmp_path / "fuzz.yaml"
+        path.write_bytes(text)
+        with contextlib.suppress(ConfigError):
+            config.load(path, {"A": "a"})

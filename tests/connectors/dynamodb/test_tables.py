@@ -1,0 +1,461 @@
+"""The tables of a DynamoDB target: compared, made like the source's, refused in words."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import pytest
+
+from connectors.dynamodb.epoch_table import Epochs
+from connectors.dynamodb.layout import layout
+from connectors.dynamodb.newest import Newest
+from connectors.dynamodb.options import DynamoDBOptions
+from connectors.dynamodb.tables import Tables
+from connectors.dynamodb.target import DynamoDB as Target
+from replicator.aws.client import Wire, WireError
+from replicator.batch import Delete, Upsert
+from replicator.change import KeyAttribute, KeySchema
+from replicator.config.target import OWN_IDS, destination
+from replicator.errors import ConfigError, TransientError
+from replicator.identity import other_tables
+from replicator.source.table import SourceTable, describe_table
+from replicator.target.contract import Mirroring, Table
+from replicator.testing.contract import at, batch, put
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import HttpWire, served
+from replicator.version import FIRST_EPOCH
+from tests.connectors.dynamodb import dynamodb_kit as kit
+from tests.servers.dynamodb_fixtures import StartLocal
+
+PAIR = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("at", "N")))
+COPY = Table("copy", PAIR)
+INDEXED: dict[str, Any] = {
+    "TableName": "orders",
+    "AttributeDefinitions": [
+        {"AttributeName": "pk", "AttributeType": "S"},
+        {"AttributeName": "at", "AttributeType": "N"},
+        {"AttributeName": "city", "AttributeType": "S"},
+    ],
+    "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "at", "KeyType": "RANGE"}],
+    "BillingMode": "PROVISIONED",
+    "ProvisionedThroughput": {"ReadCapacityUnits": 3, "WriteCapacityUnits": 4},
+    "GlobalSecondaryIndexes": [
+        {
+            "IndexName": "by_city",
+            "KeySchema": [{"AttributeName": "city", "KeyType": "HASH"}],
+            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["name"]},
+            "ProvisionedThroughput": {"ReadCapacityUnits": 1, "WriteCapacityUnits": 2},
+        }
+    ],
+    "LocalSecondaryIndexes": [
+        {
+            "IndexName": "local",
+            "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "city", "KeyType": "RANGE"}],
+            "Projection": {"ProjectionType": "KEYS_ONLY"},
+        }
+    ],
+    "StreamSpecification": {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+}
+EXPIRING = {"Enabled": True, "AttributeName": "x"}
+Make = Callable[..., Target]
+
+
+@dataclass
+class Scripted:
+    """A wire whose calls are a function."""
+
+    call: Callable[[str, Mapping[str, Any]], bytes]
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    return DynamoDB(now=time.time, random=random.Random(7))
+
+
+@pytest.fixture
+def endpoint(db: DynamoDB) -> Iterator[str]:
+    with served(db) as found:
+        yield found
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes targets, closed in the end."""
+    made: list[Target] = []
+
+    def target(endpoint: str, pipeline: str = "copying", **options: Any) -> Target:
+        where, problems = destination({**kit.options(endpoint, **options), "table": "copy"})
+        assert where is not None, problems
+        found = where.build(pipeline)
+        assert isinstance(found, Target)
+        made.append(found)
+        return found
+
+    yield target
+    for one in made:
+        one.close()
+
+
+def ask(wire: Wire, operation: str, **request: Any) -> Any:
+    return orjson.loads(wire.call(operation, request))
+
+
+def source(wire: Wire, request: dict[str, Any] = INDEXED) -> SourceTable:
+    ask(wire, "CreateTable", **request)
+    return describe_table(wire, request["TableName"])
+
+
+def shape(wire: Wire, name: str) -> Any:
+    """Keys, indexes and capacity of a table, without what no two tables share."""
+    table = ask(wire, "DescribeTable", TableName=name)["Table"]
+    indexes = {
+        kind: {i["IndexName"]: (i["KeySchema"], i["Projection"], _units(i)) for i in table.get(kind, ())}
+        for kind in ("GlobalSecondaryIndexes", "LocalSecondaryIndexes")
+    }
+    return table["KeySchema"], _units(table), indexes, table.get("BillingModeSummary", {}).get("BillingMode")
+
+
+def _units(described: dict[str, Any]) -> Any:
+    found = described.get("ProvisionedThroughput", {})
+    return found.get("ReadCapacityUnits"), found.get("WriteCapacityUnits")
+
+
+class TestMaking:
+    def test_a_table_is_made_like_the_source(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target = make(endpoint, tags=True)
+        table = source(db)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"})
+        ask(
+            db,
+            "TagResource",
+            ResourceArn=table.arn,
+            Tags=[{"Key": "team", "Value": "a"}, {"Key": "aws:b", "Value": ""}],
+        )
+        target.mirror(table, db)
+        assert isinstance(target, Mirroring)
+        target.open([COPY], FIRST_EPOCH)
+        assert shape(db, "copy") == shape(db, "orders")
+        assert ask(db, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"]["AttributeName"] == "x"
+        arn = ask(db, "DescribeTable", TableName="copy")["Table"]["TableArn"]
+        assert ask(db, "ListTagsOfResource", ResourceArn=arn)["Tags"] == [{"Key": "team", "Value": "a"}]
+        assert "StreamSpecification" not in ask(db, "DescribeTable", TableName="copy")["Table"]
+
+    def test_a_copy_that_keeps_what_expires_has_no_time_to_live(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target, table = make(endpoint), source(db)
+        ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"})
+        target.mirror(table, db, keep_expired=True)
+        assert "time-to-live" not in "".join(target.plan([COPY]))
+        target.open([COPY], FIRST_EPOCH)
+        assert ask(db, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"] == {
+            "TimeToLiveStatus": "DISABLED"
+        }
+        assert target.check([COPY]) == []
+
+    def test_a_table_that_would_remove_what_the_copy_keeps_is_refused(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        target = make(endpoint)
+        table = source(db)
+        target.mirror(table, db, keep_expired=True)
+        target.open([COPY], FIRST_EPOCH)
+        ask(db, "UpdateTimeToLive", TableName="copy", TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"})
+        (problem,) = target.check([COPY])
+        assert problem.startswith(
+            "the target's table copy has a time to live, so it removes the items that ttl_deletes"
+        )
+        assert "aws dynamodb update-time-to-live --table-name copy --region us-east-1 --endpoint-url" in problem
+        assert problem.endswith(" --time-to-live-specification Enabled=false,AttributeName=x")
+        with pytest.raises(ConfigError, match="update-time-to-live"):
+            target.open([COPY], FIRST_EPOCH)
+        target.mirror(table, db)
+        assert target.check([COPY]) == []
+
+    @pytest.mark.dynamodb_local
+    def test_dynamodb_local_makes_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
+        server = dynamodb_local()
+        wire = HttpWire(server.endpoint)
+        table = source(wire)
+        ask(
+            wire,
+            "UpdateTimeToLive",
+            TableName="orders",
+            TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"},
+        )
+        target = make(server.endpoint)
+        target.mirror(table, wire)
+        target.open([COPY], FIRST_EPOCH)
+        assert shape(wire, "copy") == shape(wire, "orders")
+        assert ask(wire, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"]["AttributeName"] == "x"
+        same = make(server.endpoint)
+        same.mirror(table, wire)
+        assert "is the source's own" in same.check([Table("orders", PAIR)])[0]
+
+    def test_what_open_would_do_is_said_as_commands(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target = make(endpoint)
+        target.mirror(source(db), db)
+        create, epochs = target.plan([COPY])
+        assert create.startswith("aws dynamodb create-table --region us-east-1 --endpoint-url http://127.0.0.1:")
+        assert ' --cli-input-json \'{"TableName":"copy"' in create
+        assert '"by_city"' in create
+        assert '"replicator-epochs"' in epochs
+        assert ask(db, "ListTables")["TableNames"] == ["orders"]
+
+    def test_documents_with_ids_of_their_own_get_a_table_of_that_key(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        target = make(endpoint)
+        target.mirror(source(db), db)
+        target.open([Table("copy", OWN_IDS)], FIRST_EPOCH)
+        assert [k["AttributeName"] for k in shape(db, "copy")[0]] == ["_item", "_id"]
+        assert shape(db, "copy")[3] == "PAY_PER_REQUEST"
+
+    def test_without_create_an_absent_table_is_said_with_the_command(self, endpoint: str, make: Make) -> None:
+        target = make(endpoint, create=False)
+        (problem,) = target.check([COPY])
+        assert problem.startswith("the target has no table copy; let replicator make it (create: true)")
+        assert "aws dynamodb create-table --region us-east-1 --endpoint-url http://127.0.0.1:" in problem
+        with pytest.raises(ConfigError, match="the target has no table copy"):
+            target.open([COPY], FIRST_EPOCH)
+
+    def test_a_table_that_is_not_ready_is_waited_for(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target = make(endpoint)
+        target.open([COPY], FIRST_EPOCH)
+        db._catalog.tables["copy"].definition["TableStatus"] = "CREATING"
+        with pytest.raises(TransientError, match="the target's table copy is being made"):
+            target.open([COPY], FIRST_EPOCH)
+
+
+class TestComparing:
+    def test_the_source_itself_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target = make(endpoint)
+        target.mirror(source(db), db)
+        (problem,) = target.check([Table("orders", PAIR)])
+        assert "is the source's own" in problem
+        assert "Name another table, region or account" in problem
+
+    def test_a_table_of_the_same_name_elsewhere_is_another_one(self, endpoint: str, make: Make) -> None:
+        elsewhere = DynamoDB(now=time.time, random=random.Random(8))
+        target = make(endpoint)
+        target.mirror(source(elsewhere), elsewhere)
+        assert target.check([Table("orders", PAIR)]) == []
+
+    def test_a_replica_of_the_source_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        target = make(endpoint)
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        found = source(db)
+        there = replace(found, arn=found.arn.replace("us-east-1", "eu-west-1").replace("orders", "copy"), identity="x")
+        db._catalog.tables["copy"].definition["Replicas"] = [{"RegionName": "eu-west-1"}]
+        target.mirror(there, db)
+        assert "is a replica of the source in one global table" in target.check([COPY])[0]
+
+    def test_a_name_that_no_table_can_have_is_refused(self, endpoint: str, make: Make) -> None:
+        (problem,) = make(endpoint).check([Table("t0", PAIR)])
+        assert problem == "target.table: 't0' is to be a DynamoDB table's name: 3 to 255 letters, digits, _ . -"
+
+    def test_another_key_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        db.create_table("copy", keys={"id": "S"}, view=None)
+        (problem,) = make(endpoint).check([COPY])
+        assert "has the key id (S), the documents are filed under pk (S) and at (N)" in problem
+
+    def test_our_attribute_may_be_no_key(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        (problem,) = make(endpoint, version_attribute="at").check([COPY])
+        assert "at is a key attribute of the target's table copy" in problem
+
+    def test_a_stream_of_the_target_is_warned_about(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        db.create_table("copy", keys={"pk": "S", "at": "N"})
+        target = make(endpoint)
+        assert target.check([COPY]) == []
+        assert "has a stream of its own" in target.plan([COPY])[0]
+
+    def test_a_table_of_another_pipeline_is_refused(self, endpoint: str, make: Make) -> None:
+        make(endpoint, pipeline="first").open([COPY], FIRST_EPOCH)
+        second = make(endpoint, pipeline="second")
+        (problem,) = second.check([COPY])
+        assert "is written by the pipeline first (so says the table replicator-epochs)" in problem
+        for use in (second.epoch, lambda tables: second.open(tables, FIRST_EPOCH + 1)):
+            with pytest.raises(ConfigError, match="is written by the pipeline first"):
+                use([COPY])
+
+    def test_of_two_pipelines_that_begin_on_a_table_at_once_one_is_refused(
+        self, endpoint: str, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second one looked at the table before the first one noted that it writes to it."""
+        first, second = make(endpoint, pipeline="first"), make(endpoint, pipeline="second")
+        right = Tables.make
+
+        def overtaken(tables: Tables, wanted: Any, epoch: int) -> None:
+            monkeypatch.setattr(Tables, "make", right)
+            first.open([COPY], FIRST_EPOCH)
+            right(tables, wanted, epoch)
+
+        monkeypatch.setattr(Tables, "make", overtaken)
+        with pytest.raises(ConfigError, match="is written by the pipeline first"):
+            second.open([COPY], FIRST_EPOCH)
+        first.open([COPY], FIRST_EPOCH)
+        with pytest.raises(ConfigError, match="is written by the pipeline first"):
+            second.open([COPY], FIRST_EPOCH + 1)
+
+    def test_a_table_that_holds_items_is_taken_over_knowingly(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        db.put("copy", {"pk": "a", "at": 1, "old": True})
+        (problem,) = make(endpoint).check([COPY])
+        assert "holds items, and nothing says that this copy wrote them" in problem
+        target = make(endpoint, adopt=True)
+        assert target.check([COPY]) == []
+        target.open([COPY], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a", "at": 1, "new": True}, 1, id=("a", "1"), table="copy")))
+        assert db.items("copy") == [{"pk": "a", "at": 1, "new": True, kit.VERSION: at(1)}]
+
+
+class TestEpochs:
+    def test_a_table_that_was_made_again_has_none(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        make(endpoint).open([COPY], FIRST_EPOCH + 3)
+        ask(db, "DeleteTable", TableName="copy")
+        assert make(endpoint).epoch([COPY]) is None
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        assert make(endpoint).epoch([COPY]) == 0
+
+    def test_where_the_note_is_lost_the_items_tell(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        """Else the versions of a new copy would be lower than theirs, and every write stale."""
+        target = make(endpoint)
+        target.open([COPY], FIRST_EPOCH)
+        target.write(batch(put({"pk": "a", "at": 1}, 7, id=("a", "1"), table="copy")))
+        ask(db, "DeleteTable", TableName="replicator-epochs")
+        assert make(endpoint).epoch([COPY]) == FIRST_EPOCH
+
+    def test_the_newest_version_counts_wherever_it_is(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        """Also past the first page of a scan."""
+        target = make(endpoint)
+        target.open([COPY], FIRST_EPOCH)
+        ids = [(f"p{n:03}", "1") for n in range(120)]
+        newer = at(3, FIRST_EPOCH + 4)
+        puts = [put({"pk": pk, "at": 1}, 7, id=(pk, at_), table="copy") for pk, at_ in ids]
+        target.write(batch(*puts, Upsert("copy", ("z", "1"), {"pk": "z", "at": 1}, newer, ("z", "1"))))
+        ask(db, "DeleteTable", TableName="replicator-epochs")
+        db.page_sizes(items=50)
+        assert make(endpoint).epoch([COPY]) == FIRST_EPOCH + 4
+
+    def test_versions_of_other_tools_are_of_no_epoch(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        db.put("copy", {"pk": "a", "at": 1, kit.VERSION: 1764288000000000})
+        db.put("copy", {"pk": "b", "at": 1, kit.VERSION: "text"})
+        ask(db, "DeleteTable", TableName="replicator-epochs")
+        assert make(endpoint).epoch([COPY]) == 0
+
+    def test_a_table_that_is_made_again_has_another_id_at_the_same_place(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        first = make(endpoint).identities([COPY])["copy"]
+        ask(db, "DeleteTable", TableName="copy")
+        gone = make(endpoint).identities([COPY])["copy"]
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        second = make(endpoint).identities([COPY])["copy"]
+        assert first.place == gone.place == second.place
+        assert first.place.endswith(":table/copy")
+        assert gone.id == ""
+        assert first.id != second.id != ""
+
+    def test_an_account_where_nothing_of_ours_is_is_another_place(self, endpoint: str, make: Make) -> None:
+        found = make(endpoint).identities([COPY])["copy"]
+        assert found.place.startswith("the table copy at 127.0.0.1:")
+        assert found.place.endswith("where nothing of this pipeline is")
+        assert not found.known
+
+    def test_an_account_is_known_as_soon_as_the_table_of_epochs_is_there(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        """A first run may end between making the two tables, for want of a right."""
+        ask(db, "CreateTable", **Epochs(HttpWire(endpoint), kit.EPOCHS).request)
+        early = make(endpoint).identities([COPY])
+        assert early["copy"].known
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        assert other_tables(early, make(endpoint).identities([COPY])) is None
+
+    def test_a_table_with_an_item_or_a_tombstone_is_not_empty(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        found = make(endpoint)
+        assert found.empty([COPY]) == []
+        found.open([COPY], FIRST_EPOCH)
+        assert found.empty([COPY]) == ["copy"]
+        found.write(batch(Delete("copy", ("a", "1"), at(1), ("a",)), tombstones=True))
+        assert found.empty([COPY]) == []
+
+    def test_a_scan_of_all_versions_goes_on_where_it_was_interrupted(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
+        for n in range(5):
+            db.put("copy", {"pk": str(n), "at": 1, kit.VERSION: at(n, FIRST_EPOCH + n), "big": "x" * 300_000})
+        before, found = db.calls["Scan"], Newest(HttpWire(endpoint), layout(COPY, DynamoDBOptions()))
+        pages: list[Any] = []
+
+        def call(operation: str, request: Mapping[str, Any]) -> bytes:
+            pages.append(request.get("ExclusiveStartKey"))
+            if len(pages) == 2:
+                raise WireError("ProvisionedThroughputExceededException", "slow down", 400)
+            return db.call(operation, dict(request))
+
+        found.wire = Scripted(call)
+        with pytest.raises(TransientError):
+            found()
+        assert found() == FIRST_EPOCH + 4
+        assert pages[0] is None
+        assert pages[1] == pages[2] is not None
+        asked, calls = len(pages), db.calls["Scan"] - before
+        assert found() == FIRST_EPOCH + 4
+        assert (len(pages), db.calls["Scan"] - before) == (asked, calls)
+
+    def test_what_replicator_adds_to_items_defines_them(self, endpoint: str, make: Make) -> None:
+        usual = make(endpoint)
+        assert usual.parts(COPY) == {"version_attribute": kit.VERSION, "deleted_attribute": "_replicator_deleted"}
+        assert make(endpoint, version_attribute="v").parts(COPY) != usual.parts(COPY)
+        assert make(endpoint, pristine=True).parts(COPY) == {"pristine": "true"}
+        assert usual.additions([COPY], []) is None
+
+    def test_a_later_epoch_is_not_taken_back(self, endpoint: str, make: Make) -> None:
+        make(endpoint).open([COPY], FIRST_EPOCH + 1)
+        make(endpoint).open([COPY], FIRST_EPOCH)
+        assert make(endpoint).epoch([COPY]) == FIRST_EPOCH + 1
+
+    def test_a_foreign_table_of_that_name_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+        db.create_table("replicator-epochs", keys={"id": "S"}, view=None)
+        with pytest.raises(ConfigError, match="is not what replicator keeps epochs in"):
+            make(endpoint).open([COPY], FIRST_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "words"),
+    [
+        ({"endpoint_url": "http://example.com"}, "endpoint_url", "items would travel in the clear"),
+        ({"endpoint_url": "ftp://x"}, "endpoint_url", "is to be of the form https://host"),
+        ({"external_id": "x"}, "external_id", "means nothing without role_arn"),
+        ({"tags": True}, "tags", "means nothing without create: true"),
+        ({"adopt": True, "pristine": True}, "adopt", "begins with an empty table"),
+        ({"version_attribute": "v", "deleted_attribute": "v"}, "deleted_attribute", "the same as version_attribute"),
+        ({"version_attribute": ""}, "version_attribute", "1 to 255 bytes"),
+        ({"epochs_table": "a b"}, "epochs_table", "a DynamoDB table's name"),
+        ({"write_units": 0}, "write_units", "at least 1"),
+        ({"in_flight": 0}, "in_flight", "at least 1"),
+    ],
+)
+def test_wrong_options_are_named(given: dict[str, Any], path: str, words: str) -> None:
+    _, problems = destination({"type": "dynamodb", "table": "copy", **given})
+    assert [p.path for p in problems] == [("target", path)]
+    assert words in problems[0].text
+
+
+def test_http_elsewhere_is_allowed_knowingly() -> None:
+    given = {"type": "dynamodb", "table": "copy", "endpoint_url": "http://example.com", "insecure": True}
+    assert destination(given)[1] == []

@@ -1,0 +1,495 @@
+"""What is DynamoDB's own about the target: throttling, lost answers, refusals, pristine tables."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from botocore.httpsession import where
+
+from connectors.dynamodb import cleanup, sender
+from connectors.dynamodb.rate_limiter import Pace
+from connectors.dynamodb.request import Request
+from connectors.dynamodb.target import DynamoDB as Target
+from replicator.aws.boto import Boto
+from replicator.aws.endpoint import Endpoint
+from replicator.aws.http_client import Lines, Route
+from replicator.aws.sigv4 import Keys
+from replicator.batch import Outcome, Upsert
+from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError, Unfinished
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.target import in_doubt
+from replicator.testing.contract import at, batch, put, remove, table
+from replicator.testing.contract.kit import built, exhaust
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import served
+from replicator.testing.proxy import Proxy
+from replicator.version import FIRST_EPOCH
+from tests.certificates import certificate_in, presenting
+from tests.connectors.dynamodb import dynamodb_kit as kit
+
+Build = Callable[..., Target]
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    return DynamoDB(now=time.time, random=random.Random(7))
+
+
+@pytest.fixture
+def endpoint(db: DynamoDB) -> Iterator[str]:
+    with served(db) as found:
+        yield found
+
+
+@pytest.fixture
+def build(endpoint: str) -> Iterator[Build]:
+    """Makes targets, opened at the first epoch; all are closed in the end."""
+    made: list[Target] = []
+
+    def opened(**options: Any) -> Target:
+        found = built(kit.options(options.pop("endpoint_url", endpoint), **options))
+        assert isinstance(found, Target)
+        made.append(found)
+        found.open([table()], FIRST_EPOCH)
+        return found
+
+    yield opened
+    for target in made:
+        target.close()
+
+
+def found(db: DynamoDB) -> dict[str, Any]:
+    return {item["pk"]: item for item in db.items("contract")}
+
+
+class TestThrottling:
+    def test_only_what_was_throttled_is_sent_again(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        writes = db.calls["PutItem"]
+        db.fail("PutItem", times=15)
+        assert target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(100)))) == Outcome()
+        assert len(db.items("contract")) == 100
+        assert db.calls["PutItem"] - writes == 115
+
+    def test_a_table_that_throttles_everything_is_waited_for(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The run hears of it, and what is written already is not sent again."""
+        monkeypatch.setattr(sender, "_PATIENCE", 0.2)
+        target = build(in_flight=4)
+        db.fail("PutItem", times=None, when=lambda request: request["Item"]["pk"]["S"] != "good")
+        given = batch(*(put({"pk": pk}, 1) for pk in ("good", "a", "b")))
+        with pytest.raises(TransientError, match="the table throttles every write"):
+            target.write(given)
+        db.heal()
+        writes = db.calls["PutItem"]
+        assert target.write(given) == Outcome()
+        assert (set(found(db)), db.calls["PutItem"] - writes) == ({"good", "a", "b"}, 2)
+
+    def test_a_transaction_that_holds_the_item_is_waited_for(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        db.fail("PutItem", "TransactionConflictException")
+        assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+    def test_fewer_at_once_while_throttled_and_more_again_after(self) -> None:
+        pace = Pace(32)
+        pace.throttled(10.0)
+        assert pace.wait(0, 10.0) == pytest.approx(0.05)
+        assert pace.wait(22, 11.0) is None
+        for _ in range(500):
+            pace.answered()
+        assert pace.wait(31, 11.0) == 0.0
+
+    def test_throttled_requests_of_one_moment_are_one_event(self) -> None:
+        pace = Pace(32)
+        for _ in range(32):
+            pace.throttled(10.0)
+        assert pace.wait(21, 11.0) == 0.0
+
+    def test_pauses_grow_while_nothing_passes(self) -> None:
+        pace = Pace(32)
+        pauses = []
+        for now in (10.0, 20.0, 30.0, 40.0):
+            pace.throttled(now)
+            pauses.append(pace.wait(0, now))
+        assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4])
+
+    def test_a_batch_that_takes_long_is_sent_in_stretches(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that was replaced meanwhile would otherwise go on when the next one has purged its tombstones."""
+        monkeypatch.setattr(sender, "is_late", kit.late_after(1))
+        target, whole = build(), batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
+        for sent in range(1, 5):
+            with pytest.raises(Unfinished, match="the batch takes long; asking whether another run took over"):
+                target.write(whole)
+            assert len(db.items("contract")) == sent
+        assert target.write(whole) == Outcome()
+        assert len(db.items("contract")) == 5
+        assert db.calls["PutItem"] == 5 + 1  # and the note of the epoch
+
+    def test_however_long_a_batch_takes_a_table_that_throttles_everything_is_named(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(in_doubt, "TRUSTED", 0.3)
+        monkeypatch.setattr(sender, "_PATIENCE", 0.3)
+        target = build()
+        db.fail("PutItem", times=None)
+        with pytest.raises(TransientError, match="the table throttles every write"):
+            target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+
+    def test_write_units_are_a_budget(self) -> None:
+        pace = Pace(32, write_units=10.0)
+        for _ in range(5):
+            assert pace.wait(0, 0.0) is not None
+            pace.sent(1.0, 0.0)
+        assert pace.wait(0, 0.0) == pytest.approx(0.5)
+        pace.consumed(5.0)  # an index cost as much again
+        assert pace.wait(0, 0.0) == pytest.approx(1.0)
+        assert pace.wait(0, 2.0) == 0.0
+
+    def test_with_write_units_answers_say_what_they_cost(self, db: DynamoDB, build: Build) -> None:
+        asked: list[Mapping[str, Any]] = []
+
+        def noted(request: Mapping[str, Any]) -> bool:
+            asked.append(request)
+            return False
+
+        db.fail("PutItem", when=noted)
+        build(write_units=1000).write(batch(put({"pk": "a"}, 1)))
+        assert asked[-1]["ReturnConsumedCapacity"] == "TOTAL"
+
+
+class TestLostAnswers:
+    def test_what_was_carried_out_all_the_same_counts_as_applied(
+        self, db: DynamoDB, endpoint: str, build: Build
+    ) -> None:
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+            proxy.lose_answers()
+            with pytest.raises(TransientError, match="PutItem on contract was not answered"):
+                target.write(batch(put({"pk": "a"}, 1)))
+            assert target.doubt
+            assert set(found(db)) == {"a"}
+            proxy.heal()
+            assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+    def test_silence_is_given_up_after_the_timeout(self, endpoint: str, build: Build) -> None:
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=1)
+            proxy.deafen()
+            with pytest.raises(TransientError, match=r"no answer within 1 s \(timeout\)"):
+                target.write(batch(put({"pk": "a"}, 1)))
+            assert target.doubt
+
+    def test_an_internal_error_may_have_been_carried_out(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        db.fail("PutItem", "InternalServerError")
+        with pytest.raises(TransientError, match="PutItem on contract: InternalServerError"):
+            target.write(batch(put({"pk": "a"}, 1)))
+        assert target.doubt
+        assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+    def test_a_late_write_finds_the_tombstone(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        target.doubt.begin()
+        target.write(batch(remove("a", 5)))
+        assert target.write(batch(put({"pk": "a"}, 4))).stale == {"shard:contract": 1}
+        assert found(db) == {"a": {"pk": "a", kit.VERSION: at(5), kit.DELETED: True}}
+
+    def test_without_doubt_a_delete_leaves_nothing(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        target.write(batch(put({"pk": "a"}, 1)))
+        target.write(batch(remove("a", 2)))
+        assert found(db) == {}
+
+    def test_a_delete_that_is_resent_in_doubt_leaves_its_tombstone(self, db: DynamoDB, build: Build) -> None:
+        """It was done plainly, and the answer to its neighbour was lost."""
+        target = build()
+        db.fail("PutItem", "InternalServerError")
+        given = batch(remove("a", 2), put({"pk": "b"}, 1))
+        with pytest.raises(TransientError):
+            target.write(given)
+        assert target.write(given) == Outcome()
+        assert found(db)["a"] == {"pk": "a", kit.VERSION: at(2), kit.DELETED: True}
+
+    def test_a_delete_of_a_batch_that_came_back_is_made_again_behind_older_changes(
+        self, db: DynamoDB, build: Build
+    ) -> None:
+        target = build()
+        too_large = put({"pk": "b", "text": "x" * 409_590}, 3)
+        assert [r.write.id for r in target.write(batch(remove("a", 2), too_large)).rejections] == [("b",)]
+        assert target.write(batch(put({"pk": "a"}, 1), too_large)).rejections
+        assert target.write(batch(remove("a", 2))) == Outcome()
+        assert found(db) == {}
+
+    def test_a_bug_in_the_other_thread_is_raised_and_not_waited_for(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(answer: object) -> bool:
+            raise ZeroDivisionError
+
+        target = build()
+        db.fail("PutItem", times=1)
+        monkeypatch.setattr(sender, "wants_less", broken)
+        with pytest.raises(ZeroDivisionError):
+            target.write(batch(put({"pk": "a"}, 1)))
+
+
+class TestRefusals:
+    def test_an_item_that_becomes_too_large_is_refused_alone(self, db: DynamoDB, build: Build) -> None:
+        """The source holds it; with the version it is over the limit."""
+        target = build()
+        largest = {"pk": "b", "x": "x" * (400 * 1024 - len("pk") - 1 - len("x"))}
+        outcome = target.write(batch(put({"pk": "a"}, 1), put(largest, 1)))
+        (rejection,) = outcome.rejections
+        assert rejection.write.id == ("b",)
+        assert rejection.reason == "the item with its version is larger than the 400 KB that DynamoDB stores"
+        assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+    def test_what_was_stored_beside_a_refused_write_counts_as_applied(self, build: Build) -> None:
+        target = build()
+        good = put({"pk": "a"}, 1)
+        poor = Upsert("contract", ("b",), Item(image({"pk": "b", "x": "x" * 500_000})), at(1), ("b",))
+        assert target.write(batch(good, poor)).rejections
+        assert target.write(batch(good)) == Outcome()
+
+    @pytest.mark.parametrize(
+        ("code", "message", "words"),
+        [
+            ("ItemCollectionSizeLimitExceededException", "Item collection is too large", "its partition is full"),
+            ("ValidationException", "Type mismatch for Index Key", "an index's key has another type"),
+            ("ValidationException", "The value 4711 is not good", "refuses it as invalid"),
+        ],
+    )
+    def test_each_refusal_has_words_and_no_values(
+        self, db: DynamoDB, build: Build, code: str, message: str, words: str
+    ) -> None:
+        target = build()
+        db.fail("PutItem", code, message=message)
+        (rejection,) = target.write(batch(put({"pk": "a"}, 1))).rejections
+        assert words in rejection.reason
+        assert "4711" not in rejection.reason
+
+    def test_what_is_not_permitted_names_action_and_table(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        db.fail("PutItem", "AccessDeniedException", message="no")
+        with pytest.raises(NotPermitted, match=r"dynamodb:PutItem on contract is not permitted.*target\.role_arn") as e:
+            target.write(batch(put({"pk": "a"}, 1)))
+        assert (e.value.exit_code, e.value.action, e.value.resource) == (4, "dynamodb:PutItem", "contract")
+
+    def test_a_table_that_is_gone_stops_the_run(self, db: DynamoDB, endpoint: str, build: Build) -> None:
+        target = build()
+        db.call("DeleteTable", {"TableName": "contract"})
+        with pytest.raises(ConfigError, match="the target's table contract is gone"):
+            target.write(batch(put({"pk": "a"}, 1)))
+
+    def test_an_unknown_error_is_no_reason_to_go_on(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        db.fail("PutItem", "SomethingNewException")
+        with pytest.raises(ReplicatorError, match="PutItem on contract was refused: SomethingNewException"):
+            target.write(batch(put({"pk": "a"}, 1)))
+
+
+class TestLeftovers:
+    def test_a_pass_scans_the_table_once(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        target.write(batch(*(remove(f"{n}", 1) for n in range(35)), tombstones=True))
+        db.page_sizes(items=10)
+        scans = db.calls["Scan"]
+        assert exhaust(lambda: target.purge(table(), at(5))) == 35
+        assert (db.items("contract"), db.calls["Scan"] - scans) == ([], 4)
+
+    def test_a_long_search_lets_others_go_on_meanwhile(self, db: DynamoDB, build: Build) -> None:
+        """It goes on where it was."""
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(25))))
+        db.page_sizes(items=10)
+        seconds = iter(range(0, 1000, 9))
+        assert target._opened is not None
+        target._opened[1]._now = lambda: float(next(seconds))
+        scans = db.calls["Scan"]
+        assert [target.purge(table(), at(5)) for _ in range(4)] == [1, 1, 1, 0]
+        assert db.calls["Scan"] - scans == 3
+
+    def test_a_sweep_goes_on_where_it_was_though_a_response_is_lost(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would never end, where responses are lost more often than the table is looked through once."""
+        monkeypatch.setattr(cleanup, "_LONGEST", 0.0)
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(35))))
+        db.page_sizes(items=10)
+        scans = db.calls["Scan"]
+        for _ in range(3):
+            assert target.sweep(table(), at(0), ()) == 1
+            target.doubt.begin()
+        assert exhaust(lambda: target.sweep(table(), at(0), ())) <= 1
+        assert db.calls["Scan"] - scans == 4
+
+        target.sweep(table(), at(0), ())
+        target.doubt.begin(earlier=True)
+        exhaust(lambda: target.sweep(table(), at(0), ()))
+        assert db.calls["Scan"] - scans == 4 + 1 + 4, "others may have brought something back behind it"
+
+    def test_a_sweep_that_takes_long_is_made_in_stretches(
+        self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(5))))
+        monkeypatch.setattr(sender, "is_late", kit.late_after(1))
+        for buried in range(1, 6):
+            assert target.sweep(table(), at(0, FIRST_EPOCH + 1), ()) == 1
+            assert sum(kit.DELETED in item for item in db.items("contract")) == buried
+        assert target.sweep(table(), at(0, FIRST_EPOCH + 1), ()) == 0
+
+    def test_what_a_sweep_could_not_do_for_sure_is_done_again(self, db: DynamoDB, build: Build) -> None:
+        target = build()
+        target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(5))))
+        db.fail("PutItem", "InternalServerError", when=lambda request: "_replicator_deleted" in request["Item"])
+        with pytest.raises(TransientError):
+            target.sweep(table(), at(5), [])
+        assert exhaust(lambda: target.sweep(table(), at(5), [])) >= 1
+        assert all(kit.DELETED in item for item in db.items("contract"))
+
+
+class TestPristine:
+    def test_nothing_is_added_to_items(self, db: DynamoDB, build: Build) -> None:
+        target = build(pristine=True)
+        target.doubt.begin()
+        target.write(batch(put({"pk": "a", "n": 1}, 1), remove("b", 1), tombstones=True))
+        assert db.items("contract") == [{"pk": "a", "n": 1}]
+
+    def test_a_scanned_item_does_not_undo_what_the_stream_did_meanwhile(self, db: DynamoDB, build: Build) -> None:
+        target = build(pristine=True)
+        target.write(batch(put({"pk": "a", "n": 5}, 5), remove("b", 6), tombstones=True))
+        scanned = batch(put({"pk": "a", "n": 1}, 0), put({"pk": "b"}, 0), put({"pk": "c"}, 0), tombstones=True)
+        assert target.write(scanned).stale == {"shard:contract": 2}
+        assert found(db) == {"a": {"pk": "a", "n": 5}, "c": {"pk": "c"}}
+
+    def test_it_begins_with_an_empty_table(self, db: DynamoDB, build: Build) -> None:
+        target = build(pristine=True)
+        target.write(batch(put({"pk": "a"}, 1)))
+        target.open([table()], FIRST_EPOCH)  # the next run of the same epoch
+        with pytest.raises(ConfigError, match="a pristine copy begins with an empty table"):
+            target.open([table()], FIRST_EPOCH + 1)
+
+    def test_the_weaker_promise_has_words(self, build: Build) -> None:
+        assert "Let only one run write to it" in build(pristine=True).promise
+
+    def test_other_copies_promise_nothing_less(self, build: Build) -> None:
+        assert build().promise == ""
+
+
+def test_writes_go_through_the_proxy_that_the_environment_names(
+    db: DynamoDB, endpoint: str, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", endpoint)
+    monkeypatch.setenv("NO_PROXY", "")
+    build(endpoint_url="http://dynamodb.example", insecure=True).write(batch(put({"pk": "a"}, 1)))
+    assert set(found(db)) == {"a"}
+
+
+def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None:
+    item = {"pk": "a", "raw": os.urandom(50), "set": {"b", "a"}, "empty": "", "none": None}
+    build().write(batch(put(item, 1)))
+    got = orjson.loads(db.call("GetItem", {"TableName": "contract", "Key": {"pk": {"S": "a"}}}))["Item"]
+    del got[kit.VERSION]
+    assert got == orjson.loads(image(item))
+
+
+class TestConnections:
+    def test_a_server_that_is_gone_is_no_reason_for_doubt(self, db: DynamoDB, build: Build) -> None:
+        """Nothing was sent, so nothing can be carried out later."""
+        with served(db) as endpoint:
+            target = build(endpoint_url=endpoint)
+        with pytest.raises(TransientError, match=r"DynamoDB at 127.0.0.1:\d+: cannot be reached: .*refused"):
+            target.write(batch(put({"pk": "a"}, 1)))
+        assert not target.doubt
+
+    def test_a_connection_that_ended_while_it_was_idle_is_not_used(
+        self, db: DynamoDB, endpoint: str, build: Build
+    ) -> None:
+        """Else a write would be in doubt after each pause."""
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+            target.write(batch(put({"pk": "a"}, 1)))
+            proxy.cut()
+            assert target.write(batch(put({"pk": "b"}, 1))) == Outcome()
+        assert set(found(db)) == {"a", "b"}
+        assert not target.doubt
+
+    def test_connections_that_are_reset_end_the_try(self, endpoint: str, build: Build) -> None:
+        """Else the batch would wait for ever for a connection that is gone, and closing too."""
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
+            proxy.refuse()
+            with pytest.raises(TransientError, match=r"DynamoDB at 127\.0\.0\.1"):
+                target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(50))))
+            proxy.heal()
+            assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+    def test_closing_does_not_wait_for_answers(self, db: DynamoDB, endpoint: str, build: Build) -> None:
+        with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
+            target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=60)
+            proxy.deafen()
+            target.send(target.encode(batch(put({"pk": "a"}, 1))))
+            before = time.monotonic()
+            target.close()
+        assert time.monotonic() - before < 10
+
+    def test_missing_credentials_are_said_and_nothing_is_in_doubt(
+        self, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = build()
+
+        def none(self: Boto) -> Keys:
+            raise NotPermitted("there are no AWS credentials")
+
+        monkeypatch.setattr(Boto, "keys", none)
+        with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+            target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
+        assert not target.doubt
+
+
+class TestTls:
+    @pytest.fixture
+    def certificate(self, tmp_path: Path) -> Path:
+        return certificate_in(tmp_path)
+
+    @pytest.fixture
+    def secure(self, db: DynamoDB, certificate: Path) -> Iterator[str]:
+        with served(db, tls=presenting(certificate)) as found:
+            yield found
+
+    def test_writes_go_through_tls(
+        self, db: DynamoDB, secure: str, certificate: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the authorities that botocore is told to trust."""
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        build(endpoint_url=secure).write(batch(*(put({"pk": f"{n}"}, 1) for n in range(20))))
+        assert len(db.items("contract")) == 20
+
+    def test_a_certificate_that_nobody_trusts_ends_it(self, secure: str) -> None:
+        route = Route(Endpoint(secure, "us-east-1", where()), "DynamoDB_20120810.PutItem", "dynamodb")
+        trying = sender.Sender("S", lambda: Lines(lambda _: route, lambda: Keys("a", "b"), 5.0), Pace(2))
+        try:
+            trouble = trying.start([Request("PutItem", "t", b"{}")]).result(20)
+        finally:
+            trying.close()
+        assert re.search("cannot be reached: SSL validation failed .* self[- ]signed certificate", trouble)

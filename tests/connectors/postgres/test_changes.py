@@ -1,0 +1,109 @@
+"""What a run makes of a config whose columns changed since the last one, by the command line."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import served
+from tests.cli.command_line import Shell
+from tests.servers.postgres_fixtures import Database
+
+pytestmark = pytest.mark.postgres
+
+ITEMS = 5
+HOOK = "def hook(item):\n    return {'n': item['n'], 'city': item['city']}\n"
+COLUMNS = {"n": "bigint"}
+WIDER = {**COLUMNS, "city": "text"}
+
+
+@dataclass
+class Copy:
+    """A pipeline from a table in memory into one of a real server."""
+
+    place: Path
+    endpoint: str
+    postgres: Database
+
+    def configure(self, columns: Mapping[str, str], **more: Any) -> None:
+        config = {
+            "pipeline": "orders",
+            "source": {"table": "orders", "region": "us-east-1", "endpoint_url": self.endpoint},
+            "transform": "hooks.py:hook",
+            "target": {
+                "type": "postgres",
+                "url": self.postgres.url,
+                "tables": {"orders": {"columns": columns, "extra": "ignore"}},
+            },
+            **more,
+        }
+        (self.place / "orders.yaml").write_text(json.dumps(config))
+
+    def cli(self, *command: str) -> tuple[int, str]:
+        shell = Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"})
+        code, out, err = shell.run(command[0], str(self.place / "orders.yaml"), "--until", "caught-up", *command[1:])
+        return code, out + err
+
+    def cities(self) -> int:
+        with self.postgres.connect() as client:
+            row = client.execute("SELECT count(*) FROM orders WHERE city = 'Rome'").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+@pytest.fixture
+def copy(one_postgres: Database, tmp_path: Path) -> Iterator[Copy]:
+    """A copy that has caught up."""
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    db.create_table("orders")
+    for n in range(ITEMS):
+        db.put("orders", {"id": f"k{n}", "n": n, "city": "Rome"})
+    (tmp_path / "hooks.py").write_text(HOOK)
+    with served(db) as endpoint:
+        found = Copy(tmp_path, endpoint, one_postgres)
+        found.configure(COLUMNS)
+        assert found.cli("run")[0] == 0
+        yield found
+
+
+def test_a_new_column_is_offered_and_then_added_and_filled(copy: Copy) -> None:
+    copy.configure(WIDER)
+    code, said = copy.cli("run")
+    assert code == 2, said
+    assert "orders: columns.city was added since the last run" in said
+    assert 'ALTER TABLE "public"."orders" ADD COLUMN' in said
+    code, said = copy.cli("run", "--apply-schema-changes")
+    assert code == 0, said
+    assert copy.cities() == ITEMS
+    assert copy.cli("run")[0] == 0
+
+
+def test_a_resync_that_the_table_cannot_take_leaves_the_way_open(copy: Copy) -> None:
+    copy.configure(WIDER)
+    assert copy.cli("resync")[0] == 2
+    code, said = copy.cli("run")
+    assert (code, "orders: columns.city was added since the last run" in said) == (2, True), said
+    copy.configure(COLUMNS)
+    assert copy.cli("run")[0] == 0
+    copy.configure(WIDER)
+    code, said = copy.cli("run", "--apply-schema-changes")
+    assert code == 0, said
+    assert copy.cities() == ITEMS
+
+
+def test_what_was_added_is_added_also_where_a_gap_begins_the_epoch(copy: Copy) -> None:
+    with copy.postgres.connect() as client:
+        client.execute("DELETE FROM orders")
+    copy.configure(WIDER, on_gap="resync")
+    code, said = copy.cli("run", "--apply-schema-changes")
+    assert code == 0, said
+    assert "is empty, and held documents" in said
+    assert copy.cities() == ITEMS

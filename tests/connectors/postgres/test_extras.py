@@ -1,0 +1,158 @@
+"""What a hook returns for a table with columns: nothing vanishes unsaid, and nothing reaches columns that are ours."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from connectors.postgres.encode import Encoded, Encoder
+from connectors.postgres.table_schema import shapes
+from replicator.batch import Batch, Part, Upsert
+from replicator.config.target import OWN_IDS, destination
+from replicator.errors import ConfigError
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.target.contract import Table
+from tests.connectors.postgres.postgres_kit import PK
+
+COLUMNS = {
+    "city": "text",
+    "lat": {"type": "numeric", "from": "location.lat"},
+    "lon": {"type": "numeric", "from": "location.lon"},
+}
+ITEM: Mapping[str, Any] = {"pk": "1", "city": "Ulm", "location": {"lat": Decimal("48.4"), "lon": 10}, "more": 1}
+
+
+def encoded(*bodies: Any, keys: Any = PK, **options: Any) -> Encoded:
+    table = Table("orders", keys, {"columns": COLUMNS, **options})
+    tail = ("x",) if keys is OWN_IDS else ()
+    writes = [Upsert("orders", (f"{n}", *tail), body, n, (f"{n}",)) for n, body in enumerate(bodies)]
+    return Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+
+
+def reasons(*bodies: Any, keys: Any = PK, **options: Any) -> list[str]:
+    return [r.reason for r in encoded(*bodies, keys=keys, **options).rejections]
+
+
+def cells(body: Any, many: int = 1) -> list[bytes | None]:
+    """What is sent for the columns of COLUMNS."""
+    found = encoded(*[body] * many)
+    assert not found.rejections, found.rejections
+    return list(found.statements[0].parameters[1:4])
+
+
+MISSPELT = {"citty": "Ulm", "location": {}}
+
+
+@pytest.mark.parametrize(
+    "body", [MISSPELT, OrderedDict(MISSPELT), Item(image(ITEM)) | {"citty": "Ulm"}], ids=["dict", "mapping", "amended"]
+)
+def test_a_field_that_no_column_takes_parks_the_item(body: Any) -> None:
+    (reason,) = reasons({"city": "Ulm"}, body)
+    assert reason == (
+        "the hook returned a field citty, which no column of orders is made from; did you mean city? "
+        "(extra: ignore leaves such fields out)"
+    )
+    assert reasons(body, extra="ignore") == []
+
+
+def test_the_columns_are_named_where_none_is_near() -> None:
+    assert "orders is made from; known: city, location (extra" in reasons({"x": 1})[0]
+    assert "returned a field of type int, which" in reasons({1: 1})[0]
+    assert len(reasons({"x" * 60_000: 1})[0]) < 250
+
+
+@pytest.mark.parametrize(
+    "body", [{"pk": "1", "city": "Ulm"}, {}, Item(image(ITEM)), Item(image(ITEM)) | {"city": "Bonn"}]
+)
+def test_key_attributes_and_what_else_is_in_an_item_are_fine(body: Any) -> None:
+    assert reasons(body) == []
+
+
+def test_a_table_that_keeps_whole_documents_takes_any_field() -> None:
+    write = Upsert("orders", ("1",), {"anything": 1, "_version": 2}, 1, ("1",))
+    encoder = Encoder(shapes([Table("orders", PK)], "public"), "reject", "p")
+    assert not encoder.encode(Batch([Part("shard:1", [write])])).rejections
+
+
+@pytest.mark.parametrize("name", ["_version", "_item", "_id"])
+def test_what_is_ours_cannot_be_reached(name: str) -> None:
+    """On no way that a document is made, and not even by a column that says so."""
+    item = Item(image({**ITEM, name: "9"}))
+    for body in (item, item | {"city": "Bonn"}, {"city": "Bonn"}):
+        found = encoded(body, keys=OWN_IDS)
+        assert not found.rejections
+        parameters = found.statements[0].parameters
+        assert (parameters[0], parameters[1], parameters[5]) == (b'{"0"}', b'{"x"}', b"{0}")
+    for said in ({name: "9"}, Item(image(ITEM)) | {name: "9"}):
+        assert f"a field {name}, which no column" in reasons(said, keys=OWN_IDS)[0]
+    with pytest.raises(ConfigError, match=f"column {name} is"):
+        shapes([Table("orders", OWN_IDS, {"columns": {name: "bigint"}})], "public")
+    renamed = {"n": {"type": "text", "from": name}}
+    assert reasons({name: "9"}, keys=OWN_IDS, columns=renamed) == []
+
+
+# columns from inside of maps
+
+
+@pytest.mark.parametrize("many", [1, 200])
+@pytest.mark.parametrize(
+    "body",
+    [
+        Item(image(ITEM)),
+        {"city": "Ulm", "location": ITEM["location"]},
+        Item(image(ITEM)) | {"city": "Ulm"},
+        Item(image({"pk": "1", "city": "Ulm"})) | {"location": ITEM["location"]},
+    ],
+    ids=["item", "dict", "amended", "amended map"],
+)
+def test_a_column_may_come_from_inside_a_map(body: Any, many: int) -> None:
+    assert cells(body, many) == [b"{%b}" % b",".join([b'"%b"' % value] * many) for value in (b"Ulm", b"48.4", b"10")]
+
+
+@pytest.mark.parametrize("location", [None, {}, {"lat": None}])
+def test_what_is_missing_on_the_way_is_null(location: Any) -> None:
+    for body in (Item(image({"pk": "1", "location": location})), {"location": location}):
+        assert cells(body)[1] == b"{null}"
+    assert cells(Item(image({"pk": "1"})))[1] == b"{null}"
+
+
+def test_what_is_no_map_parks_the_item() -> None:
+    wanted = "column lat (from location.lat) is inside of a map, and the {}"
+    assert reasons(Item(image({"pk": "1", "location": "here"}))) == [wanted.format("attribute is text")]
+    assert reasons({"location": "here"}) == [wanted.format("value is a str")]
+    mixed = Item(image({"pk": "1", "location": {"lat": "north"}}))
+    assert reasons(mixed) == ["column lat (from location.lat) is numeric, and the attribute is text"]
+
+
+def test_a_map_may_be_a_column_and_have_others_inside() -> None:
+    columns = {
+        "location": "jsonb",
+        "street": {"type": "text", "from": ["location", "address", "a.b"]},
+        "dotted": {"type": "text", "from": ["x.y"]},
+    }
+    item = {"pk": "1", "location": {"address": {"a.b": "Ring"}}, "x.y": "z", "x": {"y": "no"}}
+    for body in (Item(image(item)), {name: item[name] for name in ("location", "x.y")}):
+        found = encoded(body, columns=columns)
+        assert not found.rejections
+        assert list(found.statements[0].parameters[2:4]) == [b'{"Ring"}', b'{"z"}']
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"lat": {"type": "numeric", "from": "location."}}, "names nothing between two dots"),
+        ({"lat": {"type": "numeric", "from": []}}, "names nothing between two dots"),
+        ({"location.lat": "numeric"}, "say where it comes from: from: location.lat (inside a map), or from: ["),
+        ({"location.lat": {"type": "numeric"}}, "say where it comes from"),
+    ],
+)
+def test_a_path_that_is_unclear_is_a_config_error(columns: Any, words: str) -> None:
+    given = {"type": "postgres", "url": "postgresql://localhost/d", "tables": {"orders": {"columns": columns}}}
+    found, (problem,) = destination(given)
+    assert found is None
+    assert words in problem.text

@@ -1,0 +1,88 @@
+"""A network or a server that says nothing: who is busy is waited for, who is gone is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from connectors.postgres import Postgres
+from replicator.batch import Outcome
+from replicator.errors import TransientError
+from replicator.state import Save
+from replicator.target.contract import Table
+from replicator.testing.contract import batch, put
+from replicator.testing.proxy import Proxy
+from tests.connectors.postgres.postgres_kit import PK, opened, owner, rows
+from tests.end_to_end.pipeline import eventually
+from tests.servers.postgres_fixtures import Database
+
+pytestmark = pytest.mark.postgres
+
+CONTRACT = Table("contract", PK)
+ONE = batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])
+
+
+@pytest.fixture
+def proxy(one_postgres: Database) -> Iterator[Proxy]:
+    with Proxy("127.0.0.1", one_postgres.server.port) as found:
+        yield found
+
+
+@pytest.fixture
+def one(one_postgres: Database, proxy: Proxy) -> Postgres:
+    """Through the proxy, with little patience."""
+    found = opened(one_postgres, CONTRACT, url=through(one_postgres, proxy), timeout=1)
+    found.checkpoints.claim(owner())
+    return found
+
+
+def through(database: Database, proxy: Proxy) -> str:
+    return database.url.replace(f":{database.server.port}", f":{proxy.port}")
+
+
+def test_a_server_that_answers_nobody_is_given_up(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+    proxy.swallow()
+    words = r"nothing came for 1 s \(target.timeout\), and a second connection gets no answer either"
+    with pytest.raises(TransientError, match=rf"Postgres at 127.0.0.1:{proxy.port}/.*: {words}"):
+        one.write(ONE)
+    with pytest.raises(TransientError, match=r"cannot be reached: connection timeout expired"):
+        one.write(ONE)
+    proxy.heal()
+    assert one.write(ONE) == Outcome()
+    assert len(rows(one_postgres)) == 1
+
+
+def test_a_half_open_connection_is_given_up_and_replaced(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+    proxy.forget()
+    with pytest.raises(TransientError, match="the server does not know of this connection"):
+        one.write(ONE)
+    assert one.write(ONE) == Outcome()
+    assert len(rows(one_postgres)) == 1
+
+
+def test_a_commit_whose_answer_never_comes_is_made_once(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+    proxy.deafen()
+    with pytest.raises(TransientError, match="nothing came for 1 s"):
+        one.write(ONE)
+    proxy.heal()
+    assert one.write(ONE) == Outcome()
+    (counts,) = one.checkpoints.read().counts.values()
+    assert (counts.read, counts.applied, counts.stale) == (1, 1, 0)
+    assert len(rows(one_postgres)) == 1
+
+
+def test_a_server_that_is_at_work_for_us_is_waited_for(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+    """Three times as long as a silent one is."""
+    begun = proxy.connections
+    with one_postgres.connect() as somebody:
+        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+        one.send(one.encode(ONE))
+        with ThreadPoolExecutor(1) as threads:
+            outcome = threads.submit(one.collect)
+            eventually(lambda: proxy.connections >= begun + 3, "a second connection asks again and again")
+            assert not outcome.done()
+            somebody.execute("COMMIT")
+            assert outcome.result(30) == Outcome()
+    assert len(rows(one_postgres)) == 1

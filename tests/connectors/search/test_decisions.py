@@ -1,0 +1,424 @@
+"""What becomes of batches, conflicts and leftovers, decided against an engine in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from connectors.search import cleanup, contents
+from connectors.search.acks import STRIKES, Progress
+from connectors.search.bulk import SMALLEST, Bulk, Size
+from connectors.search.catalog import Found, State
+from connectors.search.cleanup import forgotten, swept
+from connectors.search.conflicts import _LOOKED_AT, Conflicts
+from connectors.search.encode import Entry, TableEncoder, encode
+from connectors.search.layout import Layout, layouts
+from connectors.search.options import SearchOptions
+from connectors.search.target import SearchTarget
+from connectors.search.writer import Writing
+from replicator.batch import Batch, Delete, Outcome, Upsert
+from replicator.errors import ConfigError, TransientError
+from replicator.target.acks import place
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
+from replicator.testing.contract.kit import PAIR, PK, at, batch, put, remove
+from replicator.version import FIRST_EPOCH, version
+from tests.connectors.search.search_engine import Engine, Stored
+
+TABLE = Table("contract", PK)
+
+
+class Copy:
+    """The way of batches into the engine, without the target around it."""
+
+    def __init__(self, engine: Engine, table: Table = TABLE) -> None:
+        self.layouts: Mapping[str, Layout] = layouts([table])
+        self.doubt = Doubt()
+        self.conflicts = Conflicts(engine)
+        self.conflicts.epoch = FIRST_EPOCH
+        self._writing = Writing(Bulk(engine, Size(8 << 20, 1000), 1), self.doubt, self.conflicts)
+
+    def write(self, written: Batch) -> Outcome:
+        encoders = {name: TableEncoder(layout) for name, layout in self.layouts.items()}
+        self._writing.send(encode(written, encoders), self.layouts)
+        return self._writing.collect(self.layouts)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def copy(engine: Engine) -> Copy:
+    return Copy(engine)
+
+
+STALE = Outcome(stale={"shard:contract": 1})
+
+
+def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(engine: Engine, copy: Copy) -> None:
+    copy.doubt.begin()
+    copy.write(batch(put({"pk": "a", "n": 1}, 5), put({"pk": "b"}, 5), put({"pk": "c"}, 6)))
+    writes = put({"pk": "a", "n": 2}, 5), remove("b", 5), remove("c", 5)
+
+    assert copy.write(Batch(batch(*writes).parts, replaces_same=True)) == STALE
+    assert engine.ids() == {"a": at(5), "b": None, "c": at(6)}
+    assert engine.documents["a", None].value("document.n") == 2
+
+
+# lost responses and conflicts
+
+
+def lose(engine: Engine, copy: Copy, *writes: Upsert | Delete) -> None:
+    """Write what is stored, and whose response is lost."""
+    engine.lost = True
+    with pytest.raises(TransientError):
+        copy.write(batch(*writes))
+    engine.lost = False
+
+
+def test_what_was_stored_though_its_response_was_lost_counts_as_applied(engine: Engine, copy: Copy) -> None:
+    lose(engine, copy, put({"pk": "a"}, 1))
+    assert engine.ids() == {"a": at(1)}
+    assert copy.doubt
+    assert copy.write(batch(put({"pk": "a"}, 1))) == Outcome()
+    assert copy.write(batch(put({"pk": "a"}, 1))) == STALE
+
+
+def test_what_another_run_stored_is_stale_also_at_the_same_version(engine: Engine, copy: Copy) -> None:
+    copy.write(batch(put({"pk": "a"}, 1)))
+    assert Copy(engine).write(batch(put({"pk": "a"}, 1))) == STALE
+
+
+def test_a_delete_that_the_engine_only_remembers_gets_a_tombstone_in_doubt(engine: Engine, copy: Copy) -> None:
+    """The memory ends, and then an older request that is late would bring the document back."""
+    engine.remembered["a", None] = at(2)
+    copy.doubt.begin()
+    assert copy.write(batch(remove("a", 2))) == Outcome()
+    assert engine.ids() == {"a": None}
+
+
+def test_where_a_newer_document_is_no_tombstone_is_put(engine: Engine, copy: Copy) -> None:
+    copy.write(batch(put({"pk": "a"}, 3)))
+    copy.doubt.begin()
+    assert copy.write(batch(remove("a", 2))) == STALE
+    assert engine.ids() == {"a": at(3)}
+
+
+def entry(write: Upsert | Delete, layout: Layout) -> Entry:
+    (found,) = encode(batch(write), {layout.alias: TableEncoder(layout)}).tables[layout.alias]
+    return found
+
+
+def ours(
+    engine: Engine, writes: Sequence[Upsert | Delete], lost: Sequence[Upsert | Delete], epoch: int = FIRST_EPOCH
+) -> set[str]:
+    """The ids of conflicting writes that count as this run's own. ``lost``: those whose response was lost."""
+    conflicts, progress, of = Conflicts(engine), Progress(), layouts([TABLE])
+    conflicts.epoch = epoch
+    progress.lost = {place(write) for write in lost}
+    found = conflicts.ours([entry(write, of["contract"]) for write in writes], progress, of)
+    return {id[0] for _, id, _ in found}
+
+
+def test_of_lost_writes_what_is_stored_as_they_left_it_is_ours(engine: Engine) -> None:
+    engine.documents = {("same", None): Stored(at(2), {}), ("newer", None): Stored(at(3), {})}
+    writes: list[Upsert | Delete] = [
+        put({"pk": "same"}, 2),
+        put({"pk": "newer"}, 2),
+        put({"pk": "absent"}, 2),
+        remove("gone", 2),
+    ]
+    assert ours(engine, writes, writes) == {"same", "gone"}
+    assert ours(engine, writes, []) == set()
+    assert ours(engine, [remove("newer", 2)], [remove("newer", 2)]) == set()
+
+
+def test_every_lost_write_is_looked_up_and_of_others_some(engine: Engine) -> None:
+    engine.documents = {(f"{n}", None): Stored(at(1), {}) for n in range(3 * _LOOKED_AT)}
+    writes = [put({"pk": str(n)}, 1) for n in range(3 * _LOOKED_AT)]
+    assert len(ours(engine, writes, writes)) == 3 * _LOOKED_AT
+    engine.documents["0", None] = Stored(at(0, FIRST_EPOCH + 1), {})
+    with pytest.raises(ConfigError, match=r"document 0 in contract-1 has version \d+, higher than any"):
+        ours(engine, writes, [])
+
+
+def test_a_version_of_this_runs_epoch_is_no_other_tools(engine: Engine) -> None:
+    """A retry of parked changes writes at versions of an earlier epoch."""
+    engine.documents = {("a", None): Stored(at(9, FIRST_EPOCH + 1), {})}
+    assert ours(engine, [put({"pk": "a"}, 1)], [], FIRST_EPOCH + 1) == set()
+    with pytest.raises(ConfigError, match=f"its epoch is {FIRST_EPOCH}"):
+        ours(engine, [put({"pk": "a"}, 1)], [])
+
+
+def test_what_a_write_of_the_batch_may_have_is_no_other_tools_either(engine: Engine) -> None:
+    engine.documents = {(pk, None): Stored(at(0, FIRST_EPOCH + 1), {}) for pk in "ab"}
+    later = Delete("contract", ("b",), at(0, FIRST_EPOCH + 1), ("b",))
+    assert ours(engine, [put({"pk": "a"}, 1), later], []) == set()
+
+
+def test_an_adopted_index_may_hold_higher_versions(engine: Engine) -> None:
+    engine.documents = {("a", None): Stored(at(9, FIRST_EPOCH + 1), {})}
+    adopted = Copy(engine, Table("contract", PK, {"adopt": True}))
+    assert adopted.write(batch(put({"pk": "a"}, 1))) == STALE
+    with pytest.raises(ConfigError, match="another tool, or a later run, writes to the index"):
+        Copy(engine).write(batch(put({"pk": "a"}, 1)))
+
+
+def test_documents_are_looked_up_where_their_routing_put_them(engine: Engine) -> None:
+    copy = Copy(engine, Table("contract", PAIR, {"routing": "pk"}))
+    lose(engine, copy, put({"pk": "a", "sk": 1}, 1, id=("a", "1")))
+    assert engine.ids() == {"a|1": at(1)}
+    assert copy.write(batch(put({"pk": "a", "sk": 1}, 1, id=("a", "1")))) == Outcome()
+
+
+# documents that the engine has no room for
+
+
+BUSY = (429, "es_rejected_execution_exception")
+ROOM = "replicator-is-there-room"
+
+
+def heavy(pk: str) -> Upsert:
+    return put({"pk": pk, "note": "x" * SMALLEST}, 1)
+
+
+def attempts(copy: Copy, written: Batch, most: int = 3 * STRIKES) -> tuple[int, list[str]]:
+    """After how many attempts an answer came, and what it refused; ``most`` and nothing where none came."""
+    for waits in range(most):
+        try:
+            return waits, [rejection.write.id[0] for rejection in copy.write(written).rejections]
+        except TransientError:
+            continue
+    return most, []
+
+
+def test_a_large_document_that_never_finds_room_is_given_up_while_there_is_room_for_others(
+    engine: Engine, copy: Copy
+) -> None:
+    engine.failing["a"] = BUSY
+    assert attempts(copy, batch(heavy("a"))) == (STRIKES - 1, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("failing", "writes"),
+    [
+        ([ROOM, "a"], [heavy("a")]),
+        (["a"], [put({"pk": "a"}, 1)]),
+        (["a"], [put({"pk": "a"}, 1), put({"pk": "b"}, 1)]),
+        (["a", "b"], [heavy("a"), put({"pk": "b"}, 1)]),
+    ],
+    ids=["no room for anything", "a small one", "a small one beside others", "a large one and a small one"],
+)
+def test_otherwise_it_is_waited_for(
+    engine: Engine, copy: Copy, failing: Sequence[str], writes: Sequence[Upsert | Delete]
+) -> None:
+    engine.failing = dict.fromkeys(failing, BUSY)
+    assert attempts(copy, batch(*writes))[1] == []
+    engine.failing.clear()
+    assert copy.write(batch(*writes)) == Outcome()
+
+
+def test_large_documents_that_are_busy_together_are_first_sent_alone(engine: Engine, copy: Copy) -> None:
+    engine.failing = {"a": BUSY, "b": BUSY}
+    waits, refused = attempts(copy, batch(heavy("a"), heavy("b")), most=30)
+    assert waits >= STRIKES
+    assert refused == ["a", "b"]
+
+
+# what is swept and forgotten
+
+
+def document(ordinal: int, deleted: bool = False, epoch: int = FIRST_EPOCH, **key: str) -> Stored:
+    own: dict[str, Any] = {"version": at(ordinal, epoch), **(key or {"partition": "k"})}
+    return Stored(own["version"], {"replicator": own | ({"deleted": True} if deleted else {}), "document": {}})
+
+
+def removed(engine: Engine, table: Table, how: Any, *arguments: Any) -> int:
+    """How many lines a sweep or a purge sent until nothing was left; all of them are stored, or overtaken."""
+    (layout,) = layouts([table]).values()
+    count = 0
+    for _ in range(10):
+        piece = how(engine, layout, *arguments)
+        if not piece.lines:
+            return count
+        verdicts = Bulk(engine, Size(8 << 20, 1000), 1).together(layout, piece.lines)
+        assert {verdict.kind for verdict in verdicts} <= {"stored"}
+        count += len(verdicts)
+    raise AssertionError("it found no end")
+
+
+BELOW = version(FIRST_EPOCH + 1, 0)
+
+
+def test_a_sweep_puts_tombstones_where_older_documents_are_and_nowhere_else(engine: Engine) -> None:
+    engine.documents = {
+        ("old", None): document(5),
+        ("deleted", None): document(5, deleted=True),
+        ("confirmed", None): document(0, epoch=FIRST_EPOCH + 1),
+        ("changed", None): document(7, epoch=FIRST_EPOCH + 1),
+    }
+    before = dict(engine.documents)
+    assert removed(engine, TABLE, swept, BELOW, []) == 1
+    own = {"version": BELOW, "partition": "k", "deleted": True}
+    assert engine.documents == before | {("old", None): Stored(BELOW, {"replicator": own})}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_a_sweep_spares_documents_and_all_of_an_item(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(cleanup, "_TERMS", at_once)
+    keys = [(pk, sk) for pk in "abcd" for sk in "123"]
+    engine.documents = {(f"{pk}|{sk}", None): document(1, partition=pk, sort=sk) for pk, sk in keys}
+    spare = [("a", "1"), ("a", "3"), ("b", "2"), ("c",)]
+    assert removed(engine, Table("contract", PAIR), swept, BELOW, spare) == 6
+    assert {id for id, found in engine.ids().items() if found} == {"a|1", "a|3", "b|2", "c|1", "c|2", "c|3"}
+
+
+def test_a_sweep_spares_items_where_no_document_of_its_own_is_spared(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleanup, "_TERMS", 1)
+    engine.documents = {(f"{pk}|1", None): document(1, partition=pk, sort="1") for pk in "abc"}
+    assert removed(engine, Table("contract", PAIR), swept, BELOW, [("a",), ("b",)]) == 1
+    assert engine.ids() == {"a|1": at(1), "b|1": at(1), "c|1": None}
+
+
+def test_a_sweep_and_a_purge_stay_in_the_shard_of_a_document(engine: Engine) -> None:
+    table = Table("contract", PAIR, {"routing": "pk"})
+    engine.documents = {("a|1", "a"): document(1, partition="a", sort="1")}
+    assert removed(engine, table, swept, BELOW, []) == 1
+    assert engine.ids() == {"a|1": None}
+    assert removed(engine, table, forgotten, version(FIRST_EPOCH + 2, 0)) == 1
+    assert engine.documents == {}
+
+
+def test_a_purge_removes_older_tombstones_at_their_own_version(engine: Engine) -> None:
+    engine.documents = {
+        ("older", None): document(5, deleted=True),
+        ("newer", None): document(0, deleted=True, epoch=FIRST_EPOCH + 1),
+        ("document", None): document(1),
+    }
+    assert removed(engine, TABLE, forgotten, BELOW) == 1
+    assert engine.ids() == {"newer": None, "document": at(1)}
+    assert engine.remembered == {("older", None): at(5)}  # the item's next change may be just one higher
+
+
+def test_a_purge_spares_what_came_back_since_it_was_searched(engine: Engine) -> None:
+    engine.searchable = {("a", None): document(5, deleted=True)}
+    engine.documents = {("a", None): document(6)}
+    (layout,) = layouts([TABLE]).values()
+    piece = forgotten(engine, layout, BELOW)
+    (verdict,) = Bulk(engine, Size(8 << 20, 1000), 1).together(layout, piece.lines)
+    assert verdict.kind == "conflict"
+    assert engine.ids() == {"a": at(6)}
+
+
+@pytest.mark.parametrize("routing", [None, "r"])
+def test_a_tombstone_that_is_left_once_more_is_purged_once_more(engine: Engine, routing: str | None) -> None:
+    """As each retry leaves it whose other documents are refused."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    for _ in range(2):
+        engine.documents = {("a", routing): document(5, deleted=True)}
+        assert [target.purge(TABLE, BELOW) for _ in range(2)] == [1, 0]
+        assert engine.documents == {}
+
+
+def test_a_search_that_lags_shows_no_tombstone_that_is_left_once_more(engine: Engine) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    engine.searchable = dict(engine.documents)
+    assert target.purge(TABLE, BELOW) == 2
+    with pytest.raises(TransientError, match=r"still shows 2 document\(s\) that were purged"):
+        target.purge(TABLE, BELOW)
+    engine.documents = {("a", None): document(5, deleted=True)}
+    with pytest.raises(TransientError, match=r"still shows 1 document\(s\) that were purged"):
+        target.purge(TABLE, BELOW)
+
+
+def test_a_purge_spares_what_a_retry_may_replace_at_its_very_version(engine: Engine) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    assert [target.purge(TABLE, BELOW, [("a",)]) for _ in range(2)] == [1, 0]
+    assert engine.ids() == {"a": None}
+
+
+def test_a_purge_finds_anew_where_a_doubt_began_since(engine: Engine) -> None:
+    """As a command's retry begins one, which stores a document in the place of a tombstone."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True)}
+    assert target.purge(TABLE, BELOW) == 1
+    engine.documents = {("a", None): document(5)}
+    target.doubt.begin()
+    assert target.purge(TABLE, BELOW) == 0
+    assert engine.ids() == {"a": at(5)}
+
+
+def test_a_purge_finds_anew_where_an_item_was_parked_since(engine: Engine) -> None:
+    """A retry of it may have stored a document in the place of a tombstone that was found before."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    assert target.purge(TABLE, BELOW, [("c",)]) == 2
+    engine.documents[("a", None)] = document(5)
+    assert target.purge(TABLE, BELOW, [("a",), ("c",)]) == 1
+    assert engine.ids() == {"a": at(5), "b": None}
+    assert target.purge(TABLE, BELOW, [("a",)]) == 0
+    assert engine.ids() == {"a": at(5)}
+
+
+SHARD_BUSY = "es_rejected_execution_exception"
+
+
+@pytest.mark.parametrize("unread", [("a",), ("b",), ("a", "b")])
+def test_conflicts_wait_for_shards_that_cannot_be_asked(engine: Engine, copy: Copy, unread: Sequence[str]) -> None:
+    replayed = batch(put({"pk": "a"}, 5), put({"pk": "b"}, 5))
+    copy.write(replayed)
+    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
+    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
+        copy.write(replayed)
+    engine.unread = {}
+    assert copy.write(replayed).stale == {"shard:contract": 2}
+
+
+@pytest.mark.parametrize("unread", [("a",), ("a", "b")])
+def test_a_purge_waits_for_shards_that_cannot_be_asked(engine: Engine, unread: Sequence[str]) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    engine.searchable = dict(engine.documents)
+    assert target.purge(TABLE, BELOW) == 2
+    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
+    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
+        target.purge(TABLE, BELOW)
+
+
+def test_a_response_without_some_of_the_documents_is_no_answer(engine: Engine) -> None:
+    (layout,) = layouts([TABLE]).values()
+    engine._got = lambda wanted: {} if wanted["_id"] == "a" else {"found": False}  # type: ignore[method-assign]
+    with pytest.raises(TransientError, match="1 of 2 documents in the response"):
+        contents.versions(engine, layout, [("a", None), ("b", None)])
+
+
+# which index it is
+
+
+def found(noted: Mapping[str, Any], uuid: str = "now") -> Found:
+    return Found("contract-1", {"_meta": {"replicator": noted}}, {"uuid": uuid}, {})
+
+
+@pytest.mark.parametrize(
+    ("noted", "replaced"), [({"uuid": "now"}, False), ({"uuid": "before"}, True), ({}, False), ({"epoch": 9}, False)]
+)
+def test_an_index_is_another_one_if_its_note_is_of_another(noted: Mapping[str, Any], replaced: bool) -> None:
+    assert found(noted).replaced is replaced
+
+
+def test_a_run_may_begin_a_new_epoch_in_an_index_that_was_replaced_and_not_go_on_there() -> None:
+    state = State(found({"uuid": "before", "epoch": FIRST_EPOCH}), (), ())
+    assert state.replaced(FIRST_EPOCH)
+    assert not state.replaced(FIRST_EPOCH + 1)
+    assert not State(found({"uuid": "now", "epoch": FIRST_EPOCH}), (), ()).replaced(FIRST_EPOCH)
+    assert not State(None, (), ()).replaced(FIRST_EPOCH)

@@ -1,0 +1,83 @@
+"""Servers that have little room: requests too large for them, documents too large for them, too much at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from connectors.search.acks import STRIKES
+from connectors.search.target import SearchTarget
+from replicator.batch import Batch, Outcome
+from replicator.errors import TransientError
+from replicator.testing.contract.kit import batch, put
+from tests.connectors.search.search_kit import ids, opened, table
+from tests.servers.search import SearchServer, ServerMissing, Which
+from tests.servers.search_fixtures import Search, indices
+
+pytestmark = pytest.mark.search
+
+LITTLE = {"http.max_content_length": "300kb", "indexing_pressure.memory.limit": "200kb"}
+
+
+@pytest.fixture(scope="module", params=["elasticsearch-9", "opensearch-3"])
+def small_server(request: pytest.FixtureRequest) -> Iterator[SearchServer]:
+    which: Which = request.param
+    try:
+        server = SearchServer(which, LITTLE).__enter__()
+    except ServerMissing as e:
+        if os.environ.get("CI"):
+            pytest.fail(f"{which} is missing: {e}")
+        pytest.skip(f"NOT TESTED on a real {which}: {e}")
+    yield server
+    server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def small(small_server: SearchServer) -> Iterator[Search]:
+    yield from indices(small_server)
+
+
+def tries(target: SearchTarget, written: Batch, most: int = 50) -> tuple[Outcome, int]:
+    """What comes of a batch that is written until the server has an answer, and after how many waits."""
+    for waits in range(most):
+        try:
+            return target.write(written), waits
+        except TransientError:
+            continue
+    raise AssertionError(f"no answer after {most} attempts")
+
+
+def test_requests_that_are_too_large_go_in_smaller_ones(small: Search) -> None:
+    of = table(small)
+    target = opened(small, of)
+    page = batch(*(put({"pk": str(n), "note": "x" * 2000}, 1, table=of.name) for n in range(500)))
+    outcome, waits = tries(target, page)
+    assert outcome == Outcome()
+    assert waits > 0
+    assert len(ids(small, of)) == 500
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(250_000, "it is too large for the memory"), (400_000, "more than the server")]
+)
+def test_a_document_that_never_fits_is_refused_and_others_pass(small: Search, size: int, said: str) -> None:
+    of = table(small)
+    target = opened(small, of, bulk_bytes=100_000)
+    large, fine = put({"pk": "large", "note": "x" * size}, 1, table=of.name), put({"pk": "a"}, 1, table=of.name)
+    outcome, waits = tries(target, batch(large, fine))
+    assert [r.write for r in outcome.rejections] == [large]
+    assert said in outcome.rejections[0].reason
+    assert waits in (0, STRIKES - 1)
+    assert target.write(batch(fine)) == Outcome()
+    assert ids(small, of) == {"a"}
+
+
+def test_with_too_much_at_once_nothing_small_is_given_up(small: Search) -> None:
+    of = table(small)
+    target = opened(small, of, bulk_documents=20, in_flight=16)
+    page = batch(*(put({"pk": str(n), "note": "x" * 3000}, 1, table=of.name) for n in range(800)))
+    outcome, _ = tries(target, page, most=200)
+    assert outcome == Outcome()
+    assert len(ids(small, of)) == 800

@@ -1,0 +1,86 @@
+"""Nothing that replicator did not make is written or deleted: each command beside indices of others."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replicator.cli import main
+from replicator.testing.contract.kit import batch, put, remove
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import served
+from replicator.version import FIRST_EPOCH
+from tests.cli.command_line import Shell
+from tests.connectors.neighbors_kit import COMMANDS, HOOK, IDS, WITHOUT_TARGET, change, fill
+from tests.connectors.search.search_kit import table, target
+from tests.servers.search_fixtures import Search
+
+pytestmark = pytest.mark.search
+
+
+@pytest.fixture
+def neighbors(one_search: Search) -> Sequence[str]:
+    """Indices of others whose names and ids are like ours; one of another pipeline, with tombstones."""
+    names = [f"{one_search.prefix}{name}" for name in ("orders-2", "orders1", "orders-1-copy", "ord")]
+    for name in names:
+        one_search.ask("PUT", f"/{name}")
+        for id in IDS:
+            one_search.ask("PUT", f"/{name}/_doc/{id}?refresh=true", {"mine": id, "replicator": {"version": 1}})
+    add = {"index": names[0], "alias": f"{one_search.prefix}all", "is_write_index": True}
+    one_search.ask("POST", "/_aliases", {"actions": [{"add": add}]})
+    of = table(one_search, "other")
+    other = target(one_search, pipeline="other")
+    other.open([of], FIRST_EPOCH)
+    writes = put({"pk": "a"}, 1, table=of.name), remove("gone", 2, table=of.name)
+    other.write(batch(*writes, tombstones=True))
+    return [*names, f"{of.name}-1"]
+
+
+def everything(search: Search, names: Sequence[str]) -> Any:
+    """What each index is, and each document in it with its version and sequence number."""
+    search.ask("POST", "/_refresh")
+    query = {"size": 1000, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
+    return [(search.ask("GET", f"/{n}"), search.ask("POST", f"/{n}/_search", query)["hits"]["hits"]) for n in names]
+
+
+@pytest.fixture
+def shell(one_search: Search, tmp_path: Path) -> Iterator[tuple[Shell, str, DynamoDB]]:
+    """A pipeline that has run beside the neighbors, and has something to do: a sweep, a purge, a parked item."""
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    fill(db)
+    (tmp_path / "hooks.py").write_text(HOOK)
+    with served(db) as endpoint:
+        config = tmp_path / "orders.yaml"
+        config.write_text(
+            f"pipeline: orders\nsource: {{table: orders, region: us-east-1, endpoint_url: {endpoint}}}\n"
+            f"transform: hooks.py:hook\ntarget: {{type: elasticsearch, url: {one_search.url}, "
+            f"table: {one_search.prefix}orders}}\n"
+        )
+        yield Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}), str(config), db
+
+
+def test_every_command_is_tried() -> None:
+    groups = {name: getattr(command, "commands", {}) for name, command in main.commands.items()}
+    known = {f"{name} {inner}" for name, inners in groups.items() for inner in inners}
+    assert known | {name for name, inners in groups.items() if not inners} == {*COMMANDS, *WITHOUT_TARGET}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_leaves_the_indices_of_others_as_they_are(
+    one_search: Search, neighbors: Sequence[str], shell: tuple[Shell, str, DynamoDB], command: str
+) -> None:
+    replicator, config, db = shell
+    before = everything(one_search, neighbors)
+    listed = set(one_search.indices())
+    assert replicator.run("run", config, "--until", "caught-up")[0] == 6, "an item is parked"
+    change(db)
+    said = COMMANDS[command].run(replicator, config)
+    assert everything(one_search, neighbors) == before
+    assert set(one_search.indices()) - listed == {f"{one_search.prefix}orders-1"}
+    assert not any(re.search(rf"{other}(?![\w-])", said) for other in neighbors)  # none is even named

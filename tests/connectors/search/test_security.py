@@ -1,0 +1,116 @@
+"""Real Elasticsearch servers that ask for a login: who may do what, and how a refusal reads."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+
+from connectors.search.target import SearchTarget
+from replicator.batch import Outcome
+from replicator.errors import NotPermitted
+from replicator.target.contract import Table
+from replicator.testing.contract.kit import PK, batch, put, remove
+from replicator.version import FIRST_EPOCH
+from tests.connectors.search.search_kit import client
+from tests.servers.search import SearchServer, ServerMissing, Which
+
+pytestmark = pytest.mark.search
+
+# Whoever does not log in may ask for the cluster's health, which is how the server is known to be ready.
+SECURED = {"xpack.security.enabled": "true", "xpack.security.authc.anonymous.roles": "beats_system"}
+ROLES = """
+writer:
+  indices: [{names: ["secured*"], privileges: [manage, read, index, delete]}]
+reader:
+  indices: [{names: ["secured*"], privileges: [read, view_index_metadata]}]
+"""
+NEEDED = ("manage", "read", "index", "delete")
+LACKING = {f"no-{one}": [privilege for privilege in NEEDED if privilege != one] for one in NEEDED}
+USERS = ("writer", "reader", *LACKING)
+PASSWORD = "only for this test"
+TABLE = Table("secured", PK)
+
+
+@pytest.fixture(scope="module", params=["elasticsearch-8", "elasticsearch-9"])
+def secured(request: pytest.FixtureRequest) -> Iterator[SearchServer]:
+    which: Which = request.param
+    try:
+        server = SearchServer(which, SECURED, files=files()).__enter__()
+    except ServerMissing as e:
+        if os.environ.get("CI"):
+            pytest.fail(f"{which} is missing: {e}")
+        pytest.skip(f"NOT TESTED on a real {which}: {e}")
+    yield server
+    server.__exit__(None, None, None)
+
+
+def files() -> Mapping[str, str]:
+    """The server's users, each with a role of the same name."""
+    return {
+        "users": "".join(f"{user}:{_hashed(PASSWORD)}\n" for user in USERS),
+        "users_roles": "".join(f"{user}:{user}\n" for user in USERS),
+        "roles.yml": ROLES + "".join(_role(name, privileges) for name, privileges in LACKING.items()),
+    }
+
+
+def _role(name: str, privileges: Sequence[str]) -> str:
+    return f"{name}:\n  indices: [{{names: ['secured*'], privileges: [{', '.join(privileges)}]}}]\n"
+
+
+def _hashed(password: str) -> str:
+    salt, rounds = os.urandom(32), 10_000
+    made = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds, 32)
+    return f"{{PBKDF2}}{rounds}${base64.b64encode(salt).decode()}${base64.b64encode(made).decode()}"
+
+
+def logged_in(server: SearchServer, user: str, password: str = PASSWORD) -> SearchTarget:
+    return client("elasticsearch", url=server.url, username=user, password=password)
+
+
+def test_the_privileges_that_the_docs_name_are_enough(secured: SearchServer) -> None:
+    target = logged_in(secured, "writer")
+    assert list(target.check([TABLE])) == []
+    target.open([TABLE], FIRST_EPOCH)
+    assert target.write(batch(put({"pk": "a"}, 1, table="secured"), tombstones=True)) == Outcome()
+    assert target.write(batch(remove("a", 2, table="secured"), tombstones=True)) == Outcome()
+    assert target.write(batch(put({"pk": "b"}, 1, table="secured"))) == Outcome()
+    assert target.sweep(TABLE, 1 << 60, []) == 1
+    assert [target.purge(TABLE, (1 << 60) + 1) for _ in range(2)] == [2, 0]
+    assert list(target.empty([TABLE])) == ["secured"]
+    assert target.epoch([TABLE]) == FIRST_EPOCH
+    assert target.identities([TABLE])["secured"].known
+    target.open([TABLE], FIRST_EPOCH + 1)
+
+
+@pytest.mark.parametrize("privilege", NEEDED)
+def test_each_of_them_is_needed_and_named_where_it_is_missing(secured: SearchServer, privilege: str) -> None:
+    problems = logged_in(secured, f"no-{privilege}").check([TABLE])
+    names = ("secured", "secured-1", "secured-1-Replicator")
+    assert {p.rpartition(": ")[2] for p in problems} == {
+        f"the login no-{privilege} lacks {privilege} on {name}" for name in names
+    }
+
+
+def test_missing_privileges_are_named(secured: SearchServer) -> None:
+    problems = logged_in(secured, "reader").check([TABLE])
+    assert {p.rpartition(": ")[2] for p in problems} == {
+        "the login reader lacks manage, index, delete on secured",
+        "the login reader lacks manage, index, delete on secured-1",
+        "the login reader lacks manage, index, delete on secured-1-Replicator",
+    }
+
+
+def test_a_refusal_names_what_would_allow_it(secured: SearchServer) -> None:
+    logged_in(secured, "writer").open([TABLE], FIRST_EPOCH + 2)
+    with pytest.raises(NotPermitted, match=r"data/write/bulk.* is unauthorized for user \[reader\].*granted by.*index"):
+        logged_in(secured, "reader").open([TABLE], FIRST_EPOCH + 7)
+
+
+@pytest.mark.parametrize(("user", "password"), [("writer", "wrong"), ("nobody", PASSWORD)])
+def test_a_wrong_login_is_refused(secured: SearchServer, user: str, password: str) -> None:
+    with pytest.raises(NotPermitted, match=r"refuses the login\. Correct target"):
+        logged_in(secured, user, password).check([TABLE])

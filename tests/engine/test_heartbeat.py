@@ -1,0 +1,65 @@
+"""How a run sees itself: its rates, and when it may call itself live."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.batch import Outcome
+from replicator.change import Page
+from replicator.engine.heartbeat import Rate, Vitals
+from replicator.pipeline import stages
+from replicator.pipeline.compaction import Filing
+from replicator.pipeline.lineage import Shard
+from replicator.pipeline.pipeline import Pipeline
+from replicator.source.table import Listing
+from replicator.state import Claimed, PipelineState
+from replicator.version import FIRST_EPOCH
+
+NOW = 1_700_000_000.0
+
+
+def seen(lag: float | None, stage: str = stages.FOLLOWING) -> str:
+    """The phase of a run whose only shard was read up to ``lag`` seconds ago."""
+    pipeline = Pipeline(Filing(None, ("orders",)), Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stage)
+    pipeline.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW - 9e6), stages.segments(1))
+    batch = pipeline.take(NOW)
+    assert batch is not None
+    pipeline.stored(batch, Outcome(), NOW)
+    if lag is not None:
+        pipeline.accept(Page("a", through=NOW - lag))
+    return Vitals(pipeline, lambda progress: None, lambda: NOW, lambda: 0.0).progress().phase
+
+
+@pytest.mark.parametrize(
+    ("lag", "phase"), [(0.0, "live"), (10.0, "live"), (10.5, "catching-up"), (7200.0, "catching-up")]
+)
+def test_a_copy_is_live_within_ten_seconds_of_the_stream_and_not_hours_behind(lag: float, phase: str) -> None:
+    assert seen(lag) == phase
+
+
+def test_a_shard_that_was_never_read_is_not_live() -> None:
+    assert seen(None) == "catching-up"
+
+
+def test_what_is_scanned_is_not_live_however_near_the_stream_is() -> None:
+    assert seen(0.0, stages.SCANNING) == "backfill"
+
+
+def test_a_rate_is_smoothed_from_look_to_look() -> None:
+    rate = Rate()
+    rate.look(100, 10.0)
+    assert rate.value is None, "one look says nothing"
+    rate.look(150, 15.0)
+    assert rate.value == pytest.approx(10.0)
+    rate.look(350, 20.0)
+    assert rate.value == pytest.approx(0.6 * 10.0 + 0.4 * 40.0)
+    assert (rate.at, rate.count) == (20.0, 350)
+
+
+def test_no_time_between_two_looks_or_a_count_that_fell_is_no_rate() -> None:
+    rate = Rate(10.0, 100, 5.0)
+    rate.look(200, 10.0)
+    assert rate.value == 5.0
+    rate.look(50, 20.0)
+    assert rate.value == pytest.approx(3.0)

@@ -1,0 +1,195 @@
+"""How much of a stream is in memory at most, however many shards there are and however slow the target is.
+
+Everything is a 16th of its size here: 400 KB items, pages of 1 MB, and what is read ahead of them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from replicator.aws.client import Wire, answered
+from replicator.batch import Batch, Outcome
+from replicator.config.settings import Backfill, Config, Source
+from replicator.config.target import Destination
+from replicator.engine.local import Copy, Driver, World
+from replicator.engine.scheduler import AT_ONCE, Stepped
+from replicator.pipeline import page_buffer
+from replicator.pipeline.page_buffer import BATCH_BYTES, BUFFER_BYTES
+from replicator.source import keys_only
+from replicator.source.shard_reader import read
+from replicator.source.stream import RecordsDecoder, Stream
+from replicator.source.table import describe_table
+from replicator.state import Owner, ShardState
+from replicator.target.contract import Table
+from replicator.testing.dynamodb import DynamoDB, shards
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from tests.engine.virtual_scheduler import VirtualSteps
+
+SCALE = 16
+PAGE = (1 << 20) // SCALE
+ITEM = 400_000 // SCALE
+BUFFER, BATCH = BUFFER_BYTES // SCALE, BATCH_BYTES // SCALE
+MOST = BUFFER + AT_ONCE * PAGE + 2 * (BATCH + PAGE)  # read ahead; under way; one batch stored, one encoded
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "PAGE_BYTES", PAGE)
+    monkeypatch.setattr(keys_only, "PAGE_BYTES", PAGE, raising=False)
+    monkeypatch.setattr(page_buffer, "BUFFER_BYTES", BUFFER)
+    monkeypatch.setattr(page_buffer, "BATCH_BYTES", BATCH)
+
+
+def filled(count: int, items: int, view: str = "NEW_IMAGE") -> DynamoDB:
+    source = DynamoDB(now=time.time, random=random.Random(1), shards=count)
+    source.create_table("orders", keys={"pk": "S"}, view=view)
+    for n in range(items):
+        source.put("orders", {"pk": str(n), "filler": "x" * ITEM})
+    return source
+
+
+class Weighing:
+    """A wire that counts the images it handed out."""
+
+    def __init__(self, source: DynamoDB) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self.images = 0
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        body = self._source.call(operation, request)
+        with self._lock:
+            self.images += body.count(b'"filler":')
+        return body
+
+    def rest(self) -> None:
+        """Until nothing was handed out for a while."""
+        before = -1
+        while before != self.images:
+            before = self.images
+            threading.Event().wait(0.03)
+
+
+class Overlaps(MemoryTarget):
+    """Stores everything at once, and ends the run with the last of so many changes. ``most``: read and not stored."""
+
+    def __init__(self, wire: Weighing, expected: int, stop: threading.Event) -> None:
+        super().__init__(MemoryDatabase())
+        self._wire, self._expected, self._stop = wire, expected, stop
+        self._sent = Batch()
+        self.stored = self.most = 0
+
+    def encode(self, batch: Batch) -> Batch:
+        return batch
+
+    def send(self, encoded: Batch) -> None:
+        self._sent = encoded
+
+    def ready(self) -> bool:
+        return True
+
+    def collect(self) -> Outcome:
+        return self.write(self._sent)
+
+    def write(self, batch: Batch) -> Outcome:
+        self.most = max(self.most, self._wire.images - self.stored)
+        self.stored += sum(part.counts.read for part in batch.parts)
+        if self.stored >= self._expected:
+            self._stop.set()
+        return super().write(batch)
+
+
+class Slow(Overlaps):
+    """Is not ready the first times it is asked; meanwhile everything comes in that was asked for."""
+
+    _not_yet = 80
+
+    def ready(self) -> bool:
+        if self._not_yet:
+            self._not_yet -= 1
+            self._wire.rest()
+        return not self._not_yet
+
+
+class InTurn(VirtualSteps):
+    """Answers each call at once. Who rests has a turn when nobody else has, and nothing else is to be done."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self._turns: deque[str] = deque()
+        self._resting: deque[str] = deque()
+
+    def again(self, name: str, rest: float = 0.0) -> None:
+        (self._resting if rest else self._turns).append(name)
+
+    def get(self, timeout: float) -> Stepped | None:
+        queue = self._turns or (self._resting if timeout else ())
+        return self._step(queue.popleft()) if queue and not self.full() else None
+
+
+def run(wire: Weighing, target: Overlaps, stop: threading.Event, **more: Any) -> None:
+    table = describe_table(wire, "orders")
+    config = Config(
+        "memory",
+        Source(table="orders"),
+        Destination("memory", None, None, {"orders": {}}),  # type: ignore[arg-type]
+        backfill=Backfill(enabled=False),
+    )
+    copy = Copy(config, wire, target, target.checkpoints, None, table, (Table("orders", table.keys),))
+    world = World(stop, lambda _: None, **more)
+    Driver(copy, Owner("run", "here", 1, 0.0), world).run(until=None)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("view", "count"), [("NEW_IMAGE", 200), ("KEYS_ONLY", 200), ("KEYS_ONLY", 4)])
+def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards(view: str, count: int) -> None:
+    wire, stop = Weighing(filled(count, 500, view)), threading.Event()
+    target = Slow(wire, 500, stop)
+    run(wire, target, stop)
+    assert target.stored == 500
+    assert BUFFER <= target.most * ITEM <= MOST
+
+
+@pytest.mark.usefixtures("small")
+def test_a_whole_batch_is_not_kept_waiting_by_pages_that_can_be_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_buffer, "BATCH_ROWS", 10)
+    wire, stop = Weighing(filled(200, 300)), threading.Event()
+    target = Overlaps(wire, 300, stop)
+    run(wire, target, stop, steps=InTurn)
+    assert target.stored == 300
+    assert target.most <= 3 * (10 + PAGE // ITEM + 1)  # one is stored, the next waits, and one is not whole
+
+
+class Remembering:
+    """A wire that keeps its last answer."""
+
+    def __init__(self, source: DynamoDB) -> None:
+        self._source = source
+        self.last = b""
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.last = self._source.call(operation, request)
+        return self.last
+
+
+@pytest.mark.usefixtures("small")
+def test_a_reader_that_rests_holds_nothing_of_its_page() -> None:
+    source = filled(1, 4)
+    wire, table = Remembering(source), describe_table(source, "orders")
+    arn = table.stream_arn or ""
+    stream = Stream(arn, "orders", table.keys, RecordsDecoder(table.keys), time.time, random.Random(1))
+    (shard,) = source.open_shards("orders")
+    reader = answered(wire, read(stream, shard, ShardState(None, None, whole=True, since=time.time())))
+    page = next(page for page in reader if page.records)
+    while_held = sys.getrefcount(wire.last)
+    del page
+    afterwards = sys.getrefcount(wire.last)
+    assert (while_held > 2, afterwards) == (True, 2)  # the wire's, and that of the call

@@ -1,0 +1,125 @@
+"""What a run says of parked items, and when it is too much."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import pytest
+
+from replicator.batch import Counts
+from replicator.engine import parked_limits
+from replicator.engine.delivery import Delivery
+from replicator.engine.parked_limits import QUIET, TOLD, ParkedWatch
+from replicator.errors import ConfigError
+from replicator.pipeline.parked import Held, ParkedItems
+from replicator.pipeline.pipeline import Pipeline
+from replicator.version import version
+
+
+class Parking:
+    """A pipeline that parks what a test says, and what delivers its batches."""
+
+    def __init__(self) -> None:
+        self.parked = ParkedItems()
+        self.total = Counts()
+        self.reasons: dict[str, int] = {}
+        self.looked = 0
+
+    def parked_now(self) -> dict[str, int]:
+        reasons, self.reasons = self.reasons, {}
+        return reasons
+
+    def settle(self) -> None:
+        pass
+
+    flush = settle
+
+    def know_parked(self) -> None:
+        self.looked += 1
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watch(parking: Parking, clock: Clock, limit: int = 10) -> ParkedWatch:
+    return ParkedWatch(cast(Pipeline, parking), cast(Delivery, parking), limit, clock)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Any]]:
+    found = [(r.reason, r.changes) for r in caplog.records if r.message == "parked"]  # type: ignore[attr-defined]
+    caplog.clear()
+    return found
+
+
+def test_each_reason_is_told_once_and_then_with_its_count_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
+    parking, clock = Parking(), Clock()
+    found = watch(parking, clock)
+    for reasons in ({"a": 1}, {"a": 5}, {"a": 2, "b": 1}):
+        parking.reasons = reasons
+        found.look()
+    assert told(caplog) == [("a", 1), ("a", 8), ("b", 1)]
+    parking.reasons = {"a": 1}
+    found.look()
+    assert told(caplog) == []
+    clock.now += TOLD
+    found.look()
+    assert told(caplog) == [("a", 9)]
+
+
+def test_reasons_without_an_end_are_told_as_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parked_limits, "MOST_REASONS", 2)
+    parking = Parking()
+    found = watch(parking, Clock())
+    parking.reasons = {"a": 1, "b": 1, "c": 1, "d": 1}
+    found.look()
+    assert told(caplog) == [("a", 1), ("b", 1), ("other reasons", 2)]
+
+
+@pytest.mark.parametrize(("parked", "loud"), [(5, True), (4, False)])
+def test_a_run_says_loudly_that_most_of_what_it_read_is_parked(
+    caplog: pytest.LogCaptureFixture, parked: int, loud: bool
+) -> None:
+    parking = Parking()
+    found = watch(parking, Clock())
+    parking.total = Counts(read=10, applied=10 - parked, parked=parked)
+    found.end()
+    errors = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert [r.message for r in errors] == ["most of what this run read is parked"] * loud
+
+
+def test_what_commands_did_is_looked_at_every_ten_seconds_while_something_is_parked() -> None:
+    parking, clock = Parking(), Clock()
+    found = watch(parking, clock)
+    found.look()
+    assert parking.looked == 0
+    parking.parked = ParkedItems.of([Held("a@1")])
+    for now in (0.0, 9.0, 10.0, 11.0):
+        clock.now = now
+        found.look()
+    assert parking.looked == 2
+
+
+def test_what_commands_did_is_looked_at_also_while_nothing_is_parked() -> None:
+    """A retry that slept may have written after the run healed its item."""
+    parking, clock = Parking(), Clock()
+    found = watch(parking, clock)
+    for now in (0.0, QUIET - 1, QUIET, QUIET + 1, 2 * QUIET):
+        clock.now = now
+        found.look()
+    assert parking.looked == 2
+
+
+def test_more_documents_than_a_run_can_hold_of_one_item_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parked_limits, "MOST_LEAVES", 2)
+    parking = Parking()
+    leaves = frozenset(("t", str(n)) for n in range(3))
+    parking.parked = ParkedItems.of([Held(f"a@{version(1024, 1):019d}", leaves=leaves)])
+    with pytest.raises(ConfigError, match="the changes of one parked item name more than 2 documents"):
+        watch(parking, Clock()).look()

@@ -1,0 +1,94 @@
+"""A table that holds nothing is a loss only if it held something when the last run stopped in good order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from replicator.batch import Batch, Part, Upsert
+from replicator.change import KeyAttribute, KeySchema
+from replicator.engine import preexisting
+from replicator.errors import ConfigError
+from replicator.identity import Change, Definition
+from replicator.pipeline.checkpoint_view import Ledger
+from replicator.source.table import SourceTable
+from replicator.state import Claimed, Entry, Pulse, Retried, encode
+from replicator.target.contract import Table
+from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from replicator.version import FIRST_EPOCH, version
+
+KEYS = KeySchema((KeyAttribute("id", "S"),))
+TABLES = (Table("orders", KEYS), Table("lines", KEYS))
+SOURCE = SourceTable("source", "arn", "id", KEYS, 0, 0, "stream", True, "NEW_AND_OLD_IMAGES", "identity", "server")
+
+
+@pytest.fixture
+def target() -> MemoryTarget:
+    """Two tables, the first with a row."""
+    found = MemoryTarget(MemoryDatabase())
+    found.open(TABLES, FIRST_EPOCH)
+    found.write(Batch([Part("", [Upsert("orders", ("a",), {"id": "a"}, version(FIRST_EPOCH, 1), ("a",))])]))
+    return found
+
+
+def emptied(target: MemoryTarget, last: Pulse | None) -> list[str]:
+    entries = [Entry("retried", id, 1, encode(Retried(7))) for id in ("1024", "1025")]
+    entries += [] if last is None else [Entry("pulse", "", 1, encode(last))]
+    return list(preexisting.found(Ledger(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
+
+
+def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: MemoryTarget) -> None:
+    assert preexisting.filled(target.checkpoints, target, TABLES) == (["orders"], 0)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (Pulse(0.0, "stopped", filled=("lines",), retried=2), ["lines"]),
+        (Pulse(0.0, "stopped", filled=("orders",), retried=2), []),
+        (Pulse(0.0, "stopped", retried=2), []),
+        (Pulse(0.0, "live", filled=("lines",), retried=2), []),
+        (Pulse(0.0, "stopped", filled=("lines",), retried=1), []),
+        (Pulse(0.0, "stopped", filled=("lines",)), []),
+        (None, []),
+    ],
+    ids=["emptied", "still filled", "was empty", "killed", "retried since", "an earlier version's", "never ran"],
+)
+def test_a_table_is_emptied_only_if_it_was_noted(target: MemoryTarget, last: Pulse | None, expected: list[str]) -> None:
+    assert emptied(target, last) == expected
+
+
+class Dividing(MemoryTarget):
+    """A target that knows that an option ``aside`` decides nothing."""
+
+    def parts(self, table: Table) -> Mapping[str, str]:
+        if "broken" in table.options:
+            raise ConfigError("there is no option broken any more")
+        return {name: str(value) for name, value in table.options.items() if name != "aside"}
+
+    def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
+        return []
+
+    def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ('{"aside": 1, "kind": "text"}', []),
+        ('{"kind": "long"}', ["orders: kind was changed"]),
+        ("{}", ["orders: kind was added"]),
+        ('{"broken": 1}', ["orders: kind was added", "orders: options was removed"]),
+    ],
+    ids=["alike", "changed", "added", "not known any more"],
+)
+def test_options_that_were_stored_whole_are_compared_part_by_part(stored: str, expected: Sequence[str]) -> None:
+    """As long as a target did not tell what decides, all options of a table did."""
+    target = Dividing(MemoryDatabase())
+    tables = (Table("orders", KEYS, {"kind": "text", "aside": 2}),)
+    target.open(tables, FIRST_EPOCH)
+    entry = Entry("definition", "", 1, encode(Definition(parts={"orders": {"options": stored}})))
+    found = preexisting.found(Ledger(Claimed(0, [entry], {})), SOURCE, target, tables, None)
+    assert [str(change) for change in found.changes] == expected

@@ -1,0 +1,241 @@
+"""A hook that takes too long is interrupted where it is, parks its item, and nothing else is ever interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from replicator.hooks.hook import Document, Hook, Poison, documents
+from replicator.hooks.time_limit import LEAVING, HookLimit, HookTimeout, Leaving
+from replicator.items.item import Item
+
+ITEM = Item(b'{"v":{"S":"a"}}')
+EVIL = "a" * 60 + "!"
+
+
+def hook(function: Callable[[Any], Any], *, declared: bool = False) -> Hook:
+    return Hook("slow", function, "", declared)
+
+
+def loops(item: Any) -> None:
+    while True:
+        pass
+
+
+def asks_for_ever(item: Any) -> None:
+    while item["v"] != "x":
+        pass
+
+
+def matches(item: Any) -> None:
+    re.match(r"(a+)+$", EVIL)
+
+
+def sleeps(item: Any) -> None:
+    time.sleep(3600)
+
+
+def swallows_once(item: Any) -> None:
+    try:
+        loops(item)
+    except BaseException:
+        loops(item)
+
+
+@documents
+def yields_for_ever(item: Any) -> Iterator[Document]:
+    while True:
+        yield Document("1", {})
+
+
+@pytest.mark.parametrize("function", [loops, asks_for_ever, matches, sleeps, swallows_once])
+def test_what_takes_too_long_is_interrupted_and_parks_the_item(function: Callable[[Any], Any]) -> None:
+    """Also a pattern that backtracks without end, which lets no other thread run, and a sleep."""
+    with HookLimit(0.1), pytest.raises(Poison) as caught:
+        hook(function).one(ITEM)
+    reason = r"hook slow took longer than 0\.1 s \(hook_timeout\), and was interrupted at test_hook_limit\.py:\d+"
+    assert re.fullmatch(reason, caught.value.reason)
+
+
+class Held:
+    """Its finalizer takes about as long as what its owner does meanwhile."""
+
+    chance = random.Random(7)  # no rhythm, into which the ticks might fall
+
+    def __del__(self) -> None:
+        busy(self.chance.uniform(0.001, 0.004))
+
+
+def busy(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def finalizes_for_ever(item: Any) -> None:
+    while True:
+        Held()
+        busy(Held.chance.uniform(0.001, 0.004))
+
+
+def test_no_finalizer_is_interrupted() -> None:
+    """An exception in one would be written to stderr, and not end the hook: a warning, which is an error here."""
+    for _ in range(20):
+        with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
+            hook(finalizes_for_ever).one(ITEM)
+
+
+def test_no_callback_of_the_garbage_collector_is_interrupted() -> None:
+    def callback(phase: str, told: dict[str, int]) -> None:
+        busy(Held.chance.uniform(0.001, 0.004))
+
+    def collects_for_ever(item: Any) -> None:
+        while True:
+            gc.collect(0)
+            busy(Held.chance.uniform(0.001, 0.004))
+
+    gc.callbacks.append(callback)
+    try:
+        for _ in range(20):
+            with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
+                hook(collects_for_ever).one(ITEM)
+    finally:
+        gc.callbacks.remove(callback)
+
+
+LEAVES = """
+import time
+from replicator.alarm import LEAVING
+
+class Slow:
+    def __del__(self):
+        time.sleep(1)
+
+kept = Slow()
+LEAVING.after(30.0, lambda: None)
+"""
+
+
+def test_a_process_that_ends_in_time_is_not_ended_by_its_timer() -> None:
+    """Behind the end of the program no handler is left, and the alarm would do what it does without one."""
+    assert subprocess.run([sys.executable, "-c", LEAVES], timeout=60).returncode == 0
+
+
+def test_a_generator_that_never_ends_is_interrupted() -> None:
+    gc.collect()  # else what other tests left may be finalized in its midst
+    with HookLimit(0.1), pytest.raises(Poison, match="took longer than"):
+        hook(yields_for_ever, declared=True).many(ITEM, ("t",))
+
+
+def test_many_quick_calls_may_take_longer_together() -> None:
+    def pauses(item: Any) -> dict[str, int]:
+        time.sleep(0.02)
+        return {}
+
+    with HookLimit(0.2):
+        for _ in range(30):
+            assert hook(pauses).one(ITEM) == {}
+
+
+def test_an_interruption_never_lands_outside_of_the_hook() -> None:
+    """Ticks come all the time, and each call ends about when its last one does: what comes too late does nothing."""
+    ended = interrupted = 0
+
+    def nearly(item: Any) -> dict[str, int]:
+        until = time.monotonic() + 0.0032
+        while time.monotonic() < until:
+            pass
+        return {}
+
+    with HookLimit(0.003):
+        for _ in range(400):
+            try:
+                hook(nearly).one(ITEM)
+                ended += 1
+            except Poison as e:
+                interrupted += "took longer" in e.reason
+    assert ended + interrupted == 400
+
+
+def test_what_runs_outside_of_hooks_has_no_limit() -> None:
+    with HookLimit(0.01):
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            pass
+
+
+def test_a_timer_that_was_set_before_is_set_again() -> None:
+    before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    timer = signal.setitimer(signal.ITIMER_REAL, 500.0)
+    try:
+        with HookLimit(1.0):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] <= 1.0
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_IGN
+        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def test_a_process_that_is_to_end_ends_in_time_though_hooks_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    leaving, left = Leaving(), threading.Event()
+    monkeypatch.setattr("replicator.hooks.time_limit.LEAVING", leaving)
+    try:
+        with HookLimit(30.0):
+            leaving.after(0.1, left.set)  # as a signal's handler does
+        while not left.is_set():
+            time.sleep(0.01)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+    assert not LEAVING.decided
+
+
+def test_another_thread_has_no_limit_and_no_error() -> None:
+    done: list[object] = []
+
+    def work() -> None:
+        with HookLimit(0.01):
+            done.append(hook(lambda item: {}).one(ITEM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20)
+    assert done == [{}]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, SystemExit, HookTimeout])
+def test_no_exception_of_a_hook_gets_past_its_item(error: type[BaseException]) -> None:
+    def fails(item: Any) -> None:
+        raise error(1)
+
+    with pytest.raises(Poison):
+        hook(fails).one(ITEM)
+
+
+def test_an_interrupt_is_the_hooks_where_a_run_handles_ctrl_c_and_a_persons_elsewhere() -> None:
+    def interrupts(item: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hook(interrupts).one(ITEM)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with pytest.raises(Poison, match="raised KeyboardInterrupt"):
+            hook(interrupts).one(ITEM)
+    finally:
+        signal.signal(signal.SIGINT, before)

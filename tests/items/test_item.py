@@ -1,0 +1,79 @@
+"""Items answer hooks alike, whatever was asked of items before; and what was asked is all that is decoded."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.items.projection import MOST, NOTHING, Asked
+
+NAMES = ("status", "total", "paid", "deep", 'odd " name', "", "half \ud800")
+ATTRIBUTES: list[Any] = [
+    {"S": "OPEN"}, {"S": ""}, {"N": "12.50"}, {"N": "-0"}, {"N": "one"}, {"BOOL": True}, {"BOOL": False},
+    {"NULL": True}, {"B": "AA=="}, {"M": {"a": {"N": "1"}}}, {"L": [{"S": "x"}]}, {"SS": ["b", "a"]}, {"S": 5},
+    {"S": None}, {"S": "a", "N": "1"}, {"BOOL": "true"}, {}, [], None, 7,
+]  # fmt: skip
+
+
+def answer(item: Item, question: str, name: Any) -> object:
+    try:
+        match question:
+            case "value":
+                return item[name]
+            case "in":
+                return name in item
+            case "get":
+                return item.get(name, "missing")
+        return dict(item)
+    except Exception as e:
+        return type(e), str(e)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
+    luck = random.Random(seed)
+    asked, usual = Asked(), {name: luck.choice(ATTRIBUTES) for name in NAMES[:-1]}
+    names = [*luck.sample(NAMES, luck.randrange(1, len(NAMES))), *luck.choice([[], [5]])]
+    for _ in range(30):
+        found = {n: luck.choice([a, a, a, luck.choice(ATTRIBUTES)]) for n, a in usual.items() if luck.random() < 0.8}
+        text = orjson.dumps(found) if luck.random() < 0.95 else b'{"status":{"S":"OPEN"}'
+        item, fresh = Item(text, asked), Item(text)
+        for _ in range(luck.randrange(5)):
+            question = luck.choice(["value", "value", "value", "in", "get", "all"])
+            name = luck.choice(names)
+            assert answer(item, question, name) == answer(fresh, question, name)
+
+
+def test_of_the_next_item_only_what_was_asked_for_is_decoded() -> None:
+    asked = Asked()
+    for status in ("OPEN", "SENT"):
+        item = Item(image({"status": status, "total": Decimal("1.50"), "tags": {"a"}, "note": "long"}), asked)
+        assert (item["status"], item["total"], item["tags"]) == (status, Decimal("1.50"), {"a"})
+    assert item._raws is None
+
+
+def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_to_decode_all_of_an_item() -> None:
+    asked = Asked()
+    for given in ({"a": "text", "b": 1}, {"a": None, "b": 1}, {"b": 1}, {"a": "text", "b": 1}, {"a": None, "b": 2}):
+        item = Item(image(given), asked)
+        assert (item.get("a"), item["b"]) == (given.get("a"), given["b"])
+    assert item._raws is None
+
+
+def test_a_hook_that_looks_at_all_of_an_item_teaches_nothing() -> None:
+    asked = Asked()
+    assert dict(Item(image({"a": 1}), asked)) == {"a": 1}
+    assert asked.look(image({"a": 1})) is NOTHING
+
+
+def test_however_many_names_a_hook_makes_up_few_are_learnt() -> None:
+    asked = Asked()
+    for n in range(10 * MOST):
+        assert Item(image({"a": n}), asked).get(f"name {n}") is None
+    assert len(asked.look(image({"a": 1})).fields) == MOST

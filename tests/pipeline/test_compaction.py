@@ -1,0 +1,471 @@
+"""From an item's changes to its writes: the last state wins, ids in between are deleted, everything is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replicator import Document, documents
+from replicator.batch import Delete, Upsert, Write
+from replicator.change import Change, Key, Page, Record, key_text
+from replicator.hooks.hook import Hook
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.pipeline.advance import streamed
+from replicator.pipeline.compaction import (
+    Circumstances,
+    Compacted,
+    Filing,
+    Latest,
+    compact_latest,
+    compact_runs,
+    latest,
+    run_writes,
+    runs,
+)
+from replicator.pipeline.parked import Held, ParkedItems, item_of, parked_id
+from replicator.state import Parked, Save, ShardState, decode
+from replicator.version import FIRST_EPOCH, version
+
+EPOCH = FIRST_EPOCH + 1
+A: Key = ("a",)
+B: Key = ("b",)
+C: Key = ("c",)
+
+
+def kept(item: Item) -> Mapping[str, object] | None:
+    """Even values are kept; 13 is poison."""
+    v = int(item["v"])
+    if v == 13:
+        raise ValueError("unlucky")
+    return {"v": v} if v % 2 == 0 else None
+
+
+@documents
+def fanned(item: Item) -> Iterator[Document]:
+    """One document a letter of ``to``; a "!" is poison."""
+    for letter in item["to"]:
+        if letter == "!":
+            raise ValueError("not that one")
+        yield Document(letter, {"to": item["to"]}, "vowels" if letter in "aeiou" else "others")
+
+
+def filing(function: Callable[[Item], Any] | None, *tables: str) -> Filing:
+    declared = getattr(function, "__replicator_documents__", False)
+    return Filing(function and Hook("hook", function, "", declared), tables or ("orders",))
+
+
+PLAIN, FILTER, FAN = filing(None), filing(kept), filing(fanned, "vowels", "others")
+
+
+def at(*parked: str, refused: Mapping[tuple[Key, int], str] | None = None) -> Circumstances:
+    return Circumstances(refused or {}, ParkedItems.of(map(Held, parked)), EPOCH, "shard:s", 5.0)
+
+
+def change(key: Key, ordinal: int, new: object = None, old: object = None, *, scanned: bool = False) -> Change:
+    """Images are given as the value of ``v``, or, where they are text, of ``to``."""
+    sequence = None if scanned else str(ordinal)
+    return Change(key, version(EPOCH, ordinal), _image(new), _image(old), sequence, 1.0)
+
+
+def record(key: Key, sequence: int, new: object = None, old: object = None) -> Record:
+    return Record(key, str(sequence), 1.0, _image(new), _image(old))
+
+
+def _image(value: object) -> bytes | None:
+    return None if value is None else image({"to" if isinstance(value, str) else "v": value})
+
+
+def entry(key: Key, ordinal: int, epoch: int = EPOCH) -> str:
+    return f"{key_text(key)}@{version(epoch, ordinal):019d}"
+
+
+def parked(found: Compacted) -> dict[str, Parked | None]:
+    """What becomes of parked entries: put (as what) or removed (None)."""
+    assert all(s.kind == "parked" and s.expected == (1 if s.text is None else 0) for s in found.saves)
+    assert len({s.id for s in found.saves}) == len(found.saves)
+    return {s.id: None if s.text is None else decode("parked", s.id, s.text) for s in found.saves}  # type: ignore[misc]
+
+
+def short(writes: Sequence[Write]) -> list[tuple[Any, ...]]:
+    """(table, id, body or None for a delete, ordinal, weight)"""
+    return [
+        (w.table, w.id, dict(w.body) if isinstance(w, Upsert) else None, w.version - version(EPOCH, 0), w.weight)
+        for w in writes
+    ]
+
+
+# the last change of each item
+
+
+def weighed(*changes: tuple[Change, int]) -> list[Latest]:
+    """Changes with their weights, as ``latest`` gives them."""
+    return [(each, each.version, weight) for each, weight in changes]
+
+
+def test_the_last_change_of_an_item_stands_for_all_of_them() -> None:
+    numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2), record(A, 4, 3)], start=7)
+    found = {r.key: (v - version(EPOCH, 0), r.sequence, weight) for r, v, weight in latest(numbered, EPOCH)}
+    assert found == {A: (10, "4", 3), B: (8, "2", 1)}
+
+
+def test_the_runs_of_items_keep_their_order() -> None:
+    numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2)], start=7)
+    found = {key: [c.sequence for c in run] for key, run in runs(numbered, EPOCH).items()}
+    assert found == {A: ["1", "3"], B: ["2"]}
+
+
+# one document an item
+
+
+def test_without_a_hook_the_image_itself_is_stored() -> None:
+    found = compact_latest(weighed((change(A, 3, 1), 2)), PLAIN, at())
+    assert short(found.writes) == [("orders", A, {"v": 1}, 3, 2)]
+    assert (found.read, found.dropped, found.parked, found.saves) == (2, 0, 0, [])
+
+
+def test_without_a_hook_an_image_is_not_even_parsed() -> None:
+    bad = Change(A, version(EPOCH, 1), b"not JSON", None, "1")
+    (write,) = compact_latest(weighed((bad, 1)), PLAIN, at()).writes
+    assert isinstance(write, Upsert)
+    assert isinstance(write.body, Item)
+
+
+def test_a_removal_deletes() -> None:
+    found = compact_latest(weighed((change(A, 3, None, 2), 4)), FILTER, at())
+    assert short(found.writes) == [("orders", A, None, 3, 4)]
+    assert (found.read, found.dropped) == (4, 0)
+
+
+def test_what_leaves_the_filter_is_dropped_and_deleted_without_counting_twice() -> None:
+    found = compact_latest(weighed((change(A, 3, 1), 4)), FILTER, at())
+    assert short(found.writes) == [("orders", A, None, 3, 0)]
+    assert (found.read, found.dropped) == (4, 4)
+
+
+def test_a_scanned_item_outside_the_filter_is_dropped_and_needs_no_delete() -> None:
+    found = compact_latest(weighed((change(A, 0, 1, scanned=True), 1)), FILTER, at())
+    assert (found.writes, found.dropped) == ([], 1)
+
+
+def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> None:
+    found = compact_latest(weighed((change(A, 1, 2), 1), (change(B, 2, 13, 2), 3), (change(C, 3, 4), 1)), FILTER, at())
+    assert [w.id for w in found.writes] == [A, C]
+    assert (found.read, found.parked) == (5, 3)
+    ((id, kept),) = parked(found).items()
+    assert id == entry(B, 2)
+    assert kept is not None
+    assert (kept.key, kept.version, kept.sequence, kept.source, kept.parked) == (
+        B,
+        version(EPOCH, 2),
+        "2",
+        "shard:s",
+        5.0,
+    )
+    assert (kept.new, kept.old) == ('{"v":{"N":"13"}}', '{"v":{"N":"2"}}')
+    assert kept.reason.startswith("hook hook raised ValueError at test_compaction.py:")
+    assert ("unlucky" in kept.traceback, kept.words) == (True, "ValueError: unlucky")
+
+
+def test_what_the_target_refused_is_parked_with_its_reason_and_the_hook_not_asked() -> None:
+    refused = {(A, version(EPOCH, 1)): "too long"}
+    found = compact_latest(weighed((change(A, 1, 13), 1), (change(B, 2, 2), 1)), FILTER, at(refused=refused))
+    assert [w.id for w in found.writes] == [B]
+    assert parked(found)[entry(A, 1)].reason == "too long"  # type: ignore[union-attr]
+
+
+def test_a_refusal_is_of_one_version_only() -> None:
+    refused = {(A, version(EPOCH, 1)): "too long"}
+    assert [w.id for w in compact_latest(weighed((change(A, 2, 2), 1)), FILTER, at(refused=refused)).writes] == [A]
+
+
+def test_an_image_that_is_no_text_can_be_parked() -> None:
+    bad = Change(A, version(EPOCH, 1), b'{"v":{"S":"\xff"}}', None, "1")
+    found = compact_latest(weighed((bad, 1)), FILTER, at())
+    assert parked(found)[entry(A, 1)].new == '{"v":{"S":"\ufffd"}}'  # type: ignore[union-attr]
+
+
+def test_a_later_good_change_heals_the_item() -> None:
+    found = compact_latest(weighed((change(A, 5, 2), 1)), FILTER, at(entry(A, 3), entry(B, 4)))
+    assert parked(found) == {entry(A, 3): None}
+
+
+@pytest.mark.parametrize("new", [None, 1], ids=["removed", "left the filter"])
+def test_a_delete_heals_the_item_too(new: int | None) -> None:
+    assert parked(compact_latest(weighed((change(A, 5, new), 1)), FILTER, at(entry(A, 3)))) == {entry(A, 3): None}
+
+
+def test_only_the_newest_parked_change_of_an_item_is_kept() -> None:
+    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 3)))
+    assert {id: p is not None for id, p in parked(found).items()} == {entry(A, 3): False, entry(A, 5): True}
+
+
+def test_a_replayed_poison_change_replaces_itself() -> None:
+    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 5)))
+    assert [(s.id, s.text is None) for s in found.saves] == [(entry(A, 5), False)]
+
+
+def test_a_scanned_item_does_not_heal_a_parked_change_of_the_stream() -> None:
+    """The page may have been read before the change was made; if not, a later record is still to come and heals it."""
+    found = compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(entry(A, 3)))
+    assert found.saves == []
+    assert [w.version for w in found.writes] == [version(EPOCH, 0)]
+
+
+def test_a_poison_scanned_item_does_not_replace_a_parked_change_of_the_stream() -> None:
+    found = compact_latest(weighed((change(A, 0, 13, scanned=True), 1)), FILTER, at(entry(A, 3)))
+    assert (found.saves, found.writes, found.read, found.parked) == ([], [], 1, 1)
+
+
+def test_a_scanned_item_heals_what_was_parked_in_an_earlier_epoch() -> None:
+    before = entry(A, 99, EPOCH - 1)
+    assert parked(compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(before))) == {before: None}
+
+
+# documents with ids of their own
+
+
+def writes(*run: Change) -> list[tuple[Any, ...]]:
+    """(table, id of its own, body or None, ordinal, weight)"""
+    found = short(run_writes(run, FAN))
+    assert {id[0] for _, id, *_ in found} <= {key_text(A)}
+    return [(table, id[1], *rest) for table, id, *rest in found]
+
+
+def test_documents_are_filed_under_their_item_and_their_own_id_in_their_table() -> None:
+    assert writes(change(A, 4, "ab")) == [("vowels", "a", {"to": "ab"}, 4, 1), ("others", "b", {"to": "ab"}, 4, 0)]
+
+
+def test_documents_that_only_the_old_image_has_are_deleted() -> None:
+    assert writes(change(A, 4, "b", "abc")) == [
+        ("others", "b", {"to": "b"}, 4, 1),
+        ("others", "c", None, 4, 0),
+        ("vowels", "a", None, 4, 0),
+    ]
+
+
+def test_ids_in_between_are_deleted_because_another_run_may_have_stored_them() -> None:
+    found = writes(change(A, 4, "b", "a"), change(A, 5, "c", "b"), change(A, 6, "d", "c"))
+    assert found == [
+        ("others", "d", {"to": "d"}, 6, 3),
+        ("others", "b", None, 6, 0),
+        ("others", "c", None, 6, 0),
+        ("vowels", "a", None, 6, 0),
+    ]
+
+
+def test_what_expired_and_was_kept_stays_beside_the_documents_of_a_later_item() -> None:
+    """An item that is put under a key is new: nothing tells which documents one that expired before it left."""
+    shard = ShardState(None, "1", whole=True, since=0.0)
+    expired = Record(A, "4", 1.0, None, _image("ab"), expired=True)
+    pages = [Page("s", (expired,), False, 1.0), Page("s", (record(A, 5, "c"),), False, 1.0)]
+    _, found = streamed(shard, pages, FAN, at(), ignore_expired=True)
+    assert short(found.writes) == [("others", ('["a"]', "c"), {"to": "c"}, 2, 1)]
+    assert (found.read, found.dropped) == (2, 1)
+
+
+def test_an_id_that_comes_back_is_not_deleted() -> None:
+    assert writes(change(A, 4, "b", "a"), change(A, 5, "a", "b")) == [
+        ("vowels", "a", {"to": "a"}, 5, 2),
+        ("others", "b", None, 5, 0),
+    ]
+
+
+def test_a_removal_deletes_all_documents_of_the_item() -> None:
+    assert writes(change(A, 4, "ab", None), change(A, 5, None, "ab")) == [
+        ("others", "b", None, 5, 2),
+        ("vowels", "a", None, 5, 0),
+    ]
+
+
+def test_ids_of_different_items_never_meet() -> None:
+    both = {A: [change(A, 1, "a")], B: [change(B, 2, "a")]}
+    assert {w.id for w in compact_runs(both, FAN, at()).writes} == {(key_text(A), "a"), (key_text(B), "a")}
+
+
+def test_what_comes_to_no_write_at_all_is_dropped() -> None:
+    found = compact_runs({A: [change(A, 1, ""), change(A, 2, "", "")]}, FAN, at())
+    assert (found.read, found.dropped, found.writes) == (2, 2, [])
+
+
+def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_go_on() -> None:
+    items = {A: [change(A, 1, "a"), change(A, 2, "!", "a"), change(A, 4, "!b", "!")], B: [change(B, 3, "e")]}
+    found = compact_runs(items, FAN, at())
+    assert [w.item for w in found.writes] == [B]
+    assert (found.read, found.parked, found.dropped) == (4, 3, 0)
+    ((id, entry_),) = parked(found).items()
+    assert entry_ is not None
+    assert (id, entry_.changes, entry_.leaves) == (entry(A, 4), {"shard:s": 3}, (("vowels", "a"),))
+    assert entry_.reason.startswith("hook hook raised ValueError")
+
+
+def test_a_poison_image_in_between_holds_up_nothing() -> None:
+    """Nothing of it can be stored; what was before it and after it is known."""
+    found = compact_runs({A: [change(A, 1, "!", "a"), change(A, 2, "b", "!")]}, FAN, at())
+    assert [(type(w).__name__, w.id[1]) for w in found.writes] == [("Upsert", "b"), ("Delete", "a")]
+    assert found.parked == 0
+
+
+def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left() -> None:
+    first = compact_runs({A: [change(A, 1, "!", "ab")]}, FAN, at())
+    held_ = first.moves[0].after
+    assert held_ is not None
+    around = Circumstances({}, ParkedItems.of([held_]), EPOCH, "shard:s", 5.0)
+    second = compact_runs({A: [change(A, 2, "!!", "!")]}, FAN, around)
+    assert [(s.id, s.expected, s.text is None) for s in second.saves] == [
+        (entry(A, 1), 1, True),
+        (entry(A, 2), 0, False),
+    ]
+    after = second.moves[0].after
+    assert after is not None
+    assert (after.changes, after.since) == ({"shard:s": 2}, 5.0)
+
+    around = Circumstances({}, ParkedItems.of([after]), EPOCH, "shard:s", 5.0)
+    third = compact_runs({A: [change(A, 3, "bc", "!!")]}, FAN, around)
+    assert {(type(w).__name__, w.id[1]) for w in third.writes} == {("Upsert", "b"), ("Upsert", "c"), ("Delete", "a")}
+    assert parked(third) == {entry(A, 2): None}
+
+
+def test_what_a_dropped_change_left_is_removed_by_the_items_next_change() -> None:
+    left = Held(entry(A, 3), leaves=frozenset({("vowels", "a")}))
+    around = Circumstances({}, ParkedItems.of([], [left]), EPOCH, "shard:s", 5.0)
+    found = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, around)
+    assert {(type(w).__name__, w.id[1]) for w in found.writes} == {("Upsert", "b"), ("Delete", "a")}
+    assert found.saves == [Save("dropped", entry(A, 3), 1, None)]
+
+    parked_again = compact_runs({A: [change(A, 4, "!", "!")]}, FAN, around)
+    (value,) = [m.value for m in parked_again.moves if m.value is not None]
+    assert value.leaves == (("vowels", "a"),)
+
+
+def test_a_scanned_image_older_than_what_was_parked_or_dropped_changes_nothing() -> None:
+    scanned = {A: [change(A, 0, "a", scanned=True)]}
+    found = compact_runs(scanned, FAN, at(entry(A, 3)))
+    assert (found.parked, found.dropped, found.writes, found.saves) == (1, 0, [], [])
+    around = Circumstances({}, ParkedItems.of([], [Held(entry(A, 3))]), EPOCH, "shard:s", 5.0)
+    found = compact_runs(scanned, FAN, around)
+    assert (found.parked, found.dropped, found.writes, found.saves) == (0, 1, [], [])
+
+
+def test_a_poison_old_image_parks_the_item_only_where_another_hook_may_have_stored_documents_of_it() -> None:
+    items = {A: [change(A, 1, "a", "!")]}
+    assert compact_runs(items, FAN, at()).parked == 0
+    mixed = replace(at(), mixed=True)
+    found = compact_runs(items, FAN, mixed)
+    ((_, value),) = parked(found).items()
+    assert value is not None
+    assert (found.parked, value.base) == (1, '{"to":{"S":"!"}}')
+    assert value.reason.startswith("the hook fails on an earlier image of the item, whose documents must be removed: ")
+
+    held_ = found.moves[0].after
+    assert held_ is not None
+    still = replace(mixed, parked=ParkedItems.of([held_]))
+    assert compact_runs({A: [change(A, 2, "b", "a")]}, FAN, still).parked == 1
+    fixed = filing(documents(lambda item: [Document(letter, {}, "others") for letter in item["to"]]), *FAN.tables)
+    writes = compact_runs({A: [change(A, 2, "b", "a")]}, fixed, still).writes
+    assert ("others", (key_text(A), "!")) in {(w.table, w.id) for w in writes if isinstance(w, Delete)}
+
+
+def test_what_the_target_refused_parks_the_whole_run_with_its_reason() -> None:
+    refused = {(A, version(EPOCH, 2)): "too long"}
+    found = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
+    assert (found.writes, found.refused) == ([], [(A, version(EPOCH, 2))])
+    assert {id: p and (p.reason, p.leaves) for id, p in parked(found).items()} == {
+        entry(A, 2): ("too long", (("vowels", "a"), ("vowels", "e")))
+    }
+
+
+def test_nothing_queues_behind_what_was_parked_in_an_earlier_epoch_and_that_is_healed() -> None:
+    before = entry(A, 99, EPOCH - 1)
+    found = compact_runs({A: [change(A, 0, "a", scanned=True)]}, FAN, at(before))
+    assert [w.item for w in found.writes] == [A]
+    assert parked(found) == {before: None}
+
+
+def test_a_poison_change_takes_the_place_of_what_was_parked_in_an_earlier_epoch() -> None:
+    before = entry(A, 99, EPOCH - 1)
+    found = compact_runs({A: [change(A, 4, "!")]}, FAN, at(before))
+    assert {id: p is not None for id, p in parked(found).items()} == {before: False, entry(A, 4): True}
+
+
+# parked items
+
+
+def test_an_entry_knows_its_item_and_its_place_in_the_order() -> None:
+    ids = [parked_id(A, version(EPOCH, n)) for n in (1, 9, 10, 1 << 40)]
+    assert sorted(ids) == ids
+    assert {item_of(id) for id in ids} == {key_text(A)}
+
+
+@pytest.mark.parametrize("key", [("a@0000000000000000001",), ("@",), ("x" * 600,)])
+def test_an_item_is_found_whatever_its_key_looks_like(key: Key) -> None:
+    assert item_of(parked_id(key, 1)) == key_text(key)
+
+
+# counting
+
+
+def conserved(found: Compacted) -> bool:
+    """Every change read is dropped, parked, or answered for by a write."""
+    return found.read == found.dropped + found.parked + sum(w.weight for w in found.writes)
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from([A, B, C]), st.sampled_from([None, 1, 2, 4, 13])), max_size=30)
+PARKED = st.sets(st.sampled_from([entry(k, n, e) for k in (A, B) for n in (0, 3) for e in (EPOCH - 1, EPOCH)]))
+
+
+@given(events=EVENTS, before=PARKED)
+def test_one_document_an_item_loses_no_count(events: list[tuple[Key, int | None]], before: set[str]) -> None:
+    numbered = [(n, record(key, n, new)) for n, (key, new) in enumerate(events, start=4)]
+    found = compact_latest(latest(numbered, EPOCH), FILTER, at(*before))
+    assert found.read == len(events)
+    assert conserved(found)
+    assert len({w.id for w in found.writes}) == len(found.writes)
+
+
+@given(
+    events=st.lists(st.tuples(st.sampled_from([A, B, C]), st.sampled_from([None, "", "a", "bc", "!"]))), before=PARKED
+)
+def test_ids_of_their_own_lose_no_count(events: list[tuple[Key, str | None]], before: set[str]) -> None:
+    images: dict[Key, str | None] = {}
+    numbered = []
+    for n, (key, new) in enumerate(events, start=4):
+        numbered.append((n, record(key, n, new, images.get(key))))
+        images[key] = new
+    found = compact_runs(runs(numbered, EPOCH), FAN, at(*before))
+    assert found.read == len(events)
+    assert conserved(found)
+    assert len({(w.table, w.id) for w in found.writes}) == len(found.writes)
+
+
+@given(events=st.lists(st.sampled_from([None, "", "a", "bc", "ab", "e"]), min_size=1), cut=st.integers(0, 30))
+def test_any_page_boundary_gives_the_same_documents(events: list[str | None], cut: int) -> None:
+    changes = [change(A, n, new, events[n - 2] if n > 1 else None) for n, new in enumerate(events, start=1)]
+
+    def stored(*parts: Sequence[Change]) -> dict[Any, Any]:
+        documents: dict[Any, Any] = {}
+        for part in parts:
+            for write in run_writes(part, FAN) if part else ():
+                if isinstance(write, Delete):
+                    documents.pop((write.table, write.id), None)
+                else:
+                    documents[write.table, write.id] = dict(write.body)
+        return documents
+
+    whole = stored(changes)
+    assert stored(changes[:cut], changes[cut:]) == whole
+    assert stored(changes, changes[cut:]) == whole  # a replay
+    assert stored(*([c] for c in changes)) == whole
+
+
+def test_a_part_says_what_is_known_before_the_target_answers() -> None:
+    found = compact_latest(weighed((change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)), FILTER, at())
+    part = found.part("shard:s")
+    assert (part.source, part.writes) == ("shard:s", found.writes)
+    assert (part.counts.read, part.counts.dropped, part.counts.parked, part.counts.applied) == (6, 3, 1, 0)
+    assert [type(s) for s in found.saves] == [Save]

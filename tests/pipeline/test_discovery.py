@@ -1,0 +1,268 @@
+"""What listings mean for a running copy; none is believed alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from replicator.errors import GapFound
+from replicator.pipeline.discovery import Discovery, News
+from replicator.pipeline.lineage import Shard
+from replicator.source.table import Listing
+from replicator.state import ShardState
+
+HOUR = 3600.0
+
+
+def listing(*shards: Shard, complete: bool = True, at: float = 100.0) -> Listing:
+    return Listing(shards, complete, "ENABLED", at)
+
+
+def state(parent: str | None = None, *, ended: bool = False, since: float = 0.0, ordinal: int = 0) -> ShardState:
+    return ShardState(parent, None, whole=False, since=since, ended=ended, ordinal=ordinal)
+
+
+def test_a_child_of_a_known_shard_is_read_whole_from_its_first_record() -> None:
+    news = Discovery().news({"p": state(since=7.0)}, listing(Shard("p", last="9"), Shard("c", "p", first="10")))
+    assert news.shards == {"c": ShardState("p", "10", whole=True, since=7.0)}
+
+
+def test_nothing_in_a_new_shard_is_older_than_the_last_listing_without_it() -> None:
+    discovery = Discovery()
+    discovery.news({"p": state()}, listing(Shard("p"), at=50.0))
+    news = discovery.news({"p": state()}, listing(Shard("p", last="9"), Shard("c", "p")))
+    assert news.shards["c"].since == 50.0
+
+
+def test_a_listing_that_lacks_a_shard_that_is_being_read_proves_nothing_young() -> None:
+    """It is stale, perhaps by hours: the shard after it may be as old as its parent's last record."""
+    discovery, known = Discovery(), {"p": state(since=7.0)}
+    discovery.news(known, listing(at=50.0))
+    news = discovery.news(known, listing(Shard("p", last="9"), Shard("c", "p")))
+    assert news.shards["c"].since == 7.0
+
+
+def test_a_listing_without_a_child_of_a_shard_that_ended_proves_nothing_young() -> None:
+    """It is from before the end: the children that it lacks may be as old as their parent's last record."""
+    discovery, known = Discovery(), {"p": state(since=7.0, ended=True)}
+    discovery.news(known, listing(Shard("p"), at=50.0))
+    discovery.news(known, listing(Shard("p", last="9"), at=60.0))
+    news = discovery.news(known, listing(Shard("p", last="9"), Shard("c", "p")))
+    assert news.shards["c"].since == 7.0
+
+
+def test_a_whole_generation_may_appear_at_once_in_any_order() -> None:
+    shards = [Shard("d", "c"), Shard("b", "a", last="2"), Shard("c", "b", last="3"), Shard("a", last="1")]
+    assert list(Discovery().news({"a": state()}, listing(*shards)).shards) == ["b", "c", "d"]
+
+
+def test_an_ancestor_that_shows_up_late_closed_before_the_epoch_and_is_not_read() -> None:
+    shards = [Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")]
+    news = Discovery().news({"c": state("b")}, listing(*shards))
+    assert {id: s.ended for id, s in news.shards.items()} == {"a": True, "b": True}
+
+
+def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_when_that_comes_out() -> None:
+    discovery, known = Discovery(), {"c": state("b")}
+    taken = discovery.news(known, listing(Shard("a"), Shard("c", "b"))).shards
+    assert taken["a"].whole
+    with pytest.raises(GapFound, match="an old shard was taken for a younger one"):
+        discovery.news({**known, **taken}, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
+
+
+def test_two_shards_that_were_read_side_by_side_and_turn_out_to_be_kin_are_a_gap() -> None:
+    whole_line = listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b"))
+    Discovery().news({"a": state(ended=True), "c": state("b")}, whole_line)  # a was closed when the epoch began
+    with pytest.raises(GapFound, match="an old shard was taken for a younger one"):
+        Discovery().news({"a": state(), "c": state("b")}, whole_line)
+
+
+def test_a_sibling_that_shows_up_late_is_read() -> None:
+    shards = [Shard("a", last="1"), Shard("b", "a"), Shard("c", "a")]
+    news = Discovery().news({"a": state(ended=True), "b": state("a")}, listing(*shards))
+    assert {id: s.ended for id, s in news.shards.items()} == {"c": False}
+
+
+def lists(discovery: Discovery, known: dict[str, ShardState], *shards: Shard, times: int, at: float = 100.0) -> News:
+    for _ in range(times):
+        news = discovery.news(known, listing(*shards, at=at))
+    return news
+
+
+def test_an_unfinished_shard_is_a_gap_when_the_third_listing_in_a_row_does_not_show_it() -> None:
+    discovery, known = Discovery(), {"a": state(), "b": state()}
+    lists(discovery, known, Shard("b"), times=2)
+    with pytest.raises(GapFound, match="no longer listed, and it was not read to its end") as found:
+        discovery.news(known, listing(Shard("b")))
+    assert found.value.shard == "a"
+
+
+def test_an_ended_shard_that_leaves_the_listings_before_its_children_were_seen_is_a_gap_after_a_day() -> None:
+    """For 23.5 hours nothing that came after it can be gone: its children would be listed, if it had any."""
+    discovery, known = Discovery(), {"a": state(ended=True), "z": state("y")}
+    lists(discovery, known, Shard("z", "y"), times=2, at=23.5 * HOUR)
+    with pytest.raises(GapFound, match="no longer listed, and no listing showed the shards after it") as found:
+        discovery.news(known, listing(Shard("z", "y"), at=23.5 * HOUR))
+    assert found.value.shard == "a"
+    discovery = Discovery()
+    assert lists(discovery, known, Shard("z", "y"), times=2, at=23.4 * HOUR).finished == set()
+    assert lists(discovery, known, Shard("z", "y"), times=1, at=23.4 * HOUR).finished == {"a"}
+
+
+def test_the_children_of_a_shard_that_just_ended_are_waited_for_while_it_is_listed() -> None:
+    known = {"a": replace(state(ended=True), through=1000.0)}
+    assert lists(Discovery(), known, Shard("a", last="9"), times=50, at=1000.0 + 899).finished == set()
+
+
+def test_a_shard_that_is_listed_without_a_child_a_quarter_of_an_hour_after_its_end_has_none() -> None:
+    known = {"a": replace(state(ended=True), through=1000.0)}
+    assert lists(Discovery(), known, Shard("a", last="9"), times=1, at=1000.0 + 900).finished == {"a"}
+
+
+def test_so_has_one_that_was_closed_as_the_epoch_began_when_ten_listings_in_a_row_show_none() -> None:
+    """It closed long before, or its child would be there within seconds."""
+    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
+    shown = (Shard("a", last="9"), Shard("b"))
+    assert lists(discovery, known, *shown, times=9).finished == set()
+    assert lists(discovery, known, Shard("a"), Shard("b"), times=1).finished == set(), "from before it closed"
+    assert lists(discovery, known, *shown, times=9).finished == set()
+    assert lists(discovery, known, *shown, times=1).finished == {"a"}
+
+
+def test_a_listing_that_contradicts_itself_says_nothing_about_leaves() -> None:
+    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
+    lists(discovery, known, Shard("a", last="9"), Shard("b"), Shard("z", "y"), times=4, at=2000.0)
+    assert lists(discovery, known, Shard("a", last="9"), times=2, at=2000.0).finished == set()
+
+
+def test_a_leaf_does_not_keep_listings_from_proving_later_shards_young() -> None:
+    discovery = Discovery()
+    known = {"a": replace(state(ended=True), leaf=True), "b": state(since=7.0)}
+    discovery.news(known, listing(Shard("a", last="9"), Shard("b"), at=50.0))
+    assert discovery.listed == 50.0
+    lists(discovery, known, Shard("b"), times=5)
+
+
+def test_a_listing_that_shows_a_child_without_its_parent_proves_nothing_young() -> None:
+    """What else it left out may be as old as the parent."""
+    discovery, known = Discovery(listed=10.0), {"q": ShardState(None, "1", whole=True, since=10.0)}
+    discovery.news(known, listing(Shard("q"), Shard("x", "p"), at=50.0))
+    news = discovery.news(known, listing(Shard("q", last="5"), Shard("p", "q", last="8"), Shard("x", "p"), at=51.0))
+    assert {id: s.since for id, s in news.shards.items()} == {"p": 10.0, "x": 10.0}
+
+
+def test_a_shard_that_neither_listings_nor_its_reader_find_is_at_its_end_and_no_gap() -> None:
+    discovery, known = Discovery(), {"a": state(), "b": state()}
+    discovery.not_found("a")
+    assert lists(discovery, known, Shard("b"), times=2).finished == set()
+    assert lists(discovery, known, Shard("b"), times=1).finished == {"a"}
+
+
+def test_one_that_its_reader_finds_again_is_a_gap_when_listings_do_not() -> None:
+    discovery, known = Discovery(), {"a": state(), "b": state()}
+    discovery.not_found("a")
+    discovery.read_from("a")
+    lists(discovery, known, Shard("b"), times=2)
+    with pytest.raises(GapFound):
+        discovery.news(known, listing(Shard("b")))
+
+
+def test_a_page_of_a_shard_outweighs_the_listings_before_it_and_none_after() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(9):
+        lists(discovery, known, times=2)
+        discovery.read_from("a")
+    lists(discovery, known, times=2)
+    with pytest.raises(GapFound):
+        discovery.news(known, listing())
+
+
+def test_one_listing_that_shows_it_again_is_enough_to_begin_counting_anew() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(9):
+        lists(discovery, known, times=2)
+        lists(discovery, known, Shard("a"), times=1)
+    lists(discovery, known, times=2)
+    with pytest.raises(GapFound):
+        discovery.news(known, listing())
+
+
+def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    assert lists(discovery, known, Shard("a"), Shard("z", "y"), times=4).shards == {}
+    with pytest.raises(GapFound, match="parent was not shown by 5 listings") as found:
+        discovery.news(known, listing(Shard("a"), Shard("z", "y")))
+    assert found.value.shard == "z"
+
+
+def test_the_children_that_were_asked_for_say_nothing_about_other_shards() -> None:
+    discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
+    lists(discovery, known, Shard("a", last="1"), times=2)  # b is missing twice
+    for _ in range(9):
+        asked = discovery.news(known, listing(Shard("c", "a"), complete=False, at=200.0))
+        assert list(asked.shards) == ["c"]
+    assert discovery.listed is None
+    with pytest.raises(GapFound) as found:
+        discovery.news(known, listing(Shard("a", last="1")))
+    assert found.value.shard == "b"
+
+
+def test_closed_shards_are_remembered_so_that_their_empty_pages_are_not_waited_upon() -> None:
+    discovery = Discovery()
+    discovery.news({"a": state()}, listing(Shard("a", last="5"), Shard("b", "a")))
+    assert discovery.closed == {"a"}
+
+
+def test_a_parent_that_one_listing_shows_is_waited_for_anew() -> None:
+    discovery, known = Discovery(), {"a": state()}
+    for _ in range(3):
+        lists(discovery, known, Shard("a"), Shard("z", "y"), times=4)
+        lists(discovery, known, Shard("a"), times=1)
+
+
+def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_also_behind_shards_that_are_known() -> None:
+    known = {"a": replace(state(), whole=True), "b": state("a", ended=True), "c": state("b")}
+    with pytest.raises(GapFound, match="an old shard was taken for a younger one"):
+        Discovery().news(known, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
+
+
+def test_the_parent_of_a_young_shard_is_not_taken_for_an_old_one() -> None:
+    young = {"a": replace(state("r"), whole=True), "b": replace(state("a"), whole=True)}
+    known = {"r": state(ended=True), **young}
+    assert (
+        Discovery().news(known, listing(Shard("r", last="1"), Shard("a", "r", last="2"), Shard("b", "a"))).shards == {}
+    )
+
+
+def test_a_shard_whose_end_lies_in_the_future_is_waited_for_no_longer_than_others() -> None:
+    """A clock was set back."""
+    discovery, known = Discovery(), {"a": replace(state(ended=True), through=5000.0)}
+    assert lists(discovery, known, Shard("a", last="9"), times=1, at=1000.0).finished == set()
+    assert lists(discovery, known, Shard("a", last="9"), times=1, at=1900.0).finished == {"a"}
+
+
+def test_a_shard_that_is_still_read_is_without_children_from_the_first_listing_on_that_shows_it_closed() -> None:
+    shown, ended = Shard("a", last="9"), replace(state(ended=True), through=1000.0)
+    discovery = Discovery()
+    lists(discovery, {"a": state()}, shown, times=10, at=1000.0)
+    assert lists(discovery, {"a": ended}, shown, times=1, at=1001.0).finished == set()
+    discovery = Discovery()
+    lists(discovery, {"a": state()}, shown, times=1, at=1000.0)
+    lists(discovery, {"a": state()}, shown, times=1, at=1900.0)
+    assert lists(discovery, {"a": replace(ended, through=1899.0)}, shown, times=1, at=1901.0).finished == {"a"}
+
+
+def test_a_shard_without_children_may_leave_the_listings_and_proves_later_ones_young() -> None:
+    discovery, known = Discovery(), {"a": replace(state(ended=True), through=1000.0), "b": state()}
+    assert lists(discovery, known, Shard("a", last="9"), Shard("b"), times=1, at=1900.0).finished == {"a"}
+    assert discovery.listed == 1900.0
+    assert lists(discovery, known, Shard("b"), times=3, at=30 * HOUR).finished == {"a"}
+
+
+def test_nothing_is_kept_of_a_shard_that_is_forgotten() -> None:
+    discovery, known = Discovery(), {"a": replace(state(ended=True), through=1000.0), "b": state()}
+    lists(discovery, known, Shard("a", last="9"), Shard("b"), times=1, at=1900.0)
+    assert (discovery.closed, discovery.leaves) == ({"a"}, {"a"})
+    lists(discovery, {**known, "a": replace(known["a"], leaf=True)}, Shard("b"), times=1, at=1000 * HOUR)
+    assert (discovery.closed, discovery.leaves) == (set(), set())

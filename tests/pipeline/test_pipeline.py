@@ -1,0 +1,418 @@
+"""The passive pipeline, moved by hand: what it gives out, and what has to be stored before it gives more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from replicator.batch import Batch, Counts, Delete, Outcome, Rejection, Upsert
+from replicator.change import Page, Record, ScanPage
+from replicator.errors import Fenced, GapFound
+from replicator.hooks.hook import Hook
+from replicator.items.attributes import image
+from replicator.items.item import Item
+from replicator.pipeline import page_buffer, stages
+from replicator.pipeline.compaction import Filing
+from replicator.pipeline.lineage import Shard
+from replicator.pipeline.page_buffer import SOURCE_PAGES
+from replicator.pipeline.parked import Held, ParkedItems, item_of
+from replicator.pipeline.pipeline import Pipeline
+from replicator.source.table import Listing
+from replicator.state import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.testing.contract.kit import owner
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
+from replicator.version import FIRST_EPOCH, version
+
+NOW = 1000.0
+FILING = Filing(None, ("orders",))
+
+
+def begun(*shards: Shard, segments: int = 0, filing: Filing = FILING, expired: bool = False) -> Pipeline:
+    """A pipeline whose first epoch is stored."""
+    pipeline = Pipeline(filing, Claimed(1), ignore_expired=expired)
+    stage = stages.SCANNING if segments else stages.FOLLOWING
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stage)
+    pipeline.begin(state, Listing(shards, True, "ENABLED", NOW), stages.segments(segments))
+    store(pipeline)
+    return pipeline
+
+
+def store(pipeline: Pipeline, outcome: Outcome | None = None) -> list[Batch]:
+    """Store all there is to store."""
+    found = []
+    while (batch := pipeline.take(NOW)) is not None:
+        found.append(batch)
+        pipeline.stored(batch, outcome or Outcome(), NOW)
+    return found
+
+
+def record(sequence: int, key: str = "k", value: int | None = 1, *, expired: bool = False) -> Record:
+    new = None if value is None else image({"pk": key, "v": value})
+    return Record((key,), f"{sequence:021d}", NOW, new, None, expired)
+
+
+def page(shard: str, *records: Record, ended: bool = False) -> Page:
+    return Page(shard, records, ended, through=NOW, size=100)
+
+
+def opened(pipeline: Pipeline) -> dict[str, ShardState]:
+    return dict(pipeline.openings())
+
+
+def writes(batches: list[Batch]) -> list[Upsert | Delete]:
+    return [w for b in batches for part in b.parts for w in part.writes]
+
+
+def values(batch: Batch, kind: str) -> Mapping[str, object]:
+    return {s.id: decode(s.kind, s.id, s.text) for s in batch.saves if s.kind == kind and s.text is not None}
+
+
+def test_nothing_is_read_before_the_positions_are_stored() -> None:
+    pipeline = Pipeline(FILING, Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.SCANNING)
+    pipeline.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW), stages.segments(2))
+    assert opened(pipeline) == {}
+    assert list(pipeline.scans()) == []
+    batch = pipeline.take(NOW)
+    assert batch is not None
+    assert opened(pipeline) == {}
+    pipeline.stored(batch, Outcome(), NOW)
+    assert list(opened(pipeline)) == ["a"]
+    assert [n for n, _ in pipeline.scans()] == [0, 1]
+
+
+def test_shards_that_were_closed_when_the_epoch_began_are_not_read() -> None:
+    pipeline = begun(Shard("a", last="5"), Shard("b", "a"))
+    assert list(opened(pipeline)) == ["b"]
+
+
+def test_the_anchor_is_stored_before_the_first_write_that_uses_it() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(7)))
+    first, second = store(pipeline)
+    assert not first.parts
+    anchored = values(first, "shard")["a"]
+    assert isinstance(anchored, ShardState)
+    assert (anchored.anchor, anchored.sequence) == (f"{7:021d}", None)
+    assert [w.version for w in writes([second])] == [version(FIRST_EPOCH, 1)]
+
+
+def test_a_batch_that_is_carried_out_late_finds_nothing_as_it_was() -> None:
+    """Also where an epoch began meanwhile, which does not know the shard that the batch makes known."""
+    database = MemoryDatabase()
+    checkpoints = MemoryCheckpoints(database)
+    pipeline = Pipeline(FILING, checkpoints.claim(owner("run")))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING)
+
+    def stored() -> Batch:
+        batch = pipeline.take(NOW)
+        assert batch is not None
+        checkpoints.save(batch.saves)
+        pipeline.stored(batch, Outcome(), NOW)
+        return batch
+
+    pipeline.begin(state, Listing((Shard("p"),), True, "ENABLED", NOW), {})
+    stored()
+    pipeline.listed(Listing((Shard("p", last="9"), Shard("c", "p", "10")), True, "ENABLED", NOW))
+    late = stored()
+    pipeline.begin(replace(state, epoch=FIRST_EPOCH + 1), Listing((Shard("d"),), True, "ENABLED", NOW), {})
+    stored()
+
+    with pytest.raises(Fenced):
+        checkpoints.save(late.saves)
+
+
+def test_positions_move_in_the_batch_that_holds_their_writes() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(7, "x"), record(8, "y")))
+    _, batch = store(pipeline)
+    moved = values(batch, "shard")["a"]
+    assert isinstance(moved, ShardState)
+    assert (moved.sequence, moved.ordinal, len(writes([batch]))) == (f"{8:021d}", 2, 2)
+
+
+def test_a_child_opens_when_its_parents_end_is_stored_not_when_it_is_read() -> None:
+    pipeline = begun(Shard("p"))
+    opened(pipeline)
+    pipeline.accept(page("p", record(1), record(2), ended=True))
+    pipeline.listed(Listing((Shard("p", last="9"), Shard("c", "p", "10")), True, "ENABLED", NOW))
+    anchor = pipeline.take(NOW)
+    assert anchor is not None
+    pipeline.stored(anchor, Outcome(), NOW)
+    batch = pipeline.take(NOW)
+    assert batch is not None
+    assert opened(pipeline) == {}
+    pipeline.stored(batch, Outcome(), NOW)
+    assert {id: s.ordinal for id, s in opened(pipeline).items()} == {"c": 2}
+
+
+def test_a_batch_is_the_last_write_of_each_item_and_counts_all_changes() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1, "x", 1), record(2, "y", 2), record(3, "x", 3)))
+    pipeline.accept(page("a", record(4, "y", None)))
+    found = writes(store(pipeline))
+    assert [(type(w).__name__, w.id, w.version & 0xFF, w.weight) for w in found] == [
+        ("Upsert", ("x",), 3, 2),
+        ("Delete", ("y",), 4, 2),
+    ]
+    assert pipeline.total == Counts(read=4, applied=4)
+
+
+def test_scanned_items_have_ordinal_0_and_the_cursor_moves_with_them() -> None:
+    pipeline = begun(Shard("a"), segments=1)
+    list(pipeline.scans())
+    pipeline.accept_scan(ScanPage(0, [(("x",), image({"pk": "x"}))], cursor={"pk": {"S": "x"}}, size=10))
+    (batch,) = store(pipeline)
+    assert [w.version for w in writes([batch])] == [version(FIRST_EPOCH, 0)]
+    assert values(batch, "segment")["0"] == SegmentState(1, '{"pk":{"S":"x"}}', items=1)
+    assert batch.tombstones
+
+
+def test_a_failed_scan_step_is_no_end_of_its_segment() -> None:
+    pipeline = begun(Shard("a"), segments=1)
+    list(pipeline.scans())
+    pipeline.accept_scan(ScanPage(0, trouble="throttled"))
+    assert store(pipeline) == []
+
+
+def test_stages_follow_each_other_when_the_scan_is_stored() -> None:
+    pipeline = begun(Shard("a"), segments=1)
+    list(pipeline.scans())
+    pipeline.accept_scan(ScanPage(0, ended_items()))
+    store(pipeline)
+    assert pipeline.state is not None
+    assert pipeline.state.stage == stages.PURGING
+    pipeline.chore_done(NOW)
+    store(pipeline)
+    assert pipeline.state.stage == stages.FOLLOWING
+
+
+def ended_items() -> list[tuple[tuple[str, ...], bytes]]:
+    return [(("x",), image({"pk": "x"}))]
+
+
+def test_one_source_reads_only_so_far_ahead() -> None:
+    pipeline = begun(Shard("a"), Shard("b"))
+    opened(pipeline)
+    for n in range(SOURCE_PAGES):
+        assert pipeline.room("shard:a")
+        pipeline.accept(page("a", record(n + 1)))
+    assert not pipeline.room("shard:a")
+    assert pipeline.room("shard:b")
+    (batch,) = [b for b in store(pipeline) if b.parts]
+    assert [part.counts.read for part in batch.parts] == [SOURCE_PAGES]
+    assert pipeline.room("shard:a")
+
+
+def test_what_the_target_refuses_comes_again_parked_and_the_rest_is_written() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1, "good"), record(2, "bad")))
+    anchor = pipeline.take(NOW)
+    assert anchor is not None
+    pipeline.stored(anchor, Outcome(), NOW)
+    batch = pipeline.take(NOW)
+    assert batch is not None
+    bad = next(w for w in writes([batch]) if w.id == ("bad",))
+    pipeline.refused(batch, [Rejection(bad, "too large")])
+    (again,) = store(pipeline)
+    assert [w.id for w in writes([again])] == [("good",)]
+    (parked,) = values(again, "parked").values()
+    assert isinstance(parked, Parked)
+    assert (parked.key, parked.reason, parked.version) == (("bad",), "too large", version(FIRST_EPOCH, 2))
+    assert pipeline.total == Counts(read=2, applied=1, parked=1)
+
+
+def test_batches_taken_after_a_refused_one_come_again_too() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1, "x")))
+    anchor = pipeline.take(NOW)
+    assert anchor is not None
+    pipeline.stored(anchor, Outcome(), NOW)
+    first = pipeline.take(NOW)
+    pipeline.accept(page("a", record(2, "y")))
+    second = pipeline.take(NOW)
+    assert first is not None
+    assert second is not None
+    pipeline.refused(first, [Rejection(writes([first])[0], "no")])
+    again = store(pipeline)
+    assert [[w.id for part in b.parts for w in part.writes] for b in again] == [[], [("y",)]]
+    assert [s.expected for b in again for s in b.saves if s.kind == "shard"] == [2, 3]
+
+
+def test_a_refused_item_is_parked_however_much_its_neighbors_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came back goes first, as the same batch, and another batch that is stored is no reason to try it again."""
+    monkeypatch.setattr(page_buffer, "BATCH_ROWS", 2)
+    pipeline = begun(Shard("a"), Shard("b"))
+    opened(pipeline)
+    ordinals, tries = {"a": 0, "b": 0}, 0
+
+    def read(shard: str, *keys: str) -> None:
+        first = ordinals[shard] + 1
+        ordinals[shard] += len(keys)
+        pipeline.accept(page(shard, *(record(n, key) for n, key in enumerate(keys, start=first))))
+
+    read("a", "bad", "a1")
+    for n in range(6):
+        read("b", f"b{n}", f"c{n}")
+        batch = pipeline.take(NOW)
+        if batch is None:
+            continue
+        refused = [Rejection(w, "no") for w in writes([batch]) if w.id == ("bad",)]
+        tries += len(refused)
+        if refused:
+            pipeline.refused(batch, refused)
+        else:
+            pipeline.stored(batch, Outcome(), NOW)
+    assert (tries, len(pipeline.parked), pipeline.shards["a"].ordinal) == (1, 1, 2)
+
+
+def test_a_shard_whose_anchor_is_known_keeps_no_other_from_getting_one() -> None:
+    pipeline = begun(Shard("a"), Shard("b"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1)))
+    store(pipeline)
+    pipeline.accept(page("a", record(2)))
+    pipeline.accept(page("b", record(1)))
+    first = pipeline.take(NOW)
+    assert first is not None
+    assert (first.parts, [s.id for s in first.saves if s.kind == "shard"]) == ([], ["b"])
+
+
+def test_a_sweep_is_owed_once_an_item_that_it_spared_is_parked_no_more() -> None:
+    hook = Hook("many", lambda item: [], "", declared=True)
+    pipeline = begun(Shard("a"), filing=Filing(hook, ("orders",)))
+    opened(pipeline)
+    entry = Held(f'["x"]@{version(FIRST_EPOCH, 1):019d}')
+    pipeline.know(ParkedItems.of([entry]))
+    pipeline.swept(['["x"]'])
+    store(pipeline)
+    assert not pipeline.owes_sweep
+    pipeline.know(ParkedItems())
+    assert pipeline.owes_sweep
+    pipeline.swept([])
+    (batch,) = store(pipeline)
+    assert [(s.id, s.text) for s in batch.saves if s.kind == "spared"] == [('["x"]', None)]
+    assert not pipeline.owes_sweep
+
+
+def test_a_later_good_change_heals_a_parked_item() -> None:
+    def picky(item: Item) -> Mapping[str, object]:
+        return {"v": 10 // int(item["v"])}
+
+    pipeline = begun(Shard("a"), filing=Filing(Hook("picky", picky, "", declared=False), ("orders",)))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1, "x", 0)))
+    store(pipeline)
+    assert len(pipeline.parked) == 1
+    pipeline.accept(page("a", record(2, "x", 5)))
+    (batch,) = store(pipeline)
+    assert [(item_of(s.id), s.text) for s in batch.saves if s.kind == "parked"] == [('["x"]', None)]
+    assert len(pipeline.parked) == 0
+
+
+def test_expiries_can_be_ignored_and_are_counted_as_dropped() -> None:
+    pipeline = begun(Shard("a"), expired=True)
+    opened(pipeline)
+    pipeline.accept(page("a", record(1, "x", 1), record(2, "x", None, expired=True)))
+    found = writes(store(pipeline))
+    assert [(type(w).__name__, w.version & 0xFF) for w in found] == [("Upsert", 1)]
+    assert pipeline.total == Counts(read=2, applied=1, dropped=1)
+
+
+def test_a_gap_is_recorded_with_place_time_and_reason() -> None:
+    pipeline = begun(Shard("a"))
+    pipeline.gap(GapFound("trimmed", "a", "17"), NOW)
+    (batch,) = store(pipeline)
+    assert values(batch, "gap") == {"0000000001000.000": Gap("trimmed", NOW, FIRST_EPOCH, "a", "17")}
+
+
+def test_idle_shards_are_told_with_the_pulse() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(Page("a", through=NOW + 5))
+    pipeline.pulse(Pulse(NOW, "live"))
+    (batch,) = store(pipeline)
+    told = values(batch, "shard")["a"]
+    assert isinstance(told, ShardState)
+    assert told.through == NOW + 5
+
+
+def test_a_restart_goes_on_from_its_entries() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(page("a", record(1), record(2)))
+    batches = [begin_entries(), *store(pipeline)]
+    again = Pipeline(FILING, claimed(batches))
+    assert {id: (s.sequence, s.ordinal) for id, s in opened(again).items()} == {"a": (f"{2:021d}", 2)}
+
+
+def begin_entries() -> Batch:
+    pipeline = Pipeline(FILING, Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING)
+    pipeline.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW), {})
+    batch = pipeline.take(NOW)
+    assert batch is not None
+    return batch
+
+
+def claimed(batches: list[Batch]) -> Claimed:
+    entries: dict[tuple[str, str], Entry] = {}
+    for save in (s for b in batches for s in b.saves):
+        before = entries.pop((save.kind, save.id), None)
+        assert save.expected in (None, before.revision if before else 0)
+        if save.text is not None:
+            entries[save.kind, save.id] = Entry(save.kind, save.id, (before.revision if before else 0) + 1, save.text)
+    return Claimed(1, list(entries.values()))
+
+
+def test_caught_up_needs_every_shard_read_and_listed_since() -> None:
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    since = NOW + 1
+    pipeline.accept(Page("a", through=since + 1))
+    assert not pipeline.caught_up(since)
+    pipeline.listed(Listing((Shard("a"),), True, "ENABLED", since + 1))
+    assert pipeline.caught_up(since)
+
+
+def test_what_was_read_and_listed_in_the_future_of_a_clock_that_was_set_back_has_to_be_seen_again() -> None:
+    before = begun(Shard("a"))
+    opened(before)
+    before.accept(Page("a", through=NOW + 3600))
+    before.listed(Listing((Shard("a"),), True, "ENABLED", NOW + 3600))
+    before.pulse(Pulse(NOW, "live"))
+    stored = claimed([*_first(Shard("a")), *store(before)])
+
+    assert Pipeline(FILING, stored, now=NOW + 3601).caught_up(NOW)
+    assert not Pipeline(FILING, stored, now=NOW).caught_up(NOW)
+
+
+@pytest.mark.parametrize(("read", "listed"), [(NOW + 3600, NOW), (NOW, NOW + 3600)])
+def test_each_of_what_was_read_and_listed_in_the_future_is_doubted_by_itself(read: float, listed: float) -> None:
+    before = begun(Shard("a"))
+    opened(before)
+    before.accept(Page("a", through=read))
+    before.listed(Listing((Shard("a"),), True, "ENABLED", listed))
+    before.pulse(Pulse(NOW, "live"))
+    stored = claimed([*_first(Shard("a")), *store(before)])
+
+    assert Pipeline(FILING, stored, now=NOW + 3601).caught_up(NOW)
+    later = Pipeline(FILING, stored, now=NOW)
+    assert later.shards["a"].through == (None if read > NOW else NOW)
+    assert later.discovery.listed == (None if listed > NOW else NOW)
+    assert not later.caught_up(NOW)
+
+
+def _first(*shards: Shard) -> list[Batch]:
+    """The batches that ``begun`` stores."""
+    pipeline = Pipeline(FILING, Claimed(1))
+    state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stages.FOLLOWING)
+    pipeline.begin(state, Listing(shards, True, "ENABLED", NOW), {})
+    return store(pipeline)

@@ -1,0 +1,156 @@
+"""What `status` makes of checkpoints: phases, lag, the backfill; unknown is None, never 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from replicator.batch import Counts
+from replicator.cli.render import duration
+from replicator.pipeline.progress import Backfill, Progress, Shards, as_values, progress
+from replicator.state import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, encode
+
+NOW = 1_800_000_000.0
+STATE = PipelineState(1024, "stream", "table", "id", "following", items=1000)
+
+
+def shard(through: float | None = NOW - 5, parent: str | None = None, *, ended: bool = False) -> ShardState:
+    return ShardState(parent, "1", whole=True, since=0.0, ended=ended, through=through)
+
+
+def seen(entries: Mapping[tuple[str, str], Any], counts: Mapping[str, Counts] | None = None) -> Progress:
+    listed = [Entry(kind, id, 1, "" if kind == "parked" else encode(v)) for (kind, id), v in entries.items()]
+    return progress(listed, counts or {}, NOW)
+
+
+def test_of_nothing_is_stopped_and_unknown() -> None:
+    assert seen({}) == Progress("stopped")
+    values = as_values(seen({}))
+    assert values["lag_seconds"] is None
+    assert values["hours_until_loss"] is None
+    assert values["backfill"] is None
+
+
+@pytest.mark.parametrize(("age", "phase"), [(0, "live"), (15, "live"), (15.1, "stopped"), (9000, "stopped")])
+def test_a_run_that_is_silent_for_15_seconds_is_stopped(age: float, phase: str) -> None:
+    found = seen({("pulse", ""): Pulse(NOW - age, "live", rate=7.0, trouble="waits")})
+
+    assert found.phase == phase
+    assert (found.rate, found.trouble) == ((7.0, "waits") if phase == "live" else (None, None))
+
+
+@pytest.mark.parametrize(("ahead", "phase"), [(300, "live"), (301, "stopped"), (86400, "stopped")])
+def test_a_sign_of_life_of_the_future_proves_nothing(ahead: float, phase: str) -> None:
+    """A clock was wrong when it was given: else a run that is gone would be live until that time has come."""
+    read = shard(through=NOW + ahead)
+    found = seen({("pulse", ""): Pulse(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
+
+    assert found.phase == phase
+    assert (found.lag_seconds, found.hours_until_loss) == ((0.0, 24.0) if phase == "live" else (None, None))
+
+
+def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:
+    gap = Gap("trimmed", NOW, 1024, "s", "17")
+
+    assert seen({("pipeline", ""): STATE, ("gap", "1"): gap}).phase == "gap"
+    assert seen({("pipeline", ""): STATE, ("gap", "1"): gap, ("pulse", ""): Pulse(NOW, "live")}).phase == "gap"
+
+
+def test_a_gap_is_the_phase_too_when_the_checkpoints_it_was_found_with_are_lost() -> None:
+    assert seen({("gap", "1"): Gap("the checkpoints are lost", NOW, 0)}).phase == "gap"
+
+
+def test_a_gap_of_an_earlier_epoch_or_a_repaired_one_is_not_the_phase() -> None:
+    pulse = {("pipeline", ""): STATE, ("pulse", ""): Pulse(NOW, "live")}
+    earlier, repaired = Gap("trimmed", NOW, 1023), Gap("trimmed", NOW, 1024, repaired=NOW)
+
+    assert seen(pulse | {("gap", "1"): earlier}).phase == "live"
+    assert seen(pulse | {("gap", "1"): earlier}).gaps == (earlier,)
+    assert seen(pulse | {("gap", "1"): repaired}).phase == "live"
+    assert seen(pulse | {("gap", "1"): repaired}).gaps == ()
+
+
+def test_the_lag_is_that_of_the_shard_furthest_behind() -> None:
+    found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(NOW - 7200)})
+
+    assert (found.lag_seconds, found.hours_until_loss) == (7200, 22)
+
+
+def test_the_lag_is_unknown_if_it_is_for_one_shard() -> None:
+    found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(None)})
+
+    assert (found.lag_seconds, found.hours_until_loss) == (None, None)
+
+
+@pytest.mark.parametrize(("leaf", "lag"), [(False, 3600), (True, 60)])
+def test_an_ended_shard_counts_until_the_shards_after_it_are_known(leaf: bool, lag: float) -> None:
+    """What they hold was not read, and may be as old as the last record before them."""
+    ended = replace(shard(NOW, ended=True), since=NOW - 3600, leaf=leaf)
+    shards = {("shard", "ended"): ended, ("shard", "other"): shard(NOW - 60)}
+
+    assert seen(shards).lag_seconds == lag
+    assert seen({**shards, ("shard", "child"): shard(NOW - 60, "ended")}).lag_seconds == 60
+
+
+def test_shards_that_ended_or_wait_for_their_parents_have_no_lag_of_their_own() -> None:
+    shards = {
+        ("shard", "old"): shard(None, ended=True),
+        ("shard", "parent"): shard(NOW - 60, "old"),
+        ("shard", "child"): shard(None, "parent"),
+    }
+    found = seen(shards)
+
+    assert (found.lag_seconds, found.shards) == (60, Shards(open=1, ended=1, waiting=1))
+
+
+def test_without_a_shard_to_ask_the_lag_is_unknown() -> None:
+    assert seen({("shard", "a"): replace(shard(NOW, ended=True), leaf=True)}).lag_seconds is None
+
+
+def test_neither_lag_nor_hours_are_below_zero() -> None:
+    assert seen({("shard", "a"): shard(NOW + 3)}).lag_seconds == 0
+    assert seen({("shard", "a"): shard(NOW - 30 * 3600)}).hours_until_loss == 0
+
+
+def test_the_backfill_says_how_long_it_will_take() -> None:
+    entries = {
+        ("pipeline", ""): STATE,
+        ("pulse", ""): Pulse(NOW, "backfill", backfill_rate=100.0),
+        ("segment", "0"): SegmentState(2, ended=True, items=300),
+        ("segment", "1"): SegmentState(2, cursor="{}", items=200),
+    }
+
+    assert seen(entries).backfill == Backfill(1, 2, 500, 1000, 100.0, 5.0)
+
+
+@pytest.mark.parametrize(("items", "rate"), [(500, None), (500, 0.0), (1000, 50.0), (2000, 50.0)])
+def test_how_long_is_unknown_without_a_rate_and_past_the_estimate(items: int, rate: float | None) -> None:
+    entries = {
+        ("pipeline", ""): STATE,
+        ("pulse", ""): Pulse(NOW, "backfill", backfill_rate=rate),
+        ("segment", "0"): SegmentState(1, items=items),
+    }
+    backfill = seen(entries).backfill
+
+    assert backfill is not None
+    assert backfill.eta_seconds is None
+
+
+def test_counts_are_summed_over_sources_and_parked_counts_items() -> None:
+    counts = {"shard:a": Counts(3, 2, 1, 0, 0), "segment:0": Counts(5, 1, 0, 2, 2)}
+    found = seen(
+        {("parked", f'["a"]@{7:019d}'): None, ("parked", f'["a"]@{8:019d}'): None, ("parked", '["b"]'): None}, counts
+    )
+
+    assert found.counts == Counts(8, 3, 1, 2, 2)
+    assert found.parked == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "unknown"), (0.4, "0 s"), (59, "59 s"), (250, "4 min 10 s"), (7500.9, "2 h 5 min")]
+)
+def test_durations_are_told_as_people_say_them(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

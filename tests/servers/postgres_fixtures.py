@@ -1,0 +1,93 @@
+"""Real Postgres servers for the tests: the oldest and the newest that are supported, one cluster each a session."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from replicator.testing.servers.postgres import PostgresServer, ServerMissing, Which
+from tests.security.canary import SECRET
+
+SERVERS: tuple[Which, ...] = ("debian", "wheel")
+
+
+@dataclass(frozen=True)
+class Database:
+    """A fresh, empty database on a running server."""
+
+    server: PostgresServer
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+    def connect(self) -> psycopg.Connection:
+        """A plain client, autocommitting: what somebody else sees."""
+        return psycopg.connect(self.url, autocommit=True)
+
+
+def started(which: Which) -> Iterator[PostgresServer]:
+    """A running server; without its programs a loud skip, and a failure where CI promises them."""
+    try:
+        server = PostgresServer(which, password=SECRET + secrets.token_hex(8), trusting=True)
+        server.__enter__()
+    except ServerMissing as e:
+        if os.environ.get("CI"):
+            pytest.fail(f"Postgres ({which}) is missing: {e}")
+        pytest.skip(f"NOT TESTED on a real Postgres ({which}): {e}")
+    try:
+        yield server
+    finally:
+        server.__exit__(None, None, None)
+
+
+def database(server: PostgresServer) -> Iterator[Database]:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+    yield Database(server, name)
+    server.start()  # a test may have stopped it
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    yield from started(request.param)
+
+
+@pytest.fixture(scope="session")
+def one_postgres_server() -> Iterator[PostgresServer]:
+    """The newest one, for tests where the server's age does not matter."""
+    yield from started("wheel")
+
+
+@pytest.fixture(scope="session")
+def old_postgres_server() -> Iterator[PostgresServer]:
+    """The oldest one, for what the newest is built without (ICU)."""
+    yield from started("debian")
+
+
+@pytest.fixture
+def old_postgres(old_postgres_server: PostgresServer) -> Iterator[Database]:
+    """A fresh database on the oldest server."""
+    yield from database(old_postgres_server)
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresServer) -> Iterator[Database]:
+    """A fresh database on each server."""
+    yield from database(postgres_server)
+
+
+@pytest.fixture
+def one_postgres(one_postgres_server: PostgresServer) -> Iterator[Database]:
+    """A fresh database on the newest server."""
+    yield from database(one_postgres_server)

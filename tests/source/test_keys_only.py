@@ -1,0 +1,209 @@
+"""The items behind a KEYS_ONLY stream's records."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Sequence, Set
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+
+from replicator.aws.client import Wire, answered
+from replicator.change import KeyAttribute, KeySchema, Record
+from replicator.errors import NotPermitted
+from replicator.items.item import Item
+from replicator.source.keys_only import keys_for, looked_up, portion
+from replicator.source.stream import RecordsDecoder, Stream
+from replicator.testing.dynamodb import DynamoDB
+
+KEYS = KeySchema((KeyAttribute("id", "S"), KeyAttribute("n", "N")))
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    made = DynamoDB(now=lambda: 0.0, random=random.Random(1))
+    made.create_table("orders", keys={"id": "S", "n": "N"}, view="KEYS_ONLY")
+    return made
+
+
+def put(db: DynamoDB, *ids: str, text: str = "now") -> None:
+    for id in ids:
+        db.put("orders", {"id": id, "n": Decimal("1.0"), "text": text})
+
+
+def stream() -> Stream:
+    return Stream("arn", "orders", KEYS, RecordsDecoder(KEYS), lambda: 0.0, random.Random(2), keys_only=True)
+
+
+def records(*ids: str) -> list[Record]:
+    return [Record((id, "1"), str(at), 0.0) for at, id in enumerate(ids, start=1)]
+
+
+def trouble(said: str, _: bool) -> str:
+    return said
+
+
+def steps(wire: Wire, found: Sequence[Record], removed: Set[int] = frozenset()) -> tuple[list[str], list[Any]]:
+    """What each call said, and what came of the records in the end: their texts."""
+
+    def whole() -> Generator[Any, Any, None]:
+        yield (yield from looked_up(stream(), found, removed, trouble))
+
+    *said, last = answered(wire, whole())
+    assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]
+    return said, [r.new and Item(bytes(r.new))["text"] for r in last]
+
+
+def test_records_get_the_images_of_their_items(db: DynamoDB) -> None:
+    put(db, "a", "b")
+    assert steps(db, records("a", "b")) == ([], ["now", "now"])
+
+
+def test_only_the_last_record_of_a_key_is_looked_up(db: DynamoDB) -> None:
+    put(db, "a", "b")
+    assert steps(db, records("a", "b", "a")) == ([], [None, "now", "now"])
+
+
+def test_a_removal_is_not_looked_up_even_if_the_item_is_there_again(db: DynamoDB) -> None:
+    put(db, "a")
+    assert steps(db, records("a"), {0}) == ([], [None])
+
+
+def test_an_item_that_is_removed_last_stays_removed(db: DynamoDB) -> None:
+    put(db, "a")
+    assert steps(db, records("a", "a"), {1}) == ([], [None, None])
+
+
+def test_an_item_that_came_back_after_its_removal_is_looked_up(db: DynamoDB) -> None:
+    put(db, "a")
+    assert steps(db, records("a", "a"), {0}) == ([], [None, "now"])
+
+
+def test_an_item_that_is_gone_by_now_is_a_removal(db: DynamoDB) -> None:
+    assert steps(db, records("gone")) == ([], [None])
+
+
+def test_nothing_to_look_up_is_no_call(db: DynamoDB) -> None:
+    steps(db, records("a", "b"), {0, 1})
+    assert db.calls["BatchGetItem"] == 0
+
+
+def test_a_hundred_keys_a_call(db: DynamoDB) -> None:
+    ids = [f"i{n}" for n in range(250)]
+    put(db, *ids)
+    assert steps(db, records(*ids)) == ([""] * 2, ["now"] * 250)
+    assert db.calls["BatchGetItem"] == 3
+
+
+def test_keys_that_were_not_processed_are_asked_again(db: DynamoDB) -> None:
+    put(db, "a", "b", "c")
+    db.unprocessed(at_most=1, times=2)
+    throttled = "BatchGetItem is throttled"
+    assert steps(db, records("a", "b", "c")) == ([throttled, throttled], ["now"] * 3)
+
+
+def said(trouble: str, progress: bool) -> tuple[str, bool]:
+    return trouble, progress
+
+
+def test_whether_a_call_brought_anything_is_said(db: DynamoDB) -> None:
+    put(db, "a", "b")
+    db.unprocessed(at_most=0, times=1)
+    db.unprocessed(at_most=1, times=1)
+    throttled = "BatchGetItem is throttled"
+    found = list(answered(db, looked_up(stream(), records("a", "b"), frozenset(), said)))
+    assert found == [(throttled, False), (throttled, True)]
+
+
+def test_an_answer_that_is_full_leaves_keys_for_the_next_call_at_once(db: DynamoDB) -> None:
+    ids = [f"i{n}" for n in range(50)]
+    put(db, *ids, text="x" * 380_000)
+    found = list(answered(db, looked_up(stream(), records(*ids), frozenset(), said)))
+    assert found == [("", True)]
+
+
+def test_records_are_portioned_by_the_keys_that_they_take() -> None:
+    found = records("a", "b", "a", "c", "d")
+    assert [portion(found, frozenset(), n) for n in (1, 2, 3, 4)] == [1, 3, 4, 5]
+    assert [portion(found, {1, 3}, n) for n in (1, 2)] == [4, 5]
+
+
+def test_the_next_look_up_asks_for_what_makes_a_page() -> None:
+    def images(*sizes: int) -> list[Record]:
+        return [Record(("k", "1"), "1", 0.0, b"x" * size if size else None) for size in sizes]
+
+    cases = [images(100_000), images(390_000, 390_000), images(3_000_000), images(10, 20), images(0), images()]
+    assert [keys_for(each, 7) for each in cases] == [10, 2, 1, 100, 7, 7]
+
+
+def test_keys_that_were_not_processed_do_not_push_others_out(db: DynamoDB) -> None:
+    ids = [f"i{n}" for n in range(150)]
+    put(db, *ids)
+    db.unprocessed(at_most=30, times=1)
+    assert steps(db, records(*ids))[1] == ["now"] * 150
+
+
+def test_a_throttled_call_says_so_and_is_repeated(db: DynamoDB) -> None:
+    put(db, "a")
+    db.fail("BatchGetItem", message="slow down")
+    (why,), texts = steps(db, records("a"))
+    assert why == "BatchGetItem on orders: ProvisionedThroughputExceededException: slow down"
+    assert texts == ["now"]
+
+
+def test_what_is_not_permitted_is_not_repeated(db: DynamoDB) -> None:
+    db.fail("BatchGetItem", "AccessDeniedException")
+    with pytest.raises(NotPermitted, match="dynamodb:BatchGetItem on orders"):
+        steps(db, records("a"))
+
+
+def test_look_ups_are_consistent(db: DynamoDB) -> None:
+    put(db, "a", text="before")
+    db.lag_reads("orders")
+    put(db, "a", text="after")
+    assert steps(db, records("a"))[1] == ["after"]
+
+
+def test_a_number_in_a_key_is_the_same_key_however_it_is_spelled() -> None:
+    class Spelling:
+        def call(self, operation: str, request: Any) -> bytes:
+            image = {"id": {"S": "a"}, "n": {"N": "1.00"}, "text": {"S": "now"}}
+            return orjson.dumps({"Responses": {"orders": [image]}})
+
+    assert steps(Spelling(), records("a")) == ([], ["now"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>proxy</html>",
+        b'{"Responses":{"orders":[{"id":{"S":"a"}}]}}',
+        b'{"Responses":{"orders":["a"]}}',
+        b'{"Responses":{},"UnprocessedKeys":{"orders":{"Keys":[{"id":{"S":"a"}}]}}}',
+        b'{"Responses":{},"UnprocessedKeys":{"orders":[]}}',
+    ],
+)
+def test_what_is_no_answer_of_dynamodb_is_asked_again(db: DynamoDB, answer: bytes) -> None:
+    answers = [answer]
+
+    class Proxied:
+        def call(self, operation: str, request: Any) -> bytes:
+            return answers.pop() if answers else db.call(operation, request)
+
+    put(db, "a")
+    (why,), texts = steps(Proxied(), records("a"))
+    assert "something that is not DynamoDB's JSON" in why
+    assert texts == ["now"]
+
+
+def test_what_was_of_an_item_that_is_gone_by_now_is_known_as_little_as_whether_it_expired(db: DynamoDB) -> None:
+    """Its removal is still to come, and says so: where expiries are ignored, nothing is done before."""
+    put(db, "a")
+
+    def whole() -> Generator[Any, Any, None]:
+        yield (yield from looked_up(stream(), records("a", "gone", "gone", "a", "b", "b"), {5}, trouble))
+
+    *_, last = answered(db, whole())
+    assert [r.expired for r in last] == [False, True, True, False, True, False]

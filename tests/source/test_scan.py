@@ -1,0 +1,208 @@
+"""A segment's scan: resumable, says when it is throttled, skips nothing, and keeps to its budget."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replicator.aws.client import Wire, answered
+from replicator.change import Key, KeyAttribute, KeySchema, ScanPage
+from replicator.errors import NotPermitted, ReplicatorError
+from replicator.source.scan import LONGEST_BACKOFF, QUICKEST_BACKOFF, ReadBudget, Scanned, scan
+from replicator.state import SegmentState
+from replicator.testing.dynamodb import DynamoDB
+
+KEYS = KeySchema((KeyAttribute("id", "S"),))
+ALL = {(f"i{n}",) for n in range(10)}
+
+
+@pytest.fixture
+def db() -> DynamoDB:
+    """Ten items, three a page."""
+    made = DynamoDB(now=lambda: 0.0, random=random.Random(1))
+    made.create_table("orders")
+    for n in range(10):
+        made.put("orders", {"id": f"i{n}", "n": n})
+    made.page_sizes(items=3)
+    return made
+
+
+def pages(wire: Wire, segment: int = 0, total: int = 1, cursor: str | None = None) -> Iterator[ScanPage]:
+    return answered(wire, scan(Scanned("orders", KEYS, random.Random(2)), segment, SegmentState(total, cursor)))
+
+
+def keys(found: Iterator[ScanPage] | list[ScanPage]) -> list[Key]:
+    return [key for page in found for key, _ in page.items]
+
+
+class Scripted:
+    """A wire that answers with the given bodies, and remembers what it was asked."""
+
+    def __init__(self, *bodies: bytes) -> None:
+        self.bodies = list(bodies)
+        self.asked: list[Mapping[str, Any]] = []
+
+    def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
+        self.asked.append(request)
+        return self.bodies.pop(0)
+
+
+def test_every_item_comes_once_and_the_last_page_says_so(db: DynamoDB) -> None:
+    found = list(pages(db))
+    assert sorted(keys(found)) == sorted(ALL)
+    assert [page.ended for page in found] == [False] * (len(found) - 1) + [True]
+
+
+def test_the_segments_together_have_every_item_once(db: DynamoDB) -> None:
+    found = [key for segment in range(3) for key in keys(pages(db, segment, 3))]
+    assert sorted(found) == sorted(ALL)
+
+
+def test_a_scan_goes_on_where_any_of_its_pages_ended(db: DynamoDB) -> None:
+    whole = list(pages(db))
+    for read, page in enumerate(whole[:-1], start=1):
+        rest = pages(db, cursor=orjson.dumps(page.cursor).decode())
+        assert keys(whole[:read]) + keys(rest) == keys(whole)
+
+
+def test_a_step_is_one_call(db: DynamoDB) -> None:
+    calls = []
+    for _ in islice(pages(db), 3):
+        calls.append(db.calls["Scan"])
+    assert calls == [1, 2, 3]
+
+
+def test_an_item_comes_with_its_whole_image_and_what_it_cost(db: DynamoDB) -> None:
+    page = next(pages(db))
+    assert [orjson.loads(bytes(image))["id"]["S"] for _, image in page.items] == [key for (key,) in keys([page])]
+    assert page.read_units > 0
+    assert page.size > 0
+
+
+def test_reads_are_consistent_and_ask_for_their_cost() -> None:
+    wire = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[]}')
+    list(pages(wire, 2, 8))
+    asked = {"TableName": "orders", "ConsistentRead": True, "ReturnConsumedCapacity": "TOTAL"}
+    asked |= {"Segment": 2, "TotalSegments": 8}
+    assert wire.asked == [asked, asked | {"ExclusiveStartKey": {"id": {"S": "a"}}}]
+
+
+def test_an_empty_page_with_a_cursor_is_not_the_end() -> None:
+    wire = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[{"id":{"S":"b"}}]}')
+    assert keys(pages(wire)) == [("b",)]
+
+
+def test_a_throttled_step_says_so_and_nothing_is_skipped(db: DynamoDB) -> None:
+    steps = pages(db)
+    first = next(steps)
+    db.fail("Scan", times=2)
+    throttled = [next(steps), next(steps)]
+    assert [p.trouble is not None and "ProvisionedThroughputExceeded" in p.trouble for p in throttled] == [True, True]
+    assert all(p.cursor == first.cursor and not p.items and not p.ended for p in throttled)
+    assert sorted(keys([first]) + keys(steps)) == sorted(ALL)
+
+
+def test_a_throttled_first_step_is_not_the_end(db: DynamoDB) -> None:
+    db.fail("Scan")
+    steps = pages(db)
+    assert not next(steps).ended
+    assert sorted(keys(steps)) == sorted(ALL)
+
+
+def test_throttled_again_and_again_it_waits_longer_but_not_forever(db: DynamoDB) -> None:
+    db.fail("Scan", times=None)
+    rests = [page.rest for page in islice(pages(db), 40)]
+    assert QUICKEST_BACKOFF <= rests[0] <= 2 * QUICKEST_BACKOFF
+    assert all(LONGEST_BACKOFF / 2 <= rest <= LONGEST_BACKOFF for rest in rests[10:])
+
+
+def test_a_step_that_goes_well_forgets_the_failures_before_it(db: DynamoDB) -> None:
+    steps = pages(db)
+    db.fail("Scan", times=8)
+    *_, last = islice(steps, 8)
+    assert last.rest > 8 * QUICKEST_BACKOFF
+    assert next(steps).trouble is None
+    db.fail("Scan")
+    assert next(steps).rest <= 2 * QUICKEST_BACKOFF
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>proxy</html>",
+        b"",
+        b'{"Items":[{"id":{"S":"a"}}',
+        b'{"Items":[{"name":{"S":"a"}}]}',
+        b'{"Items":[{"id":{"N":"1"}}]}',
+        b'{"Items":["a"]}',
+    ],
+)
+def test_what_is_no_answer_of_dynamodb_is_asked_again(answer: bytes) -> None:
+    found = list(pages(Scripted(answer, b'{"Items":[{"id":{"S":"a"}}]}')))
+    assert found[0].trouble is not None
+    assert "something that is not DynamoDB's JSON" in found[0].trouble
+    assert keys(found) == [("a",)]
+
+
+def test_what_is_not_permitted_ends_the_scan(db: DynamoDB) -> None:
+    db.fail("Scan", "AccessDeniedException")
+    with pytest.raises(NotPermitted, match="dynamodb:Scan on orders"):
+        next(pages(db))
+
+
+def test_a_request_that_is_refused_ends_the_scan(db: DynamoDB) -> None:
+    db.fail("Scan", "ValidationException", message="no")
+    with pytest.raises(ReplicatorError, match="Scan on orders was refused: ValidationException: no"):
+        next(pages(db))
+
+
+# the budget
+
+
+def test_without_a_budget_nothing_waits() -> None:
+    assert ReadBudget(None).spend(1e9, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("spent", "expected"),
+    [
+        ([(50, 0.0)], [0.5]),
+        ([(50, 0.0), (50, 0.5)], [0.5, 0.5]),
+        ([(50, 0.0), (50, 0.0)], [0.5, 1.0]),
+        ([(50, 0.0), (50, 10.0)], [0.5, 0.5]),
+        ([(0, 0.0)], [0.0]),
+    ],
+    ids=["one page", "two in turn", "two segments at once", "an idle time is not saved up", "an empty page"],
+)
+def test_a_page_is_waited_for_in_proportion(spent: list[tuple[float, float]], expected: list[float]) -> None:
+    budget = ReadBudget(100)
+    assert [budget.spend(units, now) for units, now in spent] == pytest.approx(expected)
+
+
+@given(
+    per_second=st.floats(1, 1000),
+    pages=st.lists(st.tuples(st.floats(0, 500), st.floats(0, 5)), min_size=2, max_size=40),
+)
+def test_the_rate_stays_under_the_limit_over_any_stretch_of_pages(
+    per_second: float, pages: list[tuple[float, float]]
+) -> None:
+    """``pages``: units, and how long the call took. A stretch ends where the page after it may be asked for."""
+    budget, now = ReadBudget(per_second), 0.0
+    asked: list[tuple[float, float]] = []
+    for units, duration in pages:
+        asked.append((now, units))
+        now += duration
+        now += budget.spend(units, now)
+    for start in range(len(asked)):
+        units = 0.0
+        for end in range(start, len(asked)):
+            units += asked[end][1]
+            until = asked[end + 1][0] if end + 1 < len(asked) else now
+            assert units <= per_second * (until - asked[start][0]) * (1 + 1e-9) + 1e-6

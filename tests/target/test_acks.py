@@ -1,0 +1,65 @@
+"""What a batch that is sent again still has to send, and how many changes count as stale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from replicator.batch import Delete, Write
+from replicator.target.acks import Acknowledged, place
+
+
+@dataclass(frozen=True)
+class Sent:
+    write: Write
+    source: str = "shard:a"
+    plain: Any = None
+
+
+def entry(id: str, *, weight: int = 1, source: str = "shard:a", plain: Any = None) -> Sent:
+    return Sent(Delete("t", (id,), 7, (id,), weight), source, plain)
+
+
+def test_of_what_an_index_holds_back_only_what_has_a_weight_counts_by_source() -> None:
+    known = Acknowledged()
+    entries = [entry("new"), entry("old"), entry("more", weight=0), entry("other", weight=3, source="shard:b")]
+    assert known.stale_by_source(entries) == {}
+    known.stale |= {place(entries[1].write), place(entries[2].write)}
+    assert known.stale_by_source(entries) == {"shard:a": 1}
+    known.stale.add(place(entries[3].write))
+    assert known.stale_by_source(entries) == {"shard:a": 1, "shard:b": 3}
+
+
+@pytest.mark.parametrize("tombstones", [False, True])
+def test_what_is_stored_or_stale_is_sent_once(tombstones: bool) -> None:
+    known = Acknowledged()
+    stored, stale, left = entry("stored"), entry("stale"), entry("left")
+    assert list(known.unfinished([stored, stale, left], tombstones=tombstones)) == [stored, stale, left]
+    known.was_stored(stored, tombstones=tombstones)
+    assert list(known.unfinished([stored, stale, left], tombstones=tombstones)) == [stale, left]
+    known.stale.add(place(stale.write))
+    assert list(known.unfinished([stored, stale, left], tombstones=tombstones)) == [left]
+
+
+def test_a_delete_that_left_no_tombstone_is_sent_again_where_one_is_needed() -> None:
+    known, delete = Acknowledged(), entry("a", plain=b"")
+    known.was_stored(delete, tombstones=False)
+    assert list(known.unfinished([delete], tombstones=False)) == []
+    assert list(known.unfinished([delete], tombstones=True)) == [delete]
+    known.was_stored(delete, tombstones=True)
+    assert list(known.unfinished([delete], tombstones=True)) == []
+
+
+def test_a_batch_that_came_back_is_sent_again_and_what_was_stored_of_it_is_in_doubt() -> None:
+    known = Acknowledged()
+    stored, stale, left, lost = entry("stored"), entry("stale"), entry("left"), entry("lost")
+    known.was_stored(stored, tombstones=False)
+    known.stale.add(place(stale.write))
+    known.lost |= {place(lost.write), place(entry("elsewhere").write)}
+    known.came_back([stored, stale, left, lost])
+    assert list(known.unfinished([stored, stale, left, lost], tombstones=False)) == [stored, stale, left, lost]
+    assert known.lost == {place(stored.write), place(lost.write)}
+    known.forget([stored])
+    assert (known.lost, known.stored, known.stale) == ({place(lost.write)}, {}, set())

@@ -1,0 +1,472 @@
+"""Claims about what one run leaves the next to doubt, where the target has no transactions."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from connectors.dynamodb.cleanup import Found, Leftovers
+from connectors.dynamodb.writer import Writing
+from replicator.aws.client import Wire
+from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
+from replicator.engine.cleanup import Chores
+from replicator.engine.delivery import Delivery, Patience
+from replicator.errors import Fenced, SweepRefused
+from replicator.pipeline import stages
+from replicator.pipeline.compaction import Filing
+from replicator.pipeline.pipeline import Pipeline
+from replicator.source.table import Listing
+from replicator.state import PipelineState, Retried, Save, Spared, decode, encode
+from replicator.target.contract import Table
+from replicator.target.in_doubt import Doubt
+from replicator.testing.contract.kit import PK, exhaust, owner
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
+from replicator.testing.memory_index import MemoryIndex
+from replicator.version import FIRST_EPOCH, version
+from tests.simulation import runs
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import Universe
+
+LONGEST = 300.0  # seconds: what the engines' own limits for a request come to, rounded up
+
+
+@pytest.fixture
+def universe() -> Universe:
+    """A copy that one run made; nothing goes wrong by itself."""
+    universe = Universe(0, Scenario(index=True, forgetful=True, rates={}, steps=1_000_000, pace=2.0, keys=3))
+    universe.write("a", removes=False)
+    universe.write("b", removes=False)
+    universe.clock.now += 1.0
+    runs.go(universe, 5000)
+    return universe
+
+
+def remove_a(universe: Universe) -> None:
+    universe.write("a", removes=True)
+    universe.clock.now += 1.0
+
+
+def tombstones(universe: Universe) -> set[DocumentId]:
+    return set(universe.database.tombstones[universe.TABLE])
+
+
+def state(universe: Universe) -> PipelineState:
+    found = decode("pipeline", "", universe.database.entries["pipeline", ""][1])
+    assert isinstance(found, PipelineState)
+    return found
+
+
+def test_behind_a_clean_stop_nothing_is_doubted(universe: Universe) -> None:
+    remove_a(universe)
+    runs.go(universe, 5000)
+    assert state(universe).lingers is None
+    assert tombstones(universe) == set()
+    assert ("a",) not in universe.database.rows[universe.TABLE]
+
+
+def test_while_a_run_is_at_work_the_next_one_would_doubt_for_the_longest(universe: Universe) -> None:
+    runs.go(universe, 20, until=None)  # killed
+    assert state(universe).lingers == LONGEST
+    remove_a(universe)
+    runs.go(universe, 5000)
+    assert tombstones(universe) == {("a",)}
+
+
+def test_checkpoints_of_before_leave_everything_to_doubt() -> None:
+    assert PipelineState(FIRST_EPOCH, "s", "t", "i", stages.FOLLOWING).lingers == LONGEST
+
+
+def test_short_runs_end_a_doubt_together_and_forget_its_tombstones(universe: Universe) -> None:
+    runs.go(universe, 20, until=None)  # killed
+    remove_a(universe)
+    left = []
+    while (lingers := state(universe).lingers) is not None:
+        left.append(lingers)
+        before = universe.clock()
+        runs.go(universe, 5000)
+        assert universe.clock() - before < LONGEST, "no run waits for the end of a doubt"
+        universe.clock.now += LONGEST  # while no run is there, what was sent may be held up too
+    assert len(left) > 2
+    assert left == sorted(left, reverse=True)
+    assert tombstones(universe) == set()
+
+
+def test_a_retry_beside_the_runs_is_doubted_by_the_next(universe: Universe) -> None:
+    """It may have been sent twice, and have left tombstones."""
+    notes_retry(universe.database, FIRST_EPOCH)
+    remove_a(universe)
+    runs.go(universe, 5000)
+    assert tombstones(universe) == {("a",)}
+    assert state(universe).retried == 1
+
+
+def test_a_doubt_that_begins_again_never_ends_sooner() -> None:
+    time = [0.0]
+    doubt = Doubt(lambda: time[0])
+    doubt.begin()
+    doubt.begin(5.0)
+    assert doubt.left == LONGEST
+    time[0] = LONGEST
+    assert doubt.left == 0.0
+    assert doubt.over
+    doubt.settle()
+    assert doubt.left is None
+    assert not doubt.over
+
+
+class Slow(MemoryIndex):
+    """Each look for tombstones takes three seconds, and finds that there is more to look through."""
+
+    def __init__(self, database: MemoryDatabase, time: list[float]) -> None:
+        super().__init__(database, now=lambda: time[0])
+        self._time = time
+        self.asked: list[str] = []
+        self.left = {"few": 2, "many": 5}
+
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        self._time[0] += 3.0
+        self.asked.append(table.name)
+        self.left[table.name] -= 1
+        return max(0, self.left[table.name])
+
+
+def test_a_tombstone_stays_for_what_is_sent_again_however_old_it_is() -> None:
+    """A delete was stored, its position was not: the item's changes are sent again, and the response to one is lost."""
+    time = [0.0]
+    target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
+    target.open([Table("few", PK)], FIRST_EPOCH)
+    found = chores(target, [Table("few", PK)], lambda: time[0])
+    found.pipeline.change(PipelineState(FIRST_EPOCH, "s", "t", "i", stages.FOLLOWING))
+    found.delivery.flush()
+    item, of = ("a",), version(FIRST_EPOCH, 0)
+    older, newer = Upsert("few", item, {}, of + 5, item), Delete("few", item, of + 6, item)
+    target.write(Batch([Part("shard:s", [newer])], tombstones=True))
+    target.doubt.begin()
+    time[0] += LONGEST - 10
+    target.doubt.begin()
+    time[0] += 20  # whatever was on its way when the tombstone was stored has arrived
+    target.doubt.begin()  # the older change is sent again, and carried out late
+    target.write(Batch([Part("shard:s", [older])]))
+    target.write(Batch([Part("shard:s", [newer])]))
+    time[0] += LONGEST - 5
+    while found.do(idle=True):
+        pass
+    target.write(Batch([Part("shard:s", [older])]))
+    assert target._database.documents("few") == {}
+    time[0] += 10
+    while found.do(idle=True):
+        pass
+    assert target._database.tombstones["few"] == {}
+
+
+def test_short_runs_that_each_lose_a_response_sweep_once_nothing_of_an_earlier_epoch_can_arrive(
+    universe: Universe,
+) -> None:
+    universe.order_resync()
+    runs.go(universe, 5000)
+    assert state(universe).resync
+    lasted = []
+    while (left := state(universe).lingers_earlier) is not None:
+        lasted.append(left)
+        _leaks(universe)
+    assert len(lasted) > 2
+    assert lasted == sorted(lasted, reverse=True)
+    _leaks(universe)
+    assert state(universe).lingers_earlier is None, "it is not swept again"
+
+
+def _leaks(universe: Universe) -> None:
+    """A run that loses a response, and ends in good order."""
+    universe.armed["leak"] = 1
+    universe.write("b", removes=False)
+    universe.clock.now += 1.0
+    runs.go(universe, 5000)
+    lingers = state(universe).lingers
+    assert lingers is not None
+    assert lingers > LONGEST / 2
+
+
+@pytest.mark.parametrize("epoch", [None, FIRST_EPOCH, FIRST_EPOCH + 1])
+def test_a_retry_puts_the_sweep_off_where_it_may_have_sent_something_of_an_earlier_epoch(
+    universe: Universe, epoch: int | None
+) -> None:
+    """Notes of earlier versions do not say of which."""
+    universe.order_resync()
+    runs.go(universe, 5000)
+    while state(universe).lingers_earlier is not None:
+        runs.go(universe, 5000)
+    notes_retry(universe.database, epoch)
+    runs.go(universe, 5000)
+    assert (state(universe).lingers_earlier is None) == (epoch == FIRST_EPOCH + 1)
+    assert state(universe).lingers is not None, "it may have left tombstones"
+
+
+def notes_retry(database: MemoryDatabase, epoch: int | None) -> None:
+    """What every retry notes; of an earlier version of replicator where ``epoch`` is None."""
+    note = Retried(version(epoch or FIRST_EPOCH, 7))
+    MemoryCheckpoints(database).save([Save("retried", str(epoch or ""), None, encode(note))])
+
+
+class Swept(Slow):
+    """Sweeps take pieces, too."""
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        self.asked.append(f"sweep {table.name}")
+        return 0
+
+
+def test_the_sweep_after_a_resync_comes_however_often_this_run_loses_responses() -> None:
+    """What it sends is of its own epoch; an earlier run's request was carried out behind the first sweep."""
+    time = [0.0]
+    target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
+    target.open([Table("few", PK)], FIRST_EPOCH + 1)
+    found = chores(target, [Table("few", PK)], lambda: time[0])
+    found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.FOLLOWING, resync=True))
+    found.delivery.flush()
+    target.doubt.begin(earlier=True)
+    late = Upsert("few", ("a",), {}, version(FIRST_EPOCH, 5), ("a",))
+    target.write(Batch([Part("shard:s", [late])]))
+    while time[0] < LONGEST:
+        assert not found.do(idle=True)
+        time[0] += LONGEST / 4
+        target.doubt.begin()
+    while found.do(idle=True):
+        pass
+    assert target._database.documents("few") == {}
+    assert not target.doubt.owes_sweep
+
+    target.doubt.begin(earlier=True)
+    time[0] += LONGEST
+    assert target.doubt.owes_sweep
+
+
+def test_what_is_owed_after_parking_is_swept_once_however_long_the_purge_takes() -> None:
+    time = [0.0]
+    target = Swept(MemoryDatabase(), time)
+    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    found.pipeline.ledger.put("spared", "x", Spared(FIRST_EPOCH))
+    assert found.pipeline.owes_sweep
+    while not found.pipeline._pending:  # the note that nothing is owed any more
+        assert found.do(idle=True)
+    assert target.asked == ["sweep few", "sweep many"] + ["few"] * 2 + ["many"] * 5
+
+
+def holding(needs: Mapping[str, str]) -> tuple[MemoryDatabase, Chores, list[str]]:
+    """A sweep of tables with one old document each, none of which can go while the table that it ``needs`` has its own.
+    The list tells which tables were asked."""
+    database, asked = MemoryDatabase(), list[str]()
+    database.keeps = lambda table, id: f"{needs[table]} refers to it" if database.rows.get(needs[table]) else None
+
+    class Asked(MemoryIndex):
+        def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+            asked.append(table.name)
+            return super().sweep(table, below, spare)
+
+    target = Asked(database)
+    tables = [Table(name, PK) for name in needs]
+    target.open(tables, FIRST_EPOCH)
+    target.write(Batch([Part("", [Upsert(name, ("a",), {}, version(FIRST_EPOCH, 5), ("a",)) for name in needs])]))
+    found = chores(target, tables, lambda: 0.0)
+    state = PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.SWEEPING, resync=True)
+    found.pipeline.change(state)
+    found.delivery.flush()
+    return database, found, asked
+
+
+def test_a_sweep_goes_through_the_other_tables_before_it_asks_again_for_what_was_refused() -> None:
+    """Orders go when their lines are gone, and the lines when theirs are, whichever table comes first."""
+    database, found, asked = holding({"orders": "lines", "lines": "parts", "parts": ""})
+    while any(database.rows.values()):
+        assert found.do(idle=True)
+    assert asked == ["orders", "lines", "parts", "parts", "orders", "lines", "lines", "orders"]
+
+
+def test_what_no_table_lets_go_ends_the_sweep_with_every_reason() -> None:
+    database, found, asked = holding({"orders": "lines", "free": "", "lines": "orders"})
+    with pytest.raises(SweepRefused) as refused:
+        exhaust(lambda: int(found.do(idle=True)))
+    assert list(refused.value.problems) == [
+        "orders: 1 documents cannot be deleted: lines refers to it",
+        "lines: 1 documents cannot be deleted: orders refers to it",
+    ]
+    assert [name for name, rows in database.rows.items() if rows] == ["orders", "lines"]
+    assert len(asked) < 10
+
+
+def chores(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], float]) -> Chores:
+    store = MemoryCheckpoints(MemoryDatabase())
+    pipeline = Pipeline(Filing(None, tuple(t.name for t in tables)), store.claim(owner("mine")))
+    patience = Patience(threading.Event(), lambda _: None, now, Random(1))
+    delivery = Delivery(target, store, pipeline, patience, now)
+    stage = PipelineState(FIRST_EPOCH, "s", "t", "i", stages.FOLLOWING)
+    pipeline.begin(replace(stage), Listing((), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    return Chores(target, store, tables, pipeline, delivery, patience, now, now, target.doubt)
+
+
+def test_each_table_is_looked_through_once() -> None:
+    time = [0.0]
+    target = Slow(MemoryDatabase(), time)
+    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    target.doubt.begin()
+    time[0] += LONGEST
+    while found.do(idle=True):
+        pass
+    assert target.asked == ["few"] * 2 + ["many"] * 5
+    assert target.doubt.left is None
+
+
+def test_a_doubt_in_the_middle_of_a_pass_begins_it_anew() -> None:
+    time = [0.0]
+    target = Slow(MemoryDatabase(), time)
+    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    target.doubt.begin()
+    time[0] += LONGEST
+    for _ in range(3):
+        found.do(idle=True)
+    target.doubt.begin()
+    assert not found.do(idle=True), "while it lasts nothing is forgotten"
+    time[0] += LONGEST
+    target.asked.clear()
+    target.left = {"few": 2, "many": 5}
+    while found.do(idle=True):
+        pass
+    assert target.asked == ["few"] * 2 + ["many"] * 5
+
+
+class Paged(MemoryIndex):
+    """Sweeps as DynamoDB does: one pass through the table, a page of two at a time."""
+
+    def __init__(self, database: MemoryDatabase, *, now: Callable[[], float]) -> None:
+        super().__init__(database, now=now)
+        late = itertools.count(step=3)
+        self._leftovers = Leftovers(cast(Wire, None), cast(Writing, self), lambda: next(late))
+
+    @property
+    def doubts(self) -> Mapping[str, int]:
+        return {"purge": self.doubt.begun, "sweep": self.doubt.sweep_round}
+
+    def all_done(self, requests: Sequence[Callable[[], int]]) -> int:
+        return sum(request() for request in requests)
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        def pages(*, after: Any) -> Iterator[Found]:
+            there = sorted({*self._database.rows[table.name], *self._database.tombstones[table.name]})
+            left = [id for id in there if after is None or id > after]
+            older = set(self.older(table, below, spare))
+            for at in range(0, max(len(left), 1), 2):
+                page = left[at : at + 2]
+                last = page[-1] if left[at + 2 :] else None
+                yield Found(cast(Any, [id for id in page if id in older]), cast(Any, last))
+
+        def burials(ids: Any) -> Any:
+            return [partial(self.bury, table, [id], below) for id in ids]
+
+        return self._leftovers.piece(("sweep", table.name, below), pages, burials)
+
+
+class Searched(MemoryIndex):
+    """Sweeps as search engines do, each piece finding what is left; the table ``large`` takes several."""
+
+    _pieces = 6
+
+    def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
+        if table.name == "large" and self._pieces:
+            self._pieces -= 1
+            return 1
+        return super().sweep(table, below, spare)
+
+
+@pytest.mark.parametrize(("kind", "names"), [(Paged, ["t"]), (Searched, ["small", "large"])])
+def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_since(
+    kind: type[Paged | Searched], names: Sequence[str]
+) -> None:
+    time, epoch = [0.0], FIRST_EPOCH + 1
+    database = MemoryDatabase()
+    target, tables = kind(database, now=lambda: time[0]), [Table(name, PK) for name in names]
+    target.open(tables, epoch)
+    found = chores(target, tables, lambda: time[0])
+    rows = [Upsert(names[0], (key,), {}, version(epoch, 1), (key,)) for key in "bcdefghij"]
+    target.write(Batch([Part("s", rows)]))
+    found.pipeline.change(PipelineState(epoch, "s", "t", "i", stages.FOLLOWING, resync=True))
+    found.delivery.flush()
+    target.doubt.begin(earlier=True)
+    found.pipeline._pending.append(("spared", "x", Spared(epoch)))  # and is not parked any more
+    found.delivery.flush()
+    time[0] = LONGEST - 100
+    for _ in range(3):
+        found.do()
+    ghost = Upsert(names[0], ("a",), {}, version(epoch - 1, 5), ("a",))
+    target.write(Batch([Part("s", [ghost])]))
+    time[0] = LONGEST + 1
+    for _ in range(100):
+        found.do()
+        found.delivery.flush()
+    assert target.doubt.left_earlier is None
+    assert set(database.documents(names[0])) == {(key,) for key in "bcdefghij"}
+
+
+@pytest.mark.parametrize("epoch", [FIRST_EPOCH, FIRST_EPOCH + 1])
+def test_retries_of_this_epoch_put_no_sweep_off_however_often_people_retry(epoch: int) -> None:
+    """A pass takes longer than the time between two retries."""
+    time = [0.0]
+    target, tables = Paged(MemoryDatabase(), now=lambda: time[0]), [Table("t", PK)]
+    target.open(tables, FIRST_EPOCH + 1)
+    found = chores(target, tables, lambda: time[0])
+    rows = [Upsert("t", (key,), {}, version(FIRST_EPOCH + 1, 1), (key,)) for key in "abcdefghijklmnop"]
+    target.write(Batch([Part("s", rows)]))
+    found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.SWEEPING, resync=True))
+    found.delivery.flush()
+    target.doubt.begin(earlier=True)
+    time[0] = LONGEST + 1
+    for n in range(40):
+        found.do()
+        found.delivery.flush()
+        time[0] += 60.0
+        if n % 4 == 3:
+            notes_retry(cast(MemoryCheckpoints, found.checkpoints)._database, epoch)
+            found.delivery.know_parked()
+            assert target.doubt
+    assert found.pipeline.state is not None
+    assert (found.pipeline.state.stage == stages.SWEEPING) == (epoch == FIRST_EPOCH)
+
+
+def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None:
+    """The next one lost a response, and deleted the document since: only its tombstone turns the late request away."""
+    database, time = MemoryDatabase(), [LONGEST]
+    target = MemoryIndex(database, now=lambda: time[0])
+    table = Table("few", PK)
+    target.open([table], FIRST_EPOCH)
+    found = chores(target, [table], lambda: time[0])
+    target.doubt.begin(-LONGEST)
+    found.delivery.confirm()
+
+    another = MemoryCheckpoints(found.checkpoints._database)  # type: ignore[attr-defined]
+    another.claim(owner("another"))
+    following = MemoryIndex(database, now=lambda: time[0])
+    following.doubt.begin()
+    following.write(Batch([Part("shard:s", [Delete("few", ("a",), version(FIRST_EPOCH, 8), ("a",))])]))
+    with pytest.raises(Fenced):
+        found.do(idle=True)
+    following.write(Batch([Part("shard:s", [Upsert("few", ("a",), {}, version(FIRST_EPOCH, 7), ("a",))])]))
+    assert database.documents("few") == {}
+
+
+def test_beside_changes_that_wait_cleaning_up_has_a_fifth_of_the_time() -> None:
+    time = [0.0]
+    target = Slow(MemoryDatabase(), time)
+    target.left = {"many": 1_000_000}
+    found = chores(target, [Table("many", PK)], lambda: time[0])
+    target.doubt.begin()
+    time[0] = began = LONGEST
+    while time[0] < began + 1000.0:
+        if not found.do(idle=False):
+            time[0] += 0.1
+    assert 3.0 * len(target.asked) == pytest.approx(200.0, rel=0.05)
