@@ -22,8 +22,10 @@ from connectors.postgres.table_schema import shapes
 from replicator.batch import Batch, Outcome
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
-from replicator.engine.local import Driver, World
-from replicator.engine.run import assemble, calm_down
+from replicator.engine.assembly import assemble
+from replicator.engine.context import World
+from replicator.engine.local import Driver
+from replicator.engine.run import calm_down
 from replicator.source.table import describe_table
 from replicator.state import Owner
 from replicator.target.contract import Table

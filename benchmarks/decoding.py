@@ -26,10 +26,10 @@ from replicator.aws.http_connection import Line
 from replicator.batch import Batch
 from replicator.config.settings import Source
 from replicator.engine.run import calm_down
-from replicator.hooks.hook import Hook
-from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, latest
+from replicator.hooks.hook import Filing, Hook
+from replicator.pipeline.compaction import Circumstances, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
-from replicator.source.stream import RecordsDecoder
+from replicator.source.decoding import RecordsDecoder
 
 PAGES = 8
 EPOCH = 1024

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from benchmarks import data
 from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
-from replicator.change import KeyAttribute, KeySchema
+from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 from replicator.testing.dynamodb.http import HttpWire
 

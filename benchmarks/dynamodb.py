@@ -21,9 +21,10 @@ from connectors.dynamodb.layout import layouts
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.batch import Batch
 from replicator.engine.run import calm_down
-from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, latest
+from replicator.hooks.hook import Filing
+from replicator.pipeline.compaction import Circumstances, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
-from replicator.source.stream import RecordsDecoder
+from replicator.source.decoding import RecordsDecoder
 from replicator.target.contract import Table
 from replicator.target.in_doubt import Doubt
 from replicator.version import FIRST_EPOCH

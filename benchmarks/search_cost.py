@@ -21,11 +21,12 @@ from benchmarks.search import BULK, DOCUMENTS, INDEX, action, made, reset, table
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
 from replicator.batch import Batch, Part, Upsert
 from replicator.engine.run import calm_down
+from replicator.hooks.hook import Filing
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, latest
+from replicator.pipeline.compaction import Circumstances, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
-from replicator.source.stream import RecordsDecoder
+from replicator.source.decoding import RecordsDecoder
 from replicator.version import FIRST_EPOCH, version
 
 _deserialized = TypeDeserializer().deserialize

@@ -10,7 +10,7 @@ from connectors.search.connection import Connection, Sign
 from connectors.search.nodes import nodes
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
-from replicator.config.validation import Options
+from replicator.options import Options
 
 
 class Aws(Options):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import structs
 
-from replicator.change import Key
-from replicator.state import Save
+from replicator.key import Key
+from replicator.state import Counts, Save
 
 DocumentId = tuple[str, ...]
 """A document's id inside its table: the item's key, or (key text of its item, id the hook gave)."""
@@ -41,28 +41,6 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
 
 
 Write = Upsert | Delete
-
-
-class Counts(msgspec.Struct, frozen=True):
-    """What became of changes: read = applied + stale + dropped + parked, always.
-
-    A change that a later change of its item in the same batch made obsolete shares that one's fate.
-    """
-
-    read: int = 0
-    applied: int = 0
-    stale: int = 0
-    dropped: int = 0
-    parked: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.read + other.read,
-            self.applied + other.applied,
-            self.stale + other.stale,
-            self.dropped + other.dropped,
-            self.parked + other.parked,
-        )
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -2,93 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import msgspec
-import orjson
 
-from replicator.items.attributes import canonical_number, from_python
-
-Key = tuple[str, ...]
-"""An item's primary key, partition first: each value as the text inside its typed JSON, numbers in one spelling.
-
-The kinds are the table's (``KeySchema``), so equal keys are equal tuples whether they were streamed or scanned.
-"""
-
-_LONGEST_KEY_TEXT = 512  # bytes; what every store of keys can index
-
-
-@dataclass(frozen=True, slots=True)
-class KeyAttribute:
-    """One attribute of a primary key; ``kind`` is S, N or B."""
-
-    name: str
-    kind: str
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("S", "N", "B"):
-            raise ValueError(f"a key attribute is S, N or B, not {self.kind!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class KeySchema:
-    """The attributes of a primary key, partition key first."""
-
-    attributes: tuple[KeyAttribute, ...]
-
-    def __post_init__(self) -> None:
-        if not self.attributes:
-            raise ValueError("a primary key has at least one attribute")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(a.name for a in self.attributes)
-
-    def key(self, typeds: Mapping[str, Mapping[str, Any]]) -> Key:
-        """The key inside an image (or inside a record's Keys)."""
-        return tuple(
-            canonical_number(typeds[a.name]["N"]) if a.kind == "N" else typeds[a.name][a.kind] for a in self.attributes
-        )
-
-    def typed(self, key: Key) -> dict[str, dict[str, str]]:
-        """The key as a request to DynamoDB wants it."""
-        return {a.name: {a.kind: text} for a, text in zip(self.attributes, key, strict=True)}
-
-    def values(self, key: Key) -> dict[str, str | Decimal | bytes]:
-        """The key in Python values, for people and for targets."""
-        return {a.name: _VALUE[a.kind](text) for a, text in zip(self.attributes, key, strict=True)}
-
-    def parse(self, given: Mapping[str, object]) -> Key:
-        """A key from plain Python values; ValueError says which attribute is missing or of the wrong kind."""
-        if set(given) != set(self.names):
-            raise ValueError(f"the key has the attributes {', '.join(self.names)}, not {', '.join(given) or 'none'}")
-        return self.key({a.name: _typed(a, given[a.name]) for a in self.attributes})
-
-
-def _typed(attribute: KeyAttribute, given: object) -> dict[str, Any]:
-    try:
-        typed = from_python(given)
-    except TypeError as e:
-        raise ValueError(f"key attribute {attribute.name}: {e}") from e
-    if attribute.kind not in typed:
-        raise ValueError(f"key attribute {attribute.name} is of type {attribute.kind}")
-    return typed
-
-
-_VALUE: Mapping[str, Callable[[str], Any]] = {"S": str, "N": Decimal, "B": base64.b64decode}
-
-
-def key_text(key: Key) -> str:
-    """A key as one readable text, different for different keys, at most 512 bytes: longer ones are hashed."""
-    text = orjson.dumps(key)
-    if len(text) <= _LONGEST_KEY_TEXT:
-        return text.decode()
-    return f"sha256:{hashlib.sha256(text).hexdigest()}"
+from replicator.key import Key
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -157,3 +77,27 @@ class ScanPage(msgspec.Struct, frozen=True):
     @property
     def ended(self) -> bool:
         return self.cursor is None and self.trouble is None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard as DescribeStream lists it; ``last`` is None while it is open."""
+
+    id: str
+    parent: str | None = None
+    first: str | None = None
+    last: str | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.last is None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What DescribeStream told: shards in any order, whether these are all, and the stream's status."""
+
+    shards: tuple[Shard, ...]
+    complete: bool
+    status: str
+    at: float

@@ -20,21 +20,41 @@ and positions commit together), otherwise in a place of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from replicator.errors import ReplicatorError
 from replicator.identity import Definition
-from replicator.target.in_doubt import LINGER
 from replicator.version import Position
 
-if TYPE_CHECKING:
-    from replicator.batch import Counts
+
+class Counts(msgspec.Struct, frozen=True):
+    """What became of changes: read = applied + stale + dropped + parked, always.
+
+    A change that a later change of its item in the same batch made obsolete shares that one's fate.
+    """
+
+    read: int = 0
+    applied: int = 0
+    stale: int = 0
+    dropped: int = 0
+    parked: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.read + other.read,
+            self.applied + other.applied,
+            self.stale + other.stale,
+            self.dropped + other.dropped,
+            self.parked + other.parked,
+        )
+
+
+LONGEST_IN_DOUBT = 300.0  # seconds after which a request that was given up has been carried out, or never will be
 
 Place = tuple[str, str]
 """A document of an item, with an id of its own: its table, and that id."""
@@ -85,8 +105,8 @@ class PipelineState:
     scan_ended: float | None = None
     items: int | None = None
     mixed: bool = False
-    lingers: float | None = LINGER
-    lingers_earlier: float | None = LINGER
+    lingers: float | None = LONGEST_IN_DOUBT
+    lingers_earlier: float | None = LONGEST_IN_DOUBT
     retried: int = 0
     retried_earlier: int = 0
     format: int = FORMAT
@@ -304,15 +324,6 @@ class Save(msgspec.Struct, frozen=True):
     text: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A pipeline's state as its new owner found it. ``counts`` by source, see ``Part.source``."""
-
-    revision: int
-    entries: Sequence[Entry] = ()
-    counts: Mapping[str, Counts] = field(default_factory=dict)
-
-
 FORGOTTEN = "shard:"
 """The source under which the counts of all shards are kept whose entries were removed, so that the sums stay."""
 
@@ -335,35 +346,3 @@ def counted(counts: Mapping[str, Counts], known: Callable[[str], bool]) -> Mappi
         kept = source if shard is None or known(shard) else FORGOTTEN
         found[kept] = found[kept] + more if kept in found else more
     return found
-
-
-NO_COUNTS: Mapping[str, Counts] = MappingProxyType({})
-
-
-class Checkpoints(Protocol):
-    """A store of entries for one pipeline. One thread uses it at a time."""
-
-    def claim(self, owner: Owner) -> Claimed:
-        """Make ``owner`` the only run that may save from now on, and return all entries as they are then."""
-
-    def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
-        """Change all entries, and add ``counts`` to each source's, or do nothing, durably.
-
-        With the entry of a shard its counts go to FORGOTTEN, as what a command counts of such a shard later.
-        Fenced if another run owns the pipeline or a revision differs. After a lost answer (TransientError) the same
-        saves come again: where all are already as they are to be, saved by this run, nothing changes. Without saves it
-        only asks whether this run still owns the pipeline.
-        """
-
-    def read(self) -> Claimed:
-        """All entries as they are, for `status`; owns nothing."""
-
-    def pipeline(self) -> PipelineState | None:
-        """The pipeline's own entry as it is, without a look at the others; None if no run has begun it."""
-
-    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
-        """Parked changes whose id begins with ``prefix``, with their images, in order of id; only of ``ids`` if given.
-
-        A few are in memory at a time: all of them may be gigabytes. Between two, anything else may be done with the
-        store; what changes meanwhile comes as it was, or as it is, and what is removed meanwhile as it was, or not.
-        """

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from replicator.change import Key, KeyAttribute, KeySchema, ScanPage, key_text
+from replicator.change import ScanPage
 from replicator.items.attributes import Malformed
+from replicator.key import Key, KeyAttribute, KeySchema, key_text
 
 DEVICE_AT = KeySchema((KeyAttribute("device", "S"), KeyAttribute("at", "N")))
 RAW = KeySchema((KeyAttribute("raw", "B"),))

@@ -25,10 +25,10 @@ from connectors.search.options import SearchTable
 from replicator.cli import main
 from replicator.config import settings
 from replicator.config.settings import Backfill, Source
-from replicator.hooks.hook import load
+from replicator.hooks.hook import Filing
+from replicator.hooks.loading import load
 from replicator.items.attributes import image
 from replicator.operations.preview import preview
-from replicator.pipeline.compaction import Filing
 from replicator.pipeline.progress import Progress, as_values
 from tests.cli.command_line import World
 

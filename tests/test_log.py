@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 
 from replicator import log
-from replicator.batch import Counts
 from replicator.cli import live_view
 from replicator.cli.render import as_table
 from replicator.pipeline.progress import Backfill, Progress, Shards
-from replicator.state import Gap
+from replicator.state import Counts, Gap
 
 FULL = Progress(
     "gap",

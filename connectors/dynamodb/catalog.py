@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 
 from connectors.dynamodb.layout import Layout
-from replicator.aws.client import Wire, WireError, decoded, failure
-from replicator.change import KeyAttribute, KeySchema
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, decoded, failure
 from replicator.errors import TransientError
+from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable
 
 

@@ -11,7 +11,7 @@ import orjson
 from connectors.dynamodb.catalog import ask
 from connectors.dynamodb.layout import Layout
 from replicator.aws.client import Wire
-from replicator.change import KeySchema
+from replicator.key import KeySchema
 from replicator.source.table import SourceTable
 
 _INDEX = ("IndexName", "KeySchema", "Projection")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.dynamodb.catalog import Described, ask, describe
-from replicator.aws.client import Wire, WireError, failure
-from replicator.change import KeyAttribute, KeySchema
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, failure
 from replicator.errors import ConfigError
+from replicator.key import KeyAttribute, KeySchema
 
 KEYS = KeySchema((KeyAttribute("table", "S"),))
 

@@ -11,8 +11,8 @@ import orjson
 from connectors.dynamodb.encode import LARGEST_KEYS, Encoder, encode
 from connectors.dynamodb.layout import Layout
 from replicator.batch import Batch, Part, Rejection, Upsert, Write
-from replicator.change import KeySchema
 from replicator.items.attributes import Typed
+from replicator.key import KeySchema
 
 _LARGEST = 400 * 1024  # bytes of an item, names included
 

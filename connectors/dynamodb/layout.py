@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from connectors.dynamodb.options import DynamoDBOptions
-from replicator.change import KeySchema
-from replicator.config.target import OWN_IDS
-from replicator.target.contract import Table
+from replicator.key import KeySchema
+from replicator.target.contract import OWN_IDS, Table
 
 
 @dataclass(frozen=True, slots=True)

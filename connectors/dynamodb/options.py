@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from replicator.config.validation import Options
-from replicator.options import Access
+from replicator.options import Access, Options
 
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 

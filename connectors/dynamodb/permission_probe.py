@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from connectors.dynamodb.catalog import Described
-from replicator.aws.client import Wire, WireError, failure
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, failure
 
 _ANY = {"S": "-", "N": "0", "B": "AA=="}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.errors import ReplicatorError
 
 

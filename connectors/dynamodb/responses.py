@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from connectors.dynamodb.request import Request
-from replicator.aws.client import THROTTLED, NotConnected, WireError, failure, in_doubt
+from replicator.aws.errors import THROTTLED, NotConnected, WireError, failure, in_doubt
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 
 _LESS = THROTTLED | {"TransactionConflictException"}  # another client's transaction holds the item just now

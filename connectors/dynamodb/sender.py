@@ -14,7 +14,8 @@ from queue import SimpleQueue
 from connectors.dynamodb.rate_limiter import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import units_of, wants_less
-from replicator.aws.client import Call, Calls, NotConnected, WireError
+from replicator.aws.client import Call, Calls
+from replicator.aws.errors import NotConnected, WireError
 from replicator.errors import ReplicatorError
 from replicator.target.in_doubt import TOO_LATE, is_late
 

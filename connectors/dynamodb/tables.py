@@ -14,7 +14,8 @@ from connectors.dynamodb.epoch_table import KEYS, Note, taken
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions, table_name
-from replicator.aws.client import Wire, WireError, failure
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, failure
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
 from replicator.options import aws_options

@@ -13,11 +13,11 @@ from connectors.postgres.errors import StoredAlready
 from connectors.postgres.literals import literal
 from connectors.postgres.migrations import exists, install
 from connectors.postgres.session import Session
-from replicator.batch import Counts, Part
+from replicator.batch import Part
+from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.state import (
     FORGOTTEN,
-    NO_COUNTS,
-    Claimed,
+    Counts,
     Entry,
     Owner,
     Parked,

@@ -14,8 +14,8 @@ from connectors.postgres.encode import Statement, fits
 from connectors.postgres.literals import literal
 from connectors.postgres.table_schema import VERSION, KeyColumn, Shape
 from replicator.batch import Batch, Delete, DocumentId, Part
-from replicator.change import key_text
 from replicator.items.attributes import canonical_number
+from replicator.key import key_text
 from replicator.target.contract import Table
 from replicator.version import epoch_of
 

@@ -19,10 +19,10 @@ from connectors.postgres.projection import Projection
 from connectors.postgres.statements import statements
 from connectors.postgres.table_schema import KeyColumn, Shape
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
-from replicator.change import key_text
 from replicator.items.attributes import Malformed, Typeds
 from replicator.items.extraction import Image
 from replicator.items.item import Amended, Item
+from replicator.key import key_text
 
 MOST_ROWS = 2000  # in one statement; more gains nothing
 _LARGEST_KEY = 2704  # bytes of an index entry; what a btree page takes

@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from connectors.postgres.table_schema import Shape
-from replicator.config.target import OWN_IDS
 from replicator.items.item import Amended, Item
+from replicator.target.contract import OWN_IDS
 
 _LONGEST = 63  # characters of a name that are shown: no column's is longer
 _MOST = 8  # columns that are named

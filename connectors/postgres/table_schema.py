@@ -10,8 +10,8 @@ from psycopg import sql
 from pydantic import ValidationError
 
 from connectors.postgres.options import Column, ColumnType, Extra, PostgresTable
-from replicator.change import KeySchema
 from replicator.errors import ConfigError
+from replicator.key import KeySchema
 from replicator.target.contract import Table
 
 VERSION = "_version"

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import THROTTLED
+from replicator.aws.errors import THROTTLED
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 WRITING, READING = "writing documents", "reading versions"  # what is asked with documents, or their ids, in it

@@ -12,9 +12,8 @@ from typing import Any
 
 from connectors.search.names import OURS, WRITER
 from connectors.search.options import LONGEST_NAME, SearchTable, index_name
-from replicator.config.target import OWN_IDS
 from replicator.errors import ConfigError
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 
 WHOLE = "document"  # where a whole item is, in an index without a mapping
 FORMAT = 1  # of the layout; a newer one is refused

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from connectors.search import hazards
 from connectors.search.names import OURS, is_ours
-from replicator.config.validation import Options, is_loopback, split_url
+from replicator.options import Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
 LONGEST_NAME = 255  # bytes of the name of an index or alias

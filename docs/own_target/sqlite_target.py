@@ -4,8 +4,8 @@ import json
 import sqlite3
 from contextlib import closing
 
+from replicator import options
 from replicator.batch import Delete, Outcome, Rejection
-from replicator.config import validation
 from replicator.errors import TransientError
 from replicator.items.to_json import DocumentText, Unfit
 
@@ -18,10 +18,10 @@ OLDER = "SELECT id FROM {0} WHERE document IS NOT NULL AND version < ?"
 
 
 class SQLite:
-    class Options(validation.Options):
+    class Options(options.Options):
         path: str
 
-    class TableOptions(validation.Options):
+    class TableOptions(options.Options):
         pass
 
     def __init__(self, options, pipeline):

@@ -33,8 +33,9 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from replicator import __version__
-from replicator.aws.client import UNNAMED, Call, Calls, WireError, failure, refusal, require_whole, without_login
+from replicator.aws.client import Call, Calls, require_whole
 from replicator.aws.endpoint import Endpoint, require_safe
+from replicator.aws.errors import UNNAMED, WireError, failure, refusal, without_login
 from replicator.aws.http_client import Lines, Route
 from replicator.aws.sigv4 import Keys
 from replicator.aws.threaded import Threads

@@ -10,9 +10,9 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from replicator.aws.client import NotConnected, without_login
-from replicator.config.validation import is_loopback
+from replicator.aws.errors import NotConnected, without_login
 from replicator.errors import ConfigError
+from replicator.options import is_loopback
 
 
 @dataclass(frozen=True, slots=True)

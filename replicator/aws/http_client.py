@@ -18,8 +18,9 @@ from queue import Empty, SimpleQueue
 
 import orjson
 
-from replicator.aws.client import Call, NotConnected, WireError
+from replicator.aws.client import Call
 from replicator.aws.endpoint import Endpoint, connected
+from replicator.aws.errors import NotConnected, WireError
 from replicator.aws.http_connection import Line, Pool
 from replicator.aws.sigv4 import Keys, Signer
 from replicator.errors import ReplicatorError

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import httptools
 
 from replicator import __version__
-from replicator.aws.client import WireError, refusal
 from replicator.aws.endpoint import Endpoint, authorization
+from replicator.aws.errors import WireError, refusal
 
 _MOST = 1 << 18  # bytes taken from a connection at once
 _LARGEST_HEAD = 1 << 16  # bytes; DynamoDB's are a few hundred

@@ -8,8 +8,7 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import Call, Calls, Concurrent, Wire
-from replicator.engine.scheduler import AT_ONCE
+from replicator.aws.client import AT_ONCE, Call, Calls, Concurrent, Wire
 
 
 def calls_of(wire: Wire) -> Calls:

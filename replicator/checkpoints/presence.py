@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from replicator.checkpoints.contract import Listed, Store
+from replicator.checkpoints.contract import Checkpoints, Claimed, Listed, Store
 from replicator.errors import ConfigError
-from replicator.state import Checkpoints, Claimed
 
 
 def check_known(pipeline: str, checkpoints: Checkpoints, stored: Claimed) -> None:

@@ -15,13 +15,14 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 from replicator.errors import ConfigError
 from replicator.escape import escaped_paragraph
+from replicator.hooks import loading
 
 if TYPE_CHECKING:
+    from replicator.checkpoints.contract import Checkpoints
     from replicator.config.settings import Config
     from replicator.hooks.hook import Hook
     from replicator.operations.parked import ListedItems, ParkedItem
     from replicator.operations.scanned import SourceItems
-    from replicator.state import Checkpoints
     from replicator.target.contract import Target
 
 TRIES = 5  # of an item that a run changes at the same time
@@ -96,17 +97,16 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     code 6). A config that names other tables than the pipeline has copied so far is
     refused.
     """
-    from replicator.hooks import hook as transform
+    from replicator.hooks.hook import Filing
     from replicator.hooks.time_limit import HookLimit
     from replicator.operations.parked import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
     from replicator.operations.parked import retry as tried
-    from replicator.pipeline.compaction import Filing
 
     refused = 0
     with _opened(config) as (loaded, target, checkpoints):
         pipeline = pipeline_of(checkpoints)
         with aside():
-            hook = transform.load(loaded.transform, loaded.base) if loaded.transform else None
+            hook = loading.load(loaded.transform, loaded.base) if loaded.transform else None
         filing = Filing(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
         source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
@@ -129,9 +129,9 @@ def _open_tables(
     Returns the items that they are copied from.
     """
     from replicator.aws import boto
+    from replicator.engine.assembly import introduce, target_tables
     from replicator.engine.binding import admit
     from replicator.engine.preexisting import found
-    from replicator.engine.run import introduce, target_tables
     from replicator.engine.startup import Allowed
     from replicator.operations.scanned import SourceItems
     from replicator.source import sample
@@ -200,7 +200,7 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
     """The config, and both ends of a pipeline that is there."""
     from replicator.checkpoints.presence import check_known
     from replicator.config import settings as configs
-    from replicator.engine.run import ends
+    from replicator.engine.assembly import ends
 
     loaded = configs.load(path)
     with ends(loaded) as (target, checkpoints):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.output import aside, config_argument, json_option, put_json, say, say_lines
+from replicator.hooks import loading
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -45,16 +46,16 @@ def _next(previews: Iterator[Preview], limit: HookLimit) -> Preview | None:
 
 def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     from replicator.aws import boto
-    from replicator.engine.run import target_tables
+    from replicator.engine.assembly import target_tables
     from replicator.errors import ConfigError
-    from replicator.hooks import hook as transform
+    from replicator.hooks.hook import Filing
     from replicator.operations.preview import forecast
     from replicator.operations.preview import preview as previewed
-    from replicator.pipeline.compaction import Filing
     from replicator.source import sample
-    from replicator.source.table import KeyReader, describe_table
+    from replicator.source.decoding import KeyReader
+    from replicator.source.table import describe_table
 
-    hook = transform.load(config.transform, config.base) if config.transform else None
+    hook = loading.load(config.transform, config.base) if config.transform else None
     wire = boto.connect(config.source)
     table = describe_table(wire, config.source.table)
     filing = Filing(hook, tuple(config.target.tables))
@@ -92,7 +93,7 @@ def _key(keys: Any, text: str) -> Any:
 
 def _tell(found: Preview) -> None:
     from replicator.batch import Upsert
-    from replicator.change import key_text
+    from replicator.key import key_text
     from replicator.operations.preview import pretty
 
     say(f"item {key_text(found.key)}")

@@ -30,7 +30,7 @@ def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> Non
     from replicator.checkpoints.presence import check_known
     from replicator.cli.render import as_table
     from replicator.config import settings as configs
-    from replicator.engine.run import ends, promise_of
+    from replicator.engine.assembly import ends, promise_of
     from replicator.escape import escaped
     from replicator.pipeline.progress import as_values, progress
 

@@ -13,10 +13,10 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
 from replicator.config.target import Destination, destination, target_schema
-from replicator.config.validation import Options, validated
+from replicator.config.validation import validated
 from replicator.config.yaml_file import ConfigFile, Problem, read
 from replicator.errors import ConfigError
-from replicator.options import Access
+from replicator.options import Access, Options
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")

@@ -14,13 +14,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from replicator.change import KeyAttribute, KeySchema
 from replicator.config.validation import suggestion, validated
 from replicator.config.yaml_file import Problem
-from replicator.target.contract import Table, Target
+from replicator.key import KeySchema
+from replicator.target.contract import OWN_IDS, Table, Target
 
 GROUP = "replicator.targets"
-OWN_IDS = KeySchema((KeyAttribute("_item", "S"), KeyAttribute("_id", "S")))  # the item's key text, and the hook's id
 _OURS = ("type", "table", "tables")  # the names under ``target`` that every connector shares
 
 

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from ipaddress import ip_address
 from typing import Any, TypeVar, get_args
-from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from replicator.config.yaml_file import PathInFile, Problem
-
-_LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
-
-
-class Options(BaseModel):
-    """The base of every part of a config: frozen, no unknown names, and no values in its errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -50,24 +39,6 @@ def _likely(found: Sequence[tuple[PathInFile, Any]]) -> Iterator[tuple[PathInFil
 
 _MAPPING_TYPES = frozenset({"model_type", "model_attributes_type", "dict_type", "mapping_type"})
 _SCALAR_TYPES = frozenset({"literal_error", "enum", "string_type"})
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether a host name or address can only be this machine."""
-    if host is None or host.lower() in _LOCAL_NAMES:
-        return host is not None
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def split_url(url: str) -> SplitResult:
-    """The parts of an address; all empty where it is none."""
-    try:
-        return urlsplit(url)
-    except ValueError:  # half an IPv6 address
-        return SplitResult("", "", "", "", "")
 
 
 def suggestion(given: object, known: Sequence[str]) -> str:

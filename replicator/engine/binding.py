@@ -8,15 +8,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from replicator.checkpoints.contract import Checkpoints
 from replicator.engine import preexisting
-from replicator.engine.delivery import Delivery, Patience
+from replicator.engine.delivery import Delivery
+from replicator.engine.retry import Patience
 from replicator.engine.startup import Allowed, Found, course
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import Ledger
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
-from replicator.state import Checkpoints
 from replicator.target.contract import Defining, Rechecking, Table, Target
 
 log = logging.getLogger("replicator")

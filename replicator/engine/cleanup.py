@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from replicator.batch import DocumentId
-from replicator.change import Key
-from replicator.engine.delivery import Delivery, Patience
+from replicator.checkpoints.contract import Checkpoints
+from replicator.engine.delivery import Delivery
+from replicator.engine.retry import Patience
 from replicator.errors import SweepRefused
-from replicator.operations.parked import parked_keys
+from replicator.key import Key
 from replicator.pipeline import stages
-from replicator.pipeline.parked import item_of, version_in
+from replicator.pipeline.parked import item_of, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Checkpoints, PipelineState
+from replicator.state import PipelineState
 from replicator.target.contract import Table, Target
 from replicator.target.in_doubt import Doubt
 from replicator.version import epoch_of, version

@@ -6,14 +6,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from replicator.change import Page, ScanPage
+from replicator.change import Listing, Page, ScanPage
 from replicator.engine.scheduler import Stepped, Steps
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.shard_reader import read
 from replicator.source.stream import LISTING_REST, Stream, children, listing
-from replicator.source.table import Listing, SourceTable
+from replicator.source.table import SourceTable
 
 LISTING_EVERY = 30.0  # seconds between full listings when nothing asks for one
 SOONEST, LATEST = 0.5, 10.0  # seconds between listings while something is missing in the lineage

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
+from replicator.checkpoints.contract import Claimed
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
 from replicator.pipeline.progress import SILENCE, Progress, measured
-from replicator.state import Claimed, Pulse, decode
+from replicator.state import Pulse, decode
 
 log = logging.getLogger("replicator")
 

@@ -5,84 +5,37 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from replicator.aws.client import Wire, answered
-from replicator.aws.threaded import calls_of
-from replicator.config.settings import Config
+from replicator.aws.client import answered
+from replicator.change import Listing
 from replicator.engine import preexisting, startup
 from replicator.engine.binding import Binding, Recheck
 from replicator.engine.cleanup import Chores
-from replicator.engine.delivery import Delivery, Patience, Stopped
+from replicator.engine.context import Copy, World, log_wait
+from replicator.engine.delivery import Delivery
 from replicator.engine.fetcher import Fetching, end_of_stream, explained
 from replicator.engine.heartbeat import Vitals, tell_replaced
 from replicator.engine.parked_limits import ParkedWatch
-from replicator.engine.scheduler import Steps
+from replicator.engine.retry import Patience, Stopped
 from replicator.errors import GapFound, ReplicatorError, TransientError
-from replicator.hooks.hook import Hook
 from replicator.options import aws_options
 from replicator.pipeline import stages
-from replicator.pipeline.compaction import Filing
 from replicator.pipeline.pipeline import Pipeline
-from replicator.pipeline.progress import Progress
+from replicator.source.decoding import RecordsDecoder
 from replicator.source.scan import ReadBudget, Scanned
-from replicator.source.stream import RecordsDecoder, Stream, listing
-from replicator.source.table import Listing, SourceTable, describe_table, find_table
-from replicator.state import Checkpoints, Owner, PipelineState, Save, encode
+from replicator.source.stream import Stream, listing
+from replicator.source.table import SourceTable, describe_table, find_table
+from replicator.state import Owner, PipelineState, Save, encode
 from replicator.target import in_doubt
-from replicator.target.contract import Lingering, Table, Target, Transactional
+from replicator.target.contract import Lingering, Transactional
 
 log = logging.getLogger("replicator")
 
 WAIT = 0.1  # seconds the loop waits for a page at most
 RESYNCS = 3  # in one run; more would be a loop
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """What a run works with: both ends, the hook, the target's tables."""
-
-    config: Config
-    wire: Wire
-    target: Target
-    checkpoints: Checkpoints
-    hook: Hook | None
-    table: SourceTable
-    tables: tuple[Table, ...]
-
-    @property
-    def filing(self) -> Filing:
-        return Filing(self.hook, tuple(t.name for t in self.tables))
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a run gets from outside: time, randomness, calls, when to stop, and who wants to know how it goes.
-
-    ``now`` is the time that people and AWS go by; it may be set, also back. ``steady`` never is: whatever is to happen
-    again after some seconds goes by it.
-    """
-
-    stop: threading.Event
-    observe: Callable[[Progress], None]
-    now: Callable[[], float] = time.time
-    random: random.Random = field(default_factory=random.Random)
-    steps: Callable[[Wire], Steps] = lambda wire: Steps(calls_of(wire))
-    steady: Callable[[], float] = time.monotonic
-    hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
-
-
-def log_wait(trouble: str | None) -> None:
-    """Say that a wait goes on, or that it is over."""
-    if trouble is None:
-        log.info("going on after a wait")
-    else:
-        log.warning("waiting", extra={"reason": trouble})
 
 
 class Driver:

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from replicator.batch import Counts
 from replicator.engine.delivery import Delivery
 from replicator.errors import ConfigError
 from replicator.pipeline.parked import ParkedItems
 from replicator.pipeline.pipeline import Pipeline
+from replicator.state import Counts
 
 log = logging.getLogger("replicator")
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import orjson
 
+from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.startup import Found
 from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook
 from replicator.identity import Change, Definition, Identity, Parts, changes
 from replicator.pipeline.checkpoint_view import Ledger
 from replicator.source.table import SourceTable
-from replicator.state import Checkpoints
 from replicator.target.contract import Defining, Identifying, Inspectable, Table, Target
 
 _OPTIONS = "options"  # the one part where a target does not know what decides

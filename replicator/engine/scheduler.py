@@ -17,9 +17,7 @@ from typing import Any
 
 import msgspec
 
-from replicator.aws.client import Call, Calls
-
-AT_ONCE = 12  # calls under way
+from replicator.aws.client import AT_ONCE, Call, Calls
 
 
 class Stepped(msgspec.Struct, frozen=True):

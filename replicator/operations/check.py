@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from replicator.aws import boto
-from replicator.aws.client import Wire, WireError, completed, decoded, failure
-from replicator.change import key_text
-from replicator.checkpoints.contract import Cautious, Store
-from replicator.engine.run import KEPT_EXPIRED, ends, introduce, target_tables
+from replicator.aws.client import Wire, completed
+from replicator.aws.errors import WireError, decoded, failure
+from replicator.checkpoints.contract import Cautious, Checkpoints, Store
+from replicator.engine.assembly import KEPT_EXPIRED, ends, introduce, target_tables
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError, ReplicatorError
-from replicator.hooks import hook
-from replicator.hooks.hook import Hook, Poison
+from replicator.hooks import loading
+from replicator.hooks.hook import Filing, Hook, Poison
 from replicator.hooks.time_limit import HookLimit
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.items.to_json import unreadable
+from replicator.key import key_text
 from replicator.operations.dry_run import outlook
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
 from replicator.operations.preview import Refusals, forecast, preview
 from replicator.options import aws_options
-from replicator.pipeline.compaction import Filing
 from replicator.source import sample
-from replicator.source.table import KeyReader, SourceTable, describe_stream, describe_table
-from replicator.state import Checkpoints
+from replicator.source.decoding import KeyReader
+from replicator.source.stream import describe_stream
+from replicator.source.table import SourceTable, describe_table
 from replicator.target.contract import Denied, Target
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
 
 
 def _hook(config: Config) -> Hook | None:
-    return None if config.transform is None else hook.load(config.transform, config.base)
+    return None if config.transform is None else loading.load(config.transform, config.base)
 
 
 def _kind(hook: Hook) -> str:

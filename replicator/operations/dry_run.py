@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from replicator.checkpoints.contract import Checkpoints
 from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.fetcher import end_of_stream
@@ -11,10 +12,9 @@ from replicator.engine.parked_limits import check_parked
 from replicator.engine.startup import Allowed, Course, course, fresh
 from replicator.errors import GapFound
 from replicator.hooks.hook import Hook
-from replicator.operations.parked import known
 from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.parked import known
 from replicator.source.table import SourceTable
-from replicator.state import Checkpoints
 from replicator.target.contract import Table, Target
 
 

@@ -8,38 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import NoReturn
 
 from msgspec import structs
 
-from replicator.batch import Batch, Counts, Delete, Outcome, Part, Upsert, Write, outcome_counts
-from replicator.change import Change, Key
+from replicator.batch import Batch, Delete, Outcome, Part, Upsert, Write, outcome_counts
+from replicator.change import Change
+from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import ConfigError, Fenced, Unfinished
-from replicator.hooks.hook import Poison
+from replicator.hooks.hook import Filing, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
-from replicator.pipeline.compaction import Filing, run_writes
-from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, Held, ParkedItems, held, item_of, key_in
+from replicator.pipeline.compaction import run_writes
+from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, item_of
 from replicator.pipeline.progress import SILENCE
-from replicator.state import (
-    Checkpoints,
-    Dropped,
-    Owner,
-    Parked,
-    PipelineState,
-    Place,
-    Pulse,
-    Retried,
-    Save,
-    decode,
-    encode,
-)
+from replicator.state import Counts, Dropped, Owner, Parked, PipelineState, Place, Pulse, Retried, Save, decode, encode
 from replicator.target.contract import Lingering, Target, Transactional, Unguarded
 from replicator.target.in_doubt import is_late
 from replicator.version import epoch_of
@@ -118,51 +105,6 @@ class ListedItems:
 def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
     """The same one by one, all of them or the one whose key text is ``item``: listed now, read as asked for."""
     return iter(ListedItems(checkpoints, None if item is None else [item]))
-
-
-def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
-    """The parked items as a run needs to know them: with their numbers of changes, and documents of their own ids.
-
-    Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
-    the revision that was known ``before`` is not read again, and keeps its number of changes. No image stays in memory
-    but those that documents may be left of.
-    """
-    entries = checkpoints.read().entries
-    revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
-    _check_single(revisions)
-    found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
-    changed = revisions.keys() - found.keys()
-    if changed:
-        found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked(ids=changed)}
-    return ParkedItems.among(entries, found)
-
-
-def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | None:
-    """What was known before of an entry that was read, and is the same."""
-    old = before.parked(item_of(id)) if before is not None else None
-    return old if old is not None and old.read and (old.id, old.revision) == (id, revision) else None
-
-
-def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})) -> dict[str, Key]:
-    """The ids and keys of parked entries. Images are read only where a key is too long to be in the id, and was not
-    known ``before``."""
-    ids = [e.id for e in checkpoints.read().entries if e.kind == PARKED]
-    found = {id: key for id in ids if (key := before.get(id) or key_in(id)) is not None}
-    if unknown := [id for id in ids if id not in found]:
-        found |= {id: parked.key for id, parked in checkpoints.parked(ids=unknown)}
-    return found
-
-
-def _check_single(ids: Iterable[str]) -> None:
-    """ConfigError if an item has several entries: a run that takes one for all would forget what the others left."""
-    several = [item for item, n in Counter(map(item_of, ids)).items() if n > 1]
-    if several:
-        raise ConfigError(
-            f"checkpoints: {several[0]} has several parked entries, as an earlier version of replicator stored them "
-            f"({len(several)} item(s) in all), and this one keeps one an item. Nothing was changed. Store them with: "
-            "replicator parked retry --all; or give them up and make the copy anew: replicator parked drop --all, "
-            "then replicator resync"
-        )
 
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:

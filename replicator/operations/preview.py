@@ -13,15 +13,17 @@ from typing import Any
 
 import orjson
 
-from replicator.batch import Counts, Rejection, Upsert, Write
-from replicator.change import Change, Key
-from replicator.hooks.hook import NO_TRACE, Poison
+from replicator.batch import Rejection, Upsert, Write
+from replicator.change import Change
+from replicator.hooks.hook import NO_TRACE, Filing, Poison
 from replicator.hooks.redaction import storable
 from replicator.items.attributes import Malformed, number, plain
 from replicator.items.item import Item
 from replicator.items.to_json import unreadable
-from replicator.pipeline.compaction import Circumstances, Filing, compact_latest, run_writes
+from replicator.key import Key
+from replicator.pipeline.compaction import Circumstances, compact_latest, run_writes
 from replicator.pipeline.parked import ParkedItems
+from replicator.state import Counts
 from replicator.target.contract import Forecasting, Table
 from replicator.version import FIRST_EPOCH, version
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
-from replicator.change import Key
 from replicator.items.attributes import Malformed
+from replicator.key import Key
 from replicator.state import Parked
 from replicator.version import epoch_of, version
 

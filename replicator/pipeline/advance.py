@@ -8,7 +8,8 @@ from dataclasses import replace
 import orjson
 
 from replicator.change import Change, Page, Record, ScanPage
-from replicator.pipeline.compaction import Circumstances, Compacted, Filing, compact_latest, compact_runs, latest, runs
+from replicator.hooks.hook import Filing
+from replicator.pipeline.compaction import Circumstances, Compacted, compact_latest, compact_runs, latest, runs
 from replicator.state import SegmentState, ShardState
 from replicator.version import version
 

@@ -6,21 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from replicator.checkpoints.contract import Claimed
 from replicator.identity import UNKNOWN, Definition
 from replicator.pipeline.parked import RETRIED, Retries
-from replicator.state import (
-    VALUES,
-    Claimed,
-    Gap,
-    PipelineState,
-    Pulse,
-    Save,
-    SegmentState,
-    ShardState,
-    Spared,
-    decode,
-    encode,
-)
+from replicator.state import VALUES, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared, decode, encode
 
 Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing

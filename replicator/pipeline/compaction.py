@@ -12,28 +12,16 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from replicator import version
-from replicator.batch import Counts, Delete, Part, Upsert, Write
-from replicator.change import Change, Key, Record, key_text
-from replicator.hooks.hook import NO_TRACE, Hook, Poison
+from replicator import version as versions
+from replicator.batch import Delete, Part, Upsert, Write
+from replicator.change import Change, Record
+from replicator.hooks.hook import NO_TRACE, Filing, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
+from replicator.key import Key, key_text
 from replicator.pipeline.parked import DROPPED, PARKED, Held, Move, ParkedItems, held, item_of, parked_id
-from replicator.state import Parked, Place, Save
+from replicator.state import Counts, Parked, Place, Save
 from replicator.version import epoch_of
-
-
-@dataclass(frozen=True, slots=True)
-class Filing:
-    """How items become documents: by which hook (None: as they are), in which tables."""
-
-    hook: Hook | None
-    tables: tuple[str, ...]
-
-    @property
-    def own_ids(self) -> bool:
-        return self.hook is not None and self.hook.declared
-
 
 Image = msgspec.Raw | bytes | None
 Documents = Mapping[Place, Mapping[str, object]]
@@ -92,7 +80,7 @@ def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[Lates
         if key in found:
             weights[key] = weights.get(key, 1) + 1
         found[key] = each
-    first = version.version(epoch, 0)
+    first = versions.version(epoch, 0)
     for ordinal, record in found.values():
         yield record, first + ordinal, weights.get(record.key, 1) if weights else 1
 
@@ -101,7 +89,7 @@ def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[C
     """Each item's changes, in order."""
     found: dict[Key, list[Change]] = {}
     for ordinal, record in numbered:
-        found.setdefault(record.key, []).append(_change(record, version.version(epoch, ordinal)))
+        found.setdefault(record.key, []).append(_change(record, versions.version(epoch, ordinal)))
     return found
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from replicator import change, retention
+from replicator.change import Listing
 from replicator.errors import GapFound
 from replicator.pipeline import lineage, stages
-from replicator.source.table import Listing
 from replicator.state import ShardState
 
 PATIENCE = 3  # complete listings in a row after which a shard that none shows is gone
@@ -93,12 +94,12 @@ class Discovery:
         gone = {id for id, missed in self.misses.items() if missed >= PATIENCE}
         for id in sorted(gone - self.unknown):
             state = known[id]
-            if not state.ended or now - state.since >= lineage.SAFE_AGE:
+            if not state.ended or now - state.since >= retention.SAFE_AGE:
                 raise GapFound(_loss(state), id, state.sequence)
         return gone
 
     def _leaves(
-        self, known: Mapping[str, ShardState], heirless: set[str], listed: Mapping[str, lineage.Shard], now: float
+        self, known: Mapping[str, ShardState], heirless: set[str], listed: Mapping[str, change.Shard], now: float
     ) -> None:
         """Find shards that have no children: not all get some, and a child is listed soon after its parent closed.
 
@@ -125,7 +126,7 @@ def _loss(missing: ShardState) -> str:
     return "the shard is no longer listed, and it was not read to its end"
 
 
-def _before_epoch(known: Mapping[str, ShardState], listed: Mapping[str, lineage.Shard]) -> set[str]:
+def _before_epoch(known: Mapping[str, ShardState], listed: Mapping[str, change.Shard]) -> set[str]:
     """Ancestors of the shards that were there when the epoch began: they had closed, and hold nothing we need.
 
     GapFound if one of them was taken for new, because listings had left out what lies between, and is being read.

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
-RETENTION = 24 * 3600.0  # seconds for which AWS keeps each record at least
-SAFE_AGE = RETENTION - 30 * 60  # two clocks that AWS tolerates, five minutes wrong each, and calls that take long
-SAFE_SILENCE = RETENTION - 4 * 3600  # a few empty pages may be wrong, at AWS for the 4 hours that a shard is open
+from replicator.change import Shard
+from replicator.retention import RETENTION
+
 KEPT = 2 * RETENTION  # after which no listing shows a shard any more
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A shard as DescribeStream lists it; ``last`` is None while it is open."""
-
-    id: str
-    parent: str | None = None
-    first: str | None = None
-    last: str | None = None
-
-    @property
-    def open(self) -> bool:
-        return self.last is None
 
 
 class Known(Protocol):

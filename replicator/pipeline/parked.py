@@ -7,13 +7,16 @@ drops leaves an entry of kind ``dropped`` behind, for the same reason.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import orjson
 
-from replicator.change import Key, key_text
+from replicator.checkpoints.contract import Checkpoints
+from replicator.errors import ConfigError
+from replicator.key import Key, key_text
 from replicator.state import Dropped, Entry, Parked, Place, Save, decode_dropped, encode
 from replicator.version import epoch_of
 
@@ -184,3 +187,48 @@ def parked_id(key: Key, version: int) -> str:
 def item_of(id: str) -> str:
     head, at, tail = id.rpartition("@")
     return head if at and len(tail) == 19 and tail.isdigit() else id
+
+
+def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
+    """The parked items as a run needs to know them: with their numbers of changes, and documents of their own ids.
+
+    Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
+    the revision that was known ``before`` is not read again, and keeps its number of changes. No image stays in memory
+    but those that documents may be left of.
+    """
+    entries = checkpoints.read().entries
+    revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
+    _check_single(revisions)
+    found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}
+    changed = revisions.keys() - found.keys()
+    if changed:
+        found |= {id: held(id, revisions[id], p) for id, p in checkpoints.parked(ids=changed)}
+    return ParkedItems.among(entries, found)
+
+
+def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | None:
+    """What was known before of an entry that was read, and is the same."""
+    old = before.parked(item_of(id)) if before is not None else None
+    return old if old is not None and old.read and (old.id, old.revision) == (id, revision) else None
+
+
+def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})) -> dict[str, Key]:
+    """The ids and keys of parked entries. Images are read only where a key is too long to be in the id, and was not
+    known ``before``."""
+    ids = [e.id for e in checkpoints.read().entries if e.kind == PARKED]
+    found = {id: key for id in ids if (key := before.get(id) or key_in(id)) is not None}
+    if unknown := [id for id in ids if id not in found]:
+        found |= {id: parked.key for id, parked in checkpoints.parked(ids=unknown)}
+    return found
+
+
+def _check_single(ids: Iterable[str]) -> None:
+    """ConfigError if an item has several entries: a run that takes one for all would forget what the others left."""
+    several = [item for item, n in Counter(map(item_of, ids)).items() if n > 1]
+    if several:
+        raise ConfigError(
+            f"checkpoints: {several[0]} has several parked entries, as an earlier version of replicator stored them "
+            f"({len(several)} item(s) in all), and this one keeps one an item. Nothing was changed. Store them with: "
+            "replicator parked retry --all; or give them up and make the copy anew: replicator parked drop --all, "
+            "then replicator resync"
+        )

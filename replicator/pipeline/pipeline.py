@@ -17,19 +17,20 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from replicator.batch import Batch, Counts, Outcome, Part, Rejection, outcome_counts
-from replicator.change import Page, ScanPage
+from replicator.batch import Batch, Outcome, Part, Rejection, outcome_counts
+from replicator.change import Listing, Page, ScanPage
+from replicator.checkpoints.contract import Claimed
 from replicator.errors import GapFound
+from replicator.hooks.hook import Filing
 from replicator.identity import UNKNOWN, Definition
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.advance import scanned, streamed
 from replicator.pipeline.checkpoint_view import Ledger, Undo
-from replicator.pipeline.compaction import Circumstances, Filing, Refused
+from replicator.pipeline.compaction import Circumstances, Refused
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.page_buffer import Fetched
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems, item_of
-from replicator.source.table import Listing
-from replicator.state import Claimed, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared
+from replicator.state import Counts, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared
 from replicator.version import LAST_EPOCH
 
 T = TypeVar("T")

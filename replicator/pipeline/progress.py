@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from replicator.batch import Counts
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
-from replicator.state import Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.state import Counts, Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped

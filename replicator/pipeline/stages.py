@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from replicator.pipeline.lineage import Shard, ancestors
+from replicator.change import Shard
+from replicator.pipeline.lineage import ancestors
 from replicator.state import PipelineState, SegmentState, ShardState
 
 SCANNING, SWEEPING, PURGING, FOLLOWING = "scanning", "sweeping", "purging", "following"

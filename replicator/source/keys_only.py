@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from replicator.aws.client import Call, WireError, decoded, failure
-from replicator.change import Key, Record
+from replicator.aws.client import Call
+from replicator.aws.errors import WireError, decoded, failure
+from replicator.change import Record
 from replicator.errors import TransientError
+from replicator.key import Key
+from replicator.source.decoding import KeyReader
 from replicator.source.stream import Stream
-from replicator.source.table import KeyReader
 
 T = TypeVar("T")
 AT_ONCE = 100  # keys that one BatchGetItem may ask for

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from replicator.aws.client import Wire, WireError, decoded, failure
-from replicator.change import Key, KeySchema
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, decoded, failure
+from replicator.key import Key, KeySchema
 
 _PAGE = 100  # items a Scan call asks for at most: small pages, because the table is somebody's production
 

@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 import orjson
 
-from replicator.aws.client import Call, WireError, decoded, failure
-from replicator.change import KeySchema, ScanPage
+from replicator.aws.client import Call
+from replicator.aws.errors import WireError, decoded, failure
+from replicator.change import ScanPage
 from replicator.errors import TransientError
-from replicator.source.table import KeyReader
+from replicator.key import KeySchema
+from replicator.source.decoding import KeyReader
 from replicator.state import SegmentState
 
 LONGEST_BACKOFF = 20.0

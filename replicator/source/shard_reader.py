@@ -13,12 +13,14 @@ from typing import Any
 
 import msgspec
 
-from replicator.aws.client import Call, WireError, decoded, failure
+from replicator.aws.client import Call
+from replicator.aws.errors import WireError, decoded, failure
 from replicator.change import Page, Record
 from replicator.errors import GapFound, OutOfOrder, TransientError
-from replicator.pipeline.lineage import SAFE_AGE, SAFE_SILENCE
+from replicator.retention import SAFE_AGE, SAFE_SILENCE
+from replicator.source.decoding import Records
 from replicator.source.keys_only import FIRST, keys_for, looked_up, portion, weight
-from replicator.source.stream import Records, Stream
+from replicator.source.stream import Stream
 from replicator.state import ShardState
 
 OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began: two clocks as above

@@ -3,107 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from replicator.aws.client import Call
-from replicator.change import KeySchema, Record
-from replicator.errors import TransientError
-from replicator.source.table import KeyReader, Listing, describe_children, describe_stream, key_shape
+from replicator.aws.errors import WireError, decoded, failure
+from replicator.change import Listing, Shard
+from replicator.errors import GapFound
+from replicator.key import KeySchema
+from replicator.source.decoding import RecordsDecoder
 
 LISTING_REST = 0.11  # seconds between DescribeStream calls: at most 10 a second are allowed
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """A decoded GetRecords answer. ``removals`` holds the indices of records that say REMOVE."""
-
-    records: Sequence[Record]
-    removals: frozenset[int]
-    next: str | None
-    size: int
-
-
-_ABSENT = msgspec.Raw(b"null")  # an image that is not there, whether it is left out or written so
-
-
-@lru_cache(maxsize=64)
-def _page_shape(keys: KeySchema) -> Any:
-    """The struct of a GetRecords answer: keys are read, images stay raw bytes.
-
-    A null stands for an absent value. Records must be there: without it anything in JSON would say that a shard ended.
-    """
-    stored = msgspec.defstruct(
-        "Stored",
-        [
-            ("SequenceNumber", str),
-            ("Keys", key_shape(keys)),
-            ("ApproximateCreationDateTime", float | None, None),
-            ("NewImage", msgspec.Raw, _ABSENT),
-            ("OldImage", msgspec.Raw, _ABSENT),
-        ],
-        gc=False,
-    )
-    record = msgspec.defstruct(
-        "StreamRecord",
-        [
-            ("dynamodb", stored),
-            ("eventName", str | None, None),
-            ("userIdentity", dict[str, str | None] | None, None),
-        ],
-        gc=False,
-    )
-    return msgspec.defstruct(
-        "RecordsPage",
-        [("Records", list[record] | None), ("NextShardIterator", str | None, None)],  # type: ignore[valid-type]
-    )
-
-
-class RecordsDecoder:
-    """Turns a GetRecords body into records whose images stay raw bytes.
-
-    ``images``: the stream's view has new images. Then the event decides whether a record removes its item, and one that
-    neither removes it nor has an image is no answer of DynamoDB's: TransientError, for a repeat may bring it whole.
-    """
-
-    def __init__(self, keys: KeySchema, *, images: bool = True) -> None:
-        self._images = images
-        self._key = KeyReader(keys)
-        self._decoder = msgspec.json.Decoder(_page_shape(keys))
-
-    def __call__(self, body: bytes) -> Records:
-        try:
-            page: Any = self._decoder.decode(body)
-            key, records = self._key.key, page.Records or ()
-            found = [
-                Record(
-                    key(d.Keys),
-                    d.SequenceNumber,
-                    d.ApproximateCreationDateTime or 0.0,
-                    None if r.eventName == "REMOVE" or d.NewImage == _ABSENT else d.NewImage,
-                    None if d.OldImage == _ABSENT else d.OldImage,
-                    r.userIdentity is not None and _expired(r.userIdentity),
-                )
-                for r in records
-                for d in (r.dynamodb,)
-            ]
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
-            raise TransientError(f"GetRecords was answered with something that is not DynamoDB's JSON: {e}") from e
-        removals = frozenset(i for i, r in enumerate(records) if r.eventName == "REMOVE")
-        if self._images and any(r.new is None and i not in removals for i, r in enumerate(found)):
-            raise TransientError(
-                "GetRecords was answered with a change that has no NewImage and is no removal (eventName REMOVE), "
-                "though the stream's view has new images. Nothing of it is applied; asking again"
-            )
-        return Records(found, removals, page.NextShardIterator, len(body))
-
-
-def _expired(identity: Mapping[str, str | None]) -> bool:
-    return identity.get("PrincipalId", identity.get("principalId")) == "dynamodb.amazonaws.com"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +59,73 @@ def children(stream: Stream, parent: str) -> Generator[Call | Listing | float, A
         yield from listing(stream)
         return
     yield Listing(tuple(page.shards), False, page.StreamStatus or "", started)
+
+
+class _Range(msgspec.Struct):
+    StartingSequenceNumber: str | None = None
+    EndingSequenceNumber: str | None = None
+
+
+class _Shard(msgspec.Struct):
+    ShardId: str
+    ParentShardId: str | None = None
+    SequenceNumberRange: _Range | None = None
+
+
+class StreamPage(msgspec.Struct):
+    """One page of DescribeStream."""
+
+    StreamStatus: str | None = None
+    StreamViewType: str | None = None
+    Shards: list[_Shard] | None = None
+    LastEvaluatedShardId: str | None = None
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [
+            Shard(s.ShardId, s.ParentShardId or None, at.StartingSequenceNumber, at.EndingSequenceNumber)
+            for s in self.Shards or ()
+            for at in (s.SequenceNumberRange or _Range(),)
+        ]
+
+
+class _DescribeStream(msgspec.Struct):
+    StreamDescription: StreamPage
+
+
+def describe_stream(arn: str, *, after: str | None = None) -> Generator[Call, bytes, StreamPage]:
+    """One page of the stream's shards: the first, or the one after shard ``after``.
+
+    GapFound if the stream is forgotten, a day after it was disabled.
+    """
+    try:
+        return (yield from _page(arn, {} if after is None else {"ExclusiveStartShardId": after}))
+    except WireError as e:
+        if e.code == "ResourceNotFoundException":
+            raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end", gone=True) from e
+        raise failure(e, "DescribeStream", arn) from e
+
+
+def describe_children(arn: str, parent: str) -> Generator[Call, bytes, StreamPage | None]:
+    """The children of an ended shard; None if the endpoint refuses the question, which proves nothing."""
+    try:
+        return (yield from _page(arn, {"ShardFilter": {"Type": "CHILD_SHARDS", "ShardId": parent}}))
+    except WireError as e:
+        if e.code in _NO_FILTER:
+            return None
+        raise failure(e, "DescribeStream", arn) from e
+
+
+_NO_FILTER = frozenset(
+    {
+        "ValidationException",
+        "SerializationException",
+        "UnknownOperationException",
+        "ResourceNotFoundException",  # also of the parent alone, which may have left the stream
+    }
+)
+
+
+def _page(arn: str, asked: Mapping[str, Any]) -> Generator[Call, bytes, StreamPage]:
+    body = yield Call("DescribeStream", {"StreamArn": arn, **asked})
+    return decoded(body, _DescribeStream, "DescribeStream").StreamDescription

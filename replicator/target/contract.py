@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from replicator.aws.client import Wire
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
-from replicator.change import KeySchema
+from replicator.checkpoints.contract import Checkpoints
 from replicator.identity import Change, Identity, Parts
+from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable
-from replicator.state import Checkpoints
 from replicator.target.in_doubt import Doubt
 
 
@@ -230,3 +230,6 @@ class Overlapping(Protocol):
 
     def collect(self) -> Outcome:
         """Wait for the answer to what was sent."""
+
+
+OWN_IDS = KeySchema((KeyAttribute("_item", "S"), KeyAttribute("_id", "S")))  # the item's key text, and the hook's id

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LINGER = 300.0  # seconds after which a request that was given up has been carried out, or never will be
+from replicator.state import LONGEST_IN_DOUBT
+
+LINGER = LONGEST_IN_DOUBT
 TRUSTED = 10.0  # seconds after its start in which a batch is still sent before the run asks whether it was replaced
 TOO_LATE = "the batch takes long; asking whether another run took over, then going on"
 

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from replicator.batch import Counts
+from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import Fenced
-from replicator.state import FORGOTTEN, Checkpoints, DamagedCheckpoint, Owner, Parked, PipelineState, Save, encode
+from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Owner, Parked, PipelineState, Save, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
 Place = tuple[str, str]

@@ -17,10 +17,10 @@ from typing import Any
 
 from replicator.batch import Upsert
 from replicator.change import Change
-from replicator.hooks.hook import Document, Hook, is_declared
+from replicator.hooks.hook import Document, Filing, Hook, is_declared
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.pipeline.compaction import Circumstances, Compacted, Filing, compact_latest, compact_runs
+from replicator.pipeline.compaction import Circumstances, Compacted, compact_latest, compact_runs
 from replicator.pipeline.parked import ParkedItems
 from replicator.state import Parked, decode
 from replicator.version import FIRST_EPOCH, version

@@ -8,16 +8,16 @@ from typing import Any
 
 import orjson
 
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
 from replicator.checkpoints.compare_and_set import Row, saved_already
+from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.errors import SweepRefused
 from replicator.identity import Identity
 from replicator.items.attributes import plain
 from replicator.items.item import Item
 from replicator.state import (
     FORGOTTEN,
-    NO_COUNTS,
-    Claimed,
+    Counts,
     Entry,
     Owner,
     Parked,

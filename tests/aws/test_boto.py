@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from replicator.aws.boto import Boto, connect
-from replicator.aws.client import WireError, failure
+from replicator.aws.errors import WireError, failure
 from replicator.aws.sigv4 import Keys
 from replicator.config.settings import Source
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError

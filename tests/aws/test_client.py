@@ -7,7 +7,7 @@ import pytest
 from botocore.loaders import Loader
 from botocore.retries import standard
 
-from replicator.aws.client import THROTTLED, UNNAMED, NotConnected, WireError, decoded, failure, in_doubt, refusal
+from replicator.aws.errors import THROTTLED, UNNAMED, NotConnected, WireError, decoded, failure, in_doubt, refusal
 from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 

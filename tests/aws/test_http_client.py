@@ -19,8 +19,9 @@ import orjson
 import pytest
 
 from replicator.aws.boto import Boto, connect
-from replicator.aws.client import Call, Calls, NotConnected, WireError, failure
+from replicator.aws.client import Call, Calls
 from replicator.aws.endpoint import Endpoint, connected
+from replicator.aws.errors import NotConnected, WireError, failure
 from replicator.aws.http_client import Lines, Route
 from replicator.aws.sigv4 import Keys
 from replicator.aws.threaded import Threads

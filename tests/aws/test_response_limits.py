@@ -19,7 +19,7 @@ from connectors.search.connection import Connection
 from connectors.search.errors import AnswerLost
 from replicator import response_limits
 from replicator.aws.boto import connect
-from replicator.aws.client import WireError, failure
+from replicator.aws.errors import WireError, failure
 from replicator.config.settings import Source
 
 LARGEST = 1 << 20

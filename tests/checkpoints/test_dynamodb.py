@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from replicator.aws.client import Wire, WireError
-from replicator.batch import Counts
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError
 from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
 from replicator.checkpoints.dynamodb.table import CheckpointTable
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
-from replicator.state import DamagedCheckpoint, Save, encode
+from replicator.state import Counts, DamagedCheckpoint, Save, encode
 from replicator.testing.checkpoints_contract import Build, CheckpointsContract, counts, entries, owner, parked
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from replicator.checkpoints.contract import Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.errors import ConfigError
-from replicator.state import Claimed, Entry
+from replicator.state import Entry
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from tests.cli.command_line import World
 from tests.cli.test_checkpoint_stores import NEED_A_PIPELINE

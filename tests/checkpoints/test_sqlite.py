@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-from replicator.batch import Counts
 from replicator.checkpoints.sqlite import file
 from replicator.checkpoints.sqlite.store import SqliteCheckpoints, SqliteOptions
 from replicator.errors import ConfigError, Fenced, TransientError
-from replicator.state import DamagedCheckpoint, Save
+from replicator.state import Counts, DamagedCheckpoint, Save
 from replicator.testing.checkpoints_contract import Build, CheckpointsContract, owner, parked
 
 Sight = tuple[list[Any], dict[str, Counts], list[Any]]

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from replicator.config import settings
-from replicator.engine.run import ends
+from replicator.engine.assembly import ends
 from replicator.state import Owner
 from tests.cli.command_line import World, endpoint, keep
 from tests.cli.test_check_agrees_with_run import Wrong, assert_agreed, forbidden

@@ -12,7 +12,7 @@ import pytest
 
 from replicator.checkpoints.sqlite.store import SqliteCheckpoints
 from replicator.config import settings
-from replicator.engine.run import ends
+from replicator.engine.assembly import ends
 from replicator.errors import ConfigError, Fenced
 from replicator.state import Owner
 from tests.cli.command_line import World, endpoint, keep

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 from replicator.config.settings import load
-from replicator.engine.run import ends
+from replicator.engine.assembly import ends
 from replicator.operations import parked as parking
 from replicator.operations.parked import CHANGED, SUPERSEDED, ParkedItem
 from replicator.state import Owner, Parked, Save, encode

@@ -16,7 +16,7 @@ import pytest
 
 from replicator.cli.status import exit_code
 from replicator.config import settings
-from replicator.engine.run import ends
+from replicator.engine.assembly import ends
 from replicator.pipeline.progress import Progress
 from replicator.state import Owner
 from tests.cli.command_line import World

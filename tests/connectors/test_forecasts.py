@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from replicator.batch import Upsert
-from replicator.change import KeyAttribute, KeySchema
-from replicator.config.target import OWN_IDS, destination
+from replicator.config.target import destination
 from replicator.items.attributes import image
 from replicator.items.item import Item
+from replicator.key import KeyAttribute, KeySchema
 from replicator.operations.preview import json_values
-from replicator.target.contract import Forecasting, Table
+from replicator.target.contract import OWN_IDS, Forecasting, Table
 
 PK = KeySchema((KeyAttribute("pk", "S"),))
 SEARCH = {"type": "opensearch", "url": "http://127.0.0.1:1", "username": "u", "password": "p"}

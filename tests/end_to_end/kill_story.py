@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from replicator.checkpoints.contract import Claimed
 from replicator.config.settings import load
+from replicator.engine.assembly import ends
 from replicator.engine.delivery import CONFIRMED
-from replicator.engine.run import ends
-from replicator.state import Claimed, PipelineState, SegmentState, ShardState, decode
+from replicator.state import PipelineState, SegmentState, ShardState, decode
 from tests.cli.command_line import words
 from tests.end_to_end import kills
 from tests.end_to_end.kills import PAGE, TRUSTED

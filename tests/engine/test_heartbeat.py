@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from replicator.batch import Outcome
-from replicator.change import Page
+from replicator.change import Listing, Page, Shard
+from replicator.checkpoints.contract import Claimed
 from replicator.engine.heartbeat import Rate, Vitals
+from replicator.hooks.hook import Filing
 from replicator.pipeline import stages
-from replicator.pipeline.compaction import Filing
-from replicator.pipeline.lineage import Shard
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source.table import Listing
-from replicator.state import Claimed, PipelineState
+from replicator.state import PipelineState
 from replicator.version import FIRST_EPOCH
 
 NOW = 1_700_000_000.0

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 from replicator.batch import Batch, Outcome
 from replicator.cli import main
-from replicator.engine import run
-from replicator.engine.delivery import CONFIRMED, Delivery, Patience
+from replicator.engine import assembly
+from replicator.engine.delivery import CONFIRMED, Delivery
+from replicator.engine.retry import Patience
 from replicator.errors import Fenced, TransientError, Unfinished
-from replicator.pipeline.compaction import Filing
+from replicator.hooks.hook import Filing
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Owner, Pulse, decode
 from replicator.testing.contract.kit import batch, owner, put, table
@@ -133,7 +134,7 @@ def modest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         MemoryCheckpoints(database).claim(Owner("a run", "host", 1, 0.0))
         yield Modest(database), MemoryCheckpoints(database)
 
-    monkeypatch.setattr(run, "ends", ends)
+    monkeypatch.setattr(assembly, "ends", ends)
     path = tmp_path / "modest.yaml"
     url = "postgresql://localhost/shop"
     path.write_text(f"pipeline: p\nsource: {{table: orders}}\ntarget: {{type: postgres, url: {url}, table: t}}\n")
@@ -149,5 +150,5 @@ def test_status_says_what_is_promised_instead(modest: Path) -> None:
 
 
 def test_targets_that_promise_nothing_less_say_nothing() -> None:
-    assert run.promise_of(MemoryIndex(MemoryDatabase())) == ""
-    assert run.promise_of(Modest(MemoryDatabase())) == PROMISE
+    assert assembly.promise_of(MemoryIndex(MemoryDatabase())) == ""
+    assert assembly.promise_of(Modest(MemoryDatabase())) == PROMISE

@@ -15,17 +15,19 @@ from typing import Any
 
 import pytest
 
-from replicator.aws.client import Wire, answered
+from replicator.aws.client import AT_ONCE, Wire, answered
 from replicator.batch import Batch, Outcome
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
-from replicator.engine.local import Copy, Driver, World
-from replicator.engine.scheduler import AT_ONCE, Stepped
+from replicator.engine.context import Copy, World
+from replicator.engine.local import Driver
+from replicator.engine.scheduler import Stepped
 from replicator.pipeline import page_buffer
 from replicator.pipeline.page_buffer import BATCH_BYTES, BUFFER_BYTES
 from replicator.source import keys_only
+from replicator.source.decoding import RecordsDecoder
 from replicator.source.shard_reader import read
-from replicator.source.stream import RecordsDecoder, Stream
+from replicator.source.stream import Stream
 from replicator.source.table import describe_table
 from replicator.state import Owner, ShardState
 from replicator.target.contract import Table

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from replicator.batch import Counts
 from replicator.engine import parked_limits
 from replicator.engine.delivery import Delivery
 from replicator.engine.parked_limits import QUIET, TOLD, ParkedWatch
 from replicator.errors import ConfigError
 from replicator.pipeline.parked import Held, ParkedItems
 from replicator.pipeline.pipeline import Pipeline
+from replicator.state import Counts
 from replicator.version import version
 
 

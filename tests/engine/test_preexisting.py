@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from replicator.batch import Batch, Part, Upsert
-from replicator.change import KeyAttribute, KeySchema
+from replicator.checkpoints.contract import Claimed
 from replicator.engine import preexisting
 from replicator.errors import ConfigError
 from replicator.identity import Change, Definition
+from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline.checkpoint_view import Ledger
 from replicator.source.table import SourceTable
-from replicator.state import Claimed, Entry, Pulse, Retried, encode
+from replicator.state import Entry, Pulse, Retried, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from replicator.version import FIRST_EPOCH, version

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from tenacity import RetryCallState
 
-from replicator.engine.delivery import Patience
+from replicator.engine.retry import Patience
 
 
 class Exactly(random.Random):

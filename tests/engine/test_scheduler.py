@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import orjson
 import pytest
 
-from replicator.aws.client import Call, WireError
+from replicator.aws.client import AT_ONCE, Call
+from replicator.aws.errors import WireError
 from replicator.aws.threaded import Threads, calls_of
-from replicator.engine.scheduler import AT_ONCE, Stepped, Steps
+from replicator.engine.scheduler import Stepped, Steps
 
 T = TypeVar("T")
 SOON = 10.0  # seconds; more than any of these steps takes

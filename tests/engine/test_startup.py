@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from replicator.change import KeyAttribute, KeySchema
 from replicator.engine import startup
 from replicator.errors import ConfigError, GapFound
 from replicator.identity import UNKNOWN, Definition, Identity
+from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline import stages
 from replicator.source.table import SourceTable
 from replicator.state import Gap, PipelineState, SegmentState, ShardState

@@ -9,10 +9,11 @@ from functools import partial
 
 import pytest
 
-from replicator.batch import Batch, Counts, Outcome
+from replicator.batch import Batch, Outcome
+from replicator.checkpoints.contract import NO_COUNTS
 from replicator.engine.delivery import CONFIRMED
 from replicator.errors import TransientError
-from replicator.state import NO_COUNTS, Owner, Save
+from replicator.state import Counts, Owner, Save
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
 from tests.faults.world import World

@@ -23,13 +23,12 @@ import pytest
 from click.testing import CliRunner
 
 from replicator.aws.client import Wire
-from replicator.batch import Counts
 from replicator.cli import main
-from replicator.engine import local
+from replicator.engine import assembly, context
 from replicator.engine import run as running
 from replicator.engine.scheduler import Stepped
 from replicator.pipeline.progress import Progress
-from replicator.state import Gap, ShardState, decode
+from replicator.state import Counts, Gap, ShardState, decode
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from tests.cli.command_line import words
@@ -253,12 +252,14 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         target = world.target()
         yield target, getattr(target, "checkpoints", None) or world.store()
 
-    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> local.World:
+    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> context.World:
         clock = world.clock
-        return local.World(stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock, hook_limit)
+        return context.World(
+            stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock, hook_limit
+        )
 
     monkeypatch.setattr(running, "connect", lambda *_: world.wire)
-    monkeypatch.setattr(running, "ends", ends)
+    monkeypatch.setattr(assembly, "ends", ends)
     monkeypatch.setattr(running, "World", outside)
     monkeypatch.setattr(running, "calm_down", lambda: None)
     monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda: world.stop)

@@ -14,7 +14,8 @@ import pytest
 
 from replicator import Document, documents
 from replicator.errors import ConfigError
-from replicator.hooks.hook import Hook, Poison, load
+from replicator.hooks.hook import Hook, Poison
+from replicator.hooks.loading import load
 from replicator.hooks.redaction import UNSAID
 from replicator.items.attributes import image
 from replicator.items.item import Item

@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.change import KeyAttribute, KeySchema
 from replicator.items.attributes import (
     Malformed,
     canonical_number,
@@ -22,7 +21,8 @@ from replicator.items.attributes import (
     value,
 )
 from replicator.items.item import Item
-from replicator.source.stream import RecordsDecoder
+from replicator.key import KeyAttribute, KeySchema
+from replicator.source.decoding import RecordsDecoder
 
 THIRTY_EIGHT_NINES = "9" * 38
 NUMBERS = [

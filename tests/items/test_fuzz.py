@@ -14,15 +14,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from replicator.aws.client import decoded
-from replicator.change import KeyAttribute, KeySchema
+from replicator.aws.errors import decoded
 from replicator.errors import TransientError
 from replicator.items.attributes import Malformed, canonical_number, from_python, image, number, plain, typed, value
 from replicator.items.item import Item
+from replicator.key import KeyAttribute, KeySchema
+from replicator.source.decoding import KeyReader, RecordsDecoder
 from replicator.source.keys_only import _Responses
 from replicator.source.scan import _Scanned
-from replicator.source.stream import RecordsDecoder
-from replicator.source.table import KeyReader
 
 KINDS = ["S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS"]
 SCHEMAS = [

@@ -12,17 +12,20 @@ import pytest
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.target import DynamoDB
 from replicator import Document
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Rejection, Upsert
-from replicator.change import KeyAttribute, KeySchema, Page, Record
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Upsert
+from replicator.change import Listing, Page, Record, Shard
+from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.engine import preexisting
 from replicator.engine.cleanup import Chores
-from replicator.engine.delivery import Delivery, Patience
+from replicator.engine.delivery import Delivery
 from replicator.engine.parked_limits import QUIET, ParkedWatch
+from replicator.engine.retry import Patience
 from replicator.engine.startup import accepted
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
-from replicator.hooks.hook import Hook
+from replicator.hooks.hook import Filing, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
+from replicator.key import KeyAttribute, KeySchema
 from replicator.operations import parked
 from replicator.operations.parked import (
     CHANGED,
@@ -31,20 +34,16 @@ from replicator.operations.parked import (
     ListedItems,
     ParkedItem,
     drop,
-    known,
     parked_items,
-    parked_keys,
     pipeline_of,
     retried,
 )
 from replicator.operations.scanned import SourceItems
 from replicator.pipeline.checkpoint_view import Ledger
-from replicator.pipeline.compaction import Filing
-from replicator.pipeline.lineage import Shard
-from replicator.pipeline.parked import Held, ParkedItems, held, parked_id
+from replicator.pipeline.parked import Held, ParkedItems, held, known, parked_id, parked_keys
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source.table import Listing, SourceTable
-from replicator.state import NO_COUNTS, Claimed, Owner, Parked, PipelineState, Pulse, Save, encode
+from replicator.source.table import SourceTable
+from replicator.state import Counts, Owner, Parked, PipelineState, Pulse, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from replicator import Document, documents
 from replicator.batch import Delete, Upsert, Write
-from replicator.change import Change, Key, Page, Record, key_text
-from replicator.hooks.hook import Hook
+from replicator.change import Change, Page, Record
+from replicator.hooks.hook import Filing, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
+from replicator.key import Key, key_text
 from replicator.pipeline.advance import streamed
 from replicator.pipeline.compaction import (
     Circumstances,
     Compacted,
-    Filing,
     Latest,
     compact_latest,
     compact_runs,

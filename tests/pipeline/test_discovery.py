@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from replicator.change import Listing, Shard
 from replicator.errors import GapFound
 from replicator.pipeline.discovery import Discovery, News
-from replicator.pipeline.lineage import Shard
-from replicator.source.table import Listing
 from replicator.state import ShardState
 
 HOUR = 3600.0

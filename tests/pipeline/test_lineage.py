@@ -7,9 +7,9 @@ from itertools import permutations
 
 import pytest
 
+from replicator.change import Shard
 from replicator.pipeline.lineage import (
     KEPT,
-    Shard,
     childless,
     forgettable,
     heirless,

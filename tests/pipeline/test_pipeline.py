@@ -7,20 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from replicator.batch import Batch, Counts, Delete, Outcome, Rejection, Upsert
-from replicator.change import Page, Record, ScanPage
+from replicator.batch import Batch, Delete, Outcome, Rejection, Upsert
+from replicator.change import Listing, Page, Record, ScanPage, Shard
+from replicator.checkpoints.contract import Claimed
 from replicator.errors import Fenced, GapFound
-from replicator.hooks.hook import Hook
+from replicator.hooks.hook import Filing, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.pipeline import page_buffer, stages
-from replicator.pipeline.compaction import Filing
-from replicator.pipeline.lineage import Shard
 from replicator.pipeline.page_buffer import SOURCE_PAGES
 from replicator.pipeline.parked import Held, ParkedItems, item_of
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source.table import Listing
-from replicator.state import Claimed, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.state import Counts, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
 from replicator.testing.contract.kit import owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.version import FIRST_EPOCH, version

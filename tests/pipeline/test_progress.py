@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from replicator.batch import Counts
 from replicator.cli.render import duration
 from replicator.pipeline.progress import Backfill, Progress, Shards, as_values, progress
-from replicator.state import Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, encode
+from replicator.state import Counts, Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, encode
 
 NOW = 1_800_000_000.0
 STATE = PipelineState(1024, "stream", "table", "id", "following", items=1000)

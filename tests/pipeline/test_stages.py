@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from replicator.change import Shard
 from replicator.pipeline import stages
-from replicator.pipeline.lineage import Shard, merged
+from replicator.pipeline.lineage import merged
 from replicator.state import PipelineState, SegmentState, ShardState
 from replicator.version import FIRST_EPOCH
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.testing.dynamodb import DynamoDB
 from tests.security.policy import RESOURCES, Permission
 from tests.security.process.aws_calls import actions

@@ -18,12 +18,12 @@ import pytest
 from rich.console import Console
 
 from replicator import log
-from replicator.change import key_text
 from replicator.cli import live_view, output
 from replicator.cli.render import as_table
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
 from replicator.items.item import Item
+from replicator.key import key_text
 from replicator.operations import demo
 from replicator.operations.finding import Finding
 from replicator.operations.parked import ParkedItem

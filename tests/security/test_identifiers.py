@@ -24,10 +24,10 @@ from connectors.postgres import Postgres, PostgresOptions
 from connectors.postgres.liveness import Watched
 from connectors.postgres.session import Session
 from replicator.batch import Batch, Delete, Part, Upsert
-from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import ConfigError
 from replicator.items.attributes import image
 from replicator.items.item import Item
+from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 from replicator.version import FIRST_EPOCH, version
 from tests.security.identifiers import is_possible, names

@@ -21,8 +21,8 @@ from connectors.search.rejection_reasons import refusal
 from connectors.search.responses import verdicts
 from replicator import log
 from replicator.aws.boto import Boto, connect
-from replicator.aws.client import WireError, without_login
-from replicator.aws.client import failure as aws_failure
+from replicator.aws.errors import WireError, without_login
+from replicator.aws.errors import failure as aws_failure
 from replicator.config import settings
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 from replicator.hooks import redaction
@@ -137,7 +137,7 @@ def test_a_number_in_braces_may_be_a_secret_too(tmp_path: Path, name: str) -> No
 def test_a_hook_that_stumbles_over_the_environment_does_not_quote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from replicator.hooks.hook import load
+    from replicator.hooks.loading import load
 
     monkeypatch.setenv("SHOP_SECRET", WORD)
     (tmp_path / "hooks.py").write_text("import os\nx = int(os.environ['SHOP_SECRET'])\n")

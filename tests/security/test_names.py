@@ -27,13 +27,12 @@ from connectors.search.encode import encode as encode_lines
 from connectors.search.ids import index_id
 from connectors.search.layout import layouts
 from connectors.search.names import is_ours
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.batch import Batch, Delete, DocumentId, Part, Rejection, Upsert, Write
-from replicator.change import KeyAttribute, KeySchema
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.source.stream import RecordsDecoder
-from replicator.source.table import KeyReader
+from replicator.key import KeyAttribute, KeySchema
+from replicator.source.decoding import KeyReader, RecordsDecoder
 from replicator.target.contract import Table
 from replicator.testing.dynamodb import DynamoDB
 from replicator.version import FIRST_EPOCH, version

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from connectors.dynamodb.responses import _REASONS, LONGEST, refusal
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.items.leaves import OF_KIND
 
 parser: Any = re._parser  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.testing.dynamodb.http import HttpWire
 from replicator.testing.servers.programs import ServerMissing, alone, cache
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.testing.dynamodb.http import HttpWire
 from tests.servers import dynamodb_local as module
 from tests.servers.dynamodb_fixtures import StartLocal

@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from replicator.batch import Batch, Outcome
-from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import ConfigError, TransientError
+from replicator.hooks.hook import Filing
+from replicator.key import KeyAttribute, KeySchema
 from replicator.operations import parked
 from replicator.operations.scanned import SourceItems
-from replicator.pipeline.compaction import Filing
 from replicator.source import sample
 from replicator.target.contract import Table
 from replicator.version import epoch_of
@@ -22,7 +22,7 @@ from tests.simulation.plan import Act
 from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
 
 if TYPE_CHECKING:
-    from replicator.state import Checkpoints
+    from replicator.checkpoints.contract import Checkpoints
     from tests.simulation.world import Universe
 
 SOURCE_KEYS = KeySchema((KeyAttribute("pk", "S"),))

@@ -11,19 +11,20 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from replicator.aws.client import WireError
-from replicator.change import KeyAttribute, KeySchema
+from replicator.aws.errors import WireError
 from replicator.config.settings import Backfill, Config, Source
-from replicator.config.target import OWN_IDS, Destination
+from replicator.config.target import Destination
 from replicator.engine import preexisting
 from replicator.engine.binding import admit
-from replicator.engine.local import Copy, Driver, World
+from replicator.engine.context import Copy, World
+from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline.progress import Progress
 from replicator.source.table import describe_table
 from replicator.state import Owner
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 from replicator.target.in_doubt import LINGER
 from replicator.testing.dynamodb import DynamoDB
 from tests.simulation import truth

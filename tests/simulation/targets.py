@@ -14,10 +14,11 @@ import orjson
 from connectors.dynamodb.cleanup import Found, Leftovers
 from connectors.dynamodb.writer import Writing
 from replicator.aws.client import Wire
-from replicator.batch import Batch, Counts, DocumentId, Outcome, Upsert, Write
+from replicator.batch import Batch, DocumentId, Outcome, Upsert, Write
+from replicator.checkpoints.contract import NO_COUNTS
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.identity import Change, Parts
-from replicator.state import NO_COUNTS, Save
+from replicator.state import Counts, Save
 from replicator.target import in_doubt
 from replicator.target.acks import place
 from replicator.target.contract import Table

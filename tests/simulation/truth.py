@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import orjson
 
 from replicator import version
-from replicator.batch import Counts, Delete, DocumentId, Write
-from replicator.change import key_text
+from replicator.batch import Delete, DocumentId, Write
 from replicator.hooks.hook import Hook, Poison
 from replicator.items.attributes import image
 from replicator.items.item import Item
+from replicator.key import key_text
 from replicator.pipeline import stages
 from replicator.pipeline.parked import key_in
 from replicator.pipeline.progress import Progress
-from replicator.state import Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
+from replicator.state import Counts, Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
 from replicator.target.in_doubt import LINGER
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
 from replicator.version import FIRST_EPOCH

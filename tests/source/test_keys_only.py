@@ -11,11 +11,13 @@ import orjson
 import pytest
 
 from replicator.aws.client import Wire, answered
-from replicator.change import KeyAttribute, KeySchema, Record
+from replicator.change import Record
 from replicator.errors import NotPermitted
 from replicator.items.item import Item
+from replicator.key import KeyAttribute, KeySchema
+from replicator.source.decoding import RecordsDecoder
 from replicator.source.keys_only import keys_for, looked_up, portion
-from replicator.source.stream import RecordsDecoder, Stream
+from replicator.source.stream import Stream
 from replicator.testing.dynamodb import DynamoDB
 
 KEYS = KeySchema((KeyAttribute("id", "S"), KeyAttribute("n", "N")))

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replicator.aws.client import Wire, answered
-from replicator.change import Key, KeyAttribute, KeySchema, ScanPage
+from replicator.change import ScanPage
 from replicator.errors import NotPermitted, ReplicatorError
+from replicator.key import Key, KeyAttribute, KeySchema
 from replicator.source.scan import LONGEST_BACKOFF, QUICKEST_BACKOFF, ReadBudget, Scanned, scan
 from replicator.state import SegmentState
 from replicator.testing.dynamodb import DynamoDB

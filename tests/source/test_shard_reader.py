@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from replicator.aws.client import answered
-from replicator.change import KeyAttribute, KeySchema, Page
+from replicator.change import Page
 from replicator.errors import GapFound, NotPermitted, OutOfOrder
+from replicator.key import KeyAttribute, KeySchema
 from replicator.pipeline.advance import moved
+from replicator.source.decoding import RecordsDecoder
 from replicator.source.shard_reader import IDLE_PAGES, read
-from replicator.source.stream import RecordsDecoder, Stream
+from replicator.source.stream import Stream
 from replicator.state import ShardState
 from replicator.testing.dynamodb import AWS, LOCAL, Dialect, Distortion, DynamoDB, Numbering, imageless, nulls
 

@@ -10,10 +10,12 @@ import orjson
 import pytest
 
 from replicator.aws.client import Call, answered
-from replicator.change import KeyAttribute, KeySchema
+from replicator.change import Listing
 from replicator.errors import TransientError
-from replicator.source.stream import Records, RecordsDecoder, Stream, children, listing
-from replicator.source.table import KeyReader, Listing, describe_table
+from replicator.key import KeyAttribute, KeySchema
+from replicator.source.decoding import KeyReader, Records, RecordsDecoder
+from replicator.source.stream import Stream, children, listing
+from replicator.source.table import describe_table
 from replicator.testing.dynamodb import DynamoDB, imageless
 
 KEYS = KeySchema((KeyAttribute("id", "S"),))

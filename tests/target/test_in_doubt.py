@@ -16,13 +16,14 @@ from connectors.dynamodb.cleanup import Found, Leftovers
 from connectors.dynamodb.writer import Writing
 from replicator.aws.client import Wire
 from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
+from replicator.change import Listing
 from replicator.engine.cleanup import Chores
-from replicator.engine.delivery import Delivery, Patience
+from replicator.engine.delivery import Delivery
+from replicator.engine.retry import Patience
 from replicator.errors import Fenced, SweepRefused
+from replicator.hooks.hook import Filing
 from replicator.pipeline import stages
-from replicator.pipeline.compaction import Filing
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source.table import Listing
 from replicator.state import PipelineState, Retried, Save, Spared, decode, encode
 from replicator.target.contract import Table
 from replicator.target.in_doubt import Doubt

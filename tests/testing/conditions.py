@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.items.attributes import from_python
 from tests.testing.world import Observation, World, typed, unordered
 

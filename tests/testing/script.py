@@ -6,7 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from tests.testing.world import Observation, World, typed, unordered
 
 Step = Callable[[World], Observation]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.testing.dynamodb import LOCAL, DynamoDB
 from replicator.testing.dynamodb.http import HttpWire
 from tests.servers.dynamodb_fixtures import StartLocal

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.items.attributes import from_python
 from replicator.items.item import Item
 from replicator.testing.dynamodb import (

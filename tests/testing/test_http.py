@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
 from replicator.aws.boto import Boto
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import HttpWire, served
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import Wire, WireError
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError
 from replicator.items.attributes import from_python
 
 Observation = Any

@@ -15,10 +15,9 @@ from typing import Any
 
 import msgspec
 
-from replicator.batch import Counts
 from replicator.checkpoints.checksums import seal
 from replicator.checkpoints.compare_and_set import Row
-from replicator.state import FORGOTTEN, DamagedCheckpoint, Save, forgotten
+from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Save, forgotten
 
 Item = dict[str, dict[str, str]]
 Place = tuple[str, str]

@@ -12,12 +12,11 @@ from dataclasses import replace
 
 import msgspec
 
-from replicator.batch import Counts
 from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb.layout import HEAD, Action, Blob, Head, Item, Known, Place
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable, absent, is_, portions
 from replicator.errors import TransientError
-from replicator.state import FORGOTTEN, DamagedCheckpoint, Save, forgotten, shard_of
+from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Save, forgotten, shard_of
 
 TRIES = 30  # in which a save or a read finds the table at rest
 _LISTED = ("revision", "sum", "blob")

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field
 
 from replicator.aws import boto
 from replicator.aws.client import Wire
-from replicator.batch import Counts
 from replicator.checkpoints.compare_and_set import Row, saved_already
+from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb import setup as setup
 from replicator.checkpoints.dynamodb.layout import Head, Known
@@ -23,8 +23,7 @@ from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import Fenced, TransientError
 from replicator.options import Access
 from replicator.state import (
-    NO_COUNTS,
-    Claimed,
+    Counts,
     Entry,
     Owner,
     Parked,

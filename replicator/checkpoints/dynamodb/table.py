@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import Wire, WireError, decoded, failure
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, decoded, failure
 from replicator.checkpoints.dynamodb.layout import Action, Blob, Item
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 

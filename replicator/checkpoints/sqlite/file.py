@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replicator.batch import Counts
 from replicator.checkpoints.checksums import Digest, seal
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.files import make_private
-from replicator.state import DamagedCheckpoint, Entry
+from replicator.state import Counts, DamagedCheckpoint, Entry
 
 FORMAT = 1  # of the file; the table ``store`` stays readable in all of them
 

@@ -10,17 +10,16 @@ from pathlib import Path
 
 from pydantic import Field
 
-from replicator.batch import Counts
 from replicator.checkpoints.compare_and_set import saved_already
+from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.sqlite import file as file
 from replicator.checkpoints.sqlite.lock import Lock
 from replicator.checkpoints.sqlite.transaction import Changes
-from replicator.config.validation import Options
 from replicator.errors import ConfigError
 from replicator.files import exposure, open_to_writers
+from replicator.options import Options
 from replicator.state import (
-    NO_COUNTS,
-    Claimed,
+    Counts,
     Owner,
     Parked,
     PipelineState,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 
-from replicator.batch import Counts
 from replicator.checkpoints.checksums import Digest
 from replicator.checkpoints.compare_and_set import Row
 from replicator.checkpoints.sqlite.file import Head, counts_seal, entry_seal, text_sum, write_head
-from replicator.state import FORGOTTEN
+from replicator.state import FORGOTTEN, Counts
 
 
 class Changes:

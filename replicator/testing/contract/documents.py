@@ -8,11 +8,10 @@ import msgspec
 import pytest
 
 from replicator.batch import Delete, Outcome, Upsert
-from replicator.change import KeyAttribute, KeySchema
-from replicator.config.target import OWN_IDS
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.target.contract import Target
+from replicator.key import KeyAttribute, KeySchema
+from replicator.target.contract import OWN_IDS, Target
 from replicator.testing.contract.kit import (
     HOSTILE,
     PAIR,

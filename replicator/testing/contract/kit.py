@@ -12,12 +12,12 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert, Write
-from replicator.change import KeyAttribute, KeySchema
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Upsert, Write
 from replicator.config.target import destination
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.state import Owner, Save
+from replicator.key import KeyAttribute, KeySchema
+from replicator.state import Counts, Owner, Save
 from replicator.target.contract import Table, Target, Transactional
 from replicator.version import FIRST_EPOCH, version
 

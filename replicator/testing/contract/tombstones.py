@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from replicator.batch import Batch, Counts, Delete, DocumentId, Outcome, Part, Upsert
-from replicator.config.target import OWN_IDS
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Upsert
 from replicator.errors import ConfigError
+from replicator.state import Counts
 from replicator.target import in_doubt
-from replicator.target.contract import Table, Target
+from replicator.target.contract import OWN_IDS, Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,

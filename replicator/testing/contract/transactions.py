@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from replicator.batch import Batch, Counts, Part, Upsert
+from replicator.batch import Batch, Part, Upsert
 from replicator.errors import Fenced
-from replicator.state import Save
+from replicator.state import Counts, Save
 from replicator.target.contract import Target
 from replicator.testing.contract.kit import (
     Contract,

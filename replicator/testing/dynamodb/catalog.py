@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from replicator.change import KeyAttribute, KeySchema
+from replicator.key import KeyAttribute, KeySchema
 from replicator.testing.dynamodb.refusals import in_use, invalid, unknown_stream, unknown_table
 from replicator.testing.dynamodb.rows import Table
 from replicator.testing.dynamodb.sequences import Numbering

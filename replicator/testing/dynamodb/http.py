@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from replicator.aws.client import Wire, WireError, refusal
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError, refusal
 from replicator.testing.dynamodb import DynamoDB
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from replicator.change import Key
 from replicator.items.attributes import Typeds
+from replicator.key import Key
 from replicator.testing.dynamodb.catalog import Catalog
 from replicator.testing.dynamodb.expressions import Terms, equalities, parsed, projected
 from replicator.testing.dynamodb.faults import Faults

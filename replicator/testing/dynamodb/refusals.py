@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from replicator.aws.client import WireError
+from replicator.aws.errors import WireError
 
 _STATUS = {"InternalServerError": 500, "InternalFailure": 500, "ServiceUnavailable": 503}
 

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from replicator.change import Key, KeyAttribute, KeySchema
 from replicator.items.attributes import Typeds
+from replicator.key import Key, KeyAttribute, KeySchema
 from replicator.testing.dynamodb.refusals import invalid
 from replicator.testing.dynamodb.streams import HASHES, Change, Stream, hashed
 from replicator.testing.dynamodb.values import image, item_size, sized_form, stored_form

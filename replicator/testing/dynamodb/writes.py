@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import WireError
-from replicator.change import Key
+from replicator.aws.errors import WireError
 from replicator.items.attributes import Typeds
+from replicator.key import Key
 from replicator.testing.dynamodb.catalog import Catalog
 from replicator.testing.dynamodb.expressions import Terms, Test, parsed
 from replicator.testing.dynamodb.refusals import invalid, refusal

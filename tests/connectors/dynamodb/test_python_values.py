@@ -16,11 +16,11 @@ from connectors.dynamodb.encode import encode
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.python_values import typed
 from replicator.batch import Upsert
-from replicator.change import KeyAttribute, KeySchema
-from replicator.config.target import OWN_IDS
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.items.to_json import Unfit
+from replicator.key import KeyAttribute, KeySchema
+from replicator.target.contract import OWN_IDS
 from replicator.testing.contract import at, batch
 
 KEYS = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("n", "N")))

@@ -11,7 +11,7 @@ from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import Kind, verdict, wants_less
 from connectors.dynamodb.writer import Writing
-from replicator.aws.client import THROTTLED, UNNAMED, NotConnected, WireError
+from replicator.aws.errors import THROTTLED, UNNAMED, NotConnected, WireError
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.target.in_doubt import Doubt
 

@@ -17,14 +17,15 @@ from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.target import DynamoDB as Target
-from replicator.aws.client import Wire, WireError
+from replicator.aws.client import Wire
+from replicator.aws.errors import WireError
 from replicator.batch import Delete, Upsert
-from replicator.change import KeyAttribute, KeySchema
-from replicator.config.target import OWN_IDS, destination
+from replicator.config.target import destination
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import other_tables
+from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable, describe_table
-from replicator.target.contract import Mirroring, Table
+from replicator.target.contract import OWN_IDS, Mirroring, Table
 from replicator.testing.contract import at, batch, put
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import HttpWire, served

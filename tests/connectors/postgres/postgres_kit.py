@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import sql
 
 from connectors.postgres import Postgres, PostgresOptions
-from replicator.change import KeyAttribute, KeySchema
+from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Owner
 from replicator.target.contract import Table
 from replicator.version import FIRST_EPOCH

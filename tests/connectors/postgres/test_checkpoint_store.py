@@ -8,9 +8,8 @@ import pytest
 
 from connectors.postgres import PostgresStore
 from connectors.postgres.options import Server
-from replicator.batch import Counts
 from replicator.errors import ConfigError, NotPermitted, TransientError
-from replicator.state import Save
+from replicator.state import Counts, Save
 from replicator.testing.checkpoints_contract import Build, CheckpointsContract, owner
 from replicator.testing.proxy import Proxy
 from tests.connectors.postgres.postgres_kit import run, target

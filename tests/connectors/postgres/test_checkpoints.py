@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from connectors.postgres import Postgres
-from replicator.batch import Batch, Counts, Delete, Outcome, Part
+from replicator.batch import Batch, Delete, Outcome, Part
 from replicator.errors import Fenced
-from replicator.state import DamagedCheckpoint, Owner, Parked, Save, encode
+from replicator.state import Counts, DamagedCheckpoint, Owner, Parked, Save, encode
 from replicator.target.contract import Table
 from replicator.testing.contract import at, batch, put, remove
 from replicator.version import FIRST_EPOCH

@@ -16,9 +16,9 @@ from connectors.postgres.encode import Encoder
 from connectors.postgres.projection import Projection
 from connectors.postgres.table_schema import BodyColumn, shapes
 from replicator.batch import Batch, Part, Upsert
-from replicator.change import KeyAttribute, KeySchema
 from replicator.items.attributes import image
 from replicator.items.item import Amended, Item
+from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 
 KEYS = KeySchema((KeyAttribute("pk", "S"),))

@@ -12,11 +12,11 @@ import pytest
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.table_schema import shapes
 from replicator.batch import Batch, Part, Upsert
-from replicator.config.target import OWN_IDS, destination
+from replicator.config.target import destination
 from replicator.errors import ConfigError
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 from tests.connectors.postgres.postgres_kit import PK
 
 COLUMNS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from connectors.postgres import definition
 from connectors.postgres.table_schema import shapes
-from replicator.change import KeyAttribute, KeySchema
 from replicator.identity import Parts, changes
+from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 
 PK = KeySchema((KeyAttribute("pk", "S"),))

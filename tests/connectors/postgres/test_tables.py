@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from connectors.postgres import Postgres, PostgresOptions
 from connectors.postgres.errors import unreachable
 from replicator.batch import Delete, Outcome, Upsert
-from replicator.change import KeyAttribute, KeySchema
-from replicator.config.target import OWN_IDS, destination
+from replicator.config.target import destination
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.identity import changes
+from replicator.key import KeyAttribute, KeySchema
 from replicator.state import Save
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 from replicator.testing.contract import at, batch, put, remove
 from replicator.testing.contract.kit import exhaust
 from replicator.version import FIRST_EPOCH

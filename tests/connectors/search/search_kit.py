@@ -10,7 +10,7 @@ from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
 from connectors.opensearch import OpenSearch, OpenSearchOptions
 from connectors.search.target import SearchTarget
 from replicator.batch import DocumentId, Upsert
-from replicator.change import KeySchema
+from replicator.key import KeySchema
 from replicator.target.contract import Table
 from replicator.testing.contract.kit import PK, at
 from replicator.version import FIRST_EPOCH

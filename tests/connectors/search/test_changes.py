@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from connectors.search.target import SearchTarget
 from replicator.batch import Write
 from replicator.config.settings import load
-from replicator.engine.run import ends
+from replicator.engine.assembly import ends
 from replicator.target.contract import Table
 from replicator.testing.contract.kit import at, batch, put, remove
 from replicator.testing.dynamodb import DynamoDB

@@ -13,9 +13,9 @@ from connectors.search import contents, definition
 from connectors.search.connection import Connection
 from connectors.search.errors import Answer
 from connectors.search.layout import layouts
-from replicator.change import KeyAttribute, KeySchema
 from replicator.errors import TransientError
 from replicator.identity import Identity, changes
+from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
 
 PK = KeySchema((KeyAttribute("pk", "S"), KeyAttribute("sk", "S")))

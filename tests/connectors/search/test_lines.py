@@ -18,13 +18,12 @@ from connectors.search.encode import TableEncoder
 from connectors.search.ids import LONGEST, index_id, index_ids
 from connectors.search.layout import Layout, layouts
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
-from replicator.config.target import OWN_IDS
 from replicator.items import json_templates, to_json
 from replicator.items.attributes import image
 from replicator.items.item import Amended, Item
 from replicator.items.line_template import Frame
 from replicator.items.to_json import DocumentText, Unfit
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 from replicator.testing.contract.kit import PAIR, PK, at
 
 MAPPED = {"mapping": {"properties": {"title": {"type": "text"}}}}

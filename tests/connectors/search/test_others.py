@@ -336,7 +336,7 @@ def test_own_fields_that_are_not_as_they_must_be_are_refused(one_search: Search)
 
 def test_after_a_change_to_own_ids_a_resync_finds_its_end(search: Search) -> None:
     from replicator.batch import Upsert
-    from replicator.config.target import OWN_IDS
+    from replicator.target.contract import OWN_IDS
 
     of = table(search, mapping=PLAIN)
     opened(search, of).write(batch(*(hooked(of, str(n), 1, {"n": n}) for n in range(3))))

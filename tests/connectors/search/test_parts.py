@@ -25,12 +25,12 @@ from connectors.search.mapping_diff import differences, roundings, settings_diff
 from connectors.search.rejection_reasons import refusal
 from connectors.search.responses import all_stored, verdicts, worst
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
-from replicator.config.target import OWN_IDS, destination
+from replicator.config.target import destination
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.target.acks import place
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 from replicator.testing.contract.kit import PAIR, PK, at, batch, put, remove
 from replicator.version import FIRST_EPOCH, version
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from replicator.change import Shard
 from replicator.engine.cleanup import Chores
 from replicator.engine.local import Driver
 from replicator.errors import GapFound
 from replicator.pipeline import stages
-from replicator.pipeline.lineage import Shard
 from replicator.state import ShardState
 from replicator.testing.memory import MemoryTarget
 from tests.simulation.mutants import reading

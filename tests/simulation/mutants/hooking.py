@@ -12,9 +12,10 @@ from msgspec import structs
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
 from replicator.engine.delivery import Delivery
+from replicator.hooks.hook import Filing
 from replicator.operations import parked as parking
 from replicator.pipeline import advance, compaction, parked, pipeline
-from replicator.pipeline.compaction import Circumstances, Compacted, Documents, Filing, Latest
+from replicator.pipeline.compaction import Circumstances, Compacted, Documents, Latest
 from replicator.pipeline.page_buffer import Fetched, Pages
 from replicator.pipeline.parked import Held
 from replicator.pipeline.pipeline import Pipeline

@@ -11,8 +11,9 @@ from replicator.change import Page, Record
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.checkpoint_view import Ledger
 from replicator.pipeline.pipeline import Pipeline
-from replicator.source import shard_reader, table
-from replicator.source.stream import Records, RecordsDecoder, Stream
+from replicator.source import shard_reader, stream
+from replicator.source.decoding import Records, RecordsDecoder
+from replicator.source.stream import Stream
 from replicator.state import ShardState
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
@@ -168,4 +169,4 @@ def imageless_is_removed(patch: Patch) -> None:
 
 @mutant("an endpoint that does not name a shard's children is taken for one without the stream", 3)
 def children_must_be_named(patch: Patch) -> None:
-    patch.setattr(table, "_NO_FILTER", frozenset())
+    patch.setattr(stream, "_NO_FILTER", frozenset())

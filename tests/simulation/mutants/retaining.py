@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from replicator import retention
 from replicator.pipeline import lineage, progress
 from replicator.pipeline.discovery import Discovery
 from replicator.source import shard_reader
@@ -46,4 +47,4 @@ def children_are_young(patch: Patch) -> None:
 
 @mutant("a quiet shard is as old as its last record, however far it was read", 2, shape=forgetting)
 def quiet_is_old(patch: Patch) -> None:
-    patch.setattr(shard_reader, "_complete", lambda stream, at: stream.now() - at.since < lineage.SAFE_AGE)
+    patch.setattr(shard_reader, "_complete", lambda stream, at: stream.now() - at.since < retention.SAFE_AGE)
