@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         chosen = getattr(item, "callspec", None)
         server = next((chosen.params[s] for s in _SERVERS if s in chosen.params), None) if chosen else None
-        item.add_marker(pytest.mark.xdist_group(server or item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(server or item.location[0]))
 
 
 settings.register_profile("replicator", deadline=None)  # a busy machine is no failure

@@ -1,51 +1,41 @@
-"""The arrows between modules, and their sizes: what the code must not grow into."""
+"""Imports go downwards only: which package may know which. `docs/architecture.md` has the picture."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LONGEST_FILE = 300
-LONGEST_BODY = 25
-
 FILES = sorted(p for top in ("replicator", "connectors") for p in (ROOT / top).rglob("*.py"))
 NAMES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
-CORE = {name for name in NAMES if name.startswith("replicator") and not name.startswith("replicator.testing")}
 
-# These are long for a reason that splitting would hide.
-LONG_FILES = {
-    "connectors.search.catalog": "what an index is and what is wrong with it: a subject",
-    "replicator.aws.boto": "all that is known of boto3's ways, which nothing else may know",
-    "replicator.checkpoints": "every durable entry, in one place",
-    "replicator.testing.checkpoints_contract": "every promise of a store of checkpoints, in one place",
-    "replicator.engine.local": "one run, from its claim to its end",
-    "replicator.operations.parked": "retry and drop, and all that keeps them safe beside a run",
-    "replicator.pipeline.pipeline": "the passive heart: what may be read, what comes in, what goes out, over one state",
-}
-LONG_FUNCTIONS = {
-    "replicator.pipeline.compaction.compact_latest": "the loop that every change goes through: a call costs more than a line",
-}
-
-PASSIVE: tuple[str, ...] = (
-    "acknowledged",
-    "attributes",
-    "backfill",
-    "batch",
-    "change",
-    "checkpoints",
-    "compaction",
-    "discovery",
-    "errors",
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("items", "errors", "version", "options", "escape", "files", "response_limits", "retention"),
+    ("log", "key", "identity"),
+    ("hooks",),
+    ("state",),
+    ("batch", "change"),
+    ("aws",),
+    ("source", "checkpoints"),
+    ("target", "pipeline"),
+    ("config",),
+    ("engine",),
+    ("operations",),
+    ("cli",),
 )
-PASSIVE += ("fetched", "ledger", "lineage", "pipeline", "position", "progress", "target", "transform", "wire")
+"""The packages and shared modules of ``replicator``, from the lowest. One imports itself and lower layers only."""
 
-
+FOR_CONNECTORS = {"items", "target", "aws", "errors", "version", "options", "escape", "files", "response_limits"}
+FOR_CONNECTORS |= {"retention", "log", "key", "identity", "state", "batch", "change"}
+SINGLE_MODULES_FOR_CONNECTORS = {"replicator.checkpoints.contract", "replicator.source.table", "replicator.__version__"}
 SHARED = {"elasticsearch": ("search",), "opensearch": ("search",)}
 """Code that connectors share: two products, one engine."""
+
+OUTSIDE_WORLD = {"time", "random", "threading", "socket", "asyncio", "subprocess", "queue", "concurrent"}
+OUTSIDE_WORLD |= {"boto3", "tenacity"}
 
 
 def imports(path: Path) -> set[str]:
@@ -69,17 +59,56 @@ def importers(*packages: str) -> set[str]:
     }
 
 
-def functions(path: Path) -> Iterator[tuple[str, int]]:
-    """(name, lines of the body without its docstring) of every function."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-            yield node.name, (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+def packages() -> Mapping[str, int]:
+    """The layer of each package of ``replicator``, but for ``testing`` and the module that is the program."""
+    return {package: number for number, layer in enumerate(LAYERS) for package in layer}
+
+
+def upwards(name: str) -> Iterator[str]:
+    """What a module imports of its own layer's other packages, or of higher layers."""
+    layers, package = packages(), name.split(".")[1]
+    for found in imports(NAMES[name]):
+        parts = found.split(".")
+        if parts[0] != "replicator" or len(parts) < 2 or parts[1] == package or parts[1] not in layers:
+            continue
+        if layers[parts[1]] >= layers[package]:
+            yield found
+
+
+def modules(package: str) -> list[str]:
+    return [name for name in NAMES if name == package or name.startswith(f"{package}.")]
 
 
 def test_there_is_something_to_look_at() -> None:
     assert {"replicator.pipeline.pipeline", "replicator.cli.run", "connectors.postgres.target"} <= set(NAMES)
     assert "replicator.errors" in imports(NAMES["replicator.pipeline.pipeline"])
+
+
+def test_every_package_has_its_layer() -> None:
+    own = {name.split(".")[1] for name in NAMES if name.startswith("replicator.")}
+    assert own - {"testing", "__main__"} == set(packages())
+
+
+@pytest.mark.parametrize("package", packages())
+def test_a_package_imports_only_lower_ones(package: str) -> None:
+    assert {name: sorted(found) for name in modules(f"replicator.{package}") if (found := list(upwards(name)))} == {}
+
+
+def test_what_decides_looks_at_no_clock_and_starts_nothing() -> None:
+    """Time and randomness are arguments."""
+    pure = [name for package in ("items", "pipeline") for name in modules(f"replicator.{package}")]
+    pure += [f"replicator.{name}" for name in ("batch", "change", "key", "state", "version", "retention")]
+    used = {name: {found.split(".")[0] for found in imports(NAMES[name])} & OUTSIDE_WORLD for name in pure}
+    assert {name: found for name, found in used.items() if found} == {}
+
+
+def test_the_pipeline_knows_no_transport() -> None:
+    known = {"replicator.checkpoints.contract", "replicator.checkpoints"}
+    for name in modules("replicator.pipeline"):
+        own = {found for found in imports(NAMES[name]) if found.startswith("replicator.")}
+        assert not {f for f in own if f.split(".")[1] in ("aws", "source", "target")}, name
+        stores = {f for f in own if f.startswith("replicator.checkpoints")}
+        assert all(any(f == k or f.startswith("replicator.checkpoints.contract.") for k in known) for f in stores), name
 
 
 def test_nothing_in_replicator_imports_a_connector() -> None:
@@ -95,43 +124,27 @@ def test_a_connector_imports_no_other_connector() -> None:
                 assert found.split(".")[1] in (connector, *SHARED.get(connector, ())), f"{name} imports {found}"
 
 
-def test_a_connector_needs_nothing_that_is_for_tests() -> None:
-    assert {name for name in importers("replicator.testing") if name.startswith("connectors")} == set()
+def test_a_connector_knows_only_what_it_is_given() -> None:
+    """Shared types, items, the contracts of targets and stores, and AWS; nothing of pipelines, engines or configs."""
+    for name in modules("connectors"):
+        for found in imports(NAMES[name]):
+            parts = found.split(".")
+            if parts[0] == "replicator" and len(parts) > 1 and parts[1] not in FOR_CONNECTORS:
+                allowed = any(found == m or found.startswith(f"{m}.") for m in SINGLE_MODULES_FOR_CONNECTORS)
+                assert allowed or found in ("replicator.checkpoints", "replicator.source"), f"{name} imports {found}"
 
 
 def test_only_the_demo_uses_what_is_for_tests() -> None:
-    assert importers("replicator.testing") & CORE <= {"replicator.cli.demo"}
+    used = importers("replicator.testing") - set(modules("replicator.testing"))
+    assert used == {"replicator.operations.demo"}
 
 
 def test_one_module_talks_to_aws_and_one_signs_for_others() -> None:
-    assert importers("boto3", "botocore") & CORE == {"replicator.aws.boto", "replicator.aws.request_signer"}
-    assert {name for name in importers("boto3", "botocore") if name.startswith("connectors")} == set()
+    outside = importers("boto3", "botocore") - set(modules("replicator.testing")) - {"replicator.operations.demo"}
+    assert outside == {"replicator.aws.boto", "replicator.aws.request_signer"}
 
 
-def test_only_what_puts_a_run_together_connects_and_others_get_a_wire() -> None:
-    found = {name for name in importers("replicator.aws.boto") & CORE if not name.startswith("replicator.cli.")}
-    assert found <= {f"replicator.{m}" for m in ("start", "run", "preflight", "signing", "stores.dynamodb")}
-
-
-@pytest.mark.parametrize("name", PASSIVE)
-def test_what_decides_looks_at_no_clock_and_starts_nothing(name: str) -> None:
-    """Time and randomness are arguments."""
-    active = {
-        "time",
-        "random",
-        "threading",
-        "socket",
-        "asyncio",
-        "subprocess",
-        "queue",
-        "concurrent",
-        "boto3",
-        "tenacity",
-    }
-    assert {found.split(".")[0] for found in imports(NAMES[f"replicator.{name}"])} & active == set()
-
-
-def test_the_core_does_not_know_its_command_line() -> None:
+def test_only_the_command_line_knows_how_it_is_shown() -> None:
     outside = {name for name in importers("replicator.cli", "click", "rich") if not name.startswith("replicator.cli")}
     assert outside <= {"replicator.__main__", "replicator.operations.demo"}
 
@@ -140,21 +153,3 @@ def test_no_module_is_named_after_nothing() -> None:
     """A name says what a module is about."""
     nothing = {"util", "utils", "common", "base", "helper", "helpers", "manager", "misc"}
     assert {name for name in NAMES if set(name.split(".")[-1].split("_")) & nothing} == set()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_short(name: str) -> None:
-    lines = len(NAMES[name].read_text().splitlines())
-    assert lines <= LONGEST_FILE or name in LONG_FILES, f"{name} has {lines} lines"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_its_functions_are_short(name: str) -> None:
-    long = {f"{name}.{function}": lines for function, lines in functions(NAMES[name]) if lines > LONGEST_BODY}
-    assert {where: lines for where, lines in long.items() if where not in LONG_FUNCTIONS} == {}
-
-
-def test_the_lists_of_exceptions_are_not_longer_than_they_need_to_be() -> None:
-    files = {name for name, path in NAMES.items() if len(path.read_text().splitlines()) > LONGEST_FILE}
-    long = {f"{name}.{f}" for name, path in NAMES.items() for f, lines in functions(path) if lines > LONGEST_BODY}
-    assert (set(LONG_FILES) - files, set(LONG_FUNCTIONS) - long) == (set(), set())
