@@ -24,7 +24,7 @@ LOOK = 0.25  # seconds between two looks at the time while a process is to end
 TICKS = 10  # in the time that a hook has; counted, so that a machine that slept does not count as a slow hook
 SOON = 0.005  # seconds until the next try, where a tick met our own code inside the hook
 _WEAK = {weakref.__file__, _weakrefset.__file__}  # their callbacks
-_OURS = str(Path(__file__).parent) + os.sep
+_OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 class HookTimeout(BaseException):

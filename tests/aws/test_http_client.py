@@ -510,7 +510,7 @@ def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("limit", ["_LARGEST_HEAD", "_LARGEST_BODY"])
 def test_an_answer_larger_than_any_of_dynamodbs_is_given_up(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"replicator.line.{limit}", 1000)
+    monkeypatch.setattr(f"replicator.aws.http_connection.{limit}", 1000)
     said = http(b"x" * 2000) if limit == "_LARGEST_BODY" else http(b"{}", "200 OK", f"x: {'y' * 2000}")
     endless = said[:-1] if limit == "_LARGEST_BODY" else said[:-5]
     with answering(lambda *_: endless) as server, lines(server.url) as calls:

@@ -94,7 +94,7 @@ import sys
 from pathlib import Path
 from replicator.batch import Counts
 from replicator.checkpoints import Save
-from replicator.stores.sqlite import SqliteCheckpoints, SqliteOptions
+from replicator.checkpoints.sqlite.store import SqliteCheckpoints, SqliteOptions
 from replicator.testing.checkpoints_contract import owner
 
 one = SqliteCheckpoints(SqliteOptions(), "orders", Path(sys.argv[1]))
@@ -295,7 +295,7 @@ def test_a_file_that_vanishes_or_is_replaced_ends_the_run(tmp_path: Path) -> Non
 
 
 def test_after_a_lost_file_a_new_one_begins_with_nothing(tmp_path: Path) -> None:
-    """The run itself stops: the target's epoch says that there was one (see replicator.start)."""
+    """The run itself stops: the target's epoch says that there was one (see replicator.engine.startup)."""
     path = left(tmp_path, killed=True) / "orders.checkpoints"
     assert path.with_name(path.name + "-wal").stat().st_size > 0
     path.unlink()

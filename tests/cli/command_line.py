@@ -30,7 +30,7 @@ from tests.security.canary import SECRET, VALUE, Watched
 from tests.servers.postgres_fixtures import Database
 
 PATIENCE = 90.0
-_OWN_TARGET = Path(__file__).parent.parent / "docs" / "own_target" / "sqlite_target.py"
+_OWN_TARGET = Path(__file__).parents[2] / "docs" / "own_target" / "sqlite_target.py"
 
 
 def words(err: str) -> str:

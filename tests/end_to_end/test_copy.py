@@ -18,7 +18,7 @@ def hook(item):
     return {"title": f"no {item['n']}", "amount": item["n"] / 8, "even": item["n"] % 2 == 0}
 """
 FAN_OUT = """
-from replicator.transform import Document, documents
+from replicator import Document, documents
 
 @documents
 def hook(item):

@@ -9,7 +9,7 @@ from replicator.engine.stop_event import Stop
 
 _AT_EACH_LINE = """
 import signal, sys
-from replicator.stopping import Stop
+from replicator.engine.stop_event import Stop
 
 def interrupted(act, at):
     left = [at]
@@ -41,7 +41,7 @@ print("never stuck")
 
 _WAITING = """
 import signal
-from replicator.stopping import Stop
+from replicator.engine.stop_event import Stop
 stop = Stop()
 signal.signal(signal.SIGALRM, lambda *_: stop.set())
 signal.setitimer(signal.ITIMER_REAL, 0.05)

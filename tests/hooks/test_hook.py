@@ -257,7 +257,7 @@ def test_a_hook_that_raises_is_poison_with_its_line_and_traceback_and_words_that
     with pytest.raises(Poison) as raised:
         hook(function).one(ITEM)
     line, kind, trace = function.__code__.co_firstlineno + 1, type(error).__name__, raised.value.trace
-    assert raised.value.reason == str(raised.value) == f"hook hook raised {kind} at test_transform.py:{line}"
+    assert raised.value.reason == str(raised.value) == f"hook hook raised {kind} at test_hook.py:{line}"
     assert f"line {line}, in hook" in trace.stack
     assert trace.stack.splitlines()[-1] in (kind, f"{kind}: {UNSAID}")
     assert trace.words == f"{kind}: {'' if kind == 'Mute' else error.args[0] if error.args else ''}"
@@ -280,7 +280,7 @@ def test_words_that_are_put_together_are_not_said_nor_those_of_what_led_there() 
         except ValueError as e:
             raise RuntimeError(f"no {item['id']}!") from e
 
-    with pytest.raises(Poison, match=r"raised RuntimeError at test_transform.py:\d+$") as raised:
+    with pytest.raises(Poison, match=r"raised RuntimeError at test_hook.py:\d+$") as raised:
         hook(hook_of).one(ITEM)
     trace = raised.value.trace
     assert ("<a>" in trace.stack, "no a!" in trace.stack) == (False, False)
@@ -289,14 +289,14 @@ def test_words_that_are_put_together_are_not_said_nor_those_of_what_led_there() 
 
 
 def test_an_attribute_that_is_not_there_is_named() -> None:
-    with pytest.raises(Poison, match=r"KeyError at test_transform.py:.*no attribute 'total'"):
+    with pytest.raises(Poison, match=r"KeyError at test_hook.py:.*no attribute 'total'"):
         hook(lambda item: {"total": item["total"]}).one(ITEM)
 
 
 def test_a_malformed_attribute_is_poison_only_for_the_hook_that_asks_for_it() -> None:
     bad = Item(b'{"id":{"S":"a"},"n":{"N":"one"}}')
     assert hook(lambda item: {"id": item["id"]}).one(bad) == {"id": "a"}
-    with pytest.raises(Poison, match=r"raised Malformed at test_transform.py"):
+    with pytest.raises(Poison, match=r"raised Malformed at test_hook.py"):
         hook(lambda item: {"n": item["n"]}).one(bad)
 
 
@@ -342,7 +342,7 @@ def test_a_generator_that_raises_on_its_way_gives_nothing_at_all() -> None:
         yield Document("a", {}, "orders")
         raise ValueError("halfway")
 
-    with pytest.raises(Poison, match=r"hook hook raised ValueError at test_transform.py:\d+: halfway"):
+    with pytest.raises(Poison, match=r"hook hook raised ValueError at test_hook.py:\d+: halfway"):
         hook(rows).many(ITEM, TABLES)
 
 
