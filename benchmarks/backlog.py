@@ -23,7 +23,7 @@ from replicator.batch import Batch, Outcome
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.engine.assembly import assemble
-from replicator.engine.context import World
+from replicator.engine.context import Environment
 from replicator.engine.local import Driver
 from replicator.engine.run import calm_down
 from replicator.source.table import describe_table
@@ -85,7 +85,7 @@ class Forgetting(MemoryTarget):
 
 def cost(changes: int) -> float:
     """Microseconds of CPU a change, all threads, with so many waiting."""
-    wire, stop = Treadmill(changes), threading.Event()
+    client, stop = Treadmill(changes), threading.Event()
     expected = changes // data.SHARDS * data.SHARDS
     target = Forgetting(expected, stop)
     options = PostgresOptions(url=SecretStr("postgresql://127.0.0.1/nowhere"))
@@ -95,9 +95,9 @@ def cost(changes: int) -> float:
         Destination("none", None, options, TYPED),
         backfill=Backfill(enabled=False),
     )
-    copy = assemble(config, wire, target, target.checkpoints, None, describe_table(wire, data.TABLE))
+    copy = assemble(config, client, target, target.checkpoints, None, describe_table(client, data.TABLE))
     calm_down()
     owner = Owner("run", "host", 1, time.time())
-    Driver(copy, owner, World(stop, lambda _: None)).run(until=None)
+    Driver(copy, owner, Environment(stop, lambda _: None)).run(until=None)
     spent: float = time.process_time() - target.began
     return spent / expected * 1e6

@@ -48,7 +48,7 @@ def counted(kind: type[Any], clock: Clock) -> Any:
     """A connector that builds the real target, and tells the clock what it stores."""
 
     class Counted(kind):  # type: ignore[misc]
-        _under_way: Batch | None = None
+        _in_flight: Batch | None = None
 
         def open(self, tables: Sequence[Table], epoch: int) -> None:
             clock.start()
@@ -58,13 +58,13 @@ def counted(kind: type[Any], clock: Clock) -> Any:
             return batch, super().encode(batch)
 
         def send(self, encoded: Any) -> None:
-            self._under_way, own = encoded
+            self._in_flight, own = encoded
             super().send(own)
 
         def collect(self) -> Outcome:
             outcome: Outcome = super().collect()
-            assert self._under_way is not None
-            clock.count(self._under_way, outcome)
+            assert self._in_flight is not None
+            clock.count(self._in_flight, outcome)
             return outcome
 
     return Counted

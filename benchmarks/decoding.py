@@ -21,13 +21,13 @@ from connectors.postgres.encode import Encoder
 from connectors.postgres.table_schema import shapes
 from replicator.aws.boto import connect
 from replicator.aws.client import Call
-from replicator.aws.http_client import Lines
-from replicator.aws.http_connection import Line
+from replicator.aws.http_client import HttpClient
+from replicator.aws.http_connection import HttpConnection
 from replicator.batch import Batch
 from replicator.config.settings import Source
 from replicator.engine.run import calm_down
-from replicator.hooks.hook import Filing, Hook
-from replicator.pipeline.compaction import Circumstances, compact_latest, latest
+from replicator.hooks.hook import DocumentMapping, Hook
+from replicator.pipeline.compaction import BatchContext, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
 from replicator.source.decoding import RecordsDecoder
 
@@ -39,12 +39,10 @@ LEAST = 0.5  # seconds of CPU that a way is measured for, each round
 BOTO3 = "boto3 + TypeDeserializer"
 WAYS: Mapping[str, Callable[[Sequence[bytes]], Callable[[], int]]] = {
     BOTO3: lambda bodies: partial(_boto3, _client(bodies)),
-    "no hook": lambda bodies: partial(_product, Fetching(bodies), None, data.TABLE),
-    "hook (item | {...})": lambda bodies: partial(_product, Fetching(bodies), data.hook, data.TABLE),
-    "hook that makes a dictionary": lambda bodies: partial(
-        _product, Fetching(bodies), data.rebuilding_hook, data.TABLE
-    ),
-    "no hook, jsonb document": lambda bodies: partial(_product, Fetching(bodies), None, data.DOCUMENTS),
+    "no hook": lambda bodies: partial(_product, Fetcher(bodies), None, data.TABLE),
+    "hook (item | {...})": lambda bodies: partial(_product, Fetcher(bodies), data.hook, data.TABLE),
+    "hook that makes a dictionary": lambda bodies: partial(_product, Fetcher(bodies), data.rebuilding_hook, data.TABLE),
+    "no hook, jsonb document": lambda bodies: partial(_product, Fetcher(bodies), None, data.DOCUMENTS),
 }
 
 
@@ -83,15 +81,15 @@ def _canned(client: Any, bodies: Sequence[bytes]) -> None:
     client.meta.events.register("before-send", lambda request, **_: AWSResponse(request.url, 200, {}, Raw()))
 
 
-class Fetching:
+class Fetcher:
     """The product's way to a body: signed, sent, and read off a connection where these come over and over."""
 
     def __init__(self, bodies: Sequence[bytes]) -> None:
-        wire = connect(Source(table=data.TABLE, region="us-east-1"))
+        client = connect(Source(table=data.TABLE, region="us-east-1"))
         self._call = Call("GetRecords", {"ShardIterator": "x", "Limit": 1000})
-        self._lines = Lines(wire.route, wire.keys, 60.0)
+        self._lines = HttpClient(client.route, client.keys, 60.0)
         pool, _ = self._lines.message(self._call)
-        self._line = Line(_Connection(bodies), pool)  # type: ignore[arg-type]
+        self._line = HttpConnection(_Connection(bodies), pool)  # type: ignore[arg-type]
 
     def __call__(self) -> bytes:
         _, message = self._lines.message(self._call)
@@ -131,15 +129,15 @@ def _boto3(client: Any) -> int:
     return changes
 
 
-def _product(fetch: Fetching, function: Callable[..., Any] | None, table: str) -> int:
+def _product(fetch: Fetcher, function: Callable[..., Any] | None, table: str) -> int:
     hook = None if function is None else Hook("hook", function, "", False)
-    decoder, filing = RecordsDecoder(destination.KEYS), Filing(hook, (table,))
+    decoder, mapping = RecordsDecoder(destination.KEYS), DocumentMapping(hook, (table,))
     encoder = Encoder(shapes([destination.SHAPES[table]], "public"), "reject", "benchmark")
     changes = 0
     for _ in range(0, PAGES, 2):
         records = [r for _ in range(2) for r in decoder(fetch()).records]
-        at = Circumstances({}, ParkedItems(), EPOCH, "shard:1", 0.0)
-        found = compact_latest(latest(enumerate(records, changes + 1), EPOCH), filing, at)
+        at = BatchContext({}, ParkedItems(), EPOCH, "shard:1", 0.0)
+        found = compact_latest(latest(enumerate(records, changes + 1), EPOCH), mapping, at)
         assert not encoder.encode(Batch([found.part("shard:1")])).rejections
         changes += len(records)
     return changes

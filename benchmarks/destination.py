@@ -79,11 +79,11 @@ def reset(url: str, table: str) -> None:
 
 def items(endpoint: str) -> list[dict[str, Any]]:
     """What the source holds at the end, decoded without any code of the product."""
-    wire, decode = HttpWire(endpoint), TypeDeserializer().deserialize
+    client, decode = HttpWire(endpoint), TypeDeserializer().deserialize
     found: list[dict[str, Any]] = []
     request: dict[str, Any] = {"TableName": data.TABLE}
     while True:
-        page = orjson.loads(wire.call("Scan", request))
+        page = orjson.loads(client.call("Scan", request))
         found += ({name: decode(v) for name, v in item.items()} for item in page["Items"])
         if "LastEvaluatedKey" not in page:
             return found

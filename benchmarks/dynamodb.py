@@ -21,12 +21,12 @@ from connectors.dynamodb.layout import layouts
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.batch import Batch
 from replicator.engine.run import calm_down
-from replicator.hooks.hook import Filing
-from replicator.pipeline.compaction import Circumstances, compact_latest, latest
+from replicator.hooks.hook import DocumentMapping
+from replicator.pipeline.compaction import BatchContext, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
 from replicator.source.decoding import RecordsDecoder
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 from replicator.version import FIRST_EPOCH
 
 ITEMS = 8000
@@ -51,7 +51,7 @@ def product(endpoint: str) -> Result:
     batches = list(_batches())
     options = DynamoDBOptions(endpoint_url=endpoint, region="us-east-1")
     account = Account(options)
-    writing = account.writing(Doubt())
+    writing = account.writing(InDoubtWindow())
     tables = layouts([Table(data.TABLE, destination.KEYS)], options)
     calm_down()
     started, cpu = time.perf_counter(), time.process_time()
@@ -64,11 +64,11 @@ def product(endpoint: str) -> Result:
 
 
 def _batches() -> Iterator[Batch]:
-    decoder, filing, done = RecordsDecoder(destination.KEYS), Filing(None, (data.TABLE,)), 0
+    decoder, mapping, done = RecordsDecoder(destination.KEYS), DocumentMapping(None, (data.TABLE,)), 0
     for _, body in source.bodies(source.filled(ITEMS, 1)):
         records = decoder(body).records
-        at = Circumstances({}, ParkedItems(), FIRST_EPOCH, "shard:1", 0.0)
-        yield Batch([compact_latest(latest(enumerate(records, done + 1), FIRST_EPOCH), filing, at).part("shard:1")])
+        at = BatchContext({}, ParkedItems(), FIRST_EPOCH, "shard:1", 0.0)
+        yield Batch([compact_latest(latest(enumerate(records, done + 1), FIRST_EPOCH), mapping, at).part("shard:1")])
         done += len(records)
 
 

@@ -53,10 +53,10 @@ class Counting(Postgres):
         super().open(tables, epoch)
 
     def collect(self) -> Outcome:
-        under_way = self._sent
+        in_flight = self._sent
         outcome = super().collect()
-        if under_way is not None and not outcome.rejections:
-            self.stored += sum(part.counts.read for part in under_way.batch.parts)
+        if in_flight is not None and not outcome.rejections:
+            self.stored += sum(part.counts.read for part in in_flight.batch.parts)
         if self.stored >= self._expected:
             self.finished = _clocks()
             self._stop.set()

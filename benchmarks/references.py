@@ -26,7 +26,7 @@ from boto3.dynamodb.types import TypeDeserializer
 from benchmarks import data
 from benchmarks.destination import encoded
 from benchmarks.product import CREDENTIALS, Result
-from benchmarks.source import bodies, wire
+from benchmarks.source import bodies, client
 from replicator.items.attributes import plain
 
 _KEYS = ", ".join(data.KEYS)
@@ -138,7 +138,7 @@ class Prepared:
 def prepare(endpoint: str, path: Path, table: str, pages: int) -> None:
     """Write M's batches of so many pages into a file; of more than one in the order of keys."""
     shards: dict[str, list[list[Any]]] = defaultdict(list)
-    for shard, body in bodies(wire(endpoint)):
+    for shard, body in bodies(client(endpoint)):
         shards[shard].append(orjson.loads(body)["Records"])
     batches = [list(_batches(shard, found, table, pages)) for shard, found in shards.items()]
     turns = max(map(len, batches))

@@ -21,10 +21,10 @@ from benchmarks.search import BULK, DOCUMENTS, INDEX, action, made, reset, table
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
 from replicator.batch import Batch, Part, Upsert
 from replicator.engine.run import calm_down
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.pipeline.compaction import Circumstances, compact_latest, latest
+from replicator.pipeline.compaction import BatchContext, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
 from replicator.source.decoding import RecordsDecoder
 from replicator.version import FIRST_EPOCH, version
@@ -128,11 +128,11 @@ def product_cost_of_bodies(url: str) -> float:
     target.open([table()], FIRST_EPOCH)
     calm_down()
     started, changes = time.process_time(), 0
-    decoder, filing = RecordsDecoder(table().keys), Filing(None, (INDEX,))
+    decoder, mapping = RecordsDecoder(table().keys), DocumentMapping(None, (INDEX,))
     for body in bodies:
         records = decoder(body).records
-        at = Circumstances({}, ParkedItems(), FIRST_EPOCH, "shard:1", 0.0)
-        found = compact_latest(latest(enumerate(records, changes + 1), FIRST_EPOCH), filing, at)
+        at = BatchContext({}, ParkedItems(), FIRST_EPOCH, "shard:1", 0.0)
+        found = compact_latest(latest(enumerate(records, changes + 1), FIRST_EPOCH), mapping, at)
         assert not target.write(Batch([found.part("shard:1")])).rejections
         changes += len(records)
     cost = (time.process_time() - started) / changes * 1e6

@@ -15,7 +15,7 @@ from dataclasses import replace
 import orjson
 
 from benchmarks import data
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.testing.dynamodb import AWS, DynamoDB
 from replicator.testing.dynamodb.http import HttpWire, served
 
@@ -60,15 +60,15 @@ def endpoint(*arguments: str) -> Iterator[str]:
             process.terminate()
 
 
-def bodies(wire: Wire) -> Iterator[tuple[str, bytes]]:
+def bodies(client: Client) -> Iterator[tuple[str, bytes]]:
     """Every page of the stream: its shard, and the body of the answer to GetRecords."""
-    arn = orjson.loads(wire.call("DescribeTable", {"TableName": data.TABLE}))["Table"]["LatestStreamArn"]
-    described = orjson.loads(wire.call("DescribeStream", {"StreamArn": arn}))["StreamDescription"]
+    arn = orjson.loads(client.call("DescribeTable", {"TableName": data.TABLE}))["Table"]["LatestStreamArn"]
+    described = orjson.loads(client.call("DescribeStream", {"StreamArn": arn}))["StreamDescription"]
     for shard in (s["ShardId"] for s in described["Shards"]):
         first = {"StreamArn": arn, "ShardId": shard, "ShardIteratorType": "TRIM_HORIZON"}
-        iterator = orjson.loads(wire.call("GetShardIterator", first))["ShardIterator"]
+        iterator = orjson.loads(client.call("GetShardIterator", first))["ShardIterator"]
         while True:
-            body = wire.call("GetRecords", {"ShardIterator": iterator})
+            body = client.call("GetRecords", {"ShardIterator": iterator})
             answer = orjson.loads(body)
             if not answer["Records"]:
                 break
@@ -76,7 +76,7 @@ def bodies(wire: Wire) -> Iterator[tuple[str, bytes]]:
             iterator = answer["NextShardIterator"]
 
 
-def wire(url: str) -> Wire:
+def client(url: str) -> Client:
     return HttpWire(url)
 
 

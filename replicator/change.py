@@ -34,8 +34,8 @@ class Page(msgspec.Struct, frozen=True):
     ``records`` are in order and follow what was passed before without a hole. ``ended``: the shard is closed and this
     was its last page. ``through``: every record created before that time has been read, as far as a few empty pages can
     tell; None where that is unknown. ``since``: nothing that was not read yet is older than that. ``missing``: the
-    endpoint says that there is no such shard. ``rest``: seconds that the next step should wait at least. ``trouble``:
-    why the step found nothing, if it failed and will be repeated. ``size``: bytes held.
+    endpoint says that there is no such shard. ``rest``: seconds that the next step should wait at least.
+    ``waiting_for``: why the step found nothing, if it failed and will be repeated. ``size``: bytes held.
     """
 
     shard: str
@@ -43,7 +43,7 @@ class Page(msgspec.Struct, frozen=True):
     ended: bool = False
     through: float | None = None
     rest: float = 0.0
-    trouble: str | None = None
+    waiting_for: str | None = None
     size: int = 0
     since: float = 0.0
     missing: bool = False
@@ -70,13 +70,13 @@ class ScanPage(msgspec.Struct, frozen=True):
     items: Sequence[tuple[Key, msgspec.Raw | bytes]] = ()
     cursor: Mapping[str, Any] | None = None
     rest: float = 0.0
-    trouble: str | None = None
+    waiting_for: str | None = None
     read_units: float = 0.0
     size: int = 0
 
     @property
     def ended(self) -> bool:
-        return self.cursor is None and self.trouble is None
+        return self.cursor is None and self.waiting_for is None
 
 
 @dataclass(frozen=True, slots=True)

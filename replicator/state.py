@@ -219,7 +219,7 @@ class Spared:
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class Heartbeat:
     """The run's last sign of life and the rates it saw. ``phase`` as `status` shows it.
 
     ``who``: whose it is (``Owner.who``).
@@ -232,7 +232,7 @@ class Pulse:
     phase: str
     rate: float | None = None
     backfill_rate: float | None = None
-    trouble: str | None = None
+    waiting_for: str | None = None
     listed: float | None = None
     who: str = ""
     filled: tuple[str, ...] = ()
@@ -250,7 +250,7 @@ VALUES: Mapping[str, type] = {
     "dropped": Dropped,
     "retried": Retried,
     "spared": Spared,
-    "pulse": Pulse,
+    "pulse": Heartbeat,
 }
 
 T = TypeVar("T")

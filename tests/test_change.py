@@ -132,4 +132,4 @@ def test_a_hash_cannot_be_forged_by_a_short_key() -> None:
 def test_a_scan_page_ends_its_segment_unless_it_has_a_cursor_or_trouble() -> None:
     assert ScanPage(0).ended
     assert not ScanPage(0, cursor={"id": {"S": "a"}}).ended
-    assert not ScanPage(0, trouble="throttled").ended
+    assert not ScanPage(0, waiting_for="throttled").ended

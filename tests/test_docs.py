@@ -25,7 +25,7 @@ from connectors.search.options import SearchTable
 from replicator.cli import main
 from replicator.config import settings
 from replicator.config.settings import Backfill, Source
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.hooks.loading import load
 from replicator.items.attributes import image
 from replicator.operations.preview import preview
@@ -146,7 +146,7 @@ def test_every_hook_can_be_called(tmp_path: Path, document: str, text: str) -> N
     name = re.findall(r"^def (\w+)\(item\)", text, re.MULTILINE)[0]
     hook = load(f"hooks.py:{name}", tmp_path)
     item = {"sk": "o", "status": "new", "customer": "c", "total": Decimal("1.5"), "lines": [{"sku": "a"}, {"sku": "b"}]}
-    found = preview(("o",), image(item), Filing(hook, ("orders", "order_lines")))
+    found = preview(("o",), image(item), DocumentMapping(hook, ("orders", "order_lines")))
 
     assert found.problem is None
     assert len(found.writes) == (3 if hook.declared else 1)

@@ -19,14 +19,14 @@ from replicator.state import Counts, Gap
 FULL = Progress(
     "gap",
     lag_seconds=90.0,
-    hours_until_loss=5.2,
+    retention_left_hours=5.2,
     backfill=Backfill(1, 4, 500, 2000, 100.0, 15.0),
     shards=Shards(3, 2, 1),
     rate=1234.0,
     gaps=(Gap("records were trimmed", 0.0, 1024, "shard-7", "17"),),
     parked=2,
     counts=Counts(10, 5, 3, 1, 1),
-    trouble="the target does not answer",
+    waiting_for="the target does not answer",
 )
 
 
@@ -84,7 +84,7 @@ def test_progress_is_an_event_when_something_changed_and_every_ten_seconds(logge
     for at, progress in [
         (100.0, Progress("live")),
         (101.0, Progress("live")),
-        (102.0, Progress("live", trouble="no answer")),
+        (102.0, Progress("live", waiting_for="no answer")),
         (103.0, Progress("live")),
         (112.9, Progress("live")),
         (113.0, Progress("live")),
@@ -161,7 +161,7 @@ def test_a_run_that_gives_no_news_is_not_shown_as_live() -> None:
     text = shown_by(view)
     assert "live, waiting" in text
     assert "no response from the source or the target for 2 s" in text
-    view.observe(Progress("live", trouble="Postgres at far does not answer"))
+    view.observe(Progress("live", waiting_for="Postgres at far does not answer"))
     text = shown_by(view)
     assert "live, waiting" in text
     assert "Postgres at far does not answer" in text
@@ -172,7 +172,7 @@ def test_a_phase_that_waits_is_not_green() -> None:
     console = Console(file=file, width=80, force_terminal=True, color_system="standard")
     console.print(as_table(Progress("live")))
     assert "\x1b[32mlive" in file.getvalue()
-    console.print(as_table(Progress("live", trouble="nobody answers")))
+    console.print(as_table(Progress("live", waiting_for="nobody answers")))
     assert "\x1b[33mlive, waiting" in file.getvalue()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from connectors.dynamodb.layout import Layout
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.errors import TransientError
 from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable
@@ -31,19 +31,19 @@ class Described:
     ttl: str | None = None
 
 
-def ask(wire: Wire, operation: str, request: dict[str, Any], resource: str) -> Any:
+def ask(client: Client, operation: str, request: dict[str, Any], resource: str) -> Any:
     """The JSON object of an answer; errors by what to do about them."""
     try:
-        return decoded(wire.call(operation, request), dict[str, Any], operation)
-    except WireError as e:
+        return decoded(client.call(operation, request), dict[str, Any], operation)
+    except AwsError as e:
         raise failure(e, operation, resource, place="target") from e
 
 
-def describe(wire: Wire, name: str) -> Described | None:
+def describe(client: Client, name: str) -> Described | None:
     """The table as it is now, None if there is none."""
     try:
-        body = wire.call("DescribeTable", {"TableName": name})
-    except WireError as e:
+        body = client.call("DescribeTable", {"TableName": name})
+    except AwsError as e:
         if e.code == "ResourceNotFoundException":
             return None
         raise failure(e, "DescribeTable", name, place="target") from e

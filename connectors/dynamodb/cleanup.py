@@ -15,7 +15,7 @@ from connectors.dynamodb.encode import Encoder
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.writer import Writing
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.batch import DocumentId
 from replicator.errors import Unfinished
 
@@ -34,25 +34,25 @@ class Found:
     after: Mapping[str, Any] | None
 
 
-class Leftovers:
+class ScanCleanup:
     """Passes through tables. One pass sees whatever was there when it began, so it is done when it is through."""
 
-    def __init__(self, wire: Wire, writing: Writing, now: Callable[[], float] = time.monotonic) -> None:
-        self._wire = wire
+    def __init__(self, client: Client, writing: Writing, now: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
         self._writing = writing
         self._now = now
         self._reached: dict[Place, Mapping[str, Any] | None] = {}
         self._found: dict[Place, Found] = {}  # what the next piece removes
-        self._doubts: Mapping[str, int] = {}
+        self._window_of: Mapping[str, int] = {}
 
     def sweep(self, layout: Layout, below: int, spare: Sequence[DocumentId]) -> int:
         spared = frozenset(spare)
-        pages = partial(_scanned, self._wire, layout, below, "attribute_not_exists(#d) AND #v < :b")
+        pages = partial(_scanned, self._client, layout, below, "attribute_not_exists(#d) AND #v < :b")
         return self.piece(("sweep", layout.name, below), pages, lambda i: burials(layout, i, below, spared))
 
     def purge(self, layout: Layout, below: int, spare: Sequence[DocumentId] = ()) -> int:
         spared = frozenset(spare)
-        pages = partial(_scanned, self._wire, layout, below, "attribute_exists(#d) AND #v < :b")
+        pages = partial(_scanned, self._client, layout, below, "attribute_exists(#d) AND #v < :b")
         return self.next_piece(("purge", layout.name, below), pages, lambda items: removals(layout, items, spared))
 
     def piece(self, place: Place, pages: Pages, requests: Callable[[Items], list[Request]]) -> int:
@@ -105,11 +105,11 @@ class Leftovers:
 
     def _start_over(self) -> None:
         """Forget how far the passes are that a doubt, or its end, concerns."""
-        doubts = self._writing.doubts
-        of_now = {what for what in doubts if doubts[what] == self._doubts.get(what)}
+        in_doubt_windows = self._writing.in_doubt_windows
+        of_now = {what for what in in_doubt_windows if in_doubt_windows[what] == self._window_of.get(what)}
         self._reached = {place: at for place, at in self._reached.items() if place[0] in of_now}
         self._found = {place: found for place, found in self._found.items() if place[0] in of_now}
-        self._doubts = doubts
+        self._window_of = in_doubt_windows
 
     def _is_through(self, place: Place) -> bool:
         """Whether a pass has reached the table's end; the next one begins anew."""
@@ -124,7 +124,7 @@ class Pages(Protocol):
 
 
 def _scanned(
-    wire: Wire, layout: Layout, below: int, condition: str, *, after: Mapping[str, Any] | None
+    client: Client, layout: Layout, below: int, condition: str, *, after: Mapping[str, Any] | None
 ) -> Iterator[Found]:
     """What fits the condition, page by page."""
     names = {f"#k{at}": name for at, name in enumerate(layout.keys.names)}
@@ -138,7 +138,7 @@ def _scanned(
     }
     while True:
         start = {} if after is None else {"ExclusiveStartKey": after}
-        page = ask(wire, "Scan", {**request, **start}, layout.name)
+        page = ask(client, "Scan", {**request, **start}, layout.name)
         after = page.get("LastEvaluatedKey")
         yield Found(page["Items"], after)
         if after is None:

@@ -8,7 +8,7 @@ from connectors.dynamodb.rate_limiter import Pace
 from connectors.dynamodb.sender import Sender
 from connectors.dynamodb.writer import Writing
 from replicator.aws.boto import Boto, connect
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 
 
 class Account:
@@ -16,30 +16,30 @@ class Account:
 
     def __init__(self, options: DynamoDBOptions) -> None:
         self._options = options
-        self._wire: Boto | None = None
+        self._client: Boto | None = None
         self._sender: Sender | None = None
 
     @property
-    def wire(self) -> Boto:
-        if self._wire is None:
-            self._wire = connect(self._options, "target")
-        return self._wire
+    def client(self) -> Boto:
+        if self._client is None:
+            self._client = connect(self._options, "target")
+        return self._client
 
     @property
     def epochs(self) -> Epochs:
-        return Epochs(self.wire, self._options.epochs_table)
+        return Epochs(self.client, self._options.epochs_table)
 
-    def writing(self, doubt: Doubt) -> Writing:
+    def writing(self, in_doubt: InDoubtWindow) -> Writing:
         """Writes with as many requests at once as the options allow. One at a time."""
-        options, wire = self._options, self.wire
-        server = f"DynamoDB at {wire.server}"
-        self._sender = Sender(server, wire.calls, Pace(options.in_flight, options.write_units))
-        return Writing(self._sender, doubt, options)
+        options, client = self._options, self.client
+        server = f"DynamoDB at {client.server}"
+        self._sender = Sender(server, client.calls, Pace(options.in_flight, options.write_units))
+        return Writing(self._sender, in_doubt, options)
 
     def close(self) -> None:
         sender, self._sender = self._sender, None
-        wire, self._wire = self._wire, None
+        client, self._client = self._client, None
         if sender is not None:
             sender.close()
-        if wire is not None:
-            wire.close()
+        if client is not None:
+            client.close()

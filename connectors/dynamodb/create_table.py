@@ -10,7 +10,7 @@ import orjson
 
 from connectors.dynamodb.catalog import ask
 from connectors.dynamodb.layout import Layout
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.key import KeySchema
 from replicator.source.table import SourceTable
 
@@ -37,15 +37,15 @@ class Plan:
         return found
 
 
-def plan(layout: Layout, mirrored: tuple[SourceTable, Wire] | None, *, tags: bool) -> Plan:
+def plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, tags: bool) -> Plan:
     """The table for ``layout``: like the source where documents are filed under its key, else with only a key."""
     if mirrored is None or layout.keys != mirrored[0].keys:
         return Plan(_bare(layout.name, layout.keys))
-    source, wire = mirrored
-    table = ask(wire, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
-    ttl = ask(wire, "DescribeTimeToLive", {"TableName": source.name}, source.name)["TimeToLiveDescription"]
+    source, client = mirrored
+    table = ask(client, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
+    ttl = ask(client, "DescribeTimeToLive", {"TableName": source.name}, source.name)["TimeToLiveDescription"]
     request = _alike(layout.name, table)
-    if tags and (found := _tags(wire, source.arn)):
+    if tags and (found := _tags(client, source.arn)):
         request["Tags"] = found
     enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
     return Plan(request, ttl.get("AttributeName") if enabled else None)
@@ -92,12 +92,12 @@ def _units(described: Mapping[str, Any]) -> dict[str, int]:
     return {name: described["ProvisionedThroughput"][name] for name in _UNITS}
 
 
-def _tags(wire: Wire, arn: str) -> list[dict[str, str]]:
+def _tags(client: Client, arn: str) -> list[dict[str, str]]:
     """The table's tags, without those that AWS itself keeps."""
     found: list[dict[str, str]] = []
     after: dict[str, str] = {}
     while True:
-        page = ask(wire, "ListTagsOfResource", {"ResourceArn": arn, **after}, arn)
+        page = ask(client, "ListTagsOfResource", {"ResourceArn": arn, **after}, arn)
         found += page.get("Tags", ())
         if not page.get("NextToken"):
             return [tag for tag in found if not tag["Key"].startswith("aws:")]

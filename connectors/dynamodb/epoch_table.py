@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.dynamodb.catalog import Described, ask, describe
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, failure
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError
 from replicator.key import KeyAttribute, KeySchema
 
@@ -30,7 +30,7 @@ class Note:
 class Epochs:
     """The table of notes, called ``name``."""
 
-    wire: Wire
+    client: Client
     name: str
 
     @property
@@ -44,12 +44,12 @@ class Epochs:
         }
 
     def found(self) -> Described | None:
-        return describe(self.wire, self.name)
+        return describe(self.client, self.name)
 
     def read(self, table: Described) -> Note | None:
         """What is noted for a table, None if nothing is, or if that was about an earlier table of its name."""
         request = {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
-        item = ask(self.wire, "GetItem", request, self.name).get("Item")
+        item = ask(self.client, "GetItem", request, self.name).get("Item")
         if item is None or item["identity"]["S"] != table.identity:
             return None
         return Note(item["pipeline"]["S"], int(item["epoch"]["N"]))
@@ -76,8 +76,8 @@ class Epochs:
             },
         }
         try:
-            self.wire.call("PutItem", request)
-        except WireError as e:
+            self.client.call("PutItem", request)
+        except AwsError as e:
             if e.code != "ConditionalCheckFailedException":
                 raise failure(e, "PutItem", self.name, place="target") from e
             there = self.read(table)

@@ -9,7 +9,7 @@ from typing import Any
 
 from connectors.dynamodb.catalog import ask
 from connectors.dynamodb.layout import Layout
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.version import FIRST_EPOCH, epoch_of, version
 
 log = logging.getLogger("replicator")
@@ -19,7 +19,7 @@ log = logging.getLogger("replicator")
 class Newest:
     """One scan of all items, begun once: what ends it early, as throttling does, is gone on from when asked again."""
 
-    wire: Wire
+    client: Client
     layout: Layout
     _found: int = 0
     _after: dict[str, Any] | None = field(default_factory=dict)  # where to go on; None: the end was reached
@@ -29,7 +29,7 @@ class Newest:
         if self._after == {}:
             log.info("reading all versions", extra={"table": self.layout.name, "reason": "no epoch is noted for it"})
         while self._after is not None:
-            page = ask(self.wire, "Scan", self._request(self._after), self.layout.name)
+            page = ask(self.client, "Scan", self._request(self._after), self.layout.name)
             versions = [int(Decimal(item[self.layout.version]["N"])) for item in page["Items"]]
             self._found = max([self._found, *map(epoch_of, versions)])
             self._after = page.get("LastEvaluatedKey")

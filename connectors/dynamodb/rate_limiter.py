@@ -24,9 +24,9 @@ class Pace:
     def __post_init__(self) -> None:
         self.at_once = float(self.most)
 
-    def wait(self, under_way: int, now: float) -> float | None:
+    def wait(self, in_flight: int, now: float) -> float | None:
         """Seconds until another request may be sent; None if one of those under way has to end first."""
-        if under_way >= int(self.at_once):
+        if in_flight >= int(self.at_once):
             return None
         return max(self._resume - now, self._paid - now, 0.0)
 

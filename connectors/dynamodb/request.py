@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.errors import ReplicatorError
 
 
@@ -19,4 +19,4 @@ class Request:
     table: str
     body: bytes
     units: float = 1.0
-    answer: bytes | WireError | ReplicatorError | None = None
+    answer: bytes | AwsError | ReplicatorError | None = None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from connectors.dynamodb.request import Request
-from replicator.aws.errors import THROTTLED, NotConnected, WireError, failure, in_doubt
+from replicator.aws.errors import THROTTLED, AwsError, NotConnected, failure, in_doubt
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 
 _LESS = THROTTLED | {"TransactionConflictException"}  # another client's transaction holds the item just now
@@ -48,7 +48,7 @@ STORED = Verdict("stored")
 
 def wants_less(answer: object) -> bool:
     """Whether the request was refused only because there are too many: it was not carried out."""
-    return isinstance(answer, WireError) and answer.status in (400, 409, 429, 503) and answer.code in _LESS
+    return isinstance(answer, AwsError) and answer.status in (400, 409, 429, 503) and answer.code in _LESS
 
 
 def units_of(body: bytes, otherwise: float) -> float:
@@ -65,12 +65,12 @@ def verdict(request: Request, server: str) -> Verdict | None:
     answer, operation, table = request.answer, request.operation, request.table
     if isinstance(answer, bytes):
         return STORED if answer.startswith(b"{") else _nonsense(operation, table)
-    if isinstance(answer, WireError):
+    if isinstance(answer, AwsError):
         return None if isinstance(answer, NotConnected) else _refused(answer, operation, table, server)
     return None if answer is None else Verdict("failed", error=answer)
 
 
-def _refused(error: WireError, operation: str, table: str, server: str) -> Verdict:
+def _refused(error: AwsError, operation: str, table: str, server: str) -> Verdict:
     if error.code == "ConditionalCheckFailedException":
         return Verdict("conflict", found=error.details.get("Item"))
     if error.code in ("ValidationException", "ItemCollectionSizeLimitExceededException"):
@@ -106,7 +106,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
 )
 
 
-def refusal(error: WireError) -> str:
+def refusal(error: AwsError) -> str:
     """Why DynamoDB refuses an item for good, without a value in it: messages of AWS may quote some."""
     message = error.message[:LONGEST]
     for pattern, reason in _REASONS:

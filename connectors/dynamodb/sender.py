@@ -15,7 +15,7 @@ from connectors.dynamodb.rate_limiter import Pace
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import units_of, wants_less
 from replicator.aws.client import Call, Calls
-from replicator.aws.errors import NotConnected, WireError
+from replicator.aws.errors import AwsError, NotConnected
 from replicator.errors import ReplicatorError
 from replicator.target.in_doubt import TOO_LATE, is_late
 
@@ -26,19 +26,20 @@ _LOOK = 0.2  # seconds after which the thread notices, at the latest, that it is
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """Requests that were handed over together. ``trouble``: why no more of them is sent; empty if nothing keeps them.
+    """Requests that were handed over together.
 
-    ``began``: seconds of the clock. ``done``: its result is the trouble, when nothing is under way any more.
+    ``blocked_by``: why no more of them is sent, or empty. ``began``: seconds of the clock. ``done`` ends with
+    ``blocked_by`` when nothing is in flight any more.
     """
 
     queue: deque[Request]
     began: float
-    under_way: int = 0
-    trouble: str = ""
+    in_flight: int = 0
+    blocked_by: str = ""
     done: Future[str] = field(default_factory=Future)
 
-    def stop(self, trouble: str) -> None:
-        self.trouble = self.trouble or trouble
+    def stop(self, blocked_by: str) -> None:
+        self.blocked_by = self.blocked_by or blocked_by
         self.queue.clear()
 
 
@@ -90,11 +91,11 @@ class Sender:
         calls.next(0)  # connections that ended meanwhile: a write on one of them would be in doubt
         while not self._closed:
             wait = self._fill(work, calls)
-            if not work.queue and not work.under_way:
+            if not work.queue and not work.in_flight:
                 break
             if (answered := calls.next(min(wait, _LOOK))) is not None:
                 self._take(work, *answered)
-        work.done.set_result(work.trouble or ("closed" if work.under_way else ""))
+        work.done.set_result(work.blocked_by or ("closed" if work.in_flight else ""))
 
     def _fill(self, work: Work, calls: Calls) -> float:
         """Send as much as may be sent now; seconds until more may be."""
@@ -103,13 +104,13 @@ class Sender:
                 work.stop(self._why_late())
                 break
             now = time.monotonic()
-            wait = self._pace.wait(work.under_way, now)
+            wait = self._pace.wait(work.in_flight, now)
             if wait is None:
                 return _LOOK
             if wait > 0:
                 return wait
             request = work.queue.popleft()
-            work.under_way += 1
+            work.in_flight += 1
             self._pace.sent(request.units, now)
             calls.begin(request, Call(request.operation, {"TableName": request.table}, request.body))
         return _LOOK
@@ -119,23 +120,23 @@ class Sender:
         return _THROTTLED if since is not None and time.monotonic() - since > _PATIENCE / 2 else TOO_LATE
 
     def _take(self, work: Work, request: Request, answer: bytes | Exception) -> None:
-        work.under_way -= 1
+        work.in_flight -= 1
         if wants_less(answer):
             self._throttled(work, request)
             return
-        if not isinstance(answer, bytes | WireError | ReplicatorError):
+        if not isinstance(answer, bytes | AwsError | ReplicatorError):
             raise answer
         request.answer = answer
         if isinstance(answer, NotConnected):
             work.stop(f"cannot be reached: {answer.message}")
         elif isinstance(answer, ReplicatorError):
             work.stop(str(answer))
-        elif isinstance(answer, WireError) and answer.status == 0:
+        elif isinstance(answer, AwsError) and answer.status == 0:
             work.stop(answer.message)
         else:
             self._answered(request, answer)
 
-    def _answered(self, request: Request, answer: bytes | WireError) -> None:
+    def _answered(self, request: Request, answer: bytes | AwsError) -> None:
         self._pace.answered()
         if self._pace.write_units is not None and isinstance(answer, bytes):
             self._pace.consumed(units_of(answer, request.units) - request.units)
@@ -143,7 +144,7 @@ class Sender:
     def _throttled(self, work: Work, request: Request) -> None:
         now = time.monotonic()
         self._pace.throttled(now)
-        if work.trouble:
+        if work.blocked_by:
             return
         work.queue.append(request)
         if now - (self._pace.since_throttled or now) > _PATIENCE:

@@ -14,8 +14,8 @@ from connectors.dynamodb.epoch_table import KEYS, Note, taken
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions, table_name
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, failure
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
 from replicator.options import aws_options
@@ -36,7 +36,7 @@ class Tables:
         self._options = options
         self._pipeline = pipeline
         self._newest_of: dict[str, Newest] = {}  # by identity: a scan of a whole table is made once
-        self.source: tuple[SourceTable, Wire] | None = None
+        self.source: tuple[SourceTable, Client] | None = None
         self.keep_expired = False
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
@@ -86,7 +86,7 @@ class Tables:
             return Identity(table.arn, table.identity)
         own = self._account.epochs.found()
         if own is None:
-            place = f"the table {name} at {self._account.wire.server}, where nothing of this pipeline is"
+            place = f"the table {name} at {self._account.client.server}, where nothing of this pipeline is"
             return Identity(place, known=False)
         return Identity(f"{own.arn.rpartition('/')[0]}/{name}")
 
@@ -108,16 +108,16 @@ class Tables:
     def try_writes(self, wanted: Iterable[str]) -> None:
         """Each call that a run makes on tables that are there, under conditions that never hold; NotPermitted if one
         is not allowed. What makes tables cannot be tried without making one."""
-        wire, epochs = self._account.wire, self._account.epochs
+        client, epochs = self._account.client, self._account.epochs
         for table in filter(None, map(self._described, wanted)):
-            catalog.ask(wire, "Scan", {"TableName": table.name, "Limit": 1}, table.arn)
-            permission_probe.put(wire, table)
-            permission_probe.delete(wire, table)
+            catalog.ask(client, "Scan", {"TableName": table.name, "Limit": 1}, table.arn)
+            permission_probe.put(client, table)
+            permission_probe.delete(client, table)
         if (own := epochs.found()) is not None:
-            permission_probe.put(wire, own)
+            permission_probe.put(client, own)
 
     def _described(self, name: str) -> Described | None:
-        return catalog.describe(self._account.wire, name)
+        return catalog.describe(self._account.client, name)
 
     def _noted(self, table: Described) -> Note | None:
         return self._account.epochs.read(table) if self._account.epochs.found() is not None else None
@@ -129,7 +129,7 @@ class Tables:
     def _is_empty(self, name: str) -> bool:
         request: dict[str, Any] = {"TableName": name, "Limit": 1, "ConsistentRead": True}
         while True:
-            page = catalog.ask(self._account.wire, "Scan", request, name)
+            page = catalog.ask(self._account.client, "Scan", request, name)
             if page["Items"] or "LastEvaluatedKey" not in page:
                 return not page["Items"]
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
@@ -141,12 +141,12 @@ class Tables:
             return note.epoch
         if layout.pristine:
             return 0
-        return self._newest_of.setdefault(table.identity, Newest(self._account.wire, layout))()
+        return self._newest_of.setdefault(table.identity, Newest(self._account.client, layout))()
 
     def _sample(self, layout: Layout) -> list[int]:
         """The epochs of some items, 0 for those without a version."""
         request = {"TableName": layout.name, "Limit": _SAMPLED, "ConsistentRead": True}
-        items = catalog.ask(self._account.wire, "Scan", request, layout.name)["Items"]
+        items = catalog.ask(self._account.client, "Scan", request, layout.name)["Items"]
         versions = [item.get(layout.version, {}).get("N", "0") for item in items]
         return [epoch_of(int(digits)) if digits.isdecimal() else 0 for digits in versions]
 
@@ -204,8 +204,8 @@ class Tables:
     def _made(self, plan: Plan) -> Described | None:
         name = str(plan.create["TableName"])
         try:
-            self._account.wire.call("CreateTable", plan.create)
-        except WireError as e:
+            self._account.client.call("CreateTable", plan.create)
+        except AwsError as e:
             if e.code != "ResourceInUseException":  # another run makes it just now
                 raise failure(e, "CreateTable", name, place="target") from e
         return self._described(name)
@@ -224,10 +224,10 @@ class Tables:
         if self._time_to_live(name).get("TimeToLiveStatus") == "DISABLED":
             wanted = {"Enabled": True, "AttributeName": attribute}
             request = {"TableName": name, "TimeToLiveSpecification": wanted}
-            catalog.ask(self._account.wire, "UpdateTimeToLive", request, name)
+            catalog.ask(self._account.client, "UpdateTimeToLive", request, name)
 
     def _time_to_live(self, name: str) -> Mapping[str, Any]:
-        answer = catalog.ask(self._account.wire, "DescribeTimeToLive", {"TableName": name}, name)
+        answer = catalog.ask(self._account.client, "DescribeTimeToLive", {"TableName": name}, name)
         found: Mapping[str, Any] = answer["TimeToLiveDescription"]
         return found
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from connectors.dynamodb import forecast
-from connectors.dynamodb.cleanup import Leftovers
+from connectors.dynamodb.cleanup import ScanCleanup
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.encode import Encoded, encode
 from connectors.dynamodb.layout import Layout, layout, layouts
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.writer import Writing
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 
 _PRISTINE = (
     "pristine: the table holds the source's items and nothing else, so its writes are guarded by nothing. Let only one "
@@ -37,13 +37,13 @@ class DynamoDB:
         self._options = options
         self._account = Account(options)
         self._tables = Tables(self._account, options, pipeline)
-        self._doubt = Doubt()
+        self._in_doubt = InDoubtWindow()
         self._layouts: Mapping[str, Layout] = {}
-        self._opened: tuple[Writing, Leftovers] | None = None
+        self._opened: tuple[Writing, ScanCleanup] | None = None
 
     @property
-    def doubt(self) -> Doubt:
-        return self._doubt
+    def in_doubt(self) -> InDoubtWindow:
+        return self._in_doubt
 
     @property
     def promise(self) -> str:
@@ -55,8 +55,8 @@ class DynamoDB:
         """Whether a write replaces whatever is there."""
         return self._options.pristine
 
-    def mirror(self, source: SourceTable, wire: Wire, *, keep_expired: bool = False) -> None:
-        self._tables.source, self._tables.keep_expired = (source, wire), keep_expired
+    def mirror(self, source: SourceTable, client: Client, *, keep_expired: bool = False) -> None:
+        self._tables.source, self._tables.keep_expired = (source, client), keep_expired
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables, self._options)
@@ -122,12 +122,12 @@ class DynamoDB:
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         if self._options.pristine:
             return 0  # it began with an empty table
-        return self._leftovers.sweep(layout(table, self._options), below, spare)
+        return self._cleanup.sweep(layout(table, self._options), below, spare)
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         if self._options.pristine:
             return 0
-        return self._leftovers.purge(layout(table, self._options), below, spare)
+        return self._cleanup.purge(layout(table, self._options), below, spare)
 
     def close(self) -> None:
         if self._opened is not None:
@@ -140,12 +140,12 @@ class DynamoDB:
         return self._ways()[0]
 
     @property
-    def _leftovers(self) -> Leftovers:
+    def _cleanup(self) -> ScanCleanup:
         return self._ways()[1]
 
-    def _ways(self) -> tuple[Writing, Leftovers]:
+    def _ways(self) -> tuple[Writing, ScanCleanup]:
         """Made when needed: a batch that only notes where the shards stand comes before the tables are opened."""
         if self._opened is None:
-            writing = self._account.writing(self._doubt)
-            self._opened = writing, Leftovers(self._account.wire, writing)
+            writing = self._account.writing(self._in_doubt)
+            self._opened = writing, ScanCleanup(self._account.client, writing)
         return self._opened

@@ -14,12 +14,12 @@ from connectors.dynamodb.responses import Verdict, verdict
 from connectors.dynamodb.sender import Sender
 from replicator.batch import Outcome, Rejection
 from replicator.errors import ConfigError, ReplicatorError, TransientError, Unfinished
-from replicator.target.acks import Acknowledged, place
-from replicator.target.in_doubt import TOO_LATE, Doubt
+from replicator.target.acks import AckTracker, place
+from replicator.target.in_doubt import TOO_LATE, InDoubtWindow
 
 
 @dataclass(slots=True)
-class _UnderWay:
+class _InFlight:
     encoded: Encoded
     tombstones: bool
     sent: Sequence[tuple[Entry, Request]]
@@ -29,24 +29,24 @@ class _UnderWay:
 class Writing:
     """The way from encoded batches to outcomes. At most one batch is under way."""
 
-    def __init__(self, sender: Sender, doubt: Doubt, options: DynamoDBOptions) -> None:
+    def __init__(self, sender: Sender, in_doubt: InDoubtWindow, options: DynamoDBOptions) -> None:
         self._sender = sender
-        self._doubt = doubt
+        self._in_doubt = in_doubt
         self._version = options.version_attribute
         self._counts = options.write_units is not None
         self._overtaken = Overtaken() if options.pristine else None
-        self._progress = Acknowledged()
-        self._under_way: _UnderWay | None = None
+        self._progress = AckTracker()
+        self._in_flight: _InFlight | None = None
 
     @property
-    def doubts(self) -> Mapping[str, int]:
+    def in_doubt_windows(self) -> Mapping[str, int]:
         """Numbers of a purge and a sweep: with another one they begin anew."""
-        return {"purge": self._doubt.begun, "sweep": self._doubt.sweep_round}
+        return {"purge": self._in_doubt.begun, "sweep": self._in_doubt.sweep_round}
 
     def send(self, encoded: Encoded) -> None:
         """Begin to store what is unfinished of a batch."""
-        assert self._under_way is None, "a batch is under way: collect it first"
-        tombstones = self._overtaken is None and (encoded.batch.tombstones or bool(self._doubt))
+        assert self._in_flight is None, "a batch is under way: collect it first"
+        tombstones = self._overtaken is None and (encoded.batch.tombstones or bool(self._in_doubt))
         pending = self._progress.unfinished(encoded.entries, tombstones=tombstones)
         if self._overtaken is not None:
             pending, stale = self._overtaken.split(pending, scanning=encoded.batch.tombstones)
@@ -57,69 +57,69 @@ class Writing:
             for e in pending
         ]
         done = self._sender.start([request for _, request in sent])
-        self._under_way = _UnderWay(encoded, tombstones, sent, done)
+        self._in_flight = _InFlight(encoded, tombstones, sent, done)
 
     def ready(self) -> bool:
-        return self._under_way is None or self._under_way.done.done()
+        return self._in_flight is None or self._in_flight.done.done()
 
     def collect(self) -> Outcome:
         """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
-        under_way, self._under_way = self._under_way, None
-        assert under_way is not None, "nothing was sent"
-        trouble = under_way.done.result()
-        if under_way.encoded.rejections:
-            return Outcome(under_way.encoded.rejections)
-        rejections, errors = self._noted(under_way)
+        in_flight, self._in_flight = self._in_flight, None
+        assert in_flight is not None, "nothing was sent"
+        blocked_by = in_flight.done.result()
+        if in_flight.encoded.rejections:
+            return Outcome(in_flight.encoded.rejections)
+        rejections, errors = self._noted(in_flight)
         if rejections:
-            self._progress.came_back(under_way.encoded.entries)
+            self._progress.came_back(in_flight.encoded.entries)
             return Outcome(rejections)
         if errors:
             raise _worst(errors)
-        if trouble:
-            raise self._unsent(trouble)
-        assert all(request.answer is not None for _, request in under_way.sent), "a request without answer or reason"
-        return self._whole(under_way.encoded.entries)
+        if blocked_by:
+            raise self._unsent(blocked_by)
+        assert all(request.answer is not None for _, request in in_flight.sent), "a request without answer or reason"
+        return self._whole(in_flight.encoded.entries)
 
     def all_done(self, requests: Sequence[Request]) -> int:
         """Carry out writes of our own; how many of them the table did not turn away. An error if some are not done."""
-        trouble = self._sender.start(requests).result()
+        blocked_by = self._sender.start(requests).result()
         found = [verdict(request, self._sender.server) for request in requests]
         errors = [v.error for v in found if v is not None and v.error is not None]
         if any(v is not None and v.kind == "unsure" for v in found):
-            self._doubt.begin()
-        if errors or trouble:
-            raise _worst(errors or [self._unsent(trouble)])
+            self._in_doubt.begin()
+        if errors or blocked_by:
+            raise _worst(errors or [self._unsent(blocked_by)])
         for request, told in zip(requests, found, strict=True):
             if told is not None and told.kind == "refused":  # it would be found again by the next pass, and refused
                 server, reason = self._sender.server, told.reason
                 raise ConfigError(f"{server}: {request.table} takes no tombstones ({reason}); run check")
         return sum(v is not None and v.kind == "stored" for v in found)
 
-    def _unsent(self, trouble: str) -> TransientError:
-        kind = Unfinished if trouble == TOO_LATE else TransientError
-        return kind(f"{self._sender.server}: {trouble}")
+    def _unsent(self, blocked_by: str) -> TransientError:
+        kind = Unfinished if blocked_by == TOO_LATE else TransientError
+        return kind(f"{self._sender.server}: {blocked_by}")
 
     def drop(self) -> None:
-        self._under_way = None
+        self._in_flight = None
 
-    def _noted(self, under_way: _UnderWay) -> tuple[list[Rejection], list[ReplicatorError]]:
+    def _noted(self, in_flight: _InFlight) -> tuple[list[Rejection], list[ReplicatorError]]:
         """Remember what was said; the writes that are refused for good, and the errors."""
         rejections: list[Rejection] = []
         errors: list[ReplicatorError] = []
-        for entry, request in under_way.sent:
+        for entry, request in in_flight.sent:
             found = verdict(request, self._sender.server)
             if found is None:
                 continue
             if found.kind == "stored":
-                self._progress.was_stored(entry, tombstones=under_way.tombstones)
+                self._progress.was_stored(entry, tombstones=in_flight.tombstones)
             elif found.kind == "conflict":
-                self._known(entry, found, under_way.tombstones)
+                self._known(entry, found, in_flight.tombstones)
             elif found.kind == "refused":
                 rejections.append(Rejection(entry.write, found.reason))
             elif found.error is not None:
                 errors.append(found.error)
                 if found.kind == "unsure":
-                    self._doubt.begin()
+                    self._in_doubt.begin()
                     self._progress.lost.add(place(entry.write))
         return rejections, errors
 

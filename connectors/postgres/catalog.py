@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.table_schema import VERSION, BodyColumn, Shape
+from connectors.postgres.table_schema import VERSION, BodyColumn, TableSchema
 from replicator.version import FIRST_EPOCH, epoch_of
 
 _NOTE = re.compile(r"replicator: pipeline (.*), epoch (\d+)", re.DOTALL)
@@ -83,7 +83,7 @@ class Found:
         return _NOTE.fullmatch(version.comment or "") if version is not None else None
 
 
-def found(connection: psycopg.Connection[Any], shape: Shape) -> Found | None:
+def found(connection: psycopg.Connection[Any], shape: TableSchema) -> Found | None:
     """The table, None if it is absent."""
     row = connection.execute(_TABLE, (shape.schema, shape.name)).fetchone()
     if row is None:
@@ -93,7 +93,7 @@ def found(connection: psycopg.Connection[Any], shape: Shape) -> Found | None:
     return Found(row[0], row[1], {c.name: c for c in columns}, primary, *row[2:])
 
 
-def epoch(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> int:
+def epoch(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> int:
     """The highest epoch that wrote to the table: as noted, else as its rows show, all of which are looked at.
 
     A copy of a table (CREATE TABLE AS, logical replication, pg_dump --no-comments) has its versions but no note.
@@ -107,18 +107,18 @@ def epoch(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> in
     return newest if newest >= FIRST_EPOCH else 0
 
 
-def filled(connection: psycopg.Connection[Any], shape: Shape) -> bool:
+def filled(connection: psycopg.Connection[Any], shape: TableSchema) -> bool:
     """Whether the table has a row."""
     row = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(shape.qualified)).fetchone()
     return row is not None and bool(row[0])
 
 
-def is_new(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> bool:
+def is_new(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> bool:
     """Whether no pipeline has written to the table."""
     return table.pipeline is None and table.has_versions and not filled(connection, shape)
 
 
-def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
+def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
     """Whose table it is, if it is another pipeline's: a sweep of either would remove the other's rows."""
     if table.pipeline not in (None, pipeline):
         hand_over = comment(shape, pipeline, table.epoch).as_string(None)
@@ -129,7 +129,7 @@ def taken(shape: Shape, table: Found, pipeline: str) -> Iterator[str]:
         )
 
 
-def foreign(shape: Shape, table: Found) -> Iterator[str]:
+def foreign(shape: TableSchema, table: Found) -> Iterator[str]:
     """Another role's table: its triggers would run with our rights, and only an owner may note the epoch."""
     if not table.ours:
         yield (
@@ -138,11 +138,11 @@ def foreign(shape: Shape, table: Found) -> Iterator[str]:
         )
 
 
-def _hand_over(shape: Shape, user: str) -> str:
+def _hand_over(shape: TableSchema, user: str) -> str:
     return sql.SQL("ALTER TABLE {} OWNER TO {}").format(shape.qualified, sql.Identifier(user)).as_string(None)
 
 
-def mismatches(shape: Shape, table: Found) -> Iterator[str]:
+def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
     """Everything in which an existing table differs from what is wanted, a sentence each."""
     if table.kind not in ("r", "p"):
         yield f"{shape.label} is {_RELATIONS.get(table.kind, 'no table')}; replicator writes to tables"
@@ -159,7 +159,7 @@ def mismatches(shape: Shape, table: Found) -> Iterator[str]:
             yield f"{shape.label}: column {column.name}, not among those wanted, is NOT NULL without a default"
 
 
-def _wanted(shape: Shape) -> Iterator[tuple[str, str, bool]]:
+def _wanted(shape: TableSchema) -> Iterator[tuple[str, str, bool]]:
     yield from ((key.name, key.type, True) for key in shape.keys)
     yield from ((c.name, c.type, not c.nullable) for c in shape.columns)
     yield VERSION, "bigint", True
@@ -183,7 +183,7 @@ def _nullness(not_null: bool) -> str:
     return "NOT NULL" if not_null else "nullable"
 
 
-def create_table(shape: Shape) -> sql.Composed:
+def create_table(shape: TableSchema) -> sql.Composed:
     """The table as a person would type it."""
     lines = [
         sql.SQL("  {} {} NOT NULL").format(sql.Identifier(key.name), _type(key.type, key=True)) for key in shape.keys
@@ -197,7 +197,7 @@ def create_table(shape: Shape) -> sql.Composed:
     return sql.SQL("CREATE TABLE {} (\n{}\n)").format(shape.qualified, sql.SQL(",\n").join(lines))
 
 
-def add_column(shape: Shape, column: BodyColumn) -> sql.Composed:
+def add_column(shape: TableSchema, column: BodyColumn) -> sql.Composed:
     """The statement that adds a column to a table with rows, unless somebody has done so."""
     return sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
         shape.qualified, sql.Identifier(column.name), _type(column.type)
@@ -208,7 +208,7 @@ def _type(name: str, *, key: bool = False) -> sql.SQL:
     return sql.SQL('text COLLATE "C"' if key and name == "text" else name)
 
 
-def comment(shape: Shape, pipeline: str, epoch: int) -> sql.Composed:
+def comment(shape: TableSchema, pipeline: str, epoch: int) -> sql.Composed:
     """The statement that notes which epoch writes to the table, where it survives the checkpoints."""
     text = sql.Literal(f"replicator: pipeline {pipeline}, epoch {epoch}")
     return sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(shape.qualified, sql.Identifier(VERSION), text)

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from connectors.postgres.encode import Statement, fits
 from connectors.postgres.literals import literal
-from connectors.postgres.table_schema import VERSION, KeyColumn, Shape
+from connectors.postgres.table_schema import VERSION, KeyColumn, TableSchema
 from replicator.batch import Batch, Delete, DocumentId, Part
 from replicator.items.attributes import canonical_number
 from replicator.key import key_text
@@ -86,14 +86,14 @@ class Sweep:
         )
 
 
-def newest(connection: psycopg.Connection[Any], shape: Shape) -> int:
+def newest(connection: psycopg.Connection[Any], shape: TableSchema) -> int:
     """The latest epoch that left a tombstone for a row of the table, 0 if there is none."""
     row = connection.execute(_NEWEST, (shape.label,)).fetchone()
     return epoch_of(row[0]) if row is not None and row[0] is not None else 0
 
 
 def older(
-    connection: psycopg.Connection[Any], shape: Shape, below: int, spare: Sequence[DocumentId]
+    connection: psycopg.Connection[Any], shape: TableSchema, below: int, spare: Sequence[DocumentId]
 ) -> list[DocumentId]:
     """Ids of some documents with a version below ``below``, without those that begin with one of ``spare``."""
     query = sql.SQL("SELECT {} FROM {} AS t WHERE t.{} < {}{} LIMIT {}").format(
@@ -115,7 +115,7 @@ def _as_text(key: KeyColumn) -> sql.Composed:
     return sql.SQL("pg_catalog.encode({}, 'hex'::text)" if key.kind == "B" else "{}::text").format(column)
 
 
-def _without(shape: Shape, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:
+def _without(shape: TableSchema, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:
     spare = [id for id in spare if fits(shape.keys, id)]  # no row has another
     for length in sorted({len(id) for id in spare}):
         columns = list(zip(*(id for id in spare if len(id) == length), strict=True))
@@ -136,7 +136,7 @@ def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
     return Batch([Part("sweep", deletes)], tombstones=True)
 
 
-def purge(shape: Shape, below: int, spare: Sequence[DocumentId]) -> Statement:
+def purge(shape: TableSchema, below: int, spare: Sequence[DocumentId]) -> Statement:
     fitting = [id for id in spare if fits(shape.keys, id)]
     whole = literal([key_text(id) for id in fitting if len(id) == len(shape.keys)])
     first = literal([key_text(id).removesuffix("]") for id in fitting if len(id) < len(shape.keys)])

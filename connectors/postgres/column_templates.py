@@ -16,7 +16,7 @@ from connectors.postgres.literals import json_members, quoted_members
 from connectors.postgres.table_schema import BodyColumn
 from replicator.items.attributes import Malformed
 from replicator.items.extraction import TOGETHER, Image, Values
-from replicator.items.json_templates import Quick, learnt
+from replicator.items.json_templates import FastTemplate, learned
 from replicator.items.line_template import fields_of, template
 from replicator.items.to_json import plain_image
 
@@ -54,14 +54,14 @@ class Cuts:
         return {name: b"{%b}" % b",".join(members) for name, members in made.items() if all(members)}
 
 
-class Alike:
+class ColumnTemplates:
     """The columns of one table. Learns the form of an image, and tries it on those after it."""
 
     def __init__(self, columns: Sequence[BodyColumn]) -> None:
         counts = Counter(c.attribute for c in columns)
         taken = (c for c in columns if c.attribute and counts[c.attribute] == 1 and not c.inside)
         self._columns = {c.attribute: c for c in taken if c.attribute}
-        self._form: Quick | None = None
+        self._form: FastTemplate | None = None
         self._cuts: dict[frozenset[str], Cuts | None] = {}  # of that form, by the columns that are left out
         self._pause = self._left = 0  # batches to let pass after one that was not alike, and how many of them are left
 
@@ -85,7 +85,7 @@ class Alike:
     def _learn(self, image: bytes) -> None:
         self._cuts = {}
         try:
-            self._form = learnt(image, plain_image)
+            self._form = learned(image, plain_image)
         except (ValueError, TypeError, Malformed):
             self._form = None
 
@@ -109,7 +109,7 @@ def _members(way: Way, values: Columns) -> bytes:
         return b""
 
 
-def _cuts(form: Quick, columns: Mapping[str, BodyColumn]) -> Cuts | None:
+def _cuts(form: FastTemplate, columns: Mapping[str, BodyColumn]) -> Cuts | None:
     """None where no column can be made in this way."""
     ways: dict[str, Way] = {}
     wanted: list[int] = []

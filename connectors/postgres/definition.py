@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres import catalog
-from connectors.postgres.table_schema import BodyColumn, Shape
+from connectors.postgres.table_schema import BodyColumn, TableSchema
 from replicator.identity import Change, Identity, Parts
 
 _COLUMN = "columns."  # how a part that is a column begins
@@ -20,7 +20,7 @@ SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'replicator' AND c.relname = 'checkpoints'"""
 
 
-def identities(connection: psycopg.Connection[Any], shapes: Sequence[Shape]) -> Mapping[str, Identity]:
+def identities(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema]) -> Mapping[str, Identity]:
     """Each table by its oid, which a table that is made anew does not have.
 
     All oids change when a database is restored from a dump; that of our own table, which was restored with it, tells.
@@ -32,7 +32,7 @@ def identities(connection: psycopg.Connection[Any], shapes: Sequence[Shape]) -> 
     return {shape.name: Identity(shape.label, ids[shape.name], within) for shape in shapes}
 
 
-def parts(shape: Shape) -> Parts:
+def parts(shape: TableSchema) -> Parts:
     """Each column with its type and what it is made from.
 
     ``nul`` and ``extra`` are none of them: they say which items are parked from now on, and leave right what is stored.
@@ -52,7 +52,7 @@ def _origin(column: BodyColumn) -> str:
     return f"from inside {json.dumps([column.attribute, *column.inside])}"
 
 
-def additions(shapes: Sequence[Shape], changes: Sequence[Change]) -> list[sql.Composed] | None:
+def additions(shapes: Sequence[TableSchema], changes: Sequence[Change]) -> list[sql.Composed] | None:
     """The statements that add the columns that were added; None where one is no column, or may not be null."""
     added = {(change.table, change.part) for change in changes}
     columns = [(s, column) for s in shapes for column in s.columns if (s.name, _part(column)) in added]

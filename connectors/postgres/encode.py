@@ -10,14 +10,14 @@ from operator import itemgetter
 from typing import Any
 
 from connectors.postgres.cells import binary
-from connectors.postgres.column_templates import Alike
+from connectors.postgres.column_templates import ColumnTemplates
 from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Reasons
-from connectors.postgres.extras import Extras
+from connectors.postgres.extras import UnknownColumns
 from connectors.postgres.literals import literal
 from connectors.postgres.options import Nul
 from connectors.postgres.projection import Projection
 from connectors.postgres.statements import statements
-from connectors.postgres.table_schema import KeyColumn, Shape
+from connectors.postgres.table_schema import KeyColumn, TableSchema
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.items.attributes import Malformed, Typeds
 from replicator.items.extraction import Image
@@ -52,7 +52,7 @@ class Encoded:
 class Encoder:
     """Turns batches into statements for tables of known shapes. Pure: no connection, no clock."""
 
-    def __init__(self, shapes: Mapping[str, Shape], nul: Nul, pipeline: str) -> None:
+    def __init__(self, shapes: Mapping[str, TableSchema], nul: Nul, pipeline: str) -> None:
         self._tables = {name: TableEncoder(shape, nul) for name, shape in shapes.items()}
         self._pipeline = pipeline.encode()
 
@@ -88,11 +88,11 @@ def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
 class TableEncoder:
     """Statements for one table."""
 
-    def __init__(self, shape: Shape, nul: Nul) -> None:
+    def __init__(self, shape: TableSchema, nul: Nul) -> None:
         self._keys = shape.keys
         self._columns = [ColumnEncoder(column, nul) for column in shape.columns]
-        self._alike = Alike(shape.columns)
-        self._extras = Extras(shape)
+        self._alike = ColumnTemplates(shape.columns)
+        self._extras = UnknownColumns(shape)
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
         self.lock = Statement(_LOCK, [shape.label.encode()])

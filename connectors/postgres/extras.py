@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from connectors.postgres.table_schema import Shape
+from connectors.postgres.table_schema import TableSchema
 from replicator.items.item import Amended, Item
 from replicator.target.contract import OWN_IDS
 
@@ -15,13 +15,13 @@ _LONGEST = 63  # characters of a name that are shown: no column's is longer
 _MOST = 8  # columns that are named
 
 
-class Extras:
+class UnknownColumns:
     """What documents for one table may be made of: what its columns are made from, and the item's key.
 
     Whole items may hold anything: of those a table takes what it has columns for.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: TableSchema) -> None:
         keys = () if shape.keys_are(OWN_IDS) else tuple(key.name for key in shape.keys)
         self._refused = shape.extra == "reject"
         self._label = shape.name

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.catalog import Found
-from connectors.postgres.table_schema import Shape
+from connectors.postgres.table_schema import TableSchema
 
 _UNLOGGED: LiteralString = """
 WITH RECURSIVE tree AS (
@@ -37,7 +37,7 @@ WHERE r.ev_class = %s AND r.ev_type <> '1' AND r.ev_enabled IN ('O', 'A') ORDER 
 _POLICIES: LiteralString = "SELECT pg_catalog.row_security_active(%s::oid)"
 
 
-def hazards(connection: psycopg.Connection[Any], shape: Shape, table: Found) -> Iterator[str]:
+def hazards(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> Iterator[str]:
     """Everything that must be changed about an existing table, a sentence each."""
     yield from (_unlogged(*row) for row in connection.execute(_UNLOGGED, (table.oid,)))
     if table.kind == "r":  # the children of a partitioned table are its partitions
@@ -69,7 +69,7 @@ def _unlogged(*name: str) -> str:
     )
 
 
-def _inherited(shape: Shape, children: list[str]) -> Iterator[str]:
+def _inherited(shape: TableSchema, children: list[str]) -> Iterator[str]:
     if children:
         yield (
             f"{shape.label} has tables that inherit from it ({', '.join(children)}), and what replicator deletes would "

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from connectors.postgres.hazards import own_unlogged
 from connectors.postgres.migrations import exists, foreign, outdated
-from connectors.postgres.table_schema import Shape
+from connectors.postgres.table_schema import TableSchema
 from replicator.target.contract import Denied
 
 _OLDEST = 150000
@@ -18,7 +18,7 @@ _NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _OWN = ("checkpoints", "counts", "tombstones")
 
 
-def missing_privileges(connection: psycopg.Connection[Any], shapes: Sequence[Shape]) -> list[str]:
+def missing_privileges(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema]) -> list[str]:
     """A sentence for each privilege that is missing, and for what else is wrong with the server."""
     user = sql.Identifier(str(_one(connection, "SELECT current_user"))).as_string(None)
     return [*_server(connection), *_own_tables(connection, user), *_targets(connection, shapes, user)]
@@ -55,7 +55,7 @@ def _own_tables(connection: psycopg.Connection[Any], user: str) -> Iterator[str]
         yield from _rights(connection, sql.Identifier("replicator", table).as_string(None), user)
 
 
-def _targets(connection: psycopg.Connection[Any], shapes: Sequence[Shape], user: str) -> Iterator[str]:
+def _targets(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema], user: str) -> Iterator[str]:
     for name in sorted({shape.schema for shape in shapes}):
         quoted = sql.Identifier(name).as_string(None)
         if not _one(connection, "SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace WHERE nspname = %s", name):
@@ -68,7 +68,7 @@ def _targets(connection: psycopg.Connection[Any], shapes: Sequence[Shape], user:
         yield from _target(connection, shape, user)
 
 
-def _target(connection: psycopg.Connection[Any], shape: Shape, user: str) -> Iterator[str]:
+def _target(connection: psycopg.Connection[Any], shape: TableSchema, user: str) -> Iterator[str]:
     schema = sql.Identifier(shape.schema).as_string(None)
     if _one(connection, "SELECT pg_catalog.to_regclass(%s)", shape.label) is None:
         if not _one(connection, "SELECT pg_catalog.has_schema_privilege(%s, 'CREATE')", shape.schema):

@@ -52,13 +52,13 @@ class Session:
         self._sent: list[bool] | None = None  # for each answer to come: whether somebody wants it
 
     @property
-    def under_way(self) -> bool:
+    def in_flight(self) -> bool:
         return self._sent is not None
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Watched]:
         """The connection for ordinary queries; errors come out as ours, and the connection goes with them."""
-        assert not self.under_way, "a batch is under way: collect it first"
+        assert not self.in_flight, "a batch is under way: collect it first"
         try:
             yield self._open()
         except psycopg.Error as e:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from connectors.postgres.table_schema import VERSION, Shape
+from connectors.postgres.table_schema import VERSION, TableSchema
 
 _CASTS = {"text[]", "numeric[]"}  # unnest flattens arrays of arrays, so these travel as the text of their literals
 
@@ -68,7 +68,7 @@ class Statements:
     delete_for_good: bytes
 
 
-def statements(shape: Shape) -> Statements:
+def statements(shape: TableSchema) -> Statements:
     return Statements(
         upsert=_upsert(shape, _Parameters(shape, tombstones=False)),
         upsert_unless_deleted=_upsert(shape, _Parameters(shape, tombstones=True)),
@@ -80,7 +80,7 @@ def statements(shape: Shape) -> Statements:
 class _Parameters:
     """Which $n holds what."""
 
-    def __init__(self, shape: Shape, *, tombstones: bool, columns: bool = True) -> None:
+    def __init__(self, shape: TableSchema, *, tombstones: bool, columns: bool = True) -> None:
         types = [key.type for key in shape.keys]
         if columns:
             types += ["text" if c.type in _CASTS else c.type for c in shape.columns]
@@ -119,7 +119,7 @@ def _names(names: Sequence[str], prefix: str = "") -> sql.Composed:
     return _raw(", ").join(_raw(prefix) + sql.Identifier(name) for name in names)
 
 
-def _upsert(shape: Shape, p: _Parameters) -> bytes:
+def _upsert(shape: TableSchema, p: _Parameters) -> bytes:
     keys = [key.name for key in shape.keys]
     body = [*(c.name for c in shape.columns), VERSION]
     held_back = sql.SQL(_UPSERT_HELD_BACK).format(not_done=_not_done(keys), newer=_newer(shape, p))
@@ -145,7 +145,7 @@ def _not_done(keys: Sequence[str]) -> sql.Composed:
     return sql.SQL("({}) NOT IN (SELECT {} FROM done)").format(row, _names(keys))
 
 
-def _delete(shape: Shape, p: _Parameters) -> bytes:
+def _delete(shape: TableSchema, p: _Parameters) -> bytes:
     keyed = [*range(p.count), p.count]
     table = sql.SQL(_TOMBSTONES).format(label=sql.Literal(shape.label), ids=p.ids, versions=p.versions)
     keys = [key.name for key in shape.keys]
@@ -168,20 +168,20 @@ def _delete(shape: Shape, p: _Parameters) -> bytes:
     return found.as_bytes(None)
 
 
-def _matches(shape: Shape, alias: str) -> sql.Composed:
+def _matches(shape: TableSchema, alias: str) -> sql.Composed:
     pairs = (
         sql.SQL("t.{} = {}").format(sql.Identifier(k.name), _raw(f"{alias}.c{i}")) for i, k in enumerate(shape.keys)
     )
     return _raw(" AND ").join(pairs)
 
 
-def _newer(shape: Shape, p: _Parameters) -> sql.Composed:
+def _newer(shape: TableSchema, p: _Parameters) -> sql.Composed:
     row = sql.SQL("EXISTS (SELECT FROM {} AS t WHERE {} AND t.{} >= s.v)")
     found = row.format(shape.qualified, _matches(shape, "s"), sql.Identifier(VERSION))
     return sql.SQL("({} OR {})").format(found, _tombstone(shape)) if p.tombstones else found
 
 
-def _tombstone(shape: Shape) -> sql.Composed:
+def _tombstone(shape: TableSchema) -> sql.Composed:
     tomb = "EXISTS (SELECT FROM replicator.tombstones AS x WHERE x.target = {} AND x.id = s.i AND x.version >= s.v)"
     return sql.SQL(tomb).format(sql.Literal(shape.label))
 

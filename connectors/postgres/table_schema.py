@@ -50,7 +50,7 @@ class BodyColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TableSchema:
     """A table as this connector writes it."""
 
     name: str
@@ -72,7 +72,7 @@ class Shape:
         return self.qualified.as_string(None)
 
 
-def shapes(tables: Sequence[Table], schema: str) -> dict[str, Shape]:
+def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
     """The shape of each table by its name; ConfigError names everything that Postgres could not take."""
     found = [_shape(table, schema) for table in tables]
     problems = [problem for shape in found for problem in _problems(shape)]
@@ -83,7 +83,7 @@ def shapes(tables: Sequence[Table], schema: str) -> dict[str, Shape]:
     return {shape.name: shape for shape in found}
 
 
-def _shape(table: Table, schema: str) -> Shape:
+def _shape(table: Table, schema: str) -> TableSchema:
     try:
         options = PostgresTable.model_validate(dict(table.options))
     except ValidationError as e:
@@ -91,7 +91,7 @@ def _shape(table: Table, schema: str) -> Shape:
         raise ConfigError(*(f"target.tables.{table.name}.{text}" for text in wrong)) from None
     keys = tuple(KeyColumn(a.name, a.kind) for a in table.keys.attributes)
     whole = options.columns is None
-    return Shape(table.name, schema, keys, tuple(_columns(options)), "ignore" if whole else options.extra)
+    return TableSchema(table.name, schema, keys, tuple(_columns(options)), "ignore" if whole else options.extra)
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
@@ -104,7 +104,7 @@ def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
         yield BodyColumn(name, column.type, attribute, column.nullable, tuple(inside))
 
 
-def _problems(shape: Shape) -> Iterator[str]:
+def _problems(shape: TableSchema) -> Iterator[str]:
     where = f"target.tables.{shape.name}"
     yield from (f"target.schema: {text}" for text in _unusable(shape.schema))
     yield from (f"{where}: {text}" for text in _unusable(shape.name))
@@ -129,7 +129,7 @@ def _unusable(name: str) -> Iterator[str]:
         yield f"{name!r} is no name for Postgres"
 
 
-def _reserved(keys: Sequence[str], shape: Shape) -> Iterator[str]:
+def _reserved(keys: Sequence[str], shape: TableSchema) -> Iterator[str]:
     names = [column.name for column in shape.columns]
     if VERSION in keys:
         yield f"the key attribute {VERSION} has the name of the column that replicator keeps versions in"

@@ -17,7 +17,7 @@ from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.privileges import missing_privileges
 from connectors.postgres.session import Rows, Session
-from connectors.postgres.table_schema import Shape, shapes
+from connectors.postgres.table_schema import TableSchema, shapes
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
@@ -146,7 +146,7 @@ class Postgres:
         self._sent = encoded
 
     def ready(self) -> bool:
-        return not self._session.under_way or self._session.ready()
+        return not self._session.in_flight or self._session.ready()
 
     def collect(self) -> Outcome:
         encoded, self._sent = self._sent, None
@@ -225,10 +225,10 @@ class Postgres:
         finally:
             self._repeated = 0
 
-    def _shapes(self, tables: Sequence[Table]) -> list[Shape]:
+    def _shapes(self, tables: Sequence[Table]) -> list[TableSchema]:
         return list(shapes(tables, self._options.schema_).values())
 
-    def _mismatches(self, connection: psycopg.Connection[Any], shape: Shape) -> Iterator[str]:
+    def _mismatches(self, connection: psycopg.Connection[Any], shape: TableSchema) -> Iterator[str]:
         table = catalog.found(connection, shape)
         if table is not None:
             yield from catalog.taken(shape, table, self._pipeline)
@@ -236,13 +236,13 @@ class Postgres:
             yield from catalog.mismatches(shape, table)
             yield from hazards(connection, shape, table)
 
-    def _deleted(self, connection: psycopg.Connection[Any], shape: Shape, table: catalog.Found) -> int:
+    def _deleted(self, connection: psycopg.Connection[Any], shape: TableSchema, table: catalog.Found) -> int:
         """The highest epoch of the table's tombstones; 0 where ``open`` forgets them, see ``_make``."""
         if not exists(connection) or catalog.is_new(connection, shape, table):
             return 0
         return cleanup.newest(connection, shape)
 
-    def _make(self, connection: psycopg.Connection[Any], shape: Shape, epoch: int) -> None:
+    def _make(self, connection: psycopg.Connection[Any], shape: TableSchema, epoch: int) -> None:
         table = catalog.found(connection, shape)
         if table is None:
             connection.execute(catalog.create_table(shape))

@@ -14,7 +14,7 @@ from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT
 from replicator.items import to_json
 from replicator.items.attributes import Malformed, Typed, Typeds, plain
 from replicator.items.extraction import Image
-from replicator.items.json_templates import Forms
+from replicator.items.json_templates import JsonTemplates
 from replicator.items.to_json import Unfit
 
 _attribute = msgspec.json.Decoder(dict[str, Any])
@@ -28,8 +28,8 @@ class JsonText:
 
     def __init__(self, nul: Nul) -> None:
         self._nul = nul
-        self._images = Forms(to_json.plain_image)
-        self._attributes = Forms(_plain_attribute)
+        self._images = JsonTemplates(to_json.plain_image)
+        self._attributes = JsonTemplates(_plain_attribute)
 
     def of_images(self, images: Sequence[Image]) -> list[str]:
         """Whole items that are not decoded. ValueError, TypeError: one is not DynamoDB's."""

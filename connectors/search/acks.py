@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from connectors.search.encode import Entry
 from replicator.target import acks
-from replicator.target.acks import Acknowledged, Place, place
+from replicator.target.acks import AckTracker, Place, place
 
 STRIKES = 5  # attempts of a document alone that the engine was too busy for, while it took others
 
 
 @dataclass
-class Progress(Acknowledged):
+class Progress(AckTracker):
     """``strikes``: how often the engine had no room for this document alone."""
 
     strikes: dict[Place, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
-from connectors.search.errors import WRITING, Answer, AnswerLost, failure
+from connectors.search.errors import WRITING, Answer, ResponseLost, failure
 from connectors.search.layout import Layout
 from connectors.search.responses import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError, Unfinished
@@ -104,7 +104,7 @@ class Bulk:
         elif answer.status == 429:
             return [busy(server)] * len(lines)
         elif answer.status == 200:
-            lost = AnswerLost(f"{server} answered a bulk request in part only")
+            lost = ResponseLost(f"{server} answered a bulk request in part only")
             return [failed(failure(answer, server, "a bulk request") if answer.json is None else lost)] * len(lines)
         elif answer.status != 400 or not answer.cause[0]:
             return [failed(failure(answer, server, WRITING))] * len(lines)

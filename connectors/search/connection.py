@@ -20,7 +20,7 @@ from elastic_transport import (
 )
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from connectors.search.errors import Answer, AnswerLost, failure
+from connectors.search.errors import Answer, ResponseLost, failure
 from replicator import __version__
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.response_limits import WHOLE, body_of
@@ -153,10 +153,10 @@ def unanswered(error: TransportError, server: str) -> ReplicatorError:
     if isinstance(cause, NewConnectionError | ConnectTimeoutError):
         return TransientError(f"{server} cannot be reached: {_short(cause)}")
     if isinstance(error, ConnectionTimeout):
-        return AnswerLost(f"{server} did not answer in time (target.timeout)")
+        return ResponseLost(f"{server} did not answer in time (target.timeout)")
     if isinstance(error, ConnectionError):
-        return AnswerLost(f"{server}: the connection was cut: {_short(cause)}")
-    return AnswerLost(f"{server}: {_short(error)}")
+        return ResponseLost(f"{server}: the connection was cut: {_short(cause)}")
+    return ResponseLost(f"{server}: {_short(error)}")
 
 
 def _no_tls(text: str, server: str) -> ReplicatorError:
@@ -167,7 +167,7 @@ def _no_tls(text: str, server: str) -> ReplicatorError:
         )
     if "WRONG_VERSION_NUMBER" in text or "record layer" in text:
         return ConfigError(f"{server} does not speak TLS on that port; is target.url to be http?")
-    return AnswerLost(f"{server}: TLS failed: {text}")  # perhaps behind the request, when its answer was damaged
+    return ResponseLost(f"{server}: TLS failed: {text}")  # perhaps behind the request, when its answer was damaged
 
 
 def _short(error: object) -> str:

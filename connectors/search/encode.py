@@ -14,7 +14,7 @@ from connectors.search.layout import WHOLE, Layout
 from connectors.search.names import OURS, is_ours
 from replicator.batch import Batch, Rejection, Upsert, Write
 from replicator.items.extraction import TOGETHER
-from replicator.items.line_template import Frame
+from replicator.items.line_template import LineTemplate
 from replicator.items.to_json import DocumentText, Unfit, separately
 
 
@@ -97,7 +97,7 @@ class TableEncoder:
         self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
         self._upsert = b'{"index":' + target + ours + b"}%b\n"
         fields = self._upsert.removesuffix(b"%b\n") + (b',"%b":{' % WHOLE.encode() if layout.whole else b",")
-        self._frame = Frame(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)
+        self._frame = LineTemplate(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)
 
     def entries(self, writes: Sequence[Write], source: str, rejections: list[Rejection]) -> Iterator[Entry]:
         """Entries for what an index can hold; the rest is added to ``rejections``."""

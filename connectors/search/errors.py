@@ -14,7 +14,7 @@ from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, Repli
 WRITING, READING = "writing documents", "reading versions"  # what is asked with documents, or their ids, in it
 
 
-class AnswerLost(TransientError):
+class ResponseLost(TransientError):
     """The request may have been carried out, or may still be."""
 
 
@@ -74,13 +74,13 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
         case 403:
             return _forbidden(reason or type or "403 without a reason", server, doing)
         case 408:
-            return AnswerLost(f"{server} gave up {doing} (status 408): the request took too long to arrive")
+            return ResponseLost(f"{server} gave up {doing} (status 408): the request took too long to arrive")
         case status if status == 429 or answer.throttled:
             return TransientError(f"{server} has too much to do ({type or answer.code or 429})")
         case status if status >= 500:
-            return AnswerLost(f"{server} fails to answer {doing}: {_said(answer)}")
+            return ResponseLost(f"{server} fails to answer {doing}: {_said(answer)}")
         case status if status < 300 and not answer.body:
-            return AnswerLost(f"{server} answers {doing} with nothing (status {status}): it was cut short on the way")
+            return ResponseLost(f"{server} answers {doing} with nothing (status {status}): it was cut short on the way")
     if answer.json is None:
         return ConfigError(
             f"{server} answers with {_said(answer)}, which no search engine would: a proxy or a login page? "
@@ -106,7 +106,7 @@ def engine_failure(status: int, type: str, reason: str, server: str) -> Replicat
     if type == "security_exception" and status == 403:
         return NotPermitted(f"{server}: {reason}", "write", server, _GRANT)
     lost = status >= 500 or status == 408
-    return AnswerLost(f"{server} fails to store documents: {type or status}") if lost else None
+    return ResponseLost(f"{server} fails to store documents: {type or status}") if lost else None
 
 
 def is_own(status: int, type: str) -> bool:
@@ -142,9 +142,9 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
         ConfigError,
         "the index requires routing; say routing: ATTRIBUTE under the table in target.tables",
     ),
-    ("unavailable_shards_exception", AnswerLost, "a shard of the index is not available (its health is red)"),
-    ("no_shard_available_action_exception", AnswerLost, "a shard of the index is not available (its health is red)"),
-    ("master_not_discovered_exception", AnswerLost, "the cluster has no master"),
+    ("unavailable_shards_exception", ResponseLost, "a shard of the index is not available (its health is red)"),
+    ("no_shard_available_action_exception", ResponseLost, "a shard of the index is not available (its health is red)"),
+    ("master_not_discovered_exception", ResponseLost, "the cluster has no master"),
     (
         "*no write index is defined",
         ConfigError,

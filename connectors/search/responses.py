@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
-from connectors.search.errors import AnswerLost, engine_failure, is_own
+from connectors.search.errors import ResponseLost, engine_failure, is_own
 from connectors.search.names import WRITER
 from connectors.search.rejection_reasons import refusal
 from replicator.errors import ConfigError, ReplicatorError, TransientError
@@ -41,7 +41,7 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
     try:
         return [_verdict(outcome, server, index) for item in items for (outcome,) in (item.values(),)]
     except (AttributeError, KeyError, TypeError, ValueError):
-        lost = AnswerLost(f"{server} answered a bulk request with something that is no engine's answer")
+        lost = ResponseLost(f"{server} answered a bulk request with something that is no engine's answer")
         return [failed(lost)] * len(items)
 
 
@@ -136,5 +136,5 @@ def worst(found: Sequence[Verdict]) -> ReplicatorError | None:
     for error in errors:
         if not isinstance(error, TransientError):
             return error
-    lost = next((error for error in errors if isinstance(error, AnswerLost)), None)
+    lost = next((error for error in errors if isinstance(error, ResponseLost)), None)
     return lost or next(iter(errors), None)

@@ -11,7 +11,7 @@ from connectors.search.bulk import Bulk, Size
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
 from connectors.search.encode import Encoded, TableEncoder, encode
-from connectors.search.errors import AnswerLost
+from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.responses import worst
@@ -21,7 +21,7 @@ from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 
 
 class SearchTarget:
@@ -37,14 +37,14 @@ class SearchTarget:
         self._pipeline = pipeline
         self._connection = connection
         self._bulk = Bulk(connection, Size(options.bulk_bytes, options.bulk_documents), options.in_flight)
-        self._doubt = Doubt()
+        self._in_doubt = InDoubtWindow()
         self._conflicts = Conflicts(connection)
-        self._writing = Writing(self._bulk, self._doubt, self._conflicts)
+        self._writing = Writing(self._bulk, self._in_doubt, self._conflicts)
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[cleanup.Document]] = {}  # what the last piece removed, by index
         self._found: dict[tuple[str, int], tuple[cleanup.Piece, frozenset[DocumentId]]] = {}
         """What the next call of a purge removes, and what was spared as it was found."""
-        self._doubts = 0  # that had begun as it was found
+        self._window_of = 0  # that had begun as it was found
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
 
@@ -54,8 +54,8 @@ class SearchTarget:
         return self._connection.server
 
     @property
-    def doubt(self) -> Doubt:
-        return self._doubt
+    def in_doubt(self) -> InDoubtWindow:
+        return self._in_doubt
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         try:
@@ -146,8 +146,8 @@ class SearchTarget:
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        if self._doubt.begun != self._doubts:  # a command may have begun it, and stored something in their place
-            self._found, self._doubts = {}, self._doubt.begun
+        if self._in_doubt.begun != self._window_of:  # a command may have begun it, and stored something in their place
+            self._found, self._window_of = {}, self._in_doubt.begun
         place = layout.index, below
         if place in self._found:
             doomed, spared = self._found[place]
@@ -211,8 +211,8 @@ class SearchTarget:
         found = self._bulk.store(layout, lines)
         error = worst(found)
         if error is not None:
-            if isinstance(error, AnswerLost):
-                self._doubt.begin()
+            if isinstance(error, ResponseLost):
+                self._in_doubt.begin()
             raise error
         refused = next((verdict.reason for verdict in found if verdict.kind == "refused"), None)
         if refused is not None:  # it would be found again and again

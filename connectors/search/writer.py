@@ -12,12 +12,12 @@ from connectors.search.acks import Progress
 from connectors.search.bulk import SMALLEST, Bulk, Sent
 from connectors.search.conflicts import Conflicts
 from connectors.search.encode import Encoded, Entry, insisting
-from connectors.search.errors import AnswerLost
+from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout
 from connectors.search.responses import STORED, Verdict, worst
 from replicator.batch import Outcome, Rejection
 from replicator.target.acks import place
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 
 _PROBE = {"_id": "replicator-is-there-room", "version": 0, "version_type": "external"}
 
@@ -26,7 +26,7 @@ Attempt = list[tuple[Entry, Verdict, bool]]
 
 
 @dataclass(slots=True)
-class _UnderWay:
+class _InFlight:
     encoded: Encoded
     tombstones: bool
     sent: Sequence[tuple[str, Sequence[Entry], Sent]]
@@ -35,17 +35,17 @@ class _UnderWay:
 class Writing:
     """The way from encoded batches to outcomes. At most one batch is under way."""
 
-    def __init__(self, bulk: Bulk, doubt: Doubt, conflicts: Conflicts) -> None:
+    def __init__(self, bulk: Bulk, in_doubt: InDoubtWindow, conflicts: Conflicts) -> None:
         self._bulk = bulk
-        self._doubt = doubt
+        self._in_doubt = in_doubt
         self._conflicts = conflicts
         self._progress = Progress()
-        self._under_way: _UnderWay | None = None
+        self._in_flight: _InFlight | None = None
 
     def send(self, encoded: Encoded, layouts: Mapping[str, Layout]) -> None:
         """Begin to store what is unfinished of a batch."""
-        assert self._under_way is None, "a batch is under way: collect it first"
-        tombstones = encoded.batch.tombstones or bool(self._doubt)
+        assert self._in_flight is None, "a batch is under way: collect it first"
+        tombstones = encoded.batch.tombstones or bool(self._in_doubt)
         sent = []
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
@@ -53,46 +53,46 @@ class Writing:
             if encoded.batch.replaces_same:
                 lines = list(map(insisting, lines))
             sent.append((table, pending, self._bulk.start(layouts[table], lines)))
-        self._under_way = _UnderWay(encoded, tombstones, sent)
+        self._in_flight = _InFlight(encoded, tombstones, sent)
 
     def ready(self) -> bool:
-        under_way = self._under_way
-        return under_way is None or all(done.done() for _, _, sent in under_way.sent for _, done in sent)
+        in_flight = self._in_flight
+        return in_flight is None or all(done.done() for _, _, sent in in_flight.sent for _, done in sent)
 
     def collect(self, layouts: Mapping[str, Layout]) -> Outcome:
         """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
-        under_way, self._under_way = self._under_way, None
-        assert under_way is not None, "nothing was sent"
-        if under_way.encoded.rejections:
-            return Outcome(under_way.encoded.rejections)
-        if self._all_stored(under_way):
+        in_flight, self._in_flight = self._in_flight, None
+        assert in_flight is not None, "nothing was sent"
+        if in_flight.encoded.rejections:
+            return Outcome(in_flight.encoded.rejections)
+        if self._all_stored(in_flight):
             self._bulk.size.grow()
             if self._progress.lost:
-                self._progress.forget(under_way.encoded.entries)
+                self._progress.forget(in_flight.encoded.entries)
             return Outcome()
-        attempt = [one for _, entries, sent in under_way.sent for one in _answers(entries, sent)]
+        attempt = [one for _, entries, sent in in_flight.sent for one in _answers(entries, sent)]
         self._sized(attempt)
-        rejections = self._noted(attempt, layouts, tombstones=under_way.tombstones)
+        rejections = self._noted(attempt, layouts, tombstones=in_flight.tombstones)
         if rejections:
-            self._progress.came_back(under_way.encoded.entries)
+            self._progress.came_back(in_flight.encoded.entries)
             return Outcome(rejections)
         if (error := worst([verdict for _, verdict, _ in attempt])) is not None:
             raise error
-        return self._whole(under_way.encoded)
+        return self._whole(in_flight.encoded)
 
-    def _all_stored(self, under_way: _UnderWay) -> bool:
+    def _all_stored(self, in_flight: _InFlight) -> bool:
         """Whether the batch is stored by its first attempt, as nearly always."""
         if self._progress:
             return False
-        answers = [done.result() for _, _, sent in under_way.sent for _, done in sent]
+        answers = [done.result() for _, _, sent in in_flight.sent for _, done in sent]
         return all(found.count(STORED) == len(found) for found in answers)
 
     def drop(self) -> None:
-        self._under_way = None
+        self._in_flight = None
 
     def _sized(self, attempt: Attempt) -> None:
         """Smaller bulks where the server has no room, or where large ones never get an answer; else larger ones."""
-        if any(v.kind == "busy" or isinstance(v.error, AnswerLost) for _, v, _ in attempt):
+        if any(v.kind == "busy" or isinstance(v.error, ResponseLost) for _, v, _ in attempt):
             self._bulk.size.shrink()
         else:
             self._bulk.size.grow()
@@ -109,8 +109,8 @@ class Writing:
                     conflicting.append(entry)
                 case "refused":
                     rejections.append(Rejection(entry.write, verdict.reason))
-                case "failed" if isinstance(verdict.error, AnswerLost):
-                    self._doubt.begin()
+                case "failed" if isinstance(verdict.error, ResponseLost):
+                    self._in_doubt.begin()
                     self._progress.lost.add(place(entry.write))
         self._known(conflicting, layouts, tombstones=tombstones)
         return rejections + self._too_heavy(attempt, layouts) + self._impossible(attempt, layouts)

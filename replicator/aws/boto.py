@@ -35,8 +35,8 @@ from botocore.utils import get_environ_proxies
 from replicator import __version__
 from replicator.aws.client import Call, Calls, require_whole
 from replicator.aws.endpoint import Endpoint, require_safe
-from replicator.aws.errors import UNNAMED, WireError, failure, refusal, without_login
-from replicator.aws.http_client import Lines, Route
+from replicator.aws.errors import UNNAMED, AwsError, failure, refusal, without_login
+from replicator.aws.http_client import HttpClient, Route
 from replicator.aws.sigv4 import Keys
 from replicator.aws.threaded import Threads
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
@@ -70,7 +70,7 @@ _CREDENTIALS = (NoCredentialsError, PartialCredentialsError, SSOError, TokenRetr
 
 
 class Boto:
-    """``Wire`` over boto3. Nothing is retried here: readers and the driver do that, where it can be seen."""
+    """``Client`` over boto3. Nothing is retried here: readers and the driver do that, where it can be seen."""
 
     def __init__(self, dynamodb: Any, streams: Any, session: Any = None, timeout: float = 60.0) -> None:
         self._session = session
@@ -92,7 +92,7 @@ class Boto:
         proxies = (get_environ_proxies(client.meta.endpoint_url) for client in self._clients.values())
         if any(urlsplit(proxy).scheme == "https" for found in proxies for proxy in found.values()):
             return Threads(self)
-        return Lines(self.route, self.keys, self._timeout)
+        return HttpClient(self.route, self.keys, self._timeout)
 
     def route(self, call: Call) -> Route:
         """Where boto3 sends such a call: it makes one, which is kept from leaving. Errors as those of ``call``."""
@@ -126,11 +126,11 @@ class Boto:
         try:
             answer = getattr(client, xform_name(operation))(**routed)
         except ClientError as e:
-            raise _wire_error(e) from e
+            raise _aws_error(e) from e
         except _CREDENTIALS as e:
-            raise WireError("NoCredentials", without_login(str(e)), 0) from e
+            raise AwsError("NoCredentials", without_login(str(e)), 0) from e
         except BotoCoreError as e:
-            raise WireError(type(e).__name__, _words(e), 0) from e
+            raise AwsError(type(e).__name__, _words(e), 0) from e
         body: bytes = answer["body"]
         return body
 
@@ -149,7 +149,7 @@ class Boto:
             found = self._session.get_credentials()
             frozen = None if found is None else found.get_frozen_credentials()
         except ClientError as e:
-            raise failure(_wire_error(e), "sts:AssumeRole", "credentials") from e
+            raise failure(_aws_error(e), "sts:AssumeRole", "credentials") from e
         except _CREDENTIALS as e:
             raise _without_credentials(without_login(str(e))) from e
         except BotoCoreError as e:
@@ -215,14 +215,14 @@ def _named(action: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: {"TableName": given["TableName"]} for kind, given in action.items()}
 
 
-def _wire_error(error: ClientError) -> WireError:
+def _aws_error(error: ClientError) -> AwsError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     found = error.response.get("Error", {})
     code, message = found.get("Code", ""), found.get("Message", "")
     if not code or code == str(status):  # botocore's word for an answer that names no error
-        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+        return AwsError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
     details = {name: error.response[name] for name in _DETAILS if name in error.response}
-    return WireError(code, message, status, details)
+    return AwsError(code, message, status, details)
 
 
 def _words(error: BotoCoreError) -> str:
@@ -310,7 +310,7 @@ def _fetched(fetcher: Any, role_arn: str, place: str) -> Any:
     try:
         return fetcher.fetch_credentials()
     except ClientError as e:
-        error = failure(_wire_error(e), "sts:AssumeRole", role_arn, place=place)
+        error = failure(_aws_error(e), "sts:AssumeRole", role_arn, place=place)
         if isinstance(error, NotPermitted):
             raise error from e
         raise

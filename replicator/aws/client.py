@@ -17,12 +17,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 
 Found = TypeVar("Found")
 
 
-class Wire(Protocol):
+class Client(Protocol):
     """DynamoDB and its streams."""
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
@@ -33,7 +33,7 @@ class Wire(Protocol):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A call that is to be made: see ``Wire.call``.
+    """A call that is to be made: see ``Client.call``.
 
     ``body``: the whole request as JSON, where it is at hand; ``request`` then need only say where it goes (TableName).
     """
@@ -63,29 +63,29 @@ class Concurrent(Protocol):
     def calls(self) -> Calls: ...
 
 
-def answered(wire: Wire, steps: Iterator[Call | Found]) -> Iterator[Found]:
+def answered(client: Client, steps: Iterator[Call | Found]) -> Iterator[Found]:
     """What ``steps`` yields besides its calls, which are made one after the other as they come."""
     with suppress(StopIteration):
         while True:
-            yield _next(wire, steps)  # nothing of it stays here
+            yield _next(client, steps)  # nothing of it stays here
 
 
-def completed(wire: Wire, steps: Generator[Call, bytes, Found]) -> Found:
+def completed(client: Client, steps: Generator[Call, bytes, Found]) -> Found:
     """What ``steps`` returns, its calls made one after the other."""
     try:
         while True:
-            _next(wire, steps)
+            _next(client, steps)
     except StopIteration as e:
         found: Found = e.value
         return found
 
 
-def _next(wire: Wire, steps: Any) -> Any:
+def _next(client: Client, steps: Any) -> Any:
     """What ``steps`` yields next that is no call; StopIteration at its end."""
     resume = partial(next, steps)
     while isinstance(found := resume(), Call):
         try:
-            body = wire.call(found.operation, found.request)
+            body = client.call(found.operation, found.request)
         except Exception as e:  # whatever it is, it is for who asked
             resume = partial(steps.throw, e)
         else:
@@ -97,9 +97,9 @@ def require_whole(headers: Mapping[str, str], body: bytes) -> None:
     """The length and the checksum that an answer names, which nothing else compares."""
     length, checksum = headers.get("Content-Length"), headers.get("x-amz-crc32")
     if length is not None and length != str(len(body)) and not headers.get("Content-Encoding"):
-        raise WireError("IncompleteRead", "the connection was closed before the answer was whole", 0)
+        raise AwsError("IncompleteRead", "the connection was closed before the answer was whole", 0)
     if checksum is not None and checksum != str(zlib.crc32(body)):
-        raise WireError("ChecksumMismatch", "the answer was damaged on its way", 0)
+        raise AwsError("ChecksumMismatch", "the answer was damaged on its way", 0)
 
 
 AT_ONCE = 12  # calls under way

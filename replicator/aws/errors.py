@@ -13,7 +13,7 @@ from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, T
 Shape = TypeVar("Shape")
 
 
-class WireError(Exception):
+class AwsError(Exception):
     """An answer that is an error: ``code`` as AWS names it, the HTTP ``status``, 0 where no answer came.
 
     ``details``: what else the answer says, as it stands there (CancellationReasons, Item).
@@ -27,7 +27,7 @@ class WireError(Exception):
         self.details: Mapping[str, Any] = details or {}
 
 
-class NotConnected(WireError):
+class NotConnected(AwsError):
     """There was no connection, so the call was not made."""
 
 
@@ -99,7 +99,7 @@ _CARRYING = frozenset({"PutItem", "DeleteItem", "GetItem", "BatchGetItem", "Tran
 _QUOTING = frozenset({"ValidationException", "SerializationException"})
 
 
-def failure(error: WireError, operation: str, resource: str, *, place: str = "source") -> ReplicatorError:
+def failure(error: AwsError, operation: str, resource: str, *, place: str = "source") -> ReplicatorError:
     """What an error answer means for a run: something to repeat, a permission to grant, or a bug.
 
     ``place``: the part of the config that says with which credentials.
@@ -122,7 +122,7 @@ def failure(error: WireError, operation: str, resource: str, *, place: str = "so
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
-def _not_authenticated(error: WireError, operation: str, resource: str, place: str) -> NotAuthenticated:
+def _not_authenticated(error: AwsError, operation: str, resource: str, place: str) -> NotAuthenticated:
     words, *_ = error.message.splitlines() or [""]
     action = _action(operation)
     if error.code == "NoCredentials":
@@ -145,7 +145,7 @@ def _action(operation: str) -> str:
     return operation if ":" in operation else f"dynamodb:{operation}"
 
 
-def _not_permitted(error: WireError, operation: str, resource: str, place: str) -> NotPermitted:
+def _not_permitted(error: AwsError, operation: str, resource: str, place: str) -> NotPermitted:
     words, *_ = error.message.splitlines() or [""]
     action = _action(operation)
     named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
@@ -159,7 +159,7 @@ def _not_permitted(error: WireError, operation: str, resource: str, place: str) 
     )
 
 
-def in_doubt(error: WireError) -> bool:
+def in_doubt(error: AwsError) -> bool:
     """Whether the request may have been applied, or may still be.
 
     So it is without a response, and with one of a server that failed or gave up, or of a proxy between.
@@ -192,7 +192,7 @@ class _Refusal(msgspec.Struct):
 _DETAILS = ("CancellationReasons", "Item")
 
 
-def refusal(body: bytes, status: int) -> WireError:
+def refusal(body: bytes, status: int) -> AwsError:
     """What an answer with another status than 200 says: DynamoDB's error, or that something else answered."""
     try:
         found = msgspec.json.decode(body, type=_Refusal)
@@ -200,10 +200,10 @@ def refusal(body: bytes, status: int) -> WireError:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         code = ""
     if not code:
-        return WireError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+        return AwsError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
     whole = msgspec.json.decode(body)
     details = {name: whole[name] for name in _DETAILS if whole.get(name) is not None}
-    return WireError(code, found.message or found.Message or "", status, details)
+    return AwsError(code, found.message or found.Message or "", status, details)
 
 
 def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:

@@ -20,8 +20,8 @@ import orjson
 
 from replicator.aws.client import Call
 from replicator.aws.endpoint import Endpoint, connected
-from replicator.aws.errors import NotConnected, WireError
-from replicator.aws.http_connection import Line, Pool
+from replicator.aws.errors import AwsError, NotConnected
+from replicator.aws.http_connection import ConnectionPool, HttpConnection
 from replicator.aws.sigv4 import Keys, Signer
 from replicator.errors import ReplicatorError
 from replicator.response_limits import WHOLE
@@ -42,7 +42,7 @@ class Route:
     service: str
 
 
-class Lines:
+class HttpClient:
     """``Calls`` over HTTP.
 
     ``timeout``: seconds without a byte of an answer, at most 5 of them for a connection, and five times as many for a
@@ -54,12 +54,12 @@ class Lines:
     def __init__(self, route: Callable[[Call], Route], keys: Callable[[], Keys], timeout: float) -> None:
         self._route, self._keys = route, keys
         self._timeout = timeout
-        self._pools: dict[Endpoint, Pool] = {}
-        self._ways: dict[Route, tuple[Pool, Signer]] = {}
-        self._busy: set[Line] = set()
+        self._pools: dict[Endpoint, ConnectionPool] = {}
+        self._ways: dict[Route, tuple[ConnectionPool, Signer]] = {}
+        self._busy: set[HttpConnection] = set()
         self._answers: deque[tuple[object, bytes | Exception]] = deque()
-        self._ready: deque[Line | None] = deque()
-        self._opened: SimpleQueue[tuple[Pool, socket.socket | WireError]] = SimpleQueue()
+        self._ready: deque[HttpConnection | None] = deque()
+        self._opened: SimpleQueue[tuple[ConnectionPool, socket.socket | AwsError]] = SimpleQueue()
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
@@ -68,7 +68,7 @@ class Lines:
     def begin(self, name: object, call: Call) -> None:
         try:
             pool, message = self.message(call)
-        except (WireError, ReplicatorError) as e:
+        except (AwsError, ReplicatorError) as e:
             self._answers.append((name, e))
             return
         line = self._free(pool)
@@ -80,7 +80,7 @@ class Lines:
             pool.opening += 1
             threading.Thread(target=self._open, args=(pool,), daemon=True, name="connecting").start()
 
-    def message(self, call: Call) -> tuple[Pool, bytes]:
+    def message(self, call: Call) -> tuple[ConnectionPool, bytes]:
         """The whole request, signed, and the connections that it may go out on."""
         route = self._route(call)
         pool, signer = self._ways.get(route) or self._way(route)
@@ -116,7 +116,7 @@ class Lines:
             elif line.socket.fileno() >= 0:  # not ended meanwhile
                 self._move(line)
 
-    def _move(self, line: Line) -> None:
+    def _move(self, line: HttpConnection) -> None:
         try:
             if line.unsent:
                 line.push(time.monotonic())
@@ -128,7 +128,7 @@ class Lines:
         if whole:
             self._answered(line)
 
-    def _answered(self, line: Line) -> None:
+    def _answered(self, line: HttpConnection) -> None:
         lasting = line.lasting
         self._answers.append((line.name, line.answer()))
         line.name = None
@@ -138,7 +138,7 @@ class Lines:
         else:
             self._end(line, None)
 
-    def _end(self, line: Line, error: Exception | None) -> None:
+    def _end(self, line: HttpConnection, error: Exception | None) -> None:
         """A connection is over; ``error`` is for the request that was under way on it."""
         self._busy.discard(line)
         if line in line.pool.idle:
@@ -158,17 +158,17 @@ class Lines:
             if line.since >= quiet:
                 waited = f"no whole answer within {WHOLE * self._timeout:g} s ({WHOLE} times timeout)"
             said = f'Read timeout on endpoint URL: "{line.pool.endpoint.shown}": {waited}'
-            self._end(line, WireError("ReadTimeoutError", said, 0))
+            self._end(line, AwsError("ReadTimeoutError", said, 0))
 
     # Requests
 
-    def _way(self, route: Route) -> tuple[Pool, Signer]:
+    def _way(self, route: Route) -> tuple[ConnectionPool, Signer]:
         endpoint = route.endpoint
-        pool = self._pools.setdefault(endpoint, Pool(endpoint))
+        pool = self._pools.setdefault(endpoint, ConnectionPool(endpoint))
         found = self._ways[route] = pool, Signer(endpoint.host, endpoint.region, route.service, CONTENT, endpoint.place)
         return found
 
-    def _free(self, pool: Pool) -> Line | None:
+    def _free(self, pool: ConnectionPool) -> HttpConnection | None:
         """An idle connection that may still be good."""
         while pool.idle:
             line = pool.idle.pop()
@@ -179,7 +179,7 @@ class Lines:
             self._end(line, None)
         return None
 
-    def _send(self, line: Line, name: object, message: bytes) -> None:
+    def _send(self, line: HttpConnection, name: object, message: bytes) -> None:
         self._busy.add(line)
         try:
             line.send(name, message, time.monotonic())
@@ -189,11 +189,11 @@ class Lines:
         if line.unsent:
             self._watch(line)
 
-    def _watch(self, line: Line) -> None:
+    def _watch(self, line: HttpConnection) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if line.unsent else 0)
         self._selector.modify(line.socket, events, line)
 
-    def _rest(self, line: Line) -> None:
+    def _rest(self, line: HttpConnection) -> None:
         """The connection has nothing to do: it takes what waits for one."""
         waiting = line.pool.waiting
         while waiting:
@@ -207,11 +207,11 @@ class Lines:
 
     # Connections
 
-    def _open(self, pool: Pool) -> None:
+    def _open(self, pool: ConnectionPool) -> None:
         """In a thread of its own."""
         try:
-            found: socket.socket | WireError = connected(pool.endpoint, min(5.0, self._timeout))
-        except WireError as e:
+            found: socket.socket | AwsError = connected(pool.endpoint, min(5.0, self._timeout))
+        except AwsError as e:
             found = e
         self._opened.put((pool, found))
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -223,12 +223,12 @@ class Lines:
         self._woken.recv(1)
         pool, found = self._opened.get()
         pool.opening -= 1
-        if isinstance(found, WireError):
+        if isinstance(found, AwsError):
             if pool.waiting:
                 name, *_ = pool.waiting.popleft()
                 self._answers.append((name, found))
             return
-        line = Line(found, pool)
+        line = HttpConnection(found, pool)
         line.since = time.monotonic()
         self._selector.register(found, selectors.EVENT_READ, line)
         self._rest(line)
@@ -237,12 +237,12 @@ class Lines:
         with contextlib.suppress(Empty):
             while True:
                 _, found = self._opened.get_nowait()
-                if not isinstance(found, WireError):
+                if not isinstance(found, AwsError):
                     found.close()
 
 
-def _closed(endpoint: Endpoint, error: OSError) -> WireError:
+def _closed(endpoint: Endpoint, error: OSError) -> AwsError:
     said = f'Connection was closed before we received a valid response from endpoint URL: "{endpoint.shown}" ({error})'
-    found = WireError("ConnectionClosedError", said, 0)
+    found = AwsError("ConnectionClosedError", said, 0)
     found.__cause__ = error
     return found

@@ -14,7 +14,7 @@ import httptools
 
 from replicator import __version__
 from replicator.aws.endpoint import Endpoint, authorization
-from replicator.aws.errors import WireError, refusal
+from replicator.aws.errors import AwsError, refusal
 
 _MOST = 1 << 18  # bytes taken from a connection at once
 _LARGEST_HEAD = 1 << 16  # bytes; DynamoDB's are a few hundred
@@ -22,13 +22,13 @@ _LARGEST_BODY = 1 << 27  # bytes; DynamoDB answers with 16 MB of items at most, 
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Line:
+class HttpConnection:
     """A connection that carries one request at a time. ``name`` is the request's.
 
     ``since``: when it last moved; ``begun``: when the request was sent.
     """
 
-    def __init__(self, connection: socket.socket, pool: Pool) -> None:
+    def __init__(self, connection: socket.socket, pool: ConnectionPool) -> None:
         connection.setblocking(False)
         self.socket = connection
         self.pool = pool
@@ -69,7 +69,7 @@ class Line:
             self._feed(data)
         return True
 
-    def answer(self) -> bytes | WireError:
+    def answer(self) -> bytes | AwsError:
         """The body of the answer that is whole, or what it says instead."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
@@ -77,7 +77,7 @@ class Line:
         status, checksum = self._parser.get_status_code(), self._checksum
         self._checksum = b""
         if checksum and checksum != b"%d" % zlib.crc32(body):
-            return WireError("ChecksumMismatch", "the answer was damaged on its way", 0)
+            return AwsError("ChecksumMismatch", "the answer was damaged on its way", 0)
         return body if status == 200 else refusal(body, status)
 
     def usable(self, now: float) -> bool:
@@ -131,7 +131,7 @@ class Line:
         self._whole, self._lasts = True, bool(self._parser.should_keep_alive())  # afterwards it says no
 
 
-class Pool:
+class ConnectionPool:
     """The connections to one endpoint. ``opening``: how many are to come.
 
     ``waiting``: requests, each with its name and the time (of the clock that people go by) since which it waits.
@@ -140,7 +140,7 @@ class Pool:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.start = _start(endpoint)
-        self.idle: list[Line] = []
+        self.idle: list[HttpConnection] = []
         self.waiting: deque[tuple[object, bytes, float]] = deque()
         self.opening = 0
 

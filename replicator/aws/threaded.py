@@ -8,18 +8,18 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import AT_ONCE, Call, Calls, Concurrent, Wire
+from replicator.aws.client import AT_ONCE, Call, Calls, Client, Concurrent
 
 
-def calls_of(wire: Wire) -> Calls:
-    return wire.calls() if isinstance(wire, Concurrent) else Threads(wire)
+def calls_of(client: Client) -> Calls:
+    return client.calls() if isinstance(client, Concurrent) else Threads(client)
 
 
 class Threads:
     """``Calls`` over any wire."""
 
-    def __init__(self, wire: Wire, threads: int = AT_ONCE) -> None:
-        self._wire = wire
+    def __init__(self, client: Client, threads: int = AT_ONCE) -> None:
+        self._client = client
         self._asked: SimpleQueue[tuple[object, Call] | None] = SimpleQueue()
         self._answers: SimpleQueue[tuple[Any, bytes | Exception]] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"calls-{n}", daemon=True) for n in range(threads)]
@@ -48,7 +48,7 @@ class Threads:
             name, call = asked
             try:
                 request = call.request if call.body is None else orjson.loads(call.body)
-                answer: bytes | Exception = self._wire.call(call.operation, request)
+                answer: bytes | Exception = self._client.call(call.operation, request)
             except Exception as e:  # whatever it is, it is for who asked
                 answer = e
             self._answers.put((name, answer))

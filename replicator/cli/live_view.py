@@ -45,10 +45,10 @@ class Events:
         self._due = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        now, state = self._clock(), (progress.phase, progress.trouble)
+        now, state = self._clock(), (progress.phase, progress.waiting_for)
         if state != self._last or now >= self._due:
             self._last, self._due = state, now + EVERY
-            level = logging.WARNING if progress.trouble else logging.INFO
+            level = logging.WARNING if progress.waiting_for else logging.INFO
             log.log(level, "progress", extra=known(as_values(progress)))
 
 

@@ -97,7 +97,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     code 6). A config that names other tables than the pipeline has copied so far is
     refused.
     """
-    from replicator.hooks.hook import Filing
+    from replicator.hooks.hook import DocumentMapping
     from replicator.hooks.time_limit import HookLimit
     from replicator.operations.parked import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
     from replicator.operations.parked import retry as tried
@@ -107,14 +107,16 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         pipeline = pipeline_of(checkpoints)
         with aside():
             hook = loading.load(loaded.transform, loaded.base) if loaded.transform else None
-        filing = Filing(hook, tuple(loaded.target.tables))
+        mapping = DocumentMapping(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
         source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
         for item in chosen:
             if is_unguarded(target):
                 check_no_run(checkpoints, time.time())
             with aside(), HookLimit(loaded.hook_timeout):
-                reason = _unless_busy(item, checkpoints, lambda i: tried(i, filing, target, checkpoints, source=source))
+                reason = _unless_busy(
+                    item, checkpoints, lambda i: tried(i, mapping, target, checkpoints, source=source)
+                )
             outcome = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt"}.get(reason, "still parked")
             refused += outcome in ("in doubt", "still parked")
             _tell(item, outcome, reason, as_json)
@@ -137,13 +139,13 @@ def _open_tables(
     from replicator.source import sample
     from replicator.source.table import describe_table
 
-    wire = boto.connect(config.source)
-    source = describe_table(wire, config.source.table)
-    introduce(config, target, source, wire)
+    client = boto.connect(config.source)
+    source = describe_table(client, config.source.table)
+    introduce(config, target, source, client)
     tables = target_tables(config, source, hook)
-    admit(checkpoints, lambda ledger: found(ledger, source, target, tables, hook), Allowed(hook_change=True))
+    admit(checkpoints, lambda view: found(view, source, target, tables, hook), Allowed(hook_change=True))
     target.open(tables, epoch)
-    return SourceItems(partial(sample.one, wire, source.name, source.keys), config.ttl_deletes == "ignore")
+    return SourceItems(partial(sample.one, client, source.name, source.keys), config.ttl_deletes == "ignore")
 
 
 @parked.command

@@ -48,7 +48,7 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     from replicator.aws import boto
     from replicator.engine.assembly import target_tables
     from replicator.errors import ConfigError
-    from replicator.hooks.hook import Filing
+    from replicator.hooks.hook import DocumentMapping
     from replicator.operations.preview import forecast
     from replicator.operations.preview import preview as previewed
     from replicator.source import sample
@@ -56,21 +56,21 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     from replicator.source.table import describe_table
 
     hook = loading.load(config.transform, config.base) if config.transform else None
-    wire = boto.connect(config.source)
-    table = describe_table(wire, config.source.table)
-    filing = Filing(hook, tuple(config.target.tables))
+    client = boto.connect(config.source)
+    table = describe_table(client, config.source.table)
+    mapping = DocumentMapping(hook, tuple(config.target.tables))
     target = config.target.build(config.pipeline)  # connected to nothing
     refusals = forecast(target, target_tables(config, table, hook))
     if key is None:
         reader = KeyReader(table.keys)
-        for image in sample.some(wire, config.source.table, limit):
-            yield previewed(reader.of(image), image, filing, refusals)
+        for image in sample.some(client, config.source.table, limit):
+            yield previewed(reader.of(image), image, mapping, refusals)
         return
     wanted = _key(table.keys, key)
-    found = sample.one(wire, config.source.table, table.keys, wanted)
+    found = sample.one(client, config.source.table, table.keys, wanted)
     if found is None:
         raise ConfigError(f"--key: there is no item {key} in {table.name}")
-    yield previewed(wanted, found, filing, refusals)
+    yield previewed(wanted, found, mapping, refusals)
 
 
 def _key(keys: Any, text: str) -> Any:

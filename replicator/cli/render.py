@@ -30,7 +30,7 @@ def as_table(progress: Progress, title: str = "", silent: float = 0.0) -> Table:
 
 def _phase(p: Progress, silent: float) -> Text:
     """A run that waits is not shown as one that goes well."""
-    waits = p.trouble is not None or silent >= SILENT
+    waits = p.waiting_for is not None or silent >= SILENT
     style = "yellow" if waits and p.phase != "gap" else _COLOURS.get(p.phase, "cyan")
     return Text(escaped(f"{p.phase}, waiting" if waits else p.phase), style=style)
 
@@ -42,7 +42,7 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     if p.backfill is not None:
         yield "backfill", _bar(p.backfill)
     yield "lag", duration(p.lag_seconds)
-    yield "until loss", "unknown" if p.hours_until_loss is None else _hours(p.hours_until_loss)
+    yield "until loss", "unknown" if p.retention_left_hours is None else _hours(p.retention_left_hours)
     yield "records", "unknown" if p.rate is None else f"{p.rate:,.0f}/s"
     yield "shards", f"{p.shards.open} open, {p.shards.ended} ended, {p.shards.waiting} waiting"
     c = p.counts
@@ -55,10 +55,10 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     for gap in p.gaps:
         place = f"shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'}"
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
-    if p.trouble:
-        yield "trouble", Text(escaped(p.trouble), style="red")
+    if p.waiting_for:
+        yield "waiting_for", Text(escaped(p.waiting_for), style="red")
     elif silent >= SILENT:
-        yield "trouble", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
+        yield "waiting_for", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
 
 
 def _bar(b: Backfill) -> Table:

@@ -54,6 +54,6 @@ def exit_code(found: Progress) -> int:
     """What a monitor learns from the exit code alone; the gravest first."""
     if found.phase == "gap":
         return 3
-    if found.phase == "stopped" or found.trouble is not None:
+    if found.phase == "stopped" or found.waiting_for is not None:
         return 7
     return 6 if found.parked else 0

@@ -6,15 +6,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.checkpoints.contract import Cautious, Checkpoints, Store
 from replicator.config.checkpoints import KEPT_BY_TARGET, default
 from replicator.config.settings import Config
-from replicator.engine.context import Copy
+from replicator.engine.context import RunContext
 from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook
 from replicator.source.table import SourceTable
-from replicator.target.contract import Mirroring, Table, Target, Transactional, Weaker
+from replicator.target.contract import Mirroring, ReducedGuarantee, Table, Target, Transactional
 
 log = logging.getLogger("replicator")
 
@@ -23,11 +23,11 @@ KEPT_EXPIRED = "a resync or --apply-schema-changes, which ask for --remove-expir
 
 
 def assemble(
-    config: Config, wire: Wire, target: Target, checkpoints: Checkpoints, hook: Hook | None, table: SourceTable
-) -> Copy:
+    config: Config, client: Client, target: Target, checkpoints: Checkpoints, hook: Hook | None, table: SourceTable
+) -> RunContext:
     """A copy of ``table`` as the config wants it; ConfigError where hook and tables do not go together."""
     tables = target_tables(config, table, hook)
-    introduce(config, target, table, wire)
+    introduce(config, target, table, client)
     if (promise := promise_of(target)) != "":
         log.warning("a weaker promise", extra={"promise": promise})
     if config.ttl_deletes == "ignore":
@@ -37,18 +37,18 @@ def assemble(
     if isinstance(checkpoints, Cautious):
         for warning in checkpoints.warnings():
             log.warning("checkpoints are exposed", extra={"reason": warning})
-    return Copy(config, wire, target, checkpoints, hook, table, tables)
+    return RunContext(config, client, target, checkpoints, hook, table, tables)
 
 
 def promise_of(target: Target) -> str:
     """What the target promises instead of what others do; empty if nothing is missing."""
-    return target.promise if isinstance(target, Weaker) else ""
+    return target.promise if isinstance(target, ReducedGuarantee) else ""
 
 
-def introduce(config: Config, target: Target, table: SourceTable, wire: Wire) -> None:
+def introduce(config: Config, target: Target, table: SourceTable, client: Client) -> None:
     """Tell the target what it is to be a copy of, if it wants to know."""
     if isinstance(target, Mirroring):
-        target.mirror(table, wire, keep_expired=config.ttl_deletes == "ignore")
+        target.mirror(table, client, keep_expired=config.ttl_deletes == "ignore")
 
 
 def target_tables(config: Config, table: SourceTable, hook: Hook | None) -> tuple[Table, ...]:

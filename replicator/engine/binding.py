@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine import preexisting
 from replicator.engine.delivery import Delivery
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 from replicator.engine.startup import Allowed, Found, course
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks.hook import Hook
-from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
 from replicator.target.contract import Defining, Rechecking, Table, Target
@@ -33,54 +33,54 @@ class Binding:
     tables: Sequence[Table]
     hook: Hook | None
     pipeline: Pipeline
-    patiently: Patience
+    retrying: RetryPolicy
 
     def found(self, source: SourceTable) -> Found:
-        ledger = self.pipeline.ledger
-        return self.patiently(lambda: preexisting.found(ledger, source, self.target, self.tables, self.hook))
+        view = self.pipeline.view
+        return self.retrying(lambda: preexisting.found(view, source, self.target, self.tables, self.hook))
 
     def extend(self, found: Found) -> None:
         """Add to the tables what the config added; the epoch that begins next fills it."""
         target = self.target
         assert isinstance(target, Defining)
         log.info("tables are extended", extra={"statements": list(found.additions or ())})
-        self.patiently(lambda: target.extend(self.tables, found.changes))
+        self.retrying(lambda: target.extend(self.tables, found.changes))
 
     def open(self, found: Found) -> None:
         """Open the tables, and remember which they are."""
-        state = self.pipeline.ledger.pipeline
+        state = self.pipeline.view.pipeline
         assert state is not None
-        self.patiently(lambda: self.target.open(self.tables, state.epoch))
-        opened = self.patiently(lambda: preexisting.identities(self.target, self.tables))
+        self.retrying(lambda: self.target.open(self.tables, state.epoch))
+        opened = self.retrying(lambda: preexisting.identities(self.target, self.tables))
         self.pipeline.define(replace(found.bound, tables=opened))
 
 
 @dataclass(slots=True)
 class Recheck:
-    """Looks now and then whether the tables are still such that nothing is lost in them. ``steady``: never set."""
+    """Looks now and then whether the tables are still such that nothing is lost in them. ``monotonic``: never set."""
 
     target: Target
     tables: Sequence[Table]
     delivery: Delivery
-    patiently: Patience
-    steady: Callable[[], float]
+    retrying: RetryPolicy
+    monotonic: Callable[[], float]
     _looked: float = field(default=-math.inf)
 
     def look(self) -> None:
         """ConfigError where ``open`` would refuse a table by now, though no write says so."""
-        now, target = self.steady(), self.target
+        now, target = self.monotonic(), self.target
         if not isinstance(target, Rechecking) or now - self._looked < RECHECKED:
             return
         self._looked = now
         self.delivery.settle()
-        if problems := self.patiently(lambda: target.recheck(self.tables)):
+        if problems := self.retrying(lambda: target.recheck(self.tables)):
             raise ConfigError(*problems)
 
 
-def admit(checkpoints: Checkpoints, found: Callable[[Ledger], Found], allowed: Allowed) -> None:
+def admit(checkpoints: Checkpoints, found: Callable[[CheckpointView], Found], allowed: Allowed) -> None:
     """ConfigError if a run must not begin as the config says, before it owns anything: a live run goes on.
 
     What only a gap stands against is for the run itself, which records it.
     """
     with contextlib.suppress(GapFound):
-        course(found(Ledger(checkpoints.read())), allowed)
+        course(found(CheckpointView(checkpoints.read())), allowed)

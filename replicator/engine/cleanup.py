@@ -10,7 +10,7 @@ from functools import partial
 from replicator.batch import DocumentId
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.delivery import Delivery
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 from replicator.errors import SweepRefused
 from replicator.key import Key
 from replicator.pipeline import stages
@@ -18,7 +18,7 @@ from replicator.pipeline.parked import item_of, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import PipelineState
 from replicator.target.contract import Table, Target
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 from replicator.version import epoch_of, version
 
 Pass = tuple[str, int, int]
@@ -29,18 +29,18 @@ SHARE = 4.0  # times as long as a piece took, others come first where changes wa
 
 
 @dataclass(slots=True)
-class Chores:
-    """The chores of one run. ``doubt`` is the target's, where its requests may linger."""
+class Cleanup:
+    """The chores of one run. ``in_doubt`` is the target's, where its requests may linger."""
 
     target: Target
     checkpoints: Checkpoints
     tables: Sequence[Table]
     pipeline: Pipeline
     delivery: Delivery
-    patiently: Patience
+    retrying: RetryPolicy
     now: Callable[[], float]
-    steady: Callable[[], float]
-    doubt: Doubt | None
+    monotonic: Callable[[], float]
+    in_doubt: InDoubtWindow | None
     _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables of which a pass has reached the end
     _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table: what could not be removed so far
@@ -54,32 +54,32 @@ class Chores:
 
         A piece may look through a large part of a table. Unless the run is ``idle``, it gets a fifth of the time.
         """
-        began = self.steady()
+        began = self.monotonic()
         if not idle and began < self._rests_until:
             return False
         busy = self._do()
         if busy:
-            now = self.steady()
+            now = self.monotonic()
             self._rests_until = now + SHARE * (now - began)
         return busy
 
     @property
     def overdue(self) -> bool:
         """Whether something can be done that runs which end once they are caught up would never come to."""
-        state, doubt = self.pipeline.state, self.doubt
-        if state is None or doubt is None or state.stage != stages.FOLLOWING:
+        state, in_doubt = self.pipeline.state, self.in_doubt
+        if state is None or in_doubt is None or state.stage != stages.FOLLOWING:
             return False
-        return self._owes_sweep(state) or doubt.over
+        return self._owes_sweep(state) or in_doubt.over
 
     def _owes_sweep(self, state: PipelineState) -> bool:
-        return state.resync and self.doubt is not None and self.doubt.owes_sweep
+        return state.resync and self.in_doubt is not None and self.in_doubt.owes_sweep
 
     def _do(self) -> bool:
         state = self.pipeline.state
         if state is None or state.stage == stages.SCANNING:
             return False
         if state.stage == stages.FOLLOWING:
-            return self._after_doubt(state) or self._after_parking(state)
+            return self._after_window(state) or self._after_parking(state)
         self.delivery.settle()
         left = self._sweep(state.epoch) if state.stage == stages.SWEEPING else self._purge(state.epoch)
         if not left:
@@ -87,32 +87,32 @@ class Chores:
             self.delivery.flush()
             if state.stage == stages.SWEEPING:
                 self._swept()
-            self.pipeline.chore_done(self.now())
+            self.pipeline.cleanup_done(self.now())
             self.delivery.flush()
         return True
 
-    def _after_doubt(self, state: PipelineState) -> bool:
+    def _after_window(self, state: PipelineState) -> bool:
         """Forget the tombstones that were kept in case a lost request is still carried out.
 
         After a resync the sweep comes again first: what an earlier epoch's run had sent may have arrived behind it.
         """
-        if self.doubt is None:
+        if self.in_doubt is None:
             return False
         if self._owes_sweep(state):
-            self._sweep_again(self.doubt, state.epoch)
+            self._sweep_again(self.in_doubt, state.epoch)
             return True
-        if not self.doubt.over:
+        if not self.in_doubt.over:
             return False
         self.delivery.settle()
-        if not self._purge(state.epoch) and self.doubt.over:
+        if not self._purge(state.epoch) and self.in_doubt.over:
             self._through.clear()
-            self.doubt.settle()
+            self.in_doubt.settle()
         return True
 
-    def _sweep_again(self, doubt: Doubt, epoch: int) -> None:
+    def _sweep_again(self, in_doubt: InDoubtWindow, epoch: int) -> None:
         self.delivery.settle()
-        doubt.swept = not self._sweep(epoch)
-        if doubt.swept:
+        in_doubt.swept = not self._sweep(epoch)
+        if in_doubt.swept:
             self._through.clear()
             self._swept()
 
@@ -142,7 +142,7 @@ class Chores:
         return self._piece("sweep", below, partial(self.target.sweep, below=below, spare=spare))
 
     def _purge(self, epoch: int) -> bool:
-        if self.doubt:
+        if self.in_doubt:
             return False  # the tombstones stay for now, and go when the doubt is over
         below, spare = version(epoch + 1, 0), self._of_parked(self._parked())
         return self._piece("purge", below, partial(self.target.purge, below=below, spare=spare))
@@ -155,13 +155,13 @@ class Chores:
         because of the tombstones left meanwhile; a sweep only where something of an earlier epoch may have been sent,
         and once that has arrived: what this run sends is of its own.
         """
-        this = what, below, self._doubts(what)
+        this = what, below, self._window_of(what)
         through = self._through.setdefault(this, set())
         for table in self.tables:
             if table.name in through or table.name in self._refused:
                 continue
             try:
-                done = self._patiently(partial(do, table), forgets=what == "purge")
+                done = self._retrying(partial(do, table), forgets=what == "purge")
             except SweepRefused as e:
                 self._refused[table.name] = e
                 continue
@@ -179,21 +179,21 @@ class Chores:
             raise SweepRefused(*(problem for e in refused.values() for problem in e.problems))
         return bool(refused)
 
-    def _doubts(self, what: str) -> int:
-        if self.doubt is None:
+    def _window_of(self, what: str) -> int:
+        if self.in_doubt is None:
             return 0
-        return self.doubt.begun if what == "purge" else self.doubt.sweep_round
+        return self.in_doubt.begun if what == "purge" else self.in_doubt.sweep_round
 
-    def _patiently(self, piece: Callable[[], int], *, forgets: bool = False) -> int:
+    def _retrying(self, piece: Callable[[], int], *, forgets: bool = False) -> int:
         def confirmed() -> int:
             self.delivery.confirm(afresh=forgets)
             return piece()
 
-        return self.patiently(confirmed)
+        return self.retrying(confirmed)
 
     def _parked(self) -> Mapping[str, Key]:
         """The parked entries' ids, with their keys."""
-        self._keys = self.patiently(lambda: parked_keys(self.checkpoints, self._keys))
+        self._keys = self.retrying(lambda: parked_keys(self.checkpoints, self._keys))
         return self._keys
 
     def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
@@ -202,5 +202,5 @@ class Chores:
 
     def _of_parked(self, parked: Mapping[str, Key]) -> list[DocumentId]:
         """What the ids of the items' documents begin with."""
-        own = self.pipeline.filing.own_ids
+        own = self.pipeline.mapping.own_ids
         return [(item_of(id),) if own else key for id, key in parked.items()]

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.aws.threaded import calls_of
 from replicator.checkpoints.contract import Checkpoints
 from replicator.config.settings import Config
-from replicator.engine.scheduler import Steps
-from replicator.hooks.hook import Filing, Hook
+from replicator.engine.scheduler import Scheduler
+from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.progress import Progress
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table, Target
@@ -24,11 +24,11 @@ log = logging.getLogger("replicator")
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class RunContext:
     """What a run works with: both ends, the hook, the target's tables."""
 
     config: Config
-    wire: Wire
+    client: Client
     target: Target
     checkpoints: Checkpoints
     hook: Hook | None
@@ -36,30 +36,29 @@ class Copy:
     tables: tuple[Table, ...]
 
     @property
-    def filing(self) -> Filing:
-        return Filing(self.hook, tuple(t.name for t in self.tables))
+    def mapping(self) -> DocumentMapping:
+        return DocumentMapping(self.hook, tuple(t.name for t in self.tables))
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Environment:
     """What a run gets from outside: time, randomness, calls, when to stop, and who wants to know how it goes.
 
-    ``now`` is the time that people and AWS go by; it may be set, also back. ``steady`` never is: whatever is to happen
-    again after some seconds goes by it.
+    ``now`` is the wall clock, in seconds: it may be set, also back. ``monotonic`` measures intervals.
     """
 
     stop: threading.Event
     observe: Callable[[Progress], None]
     now: Callable[[], float] = time.time
     random: random.Random = field(default_factory=random.Random)
-    steps: Callable[[Wire], Steps] = lambda wire: Steps(calls_of(wire))
-    steady: Callable[[], float] = time.monotonic
+    steps: Callable[[Client], Scheduler] = lambda client: Scheduler(calls_of(client))
+    monotonic: Callable[[], float] = time.monotonic
     hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
 
 
-def log_wait(trouble: str | None) -> None:
+def log_wait(waiting_for: str | None) -> None:
     """Say that a wait goes on, or that it is over."""
-    if trouble is None:
+    if waiting_for is None:
         log.info("going on after a wait")
     else:
-        log.warning("waiting", extra={"reason": trouble})
+        log.warning("waiting", extra={"reason": waiting_for})

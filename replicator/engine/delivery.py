@@ -9,12 +9,12 @@ from typing import Any
 
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 from replicator.errors import Fenced, PutBack, TransientError, Unfinished
 from replicator.pipeline.parked import DROPPED, PARKED, known, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Entry, Save
-from replicator.target.contract import Lingering, Overlapping, Target, Transactional
+from replicator.target.contract import AppliesLate, Pipelined, Target, Transactional
 from replicator.version import epoch_of
 
 CONFIRMED = 5.0  # seconds for which a run believes that no other one took over; it may have been stopped meanwhile
@@ -31,7 +31,7 @@ class Delivery:
         target: Target,
         checkpoints: Checkpoints,
         pipeline: Pipeline,
-        patiently: Patience,
+        retrying: RetryPolicy,
         now: Callable[[], float],
         hook_limit: AbstractContextManager[object] | None = None,
         still_at_it: Callable[[], None] = lambda: None,
@@ -39,21 +39,21 @@ class Delivery:
         self._still_at_it = still_at_it
         self._hook_limit = nullcontext() if hook_limit is None else hook_limit
         self._target = target
-        self._overlapping = target if isinstance(target, Overlapping) else None
+        self._overlapping = target if isinstance(target, Pipelined) else None
         self._transactional = isinstance(target, Transactional)
-        self._doubt = target.doubt if isinstance(target, Lingering) else None
+        self._in_doubt = target.in_doubt if isinstance(target, AppliesLate) else None
         self._checkpoints = checkpoints
         self._pipeline = pipeline
-        self._patiently = patiently
+        self._retrying = retrying
         self._now = now
-        self._under_way: Batch | None = None
+        self._in_flight: Batch | None = None
         self._waiting: tuple[Batch, Any] | None = None  # with its encoded form
         self._failed = False
         self._confirmed = -math.inf
 
     @property
     def busy(self) -> bool:
-        return self._under_way is not None or self.full
+        return self._in_flight is not None or self.full
 
     @property
     def full(self) -> bool:
@@ -71,14 +71,14 @@ class Delivery:
 
     def nudge(self) -> None:
         """Send what waits if nothing is under way any more. It takes no time to ask."""
-        if self.full and (self._under_way is None or self._failed or self._is_ready()):
+        if self.full and (self._in_flight is None or self._failed or self._is_ready()):
             self.push()
 
     def push(self) -> None:
         """Wait for the oldest answer; then send what waits, unless it came back."""
         waiting, self._waiting = self._waiting, None
         if self._settled() and waiting is not None:
-            self._under_way, encoded = waiting
+            self._in_flight, encoded = waiting
             self._sent(encoded)
 
     def settle(self) -> None:
@@ -92,7 +92,7 @@ class Delivery:
 
     def _settled(self) -> bool:
         """Whether what was under way is stored; the target may have refused part of it, so that all came back."""
-        batch, self._under_way = self._under_way, None
+        batch, self._in_flight = self._in_flight, None
         return batch is None or self._finish(batch, lambda: self._collected(batch))
 
     def flush(self) -> None:
@@ -129,7 +129,7 @@ class Delivery:
 
     def _written_out(self, batch: Batch) -> Outcome:
         """A batch that takes long is sent in stretches; before each the run asks whether the pipeline is its own."""
-        while (outcome := self._patiently(lambda: self._stretch(batch))) is None:
+        while (outcome := self._retrying(lambda: self._stretch(batch))) is None:
             self._still_at_it()
         return outcome
 
@@ -153,7 +153,7 @@ class Delivery:
                 return False
             if not self._transactional:
                 counts = outcome_counts(batch, outcome)
-                self._patiently(lambda: self._checkpoints.save(batch.saves, counts))
+                self._retrying(lambda: self._checkpoints.save(batch.saves, counts))
                 self._confirmed = self._now()
         except Fenced as e:
             return self._overtaken(batch, e)
@@ -165,8 +165,8 @@ class Delivery:
 
         If it did after the batch was stored, and only the answer was lost, the pipeline's own entry tells.
         """
-        self._patiently(lambda: self._checkpoints.save(()))
-        stored = {(e.kind, e.id): e for e in self._patiently(self._checkpoints.read).entries}
+        self._retrying(lambda: self._checkpoints.save(()))
+        stored = {(e.kind, e.id): e for e in self._retrying(self._checkpoints.read).entries}
         if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
             self._pipeline.stored(batch, Outcome(), self._now())
         elif any(_went_back(s, stored) for s in batch.saves):
@@ -179,9 +179,9 @@ class Delivery:
             raise fenced
         self._pipeline.give_back()
         self.know_parked()
-        if self._doubt is not None:  # what the command sent may still be carried out, whatever is parked
+        if self._in_doubt is not None:  # what the command sent may still be carried out, whatever is parked
             moved = [epoch_of(version_in(s.id)) for s in batch.saves if _moved(s, stored)]
-            self._doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
+            self._in_doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
         return False
 
     def know_parked(self) -> None:
@@ -191,10 +191,10 @@ class Delivery:
         sweep begins anew only where it is of an earlier epoch: else frequent retries would put it off for ever.
         """
         before = self._pipeline.parked
-        found = self._patiently(lambda: known(self._checkpoints, before))
-        if self._doubt is not None and found.retries != before.retries:
+        found = self._retrying(lambda: known(self._checkpoints, before))
+        if self._in_doubt is not None and found.retries != before.retries:
             epoch = self._pipeline.epoch
-            self._doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))
+            self._in_doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))
         self._pipeline.know(found)
 
     def confirm(self, *, afresh: bool = False) -> None:

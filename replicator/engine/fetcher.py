@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from replicator.change import Listing, Page, ScanPage
-from replicator.engine.scheduler import Stepped, Steps
+from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget, Scanned, scan
@@ -22,17 +22,17 @@ _LISTER = "listing"
 
 
 @dataclass(slots=True)
-class Fetching:
+class Fetcher:
     """Keeps every readable shard and segment read ahead, within the pipeline's room."""
 
     pipeline: Pipeline
     stream: Stream
     table: Scanned
     budget: ReadBudget
-    steps: Steps
+    steps: Scheduler
     now: Callable[[], float]
     random: random.Random
-    trouble: dict[str, str] = field(default_factory=dict)
+    waiting_for: dict[str, str] = field(default_factory=dict)
     disabled: bool = False
     _paused: dict[str, float] = field(default_factory=dict)
     _asked: set[str] = field(default_factory=set)
@@ -59,7 +59,7 @@ class Fetching:
         """Whether the stream is disabled, and stored to its end."""
         return self.disabled and self.pipeline.ended
 
-    def handle(self, stepped: Stepped) -> None:
+    def handle(self, stepped: StepResult) -> None:
         """Take what a step found. Raises GapFound and whatever else ends a run."""
         if stepped.name == _LISTER:
             self._listing_step(stepped)
@@ -75,19 +75,19 @@ class Fetching:
         if self.pipeline.gone(page.shard):
             self._note(source, None)
             return
-        self._note(source, page.trouble)
+        self._note(source, page.waiting_for)
         self._next(source, page.rest)  # after the last page too: the generator's end is one more step
 
     def _scan_page(self, source: str, page: ScanPage) -> None:
         self.pipeline.accept_scan(page)
-        self._note(source, page.trouble)
+        self._note(source, page.waiting_for)
         self._next(source, max(page.rest, self.budget.spend(page.read_units, self.now())))
 
-    def _note(self, source: str, trouble: str | None) -> None:
-        if trouble is None:
-            self.trouble.pop(source, None)
+    def _note(self, source: str, waiting_for: str | None) -> None:
+        if waiting_for is None:
+            self.waiting_for.pop(source, None)
         else:
-            self.trouble[source] = f"{source}: {trouble}"
+            self.waiting_for[source] = f"{source}: {waiting_for}"
 
     def _next(self, source: str, rest: float) -> None:
         if self.pipeline.room(source):
@@ -111,7 +111,7 @@ class Fetching:
             self._asked |= new
             self.steps.add(_LISTER, listing(self.stream))
 
-    def _listing_step(self, stepped: Stepped) -> None:
+    def _listing_step(self, stepped: StepResult) -> None:
         self._ask_at = self.now() + LISTING_REST
         if isinstance(stepped.error, TransientError):
             self._note(_LISTER, str(stepped.error))

@@ -13,13 +13,13 @@ from replicator.aws.client import answered
 from replicator.change import Listing
 from replicator.engine import preexisting, startup
 from replicator.engine.binding import Binding, Recheck
-from replicator.engine.cleanup import Chores
-from replicator.engine.context import Copy, World, log_wait
+from replicator.engine.cleanup import Cleanup
+from replicator.engine.context import Environment, RunContext, log_wait
 from replicator.engine.delivery import Delivery
-from replicator.engine.fetcher import Fetching, end_of_stream, explained
-from replicator.engine.heartbeat import Vitals, tell_replaced
+from replicator.engine.fetcher import Fetcher, end_of_stream, explained
+from replicator.engine.heartbeat import ProgressReporter, tell_replaced
 from replicator.engine.parked_limits import ParkedWatch
-from replicator.engine.retry import Patience, Stopped
+from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import GapFound, ReplicatorError, TransientError
 from replicator.options import aws_options
 from replicator.pipeline import stages
@@ -30,7 +30,7 @@ from replicator.source.stream import Stream, listing
 from replicator.source.table import SourceTable, describe_table, find_table
 from replicator.state import Owner, PipelineState, Save, encode
 from replicator.target import in_doubt
-from replicator.target.contract import Lingering, Transactional
+from replicator.target.contract import AppliesLate, Transactional
 
 log = logging.getLogger("replicator")
 
@@ -41,44 +41,44 @@ RESYNCS = 3  # in one run; more would be a loop
 class Driver:
     """One run of a pipeline, from its claim to its end."""
 
-    _fetching: Fetching | None = None  # until it is known what to read
+    _fetcher: Fetcher | None = None  # until it is known what to read
 
-    def __init__(self, copy: Copy, owner: Owner, world: World) -> None:
+    def __init__(self, copy: RunContext, owner: Owner, world: Environment) -> None:
         self._copy, self._world, self._now = copy, world, world.now
         self._started, self._table = world.now(), copy.table
-        claimed = Patience(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
-        self._patiently = Patience(world.stop, self._report, self._now, world.random)
+        claimed = RetryPolicy(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
+        self._retrying = RetryPolicy(world.stop, self._report, self._now, world.random)
         self.pipeline = Pipeline(
-            copy.filing, claimed, ignore_expired=copy.config.ttl_deletes == "ignore", now=self._started
+            copy.mapping, claimed, ignore_expired=copy.config.ttl_deletes == "ignore", now=self._started
         )
-        self._vitals = Vitals(self.pipeline, world.observe, self._now, world.steady, who=owner.who)
+        self._reporter = ProgressReporter(self.pipeline, world.observe, self._now, world.monotonic, who=owner.who)
         tell_replaced(claimed, self._started)
         self._delivery = Delivery(
             copy.target,
             copy.checkpoints,
             self.pipeline,
-            self._patiently,
+            self._retrying,
             self._now,
             world.hook_limit,
             self._sign_past,
         )
-        self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._patiently)
+        self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._retrying)
         self._watch = self._watch_of(copy.config.parked_limit)
         self._recheck = self._recheck_of(copy)
-        self._doubt = copy.target.doubt if isinstance(copy.target, Lingering) else None
-        self._chores = self._chores_of(copy)
-        self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.wire)
+        self._in_doubt = copy.target.in_doubt if isinstance(copy.target, AppliesLate) else None
+        self._cleanup = self._cleanup_of(copy)
+        self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.client)
         self._resyncs, self._extends = 0, False  # whether tables may be extended
 
     def _watch_of(self, limit: int) -> ParkedWatch:
-        return ParkedWatch(self.pipeline, self._delivery, limit, self._world.steady, self.pipeline.total)
+        return ParkedWatch(self.pipeline, self._delivery, limit, self._world.monotonic, self.pipeline.total)
 
-    def _recheck_of(self, copy: Copy) -> Recheck:
-        return Recheck(copy.target, copy.tables, self._delivery, self._patiently, self._world.steady)
+    def _recheck_of(self, copy: RunContext) -> Recheck:
+        return Recheck(copy.target, copy.tables, self._delivery, self._retrying, self._world.monotonic)
 
-    def _chores_of(self, copy: Copy) -> Chores:
-        told = (self.pipeline, self._delivery, self._patiently, self._now, self._world.steady, self._doubt)
-        return Chores(copy.target, copy.checkpoints, copy.tables, *told)
+    def _cleanup_of(self, copy: RunContext) -> Cleanup:
+        told = (self.pipeline, self._delivery, self._retrying, self._now, self._world.monotonic, self._in_doubt)
+        return Cleanup(copy.target, copy.checkpoints, copy.tables, *told)
 
     def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
         """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
@@ -92,7 +92,7 @@ class Driver:
             self._run(until)
             self._say_goodbye()
         except Stopped:
-            log.info("stopped while waiting", extra={"waiting_for": self._vitals.trouble})
+            log.info("stopped while waiting", extra={"waiting_for": self._reporter.waiting_for})
         finally:
             self._steps.close()
 
@@ -104,7 +104,7 @@ class Driver:
             self._begin(found)
             return
         assert found.state is not None
-        self._take_over_doubt(found.state)
+        self._take_over_window(found.state)
         if found.state.hook != found.hook:
             self._change(startup.accepted(self._state(), found.hook))
         self._binding.open(found)
@@ -119,10 +119,10 @@ class Driver:
         """
         backfilling = self._copy.config.backfill
         if found.state is not None or found.highest:
-            self._begin_doubt()
+            self._open_window()
         startup.check_source(
             self._table,
-            own_ids=self._copy.filing.own_ids,
+            own_ids=self._copy.mapping.own_ids,
             options=aws_options(self._copy.config.source, self._table.arn),
         )
         if self._extends and found.additions is not None:
@@ -136,39 +136,39 @@ class Driver:
         self._delivery.flush()
         log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _begin_doubt(self, seconds: float = math.inf, *, earlier: bool = True) -> None:
+    def _open_window(self, seconds: float = math.inf, *, earlier: bool = True) -> None:
         """A run before this one may have been killed while it wrote."""
-        if self._doubt is not None:
-            self._doubt.begin(seconds, earlier=earlier)
+        if self._in_doubt is not None:
+            self._in_doubt.begin(seconds, earlier=earlier)
 
-    def _take_over_doubt(self, state: PipelineState) -> None:
+    def _take_over_window(self, state: PipelineState) -> None:
         """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most.
 
         What a command retried may be of an earlier epoch, as its note says; a run of this epoch sent nothing that is.
         """
-        retries = self.pipeline.ledger.retries
+        retries = self.pipeline.view.retries
         retried, earlier = retries.all, retries.before(state.epoch)
         if retried != state.retried:
-            state = replace(state, lingers=in_doubt.LINGER)
+            state = replace(state, lingers=in_doubt.WINDOW)
         if earlier != state.retried_earlier:
-            state = replace(state, lingers_earlier=in_doubt.LINGER)
+            state = replace(state, lingers_earlier=in_doubt.WINDOW)
         if state.lingers is not None:
-            self._begin_doubt(state.lingers, earlier=False)
+            self._open_window(state.lingers, earlier=False)
         if state.lingers_earlier is not None:
-            self._begin_doubt(state.lingers_earlier)
-        now = replace(state, lingers=in_doubt.LINGER, retried=retried, retried_earlier=earlier)
-        if self._doubt is not None and now != self._state():
+            self._open_window(state.lingers_earlier)
+        now = replace(state, lingers=in_doubt.WINDOW, retried=retried, retried_earlier=earlier)
+        if self._in_doubt is not None and now != self._state():
             self._change(now)
 
-    def _hand_over_doubt(self) -> None:
+    def _hand_over_window(self) -> None:
         """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
-        state = self.pipeline.ledger.pipeline
-        if self._doubt is not None and state is not None:
-            earlier = self._doubt.left_earlier if state.resync else None  # else there is nothing to sweep
-            self._change(replace(state, lingers=self._doubt.left, lingers_earlier=earlier))
+        state = self.pipeline.view.pipeline
+        if self._in_doubt is not None and state is not None:
+            earlier = self._in_doubt.left_earlier if state.resync else None  # else there is nothing to sweep
+            self._change(replace(state, lingers=self._in_doubt.left, lingers_earlier=earlier))
 
     def _state(self) -> PipelineState:
-        state = self.pipeline.ledger.pipeline
+        state = self.pipeline.view.pipeline
         assert state is not None
         return state
 
@@ -191,28 +191,30 @@ class Driver:
             keys_only=table.view == "KEYS_ONLY",
         )
         scanned = Scanned(name, table.keys, world.random)
-        self._fetching = Fetching(self.pipeline, stream, scanned, self._budget, self._steps, world.steady, world.random)
+        self._fetcher = Fetcher(
+            self.pipeline, stream, scanned, self._budget, self._steps, world.monotonic, world.random
+        )
 
     def _full_listing(self) -> Listing:
-        assert self._fetching is not None
-        stream = self._fetching.stream
+        assert self._fetcher is not None
+        stream = self._fetcher.stream
 
         def whole() -> Listing:
-            pages: Iterator[Listing | float] = answered(self._copy.wire, listing(stream))
+            pages: Iterator[Listing | float] = answered(self._copy.client, listing(stream))
             for found in pages:
                 if isinstance(found, Listing):
                     return found
                 self._world.stop.wait(found)
             raise AssertionError("a listing ends with a Listing")
 
-        return self._patiently(whole)
+        return self._retrying(whole)
 
     # Running
 
     def _run(self, until: str | None) -> None:
         while not self._world.stop.is_set():
             caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
-            if caught_up and not self._chores.overdue:
+            if caught_up and not self._cleanup.overdue:
                 return
             try:
                 self._turn()
@@ -221,30 +223,30 @@ class Driver:
 
     def _found_table(self) -> SourceTable | None:
         """The source table as it is now, if there still is one."""
-        return self._patiently(lambda: find_table(self._copy.wire, self._copy.config.source.table))
+        return self._retrying(lambda: find_table(self._copy.client, self._copy.config.source.table))
 
     def _turn(self) -> None:
         """One round: take in what was read, give out what is to be stored, and see to what else is due."""
-        assert self._fetching is not None
-        self._vitals.trouble = next(iter(self._fetching.trouble.values()), None)
-        self._vitals.tick()
-        self._fetching.advance()
+        assert self._fetcher is not None
+        self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
+        self._reporter.tick()
+        self._fetcher.advance()
         self._steps.begin()
         batch = None if self._delivery.full else self._delivery.taken()
         if batch is not None:
             self._delivery.offer(batch)
         busy = batch is not None or self._delivery.busy
-        busy = self._chores.do(idle=not busy) or busy
+        busy = self._cleanup.do(idle=not busy) or busy
         stepped = self._steps.get(0.0 if busy else WAIT)
         if stepped is None and batch is None:
             self._delivery.push()
         while stepped is not None:
-            self._fetching.handle(stepped)
+            self._fetcher.handle(stepped)
             self._delivery.nudge()
             if self.pipeline.laden and not self._delivery.full:
                 break
             stepped = self._steps.get(0.0)
-        if self._fetching.finished:
+        if self._fetcher.finished:
             raise end_of_stream(self._table, self._found_table())
         self._watch.look()
         self._recheck.look()
@@ -259,29 +261,31 @@ class Driver:
         if self._copy.config.on_gap != "resync" or self._resyncs >= RESYNCS:
             raise found
         self._resyncs += 1
-        self._table = self._patiently(lambda: describe_table(self._copy.wire, self._copy.config.source.table))
+        self._table = self._retrying(lambda: describe_table(self._copy.client, self._copy.config.source.table))
         self._begin(self._binding.found(self._table))
 
     def _recorded(self, found: GapFound) -> bool:
-        gaps = self.pipeline.ledger.gaps.values()
+        gaps = self.pipeline.view.gaps.values()
         return any(g.repaired is None and (g.reason, g.shard) == (found.reason, found.shard) for g in gaps)
 
     # Telling
 
-    def _report(self, trouble: str | None) -> None:
+    def _report(self, waiting_for: str | None) -> None:
         """A wait began, goes on, or is over."""
-        self._vitals.trouble = trouble
-        if trouble is None:
+        self._reporter.waiting_for = waiting_for
+        if waiting_for is None:
             log.info("going on after a wait")
             return
-        log.warning("waiting", extra={"reason": trouble, "hours_until_loss": self._vitals.hours_until_loss()})
-        self._vitals.show()
+        log.warning(
+            "waiting", extra={"reason": waiting_for, "retention_left_hours": self._reporter.retention_left_hours()}
+        )
+        self._reporter.show()
         if not isinstance(self._copy.target, Transactional):
             self._sign_past()
 
     def _sign_past(self) -> None:
         """A sign of life beside the batch that waits, where the store is apart from the target."""
-        sign = Save("pulse", "", None, encode(self._vitals.sign()))
+        sign = Save("pulse", "", None, encode(self._reporter.sign()))
         with contextlib.suppress(TransientError):  # it may be the store itself that is waited for
             self._copy.checkpoints.save([sign])
 
@@ -295,9 +299,9 @@ class Driver:
         """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""
         self._delivery.settle()
         self.pipeline.drop_ahead()
-        self._vitals.goodbye(*self._filled())
+        self._reporter.goodbye(*self._filled())
         self._delivery.flush()
-        self._hand_over_doubt()
+        self._hand_over_window()
         self._watch.end()
-        self._vitals.show()
+        self._reporter.show()
         log.info("stopped", extra={"read": self.pipeline.total.read})

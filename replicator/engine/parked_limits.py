@@ -25,7 +25,7 @@ MOST_REASONS = 50  # told apart in the log; further ones are one
 
 @dataclass(slots=True)
 class ParkedWatch:
-    """One run's. ``limit``: how many items may be parked. ``steady``: a clock that is never set.
+    """One run's. ``limit``: how many items may be parked. ``monotonic``: a clock that is never set.
 
     ``before``: what earlier runs had counted.
     """
@@ -33,7 +33,7 @@ class ParkedWatch:
     pipeline: Pipeline
     delivery: Delivery
     limit: int
-    steady: Callable[[], float]
+    monotonic: Callable[[], float]
     before: Counts = field(default_factory=Counts)
     _known: float = -math.inf
     _looked: float = field(init=False)
@@ -42,12 +42,12 @@ class ParkedWatch:
     _new: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._looked = self.steady()
+        self._looked = self.monotonic()
 
     def look(self) -> None:
         """Learn what commands did about parked items, tell what was parked, and end the run where it is too much."""
         self._collect()
-        now = self.steady()
+        now = self.monotonic()
         if self._new and (now - self._told >= TOLD or any(r not in self._totals for r in self._new)):
             self._tell(now)
         if now - self._known >= KNOWN if self.pipeline.parked else now - self._looked >= QUIET:
@@ -60,7 +60,7 @@ class ParkedWatch:
         """Tell what was not told yet, and loudly where it is most of what this run read."""
         self._collect()
         if self._new:
-            self._tell(self.steady())
+            self._tell(self.monotonic())
         total = self.pipeline.total
         parked, read = total.parked - self.before.parked, total.read - self.before.read
         if parked * 2 >= read > 0:

@@ -12,31 +12,33 @@ from replicator.engine.startup import Found
 from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook
 from replicator.identity import Change, Definition, Identity, Parts, changes
-from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import SourceTable
 from replicator.target.contract import Defining, Identifying, Inspectable, Table, Target
 
 _OPTIONS = "options"  # the one part where a target does not know what decides
 
 
-def found(ledger: Ledger, source: SourceTable, target: Target, tables: Sequence[Table], hook: Hook | None) -> Found:
+def found(
+    view: CheckpointView, source: SourceTable, target: Target, tables: Sequence[Table], hook: Hook | None
+) -> Found:
     """What is stored beside what is there."""
     defined = {table.name: parts(target, table) for table in tables}
-    definition = _taken_apart(ledger.definition, target, tables)
+    definition = _taken_apart(view.definition, target, tables)
     changed = changes(definition.parts, defined)
     return Found(
-        state=ledger.pipeline,
+        state=view.pipeline,
         definition=definition,
-        shards=ledger.shards,
-        segments=ledger.segments,
-        gaps=ledger.gaps,
+        shards=view.shards,
+        segments=view.segments,
+        gaps=view.gaps,
         table=source,
         epochs={table.name: target.epoch([table]) for table in tables},
         identities=identities(target, tables),
         parts=defined,
         hook=hook.fingerprint if hook is not None else "",
         additions=_additions(target, tables, changed),
-        emptied=_emptied(ledger, target, tables),
+        emptied=_emptied(view, target, tables),
     )
 
 
@@ -47,18 +49,18 @@ def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) ->
     """
     if not isinstance(target, Inspectable):
         return (), 0
-    retried = Ledger(checkpoints.read()).retries.all
+    retried = CheckpointView(checkpoints.read()).retries.all
     nothing = target.empty(tables)
     return [table.name for table in tables if table.name not in nothing], retried
 
 
-def _emptied(ledger: Ledger, target: Target, tables: Sequence[Table]) -> Sequence[str]:
+def _emptied(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Sequence[str]:
     """The tables that hold nothing, and did when the last run stopped in good order. After a crash nothing is known,
     nor where a person retried parked changes since: a removal may have taken the last document."""
-    last = ledger.pulse
+    last = view.heartbeat
     if last is None or last.phase != "stopped" or not last.filled or not isinstance(target, Inspectable):
         return ()
-    if last.retried != ledger.retries.all:
+    if last.retried != view.retries.all:
         return ()
     return target.empty([table for table in tables if table.name in last.filled])
 

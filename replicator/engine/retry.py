@@ -24,7 +24,7 @@ class Stopped(Exception):
     """The run was asked to stop while it waited; whatever it waited for is not stored, and nothing is lost."""
 
 
-class Patience:
+class RetryPolicy:
     """Repeats what fails for a time, with growing waits, until it works or the run is to stop."""
 
     def __init__(

@@ -20,10 +20,10 @@ from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
 from replicator.engine.assembly import assemble, ends
 from replicator.engine.binding import admit
-from replicator.engine.context import World, log_wait
+from replicator.engine.context import Environment, log_wait
 from replicator.engine.local import Driver
 from replicator.engine.preexisting import found
-from replicator.engine.retry import Patience, Stopped
+from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import Allowed
 from replicator.errors import Fenced, ItemsParked, ReplicatorError
 from replicator.hooks.loading import load
@@ -56,15 +56,15 @@ def run(
     sweep = remove_expired or config.ttl_deletes == "apply"
     allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes, sweep)
     hook = load(config.transform, config.base) if config.transform is not None else None
-    wire = connect(config.source)
-    world = World(stop, observe, hook_limit=HookLimit(config.hook_timeout))
+    client = connect(config.source)
+    world = Environment(stop, observe, hook_limit=HookLimit(config.hook_timeout))
     with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped before anything began
-        patiently = Patience(stop, log_wait, world.now, world.random)
-        table = patiently(lambda: describe_table(wire, config.source.table))
-        copy = assemble(config, wire, target, checkpoints, hook, table)
+        retrying = RetryPolicy(stop, log_wait, world.now, world.random)
+        table = retrying(lambda: describe_table(client, config.source.table))
+        copy = assemble(config, client, target, checkpoints, hook, table)
         if resync:
-            patiently(lambda: _check_copied(config, target, checkpoints, copy.tables))
-        patiently(lambda: admit(checkpoints, lambda ledger: found(ledger, table, target, copy.tables, hook), allowed))
+            retrying(lambda: _check_copied(config, target, checkpoints, copy.tables))
+        retrying(lambda: admit(checkpoints, lambda view: found(view, table, target, copy.tables, hook), allowed))
         calm_down()
         driver = Driver(copy, _owner(), world)
         with _naming_the_owner(checkpoints):

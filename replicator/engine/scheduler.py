@@ -20,7 +20,7 @@ import msgspec
 from replicator.aws.client import AT_ONCE, Call, Calls
 
 
-class Stepped(msgspec.Struct, frozen=True):
+class StepResult(msgspec.Struct, frozen=True):
     """What a step of the generator called ``name`` gave: a value, its end, or an error."""
 
     name: str
@@ -29,7 +29,7 @@ class Stepped(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
 
-class Steps:
+class Scheduler:
     """A clock, the calls under way, and the generators they are for. All of it happens inside ``get``.
 
     ``full`` is asked before each step whether what earlier ones gave leaves no room for one more. Steps under way end
@@ -41,11 +41,11 @@ class Steps:
     def __init__(self, calls: Calls, at_once: int = AT_ONCE) -> None:
         self._calls = calls
         self._at_once = at_once
-        self._under_way = 0
+        self._in_flight = 0
         self._due: list[tuple[float, int, str, Iterator[Any]]] = []
         self._generators: dict[str, Iterator[Any]] = {}
         self._order = itertools.count()
-        self._found: deque[Stepped] = deque()
+        self._found: deque[StepResult] = deque()
         self.full = lambda: False
 
     def add(self, name: str, generator: Iterator[Any], rest: float = 0.0) -> None:
@@ -66,7 +66,7 @@ class Steps:
         self._generators.clear()
         self._found.clear()
 
-    def get(self, timeout: float) -> Stepped | None:
+    def get(self, timeout: float) -> StepResult | None:
         """The next step that was made; None when there was none for ``timeout`` seconds."""
         until = time.monotonic() + timeout
         while True:
@@ -86,7 +86,7 @@ class Steps:
 
     @property
     def _room(self) -> bool:
-        return self._under_way + len(self._found) < self._at_once and not self.full()
+        return self._in_flight + len(self._found) < self._at_once and not self.full()
 
     def begin(self) -> None:
         """Begin the steps that are due: their calls are under way while somebody does something else."""
@@ -100,7 +100,7 @@ class Steps:
         return self._due[0][0] if self._due and self._room else math.inf
 
     def _answered(self, asked: tuple[str, Generator[Any, Any, Any]], answer: bytes | Exception) -> None:
-        self._under_way -= 1
+        self._in_flight -= 1
         name, generator = asked
         if self._generators.get(name) is generator:
             resume = generator.send if isinstance(answer, bytes) else generator.throw
@@ -115,11 +115,11 @@ class Steps:
             self._found.append(self._gone(name, error=e))
         else:
             if isinstance(found, Call):
-                self._under_way += 1
+                self._in_flight += 1
                 self._calls.begin((name, generator), found)
             else:
-                self._found.append(Stepped(name, found))
+                self._found.append(StepResult(name, found))
 
-    def _gone(self, name: str, **how: Any) -> Stepped:
+    def _gone(self, name: str, **how: Any) -> StepResult:
         del self._generators[name]
-        return Stepped(name, **how)
+        return StepResult(name, **how)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from replicator.hooks.redaction import Trace, said, storable, trace
 from replicator.hooks.time_limit import HookLimit, HookTimeout
 from replicator.items.item import Amended, Item
-from replicator.items.projection import Asked
+from replicator.items.projection import AccessProfile
 
 DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,7 +73,7 @@ class Hook:
     function: Callable[[Item], Any]
     fingerprint: str
     declared: bool
-    asked: Asked = field(default_factory=Asked, compare=False, repr=False)
+    asked: AccessProfile = field(default_factory=AccessProfile, compare=False, repr=False)
 
     def one(self, item: Item) -> Mapping[str, object] | None:
         """The document of a plain hook for an item."""
@@ -169,7 +169,7 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
 
 
 @dataclass(frozen=True, slots=True)
-class Filing:
+class DocumentMapping:
     """How items become documents: by which hook (None: as they are), in which tables."""
 
     hook: Hook | None

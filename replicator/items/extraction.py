@@ -21,7 +21,7 @@ Sorting = Callable[[Sequence[bytes]], Sequence[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
-class Leaves:
+class Paths:
     """The leaves of an image: the kind of each, and what lies ``between`` them, before the first and after the last."""
 
     kinds: Sequence[bytes]
@@ -41,8 +41,8 @@ class Leaves:
         return [(i, SORTED[kind]) for i, kind in enumerate(kinds) if kind in SORTED]
 
 
-def leaves_of(image: bytes) -> Leaves:
-    return Leaves([leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)], LEAF.split(image)[::2])
+def leaves_of(image: bytes) -> Paths:
+    return Paths([leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)], LEAF.split(image)[::2])
 
 
 class Values:
@@ -50,7 +50,7 @@ class Values:
 
     __slots__ = ("_rows", "_sets")
 
-    def __init__(self, leaves: Leaves, wanted: Collection[int] | None = None) -> None:
+    def __init__(self, leaves: Paths, wanted: Collection[int] | None = None) -> None:
         # With the empty group there are two at least, and findall makes tuples.
         self._rows = re.compile(leaves.expression(wanted) + b"()" + _END).findall
         self._sets = leaves.sets(wanted)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from replicator.items.attributes import TO_PYTHON, WRONG, Typeds, decoded, typed, value
-from replicator.items.projection import Asked
+from replicator.items.projection import AccessProfile
 
 _attributes = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _attribute = msgspec.json.Decoder(dict[str, Any])
@@ -24,7 +24,7 @@ class Item(Mapping[str, Any]):
 
     __slots__ = ("_asked", "_raws", "image")
 
-    def __init__(self, image: bytes, asked: Asked | None = None) -> None:
+    def __init__(self, image: bytes, asked: AccessProfile | None = None) -> None:
         self.image = image  # as DynamoDB sent it
         self._asked = asked
         self._raws: dict[str, msgspec.Raw] | None = None

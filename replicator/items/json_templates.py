@@ -16,7 +16,7 @@ import msgspec
 
 from replicator.items.extraction import TOGETHER, Image, Values, is_plain, leaves_of
 from replicator.items.leaves import LEAF, SETS, SORTED
-from replicator.items.line_template import Frame, Given, Kept, without
+from replicator.items.line_template import Given, Kept, LineTemplate, without
 
 MOST_FORMS = 256
 LONGEST = 4096  # bytes of a form without its values
@@ -30,7 +30,7 @@ _json = msgspec.json.Decoder(msgspec.Raw)  # reads valid JSON, and makes nothing
 Exact = Callable[[Image], bytes]
 
 
-class Form:
+class JsonTemplate:
     """What lies between the leaves in plain JSON, and how many images had it."""
 
     __slots__ = ("images", "pieces", "quick")
@@ -38,7 +38,7 @@ class Form:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = pieces
         self.images = 0
-        self.quick: Quick | None = None
+        self.quick: FastTemplate | None = None
 
     def filled(self, parts: list[bytes]) -> bytes:
         """The image, split into ``parts`` at its leaves, with these pieces between them."""
@@ -47,7 +47,7 @@ class Form:
         return b"".join(parts)
 
 
-class Quick:
+class FastTemplate:
     """One expression for all images of a form whose leaves are of the same kinds."""
 
     __slots__ = ("_amended", "_frame", "_framed", "_sets", "_template", "leaves", "match", "pieces", "values")
@@ -59,9 +59,9 @@ class Quick:
         self.pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
         self._sets = leaves.sets()
-        self._frame: Frame | None = None
+        self._frame: LineTemplate | None = None
         self._framed: bytes | None = None
-        self._amended: tuple[Frame, Sequence[str], tuple[bytes, Kept] | None] | None = None
+        self._amended: tuple[LineTemplate, Sequence[str], tuple[bytes, Kept] | None] | None = None
 
     def filled(self, values: tuple[bytes, ...]) -> bytes:
         for i, in_order in self._sets:
@@ -73,14 +73,14 @@ class Quick:
     def all_filled(self, rows: Sequence[tuple[bytes, ...]]) -> Sequence[bytes]:
         return list(map(self._template.__mod__, rows))
 
-    def within(self, frame: Frame) -> bytes | None:
+    def within(self, frame: LineTemplate) -> bytes | None:
         """The template of a line of ``frame`` with an image of this form in it; None where a name in it is taken."""
         if self._frame is not frame:
             template = None if frame.takes(b"0".join(self.pieces)) else self._template.removesuffix(b"}%b")[1:]
             self._frame, self._framed = frame, None if template is None else frame.around(template + b"%b")
         return self._framed
 
-    def amended(self, frame: Frame, names: Sequence[str]) -> tuple[bytes, Kept] | None:
+    def amended(self, frame: LineTemplate, names: Sequence[str]) -> tuple[bytes, Kept] | None:
         """The same without the fields of these names, and with a place for what is there instead, behind the others."""
         if self._amended is None or self._amended[0] is not frame or self._amended[1] != names:
             fields, kept = without(self.pieces, names)
@@ -90,7 +90,7 @@ class Quick:
         return self._amended[2]
 
 
-class Forms:
+class JsonTemplates:
     """Plain JSON of images (or of raw attributes) that are alike; ``exact`` says what it is.
 
     Raises what ``exact`` raises: ValueError or TypeError. Bounded in memory whatever comes. One for each table or
@@ -99,9 +99,9 @@ class Forms:
 
     def __init__(self, exact: Exact) -> None:
         self._exact = exact
-        self._known: dict[tuple[bytes, ...], Form] = {}
+        self._known: dict[tuple[bytes, ...], JsonTemplate] = {}
         self._once: set[int] = set()  # forms that were met once
-        self._quick: Quick | None = None
+        self._quick: FastTemplate | None = None
         self._alike = 0  # images one after the other that were of that form
         self._strangers = 0  # since the last image of a known form
 
@@ -133,14 +133,14 @@ class Forms:
         rows = self._rows(images)
         return None if rows is None or self._quick is None else self._quick.all_filled(rows)
 
-    def framed(self, frame: Frame, given: Given, images: Sequence[Image]) -> Sequence[bytes] | None:
+    def framed(self, frame: LineTemplate, given: Given, images: Sequence[Image]) -> Sequence[bytes] | None:
         """Up to ``TOGETHER`` images of items as lines of ``frame``; None if they have to be looked at one by one."""
         template = None if self._quick is None else self._quick.within(frame)
         rows = None if template is None else self._rows(images)
         return None if template is None or rows is None else list(map(template.__mod__, map(add, given, rows)))
 
     def amended(
-        self, frame: Frame, given: Given, images: Sequence[Image], names: Sequence[str], fields: Sequence[bytes]
+        self, frame: LineTemplate, given: Given, images: Sequence[Image], names: Sequence[str], fields: Sequence[bytes]
     ) -> Sequence[bytes] | None:
         """The same with ``fields`` in place of those of these ``names``."""
         made = None if self._quick is None else self._quick.amended(frame, names)
@@ -172,11 +172,11 @@ class Forms:
         self._strangers = 0
         form.images += 1
         if form.images == HOT and len(form.pieces) <= MOST_LEAVES:
-            form.quick = Quick(form.pieces, image)
+            form.quick = FastTemplate(form.pieces, image)
         self._quick = form.quick or self._quick
         return form.filled(parts)
 
-    def _form(self, gaps: tuple[bytes, ...]) -> Form | None:
+    def _form(self, gaps: tuple[bytes, ...]) -> JsonTemplate | None:
         """Learnt when it is met for the second time: what is met once would cost more than it brings."""
         form = self._known.get(gaps)
         if form is not None or len(gaps) == 1 or sum(map(len, gaps)) > LONGEST:
@@ -189,17 +189,17 @@ class Forms:
         if pieces is None:
             return None
         self._known = self._known if len(self._known) < MOST_FORMS else {}
-        form = self._known[gaps] = Form(pieces)
+        form = self._known[gaps] = JsonTemplate(pieces)
         return form
 
 
-def learnt(image: bytes, exact: Exact) -> Quick | None:
+def learned(image: bytes, exact: Exact) -> FastTemplate | None:
     """The expression for images that are of this one's form; None where it has none."""
     gaps = tuple(LEAF.split(image)[::2])
     if not 1 < len(gaps) <= MOST_LEAVES or sum(map(len, gaps)) > LONGEST:
         return None
     pieces = _pieces(gaps, exact)
-    return None if pieces is None else Quick(pieces, image)
+    return None if pieces is None else FastTemplate(pieces, image)
 
 
 def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:

@@ -17,7 +17,7 @@ Given = Sequence[tuple[bytes, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class LineTemplate:
     """``before`` the fields of a document, a template with a ``%b`` for each value that is given, and ``after`` them.
 
     There is at least one field. ``taken``: the name that no field may have, because ``before`` has it already; nor may

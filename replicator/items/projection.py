@@ -36,7 +36,7 @@ class Row(msgspec.Struct, gc=False):
 NOTHING = Row()
 
 
-class Asked:
+class AccessProfile:
     """The names that one hook asks for, with the kind of attribute that each was so far.
 
     ``row`` is of ``image``, the last that was looked at. It is kept here, not with the item: what the next image is

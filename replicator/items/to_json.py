@@ -19,8 +19,8 @@ import orjson
 from replicator.items.attributes import Malformed, Typed, number, plain, typed
 from replicator.items.extraction import Image
 from replicator.items.item import Amended, Item
-from replicator.items.json_templates import Forms
-from replicator.items.line_template import Frame, Given
+from replicator.items.json_templates import JsonTemplates
+from replicator.items.line_template import Given, LineTemplate
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not what DynamoDB sends"
@@ -106,7 +106,7 @@ class DocumentText:
     """
 
     def __init__(self) -> None:
-        self._image = Forms(plain_image)
+        self._image = JsonTemplates(plain_image)
 
     def __call__(self, body: Mapping[str, object]) -> bytes:
         if type(body) is not Item:
@@ -116,7 +116,9 @@ class DocumentText:
         except (ValueError, TypeError) as e:
             raise Unfit(_NOT_DYNAMODB) from e
 
-    def framed(self, frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
+    def framed(
+        self, frame: LineTemplate, given: Given, bodies: Sequence[Mapping[str, object]]
+    ) -> Sequence[bytes] | None:
         """Up to ``values.TOGETHER`` bodies as lines of ``frame``; None if they have to be looked at one by one."""
         kinds = set(map(type, bodies))
         if kinds == {Item}:
@@ -125,7 +127,7 @@ class DocumentText:
             return _framed(frame, given, bodies)
         return self._amended(frame, given, bodies) if kinds == {Amended} else None  # type: ignore[arg-type]
 
-    def _amended(self, frame: Frame, given: Given, bodies: Sequence[Amended]) -> Sequence[bytes] | None:
+    def _amended(self, frame: LineTemplate, given: Given, bodies: Sequence[Amended]) -> Sequence[bytes] | None:
         changes = [body.changes for body in bodies]
         names = tuple(changes[0])
         if {tuple(change) for change in changes} != {names}:
@@ -145,14 +147,14 @@ class DocumentText:
         return orjson.dumps(found | changes)
 
 
-def _framed(frame: Frame, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
+def _framed(frame: LineTemplate, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
     fields = _fields(bodies)
     if fields is None or _taken(frame, bodies, fields):
         return None
     return list(map(frame.around(b"%b").__mod__, map(add, given, zip(fields, strict=True))))
 
 
-def _taken(frame: Frame, bodies: Sequence[Mapping[str, object]], fields: Sequence[bytes]) -> bool:
+def _taken(frame: LineTemplate, bodies: Sequence[Mapping[str, object]], fields: Sequence[bytes]) -> bool:
     """Whether a field has a name that is taken. Most often no text looks like one."""
     if frame.taken is None or not any(map(contains, fields, repeat(b'"%b' % frame.taken.encode()))):
         return False

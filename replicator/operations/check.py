@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from replicator.aws import boto
-from replicator.aws.client import Wire, completed
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.client import Client, completed
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.contract import Cautious, Checkpoints, Store
 from replicator.engine.assembly import KEPT_EXPIRED, ends, introduce, target_tables
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
-from replicator.hooks.hook import Filing, Hook, Poison
+from replicator.hooks.hook import DocumentMapping, Hook, Poison
 from replicator.hooks.time_limit import HookLimit
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
@@ -46,13 +46,13 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     findings: list[Finding] = []
     images: list[bytes] = []
     hook = _tried(findings, "transform", lambda: _hook(config))
-    wire = _tried(findings, "source", lambda: boto.connect(config.source))
-    table = None if wire is None else _tried(findings, "source", lambda: describe_table(wire, config.source.table))
+    client = _tried(findings, "source", lambda: boto.connect(config.source))
+    table = None if client is None else _tried(findings, "source", lambda: describe_table(client, config.source.table))
     if config.transform is not None and hook is not None:
         findings.append(Finding("transform", "ok", f"{config.transform} is a {_kind(hook)}"))
-    if wire is not None and table is not None:
-        findings += _source(config, wire, table, hook, images)
-    findings += _gathered("target", _destination(config, wire, table, hook, images, create=create))
+    if client is not None and table is not None:
+        findings += _source(config, client, table, hook, images)
+    findings += _gathered("target", _destination(config, client, table, hook, images, create=create))
     if exit_code(findings):  # no run begins
         return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
     return findings
@@ -76,14 +76,14 @@ def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any
 
 
 def _source(
-    config: Config, wire: Wire, table: SourceTable, hook: Hook | None, images: list[bytes]
+    config: Config, client: Client, table: SourceTable, hook: Hook | None, images: list[bytes]
 ) -> Iterator[Finding]:
     """``images``: takes up those of some live items."""
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
     yield from _stream(table, hook, aws_options(config.source, table.arn))
     if table.stream_arn is not None and table.streaming:
-        yield from _stream_calls(wire, table.stream_arn)
-    yield from _table_calls(config, wire, table, hook, images)
+        yield from _stream_calls(client, table.stream_arn)
+    yield from _table_calls(config, client, table, hook, images)
 
 
 def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Finding]:
@@ -95,22 +95,22 @@ def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Fin
         yield Finding("source.stream", "ok", f"{table.stream_arn}, {table.view}")
 
 
-def _stream_calls(wire: Wire, arn: str) -> Iterator[Finding]:
+def _stream_calls(client: Client, arn: str) -> Iterator[Finding]:
     """Describe the stream, take an iterator, read a record: the three permissions on it."""
     findings: list[Finding] = []
-    listing = _tried(findings, "permission", lambda: completed(wire, describe_stream(arn)))
+    listing = _tried(findings, "permission", lambda: completed(client, describe_stream(arn)))
     yield from findings or [_allowed("DescribeStream", arn)]
     shards = listing.shards if listing is not None else []
     if not shards:
         return
     request = {"StreamArn": arn, "ShardId": shards[-1].id, "ShardIteratorType": "LATEST"}
-    body, finding = _permitted(wire, "GetShardIterator", request, arn)
+    body, finding = _permitted(client, "GetShardIterator", request, arn)
     yield finding
     if body is not None:
         iterator = _tried(findings, "stream", lambda: decoded(body, _Iterator, "GetShardIterator").ShardIterator)
         yield from findings
         if iterator is not None:
-            _, finding = _permitted(wire, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, arn)
+            _, finding = _permitted(client, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, arn)
             yield finding
 
 
@@ -118,29 +118,29 @@ def _allowed(operation: str, resource: str) -> Finding:
     return Finding("permission", "ok", f"dynamodb:{operation} on {resource}")
 
 
-def _permitted(wire: Wire, operation: str, request: dict[str, Any], resource: str) -> tuple[bytes | None, Finding]:
+def _permitted(client: Client, operation: str, request: dict[str, Any], resource: str) -> tuple[bytes | None, Finding]:
     try:
-        return wire.call(operation, request), _allowed(operation, resource)
-    except WireError as e:
+        return client.call(operation, request), _allowed(operation, resource)
+    except AwsError as e:
         return None, failed("permission", failure(e, operation, resource))
 
 
 def _table_calls(
-    config: Config, wire: Wire, table: SourceTable, hook: Hook | None, images: list[bytes]
+    config: Config, client: Client, table: SourceTable, hook: Hook | None, images: list[bytes]
 ) -> Iterator[Finding]:
     arn = table.arn or table.name
     if table.view == "KEYS_ONLY":
         request = {"RequestItems": {config.source.table: {"Keys": [_no_key(table)]}}}
-        yield _permitted(wire, "BatchGetItem", request, arn)[1]
+        yield _permitted(client, "BatchGetItem", request, arn)[1]
     if hook is not None and hook.declared:  # parked retry looks at items that a scan found
-        yield _permitted(wire, "GetItem", {"TableName": config.source.table, "Key": _no_key(table)}, arn)[1]
+        yield _permitted(client, "GetItem", {"TableName": config.source.table, "Key": _no_key(table)}, arn)[1]
     if config.ttl_deletes == "ignore":
         yield Finding("ttl_deletes", "note", f"items that expire stay in the target, until {KEPT_EXPIRED}")
     if not config.backfill.enabled:
         yield Finding("source.backfill", "note", "off: only changes from now on will be copied")
         return
     findings: list[Finding] = []
-    _tried(findings, "permission", lambda: images.extend(sample.some(wire, config.source.table, SAMPLED)))
+    _tried(findings, "permission", lambda: images.extend(sample.some(client, config.source.table, SAMPLED)))
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
         yield from _purity(config, hook, table, images)
@@ -202,7 +202,7 @@ def _documents(hook: Hook, item: Item, tables: Sequence[str]) -> object:
 
 def _destination(
     config: Config,
-    wire: Wire | None,
+    client: Client | None,
     table: SourceTable | None,
     hook: Hook | None,
     images: Sequence[bytes],
@@ -211,8 +211,8 @@ def _destination(
 ) -> Iterator[Finding]:
     """The target, and where the checkpoints are kept if not there."""
     with ends(config) as (target, checkpoints):
-        if wire is not None and table is not None:
-            introduce(config, target, table, wire)
+        if client is not None and table is not None:
+            introduce(config, target, table, client)
         found = [*_gathered("target", _target(config, target, table, hook, images))]
         if isinstance(checkpoints, Store):
             found += _gathered("checkpoints", _store(checkpoints, create=create))
@@ -273,8 +273,8 @@ def _refused(
     config: Config, refusals: Refusals, table: SourceTable, hook: Hook | None, images: Sequence[bytes]
 ) -> Iterator[Finding]:
     """Live items that the target would not take, though the hook made something of them."""
-    filing, reader = Filing(hook, tuple(config.target.tables)), KeyReader(table.keys)
-    made = [found for image in images if (found := preview(reader.of(image), image, filing)).problem is None]
+    mapping, reader = DocumentMapping(hook, tuple(config.target.tables)), KeyReader(table.keys)
+    made = [found for image in images if (found := preview(reader.of(image), image, mapping)).problem is None]
     refused = [(found.key, said[0].reason) for found in made if (said := refusals(found.writes))]
     if not refused:
         return

@@ -12,7 +12,7 @@ from replicator.engine.parked_limits import check_parked
 from replicator.engine.startup import Allowed, Course, course, fresh
 from replicator.errors import GapFound
 from replicator.hooks.hook import Hook
-from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import known
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table, Target
@@ -27,7 +27,7 @@ def outlook(
     hook: Hook | None,
 ) -> str:
     """What a run would do first, in a sentence. ConfigError or GapFound where it would end instead."""
-    found = preexisting.found(Ledger(checkpoints.read()), source, target, tables, hook)
+    found = preexisting.found(CheckpointView(checkpoints.read()), source, target, tables, hook)
     parked = known(checkpoints)
     try:
         how = course(found, Allowed())

@@ -19,15 +19,27 @@ from replicator.batch import Batch, Delete, Outcome, Part, Upsert, Write, outcom
 from replicator.change import Change
 from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import ConfigError, Fenced, Unfinished
-from replicator.hooks.hook import Filing, Poison
+from replicator.hooks.hook import DocumentMapping, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
 from replicator.pipeline.compaction import run_writes
 from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, item_of
 from replicator.pipeline.progress import SILENCE
-from replicator.state import Counts, Dropped, Owner, Parked, PipelineState, Place, Pulse, Retried, Save, decode, encode
-from replicator.target.contract import Lingering, Target, Transactional, Unguarded
+from replicator.state import (
+    Counts,
+    Dropped,
+    Heartbeat,
+    Owner,
+    Parked,
+    PipelineState,
+    Place,
+    Retried,
+    Save,
+    decode,
+    encode,
+)
+from replicator.target.contract import AppliesLate, Target, Transactional, Unguarded
 from replicator.target.in_doubt import is_late
 from replicator.version import epoch_of
 
@@ -117,7 +129,7 @@ def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
 
 def retry(
     parked: ParkedItem,
-    filing: Filing,
+    mapping: DocumentMapping,
     target: Target,
     checkpoints: Checkpoints,
     now: Callable[[], float] = time.time,
@@ -133,16 +145,16 @@ def retry(
     if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has read the item anew; drop it"
     try:
-        if is_unguarded(target) or (filing.own_ids and is_scanned(parked.entry)):
+        if is_unguarded(target) or (mapping.own_ids and is_scanned(parked.entry)):
             assert source is not None, "only the source can tell whether what a scan found is still the newest"
             if is_superseded(parked.entry, source):
                 return _unless_changed(partial(_superseded, parked, checkpoints)) or SUPERSEDED
     except Malformed as e:
         return str(e)
-    if isinstance(target, Lingering):
-        target.doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
+    if isinstance(target, AppliesLate):
+        target.in_doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
     try:
-        batch = retried(parked, filing, pipeline)
+        batch = retried(parked, mapping, pipeline)
     except (Poison, Malformed) as e:
         return str(e)
     if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):  # perhaps of the last document
@@ -160,11 +172,11 @@ def is_unguarded(target: Target) -> bool:
 def check_no_run(checkpoints: Checkpoints, now: float) -> None:
     """ConfigError while a run may be alive: before a retry into a target where the last write wins."""
     found = {e.kind: decode(e.kind, e.id, e.text) for e in checkpoints.read().entries if e.kind in ("pulse", "owner")}
-    pulse, owner = found.get("pulse"), found.get("owner")
-    assert pulse is None or isinstance(pulse, Pulse)
+    heartbeat, owner = found.get("pulse"), found.get("owner")
+    assert heartbeat is None or isinstance(heartbeat, Heartbeat)
     assert owner is None or isinstance(owner, Owner)
-    alive = pulse is not None and pulse.phase != "stopped" and now - pulse.at <= SILENCE
-    begins = owner is not None and now - owner.started <= SILENCE and (pulse is None or pulse.who != owner.who)
+    alive = heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= SILENCE
+    begins = owner is not None and now - owner.started <= SILENCE and (heartbeat is None or heartbeat.who != owner.who)
     if alive or begins:
         raise ConfigError(
             "a run of this pipeline is up, or ended without a word less than a minute ago, and this target compares no "
@@ -294,34 +306,34 @@ def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def retried(parked: ParkedItem, filing: Filing, pipeline: PipelineState) -> Batch:
+def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineState) -> Batch:
     """The batch that stores what was parked and takes the entry away, its first save. Poison if the hook still fails.
 
     A hook that is not the pipeline's may have made documents that the pipeline's does not know: they are noted.
     """
     p = parked.entry
     change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence)
-    writes = _own(change, p, filing) if filing.own_ids else list(_latest(change, filing))
+    writes = _own(change, p, mapping) if mapping.own_ids else list(_latest(change, mapping))
     saves = [parked.removal]
-    if filing.own_ids and filing.hook is not None and filing.hook.fingerprint != pipeline.hook:
+    if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
     # What a scan found may have been deleted before it came through: then its tombstone is still there.
     keeps = is_scanned(p) or pipeline.stage != "following"
     return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
 
 
-def _own(change: Change, p: Parked, filing: Filing) -> list[Write]:
+def _own(change: Change, p: Parked, mapping: DocumentMapping) -> list[Write]:
     """The item's documents, and deletes of all that it may have had; Poison if the hook cannot say what it had."""
     run = [change]
     if p.base is not None:
         base = Change(p.key, 0, _bytes(p.base))
-        run_writes([base], filing)
+        run_writes([base], mapping)
         run = [base, change]
-    return run_writes(run, filing, p.leaves or ())
+    return run_writes(run, mapping, p.leaves or ())
 
 
-def _latest(change: Change, filing: Filing) -> Iterator[Write]:
-    table, hook = filing.tables[0], filing.hook
+def _latest(change: Change, mapping: DocumentMapping) -> Iterator[Write]:
+    table, hook = mapping.tables[0], mapping.hook
     item = None if change.new is None else Item(bytes(change.new))
     body: Mapping[str, object] | None = item if hook is None or item is None else hook.one(item)
     if body is None:

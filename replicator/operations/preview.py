@@ -15,13 +15,13 @@ import orjson
 
 from replicator.batch import Rejection, Upsert, Write
 from replicator.change import Change
-from replicator.hooks.hook import NO_TRACE, Filing, Poison
+from replicator.hooks.hook import NO_TRACE, DocumentMapping, Poison
 from replicator.hooks.redaction import storable
 from replicator.items.attributes import Malformed, number, plain
 from replicator.items.item import Item
 from replicator.items.to_json import unreadable
 from replicator.key import Key
-from replicator.pipeline.compaction import Circumstances, compact_latest, run_writes
+from replicator.pipeline.compaction import BatchContext, compact_latest, run_writes
 from replicator.pipeline.parked import ParkedItems
 from replicator.state import Counts
 from replicator.target.contract import Forecasting, Table
@@ -67,24 +67,24 @@ def forecast(target: object, tables: Sequence[Table]) -> Refusals:
     return partial(target.refusals, tables)
 
 
-def preview(key: Key, image: bytes, filing: Filing, refusals: Refusals = lambda _: ()) -> Preview:
+def preview(key: Key, image: bytes, mapping: DocumentMapping, refusals: Refusals = lambda _: ()) -> Preview:
     """What a scan that met this item would store. One document that is refused parks its item."""
-    found = _made(key, image, filing)
+    found = _made(key, image, mapping)
     refused = refusals(found.writes)
     if not refused:
         return found
     return replace(found, writes=(), problem=refused[0].reason, refused=[r.write for r in refused])
 
 
-def _made(key: Key, image: bytes, filing: Filing) -> Preview:
+def _made(key: Key, image: bytes, mapping: DocumentMapping) -> Preview:
     change = Change(key, _SCANNED, new=image)
     try:
-        if filing.own_ids:
-            return Preview(key, Item(image), run_writes([change], filing))
+        if mapping.own_ids:
+            return Preview(key, Item(image), run_writes([change], mapping))
     except (Poison, Malformed) as e:
         return Preview(key, Item(image), problem=_problem(str(e), getattr(e, "trace", NO_TRACE).words))
-    at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="preview", now=0.0)
-    found = compact_latest([(change, change.version, 1)], filing, at)
+    at = BatchContext(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="preview", now=0.0)
+    found = compact_latest([(change, change.version, 1)], mapping, at)
     if found.part("preview").counts == Counts(read=1, parked=1):
         return Preview(key, Item(image), problem=_parked_for(found.saves[0].text))
     return Preview(key, Item(image), found.writes)

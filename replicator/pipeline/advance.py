@@ -8,24 +8,24 @@ from dataclasses import replace
 import orjson
 
 from replicator.change import Change, Page, Record, ScanPage
-from replicator.hooks.hook import Filing
-from replicator.pipeline.compaction import Circumstances, Compacted, compact_latest, compact_runs, latest, runs
+from replicator.hooks.hook import DocumentMapping
+from replicator.pipeline.compaction import BatchContext, Compacted, compact_latest, compact_runs, latest, runs
 from replicator.state import SegmentState, ShardState
 from replicator.version import version
 
 
 def streamed(
-    state: ShardState, pages: Sequence[Page], filing: Filing, at: Circumstances, *, ignore_expired: bool
+    state: ShardState, pages: Sequence[Page], mapping: DocumentMapping, at: BatchContext, *, ignore_expired: bool
 ) -> tuple[ShardState, Compacted]:
     """A shard behind its pages. Every record counts in the ordinals, also one that is dropped."""
     records = [r for page in pages for r in page.records]
     numbered: Iterable[tuple[int, Record]] = enumerate(records, state.ordinal + 1)
     if ignore_expired:
         numbered = ((n, r) for n, r in numbered if not r.expired)
-    if filing.own_ids:
-        found = compact_runs(runs(numbered, at.epoch), filing, at)
+    if mapping.own_ids:
+        found = compact_runs(runs(numbered, at.epoch), mapping, at)
     else:
-        found = compact_latest(latest(numbered, at.epoch), filing, at)
+        found = compact_latest(latest(numbered, at.epoch), mapping, at)
     if ignore_expired:
         expired = sum(r.expired for r in records)
         found.read += expired
@@ -49,7 +49,7 @@ def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -
 
 
 def scanned(
-    state: SegmentState, pages: Sequence[ScanPage], filing: Filing, at: Circumstances
+    state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext
 ) -> tuple[SegmentState, Compacted]:
     """A segment behind its pages. Scanned items have ordinal 0: any record of the epoch is newer."""
     changes = [Change(key, version(at.epoch, 0), new=image) for page in pages for key, image in page.items]
@@ -60,6 +60,6 @@ def scanned(
         ended=pages[-1].ended,
         items=state.items + len(changes),
     )
-    if filing.own_ids:
-        return behind, compact_runs({c.key: [c] for c in changes}, filing, at)
-    return behind, compact_latest(((c, c.version, 1) for c in changes), filing, at)
+    if mapping.own_ids:
+        return behind, compact_runs({c.key: [c] for c in changes}, mapping, at)
+    return behind, compact_latest(((c, c.version, 1) for c in changes), mapping, at)

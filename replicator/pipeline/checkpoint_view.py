@@ -9,7 +9,18 @@ from typing import Any
 from replicator.checkpoints.contract import Claimed
 from replicator.identity import UNKNOWN, Definition
 from replicator.pipeline.parked import RETRIED, Retries
-from replicator.state import VALUES, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared, decode, encode
+from replicator.state import (
+    VALUES,
+    Gap,
+    Heartbeat,
+    PipelineState,
+    Save,
+    SegmentState,
+    ShardState,
+    Spared,
+    decode,
+    encode,
+)
 
 Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing
@@ -17,7 +28,7 @@ Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for not
 _UNREAD = ("owner", "parked", "dropped")  # the store checks the one; the others are changed by commands, too
 
 
-class Ledger:
+class CheckpointView:
     """Entries by kind and id. ``put`` assumes that the save will succeed; ``undo`` takes that back."""
 
     def __init__(self, claimed: Claimed) -> None:
@@ -28,17 +39,17 @@ class Ledger:
                 self._revisions[e.kind, e.id] = e.revision
                 self._values[e.kind][e.id] = decode(e.kind, e.id, e.text)
 
-    def doubt_times(self, now: float) -> None:
+    def in_doubt_until(self, now: float) -> None:
         """Forget how far shards were read, and when they were listed, where that lies in the future.
 
         A clock that was set back since says nothing about it: what was read up to then has to be seen again.
         """
-        shards, pulse = self._values["shard"], self.pulse
+        shards, heartbeat = self._values["shard"], self.heartbeat
         for id, state in shards.items():
             if state.through is not None and state.through > now:
                 shards[id] = replace(state, through=None)
-        if pulse is not None and (pulse.listed or 0.0) > now:
-            self._values["pulse"][""] = replace(pulse, listed=None)
+        if heartbeat is not None and (heartbeat.listed or 0.0) > now:
+            self._values["pulse"][""] = replace(heartbeat, listed=None)
 
     def put(self, kind: str, id: str, value: object | None, earlier: Save | None = None) -> tuple[Save, Undo]:
         """The save that makes ``value`` (None: nothing) the entry's value, and what ``undo`` needs.
@@ -85,7 +96,7 @@ class Ledger:
         return Retries.of((id, revision) for (kind, id), revision in self._revisions.items() if kind == RETRIED)
 
     @property
-    def pulse(self) -> Pulse | None:
+    def heartbeat(self) -> Heartbeat | None:
         return self._values["pulse"].get("")
 
     @property

@@ -15,7 +15,7 @@ import msgspec
 from replicator import version as versions
 from replicator.batch import Delete, Part, Upsert, Write
 from replicator.change import Change, Record
-from replicator.hooks.hook import NO_TRACE, Filing, Poison
+from replicator.hooks.hook import NO_TRACE, DocumentMapping, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.key import Key, key_text
@@ -53,7 +53,7 @@ class Compacted:
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class BatchContext:
     """What besides the changes decides: refusals, parked items, the epoch, and the time.
 
     ``mixed``: the target may have documents that another hook made in this epoch.
@@ -97,10 +97,10 @@ def _change(r: Record | Change, version: int) -> Change:
     return Change(r.key, version, r.new, r.old, r.sequence, r.created, r.expired)
 
 
-def compact_latest(changes: Iterable[Latest], filing: Filing, at: Circumstances) -> Compacted:
+def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: BatchContext) -> Compacted:
     """One document an item."""
     found = Compacted()
-    table, hook = filing.tables[0], filing.hook
+    table, hook = mapping.tables[0], mapping.hook
     writes, healing = found.writes, bool(at.parked)
     for change, version, weight in changes:
         key = change.key
@@ -130,7 +130,7 @@ def compact_latest(changes: Iterable[Latest], filing: Filing, at: Circumstances)
     return found
 
 
-def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circumstances) -> Compacted:
+def compact_runs(items: Mapping[Key, Sequence[Change]], mapping: DocumentMapping, at: BatchContext) -> Compacted:
     """Ids of their own: all changes of each item, in order."""
     found = Compacted()
     for key, run in items.items():
@@ -142,7 +142,7 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], filing: Filing, at: Circ
         elif dropped is not None and dropped.version > run[-1].version:
             found.dropped += len(run)
         else:
-            _compact_run(found, text, run, parked, dropped, filing, at)
+            _compact_run(found, text, run, parked, dropped, mapping, at)
     return found
 
 
@@ -152,16 +152,16 @@ def _compact_run(
     run: Sequence[Change],
     parked: Held | None,
     dropped: Held | None,
-    filing: Filing,
-    at: Circumstances,
+    mapping: DocumentMapping,
+    at: BatchContext,
 ) -> None:
     newest = run[-1]
-    now, failed = _documents(newest.new, filing)
-    leaves = _places(earlier(run), filing)
+    now, failed = _documents(newest.new, mapping)
+    leaves = _places(earlier(run), mapping)
     for known in (parked, dropped):
         if known is not None:
-            leaves |= known.leaves | _places([_image(known.base)], filing)
-    base, unknown = _base(run, parked, filing) if at.mixed and dropped is None else (None, None)
+            leaves |= known.leaves | _places([_image(known.base)], mapping)
+    base, unknown = _base(run, parked, mapping) if at.mixed and dropped is None else (None, None)
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
         found.refused.append((newest.key, newest.version))
@@ -177,28 +177,28 @@ def _compact_run(
     _heal(found, newest, at)
 
 
-def _base(run: Sequence[Change], parked: Held | None, filing: Filing) -> tuple[str | None, Poison | None]:
+def _base(run: Sequence[Change], parked: Held | None, mapping: DocumentMapping) -> tuple[str | None, Poison | None]:
     """An image that the target may have documents of though the hook fails on it, and the reason to park the item.
 
     Only another hook can have made them.
     """
     base = parked.base if parked is not None else _text(run[0].old)
-    _, failed = _documents(_image(base), filing)
+    _, failed = _documents(_image(base), mapping)
     if failed is None:
         return None, None
     reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
     return base, Poison(reason, getattr(failed, "trace", NO_TRACE))
 
 
-def run_writes(run: Sequence[Change], filing: Filing, leaves: Iterable[Place] = ()) -> list[Write]:
+def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:
     """The writes for an item's run of changes, all at the last one's version. Poison if the last image is.
 
     ``leaves``: documents that the item may have besides those of these images.
     """
-    now, failed = _documents(run[-1].new, filing)
+    now, failed = _documents(run[-1].new, mapping)
     if failed is not None:
         raise failed
-    return _writes(key_text(run[-1].key), now, _places(earlier(run), filing).union(leaves), run[-1], len(run))
+    return _writes(key_text(run[-1].key), now, _places(earlier(run), mapping).union(leaves), run[-1], len(run))
 
 
 def earlier(run: Sequence[Change]) -> list[Image]:
@@ -206,19 +206,19 @@ def earlier(run: Sequence[Change]) -> list[Image]:
     return [run[0].old, *(c.new for c in run[:-1])]
 
 
-def _documents(image: Image, filing: Filing) -> tuple[Documents, Poison | Malformed | None]:
+def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poison | Malformed | None]:
     """The documents of an image, or why the hook has none."""
-    hook = filing.hook
+    hook = mapping.hook
     assert hook is not None
     try:
-        return ({} if image is None else hook.many(Item(image, hook.asked), filing.tables)), None
+        return ({} if image is None else hook.many(Item(image, hook.asked), mapping.tables)), None
     except (Poison, Malformed) as e:
         return {}, e
 
 
-def _places(images: Iterable[Image], filing: Filing) -> set[Place]:
+def _places(images: Iterable[Image], mapping: DocumentMapping) -> set[Place]:
     """The ids of all documents of these images. A hook that fails on one never stored any of it."""
-    return {place for image in images if image is not None for place in _documents(image, filing)[0]}
+    return {place for image in images if image is not None for place in _documents(image, mapping)[0]}
 
 
 def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
@@ -230,7 +230,7 @@ def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weigh
     return writes
 
 
-def _park_latest(found: Compacted, change: Change, weight: int, failed: Failed, at: Circumstances) -> None:
+def _park_latest(found: Compacted, change: Change, weight: int, failed: Failed, at: BatchContext) -> None:
     """Park an item's newest change in the place of its earlier ones."""
     before = at.parked.parked(key_text(change.key))
     if before is not None and before.version > change.version:
@@ -239,7 +239,7 @@ def _park_latest(found: Compacted, change: Change, weight: int, failed: Failed, 
     _park(found, _parked(change, failed, at), weight, at)
 
 
-def _parked(change: Change, failed: Failed, at: Circumstances) -> Parked:
+def _parked(change: Change, failed: Failed, at: BatchContext) -> Parked:
     trace = getattr(failed, "trace", NO_TRACE)
     return Parked(
         key=change.key,
@@ -255,7 +255,7 @@ def _parked(change: Change, failed: Failed, at: Circumstances) -> Parked:
     )
 
 
-def _park(found: Compacted, value: Parked, weight: int, at: Circumstances) -> None:
+def _park(found: Compacted, value: Parked, weight: int, at: BatchContext) -> None:
     """Put an entry in the place of the item's earlier one, and of what was dropped of it; it stands for both."""
     found.parked += weight
     id = parked_id(value.key, value.version)
@@ -272,7 +272,7 @@ def _park(found: Compacted, value: Parked, weight: int, at: Circumstances) -> No
         found.moves.append(Move(DROPPED, dropped))
 
 
-def _heal(found: Compacted, change: Change, at: Circumstances) -> None:
+def _heal(found: Compacted, change: Change, at: BatchContext) -> None:
     """A good change makes what is parked of the item obsolete, but not what comes after it: a scan may be older."""
     if at.parked:
         text = key_text(change.key)

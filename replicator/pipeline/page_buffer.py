@@ -23,7 +23,7 @@ Pages = Sequence[tuple[str, list[Page | ScanPage]]]
 """The pages of one batch, by source."""
 
 
-class Fetched:
+class PageBuffer:
     """A queue of pages a source; sources are named ``shard:ID`` and ``segment:N``."""
 
     def __init__(self) -> None:

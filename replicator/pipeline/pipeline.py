@@ -21,16 +21,16 @@ from replicator.batch import Batch, Outcome, Part, Rejection, outcome_counts
 from replicator.change import Listing, Page, ScanPage
 from replicator.checkpoints.contract import Claimed
 from replicator.errors import GapFound
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.identity import UNKNOWN, Definition
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.advance import scanned, streamed
-from replicator.pipeline.checkpoint_view import Ledger, Undo
-from replicator.pipeline.compaction import Circumstances, Refused
+from replicator.pipeline.checkpoint_view import CheckpointView, Undo
+from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.discovery import Discovery, News
-from replicator.pipeline.page_buffer import Fetched
+from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems, item_of
-from replicator.state import Counts, Gap, PipelineState, Pulse, Save, SegmentState, ShardState, Spared
+from replicator.state import Counts, Gap, Heartbeat, PipelineState, Save, SegmentState, ShardState, Spared
 from replicator.version import LAST_EPOCH
 
 T = TypeVar("T")
@@ -59,33 +59,33 @@ class Pipeline:
 
     def __init__(
         self,
-        filing: Filing,
+        mapping: DocumentMapping,
         claimed: Claimed,
         *,
         parked: ParkedItems | None = None,
         ignore_expired: bool = False,
         now: float = math.inf,
     ) -> None:
-        self.filing = filing
+        self.mapping = mapping
         self.ignore_expired = ignore_expired
-        self.ledger = Ledger(claimed)
-        self.ledger.doubt_times(now)
+        self.view = CheckpointView(claimed)
+        self.view.in_doubt_until(now)
         self.total = sum(claimed.counts.values(), Counts())  # of all shards and segments, what is stored
         self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
-        pulse = self.ledger.pulse
-        self.listing_stored = pulse.listed if pulse is not None else None  # with all shards that it showed
+        heartbeat = self.view.heartbeat
+        self.listing_stored = heartbeat.listed if heartbeat is not None else None  # with all shards that it showed
         self.discovery = Discovery(listed=self.listing_stored)
-        self.shards: dict[str, ShardState] = dict(self.ledger.shards)  # as stored
-        self.segments: dict[str, SegmentState] = dict(self.ledger.segments)
-        self.state: PipelineState | None = self.ledger.pipeline
+        self.shards: dict[str, ShardState] = dict(self.view.shards)  # as stored
+        self.segments: dict[str, SegmentState] = dict(self.view.segments)
+        self.state: PipelineState | None = self.view.pipeline
         self._readable: set[str] | None = None  # None: to be worked out, because the lineage changed
         self._childless: set[str] | None = None
         self._opened: set[str] = set()
-        self._fetched = Fetched()
+        self._fetched = PageBuffer()
         self._idle: dict[str, Page] = {}  # the last empty page of each shard of which nothing waits
-        self._pulse: Pulse | None = None
+        self._pulse: Heartbeat | None = None
         self._pending: list[Pending] = []
-        self._under_way: deque[_Taken] = deque()
+        self._in_flight: deque[_Taken] = deque()
         self._refused: dict[Refused, str] = {}
         self._reasons: Counter[str] = Counter()  # of what was parked since they were asked for
         self.parked_here: set[str] = set()  # items that this run parked
@@ -142,9 +142,9 @@ class Pipeline:
         """Start an epoch: where every shard stands is stored before anything of the epoch is read."""
         self._forget_reading()
         fresh = stages.first_shards(lineage.merged(listing.shards), listing.at)
-        self._pending += [("shard", id, None) for id in self.ledger.shards if id not in fresh]
-        self._pending += [("segment", id, None) for id in self.ledger.segments if id not in segments]
-        self._pending += [("spared", id, None) for id in self.ledger.spared]  # the sweep that follows finds them anew
+        self._pending += [("shard", id, None) for id in self.view.shards if id not in fresh]
+        self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
+        self._pending += [("spared", id, None) for id in self.view.spared]  # the sweep that follows finds them anew
         self._pending += [(DROPPED, held.id, None) for held in self.parked.all_dropped()]
         self._pending += [("shard", id, s) for id, s in fresh.items()]
         self._pending += [("segment", id, s) for id, s in segments.items()]
@@ -157,18 +157,18 @@ class Pipeline:
 
     def listed(self, listing: Listing) -> None:
         """Take a listing of shards; GapFound where it shows that records are lost."""
-        news = self.discovery.news({**self.ledger.shards, **self._pending_shards()}, listing)
+        news = self.discovery.news({**self.view.shards, **self._pending_shards()}, listing)
         self._pending += [("shard", id, state) for id, state in news.shards.items()]
         self._pending += [("shard", id, None) for id in news.forgotten]
         self._pending += [("shard", id, replace(self.shards[id], ended=True, leaf=True)) for id in self._settled(news)]
 
     def _settled(self, news: News) -> list[str]:
         """Finished shards of which nothing is in flight: what is stored of them does not change any more."""
-        stored, ledger = self.shards, self.ledger.shards
+        stored, view = self.shards, self.view.shards
         return [
             id
             for id in sorted(news.finished)
-            if id in stored and stored[id] == ledger.get(id) and f"shard:{id}" not in self._fetched
+            if id in stored and stored[id] == view.get(id) and f"shard:{id}" not in self._fetched
         ]
 
     def accept(self, page: Page) -> None:
@@ -186,7 +186,7 @@ class Pipeline:
 
     def gone(self, shard: str) -> bool:
         """Whether the shard ended without children, so that a reader has nothing to wait for."""
-        known = self.ledger.shards.get(shard)
+        known = self.view.shards.get(shard)
         return known is not None and known.leaf
 
     def _check_gone(self, page: Page) -> None:
@@ -195,7 +195,7 @@ class Pipeline:
 
     def accept_scan(self, page: ScanPage) -> None:
         """Take a page of a scan segment."""
-        if page.trouble is None:
+        if page.waiting_for is None:
             self._fetched.add(f"segment:{page.segment}", page)
 
     def gap(self, found: GapFound, now: float) -> None:
@@ -203,17 +203,17 @@ class Pipeline:
         epoch = self.state.epoch if self.state is not None else 0
         self._pending.append(("gap", f"{now:017.3f}", Gap(found.reason, now, epoch, found.shard, found.sequence)))
 
-    def pulse(self, pulse: Pulse) -> None:
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
         """A sign of life; with it goes how far idle shards are read."""
-        self._pulse = pulse
+        self._pulse = heartbeat
 
-    def chore_done(self, now: float) -> None:
+    def cleanup_done(self, now: float) -> None:
         """Nothing is left to sweep, or to purge: on to the next stage. With the last one, gaps are repaired."""
         assert self.state is not None
-        after = stages.after_chore(self.state)
+        after = stages.after_cleanup(self.state)
         self._pending.append(("pipeline", "", after))
         if after.stage == stages.FOLLOWING:
-            open_gaps = {id: g for id, g in self.ledger.gaps.items() if g.repaired is None and g.epoch < after.epoch}
+            open_gaps = {id: g for id, g in self.view.gaps.items() if g.repaired is None and g.epoch < after.epoch}
             self._pending += [("gap", id, replace(g, repaired=now)) for id, g in open_gaps.items()]
 
     def change(self, state: PipelineState) -> None:
@@ -222,7 +222,7 @@ class Pipeline:
 
     def define(self, definition: Definition) -> None:
         """Store with the next batch what the pipeline is bound to, unless that is known."""
-        if definition != self.ledger.definition:
+        if definition != self.view.definition:
             self._pending.append(("definition", "", definition))
 
     def drop_ahead(self) -> None:
@@ -236,14 +236,14 @@ class Pipeline:
     def swept(self, spared: Iterable[str]) -> None:
         """A sweep of this epoch is through, and left the documents of these items alone, because they are parked."""
         assert self.state is not None
-        wanted = set(spared) if self.filing.own_ids else set()
-        self._pending += [("spared", item, None) for item in self.ledger.spared if item not in wanted]
-        self._pending += [("spared", item, Spared(self.state.epoch)) for item in wanted - self.ledger.spared.keys()]
+        wanted = set(spared) if self.mapping.own_ids else set()
+        self._pending += [("spared", item, None) for item in self.view.spared if item not in wanted]
+        self._pending += [("spared", item, Spared(self.state.epoch)) for item in wanted - self.view.spared.keys()]
 
     @property
     def owes_sweep(self) -> bool:
         """Whether an item that the last sweep spared is parked no more: what it had before the epoch must go."""
-        return any(self.parked.parked(item) is None for item in self.ledger.spared)
+        return any(self.parked.parked(item) is None for item in self.view.spared)
 
     @property
     def epoch(self) -> int:
@@ -252,7 +252,7 @@ class Pipeline:
 
     def know(self, parked: ParkedItems) -> None:
         """Take the parked items as they are stored: a command may have changed them. Nothing may be under way."""
-        assert not self._under_way, "what is under way assumes other entries"
+        assert not self._in_flight, "what is under way assumes other entries"
         self.parked = parked
 
     # What goes out
@@ -265,26 +265,26 @@ class Pipeline:
         self._pending = []
         for kind, id, value in taken.pending:
             self._put(taken, kind, id, value)
-        self._put_pulse(taken)
+        self._put_heartbeat(taken)
         parts = [] if self._put_anchors(taken) else self._fill(taken, now)
         if not taken.saves and not parts:
             return None
         self._put_fence(taken)
-        state = self.ledger.pipeline
+        state = self.view.pipeline
         keep = state is not None and stages.remembers_deletes(state)
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=keep)
-        self._under_way.append(taken)
+        self._in_flight.append(taken)
         return taken.batch
 
     def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """The target has stored the oldest batch under way, and its entries are durable."""
-        taken = self._under_way.popleft()
+        taken = self._in_flight.popleft()
         assert taken.batch is batch
         for kind, id, value in taken.values:
             self._became_durable(kind, id, value)
         self.total = sum(outcome_counts(batch, outcome).values(), self.total)
         self._parked_durably(taken)
-        if self.state is not None and self.ledger.pipeline == self.state and not self._changing_stage():
+        if self.state is not None and self.view.pipeline == self.state and not self._changing_stage():
             after = stages.next_stage(self.state, self.segments.values(), now)
             if after is not None:
                 self._pending.append(("pipeline", "", after))
@@ -294,16 +294,16 @@ class Pipeline:
 
         Batches taken after it come again too, because an item's later changes may have to queue.
         """
-        assert self._under_way[0].batch is batch
+        assert self._in_flight[0].batch is batch
         self._refused |= {(r.write.item, r.write.version): r.reason for r in rejections}
         self.give_back()
 
     def give_back(self) -> None:
         """Take back every batch under way, newest first: none of them was stored."""
-        while self._under_way:
-            taken = self._under_way.pop()
+        while self._in_flight:
+            taken = self._in_flight.pop()
             for undo in reversed(taken.undos):
-                self.ledger.undo(undo)
+                self.view.undo(undo)
             for move in reversed(taken.moves):
                 self.parked.undo(move)
             self._fetched.give_back(taken.pages)
@@ -322,7 +322,7 @@ class Pipeline:
             return False
         if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
             return False
-        if self._pending or self._under_way or self._fetched or self.childless or self.owes_sweep:
+        if self._pending or self._in_flight or self._fetched or self.childless or self.owes_sweep:
             return False
         return all(s.ended or self._read_through(id, s) >= since for id, s in self.shards.items())
 
@@ -350,7 +350,7 @@ class Pipeline:
         return {id: v for kind, id, v in self._pending if kind == "shard" and isinstance(v, ShardState)}
 
     def _forget_reading(self) -> None:
-        assert not self._under_way, "collect or give back what is under way before an epoch begins"
+        assert not self._in_flight, "collect or give back what is under way before an epoch begins"
         self._fetched.clear()
         self._opened.clear()
         self._idle.clear()
@@ -363,7 +363,7 @@ class Pipeline:
             if known is not None and known.id == id:  # else it went already, or was replaced
                 self._move(taken, [Move(kind, known)])
             return
-        save, undo = self.ledger.put(kind, id, value, taken.saves.get((kind, id)))
+        save, undo = self.view.put(kind, id, value, taken.saves.get((kind, id)))
         taken.saves[kind, id] = save
         if save.text is None and save.expected == 0:
             del taken.saves[kind, id]  # it came and went: there is nothing to store
@@ -377,11 +377,11 @@ class Pipeline:
             for save in move.saves:
                 taken.saves[save.kind, save.id] = save
 
-    def _put_pulse(self, taken: _Taken) -> None:
+    def _put_heartbeat(self, taken: _Taken) -> None:
         if self._pulse is None:
             return
         for shard, page in self._idle.items():
-            state = self.ledger.shards.get(shard)
+            state = self.view.shards.get(shard)
             if state is None or state.ended:
                 continue
             through, since = max(state.through or 0.0, page.through or 0.0), max(state.since, page.since)
@@ -400,7 +400,7 @@ class Pipeline:
         as unknown, after an epoch began, as it was when the batch was sent.
         """
         moves = any(kind != "pulse" for kind, _ in taken.saves)
-        if moves and ("pipeline", "") not in taken.saves and (state := self.ledger.pipeline) is not None:
+        if moves and ("pipeline", "") not in taken.saves and (state := self.view.pipeline) is not None:
             self._put(taken, "pipeline", "", state)
 
     def _put_anchors(self, taken: _Taken) -> bool:
@@ -410,9 +410,9 @@ class Pipeline:
             if not isinstance(page, Page) or not page.records:
                 continue
             id = page.shard
-            state = self.ledger.shards[id]
+            state = self.view.shards[id]
             if state.anchor is None and state.sequence is None:
-                started = stages.start(state, self.ledger.shards)
+                started = stages.start(state, self.view.shards)
                 self._put(taken, "shard", id, replace(started, anchor=page.records[0].sequence))
                 found = True
         return found
@@ -425,18 +425,18 @@ class Pipeline:
         return parts
 
     def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
-        state = self.ledger.pipeline
+        state = self.view.pipeline
         assert state is not None
-        at = Circumstances(self._refused, self.parked, state.epoch, source, now, state.mixed)
+        at = BatchContext(self._refused, self.parked, state.epoch, source, now, state.mixed)
         kind, _, id = source.partition(":")
         behind: ShardState | SegmentState
         if kind == "segment":
             scans = [p for p in pages if isinstance(p, ScanPage)]
-            behind, found = scanned(self.ledger.segments[id], scans, self.filing, at)
+            behind, found = scanned(self.view.segments[id], scans, self.mapping, at)
         else:
-            shard = stages.start(self.ledger.shards[id], self.ledger.shards)
+            shard = stages.start(self.view.shards[id], self.view.shards)
             reads = [p for p in pages if isinstance(p, Page)]
-            behind, found = streamed(shard, reads, self.filing, at, ignore_expired=self.ignore_expired)
+            behind, found = streamed(shard, reads, self.mapping, at, ignore_expired=self.ignore_expired)
         self._put(taken, kind, id, behind)
         self._move(taken, found.moves)
         taken.refused += found.refused
@@ -454,7 +454,7 @@ class Pipeline:
                 self._readable = self._childless = None
         elif kind == "segment":
             _set(self.segments, id, value, SegmentState)
-        elif isinstance(value, Pulse):
+        elif isinstance(value, Heartbeat):
             self.listing_stored = value.listed
 
     def _parked_durably(self, taken: _Taken) -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
-from replicator.state import Counts, Entry, Gap, Owner, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.state import Counts, Entry, Gap, Heartbeat, Owner, PipelineState, SegmentState, ShardState, decode
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped
@@ -42,19 +42,19 @@ class Progress(msgspec.Struct, frozen=True):
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
     items. ``owner``: the run that may write, alive or not.
-    ``hours_until_loss``: how long the run may stay away before the stream drops what it has not read.
+    ``retention_left_hours``: how long the run may stay away before the stream drops what it has not read.
     """
 
     phase: str
     lag_seconds: float | None = None
-    hours_until_loss: float | None = None
+    retention_left_hours: float | None = None
     backfill: Backfill | None = None
     shards: Shards = Shards()
     rate: float | None = None
     gaps: tuple[Gap, ...] = ()
     parked: int = 0
     counts: Counts = Counts()
-    trouble: str | None = None
+    waiting_for: str | None = None
     epoch: int | None = None
     owner: Owner | None = None
 
@@ -64,7 +64,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
     kinds = _by_kind(entries)
     return measured(
         state=kinds["pipeline"].get(""),
-        pulse=kinds["pulse"].get(""),
+        heartbeat=kinds["pulse"].get(""),
         shards=kinds["shard"],
         segments=kinds["segment"],
         gaps=kinds["gap"],
@@ -78,7 +78,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
 def measured(
     *,
     state: PipelineState | None,
-    pulse: Pulse | None,
+    heartbeat: Heartbeat | None,
     shards: Mapping[str, ShardState],
     segments: Mapping[str, SegmentState],
     gaps: Mapping[str, Gap],
@@ -91,21 +91,21 @@ def measured(
 
     Nor does one of the future: the clock was wrong when it was given, and the run that gave it may have ended long ago.
     """
-    alive = pulse if pulse is not None and -AHEAD <= now - pulse.at <= SILENCE else None
+    alive = heartbeat if heartbeat is not None and -AHEAD <= now - heartbeat.at <= SILENCE else None
     unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
     current = readable(shards)
     lag = _lag(shards, current, now)
     return Progress(
         phase=_phase(state, alive, unrepaired),
         lag_seconds=lag,
-        hours_until_loss=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
+        retention_left_hours=None if lag is None else max(0.0, RETENTION_HOURS - lag / 3600),
         backfill=_backfill(segments, state, alive),
         shards=_shards(shards, current),
         rate=alive.rate if alive else None,
         gaps=unrepaired,
         parked=parked,
         counts=counts,
-        trouble=alive.trouble if alive else None,
+        waiting_for=alive.waiting_for if alive else None,
         epoch=state.epoch if state else None,
         owner=owner,
     )
@@ -117,7 +117,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
     return {
         "phase": progress.phase,
         "lag_seconds": progress.lag_seconds,
-        "hours_until_loss": progress.hours_until_loss,
+        "retention_left_hours": progress.retention_left_hours,
         "backfill": b
         and {
             "segments": b.segments,
@@ -133,7 +133,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
         "gap_list": [asdict(gap) for gap in progress.gaps],
         "parked": progress.parked,
         "counts": structs.asdict(progress.counts),
-        "trouble": progress.trouble,
+        "waiting_for": progress.waiting_for,
         "epoch": progress.epoch,
         "owner": progress.owner and asdict(progress.owner),
     }
@@ -156,7 +156,7 @@ def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
     return kinds
 
 
-def _phase(state: PipelineState | None, alive: Pulse | None, gaps: tuple[Gap, ...]) -> str:
+def _phase(state: PipelineState | None, alive: Heartbeat | None, gaps: tuple[Gap, ...]) -> str:
     if any(state is None or g.epoch >= state.epoch for g in gaps):
         return "gap"
     return alive.phase if alive else "stopped"
@@ -179,7 +179,7 @@ def _shards(shards: Mapping[str, ShardState], current: Collection[str]) -> Shard
 
 
 def _backfill(
-    segments: Mapping[str, SegmentState], state: PipelineState | None, alive: Pulse | None
+    segments: Mapping[str, SegmentState], state: PipelineState | None, alive: Heartbeat | None
 ) -> Backfill | None:
     if not segments:
         return None

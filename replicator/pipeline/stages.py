@@ -71,7 +71,7 @@ def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: f
     return replace(pipeline, stage=SWEEPING if pipeline.resync else PURGING, scan_ended=now)
 
 
-def after_chore(pipeline: PipelineState) -> PipelineState:
+def after_cleanup(pipeline: PipelineState) -> PipelineState:
     """The pipeline when nothing is left to sweep, or to purge."""
     return replace(pipeline, stage=PURGING if pipeline.stage == SWEEPING else FOLLOWING)
 

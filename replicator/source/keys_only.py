@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from replicator.aws.client import Call
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.change import Record
 from replicator.errors import TransientError
 from replicator.key import Key
@@ -111,6 +111,6 @@ def _batch_get(stream: Stream, keys: Sequence[Key]) -> Generator[Call, bytes, _R
     wanted = {"Keys": [stream.keys.typed(k) for k in keys], "ConsistentRead": True}
     try:
         body = yield Call("BatchGetItem", {"RequestItems": {stream.table: wanted}})
-    except WireError as e:
+    except AwsError as e:
         raise failure(e, "BatchGetItem", stream.table) from e
     return decoded(body, _Responses, "BatchGetItem")

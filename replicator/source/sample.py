@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.key import Key, KeySchema
 
 _PAGE = 100  # items a Scan call asks for at most: small pages, because the table is somebody's production
@@ -23,12 +23,14 @@ class _Item(msgspec.Struct):
     Item: msgspec.Raw = msgspec.Raw(b"null")  # as where there is no item
 
 
-def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
+def some(client: Client, table: str, limit: int) -> Iterator[bytes]:
     """The images of up to ``limit`` items, whichever come first."""
     cursor: dict[str, Any] | None = None
     while limit > 0:
         request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE)}
-        page = decoded(_call(wire, "Scan", request | ({"ExclusiveStartKey": cursor} if cursor else {})), _Items, "Scan")
+        page = decoded(
+            _call(client, "Scan", request | ({"ExclusiveStartKey": cursor} if cursor else {})), _Items, "Scan"
+        )
         items = page.Items or ()
         yield from map(bytes, items)
         limit, cursor = limit - len(items), page.LastEvaluatedKey
@@ -36,15 +38,15 @@ def some(wire: Wire, table: str, limit: int) -> Iterator[bytes]:
             return
 
 
-def one(wire: Wire, table: str, keys: KeySchema, key: Key) -> bytes | None:
+def one(client: Client, table: str, keys: KeySchema, key: Key) -> bytes | None:
     """The image of the item with that key; None if there is none."""
     request = {"TableName": table, "Key": keys.typed(key), "ConsistentRead": True}
-    found = bytes(decoded(_call(wire, "GetItem", request), _Item, "GetItem").Item)
+    found = bytes(decoded(_call(client, "GetItem", request), _Item, "GetItem").Item)
     return None if found == b"null" else found
 
 
-def _call(wire: Wire, operation: str, request: dict[str, Any]) -> bytes:
+def _call(client: Client, operation: str, request: dict[str, Any]) -> bytes:
     try:
-        return wire.call(operation, request)
-    except WireError as e:
+        return client.call(operation, request)
+    except AwsError as e:
         raise failure(e, operation, request["TableName"]) from e

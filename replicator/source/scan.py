@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from replicator.aws.client import Call
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.change import ScanPage
 from replicator.errors import TransientError
 from replicator.key import KeySchema
@@ -58,7 +58,7 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | 
         except TransientError as e:
             failures += 1
             longest = min(LONGEST_BACKOFF, QUICKEST_BACKOFF * 2 ** min(failures, 10))
-            yield ScanPage(segment, cursor=cursor, rest=table.random.uniform(longest / 2, longest), trouble=str(e))
+            yield ScanPage(segment, cursor=cursor, rest=table.random.uniform(longest / 2, longest), waiting_for=str(e))
             continue
         failures, cursor = 0, page.LastEvaluatedKey
         units = (page.ConsumedCapacity or _Consumed()).CapacityUnits or 0.0
@@ -81,7 +81,7 @@ def _page(
         request["ExclusiveStartKey"] = cursor
     try:
         body = yield Call("Scan", request)
-    except WireError as e:
+    except AwsError as e:
         raise failure(e, "Scan", table.table) from e
     return decoded(body, _Scanned, "Scan"), len(body)
 

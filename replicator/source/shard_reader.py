@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from replicator.aws.client import Call
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.change import Page, Record
 from replicator.errors import GapFound, OutOfOrder, TransientError
 from replicator.retention import SAFE_AGE, SAFE_SILENCE
@@ -92,7 +92,7 @@ def _step(stream: Stream, at: _Cursor) -> _Step:
             at.silent = 0  # it begins anew at the last record, perhaps far behind
             return _nothing(at)
         answer = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
-    except WireError as e:
+    except AwsError as e:
         return _after(stream, at, e, started)
     except TransientError as e:
         return _pause(stream, at, str(e))
@@ -125,17 +125,17 @@ def _looked_up(
     return _page(at, found, weight(found), started)
 
 
-def _asked(stream: Stream, at: _Cursor, trouble: str, progress: bool) -> Page:
+def _asked(stream: Stream, at: _Cursor, waiting_for: str, progress: bool) -> Page:
     """The page of one look-up."""
     at.failures = 0 if progress else at.failures
-    return _pause(stream, at, trouble) if trouble else _nothing(at)
+    return _pause(stream, at, waiting_for) if waiting_for else _nothing(at)
 
 
-def _after(stream: Stream, at: _Cursor, error: WireError, started: float) -> Page:
+def _after(stream: Stream, at: _Cursor, error: AwsError, started: float) -> Page:
     """The page of a step that was answered with an error; GapFound, NotPermitted where repeating cannot help."""
     if error.code == "ExpiredIteratorException":
         at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
-        return _nothing(at, trouble="the iterator expired and is replaced in place")
+        return _nothing(at, waiting_for="the iterator expired and is replaced in place")
     if error.code == "TrimmedDataAccessException":
         if at.untouched:
             _require_young(stream, at, error)
@@ -151,7 +151,7 @@ def _open(stream: Stream, at: _Cursor) -> Generator[Call, bytes, str]:
     place = _place(at)
     try:
         opened = yield from _iterator(stream, at.shard, place)
-    except WireError as e:
+    except AwsError as e:
         if not at.untouched or at.horizon or not _unusable(e, at):
             raise
         _require_young(stream, at, e)
@@ -177,14 +177,14 @@ def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator
     return decoded((yield Call("GetShardIterator", request)), _Iterator, "GetShardIterator").ShardIterator
 
 
-def _unusable(error: WireError, at: _Cursor) -> bool:
+def _unusable(error: AwsError, at: _Cursor) -> bool:
     """The endpoint does not take this way in: no AT_TIMESTAMP, or a start that is no record's number."""
     if at.state.whole:
         return error.code == "ValidationException"  # what is trimmed, `_after` sees to
     return error.code in ("ValidationException", "InternalFailure", "SerializationException")
 
 
-def _require_young(stream: Stream, at: _Cursor, error: WireError | None) -> None:
+def _require_young(stream: Stream, at: _Cursor, error: AwsError | None) -> None:
     """Opening a shard at what is left of it is right only where nothing that we need can have been trimmed."""
     if not _complete(stream, at):
         age = stream.now() - at.since
@@ -203,7 +203,7 @@ def _complete(stream: Stream, at: _Cursor) -> bool:
     return now - at.since < SAFE_AGE or (at.through is not None and now - at.through < SAFE_SILENCE)
 
 
-def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: WireError | None = None) -> None:
+def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: AwsError | None = None) -> None:
     """The last record cannot be seen again. That is no loss if it had to go by its age, and nothing after it had."""
     due = at.last is not None and at.created is not None and stream.now() - at.created >= SAFE_AGE
     if not due or not _complete(stream, at):
@@ -211,7 +211,7 @@ def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: WireError | N
     at.expected, at.horizon = None, True
 
 
-def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
+def _failed(stream: Stream, at: _Cursor, error: AwsError) -> Page:
     """The page of a failed step, or the error if repeating the step cannot help."""
     if error.code == "ResourceNotFoundException":
         if _complete(stream, at):
@@ -228,15 +228,15 @@ def _failed(stream: Stream, at: _Cursor, error: WireError) -> Page:
     raise found from error
 
 
-def _pause(stream: Stream, at: _Cursor, trouble: str) -> Page:
+def _pause(stream: Stream, at: _Cursor, waiting_for: str) -> Page:
     at.failures += 1
     longest = min(LONGEST_BACKOFF, QUICKEST_POLL * 2 ** min(at.failures, 10))
-    return _nothing(at, rest=stream.random.uniform(longest / 2, longest), trouble=trouble)
+    return _nothing(at, rest=stream.random.uniform(longest / 2, longest), waiting_for=waiting_for)
 
 
-def _nothing(at: _Cursor, rest: float = 0.0, trouble: str | None = None) -> Page:
+def _nothing(at: _Cursor, rest: float = 0.0, waiting_for: str | None = None) -> Page:
     """The page of a step that read nothing."""
-    return Page(at.shard, (), False, at.through, rest, trouble, since=at.since)
+    return Page(at.shard, (), False, at.through, rest, waiting_for, since=at.since)
 
 
 def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:

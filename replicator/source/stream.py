@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from replicator.aws.client import Call
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.change import Listing, Shard
 from replicator.errors import GapFound
 from replicator.key import KeySchema
@@ -100,7 +100,7 @@ def describe_stream(arn: str, *, after: str | None = None) -> Generator[Call, by
     """
     try:
         return (yield from _page(arn, {} if after is None else {"ExclusiveStartShardId": after}))
-    except WireError as e:
+    except AwsError as e:
         if e.code == "ResourceNotFoundException":
             raise GapFound(f"the stream {arn} no longer exists, and it was not read to its end", gone=True) from e
         raise failure(e, "DescribeStream", arn) from e
@@ -110,7 +110,7 @@ def describe_children(arn: str, parent: str) -> Generator[Call, bytes, StreamPag
     """The children of an ended shard; None if the endpoint refuses the question, which proves nothing."""
     try:
         return (yield from _page(arn, {"ShardFilter": {"Type": "CHILD_SHARDS", "ShardId": parent}}))
-    except WireError as e:
+    except AwsError as e:
         if e.code in _NO_FILTER:
             return None
         raise failure(e, "DescribeStream", arn) from e

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.errors import ConfigError, TransientError
 from replicator.key import KeyAttribute, KeySchema
 
@@ -63,9 +63,9 @@ class _DescribeTable(msgspec.Struct):
     Table: _Table
 
 
-def describe_table(wire: Wire, name: str) -> SourceTable:
+def describe_table(client: Client, name: str) -> SourceTable:
     """The table as it is now; ConfigError if there is none."""
-    table = find_table(wire, name)
+    table = find_table(client, name)
     if table is None:
         raise ConfigError(
             f"source.table: there is no table {name} in this account and region; "
@@ -74,16 +74,16 @@ def describe_table(wire: Wire, name: str) -> SourceTable:
     return table
 
 
-def find_table(wire: Wire, name: str) -> SourceTable | None:
+def find_table(client: Client, name: str) -> SourceTable | None:
     """The table as it is now; None if there is none."""
     try:
-        body = wire.call("DescribeTable", {"TableName": name})
-    except WireError as e:
+        body = client.call("DescribeTable", {"TableName": name})
+    except AwsError as e:
         if e.code == "ResourceNotFoundException":
             return None
         raise failure(e, "DescribeTable", name) from e
     try:
-        return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(wire, "server", ""))
+        return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(client, "server", ""))
     except (KeyError, ValueError) as e:  # a key attribute that is not defined, or of a type that no key has
         raise TransientError(f"DescribeTable was answered with something that is not DynamoDB's JSON: {e}") from e
 

@@ -42,7 +42,7 @@ def place(write: Write) -> Place:
 
 
 @dataclass
-class Acknowledged:
+class AckTracker:
     """``stored``: carried out by this run, and whether a tombstone (or the document itself) is there to prove it.
 
     ``stale``: the target had that version or a newer one from elsewhere. ``lost``: sent, perhaps carried out: there

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.checkpoints.contract import Checkpoints
 from replicator.identity import Change, Identity, Parts
 from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,10 @@ class Denied(str):
 
 
 @runtime_checkable
-class Lingering(Protocol):
+class AppliesLate(Protocol):
     """A target without transactions, whose requests may still be carried out after their answer was given up.
 
-    It begins a ``doubt`` whenever an answer is lost. While there is doubt, every delete leaves a tombstone, whatever
+    It begins a ``in_doubt`` whenever an answer is lost. While there is doubt, every delete leaves a tombstone, whatever
     the batch says. The pipeline begins one where an earlier run may have been killed, and purges when it is over.
 
     A batch that takes long is not sent to its end: after ``TRUSTED`` seconds (``is_late``) nothing more of it is begun,
@@ -117,11 +117,11 @@ class Lingering(Protocol):
     """
 
     @property
-    def doubt(self) -> Doubt: ...
+    def in_doubt(self) -> InDoubtWindow: ...
 
 
 @runtime_checkable
-class Weaker(Protocol):
+class ReducedGuarantee(Protocol):
     """A target that may promise less than others do, under some option."""
 
     @property
@@ -152,8 +152,8 @@ class Forecasting(Protocol):
 class Mirroring(Protocol):
     """A target that wants to know what it is a copy of, for instance to make its tables alike."""
 
-    def mirror(self, source: SourceTable, wire: Wire, *, keep_expired: bool = False) -> None:
-        """Called once, before anything else. ``wire`` reads the source's account; it is not to be called yet.
+    def mirror(self, source: SourceTable, client: Client, *, keep_expired: bool = False) -> None:
+        """Called once, before anything else. ``client`` reads the source's account; it is not to be called yet.
 
         ``keep_expired``: what expires in the source must stay in the copy.
         """
@@ -213,7 +213,7 @@ class Defining(Protocol):
 
 
 @runtime_checkable
-class Overlapping(Protocol):
+class Pipelined(Protocol):
     """A target that can store one batch while the next one is encoded.
 
     ``write(batch)`` is the same as ``send(encode(batch))`` and ``collect()``. At most one batch is under way.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from replicator.state import LONGEST_IN_DOUBT
 
-LINGER = LONGEST_IN_DOUBT
+WINDOW = LONGEST_IN_DOUBT
 TRUSTED = 10.0  # seconds after its start in which a batch is still sent before the run asks whether it was replaced
 TOO_LATE = "the batch takes long; asking whether another run took over, then going on"
 
@@ -30,7 +30,7 @@ def is_late(began: float, now: float) -> bool:
 
 
 @dataclass(slots=True)
-class Doubt:
+class InDoubtWindow:
     """The time in which earlier requests may still be carried out; true while it lasts.
 
     ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``begun``: how often one
@@ -53,7 +53,7 @@ class Doubt:
 
         ``earlier``: the request may be of an earlier epoch. A run before this one left it, or a command.
         """
-        until = self.now() + min(seconds, LINGER)
+        until = self.now() + min(seconds, WINDOW)
         self._until = max(until, self._until or 0.0)
         if earlier:
             self._until_earlier, self.swept = max(until, self._until_earlier or 0.0), False

@@ -17,10 +17,10 @@ from typing import Any
 
 from replicator.batch import Upsert
 from replicator.change import Change
-from replicator.hooks.hook import Document, Filing, Hook, is_declared
+from replicator.hooks.hook import Document, DocumentMapping, Hook, is_declared
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.pipeline.compaction import Circumstances, Compacted, compact_latest, compact_runs
+from replicator.pipeline.compaction import BatchContext, Compacted, compact_latest, compact_runs
 from replicator.pipeline.parked import ParkedItems
 from replicator.state import Parked, decode
 from replicator.version import FIRST_EPOCH, version
@@ -39,14 +39,14 @@ _KEY = ("item",)  # whatever the item's key is, a hook has no part in it
 def hook_test(hook: Callable[[Item], Any], *, tables: Sequence[str] = ("documents",)) -> HookTest:
     """The kit for ``hook``, plain or declared, with the tables that the target has."""
     name = getattr(hook, "__name__", type(hook).__name__)
-    return HookTest(Filing(Hook(name, hook, "", is_declared(hook)), tuple(tables)), name)
+    return HookTest(DocumentMapping(Hook(name, hook, "", is_declared(hook)), tuple(tables)), name)
 
 
 @dataclass(frozen=True, slots=True)
 class HookTest:
     """What a hook is claimed to do."""
 
-    filing: Filing
+    mapping: DocumentMapping
     name: str
 
     def gives(self, item: GivenItem, *expected: Body | Document) -> None:
@@ -100,26 +100,26 @@ class HookTest:
 
     def _compacted(self, old: GivenItem | None, new: GivenItem | None) -> Compacted:
         change = Change(_KEY, version(FIRST_EPOCH, 1), _image(new), _image(old), "1")
-        at = Circumstances(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="test", now=0.0)
-        if self.filing.own_ids:
-            return compact_runs({_KEY: [change]}, self.filing, at)
-        return compact_latest([(change, change.version, 1)], self.filing, at)
+        at = BatchContext(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="test", now=0.0)
+        if self.mapping.own_ids:
+            return compact_runs({_KEY: [change]}, self.mapping, at)
+        return compact_latest([(change, change.version, 1)], self.mapping, at)
 
     def _placed(self, item: GivenItem) -> dict[tuple[str, Id], Body]:
         return {(w[1], w[2]): w[3] for w in self.writes(new=item) if len(w) == 4}
 
     def _id(self, id: Sequence[str]) -> Id:
-        return id[1] if self.filing.own_ids else None
+        return id[1] if self.mapping.own_ids else None
 
     def _place(self, expected: Body | Document) -> tuple[tuple[str, Id], Body]:
-        if isinstance(expected, Document) != self.filing.own_ids:
+        if isinstance(expected, Document) != self.mapping.own_ids:
             kind = (
-                "Documents, because the hook is declared" if self.filing.own_ids else "one mapping: the hook is plain"
+                "Documents, because the hook is declared" if self.mapping.own_ids else "one mapping: the hook is plain"
             )
             raise TypeError(f"hook {self.name} is expected to give {kind}")
         if isinstance(expected, Document):
-            return (expected.table or self.filing.tables[0], str(expected.id)), dict(expected.body)
-        return (self.filing.tables[0], None), dict(expected)
+            return (expected.table or self.mapping.tables[0], str(expected.id)), dict(expected.body)
+        return (self.mapping.tables[0], None), dict(expected)
 
 
 def _image(item: GivenItem | None) -> bytes | None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
-from replicator.target.acks import Acknowledged, place
+from replicator.target.acks import AckTracker, place
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 from replicator.testing.memory import MemoryDatabase, MemoryRows, unspared
 
 GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, as it is unless somebody sets it
@@ -45,8 +45,8 @@ class MemoryIndex(MemoryRows):
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(database, refuse)
-        self.doubt = Doubt(now)
-        self.acknowledged = Acknowledged()
+        self.in_doubt = InDoubtWindow(now)
+        self.acknowledged = AckTracker()
         self._now = now
         self._doomed: dict[tuple[str, int], Sequence[tuple[DocumentId, int]]] = {}
 
@@ -55,7 +55,7 @@ class MemoryIndex(MemoryRows):
 
     def requests(self, batch: Batch) -> Sequence[Request]:
         """What is unfinished of a batch."""
-        keep = batch.tombstones or bool(self.doubt)
+        keep = batch.tombstones or bool(self.in_doubt)
         return self.acknowledged.unfinished(_requests(batch, keep), tombstones=keep)
 
     def carry_out(self, request: Request) -> bool:
@@ -94,7 +94,7 @@ class MemoryIndex(MemoryRows):
         return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r.write)) is not None]
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
-        """Remove what the last call found; see ``Lingering``. As in a search engine, by the version alone."""
+        """Remove what the last call found; see ``AppliesLate``. As in a search engine, by the version alone."""
         for id, version in self._doomed.pop((table.name, below), ()):
             self.remove(table, id, version)
         found = self._doomed[table.name, below] = unspared(self.buried(table, below), spare)

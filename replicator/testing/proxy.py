@@ -138,7 +138,7 @@ class Proxy:
             link.answered = 0
         self._weather = Weather(answer=answer)
 
-    def lose_answers(self) -> None:
+    def lose_responses(self) -> None:
         self._weather = Weather(Fault.LOSING_ANSWERS)  # connections stay: what is asked on them is carried out
 
     def swallow(self) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from replicator.aws.boto import Boto, connect
-from replicator.aws.errors import WireError, failure
+from replicator.aws.errors import AwsError, failure
 from replicator.aws.sigv4 import Keys
 from replicator.config.settings import Source
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
@@ -50,7 +50,7 @@ def db() -> DynamoDB:
 
 
 @pytest.fixture
-def wire(db: DynamoDB) -> Iterator[Boto]:
+def client(db: DynamoDB) -> Iterator[Boto]:
     with served(db) as url:
         yield boto(url)
 
@@ -59,9 +59,9 @@ def boto(url: str | None, **more: Any) -> Boto:
     return connect(Source(table="orders", **({"region": "us-east-1", "endpoint_url": url} | more)))
 
 
-def refused(wire: Boto, operation: str = "Scan", **request: Any) -> WireError:
-    with pytest.raises(WireError) as raised:
-        wire.call(operation, request or SCAN)
+def refused(client: Boto, operation: str = "Scan", **request: Any) -> AwsError:
+    with pytest.raises(AwsError) as raised:
+        client.call(operation, request or SCAN)
     return raised.value
 
 
@@ -103,13 +103,13 @@ def answering(server: Server) -> Iterator[Server]:
 # bodies
 
 
-def test_a_body_passes_as_the_very_bytes_that_were_sent(db: DynamoDB, wire: Boto) -> None:
+def test_a_body_passes_as_the_very_bytes_that_were_sent(db: DynamoDB, client: Boto) -> None:
     db.put("orders", {"id": "a", "n": 10**37, "raw": b"\x00\xff", "tags": {"x"}})
-    assert wire.call("Scan", SCAN) == db.call("Scan", SCAN)
-    assert b'"N":"10000000000000000000000000000000000000"' in wire.call("Scan", SCAN)
+    assert client.call("Scan", SCAN) == db.call("Scan", SCAN)
+    assert b'"N":"10000000000000000000000000000000000000"' in client.call("Scan", SCAN)
 
 
-def test_every_operation_that_is_used_goes_through(db: DynamoDB, wire: Boto) -> None:
+def test_every_operation_that_is_used_goes_through(db: DynamoDB, client: Boto) -> None:
     db.put("orders", {"id": "a"})
     arn = db.stream_arn("orders")
     (shard,) = db.shards("orders")
@@ -122,8 +122,10 @@ def test_every_operation_that_is_used_goes_through(db: DynamoDB, wire: Boto) -> 
         "DescribeStream": {"StreamArn": arn},
     }
     for operation, request in requests.items():
-        assert wire.call(operation, request) == db.call(operation, request)
-    found = wire.call("GetShardIterator", {"StreamArn": arn, "ShardId": shard.id, "ShardIteratorType": "TRIM_HORIZON"})
+        assert client.call(operation, request) == db.call(operation, request)
+    found = client.call(
+        "GetShardIterator", {"StreamArn": arn, "ShardId": shard.id, "ShardIteratorType": "TRIM_HORIZON"}
+    )
     assert b'"ShardIterator":' in found
 
 
@@ -136,7 +138,7 @@ def test_a_request_goes_out_as_it_was_given_and_signed() -> None:
     assert "Credential=ours/" in headers["Authorization"]
 
 
-def test_threads_do_not_mix_their_bodies(db: DynamoDB, wire: Boto) -> None:
+def test_threads_do_not_mix_their_bodies(db: DynamoDB, client: Boto) -> None:
     for n in range(20):
         db.put("orders", {"id": f"i{n}"})
     found: dict[int, bytes] = {}
@@ -144,7 +146,7 @@ def test_threads_do_not_mix_their_bodies(db: DynamoDB, wire: Boto) -> None:
 
     def get(n: int) -> None:
         together.wait()
-        found[n] = wire.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": f"i{n}"}}})
+        found[n] = client.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": f"i{n}"}}})
 
     threads = [threading.Thread(target=get, args=(n,)) for n in range(20)]
     usual = sys.getswitchinterval()
@@ -172,22 +174,22 @@ def test_threads_do_not_mix_their_bodies(db: DynamoDB, wire: Boto) -> None:
         ("InternalServerError", 500),
     ],
 )
-def test_an_error_keeps_its_code_message_and_status(db: DynamoDB, wire: Boto, code: str, status: int) -> None:
+def test_an_error_keeps_its_code_message_and_status(db: DynamoDB, client: Boto, code: str, status: int) -> None:
     db.fail("Scan", code, message="just so")
-    found = refused(wire)
+    found = refused(client)
     assert (found.code, found.message, found.status) == (code, "just so", status)
 
 
 @pytest.mark.parametrize("code", ["ProvisionedThroughputExceededException", "InternalServerError"])
-def test_nothing_is_repeated_inside(db: DynamoDB, wire: Boto, code: str) -> None:
+def test_nothing_is_repeated_inside(db: DynamoDB, client: Boto, code: str) -> None:
     db.fail("Scan", code, times=1)
-    refused(wire)
+    refused(client)
     assert db.calls["Scan"] == 1
 
 
-def test_a_table_that_is_not_there_is_a_matter_of_config(wire: Boto) -> None:
+def test_a_table_that_is_not_there_is_a_matter_of_config(client: Boto) -> None:
     with pytest.raises(ConfigError, match="there is no table nowhere in this account and region"):
-        describe_table(wire, "nowhere")
+        describe_table(client, "nowhere")
 
 
 @pytest.mark.usefixtures("without_credentials")
@@ -220,11 +222,11 @@ def test_a_refused_connection_is_repeated_by_whoever_asked() -> None:
 
 def test_the_answer_of_a_proxy_is_transient() -> None:
     with answering(Server()) as server:
-        wire = boto(server.url)
+        client = boto(server.url)
         for server.status in (200, 201, 302, 400, 403, 404, 407, 500, 502, 503):
             for server.body in (b"<html>proxy</html>", b"", b"[]", b"null", b'"no"'):
                 with pytest.raises(TransientError):
-                    describe_table(wire, "orders")
+                    describe_table(client, "orders")
         assert len(server.asked) == 50
 
 
@@ -256,10 +258,10 @@ DENIED = b"""<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><E
 def test_a_role_is_assumed_once_with_the_external_id_and_signs_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Server(body=ASSUMED)) as sts, answering(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
-        wire = boto(dynamodb.url, role_arn=ROLE, external_id="shared-secret")
+        client = boto(dynamodb.url, role_arn=ROLE, external_id="shared-secret")
         assert sts.asked == []  # nothing before the first call
-        wire.call("Scan", SCAN)
-        wire.call("DescribeStream", {"StreamArn": "arn"})
+        client.call("Scan", SCAN)
+        client.call("DescribeStream", {"StreamArn": "arn"})
     ((headers, body),) = sts.asked
     given = {name: value for name, (value,) in parse_qs(body.decode()).items()}
     assert (given["Action"], given["RoleArn"], given["ExternalId"]) == ("AssumeRole", ROLE, "shared-secret")
@@ -277,14 +279,14 @@ def test_a_roles_keys_that_run_out_are_renewed_and_a_role_that_was_taken_away_is
     short = ASSUMED.replace(b"2999-01-01T00:00:00Z", soon.isoformat().encode())
     with answering(Server(body=short)) as sts, answering(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
-        wire = boto(dynamodb.url, role_arn=ROLE)
-        wire.call("Scan", SCAN)
+        client = boto(dynamodb.url, role_arn=ROLE)
+        client.call("Scan", SCAN)
         sts.body = short.replace(b"theirs", b"renewed")
-        wire.call("Scan", SCAN)
+        client.call("Scan", SCAN)
         assert "Credential=renewed/" in dynamodb.asked[-1][0]["Authorization"]
         sts.status, sts.body = 403, DENIED
         with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
-            wire.call("Scan", SCAN)
+            client.call("Scan", SCAN)
 
 
 def test_without_an_external_id_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,8 +308,8 @@ def test_a_role_that_may_not_be_assumed_is_named_as_such(monkeypatch: pytest.Mon
 def test_the_roles_keys_are_there_for_those_who_sign_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Server(body=ASSUMED)) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
-        wire = boto("http://127.0.0.1:1", role_arn=ROLE)
-        assert [wire.keys() for _ in range(3)] == [Keys("theirs", "s", "t")] * 3
+        client = boto("http://127.0.0.1:1", role_arn=ROLE)
+        assert [client.keys() for _ in range(3)] == [Keys("theirs", "s", "t")] * 3
     assert len(sts.asked) == 1
 
 
@@ -339,7 +341,7 @@ def test_a_role_cannot_be_assumed_by_nobody() -> None:
 
 
 def test_errors_of_the_wire_are_no_errors_for_people_before_somebody_judged_them() -> None:
-    assert not issubclass(WireError, ReplicatorError)
+    assert not issubclass(AwsError, ReplicatorError)
 
 
 # what is compared before a body counts
@@ -371,7 +373,7 @@ def _code_of(said: bytes) -> str | None:
         thread.start()
         try:
             boto(f"http://127.0.0.1:{listener.getsockname()[1]}").call("Scan", SCAN)
-        except WireError as e:
+        except AwsError as e:
             return e.code if e.status == 0 else "not lost"
         finally:
             thread.join()
@@ -389,7 +391,7 @@ def test_an_endpoint_of_the_environment_is_held_to_insecure_too(name: str, monke
 
 
 def test_missing_credentials_are_no_matter_of_a_policy() -> None:
-    found = failure(WireError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
+    found = failure(AwsError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
     assert str(found) == (
         "there are no AWS credentials for Scan on orders (Unable to locate credentials). "
         "Give some (AWS_PROFILE, target.profile, a role of the machine)"

@@ -7,7 +7,7 @@ import pytest
 from botocore.loaders import Loader
 from botocore.retries import standard
 
-from replicator.aws.errors import THROTTLED, UNNAMED, NotConnected, WireError, decoded, failure, in_doubt, refusal
+from replicator.aws.errors import THROTTLED, UNNAMED, AwsError, NotConnected, decoded, failure, in_doubt, refusal
 from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 
@@ -31,7 +31,7 @@ class Answer(msgspec.Struct):
     ],
 )
 def test_a_transient_failure_is_repeated(code: str, status: int) -> None:
-    found = failure(WireError(code, "later", status), "Scan", "orders")
+    found = failure(AwsError(code, "later", status), "Scan", "orders")
     assert type(found) is TransientError
     assert str(found) == f"Scan on orders: {code}: later"
 
@@ -49,7 +49,7 @@ def botocores_codes() -> set[str]:
 
 @pytest.mark.parametrize("code", sorted(botocores_codes()))
 def test_every_code_that_botocore_repeats_is_transient(code: str) -> None:
-    assert type(failure(WireError(code, "later", 400), "PutItem", "orders")) is TransientError
+    assert type(failure(AwsError(code, "later", 400), "PutItem", "orders")) is TransientError
 
 
 def test_every_code_that_botocore_takes_for_throttling_is_one_of_a_request_that_was_not_carried_out() -> None:
@@ -58,26 +58,26 @@ def test_every_code_that_botocore_takes_for_throttling_is_one_of_a_request_that_
 
 @pytest.mark.parametrize("status", [408, 429, *standard.TransientRetryableChecker._TRANSIENT_STATUS_CODES, 509])
 def test_every_status_that_botocore_repeats_is_transient(status: int) -> None:
-    assert type(failure(WireError("Whatever", "later", status), "PutItem", "orders")) is TransientError
+    assert type(failure(AwsError("Whatever", "later", status), "PutItem", "orders")) is TransientError
 
 
 @pytest.mark.parametrize(
     ("error", "doubtful"),
     [
-        (WireError("ReadTimeoutError", "", 0), True),
-        (WireError("RequestTimeout", "", 400), True),
-        (WireError("RequestTimeoutException", "", 400), True),
-        (WireError("Whatever", "", 408), True),
-        (WireError(UNNAMED, "", 403), True),
-        (WireError("InternalServerError", "", 500), True),
-        (WireError("Whatever", "", 499), False),
-        (WireError("PriorRequestNotComplete", "", 400), False),
-        (WireError("ThrottlingException", "", 429), False),
+        (AwsError("ReadTimeoutError", "", 0), True),
+        (AwsError("RequestTimeout", "", 400), True),
+        (AwsError("RequestTimeoutException", "", 400), True),
+        (AwsError("Whatever", "", 408), True),
+        (AwsError(UNNAMED, "", 403), True),
+        (AwsError("InternalServerError", "", 500), True),
+        (AwsError("Whatever", "", 499), False),
+        (AwsError("PriorRequestNotComplete", "", 400), False),
+        (AwsError("ThrottlingException", "", 429), False),
         (NotConnected("ConnectTimeoutError", "", 0), False),
     ],
-    ids=lambda given: f"{given.code}-{given.status}" if isinstance(given, WireError) else "",
+    ids=lambda given: f"{given.code}-{given.status}" if isinstance(given, AwsError) else "",
 )
-def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(error: WireError, doubtful: bool) -> None:
+def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(error: AwsError, doubtful: bool) -> None:
     assert in_doubt(error) is doubtful
 
 
@@ -120,7 +120,7 @@ def test_null_is_an_absent_value_in_an_error() -> None:
     ],
 )
 def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) -> None:
-    found = failure(WireError(code, "no", status), "GetRecords", "arn:stream")
+    found = failure(AwsError(code, "no", status), "GetRecords", "arn:stream")
     assert type(found) is NotPermitted
     assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
 
@@ -140,7 +140,7 @@ def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) ->
     ],
 )
 def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: str, status: int, said: str) -> None:
-    error = WireError(code, "no", status)
+    error = AwsError(code, "no", status)
     found = failure(error, "GetRecords", "arn:stream")
     assert isinstance(found, NotAuthenticated)
     assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
@@ -150,7 +150,7 @@ def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: st
 
 
 def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> None:
-    found = failure(WireError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
+    found = failure(AwsError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
     assert str(found) == (
         "AWS does not accept the credentials for dynamodb:Scan on orders (UnrecognizedClientException: bad token). "
         "Correct the credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> Non
 
 
 def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
-    found = failure(WireError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
+    found = failure(AwsError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
     assert str(found) == (
         "dynamodb:Scan on orders is not permitted (AccessDeniedException: User x is not authorized). "
         "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
@@ -169,7 +169,7 @@ def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
 @pytest.mark.parametrize("how", ["expired", "not yet current"])
 def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
     said = f"Signature {how}: 20261125T000000Z is now earlier than 20261125T001500Z (20261125T002000Z - 5 min.)"
-    found = failure(WireError("InvalidSignatureException", said, 400), "Scan", "orders")
+    found = failure(AwsError("InvalidSignatureException", said, 400), "Scan", "orders")
     assert type(found) is TransientError
     assert str(found) == (
         f"Scan on orders: AWS refuses what this machine signs, because its clock is wrong ({said}). "
@@ -179,13 +179,13 @@ def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
 
 @pytest.mark.parametrize("code", ["ValidationException", "ResourceNotFoundException", "SerializationException"])
 def test_any_other_refusal_is_neither_repeated_nor_a_permission(code: str) -> None:
-    found = failure(WireError(code, "no such thing", 400), "Scan", "orders")
+    found = failure(AwsError(code, "no such thing", 400), "Scan", "orders")
     assert type(found) is ReplicatorError
     assert str(found) == f"Scan on orders was refused: {code}: no such thing"
 
 
 def test_an_error_shows_its_code_and_message() -> None:
-    assert str(WireError("ValidationException", "no", 400)) == "ValidationException: no"
+    assert str(AwsError("ValidationException", "no", 400)) == "ValidationException: no"
 
 
 def test_a_body_becomes_the_shape_and_its_items_stay_raw() -> None:

@@ -21,8 +21,8 @@ import pytest
 from replicator.aws.boto import Boto, connect
 from replicator.aws.client import Call, Calls
 from replicator.aws.endpoint import Endpoint, connected
-from replicator.aws.errors import NotConnected, WireError, failure
-from replicator.aws.http_client import Lines, Route
+from replicator.aws.errors import AwsError, NotConnected, failure
+from replicator.aws.http_client import HttpClient, Route
 from replicator.aws.sigv4 import Keys
 from replicator.aws.threaded import Threads
 from replicator.config.settings import Source
@@ -108,9 +108,9 @@ def http(body: bytes = b"{}", status: str = "200 OK", *headers: str) -> bytes:
 
 
 @contextlib.contextmanager
-def lines(url: str, timeout: float = 5.0, **more: Any) -> Iterator[Lines]:
+def lines(url: str, timeout: float = 5.0, **more: Any) -> Iterator[HttpClient]:
     route = Route(Endpoint(url, "us-east-1", "", **more), "DynamoDB_20120810.Scan", "dynamodb")
-    made = Lines(lambda _: route, lambda: Keys("ours", "secret"), timeout)
+    made = HttpClient(lambda _: route, lambda: Keys("ours", "secret"), timeout)
     try:
         yield made
     finally:
@@ -132,9 +132,9 @@ def asked(calls: Calls, call: Call = CALL) -> bytes | Exception:
     return answer
 
 
-def refused(calls: Calls, call: Call = CALL) -> WireError:
+def refused(calls: Calls, call: Call = CALL) -> AwsError:
     found = asked(calls, call)
-    assert isinstance(found, WireError)
+    assert isinstance(found, AwsError)
     return found
 
 
@@ -156,16 +156,16 @@ def test_answers_are_the_very_bytes_that_boto3_would_bring(db: DynamoDB) -> None
         "DescribeStream": {"StreamArn": db.stream_arn("orders")},
     }
     with served(db) as url:
-        wire = boto(url)
-        with contextlib.closing(wire.calls()) as calls:
+        client = boto(url)
+        with contextlib.closing(client.calls()) as calls:
             for operation, request in requests.items():
-                assert asked(calls, Call(operation, request)) == wire.call(operation, request)
-        wire.close()
+                assert asked(calls, Call(operation, request)) == client.call(operation, request)
+        client.close()
 
 
 def test_a_call_goes_where_boto3_sends_it_and_is_signed_for_that() -> None:
-    wire = boto(None, region="eu-west-1")
-    assert {call: (r.endpoint.url, r.endpoint.region, r.target, r.service) for call, r in _routes(wire)} == {
+    client = boto(None, region="eu-west-1")
+    assert {call: (r.endpoint.url, r.endpoint.region, r.target, r.service) for call, r in _routes(client)} == {
         "Scan": ("https://dynamodb.eu-west-1.amazonaws.com", "eu-west-1", "DynamoDB_20120810.Scan", "dynamodb"),
         "GetRecords": (
             "https://streams.dynamodb.eu-west-1.amazonaws.com",
@@ -176,34 +176,34 @@ def test_a_call_goes_where_boto3_sends_it_and_is_signed_for_that() -> None:
     }
 
 
-def _routes(wire: Boto) -> Iterator[tuple[str, Route]]:
+def _routes(client: Boto) -> Iterator[tuple[str, Route]]:
     for call in (CALL, Call("GetRecords", {"ShardIterator": "x"})):
-        yield call.operation, wire.route(call)
+        yield call.operation, client.route(call)
 
 
 def test_endpoints_of_an_account_are_found_as_boto3_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCOUNT_ID", "123456789012")
-    wire = boto(None, region="eu-west-1")
-    assert wire.route(CALL).endpoint.url == "https://123456789012.ddb.eu-west-1.amazonaws.com"
+    client = boto(None, region="eu-west-1")
+    assert client.route(CALL).endpoint.url == "https://123456789012.ddb.eu-west-1.amazonaws.com"
     monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
     assert "fips" in boto(None, region="us-east-1").route(CALL).endpoint.url
 
 
 def test_nothing_leaves_while_it_is_found_out_where_to_go_and_everything_does_after(db: DynamoDB) -> None:
     with served(db) as url:
-        wire = boto(url)
-        wire.route(CALL)
+        client = boto(url)
+        client.route(CALL)
         assert db.calls["Scan"] == 0
-        wire.call("Scan", CALL.request)
+        client.call("Scan", CALL.request)
         assert db.calls["Scan"] == 1
-        wire.close()
+        client.close()
 
 
 def test_a_request_is_signed_with_the_keys_as_they_are_now() -> None:
     with answering(lambda *_: http()) as server:
         keys = [Keys("first", "s", "token"), Keys("second", "s")]
         route = Route(Endpoint(server.url, "us-east-1", ""), "DynamoDB_20120810.Scan", "dynamodb")
-        with contextlib.closing(Lines(lambda _: route, lambda: keys.pop(0), 5.0)) as calls:
+        with contextlib.closing(HttpClient(lambda _: route, lambda: keys.pop(0), 5.0)) as calls:
             assert [asked(calls), asked(calls)] == [b"{}", b"{}"]
     (first, body), (second, _) = server.asked
     assert body == b'{"TableName":"orders"}'
@@ -321,7 +321,7 @@ def test_the_answer_of_something_else_is_transient() -> None:
                 assert isinstance(failure(refused(calls), "Scan", "orders"), TransientError)
 
 
-def transient(found: WireError, code: str) -> None:
+def transient(found: AwsError, code: str) -> None:
     assert (found.code, found.status) == (code, 0)
     assert isinstance(failure(found, "Scan", "orders"), TransientError)
 
@@ -349,7 +349,7 @@ def test_a_server_that_says_nothing_is_given_up_and_what_trickles_is_not() -> No
         name, found = next_of(calls)
         silent.set()
     assert name == "silent"
-    assert isinstance(found, WireError)
+    assert isinstance(found, AwsError)
     transient(found, "ReadTimeoutError")
 
 
@@ -393,7 +393,7 @@ def test_what_a_sleeping_process_had_sent_in_part_is_not_sent_to_its_end(monkeyp
             name, found = next_of(calls)
         thread.join(SOON)
     assert name == "large"
-    assert isinstance(found, WireError)
+    assert isinstance(found, AwsError)
     transient(found, "ReadTimeoutError")
     assert 0 < sum(taken) < size
 
@@ -534,11 +534,11 @@ def test_an_odd_checksum_is_one_that_does_not_fit(checksum: str) -> None:
 def test_the_path_of_an_endpoint_is_kept() -> None:
     with answering(lambda *_: http()) as server:
         for path in ("", "/", "/a", "/a-b/c%20d/"):
-            wire = boto(server.url + path)
-            with contextlib.closing(wire.calls()) as calls:
-                wire.call("Scan", CALL.request)
+            client = boto(server.url + path)
+            with contextlib.closing(client.calls()) as calls:
+                client.call("Scan", CALL.request)
                 assert asked(calls) == b"{}"
-            wire.close()
+            client.close()
             theirs, ours = (head.split(b"\r\n")[0] for head, _ in server.asked[-2:])
             assert ours == theirs
 

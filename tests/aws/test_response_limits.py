@@ -16,10 +16,10 @@ import pytest
 
 from connectors.elasticsearch import ElasticsearchOptions, _nodes
 from connectors.search.connection import Connection
-from connectors.search.errors import AnswerLost
+from connectors.search.errors import ResponseLost
 from replicator import response_limits
 from replicator.aws.boto import connect
-from replicator.aws.errors import WireError, failure
+from replicator.aws.errors import AwsError, failure
 from replicator.config.settings import Source
 
 LARGEST = 1 << 20
@@ -95,7 +95,7 @@ def ask(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.Monk
             made.append(connect(Source(table="orders", region="eu-west-1", endpoint_url=url, timeout=timeout)))
         try:
             return bytes(made[0].call("Scan", {"TableName": "orders"}))
-        except WireError as e:
+        except AwsError as e:
             if e.status:
                 raise
             return str(failure(e, "Scan", "orders"))
@@ -105,7 +105,7 @@ def ask(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.Monk
             made.append(Connection(_nodes(ElasticsearchOptions(url=url, timeout=timeout)), "Elasticsearch"))
         try:
             return made[0].request("GET", "/").body  # type: ignore[no-any-return]
-        except AnswerLost as e:
+        except ResponseLost as e:
             return str(e)
 
     return boto if request.param == "boto3" else search

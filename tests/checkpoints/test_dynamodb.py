@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError
 from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbOptions
 from replicator.checkpoints.dynamodb.table import CheckpointTable
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
@@ -29,9 +29,9 @@ from tests.servers.dynamodb_fixtures import StartLocal
 TABLE = "arn:aws:dynamodb:us-east-1:*:table/checkpoints"
 
 
-def store(wire: Wire, pipeline: str = "contract") -> DynamodbCheckpoints:
+def store(client: Client, pipeline: str = "contract") -> DynamodbCheckpoints:
     one = DynamodbCheckpoints(DynamodbOptions(table="checkpoints", region="us-east-1"), pipeline, Path("/"))
-    one._wire = wire
+    one._client = client
     return one
 
 
@@ -95,11 +95,11 @@ class Trouble:
             self.late.append((operation, request))
         if fate == "conflict" and operation == "TransactWriteItems":
             reasons = {"CancellationReasons": [{"Code": "None"}, {"Code": "TransactionConflict"}]}
-            raise WireError("TransactionCanceledException", "others are at it", 400, reasons)
+            raise AwsError("TransactionCanceledException", "others are at it", 400, reasons)
         if fate == "conflict" and operation == "PutItem":
-            raise WireError("TransactionConflictException", "others are at it", 400)
+            raise AwsError("TransactionConflictException", "others are at it", 400)
         if fate != "fine":
-            raise WireError("ReadTimeout", "nothing came", 0)
+            raise AwsError("ReadTimeout", "nothing came", 0)
         return answer
 
     def arrive(self) -> None:
@@ -107,11 +107,11 @@ class Trouble:
         for operation, request in self.late:
             try:
                 self._db.call(operation, request)
-            except WireError as e:
+            except AwsError as e:
                 assert e.code in ("ConditionalCheckFailedException", "TransactionCanceledException")  # noqa: PT017
 
 
-def patiently(act: Callable[[], Any]) -> Any:
+def retrying(act: Callable[[], Any]) -> Any:
     for _ in range(1000):
         try:
             return act()
@@ -160,9 +160,9 @@ def test_a_save_is_made_once_whichever_call_fails(saves: list[Save], fate: str) 
     for failing in range(1, 1000):
         db = made()
         one = begun(db)
-        one._wire = trouble = Trouble(db, only(failing, fate))
-        patiently(partial(one.save, saves, MORE))
-        patiently(partial(one.save, [Save("shard", "c", 0, '"1"')]))
+        one._client = trouble = Trouble(db, only(failing, fate))
+        retrying(partial(one.save, saves, MORE))
+        retrying(partial(one.save, [Save("shard", "c", 0, '"1"')]))
         trouble.arrive()
         assert sight(db) == right, f"call {failing}"
         if trouble.calls < failing:
@@ -182,7 +182,7 @@ def test_a_run_that_dies_in_a_save_leaves_all_of_it_or_nothing(saves: list[Save]
     for failing in range(1, 1000):
         db = made()
         one = begun(db)
-        one._wire = trouble = Trouble(db, only(failing, fate))
+        one._client = trouble = Trouble(db, only(failing, fate))
         try:
             one.save(saves, MORE)
         except TransientError:
@@ -217,13 +217,13 @@ def test_any_history_with_any_trouble_ends_as_it_would_in_memory(db: DynamoDB, s
     one, model = store(db), MemoryCheckpoints(MemoryDatabase())
     one.claim(owner())
     model.claim(owner())
-    one._wire = trouble = Trouble(db, lambda _: chance.choices(["fine", "lost", "unheard", "late"], [12, 1, 1, 1])[0])
+    one._client = trouble = Trouble(db, lambda _: chance.choices(["fine", "lost", "unheard", "late"], [12, 1, 1, 1])[0])
     for number in range(60):
         revisions = {id: revision for (_, id), (revision, _) in entries(model).items()}
         ids = chance.sample([f"{n}" for n in range(300)], chance.choice([1, 3, 120]))
         saves = [Save("shard", id, revisions.get(id, 0), f'"{number}"') for id in ids]
         more = {f"shard:{chance.randrange(3)}": Counts(read=1, stale=1)}
-        patiently(partial(one.save, saves, more))
+        retrying(partial(one.save, saves, more))
         model.save(saves, more)
         if chance.random() < 0.2:
             trouble.arrive()
@@ -232,7 +232,7 @@ def test_any_history_with_any_trouble_ends_as_it_would_in_memory(db: DynamoDB, s
 
 def test_a_run_whose_pipeline_was_taken_over_while_it_was_unsure_is_fenced(db: DynamoDB) -> None:
     one = begun(db)
-    one._wire = Trouble(db, only(1, "unheard"))
+    one._client = Trouble(db, only(1, "unheard"))
     with pytest.raises(TransientError):
         one.save(SMALL, MORE)
     store(db).claim(owner("later"))
@@ -268,7 +268,7 @@ def listed(db: DynamoDB, count: int, size: int) -> tuple[DynamodbCheckpoints, Co
     one.claim(owner())
     for n in range(count):
         one.save([Save("parked", f"{n}", 0, parked(f"{n}", image="x" * size))])
-    one._wire = counting = Counting(db)
+    one._client = counting = Counting(db)
     one.read()
     counting.calls.clear()
     return one, counting
@@ -345,7 +345,7 @@ def test_check_tries_every_permission_and_names_the_one_that_is_missing(
 def test_what_aws_says_a_transaction_lacks_is_named() -> None:
     class Refusing:
         def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
-            raise WireError("AccessDeniedException", "User: x is not authorized to perform: dynamodb:PutItem on r", 400)
+            raise AwsError("AccessDeniedException", "User: x is not authorized to perform: dynamodb:PutItem on r", 400)
 
     with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:PutItem on {TABLE} is not permitted")):
         CheckpointTable(Refusing(), "checkpoints", TABLE, "p").transact({}, [])

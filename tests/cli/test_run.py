@@ -50,7 +50,7 @@ def test_status_of_a_run_that_has_not_begun_to_copy_is_unknown_not_zero(world: W
     (found,) = world.lines("status", world.config)
 
     assert found["phase"] == "stopped"
-    assert [found[k] for k in ("lag_seconds", "hours_until_loss", "backfill", "rate")] == [None] * 4
+    assert [found[k] for k in ("lag_seconds", "retention_left_hours", "backfill", "rate")] == [None] * 4
     assert "unknown" in world.call("status", world.config, "--human")[1]
 
 
@@ -61,7 +61,7 @@ def test_status_says_what_a_run_has_stored(world: World) -> None:
 
     assert found["phase"] == "stopped"
     assert found["lag_seconds"] < 60
-    assert 23.9 < found["hours_until_loss"] <= 24
+    assert 23.9 < found["retention_left_hours"] <= 24
     backfill = found["backfill"]
     assert (backfill["segments"], backfill["segments_ended"], backfill["items"], backfill["eta"]) == (4, 4, 20, 0)
     assert found["shards"] == {"open": 1, "ended": 0, "waiting": 0}
@@ -373,7 +373,7 @@ def test_a_run_that_parks_items_catches_up_with_another_exit_code_and_status_tel
         (Progress("backfill"), 0),
         (Progress("gap", parked=1), 3),
         (Progress("stopped", parked=1), 7),
-        (Progress("live", trouble="the target cannot be reached"), 7),
+        (Progress("live", waiting_for="the target cannot be reached"), 7),
         (Progress("live", parked=1), 6),
     ],
 )

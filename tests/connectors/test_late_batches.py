@@ -111,4 +111,4 @@ def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cl
 
 def test_a_batch_is_sent_for_less_time_than_the_next_run_doubts() -> None:
     """It began within ``CONFIRMED`` seconds of an answer; by then that is too long ago, and the run asks again."""
-    assert (delivery.CONFIRMED, http_client.WAITED, in_doubt.TRUSTED, in_doubt.LINGER) == (5.0, 30.0, 10.0, 300.0)
+    assert (delivery.CONFIRMED, http_client.WAITED, in_doubt.TRUSTED, in_doubt.WINDOW) == (5.0, 30.0, 10.0, 300.0)

@@ -100,10 +100,10 @@ def _in_part(passage: Passage) -> bool:
     return 0 < passage.scene.answered < passage.scene.batch.size
 
 
-def _under_way(passage: Passage) -> bool:
+def _in_flight(passage: Passage) -> bool:
     """Some requests to a table are answered, others are not."""
     work = passage.arguments[1]
-    return bool(work.queue) or work.under_way > 0
+    return bool(work.queue) or work.in_flight > 0
 
 
 COMMON: Mapping[str, Step] = {
@@ -153,8 +153,8 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
     },
     "dynamodb": {
         **_stored("dynamodb"),
-        "mid scan batch": Step(_ANSWERED, "after", lambda p: p.scene.scans and _under_way(p)),
-        "between requests of a batch": Step(_ANSWERED, "after", lambda p: p.scene.streams and _under_way(p)),
+        "mid scan batch": Step(_ANSWERED, "after", lambda p: p.scene.scans and _in_flight(p)),
+        "between requests of a batch": Step(_ANSWERED, "after", lambda p: p.scene.streams and _in_flight(p)),
         "during sweep": Step(_ANSWERED, "after", lambda p: p.scene.chore == "sweep"),
         "during purge": Step(_ANSWERED, "after", lambda p: p.scene.chore == "purge"),
     },

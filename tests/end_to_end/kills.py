@@ -29,7 +29,7 @@ from tests.end_to_end.kill_steps import SENDS, Passage, Scene, Step, steps
 
 PAGE = 20  # records in a page, and changes from which on a batch is full
 SCANNED = 10  # items in a page
-LINGER = 0.2  # seconds
+WINDOW = 0.2  # seconds
 TRUSTED = CONFIRMED + 1.0  # seconds
 
 
@@ -54,7 +54,7 @@ def small_pages() -> None:
 
     wrapped("replicator.aws.http_client:Lines.begin", limited)
     page_buffer.BATCH_ROWS = PAGE
-    in_doubt.LINGER, in_doubt.TRUSTED, http_client.WAITED = LINGER, TRUSTED, TRUSTED
+    in_doubt.WINDOW, in_doubt.TRUSTED, http_client.WAITED = WINDOW, TRUSTED, TRUSTED
 
 
 def watched(target: str) -> Scene:

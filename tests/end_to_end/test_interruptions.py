@@ -153,7 +153,7 @@ def test_a_run_waits_for_a_postgres_that_is_down_says_so_and_goes_on(copy: Copy,
 
     assert "Postgres at 127.0.0.1" in waiting["reason"]
     assert "next try in" in waiting["reason"]
-    assert 23 < waiting["hours_until_loss"] <= 24
+    assert 23 < waiting["retention_left_hours"] <= 24
     assert_all_once(copy, before, source.records - written)
 
 

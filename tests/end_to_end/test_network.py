@@ -160,7 +160,7 @@ HARD: dict[str, Callable[[Proxy], None]] = {
     "refused": Proxy.refuse,
     "black hole": Proxy.swallow,
     "answers time out": Proxy.deafen,
-    "reset instead of an answer": Proxy.lose_answers,
+    "reset instead of an answer": Proxy.lose_responses,
     "answers cut short": lambda proxy: proxy.truncate(20),
 }
 """Nothing is stored for certain before these are over."""

@@ -7,8 +7,8 @@ import pytest
 from replicator.batch import Outcome
 from replicator.change import Listing, Page, Shard
 from replicator.checkpoints.contract import Claimed
-from replicator.engine.heartbeat import Rate, Vitals
-from replicator.hooks.hook import Filing
+from replicator.engine.heartbeat import ProgressReporter, Rate
+from replicator.hooks.hook import DocumentMapping
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import PipelineState
@@ -19,7 +19,7 @@ NOW = 1_700_000_000.0
 
 def seen(lag: float | None, stage: str = stages.FOLLOWING) -> str:
     """The phase of a run whose only shard was read up to ``lag`` seconds ago."""
-    pipeline = Pipeline(Filing(None, ("orders",)), Claimed(1))
+    pipeline = Pipeline(DocumentMapping(None, ("orders",)), Claimed(1))
     state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stage)
     pipeline.begin(state, Listing((Shard("a"),), True, "ENABLED", NOW - 9e6), stages.segments(1))
     batch = pipeline.take(NOW)
@@ -27,7 +27,7 @@ def seen(lag: float | None, stage: str = stages.FOLLOWING) -> str:
     pipeline.stored(batch, Outcome(), NOW)
     if lag is not None:
         pipeline.accept(Page("a", through=NOW - lag))
-    return Vitals(pipeline, lambda progress: None, lambda: NOW, lambda: 0.0).progress().phase
+    return ProgressReporter(pipeline, lambda progress: None, lambda: NOW, lambda: 0.0).progress().phase
 
 
 @pytest.mark.parametrize(

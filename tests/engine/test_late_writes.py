@@ -16,11 +16,11 @@ from replicator.batch import Batch, Outcome
 from replicator.cli import main
 from replicator.engine import assembly
 from replicator.engine.delivery import CONFIRMED, Delivery
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 from replicator.errors import Fenced, TransientError, Unfinished
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Owner, Pulse, decode
+from replicator.state import Heartbeat, Owner, decode
 from replicator.testing.contract.kit import batch, owner, put, table
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
@@ -51,12 +51,12 @@ def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() ->
     universe.target = Down
     runs.go(universe, 5000)
 
-    waited = [(at, found) for at, found in signs if found is not None and found.trouble is not None]
+    waited = [(at, found) for at, found in signs if found is not None and found.waiting_for is not None]
     assert len(waited) >= 5
     for at, found in waited:
         assert at - found.at <= 15
-        assert found.trouble is not None
-        assert "nobody answers" in found.trouble
+        assert found.waiting_for is not None
+        assert "nobody answers" in found.waiting_for
     assert universe.caught_up, "the run goes on, and is not fenced off by its own signs of life"
 
 
@@ -64,9 +64,9 @@ def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() ->
 def test_a_run_asks_whether_it_was_replaced(passed: float) -> None:
     database, time = MemoryDatabase(), [1_000_000.0]
     mine, another = MemoryCheckpoints(database), MemoryCheckpoints(database)
-    pipeline = Pipeline(Filing(None, ("t",)), mine.claim(owner("mine")))
-    patience = Patience(Event(), lambda _: None, lambda: time[0], Random(1))
-    delivery = Delivery(MemoryIndex(database), mine, pipeline, patience, lambda: time[0])
+    pipeline = Pipeline(DocumentMapping(None, ("t",)), mine.claim(owner("mine")))
+    policy = RetryPolicy(Event(), lambda _: None, lambda: time[0], Random(1))
+    delivery = Delivery(MemoryIndex(database), mine, pipeline, policy, lambda: time[0])
     delivery.confirm()
     another.claim(owner("another"))
 
@@ -95,11 +95,11 @@ class Slow(MemoryIndex):
 def test_a_run_that_is_replaced_in_the_middle_of_a_long_batch_sends_no_more_of_it(replaced: bool) -> None:
     database, time, signs = MemoryDatabase(), [1_000_000.0], []
     mine, another = MemoryCheckpoints(database), MemoryCheckpoints(database)
-    pipeline = Pipeline(Filing(None, ("contract",)), mine.claim(owner("mine")))
-    patience = Patience(Event(), lambda _: None, lambda: time[0], Random(1))
+    pipeline = Pipeline(DocumentMapping(None, ("contract",)), mine.claim(owner("mine")))
+    policy = RetryPolicy(Event(), lambda _: None, lambda: time[0], Random(1))
     target = Slow(database)
     target.open([table()], FIRST_EPOCH)
-    delivery = Delivery(target, mine, pipeline, patience, lambda: time[0], still_at_it=lambda: signs.append(time[0]))
+    delivery = Delivery(target, mine, pipeline, policy, lambda: time[0], still_at_it=lambda: signs.append(time[0]))
 
     def meanwhile() -> None:
         time[0] += 10.0
@@ -117,10 +117,10 @@ def test_a_run_that_is_replaced_in_the_middle_of_a_long_batch_sends_no_more_of_i
     assert len(signs) == (2 if replaced else 4), "the run is seen to be at work"
 
 
-def sign(database: MemoryDatabase) -> Pulse | None:
+def sign(database: MemoryDatabase) -> Heartbeat | None:
     found = database.entries.get(("pulse", ""))
     value = None if found is None else decode("pulse", "", found[1])
-    assert value is None or isinstance(value, Pulse)
+    assert value is None or isinstance(value, Heartbeat)
     return value
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from replicator.aws.client import AT_ONCE, Wire, answered
+from replicator.aws.client import AT_ONCE, Client, answered
 from replicator.batch import Batch, Outcome
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
-from replicator.engine.context import Copy, World
+from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
-from replicator.engine.scheduler import Stepped
+from replicator.engine.scheduler import StepResult
 from replicator.pipeline import page_buffer
 from replicator.pipeline.page_buffer import BATCH_BYTES, BUFFER_BYTES
 from replicator.source import keys_only
@@ -83,9 +83,9 @@ class Weighing:
 class Overlaps(MemoryTarget):
     """Stores everything at once, and ends the run with the last of so many changes. ``most``: read and not stored."""
 
-    def __init__(self, wire: Weighing, expected: int, stop: threading.Event) -> None:
+    def __init__(self, client: Weighing, expected: int, stop: threading.Event) -> None:
         super().__init__(MemoryDatabase())
-        self._wire, self._expected, self._stop = wire, expected, stop
+        self._client, self._expected, self._stop = client, expected, stop
         self._sent = Batch()
         self.stored = self.most = 0
 
@@ -102,7 +102,7 @@ class Overlaps(MemoryTarget):
         return self.write(self._sent)
 
     def write(self, batch: Batch) -> Outcome:
-        self.most = max(self.most, self._wire.images - self.stored)
+        self.most = max(self.most, self._client.images - self.stored)
         self.stored += sum(part.counts.read for part in batch.parts)
         if self.stored >= self._expected:
             self._stop.set()
@@ -117,45 +117,45 @@ class Slow(Overlaps):
     def ready(self) -> bool:
         if self._not_yet:
             self._not_yet -= 1
-            self._wire.rest()
+            self._client.rest()
         return not self._not_yet
 
 
 class InTurn(VirtualSteps):
     """Answers each call at once. Who rests has a turn when nobody else has, and nothing else is to be done."""
 
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(wire)
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
         self._turns: deque[str] = deque()
         self._resting: deque[str] = deque()
 
     def again(self, name: str, rest: float = 0.0) -> None:
         (self._resting if rest else self._turns).append(name)
 
-    def get(self, timeout: float) -> Stepped | None:
+    def get(self, timeout: float) -> StepResult | None:
         queue = self._turns or (self._resting if timeout else ())
         return self._step(queue.popleft()) if queue and not self.full() else None
 
 
-def run(wire: Weighing, target: Overlaps, stop: threading.Event, **more: Any) -> None:
-    table = describe_table(wire, "orders")
+def run(client: Weighing, target: Overlaps, stop: threading.Event, **more: Any) -> None:
+    table = describe_table(client, "orders")
     config = Config(
         "memory",
         Source(table="orders"),
         Destination("memory", None, None, {"orders": {}}),  # type: ignore[arg-type]
         backfill=Backfill(enabled=False),
     )
-    copy = Copy(config, wire, target, target.checkpoints, None, table, (Table("orders", table.keys),))
-    world = World(stop, lambda _: None, **more)
+    copy = RunContext(config, client, target, target.checkpoints, None, table, (Table("orders", table.keys),))
+    world = Environment(stop, lambda _: None, **more)
     Driver(copy, Owner("run", "here", 1, 0.0), world).run(until=None)
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("view", "count"), [("NEW_IMAGE", 200), ("KEYS_ONLY", 200), ("KEYS_ONLY", 4)])
 def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards(view: str, count: int) -> None:
-    wire, stop = Weighing(filled(count, 500, view)), threading.Event()
-    target = Slow(wire, 500, stop)
-    run(wire, target, stop)
+    client, stop = Weighing(filled(count, 500, view)), threading.Event()
+    target = Slow(client, 500, stop)
+    run(client, target, stop)
     assert target.stored == 500
     assert BUFFER <= target.most * ITEM <= MOST
 
@@ -163,9 +163,9 @@ def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_sha
 @pytest.mark.usefixtures("small")
 def test_a_whole_batch_is_not_kept_waiting_by_pages_that_can_be_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_buffer, "BATCH_ROWS", 10)
-    wire, stop = Weighing(filled(200, 300)), threading.Event()
-    target = Overlaps(wire, 300, stop)
-    run(wire, target, stop, steps=InTurn)
+    client, stop = Weighing(filled(200, 300)), threading.Event()
+    target = Overlaps(client, 300, stop)
+    run(client, target, stop, steps=InTurn)
     assert target.stored == 300
     assert target.most <= 3 * (10 + PAGE // ITEM + 1)  # one is stored, the next waits, and one is not whole
 
@@ -185,13 +185,13 @@ class Remembering:
 @pytest.mark.usefixtures("small")
 def test_a_reader_that_rests_holds_nothing_of_its_page() -> None:
     source = filled(1, 4)
-    wire, table = Remembering(source), describe_table(source, "orders")
+    client, table = Remembering(source), describe_table(source, "orders")
     arn = table.stream_arn or ""
     stream = Stream(arn, "orders", table.keys, RecordsDecoder(table.keys), time.time, random.Random(1))
     (shard,) = source.open_shards("orders")
-    reader = answered(wire, read(stream, shard, ShardState(None, None, whole=True, since=time.time())))
+    reader = answered(client, read(stream, shard, ShardState(None, None, whole=True, since=time.time())))
     page = next(page for page in reader if page.records)
-    while_held = sys.getrefcount(wire.last)
+    while_held = sys.getrefcount(client.last)
     del page
-    afterwards = sys.getrefcount(wire.last)
+    afterwards = sys.getrefcount(client.last)
     assert (while_held > 2, afterwards) == (True, 2)  # the wire's, and that of the call

@@ -12,9 +12,9 @@ from replicator.engine import preexisting
 from replicator.errors import ConfigError
 from replicator.identity import Change, Definition
 from replicator.key import KeyAttribute, KeySchema
-from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import SourceTable
-from replicator.state import Entry, Pulse, Retried, encode
+from replicator.state import Entry, Heartbeat, Retried, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryDatabase, MemoryTarget
 from replicator.version import FIRST_EPOCH, version
@@ -33,10 +33,10 @@ def target() -> MemoryTarget:
     return found
 
 
-def emptied(target: MemoryTarget, last: Pulse | None) -> list[str]:
+def emptied(target: MemoryTarget, last: Heartbeat | None) -> list[str]:
     entries = [Entry("retried", id, 1, encode(Retried(7))) for id in ("1024", "1025")]
     entries += [] if last is None else [Entry("pulse", "", 1, encode(last))]
-    return list(preexisting.found(Ledger(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
+    return list(preexisting.found(CheckpointView(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
 
 
 def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: MemoryTarget) -> None:
@@ -46,17 +46,19 @@ def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: Memory
 @pytest.mark.parametrize(
     ("last", "expected"),
     [
-        (Pulse(0.0, "stopped", filled=("lines",), retried=2), ["lines"]),
-        (Pulse(0.0, "stopped", filled=("orders",), retried=2), []),
-        (Pulse(0.0, "stopped", retried=2), []),
-        (Pulse(0.0, "live", filled=("lines",), retried=2), []),
-        (Pulse(0.0, "stopped", filled=("lines",), retried=1), []),
-        (Pulse(0.0, "stopped", filled=("lines",)), []),
+        (Heartbeat(0.0, "stopped", filled=("lines",), retried=2), ["lines"]),
+        (Heartbeat(0.0, "stopped", filled=("orders",), retried=2), []),
+        (Heartbeat(0.0, "stopped", retried=2), []),
+        (Heartbeat(0.0, "live", filled=("lines",), retried=2), []),
+        (Heartbeat(0.0, "stopped", filled=("lines",), retried=1), []),
+        (Heartbeat(0.0, "stopped", filled=("lines",)), []),
         (None, []),
     ],
     ids=["emptied", "still filled", "was empty", "killed", "retried since", "an earlier version's", "never ran"],
 )
-def test_a_table_is_emptied_only_if_it_was_noted(target: MemoryTarget, last: Pulse | None, expected: list[str]) -> None:
+def test_a_table_is_emptied_only_if_it_was_noted(
+    target: MemoryTarget, last: Heartbeat | None, expected: list[str]
+) -> None:
     assert emptied(target, last) == expected
 
 
@@ -91,5 +93,5 @@ def test_options_that_were_stored_whole_are_compared_part_by_part(stored: str, e
     tables = (Table("orders", KEYS, {"kind": "text", "aside": 2}),)
     target.open(tables, FIRST_EPOCH)
     entry = Entry("definition", "", 1, encode(Definition(parts={"orders": {"options": stored}})))
-    found = preexisting.found(Ledger(Claimed(0, [entry], {})), SOURCE, target, tables, None)
+    found = preexisting.found(CheckpointView(Claimed(0, [entry], {})), SOURCE, target, tables, None)
     assert [str(change) for change in found.changes] == expected

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from tenacity import RetryCallState
 
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 
 
 class Exactly(random.Random):
@@ -24,12 +24,12 @@ class Exactly(random.Random):
 
 
 def waits(give: Callable[[float, float], float]) -> list[float]:
-    patience = Patience(threading.Event(), lambda reason: None, lambda: 0.0, Exactly(give))
+    policy = RetryPolicy(threading.Event(), lambda reason: None, lambda: 0.0, Exactly(give))
     found = []
     for attempt in range(1, 40):
-        state = RetryCallState(patience._retrying, None, (), {})
+        state = RetryCallState(policy._retrying, None, (), {})
         state.attempt_number = attempt
-        found.append(patience._backoff(state))
+        found.append(policy._backoff(state))
     return found
 
 

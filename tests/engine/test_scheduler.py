@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from replicator.aws.client import AT_ONCE, Call
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.aws.threaded import Threads, calls_of
-from replicator.engine.scheduler import Stepped, Steps
+from replicator.engine.scheduler import Scheduler, StepResult
 
 T = TypeVar("T")
 SOON = 10.0  # seconds; more than any of these steps takes
@@ -24,14 +24,14 @@ class Held:
     """Calls that are answered when the test says so, with what it says."""
 
     def __init__(self) -> None:
-        self.under_way: dict[str, Any] = {}
+        self.in_flight: dict[str, Any] = {}
         self.answers: deque[tuple[Any, bytes | Exception]] = deque()
         self.most = 0
         self.closed = False
 
     def begin(self, name: Any, call: Call) -> None:
-        self.under_way[call.operation] = name
-        self.most = max(self.most, len(self.under_way))
+        self.in_flight[call.operation] = name
+        self.most = max(self.most, len(self.in_flight))
 
     def next(self, timeout: float) -> tuple[Any, bytes | Exception] | None:
         if self.answers:
@@ -40,7 +40,7 @@ class Held:
         return None
 
     def answer(self, operation: str, answer: bytes | Exception = b"") -> None:
-        self.answers.append((self.under_way.pop(operation), answer))
+        self.answers.append((self.in_flight.pop(operation), answer))
 
     def close(self) -> None:
         self.closed = True
@@ -52,8 +52,8 @@ def calls() -> Held:
 
 
 @pytest.fixture
-def steps(calls: Held) -> Steps:
-    return Steps(calls)
+def steps(calls: Held) -> Scheduler:
+    return Scheduler(calls)
 
 
 def asking(*operations: str) -> Iterator[Any]:
@@ -69,30 +69,30 @@ def noting(taken: list[T], values: Iterable[T]) -> Iterator[None]:
         yield
 
 
-def test_a_step_gives_the_next_value_under_the_generators_name(steps: Steps) -> None:
+def test_a_step_gives_the_next_value_under_the_generators_name(steps: Scheduler) -> None:
     steps.add("a", iter([1, 2]))
-    assert steps.get(SOON) == Stepped("a", 1)
+    assert steps.get(SOON) == StepResult("a", 1)
     steps.again("a")
-    assert steps.get(SOON) == Stepped("a", 2)
+    assert steps.get(SOON) == StepResult("a", 2)
 
 
-def test_a_generator_is_not_advanced_again_before_somebody_says_so(steps: Steps) -> None:
+def test_a_generator_is_not_advanced_again_before_somebody_says_so(steps: Scheduler) -> None:
     taken: list[int] = []
     steps.add("a", noting(taken, range(9)))
     steps.get(SOON)
     steps.add("b", iter([1]))
-    assert steps.get(SOON) == Stepped("b", 1)
+    assert steps.get(SOON) == StepResult("b", 1)
     assert taken == [0]
 
 
-def test_the_end_is_said_once_and_the_generator_forgotten(steps: Steps) -> None:
+def test_the_end_is_said_once_and_the_generator_forgotten(steps: Scheduler) -> None:
     steps.add("a", iter([]))
     assert steps.has("a")
-    assert steps.get(SOON) == Stepped("a", ended=True)
+    assert steps.get(SOON) == StepResult("a", ended=True)
     assert not steps.has("a")
 
 
-def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Steps) -> None:
+def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Scheduler) -> None:
     error = ValueError("wrong")
 
     def failing() -> Iterator[None]:
@@ -100,13 +100,13 @@ def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Steps) -> No
         yield
 
     steps.add("a", failing())
-    assert steps.get(SOON) == Stepped("a", error=error)
+    assert steps.get(SOON) == StepResult("a", error=error)
     assert not steps.has("a")
     steps.add("b", iter(["well"]))
-    assert steps.get(SOON) == Stepped("b", "well")
+    assert steps.get(SOON) == StepResult("b", "well")
 
 
-def test_an_interrupt_is_no_matter_of_a_step(steps: Steps) -> None:
+def test_an_interrupt_is_no_matter_of_a_step(steps: Scheduler) -> None:
     steps.add("a", _interrupted())
     with pytest.raises(KeyboardInterrupt):
         steps.get(SOON)
@@ -117,19 +117,19 @@ def _interrupted() -> Iterator[None]:
     yield
 
 
-def test_a_call_is_answered_to_who_made_it_while_others_have_their_turn(steps: Steps, calls: Held) -> None:
+def test_a_call_is_answered_to_who_made_it_while_others_have_their_turn(steps: Scheduler, calls: Held) -> None:
     steps.add("slow", asking("Slow"))
-    steps.add("quick", asking("Quick"))
+    steps.add("quick", asking("FastTemplate"))
     steps.add("none", iter(["at once"]))
-    assert steps.get(SOON) == Stepped("none", "at once")
-    calls.answer("Quick", b"quick answer")
-    assert steps.get(SOON) == Stepped("quick", b"quick answer")
+    assert steps.get(SOON) == StepResult("none", "at once")
+    calls.answer("FastTemplate", b"quick answer")
+    assert steps.get(SOON) == StepResult("quick", b"quick answer")
     assert steps.get(0) is None
     calls.answer("Slow", b"slow answer")
-    assert steps.get(SOON) == Stepped("slow", b"slow answer")
+    assert steps.get(SOON) == StepResult("slow", b"slow answer")
 
 
-def test_a_step_may_make_several_calls(steps: Steps, calls: Held) -> None:
+def test_a_step_may_make_several_calls(steps: Scheduler, calls: Held) -> None:
     def two() -> Generator[Call | bytes, bytes, None]:
         first = yield Call("First", {})
         second = yield Call("Second", {})
@@ -139,66 +139,66 @@ def test_a_step_may_make_several_calls(steps: Steps, calls: Held) -> None:
     for operation, answer in (("First", b"1"), ("Second", b"2")):
         assert steps.get(0) is None
         calls.answer(operation, answer)
-    assert steps.get(SOON) == Stepped("a", b"12")
+    assert steps.get(SOON) == StepResult("a", b"12")
 
 
-def test_a_failed_call_is_an_error_where_it_was_made(steps: Steps, calls: Held) -> None:
+def test_a_failed_call_is_an_error_where_it_was_made(steps: Scheduler, calls: Held) -> None:
     def careful() -> Iterator[Any]:
         try:
             yield Call("Scan", {})
-        except WireError as e:
+        except AwsError as e:
             yield e.code
 
     steps.add("careful", careful())
     steps.add("careless", asking("Other"))
     assert steps.get(0) is None
-    calls.answer("Scan", WireError("Throttled", "", 400))
-    calls.answer("Other", error := WireError("Refused", "", 400))
-    assert steps.get(SOON) == Stepped("careful", "Throttled")
-    assert steps.get(SOON) == Stepped("careless", error=error)
+    calls.answer("Scan", AwsError("Throttled", "", 400))
+    calls.answer("Other", error := AwsError("Refused", "", 400))
+    assert steps.get(SOON) == StepResult("careful", "Throttled")
+    assert steps.get(SOON) == StepResult("careless", error=error)
 
 
-def test_a_thousand_generators_have_a_few_calls_under_way_and_all_get_their_turn(steps: Steps, calls: Held) -> None:
+def test_a_thousand_generators_have_a_few_calls_under_way_and_all_get_their_turn(steps: Scheduler, calls: Held) -> None:
     for n in range(1000):
         steps.add(str(n), asking(str(n)))
     found: set[str] = set()
     while len(found) < 1000:
         stepped = steps.get(0)
         if stepped is None:
-            for operation in list(calls.under_way):
+            for operation in list(calls.in_flight):
                 calls.answer(operation)
         else:
             found.add(stepped.name)
     assert calls.most == AT_ONCE
 
 
-def test_a_step_is_not_made_before_it_is_due(steps: Steps) -> None:
+def test_a_step_is_not_made_before_it_is_due(steps: Scheduler) -> None:
     begun = time.monotonic()
     steps.add("later", iter([1]), rest=0.2)
-    assert steps.get(SOON) == Stepped("later", 1)
+    assert steps.get(SOON) == StepResult("later", 1)
     assert time.monotonic() - begun >= 0.2
 
 
-def test_what_is_due_earlier_comes_earlier_whatever_the_order_of_asking(steps: Steps) -> None:
+def test_what_is_due_earlier_comes_earlier_whatever_the_order_of_asking(steps: Scheduler) -> None:
     for name, rest in (("third", 0.3), ("first", 0.1), ("second", 0.2)):
         steps.add(name, iter([1]), rest)
     assert [s.name for _ in range(3) if (s := steps.get(SOON)) is not None] == ["first", "second", "third"]
 
 
-def test_a_step_that_is_due_now_does_not_wait_for_one_that_is_due_later(steps: Steps) -> None:
+def test_a_step_that_is_due_now_does_not_wait_for_one_that_is_due_later(steps: Scheduler) -> None:
     steps.add("much later", iter([1]), rest=3600)
     steps.add("now", iter([2]))
-    assert steps.get(SOON) == Stepped("now", 2)
+    assert steps.get(SOON) == StepResult("now", 2)
 
 
-def test_nothing_due_is_none_after_the_timeout(steps: Steps) -> None:
+def test_nothing_due_is_none_after_the_timeout(steps: Scheduler) -> None:
     assert steps.get(0) is None
     begun = time.monotonic()
     assert steps.get(0.05) is None
     assert time.monotonic() - begun >= 0.05
 
 
-def test_clear_drops_the_answer_of_a_call_under_way(steps: Steps, calls: Held) -> None:
+def test_clear_drops_the_answer_of_a_call_under_way(steps: Scheduler, calls: Held) -> None:
     steps.add("a", asking("Old"))
     assert steps.get(0) is None
     steps.clear()
@@ -207,27 +207,27 @@ def test_clear_drops_the_answer_of_a_call_under_way(steps: Steps, calls: Held) -
     assert steps.get(0) is None
     calls.answer("Old", b"old")
     calls.answer("New", b"new")
-    assert steps.get(SOON) == Stepped("a", b"new")
+    assert steps.get(SOON) == StepResult("a", b"new")
 
 
-def test_clear_drops_a_step_that_nobody_fetched(steps: Steps) -> None:
+def test_clear_drops_a_step_that_nobody_fetched(steps: Scheduler) -> None:
     for n in range(3):
         steps.add(str(n), iter([n]))
-    assert steps.get(SOON) == Stepped("0", 0)
+    assert steps.get(SOON) == StepResult("0", 0)
     steps.clear()
     assert steps.get(0.05) is None
 
 
-def test_clear_forgets_what_was_due(steps: Steps) -> None:
+def test_clear_forgets_what_was_due(steps: Scheduler) -> None:
     taken: list[str] = []
     steps.add("a", noting(taken, ["a"]), rest=0.1)
     steps.clear()
     steps.add("b", iter([1]), rest=0.2)
-    assert steps.get(SOON) == Stepped("b", 1)
+    assert steps.get(SOON) == StepResult("b", 1)
     assert taken == []
 
 
-def test_close_ends_the_calls(steps: Steps, calls: Held) -> None:
+def test_close_ends_the_calls(steps: Scheduler, calls: Held) -> None:
     steps.close()
     assert calls.closed
 
@@ -235,16 +235,16 @@ def test_close_ends_the_calls(steps: Steps, calls: Held) -> None:
 # What is held
 
 
-def test_no_step_begins_while_there_is_no_room_and_one_does_as_soon_as_there_is(steps: Steps) -> None:
+def test_no_step_begins_while_there_is_no_room_and_one_does_as_soon_as_there_is(steps: Scheduler) -> None:
     full = True
     steps.full = lambda: full
     steps.add("a", iter([1]))
     assert steps.get(0.05) is None
     full = False
-    assert steps.get(SOON) == Stepped("a", 1)
+    assert steps.get(SOON) == StepResult("a", 1)
 
 
-def test_what_was_begun_when_there_was_room_is_all_that_is_held(steps: Steps, calls: Held) -> None:
+def test_what_was_begun_when_there_was_room_is_all_that_is_held(steps: Scheduler, calls: Held) -> None:
     held = 0
     steps.full = lambda: held >= 5
     for n in range(100):
@@ -252,8 +252,8 @@ def test_what_was_begun_when_there_was_room_is_all_that_is_held(steps: Steps, ca
     for _ in range(100):
         if steps.get(0) is not None:
             held += 1
-        elif calls.under_way:
-            calls.answer(next(iter(calls.under_way)))
+        elif calls.in_flight:
+            calls.answer(next(iter(calls.in_flight)))
     assert held <= 5 + AT_ONCE
 
 
@@ -269,7 +269,7 @@ class Meeting:
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         self._barrier.wait()
         if operation == "Fail":
-            raise WireError("Refused", "", 400)
+            raise AwsError("Refused", "", 400)
         return operation.encode()
 
 
@@ -279,12 +279,12 @@ def workers() -> set[threading.Thread]:
 
 def test_calls_of_any_wire_are_made_at_the_same_time_and_errors_come_back_as_such() -> None:
     before = workers()
-    steps = Steps(calls_of(Meeting(4)))
+    steps = Scheduler(calls_of(Meeting(4)))
     for operation in ("A", "B", "C", "Fail"):
         steps.add(operation, asking(operation))
     found = {s.name: s for _ in range(4) if (s := steps.get(SOON)) is not None}
     assert {name: s.value for name, s in found.items() if s.error is None} == {"A": b"A", "B": b"B", "C": b"C"}
-    assert isinstance(found["Fail"].error, WireError)
+    assert isinstance(found["Fail"].error, AwsError)
     steps.close()
     assert workers() <= before
 
@@ -307,11 +307,11 @@ def test_close_waits_for_a_call_that_is_being_made_and_may_be_called_twice() -> 
     calls.close()
 
 
-def test_calls_can_be_begun_before_somebody_does_something_else(calls: Held, steps: Steps) -> None:
+def test_calls_can_be_begun_before_somebody_does_something_else(calls: Held, steps: Scheduler) -> None:
     steps.add("a", asking("one"))
     steps.add("b", asking("another"), rest=60.0)
     steps.begin()
-    assert list(calls.under_way) == ["one"]
+    assert list(calls.in_flight) == ["one"]
 
 
 def test_on_threads_a_body_that_is_at_hand_is_asked_too() -> None:

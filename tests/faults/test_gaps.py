@@ -231,7 +231,7 @@ def test_records_out_of_order_stop_a_run_before_anything_of_them_is_stored(fault
 
 def test_an_endpoint_without_at_timestamp_is_read_from_its_oldest_record_while_that_is_young(faults: World) -> None:
     faults.db = type(faults.db)(now=faults.clock, random=faults.random, dialect=LOCAL)
-    faults.wire.db = faults.db
+    faults.client.db = faults.db
     faults.fill()
     faults.copied()
     assert faults.counts.read == 12  # the records as well as the scanned items, whichever comes first

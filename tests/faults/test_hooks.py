@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from replicator.aws import boto
 from replicator.cli import main
-from replicator.engine.cleanup import Chores
+from replicator.engine.cleanup import Cleanup
 from replicator.operations import parked as parking
 from replicator.operations.parked import drop, parked_items
 from replicator.state import Parked
@@ -77,7 +77,7 @@ def test_a_retry_that_came_late_is_in_doubt_which_is_exit_code_6(
     faults.hook(BROKEN)
     faults.run()
     monkeypatch.setattr(parking, "retry", lambda *given: parking.OVERTAKEN)
-    monkeypatch.setattr(boto, "connect", lambda *given: faults.wire)
+    monkeypatch.setattr(boto, "connect", lambda *given: faults.client)
     done = CliRunner().invoke(main, ["parked", "retry", str(faults.folder / "orders.yaml"), "--all", "--human"])
 
     assert done.exit_code == 6
@@ -211,14 +211,14 @@ def test_what_is_dropped_before_a_resync_has_swept_is_swept(faults: World, monke
     assert faults.run(name="resync").code == 6
     assert set(faults.documents) == {"k0", "k1"}
 
-    right = Chores._sweep
+    right = Cleanup._sweep
 
-    def dropped_before(self: Chores, epoch: int) -> bool:
+    def dropped_before(self: Cleanup, epoch: int) -> bool:
         store = MemoryCheckpoints(faults.database)
         for item in parked_items(store):
             assert drop(item, store) == ""
         return right(self, epoch)
 
-    monkeypatch.setattr(Chores, "_sweep", dropped_before)
+    monkeypatch.setattr(Cleanup, "_sweep", dropped_before)
     faults.run(name="resync")
     assert set(faults.documents) == {"k0"}

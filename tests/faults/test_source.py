@@ -19,7 +19,7 @@ EVERY_CALL = ("DescribeTable", "DescribeStream", "GetShardIterator", "GetRecords
 
 
 def troubles(events: list[dict[str, object]]) -> str:
-    return "\n".join(str(e.get("trouble", "")) for e in events)
+    return "\n".join(str(e.get("waiting_for", "")) for e in events)
 
 
 def test_a_shard_that_is_throttled_for_ten_minutes_keeps_its_position_and_holds_no_other_one_up(faults: World) -> None:
@@ -33,7 +33,7 @@ def test_a_shard_that_is_throttled_for_ten_minutes_keeps_its_position_and_holds_
     waiting = faults.run(seconds=600)
     throttled = faults.shards
     faults.db.heal()
-    asked = len(faults.wire.times("GetRecords"))
+    asked = len(faults.client.times("GetRecords"))
     faults.copied()
 
     assert waiting.code == 0
@@ -86,7 +86,7 @@ def test_iterators_that_expire_while_the_target_hangs_are_replaced_and_nothing_i
             return super().write(batch)
 
     faults.target = lambda: Hanging(faults.database)
-    read, iterators = faults.counts.read, len(faults.wire.times("GetShardIterator"))
+    read, iterators = faults.counts.read, len(faults.client.times("GetShardIterator"))
     for n in range(40):
         faults.clock.plan(n * 30, partial(faults.put, "k1", f"n{n}", n=n))
     ended = faults.run(seconds=20 * 60)
@@ -94,7 +94,7 @@ def test_iterators_that_expire_while_the_target_hangs_are_replaced_and_nothing_i
     assert ended.code == 0
     faults.assert_equal()
     assert faults.counts.read == read + 80
-    assert len(faults.wire.times("GetShardIterator")) == iterators + 2  # the run's first one, and its replacement
+    assert len(faults.client.times("GetShardIterator")) == iterators + 2  # the run's first one, and its replacement
     waits = [str(e["reason"]) for e in ended.events if e["event"] == "waiting"]
     assert "the target does not answer (for 9" in waits[-1]
 
@@ -108,13 +108,13 @@ def test_a_disabled_stream_is_stored_to_its_end_and_then_a_gap_that_does_not_spi
         faults.db.disable_stream(TABLE)
 
     faults.clock.plan(10, disable)
-    before = len(faults.wire.asked)
+    before = len(faults.client.asked)
     ended = faults.run(seconds=600)
 
     assert ended.code == 3
     assert "the stream was disabled, and is stored to its end" in ended.err
     faults.assert_equal()
-    assert len(faults.wire.asked) - before < 200
+    assert len(faults.client.asked) - before < 200
 
 
 def test_a_deleted_table_is_said_to_be_that_and_the_copy_stays(faults: World) -> None:
@@ -212,7 +212,7 @@ def test_a_child_whose_parent_is_shown_open_is_stored_behind_all_of_its_parent(f
     faults.db.misreport(reopened)
     faults.copied()
 
-    opened = [r["ShardId"] for _, operation, r in faults.wire.asked if operation == "GetShardIterator"]
+    opened = [r["ShardId"] for _, operation, r in faults.client.asked if operation == "GetShardIterator"]
     assert opened.index(child) > max(at for at, shard in enumerate(opened) if shard == parent)
     assert faults.shards[child].ordinal == faults.shards[parent].ordinal + 1
 
@@ -233,7 +233,7 @@ def test_a_storm_of_256_shards_costs_at_most_ten_listings_a_second(faults: World
     faults.copied()
 
     assert len(faults.db.open_shards(TABLE)) == 256
-    seconds = Counter(int(at) for at in faults.wire.times("DescribeStream"))
+    seconds = Counter(int(at) for at in faults.client.times("DescribeStream"))
     assert max(seconds.values()) <= 10
     assert faults.counts.read == 20 + 20 + 160
 
@@ -242,7 +242,7 @@ def test_a_thousand_empty_pages_are_one_call_a_second_and_move_no_position(fault
     faults.fill()
     faults.copied()
     before = faults.shards
-    asked = len(faults.wire.times("GetRecords"))
+    asked = len(faults.client.times("GetRecords"))
     faults.db.blank(times=1_000)
     faults.put("behind")
     ended = faults.run(seconds=1_000)
@@ -250,7 +250,7 @@ def test_a_thousand_empty_pages_are_one_call_a_second_and_move_no_position(fault
 
     assert ended.code == 0
     assert faults.shards[shard].sequence == before[shard].sequence
-    assert 900 < len(faults.wire.times("GetRecords")) - asked < 1_010
+    assert 900 < len(faults.client.times("GetRecords")) - asked < 1_010
     faults.db.heal()
     faults.copied()
 
@@ -271,7 +271,7 @@ def test_a_scan_that_is_throttled_waits_and_goes_on_at_its_cursor(faults: World)
     ended = faults.copied()
 
     assert "Scan on orders: ProvisionedThroughputExceededException" in troubles(ended.events)
-    scanned = [r for _, operation, r in faults.wire.asked if operation == "Scan"]
+    scanned = [r for _, operation, r in faults.client.asked if operation == "Scan"]
     cursors = Counter((r["Segment"], str(r.get("ExclusiveStartKey"))) for r in scanned)
     assert max(cursors.values()) <= 17
     assert faults.counts.read == 80

@@ -22,11 +22,11 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.cli import main
 from replicator.engine import assembly, context
 from replicator.engine import run as running
-from replicator.engine.scheduler import Stepped
+from replicator.engine.scheduler import StepResult
 from replicator.pipeline.progress import Progress
 from replicator.state import Counts, Gap, ShardState, decode
 from replicator.testing.dynamodb import DynamoDB
@@ -100,14 +100,14 @@ class Stop:
         return self.is_set()
 
 
-class OrderedSteps(VirtualSteps):
-    """``Steps`` that make each call at once: the next one is the one that is due first, and waiting moves the clock.
+class OrderedScheduler(VirtualSteps):
+    """A ``Scheduler`` that makes each call at once: what is due first comes next, and waiting moves the clock.
 
     Like the real one it measures rests by a clock that nobody sets.
     """
 
-    def __init__(self, clock: Clock, wire: Wire) -> None:
-        super().__init__(wire)
+    def __init__(self, clock: Clock, client: Client) -> None:
+        super().__init__(client)
         self._clock = clock
         self._passed = 0.0  # as ``time.monotonic`` would say
         self._turns = 0
@@ -121,7 +121,7 @@ class OrderedSteps(VirtualSteps):
         super().clear()
         self._queue.clear()
 
-    def get(self, timeout: float) -> Stepped | None:
+    def get(self, timeout: float) -> StepResult | None:
         self._turns += 1
         assert self._turns < TURNS, "the run does not end"
         due = self._queue[0][0] if self._queue else self._passed + timeout
@@ -161,7 +161,7 @@ class World:
         self.clock = Clock()
         self.random = random.Random(1)
         self.db = DynamoDB(now=self.clock, random=self.random)
-        self.wire: Any = Recorded(self.db, self.clock)
+        self.client: Any = Recorded(self.db, self.clock)
         self.database = MemoryDatabase()
         self.target: Callable[[], Any] = lambda: MemoryTarget(self.database)
         self.store: Callable[[], Any] = lambda: MemoryCheckpoints(self.database)
@@ -252,13 +252,13 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         target = world.target()
         yield target, getattr(target, "checkpoints", None) or world.store()
 
-    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> context.World:
+    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> context.Environment:
         clock = world.clock
-        return context.World(
-            stop, observe, clock.machine, world.random, partial(OrderedSteps, clock), clock, hook_limit
+        return context.Environment(
+            stop, observe, clock.machine, world.random, partial(OrderedScheduler, clock), clock, hook_limit
         )
 
-    monkeypatch.setattr(running, "connect", lambda *_: world.wire)
+    monkeypatch.setattr(running, "connect", lambda *_: world.client)
     monkeypatch.setattr(assembly, "ends", ends)
     monkeypatch.setattr(running, "World", outside)
     monkeypatch.setattr(running, "calm_down", lambda: None)

@@ -11,7 +11,7 @@ import pytest
 
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.items.projection import MOST, NOTHING, Asked
+from replicator.items.projection import MOST, NOTHING, AccessProfile
 
 NAMES = ("status", "total", "paid", "deep", 'odd " name', "", "half \ud800")
 ATTRIBUTES: list[Any] = [
@@ -38,7 +38,7 @@ def answer(item: Item, question: str, name: Any) -> object:
 @pytest.mark.parametrize("seed", range(300))
 def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
     luck = random.Random(seed)
-    asked, usual = Asked(), {name: luck.choice(ATTRIBUTES) for name in NAMES[:-1]}
+    asked, usual = AccessProfile(), {name: luck.choice(ATTRIBUTES) for name in NAMES[:-1]}
     names = [*luck.sample(NAMES, luck.randrange(1, len(NAMES))), *luck.choice([[], [5]])]
     for _ in range(30):
         found = {n: luck.choice([a, a, a, luck.choice(ATTRIBUTES)]) for n, a in usual.items() if luck.random() < 0.8}
@@ -51,7 +51,7 @@ def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
 
 
 def test_of_the_next_item_only_what_was_asked_for_is_decoded() -> None:
-    asked = Asked()
+    asked = AccessProfile()
     for status in ("OPEN", "SENT"):
         item = Item(image({"status": status, "total": Decimal("1.50"), "tags": {"a"}, "note": "long"}), asked)
         assert (item["status"], item["total"], item["tags"]) == (status, Decimal("1.50"), {"a"})
@@ -59,7 +59,7 @@ def test_of_the_next_item_only_what_was_asked_for_is_decoded() -> None:
 
 
 def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_to_decode_all_of_an_item() -> None:
-    asked = Asked()
+    asked = AccessProfile()
     for given in ({"a": "text", "b": 1}, {"a": None, "b": 1}, {"b": 1}, {"a": "text", "b": 1}, {"a": None, "b": 2}):
         item = Item(image(given), asked)
         assert (item.get("a"), item["b"]) == (given.get("a"), given["b"])
@@ -67,13 +67,13 @@ def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_t
 
 
 def test_a_hook_that_looks_at_all_of_an_item_teaches_nothing() -> None:
-    asked = Asked()
+    asked = AccessProfile()
     assert dict(Item(image({"a": 1}), asked)) == {"a": 1}
     assert asked.look(image({"a": 1})) is NOTHING
 
 
 def test_however_many_names_a_hook_makes_up_few_are_learnt() -> None:
-    asked = Asked()
+    asked = AccessProfile()
     for n in range(10 * MOST):
         assert Item(image({"a": n}), asked).get(f"name {n}") is None
     assert len(asked.look(image({"a": 1})).fields) == MOST

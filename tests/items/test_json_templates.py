@@ -14,7 +14,7 @@ import pytest
 from replicator.items import json_templates
 from replicator.items.attributes import image
 from replicator.items.extraction import Image
-from replicator.items.json_templates import MOST_FORMS, Forms
+from replicator.items.json_templates import MOST_FORMS, JsonTemplates
 from replicator.items.to_json import plain_image
 
 TEXTS = (
@@ -84,7 +84,7 @@ def outcome(convert: Callable[[Image], bytes], given: Image) -> bytes | str:
         return f"{type(e).__name__}: {e}"
 
 
-def assert_same(found: Forms, given: bytes) -> None:
+def assert_same(found: JsonTemplates, given: bytes) -> None:
     assert outcome(found, given) == outcome(plain_image, given), given
     try:
         raw = msgspec.json.decode(given, type=msgspec.Raw)
@@ -104,7 +104,7 @@ def soon_hot(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_items_of_every_kind_become_what_the_exact_way_makes_of_them(seed: int) -> None:
     source = random.Random(seed)
     for _ in range(60):
-        found = Forms(plain_image)
+        found = JsonTemplates(plain_image)
         shapes = [{"M": {n: attribute(source) for n in source.sample(NAMES, source.randrange(6))}} for _ in range(2)]
         for _ in range(25):
             item = alike(source.choice(shapes), source)["M"]
@@ -127,7 +127,7 @@ def exactly(images: list[msgspec.Raw]) -> list[bytes] | str:
 def test_many_at_once_become_the_same(seed: int) -> None:
     source = random.Random(seed)
     for _ in range(40):
-        found = Forms(plain_image)
+        found = JsonTemplates(plain_image)
         shapes = [{"M": {n: attribute(source) for n in source.sample(NAMES, 1 + n % 4)}} for n in range(2)]
         for _ in range(12):
             some = [alike(source.choices(shapes, (1, 30))[0], source)["M"] for _ in range(source.randrange(1, 13))]
@@ -154,7 +154,7 @@ def test_many_at_once_become_the_same(seed: int) -> None:
     ],
 )
 def test_one_odd_image_among_many(odd: bytes) -> None:
-    found, usual = Forms(plain_image), raw(b'{"a":{"S":"x"}}')
+    found, usual = JsonTemplates(plain_image), raw(b'{"a":{"S":"x"}}')
     for _ in range(3):
         assert list(found.all([usual] * 12)) == [b'{"a":"x"}'] * 12
     assert found.together([usual] * 4) is not None
@@ -191,7 +191,7 @@ def damaged(given: bytes, source: random.Random) -> bytes:
 def test_damaged_images_too(seed: int) -> None:
     source = random.Random(seed)
     for _ in range(60):
-        found = Forms(plain_image)
+        found = JsonTemplates(plain_image)
         typed = {"M": {n: attribute(source) for n in source.sample(NAMES, 4)}}
         broken = [damaged(orjson.dumps(alike(typed, source)["M"]), source) for _ in range(6)]
         for given in source.choices(broken, k=24):
@@ -219,7 +219,7 @@ def test_damaged_images_too(seed: int) -> None:
     ],
 )
 def test_what_looks_like_a_known_form_and_is_none(usual: str, odd: str) -> None:
-    found = Forms(plain_image)
+    found = JsonTemplates(plain_image)
     for given in [usual] * 6 + [odd] * 6 + [usual, odd] * 3:
         assert_same(found, given.encode())
 
@@ -241,7 +241,7 @@ class Counted:
 
 def test_items_of_few_forms_are_hardly_ever_decoded() -> None:
     exact = Counted()
-    found = Forms(exact)
+    found = JsonTemplates(exact)
     for n in range(3000):
         found(item(n) if n % 3 else item(n, more="x"))
     assert exact.images == 2 * 2  # each form as it is met first, and as it is learnt
@@ -249,7 +249,7 @@ def test_items_of_few_forms_are_hardly_ever_decoded() -> None:
 
 def test_a_stream_of_forms_that_never_come_again_is_soon_left_to_the_exact_way() -> None:
     exact = Counted()
-    found = Forms(exact)
+    found = JsonTemplates(exact)
     for n in range(1000):
         found(item(n, **{f"name{n}": 1}))
     assert exact.images == 1000
@@ -259,7 +259,7 @@ def test_a_stream_of_forms_that_never_come_again_is_soon_left_to_the_exact_way()
 
 
 def test_memory_is_bounded_whatever_comes() -> None:
-    found = Forms(plain_image)
+    found = JsonTemplates(plain_image)
     for n in range(3 * MOST_FORMS):
         for _ in range(3):
             found(item(n, **{f"name{n}": 1}))
@@ -289,6 +289,6 @@ def test_memory_is_bounded_whatever_comes() -> None:
 )
 def test_hostile_images_of_a_megabyte_take_no_longer_than_they_are(hostile: bytes) -> None:
     """With backtracking these would take hours."""
-    found = Forms(plain_image)
+    found = JsonTemplates(plain_image)
     for _ in range(5):
         assert outcome(found, hostile) == outcome(plain_image, hostile)

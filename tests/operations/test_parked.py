@@ -16,13 +16,13 @@ from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection
 from replicator.change import Listing, Page, Record, Shard
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.engine import preexisting
-from replicator.engine.cleanup import Chores
+from replicator.engine.cleanup import Cleanup
 from replicator.engine.delivery import Delivery
 from replicator.engine.parked_limits import QUIET, ParkedWatch
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 from replicator.engine.startup import accepted
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
-from replicator.hooks.hook import Filing, Hook
+from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.key import KeyAttribute, KeySchema
@@ -39,18 +39,18 @@ from replicator.operations.parked import (
     retried,
 )
 from replicator.operations.scanned import SourceItems
-from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.parked import Held, ParkedItems, held, known, parked_id, parked_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
-from replicator.state import Counts, Owner, Parked, PipelineState, Pulse, Save, encode
+from replicator.state import Counts, Heartbeat, Owner, Parked, PipelineState, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
 from replicator.version import version
 
 STATE = PipelineState(1024, "stream", "table", "id", "following")
-AS_IS = Filing(None, ("orders",))
+AS_IS = DocumentMapping(None, ("orders",))
 TABLE = Table("orders", KeySchema((KeyAttribute("id", "S"),)))
 SOURCE = "segment:0"
 ORIGIN = SourceTable(
@@ -86,7 +86,7 @@ def park(target: MemoryTarget, key: str, ordinal: int, *, epoch: int = 1024, new
 
 def retry(
     item: ParkedItem,
-    filing: Filing,
+    mapping: DocumentMapping,
     target: Target,
     checkpoints: MemoryCheckpoints,
     state: PipelineState = STATE,
@@ -95,7 +95,7 @@ def retry(
 ) -> str:
     """A retry of a pipeline that is as ``state`` says, unless there is one already."""
     checkpoints._database.entries.setdefault(("pipeline", ""), (1, encode(state)))
-    return parked.retry(item, filing, target, checkpoints, now, source)
+    return parked.retry(item, mapping, target, checkpoints, now, source)
 
 
 def only(target: MemoryTarget) -> ParkedItem:
@@ -125,14 +125,14 @@ def stops(target: MemoryTarget) -> Iterator[None]:
     """A run that stops in good order, in its two steps: it looks at the tables, and saves what it found."""
     filled, retried = preexisting.filled(target.checkpoints, target, [TABLE])
     yield
-    left = Pulse(0.0, "stopped", filled=tuple(filled), retried=retried)
+    left = Heartbeat(0.0, "stopped", filled=tuple(filled), retried=retried)
     target.checkpoints.save([Save("pulse", "", None, encode(left))])
     yield
 
 
 def emptied(target: MemoryTarget) -> Sequence[str]:
     """The tables that the next run would take for emptied by hand."""
-    return list(preexisting.found(Ledger(target.checkpoints.read()), ORIGIN, target, [TABLE], None).emptied)
+    return list(preexisting.found(CheckpointView(target.checkpoints.read()), ORIGIN, target, [TABLE], None).emptied)
 
 
 @pytest.mark.parametrize("looks", ["before", "while", "behind"])
@@ -246,13 +246,13 @@ def test_a_retry_of_what_a_scan_found_does_not_bring_back_what_was_deleted_befor
     target.write(Batch([Part(SOURCE, removed)], tombstones=True))
     park(target, "a", 0)
     pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    at_once = cast(Patience, lambda act: act())
+    at_once = cast(RetryPolicy, lambda act: act())
     delivery = Delivery(target, target.checkpoints, pipeline, at_once, lambda: 0.0)
     pipeline.begin(replace(STATE, stage="purging"), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
     delivery.know_parked()
-    chores = Chores(target, target.checkpoints, [TABLE], pipeline, delivery, at_once, float, float, None)
-    while chores.do():
+    cleanup = Cleanup(target, target.checkpoints, [TABLE], pipeline, delivery, at_once, float, float, None)
+    while cleanup.do():
         pass
 
     assert database.tombstones["orders"] == {("a",): version(1024, 5)}
@@ -355,7 +355,7 @@ def test_an_item_that_a_run_removed_before_its_retry_began_is_not_brought_back(
     run = following(index, target.checkpoints)
     removed(run, 9)
 
-    assert not index.doubt
+    assert not index.in_doubt
     assert retry(seen, AS_IS, index, MemoryCheckpoints(database), STATE) == CHANGED
     assert database.documents("orders") == {}
 
@@ -373,7 +373,7 @@ def test_an_item_that_a_run_removes_in_the_middle_of_its_retry_is_not_brought_ba
     assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == CHANGED
     assert database.tombstones["orders"] == {("a",): version(1024, 9)}
     assert database.documents("orders") == {}
-    assert index.doubt
+    assert index.in_doubt
 
 
 def test_a_retry_that_takes_long_asks_in_between_whether_the_item_is_still_parked(
@@ -432,7 +432,7 @@ def test_a_retry_that_was_suspended_behind_its_note_brings_no_removed_item_back(
     def meanwhile() -> None:
         run.know_parked()
         clock.now += 400
-        index.doubt.settle()
+        index.in_doubt.settle()
         removed(run, 9)
         database.volatile.clear()
 
@@ -473,14 +473,14 @@ def test_a_retry_whose_write_came_late_behind_a_runs_change_says_that_it_is_in_d
     def meanwhile() -> None:
         run.know_parked()
         clock.now += 400
-        index.doubt.settle()
+        index.in_doubt.settle()
         removed(run, 9)
 
     command.meanwhile = meanwhile
     assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE, clock) == OVERTAKEN
-    assert not index.doubt
+    assert not index.in_doubt
     run.know_parked()
-    assert index.doubt
+    assert index.in_doubt
 
 
 class InStretches(MemoryIndex):
@@ -511,7 +511,7 @@ class Meanwhile(MemoryIndex):
 def following(index: MemoryIndex, checkpoints: MemoryCheckpoints, state: PipelineState = STATE) -> Delivery:
     """A run that knows what is parked."""
     pipeline = Pipeline(AS_IS, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(index, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(index, checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
     pipeline.begin(state, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
     list(pipeline.openings())
@@ -562,13 +562,13 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
             retry(found, FIXED, command, MemoryCheckpoints(database), STATE, clock)
     else:
         assert retry(found, FIXED, command, MemoryCheckpoints(database), STATE, clock) == OVERTAKEN
-    index.doubt.settle()
+    index.in_doubt.settle()
     run._pipeline.know(ParkedItems(run._pipeline.parked.retries))  # nothing is parked any more, as far as the run knows
-    steady = Clock()
-    watch = ParkedWatch(run._pipeline, run, 10, steady)
-    steady.now += QUIET
+    monotonic = Clock()
+    watch = ParkedWatch(run._pipeline, run, 10, monotonic)
+    monotonic.now += QUIET
     watch.look()
-    assert index.doubt, "the runs are told once more"
+    assert index.in_doubt, "the runs are told once more"
     left = known(target.checkpoints).dropped('["a"]')
     assert left is not None, "the item's next change removes what was written"
     assert ("orders", "y") in left.leaves
@@ -585,8 +585,8 @@ def test_a_run_that_a_command_overtakes_owes_a_sweep_only_for_changes_of_an_earl
     run._pipeline.unpark([item.id])
     run.flush()
 
-    assert index.doubt
-    assert index.doubt.begun_earlier == (epoch > 1024)
+    assert index.in_doubt
+    assert index.in_doubt.begun_earlier == (epoch > 1024)
 
 
 def test_while_an_epoch_begins_what_was_retried_before_is_of_an_earlier_one(
@@ -598,7 +598,7 @@ def test_while_an_epoch_begins_what_was_retried_before_is_of_an_earlier_one(
     run._pipeline.begin(replace(STATE, epoch=1025), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     run.know_parked()
 
-    assert index.doubt.begun_earlier == 1
+    assert index.in_doubt.begun_earlier == 1
 
 
 def removed(run: Delivery, count: int) -> None:
@@ -623,8 +623,8 @@ def tags_of_broken(item: Item) -> Iterator[Document]:
         yield Document(tag, {"tag": tag})
 
 
-BROKEN = Filing(Hook("tags", tags, "1", declared=True), ("orders",))
-FIXED = Filing(Hook("tags", tags_of_broken, "2", declared=True), ("orders",))
+BROKEN = DocumentMapping(Hook("tags", tags, "1", declared=True), ("orders",))
+FIXED = DocumentMapping(Hook("tags", tags_of_broken, "2", declared=True), ("orders",))
 
 
 def park_tags(target: MemoryTarget, new: list[str] | None, ordinal: int = 7, **how: object) -> ParkedItem:
@@ -684,8 +684,8 @@ def test_a_retry_that_is_repeated_after_another_one_was_cut_off_replaces_what_th
 ) -> None:
     """One document an item, too: the hook was changed in between."""
     park(target, "a", 7)
-    first = Filing(Hook("plain", lambda item: {"by": "first"}, "1", declared=False), ("orders",))
-    second = Filing(Hook("plain", lambda item: {"by": "second"}, "2", declared=False), ("orders",))
+    first = DocumentMapping(Hook("plain", lambda item: {"by": "first"}, "1", declared=False), ("orders",))
+    second = DocumentMapping(Hook("plain", lambda item: {"by": "second"}, "2", declared=False), ("orders",))
     index.write(retried(only(target), first, STATE))
 
     assert retry(only(target), second, index, target.checkpoints, STATE) == ""
@@ -838,7 +838,7 @@ def fail(message: str) -> Outcome:
 
 
 def test_retrying_a_parked_removal_asks_the_hook_nothing(database: MemoryDatabase, target: MemoryTarget) -> None:
-    plain = Filing(Hook("plain", lambda item: {"n": item["n"]}, "", declared=False), ("orders",))
+    plain = DocumentMapping(Hook("plain", lambda item: {"n": item["n"]}, "", declared=False), ("orders",))
     park(target, "a", 7)
     retry(only(target), plain, target, target.checkpoints, STATE)
     park(target, "a", 8, new=False)
@@ -857,7 +857,7 @@ def test_a_run_that_loses_to_a_command_reads_the_entries_again(
     one = target if transactional else index
     checkpoints = target.checkpoints
     pipeline = Pipeline(BROKEN, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(one, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(one, checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
     state = replace(STATE, hook="1")
     pipeline.begin(state, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
@@ -892,7 +892,7 @@ def test_a_run_is_in_doubt_from_when_it_learns_that_a_command_sent_something(
     run, command = following(index, target.checkpoints), MemoryCheckpoints(database)
     item = only(target)
     assert retry(item, AS_IS, MemoryIndex(database), command, STATE) == ""
-    assert not index.doubt
+    assert not index.in_doubt
     run.know_parked()
     assert len(run._pipeline.parked) == 0
 
@@ -900,15 +900,15 @@ def test_a_run_is_in_doubt_from_when_it_learns_that_a_command_sent_something(
     database.volatile.clear()  # the server was restarted
     MemoryIndex(database).write(retried(item, AS_IS, STATE))
     assert database.documents("orders") == {}
-    begun = index.doubt.begun
+    begun = index.in_doubt.begun
     run.know_parked()
-    assert index.doubt.begun == begun, "nothing was sent since"
+    assert index.in_doubt.begun == begun, "nothing was sent since"
 
 
 def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) -> None:
     checkpoints = target.checkpoints
     pipeline = Pipeline(BROKEN, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(target, checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(target, checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
     MemoryTarget(target._database).checkpoints.claim(Owner("other", "there", 2, 0.0))
     pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     with pytest.raises(Fenced):
@@ -960,17 +960,17 @@ def test_a_retry_that_began_before_a_resync_brings_nothing_back_behind_its_sweep
     command.checkpoints.pipeline = lambda: STATE  # type: ignore[method-assign] # it looked before
     swept.meanwhile = lambda: retry(found, AS_IS, command, command.checkpoints, STATE)
     pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(swept, target.checkpoints, pipeline, cast(Patience, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(swept, target.checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
     pipeline.begin(
         replace(STATE, epoch=1025, stage="sweeping", resync=True), Listing((Shard("s"),), True, "ENABLED", 0.0), {}
     )
     delivery.flush()
     delivery.know_parked()
     now = lambda: 0.0  # noqa: E731
-    chores = Chores(
-        swept, target.checkpoints, [TABLE], pipeline, delivery, cast(Patience, lambda act: act()), now, now, None
+    cleanup = Cleanup(
+        swept, target.checkpoints, [TABLE], pipeline, delivery, cast(RetryPolicy, lambda act: act()), now, now, None
     )
-    while chores.do():
+    while cleanup.do():
         pass
 
     assert pipeline.state is not None
@@ -1085,16 +1085,18 @@ def test_without_versions_to_compare_a_retry_stores_only_what_the_source_still_h
 @pytest.mark.parametrize(
     ("pulse", "refused"),
     [
-        (Pulse(1000.0, "following", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), True),
-        (Pulse(1000.0, "stopped", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), False),
-        (Pulse(0.0, "following", who="an earlier run"), True),
+        (Heartbeat(1000.0, "following", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), True),
+        (Heartbeat(1000.0, "stopped", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), False),
+        (Heartbeat(0.0, "following", who="an earlier run"), True),
         (None, True),
     ],
 )
-def test_a_run_that_may_be_alive_is_noticed(target: MemoryTarget, pulse: Pulse | None, *, refused: bool) -> None:
+def test_a_run_that_may_be_alive_is_noticed(
+    target: MemoryTarget, heartbeat: Heartbeat | None, *, refused: bool
+) -> None:
     target.checkpoints.claim(Owner("run", "here", 1, 1000.0))
-    if pulse is not None:
-        target.checkpoints.save([Save("pulse", "", None, encode(pulse))])
+    if heartbeat is not None:
+        target.checkpoints.save([Save("pulse", "", None, encode(heartbeat))])
     if refused:
         with pytest.raises(ConfigError, match="Stop the run, wait a minute, retry, and start it again"):
             parked.check_no_run(target.checkpoints, 1001.0)

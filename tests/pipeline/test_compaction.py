@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from replicator import Document, documents
 from replicator.batch import Delete, Upsert, Write
 from replicator.change import Change, Page, Record
-from replicator.hooks.hook import Filing, Hook
+from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.key import Key, key_text
 from replicator.pipeline.advance import streamed
 from replicator.pipeline.compaction import (
-    Circumstances,
+    BatchContext,
     Compacted,
     Latest,
     compact_latest,
@@ -55,16 +55,16 @@ def fanned(item: Item) -> Iterator[Document]:
         yield Document(letter, {"to": item["to"]}, "vowels" if letter in "aeiou" else "others")
 
 
-def filing(function: Callable[[Item], Any] | None, *tables: str) -> Filing:
+def mapping(function: Callable[[Item], Any] | None, *tables: str) -> DocumentMapping:
     declared = getattr(function, "__replicator_documents__", False)
-    return Filing(function and Hook("hook", function, "", declared), tables or ("orders",))
+    return DocumentMapping(function and Hook("hook", function, "", declared), tables or ("orders",))
 
 
-PLAIN, FILTER, FAN = filing(None), filing(kept), filing(fanned, "vowels", "others")
+PLAIN, FILTER, FAN = mapping(None), mapping(kept), mapping(fanned, "vowels", "others")
 
 
-def at(*parked: str, refused: Mapping[tuple[Key, int], str] | None = None) -> Circumstances:
-    return Circumstances(refused or {}, ParkedItems.of(map(Held, parked)), EPOCH, "shard:s", 5.0)
+def at(*parked: str, refused: Mapping[tuple[Key, int], str] | None = None) -> BatchContext:
+    return BatchContext(refused or {}, ParkedItems.of(map(Held, parked)), EPOCH, "shard:s", 5.0)
 
 
 def change(key: Key, ordinal: int, new: object = None, old: object = None, *, scanned: bool = False) -> Change:
@@ -315,7 +315,7 @@ def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left
     first = compact_runs({A: [change(A, 1, "!", "ab")]}, FAN, at())
     held_ = first.moves[0].after
     assert held_ is not None
-    around = Circumstances({}, ParkedItems.of([held_]), EPOCH, "shard:s", 5.0)
+    around = BatchContext({}, ParkedItems.of([held_]), EPOCH, "shard:s", 5.0)
     second = compact_runs({A: [change(A, 2, "!!", "!")]}, FAN, around)
     assert [(s.id, s.expected, s.text is None) for s in second.saves] == [
         (entry(A, 1), 1, True),
@@ -325,7 +325,7 @@ def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left
     assert after is not None
     assert (after.changes, after.since) == ({"shard:s": 2}, 5.0)
 
-    around = Circumstances({}, ParkedItems.of([after]), EPOCH, "shard:s", 5.0)
+    around = BatchContext({}, ParkedItems.of([after]), EPOCH, "shard:s", 5.0)
     third = compact_runs({A: [change(A, 3, "bc", "!!")]}, FAN, around)
     assert {(type(w).__name__, w.id[1]) for w in third.writes} == {("Upsert", "b"), ("Upsert", "c"), ("Delete", "a")}
     assert parked(third) == {entry(A, 2): None}
@@ -333,7 +333,7 @@ def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left
 
 def test_what_a_dropped_change_left_is_removed_by_the_items_next_change() -> None:
     left = Held(entry(A, 3), leaves=frozenset({("vowels", "a")}))
-    around = Circumstances({}, ParkedItems.of([], [left]), EPOCH, "shard:s", 5.0)
+    around = BatchContext({}, ParkedItems.of([], [left]), EPOCH, "shard:s", 5.0)
     found = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, around)
     assert {(type(w).__name__, w.id[1]) for w in found.writes} == {("Upsert", "b"), ("Delete", "a")}
     assert found.saves == [Save("dropped", entry(A, 3), 1, None)]
@@ -347,7 +347,7 @@ def test_a_scanned_image_older_than_what_was_parked_or_dropped_changes_nothing()
     scanned = {A: [change(A, 0, "a", scanned=True)]}
     found = compact_runs(scanned, FAN, at(entry(A, 3)))
     assert (found.parked, found.dropped, found.writes, found.saves) == (1, 0, [], [])
-    around = Circumstances({}, ParkedItems.of([], [Held(entry(A, 3))]), EPOCH, "shard:s", 5.0)
+    around = BatchContext({}, ParkedItems.of([], [Held(entry(A, 3))]), EPOCH, "shard:s", 5.0)
     found = compact_runs(scanned, FAN, around)
     assert (found.parked, found.dropped, found.writes, found.saves) == (0, 1, [], [])
 
@@ -366,7 +366,7 @@ def test_a_poison_old_image_parks_the_item_only_where_another_hook_may_have_stor
     assert held_ is not None
     still = replace(mixed, parked=ParkedItems.of([held_]))
     assert compact_runs({A: [change(A, 2, "b", "a")]}, FAN, still).parked == 1
-    fixed = filing(documents(lambda item: [Document(letter, {}, "others") for letter in item["to"]]), *FAN.tables)
+    fixed = mapping(documents(lambda item: [Document(letter, {}, "others") for letter in item["to"]]), *FAN.tables)
     writes = compact_runs({A: [change(A, 2, "b", "a")]}, fixed, still).writes
     assert ("others", (key_text(A), "!")) in {(w.table, w.id) for w in writes if isinstance(w, Delete)}
 

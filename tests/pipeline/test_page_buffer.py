@@ -9,7 +9,7 @@ import pytest
 
 from replicator.change import Page, Record, ScanPage
 from replicator.pipeline import page_buffer
-from replicator.pipeline.page_buffer import Fetched, Pages
+from replicator.pipeline.page_buffer import PageBuffer, Pages
 
 ROWS, BYTES = 10, 100
 
@@ -31,7 +31,7 @@ def scan_page(rows: int, size: int) -> ScanPage:
 @pytest.mark.parametrize(("rows", "size", "laden"), [(9, 99, False), (10, 0, True), (0, 100, True)])
 def test_pages_are_enough_for_a_batch_by_their_rows_or_by_their_bytes(rows: int, size: int, laden: bool) -> None:
     for source, one in (("shard:s", page(rows, size)), ("segment:0", scan_page(rows, size))):
-        waiting = Fetched()
+        waiting = PageBuffer()
         waiting.add(source, one)
         assert waiting.laden == laden
 
@@ -39,7 +39,7 @@ def test_pages_are_enough_for_a_batch_by_their_rows_or_by_their_bytes(rows: int,
 def test_what_waits_is_counted_whatever_is_taken_and_given_back() -> None:
     for seed in range(200):
         chance = random.Random(seed)
-        waiting, taken = Fetched(), list[Pages]()
+        waiting, taken = PageBuffer(), list[Pages]()
         for _ in range(30):
             match chance.randrange(8):
                 case 0:
@@ -58,7 +58,7 @@ def test_what_waits_is_counted_whatever_is_taken_and_given_back() -> None:
 
 
 def test_batches_that_came_back_are_taken_again_as_they_were_and_before_all_others() -> None:
-    waiting = Fetched()
+    waiting = PageBuffer()
     for n in range(3):
         for source in ("shard:a", "shard:b"):
             waiting.add(source, page(5, n))
@@ -77,7 +77,7 @@ def test_batches_that_came_back_are_taken_again_as_they_were_and_before_all_othe
 
 @pytest.mark.parametrize("one", [page(ROWS, 0), page(0, BYTES)])
 def test_what_came_back_weighs_what_it_weighed(one: Page) -> None:
-    waiting = Fetched()
+    waiting = PageBuffer()
     waiting.add("shard:s", one)
     taken = list(waiting.next())
     assert not waiting.laden
@@ -85,7 +85,7 @@ def test_what_came_back_weighs_what_it_weighed(one: Page) -> None:
     assert waiting.laden
 
 
-def _drained(waiting: Fetched) -> Iterator[Page]:
+def _drained(waiting: PageBuffer) -> Iterator[Page]:
     while waiting:
         for _, pages in waiting.next():
             yield from (p for p in pages if isinstance(p, Page))

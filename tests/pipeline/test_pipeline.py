@@ -11,25 +11,25 @@ from replicator.batch import Batch, Delete, Outcome, Rejection, Upsert
 from replicator.change import Listing, Page, Record, ScanPage, Shard
 from replicator.checkpoints.contract import Claimed
 from replicator.errors import Fenced, GapFound
-from replicator.hooks.hook import Filing, Hook
+from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.pipeline import page_buffer, stages
 from replicator.pipeline.page_buffer import SOURCE_PAGES
 from replicator.pipeline.parked import Held, ParkedItems, item_of
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Counts, Entry, Gap, Parked, PipelineState, Pulse, SegmentState, ShardState, decode
+from replicator.state import Counts, Entry, Gap, Heartbeat, Parked, PipelineState, SegmentState, ShardState, decode
 from replicator.testing.contract.kit import owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.version import FIRST_EPOCH, version
 
 NOW = 1000.0
-FILING = Filing(None, ("orders",))
+FILING = DocumentMapping(None, ("orders",))
 
 
-def begun(*shards: Shard, segments: int = 0, filing: Filing = FILING, expired: bool = False) -> Pipeline:
+def begun(*shards: Shard, segments: int = 0, mapping: DocumentMapping = FILING, expired: bool = False) -> Pipeline:
     """A pipeline whose first epoch is stored."""
-    pipeline = Pipeline(filing, Claimed(1), ignore_expired=expired)
+    pipeline = Pipeline(mapping, Claimed(1), ignore_expired=expired)
     stage = stages.SCANNING if segments else stages.FOLLOWING
     state = PipelineState(FIRST_EPOCH, "stream", "table", "id", stage)
     pipeline.begin(state, Listing(shards, True, "ENABLED", NOW), stages.segments(segments))
@@ -174,7 +174,7 @@ def test_scanned_items_have_ordinal_0_and_the_cursor_moves_with_them() -> None:
 def test_a_failed_scan_step_is_no_end_of_its_segment() -> None:
     pipeline = begun(Shard("a"), segments=1)
     list(pipeline.scans())
-    pipeline.accept_scan(ScanPage(0, trouble="throttled"))
+    pipeline.accept_scan(ScanPage(0, waiting_for="throttled"))
     assert store(pipeline) == []
 
 
@@ -185,7 +185,7 @@ def test_stages_follow_each_other_when_the_scan_is_stored() -> None:
     store(pipeline)
     assert pipeline.state is not None
     assert pipeline.state.stage == stages.PURGING
-    pipeline.chore_done(NOW)
+    pipeline.cleanup_done(NOW)
     store(pipeline)
     assert pipeline.state.stage == stages.FOLLOWING
 
@@ -285,7 +285,7 @@ def test_a_shard_whose_anchor_is_known_keeps_no_other_from_getting_one() -> None
 
 def test_a_sweep_is_owed_once_an_item_that_it_spared_is_parked_no_more() -> None:
     hook = Hook("many", lambda item: [], "", declared=True)
-    pipeline = begun(Shard("a"), filing=Filing(hook, ("orders",)))
+    pipeline = begun(Shard("a"), mapping=DocumentMapping(hook, ("orders",)))
     opened(pipeline)
     entry = Held(f'["x"]@{version(FIRST_EPOCH, 1):019d}')
     pipeline.know(ParkedItems.of([entry]))
@@ -304,7 +304,7 @@ def test_a_later_good_change_heals_a_parked_item() -> None:
     def picky(item: Item) -> Mapping[str, object]:
         return {"v": 10 // int(item["v"])}
 
-    pipeline = begun(Shard("a"), filing=Filing(Hook("picky", picky, "", declared=False), ("orders",)))
+    pipeline = begun(Shard("a"), mapping=DocumentMapping(Hook("picky", picky, "", declared=False), ("orders",)))
     opened(pipeline)
     pipeline.accept(page("a", record(1, "x", 0)))
     store(pipeline)
@@ -335,7 +335,7 @@ def test_idle_shards_are_told_with_the_pulse() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)
     pipeline.accept(Page("a", through=NOW + 5))
-    pipeline.pulse(Pulse(NOW, "live"))
+    pipeline.heartbeat(Heartbeat(NOW, "live"))
     (batch,) = store(pipeline)
     told = values(batch, "shard")["a"]
     assert isinstance(told, ShardState)
@@ -385,7 +385,7 @@ def test_what_was_read_and_listed_in_the_future_of_a_clock_that_was_set_back_has
     opened(before)
     before.accept(Page("a", through=NOW + 3600))
     before.listed(Listing((Shard("a"),), True, "ENABLED", NOW + 3600))
-    before.pulse(Pulse(NOW, "live"))
+    before.heartbeat(Heartbeat(NOW, "live"))
     stored = claimed([*_first(Shard("a")), *store(before)])
 
     assert Pipeline(FILING, stored, now=NOW + 3601).caught_up(NOW)
@@ -398,7 +398,7 @@ def test_each_of_what_was_read_and_listed_in_the_future_is_doubted_by_itself(rea
     opened(before)
     before.accept(Page("a", through=read))
     before.listed(Listing((Shard("a"),), True, "ENABLED", listed))
-    before.pulse(Pulse(NOW, "live"))
+    before.heartbeat(Heartbeat(NOW, "live"))
     stored = claimed([*_first(Shard("a")), *store(before)])
 
     assert Pipeline(FILING, stored, now=NOW + 3601).caught_up(NOW)

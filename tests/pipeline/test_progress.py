@@ -10,7 +10,7 @@ import pytest
 
 from replicator.cli.render import duration
 from replicator.pipeline.progress import Backfill, Progress, Shards, as_values, progress
-from replicator.state import Counts, Entry, Gap, PipelineState, Pulse, SegmentState, ShardState, encode
+from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, SegmentState, ShardState, encode
 
 NOW = 1_800_000_000.0
 STATE = PipelineState(1024, "stream", "table", "id", "following", items=1000)
@@ -29,33 +29,33 @@ def test_of_nothing_is_stopped_and_unknown() -> None:
     assert seen({}) == Progress("stopped")
     values = as_values(seen({}))
     assert values["lag_seconds"] is None
-    assert values["hours_until_loss"] is None
+    assert values["retention_left_hours"] is None
     assert values["backfill"] is None
 
 
 @pytest.mark.parametrize(("age", "phase"), [(0, "live"), (15, "live"), (15.1, "stopped"), (9000, "stopped")])
 def test_a_run_that_is_silent_for_15_seconds_is_stopped(age: float, phase: str) -> None:
-    found = seen({("pulse", ""): Pulse(NOW - age, "live", rate=7.0, trouble="waits")})
+    found = seen({("pulse", ""): Heartbeat(NOW - age, "live", rate=7.0, waiting_for="waits")})
 
     assert found.phase == phase
-    assert (found.rate, found.trouble) == ((7.0, "waits") if phase == "live" else (None, None))
+    assert (found.rate, found.waiting_for) == ((7.0, "waits") if phase == "live" else (None, None))
 
 
 @pytest.mark.parametrize(("ahead", "phase"), [(300, "live"), (301, "stopped"), (86400, "stopped")])
 def test_a_sign_of_life_of_the_future_proves_nothing(ahead: float, phase: str) -> None:
     """A clock was wrong when it was given: else a run that is gone would be live until that time has come."""
     read = shard(through=NOW + ahead)
-    found = seen({("pulse", ""): Pulse(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
+    found = seen({("pulse", ""): Heartbeat(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
 
     assert found.phase == phase
-    assert (found.lag_seconds, found.hours_until_loss) == ((0.0, 24.0) if phase == "live" else (None, None))
+    assert (found.lag_seconds, found.retention_left_hours) == ((0.0, 24.0) if phase == "live" else (None, None))
 
 
 def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:
     gap = Gap("trimmed", NOW, 1024, "s", "17")
 
     assert seen({("pipeline", ""): STATE, ("gap", "1"): gap}).phase == "gap"
-    assert seen({("pipeline", ""): STATE, ("gap", "1"): gap, ("pulse", ""): Pulse(NOW, "live")}).phase == "gap"
+    assert seen({("pipeline", ""): STATE, ("gap", "1"): gap, ("pulse", ""): Heartbeat(NOW, "live")}).phase == "gap"
 
 
 def test_a_gap_is_the_phase_too_when_the_checkpoints_it_was_found_with_are_lost() -> None:
@@ -63,25 +63,25 @@ def test_a_gap_is_the_phase_too_when_the_checkpoints_it_was_found_with_are_lost(
 
 
 def test_a_gap_of_an_earlier_epoch_or_a_repaired_one_is_not_the_phase() -> None:
-    pulse = {("pipeline", ""): STATE, ("pulse", ""): Pulse(NOW, "live")}
+    heartbeat = {("pipeline", ""): STATE, ("pulse", ""): Heartbeat(NOW, "live")}
     earlier, repaired = Gap("trimmed", NOW, 1023), Gap("trimmed", NOW, 1024, repaired=NOW)
 
-    assert seen(pulse | {("gap", "1"): earlier}).phase == "live"
-    assert seen(pulse | {("gap", "1"): earlier}).gaps == (earlier,)
-    assert seen(pulse | {("gap", "1"): repaired}).phase == "live"
-    assert seen(pulse | {("gap", "1"): repaired}).gaps == ()
+    assert seen(heartbeat | {("gap", "1"): earlier}).phase == "live"
+    assert seen(heartbeat | {("gap", "1"): earlier}).gaps == (earlier,)
+    assert seen(heartbeat | {("gap", "1"): repaired}).phase == "live"
+    assert seen(heartbeat | {("gap", "1"): repaired}).gaps == ()
 
 
 def test_the_lag_is_that_of_the_shard_furthest_behind() -> None:
     found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(NOW - 7200)})
 
-    assert (found.lag_seconds, found.hours_until_loss) == (7200, 22)
+    assert (found.lag_seconds, found.retention_left_hours) == (7200, 22)
 
 
 def test_the_lag_is_unknown_if_it_is_for_one_shard() -> None:
     found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(None)})
 
-    assert (found.lag_seconds, found.hours_until_loss) == (None, None)
+    assert (found.lag_seconds, found.retention_left_hours) == (None, None)
 
 
 @pytest.mark.parametrize(("leaf", "lag"), [(False, 3600), (True, 60)])
@@ -111,13 +111,13 @@ def test_without_a_shard_to_ask_the_lag_is_unknown() -> None:
 
 def test_neither_lag_nor_hours_are_below_zero() -> None:
     assert seen({("shard", "a"): shard(NOW + 3)}).lag_seconds == 0
-    assert seen({("shard", "a"): shard(NOW - 30 * 3600)}).hours_until_loss == 0
+    assert seen({("shard", "a"): shard(NOW - 30 * 3600)}).retention_left_hours == 0
 
 
 def test_the_backfill_says_how_long_it_will_take() -> None:
     entries = {
         ("pipeline", ""): STATE,
-        ("pulse", ""): Pulse(NOW, "backfill", backfill_rate=100.0),
+        ("pulse", ""): Heartbeat(NOW, "backfill", backfill_rate=100.0),
         ("segment", "0"): SegmentState(2, ended=True, items=300),
         ("segment", "1"): SegmentState(2, cursor="{}", items=200),
     }
@@ -129,7 +129,7 @@ def test_the_backfill_says_how_long_it_will_take() -> None:
 def test_how_long_is_unknown_without_a_rate_and_past_the_estimate(items: int, rate: float | None) -> None:
     entries = {
         ("pipeline", ""): STATE,
-        ("pulse", ""): Pulse(NOW, "backfill", backfill_rate=rate),
+        ("pulse", ""): Heartbeat(NOW, "backfill", backfill_rate=rate),
         ("segment", "0"): SegmentState(1, items=items),
     }
     backfill = seen(entries).backfill

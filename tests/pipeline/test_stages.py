@@ -69,6 +69,6 @@ def _remembers(stage: str) -> bool:
 
 
 def test_after_the_sweep_comes_the_purge_and_then_only_the_stream() -> None:
-    purging = stages.after_chore(replace(SCANNING, stage=stages.SWEEPING))
+    purging = stages.after_cleanup(replace(SCANNING, stage=stages.SWEEPING))
     assert purging.stage == stages.PURGING
-    assert stages.after_chore(purging).stage == stages.FOLLOWING
+    assert stages.after_cleanup(purging).stage == stages.FOLLOWING

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import DynamoDB
 from tests.security.policy import RESOURCES, Permission
 from tests.security.process.aws_calls import actions
@@ -28,7 +28,7 @@ _NAMES = {
 
 
 class Account:
-    """A ``Wire`` for one place of a config (source, target, checkpoints), and ``used``: what it was asked for.
+    """A ``Client`` for one place of a config (source, target, checkpoints), and ``used``: what it was asked for.
 
     ``denied``: permissions of the documents that are missing. What is in no document is refused as well.
     """
@@ -45,7 +45,7 @@ class Account:
             with self._lock:
                 self.used.add(wanted)
             if wanted not in self.allowed or wanted in self.denied:
-                raise WireError("AccessDeniedException", _refusal(wanted, self._stream_arn()), 400)
+                raise AwsError("AccessDeniedException", _refusal(wanted, self._stream_arn()), 400)
         return self.db.call(operation, request)
 
     def _wanted(self, operation: str, request: Mapping[str, Any]) -> Iterator[Permission]:

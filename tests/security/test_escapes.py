@@ -116,14 +116,14 @@ def test_the_live_view_and_status_let_no_text_act() -> None:
     shown = io.StringIO()
     gap = Gap(HOSTILE, 0.0, 1024, HOSTILE, HOSTILE)
     console = Console(file=shown, width=300, force_terminal=False)
-    console.print(as_table(Progress("gap", gaps=(gap,), trouble=HOSTILE)))
+    console.print(as_table(Progress("gap", gaps=(gap,), waiting_for=HOSTILE)))
     record = logging.LogRecord("replicator", logging.ERROR, "", 0, HOSTILE, (), None)
     live_view._Above(console).emit(record)
     harmless(shown.getvalue())
 
 
 def test_status_as_json_lets_no_text_act(capsys: pytest.CaptureFixture[str]) -> None:
-    output.put(as_values(Progress(HOSTILE, trouble=HOSTILE)))
+    output.put(as_values(Progress(HOSTILE, waiting_for=HOSTILE)))
     harmless(capsys.readouterr().out)
 
 

@@ -21,7 +21,7 @@ from connectors.search.rejection_reasons import refusal
 from connectors.search.responses import verdicts
 from replicator import log
 from replicator.aws.boto import Boto, connect
-from replicator.aws.errors import WireError, without_login
+from replicator.aws.errors import AwsError, without_login
 from replicator.aws.errors import failure as aws_failure
 from replicator.config import settings
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
@@ -246,7 +246,7 @@ def test_only_the_first_line_of_a_reason_is_shown() -> None:
 @pytest.mark.parametrize("operation", ["PutItem", "BatchGetItem", "TransactWriteItems"])
 def test_a_validation_message_is_not_repeated_where_items_were_sent(operation: str) -> None:
     words = f"The parameter cannot be converted to a numeric value: {WORD}"
-    error = WireError("ValidationException", words, 400)
+    error = AwsError("ValidationException", words, 400)
     assert WORD not in str(aws_failure(error, operation, "arn:t"))
     assert words in str(aws_failure(error, "DescribeTable", "arn:t"))
 
@@ -274,12 +274,12 @@ def reached(monkeypatch: pytest.MonkeyPatch, **environ: str) -> Boto:
 def test_endpoints_and_proxies_of_the_environment_are_shown_without_their_logins(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
-    wire = reached(monkeypatch, **environ)
-    with pytest.raises(WireError) as raised:
-        wire.call("DescribeTable", {"TableName": "orders"})
+    client = reached(monkeypatch, **environ)
+    with pytest.raises(AwsError) as raised:
+        client.call("DescribeTable", {"TableName": "orders"})
     assert WORD not in str(aws_failure(raised.value, "DescribeTable", "orders"))
-    assert WORD not in wire.server
-    wire.close()
+    assert WORD not in client.server
+    client.close()
 
 
 def test_an_endpoint_of_the_environment_that_is_no_address_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,19 +322,19 @@ def loud() -> Iterator[None]:
 def test_libraries_log_no_headers_or_bodies_whatever_the_hook_made_of_logging(
     loud: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wire = reached(monkeypatch, AWS_ENDPOINT_URL_DYNAMODB="http://127.0.0.1:9", AWS_SESSION_TOKEN=WORD)
+    client = reached(monkeypatch, AWS_ENDPOINT_URL_DYNAMODB="http://127.0.0.1:9", AWS_SESSION_TOKEN=WORD)
     ways: tuple[Callable[[], None], ...] = (lambda: None, log.hush)
     for hush in ways:
         hush()
         caplog.clear()
-        with pytest.raises(WireError):
-            wire.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": WORD}}})
+        with pytest.raises(AwsError):
+            client.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": WORD}}})
         assert (WORD in caplog.text) == (hush is not log.hush)
     for name in ("", "botocore", "botocore.endpoint", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.DEBUG)
     log.hush()
     assert not logging.getLogger("botocore.endpoint").isEnabledFor(logging.CRITICAL)
-    wire.close()
+    client.close()
 
 
 def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:

@@ -27,7 +27,7 @@ from connectors.search.encode import encode as encode_lines
 from connectors.search.ids import index_id
 from connectors.search.layout import layouts
 from connectors.search.names import is_ours
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.batch import Batch, Delete, DocumentId, Part, Rejection, Upsert, Write
 from replicator.items.attributes import image
 from replicator.items.item import Item
@@ -150,7 +150,7 @@ def conflicts(db: DynamoDB, layout: Layout, writes: Sequence[Write]) -> int:
     for write in writes:
         try:
             carry_out(db, layout, [write])
-        except WireError as e:
+        except AwsError as e:
             found += e.code == "ConditionalCheckFailedException"
     return found
 

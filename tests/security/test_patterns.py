@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from connectors.dynamodb.responses import _REASONS, LONGEST, refusal
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.items.leaves import OF_KIND
 
 parser: Any = re._parser  # type: ignore[attr-defined]
@@ -33,7 +33,7 @@ class TooMany(Exception):
     """More steps than any pattern may take."""
 
 
-class Steps:
+class Scheduler:
     """Matches a parsed pattern at each place of a text, as ``search`` does, and counts what it tries."""
 
     def __init__(self, text: str) -> None:
@@ -186,7 +186,7 @@ def growth(pattern: str | bytes, *, anchored: bool) -> float:
     for short, long in attacks(parsed):
         counts = []
         for attack in (short, long):
-            steps = Steps(attack)
+            steps = Scheduler(attack)
             try:
                 steps.search(list(parsed), anchored=anchored)
             except TooMany:
@@ -260,7 +260,7 @@ def test_a_pattern_takes_steps_in_proportion_to_the_text(name: str) -> None:
 
 def test_what_is_read_of_a_message_of_dynamodb_has_a_bound() -> None:
     """Some of its patterns take longer than in proportion, to the length of what is read."""
-    assert refusal(WireError("ValidationException", "x" * LONGEST + "significant digits", 400)).endswith(
+    assert refusal(AwsError("ValidationException", "x" * LONGEST + "significant digits", 400)).endswith(
         "(ValidationException)"
     )
 

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb.http import HttpWire
 from replicator.testing.servers.programs import ServerMissing, alone, cache
 
@@ -140,13 +140,13 @@ class DynamoDBLocal:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        wire = HttpWire(self.endpoint, timeout=5.0)
+        client = HttpWire(self.endpoint, timeout=5.0)
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             try:
-                wire.call("ListTables", {})  # the first call makes the database
+                client.call("ListTables", {})  # the first call makes the database
                 return True
-            except WireError:
+            except AwsError:
                 if self._process.poll() is not None:
                     return False
                 time.sleep(0.1)

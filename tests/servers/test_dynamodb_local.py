@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb.http import HttpWire
 from tests.servers import dynamodb_local as module
 from tests.servers.dynamodb_fixtures import StartLocal
@@ -21,7 +21,7 @@ from tests.servers.dynamodb_local import DynamoDBLocal, ServerMissing
 def answers(endpoint: str) -> bool:
     try:
         HttpWire(endpoint, timeout=5).call("ListTables", {})
-    except WireError:
+    except AwsError:
         return False
     return True
 

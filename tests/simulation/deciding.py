@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from replicator.batch import Batch, Outcome
 from replicator.errors import ConfigError, TransientError
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.key import KeyAttribute, KeySchema
 from replicator.operations import parked
 from replicator.operations.scanned import SourceItems
@@ -46,15 +46,15 @@ class Command:
 
 
 def retried(world: Universe, item: parked.ParkedItem, command: Command) -> str:
-    return _retried(world, item, Filing(world.hook(), tuple(world.tables)), command)
+    return _retried(world, item, DocumentMapping(world.hook(), tuple(world.tables)), command)
 
 
-def _retried(world: Universe, item: parked.ParkedItem, filing: Filing, command: Command) -> str:
+def _retried(world: Universe, item: parked.ParkedItem, mapping: DocumentMapping, command: Command) -> str:
     state = parked.pipeline_of(command.checkpoints)
     keys = runs.keys_of(world)
     command.target.open(tuple(Table(name, keys, dict(options)) for name, options in world.tables.items()), state.epoch)
     source = SourceItems(partial(sample.one, world.source, world.TABLE, SOURCE_KEYS), world.scenario.keeps_expired)
-    return parked.retry(item, filing, command.target, command.checkpoints, world.clock, source)
+    return parked.retry(item, mapping, command.target, command.checkpoints, world.clock, source)
 
 
 def retried_in_vain(world: Universe, item: parked.ParkedItem, command: Command) -> str:
@@ -95,9 +95,11 @@ def retry(world: Universe, act: Act) -> None:
 def retried_with_another_hook(world: Universe, item: parked.ParkedItem, command: Command) -> str:
     """A person retries with a hook that is not the pipeline's, and stays with it only for this."""
     assert world.scenario.hook is not None
-    filing = Filing(hooks.load(world.scenario.hook, world.edition + 1, fixed=world.fixed), tuple(world.tables))
+    mapping = DocumentMapping(
+        hooks.load(world.scenario.hook, world.edition + 1, fixed=world.fixed), tuple(world.tables)
+    )
     world.mistaken.append((item.entry.key, epoch_of(item.entry.version), item.entry.new))
-    return _retried(world, item, filing, command)
+    return _retried(world, item, mapping, command)
 
 
 def retry_with_another_hook(world: Universe, act: Act) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from replicator.state import Pulse, decode
+from replicator.state import Heartbeat, decode
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
 from tests.simulation.plan import Act
@@ -130,8 +130,8 @@ def empty(world: Universe, act: Act) -> None:
 
 def _stopped(world: Universe) -> bool:
     entry = world.database.entries.get(("pulse", ""))
-    pulse = None if entry is None else decode("pulse", "", entry[1])
-    return isinstance(pulse, Pulse) and pulse.phase == "stopped"
+    heartbeat = None if entry is None else decode("pulse", "", entry[1])
+    return isinstance(heartbeat, Heartbeat) and heartbeat.phase == "stopped"
 
 
 def _table(world: Universe, luck: float) -> str | None:

@@ -11,12 +11,12 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.engine import preexisting
 from replicator.engine.binding import admit
-from replicator.engine.context import Copy, World
+from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
 from replicator.errors import ConfigError, Fenced, GapFound
@@ -25,7 +25,7 @@ from replicator.pipeline.progress import Progress
 from replicator.source.table import describe_table
 from replicator.state import Owner
 from replicator.target.contract import OWN_IDS, Table
-from replicator.target.in_doubt import LINGER
+from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import DynamoDB
 from tests.simulation import truth
 from tests.simulation.clock import VirtualStop
@@ -55,18 +55,18 @@ class Touched:
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         self._universe.effect(operation)
         if self._universe.clock.refuses():
-            raise WireError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
+            raise AwsError("InvalidSignatureException", "Signature expired: 1 is now earlier than 2", 400)
         return self._source.call(operation, request)
 
 
 class Described:
     """The source as it is described before anything goes wrong."""
 
-    def __init__(self, wire: Touched, source: DynamoDB) -> None:
-        self.server, self.call = wire.server, source.call
+    def __init__(self, client: Touched, source: DynamoDB) -> None:
+        self.server, self.call = client.server, source.call
 
 
-def copy_in(universe: Universe, slip: Slip | None = None) -> Copy:
+def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
     """What a run works with: as it should be, or with a slip in its config."""
     name = universe.TABLE if slip is None else slip.table
     destinations = universe.tables if slip is None else slip.tables
@@ -83,30 +83,30 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> Copy:
         assert isinstance(target, UnreliableIndex)
         target.lead(slip.database, slip.place)
     store = target.checkpoints if isinstance(target, Unreliable) else UnreliableStore(universe)
-    wire = Touched(universe, slip)
-    table = describe_table(Described(wire, wire._source), name)
+    client = Touched(universe, slip)
+    table = describe_table(Described(client, client._source), name)
     tables = tuple(Table(name, keys_of(universe), dict(options)) for name, options in destinations.items())
-    return Copy(config, wire, target, store, hook, table, tables)
+    return RunContext(config, client, target, store, hook, table, tables)
 
 
-def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> Copy:
+def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> RunContext:
     """What a run works with, once it was looked at as before any run."""
     copy = copy_in(universe, slip)
     admit(
         copy.checkpoints,
-        lambda ledger: preexisting.found(ledger, copy.table, copy.target, copy.tables, copy.hook),
+        lambda view: preexisting.found(view, copy.table, copy.target, copy.tables, copy.hook),
         Allowed(resync=resync, hook_change=universe.fixed, schema_changes=universe.scenario.columns),
     )
     return copy
 
 
-def driver_in(universe: Universe, copy: Copy) -> Driver:
-    world = World(
+def driver_in(universe: Universe, copy: RunContext) -> Driver:
+    world = Environment(
         VirtualStop(universe.clock),  # type: ignore[arg-type]
         partial(_told, universe, universe.runs),
         universe.clock.wall,
         universe.random,
-        lambda wire: SeededSteps(universe, wire),
+        lambda client: SeededSteps(universe, client),
         universe.clock,
     )
     driver = Driver(copy, Owner(f"run{universe.runs}", "here", 1, universe.clock()), world)
@@ -173,7 +173,7 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         universe.depth -= 1
 
 
-def _beset(universe: Universe, copy: Copy) -> None:
+def _beset(universe: Universe, copy: RunContext) -> None:
     """Let a command get between the requests with which a run begins."""
     wait = universe.ambush_after
 
@@ -239,14 +239,14 @@ def settle(universe: Universe) -> None:
 def _outlive_doubt(universe: Universe) -> None:
     """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
     driver = driver_in(universe, copy_in(universe))
-    doubt = driver._doubt
-    assert doubt is not None
+    in_doubt = driver._in_doubt
+    assert in_doubt is not None
 
     def passes(left: int) -> None:
         if left % 100 == 85:  # again, because a run that resyncs begins to doubt anew
-            universe.clock.now += LINGER
+            universe.clock.now += WINDOW
             universe.arrive()
-        if left < 985 and not (doubt or doubt.over):
+        if left < 985 and not (in_doubt or in_doubt.over):
             raise Killed
 
     limit_turns(driver, 1000, passes)

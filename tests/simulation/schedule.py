@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from replicator.aws.client import Wire
-from replicator.engine.scheduler import Stepped
+from replicator.aws.client import Client
+from replicator.engine.scheduler import StepResult
 from tests.engine.virtual_scheduler import VirtualSteps
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ LONGEST_NAP = 1.0  # seconds that pass at once when nothing is due
 
 
 class SeededSteps(VirtualSteps):
-    """``Steps`` that make each call at once; between two steps the world does its worst."""
+    """``Scheduler`` that make each call at once; between two steps the world does its worst."""
 
-    def __init__(self, universe: Universe, wire: Wire) -> None:
-        super().__init__(wire)
+    def __init__(self, universe: Universe, client: Client) -> None:
+        super().__init__(client)
         self._universe = universe
         self._when: dict[str, float] = {}
-        self._made: list[tuple[int, Stepped]] = []
+        self._made: list[tuple[int, StepResult]] = []
         self._turn = 0
 
     def again(self, name: str, rest: float = 0.0) -> None:
@@ -33,7 +33,7 @@ class SeededSteps(VirtualSteps):
         self._when.clear()
         self._made.clear()
 
-    def get(self, timeout: float) -> Stepped | None:
+    def get(self, timeout: float) -> StepResult | None:
         universe = self._universe
         if timeout == 0.0 and universe.random.random() < universe.scenario.hasty:
             return None
@@ -57,7 +57,7 @@ class SeededSteps(VirtualSteps):
         late = int(LONGEST_ANSWER * chance.random()) if slow and chance.random() < slow else 0
         self._made.append((self._turn + late, self._step(name)))
 
-    def _arrived(self) -> Stepped | None:
+    def _arrived(self) -> StepResult | None:
         arrived = [made for made in self._made if made[0] <= self._turn]
         if not arrived:
             return None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from connectors.dynamodb.cleanup import Found, Leftovers
+from connectors.dynamodb.cleanup import Found, ScanCleanup
 from connectors.dynamodb.writer import Writing
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Upsert, Write
 from replicator.checkpoints.contract import NO_COUNTS
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
@@ -22,7 +22,7 @@ from replicator.state import Counts, Save
 from replicator.target import in_doubt
 from replicator.target.acks import place
 from replicator.target.contract import Table
-from replicator.target.in_doubt import LINGER
+from replicator.target.in_doubt import WINDOW
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body, unspared
 from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation import truth
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
     from tests.simulation.world import Universe
 
-LATEST = LINGER - 60  # seconds after which a lost request is carried out at the latest
+LATEST = WINDOW - 60  # seconds after which a lost request is carried out at the latest
 
 
 class Killed(BaseException):
@@ -234,7 +234,7 @@ class UnreliableIndex(Columned, MemoryIndex):
                 self.answered(request, applied=self.carry_out(request))
         universe.effect("stored")
         if lost:
-            self.doubt.begin()
+            self.in_doubt.begin()
         if lost and not self.refused(batch):
             raise TransientError("some answers were lost")
         if late and not self.refused(batch):
@@ -285,7 +285,7 @@ class UnreliableIndex(Columned, MemoryIndex):
             else:
                 done += request()
         if lost:
-            self.doubt.begin()
+            self.in_doubt.begin()
             raise TransientError("some answers to a piece were lost")
         return done
 
@@ -301,7 +301,7 @@ class UnreliableIndex(Columned, MemoryIndex):
     def _unreliably(self, done: int) -> int:
         self._universe.effect("chore")
         if self._universe.take("unanswered"):
-            self.doubt.begin()
+            self.in_doubt.begin()
             raise TransientError("the answer was lost")
         return done
 
@@ -313,7 +313,7 @@ class Searches:
         self._index = index
         self._most = index.piece
         self._found: dict[tuple[str, int], Sequence[tuple[DocumentId, int]]] = {}
-        self._doubts = 0
+        self._window_of = 0
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         found = self._index.older(table, below, spare)[: self._most]
@@ -321,8 +321,8 @@ class Searches:
         return len(found)
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        if self._index.doubt.begun != self._doubts:
-            self._found, self._doubts = {}, self._index.doubt.begun
+        if self._index.in_doubt.begun != self._window_of:
+            self._found, self._window_of = {}, self._index.in_doubt.begun
         place = table.name, below
         doomed = self._found.get(place, ())
         self._index.each([partial(self._index.remove, table, id, version) for id, version in doomed])
@@ -339,7 +339,7 @@ class Passes:
     def __init__(self, index: UnreliableIndex) -> None:
         self._index = index
         self._seconds = itertools.count(step=3)
-        self._leftovers = Leftovers(cast(Wire, None), cast(Writing, self), lambda: next(self._seconds))
+        self._cleanup = ScanCleanup(cast(Client, None), cast(Writing, self), lambda: next(self._seconds))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         def older(ids: Sequence[DocumentId]) -> Sequence[DocumentId]:
@@ -349,7 +349,7 @@ class Passes:
         def bury(found: Sequence[Any]) -> list[Any]:
             return [partial(self._index.bury, table, [id], below) for id in found]
 
-        return self._leftovers.piece(("sweep", table.name, below), partial(self._pages, table, older), bury)
+        return self._cleanup.piece(("sweep", table.name, below), partial(self._pages, table, older), bury)
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         def buried(ids: Sequence[DocumentId]) -> Sequence[tuple[DocumentId, int]]:
@@ -359,11 +359,11 @@ class Passes:
         def forget(found: Sequence[Any]) -> list[Any]:
             return [partial(self._index.forget, table, id, version) for id, version in found]
 
-        return self._leftovers.next_piece(("purge", table.name, below), partial(self._pages, table, buried), forget)
+        return self._cleanup.next_piece(("purge", table.name, below), partial(self._pages, table, buried), forget)
 
     @property
-    def doubts(self) -> Mapping[str, int]:
-        return {"purge": self._index.doubt.begun, "sweep": self._index.doubt.sweep_round}
+    def in_doubt_windows(self) -> Mapping[str, int]:
+        return {"purge": self._index.in_doubt.begun, "sweep": self._index.in_doubt.sweep_round}
 
     def all_done(self, requests: Sequence[Any]) -> int:
         return self._index.each(requests)

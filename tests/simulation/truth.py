@@ -19,7 +19,7 @@ from replicator.pipeline import stages
 from replicator.pipeline.parked import key_in
 from replicator.pipeline.progress import Progress
 from replicator.state import Counts, Gap, Parked, PipelineState, Save, ShardState, decode, shard_of
-from replicator.target.in_doubt import LINGER
+from replicator.target.in_doubt import WINDOW
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
 from replicator.version import FIRST_EPOCH
 
@@ -146,7 +146,7 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
     of, before = universe.undisturbed
     universe.undisturbed = epoch, lasted + (before if of == epoch else 0.0)
     state = _pipeline(database.entries)
-    if state is None or state.stage != stages.FOLLOWING or universe.undisturbed[1] < LINGER:
+    if state is None or state.stage != stages.FOLLOWING or universe.undisturbed[1] < WINDOW:
         return
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
     parked |= {key for kind, id in database.entries if kind == "spared" and (key := key_in(id)) is not None}

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.aws.client import Wire, answered
+from replicator.aws.client import Client, answered
 from replicator.change import Record
 from replicator.errors import NotPermitted
 from replicator.items.item import Item
@@ -43,17 +43,17 @@ def records(*ids: str) -> list[Record]:
     return [Record((id, "1"), str(at), 0.0) for at, id in enumerate(ids, start=1)]
 
 
-def trouble(said: str, _: bool) -> str:
+def waiting_for(said: str, _: bool) -> str:
     return said
 
 
-def steps(wire: Wire, found: Sequence[Record], removed: Set[int] = frozenset()) -> tuple[list[str], list[Any]]:
+def steps(client: Client, found: Sequence[Record], removed: Set[int] = frozenset()) -> tuple[list[str], list[Any]]:
     """What each call said, and what came of the records in the end: their texts."""
 
     def whole() -> Generator[Any, Any, None]:
-        yield (yield from looked_up(stream(), found, removed, trouble))
+        yield (yield from looked_up(stream(), found, removed, waiting_for))
 
-    *said, last = answered(wire, whole())
+    *said, last = answered(client, whole())
     assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]
     return said, [r.new and Item(bytes(r.new))["text"] for r in last]
 
@@ -106,8 +106,8 @@ def test_keys_that_were_not_processed_are_asked_again(db: DynamoDB) -> None:
     assert steps(db, records("a", "b", "c")) == ([throttled, throttled], ["now"] * 3)
 
 
-def said(trouble: str, progress: bool) -> tuple[str, bool]:
-    return trouble, progress
+def said(waiting_for: str, progress: bool) -> tuple[str, bool]:
+    return waiting_for, progress
 
 
 def test_whether_a_call_brought_anything_is_said(db: DynamoDB) -> None:
@@ -205,7 +205,7 @@ def test_what_was_of_an_item_that_is_gone_by_now_is_known_as_little_as_whether_i
     put(db, "a")
 
     def whole() -> Generator[Any, Any, None]:
-        yield (yield from looked_up(stream(), records("a", "gone", "gone", "a", "b", "b"), {5}, trouble))
+        yield (yield from looked_up(stream(), records("a", "gone", "gone", "a", "b", "b"), {5}, waiting_for))
 
     *_, last = answered(db, whole())
     assert [r.expired for r in last] == [False, True, True, False, True, False]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.aws.client import Wire, answered
+from replicator.aws.client import Client, answered
 from replicator.change import ScanPage
 from replicator.errors import NotPermitted, ReplicatorError
 from replicator.key import Key, KeyAttribute, KeySchema
@@ -35,8 +35,8 @@ def db() -> DynamoDB:
     return made
 
 
-def pages(wire: Wire, segment: int = 0, total: int = 1, cursor: str | None = None) -> Iterator[ScanPage]:
-    return answered(wire, scan(Scanned("orders", KEYS, random.Random(2)), segment, SegmentState(total, cursor)))
+def pages(client: Client, segment: int = 0, total: int = 1, cursor: str | None = None) -> Iterator[ScanPage]:
+    return answered(client, scan(Scanned("orders", KEYS, random.Random(2)), segment, SegmentState(total, cursor)))
 
 
 def keys(found: Iterator[ScanPage] | list[ScanPage]) -> list[Key]:
@@ -88,16 +88,16 @@ def test_an_item_comes_with_its_whole_image_and_what_it_cost(db: DynamoDB) -> No
 
 
 def test_reads_are_consistent_and_ask_for_their_cost() -> None:
-    wire = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[]}')
-    list(pages(wire, 2, 8))
+    client = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[]}')
+    list(pages(client, 2, 8))
     asked = {"TableName": "orders", "ConsistentRead": True, "ReturnConsumedCapacity": "TOTAL"}
     asked |= {"Segment": 2, "TotalSegments": 8}
-    assert wire.asked == [asked, asked | {"ExclusiveStartKey": {"id": {"S": "a"}}}]
+    assert client.asked == [asked, asked | {"ExclusiveStartKey": {"id": {"S": "a"}}}]
 
 
 def test_an_empty_page_with_a_cursor_is_not_the_end() -> None:
-    wire = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[{"id":{"S":"b"}}]}')
-    assert keys(pages(wire)) == [("b",)]
+    client = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[{"id":{"S":"b"}}]}')
+    assert keys(pages(client)) == [("b",)]
 
 
 def test_a_throttled_step_says_so_and_nothing_is_skipped(db: DynamoDB) -> None:
@@ -105,7 +105,10 @@ def test_a_throttled_step_says_so_and_nothing_is_skipped(db: DynamoDB) -> None:
     first = next(steps)
     db.fail("Scan", times=2)
     throttled = [next(steps), next(steps)]
-    assert [p.trouble is not None and "ProvisionedThroughputExceeded" in p.trouble for p in throttled] == [True, True]
+    assert [p.waiting_for is not None and "ProvisionedThroughputExceeded" in p.waiting_for for p in throttled] == [
+        True,
+        True,
+    ]
     assert all(p.cursor == first.cursor and not p.items and not p.ended for p in throttled)
     assert sorted(keys([first]) + keys(steps)) == sorted(ALL)
 
@@ -129,7 +132,7 @@ def test_a_step_that_goes_well_forgets_the_failures_before_it(db: DynamoDB) -> N
     db.fail("Scan", times=8)
     *_, last = islice(steps, 8)
     assert last.rest > 8 * QUICKEST_BACKOFF
-    assert next(steps).trouble is None
+    assert next(steps).waiting_for is None
     db.fail("Scan")
     assert next(steps).rest <= 2 * QUICKEST_BACKOFF
 
@@ -147,8 +150,8 @@ def test_a_step_that_goes_well_forgets_the_failures_before_it(db: DynamoDB) -> N
 )
 def test_what_is_no_answer_of_dynamodb_is_asked_again(answer: bytes) -> None:
     found = list(pages(Scripted(answer, b'{"Items":[{"id":{"S":"a"}}]}')))
-    assert found[0].trouble is not None
-    assert "something that is not DynamoDB's JSON" in found[0].trouble
+    assert found[0].waiting_for is not None
+    assert "something that is not DynamoDB's JSON" in found[0].waiting_for
     assert keys(found) == [("a",)]
 
 

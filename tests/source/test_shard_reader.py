@@ -188,7 +188,7 @@ def test_answers_that_are_full_are_no_throttling(size: int) -> None:
         world.source.put("orders", {"pk": f"k{v}", "filler": "x" * size})
     pages = until_idle(world.read())
     assert len(keys(pages)) == 400
-    assert [(page.trouble, page.rest) for page in pages if page.trouble] == []
+    assert [(page.waiting_for, page.rest) for page in pages if page.waiting_for] == []
 
 
 def test_an_anchor_is_read_again_because_nothing_of_it_is_stored() -> None:
@@ -208,7 +208,7 @@ def test_an_expired_iterator_is_replaced_in_place() -> None:
     world.write(3)
     pages += until_idle(reader)
     assert keys(pages) == ["k1", "k2", "k3"]
-    assert any("expired" in (p.trouble or "") for p in pages)
+    assert any("expired" in (p.waiting_for or "") for p in pages)
 
 
 def test_throttling_is_waited_out_and_nothing_is_skipped() -> None:
@@ -218,7 +218,7 @@ def test_throttling_is_waited_out_and_nothing_is_skipped() -> None:
     reader = world.read()
     pages = [next(reader) for _ in range(7)]
     assert keys(pages) == ["k1", "k2"]
-    rests = [p.rest for p in pages if p.trouble]
+    rests = [p.rest for p in pages if p.waiting_for]
     assert len(rests) == 4
     assert rests[3] > rests[0] > 0
 
@@ -236,7 +236,7 @@ def test_a_third_reader_is_named_as_such() -> None:
     world.source.fail("GetRecords", "LimitExceededException")
     reader = world.read()
     next(reader)
-    assert "another consumer is attached" in (next(reader).trouble or "")
+    assert "another consumer is attached" in (next(reader).waiting_for or "")
 
 
 def test_a_missing_permission_ends_the_run() -> None:
@@ -417,8 +417,8 @@ def test_a_change_without_its_image_is_waited_for_and_removes_nothing(how: Disto
     world.source.distort(how, times=2)
     pages = until_idle(world.read())
     assert keys(pages) == ["k1"]
-    assert [page.trouble is None or "no NewImage" in page.trouble for page in pages] == [True] * len(pages)
-    assert sum(page.trouble is not None for page in pages) == 2
+    assert [page.waiting_for is None or "no NewImage" in page.waiting_for for page in pages] == [True] * len(pages)
+    assert sum(page.waiting_for is not None for page in pages) == 2
     assert all(record.new is not None for page in pages for record in page.records)
 
 
@@ -538,7 +538,7 @@ class TestSilence:
         world = World()
         reader = world.read(shard="shardId-00000000000000000000-00000000")
         pages = [next(reader) for _ in range(3)]
-        assert all(p.missing and p.trouble and p.rest > 0 and not p.ended for p in pages)
+        assert all(p.missing and p.waiting_for and p.rest > 0 and not p.ended for p in pages)
 
 
 def _at_what_is_left(request: Mapping[str, Any]) -> Mapping[str, Any]:

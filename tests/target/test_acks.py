@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from replicator.batch import Delete, Write
-from replicator.target.acks import Acknowledged, place
+from replicator.target.acks import AckTracker, place
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def entry(id: str, *, weight: int = 1, source: str = "shard:a", plain: Any = Non
 
 
 def test_of_what_an_index_holds_back_only_what_has_a_weight_counts_by_source() -> None:
-    known = Acknowledged()
+    known = AckTracker()
     entries = [entry("new"), entry("old"), entry("more", weight=0), entry("other", weight=3, source="shard:b")]
     assert known.stale_by_source(entries) == {}
     known.stale |= {place(entries[1].write), place(entries[2].write)}
@@ -34,7 +34,7 @@ def test_of_what_an_index_holds_back_only_what_has_a_weight_counts_by_source() -
 
 @pytest.mark.parametrize("tombstones", [False, True])
 def test_what_is_stored_or_stale_is_sent_once(tombstones: bool) -> None:
-    known = Acknowledged()
+    known = AckTracker()
     stored, stale, left = entry("stored"), entry("stale"), entry("left")
     assert list(known.unfinished([stored, stale, left], tombstones=tombstones)) == [stored, stale, left]
     known.was_stored(stored, tombstones=tombstones)
@@ -44,7 +44,7 @@ def test_what_is_stored_or_stale_is_sent_once(tombstones: bool) -> None:
 
 
 def test_a_delete_that_left_no_tombstone_is_sent_again_where_one_is_needed() -> None:
-    known, delete = Acknowledged(), entry("a", plain=b"")
+    known, delete = AckTracker(), entry("a", plain=b"")
     known.was_stored(delete, tombstones=False)
     assert list(known.unfinished([delete], tombstones=False)) == []
     assert list(known.unfinished([delete], tombstones=True)) == [delete]
@@ -53,7 +53,7 @@ def test_a_delete_that_left_no_tombstone_is_sent_again_where_one_is_needed() -> 
 
 
 def test_a_batch_that_came_back_is_sent_again_and_what_was_stored_of_it_is_in_doubt() -> None:
-    known = Acknowledged()
+    known = AckTracker()
     stored, stale, left, lost = entry("stored"), entry("stale"), entry("left"), entry("lost")
     known.was_stored(stored, tombstones=False)
     known.stale.add(place(stale.write))

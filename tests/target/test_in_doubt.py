@@ -12,21 +12,21 @@ from typing import Any, cast
 
 import pytest
 
-from connectors.dynamodb.cleanup import Found, Leftovers
+from connectors.dynamodb.cleanup import Found, ScanCleanup
 from connectors.dynamodb.writer import Writing
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
 from replicator.change import Listing
-from replicator.engine.cleanup import Chores
+from replicator.engine.cleanup import Cleanup
 from replicator.engine.delivery import Delivery
-from replicator.engine.retry import Patience
+from replicator.engine.retry import RetryPolicy
 from replicator.errors import Fenced, SweepRefused
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import PipelineState, Retried, Save, Spared, decode, encode
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 from replicator.testing.contract.kit import PK, exhaust, owner
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from replicator.testing.memory_index import MemoryIndex
@@ -110,16 +110,16 @@ def test_a_retry_beside_the_runs_is_doubted_by_the_next(universe: Universe) -> N
 
 def test_a_doubt_that_begins_again_never_ends_sooner() -> None:
     time = [0.0]
-    doubt = Doubt(lambda: time[0])
-    doubt.begin()
-    doubt.begin(5.0)
-    assert doubt.left == LONGEST
+    in_doubt = InDoubtWindow(lambda: time[0])
+    in_doubt.begin()
+    in_doubt.begin(5.0)
+    assert in_doubt.left == LONGEST
     time[0] = LONGEST
-    assert doubt.left == 0.0
-    assert doubt.over
-    doubt.settle()
-    assert doubt.left is None
-    assert not doubt.over
+    assert in_doubt.left == 0.0
+    assert in_doubt.over
+    in_doubt.settle()
+    assert in_doubt.left is None
+    assert not in_doubt.over
 
 
 class Slow(MemoryIndex):
@@ -143,17 +143,17 @@ def test_a_tombstone_stays_for_what_is_sent_again_however_old_it_is() -> None:
     time = [0.0]
     target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
     target.open([Table("few", PK)], FIRST_EPOCH)
-    found = chores(target, [Table("few", PK)], lambda: time[0])
+    found = cleanup(target, [Table("few", PK)], lambda: time[0])
     found.pipeline.change(PipelineState(FIRST_EPOCH, "s", "t", "i", stages.FOLLOWING))
     found.delivery.flush()
     item, of = ("a",), version(FIRST_EPOCH, 0)
     older, newer = Upsert("few", item, {}, of + 5, item), Delete("few", item, of + 6, item)
     target.write(Batch([Part("shard:s", [newer])], tombstones=True))
-    target.doubt.begin()
+    target.in_doubt.begin()
     time[0] += LONGEST - 10
-    target.doubt.begin()
+    target.in_doubt.begin()
     time[0] += 20  # whatever was on its way when the tombstone was stored has arrived
-    target.doubt.begin()  # the older change is sent again, and carried out late
+    target.in_doubt.begin()  # the older change is sent again, and carried out late
     target.write(Batch([Part("shard:s", [older])]))
     target.write(Batch([Part("shard:s", [newer])]))
     time[0] += LONGEST - 5
@@ -228,53 +228,53 @@ def test_the_sweep_after_a_resync_comes_however_often_this_run_loses_responses()
     time = [0.0]
     target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
     target.open([Table("few", PK)], FIRST_EPOCH + 1)
-    found = chores(target, [Table("few", PK)], lambda: time[0])
+    found = cleanup(target, [Table("few", PK)], lambda: time[0])
     found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.FOLLOWING, resync=True))
     found.delivery.flush()
-    target.doubt.begin(earlier=True)
+    target.in_doubt.begin(earlier=True)
     late = Upsert("few", ("a",), {}, version(FIRST_EPOCH, 5), ("a",))
     target.write(Batch([Part("shard:s", [late])]))
     while time[0] < LONGEST:
         assert not found.do(idle=True)
         time[0] += LONGEST / 4
-        target.doubt.begin()
+        target.in_doubt.begin()
     while found.do(idle=True):
         pass
     assert target._database.documents("few") == {}
-    assert not target.doubt.owes_sweep
+    assert not target.in_doubt.owes_sweep
 
-    target.doubt.begin(earlier=True)
+    target.in_doubt.begin(earlier=True)
     time[0] += LONGEST
-    assert target.doubt.owes_sweep
+    assert target.in_doubt.owes_sweep
 
 
 def test_what_is_owed_after_parking_is_swept_once_however_long_the_purge_takes() -> None:
     time = [0.0]
     target = Swept(MemoryDatabase(), time)
-    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
-    found.pipeline.ledger.put("spared", "x", Spared(FIRST_EPOCH))
+    found = cleanup(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    found.pipeline.view.put("spared", "x", Spared(FIRST_EPOCH))
     assert found.pipeline.owes_sweep
     while not found.pipeline._pending:  # the note that nothing is owed any more
         assert found.do(idle=True)
     assert target.asked == ["sweep few", "sweep many"] + ["few"] * 2 + ["many"] * 5
 
 
-def holding(needs: Mapping[str, str]) -> tuple[MemoryDatabase, Chores, list[str]]:
+def holding(needs: Mapping[str, str]) -> tuple[MemoryDatabase, Cleanup, list[str]]:
     """A sweep of tables with one old document each, none of which can go while the table that it ``needs`` has its own.
     The list tells which tables were asked."""
     database, asked = MemoryDatabase(), list[str]()
     database.keeps = lambda table, id: f"{needs[table]} refers to it" if database.rows.get(needs[table]) else None
 
-    class Asked(MemoryIndex):
+    class AccessProfile(MemoryIndex):
         def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
             asked.append(table.name)
             return super().sweep(table, below, spare)
 
-    target = Asked(database)
+    target = AccessProfile(database)
     tables = [Table(name, PK) for name in needs]
     target.open(tables, FIRST_EPOCH)
     target.write(Batch([Part("", [Upsert(name, ("a",), {}, version(FIRST_EPOCH, 5), ("a",)) for name in needs])]))
-    found = chores(target, tables, lambda: 0.0)
+    found = cleanup(target, tables, lambda: 0.0)
     state = PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.SWEEPING, resync=True)
     found.pipeline.change(state)
     found.delivery.flush()
@@ -301,38 +301,38 @@ def test_what_no_table_lets_go_ends_the_sweep_with_every_reason() -> None:
     assert len(asked) < 10
 
 
-def chores(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], float]) -> Chores:
+def cleanup(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], float]) -> Cleanup:
     store = MemoryCheckpoints(MemoryDatabase())
-    pipeline = Pipeline(Filing(None, tuple(t.name for t in tables)), store.claim(owner("mine")))
-    patience = Patience(threading.Event(), lambda _: None, now, Random(1))
-    delivery = Delivery(target, store, pipeline, patience, now)
+    pipeline = Pipeline(DocumentMapping(None, tuple(t.name for t in tables)), store.claim(owner("mine")))
+    policy = RetryPolicy(threading.Event(), lambda _: None, now, Random(1))
+    delivery = Delivery(target, store, pipeline, policy, now)
     stage = PipelineState(FIRST_EPOCH, "s", "t", "i", stages.FOLLOWING)
     pipeline.begin(replace(stage), Listing((), True, "ENABLED", 0.0), {})
     delivery.flush()
-    return Chores(target, store, tables, pipeline, delivery, patience, now, now, target.doubt)
+    return Cleanup(target, store, tables, pipeline, delivery, policy, now, now, target.in_doubt)
 
 
 def test_each_table_is_looked_through_once() -> None:
     time = [0.0]
     target = Slow(MemoryDatabase(), time)
-    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
-    target.doubt.begin()
+    found = cleanup(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    target.in_doubt.begin()
     time[0] += LONGEST
     while found.do(idle=True):
         pass
     assert target.asked == ["few"] * 2 + ["many"] * 5
-    assert target.doubt.left is None
+    assert target.in_doubt.left is None
 
 
 def test_a_doubt_in_the_middle_of_a_pass_begins_it_anew() -> None:
     time = [0.0]
     target = Slow(MemoryDatabase(), time)
-    found = chores(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
-    target.doubt.begin()
+    found = cleanup(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
+    target.in_doubt.begin()
     time[0] += LONGEST
     for _ in range(3):
         found.do(idle=True)
-    target.doubt.begin()
+    target.in_doubt.begin()
     assert not found.do(idle=True), "while it lasts nothing is forgotten"
     time[0] += LONGEST
     target.asked.clear()
@@ -348,11 +348,11 @@ class Paged(MemoryIndex):
     def __init__(self, database: MemoryDatabase, *, now: Callable[[], float]) -> None:
         super().__init__(database, now=now)
         late = itertools.count(step=3)
-        self._leftovers = Leftovers(cast(Wire, None), cast(Writing, self), lambda: next(late))
+        self._cleanup = ScanCleanup(cast(Client, None), cast(Writing, self), lambda: next(late))
 
     @property
-    def doubts(self) -> Mapping[str, int]:
-        return {"purge": self.doubt.begun, "sweep": self.doubt.sweep_round}
+    def in_doubt_windows(self) -> Mapping[str, int]:
+        return {"purge": self.in_doubt.begun, "sweep": self.in_doubt.sweep_round}
 
     def all_done(self, requests: Sequence[Callable[[], int]]) -> int:
         return sum(request() for request in requests)
@@ -370,7 +370,7 @@ class Paged(MemoryIndex):
         def burials(ids: Any) -> Any:
             return [partial(self.bury, table, [id], below) for id in ids]
 
-        return self._leftovers.piece(("sweep", table.name, below), pages, burials)
+        return self._cleanup.piece(("sweep", table.name, below), pages, burials)
 
 
 class Searched(MemoryIndex):
@@ -393,12 +393,12 @@ def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_s
     database = MemoryDatabase()
     target, tables = kind(database, now=lambda: time[0]), [Table(name, PK) for name in names]
     target.open(tables, epoch)
-    found = chores(target, tables, lambda: time[0])
+    found = cleanup(target, tables, lambda: time[0])
     rows = [Upsert(names[0], (key,), {}, version(epoch, 1), (key,)) for key in "bcdefghij"]
     target.write(Batch([Part("s", rows)]))
     found.pipeline.change(PipelineState(epoch, "s", "t", "i", stages.FOLLOWING, resync=True))
     found.delivery.flush()
-    target.doubt.begin(earlier=True)
+    target.in_doubt.begin(earlier=True)
     found.pipeline._pending.append(("spared", "x", Spared(epoch)))  # and is not parked any more
     found.delivery.flush()
     time[0] = LONGEST - 100
@@ -410,7 +410,7 @@ def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_s
     for _ in range(100):
         found.do()
         found.delivery.flush()
-    assert target.doubt.left_earlier is None
+    assert target.in_doubt.left_earlier is None
     assert set(database.documents(names[0])) == {(key,) for key in "bcdefghij"}
 
 
@@ -420,12 +420,12 @@ def test_retries_of_this_epoch_put_no_sweep_off_however_often_people_retry(epoch
     time = [0.0]
     target, tables = Paged(MemoryDatabase(), now=lambda: time[0]), [Table("t", PK)]
     target.open(tables, FIRST_EPOCH + 1)
-    found = chores(target, tables, lambda: time[0])
+    found = cleanup(target, tables, lambda: time[0])
     rows = [Upsert("t", (key,), {}, version(FIRST_EPOCH + 1, 1), (key,)) for key in "abcdefghijklmnop"]
     target.write(Batch([Part("s", rows)]))
     found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.SWEEPING, resync=True))
     found.delivery.flush()
-    target.doubt.begin(earlier=True)
+    target.in_doubt.begin(earlier=True)
     time[0] = LONGEST + 1
     for n in range(40):
         found.do()
@@ -434,7 +434,7 @@ def test_retries_of_this_epoch_put_no_sweep_off_however_often_people_retry(epoch
         if n % 4 == 3:
             notes_retry(cast(MemoryCheckpoints, found.checkpoints)._database, epoch)
             found.delivery.know_parked()
-            assert target.doubt
+            assert target.in_doubt
     assert found.pipeline.state is not None
     assert (found.pipeline.state.stage == stages.SWEEPING) == (epoch == FIRST_EPOCH)
 
@@ -445,14 +445,14 @@ def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None
     target = MemoryIndex(database, now=lambda: time[0])
     table = Table("few", PK)
     target.open([table], FIRST_EPOCH)
-    found = chores(target, [table], lambda: time[0])
-    target.doubt.begin(-LONGEST)
+    found = cleanup(target, [table], lambda: time[0])
+    target.in_doubt.begin(-LONGEST)
     found.delivery.confirm()
 
     another = MemoryCheckpoints(found.checkpoints._database)  # type: ignore[attr-defined]
     another.claim(owner("another"))
     following = MemoryIndex(database, now=lambda: time[0])
-    following.doubt.begin()
+    following.in_doubt.begin()
     following.write(Batch([Part("shard:s", [Delete("few", ("a",), version(FIRST_EPOCH, 8), ("a",))])]))
     with pytest.raises(Fenced):
         found.do(idle=True)
@@ -464,8 +464,8 @@ def test_beside_changes_that_wait_cleaning_up_has_a_fifth_of_the_time() -> None:
     time = [0.0]
     target = Slow(MemoryDatabase(), time)
     target.left = {"many": 1_000_000}
-    found = chores(target, [Table("many", PK)], lambda: time[0])
-    target.doubt.begin()
+    found = cleanup(target, [Table("many", PK)], lambda: time[0])
+    target.in_doubt.begin()
     time[0] = began = LONGEST
     while time[0] < began + 1000.0:
         if not found.do(idle=False):

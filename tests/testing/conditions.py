@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.items.attributes import from_python
 from tests.testing.world import Observation, World, typed, unordered
 
@@ -33,7 +33,7 @@ def answer(world: World, operation: str, **request: Any) -> Observation:
     """
     try:
         found = world.ask(operation, **request)
-    except WireError as e:
+    except AwsError as e:
         return e.code, unordered(without_words(e.details))
     return unordered({name: value for name, value in found.items() if name != "ConsumedCapacity"})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from tests.testing.world import Observation, World, typed, unordered
 
 Step = Callable[[World], Observation]
@@ -451,7 +451,7 @@ def what_a_new_table_refuses(world: World) -> Observation:
 def _creation(world: World, table: str, view: str = "NEW_IMAGE") -> Observation:
     try:
         world.create(table, view)
-    except WireError as e:
+    except AwsError as e:
         return e.code
     return None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import LOCAL, DynamoDB
 from replicator.testing.dynamodb.http import HttpWire
 from tests.servers.dynamodb_fixtures import StartLocal
@@ -80,7 +80,7 @@ def run(world: World) -> dict[str, Observation]:
     for name, step in STEPS.items():
         try:
             found[name] = step(world)
-        except WireError as e:
+        except AwsError as e:
             found[name] = f"{BROKE_OFF}{e}"
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.items.attributes import from_python
 from replicator.items.item import Item
 from replicator.testing.dynamodb import (
@@ -55,7 +55,7 @@ def ask(db: DynamoDB, operation: str, **request: Any) -> dict[str, Any]:
 
 
 def refusal(db: DynamoDB, operation: str, **request: Any) -> tuple[str, int]:
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(AwsError) as raised:
         db.call(operation, request)
     return raised.value.code, raised.value.status
 

@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
 from replicator.aws.boto import Boto
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import HttpWire, served
 
@@ -119,7 +119,7 @@ def test_the_wire_over_boto3_gives_the_very_bytes(db: DynamoDB, endpoint: str) -
     wire = Boto(client("dynamodb", endpoint), client("dynamodbstreams", endpoint))
     request = {"TableName": "orders", "ConsistentRead": True}
     assert wire.call("Scan", request) == db.call("Scan", request)
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(AwsError) as raised:
         wire.call("Scan", {"TableName": "nowhere"})
     assert (raised.value.code, raised.value.status) == ("ResourceNotFoundException", 400)
 
@@ -129,7 +129,7 @@ def test_the_plain_wire_gives_the_very_bytes_and_errors(db: DynamoDB, endpoint: 
     wire = HttpWire(endpoint)
     assert wire.call("DescribeTable", {"TableName": "orders"}) == db.call("DescribeTable", {"TableName": "orders"})
     db.fail("DescribeTable", "ThrottlingException", message="slow down")
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(AwsError) as raised:
         wire.call("DescribeTable", {"TableName": "orders"})
     assert (raised.value.code, raised.value.message, raised.value.status) == ("ThrottlingException", "slow down", 400)
 
@@ -157,7 +157,7 @@ def test_nobody_answers_after_the_block(db: DynamoDB) -> None:
         kept.list_tables()
     with pytest.raises((EndpointConnectionError, ConnectionClosedError)):
         kept.list_tables()
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(AwsError) as raised:
         HttpWire(url).call("ListTables", {})
     assert raised.value.status == 0
 

@@ -100,7 +100,7 @@ def test_everything_passes_both_ways(proxy: Proxy) -> None:
 def test_a_lost_answer_belongs_to_a_request_that_arrived(proxy: Proxy, echo: Echo) -> None:
     with connected(proxy) as connection:
         assert asked(connection, b"a\n") == b"a\n"
-        proxy.lose_answers()
+        proxy.lose_responses()
         assert ends(connection, b"b\n")
     assert echo.has_heard(b"b\n")
     proxy.heal()

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError
 from replicator.items.attributes import from_python
 
 Observation = Any
@@ -19,20 +19,20 @@ Observation = Any
 class World:
     """An endpoint, how to roll its shards, and how to move its clock by minutes."""
 
-    wire: Wire
+    client: Client
     roll: Callable[[], None]
     advance: Callable[[float], None]
     arns: dict[str, str] = field(default_factory=dict)
 
     def ask(self, operation: str, **request: Any) -> dict[str, Any]:
-        found: dict[str, Any] = orjson.loads(self.wire.call(operation, request))
+        found: dict[str, Any] = orjson.loads(self.client.call(operation, request))
         return found
 
     def refusal(self, operation: str, **request: Any) -> Observation:
         """The code of the error that answers a call, None if it is answered."""
         try:
             self.ask(operation, **request)
-        except WireError as e:
+        except AwsError as e:
             return e.code
         return None
 
@@ -75,14 +75,14 @@ class World:
         """What follows an iterator in the shard: its records, and whether the shard ended; or who refused it, how."""
         try:
             iterator = self.iterator(table, at, type, **more)
-        except WireError as e:
+        except AwsError as e:
             return f"GetShardIterator: {e.code}"
         return self.follow(iterator)
 
     def follow(self, iterator: str) -> Observation:
         try:
             pages = list(self._pages(iterator))
-        except WireError as e:
+        except AwsError as e:
             return f"GetRecords: {e.code}"
         records = [change(r) for page in pages for r in page["Records"]]
         return {"records": records, "ended": "NextShardIterator" not in pages[-1]}

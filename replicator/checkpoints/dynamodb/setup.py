@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import ConfigError
 from replicator.options import aws_options
@@ -34,9 +34,9 @@ def resource(options: Named) -> str:
     return f"arn:aws:dynamodb:{options.region or '*'}:*:table/{options.table}"
 
 
-def problems(wire: Wire, options: Named, pipeline: str) -> list[str]:
+def problems(client: Client, options: Named, pipeline: str) -> list[str]:
     """What is wrong with the table. Nothing is changed: writes are tried under conditions that never hold."""
-    table = CheckpointTable(wire, options.table, resource(options), pipeline)
+    table = CheckpointTable(client, options.table, resource(options), pipeline)
     described = _described(table, options.table)
     if described is None:
         return [
@@ -78,8 +78,8 @@ def _try_all(table: CheckpointTable, name: str, pipeline: str) -> None:
         raise AssertionError("a condition that cannot hold held")
 
 
-def plan(wire: Wire, options: Named) -> list[str]:
-    table = CheckpointTable(wire, options.table, resource(options), "")
+def plan(client: Client, options: Named) -> list[str]:
+    table = CheckpointTable(client, options.table, resource(options), "")
     if _described(table, options.table) is not None:
         return []
     actions = ", ".join(f"dynamodb:{action}" for action in NEEDED)
@@ -95,9 +95,9 @@ def command(options: Named) -> str:
     )
 
 
-def create(wire: Wire, options: Named) -> None:
+def create(client: Client, options: Named) -> None:
     """Make the table unless it is there, and wait until it can be used."""
-    table = CheckpointTable(wire, options.table, resource(options), "")
+    table = CheckpointTable(client, options.table, resource(options), "")
     if _described(table, options.table) is None:
         request = {
             "TableName": options.table,

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from replicator.aws import boto
-from replicator.aws.client import Wire
+from replicator.aws.client import Client
 from replicator.checkpoints.compare_and_set import Row, saved_already
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.dynamodb import layout as layout
@@ -63,7 +63,7 @@ class DynamodbCheckpoints:
 
     def __init__(self, options: DynamodbOptions, pipeline: str, base: Path) -> None:
         self._options, self._pipeline = options, pipeline
-        self._wire: Wire | None = None
+        self._client: Client | None = None
         self._claim: int | None = None
         self._parked_pages = 1  # that all parked entries made when they were last listed
         self._known: Known | None = None  # everything, as this run's last save left it
@@ -129,10 +129,10 @@ class DynamodbCheckpoints:
                 yield id, decode_parked(id, text)
 
     def close(self) -> None:
-        wire, self._wire = self._wire, None
+        client, self._client = self._client, None
         self._known = self._claim = None
-        if isinstance(wire, boto.Boto):
-            wire.close()
+        if isinstance(client, boto.Boto):
+            client.close()
 
     def _current(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Known:
         """What the save builds on: what this run remembers, if it can be sure; else what is there."""
@@ -186,10 +186,10 @@ class DynamodbCheckpoints:
         table = CheckpointTable(self._connected(), options.table, setup.resource(options), self._pipeline)
         return States(table, self.place)
 
-    def _connected(self) -> Wire:
-        if self._wire is None:
-            self._wire = boto.connect(self._options, "checkpoints")
-        return self._wire
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._client = boto.connect(self._options, "checkpoints")
+        return self._client
 
     def _busy(self) -> TransientError:
         return TransientError(f"the checkpoints in {self.place} are changed by others all the time")

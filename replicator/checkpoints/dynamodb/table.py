@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, decoded, failure
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.dynamodb.layout import Action, Blob, Item
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
@@ -28,8 +28,8 @@ class Changed(Exception):
 class CheckpointTable:
     """The items of one pipeline in a table with the keys ``pipeline`` and ``entry``, both text."""
 
-    def __init__(self, wire: Wire, table: str, resource: str, pipeline: str) -> None:
-        self._wire, self._table, self._resource, self._pipeline = wire, table, resource, pipeline
+    def __init__(self, client: Client, table: str, resource: str, pipeline: str) -> None:
+        self._client, self._table, self._resource, self._pipeline = client, table, resource, pipeline
 
     def get(self, key: str) -> Item | None:
         request = {"TableName": self._table, "Key": self._key(key), "ConsistentRead": True}
@@ -105,11 +105,11 @@ class CheckpointTable:
 
     def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return decoded(self._wire.call(operation, request), dict[str, Any], f"{operation} on {self._resource}")
-        except WireError as e:
+            return decoded(self._client.call(operation, request), dict[str, Any], f"{operation} on {self._resource}")
+        except AwsError as e:
             raise self._error(e, operation) from e
 
-    def _error(self, error: WireError, operation: str) -> Exception:
+    def _error(self, error: AwsError, operation: str) -> Exception:
         codes = {reason.get("Code") for reason in error.details.get("CancellationReasons", ())} - {None, "None"}
         if error.code in ("ConditionalCheckFailedException", "TransactionConflictException") or (
             codes and codes <= set(_CONFLICTS)
@@ -142,7 +142,7 @@ class CheckpointTable:
         return {**self._key(key), **{n: v for n, v in item.items() if n not in ("pipeline", "entry")}}
 
 
-def _action_of(operation: str, error: WireError) -> str:
+def _action_of(operation: str, error: AwsError) -> str:
     """What IAM calls it: a transaction is permitted by what is done in it."""
     if operation != "TransactWriteItems":
         return operation

@@ -39,14 +39,14 @@ from replicator.testing.contract.batches import Batches
 from replicator.testing.contract.definitions import Definitions
 from replicator.testing.contract.documents import Documents
 from replicator.testing.contract.kit import as_json, at, batch, put, remove, table
-from replicator.testing.contract.lingering import Lingerings
+from replicator.testing.contract.lingering import LateWrites
 from replicator.testing.contract.moves import Moves
 from replicator.testing.contract.tombstones import Tombstones
 from replicator.testing.contract.transactions import Transactions
 from replicator.testing.contract.trouble import Trouble
 
 
-class TargetContract(Documents, Batches, Tombstones, Lingerings, Moves, Definitions, Trouble, Transactions):
+class TargetContract(Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Trouble, Transactions):
     """Every promise of ``replicator.target``."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from replicator.batch import Batch, DocumentId, Outcome, Part, Upsert, Write
-from replicator.target.contract import Forecasting, Overlapping, Table, Target
+from replicator.target.contract import Forecasting, Pipelined, Table, Target
 from replicator.testing.contract.kit import (
     Contract,
     Stored,
@@ -124,7 +124,7 @@ class Batches(Contract):
         assert set(stored(table())) == {w.id for w in good}
 
     def test_sending_and_collecting_is_writing(self, opened: Target, stored: Stored) -> None:
-        if not isinstance(opened, Overlapping):
+        if not isinstance(opened, Pipelined):
             pytest.skip("this target does not overlap")
         for ordinal in (1, 2):
             opened.send(opened.encode(batch(put({"pk": "a", "n": ordinal}, ordinal))))

@@ -9,8 +9,8 @@ import pytest
 
 from replicator.batch import Batch, Outcome
 from replicator.errors import TransientError
-from replicator.target.contract import Lingering, Target
-from replicator.target.in_doubt import LINGER, Doubt
+from replicator.target.contract import AppliesLate, Target
+from replicator.target.in_doubt import WINDOW, InDoubtWindow
 from replicator.testing.contract.kit import Contract, Stored, as_json, at, batch, exhaust, put, remove, table
 from replicator.testing.proxy import Proxy
 from replicator.version import FIRST_EPOCH
@@ -18,7 +18,7 @@ from replicator.version import FIRST_EPOCH
 Proxied = tuple[Mapping[str, Any], Proxy]
 
 
-class Lingerings(Contract):
+class LateWrites(Contract):
     """Requests that are carried out though nobody waits for them any more, and servers that forget deletes.
 
     Two more fixtures: ``restart`` (a function after which the server has forgotten whatever it had not written down)
@@ -47,10 +47,10 @@ class Lingerings(Contract):
         self, opened: Target, restart: Callable[[], None], stored: Stored
     ) -> None:
         """Also not one that was made before and comes again: what the server remembers of the first does not last."""
-        doubt = _doubt(opened)
+        in_doubt = _in_doubt(opened)
         opened.write(batch(put({"pk": "before"}, 1)))
         opened.write(batch(remove("before", 2)))
-        doubt.begin()
+        in_doubt.begin()
         opened.write(batch(remove("before", 2)))
         opened.write(batch(put({"pk": "within"}, 1)))
         opened.write(batch(remove("within", 2)))
@@ -63,7 +63,7 @@ class Lingerings(Contract):
         self, opened: Target, stored: Stored
     ) -> None:
         """A batch that was refused in part may have stored other documents of the item, which a retry does not want."""
-        _doubt(opened).begin()
+        _in_doubt(opened).begin()
         opened.write(batch(put({"pk": "a", "n": 1}, 5), put({"pk": "b"}, 5), put({"pk": "c"}, 6), remove("d", 5)))
         opened.write(batch(put({"pk": "e"}, 6), put({"pk": "f", "n": 1}, 5)))
         writes = put({"pk": "a", "n": 2}, 5), remove("b", 5), remove("c", 5), put({"pk": "d"}, 5), put({"pk": "e"}, 5)
@@ -77,8 +77,8 @@ class Lingerings(Contract):
         assert stored(table()) == after
 
     def test_tombstones_of_a_doubt_are_forgotten_after_it(self, opened: Target, stored: Stored) -> None:
-        doubt = _doubt(opened)
-        doubt.begin()
+        in_doubt = _in_doubt(opened)
+        in_doubt.begin()
         opened.write(batch(put({"pk": "a"}, 1), remove("b", 1)))
         opened.write(batch(remove("a", 2)))
         assert exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1))) == 2
@@ -87,8 +87,8 @@ class Lingerings(Contract):
 
     def test_a_purge_leaves_what_was_put_since_the_call_before_it(self, opened: Target, stored: Stored) -> None:
         """A run that was stopped in between may have been replaced, and the other one needs its tombstones."""
-        doubt = _doubt(opened)
-        doubt.begin()
+        in_doubt = _in_doubt(opened)
+        in_doubt.begin()
         opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
         opened.write(batch(remove("a", 2)))
         opened.purge(table(), at(0, FIRST_EPOCH + 1))
@@ -98,14 +98,14 @@ class Lingerings(Contract):
         assert stored(table()) == {}
 
     def test_a_doubt_ends_by_itself(self, opened: Target) -> None:
-        doubt, time = _doubt(opened), [0.0]
-        doubt.now = lambda: time[0]
-        doubt.begin()
-        assert doubt
-        assert not doubt.over
-        time[0] = LINGER
-        assert doubt.over
-        assert not doubt
+        in_doubt, time = _in_doubt(opened), [0.0]
+        in_doubt.now = lambda: time[0]
+        in_doubt.begin()
+        assert in_doubt
+        assert not in_doubt.over
+        time[0] = WINDOW
+        assert in_doubt.over
+        assert not in_doubt
 
     def test_a_lost_answer_raises_a_doubt_and_the_write_comes_again(
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
@@ -114,11 +114,11 @@ class Lingerings(Contract):
         target = build(config)
         target.open([table()], FIRST_EPOCH)
         target.write(batch(put({"pk": "a"}, 1)))
-        proxy.lose_answers()
+        proxy.lose_responses()
         with pytest.raises(TransientError):
             target.write(batch(put({"pk": "b"}, 2), remove("a", 3)))
-        if isinstance(target, Lingering):
-            assert target.doubt
+        if isinstance(target, AppliesLate):
+            assert target.in_doubt
         proxy.heal()
         assert not target.write(batch(put({"pk": "b"}, 2), remove("a", 3))).rejections
         assert set(stored(table())) == {("b",)}
@@ -138,10 +138,10 @@ class Lingerings(Contract):
         assert set(stored(table())) == {("a",)}
 
 
-def _doubt(target: Target) -> Doubt:
-    if not isinstance(target, Lingering):
+def _in_doubt(target: Target) -> InDoubtWindow:
+    if not isinstance(target, AppliesLate):
         pytest.skip("this target has transactions: no request of it lingers")
-    return target.doubt
+    return target.in_doubt
 
 
 def _written(target: Target, given: Any) -> Outcome:

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError, refusal
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, refusal
 from replicator.testing.dynamodb import DynamoDB
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
@@ -34,7 +34,7 @@ _UNSIGNED = (
 
 
 class HttpWire:
-    """A ``Wire`` to an endpoint that checks no signatures: DynamoDB Local, or ``served``."""
+    """A ``Client`` to an endpoint that checks no signatures: DynamoDB Local, or ``served``."""
 
     def __init__(self, endpoint: str, timeout: float = 30.0) -> None:
         self._host = urlsplit(endpoint).netloc
@@ -53,7 +53,7 @@ class HttpWire:
             answer = connection.getresponse()
             body = answer.read()
         except (OSError, http.client.HTTPException) as e:
-            raise WireError(type(e).__name__, str(e), 0) from e
+            raise AwsError(type(e).__name__, str(e), 0) from e
         finally:
             connection.close()
         if answer.status == 200:
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, answer = _answer(self.server.wire, operation, body)
+        status, answer = _answer(self.server.client, operation, body)
         self.send_response_only(status)
         self.send_header("Content-Type", _CONTENT)
         self.send_header("Content-Length", str(len(answer)))
@@ -83,12 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are no news."""
 
 
-def _answer(wire: Wire, operation: str, body: bytes) -> tuple[int, bytes]:
+def _answer(client: Client, operation: str, body: bytes) -> tuple[int, bytes]:
     try:
-        return 200, wire.call(operation, orjson.loads(body))
+        return 200, client.call(operation, orjson.loads(body))
     except orjson.JSONDecodeError as e:
         return 400, _error_body("com.amazon.coral.service#SerializationException", str(e))
-    except WireError as e:
+    except AwsError as e:
         return e.status, _error_body(_type(e.code), e.message) if not e.details else orjson.dumps(
             {"__type": _type(e.code), "message": e.message, **e.details}
         )
@@ -110,9 +110,9 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, wire: Wire, port: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, client: Client, port: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.wire = wire
+        self.client = client
         self._scheme = "http" if tls is None else "https"
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
@@ -143,12 +143,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(wire: Wire, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The URL under which ``wire`` answers HTTP on loopback while the block runs. Port 0: a free one.
+def served(client: Client, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The URL under which ``client`` answers HTTP on loopback while the block runs. Port 0: a free one.
 
     ``tls``: with the server's certificate, to answer HTTPS instead.
     """
-    with _Server(wire, port, tls) as server:
+    with _Server(client, port, tls) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True, name="dynamodb-http")
         thread.start()
         try:

@@ -23,7 +23,7 @@ from replicator.testing.dynamodb.writes import Writes
 
 
 class DynamoDB:
-    """Tables and streams in memory, behind the same two methods as AWS: a ``Wire``.
+    """Tables and streams in memory, behind the same two methods as AWS: a ``Client``.
 
     Nothing sleeps and nothing happens by itself: ``now`` is the clock that creation times, the 24 hours of retention
     and the 15 minutes of iterators go by, ``random`` makes ids and numbers. May be called from several threads.

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from replicator.aws.errors import WireError
+from replicator.aws.errors import AwsError
 from replicator.items.attributes import Typeds
 from replicator.key import Key
 from replicator.testing.dynamodb.catalog import Catalog
@@ -188,7 +188,7 @@ def _units(size: int) -> float:
     return float(max(1, math.ceil(size / _UNIT)))
 
 
-def _cancelled(writes: Sequence[_Write], failed: Sequence[bool]) -> WireError:
+def _cancelled(writes: Sequence[_Write], failed: Sequence[bool]) -> AwsError:
     codes = [_FAILED if wrong else "None" for wrong in failed]
     reasons = [
         {"Code": _FAILED, "Message": _SENTENCE} | write.shown if wrong else {"Code": "None"}

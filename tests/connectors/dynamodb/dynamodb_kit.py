@@ -87,7 +87,7 @@ def made_anew(endpoint: str, table: Table) -> None:
 
 
 def late_after(requests: int) -> Callable[[float, float], bool]:
-    """In place of ``doubt.is_late``: a batch is late after so many requests since it began, or went on."""
+    """In place of ``in_doubt.is_late``: a batch is late after so many requests since it began, or went on."""
     seen: Counter[float] = Counter()
 
     def late(began: float, now: float) -> bool:

@@ -11,12 +11,12 @@ from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import Kind, verdict, wants_less
 from connectors.dynamodb.writer import Writing
-from replicator.aws.errors import THROTTLED, UNNAMED, NotConnected, WireError
+from replicator.aws.errors import THROTTLED, UNNAMED, AwsError, NotConnected
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 
 
-def meaning(answer: bytes | WireError) -> tuple[Kind | None, type[ReplicatorError] | None]:
+def meaning(answer: bytes | AwsError) -> tuple[Kind | None, type[ReplicatorError] | None]:
     found = verdict(Request("PutItem", "copies", b"{}", answer=answer), "dynamodb.example")
     return (None, None) if found is None else (found.kind, None if found.error is None else type(found.error))
 
@@ -27,35 +27,35 @@ def meaning(answer: bytes | WireError) -> tuple[Kind | None, type[ReplicatorErro
         (b"{}", "stored", None),
         (b"<html>", "unsure", TransientError),
         (b"", "unsure", TransientError),
-        (WireError("ReadTimeoutError", "", 0), "unsure", TransientError),
-        (WireError("InternalServerError", "", 500), "unsure", TransientError),
-        (WireError("ServiceUnavailable", "", 503), "unsure", TransientError),
-        (WireError("Whatever", "", 408), "unsure", TransientError),
-        (WireError("RequestTimeout", "", 400), "unsure", TransientError),
-        (WireError("RequestTimeoutException", "", 400), "unsure", TransientError),
-        (WireError(UNNAMED, "", 403), "unsure", TransientError),
-        (WireError(UNNAMED, "", 499), "unsure", TransientError),
-        (WireError("TooManyRequestsException", "", 429), "failed", TransientError),
-        (WireError("LimitExceededException", "", 400), "failed", TransientError),
-        (WireError("AccessDeniedException", "", 400), "failed", NotPermitted),
-        (WireError("NoCredentials", "", 0), "failed", NotAuthenticated),
-        (WireError("Whatever", "", 400), "failed", ReplicatorError),
-        (WireError("Whatever", "", 499), "failed", ReplicatorError),
+        (AwsError("ReadTimeoutError", "", 0), "unsure", TransientError),
+        (AwsError("InternalServerError", "", 500), "unsure", TransientError),
+        (AwsError("ServiceUnavailable", "", 503), "unsure", TransientError),
+        (AwsError("Whatever", "", 408), "unsure", TransientError),
+        (AwsError("RequestTimeout", "", 400), "unsure", TransientError),
+        (AwsError("RequestTimeoutException", "", 400), "unsure", TransientError),
+        (AwsError(UNNAMED, "", 403), "unsure", TransientError),
+        (AwsError(UNNAMED, "", 499), "unsure", TransientError),
+        (AwsError("TooManyRequestsException", "", 429), "failed", TransientError),
+        (AwsError("LimitExceededException", "", 400), "failed", TransientError),
+        (AwsError("AccessDeniedException", "", 400), "failed", NotPermitted),
+        (AwsError("NoCredentials", "", 0), "failed", NotAuthenticated),
+        (AwsError("Whatever", "", 400), "failed", ReplicatorError),
+        (AwsError("Whatever", "", 499), "failed", ReplicatorError),
         (NotConnected("EndpointConnectionError", "", 0), None, None),
     ],
     ids=str,
 )
 def test_a_write_is_in_doubt_where_nothing_says_that_it_was_not_applied(
-    answer: bytes | WireError, kind: Kind | None, error: type[ReplicatorError] | None
+    answer: bytes | AwsError, kind: Kind | None, error: type[ReplicatorError] | None
 ) -> None:
     assert meaning(answer) == (kind, error)
 
 
 @pytest.mark.parametrize("code", sorted(THROTTLED | {"TransactionConflictException"}))
 def test_what_is_throttled_is_sent_again_more_slowly(code: str) -> None:
-    assert wants_less(WireError(code, "", 400))
-    assert not wants_less(WireError(code, "", 500)), "in doubt"
-    assert not wants_less(WireError("RequestTimeout", "", 400)), "in doubt"
+    assert wants_less(AwsError(code, "", 400))
+    assert not wants_less(AwsError(code, "", 500)), "in doubt"
+    assert not wants_less(AwsError("RequestTimeout", "", 400)), "in doubt"
 
 
 class Refusing:
@@ -66,9 +66,7 @@ class Refusing:
     def start(self, requests: Sequence[Request]) -> Future[str]:
         for request in requests:
             request.answer = b"{}"
-        requests[0].answer = WireError(
-            "ValidationException", "One or more parameter values: Type mismatch for key", 400
-        )
+        requests[0].answer = AwsError("ValidationException", "One or more parameter values: Type mismatch for key", 400)
         done: Future[str] = Future()
         done.set_result("")
         return done
@@ -76,7 +74,7 @@ class Refusing:
 
 def test_a_tombstone_that_the_table_refuses_ends_the_sweep() -> None:
     """The pass would go on without it, and end as if the older document were removed."""
-    writing = Writing(Refusing(), Doubt(), DynamoDBOptions.model_validate({"region": "us-east-1"}))  # type: ignore[arg-type]
+    writing = Writing(Refusing(), InDoubtWindow(), DynamoDBOptions.model_validate({"region": "us-east-1"}))  # type: ignore[arg-type]
     words = r"DynamoDB at home: copies takes no tombstones \(a key attribute has another type than the table's key\)"
     with pytest.raises(ConfigError, match=words):
         writing.all_done([Request("PutItem", "copies", b"{}"), Request("PutItem", "copies", b"{}")])

@@ -17,8 +17,8 @@ from connectors.dynamodb.newest import Newest
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.target import DynamoDB as Target
-from replicator.aws.client import Wire
-from replicator.aws.errors import WireError
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError
 from replicator.batch import Delete, Upsert
 from replicator.config.target import destination
 from replicator.errors import ConfigError, TransientError
@@ -108,18 +108,18 @@ def make() -> Iterator[Make]:
         one.close()
 
 
-def ask(wire: Wire, operation: str, **request: Any) -> Any:
-    return orjson.loads(wire.call(operation, request))
+def ask(client: Client, operation: str, **request: Any) -> Any:
+    return orjson.loads(client.call(operation, request))
 
 
-def source(wire: Wire, request: dict[str, Any] = INDEXED) -> SourceTable:
-    ask(wire, "CreateTable", **request)
-    return describe_table(wire, request["TableName"])
+def source(client: Client, request: dict[str, Any] = INDEXED) -> SourceTable:
+    ask(client, "CreateTable", **request)
+    return describe_table(client, request["TableName"])
 
 
-def shape(wire: Wire, name: str) -> Any:
+def shape(client: Client, name: str) -> Any:
     """Keys, indexes and capacity of a table, without what no two tables share."""
-    table = ask(wire, "DescribeTable", TableName=name)["Table"]
+    table = ask(client, "DescribeTable", TableName=name)["Table"]
     indexes = {
         kind: {i["IndexName"]: (i["KeySchema"], i["Projection"], _units(i)) for i in table.get(kind, ())}
         for kind in ("GlobalSecondaryIndexes", "LocalSecondaryIndexes")
@@ -185,21 +185,21 @@ class TestMaking:
     @pytest.mark.dynamodb_local
     def test_dynamodb_local_makes_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
         server = dynamodb_local()
-        wire = HttpWire(server.endpoint)
-        table = source(wire)
+        client = HttpWire(server.endpoint)
+        table = source(client)
         ask(
-            wire,
+            client,
             "UpdateTimeToLive",
             TableName="orders",
             TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"},
         )
         target = make(server.endpoint)
-        target.mirror(table, wire)
+        target.mirror(table, client)
         target.open([COPY], FIRST_EPOCH)
-        assert shape(wire, "copy") == shape(wire, "orders")
-        assert ask(wire, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"]["AttributeName"] == "x"
+        assert shape(client, "copy") == shape(client, "orders")
+        assert ask(client, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"]["AttributeName"] == "x"
         same = make(server.endpoint)
-        same.mirror(table, wire)
+        same.mirror(table, client)
         assert "is the source's own" in same.check([Table("orders", PAIR)])[0]
 
     def test_what_open_would_do_is_said_as_commands(self, db: DynamoDB, endpoint: str, make: Make) -> None:
@@ -405,10 +405,10 @@ class TestEpochs:
         def call(operation: str, request: Mapping[str, Any]) -> bytes:
             pages.append(request.get("ExclusiveStartKey"))
             if len(pages) == 2:
-                raise WireError("ProvisionedThroughputExceededException", "slow down", 400)
+                raise AwsError("ProvisionedThroughputExceededException", "slow down", 400)
             return db.call(operation, dict(request))
 
-        found.wire = Scripted(call)
+        found.client = Scripted(call)
         with pytest.raises(TransientError):
             found()
         assert found() == FIRST_EPOCH + 4

@@ -20,7 +20,7 @@ from connectors.dynamodb.request import Request
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.aws.boto import Boto
 from replicator.aws.endpoint import Endpoint
-from replicator.aws.http_client import Lines, Route
+from replicator.aws.http_client import HttpClient, Route
 from replicator.aws.sigv4 import Keys
 from replicator.batch import Outcome, Upsert
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError, Unfinished
@@ -181,10 +181,10 @@ class TestLostAnswers:
     ) -> None:
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
-            proxy.lose_answers()
+            proxy.lose_responses()
             with pytest.raises(TransientError, match="PutItem on contract was not answered"):
                 target.write(batch(put({"pk": "a"}, 1)))
-            assert target.doubt
+            assert target.in_doubt
             assert set(found(db)) == {"a"}
             proxy.heal()
             assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
@@ -195,19 +195,19 @@ class TestLostAnswers:
             proxy.deafen()
             with pytest.raises(TransientError, match=r"no answer within 1 s \(timeout\)"):
                 target.write(batch(put({"pk": "a"}, 1)))
-            assert target.doubt
+            assert target.in_doubt
 
     def test_an_internal_error_may_have_been_carried_out(self, db: DynamoDB, build: Build) -> None:
         target = build()
         db.fail("PutItem", "InternalServerError")
         with pytest.raises(TransientError, match="PutItem on contract: InternalServerError"):
             target.write(batch(put({"pk": "a"}, 1)))
-        assert target.doubt
+        assert target.in_doubt
         assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
     def test_a_late_write_finds_the_tombstone(self, db: DynamoDB, build: Build) -> None:
         target = build()
-        target.doubt.begin()
+        target.in_doubt.begin()
         target.write(batch(remove("a", 5)))
         assert target.write(batch(put({"pk": "a"}, 4))).stale == {"shard:contract": 1}
         assert found(db) == {"a": {"pk": "a", kit.VERSION: at(5), kit.DELETED: True}}
@@ -338,12 +338,12 @@ class TestLeftovers:
         scans = db.calls["Scan"]
         for _ in range(3):
             assert target.sweep(table(), at(0), ()) == 1
-            target.doubt.begin()
+            target.in_doubt.begin()
         assert exhaust(lambda: target.sweep(table(), at(0), ())) <= 1
         assert db.calls["Scan"] - scans == 4
 
         target.sweep(table(), at(0), ())
-        target.doubt.begin(earlier=True)
+        target.in_doubt.begin(earlier=True)
         exhaust(lambda: target.sweep(table(), at(0), ()))
         assert db.calls["Scan"] - scans == 4 + 1 + 4, "others may have brought something back behind it"
 
@@ -371,7 +371,7 @@ class TestLeftovers:
 class TestPristine:
     def test_nothing_is_added_to_items(self, db: DynamoDB, build: Build) -> None:
         target = build(pristine=True)
-        target.doubt.begin()
+        target.in_doubt.begin()
         target.write(batch(put({"pk": "a", "n": 1}, 1), remove("b", 1), tombstones=True))
         assert db.items("contract") == [{"pk": "a", "n": 1}]
 
@@ -420,7 +420,7 @@ class TestConnections:
             target = build(endpoint_url=endpoint)
         with pytest.raises(TransientError, match=r"DynamoDB at 127.0.0.1:\d+: cannot be reached: .*refused"):
             target.write(batch(put({"pk": "a"}, 1)))
-        assert not target.doubt
+        assert not target.in_doubt
 
     def test_a_connection_that_ended_while_it_was_idle_is_not_used(
         self, db: DynamoDB, endpoint: str, build: Build
@@ -432,7 +432,7 @@ class TestConnections:
             proxy.cut()
             assert target.write(batch(put({"pk": "b"}, 1))) == Outcome()
         assert set(found(db)) == {"a", "b"}
-        assert not target.doubt
+        assert not target.in_doubt
 
     def test_connections_that_are_reset_end_the_try(self, endpoint: str, build: Build) -> None:
         """Else the batch would wait for ever for a connection that is gone, and closing too."""
@@ -464,7 +464,7 @@ class TestConnections:
         monkeypatch.setattr(Boto, "keys", none)
         with pytest.raises(NotPermitted, match="there are no AWS credentials"):
             target.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
-        assert not target.doubt
+        assert not target.in_doubt
 
 
 class TestTls:
@@ -487,9 +487,9 @@ class TestTls:
 
     def test_a_certificate_that_nobody_trusts_ends_it(self, secure: str) -> None:
         route = Route(Endpoint(secure, "us-east-1", where()), "DynamoDB_20120810.PutItem", "dynamodb")
-        trying = sender.Sender("S", lambda: Lines(lambda _: route, lambda: Keys("a", "b"), 5.0), Pace(2))
+        trying = sender.Sender("S", lambda: HttpClient(lambda _: route, lambda: Keys("a", "b"), 5.0), Pace(2))
         try:
-            trouble = trying.start([Request("PutItem", "t", b"{}")]).result(20)
+            blocked_by = trying.start([Request("PutItem", "t", b"{}")]).result(20)
         finally:
             trying.close()
-        assert re.search("cannot be reached: SSL validation failed .* self[- ]signed certificate", trouble)
+        assert re.search("cannot be reached: SSL validation failed .* self[- ]signed certificate", blocked_by)

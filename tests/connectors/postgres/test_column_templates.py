@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from connectors.postgres import column_templates
-from connectors.postgres.column_templates import FEWEST, SELDOMEST, Alike
+from connectors.postgres.column_templates import FEWEST, SELDOMEST, ColumnTemplates
 from connectors.postgres.encode import Encoder
 from connectors.postgres.projection import Projection
 from connectors.postgres.table_schema import BodyColumn, shapes
@@ -76,7 +76,7 @@ def carefully(bodies: Sequence[Any], columns: dict[str, Any] = COLUMNS | OTHERS)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Projection, "__call__", never)
-        patch.setattr(Alike, "__call__", lambda *_: {})
+        patch.setattr(ColumnTemplates, "__call__", lambda *_: {})
         return sent(bodies, columns)
 
 
@@ -168,8 +168,8 @@ def test_a_table_whose_items_have_no_form_is_seldom_tried(monkeypatch: pytest.Mo
         nonlocal tries
         tries += 1
 
-    monkeypatch.setattr(column_templates, "learnt", counts)
-    found = Alike([BodyColumn("name", "text", "name", nullable=True)])
+    monkeypatch.setattr(column_templates, "learned", counts)
+    found = ColumnTemplates([BodyColumn("name", "text", "name", nullable=True)])
     images = [as_streamed(g).image for g in items()]
     for _ in range(10 * SELDOMEST):
         assert found(images, frozenset()) == {}

@@ -59,7 +59,7 @@ def test_a_server_killed_in_the_middle_of_batches(postgres: Database) -> None:
     done = 0
     for _ in range(3):
         for _ in range(5):
-            _patiently(one, batch(put({"pk": f"{done}"}, 1), put({"pk": f"{done}'"}, 1), saves=[_position(done)]))
+            _retrying(one, batch(put({"pk": f"{done}"}, 1), put({"pk": f"{done}'"}, 1), saves=[_position(done)]))
             done += 1
         unsure = batch(put({"pk": f"{done}"}, 1), put({"pk": f"{done}'"}, 1), saves=[_position(done)])
         one.send(one.encode(unsure))
@@ -68,14 +68,14 @@ def test_a_server_killed_in_the_middle_of_batches(postgres: Database) -> None:
         try:
             one.collect()
         except TransientError:
-            _patiently(one, unsure)
+            _retrying(one, unsure)
         done += 1
     assert {row["pk"] for row in rows(postgres)} == {f"{n}{prime}" for n in range(done) for prime in ("", "'")}
     (counts,) = target(postgres).checkpoints.read().counts.values()
     assert (counts.read, counts.applied, counts.stale) == (2 * done, 2 * done, 0)
 
 
-def _patiently(one: Postgres, given: Batch) -> None:
+def _retrying(one: Postgres, given: Batch) -> None:
     """As a driver would: the same again, where it was unsure."""
     try:
         assert one.write(given) == Outcome()

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from connectors.search.connection import Connection
-from connectors.search.errors import Answer, AnswerLost
+from connectors.search.errors import Answer, ResponseLost
 
 Place = tuple[str, str | None]
 """A document's id and routing: the same id with another routing is another document, in another shard."""
@@ -50,7 +50,7 @@ class Engine(Connection):
         self.asked.append(path)
         told = self._told(path.partition("?")[0], body or b"{}")
         if self.lost and "/_bulk" in path:
-            raise AnswerLost("the response was lost")
+            raise ResponseLost("the response was lost")
         return Answer(200, json.dumps(asked_for(told, path)).encode())
 
     def ids(self) -> dict[str, int | None]:

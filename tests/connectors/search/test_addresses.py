@@ -67,7 +67,7 @@ def moves(names: Resolver, port: int, options: Options, keys: Callable[[], set[s
         assert "cannot be reached" in said
         assert "ame or service not known" in said or "resolve" in said, said
         names.address = "127.0.0.1"
-        assert _patiently(target, name) == Outcome()
+        assert _retrying(target, name) == Outcome()
     target.close()
     assert keys() == {"a", "b"}
 
@@ -80,7 +80,7 @@ def _failing(target: Target, name: str) -> str:
     return str(e.value)
 
 
-def _patiently(target: Target, name: str) -> Outcome:
+def _retrying(target: Target, name: str) -> Outcome:
     try:
         return target.write(batch(put({"pk": "b"}, 2, table=name)))
     except TransientError:

@@ -22,7 +22,7 @@ from replicator.batch import Batch, Delete, Outcome, Upsert
 from replicator.errors import ConfigError, TransientError
 from replicator.target.acks import place
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 from replicator.testing.contract.kit import PAIR, PK, at, batch, put, remove
 from replicator.version import FIRST_EPOCH, version
 from tests.connectors.search.search_engine import Engine, Stored
@@ -35,10 +35,10 @@ class Copy:
 
     def __init__(self, engine: Engine, table: Table = TABLE) -> None:
         self.layouts: Mapping[str, Layout] = layouts([table])
-        self.doubt = Doubt()
+        self.in_doubt = InDoubtWindow()
         self.conflicts = Conflicts(engine)
         self.conflicts.epoch = FIRST_EPOCH
-        self._writing = Writing(Bulk(engine, Size(8 << 20, 1000), 1), self.doubt, self.conflicts)
+        self._writing = Writing(Bulk(engine, Size(8 << 20, 1000), 1), self.in_doubt, self.conflicts)
 
     def write(self, written: Batch) -> Outcome:
         encoders = {name: TableEncoder(layout) for name, layout in self.layouts.items()}
@@ -60,7 +60,7 @@ STALE = Outcome(stale={"shard:contract": 1})
 
 
 def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(engine: Engine, copy: Copy) -> None:
-    copy.doubt.begin()
+    copy.in_doubt.begin()
     copy.write(batch(put({"pk": "a", "n": 1}, 5), put({"pk": "b"}, 5), put({"pk": "c"}, 6)))
     writes = put({"pk": "a", "n": 2}, 5), remove("b", 5), remove("c", 5)
 
@@ -83,7 +83,7 @@ def lose(engine: Engine, copy: Copy, *writes: Upsert | Delete) -> None:
 def test_what_was_stored_though_its_response_was_lost_counts_as_applied(engine: Engine, copy: Copy) -> None:
     lose(engine, copy, put({"pk": "a"}, 1))
     assert engine.ids() == {"a": at(1)}
-    assert copy.doubt
+    assert copy.in_doubt
     assert copy.write(batch(put({"pk": "a"}, 1))) == Outcome()
     assert copy.write(batch(put({"pk": "a"}, 1))) == STALE
 
@@ -96,14 +96,14 @@ def test_what_another_run_stored_is_stale_also_at_the_same_version(engine: Engin
 def test_a_delete_that_the_engine_only_remembers_gets_a_tombstone_in_doubt(engine: Engine, copy: Copy) -> None:
     """The memory ends, and then an older request that is late would bring the document back."""
     engine.remembered["a", None] = at(2)
-    copy.doubt.begin()
+    copy.in_doubt.begin()
     assert copy.write(batch(remove("a", 2))) == Outcome()
     assert engine.ids() == {"a": None}
 
 
 def test_where_a_newer_document_is_no_tombstone_is_put(engine: Engine, copy: Copy) -> None:
     copy.write(batch(put({"pk": "a"}, 3)))
-    copy.doubt.begin()
+    copy.in_doubt.begin()
     assert copy.write(batch(remove("a", 2))) == STALE
     assert engine.ids() == {"a": at(3)}
 
@@ -353,7 +353,7 @@ def test_a_purge_finds_anew_where_a_doubt_began_since(engine: Engine) -> None:
     engine.documents = {("a", None): document(5, deleted=True)}
     assert target.purge(TABLE, BELOW) == 1
     engine.documents = {("a", None): document(5)}
-    target.doubt.begin()
+    target.in_doubt.begin()
     assert target.purge(TABLE, BELOW) == 0
     assert engine.ids() == {"a": at(5)}
 

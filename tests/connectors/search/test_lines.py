@@ -21,7 +21,7 @@ from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
 from replicator.items import json_templates, to_json
 from replicator.items.attributes import image
 from replicator.items.item import Amended, Item
-from replicator.items.line_template import Frame
+from replicator.items.line_template import LineTemplate
 from replicator.items.to_json import DocumentText, Unfit
 from replicator.target.contract import OWN_IDS, Table
 from replicator.testing.contract.kit import PAIR, PK, at
@@ -211,7 +211,7 @@ def test_the_same_documents_go_into_other_lines_too() -> None:
     given = [(b"1",), (b"2",)]
     for _ in range(20):
         text(item)
-    for frame in (Frame(b"%b:", b";"), Frame(b"<%b ", b">"), Frame(b"<%b ", b">", "a")):
+    for frame in (LineTemplate(b"%b:", b";"), LineTemplate(b"<%b ", b">"), LineTemplate(b"<%b ", b">", "a")):
         before, after = frame.before.partition(b"%b")[2], frame.after
         for bodies, fields in (([item] * 2, b'"a":"x"'), ([item | {"b": 1}] * 2, b'"a":"x","b":1')):
             opening = frame.before.removesuffix(b"%b" + before)

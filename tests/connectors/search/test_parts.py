@@ -18,7 +18,7 @@ from connectors.search.acks import STRIKES, Progress
 from connectors.search.bulk import SMALLEST, Size
 from connectors.search.connection import unanswered
 from connectors.search.encode import TableEncoder, cut, encode
-from connectors.search.errors import AnswerLost
+from connectors.search.errors import ResponseLost
 from connectors.search.ids import LONGEST, index_id
 from connectors.search.layout import layouts
 from connectors.search.mapping_diff import differences, roundings, settings_differences
@@ -254,8 +254,8 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
         (item(429, "cluster_block_exception", "x"), TransientError, "a disk is nearly full (flood stage)"),
         (item(403, "cluster_block_exception", "index write (api)"), TransientError, "somebody blocked writes"),
         (item(503, "cluster_block_exception", "blocked by: no master"), TransientError, "the cluster is not ready"),
-        (item(503, "unavailable_shards_exception"), AnswerLost, "a shard of the index is not available"),
-        (item(503, "master_not_discovered_exception"), AnswerLost, "the cluster has no master"),
+        (item(503, "unavailable_shards_exception"), ResponseLost, "a shard of the index is not available"),
+        (item(503, "master_not_discovered_exception"), ResponseLost, "the cluster has no master"),
         (item(403, "security_exception", "action [x] is unauthorized"), NotPermitted, "action [x] is unauthorized"),
         (item(400, "routing_missing_exception"), ConfigError, "say routing: ATTRIBUTE"),
         (item(400, "illegal_argument_exception", "no write index is defined for alias [x]"), ConfigError, "several"),
@@ -265,7 +265,7 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
             ConfigError,
             "full",
         ),
-        (item(500, "io_exception"), AnswerLost, "fails to store documents: io_exception"),
+        (item(500, "io_exception"), ResponseLost, "fails to store documents: io_exception"),
         (item(429, "es_rejected_execution_exception"), TransientError, "has too much to do"),
     ],
 )
@@ -281,7 +281,7 @@ def test_what_a_batch_waits_for_or_what_has_to_be_changed(
 def test_what_a_person_must_change_comes_before_what_time_mends() -> None:
     given = [item(429, "rejected_execution_exception"), item(503, "x"), item(404, "index_not_found_exception")]
     assert isinstance(worst(verdicts(given, "S", "i")), ConfigError)
-    assert isinstance(worst(verdicts(given[:2], "S", "i")), AnswerLost)
+    assert isinstance(worst(verdicts(given[:2], "S", "i")), ResponseLost)
     assert worst(verdicts([item(200), item(409, "x")], "S", "i")) is None
 
 

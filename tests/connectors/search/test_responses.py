@@ -23,7 +23,7 @@ import pytest
 
 from connectors.search import bulk
 from connectors.search.acks import STRIKES
-from connectors.search.errors import AnswerLost
+from connectors.search.errors import ResponseLost
 from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError, Unfinished
@@ -190,12 +190,12 @@ ODD_ITEMS: list[object] = [None, 5, [5], [{}], [{"index": 5}], [{"index": {}}]]
         (said(200, b""), True),
     ],
 )
-def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, doubt: bool) -> None:
+def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, in_doubt: bool) -> None:
     found = opened(server)
     server.answers["POST /contract-1-Replicator/_bulk"] = told
     with pytest.raises((TransientError, NotPermitted)):
         found.write(batch(put({"pk": "a"}, 1)))
-    assert bool(found.doubt) is doubt
+    assert bool(found.in_doubt) is in_doubt
 
 
 @pytest.mark.parametrize("cause", [None, 5, {"reason": None}, {"reason": 5}])
@@ -516,7 +516,7 @@ def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
     found._layouts, found._encoders = (there := opened(server))._layouts, there._encoders  # the server went away since
     with pytest.raises(TransientError, match=r"127\.0\.0\.1:1 cannot be reached: .*refused"):
         found.write(batch(put({"pk": "a"}, 1)))
-    assert not found.doubt
+    assert not found.in_doubt
 
 
 def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Server) -> None:
@@ -616,7 +616,7 @@ def test_an_answer_that_is_damaged_on_its_way_leaves_doubt(certificate: Path, tm
         thread.start()
         url, trusted = f"https://127.0.0.1:{listener.getsockname()[1]}", str(tmp_path / "certificate.pem")
         target = client("elasticsearch", url=url, ca_certs=trusted)
-        with pytest.raises(AnswerLost, match="TLS failed"):
+        with pytest.raises(ResponseLost, match="TLS failed"):
             target._connection.request("POST", "/contract-1-Replicator/_bulk", b"{}")
         socket.create_connection(listener.getsockname()).close()
         thread.join(10)

@@ -141,7 +141,7 @@ def test_a_late_request_undoes_no_delete_while_there_is_doubt(search: Search) ->
     """An old bulk request is carried out after the delete, and after the engine forgot its own tombstones."""
     of = table(search)
     found = opened(search, of)
-    found.doubt.begin()
+    found.in_doubt.begin()
     found.write(batch(there("a", 1, of)))
     found.write(batch(remove("a", 2, table=of.name)))
     search.ask("POST", f"/{of.name}-1/_close")
@@ -177,7 +177,7 @@ def test_what_was_encoded_before_a_doubt_leaves_tombstones_in_it(one_search: Sea
     of = table(one_search)
     found = opened(one_search, of)
     encoded = found.encode(batch(remove("a", 2, table=of.name)))
-    found.doubt.begin()
+    found.in_doubt.begin()
     found.send(encoded)
     assert found.collect() == Outcome()
     assert behind(one_search, of)["a"]["_source"]["replicator"] == {"version": at(2), "partition": "a", "deleted": True}

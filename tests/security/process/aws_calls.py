@@ -60,14 +60,14 @@ def _is_ours(depth: int) -> bool:
     return name.startswith(("replicator.", "connectors.")) and not name.startswith("replicator.testing")
 
 
-def _wire(aws: Any) -> None:
+def _client(aws: Any) -> None:
     connected, call, route, fetched = aws._connected, aws.Boto.call, aws.Boto.route, aws._fetched
 
     @functools.wraps(connected)
     def with_place(access: Any, place: str) -> Any:
-        wire = connected(access, place)
-        wire._noted_as = place, getattr(access, "epochs_table", None)
-        return wire
+        client = connected(access, place)
+        client._noted_as = place, getattr(access, "epochs_table", None)
+        return client
 
     @functools.wraps(call)
     def with_note(self: Any, operation: str, request: Mapping[str, Any]) -> bytes:
@@ -88,8 +88,8 @@ def _wire(aws: Any) -> None:
     aws._connected, aws.Boto.call, aws.Boto.route, aws._fetched = with_place, with_note, with_note_of_many, with_role
 
 
-def _asked(wire: Any, operation: str, request: Mapping[str, Any]) -> None:
-    place, epochs = getattr(wire, "_noted_as", (None, None))
+def _asked(client: Any, operation: str, request: Mapping[str, Any]) -> None:
+    place, epochs = getattr(client, "_noted_as", (None, None))
     if place is None or not _is_ours(2):
         return
     of_epochs = epochs and request.get("TableName") == epochs
@@ -115,7 +115,7 @@ def _signed(signing: Any) -> None:
 
 
 _EDGES: Mapping[str, Callable[[Any], None]] = {
-    "replicator.aws.boto": _wire,
+    "replicator.aws.boto": _client,
     "replicator.aws.request_signer": _signed,
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from replicator.change import Shard
-from replicator.engine.cleanup import Chores
+from replicator.engine.cleanup import Cleanup
 from replicator.engine.local import Driver
 from replicator.errors import GapFound
 from replicator.pipeline import stages
@@ -21,7 +21,7 @@ from tests.simulation.mutants.scenarios import days, hooked, lossy_resyncs, trim
 @mutant("a gap is logged and ignored", 9, trimmed)
 def gap_is_ignored(patch: Patch) -> None:
     def goes_on(self: Driver, found: GapFound) -> None:
-        state = self.pipeline.ledger.shards.get(found.shard or "")
+        state = self.pipeline.view.shards.get(found.shard or "")
         if state is None:
             raise found
         self.pipeline._pending.append(("shard", found.shard or "", replace(state, ended=True)))
@@ -47,8 +47,8 @@ def sweep_by_absence(patch: Patch) -> None:
 
 @mutant("what arrives behind a sweep stays", 9, shape=lossy_resyncs)
 def one_sweep_only(patch: Patch) -> None:
-    right = Chores._after_doubt
-    patch.setattr(Chores, "_after_doubt", lambda self, state: right(self, replace(state, resync=False)))
+    right = Cleanup._after_window
+    patch.setattr(Cleanup, "_after_window", lambda self, state: right(self, replace(state, resync=False)))
 
 
 @mutant("an epoch begins at the oldest record of every shard, closed ones too", 9, trimmed, 10_000, shape=days)

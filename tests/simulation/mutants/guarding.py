@@ -6,18 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from connectors.dynamodb.cleanup import Leftovers
+from connectors.dynamodb.cleanup import ScanCleanup
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Write
 from replicator.engine import startup
 from replicator.engine.binding import Binding
-from replicator.engine.cleanup import Chores
+from replicator.engine.cleanup import Cleanup
 from replicator.engine.delivery import Delivery
 from replicator.engine.local import Driver
 from replicator.pipeline import stages
 from replicator.pipeline.parked import ParkedItems, Retries
 from replicator.target import in_doubt
 from replicator.target.contract import Table
-from replicator.target.in_doubt import Doubt
+from replicator.target.in_doubt import InDoubtWindow
 from replicator.testing import memory
 from replicator.testing.memory import MemoryRows, MemoryTarget, body
 from replicator.testing.memory_index import MemoryIndex, Request
@@ -90,16 +90,16 @@ def lost_is_never(patch: Patch) -> None:
 
 @mutant("tombstones are purged while lost requests may still be carried out", 5, shape=lossy)
 def purged_too_soon(patch: Patch) -> None:
-    def at_once(self: Chores, epoch: int) -> bool:
+    def at_once(self: Cleanup, epoch: int) -> bool:
         purge = partial(self.target.purge, below=version(epoch + 1, 0))
-        return any([self._patiently(partial(purge, table)) for table in self.tables])
+        return any([self._retrying(partial(purge, table)) for table in self.tables])
 
-    patch.setattr(Chores, "_purge", at_once)
+    patch.setattr(Cleanup, "_purge", at_once)
 
 
 @mutant("what a killed run had sent is forgotten", 5, index, 10_000)
 def killed_runs_are_forgotten(patch: Patch) -> None:
-    patch.setattr(Driver, "_begin_doubt", lambda self, *_, **__: None)
+    patch.setattr(Driver, "_open_window", lambda self, *_, **__: None)
 
 
 @mutant("positions are stored before the documents", 6, index)
@@ -160,31 +160,31 @@ def purged_at_the_next_version(patch: Patch) -> None:
 
 @mutant("a doubt is over before lost requests are carried out", 5, shape=lossy)
 def short_doubt(patch: Patch) -> None:
-    patch.setattr(in_doubt, "LINGER", 20.0)
+    patch.setattr(in_doubt, "WINDOW", 20.0)
 
 
 @mutant("a table is looked through again until all are through at the same time", 9, shape=two_tables)
 def passes_begin_again(patch: Patch) -> None:
-    def every_table(self: Chores, what: str, below: int, do: Callable[[Table], int]) -> bool:
-        return any([self._patiently(partial(do, table)) for table in self.tables])
+    def every_table(self: Cleanup, what: str, below: int, do: Callable[[Table], int]) -> bool:
+        return any([self._retrying(partial(do, table)) for table in self.tables])
 
-    patch.setattr(Chores, "_piece", every_table)
+    patch.setattr(Cleanup, "_piece", every_table)
 
 
 @mutant("a run that stops in good order leaves nothing to doubt, whatever it lost", 5, shape=stopped_soon)
 def stops_without_doubt(patch: Patch) -> None:
-    patch.setattr(Doubt, "left", None)
+    patch.setattr(InDoubtWindow, "left", None)
 
 
 @mutant("a run hands its own lost responses on as if they were of an earlier epoch", 9, shape=leaking_runs)
 def own_doubt_is_handed_on_as_earlier(patch: Patch) -> None:
-    right = Driver._begin_doubt
-    patch.setattr(Driver, "_begin_doubt", lambda self, seconds=math.inf, *, earlier=True: right(self, seconds))
+    right = Driver._open_window
+    patch.setattr(Driver, "_open_window", lambda self, seconds=math.inf, *, earlier=True: right(self, seconds))
 
 
 @mutant("a run does not hand on that requests of an earlier epoch may arrive", 9, shape=leaking_runs)
 def earlier_doubt_is_not_handed_on(patch: Patch) -> None:
-    patch.setattr(Doubt, "left_earlier", property(lambda self: None))
+    patch.setattr(InDoubtWindow, "left_earlier", property(lambda self: None))
 
 
 @mutant("what a command retries counts as of an earlier epoch", 9, shape=pestered)
@@ -200,7 +200,7 @@ def purges_what_it_finds(patch: Patch) -> None:
         return len(found)
 
     patch.setattr(Searches, "purge", at_once)
-    patch.setattr(Leftovers, "next_piece", Leftovers.piece)
+    patch.setattr(ScanCleanup, "next_piece", ScanCleanup.piece)
 
 
 @mutant("a purge removes a tombstone's document whatever is there by then", 5, shape=cleaned_up)

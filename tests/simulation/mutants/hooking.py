@@ -12,11 +12,11 @@ from msgspec import structs
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
 from replicator.engine.delivery import Delivery
-from replicator.hooks.hook import Filing
+from replicator.hooks.hook import DocumentMapping
 from replicator.operations import parked as parking
 from replicator.pipeline import advance, compaction, parked, pipeline
-from replicator.pipeline.compaction import Circumstances, Compacted, Documents, Latest
-from replicator.pipeline.page_buffer import Fetched, Pages
+from replicator.pipeline.compaction import BatchContext, Compacted, Documents, Latest
+from replicator.pipeline.page_buffer import PageBuffer, Pages
 from replicator.pipeline.parked import Held
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Parked, Place
@@ -37,8 +37,8 @@ from tests.simulation.mutants.scenarios import (
 def leaving_is_skipped(patch: Patch) -> None:
     right = compaction.compact_latest
 
-    def skips(changes: Iterable[Latest], filing: Filing, at: Circumstances) -> Compacted:
-        found = right(changes, filing, at)
+    def skips(changes: Iterable[Latest], mapping: DocumentMapping, at: BatchContext) -> Compacted:
+        found = right(changes, mapping, at)
         found.writes = [w for w in found.writes if isinstance(w, Upsert) or w.weight]
         return found
 
@@ -100,7 +100,7 @@ def poison_of_many_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
 
-def _forgets(found: Compacted, value: Parked, weight: int, at: Circumstances) -> None:
+def _forgets(found: Compacted, value: Parked, weight: int, at: BatchContext) -> None:
     found.parked += weight
 
 
@@ -114,7 +114,7 @@ def ends_only_of_moving(patch: Patch) -> None:
 @mutant("a retry considers the first old and the last new image only", 8, shape=retried_late)
 def retry_of_ends(patch: Patch) -> None:
     right = parking._own
-    patch.setattr(parking, "_own", lambda change, p, filing: right(change, replace(p, leaves=()), filing))
+    patch.setattr(parking, "_own", lambda change, p, mapping: right(change, replace(p, leaves=()), mapping))
 
 
 @mutant("what a person drops leaves no trace", 8, hooked("rekeyed", "fanned", "poisoned fan"))
@@ -138,10 +138,10 @@ def refusals_are_forgotten(patch: Patch) -> None:
         self._refused.clear()
 
     patch.setattr(Pipeline, "_parked_durably", forgets)
-    patch.setattr(Fetched, "give_back", _at_the_end)
+    patch.setattr(PageBuffer, "give_back", _at_the_end)
 
 
-def _at_the_end(self: Fetched, pages: Pages) -> None:
+def _at_the_end(self: PageBuffer, pages: Pages) -> None:
     """Pages that come back are cut into batches anew."""
     for source, each in reversed(pages):
         self._queues.setdefault(source, deque()).extendleft(reversed(each))

@@ -9,7 +9,7 @@ from typing import Any
 from replicator.aws.client import Call
 from replicator.change import Page, Record
 from replicator.pipeline import lineage, stages
-from replicator.pipeline.checkpoint_view import Ledger
+from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import shard_reader, stream
 from replicator.source.decoding import Records, RecordsDecoder
@@ -138,7 +138,7 @@ def compared_as_strings(patch: Patch) -> None:
 
 @mutant("times that an earlier run stored are believed, though they lie in the future", 2, shape=set_back)
 def future_is_believed(patch: Patch) -> None:
-    patch.setattr(Ledger, "doubt_times", lambda self, now: None)
+    patch.setattr(CheckpointView, "in_doubt_until", lambda self, now: None)
 
 
 @mutant("whether a record removes its item is told by its images, not by its event", 7)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.simulation.scenario import LEAKING, PESTERING, RATES, WIDENING, Scenario
 
 Where = Callable[[Scenario], bool]
-Shape = Callable[[Scenario], Scenario]
+TableSchema = Callable[[Scenario], Scenario]
 
 
 def anywhere(_: Scenario) -> bool:
