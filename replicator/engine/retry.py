@@ -1,31 +1,32 @@
-"""The one place that retries: with growing waits, until it works or the run must stop."""
+"""Retries transient failures with exponential backoff until they succeed or the run must stop."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import chain, repeat
-from typing import NoReturn, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_type, stop_when_event_set
 from tenacity.nap import sleep_using_event
 
+from replicator.backoff import backoff
 from replicator.errors import TransientError
 
 T = TypeVar("T")
 
-
-SHORTEST_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
+BASE_WAIT, LONGEST_WAIT = 0.2, 15.0  # seconds
 
 
 class Stopped(Exception):
-    """The run was asked to stop while it waited; whatever it waited for is not stored, and nothing is lost."""
+    """The run was asked to stop during a retry. The pending operation is not stored; nothing is lost."""
 
 
 class RetryPolicy:
-    """Repeats what fails for a time, with growing waits, until it works or the run is to stop."""
+    """Calls a function until it raises no ``TransientError``. Raises ``Stopped`` once ``stop`` is set.
+
+    ``report`` receives the reason before each wait, and None when the function succeeds after a wait.
+    """
 
     def __init__(
         self,
@@ -37,45 +38,31 @@ class RetryPolicy:
         self._random = random
         self._report = report
         self._now = now
-        self._since: float | None = None
+        self._failing_since: float | None = None
         self._retrying = Retrying(
             retry=retry_if_exception_type(TransientError),
-            wait=self._backoff,
+            wait=self._wait,
             stop=stop_when_event_set(stop),
             sleep=sleep_using_event(stop),
-            before_sleep=self._waits,
+            before_sleep=self._before_sleep,
         )
 
-    def __call__(self, work: Callable[[], T]) -> T:
+    def __call__(self, function: Callable[[], T]) -> T:
         try:
-            found = work()
-        except TransientError as e:
-            found = self._again(work, e)
-        if self._since is not None:
-            self._since = None
-            self._report(None)
-        return found
-
-    def _again(self, work: Callable[[], T], failed: TransientError) -> T:
-        """Go on after a first try that failed: a retry loop costs more than most of what succeeds at once."""
-        tries: Iterator[Callable[[], T]] = chain([partial(_fail, failed)], repeat(work))
-        try:
-            found: T = self._retrying(lambda: next(tries)())
-            return found
+            result = self._retrying(function)
         except RetryError as e:
             raise Stopped from e
+        if self._failing_since is not None:
+            self._failing_since = None
+            self._report(None)
+        return result
 
-    def _backoff(self, state: RetryCallState) -> float:
-        longest = min(LONGEST_WAIT, SHORTEST_WAIT * 2 ** min(state.attempt_number, 10))
-        return self._random.uniform(longest / 2, longest)
+    def _wait(self, state: RetryCallState) -> float:
+        return backoff(state.attempt_number, self._random, base=BASE_WAIT, limit=LONGEST_WAIT)
 
-    def _waits(self, state: RetryCallState) -> None:
-        self._since = self._since or self._now()
+    def _before_sleep(self, state: RetryCallState) -> None:
+        self._failing_since = self._failing_since or self._now()
         error = state.outcome.exception() if state.outcome is not None else None
         wait = state.next_action.sleep if state.next_action is not None else 0.0
-        lasting = self._now() - self._since
-        self._report(f"{error} (for {lasting:.0f} s now, next try in {wait:.1f} s)")
-
-
-def _fail(error: TransientError) -> NoReturn:
-    raise error
+        elapsed = self._now() - self._failing_since
+        self._report(f"{error} (failing for {elapsed:.0f} s, next attempt in {wait:.1f} s)")

@@ -12,6 +12,7 @@ import orjson
 
 from replicator.aws.client import Call
 from replicator.aws.errors import AwsError, decoded, failure
+from replicator.backoff import backoff
 from replicator.change import ScanPage
 from replicator.errors import TransientError
 from replicator.key import KeySchema
@@ -57,8 +58,8 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | 
             items = reader.keyed(page.Items or (), "Scan")
         except TransientError as e:
             failures += 1
-            longest = min(LONGEST_BACKOFF, QUICKEST_BACKOFF * 2 ** min(failures, 10))
-            yield ScanPage(segment, cursor=cursor, rest=table.random.uniform(longest / 2, longest), waiting_for=str(e))
+            rest = backoff(failures, table.random, base=QUICKEST_BACKOFF, limit=LONGEST_BACKOFF)
+            yield ScanPage(segment, cursor=cursor, rest=rest, waiting_for=str(e))
             continue
         failures, cursor = 0, page.LastEvaluatedKey
         units = (page.ConsumedCapacity or _Consumed()).CapacityUnits or 0.0

@@ -15,6 +15,7 @@ import msgspec
 
 from replicator.aws.client import Call
 from replicator.aws.errors import AwsError, decoded, failure
+from replicator.backoff import backoff
 from replicator.change import Page, Record
 from replicator.errors import GapFound, OutOfOrder, TransientError
 from replicator.retention import SAFE_AGE, SAFE_SILENCE
@@ -230,8 +231,8 @@ def _failed(stream: Stream, at: _Cursor, error: AwsError) -> Page:
 
 def _pause(stream: Stream, at: _Cursor, waiting_for: str) -> Page:
     at.failures += 1
-    longest = min(LONGEST_BACKOFF, QUICKEST_POLL * 2 ** min(at.failures, 10))
-    return _nothing(at, rest=stream.random.uniform(longest / 2, longest), waiting_for=waiting_for)
+    rest = backoff(at.failures, stream.random, base=QUICKEST_POLL, limit=LONGEST_BACKOFF)
+    return _nothing(at, rest=rest, waiting_for=waiting_for)
 
 
 def _nothing(at: _Cursor, rest: float = 0.0, waiting_for: str | None = None) -> Page:

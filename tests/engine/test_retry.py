@@ -29,7 +29,7 @@ def waits(give: Callable[[float, float], float]) -> list[float]:
     for attempt in range(1, 40):
         state = RetryCallState(policy._retrying, None, (), {})
         state.attempt_number = attempt
-        found.append(policy._backoff(state))
+        found.append(policy._wait(state))
     return found
 
 

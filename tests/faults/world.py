@@ -260,7 +260,8 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
     monkeypatch.setattr(running, "connect", lambda *_: world.client)
     monkeypatch.setattr(assembly, "ends", ends)
-    monkeypatch.setattr(running, "World", outside)
+    monkeypatch.setattr(running, "ends", ends)
+    monkeypatch.setattr(running, "Environment", outside)
     monkeypatch.setattr(running, "calm_down", lambda: None)
     monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda: world.stop)
     logger = logging.getLogger("replicator")
