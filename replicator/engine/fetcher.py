@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from replicator.change import Listing, Page, ScanPage
 from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
+from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.shard_reader import read
@@ -23,9 +24,13 @@ _LISTER = "listing"
 
 @dataclass(slots=True)
 class Fetcher:
-    """Keeps every readable shard and segment read ahead, within the pipeline's room."""
+    """Reads ahead from every readable shard and segment, within the limits of ``pages``.
+
+    ``waiting_for``: by source, why it cannot be read at the moment. ``disabled``: the table's stream was disabled.
+    """
 
     pipeline: Pipeline
+    pages: PageBuffer
     stream: Stream
     table: Scanned
     budget: ReadBudget
@@ -41,34 +46,50 @@ class Fetcher:
     _list_rest: float = SOONEST
 
     def __post_init__(self) -> None:
-        self.steps.full = lambda: self.pipeline.full
+        self.steps.full = lambda: self.pages.full
 
     def advance(self) -> None:
-        """Start what became due: readers, scans, listings, and whoever waited for room."""
+        """Start what is due: new readers and scans, a listing, and sources that were paused for lack of room."""
         for shard, state in self.pipeline.openings():
             closed = shard in self.pipeline.discovery.closed
             self.steps.add(f"shard:{shard}", read(self.stream, shard, state, closed=closed))
         for segment, stored in self.pipeline.scans():
             self.steps.add(f"segment:{segment}", scan(self.table, segment, stored))
-        for source in [s for s in self._paused if self.pipeline.room(s)]:
+        for source in [s for s in self._paused if self.pages.room(s)]:
             self.steps.again(source, self._paused.pop(source))
         self._list()
+        self.steps.begin()
+
+    def poll(self, timeout: float, accepting: Callable[[], bool]) -> bool:
+        """Process step results until none is left, or a whole batch is buffered while ``accepting`` one.
+
+        ``accepting`` is called after each result. Returns False if there was no result within ``timeout`` seconds.
+        Raises GapFound, and other errors that end a run.
+        """
+        result = self.steps.get(timeout)
+        if result is None:
+            return False
+        while result is not None:
+            self._process(result)
+            if accepting() and self.pages.has_batch:
+                break
+            result = self.steps.get(0.0)
+        return True
 
     @property
     def finished(self) -> bool:
         """Whether the stream is disabled, and stored to its end."""
         return self.disabled and self.pipeline.ended
 
-    def handle(self, stepped: StepResult) -> None:
-        """Take what a step found. Raises GapFound and whatever else ends a run."""
-        if stepped.name == _LISTER:
-            self._listing_step(stepped)
-        elif stepped.error is not None:
-            raise stepped.error
-        elif isinstance(stepped.value, Page):
-            self._page(stepped.name, stepped.value)
-        elif isinstance(stepped.value, ScanPage):
-            self._scan_page(stepped.name, stepped.value)
+    def _process(self, result: StepResult) -> None:
+        if result.name == _LISTER:
+            self._listing_step(result)
+        elif result.error is not None:
+            raise result.error
+        elif isinstance(result.value, Page):
+            self._page(result.name, result.value)
+        elif isinstance(result.value, ScanPage):
+            self._scan_page(result.name, result.value)
 
     def _page(self, source: str, page: Page) -> None:
         self.pipeline.accept(page)
@@ -90,7 +111,7 @@ class Fetcher:
             self.waiting_for[source] = f"{source}: {waiting_for}"
 
     def _next(self, source: str, rest: float) -> None:
-        if self.pipeline.room(source):
+        if self.pages.room(source):
             self.steps.again(source, rest)
         else:
             self._paused[source] = rest

@@ -23,6 +23,7 @@ from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import GapFound, ReplicatorError, TransientError
 from replicator.options import aws_options
 from replicator.pipeline import stages
+from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.scan import ReadBudget, Scanned
@@ -48,8 +49,13 @@ class Driver:
         self._started, self._table = world.now(), copy.table
         claimed = RetryPolicy(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
         self._retrying = RetryPolicy(world.stop, self._report, self._now, world.random)
+        self._pages = PageBuffer()
         self.pipeline = Pipeline(
-            copy.mapping, claimed, ignore_expired=copy.config.ttl_deletes == "ignore", now=self._started
+            copy.mapping,
+            claimed,
+            pages=self._pages,
+            ignore_expired=copy.config.ttl_deletes == "ignore",
+            now=self._started,
         )
         self._reporter = ProgressReporter(self.pipeline, world.observe, self._now, world.monotonic, who=owner.who)
         tell_replaced(claimed, self._started)
@@ -192,7 +198,7 @@ class Driver:
         )
         scanned = Scanned(name, table.keys, world.random)
         self._fetcher = Fetcher(
-            self.pipeline, stream, scanned, self._budget, self._steps, world.monotonic, world.random
+            self.pipeline, self._pages, stream, scanned, self._budget, self._steps, world.monotonic, world.random
         )
 
     def _full_listing(self) -> Listing:
@@ -231,25 +237,23 @@ class Driver:
         self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
         self._reporter.tick()
         self._fetcher.advance()
-        self._steps.begin()
         batch = None if self._delivery.full else self._delivery.taken()
         if batch is not None:
             self._delivery.offer(batch)
         busy = batch is not None or self._delivery.busy
         busy = self._cleanup.do(idle=not busy) or busy
-        stepped = self._steps.get(0.0 if busy else WAIT)
-        if stepped is None and batch is None:
+        polled = self._fetcher.poll(0.0 if busy else WAIT, self._accepting)
+        if not polled and batch is None:
             self._delivery.push()
-        while stepped is not None:
-            self._fetcher.handle(stepped)
-            self._delivery.nudge()
-            if self.pipeline.laden and not self._delivery.full:
-                break
-            stepped = self._steps.get(0.0)
         if self._fetcher.finished:
             raise end_of_stream(self._table, self._found_table())
         self._watch.look()
         self._recheck.look()
+
+    def _accepting(self) -> bool:
+        """Send the encoded batch if its predecessor is stored. Returns whether another one may be encoded."""
+        self._delivery.nudge()
+        return not self._delivery.full
 
     def _gap(self, found: GapFound) -> None:
         """Record it; then repair it by a rescan if that is wished for, else end with it."""

@@ -53,7 +53,7 @@ class PageBuffer:
         return self._size >= BUFFER_BYTES
 
     @property
-    def laden(self) -> bool:
+    def has_batch(self) -> bool:
         """Whether the pages of a whole batch wait."""
         return self._rows >= BATCH_ROWS or self._size >= BATCH_BYTES
 

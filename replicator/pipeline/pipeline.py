@@ -62,6 +62,7 @@ class Pipeline:
         mapping: DocumentMapping,
         claimed: Claimed,
         *,
+        pages: PageBuffer | None = None,
         parked: ParkedItems | None = None,
         ignore_expired: bool = False,
         now: float = math.inf,
@@ -81,7 +82,7 @@ class Pipeline:
         self._readable: set[str] | None = None  # None: to be worked out, because the lineage changed
         self._childless: set[str] | None = None
         self._opened: set[str] = set()
-        self._fetched = PageBuffer()
+        self.pages = pages if pages is not None else PageBuffer()
         self._idle: dict[str, Page] = {}  # the last empty page of each shard of which nothing waits
         self._pulse: Heartbeat | None = None
         self._pending: list[Pending] = []
@@ -108,20 +109,6 @@ class Pipeline:
             if not segment.ended and f"segment:{id}" not in self._opened:
                 self._opened.add(f"segment:{id}")
                 yield int(id), segment
-
-    def room(self, source: str) -> bool:
-        """Whether one more page of ``source`` may be fetched."""
-        return self._fetched.room(source)
-
-    @property
-    def full(self) -> bool:
-        """Whether no page at all may be fetched."""
-        return self._fetched.full
-
-    @property
-    def laden(self) -> bool:
-        """Whether a whole batch of pages waits."""
-        return self._fetched.laden
 
     @property
     def childless(self) -> set[str]:
@@ -168,7 +155,7 @@ class Pipeline:
         return [
             id
             for id in sorted(news.finished)
-            if id in stored and stored[id] == view.get(id) and f"shard:{id}" not in self._fetched
+            if id in stored and stored[id] == view.get(id) and f"shard:{id}" not in self.pages
         ]
 
     def accept(self, page: Page) -> None:
@@ -180,8 +167,8 @@ class Pipeline:
         if self.gone(page.shard):
             self._check_gone(page)
         elif page.records or page.ended:
-            self._fetched.add(f"shard:{page.shard}", page)
-        elif f"shard:{page.shard}" not in self._fetched:
+            self.pages.add(f"shard:{page.shard}", page)
+        elif f"shard:{page.shard}" not in self.pages:
             self._idle[page.shard] = page
 
     def gone(self, shard: str) -> bool:
@@ -196,7 +183,7 @@ class Pipeline:
     def accept_scan(self, page: ScanPage) -> None:
         """Take a page of a scan segment."""
         if page.waiting_for is None:
-            self._fetched.add(f"segment:{page.segment}", page)
+            self.pages.add(f"segment:{page.segment}", page)
 
     def gap(self, found: GapFound, now: float) -> None:
         """Record that records are lost."""
@@ -227,7 +214,7 @@ class Pipeline:
 
     def drop_ahead(self) -> None:
         """Forget pages that were read ahead: nothing of them is stored, and they will be read again."""
-        self._fetched.clear()
+        self.pages.clear()
 
     def unpark(self, ids: Iterable[str]) -> None:
         """Remove parked entries with the next batch."""
@@ -259,7 +246,7 @@ class Pipeline:
 
     def take(self, now: float) -> Batch | None:
         """The next batch, None if there is nothing to store. Several may be under way; they are stored in order."""
-        if not (self._pending or self._fetched or self._pulse):
+        if not (self._pending or self.pages or self._pulse):
             return None
         taken = _Taken(pending=self._pending)
         self._pending = []
@@ -306,7 +293,7 @@ class Pipeline:
                 self.view.undo(undo)
             for move in reversed(taken.moves):
                 self.parked.undo(move)
-            self._fetched.give_back(taken.pages)
+            self.pages.give_back(taken.pages)
             self._pending = taken.pending + self._pending
         self._idle.clear()  # empty pages may lie behind records that must be stored again
 
@@ -322,7 +309,7 @@ class Pipeline:
             return False
         if self.discovery.listed is None or self.discovery.listed < since or self.discovery.waits:
             return False
-        if self._pending or self._in_flight or self._fetched or self.childless or self.owes_sweep:
+        if self._pending or self._in_flight or self.pages or self.childless or self.owes_sweep:
             return False
         return all(s.ended or self._read_through(id, s) >= since for id, s in self.shards.items())
 
@@ -342,7 +329,7 @@ class Pipeline:
     @property
     def ended(self) -> bool:
         """Whether every shard is stored to its end."""
-        return bool(self.shards) and all(s.ended for s in self.shards.values()) and not self._fetched
+        return bool(self.shards) and all(s.ended for s in self.shards.values()) and not self.pages
 
     # How it is done
 
@@ -351,7 +338,7 @@ class Pipeline:
 
     def _forget_reading(self) -> None:
         assert not self._in_flight, "collect or give back what is under way before an epoch begins"
-        self._fetched.clear()
+        self.pages.clear()
         self._opened.clear()
         self._idle.clear()
         self._refused.clear()
@@ -406,7 +393,7 @@ class Pipeline:
     def _put_anchors(self, taken: _Taken) -> bool:
         """Store where a shard's ordinals begin before any write uses one; else a restart might count anew."""
         found = False
-        for page in self._fetched.heads():
+        for page in self.pages.heads():
             if not isinstance(page, Page) or not page.records:
                 continue
             id = page.shard
@@ -419,7 +406,7 @@ class Pipeline:
 
     def _fill(self, taken: _Taken, now: float) -> list[Part]:
         parts = []
-        for source, pages in self._fetched.next():
+        for source, pages in self.pages.next():
             taken.pages.append((source, pages))
             parts.append(self._part(taken, source, pages, now))
         return parts

@@ -33,7 +33,7 @@ def test_pages_are_enough_for_a_batch_by_their_rows_or_by_their_bytes(rows: int,
     for source, one in (("shard:s", page(rows, size)), ("segment:0", scan_page(rows, size))):
         waiting = PageBuffer()
         waiting.add(source, one)
-        assert waiting.laden == laden
+        assert waiting.has_batch == laden
 
 
 def test_what_waits_is_counted_whatever_is_taken_and_given_back() -> None:
@@ -52,9 +52,9 @@ def test_what_waits_is_counted_whatever_is_taken_and_given_back() -> None:
                     waiting.add(f"shard:{chance.randrange(3)}", page(rows, size))
         while taken:
             waiting.give_back(taken.pop())
-        laden, pages = waiting.laden, list(_drained(waiting))
+        laden, pages = waiting.has_batch, list(_drained(waiting))
         assert laden == (sum(len(p.records) for p in pages) >= ROWS or sum(p.size for p in pages) >= BYTES)
-        assert not waiting.laden
+        assert not waiting.has_batch
 
 
 def test_batches_that_came_back_are_taken_again_as_they_were_and_before_all_others() -> None:
@@ -80,9 +80,9 @@ def test_what_came_back_weighs_what_it_weighed(one: Page) -> None:
     waiting = PageBuffer()
     waiting.add("shard:s", one)
     taken = list(waiting.next())
-    assert not waiting.laden
+    assert not waiting.has_batch
     waiting.give_back(taken)
-    assert waiting.laden
+    assert waiting.has_batch
 
 
 def _drained(waiting: PageBuffer) -> Iterator[Page]:

@@ -198,13 +198,13 @@ def test_one_source_reads_only_so_far_ahead() -> None:
     pipeline = begun(Shard("a"), Shard("b"))
     opened(pipeline)
     for n in range(SOURCE_PAGES):
-        assert pipeline.room("shard:a")
+        assert pipeline.pages.room("shard:a")
         pipeline.accept(page("a", record(n + 1)))
-    assert not pipeline.room("shard:a")
-    assert pipeline.room("shard:b")
+    assert not pipeline.pages.room("shard:a")
+    assert pipeline.pages.room("shard:b")
     (batch,) = [b for b in store(pipeline) if b.parts]
     assert [part.counts.read for part in batch.parts] == [SOURCE_PAGES]
-    assert pipeline.room("shard:a")
+    assert pipeline.pages.room("shard:a")
 
 
 def test_what_the_target_refuses_comes_again_parked_and_the_rest_is_written() -> None:
