@@ -47,7 +47,7 @@ class Part(msgspec.Struct, frozen=True):
     """What one shard or one scan segment contributes to a batch.
 
     ``source`` names it in the counts: ``shard:ID`` or ``segment:N``. ``counts`` holds what is known before the target
-    answers: read, dropped and parked.
+    answers: read, filtered and parked.
     """
 
     source: str
@@ -87,20 +87,21 @@ class Outcome:
     """What a target answers to a batch.
 
     With ``rejections``, nothing else counts: the batch is not stored, its entries did not move, and the caller comes
-    back with a batch that parks what was refused. Otherwise ``stale`` says, for each source that had any, how many
+    back with a batch that parks what was refused. Otherwise ``superseded`` says, for each source that had any, how many
     changes (by weight) the target already knew.
     """
 
     rejections: Sequence[Rejection] = ()
-    stale: Mapping[str, int] = field(default_factory=dict)
+    superseded: Mapping[str, int] = field(default_factory=dict)
 
 
 def outcome_counts(batch: Batch, outcome: Outcome) -> dict[str, Counts]:
     """What a stored batch adds to the counts of each source."""
     found: dict[str, Counts] = {}
     for part in batch.parts:
-        stale = outcome.stale.get(part.source, 0) if part.source not in found else 0
+        superseded = outcome.superseded.get(part.source, 0) if part.source not in found else 0
         known = part.counts
-        applied = known.read - known.dropped - known.parked - stale
-        found[part.source] = found.get(part.source, Counts()) + structs.replace(known, applied=applied, stale=stale)
+        applied = known.read - known.filtered - known.parked - superseded
+        known = structs.replace(known, applied=applied, superseded=superseded)
+        found[part.source] = found.get(part.source, Counts()) + known
     return found

@@ -33,23 +33,26 @@ from replicator.version import Position
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What became of changes: read = applied + stale + dropped + parked, always.
+    """What became of the changes of one source: read = applied + superseded + filtered + parked, always.
 
-    A change that a later change of its item in the same batch made obsolete shares that one's fate.
+    ``superseded``: the target had a newer version. ``filtered``: the change left nothing to store (the hook returned
+    None, an ignored expiry, a discarded parked change). A change that a later one of its item in the same batch
+    overrides counts as that one does. Checkpoint stores keep the order of the fields, under the older names "stale" and
+    "dropped".
     """
 
     read: int = 0
     applied: int = 0
-    stale: int = 0
-    dropped: int = 0
+    superseded: int = 0
+    filtered: int = 0
     parked: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
             self.read + other.read,
             self.applied + other.applied,
-            self.stale + other.stale,
-            self.dropped + other.dropped,
+            self.superseded + other.superseded,
+            self.filtered + other.filtered,
             self.parked + other.parked,
         )
 

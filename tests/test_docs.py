@@ -29,7 +29,9 @@ from replicator.hooks.hook import DocumentMapping
 from replicator.hooks.loading import load
 from replicator.items.attributes import image
 from replicator.operations.preview import preview
+from replicator.pipeline.progress import Backfill as BackfillProgress
 from replicator.pipeline.progress import Progress, as_values
+from replicator.state import Gap, Owner
 from tests.cli.command_line import World
 
 ROOT = Path(__file__).parent.parent
@@ -171,8 +173,36 @@ def table_names(document: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def test_every_status_field_is_explained() -> None:
-    assert set(as_values(Progress("stopped"))) <= table_names("operations.md")
+def test_every_json_field_of_status_is_documented_and_no_other() -> None:
+    text = (
+        (ROOT / "docs" / "operations.md")
+        .read_text()
+        .partition("### JSON fields")[2]
+        .partition("\n\n`progress` events")[0]
+    )
+    documented = {
+        name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(.+?)`", row)
+    }
+    progress = Progress(
+        "backfill",
+        backfill=BackfillProgress(1, 4, 20, 100, 5.0, 16.0),
+        gaps=(Gap("trimmed", 0.0, 1024, "shard", "17"),),
+        owner=Owner("run", "host", 1, 0.0),
+    )
+
+    given = json_fields(as_values(progress)) | {"pipeline", "reduced_guarantee"}
+    assert documented == given - {"shards", "counts"}, "objects that are never null need no row"
+
+
+def json_fields(value: Any, prefix: str = "") -> set[str]:
+    """The paths of all names in JSON values: ``counts.read``."""
+    match value:
+        case dict():
+            names = {f"{prefix}{name}" for name in value}
+            return names.union(*(json_fields(inner, f"{prefix}{name}.") for name, inner in value.items()))
+        case list():
+            return set().union(*(json_fields(inner, prefix) for inner in value))
+    return set()
 
 
 def test_every_option_is_explained() -> None:

@@ -134,7 +134,7 @@ class Writing:
     def _whole(self, entries: Sequence[Entry]) -> Outcome:
         stale = self._progress.stale_by_source(entries)
         self._progress.forget(entries)
-        return Outcome(stale=stale)
+        return Outcome(superseded=stale)
 
 
 def _worst(errors: Sequence[ReplicatorError]) -> ReplicatorError:

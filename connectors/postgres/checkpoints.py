@@ -85,7 +85,7 @@ class PostgresCheckpoints:
                 assert row is not None
                 claimed = self._read(connection)
         self._owner = row[0]
-        self._stale = Counter({source: counts.stale for source, counts in claimed.counts.items()})
+        self._stale = Counter({source: counts.superseded for source, counts in claimed.counts.items()})
         return claimed
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
@@ -149,8 +149,8 @@ class PostgresCheckpoints:
             literal(list(counts)),
             literal([c.read for c in counts.values()]),
             literal([c.applied for c in counts.values()]),
-            literal([c.stale for c in counts.values()]),
-            literal([c.dropped for c in counts.values()]),
+            literal([c.superseded for c in counts.values()]),
+            literal([c.filtered for c in counts.values()]),
             literal([c.parked for c in counts.values()]),
         ]
         return Statement(_ADVANCE, parameters)

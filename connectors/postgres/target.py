@@ -159,7 +159,7 @@ class Postgres:
             return self._failed(encoded.batch, e)
         stale = dict(_stale(answers[1:]))
         self._checkpoints.noted(stale)
-        return Outcome(stale=stale)
+        return Outcome(superseded=stale)
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (shape,) = self._shapes([table])
@@ -202,7 +202,7 @@ class Postgres:
     def _failed(self, batch: Batch, error: psycopg.Error) -> Outcome:
         found = self._session.translated(error)
         if isinstance(found, StoredAlready):
-            return Outcome(stale=self._checkpoints.missed(batch.parts))
+            return Outcome(superseded=self._checkpoints.missed(batch.parts))
         if is_data_error(error):
             if rejections := bisection.refused(self._session, self._encoder, batch):
                 return Outcome(rejections)

@@ -171,7 +171,7 @@ class Writing:
     def _whole(self, encoded: Encoded) -> Outcome:
         stale = self._progress.stale_by_source(encoded.entries)
         self._progress.forget(encoded.entries)
-        return Outcome(stale=stale)
+        return Outcome(superseded=stale)
 
 
 _TOO_HEAVY = (

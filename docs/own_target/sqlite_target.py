@@ -68,7 +68,7 @@ class SQLite:
                 stale[source] = stale.get(source, 0) + write.weight
             elif row[2] is None and not tombstones:
                 sql(FORGET.format(write.table) + " AND id = ?", (write.version + 1, row[0]))
-        return Outcome(stale={source: weight for source, weight in stale.items() if weight})
+        return Outcome(superseded={source: weight for source, weight in stale.items() if weight})
 
     def sweep(self, table, below, spare):
         begins = tuple(json.dumps(id)[:-1] for id in spare)

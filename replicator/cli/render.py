@@ -42,23 +42,21 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     if p.backfill is not None:
         yield "backfill", _bar(p.backfill)
     yield "lag", duration(p.lag_seconds)
-    yield "until loss", "unknown" if p.retention_left_hours is None else _hours(p.retention_left_hours)
+    yield "retention left", "unknown" if p.retention_left_hours is None else _hours(p.retention_left_hours)
     yield "records", "unknown" if p.rate is None else f"{p.rate:,.0f}/s"
     yield "shards", f"{p.shards.open} open, {p.shards.ended} ended, {p.shards.waiting} waiting"
     c = p.counts
-    yield (
-        "changes",
-        f"{c.read:,} read = {c.applied:,} applied + {c.stale:,} stale + {c.dropped:,} dropped + {c.parked:,} parked",
-    )
+    parts = f"{c.applied:,} applied + {c.superseded:,} superseded + {c.filtered:,} filtered + {c.parked:,} parked"
+    yield "changes", f"{c.read:,} read = {parts}"
     yield "parked", Text(f"{p.parked:,}", style="yellow" if p.parked else "")
     yield "gaps", Text(str(len(p.gaps)), style="red" if p.gaps else "")
     for gap in p.gaps:
         place = f"shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'}"
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
     if p.waiting_for:
-        yield "waiting_for", Text(escaped(p.waiting_for), style="red")
+        yield "waiting for", Text(escaped(p.waiting_for), style="red")
     elif silent >= SILENT:
-        yield "waiting_for", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
+        yield "waiting for", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
 
 
 def _bar(b: Backfill) -> Table:
@@ -86,4 +84,4 @@ def duration(seconds: float | None) -> str:
 
 
 def _hours(hours: float) -> Text:
-    return Text(f"{hours:.1f} h until the stream drops unread records", style="red" if hours < 6 else "")
+    return Text(f"{hours:.1f} h", style="red" if hours < 6 else "")

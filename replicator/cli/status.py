@@ -40,13 +40,13 @@ def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> Non
         check_known(loaded.pipeline, checkpoints, claimed)
     found = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
-        put({"pipeline": loaded.pipeline, **as_values(found), "promise": promise or None})
+        put({"pipeline": loaded.pipeline, **as_values(found), "reduced_guarantee": promise or None})
     else:
         from rich.console import Console
 
         Console().print(as_table(found, loaded.pipeline))
         if promise:
-            Console().print(escaped(f"a weaker promise: {promise}"), style="yellow", markup=False)
+            Console().print(escaped(f"reduced guarantee: {promise}"), style="yellow", markup=False)
     ctx.exit(exit_code(found) if telling else 0)
 
 

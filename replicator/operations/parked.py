@@ -72,7 +72,7 @@ class ParkedItem:
 
     def discarded(self) -> Batch:
         """The batch that gives the item's parked changes up: they count as dropped from then on."""
-        parts = [Part(source, (), Counts(parked=-n, dropped=n)) for source, n in self.changes.items()]
+        parts = [Part(source, (), Counts(parked=-n, filtered=n)) for source, n in self.changes.items()]
         left = self.entry.leaves
         return Batch(parts, [self.removal, *([self.left(left, self.entry.base)] if left is not None else [])])
 
@@ -349,7 +349,7 @@ def _parts(parked: ParkedItem, writes: Sequence[Write]) -> Iterator[Part]:
             first = structs.replace(writes[0], weight=n)
             yield Part(source, [first, *writes[1:]], Counts(parked=-n))
         else:
-            yield Part(source, (), Counts(parked=-n, applied=n) if writes else Counts(parked=-n, dropped=n))
+            yield Part(source, (), Counts(parked=-n, applied=n) if writes else Counts(parked=-n, filtered=n))
 
 
 def _bytes(image: str | None) -> bytes | None:

@@ -29,7 +29,7 @@ def streamed(
     if ignore_expired:
         expired = sum(r.expired for r in records)
         found.read += expired
-        found.dropped += expired
+        found.filtered += expired
     return moved(state, pages, records), found
 
 

@@ -38,7 +38,7 @@ class Compacted:
     """
 
     read: int = 0
-    dropped: int = 0
+    filtered: int = 0
     parked: int = 0
     writes: list[Write] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Compacted:
         return [save for move in self.moves for save in move.saves]
 
     def part(self, source: str) -> Part:
-        return Part(source, self.writes, Counts(read=self.read, dropped=self.dropped, parked=self.parked))
+        return Part(source, self.writes, Counts(read=self.read, filtered=self.filtered, parked=self.parked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             if body is not None:
                 writes.append(Upsert(table, key, body, version, key, weight))
             else:
-                found.dropped += weight
+                found.filtered += weight
                 if change.sequence is not None:  # what a scan does not confirm is swept, where there is something
                     writes.append(Delete(table, key, version, key, 0))
         if healing:
@@ -140,7 +140,7 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], mapping: DocumentMapping
         if parked is not None and parked.version > run[-1].version:
             found.parked += len(run)  # a scanned image that a parked change of the stream has replaced
         elif dropped is not None and dropped.version > run[-1].version:
-            found.dropped += len(run)
+            found.filtered += len(run)
         else:
             _compact_run(found, text, run, parked, dropped, mapping, at)
     return found
@@ -173,7 +173,7 @@ def _compact_run(
     writes = _writes(text, now, leaves, newest, len(run))
     found.writes += writes
     if not writes:
-        found.dropped += len(run)
+        found.filtered += len(run)
     _heal(found, newest, at)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -112,8 +111,11 @@ def measured(
 
 
 def as_values(progress: Progress) -> dict[str, Any]:
-    """The fields of ``status --json`` and of progress events; None is unknown, or no backfill that was asked for."""
-    b = progress.backfill
+    """The JSON fields of ``status --json`` and of ``progress`` events, documented in docs/operations.md.
+
+    None: unknown, or no backfill was requested.
+    """
+    b, o = progress.backfill, progress.owner
     return {
         "phase": progress.phase,
         "lag_seconds": progress.lag_seconds,
@@ -123,19 +125,29 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "segments": b.segments,
             "segments_ended": b.segments_ended,
             "items": b.items,
-            "estimate": b.estimate,
-            "rate": b.rate,
-            "eta": b.eta_seconds,
+            "items_estimate": b.estimate,
+            "items_per_second": b.rate,
+            "eta_seconds": b.eta_seconds,
         },
         "shards": structs.asdict(progress.shards),
-        "rate": progress.rate,
+        "records_per_second": progress.rate,
         "gaps": len(progress.gaps),
-        "gap_list": [asdict(gap) for gap in progress.gaps],
+        "gap_list": [_gap_values(gap) for gap in progress.gaps],
         "parked": progress.parked,
         "counts": structs.asdict(progress.counts),
         "waiting_for": progress.waiting_for,
         "epoch": progress.epoch,
-        "owner": progress.owner and asdict(progress.owner),
+        "owner": o and {"run": o.run, "host": o.host, "pid": o.pid, "started_at": o.started},
+    }
+
+
+def _gap_values(gap: Gap) -> dict[str, Any]:
+    return {
+        "reason": gap.reason,
+        "found_at": gap.found,
+        "epoch": gap.epoch,
+        "shard": gap.shard,
+        "sequence": gap.sequence,
     }
 
 

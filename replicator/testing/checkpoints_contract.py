@@ -154,13 +154,13 @@ class Saving(_Fixtures):
     def test_what_was_saved_is_there_for_others_at_once(self, build: Build, claimed: Checkpoints) -> None:
         command = build()
         assert entries(command) == {}
-        claimed.save([Save("shard", "a", 0, '"1"')], {"x": Counts(read=1, dropped=1)})
-        assert (entries(command), counts(command)) == ({("shard", "a"): (1, '"1"')}, {"x": Counts(read=1, dropped=1)})
+        claimed.save([Save("shard", "a", 0, '"1"')], {"x": Counts(read=1, filtered=1)})
+        assert (entries(command), counts(command)) == ({("shard", "a"): (1, '"1"')}, {"x": Counts(read=1, filtered=1)})
 
     def test_counts_add_up_by_source(self, claimed: Checkpoints) -> None:
-        claimed.save([], {"shard:1": Counts(9, 1, 2, 3, 3), "segment:0": Counts(read=1, stale=1)})
+        claimed.save([], {"shard:1": Counts(9, 1, 2, 3, 3), "segment:0": Counts(read=1, superseded=1)})
         claimed.save([Save("pulse", "", None, "{}")], {"shard:1": Counts(parked=-1, applied=1)})
-        assert counts(claimed) == {"shard:1": Counts(9, 2, 2, 3, 2), "segment:0": Counts(read=1, stale=1)}
+        assert counts(claimed) == {"shard:1": Counts(9, 2, 2, 3, 2), "segment:0": Counts(read=1, superseded=1)}
 
     def test_the_counts_of_a_forgotten_shard_go_with_it_and_the_sums_stay(
         self, build: Build, claimed: Checkpoints
@@ -169,18 +169,18 @@ class Saving(_Fixtures):
         claimed.save([Save("shard", name, 0, "1") for name in there], {f"shard:{n}": c for n, c in there.items()})
         gone = [Save("shard", "a", 1, None), Save("shard", "b", 1, None), Save("shard", "none", None, None)]
         for _ in range(2):  # the second time, its answer was lost
-            claimed.save([*gone, Save("shard", "c", 1, "2")], {"shard:c": Counts(read=1, stale=1)})
-        kept = {"shard:c": there["c"] + Counts(read=1, stale=1), "shard:d": there["d"]}
+            claimed.save([*gone, Save("shard", "c", 1, "2")], {"shard:c": Counts(read=1, superseded=1)})
+        kept = {"shard:c": there["c"] + Counts(read=1, superseded=1), "shard:d": there["d"]}
         assert claimed.read().counts == {FORGOTTEN: there["a"] + there["b"], **kept}
-        claimed.save([Save("shard", "d", 1, None)], {"shard:d": Counts(read=1, dropped=1)})
+        claimed.save([Save("shard", "d", 1, None)], {"shard:d": Counts(read=1, filtered=1)})
         del kept["shard:d"]
-        folded = there["a"] + there["b"] + there["d"] + Counts(read=1, dropped=1)
+        folded = there["a"] + there["b"] + there["d"] + Counts(read=1, filtered=1)
         assert claimed.read().counts == {FORGOTTEN: folded, **kept}
 
         command = build()  # a parked change of a shard that is forgotten by now
-        command.save([Save("gap", "x", 0, "{}")], {f"shard:{n}": Counts(parked=-1, dropped=1) for n in "abc"})
-        late = Counts(parked=-2, dropped=2)
-        kept["shard:c"] += Counts(parked=-1, dropped=1)
+        command.save([Save("gap", "x", 0, "{}")], {f"shard:{n}": Counts(parked=-1, filtered=1) for n in "abc"})
+        late = Counts(parked=-2, filtered=2)
+        kept["shard:c"] += Counts(parked=-1, filtered=1)
         assert claimed.read().counts == {FORGOTTEN: folded + late, **kept}
 
     def test_a_save_whose_answer_was_lost_is_made_once(self, claimed: Checkpoints) -> None:
@@ -193,8 +193,8 @@ class Saving(_Fixtures):
             Save("pulse", "", None, '"1"'),
         ]
         for _ in range(3):
-            claimed.save(again, {"x": Counts(read=5, stale=5)})
-        assert counts(claimed) == {"x": Counts(read=5, stale=5)}
+            claimed.save(again, {"x": Counts(read=5, superseded=5)})
+        assert counts(claimed) == {"x": Counts(read=5, superseded=5)}
         found = entries(claimed)
         assert found.pop(("pulse", ""))[1] == '"1"'
         assert found == {("shard", "a"): (2, '"2"'), ("shard", "new"): (1, '"1"')}
@@ -262,13 +262,13 @@ class Commands(_Fixtures):
         claimed.save([Save("parked", "k", None, parked("k"))])
         claimed.save([Save("parked", "k", None, parked("k", "again"))])
         with pytest.raises(Fenced):
-            command.save([Save("parked", "k", 1, None)], {"x": Counts(parked=-1, dropped=1)})
-        command.save([Save("parked", "k", 2, None)], {"x": Counts(parked=-1, dropped=1)})
+            command.save([Save("parked", "k", 1, None)], {"x": Counts(parked=-1, filtered=1)})
+        command.save([Save("parked", "k", 2, None)], {"x": Counts(parked=-1, filtered=1)})
         claimed.save([Save("shard", "a", 0, '"1"')])
         with pytest.raises(Fenced):
             command.save([Save("parked", "k", 2, None)])
         assert entries(claimed) == {("shard", "a"): (1, '"1"')}
-        assert counts(claimed) == {"x": Counts(parked=-1, dropped=1)}
+        assert counts(claimed) == {"x": Counts(parked=-1, filtered=1)}
 
     def test_of_several_that_race_one_wins(self, build: Build, claimed: Checkpoints) -> None:
         claimed.save([Save("parked", f"{n}", None, parked("k")) for n in range(10)])

@@ -127,7 +127,7 @@ LARGE = [
     Save("parked", "gone", None, None),
     *(Save("shard", f"new{n}", 0, '"1"') for n in range(150)),
 ]
-MORE = {"shard:a": Counts(read=4, applied=1, stale=3)}
+MORE = {"shard:a": Counts(read=4, applied=1, superseded=3)}
 
 
 def begun(db: DynamoDB) -> DynamodbCheckpoints:
@@ -222,7 +222,7 @@ def test_any_history_with_any_trouble_ends_as_it_would_in_memory(db: DynamoDB, s
         revisions = {id: revision for (_, id), (revision, _) in entries(model).items()}
         ids = chance.sample([f"{n}" for n in range(300)], chance.choice([1, 3, 120]))
         saves = [Save("shard", id, revisions.get(id, 0), f'"{number}"') for id in ids]
-        more = {f"shard:{chance.randrange(3)}": Counts(read=1, stale=1)}
+        more = {f"shard:{chance.randrange(3)}": Counts(read=1, superseded=1)}
         retrying(partial(one.save, saves, more))
         model.save(saves, more)
         if chance.random() < 0.2:
@@ -244,11 +244,13 @@ def test_a_command_beside_a_run_makes_it_look_again(db: DynamoDB) -> None:
     """A large save of a command, too: the run carries on behind it."""
     one = begun(db)
     one.save([Save("parked", f"{n}", None, parked(f"{n}")) for n in range(120)])
-    store(db).save([Save("parked", f"{n}", 1, None) for n in range(120)], {"shard:a": Counts(parked=-120, dropped=120)})
+    store(db).save(
+        [Save("parked", f"{n}", 1, None) for n in range(120)], {"shard:a": Counts(parked=-120, filtered=120)}
+    )
     one.save(SMALL, MORE)
     found, totals, left = sight(db)
     assert (found["shard", "a"], [id for id, _ in left]) == ((2, '"2"'), ["gone"])
-    assert totals == {"shard:a": Counts(read=4, applied=1, stale=3, dropped=120, parked=-120)}
+    assert totals == {"shard:a": Counts(read=4, applied=1, superseded=3, filtered=120, parked=-120)}
 
 
 class Counting:

@@ -44,7 +44,7 @@ def filled(folder: Path) -> SqliteCheckpoints:
     one.claim(owner())
     one.save([Save("shard", f"s{n}", 0, f'"{"x" * n}"') for n in range(60)], {"shard:1": Counts(read=60, applied=60)})
     one.save([Save("parked", f"k{n}", None, parked("k", image="i" * 6000)) for n in range(8)])
-    one.save([Save("shard", f"s{n}", 1, '"again"') for n in range(9)], {"shard:2": Counts(read=9, stale=9)})
+    one.save([Save("shard", f"s{n}", 1, '"again"') for n in range(9)], {"shard:2": Counts(read=9, superseded=9)})
     return one
 
 
@@ -346,9 +346,9 @@ def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Pa
                 with pytest.raises(
                     TransientError, match=r"cannot be saved: database or disk is full; no position moves"
                 ):
-                    one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, stale=1)})
+                    one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, superseded=1)})
             assert seen(tmp_path) == before
-        one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, stale=1)})
+        one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, superseded=1)})
     entries, counts, found = seen(tmp_path)
     assert (len(entries), counts["shard:2"].read, len(found)) == (60 + 8 + 4, 10, 12)
 

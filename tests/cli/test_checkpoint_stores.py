@@ -81,8 +81,8 @@ def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
     assert rows(mirror) == {"late": {"total": 2}, "bad": {"total": 0}}
     counts = found["counts"]
     assert found["parked"] == 0
-    assert counts["dropped"] in (1, 2), "the item was scanned, and streamed too if the stream came first"
-    assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"]
+    assert counts["filtered"] in (1, 2), "the item was scanned, and streamed too if the stream came first"
+    assert counts["read"] == counts["applied"] + counts["superseded"] + counts["filtered"] + counts["parked"]
 
 
 NEED_A_PIPELINE = {

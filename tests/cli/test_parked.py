@@ -44,7 +44,7 @@ def parked(world: World) -> World:
 
 def counts(world: World) -> dict[str, int]:
     found: dict[str, int] = world.lines("status", world.config)[0]["counts"]
-    assert found["read"] == found["applied"] + found["stale"] + found["dropped"] + found["parked"], found
+    assert found["read"] == found["applied"] + found["superseded"] + found["filtered"] + found["parked"], found
     return found
 
 
@@ -86,7 +86,7 @@ def test_retry_with_a_mended_hook_stores_what_was_parked(parked: World) -> None:
     assert parked.rows("SELECT document->>'note' FROM orders WHERE id = 'bad'") == [("private",)]
     assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
     after = counts(parked)
-    assert after["applied"] + after["stale"] > before["applied"] + before["stale"]
+    assert after["applied"] + after["superseded"] > before["applied"] + before["superseded"]
     assert after["parked"] < before["parked"]
     assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
     assert parked.lines("status", parked.config)[0]["parked"] == 0
@@ -134,7 +134,7 @@ def test_retry_never_overwrites_a_newer_state(parked: World) -> None:
 
     assert parked.call("parked", "retry", parked.config, '["bad"]')[0] == 0
     assert parked.rows("SELECT document FROM orders WHERE id = 'bad'") == [({"newer": True},)]
-    assert counts(parked)["stale"] >= 1
+    assert counts(parked)["superseded"] >= 1
 
 
 def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
@@ -152,7 +152,7 @@ def test_drop_gives_up_and_counts_it(parked: World) -> None:
 
     assert [f["item"] for f in parked.lines("parked", "list", parked.config)] == ['["worse"]']
     after = counts(parked)
-    given_up = after["dropped"] - before["dropped"]
+    given_up = after["filtered"] - before["filtered"]
     assert given_up in (1, 2), "the item was scanned, and streamed too if the stream came first"
     assert after["parked"] == before["parked"] - given_up
     assert parked.rows("SELECT id FROM orders") == [("good",)]

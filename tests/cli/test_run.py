@@ -50,7 +50,7 @@ def test_status_of_a_run_that_has_not_begun_to_copy_is_unknown_not_zero(world: W
     (found,) = world.lines("status", world.config)
 
     assert found["phase"] == "stopped"
-    assert [found[k] for k in ("lag_seconds", "retention_left_hours", "backfill", "rate")] == [None] * 4
+    assert [found[k] for k in ("lag_seconds", "retention_left_hours", "backfill", "records_per_second")] == [None] * 4
     assert "unknown" in world.call("status", world.config, "--human")[1]
 
 
@@ -63,11 +63,16 @@ def test_status_says_what_a_run_has_stored(world: World) -> None:
     assert found["lag_seconds"] < 60
     assert 23.9 < found["retention_left_hours"] <= 24
     backfill = found["backfill"]
-    assert (backfill["segments"], backfill["segments_ended"], backfill["items"], backfill["eta"]) == (4, 4, 20, 0)
+    assert (backfill["segments"], backfill["segments_ended"], backfill["items"], backfill["eta_seconds"]) == (
+        4,
+        4,
+        20,
+        0,
+    )
     assert found["shards"] == {"open": 1, "ended": 0, "waiting": 0}
     assert (found["gaps"], found["parked"]) == (0, 0)
     counts = found["counts"]
-    assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"] >= 20
+    assert counts["read"] == counts["applied"] + counts["superseded"] + counts["filtered"] + counts["parked"] >= 20
     human = world.call("status", world.config, "--human")[1]
     assert "20 items, 4 of 4 segments" in human
 

@@ -66,7 +66,7 @@ class Durable:
             {id: v for _, id, v in values if isinstance(v, ShardState)},
             {id: v for _, id, v in values if isinstance(v, SegmentState)},
             {k: sum(c.read for s, c in counts if s.startswith(k)) for k in ("shard", "segment")},
-            {k: sum(c.stale for s, c in counts if s.startswith(k)) for k in ("shard", "segment")},
+            {k: sum(c.superseded for s, c in counts if s.startswith(k)) for k in ("shard", "segment")},
         )
 
     def assert_not_behind(self, earlier: Durable) -> None:

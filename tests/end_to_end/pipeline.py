@@ -190,7 +190,9 @@ class Pipeline(ABC):
     def counts(self) -> dict[str, int]:
         """The counts of ``status``, which always add up."""
         counts: dict[str, int] = self.status()["counts"]
-        assert counts["read"] == counts["applied"] + counts["stale"] + counts["dropped"] + counts["parked"], counts
+        assert counts["read"] == counts["applied"] + counts["superseded"] + counts["filtered"] + counts["parked"], (
+            counts
+        )
         return counts
 
     def equal(self) -> bool:

@@ -29,5 +29,5 @@ def test_deletes_by_time_to_live_are_applied_or_ignored_others_always_applied(
 
     assert applying.documents().keys() == {"k0", "k2"}
     assert ignoring.documents().keys() == {"k0", "k2", "session"}
-    assert (applying.counts()["dropped"], ignoring.counts()["dropped"]) == (0, 1)
+    assert (applying.counts()["filtered"], ignoring.counts()["filtered"]) == (0, 1)
     assert applying.counts()["read"] == ignoring.counts()["read"] == 4 + source.records + 1

@@ -34,7 +34,7 @@ def assert_all_once(copy: Copy, before: dict[str, int], written: int) -> None:
     after = copy.counts()
     assert after["read"] - before["read"] == written
     assert after["applied"] - before["applied"] == written
-    assert after["stale"] == before["stale"]
+    assert after["superseded"] == before["superseded"]
 
 
 def goes_on(copy: Copy, run: Run, more: int = 1) -> None:

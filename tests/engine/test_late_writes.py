@@ -145,8 +145,8 @@ def test_status_says_what_is_promised_instead(modest: Path) -> None:
     for_people = CliRunner().invoke(main, ["status", str(modest), "--human"], catch_exceptions=False)
     for_machines = CliRunner().invoke(main, ["status", str(modest), "--json"], catch_exceptions=False)
 
-    assert f"a weaker promise: {PROMISE}" in for_people.output
-    assert json.loads(for_machines.output)["promise"] == PROMISE
+    assert f"reduced guarantee: {PROMISE}" in for_people.output
+    assert json.loads(for_machines.output)["reduced_guarantee"] == PROMISE
 
 
 def test_targets_that_promise_nothing_less_say_nothing() -> None:

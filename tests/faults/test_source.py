@@ -260,7 +260,9 @@ def test_what_is_read_twice_because_the_stream_begins_earlier_than_the_scan_is_s
     faults.copied()
 
     assert faults.counts.read == 100
-    assert faults.counts.read == faults.counts.applied + faults.counts.stale == 100  # stale: whichever comes second
+    assert (
+        faults.counts.read == faults.counts.applied + faults.counts.superseded == 100
+    )  # stale: whichever comes second
 
 
 def test_a_scan_that_is_throttled_waits_and_goes_on_at_its_cursor(faults: World) -> None:
@@ -314,7 +316,7 @@ def test_an_ignored_expiry_removes_nothing_where_the_stream_shows_keys_only(faul
     assert faults.run().code == 0
     assert faults.documents == {"k1": {"id": "k1", "n": "1"}, "k3": {"id": "k3", "n": "2"}}
     total = faults.counts
-    assert total.read == total.applied + total.stale + total.dropped
+    assert total.read == total.applied + total.superseded + total.filtered
 
 
 def test_a_new_scan_removes_expired_items_that_the_target_keeps_only_if_it_is_told_that_it_may(faults: World) -> None:

@@ -221,7 +221,7 @@ class World:
         """Every item is there as it is, nothing else is, and every change was counted once."""
         assert self.documents == {i["id"]: {k: _plain(v) for k, v in i.items()} for i in self.db.items(TABLE)}
         total = self.counts
-        assert total.read == total.applied + total.stale + total.dropped + total.parked
+        assert total.read == total.applied + total.superseded + total.filtered + total.parked
 
     @property
     def counts(self) -> Counts:

@@ -186,7 +186,7 @@ def test_an_older_change_than_the_targets_is_stale(database: MemoryDatabase, tar
 
     assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {("a",): {"id": "a", "n": 9}}
-    assert database.counts[SOURCE] == Counts(read=2, applied=1, stale=1)
+    assert database.counts[SOURCE] == Counts(read=2, applied=1, superseded=1)
 
 
 @pytest.mark.parametrize("how", ["retry", "drop"])
@@ -215,7 +215,7 @@ def test_dropping_counts_the_change_as_dropped(database: MemoryDatabase, target:
     park(target, "a", 7)
 
     assert drop(only(target), target.checkpoints) == ""
-    assert database.counts[SOURCE] == Counts(read=1, dropped=1)
+    assert database.counts[SOURCE] == Counts(read=1, filtered=1)
     assert list(parked_items(target.checkpoints)) == []
 
 

@@ -126,7 +126,7 @@ def test_the_runs_of_items_keep_their_order() -> None:
 def test_without_a_hook_the_image_itself_is_stored() -> None:
     found = compact_latest(weighed((change(A, 3, 1), 2)), PLAIN, at())
     assert short(found.writes) == [("orders", A, {"v": 1}, 3, 2)]
-    assert (found.read, found.dropped, found.parked, found.saves) == (2, 0, 0, [])
+    assert (found.read, found.filtered, found.parked, found.saves) == (2, 0, 0, [])
 
 
 def test_without_a_hook_an_image_is_not_even_parsed() -> None:
@@ -139,18 +139,18 @@ def test_without_a_hook_an_image_is_not_even_parsed() -> None:
 def test_a_removal_deletes() -> None:
     found = compact_latest(weighed((change(A, 3, None, 2), 4)), FILTER, at())
     assert short(found.writes) == [("orders", A, None, 3, 4)]
-    assert (found.read, found.dropped) == (4, 0)
+    assert (found.read, found.filtered) == (4, 0)
 
 
 def test_what_leaves_the_filter_is_dropped_and_deleted_without_counting_twice() -> None:
     found = compact_latest(weighed((change(A, 3, 1), 4)), FILTER, at())
     assert short(found.writes) == [("orders", A, None, 3, 0)]
-    assert (found.read, found.dropped) == (4, 4)
+    assert (found.read, found.filtered) == (4, 4)
 
 
 def test_a_scanned_item_outside_the_filter_is_dropped_and_needs_no_delete() -> None:
     found = compact_latest(weighed((change(A, 0, 1, scanned=True), 1)), FILTER, at())
-    assert (found.writes, found.dropped) == ([], 1)
+    assert (found.writes, found.filtered) == ([], 1)
 
 
 def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> None:
@@ -266,7 +266,7 @@ def test_what_expired_and_was_kept_stays_beside_the_documents_of_a_later_item() 
     pages = [Page("s", (expired,), False, 1.0), Page("s", (record(A, 5, "c"),), False, 1.0)]
     _, found = streamed(shard, pages, FAN, at(), ignore_expired=True)
     assert short(found.writes) == [("others", ('["a"]', "c"), {"to": "c"}, 2, 1)]
-    assert (found.read, found.dropped) == (2, 1)
+    assert (found.read, found.filtered) == (2, 1)
 
 
 def test_an_id_that_comes_back_is_not_deleted() -> None:
@@ -290,14 +290,14 @@ def test_ids_of_different_items_never_meet() -> None:
 
 def test_what_comes_to_no_write_at_all_is_dropped() -> None:
     found = compact_runs({A: [change(A, 1, ""), change(A, 2, "", "")]}, FAN, at())
-    assert (found.read, found.dropped, found.writes) == (2, 2, [])
+    assert (found.read, found.filtered, found.writes) == (2, 2, [])
 
 
 def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_go_on() -> None:
     items = {A: [change(A, 1, "a"), change(A, 2, "!", "a"), change(A, 4, "!b", "!")], B: [change(B, 3, "e")]}
     found = compact_runs(items, FAN, at())
     assert [w.item for w in found.writes] == [B]
-    assert (found.read, found.parked, found.dropped) == (4, 3, 0)
+    assert (found.read, found.parked, found.filtered) == (4, 3, 0)
     ((id, entry_),) = parked(found).items()
     assert entry_ is not None
     assert (id, entry_.changes, entry_.leaves) == (entry(A, 4), {"shard:s": 3}, (("vowels", "a"),))
@@ -346,10 +346,10 @@ def test_what_a_dropped_change_left_is_removed_by_the_items_next_change() -> Non
 def test_a_scanned_image_older_than_what_was_parked_or_dropped_changes_nothing() -> None:
     scanned = {A: [change(A, 0, "a", scanned=True)]}
     found = compact_runs(scanned, FAN, at(entry(A, 3)))
-    assert (found.parked, found.dropped, found.writes, found.saves) == (1, 0, [], [])
+    assert (found.parked, found.filtered, found.writes, found.saves) == (1, 0, [], [])
     around = BatchContext({}, ParkedItems.of([], [Held(entry(A, 3))]), EPOCH, "shard:s", 5.0)
     found = compact_runs(scanned, FAN, around)
-    assert (found.parked, found.dropped, found.writes, found.saves) == (0, 1, [], [])
+    assert (found.parked, found.filtered, found.writes, found.saves) == (0, 1, [], [])
 
 
 def test_a_poison_old_image_parks_the_item_only_where_another_hook_may_have_stored_documents_of_it() -> None:
@@ -412,7 +412,7 @@ def test_an_item_is_found_whatever_its_key_looks_like(key: Key) -> None:
 
 def conserved(found: Compacted) -> bool:
     """Every change read is dropped, parked, or answered for by a write."""
-    return found.read == found.dropped + found.parked + sum(w.weight for w in found.writes)
+    return found.read == found.filtered + found.parked + sum(w.weight for w in found.writes)
 
 
 EVENTS = st.lists(st.tuples(st.sampled_from([A, B, C]), st.sampled_from([None, 1, 2, 4, 13])), max_size=30)
@@ -467,5 +467,5 @@ def test_a_part_says_what_is_known_before_the_target_answers() -> None:
     found = compact_latest(weighed((change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)), FILTER, at())
     part = found.part("shard:s")
     assert (part.source, part.writes) == ("shard:s", found.writes)
-    assert (part.counts.read, part.counts.dropped, part.counts.parked, part.counts.applied) == (6, 3, 1, 0)
+    assert (part.counts.read, part.counts.filtered, part.counts.parked, part.counts.applied) == (6, 3, 1, 0)
     assert [type(s) for s in found.saves] == [Save]

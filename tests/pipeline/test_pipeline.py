@@ -321,7 +321,7 @@ def test_expiries_can_be_ignored_and_are_counted_as_dropped() -> None:
     pipeline.accept(page("a", record(1, "x", 1), record(2, "x", None, expired=True)))
     found = writes(store(pipeline))
     assert [(type(w).__name__, w.version & 0xFF) for w in found] == [("Upsert", 1)]
-    assert pipeline.total == Counts(read=2, applied=1, dropped=1)
+    assert pipeline.total == Counts(read=2, applied=1, filtered=1)
 
 
 def test_a_gap_is_recorded_with_place_time_and_reason() -> None:

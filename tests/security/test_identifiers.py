@@ -152,7 +152,7 @@ def lived_through(database: Database, named: Named) -> None:
         changed = [Upsert(t.name, c, named.item(t, c), second, c) for t in named.tables]
         deleted = [Delete(t.name, a, second, a) for t in named.tables]
         assert not target.write(Batch([Part(a[0], [*changed, *deleted])], tombstones=True)).rejections
-        assert target.write(Batch([Part(a[0], stored[::2])], tombstones=True)).stale == {a[0]: TABLES}
+        assert target.write(Batch([Part(a[0], stored[::2])], tombstones=True)).superseded == {a[0]: TABLES}
         assert [target.sweep(t, second, [(c[0],)]) for t in named.tables] == [1] * TABLES
         assert [target.purge(t, later) for t in named.tables] == [2] * TABLES
         assert not target.write(Batch([Part(a[0], stored[:1])])).rejections

@@ -250,8 +250,8 @@ def _check_table(
 
 def _check_counts(database: MemoryDatabase) -> None:
     for source, c in database.counts.items():
-        assert c.read == c.applied + c.stale + c.dropped + c.parked, f"counts of {source}: {c}"
-        assert min(c.read, c.applied, c.stale, c.dropped, c.parked) >= 0
+        assert c.read == c.applied + c.superseded + c.filtered + c.parked, f"counts of {source}: {c}"
+        assert min(c.read, c.applied, c.superseded, c.filtered, c.parked) >= 0
         shard = shard_of(source)
         assert shard is None or ("shard", shard) in database.entries, f"the counts of {shard} outlived its entry"
     if epoch_of(database.entries) == FIRST_EPOCH:

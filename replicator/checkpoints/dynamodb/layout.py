@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from replicator.checkpoints.checksums import seal
 from replicator.checkpoints.compare_and_set import Row
@@ -25,7 +26,7 @@ Place = tuple[str, str]
 FORMAT = 1
 HEAD = "h"
 INLINE = 200_000  # bytes of text that stay in the entry's own item
-_COUNTS = ("read", "applied", "stale", "dropped", "parked")
+_COUNTS = ("read", "applied", "stale", "dropped", "parked")  # attributes, in the order of the fields of Counts
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -105,7 +106,7 @@ def entry_item(revision: int, text: str, blob: Blob | None) -> Item:
 
 
 def counts_item(counts: Counts) -> Item:
-    return {name: {"N": str(getattr(counts, name))} for name in _COUNTS}
+    return {name: {"N": str(n)} for name, n in zip(_COUNTS, structs.astuple(counts), strict=True)}
 
 
 def head_item(head: Head) -> Item:

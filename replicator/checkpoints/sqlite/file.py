@@ -194,7 +194,7 @@ def entry_seal(kind: str, id: str, revision: int, sum: bytes) -> bytes:
 
 
 def counts_seal(source: str, counts: Counts) -> bytes:
-    return seal("counts", source, counts.read, counts.applied, counts.stale, counts.dropped, counts.parked)
+    return seal("counts", source, counts.read, counts.applied, counts.superseded, counts.filtered, counts.parked)
 
 
 class Verified:

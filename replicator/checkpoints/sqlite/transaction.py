@@ -49,7 +49,7 @@ class Changes:
         self._connection.execute(
             "INSERT OR REPLACE INTO counts (source, seal, read, applied, stale, dropped, parked) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (source, new, total.read, total.applied, total.stale, total.dropped, total.parked),
+            (source, new, total.read, total.applied, total.superseded, total.filtered, total.parked),
         )
         self._count(old, new)
 

@@ -40,13 +40,13 @@ class Batches(Contract):
         outcome = opened.write(
             batch(put({"pk": "a", "n": 4}, 4, weight=3), remove("b", 5, weight=2), put({"pk": "c"}, 1))
         )
-        assert outcome == Outcome(stale={"shard:contract": 5})
+        assert outcome == Outcome(superseded={"shard:contract": 5})
         assert stored(table()) == {("a",): as_json({"pk": "a", "n": 5}), ("b",): {"pk": "b"}, ("c",): {"pk": "c"}}
 
     def test_stale_changes_are_told_apart_by_source(self, opened: Target) -> None:
         opened.write(batch(*(put({"pk": pk}, 5) for pk in "abc")))
         parts = [Part("shard:1", [put({"pk": "a"}, 5), put({"pk": "d"}, 5)]), Part("segment:2", [put({"pk": "b"}, 4)])]
-        assert opened.write(Batch(parts)).stale == {"shard:1": 1, "segment:2": 1}
+        assert opened.write(Batch(parts)).superseded == {"shard:1": 1, "segment:2": 1}
 
     def test_a_replayed_history_converges(self, target: Target, stored: Stored) -> None:
         """Any history, cut anywhere, resumed from anywhere earlier with other batches, ends like a dict."""

@@ -130,7 +130,7 @@ class Documents(Contract):
             gone = [Delete(named.name, writes[n].id, at(2), writes[n].id) for n in (2, 3)]
             target.write(batch(gone[0]))
             target.write(batch(gone[1], tombstones=True))
-            assert target.write(batch(writes[3], tombstones=True)).stale == {"shard:contract": 1}
+            assert target.write(batch(writes[3], tombstones=True)).superseded == {"shard:contract": 1}
             assert stored(named) == {writes[n].id: as_json(items[n]) for n in (0, 1)}
             while target.sweep(named, at(2), [writes[0].id]):
                 pass

@@ -40,7 +40,7 @@ class LateWrites(Contract):
         exhaust(lambda: opened.sweep(table(), at(3), []))
         restart()
         late = batch(put({"pk": "a"}, 4), put({"pk": "b"}, 2), tombstones=True)
-        assert _written(opened, late).stale == {"shard:contract": 2}
+        assert _written(opened, late).superseded == {"shard:contract": 2}
         assert stored(table()) == {}
 
     def test_while_in_doubt_a_late_request_undoes_no_delete(
@@ -57,7 +57,7 @@ class LateWrites(Contract):
         restart()
         late = _written(opened, batch(put({"pk": "before"}, 1), put({"pk": "within"}, 1)))
         assert stored(table()) == {}
-        assert late.stale == {"shard:contract": 2}
+        assert late.superseded == {"shard:contract": 2}
 
     def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(
         self, opened: Target, stored: Stored
@@ -71,9 +71,9 @@ class LateWrites(Contract):
         after = {("a",): as_json({"pk": "a", "n": 2}), ("c",): {"pk": "c"}, ("d",): {"pk": "d"}, ("e",): {"pk": "e"}}
         after |= {("f",): as_json({"pk": "f", "n": 1})}
         for _ in range(2):
-            assert opened.write(again).stale == {"shard:contract": 2}
+            assert opened.write(again).superseded == {"shard:contract": 2}
             assert stored(table()) == after
-        assert opened.write(batch(put({"pk": "b"}, 5), put({"pk": "f", "n": 2}, 5))).stale == {"shard:contract": 2}
+        assert opened.write(batch(put({"pk": "b"}, 5), put({"pk": "f", "n": 2}, 5))).superseded == {"shard:contract": 2}
         assert stored(table()) == after
 
     def test_tombstones_of_a_doubt_are_forgotten_after_it(self, opened: Target, stored: Stored) -> None:
@@ -94,7 +94,7 @@ class LateWrites(Contract):
         opened.purge(table(), at(0, FIRST_EPOCH + 1))
         opened.write(batch(remove("b", 3)))
         opened.purge(table(), at(0, FIRST_EPOCH + 1))
-        assert _written(opened, batch(put({"pk": "b"}, 2))).stale == {"shard:contract": 1}
+        assert _written(opened, batch(put({"pk": "b"}, 2))).superseded == {"shard:contract": 1}
         assert stored(table()) == {}
 
     def test_a_doubt_ends_by_itself(self, opened: Target) -> None:

@@ -33,7 +33,7 @@ class Tombstones(Contract):
 
     def test_a_scanned_item_does_not_undo_a_live_delete(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(remove("a", 5), tombstones=True))
-        assert opened.write(batch(put({"pk": "a"}, 0), put({"pk": "b"}, 0), tombstones=True)).stale == {
+        assert opened.write(batch(put({"pk": "a"}, 0), put({"pk": "b"}, 0), tombstones=True)).superseded == {
             "shard:contract": 1
         }
         assert set(stored(table())) == {("b",)}

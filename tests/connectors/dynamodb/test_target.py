@@ -209,7 +209,7 @@ class TestLostAnswers:
         target = build()
         target.in_doubt.begin()
         target.write(batch(remove("a", 5)))
-        assert target.write(batch(put({"pk": "a"}, 4))).stale == {"shard:contract": 1}
+        assert target.write(batch(put({"pk": "a"}, 4))).superseded == {"shard:contract": 1}
         assert found(db) == {"a": {"pk": "a", kit.VERSION: at(5), kit.DELETED: True}}
 
     def test_without_doubt_a_delete_leaves_nothing(self, db: DynamoDB, build: Build) -> None:
@@ -379,7 +379,7 @@ class TestPristine:
         target = build(pristine=True)
         target.write(batch(put({"pk": "a", "n": 5}, 5), remove("b", 6), tombstones=True))
         scanned = batch(put({"pk": "a", "n": 1}, 0), put({"pk": "b"}, 0), put({"pk": "c"}, 0), tombstones=True)
-        assert target.write(scanned).stale == {"shard:contract": 2}
+        assert target.write(scanned).superseded == {"shard:contract": 2}
         assert found(db) == {"a": {"pk": "a", "n": 5}, "c": {"pk": "c"}}
 
     def test_it_begins_with_an_empty_table(self, db: DynamoDB, build: Build) -> None:

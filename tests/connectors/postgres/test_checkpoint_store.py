@@ -70,7 +70,7 @@ def test_a_save_whose_answer_got_lost_is_made_once(one_postgres: Database) -> No
     with Proxy("127.0.0.1", port) as proxy:
         one = store(one_postgres.url.replace(f":{port}/", f":{proxy.port}/"))
         one.claim(owner())
-        saves, more = [Save("shard", "a", 0, '"1"')], {"shard:a": Counts(read=3, applied=1, stale=2)}
+        saves, more = [Save("shard", "a", 0, '"1"')], {"shard:a": Counts(read=3, applied=1, superseded=2)}
         proxy.lose_responses()
         with pytest.raises(TransientError):
             one.save(saves, more)

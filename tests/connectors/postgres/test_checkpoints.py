@@ -153,9 +153,9 @@ def test_a_batch_whose_answer_was_lost_is_stored_once(postgres: Database) -> Non
     saves = [Save("shard", "s", 1, '"mine"'), Save("shard", "done", 1, None), Save("pulse", "", None, "1")]
     unsure = batch(put({"pk": "a"}, 2), put({"pk": "old"}, 8, weight=3), saves=saves)
     _lose_the_answer(one, unsure, postgres)
-    assert one.write(unsure) == Outcome(stale={"shard:contract": 3})
+    assert one.write(unsure) == Outcome(superseded={"shard:contract": 3})
     assert entries(one) == {("shard", "s"): (2, '"mine"'), ("pulse", ""): (1, "1")}
-    assert one.checkpoints.read().counts == {"shard:contract": Counts(read=5, applied=2, stale=3)}
+    assert one.checkpoints.read().counts == {"shard:contract": Counts(read=5, applied=2, superseded=3)}
     assert one.write(batch(put({"pk": "a"}, 3), saves=[Save("shard", "s", 2, "3")])) == Outcome()
 
 
@@ -182,16 +182,16 @@ def test_part_of_a_batch_that_is_stored_is_no_proof_of_the_whole(one_postgres: D
 def test_the_same_batch_sent_by_several_sources_is_counted_by_each(one_postgres: Database) -> None:
     one = claimed(one_postgres)
     parts = [
-        Part("shard:1", [put({"pk": "a"}, 5, weight=2), put({"pk": "b"}, 5)], Counts(read=4, dropped=1)),
+        Part("shard:1", [put({"pk": "a"}, 5, weight=2), put({"pk": "b"}, 5)], Counts(read=4, filtered=1)),
         Part("segment:0", [put({"pk": "c"}, 0)], Counts(read=1)),
         Part("shard:1", [remove("d", 5)], Counts(read=1)),
     ]
     assert one.write(Batch(parts)) == Outcome()
     outcome = one.write(Batch(parts))
-    assert outcome.stale == {"shard:1": 3, "segment:0": 1}, "the delete of an absent document applies again"
+    assert outcome.superseded == {"shard:1": 3, "segment:0": 1}, "the delete of an absent document applies again"
     assert one.checkpoints.read().counts == {
-        "shard:1": Counts(read=10, applied=5, stale=3, dropped=2),
-        "segment:0": Counts(read=2, applied=1, stale=1),
+        "shard:1": Counts(read=10, applied=5, superseded=3, filtered=2),
+        "segment:0": Counts(read=2, applied=1, superseded=1),
     }
 
 
@@ -199,11 +199,13 @@ def test_a_delete_is_stale_only_behind_something_newer(one_postgres: Database) -
     one = claimed(one_postgres)
     one.write(batch(put({"pk": "a"}, 5), remove("t", 5), tombstones=True))
     writes = {"a": 5, "t": 5, "absent": 5}
-    stale = one.write(batch(*(remove(pk, n) for pk, n in writes.items()), tombstones=True)).stale
+    stale = one.write(batch(*(remove(pk, n) for pk, n in writes.items()), tombstones=True)).superseded
     assert stale == {"shard:contract": 2}
-    assert one.write(batch(*(remove(pk, 6) for pk in writes), tombstones=True)).stale == {}
-    assert one.write(batch(Delete("contract", ("a",), at(6), ("a",)), tombstones=True)).stale == {"shard:contract": 1}
-    assert one.write(batch(remove("a", 6))).stale == {}, "without tombstones nobody remembers"
+    assert one.write(batch(*(remove(pk, 6) for pk in writes), tombstones=True)).superseded == {}
+    assert one.write(batch(Delete("contract", ("a",), at(6), ("a",)), tombstones=True)).superseded == {
+        "shard:contract": 1
+    }
+    assert one.write(batch(remove("a", 6))).superseded == {}, "without tombstones nobody remembers"
 
 
 def test_sweeping_counts_nothing(one_postgres: Database) -> None:

@@ -69,7 +69,7 @@ def test_a_commit_whose_answer_never_comes_is_made_once(one: Postgres, proxy: Pr
     proxy.heal()
     assert one.write(ONE) == Outcome()
     (counts,) = one.checkpoints.read().counts.values()
-    assert (counts.read, counts.applied, counts.stale) == (1, 1, 0)
+    assert (counts.read, counts.applied, counts.superseded) == (1, 1, 0)
     assert len(rows(one_postgres)) == 1
 
 

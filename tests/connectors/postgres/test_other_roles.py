@@ -139,7 +139,7 @@ def _everything(one: Postgres) -> None:
         saves = [Save("shard", f"{tombstones}", 0, "1")]
         given = batch(put(row, 5), remove("b", 5), saves=saves, tombstones=tombstones)
         assert not one.write(given).rejections
-    assert one.write(batch(put(row, 1), remove("a", 1))).stale == {"shard:contract": 2}
+    assert one.write(batch(put(row, 1), remove("a", 1))).superseded == {"shard:contract": 2}
     one.checkpoints.read()
     assert one.sweep(TABLE, at(9), [("b",)]) == 1
     assert one.purge(TABLE, at(10)) > 0

@@ -72,7 +72,7 @@ def test_a_server_killed_in_the_middle_of_batches(postgres: Database) -> None:
         done += 1
     assert {row["pk"] for row in rows(postgres)} == {f"{n}{prime}" for n in range(done) for prime in ("", "'")}
     (counts,) = target(postgres).checkpoints.read().counts.values()
-    assert (counts.read, counts.applied, counts.stale) == (2 * done, 2 * done, 0)
+    assert (counts.read, counts.applied, counts.superseded) == (2 * done, 2 * done, 0)
 
 
 def _retrying(one: Postgres, given: Batch) -> None:
@@ -415,7 +415,7 @@ def _skipping(database: Database, events: str) -> None:
 
 def _counted(one: Postgres) -> tuple[int, int]:
     counts = list(one.checkpoints.read().counts.values())
-    return sum(c.applied for c in counts), sum(c.stale for c in counts)
+    return sum(c.applied for c in counts), sum(c.superseded for c in counts)
 
 
 @pytest.mark.parametrize("tombstones", [False, True])
@@ -430,7 +430,7 @@ def test_a_row_that_a_trigger_skips_is_refused_and_the_rest_of_its_batch_is_stor
     others = [put({"pk": "a", "total": 2}, 2), put({"pk": "newer", "total": 2}, 2), put({"pk": "z", "total": 2}, 2)]
     outcome = constrained.write(batch(*others, skipped, tombstones=tombstones))
     assert [(r.write, r.reason) for r in outcome.rejections] == [(skipped, SKIPPED)]
-    assert constrained.write(batch(*others, tombstones=tombstones)).stale == {"shard:contract": 1}
+    assert constrained.write(batch(*others, tombstones=tombstones)).superseded == {"shard:contract": 1}
     found = {row["pk"]: row["total"] for row in rows(postgres)}
     assert found == {"a": 2, "newer": 9, "z": 2, "skip old": 1}
 
@@ -448,7 +448,7 @@ def test_a_delete_that_a_trigger_skips_is_refused_and_the_rest_of_its_batch_is_s
     outcome = constrained.write(batch(*others, *skipped, tombstones=tombstones))
     assert {(r.write.id, r.reason) for r in outcome.rejections} == {(w.id, SKIPPED) for w in skipped}
     assert _counted(constrained) == (4, 0), "nothing of a batch that is refused counts"
-    assert constrained.write(batch(*others, tombstones=tombstones)).stale == {"shard:contract": 1}
+    assert constrained.write(batch(*others, tombstones=tombstones)).superseded == {"shard:contract": 1}
     assert _counted(constrained) == (7, 1)
     assert [row["pk"] for row in rows(postgres)] == ["skip", "skip newer", "skipped too", "z"]
 
@@ -493,7 +493,7 @@ def test_a_row_that_another_session_changes_meanwhile_is_not_taken_for_skipped(
         ours = threads.submit(one.write, batch(put({"pk": "a"}, 2), remove("b", 2)))
         until(one_postgres, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         somebody.execute("COMMIT")
-        assert ours.result(30) == Outcome(stale={"shard:contract": 1})
+        assert ours.result(30) == Outcome(superseded={"shard:contract": 1})
     assert [row["_version"] for row in rows(one_postgres)] == [at(5)]
 
 

@@ -78,7 +78,7 @@ def test_binary_and_number_keys(postgres: Database) -> None:
     one.write(batch(Delete("contract", ids[1], at(2), ids[1])))
     assert {row["b"] for row in rows(postgres)} == {b"\x00\x01\xff"}
     assert one.sweep(Table("contract", keys), at(9), [ids[2]]) == 1
-    assert one.write(batch(Upsert("contract", ids[0], {}, at(2), ids[0]), tombstones=True)).stale
+    assert one.write(batch(Upsert("contract", ids[0], {}, at(2), ids[0]), tombstones=True)).superseded
     assert [row["n"] for row in rows(postgres)] == [12345678901234567890123456789012345678]
 
 
@@ -783,7 +783,7 @@ def test_the_deletes_of_other_tables_are_kept(postgres: Database) -> None:
     one = opened(postgres, Table("contract", PK))
     one.write(batch(remove("a", 5), tombstones=True))
     one.open([Table("contract", PK), Table("other", PK)], FIRST_EPOCH)
-    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)).stale
+    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)).superseded
 
 
 def test_a_table_that_lost_its_note_keeps_its_deletes(postgres: Database) -> None:
@@ -791,4 +791,4 @@ def test_a_table_that_lost_its_note_keeps_its_deletes(postgres: Database) -> Non
     one.write(batch(put({"pk": "b"}, 1), remove("a", 5), tombstones=True))
     run(postgres, "COMMENT ON COLUMN contract._version IS NULL")
     one.open([Table("contract", PK)], FIRST_EPOCH)
-    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)).stale
+    assert one.write(batch(put({"pk": "a"}, 0), tombstones=True)).superseded

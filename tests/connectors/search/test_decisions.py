@@ -56,7 +56,7 @@ def copy(engine: Engine) -> Copy:
     return Copy(engine)
 
 
-STALE = Outcome(stale={"shard:contract": 1})
+STALE = Outcome(superseded={"shard:contract": 1})
 
 
 def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(engine: Engine, copy: Copy) -> None:

@@ -530,7 +530,7 @@ def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Ser
     server.answers["POST /contract-1-Replicator/_bulk"] = said(
         200, {"errors": False, "items": [{"index": {"status": 201}}]}
     )
-    assert found.write(written).stale == {written.parts[0].source: 1}
+    assert found.write(written).superseded == {written.parts[0].source: 1}
     server.answers["POST /contract-1-Replicator/_bulk"] = said(
         200, {"errors": False, "items": [{"index": {"status": 200}}] * 2}
     )

@@ -127,7 +127,7 @@ def test_what_an_earlier_attempt_stored_is_applied_and_not_stale(one_search: Sea
     rest: list[Upsert | Delete] = [hooked(of, "a", 2, {}), remove("b", 2, table=of.name)]
     assert len(found.write(batch(*rest, hooked(of, "c", 1, {"n": "x"}))).rejections) == 1
     assert found.write(batch(*rest)) == Outcome()
-    assert found.write(batch(*rest)).stale == {"shard:contract": 2}  # but now they are
+    assert found.write(batch(*rest)).superseded == {"shard:contract": 2}  # but now they are
 
 
 # deletes and late requests
@@ -219,7 +219,7 @@ def test_an_index_that_another_tool_filled_with_higher_versions_is_refused(one_s
         opened(one_search, of)
     knowingly = Table(of.name, of.keys, {"adopt": True})
     assert list(target(one_search).check([knowingly])) == []
-    assert opened(one_search, knowingly).write(batch(there("a", 1, of))).stale == {"shard:contract": 1}
+    assert opened(one_search, knowingly).write(batch(there("a", 1, of))).superseded == {"shard:contract": 1}
 
 
 # indices
@@ -411,7 +411,7 @@ def test_many_bulks_in_flight_store_everything(one_search: Search) -> None:
     assert found.write(batch(*writes)) == Outcome()
     assert len(ids(one_search, of)) == 900
     parts = [Part("shard:1", writes[:400]), Part("segment:2", writes[400:])]
-    assert found.write(Batch(parts)).stale == {"shard:1": 400, "segment:2": 500}
+    assert found.write(Batch(parts)).superseded == {"shard:1": 400, "segment:2": 500}
 
 
 def test_numbers_are_exact_in_documents_of_a_mapping(search: Search) -> None:

@@ -90,7 +90,7 @@ def refused_is_stored(patch: Patch) -> None:
     right = Delivery._finish
 
     def whatever(self: Delivery, batch: Batch, answer: Callable[[], Outcome]) -> bool:
-        return right(self, batch, lambda: Outcome((), answer().stale))
+        return right(self, batch, lambda: Outcome((), answer().superseded))
 
     patch.setattr(Delivery, "_finish", whatever)
 
