@@ -25,7 +25,7 @@ from replicator.config.target import Destination
 from replicator.engine.assembly import assemble
 from replicator.engine.context import Environment
 from replicator.engine.local import Driver
-from replicator.engine.run import calm_down
+from replicator.engine.run import tune_allocator
 from replicator.source.table import describe_table
 from replicator.state import Owner
 from replicator.target.contract import Table
@@ -96,7 +96,7 @@ def cost(changes: int) -> float:
         backfill=Backfill(enabled=False),
     )
     copy = assemble(config, client, target, target.checkpoints, None, describe_table(client, data.TABLE))
-    calm_down()
+    tune_allocator()
     owner = Owner("run", "host", 1, time.time())
     Driver(copy, owner, Environment(stop, lambda _: None)).run(until=None)
     spent: float = time.process_time() - target.began

@@ -25,7 +25,7 @@ from replicator.aws.http_client import HttpClient
 from replicator.aws.http_connection import HttpConnection
 from replicator.batch import Batch
 from replicator.config.settings import Source
-from replicator.engine.run import calm_down
+from replicator.engine.run import tune_allocator
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.compaction import BatchContext, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
@@ -56,7 +56,7 @@ def cost(path: Path, name: str) -> float:
     """Microseconds of CPU a change. In a process of its own: what one way leaves in memory slows the next one down."""
     os.environ.update(CREDENTIALS)
     way = WAYS[name](pickle.loads(path.read_bytes()))
-    calm_down()
+    tune_allocator()
     way()
     started, changes = time.process_time(), 0
     while (taken := time.process_time() - started) < LEAST:

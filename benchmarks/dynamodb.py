@@ -20,7 +20,7 @@ from connectors.dynamodb.encode import encode
 from connectors.dynamodb.layout import layouts
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.batch import Batch
-from replicator.engine.run import calm_down
+from replicator.engine.run import tune_allocator
 from replicator.hooks.hook import DocumentMapping
 from replicator.pipeline.compaction import BatchContext, compact_latest, latest
 from replicator.pipeline.parked import ParkedItems
@@ -37,7 +37,7 @@ def batch_writer(endpoint: str) -> Result:
     os.environ.update(CREDENTIALS)
     table = boto3.resource("dynamodb", endpoint_url=endpoint, region_name="us-east-1").Table(data.TABLE)
     items = list(data.initial(ITEMS))
-    calm_down()
+    tune_allocator()
     started, cpu = time.perf_counter(), time.process_time()
     with table.batch_writer() as batch:
         for item in items:
@@ -53,7 +53,7 @@ def product(endpoint: str) -> Result:
     account = Account(options)
     writing = account.writing(InDoubtWindow())
     tables = layouts([Table(data.TABLE, destination.KEYS)], options)
-    calm_down()
+    tune_allocator()
     started, cpu = time.perf_counter(), time.process_time()
     for batch in batches:
         writing.send(encode(batch, tables))

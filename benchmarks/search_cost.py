@@ -20,7 +20,7 @@ from benchmarks.counting import ratio
 from benchmarks.search import BULK, DOCUMENTS, INDEX, action, made, reset, table
 from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
 from replicator.batch import Batch, Part, Upsert
-from replicator.engine.run import calm_down
+from replicator.engine.run import tune_allocator
 from replicator.hooks.hook import DocumentMapping
 from replicator.items.attributes import image
 from replicator.items.item import Item
@@ -55,7 +55,7 @@ def bulk_cost_of_images_by_hand(url: str) -> float:
 
 def _bulk_cost(url: str, things: Sequence[Any], act: Callable[[Any], dict[str, Any]]) -> float:
     client = made(url)
-    calm_down()
+    tune_allocator()
     started = time.process_time()
     stored, _ = helpers.bulk(client, map(act, things), chunk_size=BULK)
     assert stored == DOCUMENTS
@@ -103,7 +103,7 @@ def _storing_cost(url: str, bodies: Sequence[Mapping[str, Any]]) -> float:
     batches = [Batch([Part("shard:1", writes[n : n + BULK])]) for n in range(0, DOCUMENTS, BULK)]
     target = Elasticsearch(ElasticsearchOptions(url=url, bulk_documents=BULK), "benchmark")
     target.open([table()], FIRST_EPOCH)
-    calm_down()
+    tune_allocator()
     started = time.process_time()
     for batch in batches:
         assert not target.write(batch).rejections
@@ -126,7 +126,7 @@ def product_cost_of_bodies(url: str) -> float:
     bodies = [body for _, body in source.bodies(source.filled(DOCUMENTS, 1))]
     target = Elasticsearch(ElasticsearchOptions(url=url, bulk_documents=BULK), "benchmark")
     target.open([table()], FIRST_EPOCH)
-    calm_down()
+    tune_allocator()
     started, changes = time.process_time(), 0
     decoder, mapping = RecordsDecoder(table().keys), DocumentMapping(None, (INDEX,))
     for body in bodies:

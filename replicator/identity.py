@@ -101,7 +101,7 @@ def _exactly(tables: Mapping[str, Identity], names: list[str]) -> str:
     return ", ".join(f"{name}: {tables[name].place}{at}" for name, at in known.items())
 
 
-def made_anew(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> Iterator[str]:
+def recreated_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> Iterator[str]:
     """The places whose table is not the one that was written to."""
     for name, before in was.items():
         after = now.get(name)

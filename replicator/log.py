@@ -92,7 +92,7 @@ def install(handler: logging.Handler) -> None:
     logger.propagate = False
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Keep libraries from logging anything, whatever the root's level is."""
     for name in [*LIBRARIES, *logging.root.manager.loggerDict]:
         library, dot, _ = name.partition(".")

@@ -82,7 +82,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from replicator import log
 
-        log.hush()
+        log.silence_libraries()
         as_json = ctx.meta[ERRORS_AS_JSON]
         try:
             with _usage(as_json):

@@ -131,9 +131,9 @@ def _open_tables(
     Returns the items that they are copied from.
     """
     from replicator.aws import boto
+    from replicator.engine import preexisting
     from replicator.engine.assembly import introduce, target_tables
-    from replicator.engine.binding import admit
-    from replicator.engine.preexisting import found
+    from replicator.engine.binding import check_start
     from replicator.engine.startup import Allowed
     from replicator.operations.scanned import SourceItems
     from replicator.source import sample
@@ -143,7 +143,9 @@ def _open_tables(
     source = describe_table(client, config.source.table)
     introduce(config, target, source, client)
     tables = target_tables(config, source, hook)
-    admit(checkpoints, lambda view: found(view, source, target, tables, hook), Allowed(hook_change=True))
+    check_start(
+        checkpoints, lambda view: preexisting.inspect(view, source, target, tables, hook), Allowed(hook_change=True)
+    )
     target.open(tables, epoch)
     return SourceItems(partial(sample.one, client, source.name, source.keys), config.ttl_deletes == "ignore")
 

@@ -12,7 +12,7 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.engine import preexisting
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
-from replicator.engine.startup import Allowed, Found, course
+from replicator.engine.startup import Allowed, StartupState, start_mode
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -35,18 +35,18 @@ class Binding:
     pipeline: Pipeline
     retrying: RetryPolicy
 
-    def found(self, source: SourceTable) -> Found:
+    def found(self, source: SourceTable) -> StartupState:
         view = self.pipeline.view
-        return self.retrying(lambda: preexisting.found(view, source, self.target, self.tables, self.hook))
+        return self.retrying(lambda: preexisting.inspect(view, source, self.target, self.tables, self.hook))
 
-    def extend(self, found: Found) -> None:
+    def extend(self, found: StartupState) -> None:
         """Add to the tables what the config added; the epoch that begins next fills it."""
         target = self.target
         assert isinstance(target, Defining)
         log.info("tables are extended", extra={"statements": list(found.additions or ())})
         self.retrying(lambda: target.extend(self.tables, found.changes))
 
-    def open(self, found: Found) -> None:
+    def open(self, found: StartupState) -> None:
         """Open the tables, and remember which they are."""
         state = self.pipeline.view.pipeline
         assert state is not None
@@ -77,10 +77,10 @@ class Recheck:
             raise ConfigError(*problems)
 
 
-def admit(checkpoints: Checkpoints, found: Callable[[CheckpointView], Found], allowed: Allowed) -> None:
+def check_start(checkpoints: Checkpoints, found: Callable[[CheckpointView], StartupState], allowed: Allowed) -> None:
     """ConfigError if a run must not begin as the config says, before it owns anything: a live run goes on.
 
     What only a gap stands against is for the run itself, which records it.
     """
     with contextlib.suppress(GapFound):
-        course(found(CheckpointView(checkpoints.read())), allowed)
+        start_mode(found(CheckpointView(checkpoints.read())), allowed)

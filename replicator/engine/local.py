@@ -106,18 +106,18 @@ class Driver:
 
     def _start(self, allowed: startup.Allowed) -> None:
         found = self._binding.found(self._table)
-        if startup.course(found, allowed) is not startup.Course.RESUME:
+        if startup.start_mode(found, allowed) is not startup.StartMode.RESUME:
             self._begin(found)
             return
         assert found.state is not None
         self._take_over_window(found.state)
         if found.state.hook != found.hook:
-            self._change(startup.accepted(self._state(), found.hook))
+            self._change(startup.with_hook(self._state(), found.hook))
         self._binding.open(found)
         self._fetch()
         log.info("going on", extra={"stage": found.state.stage, "epoch": found.state.epoch})
 
-    def _begin(self, found: startup.Found) -> None:
+    def _begin(self, found: startup.StartupState) -> None:
         """A new epoch: positions first, durably, before anything is read.
 
         What defines the documents is remembered when the tables have taken it, and before any is written: a run that
@@ -133,7 +133,7 @@ class Driver:
         )
         if self._extends and found.additions is not None:
             self._binding.extend(found)
-        state = startup.fresh(found, enabled=backfilling.enabled, now=self._now())
+        state = startup.new_epoch(found, enabled=backfilling.enabled, now=self._now())
         segments = stages.segments(backfilling.segments) if state.stage == stages.SCANNING else {}
         self._fetch()
         self.pipeline.begin(state, self._full_listing(), segments, found.as_defined)

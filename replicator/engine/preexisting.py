@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 
 from replicator.checkpoints.contract import Checkpoints
-from replicator.engine.startup import Found
+from replicator.engine.startup import StartupState
 from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook
 from replicator.identity import Change, Definition, Identity, Parts, changes
@@ -19,14 +19,14 @@ from replicator.target.contract import Defining, Identifying, Inspectable, Table
 _OPTIONS = "options"  # the one part where a target does not know what decides
 
 
-def found(
+def inspect(
     view: CheckpointView, source: SourceTable, target: Target, tables: Sequence[Table], hook: Hook | None
-) -> Found:
+) -> StartupState:
     """What is stored beside what is there."""
     defined = {table.name: parts(target, table) for table in tables}
     definition = _taken_apart(view.definition, target, tables)
     changed = changes(definition.parts, defined)
-    return Found(
+    return StartupState(
         state=view.pipeline,
         definition=definition,
         shards=view.shards,

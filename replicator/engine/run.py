@@ -18,11 +18,11 @@ from replicator.aws.boto import connect
 from replicator.checkpoints.contract import Checkpoints
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
+from replicator.engine import preexisting
 from replicator.engine.assembly import assemble, ends
-from replicator.engine.binding import admit
+from replicator.engine.binding import check_start
 from replicator.engine.context import Environment, log_wait
 from replicator.engine.local import Driver
-from replicator.engine.preexisting import found
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import Allowed
 from replicator.errors import Fenced, ItemsParked, ReplicatorError
@@ -64,8 +64,12 @@ def run(
         copy = assemble(config, client, target, checkpoints, hook, table)
         if resync:
             retrying(lambda: _check_copied(config, target, checkpoints, copy.tables))
-        retrying(lambda: admit(checkpoints, lambda view: found(view, table, target, copy.tables, hook), allowed))
-        calm_down()
+        retrying(
+            lambda: check_start(
+                checkpoints, lambda view: preexisting.inspect(view, table, target, copy.tables, hook), allowed
+            )
+        )
+        tune_allocator()
         driver = Driver(copy, _owner(), world)
         with _naming_the_owner(checkpoints):
             driver.run(until=until, allowed=allowed)
@@ -111,7 +115,7 @@ def _owner() -> Owner:
     return Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
 
 
-def calm_down() -> None:
+def tune_allocator() -> None:
     """What was loaded never dies, so the collector need not look at it (twice as fast), and threads do not keep heaps
     of what pages were made of (where that can be said: glibc)."""
     gc.collect()

@@ -14,8 +14,8 @@ from replicator.identity import (
     Origin,
     Parts,
     changes,
-    made_anew,
     other_tables,
+    recreated_tables,
     same_source,
 )
 from replicator.pipeline import stages
@@ -28,7 +28,7 @@ APPLY_SCHEMA = "replicator run --apply-schema-changes"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StartupState:
     """What a run finds when it starts: what is stored, and both ends as they are.
 
     ``epochs``: what ``Target.epoch`` says of each table. ``identities``, ``parts``: of the tables as the config names
@@ -86,35 +86,35 @@ class Allowed:
 RESUMING = Allowed()
 
 
-class Course(Enum):
+class StartMode(Enum):
     """How a run begins. ``BEGIN``: a new epoch, which extends the tables first where that is allowed."""
 
     BEGIN = "begin"
     RESUME = "resume"
 
 
-def course(found: Found, allowed: Allowed) -> Course:
+def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
     """How a run begins. ConfigError if a person must change or allow something, GapFound if records are lost."""
     if not (allowed.resync and allowed.identity_change):
         check_identity(found)
     if allowed.resync:
         check_sweep(found, allowed)
-        return Course.BEGIN
+        return StartMode.BEGIN
     if found.state is None and not found.highest:
-        return Course.BEGIN
-    if (lost := gap(found)) is not None:
+        return StartMode.BEGIN
+    if (lost := find_gap(found)) is not None:
         raise lost
     if not allowed.hook_change:
         check_hook(found)
     if not found.changes:
-        return Course.RESUME
+        return StartMode.RESUME
     if found.additions is None or not allowed.schema_changes:
         raise _redefined(found, found.additions)
     check_sweep(found, allowed)
-    return Course.BEGIN
+    return StartMode.BEGIN
 
 
-def check_identity(found: Found) -> None:
+def check_identity(found: StartupState) -> None:
     """ConfigError if the config names another source, or another table of the target, than the pipeline is bound to."""
     state, table = found.state, found.table
     if state is None:
@@ -135,7 +135,7 @@ def check_identity(found: Found) -> None:
         )
 
 
-def check_sweep(found: Found, allowed: Allowed) -> None:
+def check_sweep(found: StartupState, allowed: Allowed) -> None:
     """ConfigError if a new epoch would remove expired items that the target keeps, and no flag allows it."""
     if not allowed.sweep and found.highest:
         raise ConfigError(
@@ -167,7 +167,7 @@ def check_source(table: SourceTable, *, own_ids: bool, options: str = "") -> Non
         )
 
 
-def gap(found: Found) -> GapFound | None:
+def find_gap(found: StartupState) -> GapFound | None:
     """The reason why resuming would lose changes, if there is one."""
     state = found.state
     if state is None:
@@ -191,7 +191,7 @@ def gap(found: Found) -> GapFound | None:
     return _target_gap(found, state)
 
 
-def _target_gap(found: Found, state: PipelineState) -> GapFound | None:
+def _target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
     if found.highest > state.epoch:
         return GapFound(
             f"the checkpoints are older than the target: they know epoch {state.epoch}, "
@@ -202,7 +202,7 @@ def _target_gap(found: Found, state: PipelineState) -> GapFound | None:
     if None in found.epochs.values():
         gone = _places(found, [name for name, there in found.epochs.items() if there is None])
         return GapFound(f"{gone} is gone from the target since the last run")
-    remade = [*made_anew(found.definition.tables, found.identities), *_older(found, state.epoch)]
+    remade = [*recreated_tables(found.definition.tables, found.identities), *_older(found, state.epoch)]
     if remade:
         names = ", ".join(dict.fromkeys(remade))
         return GapFound(
@@ -214,22 +214,22 @@ def _target_gap(found: Found, state: PipelineState) -> GapFound | None:
     return None
 
 
-def _older(found: Found, epoch: int) -> list[str]:
+def _older(found: StartupState, epoch: int) -> list[str]:
     """The tables that were last written to by an earlier epoch: noted is an epoch before anything is written."""
     return [_places(found, [name]) for name, there in found.epochs.items() if there is not None and there < epoch]
 
 
-def _places(found: Found, names: Sequence[str]) -> str:
+def _places(found: StartupState, names: Sequence[str]) -> str:
     return ", ".join(found.identities[name].place for name in names)
 
 
-def _has_stored(found: Found) -> bool:
+def _has_stored(found: StartupState) -> bool:
     shards = any(s.sequence is not None for s in found.shards.values())
     segments = any(s.cursor is not None or s.ended for s in found.segments.values())
     return shards or segments
 
 
-def check_hook(found: Found) -> None:
+def check_hook(found: StartupState) -> None:
     """ConfigError if the hook is not the one that the stored documents come from."""
     state = found.state
     if state is not None and state.hook != found.hook:
@@ -241,7 +241,7 @@ def check_hook(found: Found) -> None:
         )
 
 
-def _redefined(found: Found, additions: Sequence[str] | None) -> ConfigError:
+def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigError:
     """What to do about a config that defines the tables otherwise than what they hold."""
     changed = "; ".join(map(str, found.changes))
     if additions is None:
@@ -256,7 +256,7 @@ def _redefined(found: Found, additions: Sequence[str] | None) -> ConfigError:
     )
 
 
-def fresh(found: Found, *, enabled: bool, now: float) -> PipelineState:
+def new_epoch(found: StartupState, *, enabled: bool, now: float) -> PipelineState:
     """The state of the pipeline's first epoch, or of the one after the last."""
     before = max(found.state.epoch if found.state else 0, found.highest)
     if before >= LAST_EPOCH:
@@ -280,6 +280,6 @@ def fresh(found: Found, *, enabled: bool, now: float) -> PipelineState:
     )
 
 
-def accepted(state: PipelineState, hook: str) -> PipelineState:
+def with_hook(state: PipelineState, hook: str) -> PipelineState:
     """The state after a person accepted a changed hook."""
     return replace(state, hook=hook, mixed=True)

@@ -15,7 +15,7 @@ from types import ModuleType
 from replicator.errors import ConfigError
 from replicator.hooks.hook import _UNSAID, DIGITS, Hook, is_declared
 from replicator.hooks.redaction import said
-from replicator.log import hush
+from replicator.log import silence_libraries
 
 
 def load(spec: str, base: Path) -> Hook:
@@ -29,7 +29,7 @@ def load(spec: str, base: Path) -> Hook:
     if not place or not name:
         raise ConfigError(f"transform: {spec!r} is not of the form hooks.py:function or package.module:function")
     module, path = _from_file(place, base) if place.endswith(".py") else _from_package(place, base)
-    hush()  # whatever it made of logging
+    silence_libraries()  # whatever it made of logging
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(_missing(name, path))

@@ -9,7 +9,7 @@ from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.fetcher import end_of_stream
 from replicator.engine.parked_limits import check_parked
-from replicator.engine.startup import Allowed, Course, course, fresh
+from replicator.engine.startup import Allowed, StartMode, new_epoch, start_mode
 from replicator.errors import GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -27,20 +27,20 @@ def outlook(
     hook: Hook | None,
 ) -> str:
     """What a run would do first, in a sentence. ConfigError or GapFound where it would end instead."""
-    found = preexisting.found(CheckpointView(checkpoints.read()), source, target, tables, hook)
-    parked = known(checkpoints)
+    found = preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook)
+    parked = known(checkpoints, own_ids=hook is not None and hook.declared)
     try:
-        how = course(found, Allowed())
-        if how is Course.RESUME and not source.streaming:
+        how = start_mode(found, Allowed())
+        if how is StartMode.RESUME and not source.streaming:
             raise end_of_stream(source, source)
     except GapFound as e:
         if config.on_gap != "resync":
             raise
         return f"run will rescan the table, as on_gap says: {e.reason}"
     check_parked(parked, config.parked_limit)
-    if how is Course.RESUME:
+    if how is StartMode.RESUME:
         assert found.state is not None
         return f"run will resume where the last one stopped (epoch {found.state.epoch})"
     if source.stream_arn is not None:
-        fresh(found, enabled=config.backfill.enabled, now=0.0)  # epochs may have run out
+        new_epoch(found, enabled=config.backfill.enabled, now=0.0)  # epochs may have run out
     return f"run will begin {'with a backfill' if config.backfill.enabled else 'with the changes from now on'}"

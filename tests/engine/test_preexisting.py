@@ -36,7 +36,7 @@ def target() -> MemoryTarget:
 def emptied(target: MemoryTarget, last: Heartbeat | None) -> list[str]:
     entries = [Entry("retried", id, 1, encode(Retried(7))) for id in ("1024", "1025")]
     entries += [] if last is None else [Entry("pulse", "", 1, encode(last))]
-    return list(preexisting.found(CheckpointView(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
+    return list(preexisting.inspect(CheckpointView(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
 
 
 def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: MemoryTarget) -> None:
@@ -93,5 +93,5 @@ def test_options_that_were_stored_whole_are_compared_part_by_part(stored: str, e
     tables = (Table("orders", KEYS, {"kind": "text", "aside": 2}),)
     target.open(tables, FIRST_EPOCH)
     entry = Entry("definition", "", 1, encode(Definition(parts={"orders": {"options": stored}})))
-    found = preexisting.found(CheckpointView(Claimed(0, [entry], {})), SOURCE, target, tables, None)
+    found = preexisting.inspect(CheckpointView(Claimed(0, [entry], {})), SOURCE, target, tables, None)
     assert [str(change) for change in found.changes] == expected

@@ -43,17 +43,19 @@ STORED = {"s": ShardState(None, None, whole=False, since=0.0, sequence="17")}
 RESUMING = startup.Allowed()
 
 
-def found(**changes: Any) -> startup.Found:
-    usual = startup.Found(STATE, DEFINITION, STORED, {}, {}, TABLE, {"copy": FIRST_EPOCH}, {"copy": COPY}, PARTS, "abc")
+def startup_state(**changes: Any) -> startup.StartupState:
+    usual = startup.StartupState(
+        STATE, DEFINITION, STORED, {}, {}, TABLE, {"copy": FIRST_EPOCH}, {"copy": COPY}, PARTS, "abc"
+    )
     return replace(usual, **changes)
 
 
-def course(allowed: startup.Allowed = RESUMING, **changes: Any) -> startup.Course:
-    return startup.course(found(**changes), allowed)
+def mode(allowed: startup.Allowed = RESUMING, **changes: Any) -> startup.StartMode:
+    return startup.start_mode(startup_state(**changes), allowed)
 
 
 def reason(**changes: Any) -> str | None:
-    lost = startup.gap(found(**changes))
+    lost = startup.find_gap(startup_state(**changes))
     return None if lost is None else lost.reason
 
 
@@ -64,7 +66,7 @@ def test_a_pipeline_that_was_left_in_order_goes_on() -> None:
 def test_a_first_start_has_no_gap() -> None:
     assert reason(state=None, epochs={"copy": None}) is None
     assert reason(state=None, epochs={"copy": 0}) is None
-    assert course(state=None, epochs={"copy": 0}) is startup.Course.BEGIN
+    assert mode(state=None, epochs={"copy": 0}) is startup.StartMode.BEGIN
 
 
 def test_rows_without_checkpoints_are_a_gap() -> None:
@@ -78,7 +80,7 @@ def test_checkpoints_older_than_the_target_are_a_gap() -> None:
 def test_rows_without_checkpoints_are_a_gap_also_where_another_table_is_absent() -> None:
     there = {"copy": None, "lines": FIRST_EPOCH + 3}
     assert f"epoch {FIRST_EPOCH + 3}" in (reason(state=None, epochs=there) or "")
-    assert startup.fresh(found(state=None, epochs=there), enabled=True, now=5.0).epoch == FIRST_EPOCH + 4
+    assert startup.new_epoch(startup_state(state=None, epochs=there), enabled=True, now=5.0).epoch == FIRST_EPOCH + 4
 
 
 def test_the_table_that_an_earlier_epoch_wrote_to_last_is_not_the_one_that_was_written_to() -> None:
@@ -120,7 +122,7 @@ def test_a_table_that_was_emptied_since_the_last_run_stopped_is_a_gap() -> None:
 @pytest.mark.parametrize("resync", [False, True])
 def test_another_source_is_refused_with_both_named(table: SourceTable, resync: bool) -> None:
     with pytest.raises(ConfigError) as refused:
-        course(startup.Allowed(resync=resync), table=table)
+        mode(startup.Allowed(resync=resync), table=table)
     text = str(refused.value)
     assert "copies arn:orders at dynamodb.us-east-1.amazonaws.com" in text
     assert f"leads to {table.arn} at {table.server}" in text
@@ -129,69 +131,69 @@ def test_another_source_is_refused_with_both_named(table: SourceTable, resync: b
 
 
 def test_another_endpoint_of_the_same_table_is_no_matter() -> None:
-    assert course(table=replace(TABLE, server="vpce-1.dynamodb.us-east-1.vpce.amazonaws.com")) is startup.Course.RESUME
+    assert mode(table=replace(TABLE, server="vpce-1.dynamodb.us-east-1.vpce.amazonaws.com")) is startup.StartMode.RESUME
     unnamed = replace(TABLE, id=TABLE.arn, server="127.0.0.1:8001")  # DynamoDB Local, elsewhere: the stream tells
     local = replace(STATE, table_id=TABLE.arn)
-    assert course(state=local, table=unnamed) is startup.Course.RESUME
+    assert mode(state=local, table=unnamed) is startup.StartMode.RESUME
 
 
 def test_another_stream_behind_another_endpoint_is_another_table_where_tables_have_no_id() -> None:
     unnamed = replace(TABLE, id=TABLE.arn, stream_arn="arn:orders/stream/2", server="127.0.0.1:8001")
     with pytest.raises(ConfigError, match="Nothing was changed"):
-        course(state=replace(STATE, table_id=TABLE.arn), table=unnamed)
+        mode(state=replace(STATE, table_id=TABLE.arn), table=unnamed)
 
 
 def test_another_stream_of_the_same_table_behind_another_endpoint_is_a_gap() -> None:
     moved = replace(TABLE, stream_arn="arn:orders/stream/2", server="vpce-1")
     with pytest.raises(GapFound, match="stream was replaced"):
-        course(table=moved)
+        mode(table=moved)
 
 
 def test_another_table_of_the_target_is_refused_with_both_named() -> None:
     named = {"copies": Identity('"public"."copies"')}
     with pytest.raises(ConfigError) as refused:
-        course(identities=named, epochs={"copies": None}, parts={"copies": PARTS["copy"]})
+        mode(identities=named, epochs={"copies": None}, parts={"copies": PARTS["copy"]})
     assert 'writes to "public"."copy", and the config leads to "public"."copies"' in str(refused.value)
     elsewhere = {"copy": Identity('"archive"."copy"', "18", "db")}
     with pytest.raises(ConfigError, match=r'leads to "archive"\."copy"'):
-        course(identities=elsewhere)
+        mode(identities=elsewhere)
 
 
 def test_a_table_that_was_renamed_with_the_config_is_the_same_one() -> None:
-    assert course(identities={"copy": Identity('"archive"."copy"', "17", "db")}) is startup.Course.RESUME
+    assert mode(identities={"copy": Identity('"archive"."copy"', "17", "db")}) is startup.StartMode.RESUME
 
 
 def test_another_identity_that_is_meant_begins_an_epoch() -> None:
     meant = startup.Allowed(resync=True, hook_change=True, identity_change=True)
-    assert course(meant, table=replace(TABLE, arn="arn:staging")) is startup.Course.BEGIN
+    assert mode(meant, table=replace(TABLE, arn="arn:staging")) is startup.StartMode.BEGIN
     with pytest.raises(ConfigError):
-        course(startup.Allowed(identity_change=True), table=replace(TABLE, arn="arn:staging"))
+        mode(startup.Allowed(identity_change=True), table=replace(TABLE, arn="arn:staging"))
 
 
 def test_a_state_of_an_earlier_version_takes_its_identity_on() -> None:
-    assert course(definition=UNKNOWN) is startup.Course.RESUME
-    assert found(definition=UNKNOWN).bound == DEFINITION
+    assert mode(definition=UNKNOWN) is startup.StartMode.RESUME
+    assert startup_state(definition=UNKNOWN).bound == DEFINITION
 
 
 def test_a_place_that_cannot_be_told_yet_is_not_remembered() -> None:
     """A first run that ends before its tables are made: the next one is bound to what it makes."""
     unknown = {"copy": Identity("the table copy at dynamodb, where nothing of this pipeline is", known=False)}
-    early = found(state=None, identities=unknown, epochs={"copy": None}).bound
+    early = startup_state(state=None, identities=unknown, epochs={"copy": None}).bound
     assert early == replace(DEFINITION, tables={})
-    assert course(definition=early, shards={}) is startup.Course.RESUME
+    assert mode(definition=early, shards={}) is startup.StartMode.RESUME
 
 
 def test_the_same_place_by_another_address_is_the_same() -> None:
     was = {"copy": Identity("the index copy-1 at a:9200", at="copy-1 in the cluster X")}
     now = {"copy": Identity("the index copy-1 at b:9200", "18", at="copy-1 in the cluster X")}
-    assert course(definition=replace(DEFINITION, tables=was), identities=now) is startup.Course.RESUME
+    assert mode(definition=replace(DEFINITION, tables=was), identities=now) is startup.StartMode.RESUME
 
 
 def test_another_place_behind_the_same_address_is_named_exactly() -> None:
     was = {"copy": Identity("the index copy-1 at a:9200", "17", at="copy-1 in the cluster X")}
     now = {"copy": Identity("the index copy-1 at a:9200", "18", at="copy-1 in the cluster Y")}
     with pytest.raises(ConfigError) as refused:
-        course(definition=replace(DEFINITION, tables=was), identities=now)
+        mode(definition=replace(DEFINITION, tables=was), identities=now)
     assert "copy: the index copy-1 at a:9200 (copy-1 in the cluster X), and the config leads to copy: the index" in str(
         refused.value
     )
@@ -203,39 +205,39 @@ def test_where_a_server_does_not_tell_its_place_the_words_have_to_do(told: tuple
     """Also where an earlier version of replicator stored words alone."""
     was, now = (Identity("the index copy-1", at="copy-1 in the cluster X" if tells else "") for tells in told)
     assert (
-        course(definition=replace(DEFINITION, tables={"copy": was}), identities={"copy": now}) is startup.Course.RESUME
+        mode(definition=replace(DEFINITION, tables={"copy": was}), identities={"copy": now}) is startup.StartMode.RESUME
     )
     other = {"copy": replace(now, place="the index other-1")}
     with pytest.raises(ConfigError, match="leads to the index other-1"):
-        course(definition=replace(DEFINITION, tables={"copy": was}), identities=other)
+        mode(definition=replace(DEFINITION, tables={"copy": was}), identities=other)
 
 
 def test_the_same_index_under_another_name_is_told_by_that_name() -> None:
     same = Identity("the index copy-1", "17")
     with pytest.raises(ConfigError, match="writes to copy: the index copy-1, and the config leads to other: the index"):
-        course(definition=replace(DEFINITION, tables={"copy": same}), identities={"other": same}, epochs={"other": 0})
+        mode(definition=replace(DEFINITION, tables={"copy": same}), identities={"other": same}, epochs={"other": 0})
 
 
 def test_a_changed_column_needs_a_resync() -> None:
     parts = {"copy": {"columns.total": "numeric from sum"}}
     with pytest.raises(ConfigError, match=r"copy: columns.total was changed since the last run.*replicator resync"):
-        course(startup.Allowed(schema_changes=True), parts=parts)
-    assert course(startup.Allowed(resync=True), parts=parts) is startup.Course.BEGIN
+        mode(startup.Allowed(schema_changes=True), parts=parts)
+    assert mode(startup.Allowed(resync=True), parts=parts) is startup.StartMode.BEGIN
 
 
 def test_an_added_column_is_offered_with_its_statement_and_added_where_that_is_allowed() -> None:
     parts = {"copy": {**PARTS["copy"], "columns.city": "text from city"}}
     statements = ['ALTER TABLE "public"."copy" ADD COLUMN "city" text;']
     with pytest.raises(ConfigError) as refused:
-        course(parts=parts, additions=statements)
+        mode(parts=parts, additions=statements)
     assert "columns.city was added" in str(refused.value)
     assert "replicator run --apply-schema-changes, which runs:\nALTER TABLE" in str(refused.value)
-    assert course(startup.Allowed(schema_changes=True), parts=parts, additions=statements) is startup.Course.BEGIN
+    assert mode(startup.Allowed(schema_changes=True), parts=parts, additions=statements) is startup.StartMode.BEGIN
 
 
 def test_the_last_epoch_is_the_last() -> None:
     with pytest.raises(ConfigError, match=f"{LAST_EPOCH} is the last there can be"):
-        startup.fresh(found(epochs={"copy": LAST_EPOCH}), enabled=True, now=5.0)
+        startup.new_epoch(startup_state(epochs={"copy": LAST_EPOCH}), enabled=True, now=5.0)
 
 
 def test_another_stream_is_a_gap_that_names_both() -> None:
@@ -274,24 +276,30 @@ def test_a_recorded_gap_stays_one_until_it_is_repaired() -> None:
 )
 def test_another_hook_needs_a_persons_word(stored: str, now: str, was: str) -> None:
     with pytest.raises(ConfigError, match=f"the hook {was} since the last run") as refused:
-        startup.check_hook(found(state=replace(STATE, hook=stored), hook=now))
+        startup.check_hook(startup_state(state=replace(STATE, hook=stored), hook=now))
     assert "--accept-hook-change" in str(refused.value)
     assert "resync" in str(refused.value)
 
 
 def test_the_same_hook_is_no_matter() -> None:
-    startup.check_hook(found())
+    startup.check_hook(startup_state())
 
 
 def test_the_first_epoch_scans_if_a_backfill_is_wanted() -> None:
-    assert startup.fresh(found(state=None, epochs={"copy": None}), enabled=True, now=5.0).stage == stages.SCANNING
-    assert startup.fresh(found(state=None, epochs={"copy": None}), enabled=False, now=5.0).stage == stages.FOLLOWING
+    assert (
+        startup.new_epoch(startup_state(state=None, epochs={"copy": None}), enabled=True, now=5.0).stage
+        == stages.SCANNING
+    )
+    assert (
+        startup.new_epoch(startup_state(state=None, epochs={"copy": None}), enabled=False, now=5.0).stage
+        == stages.FOLLOWING
+    )
 
 
 def test_a_new_epoch_knows_its_hook_its_beginning_and_how_much_there_is_to_scan() -> None:
-    state = startup.fresh(found(state=None, epochs={"copy": None}), enabled=True, now=5.0)
+    state = startup.new_epoch(startup_state(state=None, epochs={"copy": None}), enabled=True, now=5.0)
     assert (state.hook, state.started, state.scan_started, state.items) == ("abc", 5.0, 5.0, 12)
-    following = startup.fresh(found(state=None, epochs={"copy": None}), enabled=False, now=5.0)
+    following = startup.new_epoch(startup_state(state=None, epochs={"copy": None}), enabled=False, now=5.0)
     assert (following.started, following.scan_started) == (5.0, None)
 
 
@@ -314,7 +322,7 @@ def test_a_gap_of_an_earlier_epoch_is_one_no_more() -> None:
 
 
 def test_a_later_epoch_is_above_both_ends_and_always_scans_and_sweeps() -> None:
-    state = startup.fresh(found(epochs={"copy": FIRST_EPOCH + 6}), enabled=False, now=5.0)
+    state = startup.new_epoch(startup_state(epochs={"copy": FIRST_EPOCH + 6}), enabled=False, now=5.0)
     assert (state.epoch, state.stage, state.resync) == (FIRST_EPOCH + 7, stages.SCANNING, True)
 
 
@@ -338,21 +346,21 @@ def test_ids_of_their_own_need_old_images(view: str) -> None:
 
 
 def test_an_epoch_that_begins_is_defined_as_before_until_the_tables_are_open() -> None:
-    begun = found(parts={"copy": {"columns.total": "text from total"}})
+    begun = startup_state(parts={"copy": {"columns.total": "text from total"}})
     assert begun.as_defined == DEFINITION
     assert begun.bound.parts == begun.parts
-    first = found(state=None, definition=UNKNOWN)
+    first = startup_state(state=None, definition=UNKNOWN)
     assert first.as_defined == replace(DEFINITION, parts={})
 
 
 def test_a_new_epoch_over_what_is_there_may_have_to_ask_before_it_sweeps() -> None:
     kept = startup.Allowed(resync=True, sweep=False)
     with pytest.raises(ConfigError, match="--remove-expired"):
-        course(kept)
+        mode(kept)
     with pytest.raises(ConfigError, match="--remove-expired"):
-        course(kept, state=None)  # checkpoints that were lost
+        mode(kept, state=None)  # checkpoints that were lost
     added = {"copy": {**PARTS["copy"], "columns.city": "text from city"}}
     with pytest.raises(ConfigError, match="--remove-expired"):
-        course(startup.Allowed(schema_changes=True, sweep=False), parts=added, additions=["ALTER TABLE"])
-    assert course(kept, state=None, epochs={"copy": None}) is startup.Course.BEGIN  # there is nothing to remove
-    assert course(startup.Allowed(sweep=False)) is startup.Course.RESUME
+        mode(startup.Allowed(schema_changes=True, sweep=False), parts=added, additions=["ALTER TABLE"])
+    assert mode(kept, state=None, epochs={"copy": None}) is startup.StartMode.BEGIN  # there is nothing to remove
+    assert mode(startup.Allowed(sweep=False)) is startup.StartMode.RESUME

@@ -132,7 +132,7 @@ def stops(target: MemoryTarget) -> Iterator[None]:
 
 def emptied(target: MemoryTarget) -> Sequence[str]:
     """The tables that the next run would take for emptied by hand."""
-    return list(preexisting.found(CheckpointView(target.checkpoints.read()), ORIGIN, target, [TABLE], None).emptied)
+    return list(preexisting.inspect(CheckpointView(target.checkpoints.read()), ORIGIN, target, [TABLE], None).emptied)
 
 
 @pytest.mark.parametrize("looks", ["before", "while", "behind"])

@@ -242,7 +242,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return found
 
     monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", stop)
-    monkeypatch.setattr(running, "calm_down", lambda: None)
+    monkeypatch.setattr(running, "tune_allocator", lambda: None)
     logger = logging.getLogger("replicator")
     before = (logger.handlers[:], logger.level, logger.propagate)
     yield

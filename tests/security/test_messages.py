@@ -323,16 +323,16 @@ def test_libraries_log_no_headers_or_bodies_whatever_the_hook_made_of_logging(
     loud: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = reached(monkeypatch, AWS_ENDPOINT_URL_DYNAMODB="http://127.0.0.1:9", AWS_SESSION_TOKEN=WORD)
-    ways: tuple[Callable[[], None], ...] = (lambda: None, log.hush)
+    ways: tuple[Callable[[], None], ...] = (lambda: None, log.silence_libraries)
     for hush in ways:
         hush()
         caplog.clear()
         with pytest.raises(AwsError):
             client.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": WORD}}})
-        assert (WORD in caplog.text) == (hush is not log.hush)
+        assert (WORD in caplog.text) == (hush is not log.silence_libraries)
     for name in ("", "botocore", "botocore.endpoint", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.DEBUG)
-    log.hush()
+    log.silence_libraries()
     assert not logging.getLogger("botocore.endpoint").isEnabledFor(logging.CRITICAL)
     client.close()
 

@@ -15,7 +15,7 @@ from replicator.aws.errors import AwsError
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.engine import preexisting
-from replicator.engine.binding import admit
+from replicator.engine.binding import check_start
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.local import Driver
 from replicator.engine.startup import Allowed
@@ -92,9 +92,9 @@ def copy_in(universe: Universe, slip: Slip | None = None) -> RunContext:
 def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = False) -> RunContext:
     """What a run works with, once it was looked at as before any run."""
     copy = copy_in(universe, slip)
-    admit(
+    check_start(
         copy.checkpoints,
-        lambda view: preexisting.found(view, copy.table, copy.target, copy.tables, copy.hook),
+        lambda view: preexisting.inspect(view, copy.table, copy.target, copy.tables, copy.hook),
         Allowed(resync=resync, hook_change=universe.fixed, schema_changes=universe.scenario.columns),
     )
     return copy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from replicator.identity import changes, made_anew, other_tables
+from replicator.identity import changes, other_tables, recreated_tables
 from replicator.target.contract import Defining, Identifying, Table, Target
 from replicator.testing.contract.kit import PK, Contract, batch, put, table
 from replicator.testing.contract.moves import Remade
@@ -75,7 +75,7 @@ class Definitions(Contract):
         recreated(table())
         now = identifying(build()).identities([table()])
         assert other_tables(was, now) is None
-        assert list(made_anew(was, now)) == [now[table().name].place]
+        assert list(recreated_tables(was, now)) == [now[table().name].place]
 
     def test_what_defines_a_table_is_known_without_a_server(
         self, target: Target, build: Callable[..., Target], unreachable: Mapping[str, Any]

@@ -12,7 +12,7 @@ from connectors.search.target import SearchTarget
 from connectors.search.watch import EVERY
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, GapFound, TransientError
-from replicator.identity import made_anew
+from replicator.identity import recreated_tables
 from replicator.target.contract import Table
 from replicator.testing.contract.kit import at, batch, exhaust, put, remove
 from replicator.version import FIRST_EPOCH
@@ -153,7 +153,7 @@ def test_an_index_that_is_closed_and_restored_over_itself_ends_a_run_and_is_a_ga
         with pytest.raises(GapFound, match=f"{index} is not the index that replicator wrote to"):
             target(search).open([of], epoch)
         (after,) = target(search).identities([of]).values()
-        assert list(made_anew({of.name: before}, {of.name: after})) == [after.place]
+        assert list(recreated_tables({of.name: before}, {of.name: after})) == [after.place]
         found = target(search)
         found.open([of], epoch + 1)
         assert list(target(search).check([of])) == []

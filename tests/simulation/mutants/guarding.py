@@ -225,24 +225,24 @@ def buries_whatever_is_there(patch: Patch) -> None:
 
 @mutant("a column that is added is not filled", 14, plain, shape=widened)
 def added_columns_stay_empty(patch: Patch) -> None:
-    right, opened = startup.course, Binding.open
+    right, opened = startup.start_mode, Binding.open
 
-    def resumes(found: startup.Found, allowed: startup.Allowed) -> startup.Course:
+    def resumes(found: startup.StartupState, allowed: startup.Allowed) -> startup.StartMode:
         course = right(found, allowed)
-        return startup.Course.RESUME if found.changes and not allowed.resync else course
+        return startup.StartMode.RESUME if found.changes and not allowed.resync else course
 
-    def extends_first(self: Binding, found: startup.Found) -> None:
+    def extends_first(self: Binding, found: startup.StartupState) -> None:
         if found.additions is not None:
             self.extend(found)
         opened(self, found)
 
-    patch.setattr(startup, "course", resumes)
+    patch.setattr(startup, "start_mode", resumes)
     patch.setattr(Binding, "open", extends_first)
 
 
 @mutant("what defines a table is not compared", 14, plain, shape=widened)
 def definitions_are_not_compared(patch: Patch) -> None:
-    patch.setattr(startup.Found, "changes", property(lambda self: []))
+    patch.setattr(startup.StartupState, "changes", property(lambda self: []))
 
 
 @mutant("a config that leads to another source or target is accepted", 9, seeds=200)
