@@ -11,7 +11,7 @@ import orjson
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.python_values import fields
 from replicator.batch import Upsert
-from replicator.items.attributes import Malformed, canonical_number
+from replicator.items.attributes import canonical_number, decoded
 from replicator.items.item import Amended, Item
 from replicator.items.to_json import Unfit
 
@@ -72,10 +72,7 @@ class Stored:
 
 
 def _attributes(image: bytes) -> Raws:
-    try:
-        return _raws.decode(image)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise Malformed(f"not DynamoDB's typed JSON: {e}") from e
+    return decoded(_raws, image)
 
 
 def _is(given: Any, kind: str, text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
+from replicator.items.attributes import DECODE_ERRORS
 
 Shape = TypeVar("Shape")
 
@@ -197,7 +198,7 @@ def refusal(body: bytes, status: int) -> AwsError:
     try:
         found = msgspec.json.decode(body, type=_Refusal)
         code = found.type.partition(":")[0].rpartition("#")[2]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_ERRORS:
         code = ""
     if not code:
         return AwsError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
@@ -210,5 +211,5 @@ def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
     """A body as the given struct; TransientError for what is no DynamoDB answer (a proxy's page, a cut body)."""
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except DECODE_ERRORS as e:
         raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e

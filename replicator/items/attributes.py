@@ -18,6 +18,9 @@ Typed = dict[str, Any]  # {"S": "text"}: one attribute value as DynamoDB writes 
 Typeds = dict[str, Typed]  # a whole image, decoded one level deep
 T = TypeVar("T")
 
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a msgspec decoder raises for bytes that are not JSON of its type: also for bad UTF-8 and for deep nesting."""
+
 _image = msgspec.json.Decoder(dict[str, dict[str, Any]])
 _WIDE = Context(prec=400, traps=[InvalidOperation, Overflow, Inexact])  # wider than any DynamoDB number written out
 _PLAIN_ZEROS = 40  # up to here a number is written without an exponent
@@ -40,7 +43,7 @@ def decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
     """Malformed for what the decoder does not take."""
     try:
         return decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except DECODE_ERRORS as e:
         raise Malformed(f"not DynamoDB's typed JSON: {e}") from e
 
 

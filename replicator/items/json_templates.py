@@ -14,6 +14,7 @@ from operator import add
 
 import msgspec
 
+from replicator.items.attributes import DECODE_ERRORS
 from replicator.items.extraction import TOGETHER, Image, Values, is_plain, leaves_of
 from replicator.items.leaves import LEAF, SETS, SORTED
 from replicator.items.line_template import Given, Kept, LineTemplate, without
@@ -230,6 +231,6 @@ def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:
 def _is_json(image: bytes) -> bool:
     try:
         _json.decode(image)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DECODE_ERRORS:
         return False
     return True

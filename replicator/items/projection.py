@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from replicator.items.attributes import TO_PYTHON, decoded, value
+from replicator.items.attributes import DECODE_ERRORS, TO_PYTHON, decoded, value
 
 MOST = 32  # names; a hook that asks for more does not look at few
 ANY = ""  # attributes of several kinds, or of one that is taken apart when it is asked for
@@ -55,7 +55,7 @@ class AccessProfile:
         self.image = image
         try:
             self.row = self._decoder.decode(image) if self._kinds else NOTHING
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except DECODE_ERRORS:
             self.row = NOTHING
         return self.row
 

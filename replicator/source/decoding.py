@@ -13,7 +13,7 @@ import msgspec
 
 from replicator.change import Record
 from replicator.errors import TransientError
-from replicator.items.attributes import Malformed, canonical_number
+from replicator.items.attributes import DECODE_ERRORS, Malformed, canonical_number
 from replicator.key import Key, KeySchema
 
 # Structs, not dictionaries: a record's key is read in half the time.
@@ -68,7 +68,7 @@ class KeyReader:
         """The key in an image; Malformed if there is none."""
         try:
             return self.key(self._decoder.decode(image))
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
+        except (*DECODE_ERRORS, KeyError) as e:
             raise Malformed(f"no key in an image: {e}") from e
 
     def keyed(self, images: Iterable[msgspec.Raw], operation: str) -> list[tuple[Key, msgspec.Raw]]:
@@ -152,7 +152,7 @@ class RecordsDecoder:
                 for r in records
                 for d in (r.dynamodb,)
             ]
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
+        except (*DECODE_ERRORS, KeyError, ValueError) as e:
             raise TransientError(f"GetRecords was answered with something that is not DynamoDB's JSON: {e}") from e
         removals = frozenset(i for i, r in enumerate(records) if r.eventName == "REMOVE")
         if self._images and any(r.new is None and i not in removals for i, r in enumerate(found)):
