@@ -15,8 +15,7 @@ from operator import add
 import msgspec
 
 from replicator.items.attributes import DECODE_ERRORS
-from replicator.items.extraction import TOGETHER, Image, Values, is_plain, leaves_of
-from replicator.items.leaves import LEAF, SETS, SORTED
+from replicator.items.extraction import LEAF, SETS, SORTED, TOGETHER, Image, Values, is_plain, leaves_of
 from replicator.items.line_template import Given, Kept, LineTemplate, without
 
 MOST_FORMS = 256

@@ -52,7 +52,7 @@ def small_pages() -> None:
 
         return limit
 
-    wrapped("replicator.aws.http_client:Lines.begin", limited)
+    wrapped("replicator.aws.http_client:HttpClient.begin", limited)
     page_buffer.BATCH_ROWS = PAGE
     in_doubt.WINDOW, in_doubt.TRUSTED, http_client.WAITED = WINDOW, TRUSTED, TRUSTED
 

@@ -17,7 +17,7 @@ import pytest
 
 from connectors.dynamodb.responses import _REASONS, LONGEST, refusal
 from replicator.aws.errors import AwsError
-from replicator.items.leaves import OF_KIND
+from replicator.items.extraction import OF_KIND
 
 parser: Any = re._parser  # type: ignore[attr-defined]
 
@@ -244,10 +244,10 @@ def elsewhere() -> Iterator[str]:
 def test_the_patterns_of_the_product_are_all_known() -> None:
     assert set(elsewhere()) == {
         "connectors/dynamodb/responses.py",  # _REASONS, below
-        "replicator/items/json_templates.py",  # made of the pieces of leaves.py, below
-        "replicator/source/table.py",  # one character
+        "replicator/items/json_templates.py",  # built from OF_KIND, below
+        "replicator/source/decoding.py",  # one character
         "replicator/checkpoints/dynamodb/table.py",  # below
-        "replicator/items/extraction.py",  # as forms.py
+        "replicator/items/extraction.py",  # the same
     }
     assert len(compiled()) >= 15
 
