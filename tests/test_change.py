@@ -72,8 +72,11 @@ def test_a_key_is_parsed_from_plain_values(given: object) -> None:
         ({"device": 1, "at": 1}, "key attribute device is of type S"),
         ({"device": "d1", "at": True}, "key attribute at is of type N"),
         ({"device": "d1", "at": None}, "key attribute at is of type N"),
-        ({"device": "d1", "at": 1.5}, "key attribute at: a float is no DynamoDB value (numbers: int or Decimal)"),
-        ({"device": "d1", "at": Decimal("NaN")}, "key attribute at: NaN is no DynamoDB number"),
+        (
+            {"device": "d1", "at": 1.5},
+            "key attribute at: a float is not a DynamoDB value (numbers: int or Decimal)",
+        ),
+        ({"device": "d1", "at": Decimal("NaN")}, "key attribute at: NaN is not a DynamoDB number"),
     ],
 )
 def test_what_is_no_key_is_refused_with_the_attribute_that_is_wrong(given: dict[str, Any], message: str) -> None:

@@ -50,7 +50,7 @@ def describe(client: Client, name: str) -> Described | None:
     try:
         return _described(orjson.loads(body)["Table"])
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise TransientError(f"DescribeTable was answered with something that is not DynamoDB's JSON: {e}") from e
+        raise TransientError(f"the response to DescribeTable is not DynamoDB JSON: {e}") from e
 
 
 def _described(table: dict[str, Any]) -> Described:

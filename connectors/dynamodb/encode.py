@@ -66,7 +66,7 @@ def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
             except Unfit as e:
                 rejections.append(Rejection(write, f"the document {e}"))
             except Malformed:
-                rejections.append(Rejection(write, "the item is not what DynamoDB sends"))
+                rejections.append(Rejection(write, "the item is not valid DynamoDB JSON"))
     return Encoded(batch, () if rejections else entries, rejections)
 
 

@@ -86,7 +86,7 @@ def _refused(error: AwsError, operation: str, table: str, server: str) -> Verdic
 
 
 def _nonsense(operation: str, table: str) -> Verdict:
-    text = f"{operation} on {table} was answered with something that is not DynamoDB's JSON"
+    text = f"the response to {operation} on {table} is not DynamoDB JSON"
     return Verdict("unsure", error=TransientError(text))
 
 

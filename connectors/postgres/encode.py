@@ -237,6 +237,6 @@ def _unfit(keys: Sequence[KeyColumn], id: DocumentId) -> Iterator[str]:
         try:
             size += _KEY_OVERHEAD + len(text.encode() if key.kind != "B" else base64.b64decode(text))
         except UnicodeEncodeError:
-            yield f"key {key.name} contains half of a surrogate pair, which is no text"
+            yield f"key {key.name} contains half of a surrogate pair, which is not valid text"
     if size > _LARGEST_KEY:
         yield f"the key has {size} bytes, and an entry of a Postgres index has at most {_LARGEST_KEY}"

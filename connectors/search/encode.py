@@ -131,7 +131,7 @@ class TableEncoder:
         try:
             key = self._key(write) if key is None else key
         except (UnicodeEncodeError, TypeError):
-            raise Unfit("the key contains half of a surrogate pair, which is no text") from None
+            raise Unfit("the key contains half of a surrogate pair, which is not valid text") from None
         return self._upsert % (*key, self._rest(write))
 
     def _removed(self, write: Write, source: str) -> Entry | None:

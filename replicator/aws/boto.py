@@ -220,20 +220,20 @@ def _aws_error(error: ClientError) -> AwsError:
     found = error.response.get("Error", {})
     code, message = found.get("Code", ""), found.get("Message", "")
     if not code or code == str(status):  # botocore's word for an answer that names no error
-        return AwsError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+        return AwsError(UNNAMED, f"HTTP status {status}; the response is not from DynamoDB", status)
     details = {name: error.response[name] for name in _DETAILS if name in error.response}
     return AwsError(code, message, status, details)
 
 
 def _words(error: BotoCoreError) -> str:
     if "Failed to parse" in str(error):  # and what was taken for a port may be a password
-        return "an address in the environment (a proxy, an endpoint) is no URL"
+        return "a proxy or endpoint address in the environment is not a valid URL"
     return without_login(str(error))
 
 
 def _without_credentials(reason: str) -> NotAuthenticated:
     return NotAuthenticated(
-        f"there are no AWS credentials ({reason})", advice="Give some (AWS_PROFILE, profile, a role of the machine)"
+        f"no AWS credentials ({reason})", advice="Provide them (AWS_PROFILE, profile or an instance role)"
     )
 
 
@@ -245,13 +245,13 @@ def connect(access: Access, place: str = "source") -> Boto:
     try:
         return _connected(access, place)
     except ProfileNotFound as e:
-        raise ConfigError(f"{place}.profile: {e}. Look at the profiles in ~/.aws/config") from e
+        raise ConfigError(f"{place}.profile: {e}. Check the profiles in ~/.aws/config") from e
     except BotoCoreError as e:
         raise ConfigError(
-            f"{place}: {_words(e).rstrip('.')}. Look at {place}.region, {place}.profile and ~/.aws/config"
+            f"{place}: {_words(e).rstrip('.')}. Check {place}.region, {place}.profile and ~/.aws/config"
         ) from e
     except ValueError as e:  # botocore's, which quotes the address
-        raise ConfigError(f"{place}: an endpoint (of the environment, or of ~/.aws/config) is no URL") from e
+        raise ConfigError(f"{place}: an endpoint in the environment or ~/.aws/config is not a valid URL") from e
 
 
 def _connected(access: Access, place: str) -> Boto:
@@ -259,7 +259,7 @@ def _connected(access: Access, place: str) -> Boto:
     if access.role_arn is not None:
         session = _assumed(session, access.role_arn, access.external_id, place)
     if session.region_name is None and access.region is None:
-        raise ConfigError(f"{place}.region is missing, and neither AWS_REGION nor the profile names one")
+        raise ConfigError(f"{place}.region is missing, and neither AWS_REGION nor the profile sets one")
     config = BotoConfig(
         retries={"mode": "standard", "total_max_attempts": 1},
         parameter_validation=False,
@@ -285,10 +285,10 @@ def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -
     given = session.get_credentials()
     if given is None:
         raise NotAuthenticated(
-            f"there are no AWS credentials to assume {role_arn} with",
+            f"no AWS credentials to assume {role_arn}",
             "sts:AssumeRole",
             role_arn,
-            f"Give some (AWS_PROFILE, {place}.profile, a role of the machine)",
+            f"Provide them (AWS_PROFILE, {place}.profile or an instance role)",
         )
     extra = {"RoleSessionName": "replicator"} | ({"ExternalId": external_id} if external_id else {})
     fetcher = AssumeRoleCredentialFetcher(
@@ -315,4 +315,4 @@ def _fetched(fetcher: Any, role_arn: str, place: str) -> Any:
             raise error from e
         raise
     except ResponseParserError as e:  # which quotes the answer whole
-        raise TransientError(f"sts:AssumeRole on {role_arn} was answered with something that is not AWS's XML") from e
+        raise TransientError(f"the response to sts:AssumeRole on {role_arn} is not AWS XML") from e

@@ -97,9 +97,9 @@ def require_whole(headers: Mapping[str, str], body: bytes) -> None:
     """The length and the checksum that an answer names, which nothing else compares."""
     length, checksum = headers.get("Content-Length"), headers.get("x-amz-crc32")
     if length is not None and length != str(len(body)) and not headers.get("Content-Encoding"):
-        raise AwsError("IncompleteRead", "the connection was closed before the answer was whole", 0)
+        raise AwsError("IncompleteRead", "the connection was closed before the response was complete", 0)
     if checksum is not None and checksum != str(zlib.crc32(body)):
-        raise AwsError("ChecksumMismatch", "the answer was damaged on its way", 0)
+        raise AwsError("ChecksumMismatch", "the response was corrupted in transit", 0)
 
 
 AT_ONCE = 12  # calls under way

@@ -98,7 +98,7 @@ def require_safe(url: str, place: str, *, insecure: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not insecure:
         raise ConfigError(
-            f"{place}: the endpoint {parts.netloc.rpartition('@')[2]} (of AWS_ENDPOINT_URL… in the environment, or "
-            "endpoint_url in ~/.aws/config) is http to another machine, so items would travel in the clear; use https, "
-            f"or {place}.insecure: true"
+            f"{place}: the endpoint {parts.netloc.rpartition('@')[2]} (from AWS_ENDPOINT_URL… in the environment, or "
+            "endpoint_url in ~/.aws/config) is http to another machine, so items would be sent unencrypted; use https, "
+            f"or set {place}.insecure: true"
         )

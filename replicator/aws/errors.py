@@ -109,8 +109,8 @@ def failure(error: AwsError, operation: str, resource: str, *, place: str = "sou
     said = f"{error.code}: {words}"
     if error.code == "InvalidSignatureException" and _WRONG_TIME.match(words):
         return TransientError(
-            f"{operation} on {resource}: AWS refuses what this machine signs, because its clock is wrong ({words}). "
-            "Set it, and keep it set (NTP)"
+            f"{operation} on {resource}: AWS rejects this machine's signatures because its clock is wrong ({words}). "
+            "Set the clock and keep it synchronized (NTP)"
         )
     if error.code in _UNKNOWN_CALLER:
         return _not_authenticated(error, operation, resource, place)
@@ -119,7 +119,7 @@ def failure(error: AwsError, operation: str, resource: str, *, place: str = "sou
     if error.code in _TRANSIENT or error.status in (0, 408, 429) or error.status >= 500:
         return TransientError(f"{operation} on {resource}: {said}")
     if operation in _CARRYING and error.code in _QUOTING:
-        said = f"{error.code}, in words that may quote an item"
+        said = f"{error.code} (message hidden: it may contain item data)"
     return ReplicatorError(f"{operation} on {resource} was refused: {said}")
 
 
@@ -128,17 +128,17 @@ def _not_authenticated(error: AwsError, operation: str, resource: str, place: st
     action = _action(operation)
     if error.code == "NoCredentials":
         return NotAuthenticated(
-            f"there are no AWS credentials for {operation} on {resource} ({words})",
+            f"no AWS credentials for {operation} on {resource} ({words})",
             action,
             resource,
-            f"Give some (AWS_PROFILE, {place}.profile, a role of the machine)",
+            f"Provide them (AWS_PROFILE, {place}.profile or an instance role)",
         )
-    wrong = "The credentials have expired: renew them" if error.code in _EXPIRED else "Correct the credentials"
+    wrong = "The credentials have expired: renew them" if error.code in _EXPIRED else "Fix the credentials"
     return NotAuthenticated(
         f"AWS does not accept the credentials for {action} on {resource} ({error.code}: {words})",
         action,
         resource,
-        f"{wrong}, or give others (AWS_PROFILE, {place}.profile, {place}.role_arn)",
+        f"{wrong}, or use others (AWS_PROFILE, {place}.profile, {place}.role_arn)",
     )
 
 
@@ -155,7 +155,7 @@ def _not_permitted(error: AwsError, operation: str, resource: str, place: str) -
         f"{action} on {resource} is not permitted ({error.code}: {words})",
         action,
         resource,
-        "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
+        "Allow it in the policy of the role or user that replicator runs as, or use other credentials "
         f"(AWS_PROFILE, {place}.profile, {place}.role_arn)",
     )
 
@@ -201,7 +201,7 @@ def refusal(body: bytes, status: int) -> AwsError:
     except DECODE_ERRORS:
         code = ""
     if not code:
-        return AwsError(UNNAMED, f"HTTP status {status} from something that is not DynamoDB", status)
+        return AwsError(UNNAMED, f"HTTP status {status}; the response is not from DynamoDB", status)
     whole = msgspec.json.decode(body)
     details = {name: whole[name] for name in _DETAILS if whole.get(name) is not None}
     return AwsError(code, found.message or found.Message or "", status, details)
@@ -212,4 +212,4 @@ def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
     try:
         return msgspec.json.decode(body, type=shape)
     except DECODE_ERRORS as e:
-        raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e
+        raise TransientError(f"the response to {operation} is not DynamoDB JSON: {e}") from e

@@ -154,9 +154,9 @@ class HttpClient:
         for line in [line for line in self._busy if line.since < quiet or line.begun < endless]:
             if line in self._ready and line.begun >= endless and not line.unsent:
                 continue
-            waited = f"no answer within {self._timeout:g} s (timeout)"
+            waited = f"no response within {self._timeout:g} s (timeout)"
             if line.since >= quiet:
-                waited = f"no whole answer within {WHOLE * self._timeout:g} s ({WHOLE} times timeout)"
+                waited = f"no complete response within {WHOLE * self._timeout:g} s ({WHOLE} times timeout)"
             said = f'Read timeout on endpoint URL: "{line.pool.endpoint.shown}": {waited}'
             self._end(line, AwsError("ReadTimeoutError", said, 0))
 

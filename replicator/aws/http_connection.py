@@ -64,7 +64,7 @@ class HttpConnection:
             except _LATER:
                 return False
             if not data:
-                raise ConnectionError("the connection was closed before the answer was whole")
+                raise ConnectionError("the connection was closed before the response was complete")
             self.since = now
             self._feed(data)
         return True
@@ -77,7 +77,7 @@ class HttpConnection:
         status, checksum = self._parser.get_status_code(), self._checksum
         self._checksum = b""
         if checksum and checksum != b"%d" % zlib.crc32(body):
-            return AwsError("ChecksumMismatch", "the answer was damaged on its way", 0)
+            return AwsError("ChecksumMismatch", "the response was corrupted in transit", 0)
         return body if status == 200 else refusal(body, status)
 
     def usable(self, now: float) -> bool:
@@ -98,17 +98,17 @@ class HttpConnection:
 
     def _feed(self, data: bytes) -> None:
         if self.name is None:
-            raise ConnectionError("an answer came that nobody asked for")
+            raise ConnectionError("unsolicited response")
         if not self._in_body:
             self._size += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
-            raise ConnectionError(f"the answer is no HTTP: {e}") from e
+            raise ConnectionError(f"the response is not HTTP: {e}") from e
         if self._size > (_LARGEST_BODY if self._in_body else _LARGEST_HEAD):
-            raise ConnectionError("the answer is larger than any of DynamoDB's")
+            raise ConnectionError("the response is larger than any DynamoDB sends")
         if self._unasked:
-            raise ConnectionError("two answers came to one request")
+            raise ConnectionError("two responses to one request")
 
     # llhttp's calls
 

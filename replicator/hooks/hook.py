@@ -22,7 +22,7 @@ from replicator.items.projection import AccessProfile
 DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
 F = TypeVar("F", bound=Callable[..., Any])
 NO_TRACE = Trace()
-_UNSAID = "(its words may quote a secret, and are not shown)"
+_UNSAID = "(message hidden: it may contain a secret)"
 _DECLARED = "__replicator_documents__"
 _USUAL = {dict, Amended}  # asking whether something is a Mapping takes as long as a simple hook
 
@@ -85,7 +85,7 @@ class Hook:
                 return dict(found)  # here, because reading it may raise
         except BaseException as e:  # whatever a user's code does, it parks one item and stops nothing else
             raise _poison(self, e) from e
-        raise Poison(f"hook {self.name} returned {_a(found)}; a plain hook returns a mapping or None")
+        raise Poison(f"hook {self.name} returned {_a(found)}; a plain hook must return a mapping or None")
 
     def many(self, item: Item, tables: Sequence[str]) -> dict[tuple[str, str], Mapping[str, object]]:
         """The documents of a declared hook for an item, by (table, id)."""
@@ -96,14 +96,14 @@ class Hook:
         if found is None:
             return {}
         if isinstance(found, Mapping | str | bytes | Document) or not isinstance(found, Iterable):
-            raise Poison(f"hook {self.name} returned {_a(found)}; a declared hook returns an iterable of Document")
+            raise Poison(f"hook {self.name} returned {_a(found)}; a @documents hook must return Documents")
         placed: dict[tuple[str, str], Mapping[str, object]] = {}
         for document in _listed(self, found):
             table, id, body = self._place(document, tables)
             if type(body) not in _USUAL and not isinstance(body, Item):
                 body = _read(self, body)
             if (table, id) in placed:
-                raise Poison(f"hook {self.name} gave two documents of one item the same id in {table}", Trace("", id))
+                raise Poison(f"hook {self.name} returned two documents with the same id in {table}", Trace("", id))
             placed[table, id] = body
         return placed
 
@@ -111,14 +111,14 @@ class Hook:
         if not isinstance(document, Document):
             raise Poison(f"hook {self.name} yielded {_a(document)} instead of a Document")
         if not isinstance(document.id, str | int) or isinstance(document.id, bool):
-            raise Poison(f"hook {self.name} gave a document {_a(document.id)} as its id; ids are str or int")
+            raise Poison(f"hook {self.name} returned a document whose id is {_a(document.id)}, not a str or int")
         if not isinstance(document.body, Mapping):
-            raise Poison(f"hook {self.name} gave a document {_a(document.body)} as its body; bodies are mappings")
+            raise Poison(f"hook {self.name} returned a document whose body is {_a(document.body)}, not a mapping")
         if document.table is None and len(tables) > 1:
-            raise Poison(f"hook {self.name} named no table for a document; the target has {', '.join(tables)}")
+            raise Poison(f"hook {self.name} returned a document without a table; the target has {', '.join(tables)}")
         table = tables[0] if document.table is None else document.table
         if table not in tables:
-            reason = f"hook {self.name} named a table that is none of the target's: {', '.join(tables)}"
+            reason = f"hook {self.name} returned a document for an unknown table; the target has {', '.join(tables)}"
             raise Poison(reason, Trace("", str(table)))
         return table, _id(self, document.id), document.body
 
@@ -127,7 +127,7 @@ def _id(hook: Hook, given: str | int) -> str:
     """A document's id as every target and store takes it."""
     id = str(given)
     if not id.isascii() and storable(id) != id:
-        raise Poison(f"hook {hook.name} gave a document an id with half of a surrogate pair, which is no text")
+        raise Poison(f"hook {hook.name} returned a document id with half of a surrogate pair, which is not valid text")
     return id
 
 
@@ -161,7 +161,7 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
     last = next((f for f in reversed(frames) if f.filename == own), frames[-1])
     where = f"{Path(last.filename).name}:{last.lineno}"
     if isinstance(error, HookTimeout):
-        reason = f"hook {hook.name} took longer than {error.seconds:g} s (hook_timeout), and was interrupted at {where}"
+        reason = f"hook {hook.name} took longer than {error.seconds:g} s (hook_timeout) and was interrupted at {where}"
         return Poison(reason, trace(error))
     words = said(error)
     text = f"no attribute {words!r}" if words and isinstance(error, KeyError) else words

@@ -27,14 +27,14 @@ def load(spec: str, base: Path) -> Hook:
     getcontext().prec = DIGITS
     place, _, name = spec.partition(":")
     if not place or not name:
-        raise ConfigError(f"transform: {spec!r} is not of the form hooks.py:function or package.module:function")
+        raise ConfigError(f"transform: {spec!r} must have the form hooks.py:function or package.module:function")
     module, path = _from_file(place, base) if place.endswith(".py") else _from_package(place, base)
     silence_libraries()  # whatever it made of logging
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(_missing(name, path))
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"transform: {name} in {path} is async; a hook is a plain function")
+        raise ConfigError(f"transform: {name} in {path} is async; a hook must be a plain function")
     return Hook(
         name=name,
         function=function,
@@ -46,7 +46,7 @@ def load(spec: str, base: Path) -> Hook:
 def _from_file(place: str, base: Path) -> tuple[ModuleType, Path]:
     path = (base / place).resolve()
     if not path.is_file():
-        raise ConfigError(f"transform: there is no file {path}")
+        raise ConfigError(f"transform: no such file: {path}")
     name = f"replicator_hook_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -67,12 +67,12 @@ def _from_package(place: str, base: Path) -> tuple[ModuleType, Path]:
         module = importlib.import_module(place)
     except ModuleNotFoundError as e:
         if e.name is not None and (place == e.name or place.startswith(e.name + ".")):
-            raise ConfigError(f"transform: there is no module {place} (looked in {base} and in Python's path)") from e
+            raise ConfigError(f"transform: no module named {place} (searched {base} and Python's path)") from e
         raise _unimportable(place, base, e) from e
     except (Exception, SystemExit) as e:
         raise _unimportable(place, base, e) from e
     if getattr(module, "__file__", None) is None:
-        raise ConfigError(f"transform: {place} is a package without a file of its own; name the module")
+        raise ConfigError(f"transform: {place} has no source file; name a module that has one")
     return module, Path(str(module.__file__))
 
 

@@ -15,8 +15,8 @@ from types import CodeType, TracebackType
 
 from replicator.escape import escaped, escaped_lines
 
-UNSAID = "(its words may quote values; --show-values shows them)"
-_LED_TO = "\nThe error above led to this one:\n\n"
+UNSAID = "(message hidden: it may contain item data; --show-values shows it)"
+_LED_TO = "\nThe exception above led to the following exception:\n\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,9 @@ def exact(digits: str) -> Decimal:
     try:
         found = Decimal(digits if type(digits) is str else _text(digits))
     except (ArithmeticError, TypeError) as e:
-        raise Malformed("text that is no number, where DynamoDB has one") from e
+        raise Malformed("a number attribute that does not hold a number") from e
     if not found.is_finite():
-        raise Malformed("a number that is not finite, which DynamoDB has not")
+        raise Malformed("a number that is not finite")
     return found
 
 
@@ -118,7 +118,7 @@ def from_python(given: object) -> Typed:
             return {"S": given}
         case int() | Decimal():
             if not Decimal(given).is_finite():
-                raise TypeError(f"{given} is no DynamoDB number")
+                raise TypeError(f"{given} is not a DynamoDB number")
             return {"N": str(given)}
         case bytes() | bytearray() | memoryview():
             return {"B": base64.b64encode(bytes(given)).decode()}
@@ -128,14 +128,14 @@ def from_python(given: object) -> Typed:
             return _typed_set(given)
         case list() | tuple():
             return {"L": [from_python(v) for v in given]}
-    raise TypeError(f"a {type(given).__name__} is no DynamoDB value (numbers: int or Decimal)")
+    raise TypeError(f"a {type(given).__name__} is not a DynamoDB value (numbers: int or Decimal)")
 
 
 def _typed_set(given: set[Any] | frozenset[Any]) -> Typed:
     members = [from_python(v) for v in given]
     kinds = {kind for m in members for kind in m}
     if len(kinds) != 1 or not kinds <= {"S", "N", "B"}:
-        raise TypeError("a DynamoDB set is not empty and has members of one kind: str, number or bytes")
+        raise TypeError("a DynamoDB set must not be empty, and its members must all be str, all numbers or all bytes")
     (kind,) = kinds
     return {f"{kind}S": sorted(m[kind] for m in members)}
 
@@ -172,7 +172,7 @@ def _plain_nested(kind: str, inner: Any) -> Any:
             return sorted(_list(inner))
         case "NS":
             return [number(n) for n in sorted(_list(inner), key=exact)]
-    raise Malformed(f"DynamoDB has no type {kind!r}")
+    raise Malformed(f"unknown DynamoDB type {kind!r}")
 
 
 def number(digits: str) -> orjson.Fragment:
@@ -189,7 +189,7 @@ def canonical_number(digits: str) -> str:
     try:
         short = _WIDE.normalize(exact(digits))
     except ArithmeticError as e:  # rounding would make different keys one
-        raise Malformed("a number beyond what DynamoDB can hold") from e
+        raise Malformed("a number outside DynamoDB's range") from e
     if short == 0:
         return "0"
     return format(short, "f") if abs(int(short.as_tuple().exponent)) <= _PLAIN_ZEROS else str(short)

@@ -23,7 +23,7 @@ from replicator.items.json_templates import JsonTemplates
 from replicator.items.line_template import Given, LineTemplate
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-_NOT_DYNAMODB = "is not what DynamoDB sends"
+_NOT_DYNAMODB = "is not valid DynamoDB JSON"
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _literal = orjson.Fragment
 _BREAK = orjson.Fragment(b"\n")
@@ -193,7 +193,7 @@ def utf8(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unfit("contains half of a surrogate pair, which is no text") from None
+        raise Unfit("contains half of a surrogate pair, which is not valid text") from None
     return value
 
 
@@ -245,7 +245,7 @@ def _careful(value: object, depth: int) -> Any:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise Unfit(f"has a {type(name).__name__} as a name; names are text")
+        raise Unfit(f"has a {type(name).__name__} as a name; names must be strings")
     return str(utf8(name))
 
 
@@ -260,5 +260,5 @@ def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
     try:
         found = sorted(members)
     except TypeError:
-        raise Unfit("contains a set of unlike members") from None
+        raise Unfit("contains a set whose members are of different types") from None
     return sorted(found, key=base64.b64encode) if found and isinstance(found[0], bytes) else found

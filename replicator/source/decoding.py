@@ -76,7 +76,7 @@ class KeyReader:
         try:
             return [(self.of(image), image) for image in images]
         except Malformed as e:
-            raise TransientError(f"{operation} was answered with something that is not DynamoDB's JSON: {e}") from e
+            raise TransientError(f"the response to {operation} is not DynamoDB JSON: {e}") from e
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +153,12 @@ class RecordsDecoder:
                 for d in (r.dynamodb,)
             ]
         except (*DECODE_ERRORS, KeyError, ValueError) as e:
-            raise TransientError(f"GetRecords was answered with something that is not DynamoDB's JSON: {e}") from e
+            raise TransientError(f"the response to GetRecords is not DynamoDB JSON: {e}") from e
         removals = frozenset(i for i, r in enumerate(records) if r.eventName == "REMOVE")
         if self._images and any(r.new is None and i not in removals for i, r in enumerate(found)):
             raise TransientError(
-                "GetRecords was answered with a change that has no NewImage and is no removal (eventName REMOVE), "
-                "though the stream's view has new images. Nothing of it is applied; asking again"
+                "GetRecords returned a change that has no NewImage and is not a removal (eventName REMOVE), "
+                "although the stream's view includes new images. Nothing of it was applied; retrying"
             )
         return Records(found, removals, page.NextShardIterator, len(body))
 

@@ -105,7 +105,7 @@ def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _St
     at.failures, at.iterator = 0, answer.next
     records = _following(stream, at, answer.records)
     if at.iterator is None and at.expected is not None:
-        _pass_trimmed(stream, at, "the shard ended before the record that was stored last: it is trimmed")
+        _pass_trimmed(stream, at, "the shard ended before the last stored record: that record has been trimmed")
     if stream.keys_only and records:
         removed = {i - len(answer.records) + len(records) for i in answer.removals}
         while (count := portion(records, removed, at.keys)) < len(records):
@@ -136,12 +136,12 @@ def _after(stream: Stream, at: _Cursor, error: AwsError, started: float) -> Page
     """The page of a step that was answered with an error; GapFound, NotPermitted where repeating cannot help."""
     if error.code == "ExpiredIteratorException":
         at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
-        return _nothing(at, waiting_for="the iterator expired and is replaced in place")
+        return _nothing(at, waiting_for="the iterator expired; getting a new one at the same position")
     if error.code == "TrimmedDataAccessException":
         if at.untouched:
             _require_young(stream, at, error)
         else:
-            _pass_trimmed(stream, at, "records behind the stored position are trimmed", error)
+            _pass_trimmed(stream, at, "records after the stored position have been trimmed", error)
         at.iterator, at.horizon = None, True
         return msgspec.structs.replace(_page(at, (), 0, started), rest=SLOWEST_POLL)
     return _failed(stream, at, error)
@@ -191,8 +191,8 @@ def _require_young(stream: Stream, at: _Cursor, error: AwsError | None) -> None:
         age = stream.now() - at.since
         why = "" if error is None else f" ({error.code})"
         raise GapFound(
-            f"the head of the shard may be trimmed{why}: nothing of it is stored, "
-            f"and what is needed of it is up to {age / 3600:.0f} hours old",
+            f"the start of the shard may have been trimmed{why}: none of it is stored, "
+            f"and the records needed from it are up to {age / 3600:.0f} hours old",
             at.shard,
             at.state.first,
         ) from error
@@ -217,7 +217,8 @@ def _failed(stream: Stream, at: _Cursor, error: AwsError) -> Page:
     if error.code == "ResourceNotFoundException":
         if _complete(stream, at):
             return msgspec.structs.replace(
-                _pause(stream, at, "the shard is not found; listings will tell whether it ended"), missing=True
+                _pause(stream, at, "shard not found; waiting for listings to show whether it ended"),
+                missing=True,
             )
         reason = "the shard no longer exists, and it was not read to its end"
         raise GapFound(reason, at.shard, at.last, gone=True) from error
@@ -250,8 +251,8 @@ def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequen
         number = int(r.sequence)
         if number <= previous:
             raise OutOfOrder(
-                f"shard {at.shard} handed out record {r.sequence} after record {previous}: "
-                "records of a shard must have rising sequence numbers. Nothing after it was stored"
+                f"shard {at.shard} returned record {r.sequence} after record {previous}: "
+                "sequence numbers within a shard must increase. Nothing after it was stored"
             )
         previous = number
     at.last = records[-1].sequence if records else at.last
@@ -265,7 +266,7 @@ def _proven(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[
             resumed = at.expected == at.last
             at.expected, at.last = None, records[0].sequence if resumed else None
             return records[1:] if resumed else records
-        reason = f"the stream goes on at {records[0].sequence} instead of the stored position"
+        reason = f"the stream continues at {records[0].sequence} instead of the stored position"
         if int(records[0].sequence) < int(at.expected):
             raise GapFound(reason, at.shard, at.expected)
         _pass_trimmed(stream, at, reason)

@@ -68,7 +68,7 @@ def describe_table(client: Client, name: str) -> SourceTable:
     table = find_table(client, name)
     if table is None:
         raise ConfigError(
-            f"source.table: there is no table {name} in this account and region; "
+            f"source.table: no table {name} in this account and region; "
             "check source.table, source.region and the credentials"
         )
     return table
@@ -85,7 +85,7 @@ def find_table(client: Client, name: str) -> SourceTable | None:
     try:
         return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(client, "server", ""))
     except (KeyError, ValueError) as e:  # a key attribute that is not defined, or of a type that no key has
-        raise TransientError(f"DescribeTable was answered with something that is not DynamoDB's JSON: {e}") from e
+        raise TransientError(f"the response to DescribeTable is not DynamoDB JSON: {e}") from e
 
 
 def _source_table(table: _Table, server: str) -> SourceTable:

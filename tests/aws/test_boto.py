@@ -188,7 +188,7 @@ def test_nothing_is_repeated_inside(db: DynamoDB, client: Boto, code: str) -> No
 
 
 def test_a_table_that_is_not_there_is_a_matter_of_config(client: Boto) -> None:
-    with pytest.raises(ConfigError, match="there is no table nowhere in this account and region"):
+    with pytest.raises(ConfigError, match="no table nowhere in this account and region"):
         describe_table(client, "nowhere")
 
 
@@ -236,9 +236,9 @@ def test_the_answer_of_a_proxy_is_transient() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"profile": "nobody"}, "source.profile: The config profile (nobody) could not be found. Look at"),
-        ({"region": None}, "source.region is missing, and neither AWS_REGION nor the profile names one"),
-        ({"region": "eu west"}, "source: Provided region_name 'eu west' doesn't match a supported format. Look at"),
+        ({"profile": "nobody"}, "source.profile: The config profile (nobody) could not be found. Check"),
+        ({"region": None}, "source.region is missing, and neither AWS_REGION nor the profile sets one"),
+        ({"region": "eu west"}, "source: Provided region_name 'eu west' doesn't match a supported format. Check"),
     ],
 )
 def test_a_source_that_leads_nowhere_is_a_matter_of_config(source: dict[str, Any], message: str) -> None:
@@ -322,7 +322,7 @@ def test_a_refused_role_is_a_permission_for_them_too(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("without_credentials")
 def test_without_credentials_there_are_no_keys() -> None:
-    with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+    with pytest.raises(NotPermitted, match="no AWS credentials"):
         boto("http://127.0.0.1:1").keys()
 
 
@@ -336,7 +336,7 @@ def test_the_other_side_is_named_in_its_messages(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("without_credentials")
 def test_a_role_cannot_be_assumed_by_nobody() -> None:
-    with pytest.raises(NotPermitted, match=f"there are no AWS credentials to assume {ROLE} with"):
+    with pytest.raises(NotPermitted, match=f"no AWS credentials to assume {ROLE}"):
         boto(None, role_arn=ROLE)
 
 
@@ -393,6 +393,6 @@ def test_an_endpoint_of_the_environment_is_held_to_insecure_too(name: str, monke
 def test_missing_credentials_are_no_matter_of_a_policy() -> None:
     found = failure(AwsError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
     assert str(found) == (
-        "there are no AWS credentials for Scan on orders (Unable to locate credentials). "
-        "Give some (AWS_PROFILE, target.profile, a role of the machine)"
+        "no AWS credentials for Scan on orders (Unable to locate credentials). "
+        "Provide them (AWS_PROFILE, target.profile or an instance role)"
     )

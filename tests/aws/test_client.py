@@ -128,15 +128,15 @@ def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) ->
 @pytest.mark.parametrize(
     ("code", "status", "said"),
     [
-        ("UnrecognizedClientException", 400, "Correct the credentials, or give others"),
-        ("InvalidClientTokenId", 403, "Correct the credentials, or give others"),
-        ("InvalidSignatureException", 400, "Correct the credentials, or give others"),
-        ("SignatureDoesNotMatch", 403, "Correct the credentials, or give others"),
-        ("MissingAuthenticationTokenException", 400, "Correct the credentials, or give others"),
-        ("IncompleteSignatureException", 400, "Correct the credentials, or give others"),
-        ("ExpiredTokenException", 400, "The credentials have expired: renew them, or give others"),
-        ("ExpiredToken", 403, "The credentials have expired: renew them, or give others"),
-        ("NoCredentials", 0, "there are no AWS credentials for GetRecords on arn:stream (no). Give some (AWS_PROFILE"),
+        ("UnrecognizedClientException", 400, "Fix the credentials, or use others"),
+        ("InvalidClientTokenId", 403, "Fix the credentials, or use others"),
+        ("InvalidSignatureException", 400, "Fix the credentials, or use others"),
+        ("SignatureDoesNotMatch", 403, "Fix the credentials, or use others"),
+        ("MissingAuthenticationTokenException", 400, "Fix the credentials, or use others"),
+        ("IncompleteSignatureException", 400, "Fix the credentials, or use others"),
+        ("ExpiredTokenException", 400, "The credentials have expired: renew them, or use others"),
+        ("ExpiredToken", 403, "The credentials have expired: renew them, or use others"),
+        ("NoCredentials", 0, "no AWS credentials for GetRecords on arn:stream (no). Provide them (AWS_PROFILE"),
     ],
 )
 def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: str, status: int, said: str) -> None:
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> Non
     found = failure(AwsError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
     assert str(found) == (
         "AWS does not accept the credentials for dynamodb:Scan on orders (UnrecognizedClientException: bad token). "
-        "Correct the credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
+        "Fix the credentials, or use others (AWS_PROFILE, target.profile, target.role_arn)"
     )
 
 
@@ -161,7 +161,7 @@ def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
     found = failure(AwsError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
     assert str(found) == (
         "dynamodb:Scan on orders is not permitted (AccessDeniedException: User x is not authorized). "
-        "Allow it in the policy of the role or user that replicator runs as, or give other credentials "
+        "Allow it in the policy of the role or user that replicator runs as, or use other credentials "
         "(AWS_PROFILE, source.profile, source.role_arn)"
     )
 
@@ -172,8 +172,8 @@ def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
     found = failure(AwsError("InvalidSignatureException", said, 400), "Scan", "orders")
     assert type(found) is TransientError
     assert str(found) == (
-        f"Scan on orders: AWS refuses what this machine signs, because its clock is wrong ({said}). "
-        "Set it, and keep it set (NTP)"
+        f"Scan on orders: AWS rejects this machine's signatures because its clock is wrong ({said}). "
+        "Set the clock and keep it synchronized (NTP)"
     )
 
 
@@ -208,5 +208,5 @@ def test_a_body_becomes_the_shape_and_its_items_stay_raw() -> None:
     ids=["empty", "HTML", "cut", "a list", "text", "no count", "items", "deep"],
 )
 def test_what_is_no_such_body_is_transient(body: bytes) -> None:
-    with pytest.raises(TransientError, match="Scan was answered with something that is not DynamoDB's JSON"):
+    with pytest.raises(TransientError, match="the response to Scan is not DynamoDB JSON"):
         decoded(body, Answer, "Scan")

@@ -453,7 +453,7 @@ def test_two_answers_to_one_request_are_none() -> None:
     with answering(lambda *_: http(b"1") + http(b"2")) as server, lines(server.url) as calls:
         found = refused(calls)
         transient(found, "ConnectionClosedError")
-        assert "two answers came to one request" in found.message
+        assert "two responses to one request" in found.message
 
 
 def test_a_connection_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,7 +505,7 @@ def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.Mon
     with answering(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, lines(server.url) as calls:
         found = refused(calls)
     transient(found, "ReadTimeoutError")
-    assert "no whole answer within 0.1 s (0.02 times timeout)" in found.message
+    assert "no complete response within 0.1 s (0.02 times timeout)" in found.message
 
 
 @pytest.mark.parametrize("limit", ["_LARGEST_HEAD", "_LARGEST_BODY"])
@@ -516,7 +516,7 @@ def test_an_answer_larger_than_any_of_dynamodbs_is_given_up(limit: str, monkeypa
     with answering(lambda *_: endless) as server, lines(server.url) as calls:
         found = refused(calls)
     transient(found, "ConnectionClosedError")
-    assert "larger than any of DynamoDB's" in found.message
+    assert "larger than any DynamoDB sends" in found.message
 
 
 def test_a_large_body_that_comes_with_its_head_is_no_large_head() -> None:

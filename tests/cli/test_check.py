@@ -96,8 +96,8 @@ def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.M
     code, out, _ = World(world.db, world.postgres, world.folder, bare).call("check", world.config)
 
     assert code == 4
-    assert "there are no AWS credentials for DescribeTable on orders" in out
-    assert "Give some (AWS_PROFILE, source.profile, a role of the machine)" in out
+    assert "no AWS credentials for DescribeTable on orders" in out
+    assert "Provide them (AWS_PROFILE, source.profile or an instance role)" in out
     assert "policy" not in out
 
 
@@ -107,7 +107,7 @@ def test_credentials_that_aws_does_not_know_are_no_matter_of_policies(world: Wor
     found = world.lines("check", world.config)
 
     assert found[0]["text"].startswith("AWS does not accept the credentials for dynamodb:DescribeTable on orders")
-    assert found[0]["do"].startswith("Correct the credentials, or give others (AWS_PROFILE, source.profile")
+    assert found[0]["do"].startswith("Fix the credentials, or use others (AWS_PROFILE, source.profile")
 
 
 def test_a_wrong_password_is_told_from_a_missing_grant(world: World) -> None:
@@ -175,7 +175,7 @@ def test_everything_is_named_in_one_go(world: World) -> None:
 
     assert code == 2
     assert any("hooks.py has no function hook; it has other (line 1)" in p for p in problems)
-    assert any(p.startswith("source.table: there is no table orders") for p in problems)
+    assert any(p.startswith("source.table: no table orders") for p in problems)
     assert any("cannot be reached" in p for p in problems)
 
 
@@ -325,7 +325,7 @@ class TestPreview:
         world.db.create_table("orders")
         world.db.put("orders", {"id": "1"})
         world.hook("def hook(item):\n    return 5\n")
-        assert "a plain hook returns a mapping or None" in world.lines("preview", world.config)[0]["problem"]
+        assert "a plain hook must return a mapping or None" in world.lines("preview", world.config)[0]["problem"]
         assert "would be parked: " in world.call("preview", world.config, "--human")[1]
 
         world.hook("def hook(item):\n    return None\n")

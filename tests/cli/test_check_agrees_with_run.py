@@ -173,7 +173,7 @@ WRONG = {
     "several tables and a plain hook": Wrong(
         lambda w: with_target(w, "  tables: {orders: {}, lines: {}}\n"), 2, "several tables need a hook", fresh=True
     ),
-    "no source table": Wrong(delete_source, 2, "there is no table orders", fresh=True),
+    "no source table": Wrong(delete_source, 2, "no table orders", fresh=True),
     "no stream": Wrong(view(None), 2, "has no enabled stream", fresh=True),
     "only old images": Wrong(view("OLD_IMAGE"), 2, "has view type OLD_IMAGE", fresh=True),
     "own ids without old images": Wrong(view("KEYS_ONLY", OWN_IDS), 2, "has view type KEYS_ONLY", fresh=True),
@@ -203,7 +203,7 @@ WRONG = {
     "a stored gap": Wrong(gap_stored, 3, "the stream was replaced"),
     "a disabled stream": Wrong(lambda w: w.db.disable_stream("orders"), 3, "the stream was disabled"),
     "a source table made again": Wrong(made_again, 3, "deleted and created again"),
-    "a deleted source table": Wrong(delete_source, 2, "there is no table orders"),
+    "a deleted source table": Wrong(delete_source, 2, "no table orders"),
     "lost checkpoints": Wrong(sql(b"DELETE FROM replicator.checkpoints"), 3, "checkpoints are lost"),
     "a dropped target table": Wrong(sql(b"DROP TABLE orders"), 3, "is gone from the target since the last run"),
     "an emptied target table": Wrong(sql(b"TRUNCATE orders"), 3, "is empty"),

@@ -191,12 +191,12 @@ def test_a_signal_that_lands_inside_the_handler_of_the_first_ends_it_at_once() -
     """Setting an event takes time, in which the next signal can come."""
     code = """
 import signal
-from replicator import stopping
-class Interrupted(stopping.Stop):
+from replicator.engine import stop_event
+class Interrupted(stop_event.Stop):
     def set(self):
         signal.raise_signal(signal.SIGTERM)
         super().set()
-stopping.Stop = Interrupted
+stop_event.Stop = Interrupted
 from replicator.cli.run import stop_on_signals
 stop_on_signals()
 signal.raise_signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_a_hook_that_takes_too_long_parks_its_item_and_others_go_on(world: World
     (found,) = world.lines("parked", "list", world.config)
 
     assert found["item"] == '["7"]'
-    assert "hook hook took longer than 0.3 s (hook_timeout), and was interrupted at hooks.py:" in found["reason"]
+    assert "hook hook took longer than 0.3 s (hook_timeout) and was interrupted at hooks.py:" in found["reason"]
     assert world.rows("SELECT count(*) FROM orders") == [(19,)]
     world.hook("def hook(item):\n    return {'n': 1}\n")
     world.call("parked", "retry", world.config, "--all")

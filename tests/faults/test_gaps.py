@@ -96,11 +96,14 @@ def another_table(world: World) -> None:
 
 
 FAULTS: dict[str, tuple[Fault, str]] = {
-    "trimmed behind the position": (trimmed_behind_the_position, "records behind the stored position are trimmed"),
-    "trimmed between iterator and read": (trimmed_between_iterator_and_read, "behind the stored position are trimmed"),
+    "trimmed behind the position": (trimmed_behind_the_position, "records after the stored position have been trimmed"),
+    "trimmed between iterator and read": (
+        trimmed_between_iterator_and_read,
+        "stored position have been trimmed",
+    ),
     "answered with later records": (answered_with_later_records, "instead of the stored position"),
     "vanished": (vanished, "the shard no longer exists, and it was not read to its end"),
-    "late shard without its head": (late_shard_without_its_head, "the head of the shard may be trimmed"),
+    "late shard without its head": (late_shard_without_its_head, "the start of the shard may have been trimmed"),
     "replaced stream": (replaced_stream, "the stream was replaced: the last run read arn:aws:dynamodb:"),
     "another table of the name": (another_table, "was deleted and created again since the last run"),
 }
@@ -224,7 +227,7 @@ def test_records_out_of_order_stop_a_run_before_anything_of_them_is_stored(fault
     faults.db.call = real  # type: ignore[method-assign]
 
     assert ended.code == 1
-    assert "records of a shard must have rising sequence numbers. Nothing after it was stored" in ended.err
+    assert "sequence numbers within a shard must increase. Nothing after it was stored" in ended.err
     assert faults.documents == before
     faults.copied()
 

@@ -40,9 +40,12 @@ MISBEHAVES: dict[str, tuple[str, str]] = {
     ),
     "exits": ("sys.exit(3)", "hook hook raised SystemExit at hooks.py:5"),
     "never comes back": ("return hook(item)", "hook hook raised RecursionError at hooks.py:"),
-    "gives a list": ("return [1]", "hook hook returned a list; a plain hook returns a mapping or None"),
-    "gives a generator": ("return (n for n in [1])", "hook hook returned a generator; a plain hook returns a mapping"),
-    "gives a text": ("return 'secret'", "hook hook returned a str; a plain hook returns a mapping or None"),
+    "gives a list": ("return [1]", "hook hook returned a list; a plain hook must return a mapping or None"),
+    "gives a generator": (
+        "return (n for n in [1])",
+        "hook hook returned a generator; a plain hook must return",
+    ),
+    "gives a text": ("return 'secret'", "hook hook returned a str; a plain hook must return a mapping or None"),
     "writes into the item": ("item['n'] = 1", "hook hook raised TypeError at hooks.py:5"),
     "removes from the item": ("item.clear()", "hook hook raised AttributeError at hooks.py:5"),
 }
@@ -130,7 +133,7 @@ def test_a_document_whose_id_is_no_text_parks_its_item_and_nothing_else(faults: 
                 "    return [Document('\\ud83d' if bad else 'd', {'id': item['id']})]\n")  # fmt: skip
     assert faults.run().code == 6
     (change,) = parked(faults)
-    assert change.reason == "hook hook gave a document an id with half of a surrogate pair, which is no text"
+    assert change.reason == "hook hook returned a document id with half of a surrogate pair, which is not valid text"
     assert change.leaves == ()
 
     faults.put("k1", mended="yes")

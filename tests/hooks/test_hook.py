@@ -22,7 +22,7 @@ from replicator.items.item import Item
 
 ITEM = Item(image({"id": "a", "n": 1}))
 TABLES = ("orders", "lines")
-HIDDEN = "(its words may quote a secret, and are not shown)"
+HIDDEN = "(message hidden: it may contain a secret)"
 
 
 @pytest.fixture(autouse=True)
@@ -128,23 +128,23 @@ def test_the_fingerprint_follows_the_source_and_the_function(tmp_path: Path) -> 
 @pytest.mark.parametrize("spec", ["", "hooks.py", ":order", "hooks.py:", "order"])
 def test_a_spec_of_another_form_is_refused(spec: str, tmp_path: Path) -> None:
     assert refused(spec, tmp_path) == (
-        f"transform: {spec!r} is not of the form hooks.py:function or package.module:function"
+        f"transform: {spec!r} must have the form hooks.py:function or package.module:function"
     )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refused("hooks.py:order", tmp_path) == f"transform: there is no file {tmp_path / 'hooks.py'}"
+    assert refused("hooks.py:order", tmp_path) == f"transform: no such file: {tmp_path / 'hooks.py'}"
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").mkdir()
-    assert "there is no file" in refused("hooks.py:order", tmp_path)
+    assert "no such file" in refused("hooks.py:order", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["nowhere_a", "nowhere_a.hooks", "shop_b.nowhere"])
 def test_a_missing_module_is_named_with_where_it_was_looked_for(place: str, tmp_path: Path) -> None:
     written(tmp_path, "", "shop_b/__init__.py")
-    expected = f"transform: there is no module {place} (looked in {tmp_path} and in Python's path)"
+    expected = f"transform: no module named {place} (searched {tmp_path} and Python's path)"
     assert refused(f"{place}:order", tmp_path) == expected
 
 
@@ -162,7 +162,9 @@ def test_a_file_without_functions_is_said_to_have_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["return {}", "yield {}"], ids=["coroutine", "generator"])
 def test_an_async_function_is_refused(body: str, tmp_path: Path) -> None:
     path = written(tmp_path, f"async def order(item):\n    {body}\n")
-    assert refused("hooks.py:order", tmp_path) == f"transform: order in {path} is async; a hook is a plain function"
+    assert (
+        refused("hooks.py:order", tmp_path) == f"transform: order in {path} is async; a hook must be a plain function"
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_an_async_function_is_refused(body: str, tmp_path: Path) -> None:
         ("x = 1\n\nimport nowhere_b\n", "ModuleNotFoundError: No module named 'nowhere_b'", 3),
         (
             "def f():\n    return 1 / 0\n\nf()\n",
-            "ZeroDivisionError (its words may quote a secret, and are not shown)",
+            "ZeroDivisionError (message hidden: it may contain a secret)",
             2,
         ),
         ("import sys\nsys.exit(3)\n", f"SystemExit {HIDDEN}", 2),
@@ -205,7 +207,7 @@ def test_a_file_that_is_no_python_is_refused_by_name(source: bytes, tmp_path: Pa
 @pytest.mark.parametrize("place", ["sys", "shop_d"], ids=["built in", "a folder"])
 def test_a_module_without_a_file_is_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "shop_d").mkdir()
-    assert "without a file of its own" in refused(f"{place}:order", tmp_path)
+    assert "has no source file" in refused(f"{place}:order", tmp_path)
 
 
 def test_a_module_that_is_no_python_source_is_refused_too(tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_a_plain_hook_may_return_the_item_itself() -> None:
     [([], "list"), ("text", "str"), (True, "bool"), (Document("a", {}), "Document"), (iter([]), "list_iterator")],
 )
 def test_a_plain_hook_that_returns_anything_else_is_poison(found: object, kind: str) -> None:
-    with pytest.raises(Poison, match=f"hook hook returned a {kind}; a plain hook returns a mapping or None"):
+    with pytest.raises(Poison, match=f"hook hook returned a {kind}; a plain hook must return a mapping or None"):
         hook(lambda item: found).one(ITEM)
 
 
@@ -361,7 +363,7 @@ def test_a_generator_that_exits_is_poison() -> None:
     [({}, "dict"), ("text", "str"), (b"", "bytes"), (5, "int"), (Document("a", {}), "Document")],
 )
 def test_a_declared_hook_that_returns_no_iterable_of_documents_is_poison(found: object, kind: str) -> None:
-    with pytest.raises(Poison, match=f"hook hook returned a {kind}; a declared hook returns an iterable of Document"):
+    with pytest.raises(Poison, match=f"hook hook returned a {kind}; a @documents hook must return Documents"):
         hook(documents(lambda item: found)).many(ITEM, TABLES)
 
 
@@ -370,13 +372,16 @@ def test_a_declared_hook_that_returns_no_iterable_of_documents_is_poison(found: 
     [
         ({"id": "a"}, "yielded a dict instead of a Document"),
         (None, "yielded a NoneType instead of a Document"),
-        (Document(None, {}, "orders"), "gave a document a NoneType as its id; ids are str or int"),  # type: ignore[arg-type]
-        (Document(True, {}, "orders"), "gave a document a bool as its id; ids are str or int"),
-        (Document("x\ud800", {}, "orders"), "gave a document an id with half of a surrogate pair, which is no text"),
-        (Document(1.5, {}, "orders"), "gave a document a float as its id; ids are str or int"),  # type: ignore[arg-type]
-        (Document("a", [], "orders"), "gave a document a list as its body; bodies are mappings"),  # type: ignore[arg-type]
-        (Document("a", {}), "named no table for a document; the target has orders, lines"),
-        (Document("a", {}, "order"), "named a table that is none of the target's: orders, lines"),
+        (Document(None, {}, "orders"), "returned a document whose id is a NoneType, not a str or int"),  # type: ignore[arg-type]
+        (Document(True, {}, "orders"), "returned a document whose id is a bool, not a str or int"),
+        (
+            Document("x\ud800", {}, "orders"),
+            "returned a document id with half of a surrogate pair, which is not valid text",
+        ),
+        (Document(1.5, {}, "orders"), "returned a document whose id is a float, not a str or int"),  # type: ignore[arg-type]
+        (Document("a", [], "orders"), "returned a document whose body is a list, not a mapping"),  # type: ignore[arg-type]
+        (Document("a", {}), "returned a document without a table; the target has orders, lines"),
+        (Document("a", {}, "order"), "returned a document for an unknown table; the target has orders, lines"),
     ],
 )
 def test_a_document_that_is_none_is_poison(document: object, message: str) -> None:
@@ -386,7 +391,7 @@ def test_a_document_that_is_none_is_poison(document: object, message: str) -> No
 
 @pytest.mark.parametrize("ids", [("a", "a"), (1, "1")])
 def test_an_id_given_twice_in_one_table_is_poison(ids: tuple[str | int, str | int]) -> None:
-    with pytest.raises(Poison, match=r"gave two documents of one item the same id in orders$"):
+    with pytest.raises(Poison, match=r"returned two documents with the same id in orders$"):
         many(*(Document(id, {}, "orders") for id in ids))
 
 

@@ -64,7 +64,7 @@ def test_what_takes_too_long_is_interrupted_and_parks_the_item(function: Callabl
     """Also a pattern that backtracks without end, which lets no other thread run, and a sleep."""
     with HookLimit(0.1), pytest.raises(Poison) as caught:
         hook(function).one(ITEM)
-    reason = r"hook slow took longer than 0\.1 s \(hook_timeout\), and was interrupted at test_time_limit\.py:\d+"
+    reason = r"hook slow took longer than 0\.1 s \(hook_timeout\) and was interrupted at test_time_limit\.py:\d+"
     assert re.fullmatch(reason, caught.value.reason)
 
 

@@ -450,6 +450,6 @@ def test_a_bug_ends_with_its_lines_and_not_with_what_it_quotes(world: World) -> 
     code, _, err = world.shell.run("run", world.config)
     assert code == 1
     assert 'raise RuntimeError(f"a bug that quotes' in err
-    assert err.endswith("RuntimeError: (its words may quote values; --show-values shows them)\n")
+    assert err.endswith("RuntimeError: (message hidden: it may contain item data; --show-values shows it)\n")
     code, _, err = world.shell.run("--show-values", "run", world.config)
     assert (code, VALUE in err) == (1, True)

@@ -151,7 +151,7 @@ def test_a_step_that_goes_well_forgets_the_failures_before_it(db: DynamoDB) -> N
 def test_what_is_no_answer_of_dynamodb_is_asked_again(answer: bytes) -> None:
     found = list(pages(Scripted(answer, b'{"Items":[{"id":{"S":"a"}}]}')))
     assert found[0].waiting_for is not None
-    assert "something that is not DynamoDB's JSON" in found[0].waiting_for
+    assert "is not DynamoDB JSON" in found[0].waiting_for
     assert keys(found) == [("a",)]
 
 

@@ -312,7 +312,7 @@ class TestGaps:
             pass
         assert len(page.records) == 2
         world.source.fail("GetRecords", "TrimmedDataAccessException")
-        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+        with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(reader)
 
     def test_a_later_record_answers_than_the_one_asked_for(self) -> None:
@@ -332,7 +332,7 @@ class TestGaps:
         """The shard was read empty an hour ago; but what AWS keeps for 24 hours is gone after 23."""
         world, state = quiet(record=23 * HOUR, through=1 * HOUR)
         world.source.trim("orders", world.shard, 1)
-        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+        with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
     def test_what_was_read_from_before_the_epoch_is_read_to_its_end_or_is_a_gap(self) -> None:
@@ -349,7 +349,7 @@ class TestGaps:
         state = moved(state, pages, pages[-1].records)
         world.now += 12.5 * HOUR
         world.source.trim("orders", world.shard, 1)
-        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+        with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
     def test_a_late_shards_head_is_trimmed(self) -> None:
@@ -360,7 +360,7 @@ class TestGaps:
         late = ShardState(world.shard, first, whole=True, since=world.now)
         world.source.trim("orders", child, 1)
         world.now += 23.5 * HOUR
-        with pytest.raises(GapFound, match="head of the shard may be trimmed"):
+        with pytest.raises(GapFound, match="start of the shard may have been trimmed"):
             until_idle(world.read(late, child))
 
     def test_a_shard_that_was_empty_for_a_day_is_not_opened_at_what_is_left_of_it(self) -> None:
@@ -396,7 +396,7 @@ def test_a_late_shard_whose_start_is_refused_is_read_from_what_is_left_while_tha
     assert keys(until_idle(world.read(late, child))) == ["k1", "k2"]
     world.now += 23.5 * HOUR
     world.source.fail("GetShardIterator", code)
-    with pytest.raises(GapFound, match=rf"head of the shard may be trimmed \({code}\)"):
+    with pytest.raises(GapFound, match=rf"start of the shard may have been trimmed \({code}\)"):
         until_idle(world.read(late, child))
 
 
@@ -468,7 +468,7 @@ class TestSilence:
 
     def test_it_is_one_once_that_is_20_hours_ago(self) -> None:
         world, state = quiet(record=30 * HOUR, through=20 * HOUR)
-        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+        with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
     def test_ten_minutes_of_empty_pages_prove_more_it_may_be_away_for_23_and_a_half_hours_then(self) -> None:
@@ -476,7 +476,7 @@ class TestSilence:
         world.write(2)
         assert keys(until_idle(world.read(state))) == ["k2"]
         world, state = quiet(record=30 * HOUR, through=23.5 * HOUR, since=23.5 * HOUR)
-        with pytest.raises(GapFound, match="records behind the stored position are trimmed"):
+        with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
     def test_an_endpoint_that_answers_with_later_records_instead_of_an_error_is_believed_as_well(

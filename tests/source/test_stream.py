@@ -20,7 +20,7 @@ from replicator.testing.dynamodb import DynamoDB, imageless
 
 KEYS = KeySchema((KeyAttribute("id", "S"),))
 IMAGE = {"id": {"S": "a"}, "v": {"N": "1"}}
-WITHOUT_IMAGE = "a change that has no NewImage and is no removal"
+WITHOUT_IMAGE = "a change that has no NewImage and is not a removal"
 
 
 def records(*changes: dict[str, Any], images: bool = True, **page: Any) -> Records:
@@ -72,7 +72,7 @@ def test_null_is_an_absent_value() -> None:
 
 @pytest.mark.parametrize("body", [b"{}", b'{"status":"ok"}', b'{"NextShardIterator":"next"}'])
 def test_an_answer_without_records_is_none_of_getrecords_and_ends_no_shard(body: bytes) -> None:
-    with pytest.raises(TransientError, match="not DynamoDB's JSON"):
+    with pytest.raises(TransientError, match="is not DynamoDB JSON"):
         RecordsDecoder(KEYS)(body)
 
 

@@ -62,7 +62,7 @@ def test_a_hook_sees_what_it_sees_in_a_run() -> None:
 
 
 def test_what_dynamodb_cannot_hold_is_no_item() -> None:
-    with pytest.raises(TypeError, match="a float is no DynamoDB value"):
+    with pytest.raises(TypeError, match="a float is not a DynamoDB value"):
         PLAIN.drops({"id": 1.5})
 
 
@@ -122,7 +122,7 @@ def test_what_is_parked() -> None:
     PLAIN.parks({"id": "1"})
     PLAIN.parks({"id": "1"}, "no attribute 'status'")
     DECLARED.parks({"id": "1"}, "raised KeyError")
-    hook_test(lambda item: [], tables=("orders",)).parks({}, "a plain hook returns a mapping or None")
+    hook_test(lambda item: [], tables=("orders",)).parks({}, "a plain hook must return a mapping or None")
     assert "was to fail on" in complaint(PLAIN.parks, DRAFT)
     assert "for another reason: hook order raised KeyError" in complaint(PLAIN.parks, {"id": "1"}, "ValueError")
 

@@ -120,7 +120,7 @@ REFUSED_OF_HOOKS: list[tuple[str, object, str]] = [
     ("jsonb", {"a": None, "b": Decimal("NaN")}, "contains NaN or Infinity"),
     ("jsonb", object(), "contains a object"),
     ("jsonb", {1: "secret"}, "names are text"),
-    ("jsonb", {"a": {1, "a"}}, "a set of unlike members"),
+    ("jsonb", {"a": {1, "a"}}, "a set whose members are of different types"),
     ("jsonb", "\udfff", "half of a surrogate pair"),
     ("jsonb", {"\udfff": 1}, "half of a surrogate pair"),
     ("numeric[]", [float("inf")], "a finite number"),

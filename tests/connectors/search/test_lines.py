@@ -54,7 +54,7 @@ def expected(write: Upsert, of: Layout) -> bytes | str:
         action["index"]["_id"] = index_id(write.id)
         before = orjson.dumps(action) + b"\n" + orjson.dumps({"replicator": ours})[:-1]
     except (UnicodeEncodeError, TypeError):
-        return "the key contains half of a surrogate pair, which is no text"
+        return "the key contains half of a surrogate pair, which is not valid text"
     try:
         body = to_json._of_amended(write.body) if type(write.body) is Amended else DocumentText()(write.body)
     except Unfit as e:

@@ -144,11 +144,11 @@ def hooked(body: Mapping[str, Any], pk: str = "a") -> Upsert:
     [
         (hooked({"x": float("nan")}), "the document contains NaN or Infinity"),
         (hooked({"x": object()}), "the document contains a object"),
-        (hooked({"x": "\ud800"}), "the document contains half of a surrogate pair, which is no text"),
-        (hooked({}, pk="\ud800"), "the key contains half of a surrogate pair, which is no text"),
+        (hooked({"x": "\ud800"}), "the document contains half of a surrogate pair, which is not valid text"),
+        (hooked({}, pk="\ud800"), "the key contains half of a surrogate pair, which is not valid text"),
         (
             put({"pk": "a"}, 1).__class__("contract", ("a",), Item(b'{"pk":1}'), at(1), ("a",)),
-            "not what DynamoDB sends",
+            "not valid DynamoDB JSON",
         ),
     ],
 )
@@ -600,7 +600,7 @@ def test_versions_of_a_batch_fit_the_engines() -> None:
 def test_an_item_whose_image_is_no_typed_json_is_a_rejection() -> None:
     write = Upsert("contract", ("a",), Item(b"[]"), at(1), ("a",))
     found = encode(Batch([Part("s", [write, put({"pk": "b"}, 1)])]), encoders(Table("contract", PK)))
-    assert found.rejections == [Rejection(write, "the document is not what DynamoDB sends")]
+    assert found.rejections == [Rejection(write, "the document is not valid DynamoDB JSON")]
     assert dict(found.tables) == {}
 
 

@@ -462,7 +462,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_amazons_needs_a_region_and_credentials(server: Server) -> None:
     with pytest.raises(ConfigError, match=r"target\.aws\.region is missing"):
         client("opensearch", url=server.url, aws={})
-    with pytest.raises(NotPermitted, match="there are no AWS credentials"):
+    with pytest.raises(NotPermitted, match="no AWS credentials"):
         client("opensearch", url=server.url, aws={"region": "eu-west-1"}).check([TABLE])
     with pytest.raises(ConfigError, match=r"target\.aws\.profile: .*nobody"):
         client("opensearch", url=server.url, aws={"region": "eu-west-1", "profile": "nobody"})
