@@ -131,7 +131,8 @@ def test_status_as_json_lets_no_text_act(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_uncaught_error_lets_no_text_act(values: bool) -> None:
     """Also where its words are asked for."""
     words = HOSTILE.replace("\udc80", "")
-    program = f"from replicator.hooks.redaction import install; install(values={values}); raise ValueError({words!a} + str(1))"
+    install = f"from replicator.hooks.redaction import install; install(values={values})"
+    program = f"{install}; raise ValueError({words!a} + str(1))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 1
     assert ACTIVE.search(found.stderr) is None
