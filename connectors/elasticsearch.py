@@ -8,8 +8,7 @@ from elastic_transport import NodeConfig
 from elastic_transport.client_utils import parse_cloud_id
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from connectors.search.connection import Connection
-from connectors.search.nodes import nodes
+from connectors.search.connection import Connection, nodes
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
 

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from connectors.search.connection import Connection, Sign
-from connectors.search.nodes import nodes
+from connectors.search.connection import Connection, Sign, nodes
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
 from replicator.options import Options

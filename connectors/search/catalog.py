@@ -9,12 +9,11 @@ from urllib.parse import quote
 
 import orjson
 
-from connectors.search import hazards
+from connectors.search import mappings
 from connectors.search.connection import Connection, filtered
 from connectors.search.errors import failure
 from connectors.search.layout import FORMAT, LIVE, Layout, own_fields
-from connectors.search.mapping_diff import differences, own_differences, roundings, settings_differences
-from connectors.search.names import OURS
+from connectors.search.mappings import OURS, differences, own_differences, roundings, settings_differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +219,7 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
     yield from differences(_without_ours(layout.mapping), found.mapping)
     yield from own_differences(own_fields(layout.parts), found.mapping.get("properties", {}).get(OURS))
     yield from settings_differences(layout.settings, found.settings)
-    yield from hazards.of_mapping(found.mapping)
+    yield from mappings.mapping_hazards(found.mapping)
     yield from _promises(layout, found)
     if not _routed_alike(layout, found):
         yield "its documents are routed otherwise than routing says, so they would be there twice; make a new index"
@@ -228,7 +227,7 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
 
 def _promises(layout: Layout, found: Found) -> Iterator[str]:
     """What of its settings and aliases, which may be changed at any time, breaks a promise."""
-    yield from hazards.of_settings(found.settings)
+    yield from mappings.settings_hazards(found.settings)
     alias = found.aliases.get(layout.alias)
     if alias is not None and alias.get("filter") != LIVE:
         yield f"the alias {layout.alias} does not hide tombstones; its filter is to be {orjson.dumps(LIVE).decode()}"

@@ -1,17 +1,45 @@
-"""Conflicts, looked up: which of them this run caused itself, and which nobody of ours can have caused."""
+"""What this run knows about the writes of a batch: acknowledgments, strikes, and the cause of each conflict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
 
-from connectors.search.acks import Progress
-from connectors.search.connection import Connection
-from connectors.search.contents import versions
+import orjson
+
+from connectors.search.connection import Connection, filtered
 from connectors.search.encode import Entry
 from connectors.search.layout import Layout
 from replicator.errors import ConfigError
-from replicator.target.acks import Place, place
+from replicator.target import acks
+from replicator.target.acks import AckTracker, Place, place
 from replicator.version import epoch_of
+
+STRIKES = 5  # attempts of a document alone that the engine was too busy for, while it took others
+
+
+@dataclass
+class Progress(AckTracker):
+    """``strikes``: how often the engine had no room for this document alone."""
+
+    strikes: dict[Place, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether anything was said about the batch under way in an earlier attempt."""
+        return bool(self.stored or self.stale or self.strikes)
+
+    def struck(self, entry: Entry) -> bool:
+        """Note that there was no room for this document alone; whether that is enough to give up on it."""
+        at = place(entry.write)
+        self.strikes[at] = self.strikes.get(at, 0) + 1
+        return self.strikes[at] >= STRIKES
+
+    def forget(self, entries: Iterable[acks.Entry]) -> None:
+        super().forget(entries)
+        self.strikes.clear()
+
 
 _LOOKED_AT = 20  # conflicts of a batch that are looked up to see whether they can be ours
 

@@ -18,12 +18,38 @@ from elastic_transport import (
     TransportError,
     Urllib3HttpNode,
 )
+from elastic_transport.client_utils import basic_auth_to_header, url_to_node_config
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from connectors.search.errors import Answer, ResponseLost, failure
+from connectors.search.options import SearchOptions
 from replicator import __version__
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.response_limits import WHOLE, body_of
+
+
+def nodes(urls: str | Sequence[str], options: SearchOptions, authorization: str | None = None) -> list[NodeConfig]:
+    """One node an address; ``authorization`` is the header of a login that is not basic."""
+    header = authorization or _basic(options)
+    return [_node(url, options, header) for url in ([urls] if isinstance(urls, str) else urls)]
+
+
+def _basic(options: SearchOptions) -> str | None:
+    if options.username is None or options.password is None:
+        return None
+    return basic_auth_to_header((options.username, options.password.get_secret_value()))
+
+
+def _node(url: str, options: SearchOptions, authorization: str | None) -> NodeConfig:
+    node = url_to_node_config(url, use_default_ports_for_scheme=True)
+    return node.replace(
+        headers={} if authorization is None else {"authorization": authorization},
+        ca_certs=options.ca_certs,
+        http_compress=options.compress,
+        request_timeout=options.timeout,
+        connections_per_node=options.in_flight + 1,
+    )
+
 
 # What it has to say about nodes is said by our errors; without a handler Python would print it between our lines.
 logging.getLogger("elastic_transport").addHandler(logging.NullHandler())

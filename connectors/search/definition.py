@@ -8,12 +8,11 @@ from urllib.parse import quote
 
 import orjson
 
-from connectors.search import catalog, contents
+from connectors.search import catalog, searches
 from connectors.search.connection import Connection, filtered
 from connectors.search.errors import Answer, failure
 from connectors.search.layout import Layout
-from connectors.search.mapping_diff import canonical
-from connectors.search.names import OURS
+from connectors.search.mappings import OURS, canonical
 from replicator.identity import Change, Identity, Parts
 from replicator.version import FIRST_EPOCH, epoch_of
 
@@ -63,7 +62,7 @@ def epoch(connection: Connection, layout: Layout, found: catalog.Found) -> int:
     """
     if (found.epoch and not found.replaced) or _version_type(found) != "long":
         return found.epoch
-    newest = epoch_of(contents.newest(connection, layout))
+    newest = epoch_of(searches.newest(connection, layout))
     return max(found.epoch, newest if newest >= FIRST_EPOCH else 0)
 
 

@@ -9,9 +9,8 @@ from itertools import chain, repeat
 import msgspec
 import orjson
 
-from connectors.search.ids import index_id, index_ids
-from connectors.search.layout import WHOLE, Layout
-from connectors.search.names import OURS, is_ours
+from connectors.search.layout import WHOLE, Layout, index_id, index_ids
+from connectors.search.mappings import OURS, is_ours
 from replicator.batch import Batch, Rejection, Upsert, Write
 from replicator.items.extraction import TOGETHER
 from replicator.items.line_template import LineTemplate

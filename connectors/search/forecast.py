@@ -9,7 +9,7 @@ import orjson
 
 from connectors.search.encode import TableEncoder
 from connectors.search.layout import Layout
-from connectors.search.names import OURS
+from connectors.search.mappings import OURS
 from replicator.batch import Rejection, Upsert, Write
 
 _WHOLE = {"byte": 7, "short": 15, "integer": 31, "long": 63, "unsigned_long": 64}  # bits

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from connectors.search import hazards
-from connectors.search.names import OURS, is_ours
+from connectors.search import mappings
+from connectors.search.mappings import OURS, is_ours
 from replicator.options import Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
@@ -46,7 +46,7 @@ def _whole_mapping(mapping: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("has no properties; it is to look like properties: {title: {type: text}}")
     if taken := [name for name in mapping["properties"] if is_ours(name)]:
         raise ValueError(f"has a field named {taken[0]}, which is where replicator keeps version and key")
-    if copies := list(hazards.copied(mapping["properties"])):
+    if copies := list(mappings.copied_to_ours(mapping["properties"])):
         raise ValueError(f"copies the field {copies[0]} to {OURS}, which is where replicator keeps version and key")
     if "_source" in mapping:
         raise ValueError("has _source, which is always kept whole: it is the document")
@@ -62,7 +62,7 @@ Mapping = Annotated[
 
 def _safe_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """ValueError for settings under which a copy could not keep its promise."""
-    if problems := list(hazards.of_settings(settings)):
+    if problems := list(mappings.settings_hazards(settings)):
         raise ValueError(f"cannot be used: {problems[0]}")
     return settings
 

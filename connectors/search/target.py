@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from connectors.search import catalog, cleanup, contents, definition, forecast, probe
+from connectors.search import catalog, checks, definition, forecast, searches
 from connectors.search.bulk import Bulk, Size
+from connectors.search.checks import Opened, Watch
 from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
 from connectors.search.encode import Encoded, TableEncoder, encode
@@ -15,7 +16,6 @@ from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.responses import worst
-from connectors.search.watch import Opened, Watch
 from connectors.search.writer import Writing
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
@@ -41,9 +41,8 @@ class SearchTarget:
         self._conflicts = Conflicts(connection)
         self._writing = Writing(self._bulk, self._in_doubt, self._conflicts)
         self._watch = Watch(connection)
-        self._gone: dict[tuple[str, str], frozenset[cleanup.Document]] = {}  # what the last piece removed, by index
-        self._found: dict[tuple[str, int], tuple[cleanup.Piece, frozenset[DocumentId]]] = {}
-        """What the next call of a purge removes, and what was spared as it was found."""
+        self._gone: dict[tuple[str, str], frozenset[searches.Document]] = {}  # what the last piece removed, by index
+        self._found: dict[tuple[str, int], searches.Piece] = {}  # what the next piece of a purge removes
         self._window_of = 0  # that had begun as it was found
         self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
@@ -60,7 +59,7 @@ class SearchTarget:
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         try:
             wanted = list(layouts(tables).values())
-            missing = list(probe.missing_privileges(self._connection, wanted))
+            missing = list(checks.missing_privileges(self._connection, wanted))
             return missing or [text for layout in wanted for text in self._problems(layout)]
         except ConfigError as e:
             return e.problems
@@ -90,7 +89,7 @@ class SearchTarget:
         wanted = layouts(tables)
         there = zip(wanted.items(), catalog.states(self._connection, list(wanted.values())), strict=True)
         present = [(name, layout) for (name, layout), state in there if state.index is not None]
-        return [name for name, layout in present if contents.is_empty(self._connection, layout)]
+        return [name for name, layout in present if searches.is_empty(self._connection, layout)]
 
     def parts(self, table: Table) -> Parts:
         (layout,) = layouts([table]).values()
@@ -139,7 +138,7 @@ class SearchTarget:
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        found = cleanup.swept(self._connection, layout, below, spare)
+        found = searches.swept(self._connection, layout, below, spare)
         self._check_gone("swept", layout, found)
         return self._removed("swept", layout, found)
 
@@ -154,7 +153,7 @@ class SearchTarget:
             if spared.issuperset(spare):  # else a retry may have stored something in the place of what was found
                 self._removed("purged", layout, doomed)
             del self._found[place]
-        found = cleanup.forgotten(self._connection, layout, below, spare)
+        found = searches.forgotten(self._connection, layout, below, spare)
         self._check_gone("purged", layout, found)
         if found.lines:
             self._found[place] = found, frozenset(spare)
@@ -172,7 +171,7 @@ class SearchTarget:
 
     def _foreseen(self, layout: Layout, found: catalog.State) -> Sequence[str]:
         """What would be wrong with an absent index once it is made, so that no such index is left behind."""
-        return [] if found.index is not None else list(probe.templates(self._connection, layout))
+        return [] if found.index is not None else list(checks.templates(self._connection, layout))
 
     def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> Opened:
         """Make and note what is absent. What is made is looked at again: not every login may ask
@@ -184,25 +183,25 @@ class SearchTarget:
                 raise ConfigError(*problems)
         if found.index is None:
             raise TransientError(f"{self.server}: the index {layout.index} was made, and is not there; looking again")
-        probe.versions_kept(self._bulk, layout, self.server)
+        checks.versions_kept(self._bulk, layout, self.server)
         notes = catalog.notes(layout, self._pipeline, epoch)
         catalog.note(self._connection, layout, found.index, notes)
         return Opened(layout, found.index.id, notes)
 
-    def _check_gone(self, how: str, layout: Layout, piece: cleanup.Piece) -> None:
+    def _check_gone(self, how: str, layout: Layout, piece: searches.Piece) -> None:
         """TransientError where a search still shows what was removed before.
 
         What is there again is no such thing: each retry of a parked item leaves the same tombstones.
         """
         again = piece.documents & self._gone.get((how, layout.index), frozenset())
-        shown = again - cleanup.stored(self._connection, layout, again) if again else again
+        shown = again - searches.stored(self._connection, layout, again) if again else again
         if shown:
             raise TransientError(
                 f"{self.server}: a search in {layout.index} still shows {len(shown)} document(s) that were {how}; "
                 "looking again (does a copy of a shard lag behind?)"
             )
 
-    def _removed(self, how: str, layout: Layout, piece: cleanup.Piece) -> int:
+    def _removed(self, how: str, layout: Layout, piece: searches.Piece) -> int:
         count = self._stored(layout, piece.lines)
         self._gone[how, layout.index] = piece.documents
         return count
@@ -228,7 +227,7 @@ class SearchTarget:
         if problems or not found.complete:
             return problems
         try:
-            probe.versions_kept(self._bulk, layout, self._connection.server)
+            checks.versions_kept(self._bulk, layout, self._connection.server)
         except ReplicatorError as e:  # also one that time might mend: somebody is looking now
             return [str(e)]
         return []
@@ -237,4 +236,4 @@ class SearchTarget:
         problems = list(catalog.mismatches(layout, found, self._pipeline))
         if problems or found.index is None or layout.adopt:
             return problems
-        return list(probe.swallowed(self._connection, layout))
+        return list(checks.swallowed(self._connection, layout))

@@ -8,9 +8,8 @@ from itertools import takewhile
 
 import orjson
 
-from connectors.search.acks import Progress
 from connectors.search.bulk import SMALLEST, Bulk, Sent
-from connectors.search.conflicts import Conflicts
+from connectors.search.conflicts import Conflicts, Progress
 from connectors.search.encode import Encoded, Entry, insisting
 from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout

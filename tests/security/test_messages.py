@@ -17,8 +17,7 @@ from connectors.postgres.errors import translated
 from connectors.postgres.options import PostgresOptions, address
 from connectors.search.connection import without
 from connectors.search.errors import READING, WRITING, Answer, failure
-from connectors.search.rejection_reasons import refusal
-from connectors.search.responses import verdicts
+from connectors.search.responses import refusal, verdicts
 from replicator import log
 from replicator.aws.boto import Boto, connect
 from replicator.aws.errors import AwsError, without_login

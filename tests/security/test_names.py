@@ -24,9 +24,8 @@ from connectors.dynamodb.encode import Encoder, encode
 from connectors.dynamodb.layout import Layout
 from connectors.search.encode import TableEncoder
 from connectors.search.encode import encode as encode_lines
-from connectors.search.ids import index_id
-from connectors.search.layout import layouts
-from connectors.search.names import is_ours
+from connectors.search.layout import index_id, layouts
+from connectors.search.mappings import is_ours
 from replicator.aws.errors import AwsError
 from replicator.batch import Batch, Delete, DocumentId, Part, Rejection, Upsert, Write
 from replicator.items.attributes import image

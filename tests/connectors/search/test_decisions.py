@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from connectors.search import cleanup, contents
-from connectors.search.acks import STRIKES, Progress
+from connectors.search import searches
 from connectors.search.bulk import SMALLEST, Bulk, Size
 from connectors.search.catalog import Found, State
-from connectors.search.cleanup import forgotten, swept
-from connectors.search.conflicts import _LOOKED_AT, Conflicts
+from connectors.search.conflicts import _LOOKED_AT, STRIKES, Conflicts, Progress
 from connectors.search.encode import Entry, TableEncoder, encode
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions
+from connectors.search.searches import forgotten, swept
 from connectors.search.target import SearchTarget
 from connectors.search.writer import Writing
 from replicator.batch import Batch, Delete, Outcome, Upsert
@@ -271,7 +270,7 @@ def test_a_sweep_puts_tombstones_where_older_documents_are_and_nowhere_else(engi
 def test_a_sweep_spares_documents_and_all_of_an_item(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(cleanup, "_TERMS", at_once)
+    monkeypatch.setattr(searches, "_TERMS", at_once)
     keys = [(pk, sk) for pk in "abcd" for sk in "123"]
     engine.documents = {(f"{pk}|{sk}", None): document(1, partition=pk, sort=sk) for pk, sk in keys}
     spare = [("a", "1"), ("a", "3"), ("b", "2"), ("c",)]
@@ -282,7 +281,7 @@ def test_a_sweep_spares_documents_and_all_of_an_item(
 def test_a_sweep_spares_items_where_no_document_of_its_own_is_spared(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cleanup, "_TERMS", 1)
+    monkeypatch.setattr(searches, "_TERMS", 1)
     engine.documents = {(f"{pk}|1", None): document(1, partition=pk, sort="1") for pk in "abc"}
     assert removed(engine, Table("contract", PAIR), swept, BELOW, [("a",), ("b",)]) == 1
     assert engine.ids() == {"a|1": at(1), "b|1": at(1), "c|1": None}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from connectors.search import contents, definition
+from connectors.search import definition, searches
 from connectors.search.connection import Connection
 from connectors.search.errors import Answer
 from connectors.search.layout import layouts
@@ -158,11 +158,11 @@ def test_what_an_index_holds_is_searched_for_without_a_pipeline_and_on_primaries
     hits = {"hits": {"hits": [{"sort": [7]}], "total": {"value": 1}}}
     cluster = Cluster({"/products-1/_search": (200, hits), "/products": (200, {"products-1": WITHOUT})})
     (layout,) = layouts([BEFORE]).values()
-    assert contents.newest(cluster, layout) == 7
-    assert not contents.is_empty(cluster, layout)
-    searches = [path for path in cluster.asked if "/_search" in path]
-    assert len(searches) == 2
-    for path in searches:
+    assert searches.newest(cluster, layout) == 7
+    assert not searches.is_empty(cluster, layout)
+    paths = [path for path in cluster.asked if "/_search" in path]
+    assert len(paths) == 2
+    for path in paths:
         assert "allow_partial_search_results=false" in path
         assert "search_pipeline=_none" in path
         assert "preference=_primary" in path
@@ -173,4 +173,4 @@ def test_what_an_index_holds_is_searched_for_without_a_pipeline_and_on_primaries
 def test_an_index_without_a_version_has_none(hits: list[Any]) -> None:
     cluster = Cluster({"/products-1/_search": (200, {"hits": {"hits": hits}}), "/products": (200, {})})
     (layout,) = layouts([BEFORE]).values()
-    assert contents.newest(cluster, layout) == 0
+    assert searches.newest(cluster, layout) == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from connectors.search.acks import STRIKES
+from connectors.search.conflicts import STRIKES
 from connectors.search.target import SearchTarget
 from replicator.batch import Batch, Outcome
 from replicator.errors import TransientError

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from connectors.search import probe
+from connectors.search import checks
+from connectors.search.checks import EVERY
 from connectors.search.target import SearchTarget
-from connectors.search.watch import EVERY
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, GapFound, TransientError
 from replicator.identity import recreated_tables
@@ -276,7 +276,7 @@ def test_what_a_template_made_of_an_index_is_found_where_the_login_may_not_ask_b
     one_search.ask("PUT", "/_ingest/pipeline/p", {"processors": []})
     template(**content)
     of = table(one_search, mapping={"dynamic": "false", **PLAIN})
-    monkeypatch.setattr(probe, "templates", lambda connection, layout: iter(()))
+    monkeypatch.setattr(checks, "templates", lambda connection, layout: iter(()))
     for _ in range(2):
         with pytest.raises(ConfigError) as e:
             opened(one_search, of)

@@ -14,16 +14,14 @@ import pytest
 from elastic_transport import ConnectionError as TransportConnectionError
 from urllib3.exceptions import ProtocolError
 
-from connectors.search.acks import STRIKES, Progress
 from connectors.search.bulk import SMALLEST, Size
+from connectors.search.conflicts import STRIKES, Progress
 from connectors.search.connection import unanswered
 from connectors.search.encode import TableEncoder, cut, encode
 from connectors.search.errors import ResponseLost
-from connectors.search.ids import LONGEST, index_id
-from connectors.search.layout import layouts
-from connectors.search.mapping_diff import differences, roundings, settings_differences
-from connectors.search.rejection_reasons import refusal
-from connectors.search.responses import all_stored, verdicts, worst
+from connectors.search.layout import LONGEST_ID, index_id, layouts
+from connectors.search.mappings import differences, roundings, settings_differences
+from connectors.search.responses import all_stored, refusal, verdicts, worst
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.config.target import destination
 from replicator.errors import ConfigError, NotPermitted, TransientError
@@ -61,7 +59,7 @@ def test_ids_of_different_keys_never_meet() -> None:
 @pytest.mark.parametrize("key", [("x" * 513,), ("é" * 257,), ("漢" * 171,), ("p" * 300, "s" * 300)])
 def test_a_long_id_is_hashed(key: tuple[str, ...]) -> None:
     assert index_id(key).startswith("sha256:")
-    assert len(index_id(key).encode()) <= LONGEST
+    assert len(index_id(key).encode()) <= LONGEST_ID
 
 
 def test_a_key_that_looks_like_a_hash_is_no_other_keys_id() -> None:

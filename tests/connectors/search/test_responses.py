@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from connectors.search import bulk
-from connectors.search.acks import STRIKES
+from connectors.search.conflicts import STRIKES
 from connectors.search.errors import ResponseLost
 from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
@@ -179,7 +179,7 @@ ODD_ITEMS: list[object] = [None, 5, [5], [{}], [{"index": 5}], [{"index": {}}]]
 
 
 @pytest.mark.parametrize(
-    ("told", "doubt"),
+    ("told", "in_doubt"),
     [
         *((said(status, HTML), False) for status in (429, 401)),
         (said(400, {"__type": "x#ThrottlingException", "message": "slowly"}), False),

@@ -1,11 +1,114 @@
-"""An index's mapping as the engine has it, compared with the one that is wanted. Pure."""
+"""What a mapping and settings may say: reserved names, hazards, and differences from what the config wants. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from connectors.search.names import OURS
+from replicator.items.line_template import is_within
+
+OURS = "replicator"
+"""The object in each document with what is ours."""
+
+WRITER = "-Replicator"
+"""Behind an index's name: the alias that is written through, which is nobody else's.
+
+The capital letter is what makes it safe: no index may have one in its name, so where the alias is gone the engine can
+make no index of that name by itself. ``require_alias`` alone would not do, because deletes ignore it.
+"""
+
+
+def is_ours(name: object) -> bool:
+    """Whether a field of this name is replicator's own, or inside it: the engines take a dot for an object."""
+    return is_within(name, OURS)
+
+
+_SYNTHETIC = "documents are put together anew when they are read, and lose digits, order and duplicates"
+
+
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by their full names, without ``index.`` in front, however they are nested."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            found |= flatten_settings(value, f"{path}.")
+        else:
+            found[path.removeprefix("index.")] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    """As the engine shows it; empty for null, which takes a template's value back."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def settings_hazards(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with settings, a sentence each."""
+    given = {name: value for name, value in flatten_settings(settings).items() if value}
+    if given.get("translog.durability", "").lower() == "async":
+        yield (
+            "translog.durability is async: an engine that crashes loses documents that it has confirmed. "
+            "Set index.translog.durability to request"
+        )
+    if given.get("final_pipeline", "_none") != "_none":
+        yield (
+            f"the ingest pipeline {given['final_pipeline']} is its final_pipeline, which may drop or change documents "
+            "behind replicator's back. Remove the setting (a transform hook can do the same, and is counted); if "
+            "documents were written meanwhile, copy everything again with: replicator resync"
+        )
+    if policy := given.get("lifecycle.name"):
+        yield (
+            f"the ILM policy {policy} manages it, which may roll it over, shrink it, block writes to it or delete it. "
+            'Take it out of ILM: PUT INDEX/_settings {"index.lifecycle.name": null}; where the index is still '
+            "to be made, write settings: {lifecycle.name: null} under its table"
+        )
+    yield from _source_settings(given)
+
+
+def _source_settings(given: Mapping[str, str]) -> Iterator[str]:
+    mode = given.get("mapping.source.mode", "stored").lower()
+    if mode != "stored":
+        yield f"mapping.source.mode is {mode}: {_lost(mode)}. Make a new index with index.mapping.source.mode: stored"
+    if given.get("mode", "standard").lower() not in ("standard", "lookup"):
+        yield f"its mode is {given['mode']}: {_SYNTHETIC}. Make a new index with index.mode: standard"
+    for name, value in given.items():
+        if "derived_source.enabled" in name and value.lower() == "true":
+            yield f"{name} is true: {_SYNTHETIC}. Make a new index with {name}: false"
+
+
+def _lost(mode: str) -> str:
+    return "documents are not kept" if mode == "disabled" else _SYNTHETIC
+
+
+def mapping_hazards(mapping: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a mapping, a sentence each."""
+    yield from _source(mapping.get("_source", {}))
+    if any(is_ours(name) for name in mapping.get("runtime", {})):
+        yield f"it has a runtime field named {OURS}, which hides replicator's own; remove it (PUT _mapping with null)"
+    for path in copied_to_ours(mapping.get("properties", {})):
+        yield f"field {path} is copied to {OURS}, where replicator keeps version and key; make a new index without that"
+
+
+def _source(given: Mapping[str, Any]) -> Iterator[str]:
+    mode = _text(given.get("mode", "stored")).lower()
+    if _text(given.get("enabled", True)).lower() == "false" or mode == "disabled":
+        yield "_source is disabled: documents are not kept. Make a new index with _source"
+    elif mode != "stored":
+        yield f"_source has mode {mode}: {_SYNTHETIC}. Make a new index without that"
+    for name in ("includes", "excludes"):
+        if given.get(name):
+            yield f"_source has {name}, so part of each document is not kept. Make a new index without that"
+
+
+def copied_to_ours(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The fields that are copied to replicator's own."""
+    for name, field in properties.items():
+        goals = field.get("copy_to", ())
+        if any(is_ours(goal) for goal in ([goals] if isinstance(goals, str) else goals)):
+            yield f"{prefix}{name}"
+        yield from copied_to_ours(field.get("properties", {}), f"{prefix}{name}.")
+
 
 # The engine does not show what is as it would be anyway.
 _DEFAULTS: Mapping[str, Any] = {

@@ -15,8 +15,7 @@ import pytest
 
 from connectors.search import encode as encoding
 from connectors.search.encode import TableEncoder
-from connectors.search.ids import LONGEST, index_id, index_ids
-from connectors.search.layout import Layout, layouts
+from connectors.search.layout import LONGEST_ID, Layout, index_id, index_ids, layouts
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
 from replicator.items import json_templates, to_json
 from replicator.items.attributes import image
@@ -268,6 +267,6 @@ def test_ids_of_many_are_those_of_each() -> None:
     for _ in range(3000):
         given = ids(source)
         assert list(index_ids(given)) == [index_id(id) for id in given]
-    for text in ("é" * 64, "é" * 65, "é" * (LONGEST // 2), "漢" * 128, "🐘" * 128, "🐘" * 129, "x" * 512, "x" * 513):
+    for text in ("é" * 64, "é" * 65, "é" * (LONGEST_ID // 2), "漢" * 128, "🐘" * 128, "🐘" * 129, "x" * 512, "x" * 513):
         assert list(index_ids([("a",), (text,)])) == ["a", index_id((text,))]
         assert list(index_ids([("a", "b"), (text, "b")])) == ["a|b", index_id((text, "b"))]

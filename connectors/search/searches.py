@@ -1,9 +1,4 @@
-"""What a sweep removes and a purge forgets, a piece at a time.
-
-A search sees only what was refreshed, so each piece begins with the one refresh that replicator asks for. It may still
-miss documents: a copy of a shard lags behind, something else filters the search. So an end is confirmed by the columns
-of the fields that a query looks up in an index, and what was removed may not be found again, unless it is there again.
-"""
+"""Searches that see the whole index: its newest version, whether it is empty, what a sweep or a purge removes."""
 
 from __future__ import annotations
 
@@ -14,13 +9,60 @@ from urllib.parse import quote
 
 import orjson
 
+from connectors.search import catalog, mappings
 from connectors.search.connection import Connection, filtered
-from connectors.search.contents import WHOLE, refresh, settings, undisturbed, versions
-from connectors.search.ids import index_id
-from connectors.search.layout import Layout
-from connectors.search.names import OURS
+from connectors.search.errors import READING
+from connectors.search.layout import Layout, index_id
+from connectors.search.mappings import OURS
 from replicator.batch import DocumentId
 from replicator.errors import TransientError
+
+WHOLE = "allow_partial_search_results=false"  # a shard that does not answer is no shard without hits
+_NEWEST: Mapping[str, Any] = {
+    "size": 1,
+    "_source": False,
+    "sort": [{f"{OURS}.version": {"order": "desc", "unmapped_type": "long"}}],
+}
+_ANY: Mapping[str, Any] = {"size": 0, "terminate_after": 1, "track_total_hits": 1}
+
+
+def settings(connection: Connection, layout: Layout) -> Mapping[str, str]:
+    """The index's settings, each under its full name; none where it is gone."""
+    (state,) = catalog.states(connection, [layout])
+    return {} if state.index is None else mappings.flatten_settings(state.index.settings)
+
+
+def undisturbed(connection: Connection, settings: Mapping[str, str]) -> str:
+    """Parameters that keep a search whole: no pipeline, and no replicas where they may lag (OpenSearch)."""
+    none = "&search_pipeline=_none" if "search.default_pipeline" in settings else ""
+    return none + ("&preference=_primary" if connection.product == "OpenSearch" else "")
+
+
+def refresh(connection: Connection, layout: Layout) -> None:
+    """Let searches see what was stored up to now."""
+    connection.ask("POST", f"/{quote(layout.index, safe='')}/_refresh", doing="refreshing the index")
+
+
+def newest(connection: Connection, layout: Layout) -> int:
+    """The highest version of a document or tombstone, 0 without one. Exact: a sort keeps every digit."""
+    refresh(connection, layout)
+    hits = _hits(connection, layout, _NEWEST, "searching for the newest version")["hits"]
+    found = hits[0]["sort"][0] if hits else None
+    return max(found, 0) if isinstance(found, int) else 0  # a document of another tool has none
+
+
+def is_empty(connection: Connection, layout: Layout) -> bool:
+    """Whether there is neither a document nor a tombstone. Without a refresh it would be as it was a while ago."""
+    refresh(connection, layout)
+    return not _hits(connection, layout, _ANY, "searching for any document")["total"]["value"]
+
+
+def _hits(connection: Connection, layout: Layout, wanted: Mapping[str, Any], doing: str) -> Any:
+    """In the index itself, where the alias's filter hides no tombstone."""
+    plain = undisturbed(connection, settings(connection, layout))
+    path = f"/{quote(layout.index, safe='')}/_search?{WHOLE}&request_cache=false{plain}"
+    return connection.ask("POST", path, orjson.dumps(wanted), doing=doing)["hits"]
+
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536

@@ -1,19 +1,21 @@
-"""Questions to a real index: does it keep versions as it must, and did another tool fill it."""
+"""Checks of a live index: probes before the first write, and a watch while a run writes."""
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 
-from connectors.search import hazards
+from connectors.search import catalog, mappings
 from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
 from connectors.search.layout import Layout
-from connectors.search.names import OURS
+from connectors.search.mappings import OURS
 from connectors.search.responses import Verdict, worst
 from replicator.errors import ConfigError
 from replicator.target.contract import Denied
@@ -74,8 +76,8 @@ def templates(connection: Connection, layout: Layout) -> Iterator[str]:
     answer = connection.request("POST", path)
     found = answer.json
     template = found.get("template", {}) if answer.status == 200 and isinstance(found, dict) else {}
-    settings = hazards.flat(template.get("settings", {})) | hazards.flat(layout.settings)
-    problems = *hazards.of_settings(settings), *hazards.of_mapping(template.get("mappings", {}))
+    settings = mappings.flatten_settings(template.get("settings", {})) | mappings.flatten_settings(layout.settings)
+    problems = *mappings.settings_hazards(settings), *mappings.mapping_hazards(template.get("mappings", {}))
     yield from (f"{layout.index}: an index template would make it so that {text}" for text in problems)
 
 
@@ -92,3 +94,56 @@ def missing_privileges(connection: Connection, layouts: Sequence[Layout]) -> Ite
         if missing:
             login = f"{connection.server}: the login {found.get('username', '')}"
             yield Denied(f"{login} lacks {', '.join(missing)} on {name}")
+
+
+EVERY = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An index as it was opened: its id, and what was noted in it."""
+
+    layout: Layout
+    id: str
+    notes: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Watch:
+    """The indices that were opened.
+
+    A look after the fact is enough: an index that was replaced or restored is told by its id, also by the next run, and
+    where a write arrived is said by each answer.
+    """
+
+    connection: Connection
+    now: Callable[[], float] = time.monotonic
+    _opened: Sequence[Opened] = ()
+    _looked: float = 0.0
+
+    def begin(self, opened: Sequence[Opened]) -> None:
+        """They were looked at just now."""
+        self._opened, self._looked = opened, self.now()
+
+    def look(self) -> None:
+        """ConfigError, with everything that changed, if a copy cannot go on with it. Asks at most every 5 s.
+
+        A run that was stopped while it opened the index, and replaced, may have noted its own epoch over a later one:
+        engines compare nothing there. That is put right, or the next start would take the index for an older one.
+        """
+        if not self._opened or self.now() - self._looked < EVERY:
+            return
+        states = catalog.states(self.connection, [opened.layout for opened in self._opened])
+        found = list(zip(self._opened, states, strict=True))
+        if problems := [text for o, state in found for text in catalog.changed(o.layout, state, o.id)]:
+            raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
+        for opened, state in found:
+            if state.index is not None and state.index.epoch < opened.notes["epoch"]:
+                self._note_again(opened)
+        self._looked = self.now()
+
+    def _note_again(self, opened: Opened) -> None:
+        """As it is now, with all that others noted."""
+        now = catalog.state(self.connection, opened.layout).index
+        if now is not None and now.id == opened.id and now.epoch < opened.notes["epoch"]:
+            catalog.note(self.connection, opened.layout, now, opened.notes)
