@@ -1,4 +1,4 @@
-"""Puts together what a run works with: both ends, checkpoints, hook, tables."""
+"""Builds a run's context: target, checkpoints, hook, and the target's tables."""
 
 from __future__ import annotations
 
@@ -19,52 +19,54 @@ from replicator.target.contract import Mirroring, ReducedGuarantee, Table, Targe
 log = logging.getLogger("replicator")
 
 
-KEPT_EXPIRED = "a resync or --apply-schema-changes, which ask for --remove-expired, as a new scan does not find them"
+KEPT_EXPIRED = (
+    "a resync or --apply-schema-changes: both require --remove-expired, because a new scan does not find expired items"
+)
 
 
 def assemble(
     config: Config, client: Client, target: Target, checkpoints: Checkpoints, hook: Hook | None, table: SourceTable
 ) -> RunContext:
-    """A copy of ``table`` as the config wants it; ConfigError where hook and tables do not go together."""
+    """The context of a run that replicates ``table``. ConfigError if the hook and the tables do not fit together."""
     tables = target_tables(config, table, hook)
     introduce(config, target, table, client)
     if (promise := promise_of(target)) != "":
-        log.warning("a weaker promise", extra={"promise": promise})
+        log.warning("reduced guarantee", extra={"promise": promise})
     if config.ttl_deletes == "ignore":
-        log.warning("expired items are kept", extra={"until": KEPT_EXPIRED})
+        log.warning("expired items kept", extra={"until": KEPT_EXPIRED})
     if isinstance(checkpoints, Store):
         log.info("checkpoints", extra={"place": checkpoints.place})
     if isinstance(checkpoints, Cautious):
         for warning in checkpoints.warnings():
-            log.warning("checkpoints are exposed", extra={"reason": warning})
+            log.warning("checkpoints exposed", extra={"reason": warning})
     return RunContext(config, client, target, checkpoints, hook, table, tables)
 
 
 def promise_of(target: Target) -> str:
-    """What the target promises instead of what others do; empty if nothing is missing."""
+    """The target's reduced guarantee, in words; empty if its guarantee is the full one."""
     return target.promise if isinstance(target, ReducedGuarantee) else ""
 
 
 def introduce(config: Config, target: Target, table: SourceTable, client: Client) -> None:
-    """Tell the target what it is to be a copy of, if it wants to know."""
+    """Tell the target what it replicates, if it is ``Mirroring``."""
     if isinstance(target, Mirroring):
         target.mirror(table, client, keep_expired=config.ttl_deletes == "ignore")
 
 
 def target_tables(config: Config, table: SourceTable, hook: Hook | None) -> tuple[Table, ...]:
-    """The target's tables, under the item's key or under ids of the hook's own."""
+    """The target's tables, keyed by the item's key or, for hooks that return ``Document``s, by document id."""
     own_ids = hook is not None and hook.declared
     if len(config.target.tables) > 1 and not own_ids:
         raise ConfigError(
-            "target.tables: several tables need a hook that says where each document goes; "
-            "decorate it with @documents and let it return Document(id, body, table)"
+            "target.tables: several tables need a transform hook that says where each document goes; "
+            "decorate it with @documents and return Document(id, body, table)"
         )
     return config.target.wanted(table.keys, own_ids=own_ids)
 
 
 @contextlib.contextmanager
 def ends(config: Config) -> Iterator[tuple[Target, Checkpoints]]:
-    """The target and where the entries are kept, connected to nothing yet; both are closed in the end."""
+    """The target and the checkpoints, not connected yet. Closes both on exit."""
     target = config.target.build(config.pipeline)
     with contextlib.closing(target):
         checkpoints = checkpoints_of(config, target)
@@ -73,7 +75,7 @@ def ends(config: Config) -> Iterator[tuple[Target, Checkpoints]]:
 
 
 def checkpoints_of(config: Config, target: Target) -> Checkpoints:
-    """With the target's rows in their transactions, where it has them; else in the store that the config names."""
+    """A transactional target's own checkpoints, otherwise the store named in the config."""
     if isinstance(target, Transactional):
         if config.checkpoints is not None:
             raise ConfigError(f"checkpoints: {KEPT_BY_TARGET}")

@@ -1,4 +1,4 @@
-"""Binds a run's pipeline to the tables of its target: opened, extended where a person allows it, and remembered."""
+"""Binds a pipeline to its target's tables: inspects, extends and opens them, and rechecks them during the run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from replicator.target.contract import Defining, Rechecking, Table, Target
 
 log = logging.getLogger("replicator")
 
-RECHECKED = 60.0  # seconds until tables are looked at again
+RECHECK_INTERVAL = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The target's side of a run that begins."""
+    """The target side of a run's startup."""
 
     target: Target
     tables: Sequence[Table]
@@ -35,52 +35,53 @@ class Binding:
     pipeline: Pipeline
     retrying: RetryPolicy
 
-    def found(self, source: SourceTable) -> StartupState:
+    def inspect(self, source: SourceTable) -> StartupState:
         view = self.pipeline.view
         return self.retrying(lambda: preexisting.inspect(view, source, self.target, self.tables, self.hook))
 
-    def extend(self, found: StartupState) -> None:
-        """Add to the tables what the config added; the epoch that begins next fills it."""
+    def extend(self, startup: StartupState) -> None:
+        """Add what the config added to the tables; the next epoch's scan fills it."""
         target = self.target
         assert isinstance(target, Defining)
-        log.info("tables are extended", extra={"statements": list(found.additions or ())})
-        self.retrying(lambda: target.extend(self.tables, found.changes))
+        log.info("extending tables", extra={"statements": list(startup.additions or ())})
+        self.retrying(lambda: target.extend(self.tables, startup.changes))
 
-    def open(self, found: StartupState) -> None:
-        """Open the tables, and remember which they are."""
+    def open(self, startup: StartupState) -> None:
+        """Open the tables and store their identities."""
         state = self.pipeline.view.pipeline
         assert state is not None
         self.retrying(lambda: self.target.open(self.tables, state.epoch))
-        opened = self.retrying(lambda: preexisting.identities(self.target, self.tables))
-        self.pipeline.define(replace(found.bound, tables=opened))
+        identities = self.retrying(lambda: preexisting.identities(self.target, self.tables))
+        self.pipeline.define(replace(startup.bound, tables=identities))
 
 
 @dataclass(slots=True)
 class Recheck:
-    """Looks now and then whether the tables are still such that nothing is lost in them. ``monotonic``: never set."""
+    """Checks periodically that the tables were not altered in a way that would lose rows silently."""
 
     target: Target
     tables: Sequence[Table]
     delivery: Delivery
     retrying: RetryPolicy
     monotonic: Callable[[], float]
-    _looked: float = field(default=-math.inf)
+    _checked_at: float = field(default=-math.inf)
 
-    def look(self) -> None:
-        """ConfigError where ``open`` would refuse a table by now, though no write says so."""
+    def check(self) -> None:
+        """ConfigError if ``open`` would now refuse a table although writes to it succeed."""
         now, target = self.monotonic(), self.target
-        if not isinstance(target, Rechecking) or now - self._looked < RECHECKED:
+        if not isinstance(target, Rechecking) or now - self._checked_at < RECHECK_INTERVAL:
             return
-        self._looked = now
+        self._checked_at = now
         self.delivery.settle()
         if problems := self.retrying(lambda: target.recheck(self.tables)):
             raise ConfigError(*problems)
 
 
-def check_start(checkpoints: Checkpoints, found: Callable[[CheckpointView], StartupState], allowed: Allowed) -> None:
-    """ConfigError if a run must not begin as the config says, before it owns anything: a live run goes on.
+def check_start(checkpoints: Checkpoints, inspect: Callable[[CheckpointView], StartupState], allowed: Allowed) -> None:
+    """ConfigError if a run must not start with this config.
 
-    What only a gap stands against is for the run itself, which records it.
+    Called before the run claims the pipeline, so that a live run is not replaced by one that cannot start. A gap does
+    not count: the run records it after its claim.
     """
     with contextlib.suppress(GapFound):
-        start_mode(found(CheckpointView(checkpoints.read())), allowed)
+        start_mode(inspect(CheckpointView(checkpoints.read())), allowed)

@@ -1,4 +1,4 @@
-"""Sweep and purge: what a copy owes its target once the scan is stored, done a piece at a time between batches."""
+"""Sweeps obsolete documents and purges tombstones after a scan, in pieces between batches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from replicator.target.in_doubt import InDoubtWindow
 from replicator.version import epoch_of, version
 
 Pass = tuple[str, int, int]
-"""What is done, below which version, and which number the doubts gave it: with another one it begins anew."""
+"""Operation ("sweep" or "purge"), version limit, and in-doubt round; when one of them changes, a new pass starts."""
 
-
-SHARE = 4.0  # times as long as a piece took, others come first where changes wait
+PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long as the last piece took
 
 
 @dataclass(slots=True)
 class Cleanup:
-    """The chores of one run. ``in_doubt`` is the target's, where its requests may linger."""
+    """The cleanup work of one run. ``in_doubt``: the target's in-doubt window, if it is one that AppliesLate."""
 
     target: Target
     checkpoints: Checkpoints
@@ -41,31 +40,30 @@ class Cleanup:
     now: Callable[[], float]
     monotonic: Callable[[], float]
     in_doubt: InDoubtWindow | None
-    _spared_items: set[str] = field(default_factory=set)  # by the sweep that goes on
-    _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables of which a pass has reached the end
-    _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table: what could not be removed so far
+    _spared_items: set[str] = field(default_factory=set)  # by the current sweep
+    _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables that a pass has finished
+    _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table
     _keys: Mapping[str, Key] = field(default_factory=dict)  # of parked entries, as last read
-    _removed: bool = False  # by other tables, something, since one was refused
-
-    _rests_until: float = -math.inf
+    _removed: bool = False  # whether another table made progress since one was refused
+    _paused_until: float = -math.inf
 
     def do(self, *, idle: bool = True) -> bool:
-        """Do a piece of what is due; False if nothing is. With the last piece, the next stage begins.
+        """Do one piece of the work that is due; return False if there is none. The last piece enters the next stage.
 
-        A piece may look through a large part of a table. Unless the run is ``idle``, it gets a fifth of the time.
+        A piece may scan a large part of a table. Unless the run is ``idle``, cleanup gets a fifth of the time.
         """
-        began = self.monotonic()
-        if not idle and began < self._rests_until:
+        started = self.monotonic()
+        if not idle and started < self._paused_until:
             return False
         busy = self._do()
         if busy:
             now = self.monotonic()
-            self._rests_until = now + SHARE * (now - began)
+            self._paused_until = now + PAUSE_FACTOR * (now - started)
         return busy
 
     @property
     def overdue(self) -> bool:
-        """Whether something can be done that runs which end once they are caught up would never come to."""
+        """Whether work is due that ``run --until caught-up`` would otherwise never get to."""
         state, in_doubt = self.pipeline.state, self.in_doubt
         if state is None or in_doubt is None or state.stage != stages.FOLLOWING:
             return False
@@ -92,9 +90,9 @@ class Cleanup:
         return True
 
     def _after_window(self, state: PipelineState) -> bool:
-        """Forget the tombstones that were kept in case a lost request is still carried out.
+        """Once the in-doubt window has closed, purge the tombstones that were kept during it.
 
-        After a resync the sweep comes again first: what an earlier epoch's run had sent may have arrived behind it.
+        After a resync, sweep again first: a write of an earlier epoch may have been applied behind the first sweep.
         """
         if self.in_doubt is None:
             return False
@@ -117,7 +115,7 @@ class Cleanup:
             self._swept()
 
     def _after_parking(self, state: PipelineState) -> bool:
-        """Sweep once more where an item that was parked during a sweep is not any more: it may have older documents."""
+        """Sweep again after an item that the last sweep spared is no longer parked: it may have older documents."""
         if not self.pipeline.owes_sweep:
             return False
         self.delivery.settle()
@@ -133,8 +131,9 @@ class Cleanup:
     def _sweep(self, epoch: int) -> bool:
         parked = self._parked()
         if obsolete := [id for id in parked if epoch_of(version_in(id)) < epoch]:
-            self.pipeline.unpark(obsolete)  # their items are gone; a retry that comes later loses, or it would store
-            self.delivery.flush()  # something of an earlier epoch behind the sweep
+            # Their items no longer exist, and a later retry would write documents of an earlier epoch behind the sweep.
+            self.pipeline.unpark(obsolete)
+            self.delivery.flush()
             parked = self._parked()
         spare = self._spared(parked, epoch)
         self._spared_items.update(id[0] for id in spare)
@@ -143,20 +142,19 @@ class Cleanup:
 
     def _purge(self, epoch: int) -> bool:
         if self.in_doubt:
-            return False  # the tombstones stay for now, and go when the doubt is over
+            return False  # the tombstones are purged after the in-doubt window
         below, spare = version(epoch + 1, 0), self._of_parked(self._parked())
         return self._piece("purge", below, partial(self.target.purge, below=below, spare=spare))
 
     def _piece(self, what: str, below: int, do: Callable[[Table], int]) -> bool:
-        """Do a piece in the first table with something left; False once every table was found to have nothing left.
+        """Do a piece in the first unfinished table; return False once all tables are finished.
 
-        A table whose end was reached is not asked again until all that is due is done, since that would begin another
-        pass through it: passes of different lengths would never end together. With a new doubt a purge begins anew,
-        because of the tombstones left meanwhile; a sweep only where something of an earlier epoch may have been sent,
-        and once that has arrived: what this run sends is of its own.
+        A finished table is not asked again in this pass: asking would start another scan of it, and scans of tables of
+        different sizes would never finish together. When the in-doubt window reopens, a purge starts a new pass,
+        because new tombstones are kept. A sweep does so only for writes of an earlier epoch, when they become possible
+        and when they no longer are: this run's own writes are of the current epoch.
         """
-        this = what, below, self._window_of(what)
-        through = self._through.setdefault(this, set())
+        through = self._through.setdefault((what, below, self._round(what)), set())
         for table in self.tables:
             if table.name in through or table.name in self._refused:
                 continue
@@ -172,14 +170,14 @@ class Cleanup:
         return self._tries_again()
 
     def _tries_again(self) -> bool:
-        """Whether tables in which something was refused are asked again: what it needed may be gone from another."""
+        """Whether to retry tables that refused a removal: what blocked it may have been removed from another table."""
         refused, removed = self._refused, self._removed
         self._refused, self._removed = {}, False
         if refused and not removed:
             raise SweepRefused(*(problem for e in refused.values() for problem in e.problems))
         return bool(refused)
 
-    def _window_of(self, what: str) -> int:
+    def _round(self, what: str) -> int:
         if self.in_doubt is None:
             return 0
         return self.in_doubt.begun if what == "purge" else self.in_doubt.sweep_round
@@ -192,15 +190,15 @@ class Cleanup:
         return self.retrying(confirmed)
 
     def _parked(self) -> Mapping[str, Key]:
-        """The parked entries' ids, with their keys."""
+        """Ids and keys of the parked entries."""
         self._keys = self.retrying(lambda: parked_keys(self.checkpoints, self._keys))
         return self._keys
 
     def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
-        """Documents of items parked in this epoch stay."""
+        """The documents to spare: those of items parked in this epoch."""
         return self._of_parked({id: key for id, key in parked.items() if epoch_of(version_in(id)) >= epoch})
 
     def _of_parked(self, parked: Mapping[str, Key]) -> list[DocumentId]:
-        """What the ids of the items' documents begin with."""
+        """Prefixes of the document ids of these items."""
         own = self.pipeline.mapping.own_ids
         return [(item_of(id),) if own else key for id, key in parked.items()]

@@ -1,4 +1,4 @@
-"""What a run works with, and what it gets from outside."""
+"""What a run works with (RunContext) and what it depends on from outside (Environment)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("replicator")
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a run works with: both ends, the hook, the target's tables."""
+    """Source, target, checkpoints, hook, and the target's tables."""
 
     config: Config
     client: Client
@@ -42,9 +42,9 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a run gets from outside: time, randomness, calls, when to stop, and who wants to know how it goes.
+    """Time, randomness, the scheduler, the stop signal, and the receiver of progress reports; tests replace them.
 
-    ``now`` is the wall clock, in seconds: it may be set, also back. ``monotonic`` measures intervals.
+    ``now``: wall clock, in seconds since 1970; it may be set back. ``monotonic``: for intervals.
     """
 
     stop: threading.Event
@@ -57,8 +57,8 @@ class Environment:
 
 
 def log_wait(waiting_for: str | None) -> None:
-    """Say that a wait goes on, or that it is over."""
+    """Log that the run is waiting, or (None) that it continues."""
     if waiting_for is None:
-        log.info("going on after a wait")
+        log.info("resuming after a wait")
     else:
         log.warning("waiting", extra={"reason": waiting_for})

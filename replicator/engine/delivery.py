@@ -1,4 +1,4 @@
-"""Hands batches to the target: the one place that retries, and where a batch becomes stored or comes back."""
+"""Delivers batches to the target, with retries, and commits or returns them to the pipeline."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from replicator.state import Entry, Save
 from replicator.target.contract import AppliesLate, Pipelined, Target, Transactional
 from replicator.version import epoch_of
 
-CONFIRMED = 5.0  # seconds for which a run believes that no other one took over; it may have been stopped meanwhile
+CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
 
 
 class Delivery:
-    """Stores batches in order. Where the target can, one is under way while the next is encoded, and then waits.
+    """Stores batches in order. For a ``Pipelined`` target, the next batch is encoded while one is in flight.
 
-    ``still_at_it`` is called now and then while a batch takes long.
+    ``still_at_it`` is called periodically during a batch that takes long.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Delivery:
         self._retrying = retrying
         self._now = now
         self._in_flight: Batch | None = None
-        self._waiting: tuple[Batch, Any] | None = None  # with its encoded form
+        self._waiting: tuple[Batch, Any] | None = None  # encoded, not sent yet
         self._failed = False
         self._confirmed = -math.inf
 
@@ -57,12 +57,12 @@ class Delivery:
 
     @property
     def full(self) -> bool:
-        """Whether no batch may be offered, because one waits already."""
+        """Whether an encoded batch is waiting, so that no other may be offered."""
         return self._waiting is not None
 
     def offer(self, batch: Batch) -> None:
-        """Begin to store ``batch`` behind everything before it; if something before was refused, it comes back."""
-        assert not self.full, "a batch waits: push it first"
+        """Store ``batch`` after all earlier ones. It returns to the pipeline if one of those is refused."""
+        assert not self.full, "a batch is waiting: push it first"
         if self._overlapping is None:
             self._finish(batch, lambda: self._written_out(batch))
             return
@@ -70,19 +70,19 @@ class Delivery:
         self.nudge()
 
     def nudge(self) -> None:
-        """Send what waits if nothing is under way any more. It takes no time to ask."""
+        """Send the waiting batch if its predecessor is done. Does not block."""
         if self.full and (self._in_flight is None or self._failed or self._is_ready()):
             self.push()
 
     def push(self) -> None:
-        """Wait for the oldest answer; then send what waits, unless it came back."""
+        """Wait for the batch in flight; then send the waiting batch, unless it was returned to the pipeline."""
         waiting, self._waiting = self._waiting, None
         if self._settled() and waiting is not None:
             self._in_flight, encoded = waiting
             self._sent(encoded)
 
     def settle(self) -> None:
-        """Wait until everything that was offered is stored, or came back."""
+        """Wait until every offered batch is stored or returned to the pipeline."""
         while self.busy:
             self.push()
 
@@ -91,19 +91,19 @@ class Delivery:
         return self._overlapping.ready()
 
     def _settled(self) -> bool:
-        """Whether what was under way is stored; the target may have refused part of it, so that all came back."""
+        """Wait for the batch in flight. False if part of it was refused, so that all batches were returned."""
         batch, self._in_flight = self._in_flight, None
         return batch is None or self._finish(batch, lambda: self._collected(batch))
 
     def flush(self) -> None:
-        """Store everything that the pipeline has to give."""
+        """Store everything that the pipeline has."""
         self.settle()
         while (batch := self.taken()) is not None:
             self.offer(batch)
             self.settle()
 
     def taken(self) -> Batch | None:
-        """The next batch, for which the hook works."""
+        """The next batch from the pipeline. Runs the hook."""
         with self._hook_limit:
             return self._pipeline.take(self._now())
 
@@ -113,7 +113,7 @@ class Delivery:
             self.confirm()
             self._overlapping.send(encoded)
         except TransientError:
-            self._failed = True  # the answer will be asked for, and the batch written again
+            self._failed = True  # the batch is written again when it is collected
 
     def _collected(self, batch: Batch) -> Outcome:
         assert self._overlapping is not None
@@ -124,17 +124,17 @@ class Delivery:
             except Unfinished:
                 self._still_at_it()
             except TransientError:
-                pass  # unsure whether it is stored: the same batch follows, which changes nothing if it is
+                pass  # perhaps stored; writing the batch again is idempotent
         return self._written_out(batch)
 
     def _written_out(self, batch: Batch) -> Outcome:
-        """A batch that takes long is sent in stretches; before each the run asks whether the pipeline is its own."""
+        """Write a batch, in several stretches if it takes long; ownership is confirmed before each of them."""
         while (outcome := self._retrying(lambda: self._stretch(batch))) is None:
             self._still_at_it()
         return outcome
 
     def _stretch(self, batch: Batch) -> Outcome | None:
-        """None if some of the batch is left to be sent."""
+        """Write as much as the target sends at once; None if part of the batch is left."""
         try:
             return self._written(batch)
         except Unfinished:
@@ -145,7 +145,7 @@ class Delivery:
         return self._target.write(batch)
 
     def _finish(self, batch: Batch, answer: Callable[[], Outcome]) -> bool:
-        """Whether the batch is stored and what was taken after it still holds; else that came back."""
+        """Commit the batch. False if it was refused or overtaken, so that all batches were returned."""
         try:
             outcome = answer()
             if outcome.rejections:
@@ -161,9 +161,9 @@ class Delivery:
         return True
 
     def _overtaken(self, batch: Batch, fenced: Fenced) -> bool:
-        """No other run may own the pipeline, but a command may have changed entries of parked items meanwhile.
+        """Handle a failed compare-and-set. If this run still owns the pipeline, a command changed parked entries.
 
-        If it did after the batch was stored, and only the answer was lost, the pipeline's own entry tells.
+        If the batch had been stored before that and only the response was lost, the pipeline entry shows it.
         """
         self._retrying(lambda: self._checkpoints.save(()))
         stored = {(e.kind, e.id): e for e in self._retrying(self._checkpoints.read).entries}
@@ -171,24 +171,21 @@ class Delivery:
             self._pipeline.stored(batch, Outcome(), self._now())
         elif any(_went_back(s, stored) for s in batch.saves):
             raise PutBack(
-                "the checkpoints were put back to an earlier state while this run was up (a standby took over that "
-                "lacks the last commits, or a backup was restored). Start the run again: it reads on from what is "
-                "stored"
+                "the checkpoints were put back to an earlier state during this run (failover to a standby without the "
+                "last commits, or a restored backup). Start the run again: it resumes from what is stored"
             ) from fenced
         elif not any(_moved(s, stored) for s in batch.saves):
             raise fenced
         self._pipeline.give_back()
         self.know_parked()
-        if self._in_doubt is not None:  # what the command sent may still be carried out, whatever is parked
-            moved = [epoch_of(version_in(s.id)) for s in batch.saves if _moved(s, stored)]
-            self._in_doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
+        if self._in_doubt is not None:
+            self._in_doubt.begin(earlier=True)  # the command's writes may still be applied, whatever is parked now
         return False
 
     def know_parked(self) -> None:
-        """Take the parked items as they are stored. Nothing may be under way.
+        """Reload the parked items from the checkpoints. No batch may be in flight.
 
-        Where a command sent something since, it may be carried out late, also if the item is not parked any more. A
-        sweep begins anew only where it is of an earlier epoch: else frequent retries would put it off for ever.
+        If a command retried changes since, its writes may still be applied, even if the item is no longer parked.
         """
         before = self._pipeline.parked
         found = self._retrying(lambda: known(self._checkpoints, before))
@@ -198,12 +195,12 @@ class Delivery:
         self._pipeline.know(found)
 
     def confirm(self, *, afresh: bool = False) -> None:
-        """Fenced if another run took over. Asked where the target cannot.
+        """Fenced if another run took over. Does nothing if the target's transactions check that.
 
-        Not again within a few seconds, unless ``afresh``: the next run doubts what this one writes meanwhile, but
-        nothing makes up for tombstones of its own that this one forgets.
+        Ownership is trusted for CONFIRMED seconds, unless ``afresh``. Writes during that time are safe, because the
+        next run starts with an in-doubt window. Purging is not: it could remove tombstones that the next run needs.
         """
-        lately = 0 <= self._now() - self._confirmed <= CONFIRMED  # clocks are set back, too
+        lately = 0 <= self._now() - self._confirmed <= CONFIRMED  # the clock may be set back
         if not self._transactional and (afresh or not lately):
             self._checkpoints.save(())
             self._confirmed = self._now()
@@ -215,7 +212,7 @@ def _made(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
 
 
 def _went_back(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
-    """Whether an entry that only runs change is older than the one that this run saved."""
+    """Whether an entry that only runs change is older than what this run saved."""
     entry = stored.get((save.kind, save.id))
     there = 0 if entry is None else entry.revision
     return save.kind not in (PARKED, DROPPED) and save.expected is not None and there < save.expected

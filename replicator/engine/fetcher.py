@@ -1,4 +1,4 @@
-"""The source's side of a run: which readers, scans and listings are due, and what becomes of what they find."""
+"""Reads ahead from the source: runs shard readers, segment scans and shard listings, and buffers their pages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from replicator.source.shard_reader import read
 from replicator.source.stream import LISTING_REST, Stream, children, listing
 from replicator.source.table import SourceTable
 
-LISTING_EVERY = 30.0  # seconds between full listings when nothing asks for one
-SOONEST, LATEST = 0.5, 10.0  # seconds between listings while something is missing in the lineage
-FEW = 3  # childless shards that are asked about one by one; more are cheaper in a full listing
-_LISTER = "listing"
+LISTING_INTERVAL = 30.0  # seconds between full listings while the lineage is complete
+MIN_RELIST, MAX_RELIST = 0.5, 10.0  # seconds between listings while shards are missing from the lineage
+MAX_SINGLE_LOOKUPS = 3  # childless shards to look up individually; for more, a full listing is cheaper
+_LISTING = "listing"
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Fetcher:
     _asked: set[str] = field(default_factory=set)
     _ask_at: float = 0.0
     _list_at: float = 0.0
-    _list_rest: float = SOONEST
+    _list_rest: float = MIN_RELIST
 
     def __post_init__(self) -> None:
         self.steps.full = lambda: self.pages.full
@@ -78,12 +78,12 @@ class Fetcher:
 
     @property
     def finished(self) -> bool:
-        """Whether the stream is disabled, and stored to its end."""
+        """Whether the stream was disabled and all of it is stored."""
         return self.disabled and self.pipeline.ended
 
     def _process(self, result: StepResult) -> None:
-        if result.name == _LISTER:
-            self._listing_step(result)
+        if result.name == _LISTING:
+            self._process_listing(result)
         elif result.error is not None:
             raise result.error
         elif isinstance(result.value, Page):
@@ -94,23 +94,23 @@ class Fetcher:
     def _page(self, source: str, page: Page) -> None:
         self.pipeline.accept(page)
         if self.pipeline.gone(page.shard):
-            self._note(source, None)
+            self._set_waiting(source, None)
             return
-        self._note(source, page.waiting_for)
-        self._next(source, page.rest)  # after the last page too: the generator's end is one more step
+        self._set_waiting(source, page.waiting_for)
+        self._schedule(source, page.rest)  # after the last page too: the generator needs one more step to end
 
     def _scan_page(self, source: str, page: ScanPage) -> None:
         self.pipeline.accept_scan(page)
-        self._note(source, page.waiting_for)
-        self._next(source, max(page.rest, self.budget.spend(page.read_units, self.now())))
+        self._set_waiting(source, page.waiting_for)
+        self._schedule(source, max(page.rest, self.budget.spend(page.read_units, self.now())))
 
-    def _note(self, source: str, waiting_for: str | None) -> None:
+    def _set_waiting(self, source: str, waiting_for: str | None) -> None:
         if waiting_for is None:
             self.waiting_for.pop(source, None)
         else:
             self.waiting_for[source] = f"{source}: {waiting_for}"
 
-    def _next(self, source: str, rest: float) -> None:
+    def _schedule(self, source: str, rest: float) -> None:
         if self.pages.room(source):
             self.steps.again(source, rest)
         else:
@@ -118,67 +118,67 @@ class Fetcher:
 
     def _list(self) -> None:
         now = self.now()
-        if self.steps.has(_LISTER) or now < self._ask_at:
+        if self.steps.has(_LISTING) or now < self._ask_at:
             return
         childless = self.pipeline.childless
         self._asked &= childless
         new = childless - self._asked
-        if new and len(childless) <= FEW:
+        if new and len(childless) <= MAX_SINGLE_LOOKUPS:
             shard = min(new)
             self._asked.add(shard)
-            self._list_rest, self._list_at = SOONEST, min(self._list_at, now + SOONEST)
-            self.steps.add(_LISTER, children(self.stream, shard))
+            self._list_rest, self._list_at = MIN_RELIST, min(self._list_at, now + MIN_RELIST)
+            self.steps.add(_LISTING, children(self.stream, shard))
         elif now >= self._list_at or new:
             self._asked |= new
-            self.steps.add(_LISTER, listing(self.stream))
+            self.steps.add(_LISTING, listing(self.stream))
 
-    def _listing_step(self, stepped: StepResult) -> None:
+    def _process_listing(self, result: StepResult) -> None:
         self._ask_at = self.now() + LISTING_REST
-        if isinstance(stepped.error, TransientError):
-            self._note(_LISTER, str(stepped.error))
-            self._list_at = self.now() + self.random.uniform(1, LATEST)
-        elif stepped.error is not None:
-            raise stepped.error
-        elif isinstance(stepped.value, float):
-            self.steps.again(_LISTER, stepped.value)
-        elif isinstance(stepped.value, Listing):
-            self._listed(stepped.value)
+        if isinstance(result.error, TransientError):
+            self._set_waiting(_LISTING, str(result.error))
+            self._list_at = self.now() + self.random.uniform(1, MAX_RELIST)
+        elif result.error is not None:
+            raise result.error
+        elif isinstance(result.value, float):
+            self.steps.again(_LISTING, result.value)
+        elif isinstance(result.value, Listing):
+            self._listed(result.value)
 
-    def _listed(self, found: Listing) -> None:
-        self.steps.again(_LISTER)  # to its end
-        self._note(_LISTER, None)
-        self.disabled = found.status in ("DISABLED", "DISABLING")
-        self.pipeline.listed(found)
-        if not found.complete:
+    def _listed(self, listing: Listing) -> None:
+        self.steps.again(_LISTING)  # lets the generator end
+        self._set_waiting(_LISTING, None)
+        self.disabled = listing.status in ("DISABLED", "DISABLING")
+        self.pipeline.listed(listing)
+        if not listing.complete:
             return
         if self.pipeline.childless or self.pipeline.discovery.waits or self.pipeline.discovery.misses:
-            self._list_rest = min(LATEST, self._list_rest * 2)
+            self._list_rest = min(MAX_RELIST, self._list_rest * 2)
             self._list_at = self.now() + self._list_rest
         else:
-            self._list_rest, self._list_at = SOONEST, self.now() + LISTING_EVERY
+            self._list_rest, self._list_at = MIN_RELIST, self.now() + LISTING_INTERVAL
 
 
-def end_of_stream(was: SourceTable, now: SourceTable | None) -> ReplicatorError:
-    """Why a stream that is stored to its end has no more changes. ``now``: the table, None if there is none."""
+def end_of_stream(before: SourceTable, now: SourceTable | None) -> ReplicatorError:
+    """Why a fully stored stream has ended. ``now``: the table as it is now, None if it no longer exists."""
     if now is None:
         return ConfigError(
-            f"source.table: the table {was.arn or was.name} was deleted. All that its stream held is stored, and "
+            f"source.table: the table {before.arn or before.name} was deleted. Everything in its stream is stored, and "
             "nothing was removed from the target. If the table is created again, copy it with: replicator resync"
         )
-    if now.identity != was.identity:
+    if now.identity != before.identity:
         return GapFound(
-            f"the table {was.name} was deleted and created again while this run copied it; the stream of the first "
-            "one is stored to its end"
+            f"the table {before.name} was deleted and created again during this run; the stream of the deleted table "
+            "is fully stored"
         )
     return GapFound(
-        "the stream was disabled, and is stored to its end; changes made since then cannot be read. "
-        "Enable it again, then: replicator resync"
+        "the stream was disabled, and all of it is stored; changes made since then cannot be read. "
+        "Enable it again, then run: replicator resync"
     )
 
 
-def explained(found: GapFound, was: SourceTable, now: SourceTable | None) -> GapFound:
-    """A gap where a stream or a shard is gone, with the reason if the table is gone as well."""
+def explained(gap: GapFound, before: SourceTable, now: SourceTable | None) -> GapFound:
+    """``gap``, with the deleted table as its cause if the table no longer exists (``now`` is None)."""
     if now is not None:
-        return found
-    reason = f"the source table {was.arn or was.name} was deleted before all of its stream was read: {found.reason}"
-    return GapFound(reason, found.shard, found.sequence)
+        return gap
+    reason = f"the source table {before.arn or before.name} was deleted before all of its stream was read: {gap.reason}"
+    return GapFound(reason, gap.shard, gap.sequence)

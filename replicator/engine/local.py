@@ -1,4 +1,4 @@
-"""Moves a pipeline on this machine: calls for pages ahead are under way while one thread does everything else."""
+"""Runs a pipeline in this process: one thread, with reads in flight while it transforms and writes batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from replicator.engine.cleanup import Cleanup
 from replicator.engine.context import Environment, RunContext, log_wait
 from replicator.engine.delivery import Delivery
 from replicator.engine.fetcher import Fetcher, end_of_stream, explained
-from replicator.engine.heartbeat import ProgressReporter, tell_replaced
+from replicator.engine.heartbeat import ProgressReporter, warn_if_replacing
 from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import GapFound, ReplicatorError, TransientError
@@ -35,68 +35,74 @@ from replicator.target.contract import AppliesLate, Transactional
 
 log = logging.getLogger("replicator")
 
-WAIT = 0.1  # seconds the loop waits for a page at most
-RESYNCS = 3  # in one run; more would be a loop
+POLL_TIMEOUT = 0.1  # seconds
+MAX_RESYNCS = 3  # per run; more would be a loop
 
 
 class Driver:
-    """One run of a pipeline, from its claim to its end."""
+    """One run of a pipeline. Claims the pipeline on construction."""
 
-    _fetcher: Fetcher | None = None  # until it is known what to read
+    _fetcher: Fetcher | None = None  # until startup has decided what to read
 
-    def __init__(self, copy: RunContext, owner: Owner, world: Environment) -> None:
-        self._copy, self._world, self._now = copy, world, world.now
-        self._started, self._table = world.now(), copy.table
-        claimed = RetryPolicy(world.stop, log_wait, self._now, world.random)(lambda: copy.checkpoints.claim(owner))
-        self._retrying = RetryPolicy(world.stop, self._report, self._now, world.random)
+    def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
+        self._context, self._environment, self._now = context, environment, environment.now
+        stop, random, monotonic = environment.stop, environment.random, environment.monotonic
+        self._started, self._table = self._now(), context.table
+        claimed = RetryPolicy(stop, log_wait, self._now, random)(lambda: context.checkpoints.claim(owner))
+        self._retrying = RetryPolicy(stop, self._report, self._now, random)
         self._pages = PageBuffer()
         self.pipeline = Pipeline(
-            copy.mapping,
+            context.mapping,
             claimed,
             pages=self._pages,
-            ignore_expired=copy.config.ttl_deletes == "ignore",
+            ignore_expired=context.config.ttl_deletes == "ignore",
             now=self._started,
         )
-        self._reporter = ProgressReporter(self.pipeline, world.observe, self._now, world.monotonic, who=owner.who)
-        tell_replaced(claimed, self._started)
+        self._reporter = ProgressReporter(self.pipeline, environment.observe, self._now, monotonic, who=owner.who)
+        warn_if_replacing(claimed, self._started)
+        target, tables, checkpoints = context.target, context.tables, context.checkpoints
         self._delivery = Delivery(
-            copy.target,
-            copy.checkpoints,
+            target,
+            checkpoints,
             self.pipeline,
             self._retrying,
             self._now,
-            world.hook_limit,
-            self._sign_past,
+            environment.hook_limit,
+            self._save_heartbeat,
         )
-        self._binding = Binding(copy.target, copy.tables, copy.hook, self.pipeline, self._retrying)
-        self._watch = self._watch_of(copy.config.parked_limit)
-        self._recheck = self._recheck_of(copy)
-        self._in_doubt = copy.target.in_doubt if isinstance(copy.target, AppliesLate) else None
-        self._cleanup = self._cleanup_of(copy)
-        self._budget, self._steps = ReadBudget(copy.config.backfill.read_units), world.steps(copy.client)
-        self._resyncs, self._extends = 0, False  # whether tables may be extended
-
-    def _watch_of(self, limit: int) -> ParkedWatch:
-        return ParkedWatch(self.pipeline, self._delivery, limit, self._world.monotonic, self.pipeline.total)
-
-    def _recheck_of(self, copy: RunContext) -> Recheck:
-        return Recheck(copy.target, copy.tables, self._delivery, self._retrying, self._world.monotonic)
-
-    def _cleanup_of(self, copy: RunContext) -> Cleanup:
-        told = (self.pipeline, self._delivery, self._retrying, self._now, self._world.monotonic, self._in_doubt)
-        return Cleanup(copy.target, copy.checkpoints, copy.tables, *told)
+        self._binding = Binding(target, tables, context.hook, self.pipeline, self._retrying)
+        self._watch = ParkedWatch(
+            self.pipeline, self._delivery, context.config.parked_limit, monotonic, self.pipeline.total
+        )
+        self._recheck = Recheck(target, tables, self._delivery, self._retrying, monotonic)
+        self._in_doubt = target.in_doubt if isinstance(target, AppliesLate) else None
+        self._cleanup = Cleanup(
+            target,
+            checkpoints,
+            tables,
+            self.pipeline,
+            self._delivery,
+            self._retrying,
+            self._now,
+            monotonic,
+            self._in_doubt,
+        )
+        self._budget = ReadBudget(context.config.backfill.read_units)
+        self._steps = environment.steps(context.client)
+        self._resyncs = 0
+        self._may_extend = False  # whether tables may be extended
 
     def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
-        """Until stopped, caught up, or something ends it. What is under way is stored before it returns."""
-        self._extends = allowed.schema_changes
+        """Replicate until stopped, caught up, or an error. Stores the batches in flight before it returns."""
+        self._may_extend = allowed.schema_changes
         try:
             self._delivery.know_parked()
             try:
                 self._start(allowed)
-            except GapFound as found:
-                self._gap(found)
+            except GapFound as gap:
+                self._gap(gap)
             self._run(until)
-            self._say_goodbye()
+            self._shut_down()
         except Stopped:
             log.info("stopped while waiting", extra={"waiting_for": self._reporter.waiting_for})
         finally:
@@ -105,52 +111,52 @@ class Driver:
     # Starting
 
     def _start(self, allowed: startup.Allowed) -> None:
-        found = self._binding.found(self._table)
-        if startup.start_mode(found, allowed) is not startup.StartMode.RESUME:
-            self._begin(found)
+        start = self._binding.inspect(self._table)
+        if startup.start_mode(start, allowed) is not startup.StartMode.RESUME:
+            self._begin(start)
             return
-        assert found.state is not None
-        self._take_over_window(found.state)
-        if found.state.hook != found.hook:
-            self._change(startup.with_hook(self._state(), found.hook))
-        self._binding.open(found)
+        assert start.state is not None
+        self._take_over_window(start.state)
+        if start.state.hook != start.hook:
+            self._change(startup.with_hook(self._state(), start.hook))
+        self._binding.open(start)
         self._fetch()
-        log.info("going on", extra={"stage": found.state.stage, "epoch": found.state.epoch})
+        log.info("resuming", extra={"stage": start.state.stage, "epoch": start.state.epoch})
 
-    def _begin(self, found: startup.StartupState) -> None:
-        """A new epoch: positions first, durably, before anything is read.
+    def _begin(self, start: startup.StartupState) -> None:
+        """Start a new epoch. The positions of all shards are durable before anything is read.
 
-        What defines the documents is remembered when the tables have taken it, and before any is written: a run that
-        they refuse leaves the definition that the next one finds to be changed.
+        The tables' new definition is stored after the tables accepted it and before any document is written: if they
+        refuse it, the next run compares against the old definition again.
         """
-        backfilling = self._copy.config.backfill
-        if found.state is not None or found.highest:
+        backfill = self._context.config.backfill
+        if start.state is not None or start.highest:
             self._open_window()
         startup.check_source(
             self._table,
-            own_ids=self._copy.mapping.own_ids,
-            options=aws_options(self._copy.config.source, self._table.arn),
+            own_ids=self._context.mapping.own_ids,
+            options=aws_options(self._context.config.source, self._table.arn),
         )
-        if self._extends and found.additions is not None:
-            self._binding.extend(found)
-        state = startup.new_epoch(found, enabled=backfilling.enabled, now=self._now())
-        segments = stages.segments(backfilling.segments) if state.stage == stages.SCANNING else {}
+        if self._may_extend and start.additions is not None:
+            self._binding.extend(start)
+        state = startup.new_epoch(start, enabled=backfill.enabled, now=self._now())
+        segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._fetch()
-        self.pipeline.begin(state, self._full_listing(), segments, found.as_defined)
+        self.pipeline.begin(state, self._full_listing(), segments, start.as_defined)
         self._delivery.flush()
-        self._binding.open(found)
+        self._binding.open(start)
         self._delivery.flush()
-        log.info("epoch begins", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+        log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
     def _open_window(self, seconds: float = math.inf, *, earlier: bool = True) -> None:
-        """A run before this one may have been killed while it wrote."""
+        """Open the in-doubt window: an earlier run may have been killed with requests in flight."""
         if self._in_doubt is not None:
             self._in_doubt.begin(seconds, earlier=earlier)
 
     def _take_over_window(self, state: PipelineState) -> None:
-        """Doubt for as long as an earlier run, or a command, left reason to. A run that is killed leaves the most.
+        """Reopen the in-doubt window for as long as the last run, or a command, left it open; after a kill, fully.
 
-        What a command retried may be of an earlier epoch, as its note says; a run of this epoch sent nothing that is.
+        A command may have sent writes of an earlier epoch. A run of this epoch has not.
         """
         retries = self.pipeline.view.retries
         retried, earlier = retries.all, retries.before(state.epoch)
@@ -167,7 +173,7 @@ class Driver:
             self._change(now)
 
     def _hand_over_window(self) -> None:
-        """Note what the next run has to doubt: everything that this one sent was answered, or is in doubt."""
+        """Store how long the next run must keep the window open: all requests of this run are answered or in doubt."""
         state = self.pipeline.view.pipeline
         if self._in_doubt is not None and state is not None:
             earlier = self._in_doubt.left_earlier if state.resync else None  # else there is nothing to sweep
@@ -183,9 +189,9 @@ class Driver:
         self._delivery.flush()
 
     def _fetch(self) -> None:
-        """Read from the stream that the table has now."""
-        table, world = self._table, self._world
-        name = self._copy.config.source.table  # perhaps an ARN: a table of another account has to be called by it
+        """Create a fetcher for the table's current stream."""
+        table, environment = self._table, self._environment
+        name = self._context.config.source.table  # may be an ARN, which a table of another account requires
         self._steps.clear()
         stream = Stream(
             arn=table.stream_arn or "",
@@ -193,46 +199,53 @@ class Driver:
             keys=table.keys,
             decode=RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY"),
             now=self._now,
-            random=world.random,
+            random=environment.random,
             keys_only=table.view == "KEYS_ONLY",
         )
-        scanned = Scanned(name, table.keys, world.random)
+        scanned = Scanned(name, table.keys, environment.random)
         self._fetcher = Fetcher(
-            self.pipeline, self._pages, stream, scanned, self._budget, self._steps, world.monotonic, world.random
+            self.pipeline,
+            self._pages,
+            stream,
+            scanned,
+            self._budget,
+            self._steps,
+            environment.monotonic,
+            environment.random,
         )
 
     def _full_listing(self) -> Listing:
         assert self._fetcher is not None
         stream = self._fetcher.stream
 
-        def whole() -> Listing:
-            pages: Iterator[Listing | float] = answered(self._copy.client, listing(stream))
-            for found in pages:
-                if isinstance(found, Listing):
-                    return found
-                self._world.stop.wait(found)
+        def list_all() -> Listing:
+            steps: Iterator[Listing | float] = answered(self._context.client, listing(stream))
+            for step in steps:
+                if isinstance(step, Listing):
+                    return step
+                self._environment.stop.wait(step)
             raise AssertionError("a listing ends with a Listing")
 
-        return self._retrying(whole)
+        return self._retrying(list_all)
 
     # Running
 
     def _run(self, until: str | None) -> None:
-        while not self._world.stop.is_set():
+        while not self._environment.stop.is_set():
             caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
             if caught_up and not self._cleanup.overdue:
                 return
             try:
                 self._turn()
-            except GapFound as found:
-                self._gap(explained(found, self._table, self._found_table()) if found.gone else found)
+            except GapFound as gap:
+                self._gap(explained(gap, self._table, self._current_table()) if gap.gone else gap)
 
-    def _found_table(self) -> SourceTable | None:
-        """The source table as it is now, if there still is one."""
-        return self._retrying(lambda: find_table(self._copy.client, self._copy.config.source.table))
+    def _current_table(self) -> SourceTable | None:
+        """The source table as it is now; None if it no longer exists."""
+        return self._retrying(lambda: find_table(self._context.client, self._context.config.source.table))
 
     def _turn(self) -> None:
-        """One round: take in what was read, give out what is to be stored, and see to what else is due."""
+        """One iteration: start reads, deliver a batch, do a piece of cleanup, process results, run periodic checks."""
         assert self._fetcher is not None
         self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
         self._reporter.tick()
@@ -242,68 +255,68 @@ class Driver:
             self._delivery.offer(batch)
         busy = batch is not None or self._delivery.busy
         busy = self._cleanup.do(idle=not busy) or busy
-        polled = self._fetcher.poll(0.0 if busy else WAIT, self._accepting)
+        polled = self._fetcher.poll(0.0 if busy else POLL_TIMEOUT, self._accepting)
         if not polled and batch is None:
             self._delivery.push()
         if self._fetcher.finished:
-            raise end_of_stream(self._table, self._found_table())
-        self._watch.look()
-        self._recheck.look()
+            raise end_of_stream(self._table, self._current_table())
+        self._watch.check()
+        self._recheck.check()
 
     def _accepting(self) -> bool:
         """Send the encoded batch if its predecessor is stored. Returns whether another one may be encoded."""
         self._delivery.nudge()
         return not self._delivery.full
 
-    def _gap(self, found: GapFound) -> None:
-        """Record it; then repair it by a rescan if that is wished for, else end with it."""
-        log.error("gap", extra={"reason": found.reason, "shard": found.shard, "sequence": found.sequence})
+    def _gap(self, gap: GapFound) -> None:
+        """Record the gap, then rescan the table (``on_gap: resync``) or end the run with it."""
+        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "sequence": gap.sequence})
         self._steps.clear()
-        if not self._recorded(found):
-            self.pipeline.gap(found, self._now())
+        if not self._recorded(gap):
+            self.pipeline.gap(gap, self._now())
         self._delivery.flush()
-        if self._copy.config.on_gap != "resync" or self._resyncs >= RESYNCS:
-            raise found
+        if self._context.config.on_gap != "resync" or self._resyncs >= MAX_RESYNCS:
+            raise gap
         self._resyncs += 1
-        self._table = self._retrying(lambda: describe_table(self._copy.client, self._copy.config.source.table))
-        self._begin(self._binding.found(self._table))
+        self._table = self._retrying(lambda: describe_table(self._context.client, self._context.config.source.table))
+        self._begin(self._binding.inspect(self._table))
 
-    def _recorded(self, found: GapFound) -> bool:
+    def _recorded(self, gap: GapFound) -> bool:
         gaps = self.pipeline.view.gaps.values()
-        return any(g.repaired is None and (g.reason, g.shard) == (found.reason, found.shard) for g in gaps)
+        return any(g.repaired is None and (g.reason, g.shard) == (gap.reason, gap.shard) for g in gaps)
 
-    # Telling
+    # Reporting
 
     def _report(self, waiting_for: str | None) -> None:
-        """A wait began, goes on, or is over."""
+        """Report that a wait starts or continues or, with None, is over."""
         self._reporter.waiting_for = waiting_for
         if waiting_for is None:
-            log.info("going on after a wait")
+            log.info("resuming after a wait")
             return
         log.warning(
             "waiting", extra={"reason": waiting_for, "retention_left_hours": self._reporter.retention_left_hours()}
         )
         self._reporter.show()
-        if not isinstance(self._copy.target, Transactional):
-            self._sign_past()
+        if not isinstance(self._context.target, Transactional):
+            self._save_heartbeat()
 
-    def _sign_past(self) -> None:
-        """A sign of life beside the batch that waits, where the store is apart from the target."""
-        sign = Save("pulse", "", None, encode(self._reporter.sign()))
-        with contextlib.suppress(TransientError):  # it may be the store itself that is waited for
-            self._copy.checkpoints.save([sign])
+    def _save_heartbeat(self) -> None:
+        """Save a heartbeat ahead of the batch that waits for the target; needs a store of its own."""
+        heartbeat = Save("pulse", "", None, encode(self._reporter.current()))
+        with contextlib.suppress(TransientError):  # the store itself may be what the run waits for
+            self._context.checkpoints.save([heartbeat])
 
     def _filled(self) -> tuple[Sequence[str], int]:
-        """See ``existing.filled``; nothing where the ends cannot tell now."""
+        """See ``preexisting.filled``; empty if target or checkpoints cannot be asked now."""
         with contextlib.suppress(ReplicatorError):
-            return preexisting.filled(self._copy.checkpoints, self._copy.target, self._copy.tables)
+            return preexisting.filled(self._context.checkpoints, self._context.target, self._context.tables)
         return (), 0
 
-    def _say_goodbye(self) -> None:
-        """Store what is under way, not what was only read ahead: who stops a run wants it to end soon."""
+    def _shut_down(self) -> None:
+        """Store the batches in flight, but not pages read ahead: a stop should be quick."""
         self._delivery.settle()
         self.pipeline.drop_ahead()
-        self._reporter.goodbye(*self._filled())
+        self._reporter.stopped(*self._filled())
         self._delivery.flush()
         self._hand_over_window()
         self._watch.end()

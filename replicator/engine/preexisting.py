@@ -1,4 +1,4 @@
-"""What a run finds before it starts: what is stored, and both ends as they are now. Reads, and changes nothing."""
+"""Inspects checkpoints, source and target before a run starts. Read-only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import SourceTable
 from replicator.target.contract import Defining, Identifying, Inspectable, Table, Target
 
-_OPTIONS = "options"  # the one part where a target does not know what decides
+_OPTIONS = "options"  # the single part of a target that is not Defining
 
 
 def inspect(
     view: CheckpointView, source: SourceTable, target: Target, tables: Sequence[Table], hook: Hook | None
 ) -> StartupState:
-    """What is stored beside what is there."""
+    """The stored state next to the actual state of source and target."""
     defined = {table.name: parts(target, table) for table in tables}
-    definition = _taken_apart(view.definition, target, tables)
+    definition = _split_into_parts(view.definition, target, tables)
     changed = changes(definition.parts, defined)
     return StartupState(
         state=view.pipeline,
@@ -43,20 +43,22 @@ def inspect(
 
 
 def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) -> tuple[Sequence[str], int]:
-    """The tables that hold something, none where the target cannot tell; and the retries that this takes into account.
+    """The names of nonempty tables (none if the target cannot tell), and the revision of the ``retried`` entry.
 
-    Those are read first: a retry that is not among them may empty a table that was looked at before.
+    The revision is read first: a later retry may empty a table after it was inspected.
     """
     if not isinstance(target, Inspectable):
         return (), 0
-    retried = CheckpointView(checkpoints.read()).retries.all
-    nothing = target.empty(tables)
-    return [table.name for table in tables if table.name not in nothing], retried
+    retried = CheckpointView(checkpoints.read()).retried
+    empty = target.empty(tables)
+    return [table.name for table in tables if table.name not in empty], retried
 
 
 def _emptied(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Sequence[str]:
-    """The tables that hold nothing, and did when the last run stopped in good order. After a crash nothing is known,
-    nor where a person retried parked changes since: a removal may have taken the last document."""
+    """Tables that are empty now and were not when the last run stopped cleanly.
+
+    None after a crash, or if parked changes were retried since: a retried removal may have deleted the last document.
+    """
     last = view.heartbeat
     if last is None or last.phase != "stopped" or not last.filled or not isinstance(target, Inspectable):
         return ()
@@ -66,38 +68,38 @@ def _emptied(view: CheckpointView, target: Target, tables: Sequence[Table]) -> S
 
 
 def identities(target: Target, tables: Sequence[Table]) -> Mapping[str, Identity]:
-    """Which tables of the target these are."""
+    """Each table's identity, by name."""
     if isinstance(target, Identifying):
         return target.identities(tables)
     return {table.name: Identity(table.name) for table in tables}
 
 
 def parts(target: Target, table: Table) -> Parts:
-    """What decides what is stored in ``table``."""
+    """The parts of the table's definition that determine its documents."""
     if isinstance(target, Defining):
         return target.parts(table)
     return {_OPTIONS: orjson.dumps(dict(table.options), option=orjson.OPT_SORT_KEYS, default=str).decode()}
 
 
-def _taken_apart(was: Definition, target: Target, tables: Sequence[Table]) -> Definition:
-    """What is stored, in the parts that the target knows now: of a target that was not Defining it is whole options."""
+def _split_into_parts(stored: Definition, target: Target, tables: Sequence[Table]) -> Definition:
+    """The stored definition in the parts the target now uses, if it was stored before the target was Defining."""
     if not isinstance(target, Defining):
-        return was
-    there = {table.name: table for table in tables}
-    return replace(was, parts={n: _parts_of(p, target, there.get(n)) for n, p in was.parts.items()})
+        return stored
+    by_name = {table.name: table for table in tables}
+    return replace(stored, parts={n: _parts_of(p, target, by_name.get(n)) for n, p in stored.parts.items()})
 
 
-def _parts_of(was: Parts, target: Defining, table: Table | None) -> Parts:
-    if table is None or was.keys() != {_OPTIONS}:
-        return was
+def _parts_of(stored: Parts, target: Defining, table: Table | None) -> Parts:
+    if table is None or stored.keys() != {_OPTIONS}:
+        return stored
     try:
-        return target.parts(replace(table, options=orjson.loads(was[_OPTIONS])))
-    except (ConfigError, ValueError):  # options that are none any more: all that can be said is that they changed
-        return was
+        return target.parts(replace(table, options=orjson.loads(stored[_OPTIONS])))
+    except (ConfigError, ValueError):  # options that are no longer valid count as changed
+        return stored
 
 
 def _additions(target: Target, tables: Sequence[Table], changed: Sequence[Change]) -> Sequence[str] | None:
-    """The statements that make what ``changed`` in tables that hold documents; None where only a resync will do."""
+    """The statements that apply ``changed`` to tables with documents; None if it takes a resync."""
     if not changed or not isinstance(target, Defining) or not all(change.added for change in changed):
         return None
     return target.additions(tables, changed)

@@ -1,4 +1,4 @@
-"""Puts a run together: both ends, the hook, the checkpoints; then the driver moves it."""
+"""Assembles source, target, hook and checkpoints, and runs the pipeline."""
 
 from __future__ import annotations
 
@@ -52,25 +52,28 @@ def run(
     apply_schema_changes: bool = False,
     remove_expired: bool = False,
 ) -> None:
-    """Copy until stopped (or caught up). ``resync``: begin a new epoch first. Raises ReplicatorErrors."""
+    """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first.
+
+    Raises a ReplicatorError if the run cannot start or continue.
+    """
     sweep = remove_expired or config.ttl_deletes == "apply"
     allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes, sweep)
     hook = load(config.transform, config.base) if config.transform is not None else None
     client = connect(config.source)
-    world = Environment(stop, observe, hook_limit=HookLimit(config.hook_timeout))
-    with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped before anything began
-        retrying = RetryPolicy(stop, log_wait, world.now, world.random)
+    environment = Environment(stop, observe, hook_limit=HookLimit(config.hook_timeout))
+    with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped during startup
+        retrying = RetryPolicy(stop, log_wait, environment.now, environment.random)
         table = retrying(lambda: describe_table(client, config.source.table))
-        copy = assemble(config, client, target, checkpoints, hook, table)
+        context = assemble(config, client, target, checkpoints, hook, table)
         if resync:
-            retrying(lambda: _check_copied(config, target, checkpoints, copy.tables))
+            retrying(lambda: _check_copied(config, target, checkpoints, context.tables))
         retrying(
             lambda: check_start(
-                checkpoints, lambda view: preexisting.inspect(view, table, target, copy.tables, hook), allowed
+                checkpoints, lambda view: preexisting.inspect(view, table, target, context.tables, hook), allowed
             )
         )
         tune_allocator()
-        driver = Driver(copy, _owner(), world)
+        driver = Driver(context, _owner(), environment)
         with _naming_the_owner(checkpoints):
             driver.run(until=until, allowed=allowed)
     if until is not None and not stop.is_set():
@@ -78,14 +81,14 @@ def run(
 
 
 def _check_copied(config: Config, target: Target, checkpoints: Checkpoints, tables: Sequence[Table]) -> None:
-    """ConfigError if there is nothing to make anew: neither checkpoints, nor tables whose checkpoints were lost."""
+    """ConfigError if there is nothing to resync: no checkpoints, and no tables left from lost checkpoints."""
     if not any(target.epoch([table]) for table in tables):
         check_known(config.pipeline, checkpoints, checkpoints.read())
 
 
 @contextlib.contextmanager
 def _naming_the_owner(checkpoints: Checkpoints) -> Iterator[None]:
-    """A run that was replaced says by which one."""
+    """Add the name of the new owner to a Fenced error."""
     try:
         yield
     except Fenced as e:
@@ -98,16 +101,16 @@ def _owner_of(checkpoints: Checkpoints) -> str:
         owners = [decode(e.kind, e.id, e.text) for e in entries]
     except ReplicatorError:
         return ""
-    return "".join(f". It belongs to {owner.who}" for owner in owners if isinstance(owner, Owner))
+    return "".join(f". It is owned by {owner.who}" for owner in owners if isinstance(owner, Owner))
 
 
 def _check_parked(pipeline: Pipeline) -> None:
-    """ItemsParked where this run caught up without some items."""
+    """ItemsParked if items that this run parked are still parked."""
     if (left := pipeline.still_parked) > 0:
         raise ItemsParked(
             f"caught up, except for {left:,} item(s) that this run parked because the hook or the target refused them: "
-            "the copy does not equal the table. See why with: replicator parked list CONFIG; then: replicator parked "
-            "retry CONFIG --all"
+            "the target does not equal the table. See why with: replicator parked list CONFIG; "
+            "then run: replicator parked retry CONFIG --all"
         )
 
 
@@ -116,8 +119,10 @@ def _owner() -> Owner:
 
 
 def tune_allocator() -> None:
-    """What was loaded never dies, so the collector need not look at it (twice as fast), and threads do not keep heaps
-    of what pages were made of (where that can be said: glibc)."""
+    """Freeze loaded objects out of the garbage collector (twice as fast), and limit malloc arenas (glibc only).
+
+    Without the limit, each thread keeps an arena as large as the pages it once held.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)

@@ -1,7 +1,7 @@
-"""Runs generators step by step, each when it is due, with many calls under way: a thousand shards, and one thread.
+"""Runs many generators concurrently in one thread: a thousand shard readers, with their HTTP requests in flight.
 
-A step begins with ``next``. If the generator then yields a ``Call``, its answer is waited for while others have their
-turn, and is sent to it; any other value ends the step. No step begins before somebody says when the next one is due.
+A generator yields ``Call``s, each of which is answered through ``send`` (or ``throw``) once its response arrives, and
+other values, each of which ends a step and becomes a ``StepResult``. The next step starts when ``again`` says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from replicator.aws.client import AT_ONCE, Call, Calls
 
 
 class StepResult(msgspec.Struct, frozen=True):
-    """What a step of the generator called ``name`` gave: a value, its end, or an error."""
+    """The outcome of one step of the generator ``name``: a value, its end, or an error."""
 
     name: str
     value: Any = None
@@ -30,10 +30,10 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class Scheduler:
-    """A clock, the calls under way, and the generators they are for. All of it happens inside ``get``.
+    """Advances generators when they are due. All work happens inside ``get`` and ``begin``.
 
-    ``full`` is asked before each step whether what earlier ones gave leaves no room for one more. Steps under way end
-    all the same: what is held never weighs more than what ``full`` allows and ``at_once`` values.
+    No step starts while ``full`` returns True. Steps already in flight still complete, so results not yet taken never
+    exceed what ``full`` allows plus ``at_once`` values.
     """
 
     full: Callable[[], bool]
@@ -45,38 +45,38 @@ class Scheduler:
         self._due: list[tuple[float, int, str, Iterator[Any]]] = []
         self._generators: dict[str, Iterator[Any]] = {}
         self._order = itertools.count()
-        self._found: deque[StepResult] = deque()
+        self._results: deque[StepResult] = deque()
         self.full = lambda: False
 
     def add(self, name: str, generator: Iterator[Any], rest: float = 0.0) -> None:
-        """Advance ``generator`` by a step, in ``rest`` seconds."""
+        """Register ``generator`` and start its first step in ``rest`` seconds."""
         self._generators[name] = generator
         self.again(name, rest)
 
     def again(self, name: str, rest: float = 0.0) -> None:
-        """Advance the generator by one more step, in ``rest`` seconds."""
+        """Start the generator's next step in ``rest`` seconds."""
         heapq.heappush(self._due, (time.monotonic() + rest, next(self._order), name, self._generators[name]))
 
     def has(self, name: str) -> bool:
         return name in self._generators
 
     def clear(self) -> None:
-        """Forget all generators; a step under way gives nothing any more."""
+        """Drop all generators and results; responses to requests in flight are discarded."""
         self._due.clear()
         self._generators.clear()
-        self._found.clear()
+        self._results.clear()
 
     def get(self, timeout: float) -> StepResult | None:
-        """The next step that was made; None when there was none for ``timeout`` seconds."""
+        """The next result; None if there is none within ``timeout`` seconds."""
         until = time.monotonic() + timeout
         while True:
             self.begin()
-            if self._found:
-                return self._found.popleft()
+            if self._results:
+                return self._results.popleft()
             now = time.monotonic()
-            answer = self._calls.next(max(0.0, min(until, self._soonest()) - now))
-            if answer is not None:
-                self._answered(*answer)
+            response = self._calls.next(max(0.0, min(until, self._next_due()) - now))
+            if response is not None:
+                self._answered(*response)
             elif now >= until:
                 return None
 
@@ -85,41 +85,41 @@ class Scheduler:
         self._calls.close()
 
     @property
-    def _room(self) -> bool:
-        return self._in_flight + len(self._found) < self._at_once and not self.full()
+    def _has_room(self) -> bool:
+        return self._in_flight + len(self._results) < self._at_once and not self.full()
 
     def begin(self) -> None:
-        """Begin the steps that are due: their calls are under way while somebody does something else."""
+        """Start the steps that are due, so that their requests are in flight while the caller works."""
         now = time.monotonic()
-        while self._due and self._due[0][0] <= now and self._room:
+        while self._due and self._due[0][0] <= now and self._has_room:
             _, _, name, generator = heapq.heappop(self._due)
             self._resume(name, generator, partial(next, generator))
 
-    def _soonest(self) -> float:
-        """When a step may begin next."""
-        return self._due[0][0] if self._due and self._room else math.inf
+    def _next_due(self) -> float:
+        """When the next step may start."""
+        return self._due[0][0] if self._due and self._has_room else math.inf
 
-    def _answered(self, asked: tuple[str, Generator[Any, Any, Any]], answer: bytes | Exception) -> None:
+    def _answered(self, caller: tuple[str, Generator[Any, Any, Any]], response: bytes | Exception) -> None:
         self._in_flight -= 1
-        name, generator = asked
+        name, generator = caller
         if self._generators.get(name) is generator:
-            resume = generator.send if isinstance(answer, bytes) else generator.throw
-            self._resume(name, generator, partial(resume, answer))
+            resume = generator.send if isinstance(response, bytes) else generator.throw
+            self._resume(name, generator, partial(resume, response))
 
     def _resume(self, name: str, generator: Iterator[Any], resume: Callable[[], Any]) -> None:
         try:
-            found = resume()
+            value = resume()
         except StopIteration:
-            self._found.append(self._gone(name, ended=True))
-        except Exception as e:  # for whoever asks for the steps, who decides
-            self._found.append(self._gone(name, error=e))
+            self._results.append(self._finished(name, ended=True))
+        except Exception as e:  # for the caller of get() to handle
+            self._results.append(self._finished(name, error=e))
         else:
-            if isinstance(found, Call):
+            if isinstance(value, Call):
                 self._in_flight += 1
-                self._calls.begin((name, generator), found)
+                self._calls.begin((name, generator), value)
             else:
-                self._found.append(StepResult(name, found))
+                self._results.append(StepResult(name, value))
 
-    def _gone(self, name: str, **how: Any) -> StepResult:
+    def _finished(self, name: str, **outcome: Any) -> StepResult:
         del self._generators[name]
-        return StepResult(name, **how)
+        return StepResult(name, **outcome)

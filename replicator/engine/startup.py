@@ -1,4 +1,4 @@
-"""How a run begins: afresh, where the last one stopped, over again, or not at all. A pure decision."""
+"""Decides how a run starts: with a new epoch, by resuming, or not at all. Pure functions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ APPLY_SCHEMA = "replicator run --apply-schema-changes"
 
 @dataclass(frozen=True, slots=True)
 class StartupState:
-    """What a run finds when it starts: what is stored, and both ends as they are.
+    """The stored state of a pipeline next to the actual state of its source and target.
 
-    ``epochs``: what ``Target.epoch`` says of each table. ``identities``, ``parts``: of the tables as the config names
-    them now. ``hook``: fingerprint, "" without. ``additions``: the statements that make in the tables what is defined
-    otherwise, None where only a resync will do. ``emptied``: tables without a document that held some when the last run
+    ``epochs``: ``Target.epoch`` of each table. ``identities``, ``parts``: of the tables in the current config.
+    ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
+    definition, None if that takes a resync. ``emptied``: tables that are empty now and were not when the last run
     stopped.
     """
 
@@ -52,49 +52,49 @@ class StartupState:
 
     @property
     def highest(self) -> int:
-        """The latest epoch that wrote to a table of the target, 0 if none did."""
+        """The latest epoch in any of the target's tables, 0 if there is none."""
         return max((epoch for epoch in self.epochs.values() if epoch is not None), default=0)
 
     @property
     def changes(self) -> list[Change]:
-        """In what the tables are defined otherwise than what is stored in them was."""
+        """Differences between the current definition of the tables and the one their documents were written with."""
         return changes(self.definition.parts, self.parts)
 
     @property
     def bound(self) -> Definition:
-        """What the pipeline is bound to from now on; to tables of the target once all of them can be told."""
+        """The definition to store from now on. Identities are included only if they are known for all tables."""
         known = all(identity.known for identity in self.identities.values())
         return Definition(self.table.server, self.identities if known else {}, self.parts)
 
     @property
     def as_defined(self) -> Definition:
-        """The same while the tables are not opened yet: defined as what they hold."""
+        """The definition to store until the tables are opened: current identities, previous parts."""
         return replace(self.bound, parts=self.definition.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a person wants of a run, or allows it, beyond resuming."""
+    """What the command line asks for or allows, beyond resuming."""
 
     resync: bool = False
     hook_change: bool = False
     identity_change: bool = False
     schema_changes: bool = False
-    sweep: bool = True  # what a scan does not find may be removed, though it may be an item that expired and was kept
+    sweep: bool = True  # a resync may remove documents of expired items that ``ttl_deletes: ignore`` kept
 
 
 RESUMING = Allowed()
 
 
 class StartMode(Enum):
-    """How a run begins. ``BEGIN``: a new epoch, which extends the tables first where that is allowed."""
+    """``BEGIN``: start a new epoch, after extending the tables if that is allowed. ``RESUME``: continue."""
 
     BEGIN = "begin"
     RESUME = "resume"
 
 
 def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
-    """How a run begins. ConfigError if a person must change or allow something, GapFound if records are lost."""
+    """How to start. ConfigError if something must be changed or allowed first, GapFound if records are lost."""
     if not (allowed.resync and allowed.identity_change):
         check_identity(found)
     if allowed.resync:
@@ -102,8 +102,8 @@ def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
         return StartMode.BEGIN
     if found.state is None and not found.highest:
         return StartMode.BEGIN
-    if (lost := find_gap(found)) is not None:
-        raise lost
+    if (gap := find_gap(found)) is not None:
+        raise gap
     if not allowed.hook_change:
         check_hook(found)
     if not found.changes:
@@ -115,23 +115,23 @@ def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
 
 
 def check_identity(found: StartupState) -> None:
-    """ConfigError if the config names another source, or another table of the target, than the pipeline is bound to."""
+    """ConfigError if the config names a different source or target table than the one the pipeline is bound to."""
     state, table = found.state, found.table
     if state is None:
         return
-    was = Origin(state.table_arn, state.table_id, state.stream_arn, found.definition.server)
-    now = Origin(table.arn, table.id, table.stream_arn, table.server)
-    if not same_source(was, now):
+    bound = Origin(state.table_arn, state.table_id, state.stream_arn, found.definition.server)
+    configured = Origin(table.arn, table.id, table.stream_arn, table.server)
+    if not same_source(bound, configured):
         raise ConfigError(
-            f"source: this pipeline copies {was}, and the config leads to {now}. Nothing was changed. Put the source "
-            "back, or give the copy of the other table a pipeline and a target of its own. If the target must become a "
-            f"copy of the other table, which removes what it holds now: {ACCEPT_IDENTITY}"
+            f"source: this pipeline copies {bound}, but the config names {configured}. Nothing was changed. Restore "
+            "the source in the config, or use a separate pipeline and target for the other table. To turn the target "
+            f"into a copy of the other table, which removes its current contents: {ACCEPT_IDENTITY}"
         )
     if (others := other_tables(found.definition.tables, found.identities)) is not None:
         raise ConfigError(
-            f"target: this pipeline writes to {others[0]}, and the config leads to {others[1]}. Nothing was changed. "
-            "Put the target back, or give the other copy a pipeline of its own. If this pipeline must write to the "
-            f"other table from now on, and leave the first as it is: {ACCEPT_IDENTITY}"
+            f"target: this pipeline writes to {others[0]}, but the config names {others[1]}. Nothing was changed. "
+            "Restore the target in the config, or use a separate pipeline for the other table. To write to the other "
+            f"table from now on and leave the first one as it is: {ACCEPT_IDENTITY}"
         )
 
 
@@ -139,9 +139,9 @@ def check_sweep(found: StartupState, allowed: Allowed) -> None:
     """ConfigError if a new epoch would remove expired items that the target keeps, and no flag allows it."""
     if not allowed.sweep and found.highest:
         raise ConfigError(
-            "ttl_deletes: the target keeps items that expired in the source (ignore). A new scan of the source does "
-            "not find them, so they would be removed at its end, like everything that it does not find: nothing tells "
-            "them from items that were deleted. Nothing was changed. If they may be removed, add --remove-expired"
+            "ttl_deletes: the target keeps items that expired in the source (ignore). A new scan does not find them, "
+            "so they would be removed at its end: they cannot be distinguished from deleted items. Nothing was "
+            "changed. To allow their removal, add --remove-expired"
         )
 
 
@@ -152,35 +152,35 @@ def check_source(table: SourceTable, *, own_ids: bool, options: str = "") -> Non
         "--stream-specification StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
     )
     disable = f"aws dynamodb update-table --table-name {table.name}{options} --stream-specification StreamEnabled=false"
-    again = f"Disable the stream: {disable}; then enable it again: {enable}"
+    recreate = f"Disable the stream: {disable}; then enable it again: {enable}"
     if table.stream_arn is None or not table.streaming:
         raise ConfigError(f"table {table.name} has no enabled stream, so changes cannot be read; enable it: {enable}")
     if table.view == "OLD_IMAGE":
         raise ConfigError(
-            f"the stream of {table.name} has view type OLD_IMAGE: it never shows what an item became. {again}"
+            f"the stream of {table.name} has view type OLD_IMAGE, which does not include new images. {recreate}"
         )
     if own_ids and table.view != "NEW_AND_OLD_IMAGES":
         raise ConfigError(
-            f"the stream of {table.name} has view type {table.view}, but the hook gives documents ids of their own: "
-            "without old images nobody knows which documents an item leaves behind. "
-            f"{again}"
+            f"the stream of {table.name} has view type {table.view}, but the hook chooses document ids (@documents): "
+            "without old images, obsolete documents of an item cannot be identified. "
+            f"{recreate}"
         )
 
 
 def find_gap(found: StartupState) -> GapFound | None:
-    """The reason why resuming would lose changes, if there is one."""
+    """Why resuming would lose changes; None if it would not."""
     state = found.state
     if state is None:
         if found.highest:
             return GapFound(
-                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost, "
-                "or kept elsewhere (checkpoints: in the config), or that has another name (pipeline: in the config); "
-                "or it was filled from such a table"
+                f"the target's table was written by epoch {found.highest} of a pipeline whose checkpoints are lost or "
+                "stored elsewhere (checkpoints: in the config), or that has another name (pipeline: in the config); "
+                "or it is a copy of such a table"
             )
         return None
-    for g in found.gaps.values():
-        if g.repaired is None and g.epoch >= state.epoch:
-            return GapFound(g.reason, g.shard, g.sequence)
+    for gap in found.gaps.values():
+        if gap.repaired is None and gap.epoch >= state.epoch:
+            return GapFound(gap.reason, gap.shard, gap.sequence)
     if state.table_id != found.table.id:
         return GapFound(f"table {found.table.name} was deleted and created again since the last run")
     if state.stream_arn != found.table.stream_arn:
@@ -194,29 +194,29 @@ def find_gap(found: StartupState) -> GapFound | None:
 def _target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
     if found.highest > state.epoch:
         return GapFound(
-            f"the checkpoints are older than the target: they know epoch {state.epoch}, "
+            f"the checkpoints are older than the target: they are at epoch {state.epoch}, "
             f"the target's table was written by epoch {found.highest}"
         )
     if not _has_stored(found):
         return None
     if None in found.epochs.values():
-        gone = _places(found, [name for name, there in found.epochs.items() if there is None])
-        return GapFound(f"{gone} is gone from the target since the last run")
-    remade = [*recreated_tables(found.definition.tables, found.identities), *_older(found, state.epoch)]
-    if remade:
-        names = ", ".join(dict.fromkeys(remade))
+        missing = _places(found, [name for name, epoch in found.epochs.items() if epoch is None])
+        return GapFound(f"{missing} is gone from the target since the last run")
+    replaced = [*recreated_tables(found.definition.tables, found.identities), *_older(found, state.epoch)]
+    if replaced:
+        names = ", ".join(dict.fromkeys(replaced))
         return GapFound(
-            f"{names} is not the table that the last run wrote to: it was dropped and made again, replaced by a copy, "
+            f"{names} is not the table that the last run wrote to: it was dropped and recreated, replaced by a copy, "
             "or restored from a backup"
         )
     if found.emptied:
-        return GapFound(f"{_places(found, found.emptied)} is empty, and held documents when the last run stopped")
+        return GapFound(f"{_places(found, found.emptied)} is empty, but held documents when the last run stopped")
     return None
 
 
 def _older(found: StartupState, epoch: int) -> list[str]:
-    """The tables that were last written to by an earlier epoch: noted is an epoch before anything is written."""
-    return [_places(found, [name]) for name, there in found.epochs.items() if there is not None and there < epoch]
+    """Tables last written by an earlier epoch. An epoch is noted in every table before it writes anything."""
+    return [_places(found, [name]) for name, noted in found.epochs.items() if noted is not None and noted < epoch]
 
 
 def _places(found: StartupState, names: Sequence[str]) -> str:
@@ -230,44 +230,44 @@ def _has_stored(found: StartupState) -> bool:
 
 
 def check_hook(found: StartupState) -> None:
-    """ConfigError if the hook is not the one that the stored documents come from."""
+    """ConfigError if the hook is not the one that produced the stored documents."""
     state = found.state
     if state is not None and state.hook != found.hook:
-        was, now = "changed" if state.hook and found.hook else "was removed" if state.hook else "was added", found.hook
+        what = "changed" if state.hook and found.hook else "was removed" if state.hook else "was added"
         raise ConfigError(
-            f"transform: the hook {was} since the last run. Either go on and leave old documents as they are "
-            "(run --accept-hook-change), or make all documents anew (resync)"
-            + ("" if now else ". To keep the old documents' shape, put transform: back")
+            f"transform: the hook {what} since the last run. Either resume and leave existing documents as they are "
+            "(run --accept-hook-change), or rebuild all documents (resync)"
+            + ("" if found.hook else ". To keep the documents' shape, restore transform: in the config")
         )
 
 
 def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigError:
-    """What to do about a config that defines the tables otherwise than what they hold."""
+    """The error for tables whose definition changed since their documents were written."""
     changed = "; ".join(map(str, found.changes))
     if additions is None:
         return ConfigError(
-            f"target.tables: {changed} since the last run, so what is stored was made otherwise. "
-            "Put it back, or make all documents anew: replicator resync"
+            f"target.tables: {changed} since the last run, so existing documents do not match the definition. "
+            "Undo the change, or rebuild all documents: replicator resync"
         )
     statements = "".join(f"\n{statement}" for statement in additions)
     return ConfigError(
-        f"target.tables: {changed} since the last run. To add this and to fill it by a new scan of the source: "
-        f"{APPLY_SCHEMA}{', which runs:' if statements else ''}{statements}"
+        f"target.tables: {changed} since the last run. To apply this and fill it with a new scan of the source: "
+        f"{APPLY_SCHEMA}{', which executes:' if statements else ''}{statements}"
     )
 
 
 def new_epoch(found: StartupState, *, enabled: bool, now: float) -> PipelineState:
-    """The state of the pipeline's first epoch, or of the one after the last."""
-    before = max(found.state.epoch if found.state else 0, found.highest)
-    if before >= LAST_EPOCH:
+    """The state of the pipeline's first epoch, or of the epoch after the last. ``enabled``: whether to backfill."""
+    last = max(found.state.epoch if found.state else 0, found.highest)
+    if last >= LAST_EPOCH:
         raise ConfigError(
-            f"the target's table has versions of epoch {before}, and {LAST_EPOCH} is the last there can be: nothing "
-            "newer could be written over them. Empty the table, or name another one"
+            f"the target's table has versions of epoch {last}, and {LAST_EPOCH} is the highest possible epoch: nothing "
+            "newer could overwrite them. Empty the table, or use another one"
         )
-    again = before >= FIRST_EPOCH
+    again = last >= FIRST_EPOCH
     assert found.table.stream_arn is not None
     return PipelineState(
-        epoch=max(FIRST_EPOCH, before + 1),
+        epoch=max(FIRST_EPOCH, last + 1),
         stream_arn=found.table.stream_arn,
         table_arn=found.table.arn,
         table_id=found.table.id,
@@ -281,5 +281,5 @@ def new_epoch(found: StartupState, *, enabled: bool, now: float) -> PipelineStat
 
 
 def with_hook(state: PipelineState, hook: str) -> PipelineState:
-    """The state after a person accepted a changed hook."""
+    """``state`` after --accept-hook-change."""
     return replace(state, hook=hook, mixed=True)

@@ -13,8 +13,8 @@ from replicator.pipeline.parked import item_of
 from replicator.state import Counts, Entry, Gap, Heartbeat, Owner, PipelineState, SegmentState, ShardState, decode
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
-SILENCE = 15.0  # seconds without a sign of life after which a run counts as stopped
-AHEAD = 300.0  # seconds that another machine's clock may be ahead; what was noted later than that proves nothing
+HEARTBEAT_TIMEOUT = 15.0  # seconds without a sign of life after which a run counts as stopped
+CLOCK_SKEW = 300.0  # seconds that another machine's clock may be ahead; what was noted later than that proves nothing
 
 
 class Backfill(msgspec.Struct, frozen=True):
@@ -90,7 +90,7 @@ def measured(
 
     Nor does one of the future: the clock was wrong when it was given, and the run that gave it may have ended long ago.
     """
-    alive = heartbeat if heartbeat is not None and -AHEAD <= now - heartbeat.at <= SILENCE else None
+    alive = heartbeat if heartbeat is not None and -CLOCK_SKEW <= now - heartbeat.at <= HEARTBEAT_TIMEOUT else None
     unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
     current = readable(shards)
     lag = _lag(shards, current, now)
@@ -181,7 +181,7 @@ def _lag(shards: Mapping[str, ShardState], current: Collection[str], now: float)
     What was noted by a clock that was far ahead is unknown, too.
     """
     times = [shards[id].through for id in current] + [shards[id].since for id in childless(shards)]
-    known = [time for time in times if time is not None and time - now <= AHEAD]
+    known = [time for time in times if time is not None and time - now <= CLOCK_SKEW]
     return max(0.0, now - min(known)) if known and len(known) == len(times) else None
 
 

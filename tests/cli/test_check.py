@@ -129,7 +129,7 @@ def test_a_wrong_password_is_told_from_a_missing_grant(world: World) -> None:
     ("view", "message"),
     [
         (None, "has no enabled stream, so changes cannot be read; enable it: aws dynamodb update-table"),
-        ("OLD_IMAGE", "has view type OLD_IMAGE: it never shows what an item became"),
+        ("OLD_IMAGE", "has view type OLD_IMAGE, which does not include new images"),
     ],
 )
 def test_a_stream_that_cannot_be_read_says_what_to_do(world: World, view: str | None, message: str) -> None:
@@ -154,7 +154,7 @@ def test_ids_of_their_own_need_old_images(world: World, view: str) -> None:
 
     assert world.call("check", world.config)[0] == 2
     assert any(
-        f"has view type {view}, but the hook gives documents ids of their own" in t for t in texts(world, "problem")
+        f"has view type {view}, but the hook chooses document ids (@documents)" in t for t in texts(world, "problem")
     )
 
 

@@ -171,7 +171,10 @@ def wrong_password(world: World) -> None:
 
 WRONG = {
     "several tables and a plain hook": Wrong(
-        lambda w: with_target(w, "  tables: {orders: {}, lines: {}}\n"), 2, "several tables need a hook", fresh=True
+        lambda w: with_target(w, "  tables: {orders: {}, lines: {}}\n"),
+        2,
+        "several tables need a transform hook",
+        fresh=True,
     ),
     "no source table": Wrong(delete_source, 2, "no table orders", fresh=True),
     "no stream": Wrong(view(None), 2, "has no enabled stream", fresh=True),

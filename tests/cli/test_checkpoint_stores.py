@@ -153,7 +153,7 @@ def test_check_and_run_warn_of_a_file_that_others_may_read(mirror: World) -> Non
     assert code == 0
     assert "note  checkpoints.path: others than its owner may use " in out
     events = mirror.lines("run", mirror.config, "--until", "caught-up")
-    assert "(mode 0644); chmod 600 " in next(e["reason"] for e in events if e["event"] == "checkpoints are exposed")
+    assert "(mode 0644); chmod 600 " in next(e["reason"] for e in events if e["event"] == "checkpoints exposed")
 
 
 def test_a_permission_that_is_missing_is_exit_code_4(mirror: World) -> None:

@@ -100,7 +100,7 @@ def test_a_retry_whose_config_leads_to_another_table_is_refused_and_keeps_the_it
     code, _, err = parked.call("parked", "retry", parked.config, "--all")
 
     assert code == 2
-    assert 'this pipeline writes to "public"."orders", and the config leads to "public"."staging"' in err
+    assert 'this pipeline writes to "public"."orders", but the config names "public"."staging"' in err
     assert not parked.has_table("staging")
     parked.change("table: staging", "table: orders")
     assert len(parked.lines("parked", "list", parked.config)) == 2

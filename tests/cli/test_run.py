@@ -284,7 +284,7 @@ def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) ->
         with world.shell.start("run", world.config) as second:
             _, err = first.communicate(timeout=60)
             assert first.returncode == 5
-            assert f"It belongs to process {second.pid} on " in err  # who replaced it
+            assert f"It is owned by process {second.pid} on " in err  # who replaced it
             (found,) = world.lines("status", world.config)
             assert found["owner"]["pid"] == second.pid
             assert f"process {second.pid} on " in world.call("status", world.config, "--human")[1]
@@ -365,7 +365,7 @@ def test_a_run_that_parks_items_catches_up_with_another_exit_code_and_status_tel
     assert told
     assert told == sorted(set(told)), "each reason with its count so far"
     assert told[-1] <= 2, "scanned, and streamed"
-    assert "most of what this run read is parked" in out
+    assert "most changes in this run were parked" in out
     assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 0, "parked by an earlier run"
     assert world.call("status", world.config)[0] == 7
     assert world.call("status", world.config, "--no-exit-code")[0] == 0

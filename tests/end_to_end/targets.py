@@ -82,7 +82,7 @@ class Mirror(Pipeline):
 
     def begun(self, run: Run) -> None:
         """Until the run has found out where to go on."""
-        run.eventually(lambda: run.events("epoch begins") + run.events("going on"), "the run begins")
+        run.eventually(lambda: run.events("snapshot started") + run.events("resuming"), "the run begins")
 
 
 @dataclass
@@ -239,7 +239,7 @@ def the_server_goes_and_returns(mirror: Mirror, load: Load) -> None:
         run.until("waiting")
         load.wait(30)
         mirror.start_server()
-        run.until("going on after a wait")
+        run.until("resuming after a wait")
         load.wait(30)
         assert run.stop().code == 0
 

@@ -92,7 +92,7 @@ def test_expired_iterators_are_replaced_and_nothing_is_lost_or_read_twice(
     copy = begun(clocked_copy)
     before, written = copy.counts(), copy.source.records
     with copy.start() as run:
-        run.until("going on")
+        run.until("resuming")
         for n in range(2):
             copy.source.put("k1", n=n, round=n)
             copy.source.put("new", n=n, round=n)
@@ -111,7 +111,7 @@ def test_expired_iterators_are_replaced_and_nothing_is_lost_or_read_twice(
 def test_a_disabled_stream_is_read_to_its_end_and_then_a_gap(copy: Copy, source: Source) -> None:
     begun(copy)
     with copy.start() as run:
-        run.until("going on")
+        run.until("resuming")
         source.put("last", n=1)
         source.stream(enabled=False)
         ended = run.wait()
@@ -162,7 +162,7 @@ def test_lost_checkpoints_are_a_gap(copy: Copy, local: DynamoDBLocal, source: So
 def test_a_table_dropped_under_a_run_ends_it_with_what_to_do(copy: Copy, source: Source) -> None:
     begun(copy)
     with copy.start() as run:
-        run.until("going on")
+        run.until("resuming")
         with copy.database.connect() as connection:
             connection.execute("DROP TABLE copy")
         source.put("k1", n=-1)

@@ -112,7 +112,7 @@ def test_a_second_sigterm_ends_a_run_at_once(copy: Copy, source: Source) -> None
 
 def hang(copy: Copy, blocker: psycopg.Connection, run: Run) -> None:
     """Let the run wait for a lock in the middle of a batch."""
-    run.until("going on")
+    run.until("resuming")
     blocker.execute("BEGIN; LOCK TABLE copy")
     copy.source.put("k2", n=-2)
     run.eventually(lambda: blocked(copy), "the run waits for the lock")
@@ -145,14 +145,14 @@ def test_a_run_waits_for_a_postgres_that_is_down_says_so_and_goes_on(copy: Copy,
         waiting = run.until("waiting")
         load.wait(30)
         server.start()
-        run.until("going on after a wait")
+        run.until("resuming after a wait")
         load.wait(10)
         goes_on(copy, run)
         assert run.stop().code == 0
     copy.caught_up()
 
     assert "Postgres at 127.0.0.1" in waiting["reason"]
-    assert "next try in" in waiting["reason"]
+    assert "next attempt in" in waiting["reason"]
     assert 23 < waiting["retention_left_hours"] <= 24
     assert_all_once(copy, before, source.records - written)
 
@@ -176,7 +176,7 @@ def test_a_second_run_takes_over_and_the_first_stops_with_exit_code_5(copy: Copy
     with Load(source, seed=8) as load, copy.start() as first:
         goes_on(copy, first)
         with copy.start() as second:
-            second.until("going on")
+            second.until("resuming")
             ended = first.wait(within=15.0)
             load.wait(30)
             assert second.stop().code == 0
@@ -192,7 +192,7 @@ def test_a_run_that_has_nothing_to_do_notices_a_second_one_too(copy: Copy) -> No
     with copy.start() as first:
         first.until("progress", phase="live")
         with copy.start() as second:
-            second.until("going on")
+            second.until("resuming")
             assert first.wait(within=15.0).code == 5
             assert second.stop().code == 0
 

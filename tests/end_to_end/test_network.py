@@ -184,7 +184,7 @@ def is_said_and_arrives_afterwards(found: Route, fault: str, who: str) -> None:
     found.proxy.heal()
     found.arrives()
     assert said.startswith(f"{who} at 127.0.0.1:{found.proxy.port}"), said
-    assert "next try in" in said
+    assert "next attempt in" in said
 
 
 def ends_well(found: Route) -> None:

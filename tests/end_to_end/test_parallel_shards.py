@@ -36,12 +36,12 @@ def test_parallel_shards_that_split_and_roll_are_copied_once_each_in_order(copy:
             (memory.split if chance.random() < 0.5 else memory.roll)(source.table, shard)
 
     with copy.start() as run:
-        run.until("epoch begins")
+        run.until("snapshot started")
         with Load(source, seed=11, keys=300, every=reshard) as load:
             load.wait(500)
             run.kill()
             with copy.start() as run:
-                run.until("going on")
+                run.until("resuming")
                 load.wait(500)
                 assert run.stop().code == 0
     copy.caught_up()

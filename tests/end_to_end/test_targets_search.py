@@ -50,7 +50,7 @@ def test_tombstones_outlive_a_crash_of_the_server_in_the_middle_of_a_backfill(in
         scan = index.status()["backfill"]
         index.start_server()
         kept = index.tombstones()
-        run.until("going on after a wait")
+        run.until("resuming after a wait")
         load.wait(100)
         assert run.stop().code == 0
     index.configured(backfill={"segments": 2})

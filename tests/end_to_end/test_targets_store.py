@@ -68,7 +68,7 @@ def test_on_a_full_disk_a_run_waits_and_says_so_and_no_position_moves(index: Ind
         waiting = run.until("waiting")
         meanwhile = index.status()
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (most, most))
-        run.until("going on after a wait")
+        run.until("resuming after a wait")
         run.eventually(lambda: index.status()["counts"]["read"] == before + 1, "the change counts as read")
         assert run.stop().code == 0
 

@@ -47,18 +47,18 @@ def test_what_is_scanned_is_not_live_however_near_the_stream_is() -> None:
 
 def test_a_rate_is_smoothed_from_look_to_look() -> None:
     rate = Rate()
-    rate.look(100, 10.0)
+    rate.update(100, 10.0)
     assert rate.value is None, "one look says nothing"
-    rate.look(150, 15.0)
+    rate.update(150, 15.0)
     assert rate.value == pytest.approx(10.0)
-    rate.look(350, 20.0)
+    rate.update(350, 20.0)
     assert rate.value == pytest.approx(0.6 * 10.0 + 0.4 * 40.0)
     assert (rate.at, rate.count) == (20.0, 350)
 
 
 def test_no_time_between_two_looks_or_a_count_that_fell_is_no_rate() -> None:
     rate = Rate(10.0, 100, 5.0)
-    rate.look(200, 10.0)
+    rate.update(200, 10.0)
     assert rate.value == 5.0
-    rate.look(50, 20.0)
+    rate.update(50, 20.0)
     assert rate.value == pytest.approx(3.0)

@@ -9,7 +9,7 @@ import pytest
 
 from replicator.engine import parked_limits
 from replicator.engine.delivery import Delivery
-from replicator.engine.parked_limits import QUIET, TOLD, ParkedWatch
+from replicator.engine.parked_limits import LOG_INTERVAL, ParkedWatch
 from replicator.errors import ConfigError
 from replicator.pipeline.parked import Held, ParkedItems
 from replicator.pipeline.pipeline import Pipeline
@@ -61,24 +61,24 @@ def test_each_reason_is_told_once_and_then_with_its_count_at_intervals(caplog: p
     found = watch(parking, clock)
     for reasons in ({"a": 1}, {"a": 5}, {"a": 2, "b": 1}):
         parking.reasons = reasons
-        found.look()
+        found.check()
     assert told(caplog) == [("a", 1), ("a", 8), ("b", 1)]
     parking.reasons = {"a": 1}
-    found.look()
+    found.check()
     assert told(caplog) == []
-    clock.now += TOLD
-    found.look()
+    clock.now += LOG_INTERVAL
+    found.check()
     assert told(caplog) == [("a", 9)]
 
 
 def test_reasons_without_an_end_are_told_as_one(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parked_limits, "MOST_REASONS", 2)
+    monkeypatch.setattr(parked_limits, "MAX_REASONS", 2)
     parking = Parking()
     found = watch(parking, Clock())
     parking.reasons = {"a": 1, "b": 1, "c": 1, "d": 1}
-    found.look()
+    found.check()
     assert told(caplog) == [("a", 1), ("b", 1), ("other reasons", 2)]
 
 
@@ -91,18 +91,18 @@ def test_a_run_says_loudly_that_most_of_what_it_read_is_parked(
     parking.total = Counts(read=10, applied=10 - parked, parked=parked)
     found.end()
     errors = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert [r.message for r in errors] == ["most of what this run read is parked"] * loud
+    assert [r.message for r in errors] == ["most changes in this run were parked"] * loud
 
 
 def test_what_commands_did_is_looked_at_every_ten_seconds_while_something_is_parked() -> None:
     parking, clock = Parking(), Clock()
     found = watch(parking, clock)
-    found.look()
+    found.check()
     assert parking.looked == 0
     parking.parked = ParkedItems.of([Held("a@1")])
     for now in (0.0, 9.0, 10.0, 11.0):
         clock.now = now
-        found.look()
+        found.check()
     assert parking.looked == 2
 
 
@@ -117,9 +117,9 @@ def test_what_commands_did_is_looked_at_also_while_nothing_is_parked() -> None:
 
 
 def test_more_documents_than_a_run_can_hold_of_one_item_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parked_limits, "MOST_LEAVES", 2)
+    monkeypatch.setattr(parked_limits, "MAX_LEAVES", 2)
     parking = Parking()
     leaves = frozenset(("t", str(n)) for n in range(3))
     parking.parked = ParkedItems.of([Held(f"a@{version(1024, 1):019d}", leaves=leaves)])
     with pytest.raises(ConfigError, match="the changes of one parked item name more than 2 documents"):
-        watch(parking, Clock()).look()
+        watch(parking, Clock()).check()

@@ -168,7 +168,7 @@ def test_a_table_that_is_deleted_and_made_again_under_a_run_is_not_merged(faults
     ended, again = faults.run(seconds=600), faults.run(seconds=600)
 
     assert (ended.code, again.code) == (3, 3)
-    assert "the table orders was deleted and created again while this run copied it" in ended.err
+    assert "the table orders was deleted and created again during this run" in ended.err
     assert "other" not in faults.documents
 
 

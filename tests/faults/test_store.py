@@ -88,7 +88,7 @@ def test_a_run_whose_checkpoints_are_put_back_ends_says_so_and_the_next_one_read
 
     assert ended.code == 8
     assert "the checkpoints were put back to an earlier state" in ended.err
-    assert "Start the run again: it reads on from what is stored" in ended.err
+    assert "Start the run again: it resumes from what is stored" in ended.err
     faults.copied()
 
 

@@ -118,12 +118,12 @@ def _judge_gaps(universe: Universe, driver: Driver) -> None:
     """Each gap that the run reports must be one."""
     inner = driver._gap
 
-    def gap(found: GapFound) -> None:
-        if not driver._recorded(found):
-            universe.records.judge(universe, found)
-        inner(found)
+    def judged(gap: GapFound) -> None:
+        if not driver._recorded(gap):
+            universe.records.judge(universe, gap)
+        inner(gap)
 
-    driver._gap = gap  # type: ignore[method-assign]
+    driver._gap = judged  # type: ignore[method-assign]
 
 
 def keys_of(universe: Universe) -> KeySchema:

@@ -105,7 +105,7 @@ def test_a_table_that_was_emptied_by_hand_is_a_gap(copy: Copy) -> None:
         copy.ask("DeleteItem", TableName="first", Key={name: item[name] for name in ("_item", "_id")})
     code, said = copy.run()
     assert code == 3, said
-    assert "table/first is empty, and held documents when the last run stopped" in said
+    assert "table/first is empty, but held documents when the last run stopped" in said
     assert copy.run("resync")[0] == 0
     assert copy.counts() == [ITEMS, ITEMS]
 

@@ -141,7 +141,7 @@ def test_a_new_field_is_offered_and_then_added_and_filled(each_copy: Copy) -> No
     copy.configure({copy.name: {"mapping": {**MAPPING, "properties": {**FIELDS, "city": {"type": "keyword"}}}}})
     said = copy.refused("run", "--until", "caught-up")
     assert f"{copy.name}: mapping.city was added since the last run" in said
-    assert "replicator run --apply-schema-changes, which runs:" in said
+    assert "replicator run --apply-schema-changes, which executes:" in said
     assert f"PUT /{copy.index}/_mapping" in said
     assert "--apply-schema-changes" in copy.refused("check")
     assert copy.caught_up("--apply-schema-changes")[0] == 0
@@ -170,11 +170,11 @@ def test_another_index_or_alias_is_refused_with_both_named(copy: Copy) -> None:
     copy.configure({copy.name: {"mapping": MAPPING, "index": f"{copy.name}-2"}})
     said = copy.refused("run", "--until", "caught-up")
     assert f"this pipeline writes to the index {copy.index} of " in said
-    assert f"and the config leads to the index {copy.name}-2 of " in said
+    assert f"but the config names the index {copy.name}-2 of " in said
     copy.configure({f"{copy.name}s": {"mapping": MAPPING, "index": copy.index}})
     said = copy.refused("run", "--until", "caught-up")
     assert f"this pipeline writes to {copy.name}: the index {copy.index} of " in said
-    assert f"and the config leads to {copy.name}s: the index {copy.index} of " in said
+    assert f"but the config names {copy.name}s: the index {copy.index} of " in said
 
 
 def test_the_same_cluster_at_another_address_is_the_same(each_copy: Copy) -> None:
@@ -200,7 +200,7 @@ def test_an_index_that_was_emptied_by_hand_is_a_gap(each_copy: Copy) -> None:
     code, said = copy.caught_up()
     assert code == 3, said
     assert f"the index {copy.index} of " in said
-    assert "is empty, and held documents when the last run stopped" in said
+    assert "is empty, but held documents when the last run stopped" in said
     assert copy.cli("resync", "--until", "caught-up")[0] == 0
     assert copy.hits() == ITEMS
 
@@ -313,5 +313,5 @@ def test_what_was_added_is_added_also_where_a_gap_begins_the_epoch(copy: Copy) -
     copy.configure({copy.name: {"mapping": WIDER}}, on_gap="resync")
     code, said = copy.caught_up("--apply-schema-changes")
     assert code == 0, said
-    assert "is empty, and held documents" in said
+    assert "is empty, but held documents" in said
     assert copy.hits({"term": {"city": "Rome"}}) == ITEMS
