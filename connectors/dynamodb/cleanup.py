@@ -14,7 +14,7 @@ from connectors.dynamodb.catalog import ask
 from connectors.dynamodb.encode import Encoder
 from connectors.dynamodb.layout import Layout
 from connectors.dynamodb.request import Request
-from connectors.dynamodb.writer import Writing
+from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import DocumentId
 from replicator.errors import Unfinished
@@ -37,7 +37,7 @@ class Found:
 class ScanCleanup:
     """Passes through tables. One pass sees whatever was there when it began, so it is done when it is through."""
 
-    def __init__(self, client: Client, writing: Writing, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: Client, writing: Writer, now: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._writing = writing
         self._now = now
@@ -67,7 +67,7 @@ class ScanCleanup:
         until = self._now() + _LONGEST
         for found in pages(after=self._reached.get(place)):
             try:
-                done = self._writing.all_done(requests(found.items))
+                done = self._writing.write_all(requests(found.items))
             except Unfinished:
                 return 1  # the rest is found when the same page is looked at again
             self._reached[place] = found.after
@@ -85,7 +85,7 @@ class ScanCleanup:
         self._start_over()
         if (found := self._found.get(place)) is not None:
             try:
-                self._writing.all_done(requests(found.items))
+                self._writing.write_all(requests(found.items))
             except Unfinished:
                 return 1
             del self._found[place]

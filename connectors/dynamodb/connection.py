@@ -6,7 +6,7 @@ from connectors.dynamodb.epoch_table import Epochs
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.rate_limiter import Pace
 from connectors.dynamodb.sender import Sender
-from connectors.dynamodb.writer import Writing
+from connectors.dynamodb.writer import Writer
 from replicator.aws.boto import Boto, connect
 from replicator.target.in_doubt import InDoubtWindow
 
@@ -29,12 +29,12 @@ class Account:
     def epochs(self) -> Epochs:
         return Epochs(self.client, self._options.epochs_table)
 
-    def writing(self, in_doubt: InDoubtWindow) -> Writing:
+    def writing(self, in_doubt: InDoubtWindow) -> Writer:
         """Writes with as many requests at once as the options allow. One at a time."""
         options, client = self._options, self.client
         server = f"DynamoDB at {client.server}"
         self._sender = Sender(server, client.calls, Pace(options.in_flight, options.write_units))
-        return Writing(self._sender, in_doubt, options)
+        return Writer(self._sender, in_doubt, options)
 
     def close(self) -> None:
         sender, self._sender = self._sender, None

@@ -60,11 +60,15 @@ def units_of(body: bytes, otherwise: float) -> float:
     return otherwise if cost is None else cost.CapacityUnits
 
 
+def is_stored(answer: object) -> bool:
+    return type(answer) is bytes and answer.startswith(b"{")
+
+
 def verdict(request: Request, server: str) -> Verdict | None:
     """What the answer to one write means; None for what was not sent."""
     answer, operation, table = request.answer, request.operation, request.table
     if isinstance(answer, bytes):
-        return STORED if answer.startswith(b"{") else _nonsense(operation, table)
+        return STORED if is_stored(answer) else _nonsense(operation, table)
     if isinstance(answer, AwsError):
         return None if isinstance(answer, NotConnected) else _refused(answer, operation, table, server)
     return None if answer is None else Verdict("failed", error=answer)

@@ -11,7 +11,7 @@ from connectors.dynamodb.encode import Encoded, encode
 from connectors.dynamodb.layout import Layout, layout, layouts
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.tables import Tables
-from connectors.dynamodb.writer import Writing
+from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError
@@ -39,7 +39,7 @@ class DynamoDB:
         self._tables = Tables(self._account, options, pipeline)
         self._in_doubt = InDoubtWindow()
         self._layouts: Mapping[str, Layout] = {}
-        self._opened: tuple[Writing, ScanCleanup] | None = None
+        self._opened: tuple[Writer, ScanCleanup] | None = None
 
     @property
     def in_doubt(self) -> InDoubtWindow:
@@ -136,14 +136,14 @@ class DynamoDB:
         self._account.close()
 
     @property
-    def _writing(self) -> Writing:
+    def _writing(self) -> Writer:
         return self._ways()[0]
 
     @property
     def _cleanup(self) -> ScanCleanup:
         return self._ways()[1]
 
-    def _ways(self) -> tuple[Writing, ScanCleanup]:
+    def _ways(self) -> tuple[Writer, ScanCleanup]:
         """Made when needed: a batch that only notes where the shards stand comes before the tables are opened."""
         if self._opened is None:
             writing = self._account.writing(self._in_doubt)

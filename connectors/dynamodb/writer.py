@@ -1,142 +1,142 @@
-"""Stores a batch: sends what is unfinished, reads every answer, and says what became of the whole."""
+"""Writes encoded batches to the target's tables, and those of cleanup."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from connectors.dynamodb.encode import Encoded, Entry
 from connectors.dynamodb.options import DynamoDBOptions
-from connectors.dynamodb.pristine_guard import Overtaken
 from connectors.dynamodb.request import Request
-from connectors.dynamodb.responses import Verdict, verdict
+from connectors.dynamodb.responses import Verdict, is_stored, verdict
 from connectors.dynamodb.sender import Sender
-from replicator.batch import Outcome, Rejection
+from replicator.batch import Batch, Write
 from replicator.errors import ConfigError, ReplicatorError, TransientError, Unfinished
-from replicator.target.acks import AckTracker, place
+from replicator.target.acks import AckTracker, Place, place
+from replicator.target.guarded_writes import GuardedWriter, Result, most_severe
 from replicator.target.in_doubt import TOO_LATE, InDoubtWindow
+from replicator.version import ORDINAL_BITS
+
+_ORDINAL = (1 << ORDINAL_BITS) - 1
 
 
-@dataclass(slots=True)
-class _InFlight:
-    encoded: Encoded
-    tombstones: bool
-    sent: Sequence[tuple[Entry, Request]]
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Requests of one batch. ``done``: empty, or why some of them were not sent."""
+
+    requests: Sequence[tuple[Entry, Request]]
     done: Future[str]
 
 
-class Writing:
-    """The way from encoded batches to outcomes. At most one batch is under way."""
+class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
+    """Writes to the tables of one account."""
 
     def __init__(self, sender: Sender, in_doubt: InDoubtWindow, options: DynamoDBOptions) -> None:
+        super().__init__(in_doubt, AckTracker())
         self._sender = sender
-        self._in_doubt = in_doubt
         self._version = options.version_attribute
         self._counts = options.write_units is not None
-        self._overtaken = Overtaken() if options.pristine else None
-        self._progress = AckTracker()
-        self._in_flight: _InFlight | None = None
+        self._pristine = PristineGuard() if options.pristine else None
 
     @property
     def in_doubt_windows(self) -> Mapping[str, int]:
-        """Numbers of a purge and a sweep: with another one they begin anew."""
+        """A number each for purges and sweeps: when it changes, their passes start over."""
         return {"purge": self._in_doubt.begun, "sweep": self._in_doubt.sweep_round}
 
-    def send(self, encoded: Encoded) -> None:
-        """Begin to store what is unfinished of a batch."""
-        assert self._in_flight is None, "a batch is under way: collect it first"
-        tombstones = self._overtaken is None and (encoded.batch.tombstones or bool(self._in_doubt))
-        pending = self._progress.unfinished(encoded.entries, tombstones=tombstones)
-        if self._overtaken is not None:
-            pending, stale = self._overtaken.split(pending, scanning=encoded.batch.tombstones)
-            self._progress.stale.update(place(entry.write) for entry in stale)
-        lost, counts = self._progress.lost, self._counts
-        sent = [
+    def write_all(self, requests: Sequence[Request]) -> int:
+        """Send requests of cleanup and wait; how many were applied, the others having met a newer version.
+
+        Raises the most severe error if any request has no clear response.
+        """
+        blocked_by = self._sender.start(requests).result()
+        verdicts = [verdict(request, self._sender.server) for request in requests]
+        if any(v is not None and v.kind == "unsure" for v in verdicts):
+            self._in_doubt.begin()
+        error = most_severe(v.error for v in verdicts if v is not None)
+        if error is not None or blocked_by:
+            raise error or self._unsent(blocked_by)
+        for request, v in zip(requests, verdicts, strict=True):
+            if v is not None and v.kind == "refused":  # the next pass would find the item, and be refused again
+                server = self._sender.server
+                raise ConfigError(f"{server}: {request.table} takes no tombstones ({v.reason}); run check")
+        return sum(v is not None and v.kind == "stored" for v in verdicts)
+
+    def _start(self, encoded: Encoded, *, tombstones: bool) -> _Sent:
+        pending = self._acks.unfinished(encoded.entries, tombstones=tombstones)
+        if self._pristine is not None:
+            pending, superseded = self._pristine.split(pending, scanning=encoded.batch.tombstones)
+            self._acks.stale.update(place(entry.write) for entry in superseded)
+        lost, counts = self._acks.lost, self._counts
+        requests = [
             (e, e.request(tombstones=tombstones, shows=bool(lost) and place(e.write) in lost, counts=counts))
             for e in pending
         ]
-        done = self._sender.start([request for _, request in sent])
-        self._in_flight = _InFlight(encoded, tombstones, sent, done)
+        return _Sent(requests, self._sender.start([request for _, request in requests]))
 
-    def ready(self) -> bool:
-        return self._in_flight is None or self._in_flight.done.done()
+    def _is_done(self, sent: _Sent) -> bool:
+        return sent.done.done()
 
-    def collect(self) -> Outcome:
-        """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
-        in_flight, self._in_flight = self._in_flight, None
-        assert in_flight is not None, "nothing was sent"
-        blocked_by = in_flight.done.result()
-        if in_flight.encoded.rejections:
-            return Outcome(in_flight.encoded.rejections)
-        rejections, errors = self._noted(in_flight)
-        if rejections:
-            self._progress.came_back(in_flight.encoded.entries)
-            return Outcome(rejections)
-        if errors:
-            raise _worst(errors)
-        if blocked_by:
-            raise self._unsent(blocked_by)
-        assert all(request.answer is not None for _, request in in_flight.sent), "a request without answer or reason"
-        return self._whole(in_flight.encoded.entries)
+    def _all_stored(self, sent: _Sent) -> bool:
+        return not sent.done.result() and all(is_stored(request.answer) for _, request in sent.requests)
 
-    def all_done(self, requests: Sequence[Request]) -> int:
-        """Carry out writes of our own; how many of them the table did not turn away. An error if some are not done."""
-        blocked_by = self._sender.start(requests).result()
-        found = [verdict(request, self._sender.server) for request in requests]
-        errors = [v.error for v in found if v is not None and v.error is not None]
-        if any(v is not None and v.kind == "unsure" for v in found):
-            self._in_doubt.begin()
-        if errors or blocked_by:
-            raise _worst(errors or [self._unsent(blocked_by)])
-        for request, told in zip(requests, found, strict=True):
-            if told is not None and told.kind == "refused":  # it would be found again by the next pass, and refused
-                server, reason = self._sender.server, told.reason
-                raise ConfigError(f"{server}: {request.table} takes no tombstones ({reason}); run check")
-        return sum(v is not None and v.kind == "stored" for v in found)
+    def _results(self, sent: _Sent) -> list[Result[Entry, Verdict]]:
+        sent.done.result()
+        verdicts = ((entry, verdict(request, self._sender.server)) for entry, request in sent.requests)
+        return [Result(entry, v) for entry, v in verdicts if v is not None]
+
+    def _is_in_doubt(self, verdict: Verdict) -> bool:
+        return verdict.kind == "unsure"
+
+    def _own(self, conflicts: Sequence[Result[Entry, Verdict]]) -> set[Place]:
+        places = [(place(entry.write), verdict.found or {}) for entry, verdict, _ in conflicts]
+        stored = ((at, item.get(self._version, {}).get("N")) for at, item in places if at in self._acks.lost)
+        return {at for at, version in stored if version == str(at[2])}
+
+    def _keeps_tombstones(self, batch: Batch) -> bool:
+        return self._pristine is None and super()._keeps_tombstones(batch)
+
+    def _failure(self, sent: _Sent, results: Sequence[Result[Entry, Verdict]]) -> ReplicatorError | None:
+        error = super()._failure(sent, results)
+        blocked_by = sent.done.result()
+        if error is None and blocked_by:
+            return self._unsent(blocked_by)
+        assert error is not None or len(results) == len(sent.requests), "a request without response or reason"
+        return error
 
     def _unsent(self, blocked_by: str) -> TransientError:
         kind = Unfinished if blocked_by == TOO_LATE else TransientError
         return kind(f"{self._sender.server}: {blocked_by}")
 
-    def drop(self) -> None:
-        self._in_flight = None
 
-    def _noted(self, in_flight: _InFlight) -> tuple[list[Rejection], list[ReplicatorError]]:
-        """Remember what was said; the writes that are refused for good, and the errors."""
-        rejections: list[Rejection] = []
-        errors: list[ReplicatorError] = []
-        for entry, request in in_flight.sent:
-            found = verdict(request, self._sender.server)
-            if found is None:
-                continue
-            if found.kind == "stored":
-                self._progress.was_stored(entry, tombstones=in_flight.tombstones)
-            elif found.kind == "conflict":
-                self._known(entry, found, in_flight.tombstones)
-            elif found.kind == "refused":
-                rejections.append(Rejection(entry.write, found.reason))
-            elif found.error is not None:
-                errors.append(found.error)
-                if found.kind == "unsure":
-                    self._in_doubt.begin()
-                    self._progress.lost.add(place(entry.write))
-        return rejections, errors
+class PristineGuard:
+    """For tables that keep no versions: tells which scanned items the stream has superseded.
 
-    def _known(self, entry: Entry, found: Verdict, tombstones: bool) -> None:
-        """The table has that version, or a newer one: perhaps from a request of ours whose answer was lost."""
-        there = (found.found or {}).get(self._version, {}).get("N")
-        if place(entry.write) in self._progress.lost and there == str(entry.write.version):
-            self._progress.was_stored(entry, tombstones=tombstones)
-        else:
-            self._progress.stale.add(place(entry.write))
+    A scanned page may be written after a change that is newer than the page. Other tables turn such writes away by
+    version; for these, a run remembers what it wrote from the stream while it scans, as hashes of 16 bytes each. A
+    restart forgets them, and also the pages read so far: the next run reads those again, and then they are up to date.
+    """
 
-    def _whole(self, entries: Sequence[Entry]) -> Outcome:
-        stale = self._progress.stale_by_source(entries)
-        self._progress.forget(entries)
-        return Outcome(superseded=stale)
+    def __init__(self) -> None:
+        self._changed: set[bytes] = set()
+
+    def split(self, entries: Sequence[Entry], *, scanning: bool) -> tuple[list[Entry], list[Entry]]:
+        """The entries to write, and those that are superseded."""
+        if not scanning:
+            self._changed.clear()
+            return list(entries), []
+        current: list[Entry] = []
+        superseded: list[Entry] = []
+        for entry in entries:
+            id = _hash(entry.write)
+            if entry.write.version & _ORDINAL:  # from the stream: scanned items have ordinal 0
+                self._changed.add(id)
+                current.append(entry)
+            else:
+                (superseded if id in self._changed else current).append(entry)
+        return current, superseded
 
 
-def _worst(errors: Sequence[ReplicatorError]) -> ReplicatorError:
-    """What a person must change before what time mends."""
-    return next((e for e in errors if not isinstance(e, TransientError)), errors[0])
+def _hash(write: Write) -> bytes:
+    return blake2b(repr((write.table, write.id)).encode(errors="surrogatepass"), digest_size=16).digest()

@@ -16,7 +16,7 @@ from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.responses import worst
-from connectors.search.writer import Writing
+from connectors.search.writer import Writer
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.identity import Change, Identity, Parts
@@ -39,12 +39,11 @@ class SearchTarget:
         self._bulk = Bulk(connection, Size(options.bulk_bytes, options.bulk_documents), options.in_flight)
         self._in_doubt = InDoubtWindow()
         self._conflicts = Conflicts(connection)
-        self._writing = Writing(self._bulk, self._in_doubt, self._conflicts)
+        self._writing = Writer(self._bulk, self._in_doubt, self._conflicts)
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[searches.Document]] = {}  # what the last piece removed, by index
         self._found: dict[tuple[str, int], searches.Piece] = {}  # what the next piece of a purge removes
         self._window_of = 0  # that had begun as it was found
-        self._layouts: Mapping[str, Layout] = {}
         self._encoders: Mapping[str, TableEncoder] = {}
 
     @property
@@ -114,7 +113,7 @@ class SearchTarget:
             if found[name][0].replaced(epoch):
                 raise GapFound(catalog.replaced(layout))
         self._watch.begin([self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()])
-        self._layouts = wanted
+        self._writing.layouts = wanted
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
 
@@ -127,13 +126,13 @@ class SearchTarget:
 
     def send(self, encoded: Encoded) -> None:
         self._watch.look()
-        self._writing.send(encoded, self._layouts)
+        self._writing.send(encoded)
 
     def ready(self) -> bool:
         return self._writing.ready()
 
     def collect(self) -> Outcome:
-        return self._writing.collect(self._layouts)
+        return self._writing.collect()
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (layout,) = layouts([table]).values()

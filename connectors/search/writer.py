@@ -1,9 +1,8 @@
-"""Stores a batch: sends what is unfinished, reads every answer, and says what became of the whole."""
+"""Writes encoded batches to the indices of one cluster, as bulk requests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 import orjson
@@ -14,178 +13,138 @@ from connectors.search.encode import Encoded, Entry, insisting
 from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout
 from connectors.search.responses import STORED, Verdict, worst
-from replicator.batch import Outcome, Rejection
-from replicator.target.acks import place
+from replicator.batch import Rejection
+from replicator.errors import ReplicatorError
+from replicator.target import guarded_writes
+from replicator.target.acks import Place, place
+from replicator.target.guarded_writes import GuardedWriter
 from replicator.target.in_doubt import InDoubtWindow
 
 _PROBE = {"_id": "replicator-is-there-room", "version": 0, "version_type": "external"}
+_TOO_HEAVY = (
+    "the engine has no room for this document of {} bytes, though it took others meanwhile (429 each time it was sent "
+    "alone): it is too large for the memory of its nodes"
+)
+_IMPOSSIBLE = "the engine fails on this document (an error 500 each time it was sent), while its shard took others"
 
-Attempt = list[tuple[Entry, Verdict, bool]]
-"""Each entry that was sent, what became of it, and whether it was alone in its request."""
+Result = guarded_writes.Result[Entry, Verdict]
+_Sent = Sequence[tuple[Sequence[Entry], Sent]]
+"""For each index its entries, and the bulk requests they are in."""
 
 
-@dataclass(slots=True)
-class _InFlight:
-    encoded: Encoded
-    tombstones: bool
-    sent: Sequence[tuple[str, Sequence[Entry], Sent]]
-
-
-class Writing:
-    """The way from encoded batches to outcomes. At most one batch is under way."""
+class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
+    """Writes to one cluster. ``layouts``: the indices, by table."""
 
     def __init__(self, bulk: Bulk, in_doubt: InDoubtWindow, conflicts: Conflicts) -> None:
-        self._bulk = bulk
-        self._in_doubt = in_doubt
-        self._conflicts = conflicts
         self._progress = Progress()
-        self._in_flight: _InFlight | None = None
+        super().__init__(in_doubt, self._progress)
+        self._bulk = bulk
+        self._conflicts = conflicts
+        self.layouts: Mapping[str, Layout] = {}
 
-    def send(self, encoded: Encoded, layouts: Mapping[str, Layout]) -> None:
-        """Begin to store what is unfinished of a batch."""
-        assert self._in_flight is None, "a batch is under way: collect it first"
-        tombstones = encoded.batch.tombstones or bool(self._in_doubt)
+    def _start(self, encoded: Encoded, *, tombstones: bool) -> _Sent:
         sent = []
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
             lines = [entry.sent(tombstones=tombstones) for entry in pending]
             if encoded.batch.replaces_same:
                 lines = list(map(insisting, lines))
-            sent.append((table, pending, self._bulk.start(layouts[table], lines)))
-        self._in_flight = _InFlight(encoded, tombstones, sent)
+            sent.append((pending, self._bulk.start(self.layouts[table], lines)))
+        return sent
 
-    def ready(self) -> bool:
-        in_flight = self._in_flight
-        return in_flight is None or all(done.done() for _, _, sent in in_flight.sent for _, done in sent)
+    def _is_done(self, sent: _Sent) -> bool:
+        return all(done.done() for _, requests in sent for _, done in requests)
 
-    def collect(self, layouts: Mapping[str, Layout]) -> Outcome:
-        """Wait for every answer to what was sent. An error if it is not all stored, by what to do about it."""
-        in_flight, self._in_flight = self._in_flight, None
-        assert in_flight is not None, "nothing was sent"
-        if in_flight.encoded.rejections:
-            return Outcome(in_flight.encoded.rejections)
-        if self._all_stored(in_flight):
+    def _is_first_attempt(self) -> bool:
+        return not self._progress
+
+    def _all_stored(self, sent: _Sent) -> bool:
+        verdicts = [done.result() for _, requests in sent for _, done in requests]
+        stored = all(found.count(STORED) == len(found) for found in verdicts)
+        if stored:
             self._bulk.size.grow()
-            if self._progress.lost:
-                self._progress.forget(in_flight.encoded.entries)
-            return Outcome()
-        attempt = [one for _, entries, sent in in_flight.sent for one in _answers(entries, sent)]
-        self._sized(attempt)
-        rejections = self._noted(attempt, layouts, tombstones=in_flight.tombstones)
-        if rejections:
-            self._progress.came_back(in_flight.encoded.entries)
-            return Outcome(rejections)
-        if (error := worst([verdict for _, verdict, _ in attempt])) is not None:
-            raise error
-        return self._whole(in_flight.encoded)
+        return stored
 
-    def _all_stored(self, in_flight: _InFlight) -> bool:
-        """Whether the batch is stored by its first attempt, as nearly always."""
-        if self._progress:
-            return False
-        answers = [done.result() for _, _, sent in in_flight.sent for _, done in sent]
-        return all(found.count(STORED) == len(found) for found in answers)
+    def _results(self, sent: _Sent) -> list[Result]:
+        results = [result for entries, requests in sent for result in _results(entries, requests)]
+        self._resize(results)
+        return results
 
-    def drop(self) -> None:
-        self._in_flight = None
-
-    def _sized(self, attempt: Attempt) -> None:
-        """Smaller bulks where the server has no room, or where large ones never get an answer; else larger ones."""
-        if any(v.kind == "busy" or isinstance(v.error, ResponseLost) for _, v, _ in attempt):
+    def _resize(self, results: Sequence[Result]) -> None:
+        """Smaller bulks where the server has no room, or where large ones never get a response; else larger ones."""
+        if any(r.verdict.kind == "busy" or self._is_in_doubt(r.verdict) for r in results):
             self._bulk.size.shrink()
         else:
             self._bulk.size.grow()
 
-    def _noted(self, attempt: Attempt, layouts: Mapping[str, Layout], *, tombstones: bool) -> list[Rejection]:
-        """Remember what was said; the writes that are refused for good."""
-        conflicting = []
-        rejections = []
-        for entry, verdict, _ in attempt:
-            match verdict.kind:
-                case "stored":
-                    self._progress.was_stored(entry, tombstones=tombstones)
-                case "conflict":
-                    conflicting.append(entry)
-                case "refused":
-                    rejections.append(Rejection(entry.write, verdict.reason))
-                case "failed" if isinstance(verdict.error, ResponseLost):
-                    self._in_doubt.begin()
-                    self._progress.lost.add(place(entry.write))
-        self._known(conflicting, layouts, tombstones=tombstones)
-        return rejections + self._too_heavy(attempt, layouts) + self._impossible(attempt, layouts)
+    def _is_in_doubt(self, verdict: Verdict) -> bool:
+        return isinstance(verdict.error, ResponseLost)
 
-    def _insisted(self, turned_away: Sequence[Entry], layouts: Mapping[str, Layout]) -> list[Entry]:
-        """Put tombstones where a conflict shows only that the engine remembers a delete, until that memory ends.
+    def _record(self, results: Sequence[Result], *, tombstones: bool) -> list[Rejection]:
+        rejections = super()._record(results, tombstones=tombstones)
+        return rejections + self._too_heavy(results) + self._impossible(results)
 
-        What is left of the conflicts; an error if a tombstone was not put.
+    def _resolve(self, conflicts: Sequence[Result], *, tombstones: bool) -> None:
+        super()._resolve(self._bury_again(conflicts) if tombstones else conflicts, tombstones=tombstones)
+
+    def _bury_again(self, conflicts: Sequence[Result]) -> Sequence[Result]:
+        """Put tombstones where a conflict only shows that the engine remembers a delete: it soon forgets that.
+
+        Returns the remaining conflicts; raises an error if a tombstone could not be put.
         """
-        bare = self._conflicts.remembered([e for e in turned_away if e.plain is not None], layouts)
-        attempt: Attempt = []
-        for table in {entry.write.table for entry in bare}:
-            entries = [entry for entry in bare if entry.write.table == table]
-            verdicts = self._bulk.store(layouts[table], [entry.insisting for entry in entries])
-            attempt += ((entry, verdict, True) for entry, verdict in zip(entries, verdicts, strict=True))
-        self._noted(attempt, layouts, tombstones=False)
-        if (error := worst([verdict for _, verdict, _ in attempt])) is not None:
+        deletes = [r.entry for r in conflicts if r.entry.plain is not None]
+        missing = self._conflicts.remembered(deletes, self.layouts)
+        results: list[Result] = []
+        for table in {entry.write.table for entry in missing}:
+            entries = [entry for entry in missing if entry.write.table == table]
+            verdicts = self._bulk.store(self.layouts[table], [entry.insisting for entry in entries])
+            results += map(guarded_writes.Result, entries, verdicts)
+        self._record(results, tombstones=False)
+        if (error := worst([r.verdict for r in results])) is not None:
             raise error
-        put = {place(entry.write) for entry, verdict, _ in attempt if verdict.kind == "stored"}
+        put = {place(r.entry.write) for r in results if r.verdict.kind == "stored"}
         self._progress.stored.update(dict.fromkeys(put, True))
-        return [entry for entry in turned_away if place(entry.write) not in put]
+        return [r for r in conflicts if place(r.entry.write) not in put]
 
-    def _known(self, conflicting: Sequence[Entry], layouts: Mapping[str, Layout], *, tombstones: bool) -> None:
-        if tombstones and conflicting:
-            conflicting = self._insisted(conflicting, layouts)
-        ours = self._conflicts.ours(conflicting, self._progress, layouts)
-        for entry in conflicting:
-            if place(entry.write) in ours:
-                self._progress.was_stored(entry, tombstones=tombstones)
-            else:
-                self._progress.stale.add(place(entry.write))
+    def _own(self, conflicts: Sequence[Result]) -> set[Place]:
+        return self._conflicts.ours([r.entry for r in conflicts], self._progress, self.layouts)
 
-    def _too_heavy(self, attempt: Attempt, layouts: Mapping[str, Layout]) -> list[Rejection]:
-        """Documents that the engine has no room for, however often it is asked, while it has room for others."""
-        busy = [(entry, alone) for entry, verdict, alone in attempt if verdict.kind == "busy"]
+    def _failure(self, sent: _Sent, results: Sequence[Result]) -> ReplicatorError | None:
+        return worst([r.verdict for r in results])
+
+    def _too_heavy(self, results: Sequence[Result]) -> list[Rejection]:
+        """Large documents that the engine rejects as busy every time, sent alone, while it has room for others."""
+        busy = [r for r in results if r.verdict.kind == "busy"]
         if not busy:
             return []
-        heavy = all(alone and len(entry.lines) > SMALLEST for entry, alone in busy)
-        if not heavy or not self._room(layouts[busy[0][0].write.table]):
+        heavy = all(r.alone and len(r.entry.lines) > SMALLEST for r in busy)
+        if not heavy or not self._has_room(self.layouts[busy[0].entry.write.table]):
             return []
-        return [Rejection(e.write, _TOO_HEAVY.format(len(e.lines))) for e, _ in busy if self._progress.struck(e)]
+        entries = [r.entry for r in busy if self._progress.struck(r.entry)]
+        return [Rejection(e.write, _TOO_HEAVY.format(len(e.lines))) for e in entries]
 
-    def _impossible(self, attempt: Attempt, layouts: Mapping[str, Layout]) -> list[Rejection]:
-        """Documents on which the engine fails however often they are sent, while their shard takes others."""
-        failing = [entry for entry, verdict, _ in attempt if verdict.own]
+    def _impossible(self, results: Sequence[Result]) -> list[Rejection]:
+        """Documents on which the engine fails every time, while their shard takes others."""
+        failing = [r.entry for r in results if r.verdict.own]
         struck = [entry for entry in failing if self._progress.struck(entry)]
-        passed = takewhile(lambda e: self._room(layouts[e.write.table], e), struck)
+        passed = takewhile(lambda e: self._has_room(self.layouts[e.write.table], e), struck)
         return [Rejection(entry.write, _IMPOSSIBLE) for entry in passed]
 
-    def _room(self, layout: Layout, beside: Entry | None = None) -> bool:
-        """Whether the engine takes anything at all just now, in the shard of a document if one is given."""
+    def _has_room(self, layout: Layout, beside: Entry | None = None) -> bool:
+        """Whether the engine takes anything at all now, in the shard of the document ``beside`` if one is given."""
         routing = (
             "x" if beside is None else beside.id if layout.routed_by is None else beside.write.id[layout.routed_by]
         )
         (verdict,) = self._bulk.store(layout, [orjson.dumps({"delete": {**_PROBE, "routing": routing}}) + b"\n"])
         return verdict.kind in ("stored", "conflict", "refused")
 
-    def _whole(self, encoded: Encoded) -> Outcome:
-        stale = self._progress.stale_by_source(encoded.entries)
-        self._progress.forget(encoded.entries)
-        return Outcome(superseded=stale)
 
-
-_TOO_HEAVY = (
-    "the engine has no room for this document of {} bytes, though it took others meanwhile (429 each time it was sent "
-    "alone): it is too large for the memory of its nodes"
-)
-
-
-_IMPOSSIBLE = "the engine fails on this document (an error 500 each time it was sent), while its shard took others"
-
-
-def _answers(entries: Sequence[Entry], sent: Sent) -> Attempt:
-    found: Attempt = []
-    for piece, done in sent:
-        sent_entries = entries[piece]
-        alone = len(sent_entries) == 1
-        found += ((entry, verdict, alone) for entry, verdict in zip(sent_entries, done.result(), strict=True))
-    return found
+def _results(entries: Sequence[Entry], requests: Sent) -> list[Result]:
+    results: list[Result] = []
+    for piece, done in requests:
+        sent = entries[piece]
+        alone = len(sent) == 1
+        results += [
+            guarded_writes.Result(entry, verdict, alone) for entry, verdict in zip(sent, done.result(), strict=True)
+        ]
+    return results

@@ -10,6 +10,7 @@ import msgspec
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
 from replicator.target.acks import AckTracker, place
 from replicator.target.contract import Table
+from replicator.target.guarded_writes import acknowledge, outcome
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.testing.memory import MemoryDatabase, MemoryRows, unspared
 
@@ -71,22 +72,13 @@ class MemoryIndex(MemoryRows):
 
     def answered(self, request: Request, *, applied: bool) -> None:
         """Take the response to one request."""
-        write, told = request.write, self.acknowledged
-        ours = place(write) in told.lost and super()._known(write) == write.version
-        if applied or ours:
-            told.was_stored(request, tombstones=request.keep)
-        else:
-            told.stale.add(place(write))
+        write, acks = request.write, self.acknowledged
+        own = place(write) in acks.lost and super()._known(write) == write.version
+        acknowledge(acks, request, applied=applied or own, tombstones=request.keep)
 
     def outcome(self, batch: Batch) -> Outcome:
         """What became of a batch of which every request was answered or refused."""
-        requests = _requests(batch, batch.tombstones)
-        if rejections := self.refused(batch):
-            self.acknowledged.came_back(requests)
-            return Outcome(rejections)
-        stale = self.acknowledged.stale_by_source(requests)
-        self.acknowledged.forget(requests)
-        return Outcome((), stale)
+        return outcome(self.acknowledged, _requests(batch, batch.tombstones), self.refused(batch))
 
     def refused(self, batch: Batch) -> list[Rejection]:
         """What of the batch is never taken."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from connectors.dynamodb.cleanup import Found, ScanCleanup
-from connectors.dynamodb.writer import Writing
+from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Upsert, Write
 from replicator.checkpoints.contract import NO_COUNTS
@@ -333,13 +333,13 @@ class Searches:
 class Passes:
     """Sweeps and purges as in DynamoDB: each piece goes on where the last one ended, in the production code.
 
-    ``all_done`` and ``_pages`` stand for the table's.
+    ``write_all`` and ``_pages`` stand for the table's.
     """
 
     def __init__(self, index: UnreliableIndex) -> None:
         self._index = index
         self._seconds = itertools.count(step=3)
-        self._cleanup = ScanCleanup(cast(Client, None), cast(Writing, self), lambda: next(self._seconds))
+        self._cleanup = ScanCleanup(cast(Client, None), cast(Writer, self), lambda: next(self._seconds))
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         def older(ids: Sequence[DocumentId]) -> Sequence[DocumentId]:
@@ -365,7 +365,7 @@ class Passes:
     def in_doubt_windows(self) -> Mapping[str, int]:
         return {"purge": self._index.in_doubt.begun, "sweep": self._index.in_doubt.sweep_round}
 
-    def all_done(self, requests: Sequence[Any]) -> int:
+    def write_all(self, requests: Sequence[Any]) -> int:
         return self._index.each(requests)
 
     def _pages(self, table: Table, wanted: Callable[[Any], Any], *, after: Any) -> Iterator[Found]:

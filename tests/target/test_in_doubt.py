@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from connectors.dynamodb.cleanup import Found, ScanCleanup
-from connectors.dynamodb.writer import Writing
+from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
 from replicator.change import Listing
@@ -348,13 +348,13 @@ class Paged(MemoryIndex):
     def __init__(self, database: MemoryDatabase, *, now: Callable[[], float]) -> None:
         super().__init__(database, now=now)
         late = itertools.count(step=3)
-        self._cleanup = ScanCleanup(cast(Client, None), cast(Writing, self), lambda: next(late))
+        self._cleanup = ScanCleanup(cast(Client, None), cast(Writer, self), lambda: next(late))
 
     @property
     def in_doubt_windows(self) -> Mapping[str, int]:
         return {"purge": self.in_doubt.begun, "sweep": self.in_doubt.sweep_round}
 
-    def all_done(self, requests: Sequence[Callable[[], int]]) -> int:
+    def write_all(self, requests: Sequence[Callable[[], int]]) -> int:
         return sum(request() for request in requests)
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import Kind, verdict, wants_less
-from connectors.dynamodb.writer import Writing
+from connectors.dynamodb.writer import Writer
 from replicator.aws.errors import THROTTLED, UNNAMED, AwsError, NotConnected
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 from replicator.target.in_doubt import InDoubtWindow
@@ -74,7 +74,7 @@ class Refusing:
 
 def test_a_tombstone_that_the_table_refuses_ends_the_sweep() -> None:
     """The pass would go on without it, and end as if the older document were removed."""
-    writing = Writing(Refusing(), InDoubtWindow(), DynamoDBOptions.model_validate({"region": "us-east-1"}))  # type: ignore[arg-type]
+    writing = Writer(Refusing(), InDoubtWindow(), DynamoDBOptions.model_validate({"region": "us-east-1"}))  # type: ignore[arg-type]
     words = r"DynamoDB at home: copies takes no tombstones \(a key attribute has another type than the table's key\)"
     with pytest.raises(ConfigError, match=words):
-        writing.all_done([Request("PutItem", "copies", b"{}"), Request("PutItem", "copies", b"{}")])
+        writing.write_all([Request("PutItem", "copies", b"{}"), Request("PutItem", "copies", b"{}")])

@@ -16,7 +16,7 @@ from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions
 from connectors.search.searches import forgotten, swept
 from connectors.search.target import SearchTarget
-from connectors.search.writer import Writing
+from connectors.search.writer import Writer
 from replicator.batch import Batch, Delete, Outcome, Upsert
 from replicator.errors import ConfigError, TransientError
 from replicator.target.acks import place
@@ -37,12 +37,13 @@ class Copy:
         self.in_doubt = InDoubtWindow()
         self.conflicts = Conflicts(engine)
         self.conflicts.epoch = FIRST_EPOCH
-        self._writing = Writing(Bulk(engine, Size(8 << 20, 1000), 1), self.in_doubt, self.conflicts)
+        self._writing = Writer(Bulk(engine, Size(8 << 20, 1000), 1), self.in_doubt, self.conflicts)
+        self._writing.layouts = self.layouts
 
     def write(self, written: Batch) -> Outcome:
         encoders = {name: TableEncoder(layout) for name, layout in self.layouts.items()}
-        self._writing.send(encode(written, encoders), self.layouts)
-        return self._writing.collect(self.layouts)
+        self._writing.send(encode(written, encoders))
+        return self._writing.collect()
 
 
 @pytest.fixture

@@ -513,7 +513,8 @@ def test_a_run_ends_where_another_pipeline_has_taken_the_index_over(server: Serv
 
 def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
     found = client("elasticsearch", url="http://127.0.0.1:1")
-    found._layouts, found._encoders = (there := opened(server))._layouts, there._encoders  # the server went away since
+    # the server went away since
+    found._writing.layouts, found._encoders = (there := opened(server))._writing.layouts, there._encoders
     with pytest.raises(TransientError, match=r"127\.0\.0\.1:1 cannot be reached: .*refused"):
         found.write(batch(put({"pk": "a"}, 1)))
     assert not found.in_doubt
