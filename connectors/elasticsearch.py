@@ -19,7 +19,7 @@ def _cloud_id(text: str) -> str:
     except ValueError:
         address = None
     if address is None:
-        raise ValueError("is no cloud id; copy it from the deployment's page, it looks like name:bG9uZy10ZXh0")
+        raise ValueError("is not a cloud id; copy it from the deployment's page (it looks like name:bG9uZy10ZXh0)")
     return text
 
 
@@ -38,9 +38,9 @@ class ElasticsearchOptions(SearchOptions):
     @model_validator(mode="after")
     def _one_way(self) -> ElasticsearchOptions:
         if bool(self.url) == bool(self.cloud_id):
-            raise ValueError("needs one of url and cloud_id")
+            raise ValueError("needs either url or cloud_id")
         if self.api_key is not None and self.username is not None:
-            raise ValueError("has api_key and username; keep one")
+            raise ValueError("has both api_key and username; keep one")
         return self
 
 

@@ -42,11 +42,11 @@ class OpenSearchOptions(SearchOptions):
     @model_validator(mode="after")
     def _one_way(self) -> OpenSearchOptions:
         if self.aws is not None and self.username is not None:
-            raise ValueError("has aws and username; keep one")
+            raise ValueError("has both aws and username; keep one")
         if self.aws is not None and not isinstance(self.url, str) and len(self.url) > 1:
-            raise ValueError("has aws and several addresses; a domain has one")
+            raise ValueError("has aws and several addresses, but a domain has only one")
         if self.aws is not None and self.compress:
-            raise ValueError("has aws and compress; what is signed is sent as it is, keep one")
+            raise ValueError("has both aws and compress; a signed body cannot be compressed, keep one")
         return self
 
 

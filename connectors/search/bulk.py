@@ -104,8 +104,10 @@ class Bulk:
         elif answer.status == 429:
             return [busy(server)] * len(lines)
         elif answer.status == 200:
-            lost = ResponseLost(f"{server} answered a bulk request in part only")
-            return [failed(failure(answer, server, "a bulk request") if answer.json is None else lost)] * len(lines)
+            lost = ResponseLost(f"{server} returned an incomplete response to a bulk request")
+            return [failed(failure(answer, server, "sending a bulk request") if answer.json is None else lost)] * len(
+                lines
+            )
         elif answer.status != 400 or not answer.cause[0]:
             return [failed(failure(answer, server, WRITING))] * len(lines)
         if len(lines) > 1:
@@ -116,5 +118,5 @@ class Bulk:
 
 def _alone(answer: Answer, size: int) -> str:
     if answer.status == 413:
-        return f"the document has {size} bytes, more than the server (or a proxy before it) takes in one request"
-    return f"the engine refuses a request with this document alone: {answer.cause[0]}"
+        return f"the document has {size} bytes, more than the server (or a proxy in front of it) accepts in one request"
+    return f"the engine refuses a request that contains only this document: {answer.cause[0]}"

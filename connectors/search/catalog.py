@@ -86,7 +86,7 @@ def states(connection: Connection, layouts: Sequence[Layout]) -> list[State]:
         return []
     names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
     path = f"/{quote(','.join(names), safe='')}?ignore_unavailable=true&{_SETTINGS}"
-    found = connection.ask("GET", path, doing=f"reading what {', '.join(names)} are (view_index_metadata)")
+    found = connection.ask("GET", path, doing=f"looking up {', '.join(names)} (needs view_index_metadata)")
     there = {index: _found(index, told) for index, told in found.items()}
     return [_state(layout, there) for layout in layouts]
 
@@ -108,7 +108,7 @@ def _get(connection: Connection, name: str) -> dict[str, Found]:
         return {}
     found = answer.json
     if answer.status != 200 or not isinstance(found, dict):
-        raise failure(answer, connection.server, f"reading what {name} is (view_index_metadata)")
+        raise failure(answer, connection.server, f"looking up {name} (needs view_index_metadata)")
     return {index: _found(index, told) for index, told in found.items()}
 
 
@@ -122,7 +122,7 @@ def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
     if layout.alias in found.leads_to:
         yield (
             f"{layout.alias} is an index; replicator writes to an index {layout.index} behind an alias {layout.alias}, "
-            "which hides what is deleted. Give the table another name, or rename or remove that index"
+            "which hides deleted documents. Give the table another name, or rename or remove that index"
         )
         return
     if found.instead:
@@ -138,8 +138,8 @@ def renamed(layout: Layout, found: State) -> Iterator[str]:
     if found.instead:
         other = ", ".join(found.instead)
         yield (
-            f"{layout.index} is not an index any more but an alias of {other}: something replaced the index, as ILM's "
-            f"shrink does. Keep {other}, perhaps the only copy. To go on in it, write index: {found.instead[0]} under "
+            f"{layout.index} is no longer an index but an alias of {other}: something replaced the index, as ILM's "
+            f"shrink does. Keep {other}, perhaps the only copy. To continue in it, set index: {found.instead[0]} under "
             "the table, take that index out of ILM (index.lifecycle.name: null), and run: replicator resync "
             "--accept-identity-change"
         )
@@ -149,7 +149,7 @@ def _strangers(layout: Layout, found: State) -> Iterator[str]:
     for alias, leads_to in ((layout.alias, found.leads_to), (layout.writer, found.writes_to)):
         if others := _others(layout, leads_to):
             yield (
-                f"the alias {alias} leads to {', '.join(others)}; it must lead to {layout.index} only "
+                f"the alias {alias} points to {', '.join(others)}; it must point to {layout.index} only "
                 "(rollover, ILM and reindexing scripts move aliases: keep them off this one)"
             )
 
@@ -165,15 +165,15 @@ def changed(layout: Layout, found: State, id: str) -> Iterator[str]:
     else:
         yield from _strangers(layout, found)
         if not found.leads_to:
-            yield f"the alias {layout.alias} is gone, so that searches find nothing; the next run makes it anew"
+            yield f"the alias {layout.alias} is gone, so searches find nothing; the next run recreates it"
         yield from (f"{layout.index}: {text}" for text in _promises(layout, found.index))
 
 
 def replaced(layout: Layout) -> str:
     return (
-        f"{layout.index} is not the index that replicator wrote to: it was deleted and made anew, restored from a "
-        "snapshot, or put there in another way. What it lacks may be in no stream; copy everything again with: "
-        "replicator resync"
+        f"{layout.index} is not the index that replicator wrote to: it was deleted and recreated, restored from a "
+        "snapshot, or replaced in some other way. What it lacks may be gone from the stream; copy everything again "
+        "with: replicator resync"
     )
 
 
@@ -181,8 +181,8 @@ def overtaken(layout: Layout, found: State, epoch: int) -> Iterator[str]:
     """Why a run of ``epoch`` may not begin to write to the index."""
     if found.index is not None and found.index.epoch > epoch:
         yield (
-            f"{layout.index} was written by epoch {found.index.epoch}, after this run's {epoch}: its documents would "
-            "be taken for newer ones. Choose another index with index: NAME, or put the newer checkpoints back"
+            f"{layout.index} was written by epoch {found.index.epoch}, later than this run's {epoch}: its documents "
+            "would count as newer. Choose another index with index: NAME, or restore the newer checkpoints"
         )
 
 
@@ -209,20 +209,25 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
     if not layout.adopt:
         if not found.notes:
             yield (
-                "this index was not made by replicator (an index that is written to before it exists is made up with a "
+                "this index was not created by replicator (a write to an index that does not exist creates it with a "
                 "dynamic mapping). Remove it, choose another one with index: NAME, or take it over with adopt: true"
             )
             return
         yield from taken(layout, found, pipeline)
     if int(found.notes.get("format", 0)) > FORMAT:
-        yield f"it is of format {found.notes['format']}, this replicator knows up to {FORMAT}: use the newer one"
+        yield (
+            f"it has format {found.notes['format']}, and this version of replicator supports up to {FORMAT}: "
+            "use a newer one"
+        )
     yield from differences(_without_ours(layout.mapping), found.mapping)
     yield from own_differences(own_fields(layout.parts), found.mapping.get("properties", {}).get(OURS))
     yield from settings_differences(layout.settings, found.settings)
     yield from mappings.mapping_hazards(found.mapping)
     yield from _promises(layout, found)
     if not _routed_alike(layout, found):
-        yield "its documents are routed otherwise than routing says, so they would be there twice; make a new index"
+        yield (
+            "its documents are routed differently than routing says, so they would be stored twice; create a new index"
+        )
 
 
 def _promises(layout: Layout, found: Found) -> Iterator[str]:
@@ -230,16 +235,18 @@ def _promises(layout: Layout, found: Found) -> Iterator[str]:
     yield from mappings.settings_hazards(found.settings)
     alias = found.aliases.get(layout.alias)
     if alias is not None and alias.get("filter") != LIVE:
-        yield f"the alias {layout.alias} does not hide tombstones; its filter is to be {orjson.dumps(LIVE).decode()}"
+        yield f"the alias {layout.alias} does not hide tombstones; its filter must be {orjson.dumps(LIVE).decode()}"
     for name in (layout.alias, layout.writer):
         given = found.aliases.get(name, {})
         if any(kind in given for kind in ("index_routing", "search_routing")):
             yield (
-                f"the alias {name} has a routing, so documents would be there twice or not be found; "
-                "make the alias without it (routing: ATTRIBUTE under the table is what replicator knows)"
+                f"the alias {name} has a routing, so documents would be stored twice or not be found; "
+                "recreate the alias without it (and set routing: ATTRIBUTE under the table instead)"
             )
     if str(found.aliases.get(layout.writer, {}).get("is_write_index", True)).lower() == "false":
-        yield f"the alias {layout.writer} is not for writing (is_write_index: false); remove it, and run makes it anew"
+        yield (
+            f"the alias {layout.writer} does not accept writes (is_write_index: false); remove it, and run recreates it"
+        )
 
 
 def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,10 +275,10 @@ def make(connection: Connection, layout: Layout, found: State, notes: Mapping[st
     if found.index is None:
         body = orjson.dumps(_creation(layout, notes))
         path = f"/{quote(layout.index, safe='')}"
-        connection.ask("PUT", path, body, doing=f"making the index {layout.index} (create_index)")
+        connection.ask("PUT", path, body, doing=f"creating the index {layout.index} (needs create_index)")
     elif not found.complete:
         body = orjson.dumps(_actions(layout, found))
-        connection.ask("POST", "/_aliases", body, doing=f"making the aliases of {layout.index}")
+        connection.ask("POST", "/_aliases", body, doing=f"creating the aliases of {layout.index}")
 
 
 def note(connection: Connection, layout: Layout, found: Found, notes: Mapping[str, Any]) -> None:
@@ -283,7 +290,7 @@ def note(connection: Connection, layout: Layout, found: Found, notes: Mapping[st
     meta = {**found.mapping.get("_meta", {}), OURS: noted}
     mapping = {"_meta": meta, "properties": {OURS: {"properties": fields}}}
     path = f"/{quote(layout.index, safe='')}/_mapping"
-    connection.ask("PUT", path, orjson.dumps(mapping), doing=f"changing the mapping of {layout.index} (manage)")
+    connection.ask("PUT", path, orjson.dumps(mapping), doing=f"changing the mapping of {layout.index} (needs manage)")
 
 
 def _creation(layout: Layout, notes: Mapping[str, Any]) -> dict[str, Any]:

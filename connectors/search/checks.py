@@ -37,8 +37,9 @@ def versions_kept(bulk: Bulk, layout: Layout, server: str) -> None:
         raise error
     if tuple(verdict.kind for verdict in found) != _EXPECTED:
         raise ConfigError(
-            f"{server} does not keep versions as a copy needs it: versions 2, 1, 2 of a document and its removal "
-            f"gave {', '.join(map(_said, found))} instead of {', '.join(_EXPECTED)}. Documents could go back in time"
+            f"{server} does not compare versions as replicator needs: writing versions 2, 1, 2 of a document and "
+            f"deleting it gave {', '.join(map(_said, found))} instead of {', '.join(_EXPECTED)}. Older changes could "
+            "overwrite newer ones"
         )
 
 
@@ -64,7 +65,7 @@ def swallowed(connection: Connection, layout: Layout) -> Iterator[str]:
     highest = max((hit["_version"] for hit in found.get("hits", {}).get("hits", ())), default=0)
     if highest >= version(FIRST_EPOCH, 0):
         yield (
-            f"{layout.index}: another tool filled it with versions up to {highest}, above what a copy begins with, so "
+            f"{layout.index}: another tool filled it with versions up to {highest}, above those of a new copy, so "
             "that writes to its documents would have no effect. Empty the index, or choose another one with "
             "index: NAME (adopt: true would accept it as it is)"
         )

@@ -179,20 +179,20 @@ def unanswered(error: TransportError, server: str) -> ReplicatorError:
     if isinstance(cause, NewConnectionError | ConnectTimeoutError):
         return TransientError(f"{server} cannot be reached: {_short(cause)}")
     if isinstance(error, ConnectionTimeout):
-        return ResponseLost(f"{server} did not answer in time (target.timeout)")
+        return ResponseLost(f"{server} did not respond in time (target.timeout)")
     if isinstance(error, ConnectionError):
-        return ResponseLost(f"{server}: the connection was cut: {_short(cause)}")
+        return ResponseLost(f"{server}: the connection was lost: {_short(cause)}")
     return ResponseLost(f"{server}: {_short(error)}")
 
 
 def _no_tls(text: str, server: str) -> ReplicatorError:
     if "CERTIFICATE_VERIFY_FAILED" in text or "doesn't match" in text:
         return ConfigError(
-            f"{server} has a certificate that is not trusted or is made out for another name; "
-            "name its authority in target.ca_certs"
+            f"{server} has a certificate that is not trusted or is for another host name; "
+            "set target.ca_certs to its certificate authority"
         )
     if "WRONG_VERSION_NUMBER" in text or "record layer" in text:
-        return ConfigError(f"{server} does not speak TLS on that port; is target.url to be http?")
+        return ConfigError(f"{server} does not speak TLS on that port; should target.url use http?")
     return ResponseLost(f"{server}: TLS failed: {text}")  # perhaps behind the request, when its answer was damaged
 
 

@@ -43,7 +43,7 @@ def _cluster(connection: Connection) -> str:
 def _uuid(connection: Connection, path: str) -> str:
     answer = connection.request("GET", path)
     if _may_tell_later(answer):
-        raise failure(answer, connection.server, "reading which cluster it is")
+        raise failure(answer, connection.server, "reading the cluster's UUID")
     told = answer.json if answer.status == 200 else None
     uuid = told.get("cluster_uuid") if isinstance(told, dict) else None
     return uuid if isinstance(uuid, str) and uuid != "_na_" else ""

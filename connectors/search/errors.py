@@ -69,25 +69,27 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
         return found
     match answer.status:
         case 401:
-            advice = "Correct target.username and password, or the key"
+            advice = "Correct target.username and target.password, or the API key"
             return NotAuthenticated(f"{server} refuses the login", "login", server, advice)
         case 403:
             return _forbidden(reason or type or "403 without a reason", server, doing)
         case 408:
             return ResponseLost(f"{server} gave up {doing} (status 408): the request took too long to arrive")
         case status if status == 429 or answer.throttled:
-            return TransientError(f"{server} has too much to do ({type or answer.code or 429})")
+            return TransientError(f"{server} is overloaded ({type or answer.code or 429})")
         case status if status >= 500:
-            return ResponseLost(f"{server} fails to answer {doing}: {_said(answer)}")
+            return ResponseLost(f"{server} failed while {doing}: {_said(answer)}")
         case status if status < 300 and not answer.body:
-            return ResponseLost(f"{server} answers {doing} with nothing (status {status}): it was cut short on the way")
+            return ResponseLost(
+                f"{server} returned an empty response while {doing} (status {status}): it was truncated on the way"
+            )
     if answer.json is None:
         return ConfigError(
-            f"{server} answers with {_said(answer)}, which no search engine would: a proxy or a login page? "
-            "Look at target.url"
+            f"{server} responded with {_said(answer)}, which does not come from a search engine: "
+            "is there a proxy or a login page in between? Check target.url"
         )
     said = type if doing in (WRITING, READING) else reason or type  # the reason may quote what could not be read
-    return ConfigError(f"{server} refuses {doing}: {said or _said(answer)}")
+    return ConfigError(f"{server} returned an error while {doing}: {said or _said(answer)}")
 
 
 def _forbidden(said: str, server: str, doing: str) -> NotPermitted:
@@ -123,24 +125,24 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
     (
         "index_not_found_exception",
         ConfigError,
-        "the index, or the alias that leads to it, is gone: {reason}. If its documents are lost, copy everything again "
-        "with: replicator resync",
+        "the index, or the alias that points to it, is gone: {reason}. If its documents are lost, copy everything "
+        "again with: replicator resync",
     ),
     (
         "invalid_index_name_exception",  # of an alias that is gone: what makes indices by accident cannot make this one
         ConfigError,
-        "the alias that replicator writes through is gone, and so is the index perhaps: {reason}. If its documents are "
+        "the alias that replicator writes through is gone, and perhaps the index too: {reason}. If its documents are "
         "lost, copy everything again with: replicator resync",
     ),
     (
         "resource_already_exists_exception",
         TransientError,
-        "somebody else made the index at the same moment; looking again",
+        "another process created the index at the same time; looking again",
     ),
     (
         "routing_missing_exception",
         ConfigError,
-        "the index requires routing; say routing: ATTRIBUTE under the table in target.tables",
+        "the index requires routing; set routing: ATTRIBUTE under the table in target.tables",
     ),
     ("unavailable_shards_exception", ResponseLost, "a shard of the index is not available (its health is red)"),
     ("no_shard_available_action_exception", ResponseLost, "a shard of the index is not available (its health is red)"),
@@ -148,14 +150,14 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
     (
         "*no write index is defined",
         ConfigError,
-        "the alias leads to several indices now; leave only the one behind it that check names",
+        "the alias now points to several indices; keep only the one that check names",
     ),
     (
         "*number of documents in the",
         ConfigError,
-        "a shard is full ({reason}); make an index with more shards, with index: NAME and shards: NUMBER",
+        "a shard is full ({reason}); create an index with more shards (index: NAME, shards: NUMBER)",
     ),
-    ("*pipeline with id [", ConfigError, "{reason}; the index names an ingest pipeline that is not there"),
+    ("*pipeline with id [", ConfigError, "{reason}; the index refers to an ingest pipeline that does not exist"),
 )
 
 
@@ -167,11 +169,11 @@ def _block(status: int, reason: str) -> str:
         )
     if "no master" in reason or "not recovered" in reason or "state" in reason:
         return "the cluster is not ready (no master, or its state is not recovered yet)"
-    return "somebody blocked writes to the index; waiting until the block is gone (index.blocks.*)"
+    return "writes to the index are blocked; waiting until the block is removed (index.blocks.*)"
 
 
 def _said(answer: Answer) -> str:
-    page = "a web page" if answer.body.lstrip()[:1] == b"<" else "a body that is no JSON"
+    page = "a web page" if answer.body.lstrip()[:1] == b"<" else "a body that is not JSON"
     return (
         f"status {answer.status}" if answer.json is not None or not answer.body else f"{page} (status {answer.status})"
     )

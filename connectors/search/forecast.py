@@ -47,7 +47,7 @@ def _field(path: str, value: Any, mapping: Mapping[str, Any], name: str, dynamic
     if field is None:
         if dynamic not in _OPEN:
             yield (
-                f"the mapping does not know the field {path} and is strict (add the field to it, or say dynamic: false "
+                f"the mapping does not know the field {path} and is strict (add the field to it, or set dynamic: false "
                 "there)"
             )
         return
@@ -66,7 +66,7 @@ def _inner(path: str, value: Any, field: Mapping[str, Any], dynamic: object) -> 
     if isinstance(value, dict):
         yield from _object(f"{path}.", value, field, dynamic)
     else:
-        yield f"the field {path} is an object in the mapping, and the value is none"
+        yield f"the field {path} is an object in the mapping, but the value is not"
 
 
 def _plain(path: str, value: Any, field: Mapping[str, Any]) -> Iterator[str]:

@@ -77,8 +77,9 @@ def _layout(table: Table) -> Layout:
             raise ConfigError(f"{table.name}: {given} {e}") from e
     if len(f"{name}{WRITER}".encode()) > LONGEST_NAME:
         raise ConfigError(
-            f"{table.name}: the index's name {name} is too long: with {WRITER} behind it, as replicator's own alias is "
-            f"called, it may have {LONGEST_NAME} bytes; choose a shorter one with index: NAME"
+            f"{table.name}: the index name {name} is too long: with the suffix {WRITER}, "
+            f"which makes it the name of replicator's own alias, it "
+            f"may have at most {LONGEST_NAME} bytes; choose a shorter one with index: NAME"
         )
     if name == table.name:
         raise ConfigError(f"{name}: the alias and the index behind it need different names; leave out index")
@@ -99,7 +100,7 @@ def _routing(table: Table, name: str | None) -> int | None:
         return None
     if name not in table.keys.names:
         known = ", ".join(table.keys.names)
-        raise ConfigError(f"{table.name}: routing is to be an attribute of the key ({known}), {name} is none")
+        raise ConfigError(f"{table.name}: routing must be an attribute of the key ({known}), and {name} is not")
     return table.keys.names.index(name)
 
 

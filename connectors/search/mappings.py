@@ -23,7 +23,7 @@ def is_ours(name: object) -> bool:
     return is_within(name, OURS)
 
 
-_SYNTHETIC = "documents are put together anew when they are read, and lose digits, order and duplicates"
+_SYNTHETIC = "documents are reassembled when they are read, and lose digits, order and duplicates"
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -54,14 +54,14 @@ def settings_hazards(settings: Mapping[str, Any]) -> Iterator[str]:
     if given.get("final_pipeline", "_none") != "_none":
         yield (
             f"the ingest pipeline {given['final_pipeline']} is its final_pipeline, which may drop or change documents "
-            "behind replicator's back. Remove the setting (a transform hook can do the same, and is counted); if "
-            "documents were written meanwhile, copy everything again with: replicator resync"
+            "without replicator noticing. Remove the setting (use a transform hook instead, which is counted); if "
+            "documents were written in the meantime, copy everything again with: replicator resync"
         )
     if policy := given.get("lifecycle.name"):
         yield (
             f"the ILM policy {policy} manages it, which may roll it over, shrink it, block writes to it or delete it. "
-            'Take it out of ILM: PUT INDEX/_settings {"index.lifecycle.name": null}; where the index is still '
-            "to be made, write settings: {lifecycle.name: null} under its table"
+            'Take it out of ILM: PUT INDEX/_settings {"index.lifecycle.name": null}; if the index does '
+            "not exist yet, set settings: {lifecycle.name: null} under its table"
         )
     yield from _source_settings(given)
 
@@ -69,12 +69,12 @@ def settings_hazards(settings: Mapping[str, Any]) -> Iterator[str]:
 def _source_settings(given: Mapping[str, str]) -> Iterator[str]:
     mode = given.get("mapping.source.mode", "stored").lower()
     if mode != "stored":
-        yield f"mapping.source.mode is {mode}: {_lost(mode)}. Make a new index with index.mapping.source.mode: stored"
+        yield f"mapping.source.mode is {mode}: {_lost(mode)}. Create a new index with index.mapping.source.mode: stored"
     if given.get("mode", "standard").lower() not in ("standard", "lookup"):
-        yield f"its mode is {given['mode']}: {_SYNTHETIC}. Make a new index with index.mode: standard"
+        yield f"its mode is {given['mode']}: {_SYNTHETIC}. Create a new index with index.mode: standard"
     for name, value in given.items():
         if "derived_source.enabled" in name and value.lower() == "true":
-            yield f"{name} is true: {_SYNTHETIC}. Make a new index with {name}: false"
+            yield f"{name} is true: {_SYNTHETIC}. Create a new index with {name}: false"
 
 
 def _lost(mode: str) -> str:
@@ -87,18 +87,20 @@ def mapping_hazards(mapping: Mapping[str, Any]) -> Iterator[str]:
     if any(is_ours(name) for name in mapping.get("runtime", {})):
         yield f"it has a runtime field named {OURS}, which hides replicator's own; remove it (PUT _mapping with null)"
     for path in copied_to_ours(mapping.get("properties", {})):
-        yield f"field {path} is copied to {OURS}, where replicator keeps version and key; make a new index without that"
+        yield (
+            f"field {path} is copied to {OURS}, where replicator keeps version and key; create a new index without that"
+        )
 
 
 def _source(given: Mapping[str, Any]) -> Iterator[str]:
     mode = _text(given.get("mode", "stored")).lower()
     if _text(given.get("enabled", True)).lower() == "false" or mode == "disabled":
-        yield "_source is disabled: documents are not kept. Make a new index with _source"
+        yield "_source is disabled: documents are not kept. Create a new index with _source"
     elif mode != "stored":
-        yield f"_source has mode {mode}: {_SYNTHETIC}. Make a new index without that"
+        yield f"_source has mode {mode}: {_SYNTHETIC}. Create a new index without that"
     for name in ("includes", "excludes"):
         if given.get(name):
-            yield f"_source has {name}, so part of each document is not kept. Make a new index without that"
+            yield f"_source has {name}, so part of each document is not kept. Create a new index without that"
 
 
 def copied_to_ours(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -120,14 +122,15 @@ _DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 _ROUNDED = {
     "double": "keeps 15 to 17 digits", "float": "keeps 6 to 9 digits", "half_float": "keeps 3 digits",
-    "scaled_float": "keeps what its scaling_factor says", "long": "cuts off fractions, and refuses more than 64 bits",
+    "scaled_float": "keeps as many decimals as its scaling_factor allows",
+    "long": "cuts off fractions, and refuses more than 64 bits",
     "integer": "cuts off fractions, and refuses more than 32 bits",
     "short": "cuts off fractions, and refuses more than 16 bits",
     "byte": "cuts off fractions, and refuses more than 8 bits",
     "unsigned_long": "refuses fractions and negative numbers", "rank_feature": "keeps 3 digits",
 }  # fmt: skip
 
-_NEW = "make a new index: write index: NAME under the table, and run: replicator resync --accept-identity-change"
+_NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
 
 
 def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
@@ -153,7 +156,7 @@ def _parameters(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) 
     for name in sorted(({*wanted, *there}) - {"properties", "dynamic"}):
         expected, found = (_plain(given.get(name, _DEFAULTS.get(name))) for given in (wanted, there))
         if expected != found:
-            yield f"field {path} must have {name}: {expected}, it has {found} (make a new index)"
+            yield f"field {path} must have {name}: {expected}, but has {found} (create a new index)"
 
 
 def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -161,8 +164,8 @@ def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) ->
         path = f"{prefix}{name}"
         if name not in there:
             yield (
-                f"field {path} is missing, as {field.get('type', 'object')} (where fields were only added to mapping, "
-                f"replicator run --apply-schema-changes adds it; else {_NEW})"
+                f"field {path} is missing (type {field.get('type', 'object')}; if fields were only added to mapping, "
+                f"replicator run --apply-schema-changes adds it; otherwise {_NEW})"
             )
             continue
         yield from _field(path, field, there[name])
@@ -171,7 +174,7 @@ def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) ->
 def _field(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
     type, found = wanted.get("type", "object"), there.get("type", "object")
     if type != found:
-        yield f"field {path} is to be {type}, it is {found} (a type cannot be changed: {_NEW})"
+        yield f"field {path} must be {type}, but is {found} (a type cannot be changed: {_NEW})"
         return
     for name, value in wanted.items():
         if name not in ("type", "properties", "fields"):
@@ -183,9 +186,9 @@ def _field(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> It
 def _parameter(where: str, name: str, wanted: Any, there: Mapping[str, Any]) -> Iterator[str]:
     if name in there:
         if _plain(wanted) != _plain(there[name]):
-            yield f"{where} is to have {name}: {_plain(wanted)}, it has {_plain(there[name])}"
+            yield f"{where} must have {name}: {_plain(wanted)}, but has {_plain(there[name])}"
     elif _plain(wanted) != _plain(_DEFAULTS.get(name, _ABSENT.get(name))) and not _is_usual(name, wanted):
-        yield f"{where} is to have {name}: {_plain(wanted)}, it has none"
+        yield f"{where} must have {name}: {_plain(wanted)}, but has none"
 
 
 _ABSENT: Mapping[str, Any] = {"dynamic": "true"}
@@ -227,4 +230,4 @@ def settings_differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) ->
     shards, found = wanted.get("number_of_shards"), there.get("number_of_shards")
     if shards is None or str(shards) == str(found):
         return []
-    return [f"it is to have {shards} primary shards, it has {found} (this cannot be changed: make a new index)"]
+    return [f"it must have {shards} primary shards, but has {found} (this cannot be changed: create a new index)"]

@@ -22,10 +22,11 @@ def index_name(name: str) -> str:
     """An index's name as both engines take it; ValueError says what is wrong."""
     if _FORBIDDEN.search(name) or name[:1] in ("-", "_", "+", "") or name in (".", "..") or name != name.lower():
         raise ValueError(
-            "is to be an index's name: lower case, none of \\ / * ? \" < > | , # : or spaces, not beginning with - _ +"
+            'must be a valid index name: lowercase, without any of \\ / * ? " < > | , # : or spaces, '
+            "and not starting with - _ +"
         )
     if len(name.encode()) > LONGEST_NAME:
-        raise ValueError("is longer than the 255 bytes that an index's name may have")
+        raise ValueError("is longer than 255 bytes, the limit for an index name")
     return name
 
 
@@ -36,20 +37,22 @@ def _mapping(given: object) -> object:
     try:
         return orjson.loads(given)
     except orjson.JSONDecodeError as e:
-        raise ValueError(f"is text that is no JSON ({e}); write ${{file:NAME.json}} to take it from a file") from None
+        raise ValueError(f"is not valid JSON ({e}); write ${{file:NAME.json}} to read it from a file") from None
 
 
 def _whole_mapping(mapping: dict[str, Any]) -> dict[str, Any]:
     if "mappings" in mapping:
-        raise ValueError("is a whole index; keep what is under mappings, and put its settings under settings")
+        raise ValueError(
+            "is a complete index definition; keep only what is under mappings, and move its settings to settings"
+        )
     if not isinstance(mapping.get("properties"), dict):
-        raise ValueError("has no properties; it is to look like properties: {title: {type: text}}")
+        raise ValueError("has no properties; it must look like properties: {title: {type: text}}")
     if taken := [name for name in mapping["properties"] if is_ours(name)]:
         raise ValueError(f"has a field named {taken[0]}, which is where replicator keeps version and key")
     if copies := list(mappings.copied_to_ours(mapping["properties"])):
         raise ValueError(f"copies the field {copies[0]} to {OURS}, which is where replicator keeps version and key")
     if "_source" in mapping:
-        raise ValueError("has _source, which is always kept whole: it is the document")
+        raise ValueError("has _source, which cannot be configured: the whole document is always kept")
     return mapping
 
 
@@ -88,9 +91,9 @@ class SearchTable(Options):
 def _address(url: str) -> str:
     parts = split_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("is to be of the form https://host:9200 or http://127.0.0.1:9200")
+        raise ValueError("must have the form https://host:9200 or http://127.0.0.1:9200")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("has a user name in it; put it under username and password, where it is kept secret")
+        raise ValueError("contains a user name; put it under username and password, where it is kept secret")
     return url
 
 
@@ -99,7 +102,7 @@ Address = Annotated[str, AfterValidator(_address)]
 
 def _file(path: str) -> str:
     if not Path(path).is_file():
-        raise ValueError(f"is to be a file of certificates, and there is none at {path}")
+        raise ValueError(f"must be a file of certificates, and there is none at {path}")
     return path
 
 
@@ -121,7 +124,7 @@ class SearchOptions(Options):
     @model_validator(mode="after")
     def _both(self) -> SearchOptions:
         if (self.username is None) != (self.password is None):
-            raise ValueError("has only one of username and password; give both")
+            raise ValueError("needs both username and password")
         return self
 
 
@@ -131,7 +134,7 @@ def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | 
         parts = split_url(url)
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
             raise ValueError(
-                "is http to another machine, so documents would travel in the clear; use https or insecure: true"
+                "is http to another machine, so documents would be sent unencrypted; use https or insecure: true"
             )
     return urls
 

@@ -57,7 +57,7 @@ def _limit(found: Sequence[str]) -> str:
 def _cannot_hold(found: Sequence[str]) -> str:
     field, type = found
     if field == type:
-        return f"the engine keeps the name {field} to itself"
+        return f"the name {field} is reserved by the engine"
     hint = " (of more than 32,766 bytes? ignore_above in its mapping avoids this)" if type == "keyword" else ""
     return f"the field {field} is of type {type} and cannot hold the value{hint}" if type.isidentifier() else ""
 
@@ -71,14 +71,14 @@ _KNOWN: tuple[tuple[Sequence[str], Say], ...] = (
         ("dynamic introduction of [", "] within [", "] is not allowed"),
         lambda found: (
             f"the mapping does not know the field {_path(found[1], found[0])} and is strict "
-            "(add the field to it, or say dynamic: false there)"
+            "(add the field to it, or set dynamic: false there)"
         ),
     ),
     (("failed to parse field ", *_FIELD), lambda found: _cannot_hold(found[1:])),
     (("failed to parse date field ", *_FIELD), lambda found: _cannot_hold(found[1:])),
     (
         ("object mapping for [", "] tried to parse field [", "] as object"),
-        lambda found: f"the field {found[0]} is an object in the mapping, and the value is none",
+        lambda found: f"the field {found[0]} is an object in the mapping, but the value is not",
     ),
     (
         _IMMENSE,
@@ -90,7 +90,7 @@ _KNOWN: tuple[tuple[Sequence[str], Say], ...] = (
     (("Limit of ", " [", "]", " has been exceeded"), _limit),
     (
         ("is a metadata field and cannot be added",),
-        lambda _: "a field has a name that the engine keeps to itself",
+        lambda _: "a field has a name that is reserved by the engine",
     ),
     (
         ("ield name [", "] is longer than the limit of [", "]"),
@@ -133,7 +133,7 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
     try:
         return [_verdict(outcome, server, index) for item in items for (outcome,) in (item.values(),)]
     except (AttributeError, KeyError, TypeError, ValueError):
-        lost = ResponseLost(f"{server} answered a bulk request with something that is no engine's answer")
+        lost = ResponseLost(f"{server} returned a malformed response to a bulk request")
         return [failed(lost)] * len(items)
 
 
@@ -187,10 +187,10 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
 
 def _astray(server: str, index: str, other: str) -> str:
     return (
-        f"{server}: what is written for the index {index} arrives in another one, {other}: its alias {index}{WRITER} "
-        f"was moved there, as ILM's shrink or a reindexing script does. Nothing of it counts as stored. Keep {other}, "
-        f"perhaps the only copy; its documents with the same ids may be overwritten. To go on in {index}, move the "
-        f"alias back; to go on in {other}, write index: {other} under the table. Then run: replicator resync "
+        f"{server}: writes to the index {index} arrived in another one, {other}: its alias {index}{WRITER} "
+        f"was moved there, as ILM's shrink or a reindexing script does. None of them counts as stored. Keep {other}, "
+        f"perhaps the only copy; its documents with the same ids may be overwritten. To continue in {index}, move the "
+        f"alias back; to continue in {other}, set index: {other} under the table. Then run: replicator resync "
         "(with --accept-identity-change for another index)"
     )
 
@@ -211,7 +211,7 @@ def _cause(error: Any) -> tuple[str, str]:
 
 
 def busy(server: str) -> Verdict:
-    return Verdict("busy", error=TransientError(f"{server} has too much to do; the rest is sent again"))
+    return Verdict("busy", error=TransientError(f"{server} is overloaded; the rest will be sent again"))
 
 
 def failed(error: ReplicatorError) -> Verdict:

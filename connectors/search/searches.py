@@ -163,7 +163,7 @@ def _confirm(connection: Connection, layout: Layout, query: Mapping[str, Any], k
     if any(value is not None and value < below for value in values):  # a double: exact enough between two epochs
         raise TransientError(
             f"{connection.server}: searches in {layout.index} do not find all {kind} documents that must be removed; "
-            "looking again (does a copy of a shard lag, or is the index searched through a pipeline?)"
+            "looking again (is a replica shard lagging, or is the index searched through a pipeline?)"
         )
 
 

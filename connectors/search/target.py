@@ -102,7 +102,7 @@ class SearchTarget:
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
         for path, body in definition.additions(layouts(tables), changes) or ():
-            self._connection.ask("PUT", path, orjson.dumps(body), doing=f"adding fields: PUT {path} (manage)")
+            self._connection.ask("PUT", path, orjson.dumps(body), doing=f"adding fields: PUT {path} (needs manage)")
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)
@@ -181,7 +181,9 @@ class SearchTarget:
             if problems := self._mismatches(layout, found):
                 raise ConfigError(*problems)
         if found.index is None:
-            raise TransientError(f"{self.server}: the index {layout.index} was made, and is not there; looking again")
+            raise TransientError(
+                f"{self.server}: the index {layout.index} was created, but cannot be found; looking again"
+            )
         checks.versions_kept(self._bulk, layout, self.server)
         notes = catalog.notes(layout, self._pipeline, epoch)
         catalog.note(self._connection, layout, found.index, notes)
@@ -197,7 +199,7 @@ class SearchTarget:
         if shown:
             raise TransientError(
                 f"{self.server}: a search in {layout.index} still shows {len(shown)} document(s) that were {how}; "
-                "looking again (does a copy of a shard lag behind?)"
+                "looking again (is a replica shard lagging behind?)"
             )
 
     def _removed(self, how: str, layout: Layout, piece: searches.Piece) -> int:

@@ -189,7 +189,7 @@ def test_a_response_that_trickles_is_given_up_after_five_times_the_timeout(serve
     began = time.monotonic()
     said = str(ask(timeout=1.0))
     stopped.set()
-    assert "did not answer in time" in said or "Read timeout" in said
+    assert "did not respond in time" in said or "Read timeout" in said
     assert time.monotonic() - began >= response_limits.WHOLE * 1.0
 
 

@@ -52,7 +52,7 @@ def searched(body: Any, **mapping: Any) -> list[str]:
         ({"titel": "x"}, "the mapping does not know the field titel and is strict"),
         ({"place": {"street": "x"}}, "the mapping does not know the field place.street and is strict"),
         ({"place.street": "x"}, "the mapping does not know the field place.street and is strict"),
-        ({"place": "Ulm"}, "the field place is an object in the mapping, and the value is none"),
+        ({"place": "Ulm"}, "the field place is an object in the mapping, but the value is not"),
         ({"total": "much"}, "the field total is of type double and cannot hold the value"),
         ({"total": {"eur": 1}}, "the field total is of type double and cannot hold the value"),
         ({"count": 40_000}, "the field count is of type short and cannot hold the value"),

@@ -208,9 +208,11 @@ def test_a_value_that_reads_like_the_engines_words_is_not_taken_for_them() -> No
 @pytest.mark.parametrize("doing", [WRITING, READING])
 def test_an_engine_that_cannot_read_a_request_with_documents_does_not_quote_it(doing: str) -> None:
     body = f'{{"error": {{"type": "x_content_parse_exception", "reason": "[1:2] unexpected {WORD}"}}}}'.encode()
-    assert str(failure(Answer(400, body), "S", doing)) == f"S refuses {doing}: x_content_parse_exception"
+    assert (
+        str(failure(Answer(400, body), "S", doing)) == f"S returned an error while {doing}: x_content_parse_exception"
+    )
     assert WORD in str(
-        failure(Answer(400, body), "S", "making the index (create_index)")
+        failure(Answer(400, body), "S", "creating the index (needs create_index)")
     )  # the mapping, from the config
 
 

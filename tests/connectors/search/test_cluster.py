@@ -114,7 +114,7 @@ def runs_out_of_memory(copy: Copy) -> None:
             limited(None)
         run.eventually(copy.is_equal, "the copy is equal again")
         assert run.stop().code == 0
-    assert "has too much to do" in json.dumps(waits)
+    assert "is overloaded" in json.dumps(waits)
     assert run.events("parked") == []
 
 
@@ -138,7 +138,7 @@ def test_a_run_ends_where_its_index_is_shrunk_and_no_document_is_lost(copy: Copy
         ]
         search.ask("POST", "/_aliases", {"actions": [{"remove_index": {"index": copy.index}}, *adds]})
         ended = run.wait()
-    assert "somebody blocked writes" in json.dumps(waits)
+    assert "writes to the index are blocked" in json.dumps(waits)
     assert ended.code == 2, ended
     assert small in ended.err
     assert f"Keep {small}, perhaps the only copy" in ended.err
@@ -146,7 +146,7 @@ def test_a_run_ends_where_its_index_is_shrunk_and_no_document_is_lost(copy: Copy
     assert copy.source().keys() & {f"k{n}" for n in range(60)} <= copy.documents().keys()
     with copy.start("--until", "caught-up") as again:
         assert again.wait().code == 2
-    assert f"is not an index any more but an alias of {small}" in again.ended().err
+    assert f"is no longer an index but an alias of {small}" in again.ended().err
 
 
 # two nodes

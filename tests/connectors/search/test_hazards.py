@@ -237,16 +237,16 @@ def aliased(writer: bool = False, **how: Any) -> Callable[[Copy], None]:
 
 
 CHANGES: Mapping[str, tuple[Callable[[Copy], None], str, int]] = {
-    "alias swapped": (swap, "leads to {other}; it must lead to {index} only", WRONG),
-    "alias with a second index": (second, "leads to {other}; it must lead to {index} only", WRONG),
-    "rollover": (rolled_over, "leads to {other}; it must lead to {index} only", WRONG),
-    "write alias moved": (led_elsewhere, "the alias {index}-Replicator leads to {other}", WRONG),
+    "alias swapped": (swap, "points to {other}; it must point to {index} only", WRONG),
+    "alias with a second index": (second, "points to {other}; it must point to {index} only", WRONG),
+    "rollover": (rolled_over, "points to {other}; it must point to {index} only", WRONG),
+    "write alias moved": (led_elsewhere, "the alias {index}-Replicator points to {other}", WRONG),
     "alias with a filter": (aliased(filter={"match_all": {}}), "does not hide tombstones", WRONG),
     "alias with a routing": (aliased(routing="r"), "the alias {alias} has a routing", WRONG),
     "alias with a routing for searches": (aliased(search_routing="r"), "the alias {alias} has a routing", WRONG),
     "alias with a routing for writes": (aliased(index_routing="r"), "the alias {alias} has a routing", WRONG),
     "write alias with a routing": (aliased(True, routing="r"), "the alias {index}-Replicator has a routing", WRONG),
-    "write alias not for writing": (aliased(True, is_write_index=False), "is not for writing", WRONG),
+    "write alias not for writing": (aliased(True, is_write_index=False), "does not accept writes", WRONG),
     "final pipeline": (final_pipeline, "the ingest pipeline p is its final_pipeline", WRONG),
     "async": (
         lambda copy: copy.settings(**{"index.translog.durability": "async"}),
@@ -254,7 +254,7 @@ CHANGES: Mapping[str, tuple[Callable[[Copy], None], str, int]] = {
         WRONG,
     ),
     "runtime field": (runtime_field, "it has a runtime field named replicator", WRONG),
-    "shrunk": (shrunk, "{index} is not an index any more but an alias of {other}", WRONG),
+    "shrunk": (shrunk, "{index} is no longer an index but an alias of {other}", WRONG),
     "made anew": (made_anew, "is not the table that the last run wrote to", GAP),
     "restored over itself": (restored, "is not the table that the last run wrote to", GAP),
 }

@@ -61,7 +61,7 @@ def test_a_run_goes_on_in_its_own_index_until_it_looks_and_ends(one_search: Sear
             one_search.ask("POST", f"/{of.name}/_rollover", {"conditions": {"max_docs": 0}})
     assert found.write(batch(there("a", 1, of))) == Outcome()
     assert one_search.ask("GET", f"/{of.name}-1/_doc/a")["found"]
-    with pytest.raises(ConfigError, match=f"the alias {of.name} leads to {other}; it must lead to {of.name}-1 only"):
+    with pytest.raises(ConfigError, match=f"the alias {of.name} points to {other}; it must point to {of.name}-1 only"):
         later(found).write(batch(there("b", 2, of)))
     assert one_search.ask("GET", f"/{other}/_count")["count"] == 0
 
@@ -75,7 +75,7 @@ def test_where_even_our_own_alias_is_moved_nothing_counts_as_stored(one_search: 
     for write in (there("a", 1, of), remove("a", 2, table=of.name)):
         with pytest.raises(ConfigError, match=f"arrives in another one, {other}.*Keep {other}, perhaps the only copy"):
             found.write(batch(write))
-    with pytest.raises(ConfigError, match=f"the alias {writer} leads to {other}"):
+    with pytest.raises(ConfigError, match=f"the alias {writer} points to {other}"):
         opened(one_search, of)
 
 
@@ -103,7 +103,7 @@ def test_an_index_that_was_shrunk_is_kept_and_named(one_search: Search, of: Tabl
     names = (of.name, f"{index}-Replicator", index)
     moved = [{"add": {"index": small, "alias": name, "filter": LIVE}} for name in names]
     alias(one_search, {"remove_index": {"index": index}}, *moved)
-    with pytest.raises(ConfigError, match=f"{index} is not an index any more but an alias of {small}.*Keep {small}"):
+    with pytest.raises(ConfigError, match=f"{index} is no longer an index but an alias of {small}.*Keep {small}"):
         later(found).write(batch(there("b", 2, of)))
     with pytest.raises(ConfigError, match=f"Keep {small}, perhaps the only copy.*write index: {small}"):
         opened(one_search, of)
@@ -209,10 +209,10 @@ def test_within_some_seconds_an_index_is_looked_at_once(one_search: Search, of: 
 @pytest.mark.parametrize(
     ("name", "more", "said"),
     [
-        ("contract", {"routing": "r"}, "has a routing, so documents would be there twice or not be found"),
+        ("contract", {"routing": "r"}, "has a routing, so documents would be stored twice or not be found"),
         ("contract", {"search_routing": "r"}, "has a routing"),
         ("contract-1-Replicator", {"index_routing": "r"}, "has a routing"),
-        ("contract-1-Replicator", {"is_write_index": False}, "is not for writing"),
+        ("contract-1-Replicator", {"is_write_index": False}, "does not accept writes"),
         ("contract", {"filter": {"match_all": {}}}, "does not hide tombstones"),
     ],
 )
@@ -325,7 +325,7 @@ def test_own_fields_that_are_not_as_they_must_be_are_refused(one_search: Search)
     of = table(one_search, mapping=PLAIN, adopt=True)
     problems = " ".join(target(one_search).check([of]))
     for said in (
-        "replicator.version must have index: true, it has false",
+        "replicator.version must have index: true, but has false",
         "replicator.deleted must have type: boolean",
     ):
         assert said in problems

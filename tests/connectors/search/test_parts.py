@@ -250,12 +250,12 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
         (item(404, "index_not_found_exception", "no such index [x]"), ConfigError, "is gone: no such index [x]"),
         (item(400, "index_closed_exception"), TransientError, "the index is closed; waiting until it is opened"),
         (item(429, "cluster_block_exception", "x"), TransientError, "a disk is nearly full (flood stage)"),
-        (item(403, "cluster_block_exception", "index write (api)"), TransientError, "somebody blocked writes"),
+        (item(403, "cluster_block_exception", "index write (api)"), TransientError, "writes to the index are blocked"),
         (item(503, "cluster_block_exception", "blocked by: no master"), TransientError, "the cluster is not ready"),
         (item(503, "unavailable_shards_exception"), ResponseLost, "a shard of the index is not available"),
         (item(503, "master_not_discovered_exception"), ResponseLost, "the cluster has no master"),
         (item(403, "security_exception", "action [x] is unauthorized"), NotPermitted, "action [x] is unauthorized"),
-        (item(400, "routing_missing_exception"), ConfigError, "say routing: ATTRIBUTE"),
+        (item(400, "routing_missing_exception"), ConfigError, "set routing: ATTRIBUTE"),
         (item(400, "illegal_argument_exception", "no write index is defined for alias [x]"), ConfigError, "several"),
         (item(400, "illegal_argument_exception", "pipeline with id [p] does not exist"), ConfigError, "[p]"),
         (
@@ -264,7 +264,7 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
             "full",
         ),
         (item(500, "io_exception"), ResponseLost, "fails to store documents: io_exception"),
-        (item(429, "es_rejected_execution_exception"), TransientError, "has too much to do"),
+        (item(429, "es_rejected_execution_exception"), TransientError, "is overloaded"),
     ],
 )
 def test_what_a_batch_waits_for_or_what_has_to_be_changed(
@@ -291,7 +291,7 @@ def test_what_went_to_another_index_is_not_stored_and_that_index_is_not_to_be_re
     (found,) = verdicts([answered], "S", "products-1")
     assert isinstance(found.error, ConfigError)
     assert str(found.error).startswith(
-        "S: what is written for the index products-1 arrives in another one, shrink-1: its alias products-1-Replicator "
+        "S: writes to the index products-1 arrived in another one, shrink-1: its alias products-1-Replicator "
     )
     assert "Keep shrink-1, perhaps the only copy" in str(found.error)
     assert "emove" not in str(found.error)
@@ -434,35 +434,35 @@ def test_defaults_that_the_engine_does_not_show_are_no_difference() -> None:
     assert list(differences(wanted, there)) == []
 
 
-NEW = "make a new index: write index: NAME under the table, and run: replicator resync --accept-identity-change"
-ADDED = f"where fields were only added to mapping, replicator run --apply-schema-changes adds it; else {NEW}"
+NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
+ADDED = f"if fields were only added to mapping, replicator run --apply-schema-changes adds it; otherwise {NEW}"
 
 
 @pytest.mark.parametrize(
     ("wanted", "there", "said"),
     [
-        ({"dynamic": "strict"}, {}, "the mapping is to have dynamic: strict, it has none"),
-        ({"dynamic": "strict"}, {"dynamic": "true"}, "the mapping is to have dynamic: strict, it has true"),
+        ({"dynamic": "strict"}, {}, "the mapping must have dynamic: strict, but has none"),
+        ({"dynamic": "strict"}, {"dynamic": "true"}, "the mapping must have dynamic: strict, but has true"),
         (
             {"properties": {"a": {"type": "long"}}},
             {"properties": {"a": {"type": "double"}}},
-            f"field a is to be long, it is double (a type cannot be changed: {NEW})",
+            f"field a must be long, but is double (a type cannot be changed: {NEW})",
         ),
-        ({"properties": {"a": {"type": "long"}}}, {}, f"field a is missing, as long ({ADDED})"),
+        ({"properties": {"a": {"type": "long"}}}, {}, f"field a is missing (type long; {ADDED})"),
         (
             {"properties": {"a": {"properties": {"b": {"type": "keyword", "ignore_above": 9}}}}},
             {"properties": {"a": {"properties": {"b": {"type": "keyword", "ignore_above": 8}}}}},
-            "field a.b is to have ignore_above: 9, it has 8",
+            "field a.b must have ignore_above: 9, but has 8",
         ),
         (
             {"properties": {"a": {"type": "text", "analyzer": "french"}}},
             {"properties": {"a": {"type": "text"}}},
-            "field a is to have analyzer: french, it has none",
+            "field a must have analyzer: french, but has none",
         ),
         (
             {"properties": {"a": {"type": "text", "fields": {"raw": {"type": "keyword"}}}}},
             {"properties": {"a": {"type": "text"}}},
-            f"field a.raw is missing, as keyword ({ADDED})",
+            f"field a.raw is missing (type keyword; {ADDED})",
         ),
     ],
 )
@@ -473,7 +473,7 @@ def test_every_difference_of_a_mapping_is_named(wanted: Mapping[str, Any], there
 def test_of_the_settings_only_shards_are_compared() -> None:
     assert settings_differences({"number_of_shards": 2, "number_of_replicas": 1}, {"number_of_shards": "2"}) == []
     (said,) = settings_differences({"number_of_shards": 2}, {"number_of_shards": "1"})
-    assert said.startswith("it is to have 2 primary shards, it has 1")
+    assert said.startswith("it must have 2 primary shards, but has 1")
 
 
 def test_what_numbers_lose_in_the_index_is_said() -> None:
@@ -487,9 +487,9 @@ def test_what_numbers_lose_in_the_index_is_said() -> None:
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        ([Table("a", PK, {"routing": "x"})], "a: routing is to be an attribute of the key (pk), x is none"),
+        ([Table("a", PK, {"routing": "x"})], "a: routing must be an attribute of the key (pk), and x is not"),
         ([Table("a", PK, {"index": "a"})], "a: the alias and the index behind it need different names"),
-        ([Table("a b", PK)], "a b: a b is to be an index's name"),
+        ([Table("a b", PK)], "a b: a b must be a valid index name"),
         ([Table("a", PK, {"index": "same"}), Table("b", PK, {"index": "same"})], "the name same is used twice"),
         ([Table("a", PK), Table("a-1", PK)], "the name a-1 is used twice"),
     ],
@@ -517,7 +517,7 @@ HAZARDS: list[tuple[Mapping[str, Any], str]] = [
     ({"index": {"translog": {"durability": "ASYNC"}}}, "translog.durability is async"),
     ({"index.final_pipeline": "p"}, "the ingest pipeline p is its final_pipeline"),
     ({"lifecycle.name": "days"}, "the ILM policy days manages it, which may roll it over, shrink it, block writes"),
-    ({"lifecycle.name": "days"}, "where the index is still to be made, write settings: {lifecycle.name: null}"),
+    ({"lifecycle.name": "days"}, "if the index does not exist yet, set settings: {lifecycle.name: null}"),
     ({"mapping": {"source": {"mode": "synthetic"}}}, "mapping.source.mode is synthetic"),
     ({"mapping.source.mode": "disabled"}, "mapping.source.mode is disabled: documents are not kept"),
     ({"mode": "logsdb"}, "its mode is logsdb"),
@@ -534,28 +534,31 @@ HARMLESS: Mapping[str, Any] = {
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ({"type": "elasticsearch"}, "needs one of url and cloud_id"),
-        ({**ES, "cloud_id": "x:" + "aG9zdCR1dWlkJA=="}, "needs one of url and cloud_id"),
-        ({"type": "elasticsearch", "cloud_id": "nonsense"}, "target.cloud_id is no cloud id"),
+        ({"type": "elasticsearch"}, "needs either url or cloud_id"),
+        ({**ES, "cloud_id": "x:" + "aG9zdCR1dWlkJA=="}, "needs either url or cloud_id"),
+        ({"type": "elasticsearch", "cloud_id": "nonsense"}, "target.cloud_id is not a cloud id"),
         ({"type": "opensearch"}, "target.url is missing"),
-        ({**ES, "url": "h:9200"}, "target.url is to be of the form https://host:9200"),
-        ({**ES, "url": "https://u:p@h:9200"}, "target.url has a user name in it"),
+        ({**ES, "url": "h:9200"}, "target.url must have the form https://host:9200"),
+        ({**ES, "url": "https://u:p@h:9200"}, "target.url contains a user name"),
         ({**ES, "url": "http://10.0.0.1:9200"}, "target.url is http to another machine"),
         ({**ES, "url": ["https://h:9200", "http://10.0.0.1:9200"]}, "target.url is http to another machine"),
-        ({**ES, "username": "u"}, "has only one of username and password"),
-        ({**ES, "username": "u", "password": "p", "api_key": "k"}, "has api_key and username; keep one"),
-        ({**ES, "ca_certs": "/nowhere"}, "target.ca_certs is to be a file of certificates, and there is none"),
-        ({**OS, "aws": {}, "username": "u", "password": "p"}, "has aws and username; keep one"),
+        ({**ES, "username": "u"}, "needs both username and password"),
+        ({**ES, "username": "u", "password": "p", "api_key": "k"}, "has both api_key and username; keep one"),
+        ({**ES, "ca_certs": "/nowhere"}, "target.ca_certs must be a file of certificates, and there is none"),
+        ({**OS, "aws": {}, "username": "u", "password": "p"}, "has both aws and username; keep one"),
         ({**OS, "url": ["https://a", "https://b"], "aws": {}}, "has aws and several addresses"),
-        ({**OS, "aws": {}, "compress": True}, "has aws and compress"),
+        ({**OS, "aws": {}, "compress": True}, "has both aws and compress"),
         ({**OS, "aws": {"external_id": "x"}}, "external_id means nothing without role_arn"),
         ({**OS, "aws": {"service": "s3"}}, "target.aws.service is to be one of es, aoss"),
         ({**ES, "bulk_bytes": 10}, "target.bulk_bytes is to be at least 1024"),
-        ({**ES, "tables": {"t": {"index": "Upper"}}}, "target.tables.t.index is to be an index's name: lower case"),
-        ({**ES, "tables": {"t": {"index": "x" * 256}}}, "is longer than the 255 bytes"),
-        ({**ES, "tables": {"t": {"mapping": "{"}}}, "target.tables.t.mapping is text that is no JSON"),
-        ({**ES, "tables": {"t": {"mapping": {}}}}, "has no properties; it is to look like properties:"),
-        ({**ES, "tables": {"t": {"mapping": {"mappings": {}}}}}, "is a whole index; keep what is under mappings"),
+        ({**ES, "tables": {"t": {"index": "Upper"}}}, "target.tables.t.index must be a valid index name: lowercase"),
+        ({**ES, "tables": {"t": {"index": "x" * 256}}}, "is longer than 255 bytes"),
+        ({**ES, "tables": {"t": {"mapping": "{"}}}, "target.tables.t.mapping is not valid JSON"),
+        ({**ES, "tables": {"t": {"mapping": {}}}}, "has no properties; it must look like properties:"),
+        (
+            {**ES, "tables": {"t": {"mapping": {"mappings": {}}}}},
+            "is a complete index definition; keep only what is under mappings",
+        ),
         ({**ES, "tables": {"t": {"mapping": {"properties": {"replicator": {}}}}}}, "has a field named replicator"),
         ({**ES, "tables": {"t": {"mapping": {"properties": {}, "_source": {}}}}}, "has _source"),
         *(({**ES, "tables": {"t": {"settings": given}}}, said) for given, said in HAZARDS),
@@ -611,4 +614,4 @@ def test_a_cut_connection_is_told_without_the_quotes_of_nested_exceptions() -> N
     error = TransportConnectionError("Connection error")
     error.__cause__ = cut_off
     said = str(unanswered(error, "the server"))
-    assert said == "the server: the connection was cut: Remote end closed connection without response"
+    assert said == "the server: the connection was lost: Remote end closed connection without response"

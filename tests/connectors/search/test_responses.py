@@ -149,18 +149,18 @@ UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/wr
         (said(403, {"error": UNAUTHORIZED}), NotPermitted, "[u]. Grant it to the login of the target"),
         (said(403, {"Message": "User: x is not authorized"}), NotPermitted, "User: x is not authorized"),
         (said(403, HTML), NotPermitted, "does not permit writing documents"),
-        (said(404, HTML), ConfigError, "answers with a web page (status 404), which no search engine would"),
-        (said(200, HTML), ConfigError, "answers with a web page (status 200)"),
-        (said(302, HTML, location="/login"), ConfigError, "answers with a web page (status 302)"),
-        (said(400, HTML), ConfigError, "answers with a web page (status 400)"),
-        (said(429, {"error": {"type": "es_rejected_execution_exception"}}), TransientError, "has too much to do"),
-        (said(429, HTML), TransientError, "has too much to do"),
-        (said(502, HTML), TransientError, "fails to answer writing documents: a web page (status 502)"),
+        (said(404, HTML), ConfigError, "responded with a web page (status 404), which does not come from"),
+        (said(200, HTML), ConfigError, "responded with a web page (status 200)"),
+        (said(302, HTML, location="/login"), ConfigError, "responded with a web page (status 302)"),
+        (said(400, HTML), ConfigError, "responded with a web page (status 400)"),
+        (said(429, {"error": {"type": "es_rejected_execution_exception"}}), TransientError, "is overloaded"),
+        (said(429, HTML), TransientError, "is overloaded"),
+        (said(502, HTML), TransientError, "failed while writing documents: a web page (status 502)"),
         (said(503, {"error": {"type": "master_not_discovered_exception"}}), TransientError, "has no master"),
         (said(503, {"error": UNRECOVERED}), TransientError, "the cluster is not ready"),
         (said(500, {"error": {"type": "odd"}}), TransientError, "fails to store documents: odd"),
-        (said(200, {"items": []}), TransientError, "answered a bulk request in part only"),
-        (said(200, b""), TransientError, "with nothing (status 200): it was cut short on the way"),
+        (said(200, {"items": []}), TransientError, "returned an incomplete response to a bulk request"),
+        (said(200, b""), TransientError, "empty response while sending a bulk request (status 200): it was truncated"),
         (said(404, {"error": {"type": "index_not_found_exception", "reason": "x"}}), ConfigError, "is gone"),
     ],
 )  # fmt: skip
@@ -232,7 +232,7 @@ def test_only_what_is_unfinished_goes_again(server: Server) -> None:
     items = [{"index": {"status": 201}}, {"index": busy}, {"delete": {"status": 404}}]
     server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": items})
     whole = batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), remove("c", 1))
-    with pytest.raises(TransientError, match="the rest is sent again"):
+    with pytest.raises(TransientError, match="the rest will be sent again"):
         found.write(whole)
     server.answers.clear()
     server.requests.clear()
@@ -381,7 +381,7 @@ def test_an_index_that_takes_no_tombstones_ends_the_run_instead_of_being_swept_f
 
 def test_an_index_made_by_two_runs_at_once_is_looked_at_again(server: Server) -> None:
     server.answers["PUT /contract-1"] = said(400, {"error": {"type": "resource_already_exists_exception"}})
-    with pytest.raises(TransientError, match="somebody else made the index at the same moment"):
+    with pytest.raises(TransientError, match="another process created the index at the same time"):
         opened(server)
 
 
@@ -432,7 +432,7 @@ def test_what_may_not_be_made_is_not_permitted(server: Server) -> None:
 def test_a_server_that_keeps_no_versions_is_refused(server: Server) -> None:
     """As a service would that takes the parameters and ignores them."""
     server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": [{"index": {"status": 200}}] * 4})
-    with pytest.raises(ConfigError, match="does not keep versions as a copy needs it"):
+    with pytest.raises(ConfigError, match="does not compare versions as replicator needs"):
         opened(server)
 
 
@@ -526,7 +526,7 @@ def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Ser
     busy = {"index": {"status": 429, "error": {"type": "es_rejected_execution_exception"}}}
     server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"found": True, "_version": at(2)}]})
     server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"errors": True, "items": [conflict, busy]})
-    with pytest.raises(TransientError, match="has too much to do"):
+    with pytest.raises(TransientError, match="is overloaded"):
         found.write(written)
     server.answers["POST /contract-1-Replicator/_bulk"] = said(
         200, {"errors": False, "items": [{"index": {"status": 201}}]}
@@ -543,7 +543,7 @@ def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Ser
 
 def test_a_server_that_speaks_no_tls_is_a_config_error(server: Server) -> None:
     (problem,) = client("elasticsearch", url=f"https://127.0.0.1:{server.port}").check([TABLE])
-    assert problem.endswith("does not speak TLS on that port; is target.url to be http?")
+    assert problem.endswith("does not speak TLS on that port; should target.url use http?")
 
 
 @pytest.fixture
@@ -575,7 +575,7 @@ def secure(certificate: Path) -> Iterator[Server]:
 def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Server) -> None:
     (problem,) = client("elasticsearch", url=f"https://127.0.0.1:{secure.port}").check([TABLE])
     assert "has a certificate that is not trusted" in problem
-    assert problem.endswith("name its authority in target.ca_certs")
+    assert problem.endswith("set target.ca_certs to its certificate authority")
 
 
 def test_with_the_authority_named_the_same_server_is_trusted(secure: Server, tmp_path: Path) -> None:

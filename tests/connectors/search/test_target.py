@@ -92,7 +92,7 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "object": ({"box": "secret"}, "the field box is"),
     "nested": ({"box": {"new": "secret"}}, "the mapping does not know the field box.new and is strict"),
     "date": ({"day": "secret"}, "the field day is of type date"),
-    "metadata": ({"_id": "secret"}, "to itself"),
+    "metadata": ({"_id": "secret"}, "reserved by the engine"),
     "empty": ({"": "secret"}, "whose name is empty"),
     "dots": ({"a..b": "secret"}, ""),
 }  # fmt: skip
@@ -229,7 +229,7 @@ def test_an_index_made_by_accident_is_refused(one_search: Search) -> None:
     of = table(one_search)
     one_search.ask("PUT", f"/{of.name}-1", {"mappings": {"dynamic": "true"}})
     (problem,) = target(one_search).check([of])
-    assert problem.startswith(f"{of.name}-1: this index was not made by replicator")
+    assert problem.startswith(f"{of.name}-1: this index was not created by replicator")
     assert "take it over with adopt: true" in problem
 
 
@@ -264,10 +264,10 @@ def test_every_mismatch_is_named_at_once(one_search: Search) -> None:
     wanted = Table(of.name, of.keys, {"mapping": changed, "shards": 2})
     problems = target(one_search).check([wanted])
     assert [p.partition(": ")[2].partition(",")[0].partition(" (")[0] for p in problems] == [
-        "the mapping is to have dynamic: false",
-        "field n is to be double",
+        "the mapping must have dynamic: false",
+        "field n must be double",
         "field more is missing",
-        "it is to have 2 primary shards",
+        "it must have 2 primary shards",
     ]
     with pytest.raises(ConfigError) as e:
         opened(one_search, wanted)
@@ -290,7 +290,7 @@ def test_other_routing_is_refused(one_search: Search) -> None:
     of = table(one_search, keys=PAIR)
     opened(one_search, of)
     (problem,) = target(one_search).check([Table(of.name, of.keys, {"routing": "sk"})])
-    assert "its documents are routed otherwise than routing says" in problem
+    assert "its documents are routed differently than routing says" in problem
 
 
 def test_an_alias_that_leads_elsewhere_or_hides_nothing_is_refused(one_search: Search) -> None:
@@ -300,7 +300,7 @@ def test_an_alias_that_leads_elsewhere_or_hides_nothing_is_refused(one_search: S
     one_search.ask("POST", "/_aliases", {"actions": [{"add": action}]})
     one_search.ask("POST", "/_aliases", {"actions": [{"add": {"index": f"{other.name}-1", "alias": other.name}}]})
     problems = target(one_search).check([of, other])
-    said = f"the alias {of.name} leads to {other.name}-1; it must lead to {of.name}-1 only"
+    said = f"the alias {of.name} points to {other.name}-1; it must point to {of.name}-1 only"
     assert any(p.startswith(said) for p in problems)
     assert any(f"the alias {other.name} does not hide tombstones" in p for p in problems)
 
@@ -330,7 +330,7 @@ def test_the_plan_is_a_request_that_can_be_typed(search: Search) -> None:
 
 def test_a_mapping_that_the_engine_refuses_is_a_config_error(one_search: Search) -> None:
     of = table(one_search, mapping={"properties": {"a": {"type": "no_such_type"}}})
-    with pytest.raises(ConfigError, match=r"refuses making the index .*no_such_type"):
+    with pytest.raises(ConfigError, match=r"an error while creating the index .*no_such_type"):
         opened(one_search, of)
 
 
@@ -372,9 +372,9 @@ def test_blocked_writes_are_waited_for(search: Search) -> None:
     of = table(search)
     found = opened(search, of)
     search.ask("PUT", f"/{of.name}-1/_settings", {"index.blocks.write": True})
-    with pytest.raises(TransientError, match="somebody blocked writes to the index"):
+    with pytest.raises(TransientError, match="writes to the index are blocked"):
         found.write(batch(there("a", 1, of)))
-    assert ["somebody blocked writes" in p for p in target(search).check([of])] == [True]
+    assert ["writes to the index are blocked" in p for p in target(search).check([of])] == [True]
     search.ask("PUT", f"/{of.name}-1/_settings", {"index.blocks.write": None})
     assert found.write(batch(there("a", 1, of))) == Outcome()
 
@@ -397,7 +397,7 @@ def test_an_alias_to_several_indices_ends_the_run(search: Search) -> None:
     of = table(search)
     found = opened(search, of)
     search.ask("PUT", f"/{search.prefix}second", {"aliases": {f"{of.name}-1-Replicator": {"is_hidden": True}}})
-    with pytest.raises(ConfigError, match="the alias leads to several indices now"):
+    with pytest.raises(ConfigError, match="the alias now points to several indices"):
         found.write(batch(there("a", 1, of)))
 
 
