@@ -1,4 +1,4 @@
-"""What it means to pass pages: how a shard, or a segment, stands behind them, and the writes they come to."""
+"""Advances a shard or a segment past its pages: the new position, and the writes."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from replicator.version import version
 def streamed(
     state: ShardState, pages: Sequence[Page], mapping: DocumentMapping, at: BatchContext, *, ignore_expired: bool
 ) -> tuple[ShardState, Compacted]:
-    """A shard behind its pages. Every record counts in the ordinals, also one that is dropped."""
+    """The shard's state after ``pages``, and their writes. Every record gets an ordinal, even if it is filtered out."""
     records = [r for page in pages for r in page.records]
     numbered: Iterable[tuple[int, Record]] = enumerate(records, state.ordinal + 1)
     if ignore_expired:
         numbered = ((n, r) for n, r in numbered if not r.expired)
     if mapping.own_ids:
-        found = compact_runs(runs(numbered, at.epoch), mapping, at)
+        compacted = compact_runs(runs(numbered, at.epoch), mapping, at)
     else:
-        found = compact_latest(latest(numbered, at.epoch), mapping, at)
+        compacted = compact_latest(latest(numbered, at.epoch), mapping, at)
     if ignore_expired:
         expired = sum(r.expired for r in records)
-        found.read += expired
-        found.filtered += expired
-    return moved(state, pages, records), found
+        compacted.read += expired
+        compacted.filtered += expired
+    return moved(state, pages, records), compacted
 
 
 def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -> ShardState:
-    """Where a shard stands behind its pages."""
+    """The shard's state after its pages."""
     last = records[-1] if records else None
-    begins = last is not None and state.created is None  # perhaps before the epoch did
+    is_first = last is not None and state.created is None  # may have been created before the epoch
     return replace(
         state,
         sequence=last.sequence if last is not None else state.sequence,
@@ -44,22 +44,22 @@ def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -
         ordinal=state.ordinal + len(records),
         ended=pages[-1].ended,
         through=pages[-1].through,
-        since=pages[-1].since if begins else max(state.since, pages[-1].since),
+        since=pages[-1].since if is_first else max(state.since, pages[-1].since),
     )
 
 
 def scanned(
     state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext
 ) -> tuple[SegmentState, Compacted]:
-    """A segment behind its pages. Scanned items have ordinal 0: any record of the epoch is newer."""
+    """The segment's state after ``pages``, and their writes. Scanned items have ordinal 0: every record is newer."""
     changes = [Change(key, version(at.epoch, 0), new=image) for page in pages for key, image in page.items]
     cursor = pages[-1].cursor
-    behind = replace(
+    after = replace(
         state,
         cursor=None if cursor is None else orjson.dumps(cursor).decode(),
         ended=pages[-1].ended,
         items=state.items + len(changes),
     )
     if mapping.own_ids:
-        return behind, compact_runs({c.key: [c] for c in changes}, mapping, at)
-    return behind, compact_latest(((c, c.version, 1) for c in changes), mapping, at)
+        return after, compact_runs({c.key: [c] for c in changes}, mapping, at)
+    return after, compact_latest(((c, c.version, 1) for c in changes), mapping, at)

@@ -1,4 +1,4 @@
-"""The entries of a pipeline as this run sees them: what is stored, and what will be once the batches under way are."""
+"""A run's view of the checkpoint entries: as stored, plus the changes of the batches in flight."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from replicator.state import (
 )
 
 Place = tuple[str, str]  # kind, id
-Undo = tuple[Place, int, Any]  # what the entry was: revision 0 and None for nothing
+Undo = tuple[Place, int, Any]  # the entry's previous revision and value; 0 and None if there was none
 
-_UNREAD = ("owner", "parked", "dropped")  # the store checks the one; the others are changed by commands, too
+_UNREAD = ("owner", "parked", "dropped")  # the store checks the owner; the others are tracked by ParkedItems
 
 
 class CheckpointView:
-    """Entries by kind and id. ``put`` assumes that the save will succeed; ``undo`` takes that back."""
+    """Entries by kind and id. ``put`` assumes that the save will succeed; ``undo`` reverts it."""
 
     def __init__(self, claimed: Claimed) -> None:
         self._revisions: dict[Place, int] = {}
@@ -39,11 +39,8 @@ class CheckpointView:
                 self._revisions[e.kind, e.id] = e.revision
                 self._values[e.kind][e.id] = decode(e.kind, e.id, e.text)
 
-    def in_doubt_until(self, now: float) -> None:
-        """Forget how far shards were read, and when they were listed, where that lies in the future.
-
-        A clock that was set back since says nothing about it: what was read up to then has to be seen again.
-        """
+    def discard_times_after(self, now: float) -> None:
+        """Discard read and listing times that lie after ``now``: the clock was set back, so they prove nothing."""
         shards, heartbeat = self._values["shard"], self.heartbeat
         for id, state in shards.items():
             if state.through is not None and state.through > now:
@@ -52,10 +49,9 @@ class CheckpointView:
             self._values["pulse"][""] = replace(heartbeat, listed=None)
 
     def put(self, kind: str, id: str, value: object | None, earlier: Save | None = None) -> tuple[Save, Undo]:
-        """The save that makes ``value`` (None: nothing) the entry's value, and what ``undo`` needs.
+        """Set the entry to ``value`` (None: remove it); return the save, and the argument for ``undo``.
 
-        It takes the place of an ``earlier`` save of this entry in the same batch: no store is asked to change an entry
-        twice at once.
+        The save replaces an ``earlier`` one of the same entry in the batch, so that a batch saves each entry once.
         """
         place, values = (kind, id), self._values[kind]
         undo = (place, self._revisions.get(place, 0), values.get(id))
@@ -92,8 +88,9 @@ class CheckpointView:
         return self._values["spared"]
 
     @property
-    def retries(self) -> Retries:
-        return Retries.of((id, revision) for (kind, id), revision in self._revisions.items() if kind == RETRIED)
+    def retried(self) -> int:
+        """The revision of the ``retried`` entry, which retry commands update; 0 if there is none."""
+        return self._revisions.get(("retried", ""), 0)
 
     @property
     def heartbeat(self) -> Heartbeat | None:
@@ -101,9 +98,9 @@ class CheckpointView:
 
     @property
     def definition(self) -> Definition:
-        """What the pipeline is bound to; UNKNOWN where an earlier version of replicator stored it."""
-        found: Definition = self._values["definition"].get("", UNKNOWN)
-        return found
+        """What the pipeline is bound to; UNKNOWN if it was stored by an earlier version of replicator."""
+        definition: Definition = self._values["definition"].get("", UNKNOWN)
+        return definition
 
     @property
     def pipeline(self) -> PipelineState | None:

@@ -1,8 +1,8 @@
-"""From the changes of one source to writes: the last state of each item, its documents, and what they replace.
+"""Compacts the changes of one source into writes: one final state per item.
 
-With one document an item the last image is enough. With ids of their own, every id that any image of the run had, or
-that a parked item may have left behind, is deleted unless the last image has it: a replay with other page boundaries,
-or a scan, may have stored it.
+With one document per item, the last image is enough. If the hook chooses document ids, every document that any image
+of the run had, or that a parked change may have left, is deleted unless the last image has it too: a replay with other
+page boundaries, or a scan, may have stored it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Refused = tuple[Key, int]
 
 @dataclass(slots=True)
 class Compacted:
-    """What a run of changes comes to: writes, and the entries that park or heal items with them.
+    """The result: writes, counts, and the changes of parked entries that go with them.
 
-    ``refused``: what the target had refused before, and is parked with this.
+    ``refused``: changes that the target refused before, and that are parked now.
     """
 
     read: int = 0
@@ -54,9 +54,10 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """What besides the changes decides: refusals, parked items, the epoch, and the time.
+    """What compaction depends on besides the changes.
 
-    ``mixed``: the target may have documents that another hook made in this epoch.
+    ``refused``: reasons of refused changes. ``now``: seconds since 1970. ``mixed``: the target may have documents of
+    this epoch from another hook.
     """
 
     refused: Mapping[Refused, str]
@@ -68,29 +69,29 @@ class BatchContext:
 
 
 Latest = tuple[Record | Change, int, int]
-"""An item's last change, its version, and how many changes it stands for."""
+"""An item's last change, its version, and the number of changes it stands for."""
 
 
 def latest(numbered: Iterable[tuple[int, Record]], epoch: int) -> Iterator[Latest]:
     """Each item's last change. ``numbered``: records with their ordinals."""
-    found: dict[Key, tuple[int, Record]] = {}
+    last: dict[Key, tuple[int, Record]] = {}
     weights: dict[Key, int] = {}  # of items that changed more than once
-    for each in numbered:
-        key = each[1].key
-        if key in found:
+    for entry in numbered:
+        key = entry[1].key
+        if key in last:
             weights[key] = weights.get(key, 1) + 1
-        found[key] = each
+        last[key] = entry
     first = versions.version(epoch, 0)
-    for ordinal, record in found.values():
+    for ordinal, record in last.values():
         yield record, first + ordinal, weights.get(record.key, 1) if weights else 1
 
 
 def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[Change]]:
     """Each item's changes, in order."""
-    found: dict[Key, list[Change]] = {}
+    changes: dict[Key, list[Change]] = {}
     for ordinal, record in numbered:
-        found.setdefault(record.key, []).append(_change(record, versions.version(epoch, ordinal)))
-    return found
+        changes.setdefault(record.key, []).append(_change(record, versions.version(epoch, ordinal)))
+    return changes
 
 
 def _change(r: Record | Change, version: int) -> Change:
@@ -98,16 +99,16 @@ def _change(r: Record | Change, version: int) -> Change:
 
 
 def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: BatchContext) -> Compacted:
-    """One document an item."""
-    found = Compacted()
+    """Writes for pipelines with one document per item."""
+    result = Compacted()
     table, hook = mapping.tables[0], mapping.hook
-    writes, healing = found.writes, bool(at.parked)
+    writes, healing = result.writes, bool(at.parked)
     for change, version, weight in changes:
         key = change.key
-        found.read += weight
+        result.read += weight
         if at.refused and (reason := at.refused.get((key, version))) is not None:
-            found.refused.append((key, version))
-            _park_latest(found, _change(change, version), weight, Poison(reason), at)
+            result.refused.append((key, version))
+            _park_latest(result, _change(change, version), weight, Poison(reason), at)
             continue
         if change.new is None:
             writes.append(Delete(table, key, version, key, weight))
@@ -117,37 +118,37 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             try:
                 body = hook.one(Item(change.new, hook.asked))
             except (Poison, Malformed) as e:
-                _park_latest(found, _change(change, version), weight, e, at)
+                _park_latest(result, _change(change, version), weight, e, at)
                 continue
             if body is not None:
                 writes.append(Upsert(table, key, body, version, key, weight))
             else:
-                found.filtered += weight
-                if change.sequence is not None:  # what a scan does not confirm is swept, where there is something
+                result.filtered += weight
+                if change.sequence is not None:  # after a scan, the sweep removes an existing document
                     writes.append(Delete(table, key, version, key, 0))
         if healing:
-            _heal(found, _change(change, version), at)
-    return found
+            _heal(result, _change(change, version), at)
+    return result
 
 
 def compact_runs(items: Mapping[Key, Sequence[Change]], mapping: DocumentMapping, at: BatchContext) -> Compacted:
-    """Ids of their own: all changes of each item, in order."""
-    found = Compacted()
+    """Writes for hooks that choose document ids. ``items``: all changes of each item, in order."""
+    result = Compacted()
     for key, run in items.items():
-        found.read += len(run)
+        result.read += len(run)
         text = key_text(key)
         parked, dropped = at.parked.left(text, at.epoch) if at.parked else (None, None)
         if parked is not None and parked.version > run[-1].version:
-            found.parked += len(run)  # a scanned image that a parked change of the stream has replaced
+            result.parked += len(run)  # a scanned image that a parked change of the stream has replaced
         elif dropped is not None and dropped.version > run[-1].version:
-            found.filtered += len(run)
+            result.filtered += len(run)
         else:
-            _compact_run(found, text, run, parked, dropped, mapping, at)
-    return found
+            _compact_run(result, text, run, parked, dropped, mapping, at)
+    return result
 
 
 def _compact_run(
-    found: Compacted,
+    result: Compacted,
     text: str,
     run: Sequence[Change],
     parked: Held | None,
@@ -164,24 +165,22 @@ def _compact_run(
     base, unknown = _base(run, parked, mapping) if at.mixed and dropped is None else (None, None)
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
-        found.refused.append((newest.key, newest.version))
+        result.refused.append((newest.key, newest.version))
         failed = Poison(refusal)
     if (failed := failed or unknown) is not None:
         value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
-        _park(found, value, len(run), at)
+        _park(result, value, len(run), at)
         return
     writes = _writes(text, now, leaves, newest, len(run))
-    found.writes += writes
+    result.writes += writes
     if not writes:
-        found.filtered += len(run)
-    _heal(found, newest, at)
+        result.filtered += len(run)
+    _heal(result, newest, at)
 
 
 def _base(run: Sequence[Change], parked: Held | None, mapping: DocumentMapping) -> tuple[str | None, Poison | None]:
-    """An image that the target may have documents of though the hook fails on it, and the reason to park the item.
-
-    Only another hook can have made them.
-    """
+    """An image on which the hook fails although another hook may have stored documents of it, and the reason to park
+    the item; (None, None) if there is none."""
     base = parked.base if parked is not None else _text(run[0].old)
     _, failed = _documents(_image(base), mapping)
     if failed is None:
@@ -191,9 +190,9 @@ def _base(run: Sequence[Change], parked: Held | None, mapping: DocumentMapping) 
 
 
 def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:
-    """The writes for an item's run of changes, all at the last one's version. Poison if the last image is.
+    """The writes for an item's run of changes, all with the last change's version. Poison if the hook fails on it.
 
-    ``leaves``: documents that the item may have besides those of these images.
+    ``leaves``: documents that the item may have in addition to those of these images.
     """
     now, failed = _documents(run[-1].new, mapping)
     if failed is not None:
@@ -202,12 +201,12 @@ def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable
 
 
 def earlier(run: Sequence[Change]) -> list[Image]:
-    """Every image of a run but its last: the stream gives each twice, as what was and as what is."""
+    """Every image of a run except the last. (The new image of each change is the old image of the next.)"""
     return [run[0].old, *(c.new for c in run[:-1])]
 
 
 def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poison | Malformed | None]:
-    """The documents of an image, or why the hook has none."""
+    """The documents of an image, or the hook's failure."""
     hook = mapping.hook
     assert hook is not None
     try:
@@ -217,7 +216,7 @@ def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poiso
 
 
 def _places(images: Iterable[Image], mapping: DocumentMapping) -> set[Place]:
-    """The ids of all documents of these images. A hook that fails on one never stored any of it."""
+    """The ids of all documents of these images. An image on which the hook fails has none in the target."""
     return {place for image in images if image is not None for place in _documents(image, mapping)[0]}
 
 
@@ -230,13 +229,13 @@ def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weigh
     return writes
 
 
-def _park_latest(found: Compacted, change: Change, weight: int, failed: Failed, at: BatchContext) -> None:
-    """Park an item's newest change in the place of its earlier ones."""
+def _park_latest(result: Compacted, change: Change, weight: int, failed: Failed, at: BatchContext) -> None:
+    """Park an item's newest change; it replaces earlier parked ones."""
     before = at.parked.parked(key_text(change.key))
     if before is not None and before.version > change.version:
-        found.parked += weight  # a scanned image that a parked change of the stream has replaced
+        result.parked += weight  # a scanned image that a parked change of the stream has replaced
         return
-    _park(found, _parked(change, failed, at), weight, at)
+    _park(result, _parked(change, failed, at), weight, at)
 
 
 def _parked(change: Change, failed: Failed, at: BatchContext) -> Parked:
@@ -255,9 +254,9 @@ def _parked(change: Change, failed: Failed, at: BatchContext) -> Parked:
     )
 
 
-def _park(found: Compacted, value: Parked, weight: int, at: BatchContext) -> None:
-    """Put an entry in the place of the item's earlier one, and of what was dropped of it; it stands for both."""
-    found.parked += weight
+def _park(result: Compacted, value: Parked, weight: int, at: BatchContext) -> None:
+    """Park a change. Its entry replaces the item's earlier parked and dropped entries."""
+    result.parked += weight
     id = parked_id(value.key, value.version)
     text = item_of(id)
     before, dropped = at.parked.parked(text), at.parked.dropped(text)
@@ -267,17 +266,17 @@ def _park(found: Compacted, value: Parked, weight: int, at: BatchContext) -> Non
     since = before.since if before is not None and before.since is not None and current else value.parked
     value = replace(value, changes=changes, parked=since)
     revision = before.revision + 1 if before is not None and before.id == id else 1
-    found.moves.append(Move(PARKED, before, held(id, revision, value), value))
+    result.moves.append(Move(PARKED, before, held(id, revision, value), value))
     if dropped is not None:
-        found.moves.append(Move(DROPPED, dropped))
+        result.moves.append(Move(DROPPED, dropped))
 
 
-def _heal(found: Compacted, change: Change, at: BatchContext) -> None:
-    """A good change makes what is parked of the item obsolete, but not what comes after it: a scan may be older."""
+def _heal(result: Compacted, change: Change, at: BatchContext) -> None:
+    """Remove the item's parked and dropped entries up to this change. A scanned image may be older than they are."""
     if at.parked:
         text = key_text(change.key)
         both = ((PARKED, at.parked.parked(text)), (DROPPED, at.parked.dropped(text)))
-        found.moves += [Move(kind, held) for kind, held in both if held is not None and held.version <= change.version]
+        result.moves += [Move(kind, held) for kind, held in both if held is not None and held.version <= change.version]
 
 
 def _image(text: str | None) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Which shards there are, which may be read, which are missing: pure functions of listings and stored states."""
+"""Shard lineage: which shards are new, readable, missing or forgettable. Pure functions of listings and states."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 from replicator.change import Shard
 from replicator.retention import RETENTION
 
-KEPT = 2 * RETENTION  # after which no listing shows a shard any more
+KEPT = 2 * RETENTION  # seconds after which no listing can show a shard any more
 
 
 class Known(Protocol):
-    """What the lineage needs to know of a stored shard."""
+    """The part of a stored shard's state that the lineage depends on."""
 
     @property
     def parent(self) -> str | None: ...
@@ -27,17 +27,17 @@ class Known(Protocol):
 
 
 def merged(listed: Iterable[Shard]) -> dict[str, Shard]:
-    """One entry a shard, whatever order and however often it was listed; closed wins over open."""
-    found: dict[str, Shard] = {}
+    """One entry per shard, regardless of order and duplicates; closed takes precedence over open."""
+    shards: dict[str, Shard] = {}
     for shard in listed:
-        seen = found.get(shard.id)
+        seen = shards.get(shard.id)
         if seen is None or seen.open:
-            found[shard.id] = shard
-    return found
+            shards[shard.id] = shard
+    return shards
 
 
 def readable(known: Mapping[str, Known]) -> set[str]:
-    """The shards that may be read now: not ended, and the parent's end, if we know the parent, is durable."""
+    """The shards that may be read: not ended, and with a parent that is stored to its end (or unknown)."""
     return {
         id
         for id, shard in known.items()
@@ -46,55 +46,55 @@ def readable(known: Mapping[str, Known]) -> set[str]:
 
 
 def newcomers(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> list[Shard]:
-    """Listed shards that are new and whose place in the lineage is clear, parents before children."""
+    """New listed shards whose ancestors are known or listed, parents before children."""
     placed: dict[str, Shard] = {}
 
-    def clear(shard: Shard) -> bool:
+    def parent_placed(shard: Shard) -> bool:
         parent = shard.parent
         return parent is None or parent in known or parent in placed
 
     waiting = [s for s in listed.values() if s.id not in known]
-    while ready := [s for s in waiting if clear(s)]:
+    while ready := [s for s in waiting if parent_placed(s)]:
         placed.update((s.id, s) for s in ready)
         waiting = [s for s in waiting if s.id not in placed]
     return list(placed.values())
 
 
 def ancestors(shards: Iterable[str], parents: Mapping[str, str | None]) -> set[str]:
-    """The shards that ``shards`` descend from, as far as ``parents`` tells."""
-    found: set[str] = set()
+    """All ancestors of ``shards`` that ``parents`` leads to."""
+    seen: set[str] = set()
     for shard in shards:
         parent = parents.get(shard)
-        while parent is not None and parent not in found:
-            found.add(parent)
+        while parent is not None and parent not in seen:
+            seen.add(parent)
             parent = parents.get(parent)
-    return found
+    return seen
 
 
 def orphans(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
-    """Listed shards whose parent neither we nor this listing ever saw: they wait for further listings."""
+    """Listed shards with a parent that is neither known nor listed: they wait for further listings."""
     placed = {s.id for s in newcomers(known, listed)}
     return {id for id in listed if id not in known and id not in placed}
 
 
 def vanished(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
-    """Shards that a complete listing no longer shows though it should: unfinished ones, and ended ones whose children
-    are not known. A shard is listed as long as something of it, or of its parent, can be read.
+    """Shards missing from a complete listing although they are needed: unfinished ones, and ended ones without known
+    children. A shard is listed as long as any record in it, or in its parent, can be read.
     """
     needed = {id for id, shard in known.items() if not shard.ended} | childless(known)
     return needed - listed.keys()
 
 
 def childless(known: Mapping[str, Known]) -> set[str]:
-    """Ended shards without a known child that are not known to have none: their children must be asked for."""
+    """Ended shards without a known child, except known leaves: their children must be looked up."""
     parents = {shard.parent for shard in known.values()}
     return {id for id, shard in known.items() if shard.ended and not shard.leaf and id not in parents}
 
 
 def heirless(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str]:
-    """Shards that have ended, or are listed as closed, without a child anywhere: the listing is from before they did.
+    """Shards that have ended or are listed as closed, without a known or listed child; known leaves excepted.
 
-    A shard closes when others take over from it, unless it is known to be a leaf.
+    A shard normally closes because its children take over, so such a listing predates them.
     """
     leaves = {id for id, shard in known.items() if shard.leaf}
     parents = {shard.parent for shard in known.values()} | {shard.parent for shard in listed.values()}
@@ -103,11 +103,10 @@ def heirless(known: Mapping[str, Known], listed: Mapping[str, Shard]) -> set[str
 
 
 def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard], now: float) -> set[str]:
-    """Ended shards that nothing asks for any more: not listed, their children past their own start, and long past.
+    """Ended shards whose entries may be removed: not listed, no longer needed by a child, and older than KEPT.
 
-    One listing that leaves a shard out proves nothing. Forgotten too early, it would look like a new one when the next
-    listing shows it again. A shard that stays keeps one of its children: without any it would be taken for one whose
-    children no listing ever showed.
+    One listing without a shard proves nothing, and a shard forgotten too early would look new in the next listing. A
+    shard that is kept also keeps one child; otherwise it would look like one whose children were never listed.
     """
     needed = {shard.parent for shard in known.values() if not shard.ended} | childless(known)
     long_past = now - KEPT
@@ -122,7 +121,7 @@ def forgettable(known: Mapping[str, Known], listed: Mapping[str, Shard], now: fl
 
 
 def _last_children(known: Mapping[str, Known], gone: set[str]) -> set[str]:
-    """One child of each shard that stays and would have none left."""
+    """One child of each kept shard that would have none left."""
     leaving: dict[str, str] = {}
     for id in sorted(gone):
         parent = known[id].parent

@@ -1,9 +1,9 @@
-"""Pages that were read ahead and wait for their batch, in the order they were read.
+"""Buffers pages that were read ahead, per source and in order, and cuts batches from them.
 
-A driver begins to fetch a page only while this is not ``full``. So what is read and not stored weighs at most
-BUFFER_BYTES, a page for each call under way, and BATCH_BYTES and a page for each batch that is encoded or under way:
-whatever the number of shards. With KEYS_ONLY it does not count the keys of records that are still to be looked up, and
-what a look-up that is throttled has brought so far.
+The fetcher starts a request only while the buffer is not ``full``. This bounds what is read but not stored, whatever
+the number of shards: BUFFER_BYTES, plus one page per request in flight, plus BATCH_BYTES and one page per batch that is
+encoded or in flight. With KEYS_ONLY streams, keys that are still to be looked up, and what a throttled lookup has
+returned so far, come on top.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from replicator.change import Page, ScanPage
 
-BATCH_ROWS = 2000  # changes from which on a batch is full: larger ones gain nothing
+BATCH_ROWS = 2000  # changes; larger batches are not faster
 BATCH_BYTES = 8 << 20
-BUFFER_BYTES = 24 << 20  # pages read ahead, in all
-SOURCE_PAGES = 4  # pages read ahead, of one shard or segment
+BUFFER_BYTES = 24 << 20  # of pages read ahead, in total
+SOURCE_PAGES = 4  # pages read ahead per shard or segment
 
 
 Pages = Sequence[tuple[str, list[Page | ScanPage]]]
@@ -24,7 +24,7 @@ Pages = Sequence[tuple[str, list[Page | ScanPage]]]
 
 
 class PageBuffer:
-    """A queue of pages a source; sources are named ``shard:ID`` and ``segment:N``."""
+    """One queue of pages per source, named ``shard:ID`` or ``segment:N``."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Page | ScanPage]] = {}
@@ -49,12 +49,12 @@ class PageBuffer:
 
     @property
     def full(self) -> bool:
-        """Whether no further page may be fetched."""
+        """Whether no page of any source may be fetched."""
         return self._size >= BUFFER_BYTES
 
     @property
     def has_batch(self) -> bool:
-        """Whether the pages of a whole batch wait."""
+        """Whether there are enough pages for a full batch."""
         return self._rows >= BATCH_ROWS or self._size >= BATCH_BYTES
 
     def heads(self) -> list[Page | ScanPage]:
@@ -64,7 +64,7 @@ class PageBuffer:
         return list(oldest.values())
 
     def next(self) -> Iterator[tuple[str, list[Page | ScanPage]]]:
-        """Pages for one batch: of shards or of segments, by turns, never of both; first those that came back."""
+        """Pages for one batch, by source. Returned batches come first; then shards and segments take turns."""
         if self._returned:
             return self._again(self._returned.popleft())
         self._scan_turn = not self._scan_turn
@@ -80,16 +80,16 @@ class PageBuffer:
             if rows >= BATCH_ROWS or size >= BATCH_BYTES:
                 return
             pages: list[Page | ScanPage] = []
-            waiting = self._queues.pop(source)
-            while waiting and rows < BATCH_ROWS and size < BATCH_BYTES:
-                page = waiting.popleft()
+            queue = self._queues.pop(source)
+            while queue and rows < BATCH_ROWS and size < BATCH_BYTES:
+                page = queue.popleft()
                 pages.append(page)
                 rows += _rows(page)
                 size += page.size
                 self._rows -= _rows(page)
                 self._size -= page.size
-            if waiting:
-                self._queues[source] = waiting  # at the end: the others come first next time
+            if queue:
+                self._queues[source] = queue  # at the end, so that other sources come first next time
             yield source, pages
 
     def _again(self, returned: Pages) -> Iterator[tuple[str, list[Page | ScanPage]]]:
@@ -98,11 +98,11 @@ class PageBuffer:
             yield source, pages
 
     def give_back(self, pages: Pages) -> None:
-        """Put the pages of a batch back, before all others: they make the same batch once more."""
+        """Return the pages of a batch. They come first, and as the same batch."""
         if pages:
             self._returned.appendleft(pages)
-            for _, each in pages:
-                self._weigh(each, 1)
+            for _, source_pages in pages:
+                self._weigh(source_pages, 1)
 
     def _weigh(self, pages: Iterable[Page | ScanPage], sign: int) -> None:
         for page in pages:

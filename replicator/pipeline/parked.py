@@ -1,8 +1,9 @@
-"""Parked items as a run knows them. Commands change the same entries, so each change compares revisions.
+"""Parked changes, as a run tracks them: a dead-letter queue that preserves per-item order.
 
-An item has one parked entry at most, that of its newest refused change. With documents of their own ids it also says
-which documents the item may have left in the target, so that a later change, or a retry, removes them. What a person
-drops leaves an entry of kind ``dropped`` behind, for the same reason.
+An item has at most one parked entry, for its newest refused change. If the hook chooses document ids, the entry also
+lists the documents that the item may have in the target, so that a later change or a retry removes them. A discarded
+change leaves an entry of kind ``dropped`` for the same reason. Commands change these entries too, so every change of
+one compares its revision.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ PARKED, DROPPED, RETRIED = "parked", "dropped", "retried"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An entry without its images. See ``Parked`` for the rest; ``since``: when the item was parked first."""
+    """An entry without its images. ``since``: when the item was first parked; None if only the id was read.
+
+    See ``Parked`` for the other fields.
+    """
 
     id: str
     revision: int = 1
@@ -40,12 +44,12 @@ class Held:
 
     @property
     def read(self) -> bool:
-        """Whether more than its id is known."""
+        """Whether the entry was read, not just its id."""
         return self.since is not None
 
 
 def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
-    """An entry as it is stored; ``value`` None where its images were not read."""
+    """``Held`` of a stored entry; ``value`` is None if it was not read."""
     if value is None:
         return Held(id, revision)
     leaves, since = frozenset(value.leaves or ()), value.parked if isinstance(value, Parked) else None
@@ -75,7 +79,7 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A change of one item's entry of a kind, from what it was to what it becomes (None: nothing)."""
+    """A change of one item's entry of ``kind`` (parked or dropped). None stands for no entry."""
 
     kind: str
     before: Held | None
@@ -104,31 +108,31 @@ NO_RETRIES = Retries()
 
 
 class ParkedItems:
-    """The parked items, and those whose parked changes were dropped, by key text.
+    """The parked and dropped entries, by key text of their items.
 
-    ``retries``: what commands had noted of theirs as these were read.
+    ``retried``: the revision of the ``retried`` entry when these were read; 0 if there is none.
     """
 
     def __init__(self, retries: Retries = NO_RETRIES) -> None:
         self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
-        self.retries = retries
-        self.most_leaves = 0  # documents that one item may have left in the target at most
+        self.retried = retried
+        self.most_leaves = 0  # the most documents that a single item may have in the target
 
     @classmethod
     def among(cls, entries: Iterable[Entry], known: Mapping[str, Held] = MappingProxyType({})) -> ParkedItems:
-        """The parked items among these entries; ``known``: by id, those of which more than that matters."""
-        found = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
-        dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in found[DROPPED]]
-        parked = [known.get(e.id) or held(e.id, e.revision, None) for e in found[PARKED]]
-        return cls.of(parked, dropped, Retries.of((e.id, e.revision) for e in found[RETRIED]))
+        """From checkpoint entries. ``known``: parked entries that were read already, by id."""
+        by_kind = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
+        dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in by_kind[DROPPED]]
+        parked = [known.get(e.id) or held(e.id, e.revision, None) for e in by_kind[PARKED]]
+        return cls.of(parked, dropped, sum(e.revision for e in by_kind[RETRIED]))
 
     @classmethod
-    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retries: Retries = NO_RETRIES) -> ParkedItems:
-        found = cls(retries)
-        for kind, several in ((PARKED, entries), (DROPPED, dropped)):
-            for each in several:
-                found._become(kind, item_of(each.id), each)
-        return found
+    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retried: int = 0) -> ParkedItems:
+        items = cls(retried)
+        for kind, of_kind in ((PARKED, entries), (DROPPED, dropped)):
+            for entry in of_kind:
+                items._set(kind, item_of(entry.id), entry)
+        return items
 
     def __len__(self) -> int:
         return len(self._held[PARKED])
@@ -143,7 +147,7 @@ class ParkedItems:
         return self._held[DROPPED].get(item)
 
     def left(self, item: str, epoch: int) -> tuple[Held | None, Held | None]:
-        """What an item left parked, and what dropped, in this epoch."""
+        """The item's parked and dropped entries of this epoch."""
         parked, dropped = self.parked(item), self.dropped(item)
         return _of(parked, epoch), _of(dropped, epoch)
 
@@ -151,17 +155,17 @@ class ParkedItems:
         return list(self._held[DROPPED].values())
 
     def apply(self, move: Move) -> None:
-        self._become(move.kind, move.item, move.after)
+        self._set(move.kind, move.item, move.after)
 
     def undo(self, move: Move) -> None:
-        self._become(move.kind, move.item, move.before)
+        self._set(move.kind, move.item, move.before)
 
-    def _become(self, kind: str, item: str, now: Held | None) -> None:
-        if now is None:
+    def _set(self, kind: str, item: str, entry: Held | None) -> None:
+        if entry is None:
             self._held[kind].pop(item, None)
         else:
-            self._held[kind][item] = now
-            self.most_leaves = max(self.most_leaves, len(now.leaves))
+            self._held[kind][item] = entry
+            self.most_leaves = max(self.most_leaves, len(entry.leaves))
 
 
 def _of(held: Held | None, epoch: int) -> Held | None:
@@ -169,18 +173,18 @@ def _of(held: Held | None, epoch: int) -> Held | None:
 
 
 def key_in(id: str) -> Key | None:
-    """The key in a parked entry's id; None where it is too long to be there."""
+    """The item's key, from a parked entry's id; None if the id only has its hash."""
     item = item_of(id)
     return tuple(orjson.loads(item)) if item.startswith("[") else None
 
 
 def version_in(id: str) -> int:
-    """The version of the change that is parked under an id."""
+    """The version of the parked change, from its entry's id."""
     return int(id.rpartition("@")[2])
 
 
 def parked_id(key: Key, version: int) -> str:
-    """The entry of an item's newest parked change; its version says what it is obsolete for."""
+    """The id of an item's parked entry. Any change of the item with a higher version makes it obsolete."""
     return f"{key_text(key)}@{version:019d}"
 
 
@@ -189,12 +193,12 @@ def item_of(id: str) -> str:
     return head if at and len(tail) == 19 and tail.isdigit() else id
 
 
-def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
-    """The parked items as a run needs to know them: with their numbers of changes, and documents of their own ids.
+def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_ids: bool) -> ParkedItems:
+    """Read the parked items; with their documents if the hook chooses ids (``own_ids``).
 
-    Revisions are read before the images: what changes in between only makes the run's next save of it fail. What has
-    the revision that was known ``before`` is not read again, and keeps its number of changes. No image stays in memory
-    but those that documents may be left of.
+    Revisions are read before the entries, so a change in between only makes the run's next save of the entry fail.
+    Entries whose revision is the same as ``before`` are not read again. Images are not kept in memory, except those
+    needed to determine documents in the target (``base``).
     """
     entries = checkpoints.read().entries
     revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
@@ -207,14 +211,13 @@ def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> Parked
 
 
 def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | None:
-    """What was known before of an entry that was read, and is the same."""
+    """The entry as known before, if it was read and has the same id and revision."""
     old = before.parked(item_of(id)) if before is not None else None
     return old if old is not None and old.read and (old.id, old.revision) == (id, revision) else None
 
 
 def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})) -> dict[str, Key]:
-    """The ids and keys of parked entries. Images are read only where a key is too long to be in the id, and was not
-    known ``before``."""
+    """Ids and keys of the parked entries. Reads an entry only if its key is neither in its id nor known ``before``."""
     ids = [e.id for e in checkpoints.read().entries if e.kind == PARKED]
     found = {id: key for id in ids if (key := before.get(id) or key_in(id)) is not None}
     if unknown := [id for id in ids if id not in found]:
@@ -223,12 +226,12 @@ def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingPro
 
 
 def _check_single(ids: Iterable[str]) -> None:
-    """ConfigError if an item has several entries: a run that takes one for all would forget what the others left."""
+    """ConfigError if an item has several entries: using only one would lose the documents listed in the others."""
     several = [item for item, n in Counter(map(item_of, ids)).items() if n > 1]
     if several:
         raise ConfigError(
-            f"checkpoints: {several[0]} has several parked entries, as an earlier version of replicator stored them "
-            f"({len(several)} item(s) in all), and this one keeps one an item. Nothing was changed. Store them with: "
-            "replicator parked retry --all; or give them up and make the copy anew: replicator parked drop --all, "
+            f"checkpoints: {several[0]} has several parked entries ({len(several)} item(s) in all), stored by an "
+            "earlier version of replicator; this version expects one per item. Nothing was changed. Apply them with: "
+            "replicator parked retry --all; or discard them and rebuild the target: replicator parked drop --all, "
             "then replicator resync"
         )

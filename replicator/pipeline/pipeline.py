@@ -1,10 +1,10 @@
-"""The passive heart: takes pages, gives batches, is told what is stored. It never loops, waits, or looks at a clock.
+"""The pure core: turns pages into batches and tracks what is stored. It does no I/O, never waits and reads no clock.
 
-openings(), scans()   what may be read now, and from where
-accept(page)          a page of a shard, or of a scan segment
-take(now)             the next batch: positions, cursors, gaps and parked changes move with its writes
-stored(batch, ...)    only now do children open, stages change, and positions count
-refused(batch, ...)   the target took nothing of it: its changes come again, the refused ones parked
+openings(), scans()   shards and segments that may be read now, and from where
+accept(page)          a page of a shard or of a scan segment
+take(now)             the next batch: writes, plus the positions, cursors, gaps and parked changes that go with them
+stored(batch, ...)    the batch is durable: only now do positions count, children open and stages change
+refused(batch, ...)   nothing of the batch is stored: its changes come again, the refused ones parked
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Pending = tuple[str, str, object | None]  # kind, id, value (None: remove)
 
 @dataclass(slots=True)
 class _Taken:
-    """A batch under way, and what it takes to take it back."""
+    """A batch in flight, with what is needed to undo it."""
 
     batch: Batch = field(default_factory=Batch)
     pending: list[Pending] = field(default_factory=list)
@@ -52,9 +52,10 @@ class _Taken:
 
 
 class Pipeline:
-    """One copy, from its entries as its run claimed them at ``now``. Driven from outside, by one thread.
+    """The state of one pipeline, starting from the checkpoint entries that its run ``claimed`` at ``now``.
 
-    ``parked``: the parked items among them, see ``parking.known``.
+    ``pages``: the buffer that the fetcher fills and batches are cut from. ``parked``: see ``parked.known``.
+    Not thread-safe.
     """
 
     def __init__(
@@ -70,31 +71,31 @@ class Pipeline:
         self.mapping = mapping
         self.ignore_expired = ignore_expired
         self.view = CheckpointView(claimed)
-        self.view.in_doubt_until(now)
-        self.total = sum(claimed.counts.values(), Counts())  # of all shards and segments, what is stored
+        self.view.discard_times_after(now)
+        self.total = sum(claimed.counts.values(), Counts())  # of everything stored
         self.parked = parked if parked is not None else ParkedItems.among(claimed.entries)
         heartbeat = self.view.heartbeat
-        self.listing_stored = heartbeat.listed if heartbeat is not None else None  # with all shards that it showed
+        self.listing_stored = heartbeat.listed if heartbeat is not None else None  # time of the last stored listing
         self.discovery = Discovery(listed=self.listing_stored)
         self.shards: dict[str, ShardState] = dict(self.view.shards)  # as stored
         self.segments: dict[str, SegmentState] = dict(self.view.segments)
         self.state: PipelineState | None = self.view.pipeline
-        self._readable: set[str] | None = None  # None: to be worked out, because the lineage changed
+        self._readable: set[str] | None = None  # None: recompute, the lineage changed
         self._childless: set[str] | None = None
         self._opened: set[str] = set()
         self.pages = pages if pages is not None else PageBuffer()
-        self._idle: dict[str, Page] = {}  # the last empty page of each shard of which nothing waits
-        self._pulse: Heartbeat | None = None
+        self._idle: dict[str, Page] = {}  # the last empty page of each shard without buffered pages
+        self._heartbeat: Heartbeat | None = None
         self._pending: list[Pending] = []
         self._in_flight: deque[_Taken] = deque()
         self._refused: dict[Refused, str] = {}
-        self._reasons: Counter[str] = Counter()  # of what was parked since they were asked for
+        self._reasons: Counter[str] = Counter()  # of changes parked since the last parked_now()
         self.parked_here: set[str] = set()  # items that this run parked
 
-    # What may be read
+    # Reading
 
     def openings(self) -> Iterator[tuple[str, ShardState]]:
-        """Shards to read now that have no reader yet; each is given once, until ``close`` gives it back."""
+        """Shards to start reading, with their positions. Each shard is returned once."""
         if self._readable is None:
             self._readable = lineage.readable(self.shards)
         for shard in sorted(self._readable - self._opened):
@@ -102,7 +103,7 @@ class Pipeline:
             yield shard, stages.start(self.shards[shard], self.shards)
 
     def scans(self) -> Iterator[tuple[int, SegmentState]]:
-        """Segments to scan now: none before the positions of the epoch are stored."""
+        """Segments to start scanning; none before the epoch's shard positions are stored."""
         if self.state is None or self.state.stage != stages.SCANNING:
             return
         for id, segment in self.segments.items():
@@ -117,7 +118,7 @@ class Pipeline:
             self._childless = lineage.childless(self.shards)
         return self._childless
 
-    # What comes in
+    # Input
 
     def begin(
         self,
@@ -126,31 +127,31 @@ class Pipeline:
         segments: Mapping[str, SegmentState],
         definition: Definition = UNKNOWN,
     ) -> None:
-        """Start an epoch: where every shard stands is stored before anything of the epoch is read."""
+        """Start an epoch. The positions of all shards are stored before anything is read."""
         self._forget_reading()
         fresh = stages.first_shards(lineage.merged(listing.shards), listing.at)
         self._pending += [("shard", id, None) for id in self.view.shards if id not in fresh]
         self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
-        self._pending += [("spared", id, None) for id in self.view.spared]  # the sweep that follows finds them anew
+        self._pending += [("spared", id, None) for id in self.view.spared]  # the next sweep determines them again
         self._pending += [(DROPPED, held.id, None) for held in self.parked.all_dropped()]
         self._pending += [("shard", id, s) for id, s in fresh.items()]
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
         self._pending.append(("definition", "", definition))
         self.discovery = Discovery(listed=listing.at)
-        self.state = None  # nothing may be read before this is stored
+        self.state = None  # nothing may be read until this is stored
         self.shards, self.segments = {}, {}
         self._readable = self._childless = None
 
     def listed(self, listing: Listing) -> None:
-        """Take a listing of shards; GapFound where it shows that records are lost."""
+        """Process a shard listing. GapFound if it shows that records are lost."""
         news = self.discovery.news({**self.view.shards, **self._pending_shards()}, listing)
         self._pending += [("shard", id, state) for id, state in news.shards.items()]
         self._pending += [("shard", id, None) for id in news.forgotten]
         self._pending += [("shard", id, replace(self.shards[id], ended=True, leaf=True)) for id in self._settled(news)]
 
     def _settled(self, news: News) -> list[str]:
-        """Finished shards of which nothing is in flight: what is stored of them does not change any more."""
+        """Finished shards with nothing buffered or in flight, so that their stored state is final."""
         stored, view = self.shards, self.view.shards
         return [
             id
@@ -159,7 +160,7 @@ class Pipeline:
         ]
 
     def accept(self, page: Page) -> None:
-        """Take a page of a shard. GapFound if it holds records though the shard was taken for one that is gone."""
+        """Process a page of a shard. GapFound if it has records although the shard was considered gone."""
         if page.missing:
             self.discovery.not_found(page.shard)
             return
@@ -172,30 +173,30 @@ class Pipeline:
             self._idle[page.shard] = page
 
     def gone(self, shard: str) -> bool:
-        """Whether the shard ended without children, so that a reader has nothing to wait for."""
+        """Whether the shard has ended without children, so that there is nothing more to read."""
         known = self.view.shards.get(shard)
         return known is not None and known.leaf
 
     def _check_gone(self, page: Page) -> None:
         if page.records:
-            raise GapFound("the shard hands out records, though it was neither found nor listed before", page.shard)
+            raise GapFound("the shard returns records although it was missing from listings and lookups", page.shard)
 
     def accept_scan(self, page: ScanPage) -> None:
-        """Take a page of a scan segment."""
+        """Process a page of a scan segment."""
         if page.waiting_for is None:
             self.pages.add(f"segment:{page.segment}", page)
 
-    def gap(self, found: GapFound, now: float) -> None:
+    def gap(self, gap: GapFound, now: float) -> None:
         """Record that records are lost."""
         epoch = self.state.epoch if self.state is not None else 0
-        self._pending.append(("gap", f"{now:017.3f}", Gap(found.reason, now, epoch, found.shard, found.sequence)))
+        self._pending.append(("gap", f"{now:017.3f}", Gap(gap.reason, now, epoch, gap.shard, gap.sequence)))
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:
-        """A sign of life; with it goes how far idle shards are read."""
-        self._pulse = heartbeat
+        """Store a heartbeat with the next batch, along with the progress of idle shards."""
+        self._heartbeat = heartbeat
 
     def cleanup_done(self, now: float) -> None:
-        """Nothing is left to sweep, or to purge: on to the next stage. With the last one, gaps are repaired."""
+        """Enter the next stage after a sweep or a purge. Entering the last stage marks earlier gaps as repaired."""
         assert self.state is not None
         after = stages.after_cleanup(self.state)
         self._pending.append(("pipeline", "", after))
@@ -204,16 +205,16 @@ class Pipeline:
             self._pending += [("gap", id, replace(g, repaired=now)) for id, g in open_gaps.items()]
 
     def change(self, state: PipelineState) -> None:
-        """Store another state of the pipeline itself: a hook that a person accepted."""
+        """Store a new pipeline state with the next batch."""
         self._pending.append(("pipeline", "", state))
 
     def define(self, definition: Definition) -> None:
-        """Store with the next batch what the pipeline is bound to, unless that is known."""
+        """Store the pipeline's definition with the next batch, if it has changed."""
         if definition != self.view.definition:
             self._pending.append(("definition", "", definition))
 
     def drop_ahead(self) -> None:
-        """Forget pages that were read ahead: nothing of them is stored, and they will be read again."""
+        """Discard pages that were read ahead; the next run reads them again."""
         self.pages.clear()
 
     def unpark(self, ids: Iterable[str]) -> None:
@@ -221,7 +222,7 @@ class Pipeline:
         self._pending += [(PARKED, id, None) for id in ids]
 
     def swept(self, spared: Iterable[str]) -> None:
-        """A sweep of this epoch is through, and left the documents of these items alone, because they are parked."""
+        """Record a finished sweep of this epoch, which spared the documents of these parked items."""
         assert self.state is not None
         wanted = set(spared) if self.mapping.own_ids else set()
         self._pending += [("spared", item, None) for item in self.view.spared if item not in wanted]
@@ -229,7 +230,7 @@ class Pipeline:
 
     @property
     def owes_sweep(self) -> bool:
-        """Whether an item that the last sweep spared is parked no more: what it had before the epoch must go."""
+        """Whether an item that the last sweep spared is no longer parked: its earlier documents must be swept."""
         return any(self.parked.parked(item) is None for item in self.view.spared)
 
     @property
@@ -238,15 +239,15 @@ class Pipeline:
         return LAST_EPOCH + 1 if self.state is None else self.state.epoch
 
     def know(self, parked: ParkedItems) -> None:
-        """Take the parked items as they are stored: a command may have changed them. Nothing may be under way."""
-        assert not self._in_flight, "what is under way assumes other entries"
+        """Replace the parked items after a command changed them. No batch may be in flight."""
+        assert not self._in_flight, "batches in flight assume the previous entries"
         self.parked = parked
 
-    # What goes out
+    # Output
 
     def take(self, now: float) -> Batch | None:
-        """The next batch, None if there is nothing to store. Several may be under way; they are stored in order."""
-        if not (self._pending or self.pages or self._pulse):
+        """The next batch; None if there is nothing to store. Several may be in flight; they are stored in order."""
+        if not (self._pending or self.pages or self._heartbeat):
             return None
         taken = _Taken(pending=self._pending)
         self._pending = []
@@ -264,7 +265,7 @@ class Pipeline:
         return taken.batch
 
     def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
-        """The target has stored the oldest batch under way, and its entries are durable."""
+        """The oldest batch in flight is stored, and its checkpoint entries are durable."""
         taken = self._in_flight.popleft()
         assert taken.batch is batch
         for kind, id, value in taken.values:
@@ -277,16 +278,17 @@ class Pipeline:
                 self._pending.append(("pipeline", "", after))
 
     def refused(self, batch: Batch, rejections: Sequence[Rejection]) -> None:
-        """The target stored nothing of the oldest batch: its changes come again, with the refused ones parked.
+        """The target refused part of the oldest batch and stored none of it. Its changes are taken again, with the
+        refused ones parked.
 
-        Batches taken after it come again too, because an item's later changes may have to queue.
+        Later batches are returned too: they may have changes of the items that are parked now.
         """
         assert self._in_flight[0].batch is batch
         self._refused |= {(r.write.item, r.write.version): r.reason for r in rejections}
         self.give_back()
 
     def give_back(self) -> None:
-        """Take back every batch under way, newest first: none of them was stored."""
+        """Undo every batch in flight, newest first: none of them was stored."""
         while self._in_flight:
             taken = self._in_flight.pop()
             for undo in reversed(taken.undos):
@@ -295,15 +297,15 @@ class Pipeline:
                 self.parked.undo(move)
             self.pages.give_back(taken.pages)
             self._pending = taken.pending + self._pending
-        self._idle.clear()  # empty pages may lie behind records that must be stored again
+        self._idle.clear()  # empty pages may follow records that must be stored again
 
-    # What people want to know
+    # Status
 
     def caught_up(self, since: float) -> bool:
-        """Whether the backfill is stored, and every record that was created before ``since``.
+        """Whether the backfill and every record created before ``since`` are stored.
 
-        All shards there are have been listed since then, because one may have been left out before, and none waits for
-        a parent that no listing shows.
+        Requires a complete listing after ``since``, because an earlier one may have omitted a shard, and no shard
+        waiting for a parent that was never listed.
         """
         if self.state is None or self.state.stage != stages.FOLLOWING:
             return False
@@ -318,26 +320,26 @@ class Pipeline:
         return max(state.through or 0.0, (idle.through if idle is not None else None) or 0.0)
 
     def seen(self) -> dict[str, ShardState]:
-        """The stored shards, with what idle ones showed since."""
-        found = dict(self.shards)
-        for id in self._idle.keys() & found.keys():
-            state, through = found[id], self._read_through(id, found[id])
+        """The stored shards, updated with what idle ones have shown since."""
+        shards = dict(self.shards)
+        for id in self._idle.keys() & shards.keys():
+            state, through = shards[id], self._read_through(id, shards[id])
             if through != state.through:
-                found[id] = replace(state, through=through)
-        return found
+                shards[id] = replace(state, through=through)
+        return shards
 
     @property
     def ended(self) -> bool:
         """Whether every shard is stored to its end."""
         return bool(self.shards) and all(s.ended for s in self.shards.values()) and not self.pages
 
-    # How it is done
+    # Internals
 
     def _pending_shards(self) -> dict[str, ShardState]:
         return {id: v for kind, id, v in self._pending if kind == "shard" and isinstance(v, ShardState)}
 
     def _forget_reading(self) -> None:
-        assert not self._in_flight, "collect or give back what is under way before an epoch begins"
+        assert not self._in_flight, "collect or return the batches in flight before an epoch begins"
         self.pages.clear()
         self._opened.clear()
         self._idle.clear()
@@ -347,13 +349,13 @@ class Pipeline:
     def _put(self, taken: _Taken, kind: str, id: str, value: object | None) -> None:
         if kind in (PARKED, DROPPED):
             known = self.parked.parked(item_of(id)) if kind == PARKED else self.parked.dropped(item_of(id))
-            if known is not None and known.id == id:  # else it went already, or was replaced
+            if known is not None and known.id == id:  # otherwise it was removed or replaced
                 self._move(taken, [Move(kind, known)])
             return
         save, undo = self.view.put(kind, id, value, taken.saves.get((kind, id)))
         taken.saves[kind, id] = save
         if save.text is None and save.expected == 0:
-            del taken.saves[kind, id]  # it came and went: there is nothing to store
+            del taken.saves[kind, id]  # created and removed within the batch
         taken.undos.append(undo)
         taken.values.append((kind, id, value))
 
@@ -365,7 +367,7 @@ class Pipeline:
                 taken.saves[save.kind, save.id] = save
 
     def _put_heartbeat(self, taken: _Taken) -> None:
-        if self._pulse is None:
+        if self._heartbeat is None:
             return
         for shard, page in self._idle.items():
             state = self.view.shards.get(shard)
@@ -375,24 +377,27 @@ class Pipeline:
             if (through, since) != (state.through or 0.0, state.since):
                 self._put(taken, "shard", shard, replace(state, through=through, since=since))
         self._idle.clear()
-        self._put(taken, "pulse", "", replace(self._pulse, listed=self.discovery.listed))
-        # Whatever is there: while a batch waits for the target, the driver gives signs of life past it.
+        self._put(taken, "pulse", "", replace(self._heartbeat, listed=self.discovery.listed))
+        # Unconditional: while a batch waits for the target, the driver saves heartbeats ahead of it.
         taken.saves["pulse", ""] = structs.replace(taken.saves["pulse", ""], expected=None)
-        self._pulse = None
+        self._heartbeat = None
 
     def _put_fence(self, taken: _Taken) -> None:
-        """Let the pipeline's own entry move with every batch; it is never removed, so its revision only rises.
+        """Save the pipeline entry with every batch. It is never removed, so its revision only increases.
 
-        Others come and go: a batch that was given up as lost, and is carried out late, must not find that a shard is
-        as unknown, after an epoch began, as it was when the batch was sent.
+        Other entries are removed and created again. Without the fence, a batch that was given up as lost and applied
+        late could pass its compare-and-set after a new epoch, because a shard is as absent as it was back then.
         """
         moves = any(kind != "pulse" for kind, _ in taken.saves)
         if moves and ("pipeline", "") not in taken.saves and (state := self.view.pipeline) is not None:
             self._put(taken, "pipeline", "", state)
 
     def _put_anchors(self, taken: _Taken) -> bool:
-        """Store where a shard's ordinals begin before any write uses one; else a restart might count anew."""
-        found = False
+        """Store a shard's first sequence number before any write uses its ordinals; a restart could renumber them.
+
+        Returns whether there was such a shard: the batch then has no writes.
+        """
+        anchored = False
         for page in self.pages.heads():
             if not isinstance(page, Page) or not page.records:
                 continue
@@ -401,8 +406,8 @@ class Pipeline:
             if state.anchor is None and state.sequence is None:
                 started = stages.start(state, self.view.shards)
                 self._put(taken, "shard", id, replace(started, anchor=page.records[0].sequence))
-                found = True
-        return found
+                anchored = True
+        return anchored
 
     def _fill(self, taken: _Taken, now: float) -> list[Part]:
         parts = []
@@ -416,18 +421,18 @@ class Pipeline:
         assert state is not None
         at = BatchContext(self._refused, self.parked, state.epoch, source, now, state.mixed)
         kind, _, id = source.partition(":")
-        behind: ShardState | SegmentState
+        after: ShardState | SegmentState
         if kind == "segment":
-            scans = [p for p in pages if isinstance(p, ScanPage)]
-            behind, found = scanned(self.view.segments[id], scans, self.mapping, at)
+            scan_pages = [p for p in pages if isinstance(p, ScanPage)]
+            after, compacted = scanned(self.view.segments[id], scan_pages, self.mapping, at)
         else:
             shard = stages.start(self.view.shards[id], self.view.shards)
-            reads = [p for p in pages if isinstance(p, Page)]
-            behind, found = streamed(shard, reads, self.mapping, at, ignore_expired=self.ignore_expired)
-        self._put(taken, kind, id, behind)
-        self._move(taken, found.moves)
-        taken.refused += found.refused
-        return found.part(source)
+            shard_pages = [p for p in pages if isinstance(p, Page)]
+            after, compacted = streamed(shard, shard_pages, self.mapping, at, ignore_expired=self.ignore_expired)
+        self._put(taken, kind, id, after)
+        self._move(taken, compacted.moves)
+        taken.refused += compacted.refused
+        return compacted.part(source)
 
     def _became_durable(self, kind: str, id: str, value: object | None) -> None:
         if kind == "pipeline" and isinstance(value, PipelineState):
@@ -453,13 +458,13 @@ class Pipeline:
                 self.parked_here.add(move.item)
 
     def parked_now(self) -> Mapping[str, int]:
-        """The reasons for which items were parked since this was last asked, and how often."""
+        """How many changes were parked since the last call, by reason."""
         reasons, self._reasons = self._reasons, Counter()
         return reasons
 
     @property
     def still_parked(self) -> int:
-        """How many items this run parked that are parked still."""
+        """How many of the items that this run parked are still parked."""
         return sum(self.parked.parked(item) is not None for item in self.parked_here)
 
     def _changing_stage(self) -> bool:
@@ -467,7 +472,7 @@ class Pipeline:
 
 
 def _place(state: ShardState) -> tuple[bool, bool]:
-    """What the lineage says of a shard that is there."""
+    """The part of a shard's state that affects the lineage."""
     return state.ended, state.leaf
 
 

@@ -1,4 +1,4 @@
-"""How a pipeline is doing, worked out from what is durable: `status` and the live view of `run` show the same."""
+"""A pipeline's progress, computed from its checkpoint entries, for `status` and for the live view of `run`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from replicator.pipeline.parked import item_of
 from replicator.state import Counts, Entry, Gap, Heartbeat, Owner, PipelineState, SegmentState, ShardState, decode
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
-HEARTBEAT_TIMEOUT = 15.0  # seconds without a sign of life after which a run counts as stopped
-CLOCK_SKEW = 300.0  # seconds that another machine's clock may be ahead; what was noted later than that proves nothing
+HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a run counts as stopped
+CLOCK_SKEW = 300.0  # seconds that another machine's clock may be ahead; times further in the future are ignored
 
 
 class Backfill(msgspec.Struct, frozen=True):
-    """How far the scan is. ``rate`` in items a second; ``estimate`` is DynamoDB's item count, hours old."""
+    """Progress of the scan. ``rate``: items per second. ``estimate``: DynamoDB's item count, which is hours old."""
 
     segments_ended: int
     segments: int
@@ -29,7 +29,7 @@ class Backfill(msgspec.Struct, frozen=True):
 
 
 class Shards(msgspec.Struct, frozen=True):
-    """``waiting`` shards may not be read before their parents are stored to the end."""
+    """``waiting``: shards that may not be read until their parents are fully stored."""
 
     open: int = 0
     ended: int = 0
@@ -37,11 +37,11 @@ class Shards(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A pipeline at one moment; None is unknown. ``rate`` in records a second.
+    """A pipeline's progress at one moment; None means unknown.
 
-    ``phase``: backfill, catching-up, live, gap or stopped. ``gaps`` are those that nobody repaired. ``parked`` counts
-    items. ``owner``: the run that may write, alive or not.
-    ``retention_left_hours``: how long the run may stay away before the stream drops what it has not read.
+    ``phase``: backfill, catching-up, live, gap or stopped. ``rate``: records per second. ``gaps``: those not repaired.
+    ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
+    the stream starts to drop unread records.
     """
 
     phase: str
@@ -59,7 +59,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
-    """What the checkpoint entries of a pipeline say at ``now`` (seconds since 1970)."""
+    """Progress from a pipeline's checkpoint entries at ``now`` (seconds since 1970)."""
     kinds = _by_kind(entries)
     return measured(
         state=kinds["pipeline"].get(""),
@@ -86,9 +86,9 @@ def measured(
     now: float,
     owner: Owner | None = None,
 ) -> Progress:
-    """The same from decoded entries, as a run holds them. A pulse that is too old counts for nothing.
+    """Progress from decoded entries.
 
-    Nor does one of the future: the clock was wrong when it was given, and the run that gave it may have ended long ago.
+    Ignores a heartbeat that is too old, or in the future: a run with a wrong clock may have ended long ago.
     """
     alive = heartbeat if heartbeat is not None and -CLOCK_SKEW <= now - heartbeat.at <= HEARTBEAT_TIMEOUT else None
     unrepaired = tuple(g for _, g in sorted(gaps.items()) if g.repaired is None)
@@ -152,7 +152,7 @@ def _gap_values(gap: Gap) -> dict[str, Any]:
 
 
 def known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without what is unknown."""
+    """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -161,7 +161,7 @@ def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
         kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked")
     }
     for entry in entries:
-        if entry.kind == "parked":  # listed without its text
+        if entry.kind == "parked":  # read without its text
             kinds["parked"][entry.id] = None
         elif entry.kind in kinds:
             kinds[entry.kind][entry.id] = decode(entry.kind, entry.id, entry.text)
@@ -175,10 +175,10 @@ def _phase(state: PipelineState | None, alive: Heartbeat | None, gaps: tuple[Gap
 
 
 def _lag(shards: Mapping[str, ShardState], current: Collection[str], now: float) -> float | None:
-    """Seconds since which everything is stored; unknown if it is for one shard, or if there is none to ask.
+    """Seconds since everything was last stored; None if that is unknown for a shard, or if there are no shards.
 
-    A shard that ended counts until its children are listed: they begin where it ended, at ``since`` at the earliest.
-    What was noted by a clock that was far ahead is unknown, too.
+    An ended shard counts until its children are listed: they start where it ended, at ``since`` at the earliest.
+    A time far in the future, from a wrong clock, counts as unknown.
     """
     times = [shards[id].through for id in current] + [shards[id].since for id in childless(shards)]
     known = [time for time in times if time is not None and time - now <= CLOCK_SKEW]
@@ -203,6 +203,6 @@ def _backfill(
 
 
 def _eta(items: int, estimate: int | None, rate: float | None) -> float | None:
-    if estimate is None or not rate or items >= estimate:  # past an old estimate, nobody knows
+    if estimate is None or not rate or items >= estimate:  # the estimate is outdated
         return None
     return (estimate - items) / rate

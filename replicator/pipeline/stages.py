@@ -1,9 +1,9 @@
-"""Stages of a copy: positions first, then the scan beside the live stream, then sweep and purge. Pure decisions.
+"""The stages of an epoch. Pure functions.
 
-scanning    segments are read; deletes leave tombstones, so that no scanned item comes back after its delete
-sweeping    after a resync: what neither scan nor stream confirmed in this epoch is removed
-purging     tombstones are forgotten: nothing with a smaller version can arrive any more
-following   the live stream alone
+scanning    segments and stream are read; deletes leave tombstones, so that a scan cannot restore a deleted item
+sweeping    after a resync: documents that neither scan nor stream confirmed in this epoch are removed
+purging     tombstones are removed: no older version can arrive any more
+following   the stream alone is read
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ SCANNING, SWEEPING, PURGING, FOLLOWING = "scanning", "sweeping", "purging", "fol
 
 
 def first_shards(listed: Mapping[str, Shard], now: float) -> dict[str, ShardState]:
-    """Where every listed shard stands as an epoch begins: open ones are read, closed ones hold nothing we need.
+    """The initial state of every listed shard: open shards are read, closed ones are not needed.
 
-    Items changed in a shard that closed before the scan are as new in the scan. A shard listed as open whose parent is
-    listed as open too waits for it, as it would later; but a closed shard proves that its ancestors had closed, however
-    they are listed.
+    Changes in a shard that closed before the scan are included in the scanned items. A closed shard proves that its
+    ancestors are closed too, even if the listing shows them as open. An open shard with an open parent waits for it.
     """
     closed = {shard.id for shard in listed.values() if not shard.open}
     closed |= ancestors(closed, {shard.id: shard.parent for shard in listed.values()})
@@ -40,9 +39,9 @@ def first_shards(listed: Mapping[str, Shard], now: float) -> dict[str, ShardStat
 
 
 def new_shard(shard: Shard, known: Mapping[str, ShardState], listed_before: float | None) -> ShardState:
-    """The state of a shard that appeared after the epoch began: all its records are needed.
+    """The state of a shard that appeared during the epoch: all its records are needed.
 
-    Nothing in it is older than its parent's last record, or than the last complete listing that did not show it.
+    None of them is older than its parent's last record, or than the last complete listing without the shard.
     """
     parent = known.get(shard.parent) if shard.parent is not None else None
     bounds = [listed_before or 0.0]
@@ -52,7 +51,7 @@ def new_shard(shard: Shard, known: Mapping[str, ShardState], listed_before: floa
 
 
 def start(state: ShardState, known: Mapping[str, ShardState]) -> ShardState:
-    """A shard's state as its reader opens it: ordinals go on from its parent's last."""
+    """A shard's state when reading starts: ordinals continue from its parent's last one."""
     parent = known.get(state.parent) if state.parent is not None else None
     if parent is None or state.sequence is not None or state.anchor is not None:
         return state
@@ -65,17 +64,17 @@ def segments(count: int) -> dict[str, SegmentState]:
 
 
 def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: float) -> PipelineState | None:
-    """The pipeline in its next stage once the scan is stored; None while it is not, or where chores decide."""
+    """The state after the scan; None while it is not fully stored, or in a stage that cleanup ends."""
     if pipeline.stage != SCANNING or not all(s.ended for s in segments):
         return None
     return replace(pipeline, stage=SWEEPING if pipeline.resync else PURGING, scan_ended=now)
 
 
 def after_cleanup(pipeline: PipelineState) -> PipelineState:
-    """The pipeline when nothing is left to sweep, or to purge."""
+    """The state after the sweep or the purge."""
     return replace(pipeline, stage=PURGING if pipeline.stage == SWEEPING else FOLLOWING)
 
 
 def remembers_deletes(pipeline: PipelineState) -> bool:
-    """Whether deletes leave tombstones: as long as a scanned item may still arrive."""
+    """Whether deletes must leave tombstones, because an older scanned item may still arrive."""
     return pipeline.stage in (SCANNING, SWEEPING)

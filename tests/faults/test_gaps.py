@@ -207,7 +207,7 @@ def test_a_shard_whose_parent_was_trimmed_before_anybody_saw_it_is_a_gap(faults:
     ended = faults.run(seconds=600)
 
     assert ended.code == 3
-    assert "the shard's parent was not shown by 5 listings: its records are lost" in ended.err
+    assert "the shard's parent is missing from 5 listings: its records are lost" in ended.err
 
 
 def test_records_out_of_order_stop_a_run_before_anything_of_them_is_stored(faults: World) -> None:

@@ -138,7 +138,7 @@ def compared_as_strings(patch: Patch) -> None:
 
 @mutant("times that an earlier run stored are believed, though they lie in the future", 2, shape=set_back)
 def future_is_believed(patch: Patch) -> None:
-    patch.setattr(CheckpointView, "in_doubt_until", lambda self, now: None)
+    patch.setattr(CheckpointView, "discard_times_after", lambda self, now: None)
 
 
 @mutant("whether a record removes its item is told by its images, not by its event", 7)
