@@ -15,8 +15,8 @@ from connectors.postgres.columns import UNUSUAL, times
 from connectors.postgres.literals import json_members, quoted_members
 from connectors.postgres.table_schema import BodyColumn
 from replicator.items.attributes import Malformed
-from replicator.items.extraction import TOGETHER, Image, Values
-from replicator.items.json_templates import FastTemplate, learned
+from replicator.items.extraction import BULK_SIZE, Image, ValueExtractor
+from replicator.items.json_templates import FastTemplate, fast_template
 from replicator.items.line_template import fields_of, template
 from replicator.items.to_json import plain_image
 
@@ -35,7 +35,7 @@ Way = Callable[[Columns], bytes]
 class Cuts:
     """Some columns of images of one form: the values they need, and how each is made of them."""
 
-    values: Values
+    values: ValueExtractor
     ways: Mapping[str, Way]
 
     def __call__(self, images: Sequence[Image]) -> Mapping[str, bytes] | None:
@@ -44,8 +44,8 @@ class Cuts:
         Whatever is made of some images is used up before the next ones are looked at: as long as it is at hand.
         """
         made: dict[str, list[bytes]] = {name: [] for name in self.ways}
-        for start in range(0, len(images), TOGETHER):
-            rows = self.values(images[start : start + TOGETHER])
+        for start in range(0, len(images), BULK_SIZE):
+            rows = self.values(images[start : start + BULK_SIZE])
             if rows is None:
                 return None
             values = list(zip(*rows, strict=True))
@@ -85,7 +85,7 @@ class ColumnTemplates:
     def _learn(self, image: bytes) -> None:
         self._cuts = {}
         try:
-            self._form = learned(image, plain_image)
+            self._form = fast_template(image, plain_image)
         except (ValueError, TypeError, Malformed):
             self._form = None
 
@@ -117,11 +117,11 @@ def _cuts(form: FastTemplate, columns: Mapping[str, BodyColumn]) -> Cuts | None:
         column = columns.get(name)
         if column is None or len(around) == 1:  # no value varies in it: it may be null
             continue
-        way = _way(column.type, form.leaves.kinds[first], around, len(wanted))
+        way = _way(column.type, form.layout.kinds[first], around, len(wanted))
         if way is not None:
             ways[name] = way
             wanted += range(first, first + len(around) - 1)
-    return Cuts(Values(form.leaves, frozenset(wanted)), ways) if ways else None
+    return Cuts(ValueExtractor(form.layout, frozenset(wanted)), ways) if ways else None
 
 
 def _way(type: str, kind: bytes, around: Sequence[bytes], at: int) -> Way | None:

@@ -12,9 +12,9 @@ import orjson
 from connectors.search.layout import WHOLE, Layout, index_id, index_ids
 from connectors.search.mappings import OURS, is_ours
 from replicator.batch import Batch, Rejection, Upsert, Write
-from replicator.items.extraction import TOGETHER
+from replicator.items.extraction import BULK_SIZE
 from replicator.items.line_template import LineTemplate
-from replicator.items.to_json import DocumentText, Unfit, separately
+from replicator.items.to_json import DocumentText, Unfit, encode_each
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -100,8 +100,8 @@ class TableEncoder:
 
     def entries(self, writes: Sequence[Write], source: str, rejections: list[Rejection]) -> Iterator[Entry]:
         """Entries for what an index can hold; the rest is added to ``rejections``."""
-        for start in range(0, len(writes), TOGETHER):
-            some = writes[start : start + TOGETHER]
+        for start in range(0, len(writes), BULK_SIZE):
+            some = writes[start : start + BULK_SIZE]
             upserts = [write for write in some if type(write) is Upsert]
             keys = self._keys(upserts)
             lines = self._body.framed(self._frame, keys, [write.body for write in upserts]) if keys else None
@@ -151,7 +151,7 @@ class TableEncoder:
         """The same of many; None where they have to be looked at one by one."""
         ids = [write.id for write in writes]
         try:
-            texts = separately([*index_ids(ids), *chain.from_iterable(ids)])
+            texts = encode_each([*index_ids(ids), *chain.from_iterable(ids)])
         except (UnicodeEncodeError, TypeError):
             return None
         versions = [b"%d" % write.version for write in writes]

@@ -66,14 +66,14 @@ class Poison(Exception):
 class Hook:
     """A loaded hook. ``fingerprint`` changes when the source of its module changes.
 
-    ``asked``: what it asks items for; not a part of what it is.
+    ``profile``: the attributes it has accessed; not part of its identity.
     """
 
     name: str
     function: Callable[[Item], Any]
     fingerprint: str
     declared: bool
-    asked: AccessProfile = field(default_factory=AccessProfile, compare=False, repr=False)
+    profile: AccessProfile = field(default_factory=AccessProfile, compare=False, repr=False)
 
     def one(self, item: Item) -> Mapping[str, object] | None:
         """The document of a plain hook for an item."""

@@ -1,6 +1,6 @@
-"""DynamoDB's typed JSON, exact and lazy: one decoder for stream records and scanned items.
+"""DynamoDB's typed JSON, exact and lazy: the one decoder for stream records and scanned items.
 
-An image stays raw bytes until somebody looks at it; a number stays its digits until a hook asks for its value.
+An image stays raw bytes until it is accessed; a number stays text until its value is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
-Typed = dict[str, Any]  # {"S": "text"}: one attribute value as DynamoDB writes it
+Typed = dict[str, Any]  # one attribute value as DynamoDB writes it: {"S": "text"}
 Typeds = dict[str, Typed]  # a whole image, decoded one level deep
 T = TypeVar("T")
 
@@ -22,25 +22,26 @@ DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What a msgspec decoder raises for bytes that are not JSON of its type: also for bad UTF-8 and for deep nesting."""
 
 _image = msgspec.json.Decoder(dict[str, dict[str, Any]])
-_WIDE = Context(prec=400, traps=[InvalidOperation, Overflow, Inexact])  # wider than any DynamoDB number written out
-_PLAIN_ZEROS = 40  # up to here a number is written without an exponent
+_WIDE = Context(prec=400, traps=[InvalidOperation, Overflow, Inexact])  # holds every DynamoDB number exactly
+_MAX_PLAIN_EXPONENT = 40  # beyond it, canonical numbers are in scientific notation
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 class Malformed(ValueError):
-    """Not an image in DynamoDB's typed JSON."""
+    """Not an image, or not an attribute value, in DynamoDB's typed JSON. The message names types, never values."""
 
 
-WRONG = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)  # what a value of wrong shape raises
+SHAPE_ERRORS = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What converting a value of the wrong shape raises."""
 
 
 def typed(image: bytes) -> Typeds:
-    """The attributes of an image, each still in its one-entry mapping."""
+    """The attributes of an image, each still a one-entry mapping from its type. Malformed if it is not an image."""
     return decoded(_image, image)
 
 
 def decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
-    """Malformed for what the decoder does not take."""
+    """``text`` decoded; Malformed if it does not fit the decoder's type."""
     try:
         return decoder.decode(text)
     except DECODE_ERRORS as e:
@@ -48,31 +49,31 @@ def decoded(decoder: msgspec.json.Decoder[T], text: bytes | msgspec.Raw) -> T:
 
 
 def value(attribute: Typed) -> Any:
-    """The Python value of one typed attribute."""
+    """The Python value of one typed attribute. Malformed if it is not an attribute value."""
     try:
         ((kind, inner),) = attribute.items()
         return TO_PYTHON[kind](inner)
     except Malformed:
         raise
-    except (*WRONG, KeyError) as e:
+    except (*SHAPE_ERRORS, KeyError) as e:
         raise Malformed(f"not a DynamoDB attribute value: {_kinds(attribute)}") from e
 
 
 def _kinds(attribute: object) -> str:
-    """What may be said of a value that is none: the types it names, nothing of what is in it."""
+    """How an error names an invalid value: by the types in it, without its content."""
     return ", ".join(attribute) if isinstance(attribute, dict) else f"a {type(attribute).__name__}"
 
 
-def _of(kind: type) -> Callable[[Any], Any]:
-    def same(inner: Any) -> Any:
+def _only(kind: type) -> Callable[[Any], Any]:
+    def checked(inner: Any) -> Any:
         if type(inner) is not kind:
             raise TypeError(f"a {type(inner).__name__} instead of a {kind.__name__}")
         return inner
 
-    return same
+    return checked
 
 
-_text, _bool, _list = _of(str), _of(bool), _of(list)
+_text, _bool, _list = _only(str), _only(bool), _only(list)
 
 
 def _bytes(text: str) -> bytes:
@@ -80,14 +81,14 @@ def _bytes(text: str) -> bytes:
 
 
 def exact(digits: str) -> Decimal:
-    """The finite value of a DynamoDB number."""
+    """The value of a DynamoDB number. Malformed if it is not a finite number."""
     try:
-        found = Decimal(digits if type(digits) is str else _text(digits))
+        number = Decimal(digits if type(digits) is str else _text(digits))
     except (ArithmeticError, TypeError) as e:
         raise Malformed("a number attribute that does not hold a number") from e
-    if not found.is_finite():
+    if not number.is_finite():
         raise Malformed("a number that is not finite")
-    return found
+    return number
 
 
 TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
@@ -105,9 +106,9 @@ TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
 
 
 def from_python(given: object) -> Typed:
-    """The typed attribute for a plain Python value: what tests and hooks write items in.
+    """The typed attribute for a plain Python value, as tests and the in-memory DynamoDB take them.
 
-    Floats are refused: they have already lost the digits that a DynamoDB number keeps.
+    TypeError for what DynamoDB cannot hold, floats included: they may have lost digits that a DynamoDB number keeps.
     """
     match given:
         case None:
@@ -141,12 +142,15 @@ def _typed_set(given: set[Any] | frozenset[Any]) -> Typed:
 
 
 def image(item: Mapping[str, object]) -> bytes:
-    """The image of an item given as plain Python values."""
+    """The image of an item whose values are plain Python values. TypeError as ``from_python``."""
     return orjson.dumps({name: from_python(v) for name, v in item.items()})
 
 
 def plain(attribute: Typed) -> Any:
-    """One typed attribute as something ``orjson`` writes as plain JSON: exact digits, base64, sorted sets."""
+    """One typed attribute as values that orjson writes as plain JSON: exact digits, base64, sorted sets.
+
+    Malformed if it is not an attribute value, as far as that is noticed: text is not checked here.
+    """
     try:
         ((kind, inner),) = attribute.items()
         if kind == "S" or kind == "BOOL" or kind == "B":
@@ -158,7 +162,7 @@ def plain(attribute: Typed) -> Any:
         return _plain_nested(kind, inner)
     except Malformed:
         raise
-    except WRONG as e:
+    except SHAPE_ERRORS as e:
         raise Malformed(f"not a DynamoDB attribute value: {_kinds(attribute)}") from e
 
 
@@ -176,20 +180,21 @@ def _plain_nested(kind: str, inner: Any) -> Any:
 
 
 def number(digits: str) -> orjson.Fragment:
-    """A number as a JSON literal with the very digits DynamoDB gave."""
+    """A number as a JSON literal with the digits that DynamoDB sent. Malformed if it is not a finite number."""
     if digits.isascii() and digits.isdecimal() and digits[0] != "0":
-        return orjson.Fragment(digits)  # nearly all numbers, several times faster than the pattern
-    if _JSON_NUMBER.fullmatch(digits) is None:  # some emulators keep "+1" or "007" as they were sent
+        return orjson.Fragment(digits)  # nearly every number, and several times faster than the pattern
+    if _JSON_NUMBER.fullmatch(digits) is None:  # some emulators keep "+1" or "007" as sent
         digits = str(exact(digits))
     return orjson.Fragment(digits)
 
 
 def canonical_number(digits: str) -> str:
-    """One spelling a value: "1", "1.0" and "1E0" are the same key."""
+    """One spelling per value: "1", "1.0" and "1E0" are the same key. Malformed if DynamoDB cannot hold the number."""
     try:
-        short = _WIDE.normalize(exact(digits))
-    except ArithmeticError as e:  # rounding would make different keys one
+        normalized = _WIDE.normalize(exact(digits))
+    except ArithmeticError as e:  # rounding would merge different keys
         raise Malformed("a number outside DynamoDB's range") from e
-    if short == 0:
+    if normalized == 0:
         return "0"
-    return format(short, "f") if abs(int(short.as_tuple().exponent)) <= _PLAIN_ZEROS else str(short)
+    plain = abs(int(normalized.as_tuple().exponent)) <= _MAX_PLAIN_EXPONENT
+    return format(normalized, "f") if plain else str(normalized)

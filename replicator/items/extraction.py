@@ -1,4 +1,21 @@
-"""The values in images that are all of one form: of many images at once, and of as many leaves as somebody wants."""
+r"""Bulk-extracts scalar values from images of the same shape, without decoding them.
+
+The leaves of an image are its attributes that hold one scalar or one set; its shape is everything between them: names,
+maps, lists, nulls. For each shape there is one regular expression with a group per leaf, which reads many images at
+once. An example, with one image in and one row out::
+
+    image   {"id":{"S":"a"},"n":{"N":"12"},"tags":{"SS":["y","x"]}}
+    shape   {"id":         ,"n":          ,"tags":                }
+    leaves        {"S":"a"}     {"N":"12"}        {"SS":["y","x"]}
+    row     (b'"a"', b'12', b'["x","y"]', b'')
+
+The values in a row are plain JSON, sets sorted; the last, empty one only makes every row a tuple. With ``wanted={1}``
+the row is ``(b'12', b'')``.
+
+Where ``ValueExtractor`` returns None, the caller must take the exact path, which decodes each image: when an image has
+another shape, escapes other than ``\n \t \r \f \b`` or invalid UTF-8, when a set has escapes in it, when the images are
+too large together, or when msgspec has not validated them.
+"""
 
 from __future__ import annotations
 
@@ -11,122 +28,122 @@ import msgspec
 
 from replicator.items.attributes import exact
 
-TOGETHER = 256  # images that are looked at at once, after as many of the same form
-LARGEST = 1 << 20  # bytes of them
+BULK_SIZE = 256  # images extracted at once at most, and images in a row of one shape before that is tried
+MAX_BULK_BYTES = 1 << 20  # of all of them
 
-_ESCAPES = (rb"\n", rb"\t", rb"\r", rb"\f", rb"\b")  # written as they are read, and without a quote
-_END = b"\0"  # of an image, in a row of them: JSON has none
+_PLAIN_ESCAPES = (rb"\n", rb"\t", rb"\r", rb"\f", rb"\b")  # the same in any JSON encoder's output, and not a quote
+_END = b"\0"  # separates joined images: it never occurs in JSON
 
 Image = bytes | msgspec.Raw
-Sorting = Callable[[Sequence[bytes]], Sequence[bytes]]
+SetSorter = Callable[[Sequence[bytes]], Sequence[bytes]]
 
-# Only valid JSON without escaped quotes is split: there each quote begins or ends a text, and `[^"]*+` is all of one.
-# Nothing here backtracks (`*+`, `++`, `?+`), and no leaf begins inside another: time is linear in the image.
-_TEXT = rb'"[^"]*+"'
+# These only ever see valid JSON without escaped quotes: each quote starts or ends a string, and `[^"]*+` is all of one.
+# Nothing backtracks (`*+`, `++`, `?+`) and no leaf starts inside another, so matching is linear in the image's size.
+_STRING = rb'"[^"]*+"'
 _NUMBER = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
-_TEXTS = rb"\[" + _TEXT + rb"(?:," + _TEXT + rb")*+\]"
+_STRINGS = rb"\[" + _STRING + rb"(?:," + _STRING + rb")*+\]"
 _NUMBERS = rb'\["' + _NUMBER + rb'"(?:,"' + _NUMBER + rb'")*+\]'
 LEAF = re.compile(
     rb'\{"(?:[SB]":(?=")|N":"(?=[-0-9])|BOOL":(?=[tf])|(?=[SNB]S":\["))'
-    rb"(" + _TEXT + rb"|" + _NUMBER + rb'(?=")|true|false|[SB]S":' + _TEXTS + rb'|NS":' + _NUMBERS + rb')"?+\}'
-)  # one group: the value as plain JSON has it, but sets begin with their kind
-OF_KIND = {
-    b"S": rb'\{"S":(' + _TEXT + rb")\}",
-    b"B": rb'\{"B":(' + _TEXT + rb")\}",
+    rb"(" + _STRING + rb"|" + _NUMBER + rb'(?=")|true|false|[SB]S":' + _STRINGS + rb'|NS":' + _NUMBERS + rb')"?+\}'
+)  # one group: the value as plain JSON, but a set as its kind and its array, `SS":["a"]`
+LEAF_OF_KIND = {
+    b"S": rb'\{"S":(' + _STRING + rb")\}",
+    b"B": rb'\{"B":(' + _STRING + rb")\}",
     b"N": rb'\{"N":"(' + _NUMBER + rb')"\}',
     b"BOOL": rb'\{"BOOL":(true|false)\}',
-    b"SS": rb'\{"SS":(' + _TEXTS + rb")\}",
-    b"BS": rb'\{"BS":(' + _TEXTS + rb")\}",
+    b"SS": rb'\{"SS":(' + _STRINGS + rb")\}",
+    b"BS": rb'\{"BS":(' + _STRINGS + rb")\}",
     b"NS": rb'\{"NS":(' + _NUMBERS + rb")\}",
 }
-SETS = b"SNB"  # how a set begins in the group; nothing else does
+SET_INITIALS = b"SNB"  # the group of ``LEAF`` starts with one of these if and only if it is a set
 
 
-def _texts(sets: Sequence[bytes]) -> Sequence[bytes]:
-    """UTF-8 has the order of code points. ValueError for escapes, which have not."""
+def _sort_strings(sets: Sequence[bytes]) -> Sequence[bytes]:
+    """UTF-8 sorts like code points. ValueError for escapes, which do not."""
     if b"\\" in b"".join(sets):
         raise ValueError
-    found = [members[2:-2].split(b'","') for members in sets]
-    in_order = list(map(sorted, found))
-    return sets if in_order == found else [b'["%b"]' % b'","'.join(members) for members in in_order]
+    given = [members[2:-2].split(b'","') for members in sets]
+    in_order = list(map(sorted, given))
+    return sets if in_order == given else [b'["%b"]' % b'","'.join(members) for members in in_order]
 
 
-def _numbers(sets: Sequence[bytes]) -> Sequence[bytes]:
-    found = (sorted(members[2:-2].split(b'","'), key=_value) for members in sets)
-    return [b"[%b]" % b",".join(members) for members in found]
+def _sort_numbers(sets: Sequence[bytes]) -> Sequence[bytes]:
+    in_order = (sorted(members[2:-2].split(b'","'), key=_value) for members in sets)
+    return [b"[%b]" % b",".join(members) for members in in_order]
 
 
 def _value(digits: bytes) -> Decimal:
     return exact(digits.decode())
 
 
-SORTED: Mapping[bytes, Sorting] = {b"SS": _texts, b"BS": _texts, b"NS": _numbers}
-"""Sets of a kind as sorted arrays: the very ones given where nothing is to be done."""
+SORT_SETS: Mapping[bytes, SetSorter] = {b"SS": _sort_strings, b"BS": _sort_strings, b"NS": _sort_numbers}
+"""By kind: from the arrays of sets to sorted arrays; returns its argument where everything is in order already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
-    """The leaves of an image: the kind of each, and what lies ``between`` them, before the first and after the last."""
+class LeafLayout:
+    """The shape of an image: the kind of each leaf, and the ``gaps`` before, between and after them (one more)."""
 
     kinds: Sequence[bytes]
-    between: Sequence[bytes]
+    gaps: Sequence[bytes]
 
-    def expression(self, wanted: Collection[int] | None = None) -> bytes:
-        """What images of this form match, with a group for each leaf, or for those ``wanted`` alone."""
-        found = [re.escape(self.between[0])]
-        for i, (kind, gap) in enumerate(zip(self.kinds, self.between[1:], strict=True)):
-            leaf = OF_KIND[kind]
-            found += (leaf if wanted is None or i in wanted else leaf.replace(b"(", b"(?:", 1), re.escape(gap))
-        return b"".join(found)
+    def pattern(self, wanted: Collection[int] | None = None) -> bytes:
+        """A regular expression for images of this shape, with a group per leaf, or only for the ``wanted`` ones."""
+        parts = [re.escape(self.gaps[0])]
+        for i, (kind, gap) in enumerate(zip(self.kinds, self.gaps[1:], strict=True)):
+            leaf = LEAF_OF_KIND[kind]
+            parts += (leaf if wanted is None or i in wanted else leaf.replace(b"(", b"(?:", 1), re.escape(gap))
+        return b"".join(parts)
 
-    def sets(self, wanted: Collection[int] | None = None) -> Sequence[tuple[int, Sorting]]:
-        """Which of these groups hold sets, and what puts their members in order."""
+    def sets(self, wanted: Collection[int] | None = None) -> Sequence[tuple[int, SetSorter]]:
+        """Which groups of ``pattern`` hold sets, and how to sort them."""
         kinds = [kind for i, kind in enumerate(self.kinds) if wanted is None or i in wanted]
-        return [(i, SORTED[kind]) for i, kind in enumerate(kinds) if kind in SORTED]
+        return [(i, SORT_SETS[kind]) for i, kind in enumerate(kinds) if kind in SORT_SETS]
 
 
-def leaves_of(image: bytes) -> Paths:
-    return Paths([leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)], LEAF.split(image)[::2])
+def leaf_layout(image: bytes) -> LeafLayout:
+    return LeafLayout([leaf[0][2:].partition(b'"')[0] for leaf in LEAF.finditer(image)], LEAF.split(image)[::2])
 
 
-class Values:
-    """One expression for many images of a form, and for the values of some of its leaves (None: of all)."""
+class ValueExtractor:
+    """Reads the values of some leaves (``wanted``; None: all) from many images of one shape. See above."""
 
-    __slots__ = ("_rows", "_sets")
+    __slots__ = ("_find_rows", "_sets")
 
-    def __init__(self, leaves: Paths, wanted: Collection[int] | None = None) -> None:
-        # With the empty group there are two at least, and findall makes tuples.
-        self._rows = re.compile(leaves.expression(wanted) + b"()" + _END).findall
-        self._sets = leaves.sets(wanted)
+    def __init__(self, layout: LeafLayout, wanted: Collection[int] | None = None) -> None:
+        # The empty group makes at least two, so that findall returns tuples.
+        self._find_rows = re.compile(layout.pattern(wanted) + b"()" + _END).findall
+        self._sets = layout.sets(wanted)
 
     def __call__(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
-        """A row an image, with nothing behind its values; None if not all images are of the form, or not surely."""
+        """A row per image; None if some image does not have this shape, or that is uncertain."""
         if set(map(type, images)) != {msgspec.Raw}:
             return None
         joined = _END.join([*images, b""])
         try:
-            if len(joined) <= LARGEST and is_plain(joined) and (joined.isascii() or joined.decode()):
-                return self._of(joined, len(images))
+            if len(joined) <= MAX_BULK_BYTES and has_plain_escapes(joined) and (joined.isascii() or joined.decode()):
+                return self._rows(joined, len(images))
         except ValueError:
             pass
         return None
 
-    def _of(self, images: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
-        """The same of ``count`` images that each end with ``_END``.
+    def _rows(self, joined: bytes, count: int) -> Sequence[tuple[bytes, ...]] | None:
+        """The rows of ``count`` images that each end with ``_END``.
 
-        No part of an image is taken for one: each match holds the end of one image, so none holds that of two, and what
-        ends where the outermost map ends began where that began.
+        A match cannot be part of an image: each holds the end of exactly one image, and what ends where the outermost
+        map ends also starts where that map starts.
         """
-        rows = self._rows(images)
+        rows = self._find_rows(joined)
         if len(rows) != count:
             return None
-        for i, in_order in self._sets:
+        for i, sort in self._sets:
             sets = [row[i] for row in rows]
-            if (found := in_order(sets)) is not sets:
-                rows = [(*row[:i], one, *row[i + 1 :]) for row, one in zip(rows, found, strict=True)]
+            if (in_order := sort(sets)) is not sets:
+                rows = [(*row[:i], members, *row[i + 1 :]) for row, members in zip(rows, in_order, strict=True)]
         return rows
 
 
-def is_plain(images: bytes) -> bool:
-    """Whether all escapes are written as they are read, and none is a quote."""
-    return b"\\" not in images or images.count(b"\\") == sum(map(images.count, _ESCAPES))
+def has_plain_escapes(images: bytes) -> bool:
+    """Whether every escape is one that stays the same in plain JSON; none of these is a quote."""
+    return b"\\" not in images or images.count(b"\\") == sum(map(images.count, _PLAIN_ESCAPES))

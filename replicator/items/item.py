@@ -1,4 +1,4 @@
-"""An image as hooks see it: a mapping that decodes what it is asked for."""
+"""The item that a hook receives: a mapping over an image that decodes attributes as they are accessed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from replicator.items.attributes import TO_PYTHON, WRONG, Typeds, decoded, typed, value
+from replicator.items.attributes import SHAPE_ERRORS, TO_PYTHON, Typeds, decoded, typed, value
 from replicator.items.projection import AccessProfile
 
 _attributes = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -15,23 +15,24 @@ _attribute = msgspec.json.Decoder(dict[str, Any])
 
 
 class Item(Mapping[str, Any]):
-    """An image as hooks see it: a read-only mapping from attribute names to exact Python values.
+    """A read-only mapping from attribute names to exact Python values.
 
-    S is str, N is Decimal, B is bytes, BOOL is bool, NULL is None, M is dict, L is list, the sets are frozensets.
-    Nothing is decoded before it is asked for. ``item | {"name": value}`` is the item with some values of your own, and
-    leaves the others undecoded: the quickest thing a hook can return. ``asked``: what its hook asked other items for.
+    S is str, N is Decimal, B is bytes, BOOL is bool, NULL is None, M is dict, L is list, and sets are frozensets.
+    Attributes are decoded when accessed; Malformed if one is not a DynamoDB value. ``item | {"name": value}`` is the
+    item with some values replaced or added, and leaves all others undecoded: the cheapest thing a hook can return.
+    ``profile``: what the hook accessed in earlier items.
     """
 
-    __slots__ = ("_asked", "_raws", "image")
+    __slots__ = ("_profile", "_raws", "image")
 
-    def __init__(self, image: bytes, asked: AccessProfile | None = None) -> None:
+    def __init__(self, image: bytes, profile: AccessProfile | None = None) -> None:
         self.image = image  # as DynamoDB sent it
-        self._asked = asked
+        self._profile = profile
         self._raws: dict[str, msgspec.Raw] | None = None
 
     @property
     def typed(self) -> Typeds:
-        """The attributes in DynamoDB's types, decoded anew each time."""
+        """The attributes in DynamoDB's types, decoded on each access."""
         return typed(self.image)
 
     @property
@@ -41,55 +42,55 @@ class Item(Mapping[str, Any]):
         return self._raws
 
     def __getitem__(self, name: str) -> Any:
-        asked = self._asked
-        if asked is None:
-            return self._found(name)
-        row = asked.row if asked.image is self.image else asked.look(self.image)
-        way = row.ways.get(name)
-        if way is None:
-            return self._found(name)
+        profile = self._profile
+        if profile is None:
+            return self._decode(name)
+        row = profile.row if profile.image is self.image else profile.decode(self.image)
+        getter = row.getters.get(name)
+        if getter is None:
+            return self._decode(name)
         try:
-            return way(row)
+            return getter(row)
         except AttributeError:
             raise KeyError(name) from None
 
-    def _found(self, name: str) -> Any:
+    def _decode(self, name: str) -> Any:
         try:
             raw = (self._raws or self._attributes)[name]
         except KeyError:
-            self._learn(name, None)
+            self._record(name, None)
             raise
-        try:  # what is there most, with nothing in between
+        try:  # the usual case, inlined
             ((kind, inner),) = _attribute.decode(raw).items()
-            found = TO_PYTHON[kind](inner)
-        except (*WRONG, KeyError):
+            result = TO_PYTHON[kind](inner)
+        except (*SHAPE_ERRORS, KeyError):
             return value(decoded(_attribute, raw))
-        self._learn(name, kind)
-        return found
+        self._record(name, kind)
+        return result
 
-    def _learn(self, name: object, kind: str | None) -> None:
-        if self._asked is not None and type(name) is str:
-            self._asked.learn(name, kind)
+    def _record(self, name: object, kind: str | None) -> None:
+        if self._profile is not None and type(name) is str:
+            self._profile.record(name, kind)
 
     def __or__(self, changes: Mapping[str, object]) -> Amended:
         return Amended(self, changes) if type(changes) is dict or isinstance(changes, Mapping) else NotImplemented
 
     def __iter__(self) -> Iterator[str]:
-        self._asked = None  # who wants to see all of it asks for nothing in particular
+        self._profile = None  # iterating reads everything, so it says nothing about single attributes
         return iter(self._attributes)
 
     def __len__(self) -> int:
         return len(self._attributes)
 
     def __contains__(self, name: object) -> bool:
-        if self._asked is not None:
-            row = self._asked.row if self._asked.image is self.image else self._asked.look(self.image)
-            place = row.fields.get(name)  # type: ignore[call-overload]
-            if place is not None:
-                return getattr(row, place) is not None
+        if self._profile is not None:
+            row = self._profile.row if self._profile.image is self.image else self._profile.decode(self.image)
+            field = row.fields.get(name)  # type: ignore[call-overload]
+            if field is not None:
+                return getattr(row, field) is not None
         if name in self._attributes:
             return True
-        self._learn(name, None)
+        self._record(name, None)
         return False
 
     def __repr__(self) -> str:
@@ -97,7 +98,7 @@ class Item(Mapping[str, Any]):
 
 
 class Amended(Mapping[str, Any]):
-    """An item with some values that a hook put in their place, or added. Read-only, like the item."""
+    """An item with some values replaced or added by a hook (``item | changes``). Read-only."""
 
     __slots__ = ("changes", "item")
 

@@ -1,9 +1,27 @@
-"""Typed JSON to plain JSON without decoding it: items of one table have few forms, and in a form only values differ.
+r"""Converts typed JSON to plain JSON without decoding: a table's items have few shapes, and only their values differ.
 
-An image is split at its leaves, the attributes that hold one scalar or one set. What lies between them (names, maps,
-lists, nulls) is its form. The form's plain JSON is worked out once, by the exact way, with something else in the
-leaves' places; from then on the values are put between its pieces. The result is what the exact way makes, byte for
-byte; whatever is not surely so takes that way: odd escapes, numbers in a spelling that JSON does not have.
+An example. One image comes in::
+
+    {"id":{"S":"a"},"n":{"N":"12"},"tags":{"SS":["y","x"]}}
+
+It is cut at its leaves (see ``extraction``). What is left is its shape::
+
+    {"id":   ,"n":   ,"tags":   }
+
+A shape that is seen for the first time is only remembered. The second time, its template is made: the exact path
+converts an image that has a marker in place of each leaf, and its output is cut at the markers::
+
+    {"id":{"SS":["0-0"]},"n":{"SS":["0-1"]},"tags":{"SS":["0-2"]}}      into the exact path
+    {"id":["0-0"],"n":["0-1"],"tags":["0-2"]}                            out of it
+    {"id":       ,"n":       ,"tags":       }                            the template's pieces
+
+From then on, the values of each image of that shape go between these pieces::
+
+    {"id":"a","n":12,"tags":["x","y"]}
+
+The output is what the exact path (decode, then encode) would make, byte for byte. An image takes the exact path itself
+if it has escapes other than ``\n \t \r \f \b``, sets with escapes, invalid JSON or UTF-8, or a shape that is new, has
+no leaves or exceeds ``MAX_SHAPE_BYTES``. Numbers spelled as JSON does not allow ("+1") are part of the shape.
 """
 
 from __future__ import annotations
@@ -15,212 +33,227 @@ from operator import add
 import msgspec
 
 from replicator.items.attributes import DECODE_ERRORS
-from replicator.items.extraction import LEAF, SETS, SORTED, TOGETHER, Image, Values, is_plain, leaves_of
-from replicator.items.line_template import Given, Kept, LineTemplate, without
+from replicator.items.extraction import (
+    BULK_SIZE,
+    LEAF,
+    SET_INITIALS,
+    SORT_SETS,
+    Image,
+    ValueExtractor,
+    has_plain_escapes,
+    leaf_layout,
+)
+from replicator.items.line_template import LeadingValues, LineTemplate, ValueSelector, without
 
-MOST_FORMS = 256
-LONGEST = 4096  # bytes of a form without its values
-HOT = 256  # images of a form after which an expression of its own pays
-MOST_LEAVES = 100  # in such an expression
-PATIENCE = 64  # images of unknown form in a row after which only one in ``SELDOM`` is looked at
-SELDOM = 16
+MAX_TEMPLATES = 256
+MAX_SHAPE_BYTES = 4096
+FAST_AFTER = 256  # images of a shape after which compiling a regular expression for it pays off
+MAX_FAST_LEAVES = 100  # in such an expression
+UNKNOWN_LIMIT = 64  # images of unknown shape in a row after which only every ``SAMPLE_EVERY``-th is cut at its leaves
+SAMPLE_EVERY = 16
 
-_json = msgspec.json.Decoder(msgspec.Raw)  # reads valid JSON, and makes nothing of it
+_json = msgspec.json.Decoder(msgspec.Raw)  # validates JSON without building values
 
 Exact = Callable[[Image], bytes]
 
 
 class JsonTemplate:
-    """What lies between the leaves in plain JSON, and how many images had it."""
+    """The pieces of plain JSON between the leaves of one shape, and how many images had that shape."""
 
-    __slots__ = ("images", "pieces", "quick")
+    __slots__ = ("fast", "images", "pieces")
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = pieces
         self.images = 0
-        self.quick: FastTemplate | None = None
+        self.fast: FastTemplate | None = None
 
-    def filled(self, parts: list[bytes]) -> bytes:
-        """The image, split into ``parts`` at its leaves, with these pieces between them."""
-        parts[1::2] = [SORTED[v[:2]]([v[4:]])[0] if v[0] in SETS else v for v in parts[1::2]]
+    def fill(self, parts: list[bytes]) -> bytes:
+        """The plain JSON of an image that was split into ``parts`` by ``LEAF``. Overwrites ``parts``."""
+        parts[1::2] = [SORT_SETS[v[:2]]([v[4:]])[0] if v[0] in SET_INITIALS else v for v in parts[1::2]]
         parts[::2] = self.pieces
         return b"".join(parts)
 
 
 class FastTemplate:
-    """One expression for all images of a form whose leaves are of the same kinds."""
+    """A template with one regular expression for all images of its shape whose leaves are of the same kinds."""
 
-    __slots__ = ("_amended", "_frame", "_framed", "_sets", "_template", "leaves", "match", "pieces", "values")
+    __slots__ = ("_amended", "_frame", "_framed", "_sets", "_template", "extract", "layout", "match", "pieces")
 
     def __init__(self, pieces: Sequence[bytes], image: bytes) -> None:
-        self.leaves = leaves = leaves_of(image)
-        self.match = re.compile(leaves.expression() + b"()").fullmatch
-        self.values = Values(leaves)
+        self.layout = layout = leaf_layout(image)
+        self.match = re.compile(layout.pattern() + b"()").fullmatch
+        self.extract = ValueExtractor(layout)
         self.pieces = pieces
         self._template = b"%b".join([piece.replace(b"%", b"%%") for piece in pieces] + [b""])
-        self._sets = leaves.sets()
+        self._sets = layout.sets()
         self._frame: LineTemplate | None = None
         self._framed: bytes | None = None
-        self._amended: tuple[LineTemplate, Sequence[str], tuple[bytes, Kept] | None] | None = None
+        self._amended: tuple[LineTemplate, Sequence[str], tuple[bytes, ValueSelector] | None] | None = None
 
-    def filled(self, values: tuple[bytes, ...]) -> bytes:
-        for i, in_order in self._sets:
-            (found,) = in_order([values[i]])
-            if found != values[i]:
-                values = (*values[:i], found, *values[i + 1 :])
+    def fill(self, values: tuple[bytes, ...]) -> bytes:
+        for i, sort in self._sets:
+            (members,) = sort([values[i]])
+            if members != values[i]:
+                values = (*values[:i], members, *values[i + 1 :])
         return self._template % values
 
-    def all_filled(self, rows: Sequence[tuple[bytes, ...]]) -> Sequence[bytes]:
+    def fill_all(self, rows: Sequence[tuple[bytes, ...]]) -> Sequence[bytes]:
         return list(map(self._template.__mod__, rows))
 
-    def within(self, frame: LineTemplate) -> bytes | None:
-        """The template of a line of ``frame`` with an image of this form in it; None where a name in it is taken."""
+    def framed(self, frame: LineTemplate) -> bytes | None:
+        """The template of a line of ``frame`` around an image of this shape; None if it uses a reserved name."""
         if self._frame is not frame:
-            template = None if frame.takes(b"0".join(self.pieces)) else self._template.removesuffix(b"}%b")[1:]
+            template = None if frame.reserves(b"0".join(self.pieces)) else self._template.removesuffix(b"}%b")[1:]
             self._frame, self._framed = frame, None if template is None else frame.around(template + b"%b")
         return self._framed
 
-    def amended(self, frame: LineTemplate, names: Sequence[str]) -> tuple[bytes, Kept] | None:
-        """The same without the fields of these names, and with a place for what is there instead, behind the others."""
+    def amended(self, frame: LineTemplate, names: Sequence[str]) -> tuple[bytes, ValueSelector] | None:
+        """The same without the fields called ``names``, with one more placeholder at the end for their replacement."""
         if self._amended is None or self._amended[0] is not frame or self._amended[1] != names:
-            fields, kept = without(self.pieces, names)
+            fields, select = without(self.pieces, names)
             template = frame.around(fields + b"%b%b" + (b",%b" if fields else b"%b"))
-            taken = frame.takes_any(names) or frame.takes(b"0".join(self.pieces))
-            self._amended = frame, names, None if taken else (template, kept)
+            reserved = frame.reserves_any(names) or frame.reserves(b"0".join(self.pieces))
+            self._amended = frame, names, None if reserved else (template, select)
         return self._amended[2]
 
 
 class JsonTemplates:
-    """Plain JSON of images (or of raw attributes) that are alike; ``exact`` says what it is.
+    """Plain JSON of images (or of raw attributes), by templates; ``exact`` defines the result.
 
-    Raises what ``exact`` raises: ValueError or TypeError. Bounded in memory whatever comes. One for each table or
-    column, because the form of the last image is tried first. A ``Raw`` is what msgspec has read already.
+    Raises what ``exact`` raises: ValueError or TypeError. Memory is bounded whatever comes in. Use one per table or
+    column, because the shape of the previous image is tried first. A ``Raw`` counts as JSON that msgspec validated.
     """
 
     def __init__(self, exact: Exact) -> None:
         self._exact = exact
-        self._known: dict[tuple[bytes, ...], JsonTemplate] = {}
-        self._once: set[int] = set()  # forms that were met once
-        self._quick: FastTemplate | None = None
-        self._alike = 0  # images one after the other that were of that form
-        self._strangers = 0  # since the last image of a known form
+        self._templates: dict[tuple[bytes, ...], JsonTemplate] = {}
+        self._seen_once: set[int] = set()  # hashes of shapes
+        self._fast: FastTemplate | None = None
+        self._in_a_row = 0  # images that matched ``_fast``
+        self._unknown = 0  # images since the last one of a known shape
 
     def __call__(self, image: Image) -> bytes:
         whole = bytes(image)
-        if not is_plain(whole) or not (type(image) is msgspec.Raw or _is_json(whole)):
+        if not has_plain_escapes(whole) or not (type(image) is msgspec.Raw or _is_json(whole)):
             return self._exact(image)
         try:
-            if self._quick is not None and (match := self._quick.match(whole)) is not None:
-                self._alike += 1
-                found: bytes | None = self._quick.filled(match.groups())
+            if self._fast is not None and (match := self._fast.match(whole)) is not None:
+                self._in_a_row += 1
+                result: bytes | None = self._fast.fill(match.groups())
             else:
-                self._alike = 0
-                found = self._looked_up(whole)
-            if found is not None and (found.isascii() or found.decode()):
-                return found
-        except ValueError:  # no UTF-8, which msgspec does not look for; or escapes in a set
+                self._in_a_row = 0
+                result = self._by_shape(whole)
+            if result is not None and (result.isascii() or result.decode()):
+                return result
+        except ValueError:  # invalid UTF-8, which msgspec does not check; or escapes in a set
             pass
         return self._exact(image)
 
     def all(self, images: Sequence[Image]) -> Iterator[bytes]:
-        """The same of many, together as far as that goes."""
-        for start in range(0, len(images), TOGETHER):
-            some = images[start : start + TOGETHER]
-            yield from self.together(some) or map(self, some)
+        """The same for many images, in bulk where possible."""
+        for start in range(0, len(images), BULK_SIZE):
+            some = images[start : start + BULK_SIZE]
+            yield from self.bulk(some) or map(self, some)
 
-    def together(self, images: Sequence[Image]) -> Sequence[bytes] | None:
-        """The same of up to ``TOGETHER`` images, in a third less time; None if they have to be looked at one by one."""
+    def bulk(self, images: Sequence[Image]) -> Sequence[bytes] | None:
+        """The same for up to ``BULK_SIZE`` images, in a third less time; None if they must be converted one by one."""
         rows = self._rows(images)
-        return None if rows is None or self._quick is None else self._quick.all_filled(rows)
+        return None if rows is None or self._fast is None else self._fast.fill_all(rows)
 
-    def framed(self, frame: LineTemplate, given: Given, images: Sequence[Image]) -> Sequence[bytes] | None:
-        """Up to ``TOGETHER`` images of items as lines of ``frame``; None if they have to be looked at one by one."""
-        template = None if self._quick is None else self._quick.within(frame)
+    def framed(self, frame: LineTemplate, leading: LeadingValues, images: Sequence[Image]) -> Sequence[bytes] | None:
+        """Up to ``BULK_SIZE`` items as lines of ``frame``; None if they must be converted one by one."""
+        template = None if self._fast is None else self._fast.framed(frame)
         rows = None if template is None else self._rows(images)
-        return None if template is None or rows is None else list(map(template.__mod__, map(add, given, rows)))
+        return None if template is None or rows is None else list(map(template.__mod__, map(add, leading, rows)))
 
     def amended(
-        self, frame: LineTemplate, given: Given, images: Sequence[Image], names: Sequence[str], fields: Sequence[bytes]
+        self,
+        frame: LineTemplate,
+        leading: LeadingValues,
+        images: Sequence[Image],
+        names: Sequence[str],
+        fields: Sequence[bytes],
     ) -> Sequence[bytes] | None:
-        """The same with ``fields`` in place of those of these ``names``."""
-        made = None if self._quick is None else self._quick.amended(frame, names)
-        rows = None if made is None else self._rows(images)
-        if made is None or rows is None:
+        """The same with ``fields`` in place of the fields called ``names``."""
+        amended = None if self._fast is None else self._fast.amended(frame, names)
+        rows = None if amended is None else self._rows(images)
+        if amended is None or rows is None:
             return None
-        template, kept = made
-        return list(map(template.__mod__, map(add, map(add, given, map(kept, rows)), zip(fields, strict=True))))
+        template, select = amended
+        return list(map(template.__mod__, map(add, map(add, leading, map(select, rows)), zip(fields, strict=True))))
 
     def _rows(self, images: Sequence[Image]) -> Sequence[tuple[bytes, ...]] | None:
-        """The values of images that are all of the form of those before; None if they are not, or not surely."""
-        if self._quick is None or self._alike < TOGETHER:
+        """The values of images that all have the shape of those before; None if some do not, or that is uncertain."""
+        if self._fast is None or self._in_a_row < BULK_SIZE:
             return None
-        found = self._quick.values(images)
-        if found is None:
-            self._alike = 0
-        return found
+        rows = self._fast.extract(images)
+        if rows is None:
+            self._in_a_row = 0
+        return rows
 
-    def _looked_up(self, image: bytes) -> bytes | None:
-        """None for an image of a form that is not known (yet)."""
-        if self._strangers >= PATIENCE and self._strangers % SELDOM:
-            self._strangers += 1
+    def _by_shape(self, image: bytes) -> bytes | None:
+        """None for an image whose shape has no template (yet)."""
+        if self._unknown >= UNKNOWN_LIMIT and self._unknown % SAMPLE_EVERY:
+            self._unknown += 1
             return None
         parts = LEAF.split(image)
-        form = self._form(tuple(parts[::2]))
-        if form is None:
-            self._strangers += 1
+        template = self._template(tuple(parts[::2]))
+        if template is None:
+            self._unknown += 1
             return None
-        self._strangers = 0
-        form.images += 1
-        if form.images == HOT and len(form.pieces) <= MOST_LEAVES:
-            form.quick = FastTemplate(form.pieces, image)
-        self._quick = form.quick or self._quick
-        return form.filled(parts)
+        self._unknown = 0
+        template.images += 1
+        if template.images == FAST_AFTER and len(template.pieces) <= MAX_FAST_LEAVES:
+            template.fast = FastTemplate(template.pieces, image)
+        self._fast = template.fast or self._fast
+        return template.fill(parts)
 
-    def _form(self, gaps: tuple[bytes, ...]) -> JsonTemplate | None:
-        """Learnt when it is met for the second time: what is met once would cost more than it brings."""
-        form = self._known.get(gaps)
-        if form is not None or len(gaps) == 1 or sum(map(len, gaps)) > LONGEST:
-            return form
-        if hash(gaps) not in self._once:
-            self._once = self._once if len(self._once) < MOST_FORMS * 16 else set()
-            self._once.add(hash(gaps))
+    def _template(self, gaps: tuple[bytes, ...]) -> JsonTemplate | None:
+        """Made when a shape is seen for the second time: for one that never returns it would not pay off."""
+        template = self._templates.get(gaps)
+        if template is not None or len(gaps) == 1 or sum(map(len, gaps)) > MAX_SHAPE_BYTES:
+            return template
+        if hash(gaps) not in self._seen_once:
+            self._seen_once = self._seen_once if len(self._seen_once) < MAX_TEMPLATES * 16 else set()
+            self._seen_once.add(hash(gaps))
             return None
         pieces = _pieces(gaps, self._exact)
         if pieces is None:
             return None
-        self._known = self._known if len(self._known) < MOST_FORMS else {}
-        form = self._known[gaps] = JsonTemplate(pieces)
-        return form
+        self._templates = self._templates if len(self._templates) < MAX_TEMPLATES else {}
+        template = self._templates[gaps] = JsonTemplate(pieces)
+        return template
 
 
-def learned(image: bytes, exact: Exact) -> FastTemplate | None:
-    """The expression for images that are of this one's form; None where it has none."""
+def fast_template(image: bytes, exact: Exact) -> FastTemplate | None:
+    """The template for images of this one's shape, made at once; None if the shape can have none."""
     gaps = tuple(LEAF.split(image)[::2])
-    if not 1 < len(gaps) <= MOST_LEAVES or sum(map(len, gaps)) > LONGEST:
+    if not 1 < len(gaps) <= MAX_FAST_LEAVES or sum(map(len, gaps)) > MAX_SHAPE_BYTES:
         return None
     pieces = _pieces(gaps, exact)
     return None if pieces is None else FastTemplate(pieces, image)
 
 
 def _pieces(gaps: tuple[bytes, ...], exact: Exact) -> Sequence[bytes] | None:
-    """What lies between the leaves in plain JSON; None where that depends on more than the form.
+    """The plain JSON between the leaves; None where it depends on more than the shape.
 
-    What stands in for the leaves are sets, because nothing nests deeper, and each another one, because a name that is
-    there twice changes their order. Nothing else can come to look like them: what is in the form is written as it is
-    read. Where one survives as it was, the image is not DynamoDB's.
+    The markers in place of the leaves are sets, because nothing nests deeper. Each is different, because a name that
+    occurs twice changes their order. Nothing else in the output can look like one: all other text is copied from the
+    shape, which does not contain the mark. A marker that survives with its kind shows that the image is not
+    DynamoDB's.
     """
-    form = b"".join(gaps)
+    shape = b"".join(gaps)
     mark = b"0"
-    while mark in form:
+    while mark in shape:
         mark += b"0"
-    stand_ins = [b'["%b-%d"]' % (mark, i) for i in range(len(gaps) - 1)]
+    markers = [b'["%b-%d"]' % (mark, i) for i in range(len(gaps) - 1)]
     try:
-        rest = exact(gaps[0] + b"".join(b'{"SS":%b}%b' % pair for pair in zip(stand_ins, gaps[1:], strict=True)))
+        rest = exact(gaps[0] + b"".join(b'{"SS":%b}%b' % pair for pair in zip(markers, gaps[1:], strict=True)))
     except (ValueError, TypeError):
         return None
     pieces = []
-    for stand_in in stand_ins:
-        piece, found, rest = rest.partition(stand_in)
+    for marker in markers:
+        piece, found, rest = rest.partition(marker)
         if not found or piece.endswith(b'{"SS":'):
             return None
         pieces.append(piece)

@@ -1,7 +1,7 @@
-"""What a hook asks items for, learnt from what it asked: the next image is decoded for that, and no further.
+"""Adaptive projection: decodes only the attributes that the hook has accessed in earlier items.
 
-A hook looks at few attributes of many. As fields of a struct they are found in half the time that it takes to take the
-whole image apart, and their values come with them.
+A hook reads few of an item's many attributes. As fields of a msgspec struct they are decoded, values included, in half
+the time that it takes to split a whole image into its attributes.
 """
 
 from __future__ import annotations
@@ -14,99 +14,101 @@ import msgspec
 
 from replicator.items.attributes import DECODE_ERRORS, TO_PYTHON, decoded, value
 
-MOST = 32  # names; a hook that asks for more does not look at few
-ANY = ""  # attributes of several kinds, or of one that is taken apart when it is asked for
+MAX_NAMES = 32  # beyond these, names are not learned: the hook does not read few attributes
+RAW = ""  # the kind of attributes that stay raw until accessed: of several kinds, or of one that needs conversion
 _TYPES: Mapping[str, type] = {"S": str, "N": str, "BOOL": bool}
 
 _attribute = msgspec.json.Decoder(dict[str, Any])
 
-Convert = Callable[[Any], Any]
+Getter = Callable[[Any], Any]
 
 
 class Row(msgspec.Struct, gc=False):
-    """The attributes of an image that are asked for, None for those that it has not.
+    """The known attributes of one image, None for those that it lacks.
 
-    ``fields``: where each is; ``ways``: how to its value, AttributeError where it is missing.
+    ``fields``: from attribute name to struct field. ``getters``: from attribute name to a function that returns the
+    value from a row, or raises AttributeError if the attribute is missing.
     """
 
     fields: ClassVar[Mapping[str, str]] = {}
-    ways: ClassVar[Mapping[str, Convert]] = {}
+    getters: ClassVar[Mapping[str, Getter]] = {}
 
 
-NOTHING = Row()
+EMPTY = Row()
 
 
 class AccessProfile:
-    """The names that one hook asks for, with the kind of attribute that each was so far.
+    """The attribute names that one hook accesses, each with the kind it has had so far.
 
-    ``row`` is of ``image``, the last that was looked at. It is kept here, not with the item: what the next image is
-    decoded to takes its place in memory, while that is at hand.
+    ``row`` belongs to ``image``, the last one decoded. It is kept here and not with the item, so that the next image is
+    decoded into the memory that this one frees, which is still in the CPU's cache.
     """
 
     def __init__(self) -> None:
         self.image: bytes | None = None
-        self.row = NOTHING
-        self._kinds: dict[str, str | None] = {}  # None: no item had it yet
-        self._unfit: set[str] = set()  # names that msgspec has no field of
+        self.row = EMPTY
+        self._kinds: dict[str, str | None] = {}  # None: no item has had it yet
+        self._unsupported: set[str] = set()  # names that msgspec does not accept as fields
         self._decoder = msgspec.json.Decoder(Row)
 
-    def look(self, image: bytes) -> Row:
-        """``NOTHING`` for an image in which some attribute is of another kind than it was so far."""
+    def decode(self, image: bytes) -> Row:
+        """The image's row; ``EMPTY`` if an attribute has another kind than before, or nothing was accessed yet."""
         self.image = image
         try:
-            self.row = self._decoder.decode(image) if self._kinds else NOTHING
+            self.row = self._decoder.decode(image) if self._kinds else EMPTY
         except DECODE_ERRORS:
-            self.row = NOTHING
+            self.row = EMPTY
         return self.row
 
-    def learn(self, name: str, kind: str | None) -> None:
-        """An item was asked for ``name``, and had an attribute of that kind; None: it had none."""
-        if name in self._unfit or (name not in self._kinds and len(self._kinds) >= MOST):
+    def record(self, name: str, kind: str | None) -> None:
+        """The hook accessed ``name``, which was an attribute of that kind; None: the item did not have it."""
+        if name in self._unsupported or (name not in self._kinds and len(self._kinds) >= MAX_NAMES):
             return
-        found = _seen(self._kinds.get(name), kind)
-        if name in self._kinds and self._kinds[name] == found:
+        merged = _merged(self._kinds.get(name), kind)
+        if name in self._kinds and self._kinds[name] == merged:
             return
         try:
-            self._decoder = msgspec.json.Decoder(_struct({**self._kinds, name: found}))
+            self._decoder = msgspec.json.Decoder(_struct({**self._kinds, name: merged}))
         except ValueError:
-            self._unfit.add(name)
+            self._unsupported.add(name)
         else:
-            self._kinds[name] = found
+            self._kinds[name] = merged
 
 
 def _struct(kinds: Mapping[str, str | None]) -> type[Row]:
-    places = {name: f"c{i}" for i, name in enumerate(kinds)}
-    found: Any = msgspec.defstruct(
+    fields = {name: f"c{i}" for i, name in enumerate(kinds)}
+    struct: Any = msgspec.defstruct(
         "Row",
-        [(place, _ATTRIBUTES.get(kinds[name] or ANY, msgspec.Raw), None) for name, place in places.items()],
+        [(field, _ATTRIBUTES.get(kinds[name] or RAW, msgspec.Raw), None) for name, field in fields.items()],
         bases=(Row,),
-        namespace={"fields": places, "ways": {name: _way(place, kinds[name]) for name, place in places.items()}},
-        rename={place: name for name, place in places.items()},
+        namespace={"fields": fields, "getters": {n: _getter(field, kinds[n]) for n, field in fields.items()}},
+        rename={field: name for name, field in fields.items()},
         gc=False,
     )
-    return found  # type: ignore[no-any-return]
+    return struct  # type: ignore[no-any-return]
 
 
-def _way(place: str, kind: str | None) -> Convert:
+def _getter(field: str, kind: str | None) -> Getter:
     if kind is None or kind not in _TYPES:
-        return lambda row: value(decoded(_attribute, _there(getattr(row, place))))
-    inner, convert = attrgetter(f"{place}.{kind}"), TO_PYTHON[kind]
-    return inner if kind != "N" else lambda row: convert(inner(row))  # the others are of the right type by now
+        return lambda row: value(decoded(_attribute, _present(getattr(row, field))))
+    inner, convert = attrgetter(f"{field}.{kind}"), TO_PYTHON[kind]
+    return inner if kind != "N" else lambda row: convert(inner(row))  # the others already have the right type
 
 
-def _there(raw: msgspec.Raw | None) -> msgspec.Raw:
+def _present(raw: msgspec.Raw | None) -> msgspec.Raw:
     if raw is None:
         raise AttributeError
     return raw
 
 
-def _seen(before: str | None, now: str | None) -> str | None:
+def _merged(before: str | None, now: str | None) -> str | None:
+    """The kind to expect of an attribute after it was seen with kind ``now``."""
     if now is None or now == before:
         return before
-    return now if before is None and now in _TYPES else ANY
+    return now if before is None and now in _TYPES else RAW
 
 
-# Of one kind and nothing else: whatever is not exactly that is looked at by somebody else.
+# Attributes of exactly one kind: anything else fails to decode, and the item is then decoded without a profile.
 _ATTRIBUTES = {
     kind: msgspec.defstruct(kind, [(kind, type)], frozen=True, gc=False, forbid_unknown_fields=True)
     for kind, type in _TYPES.items()

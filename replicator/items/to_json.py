@@ -1,4 +1,4 @@
-"""Values as JSON text: exact digits, base64 for binary, sorted arrays for sets. The same for every target."""
+"""Values as JSON text, the same for every target: exact digits, base64 for binary, sorted arrays for sets."""
 
 from __future__ import annotations
 
@@ -20,72 +20,72 @@ from replicator.items.attributes import Malformed, Typed, number, plain, typed
 from replicator.items.extraction import Image
 from replicator.items.item import Amended, Item
 from replicator.items.json_templates import JsonTemplates
-from replicator.items.line_template import Given, LineTemplate
+from replicator.items.line_template import LeadingValues, LineTemplate
 
 _PLAIN = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _NOT_DYNAMODB = "is not valid DynamoDB JSON"
 _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _literal = orjson.Fragment
 _BREAK = orjson.Fragment(b"\n")
-_DEEPEST = 200  # levels; orjson's own limit is 254
+_MAX_DEPTH = 200  # levels of nesting; orjson's limit is 254
 
 
 class Unfit(Exception):
-    """The value cannot be stored there; the message says why, without the value, to go on after the column's name."""
+    """A value cannot be stored. The message says why, without the value, as a predicate: "contains NaN or Infinity"."""
 
 
 def unreadable(error: BaseException) -> Unfit:
-    """What is said of a hook's value whose own code raised ``error`` while it was read. Ctrl-C is raised as it is."""
+    """The error for a hook's value whose own code raised ``error`` while it was read. Ctrl-C is re-raised."""
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         raise error
     return Unfit(f"contains a value that cannot be read: its own code raised {type(error).__name__}")
 
 
 def of_typed(attribute: Typed) -> str:
-    """One attribute in DynamoDB's types."""
+    """One typed attribute as JSON. Unfit if it is not an attribute value."""
     try:
-        # As text at once: orjson's bytes keep the 1 KB they are born with, and a batch of them leaves the caches.
+        # str at once: orjson's bytes keep their initial 1 KB buffer, and a batch of those overflows the CPU's caches.
         return orjson.dumps(plain(attribute)).decode()
     except (Malformed, TypeError, ValueError) as e:
         raise Unfit(_NOT_DYNAMODB) from e
 
 
 def of_python(value: object) -> str:
-    """What a hook returned. Unfit for what JSON has no word for (NaN, objects) and for half surrogates."""
+    """A value from a hook as JSON. Unfit for what JSON cannot express: NaN, objects, half of a surrogate pair."""
     return _of_python(value).decode()
 
 
 def _of_python(value: object) -> bytes:
     try:
-        found = orjson.dumps(value, default=_default, option=_PLAIN)
-    except TypeError as e:  # something rare: say what, or write it the slow way (integers beyond 64 bits)
+        encoded = orjson.dumps(value, default=_default, option=_PLAIN)
+    except TypeError as e:  # rare: either unfit, or an integer beyond 64 bits, which takes the slow path
         if isinstance(e.__cause__, Unfit):
             raise e.__cause__ from None
-        return orjson.dumps(_read(value))
-    if b"null" in found:  # orjson writes NaN and Infinity as null, without a word
-        _read(value)
-    return found
+        return orjson.dumps(_checked(value))
+    if b"null" in encoded:  # orjson silently writes NaN and Infinity as null
+        _checked(value)
+    return encoded
 
 
-def _read(value: object) -> Any:
-    """``value`` read with care; Unfit also where that runs code of its own, which raises."""
+def _checked(value: object) -> Any:
+    """``value`` after every part of it was checked; Unfit also where reading it runs code that raises."""
     try:
-        return _careful(value, 0)
+        return _check(value, 0)
     except Unfit:
         raise
     except BaseException as e:
         raise unreadable(e) from e
 
 
-def separately(texts: Sequence[str]) -> list[bytes]:
-    """Each text as JSON. TypeError for half surrogates."""
+def encode_each(texts: Sequence[str]) -> list[bytes]:
+    """Each text as JSON. TypeError for half of a surrogate pair."""
     return _cut(_with_breaks(texts), b"[\n,", b",\n,", b"]") if texts else []
 
 
 def _with_breaks(values: Sequence[object]) -> bytes:
-    """At least one value as a JSON array with a line feed before each, which is in none: orjson writes no line feed.
+    """At least one value as a JSON array with a line feed before each, to split it at: orjson itself writes none.
 
-    In one go, because the buffer that each of orjson's texts begins with costs as much as a small document.
+    One call for all of them, because allocating orjson's buffer costs as much as encoding a small document.
     """
     parts: list[object] = [_BREAK] * (2 * len(values))
     parts[1::2] = values
@@ -93,16 +93,16 @@ def _with_breaks(values: Sequence[object]) -> bytes:
 
 
 def _cut(text: bytes, before: bytes, between: bytes, after: bytes) -> list[bytes]:
-    found = text.split(between)
-    found[0] = found[0].removeprefix(before)
-    found[-1] = found[-1].removesuffix(after)
-    return found
+    parts = text.split(between)
+    parts[0] = parts[0].removeprefix(before)
+    parts[-1] = parts[-1].removesuffix(after)
+    return parts
 
 
 class DocumentText:
-    """Whole bodies as JSON, in UTF-8: an item as it is, an item with a hook's values in it, or what a hook returned.
+    """Encodes documents as UTF-8 JSON: unchanged items, amended items (``item | changes``) and what hooks returned.
 
-    One for each table, because it learns which forms items have.
+    Use one per table, because it learns the shapes of that table's items. Unfit if a document has no JSON.
     """
 
     def __init__(self) -> None:
@@ -117,79 +117,84 @@ class DocumentText:
             raise Unfit(_NOT_DYNAMODB) from e
 
     def framed(
-        self, frame: LineTemplate, given: Given, bodies: Sequence[Mapping[str, object]]
+        self, frame: LineTemplate, leading: LeadingValues, bodies: Sequence[Mapping[str, object]]
     ) -> Sequence[bytes] | None:
-        """Up to ``values.TOGETHER`` bodies as lines of ``frame``; None if they have to be looked at one by one."""
+        """Up to ``extraction.BULK_SIZE`` documents as lines of ``frame``; None if they must be encoded one by one."""
         kinds = set(map(type, bodies))
         if kinds == {Item}:
-            return self._image.framed(frame, given, [item.image for item in bodies])  # type: ignore[attr-defined]
+            return self._image.framed(frame, leading, [item.image for item in bodies])  # type: ignore[attr-defined]
         if kinds == {dict}:
-            return _framed(frame, given, bodies)
-        return self._amended(frame, given, bodies) if kinds == {Amended} else None  # type: ignore[arg-type]
+            return _framed(frame, leading, bodies)
+        return self._amended(frame, leading, bodies) if kinds == {Amended} else None  # type: ignore[arg-type]
 
-    def _amended(self, frame: LineTemplate, given: Given, bodies: Sequence[Amended]) -> Sequence[bytes] | None:
+    def _amended(
+        self, frame: LineTemplate, leading: LeadingValues, bodies: Sequence[Amended]
+    ) -> Sequence[bytes] | None:
         changes = [body.changes for body in bodies]
         names = tuple(changes[0])
         if {tuple(change) for change in changes} != {names}:
             return None
         fields = _fields(changes)
         images = [body.item.image for body in bodies]
-        return None if fields is None else self._image.amended(frame, given, images, names, fields)
+        return None if fields is None else self._image.amended(frame, leading, images, names, fields)
 
     def _of_amended(self, body: Amended) -> bytes:
-        """Only what the hook put there is looked at as Python's values."""
+        """Only the hook's values are encoded from Python; the item's stay as they are."""
         try:
             whole = _raws.decode(self._image(body.item.image))
-        except (ValueError, TypeError):  # what the hook replaced may be to blame
+        except (ValueError, TypeError):  # perhaps only in an attribute that the hook replaced
             return _of_amended(body)
-        found = {name: orjson.Fragment(bytes(raw)) for name, raw in whole.items() if name not in body.changes}
+        kept = {name: orjson.Fragment(bytes(raw)) for name, raw in whole.items() if name not in body.changes}
         changes = {_name(name): orjson.Fragment(_of_python(value)) for name, value in body.changes.items()}
-        return orjson.dumps(found | changes)
+        return orjson.dumps(kept | changes)
 
 
-def _framed(frame: LineTemplate, given: Given, bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
+def _framed(
+    frame: LineTemplate, leading: LeadingValues, bodies: Sequence[Mapping[str, object]]
+) -> Sequence[bytes] | None:
     fields = _fields(bodies)
-    if fields is None or _taken(frame, bodies, fields):
+    if fields is None or _uses_reserved(frame, bodies, fields):
         return None
-    return list(map(frame.around(b"%b").__mod__, map(add, given, zip(fields, strict=True))))
+    return list(map(frame.around(b"%b").__mod__, map(add, leading, zip(fields, strict=True))))
 
 
-def _taken(frame: LineTemplate, bodies: Sequence[Mapping[str, object]], fields: Sequence[bytes]) -> bool:
-    """Whether a field has a name that is taken. Most often no text looks like one."""
-    if frame.taken is None or not any(map(contains, fields, repeat(b'"%b' % frame.taken.encode()))):
+def _uses_reserved(frame: LineTemplate, bodies: Sequence[Mapping[str, object]], fields: Sequence[bytes]) -> bool:
+    """Whether a field has a reserved name. Mostly a search for the name's text already rules that out."""
+    if frame.reserved is None or not any(map(contains, fields, repeat(b'"%b' % frame.reserved.encode()))):
         return False
-    return any(map(frame.takes_any, bodies))
+    return any(map(frame.reserves_any, bodies))
 
 
 def _fields(bodies: Sequence[Mapping[str, object]]) -> Sequence[bytes] | None:
-    """The JSON of dictionaries from hooks, without the braces; None if one is empty or takes a closer look."""
+    """The JSON of dictionaries from hooks, without braces; None if one is empty or must be encoded by itself."""
     try:
         text = _with_breaks(bodies)
         fields = _cut(text, b"[\n,{", b"},\n,{", b"}]")
-        for body, found in zip(bodies, fields, strict=True) if b"null" in text else ():
-            if b"null" in found:
-                _read(body)
+        for body, encoded in zip(bodies, fields, strict=True) if b"null" in text else ():
+            if b"null" in encoded:
+                _checked(body)
     except (TypeError, ValueError, Unfit):
         return None
     return fields if len(fields) == len(bodies) and all(fields) else None
 
 
 def plain_image(image: Image) -> bytes:
-    """The attributes of an image as JSON, decoded and written with care. ValueError, TypeError: no typed JSON."""
+    """An image as plain JSON by the exact path: decode, then encode. ValueError or TypeError if it is malformed."""
     return orjson.dumps(plain({"M": typed(image)}))
 
 
 def _of_amended(body: Amended) -> bytes:
-    """Only what the hook put there is looked at as Python's values."""
+    """By the exact path, without the attributes that the hook replaced."""
     try:
-        found = {name: plain(attribute) for name, attribute in body.item.typed.items() if name not in body.changes}
+        kept = {name: plain(attribute) for name, attribute in body.item.typed.items() if name not in body.changes}
     except Malformed as e:
         raise Unfit(_NOT_DYNAMODB) from e
     changes = {_name(name): orjson.Fragment(_of_python(value)) for name, value in body.changes.items()}
-    return orjson.dumps(found | changes)
+    return orjson.dumps(kept | changes)
 
 
 def utf8(value: str) -> str:
+    """``value``; Unfit if it has no UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -198,8 +203,8 @@ def utf8(value: str) -> str:
 
 
 def _default(value: object) -> Any:
-    """What orjson does not write by itself."""
-    if type(value) is Decimal and value.is_finite():  # nearly always; its text is a JSON literal already
+    """For values that orjson cannot encode itself."""
+    if type(value) is Decimal and value.is_finite():  # nearly always; its text is already a JSON literal
         return _literal(str(value))
     if type(value) is frozenset:
         return _sorted(value)
@@ -219,10 +224,10 @@ def _default(value: object) -> Any:
     raise Unfit(f"contains a {type(value).__name__}")
 
 
-def _careful(value: object, depth: int) -> Any:
-    """``value`` in a form that orjson surely writes as it is meant."""
-    if depth > _DEEPEST:
-        raise Unfit(f"is nested more than {_DEEPEST} levels deep")
+def _check(value: object, depth: int) -> Any:
+    """``value`` in a form that orjson certainly encodes as intended."""
+    if depth > _MAX_DEPTH:
+        raise Unfit(f"is nested more than {_MAX_DEPTH} levels deep")
     match value:
         case None | bool():
             return value
@@ -233,11 +238,11 @@ def _careful(value: object, depth: int) -> Any:
         case float():
             return _finite(value)
         case Mapping():
-            return {_name(name): _careful(inner, depth + 1) for name, inner in value.items()}
+            return {_name(name): _check(inner, depth + 1) for name, inner in value.items()}
         case list() | tuple():
-            return [_careful(inner, depth + 1) for inner in value]
+            return [_check(inner, depth + 1) for inner in value]
         case set() | frozenset():
-            return [_careful(inner, depth + 1) for inner in _sorted(value)]
+            return [_check(inner, depth + 1) for inner in _sorted(value)]
         case UUID():
             return str(value)
     return _default(value)
@@ -256,9 +261,9 @@ def _finite(value: Any) -> Any:
 
 
 def _sorted(members: set[Any] | frozenset[Any]) -> list[Any]:
-    """As DynamoDB's own sets are sorted here: binary members by what stands for them in JSON."""
+    """In the order of ``attributes.plain``, so that hooks' sets equal those from images: binary members by base64."""
     try:
-        found = sorted(members)
+        in_order = sorted(members)
     except TypeError:
         raise Unfit("contains a set whose members are of different types") from None
-    return sorted(found, key=base64.b64encode) if found and isinstance(found[0], bytes) else found
+    return sorted(in_order, key=base64.b64encode) if in_order and isinstance(in_order[0], bytes) else in_order

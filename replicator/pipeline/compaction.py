@@ -116,7 +116,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             writes.append(Upsert(table, key, Item(change.new), version, key, weight))
         else:
             try:
-                body = hook.one(Item(change.new, hook.asked))
+                body = hook.one(Item(change.new, hook.profile))
             except (Poison, Malformed) as e:
                 _park_latest(result, _change(change, version), weight, e, at)
                 continue
@@ -210,7 +210,7 @@ def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poiso
     hook = mapping.hook
     assert hook is not None
     try:
-        return ({} if image is None else hook.many(Item(image, hook.asked), mapping.tables)), None
+        return ({} if image is None else hook.many(Item(image, hook.profile), mapping.tables)), None
     except (Poison, Malformed) as e:
         return {}, e
 

@@ -11,7 +11,7 @@ import pytest
 
 from replicator.items.attributes import image
 from replicator.items.item import Item
-from replicator.items.projection import MOST, NOTHING, AccessProfile
+from replicator.items.projection import EMPTY, MAX_NAMES, AccessProfile
 
 NAMES = ("status", "total", "paid", "deep", 'odd " name', "", "half \ud800")
 ATTRIBUTES: list[Any] = [
@@ -38,12 +38,12 @@ def answer(item: Item, question: str, name: Any) -> object:
 @pytest.mark.parametrize("seed", range(300))
 def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
     luck = random.Random(seed)
-    asked, usual = AccessProfile(), {name: luck.choice(ATTRIBUTES) for name in NAMES[:-1]}
+    profile, usual = AccessProfile(), {name: luck.choice(ATTRIBUTES) for name in NAMES[:-1]}
     names = [*luck.sample(NAMES, luck.randrange(1, len(NAMES))), *luck.choice([[], [5]])]
     for _ in range(30):
         found = {n: luck.choice([a, a, a, luck.choice(ATTRIBUTES)]) for n, a in usual.items() if luck.random() < 0.8}
         text = orjson.dumps(found) if luck.random() < 0.95 else b'{"status":{"S":"OPEN"}'
-        item, fresh = Item(text, asked), Item(text)
+        item, fresh = Item(text, profile), Item(text)
         for _ in range(luck.randrange(5)):
             question = luck.choice(["value", "value", "value", "in", "get", "all"])
             name = luck.choice(names)
@@ -51,29 +51,29 @@ def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
 
 
 def test_of_the_next_item_only_what_was_asked_for_is_decoded() -> None:
-    asked = AccessProfile()
+    profile = AccessProfile()
     for status in ("OPEN", "SENT"):
-        item = Item(image({"status": status, "total": Decimal("1.50"), "tags": {"a"}, "note": "long"}), asked)
+        item = Item(image({"status": status, "total": Decimal("1.50"), "tags": {"a"}, "note": "long"}), profile)
         assert (item["status"], item["total"], item["tags"]) == (status, Decimal("1.50"), {"a"})
     assert item._raws is None
 
 
 def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_to_decode_all_of_an_item() -> None:
-    asked = AccessProfile()
+    profile = AccessProfile()
     for given in ({"a": "text", "b": 1}, {"a": None, "b": 1}, {"b": 1}, {"a": "text", "b": 1}, {"a": None, "b": 2}):
-        item = Item(image(given), asked)
+        item = Item(image(given), profile)
         assert (item.get("a"), item["b"]) == (given.get("a"), given["b"])
     assert item._raws is None
 
 
 def test_a_hook_that_looks_at_all_of_an_item_teaches_nothing() -> None:
-    asked = AccessProfile()
-    assert dict(Item(image({"a": 1}), asked)) == {"a": 1}
-    assert asked.look(image({"a": 1})) is NOTHING
+    profile = AccessProfile()
+    assert dict(Item(image({"a": 1}), profile)) == {"a": 1}
+    assert profile.decode(image({"a": 1})) is EMPTY
 
 
 def test_however_many_names_a_hook_makes_up_few_are_learnt() -> None:
-    asked = AccessProfile()
-    for n in range(10 * MOST):
-        assert Item(image({"a": n}), asked).get(f"name {n}") is None
-    assert len(asked.look(image({"a": 1})).fields) == MOST
+    profile = AccessProfile()
+    for n in range(10 * MAX_NAMES):
+        assert Item(image({"a": n}), profile).get(f"name {n}") is None
+    assert len(profile.decode(image({"a": 1})).fields) == MAX_NAMES

@@ -14,7 +14,7 @@ import pytest
 from replicator.items import json_templates
 from replicator.items.attributes import image
 from replicator.items.extraction import Image
-from replicator.items.json_templates import MOST_FORMS, JsonTemplates
+from replicator.items.json_templates import MAX_TEMPLATES, JsonTemplates
 from replicator.items.to_json import plain_image
 
 TEXTS = (
@@ -95,8 +95,8 @@ def assert_same(found: JsonTemplates, given: bytes) -> None:
 
 @pytest.fixture
 def soon_hot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_templates, "HOT", 3)
-    monkeypatch.setattr(json_templates, "TOGETHER", 4)
+    monkeypatch.setattr(json_templates, "FAST_AFTER", 3)
+    monkeypatch.setattr(json_templates, "BULK_SIZE", 4)
 
 
 @pytest.mark.usefixtures("soon_hot")
@@ -157,13 +157,13 @@ def test_one_odd_image_among_many(odd: bytes) -> None:
     found, usual = JsonTemplates(plain_image), raw(b'{"a":{"S":"x"}}')
     for _ in range(3):
         assert list(found.all([usual] * 12)) == [b'{"a":"x"}'] * 12
-    assert found.together([usual] * 4) is not None
+    assert found.bulk([usual] * 4) is not None
     for given in ([raw(odd), usual], [usual, raw(odd)], [usual, raw(odd), usual, usual]):
         for _ in range(3):
             list(found.all([usual] * 12))
-        assert found.together([usual]) is not None
+        assert found.bulk([usual]) is not None
         wanted = exactly(given)
-        assert found.together([bytes(i) for i in given]) is None  # nobody has read them yet
+        assert found.bulk([bytes(i) for i in given]) is None  # nobody has read them yet
         if isinstance(wanted, list):
             assert list(found.all(given)) == wanted
         else:
@@ -260,17 +260,17 @@ def test_a_stream_of_forms_that_never_come_again_is_soon_left_to_the_exact_way()
 
 def test_memory_is_bounded_whatever_comes() -> None:
     found = JsonTemplates(plain_image)
-    for n in range(3 * MOST_FORMS):
+    for n in range(3 * MAX_TEMPLATES):
         for _ in range(3):
             found(item(n, **{f"name{n}": 1}))
-    for n in range(20 * MOST_FORMS):
-        found._form((b"{", b"%d}" % n))
-    assert len(found._known) <= MOST_FORMS
-    assert len(found._once) <= 16 * MOST_FORMS
+    for n in range(20 * MAX_TEMPLATES):
+        found._template((b"{", b"%d}" % n))
+    assert len(found._templates) <= MAX_TEMPLATES
+    assert len(found._seen_once) <= 16 * MAX_TEMPLATES
     large = orjson.dumps({f"a{n}": {"S": "x"} for n in range(10_000)})
     for _ in range(5):
         assert found(large) == plain_image(large)
-    assert all(sum(map(len, gaps)) <= json_templates.LONGEST for gaps in found._known)
+    assert all(sum(map(len, gaps)) <= json_templates.MAX_SHAPE_BYTES for gaps in found._templates)
 
 
 @pytest.mark.usefixtures("soon_hot")

@@ -17,7 +17,7 @@ import pytest
 
 from connectors.dynamodb.responses import _REASONS, LONGEST, refusal
 from replicator.aws.errors import AwsError
-from replicator.items.extraction import OF_KIND
+from replicator.items.extraction import LEAF_OF_KIND
 
 parser: Any = re._parser  # type: ignore[attr-defined]
 
@@ -244,7 +244,7 @@ def elsewhere() -> Iterator[str]:
 def test_the_patterns_of_the_product_are_all_known() -> None:
     assert set(elsewhere()) == {
         "connectors/dynamodb/responses.py",  # _REASONS, below
-        "replicator/items/json_templates.py",  # built from OF_KIND, below
+        "replicator/items/json_templates.py",  # built from LEAF_OF_KIND, below
         "replicator/source/decoding.py",  # one character
         "replicator/checkpoints/dynamodb/table.py",  # below
         "replicator/items/extraction.py",  # the same
@@ -270,9 +270,9 @@ def test_a_pattern_without_a_name_does_too(pattern: str) -> None:
     assert growth(pattern, anchored=False) < GROWTH
 
 
-@pytest.mark.parametrize("kind", OF_KIND)
+@pytest.mark.parametrize("kind", LEAF_OF_KIND)
 def test_the_expressions_of_leaves_do_too(kind: bytes) -> None:
-    assert growth(OF_KIND[kind], anchored=True) < GROWTH
+    assert growth(LEAF_OF_KIND[kind], anchored=True) < GROWTH
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_table_whose_items_have_no_form_is_seldom_tried(monkeypatch: pytest.Mo
         nonlocal tries
         tries += 1
 
-    monkeypatch.setattr(column_templates, "learned", counts)
+    monkeypatch.setattr(column_templates, "fast_template", counts)
     found = ColumnTemplates([BodyColumn("name", "text", "name", nullable=True)])
     images = [as_streamed(g).image for g in items()]
     for _ in range(10 * SELDOMEST):

@@ -169,9 +169,9 @@ def key(source: random.Random, of: Layout, number: int) -> DocumentId:
 
 @pytest.fixture
 def few_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_templates, "HOT", 3)
-    monkeypatch.setattr(json_templates, "TOGETHER", LIMIT)
-    monkeypatch.setattr(encoding, "TOGETHER", LIMIT)
+    monkeypatch.setattr(json_templates, "FAST_AFTER", 3)
+    monkeypatch.setattr(json_templates, "BULK_SIZE", LIMIT)
+    monkeypatch.setattr(encoding, "BULK_SIZE", LIMIT)
 
 
 @pytest.mark.usefixtures("few_together")
@@ -215,7 +215,7 @@ def test_the_same_documents_go_into_other_lines_too() -> None:
         for bodies, fields in (([item] * 2, b'"a":"x"'), ([item | {"b": 1}] * 2, b'"a":"x","b":1')):
             opening = frame.before.removesuffix(b"%b" + before)
             found = [opening + n + before + fields + after for (n,) in given]
-            assert text.framed(frame, given, bodies) == (None if frame.taken else found)
+            assert text.framed(frame, given, bodies) == (None if frame.reserved else found)
 
 
 def test_sets_are_in_the_order_of_what_stands_for_their_members_in_json() -> None:
