@@ -16,8 +16,8 @@ from benchmarks import data, destination, source, writes
 from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
 from connectors.dynamodb.connection import Account
+from connectors.dynamodb.documents import layouts
 from connectors.dynamodb.encode import encode
-from connectors.dynamodb.layout import layouts
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.batch import Batch
 from replicator.engine.run import tune_allocator

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from connectors.dynamodb.layout import Layout
+from connectors.dynamodb.documents import Layout
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.errors import TransientError
@@ -122,3 +122,32 @@ def notes(layout: Layout, found: Described) -> Iterator[str]:
             f"nothing, but note: the target's table {layout.name} has replicas in {', '.join(found.replicas)}. Let "
             "nothing else write to them: the last writer wins there, whatever its version"
         )
+
+
+_ANY = {"S": "-", "N": "0", "B": "AA=="}
+
+
+def try_put(client: Client, table: Described) -> None:
+    """NotPermitted if nothing may be put there."""
+    _attempt(client, "PutItem", table, {"Item": _any_key(table)})
+
+
+def try_delete(client: Client, table: Described) -> None:
+    """NotPermitted if nothing may be deleted there."""
+    _attempt(client, "DeleteItem", table, {"Key": _any_key(table)})
+
+
+def _attempt(client: Client, operation: str, table: Described, what: dict[str, Any]) -> None:
+    never = {
+        "ConditionExpression": "attribute_exists(#k) AND attribute_not_exists(#k)",
+        "ExpressionAttributeNames": {"#k": table.keys.names[0]},
+    }
+    try:
+        client.call(operation, {"TableName": table.name, **what, **never})
+    except AwsError as e:
+        if e.code != "ConditionalCheckFailedException":
+            raise failure(e, operation, table.arn, place="target") from e
+
+
+def _any_key(table: Described) -> dict[str, dict[str, str]]:
+    return {a.name: {a.kind: _ANY[a.kind]} for a in table.keys.attributes}

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 import orjson
 
 from connectors.dynamodb.catalog import ask
-from connectors.dynamodb.encode import Encoder
-from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.request import Request
+from connectors.dynamodb.documents import Layout
+from connectors.dynamodb.encode import Encoder, Request
 from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import DocumentId

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from connectors.dynamodb.epoch_table import Epochs
+from connectors.dynamodb.epochs import Epochs
 from connectors.dynamodb.options import DynamoDBOptions
-from connectors.dynamodb.rate_limiter import Pace
-from connectors.dynamodb.sender import Sender
+from connectors.dynamodb.sender import Pace, Sender
 from connectors.dynamodb.writer import Writer
 from replicator.aws.boto import Boto, connect
 from replicator.target.in_doubt import InDoubtWindow

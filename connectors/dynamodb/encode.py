@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import orjson
 
-from connectors.dynamodb.documents import Stored
-from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.request import Request
-from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
-from replicator.items.attributes import Malformed
+from connectors.dynamodb.documents import Layout, Stored
+from replicator.aws.errors import AwsError
+from replicator.batch import Batch, Delete, DocumentId, Part, Rejection, Upsert, Write
+from replicator.errors import ReplicatorError
+from replicator.items.attributes import Malformed, Typed
 from replicator.items.to_json import Unfit
+from replicator.key import KeySchema
 
 _SHOWS = b',"ReturnValuesOnConditionCheckFailure":"ALL_OLD"'
 _COUNTS = b',"ReturnConsumedCapacity":"TOTAL"'
@@ -119,3 +122,70 @@ class Encoder:
             return Entry(write, source, plain, plain)
         plain = self._delete + key + self._guard + b'{"N":"%d"}}' % write.version
         return Entry(write, source, self.tombstone(write.id, write.version), plain)
+
+
+_LARGEST = 400 * 1024  # bytes of an item, names included
+
+
+def refusals(writes: Sequence[Write], layouts: Mapping[str, Layout]) -> Iterator[Rejection]:
+    for write in writes:
+        encoded = encode(Batch([Part("", [write])]), layouts)
+        if encoded.rejections:
+            yield from encoded.rejections
+        elif isinstance(write, Upsert) and (reason := _reason(write, layouts[write.table])) is not None:
+            yield Rejection(write, reason)
+
+
+def _reason(write: Upsert, layout: Layout) -> str | None:
+    item = orjson.loads(Encoder(layout).entry(write, "").body + b"}")["Item"]
+    for reason in _keys(item, layout.keys):
+        return reason
+    size = sum(len(name.encode()) + _size(attribute) for name, attribute in item.items())
+    return f"the item has {size:,} bytes, and DynamoDB stores at most {_LARGEST:,}" if size > _LARGEST else None
+
+
+def _keys(item: Mapping[str, Typed], keys: KeySchema) -> Iterator[str]:
+    for key, most in zip(keys.attributes, LARGEST_KEYS, strict=False):
+        size = _size(item[key.name])
+        if size == 0:
+            yield f"the key attribute {key.name} is empty, which DynamoDB does not store"
+        elif size > most:
+            yield f"the key attribute {key.name} has {size:,} bytes, and DynamoDB takes at most {most:,}"
+
+
+def _size(attribute: Typed) -> int:
+    """Bytes that count against an item, by DynamoDB's documentation; of numbers about that many."""
+    ((kind, inner),) = attribute.items()
+    match kind:
+        case "S":
+            return len(inner.encode())
+        case "B":
+            return len(base64.b64decode(inner))
+        case "N":
+            return _number(inner)
+        case "M":
+            return 3 + sum(1 + len(name.encode()) + _size(value) for name, value in inner.items())
+        case "L":
+            return 3 + sum(1 + _size(value) for value in inner)
+        case "SS" | "NS" | "BS":
+            return sum(_size({kind[0]: member}) for member in inner)
+    return 1
+
+
+def _number(digits: Any) -> int:
+    significant = str(digits).lower().partition("e")[0].lstrip("-+").replace(".", "").strip("0")
+    return 1 + (len(significant) + 1) // 2
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """``operation`` on ``table`` with its JSON ``body``. ``units``: about what it costs, in write capacity units.
+
+    ``answer``: the body, the error that came instead, or what kept it from being sent; None if it was not tried.
+    """
+
+    operation: str
+    table: str
+    body: bytes
+    units: float = 1.0
+    answer: bytes | AwsError | ReplicatorError | None = None

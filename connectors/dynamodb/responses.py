@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from connectors.dynamodb.request import Request
+from connectors.dynamodb.encode import Request
 from replicator.aws.errors import THROTTLED, AwsError, NotConnected, failure, in_doubt
 from replicator.errors import ConfigError, NotPermitted, ReplicatorError, TransientError
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from connectors.dynamodb import catalog, create_table, permission_probe
-from connectors.dynamodb.catalog import Described
+import orjson
+
+from connectors.dynamodb import catalog
+from connectors.dynamodb.catalog import Described, ask
 from connectors.dynamodb.connection import Account
-from connectors.dynamodb.create_table import Plan
-from connectors.dynamodb.epoch_table import KEYS, Note, taken
-from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.newest import Newest
+from connectors.dynamodb.documents import Layout
+from connectors.dynamodb.epochs import KEYS, Newest, Note, taken
 from connectors.dynamodb.options import DynamoDBOptions, table_name
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
+from replicator.key import KeySchema
 from replicator.options import aws_options
 from replicator.source.table import SourceTable
 from replicator.version import epoch_of
@@ -111,10 +112,10 @@ class Tables:
         client, epochs = self._account.client, self._account.epochs
         for table in filter(None, map(self._described, wanted)):
             catalog.ask(client, "Scan", {"TableName": table.name, "Limit": 1}, table.arn)
-            permission_probe.put(client, table)
-            permission_probe.delete(client, table)
+            catalog.try_put(client, table)
+            catalog.try_delete(client, table)
         if (own := epochs.found()) is not None:
-            permission_probe.put(client, own)
+            catalog.try_put(client, own)
 
     def _described(self, name: str) -> Described | None:
         return catalog.describe(self._account.client, name)
@@ -151,7 +152,7 @@ class Tables:
         return [epoch_of(int(digits)) if digits.isdecimal() else 0 for digits in versions]
 
     def _plan(self, layout: Layout) -> Plan:
-        planned = create_table.plan(layout, self.source, tags=self._options.tags)
+        planned = table_plan(layout, self.source, tags=self._options.tags)
         return replace(planned, ttl=None) if self.keep_expired else planned
 
     def _problems(self, layout: Layout, found: Described | None, epoch: int) -> Iterator[str]:
@@ -238,3 +239,93 @@ def _wrong_names(names: Iterable[str]) -> Iterator[str]:
             table_name(name)
         except ValueError as e:
             yield f"target.table: {name!r} {e}"
+
+
+_INDEX = ("IndexName", "KeySchema", "Projection")
+_UNITS = ("ReadCapacityUnits", "WriteCapacityUnits")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be made: the request that does it, and the attribute that items expire by, if any."""
+
+    create: Mapping[str, Any] = field(default_factory=dict)
+    ttl: str | None = None
+
+    def commands(self, options: str) -> list[str]:
+        """As a person would type it. ``options``: see ``aws_options``."""
+        name = self.create["TableName"]
+        found = [f"aws dynamodb create-table{options} --cli-input-json '{orjson.dumps(self.create).decode()}'"]
+        if self.ttl is not None:
+            found.append(
+                f"aws dynamodb update-time-to-live --table-name {name}{options} "
+                f"--time-to-live-specification Enabled=true,AttributeName={self.ttl}"
+            )
+        return found
+
+
+def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, tags: bool) -> Plan:
+    """The table for ``layout``: like the source where documents are filed under its key, else with only a key."""
+    if mirrored is None or layout.keys != mirrored[0].keys:
+        return Plan(_bare(layout.name, layout.keys))
+    source, client = mirrored
+    table = ask(client, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
+    ttl = ask(client, "DescribeTimeToLive", {"TableName": source.name}, source.name)["TimeToLiveDescription"]
+    request = _alike(layout.name, table)
+    if tags and (found := _tags(client, source.arn)):
+        request["Tags"] = found
+    enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
+    return Plan(request, ttl.get("AttributeName") if enabled else None)
+
+
+def _bare(name: str, keys: KeySchema) -> dict[str, Any]:
+    return {
+        "TableName": name,
+        "AttributeDefinitions": [{"AttributeName": a.name, "AttributeType": a.kind} for a in keys.attributes],
+        "KeySchema": [
+            {"AttributeName": name, "KeyType": kind} for name, kind in zip(keys.names, ("HASH", "RANGE"), strict=False)
+        ],
+        "BillingMode": "PAY_PER_REQUEST",
+    }
+
+
+def _alike(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A request for a table with the keys, indexes and capacity of the one that is described."""
+    on_demand = table.get("BillingModeSummary", {}).get("BillingMode") == "PAY_PER_REQUEST"
+    found: dict[str, Any] = {
+        "TableName": name,
+        "AttributeDefinitions": table["AttributeDefinitions"],
+        "KeySchema": table["KeySchema"],
+        "BillingMode": "PAY_PER_REQUEST" if on_demand else "PROVISIONED",
+    }
+    if not on_demand:
+        found["ProvisionedThroughput"] = _units(table)
+    if local := table.get("LocalSecondaryIndexes"):
+        found["LocalSecondaryIndexes"] = [_index(index) for index in local]
+    if everywhere := table.get("GlobalSecondaryIndexes"):
+        found["GlobalSecondaryIndexes"] = [
+            _index(index) | ({} if on_demand else {"ProvisionedThroughput": _units(index)}) for index in everywhere
+        ]
+    if (kind := table.get("TableClassSummary", {}).get("TableClass")) is not None:
+        found["TableClass"] = kind
+    return found
+
+
+def _index(index: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: index[name] for name in _INDEX}
+
+
+def _units(described: Mapping[str, Any]) -> dict[str, int]:
+    return {name: described["ProvisionedThroughput"][name] for name in _UNITS}
+
+
+def _tags(client: Client, arn: str) -> list[dict[str, str]]:
+    """The table's tags, without those that AWS itself keeps."""
+    found: list[dict[str, str]] = []
+    after: dict[str, str] = {}
+    while True:
+        page = ask(client, "ListTagsOfResource", {"ResourceArn": arn, **after}, arn)
+        found += page.get("Tags", ())
+        if not page.get("NextToken"):
+            return [tag for tag in found if not tag["Key"].startswith("aws:")]
+        after = {"NextToken": page["NextToken"]}

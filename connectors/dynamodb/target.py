@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from connectors.dynamodb import forecast
 from connectors.dynamodb.cleanup import ScanCleanup
 from connectors.dynamodb.connection import Account
-from connectors.dynamodb.encode import Encoded, encode
-from connectors.dynamodb.layout import Layout, layout, layouts
+from connectors.dynamodb.documents import Layout, layout, layouts
+from connectors.dynamodb.encode import Encoded, encode, refusals
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.writer import Writer
@@ -69,7 +68,7 @@ class DynamoDB:
         return self._tables.plan(layouts(tables, self._options))
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
-        return list(forecast.refusals(writes, layouts(tables, self._options)))
+        return list(refusals(writes, layouts(tables, self._options)))
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         return self._tables.epoch(layouts(tables, self._options))

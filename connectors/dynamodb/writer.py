@@ -7,9 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from connectors.dynamodb.encode import Encoded, Entry
+from connectors.dynamodb.encode import Encoded, Entry, Request
 from connectors.dynamodb.options import DynamoDBOptions
-from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import Verdict, is_stored, verdict
 from connectors.dynamodb.sender import Sender
 from replicator.batch import Batch, Write

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from connectors.dynamodb.rate_limiter import Pace
-from connectors.dynamodb.request import Request
-from connectors.dynamodb.sender import Sender
+from connectors.dynamodb.encode import Request
+from connectors.dynamodb.sender import Pace, Sender
 from connectors.search.bulk import Bulk, Size
 from connectors.search.errors import Answer
 from connectors.search.layout import layouts

@@ -20,8 +20,8 @@ import orjson
 import pytest
 
 from connectors.dynamodb.cleanup import _scanned, burials, removals
+from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.encode import Encoder, encode
-from connectors.dynamodb.layout import Layout
 from connectors.search.encode import TableEncoder
 from connectors.search.encode import encode as encode_lines
 from connectors.search.layout import index_id, layouts

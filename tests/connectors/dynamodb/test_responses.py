@@ -7,8 +7,8 @@ from concurrent.futures import Future
 
 import pytest
 
+from connectors.dynamodb.encode import Request
 from connectors.dynamodb.options import DynamoDBOptions
-from connectors.dynamodb.request import Request
 from connectors.dynamodb.responses import Kind, verdict, wants_less
 from connectors.dynamodb.writer import Writer
 from replicator.aws.errors import THROTTLED, UNNAMED, AwsError, NotConnected

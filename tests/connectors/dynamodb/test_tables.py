@@ -11,9 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from connectors.dynamodb.epoch_table import Epochs
-from connectors.dynamodb.layout import layout
-from connectors.dynamodb.newest import Newest
+from connectors.dynamodb.documents import layout
+from connectors.dynamodb.epochs import Epochs, Newest
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.target import DynamoDB as Target

@@ -15,8 +15,8 @@ import pytest
 from botocore.httpsession import where
 
 from connectors.dynamodb import cleanup, sender
-from connectors.dynamodb.rate_limiter import Pace
-from connectors.dynamodb.request import Request
+from connectors.dynamodb.encode import Request
+from connectors.dynamodb.sender import Pace
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.aws.boto import Boto
 from replicator.aws.endpoint import Endpoint

@@ -6,14 +6,18 @@ time ago, they take rights of their own, and DynamoDB Local has none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from connectors.dynamodb.catalog import Described, ask, describe
+from connectors.dynamodb.documents import Layout
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError
 from replicator.key import KeyAttribute, KeySchema
+from replicator.version import FIRST_EPOCH, epoch_of, version
 
 KEYS = KeySchema((KeyAttribute("table", "S"),))
 
@@ -92,3 +96,38 @@ def taken(table: str, note: Note, epochs_table: str) -> str:
         "two copies in one table would overwrite each other. If this config is that pipeline's, correct pipeline: in "
         "it; if not, name another table, or remove that item if the other pipeline is gone"
     )
+
+
+log = logging.getLogger("replicator")
+
+
+@dataclass(slots=True)
+class Newest:
+    """One scan of all items, begun once: what ends it early, as throttling does, is gone on from when asked again."""
+
+    client: Client
+    layout: Layout
+    _found: int = 0
+    _after: dict[str, Any] | None = field(default_factory=dict)  # where to go on; None: the end was reached
+
+    def __call__(self) -> int:
+        """0 without a version. Versions below those of the first epoch are of other tools."""
+        if self._after == {}:
+            log.info("reading all versions", extra={"table": self.layout.name, "reason": "no epoch is noted for it"})
+        while self._after is not None:
+            page = ask(self.client, "Scan", self._request(self._after), self.layout.name)
+            versions = [int(Decimal(item[self.layout.version]["N"])) for item in page["Items"]]
+            self._found = max([self._found, *map(epoch_of, versions)])
+            self._after = page.get("LastEvaluatedKey")
+        return self._found
+
+    def _request(self, after: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "TableName": self.layout.name,
+            "ConsistentRead": True,
+            "FilterExpression": "#v >= :first",
+            "ProjectionExpression": "#v",
+            "ExpressionAttributeNames": {"#v": self.layout.version},
+            "ExpressionAttributeValues": {":first": {"N": str(version(FIRST_EPOCH, 0))}},
+            **({"ExclusiveStartKey": after} if after else {}),
+        }

@@ -11,10 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from connectors.dynamodb.documents import Stored
+from connectors.dynamodb.documents import Layout, Stored, typed
 from connectors.dynamodb.encode import encode
-from connectors.dynamodb.layout import Layout
-from connectors.dynamodb.python_values import typed
 from replicator.batch import Upsert
 from replicator.items.attributes import image
 from replicator.items.item import Item
