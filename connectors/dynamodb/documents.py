@@ -176,7 +176,7 @@ def _nested(value: object, depth: int) -> Typed:
 def name_of(name: object) -> str:
     """An attribute's name, or one in a map."""
     if not isinstance(name, str):
-        raise Unfit(f"has a {type(name).__name__} as a name; names are text")
+        raise Unfit(f"has a {type(name).__name__} as a name; names must be strings")
     if not name:
         raise Unfit("has an attribute with an empty name, which DynamoDB does not store")
     return utf8(name)

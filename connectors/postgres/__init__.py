@@ -1,6 +1,6 @@
 """DynamoDB tables in Postgres: rows, positions, parked changes and counts in one transaction."""
 
-from connectors.postgres.checkpoint_store import PostgresStore
+from connectors.postgres.checkpoints import PostgresStore
 from connectors.postgres.options import Column, PostgresOptions, PostgresTable
 from connectors.postgres.target import Postgres
 

@@ -14,10 +14,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from connectors.postgres.literals import array
 from connectors.postgres.options import ColumnType, Nul
-from connectors.postgres.text import JsonText
-from connectors.postgres.texts import texts
+from connectors.postgres.text import JsonText, array, texts
 from replicator.items.attributes import Malformed, Typed, exact
 from replicator.items.to_json import Unfit, unreadable
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from connectors.postgres.encode import Statement
 from connectors.postgres.errors import StoredAlready
-from connectors.postgres.literals import literal
+from connectors.postgres.hazards import missing_privileges
 from connectors.postgres.migrations import exists, install
+from connectors.postgres.options import Server, address
 from connectors.postgres.session import Session
+from connectors.postgres.text import literal
 from replicator.batch import Part
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.state import (
@@ -183,3 +186,32 @@ def _by_source(parts: Sequence[Part]) -> dict[str, Counts]:
         applied = Counts(applied=sum(write.weight for write in part.writes))
         found[part.source] = found.get(part.source, Counts()) + part.counts + applied
     return {source: counts for source, counts in sorted(found.items()) if counts != Counts()}
+
+
+class PostgresStore(PostgresCheckpoints):
+    """``Checkpoints`` of one pipeline with a connection of their own."""
+
+    Options = Server
+
+    def __init__(self, options: Server, pipeline: str, base: Path) -> None:
+        super().__init__(Session(options, "checkpoints"), pipeline)
+        self._address = address(options.url.get_secret_value())
+
+    @property
+    def place(self) -> str:
+        return f"the schema replicator of Postgres at {self._address}"
+
+    def check(self) -> Sequence[str]:
+        with self._session.connection() as connection:
+            return [type(text)(f"checkpoints: {text}") for text in missing_privileges(connection, ())]
+
+    def plan(self) -> Sequence[str]:
+        with self._session.connection() as connection:
+            return [] if exists(connection) else [f"CREATE SCHEMA replicator, at {self._address}"]
+
+    def create(self) -> None:
+        with self._session.connection() as connection:
+            install(connection)
+
+    def close(self) -> None:
+        self._session.close()

@@ -11,8 +11,8 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.encode import Statement, fits
-from connectors.postgres.literals import literal
 from connectors.postgres.table_schema import VERSION, KeyColumn, TableSchema
+from connectors.postgres.text import literal
 from replicator.batch import Batch, Delete, DocumentId, Part
 from replicator.items.attributes import canonical_number
 from replicator.key import key_text

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from connectors.postgres.columns import UNUSUAL, times
-from connectors.postgres.literals import json_members, quoted_members
 from connectors.postgres.table_schema import BodyColumn
+from connectors.postgres.text import json_members, quoted_members
 from replicator.items.attributes import Malformed
 from replicator.items.extraction import BULK_SIZE, Image, ValueExtractor
 from replicator.items.json_templates import FastTemplate, fast_template

@@ -1,21 +1,25 @@
-"""A column of a batch as one array literal: in bulk where every value is of the usual kind, cell by cell otherwise."""
+"""Columns of a batch: from images or documents to one array literal each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from difflib import get_close_matches
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from connectors.postgres.cells import Cell, Encoder, inside_python, inside_typed, python_encoder, typed_encoder
-from connectors.postgres.literals import NulFound, array, json_literal, literal
 from connectors.postgres.options import Nul
-from connectors.postgres.table_schema import BodyColumn
-from connectors.postgres.text import JsonText
+from connectors.postgres.table_schema import BodyColumn, TableSchema
+from connectors.postgres.text import JsonText, NulFound, array, json_literal, literal
 from replicator.items.attributes import Typeds
+from replicator.items.item import Amended, Item
 from replicator.items.to_json import Unfit
+from replicator.target.contract import OWN_IDS
 
 Bulk = Callable[[Sequence[Any]], bytes]
 Body = Mapping[str, object]
@@ -167,3 +171,137 @@ _USUAL: Mapping[str, set[type]] = {
     "text": {str}, "numeric": {int, Decimal}, "bigint": {int}, "boolean": {bool}, "timestamptz": {str, datetime},
     "text[]": set(),
 }  # fmt: skip
+
+
+_KINDS: Mapping[str, tuple[str, type]] = {
+    "text": ("S", str),
+    "numeric": ("N", str),
+    "bigint": ("N", str),
+    "boolean": ("BOOL", bool),
+    "timestamptz": ("S", str),
+    "text[]": ("SS", list[str]),
+}
+_MOST_PARTS = 16  # hooks put few different sets of attributes in place
+_MISSING = msgspec.Raw(b'{"NULL":true}')
+
+
+class Projection:
+    """What some columns are made of: for each its values, one an image.
+
+    A value is what is inside the typed attribute (None where that is null or missing); the raw typed attribute for a
+    column whose type takes attributes of several kinds, or that is inside of a map; the image itself for a column that
+    holds the whole document.
+    """
+
+    def __init__(self, columns: Sequence[BodyColumn]) -> None:
+        self._columns = columns
+        self._parts: dict[frozenset[str], Projection] = {}
+        self._whole = [column.attribute for column in columns] == [None]
+        fields = [_row_field(f"c{i}", column) for i, column in enumerate(columns)]
+        names = {f"c{i}": column.attribute or "" for i, column in enumerate(columns)}
+        self._rows = _row_decoder(fields, names)
+        self._values = (
+            attrgetter(*(_row_path(f"c{i}", column) for i, column in enumerate(columns))) if columns else None
+        )
+        self._only = len(columns) == 1
+
+    def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
+        """msgspec.DecodeError for any image that is not as usual, TypeError where there is no such way."""
+        if self._whole:
+            return [images]
+        if self._values is None:
+            return []
+        if self._rows is None:
+            raise TypeError
+        decode, values = self._rows.decode, self._values
+        rows = [values(decode(image)) for image in images]
+        return [rows] if self._only else list(zip(*rows, strict=True))
+
+    def without(self, attributes: frozenset[str]) -> Projection:
+        """The same for the other columns: what a hook put in their place need not be decoded."""
+        if attributes not in self._parts:
+            self._parts = self._parts if len(self._parts) < _MOST_PARTS else {}
+            self._parts[attributes] = Projection([c for c in self._columns if c.attribute not in attributes])
+        return self._parts[attributes]
+
+
+def _row_decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) -> msgspec.json.Decoder[Any] | None:
+    """None where two columns share an attribute, or msgspec has no field of that name (with quotes, say)."""
+    if len(set(names.values())) < len(names):
+        return None
+    try:
+        return msgspec.json.Decoder(msgspec.defstruct("Row", fields, rename=names, gc=False))
+    except ValueError:
+        return None
+
+
+def _row_field(name: str, column: BodyColumn) -> tuple[str, type, Any]:
+    if column.type not in _KINDS or column.inside:
+        return name, msgspec.Raw, _MISSING
+    shape = _ATTRIBUTES[_KINDS[column.type][0]]
+    return name, shape, shape()
+
+
+def _row_path(name: str, column: BodyColumn) -> str:
+    return f"{name}.{_KINDS[column.type][0]}" if column.type in _KINDS and not column.inside else name
+
+
+def _attribute_struct(kind: str, type: type) -> type[msgspec.Struct]:
+    """An attribute of this kind, or null, and nothing else."""
+    fields = [(kind, type, None), ("NULL", bool, False)]
+    return msgspec.defstruct(kind, fields, frozen=True, gc=False, forbid_unknown_fields=True)
+
+
+_ATTRIBUTES = {kind: _attribute_struct(kind, type) for kind, type in dict(_KINDS.values()).items()}
+
+
+_LONGEST = 63  # characters of a name that are shown: no column's is longer
+_MOST = 8  # columns that are named
+
+
+class UnknownColumns:
+    """What documents for one table may be made of: what its columns are made from, and the item's key.
+
+    Whole items may hold anything: of those a table takes what it has columns for.
+    """
+
+    def __init__(self, shape: TableSchema) -> None:
+        keys = () if shape.keys_are(OWN_IDS) else tuple(key.name for key in shape.keys)
+        self._refused = shape.extra == "reject"
+        self._label = shape.name
+        self._names = tuple(dict.fromkeys(c.attribute for c in shape.columns if c.attribute is not None))
+        self._known = frozenset((*self._names, *keys))
+
+    def reject(self, bodies: Sequence[Any], kinds: set[type], reasons: dict[int, str]) -> None:
+        """A reason for each document with a field that no column takes."""
+        if not self._refused or kinds == {Item}:
+            return
+        given: Sequence[Iterable[Any]] = bodies if kinds == {dict} else [_names(body) for body in bodies]
+        if self._known.issuperset(set().union(*given)):  # of all at once: many times quicker than of each
+            return
+        for index, names in enumerate(given):
+            for name in names:
+                if name not in self._known:
+                    reasons.setdefault(index, self._reason(name))
+
+    def _reason(self, name: object) -> str:
+        shown = name[:_LONGEST] if isinstance(name, str) else f"of type {type(name).__name__}"
+        return (
+            f"the hook returned a field {shown}, which no column of {self._label} is made from; "
+            f"{_nearest(str(shown), self._names)} (extra: ignore leaves such fields out)"
+        )
+
+
+def _names(body: Mapping[Any, object]) -> Iterable[Any]:
+    """What a hook says itself, not what it took over with an item."""
+    if type(body) is Item:
+        return ()
+    return body.changes if type(body) is Amended else body
+
+
+@lru_cache(maxsize=128)
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    close = get_close_matches(name, known, 1, 0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(known[:_MOST])}{', …' if len(known) > _MOST else ''}"

@@ -11,13 +11,11 @@ from typing import Any
 
 from connectors.postgres.cells import binary
 from connectors.postgres.column_templates import ColumnTemplates
-from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Reasons
-from connectors.postgres.extras import UnknownColumns
-from connectors.postgres.literals import literal
+from connectors.postgres.columns import UNUSUAL, Body, ColumnEncoder, Projection, Reasons, UnknownColumns
 from connectors.postgres.options import Nul
-from connectors.postgres.projection import Projection
 from connectors.postgres.statements import statements
 from connectors.postgres.table_schema import KeyColumn, TableSchema
+from connectors.postgres.text import literal
 from replicator.batch import Batch, Delete, DocumentId, Rejection, Upsert, Write
 from replicator.items.attributes import Malformed, Typeds
 from replicator.items.extraction import Image

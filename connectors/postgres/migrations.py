@@ -7,7 +7,6 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.hazards import own_unlogged
 from replicator.errors import ConfigError
 
 _FIRST: LiteralString = """
@@ -122,6 +121,11 @@ SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator 
 # Append only: each step brings a database from one version to the next.
 _STEPS: tuple[LiteralString, ...] = (_FIRST, _SECOND)
 
+_UNLOGGED_OWN: LiteralString = """
+SELECT n.nspname::text, c.relname::text
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = 'replicator' AND c.relkind = 'r' AND c.relpersistence <> 'p' ORDER BY 2"""
+
 
 # Superusers can do everything anyway; a role whose rights we have was given to us by somebody who may.
 _FOREIGN: LiteralString = """
@@ -206,3 +210,16 @@ def _there(connection: psycopg.Connection[Any], table: LiteralString) -> bool:
                    WHERE n.nspname = 'replicator' AND c.relname = %s)"""
     row = connection.execute(query, (table,)).fetchone()
     return row is not None and bool(row[0])
+
+
+def own_unlogged(connection: psycopg.Connection[Any]) -> list[str]:
+    """A sentence for each of replicator's own tables that a crash would empty."""
+    return [unlogged(*row) for row in connection.execute(_UNLOGGED_OWN)]
+
+
+def unlogged(*name: str) -> str:
+    quoted = sql.Identifier(*name).as_string(None)
+    return (
+        f"{quoted} is UNLOGGED: a crash or a failover of the server empties it, and nothing tells that it did. "
+        f"ALTER TABLE {quoted} SET LOGGED"
+    )

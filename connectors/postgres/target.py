@@ -7,15 +7,14 @@ from typing import Any
 
 import psycopg
 
-from connectors.postgres import bisection, catalog, cleanup, definition
+from connectors.postgres import bisection, catalog, cleanup
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.cleanup import Sweep
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.errors import SKIPPED, StoredAlready, is_data_error
-from connectors.postgres.hazards import hazards
+from connectors.postgres.hazards import hazards, missing_privileges
 from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
-from connectors.postgres.privileges import missing_privileges
 from connectors.postgres.session import Rows, Session
 from connectors.postgres.table_schema import TableSchema, shapes
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
@@ -91,7 +90,7 @@ class Postgres:
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         wanted = self._shapes(tables)
         with self._session.connection() as connection:
-            return definition.identities(connection, wanted)
+            return catalog.identities(connection, wanted)
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         with self._session.connection() as connection:
@@ -101,15 +100,15 @@ class Postgres:
 
     def parts(self, table: Table) -> Parts:
         (shape,) = self._shapes([table])
-        return definition.parts(shape)
+        return catalog.parts(shape)
 
     def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
-        statements = definition.additions(self._shapes(tables), changes)
+        statements = catalog.additions(self._shapes(tables), changes)
         return None if statements is None else [f"{s.as_string(None)};" for s in statements]
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
         with self._session.connection() as connection, connection.transaction():
-            for statement in definition.additions(self._shapes(tables), changes) or ():
+            for statement in catalog.additions(self._shapes(tables), changes) or ():
                 connection.execute(statement)
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:

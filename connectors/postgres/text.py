@@ -1,26 +1,25 @@
-"""Documents as JSON text for jsonb, which can hold no NUL characters."""
+"""Text as Postgres takes it: without NUL characters, as JSON for jsonb, and as array literals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import orjson
 
 from connectors.postgres.options import Nul
-from connectors.postgres.texts import NUL_REFUSED, REPLACEMENT
 from replicator.items import to_json
 from replicator.items.attributes import Malformed, Typed, Typeds, plain
 from replicator.items.extraction import Image
 from replicator.items.json_templates import JsonTemplates
-from replicator.items.to_json import Unfit
+from replicator.items.to_json import Unfit, utf8
 
-_attribute = msgspec.json.Decoder(dict[str, Any])
-_NUL = "\\u0000"
+_decode_attribute = msgspec.json.Decoder(dict[str, Any])
+_JSON_NUL = "\\u0000"
 _NULL = b"null"
-_ESCAPE = re.compile(r"\\(u0000|.)")
+_NUL_ESCAPE = re.compile(r"\\(u0000|.)")
 
 
 class JsonText:
@@ -52,18 +51,79 @@ class JsonText:
         return self._kept(to_json.of_python(value))
 
     def _kept(self, text: str) -> str:
-        return text if _NUL not in text else self._without_nul(text)
+        return text if _JSON_NUL not in text else self._without_nul(text)
 
     def _without_nul(self, text: str) -> str:
-        replaced = _ESCAPE.sub(lambda e: REPLACEMENT if e[1] == "u0000" else e[0], text)
+        replaced = _NUL_ESCAPE.sub(lambda e: REPLACEMENT if e[1] == "u0000" else e[0], text)
         if replaced != text and self._nul == "reject":
             raise Unfit(NUL_REFUSED)
         return replaced
 
 
 def _plain_attribute(raw: Image) -> bytes:
-    found = _attribute.decode(raw)
+    found = _decode_attribute.decode(raw)
     text = orjson.dumps(plain(found))
     if text == _NULL and "NULL" not in found:
         raise Malformed("a null that is not of that type")
     return text
+
+
+REPLACEMENT = "\ufffd"
+NUL_REFUSED = "contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)"
+
+
+def texts(nul: Nul) -> Callable[[str], str]:
+    """The rule for text under a policy for NUL characters."""
+
+    def text(value: str) -> str:
+        found = utf8(value)
+        if "\0" not in found:
+            return found
+        if nul == "replace":
+            return found.replace("\0", REPLACEMENT)
+        raise Unfit(NUL_REFUSED)
+
+    return text
+
+
+_SUSPECT = re.compile(rb'\\[^"\\]')  # also matches inside an escaped backslash; then the slow path changes nothing
+_ANY_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|(.))")
+_MEANING = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+
+
+class NulFound(Exception):
+    """A text contains a NUL character, for which nothing stands that Postgres would take."""
+
+
+def literal(values: Sequence[Any]) -> bytes:
+    """An array of texts (or numbers, or truth values; None is NULL). TypeError for text that is not UTF-8, NulFound."""
+    return b"{%b}" % quoted_members(orjson.dumps(values)[1:-1])
+
+
+def quoted_members(members: bytes) -> bytes:
+    """The members of such an array from those of a JSON array, in UTF-8."""
+    if b"\\" in members and _SUSPECT.search(members) is not None:
+        return _ANY_ESCAPE.sub(_literally, members)
+    return members
+
+
+def _literally(escape: re.Match[bytes]) -> bytes:
+    if (code := escape[1]) is not None:
+        if code == b"0000":
+            raise NulFound
+        return chr(int(code, 16)).encode()
+    return _MEANING.get(escape[2], escape[0])
+
+
+def json_literal(documents: Sequence[str | None]) -> bytes:
+    """An array of JSON texts as ``orjson`` writes them: no control characters in them, so nothing to look for."""
+    return b"{%b}" % json_members(documents)
+
+
+def json_members(documents: Sequence[str | None]) -> bytes:
+    return orjson.dumps(documents)[1:-1]
+
+
+def array(members: Sequence[str]) -> str:
+    """One array as the text of its literal, for a column of arrays."""
+    return literal(members).decode()

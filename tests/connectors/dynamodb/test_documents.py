@@ -78,7 +78,7 @@ def test_python_values_have_their_type(value: object, wanted: object) -> None:
         ({"a", 1}, "unlike members"),
         ({None}, "unlike members"),
         (object(), "contains a object, which DynamoDB has no type for"),
-        ({1: 2}, "a int as a name; names are text"),
+        ({1: 2}, "a int as a name; names must be strings"),
         ({"": 2}, "an empty name"),
         ("\ud800", "half of a surrogate pair"),
     ],

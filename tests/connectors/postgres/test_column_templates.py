@@ -12,8 +12,8 @@ import pytest
 
 from connectors.postgres import column_templates
 from connectors.postgres.column_templates import FEWEST, SELDOMEST, ColumnTemplates
+from connectors.postgres.columns import Projection
 from connectors.postgres.encode import Encoder
-from connectors.postgres.projection import Projection
 from connectors.postgres.table_schema import BodyColumn, shapes
 from replicator.batch import Batch, Part, Upsert
 from replicator.items.attributes import image

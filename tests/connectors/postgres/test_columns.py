@@ -14,7 +14,7 @@ import pytest
 from psycopg import Connection
 
 from connectors.postgres import Postgres
-from connectors.postgres.literals import NulFound, array, json_literal, literal
+from connectors.postgres.text import NulFound, array, json_literal, literal
 from replicator.batch import Upsert
 from replicator.items.attributes import image
 from replicator.items.item import Item
@@ -119,7 +119,7 @@ REFUSED_OF_HOOKS: list[tuple[str, object, str]] = [
     ("jsonb", {"a": [float("nan")]}, "contains NaN or Infinity"),
     ("jsonb", {"a": None, "b": Decimal("NaN")}, "contains NaN or Infinity"),
     ("jsonb", object(), "contains a object"),
-    ("jsonb", {1: "secret"}, "names are text"),
+    ("jsonb", {1: "secret"}, "names must be strings"),
     ("jsonb", {"a": {1, "a"}}, "a set whose members are of different types"),
     ("jsonb", "\udfff", "half of a surrogate pair"),
     ("jsonb", {"\udfff": 1}, "half of a surrogate pair"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from connectors.postgres import definition
+from connectors.postgres import catalog
 from connectors.postgres.table_schema import shapes
 from replicator.identity import Parts, changes
 from replicator.key import KeyAttribute, KeySchema
@@ -13,7 +13,7 @@ PK = KeySchema((KeyAttribute("pk", "S"),))
 
 def parts(made_from: str | list[str], extra: str = "ignore") -> Parts:
     options = {"columns": {"city": {"type": "text", "from": made_from}}, "extra": extra}
-    return definition.parts(shapes([Table("t", PK, options)], "public")["t"])
+    return catalog.parts(shapes([Table("t", PK, options)], "public")["t"])
 
 
 PATHS: list[tuple[str | list[str], list[str]]] = [

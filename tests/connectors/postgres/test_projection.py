@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from connectors.postgres.columns import UNUSUAL, ColumnEncoder
+from connectors.postgres.columns import UNUSUAL, ColumnEncoder, Projection
 from connectors.postgres.encode import Encoder, TableEncoder
-from connectors.postgres.projection import Projection
 from connectors.postgres.table_schema import BodyColumn, shapes
 from replicator.batch import Batch, Part, Upsert
 from replicator.items.attributes import image
