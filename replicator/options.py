@@ -1,4 +1,4 @@
-"""How an AWS account is reached: the part of a config that each side has of its own."""
+"""The base of all config models, and the AWS access options that source, target and checkpoints share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"}
 
 
 class Options(BaseModel):
-    """The base of every part of a config: frozen, no unknown names, and no values in its errors."""
+    """Base of all config models: frozen, rejects unknown keys, and keeps values out of its errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -28,10 +28,10 @@ def is_loopback(host: str | None) -> bool:
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of an address; all empty where it is none."""
+    """The parts of a URL; all empty if it is invalid."""
     try:
         return urlsplit(url)
-    except ValueError:  # half an IPv6 address
+    except ValueError:  # e.g. an incomplete IPv6 address
         return SplitResult("", "", "", "", "")
 
 
@@ -47,7 +47,10 @@ class Reached(Protocol):
 
 
 def aws_options(access: Reached, arn: str = "") -> str:
-    """The options with which ``aws`` reaches the same place, each with a blank before; ``arn`` may tell the region."""
+    """Command-line options that make ``aws`` use the same access, each preceded by a space.
+
+    ``arn`` gives the region if the config does not.
+    """
     named = {
         "region": access.region or "".join(arn.split(":")[3:4]),
         "profile": access.profile,
@@ -57,24 +60,24 @@ def aws_options(access: Reached, arn: str = "") -> str:
 
 
 class Access(Options):
-    """Region, credentials and endpoint. What is left out comes from the usual AWS chain."""
+    """Region, credentials and endpoint. Settings left out come from the usual AWS chain."""
 
     region: str | None = Field(default=None, validate_default=True, description="e.g. eu-west-1")
     profile: str | None = Field(default=None, description="profile in ~/.aws/config")
     role_arn: str | None = Field(default=None, description="role to assume")
-    external_id: str | None = Field(default=None, description="external id that the role asks for")
-    insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
-    endpoint_url: str | None = Field(default=None, description="another endpoint, e.g. of DynamoDB Local")
+    external_id: str | None = Field(default=None, description="external ID that the role requires")
+    insecure: bool = Field(default=False, description="allow plain http to other hosts")
+    endpoint_url: str | None = Field(default=None, description="custom endpoint, e.g. DynamoDB Local")
     account_id_endpoint_mode: Literal["preferred", "disabled", "required"] | None = Field(
-        default=None, description="botocore's setting of this name"
+        default=None, description="botocore's setting of the same name"
     )
-    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for an answer")
+    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for a response")
 
     @field_validator("external_id")
     @classmethod
     def _id_needs_role(cls, external_id: str | None, info: ValidationInfo) -> str | None:
         if external_id is not None and info.data.get("role_arn") is None:
-            raise ValueError("means nothing without role_arn")
+            raise ValueError("requires role_arn")
         return external_id
 
     @field_validator("endpoint_url")
@@ -84,11 +87,14 @@ class Access(Options):
             return None
         parts = split_url(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("is to be of the form https://host or http://127.0.0.1:8000")
+            raise ValueError("must have the form https://host or http://127.0.0.1:8000")
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise ValueError("has more than an address in it; credentials come from profile, role_arn or the AWS chain")
+            raise ValueError(
+                "must not contain credentials, a query or a fragment; credentials come from profile, role_arn or the "
+                "AWS chain"
+            )
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
             raise ValueError(
-                "is http to another machine, so items would travel in the clear; use https or insecure: true"
+                "is plain http to another host, so items would be sent unencrypted; use https, or set insecure: true"
             )
         return url

@@ -112,13 +112,13 @@ def test_the_live_view_shows_everything() -> None:
 
     for part in (
         "gap",
-        "500 items, 1 of 4 segments, 100/s, 15 s to go",
+        "500 items, 1 of 4 segments, 100/s, 15 s left",
         "1 min 30 s",
-        "5.2 h until the stream drops unread records",
+        "5.2 h",
         "1,234/s",
         "3 open, 2 ended, 1 waiting",
-        "10 read = 5 applied + 3 stale + 1 dropped + 1 parked",
-        "records were trimmed (shard shard-7, last good position 17)",
+        "10 read = 5 applied + 3 superseded + 1 filtered + 1 parked",
+        "records were trimmed (shard shard-7, last position stored 17)",
         "the target does not answer",
     ):
         assert part in text
@@ -140,21 +140,21 @@ class Clock:
         return self.now
 
 
-def shown_by(view: live_view.Shown, width: int = 120) -> str:
+def shown_by(view: live_view.LiveTable, width: int = 120) -> str:
     file = io.StringIO()
     Console(file=file, width=width, force_terminal=True, color_system=None).print(view)
     return file.getvalue()
 
 
 def test_the_live_view_names_pipeline_source_and_target_before_anything_is_known() -> None:
-    text = shown_by(live_view.Shown("orders: DynamoDB orders -> postgres orders, lines"))
+    text = shown_by(live_view.LiveTable("orders: DynamoDB orders -> postgres orders, lines"))
     assert "orders: DynamoDB orders -> postgres orders, lines" in text
     assert "starting" in text
 
 
 def test_a_run_that_gives_no_news_is_not_shown_as_live() -> None:
     clock = Clock()
-    view = live_view.Shown("orders", clock)
+    view = live_view.LiveTable("orders", clock)
     view.observe(Progress("live"))
     assert "live, waiting" not in shown_by(view)
     clock.now += 2.0
@@ -178,7 +178,7 @@ def test_a_phase_that_waits_is_not_green() -> None:
 
 def test_a_terminal_of_another_size_is_cleared_first() -> None:
     """It breaks the lines that are there anew, so how many to go back over is not known."""
-    view = live_view.Shown("orders")
+    view = live_view.LiveTable("orders")
     assert "\x1b[2J" not in shown_by(view, 120) + shown_by(view, 120)
     assert "\x1b[2J\x1b[H" in shown_by(view, 60)
     assert "\x1b[2J" not in shown_by(view, 60)

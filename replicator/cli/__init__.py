@@ -1,6 +1,6 @@
-"""The command line: one file a command, and the one place where an error becomes an exit code.
+"""The command line: one file per command, and the only place where an error becomes an exit code.
 
-Nothing heavy (boto3, psycopg, pydantic) is imported before a command runs, so that the first line appears at once.
+Heavy libraries (boto3, psycopg, pydantic) are imported by the commands that need them, so that output starts at once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from replicator.cli.version import version
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.escape import escaped
 
-INTERRUPTED = 130  # what shells say of Ctrl-C
-SHOW_VALUES = "--show-values"  # before the command
+INTERRUPTED = 130  # the shells' convention for Ctrl-C
+SHOW_VALUES = "--show-values"  # goes before the command
 
 
-class WrongUsage(click.ClickException):
-    """A command that is none, as JSON."""
+class UsageErrorAsJson(click.ClickException):
+    """A usage error that is shown as JSON."""
 
     exit_code = ConfigError.exit_code
 
@@ -43,32 +43,32 @@ class WrongUsage(click.ClickException):
 
 @contextlib.contextmanager
 def _usage(as_json: bool) -> Iterator[None]:
-    """What click has against the arguments, in the form that errors have; help is no error."""
+    """Show click's usage errors in the format of all other errors. Help is not an error."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as e:
         if as_json:
-            raise WrongUsage(e) from e
-        e.message = escaped(e.message)  # type: ignore[misc]  # it quotes what was typed
+            raise UsageErrorAsJson(e) from e
+        e.message = escaped(e.message)  # type: ignore[misc]  # it quotes the arguments
         raise
 
 
-def _tell_bug(error: BaseException, trace: str) -> None:
-    failed(type(error).__name__, 1, ["a bug; its traceback is in this event"], traceback=trace)
+def _report_bug(error: BaseException, trace: str) -> None:
+    failed(type(error).__name__, 1, ["unexpected error (a bug); see the traceback"], traceback=trace)
 
 
 class Commands(click.Group):
-    """Every error that a person should read ends here; what is left over is a bug, shown as ``traces`` shows it."""
+    """Turns expected errors into messages and exit codes. Anything else is a bug, shown by ``redaction``."""
 
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        """As a program of its own."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program, not within another one."""
         from replicator.hooks import redaction
 
-        tell = _tell_bug if errors_as_json(sys.argv[1:]) else redaction.to_people
-        redaction.install(values=SHOW_VALUES in sys.argv[1:2], tell=tell)
-        return super().__call__(*given, **named)
+        report_bug = _report_bug if errors_as_json(sys.argv[1:]) else redaction.to_people
+        redaction.install(values=SHOW_VALUES in sys.argv[1:2], tell=report_bug)
+        return super().__call__(*args, **kwargs)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -97,34 +97,37 @@ class Commands(click.Group):
             ctx.exit(0)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order in which people need them
+        return list(self.commands)  # in the order of first use, not by name
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    SHOW_VALUES, is_flag=True, expose_value=False, help="Show also the words of a bug, which may quote items."
+    SHOW_VALUES,
+    is_flag=True,
+    expose_value=False,
+    help="Include exception messages of bugs; they may contain item data.",
 )
 @click.version_option(__version__, message="%(version)s")
 def main() -> None:
-    """Keep DynamoDB tables somewhere else too.
+    """Replicate DynamoDB tables to Postgres, Elasticsearch, OpenSearch or DynamoDB.
 
-    Backfill and live changes at once, in order, without losing any. Everything is told by one config file:
+    Initial snapshot plus ongoing changes, in order, including deletes. One config file describes one pipeline:
 
     \b
-      replicator demo                  see it work, on this machine, without an account
-      replicator check orders.yaml     is everything there and permitted?
-      replicator run orders.yaml       copy, then follow, until stopped
+      replicator demo                  try it on this machine, without an AWS account
+      replicator check orders.yaml     verify access, tables and the transform hook
+      replicator run orders.yaml       copy the table, then follow changes until stopped
 
     \b
     Exit codes: 0 done, or stopped cleanly
                 1 a bug
-                2 a wrong config, hook, table or command
-                3 records were lost: a gap (replicator resync repairs the copy)
+                2 invalid config, hook, table or command
+                3 gap: records were lost (replicator resync repairs the copy)
                 4 not permitted
-                5 another run has taken the pipeline over
-                6 items are parked, so the copy does not equal the table
-                7 status: no run is up, or it waits for something that fails
-                8 a server cannot be reached (run waits for it instead)
+                5 another run has taken over the pipeline
+                6 items are parked, so the copy differs from the table
+                7 status: the pipeline is stopped, or blocked by a failure
+                8 a server cannot be reached (run retries instead)
     """
 
 

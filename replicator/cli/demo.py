@@ -6,15 +6,17 @@ import click
 
 
 @click.command
-@click.option("--items", default=20_000, show_default=True, type=click.IntRange(100, 1_000_000), help="Items to load.")
-@click.option("--keep", is_flag=True, help="Keep both servers up afterwards, to look around, until Ctrl-C.")
+@click.option(
+    "--items", default=20_000, show_default=True, type=click.IntRange(100, 1_000_000), help="Number of items to load."
+)
+@click.option("--keep", is_flag=True, help="Keep both servers running afterwards, until Ctrl-C.")
 @click.pass_context
 def demo(ctx: click.Context, items: int, keep: bool) -> None:
-    """See a table being copied while it is being written to.
+    """Replicate a table on this machine while it is written to, then verify the copy.
 
-    Starts a DynamoDB emulator and a Postgres of its own on this machine (no Docker, Java or account), loads a table,
-    runs a pipeline, writes and deletes while the backfill runs, and counts the differences at the end with plain
-    clients. Exit code 1 if there is one.
+    Starts a DynamoDB emulator and a Postgres server (no Docker, Java or AWS account needed), loads a table, runs a
+    pipeline, writes and deletes items during the backfill, and finally compares both sides using boto3 and psycopg.
+    Exits with 1 if they differ.
     """
     from replicator.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""What `run` shows while it works: a live table on a terminal, log events elsewhere."""
+"""The output of ``run`` while it works: a live table on a terminal, log events elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from replicator import log as logs
 from replicator.cli.output import aside
 from replicator.pipeline.progress import Progress, as_values, known
 
-EVERY = 10.0  # seconds between two progress events of a run that nobody watches
+EVERY = 10.0  # seconds between progress events
 
 Observe = Callable[[Progress], None]
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def view(as_json: bool, title: str = "") -> Iterator[Observe]:
-    """A function that shows progress, for as long as the run lasts. ``title``: what runs, from where to where."""
+    """Yields the function that shows progress. ``title`` names the pipeline, its source and its target."""
     from rich.console import Console
 
     console = Console()
@@ -37,7 +37,7 @@ def view(as_json: bool, title: str = "") -> Iterator[Observe]:
 
 
 class Events:
-    """Progress as log events: when the phase or the trouble changes, and now and then."""
+    """Progress as log events: when the phase or ``waiting_for`` changes, and every ``EVERY`` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -57,27 +57,27 @@ def _table(console: Any, title: str) -> Iterator[Observe]:
     from rich.live import Live
 
     logs.install(_Above(console))
-    shown = Shown(title)
-    with Live(shown, console=console, refresh_per_second=4, transient=False) as live:
+    table = LiveTable(title)
+    with Live(table, console=console, refresh_per_second=4, transient=False) as live:
 
         def observe(progress: Progress) -> None:
-            shown.observe(progress)
+            table.observe(progress)
             live.refresh()
 
         yield observe
 
 
-class Shown:
-    """The table as it is now: where nothing was heard of the run for a while, it says so by itself."""
+class LiveTable:
+    """Renders the latest progress. If the run has reported nothing for a while, the table shows that it is waiting."""
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._title, self._clock = title, clock
         self._progress = Progress("starting")
-        self._heard = clock()
+        self._reported = clock()
         self._size: Any = None
 
     def observe(self, progress: Progress) -> None:
-        self._progress, self._heard = progress, self._clock()
+        self._progress, self._reported = progress, self._clock()
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.control import Control
@@ -85,14 +85,14 @@ class Shown:
         from replicator.cli.render import as_table
 
         before, self._size = self._size, options.size
-        if before not in (None, options.size):  # the terminal broke the lines that are there anew
+        if before not in (None, options.size):  # the terminal has re-wrapped the lines on screen
             yield Control.clear()
             yield Control.home()
-        yield as_table(self._progress, self._title, self._clock() - self._heard)
+        yield as_table(self._progress, self._title, self._clock() - self._reported)
 
 
 class _Above(logging.Handler):
-    """Log events above the live table."""
+    """Prints log events above the live table."""
 
     def __init__(self, console: Any) -> None:
         super().__init__()

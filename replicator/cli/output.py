@@ -1,4 +1,4 @@
-"""What commands print: for people on a terminal, JSON otherwise, and errors on standard error."""
+"""Output of commands: text on a terminal, JSON otherwise, errors on standard error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import click
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
 
-ERRORS_AS_JSON = "replicator.errors-as-json"  # in a context's ``meta``: what ``errors_as_json`` says
+ERRORS_AS_JSON = "replicator.errors-as-json"  # key in a context's ``meta``: the result of ``errors_as_json``
 
-_REPAIR = "What was copied stays as it is. To make it whole again: replicator resync CONFIG"
+_REPAIR = "The copy keeps what it has. To repair it: replicator resync CONFIG"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,49 +28,49 @@ def config_argument(command: F) -> F:
 
 
 def json_option(command: F) -> F:
-    """``as_json``: what was asked for, or True where standard output is no terminal."""
+    """Adds ``as_json``: the option if given, else True unless standard output is a terminal."""
 
-    def chosen(_ctx: click.Context, _param: click.Parameter, asked: bool | None) -> bool:
-        return not sys.stdout.isatty() if asked is None else asked
+    def chosen(_ctx: click.Context, _param: click.Parameter, option: bool | None) -> bool:
+        return not sys.stdout.isatty() if option is None else option
 
     return click.option(
         "--json/--human",
         "as_json",
         default=None,
         callback=chosen,
-        help="JSON, or text for people.  [default: text on a terminal, else JSON]",
+        help="Output as JSON or as text.  [default: text on a terminal, else JSON]",
     )(command)
 
 
 def errors_as_json(arguments: Sequence[str]) -> bool:
-    """Whether errors are JSON: as the last of --json and --human says, else unless a terminal shows either stream.
+    """Whether errors are JSON: the last of --json and --human decides; without either, JSON if no stream is a terminal.
 
-    It goes by what was typed, so that a mistake in a command is told in the same way.
+    Reads the raw arguments, so that it also applies to commands that click rejects.
     """
-    options = list(itertools.takewhile(lambda a: a != "--", arguments))
-    asked = [option for option in options if option in ("--json", "--human")]
-    if asked:
-        return asked[-1] == "--json"
+    options = itertools.takewhile(lambda a: a != "--", arguments)
+    chosen = [option for option in options if option in ("--json", "--human")]
+    if chosen:
+        return chosen[-1] == "--json"
     return not (sys.stdout.isatty() or sys.stderr.isatty())
 
 
 def say(text: str = "") -> None:
-    """One line for people, at once."""
+    """Print one line of text, unbuffered."""
     _out(escaped(text))
 
 
 def say_lines(text: str, indent: str = "") -> None:
-    """Text of several lines, whose line ends are ours."""
+    """Print text of several lines; its line ends are trusted."""
     _out(escaped_lines(text, indent))
 
 
 def put(value: object) -> None:
-    """One JSON value on a line of its own."""
+    """Print a value as one line of JSON."""
     put_json(json.dumps(value, default=str))
 
 
 def put_json(text: str) -> None:
-    """JSON that is text already."""
+    """Print encoded JSON."""
     _out(ascii_json(text))
 
 
@@ -80,19 +80,19 @@ def _out(text: str) -> None:
 
 
 def aside() -> contextlib.AbstractContextManager[object]:
-    """While it lasts, what somebody else prints (a hook) goes to standard error, not between our lines."""
+    """Send what hooks print to standard error, so that it does not mix with our output."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def hang_up() -> None:
-    """The reader of standard output has gone (``| head``): what is still printed goes nowhere, and is no error."""
+    """Discard further output: the reader of standard output has gone away (``| head``), which is not an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
 
 
 def report(error: ReplicatorError, *, as_json: bool = False) -> None:
-    """An error on standard error: as a person reads it, or as one JSON object like a log event."""
+    """Print an error on standard error: as text, or as one JSON object like a log event."""
     problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
     advice = _REPAIR if isinstance(error, GapFound) else ""
     if as_json:
@@ -102,13 +102,13 @@ def report(error: ReplicatorError, *, as_json: bool = False) -> None:
     if len(shown) == 1:
         click.echo(f"error: {shown[0]}", err=True)
     else:
-        click.echo("\n".join([f"error: {len(shown)} problems", *(f"  {p}" for p in shown)]), err=True)
+        click.echo("\n".join([f"{len(shown)} errors:", *(f"  {p}" for p in shown)]), err=True)
     if advice:
         click.echo(advice, err=True)
 
 
 def failed(error: str, exit_code: int, problems: Sequence[str], **more: str) -> None:
-    """What ends a command, on standard error, as one JSON object like a log event."""
+    """Print the error that ends a command on standard error, as one JSON object like a log event."""
     event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": "error", "event": "failed"}
     fields = {"error": error, "exit_code": exit_code, "problems": list(problems), **more}
     click.echo(json.dumps(event | fields), err=True)

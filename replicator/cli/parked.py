@@ -1,4 +1,4 @@
-"""``replicator parked``: look at what was refused, try it again, or give it up."""
+"""``replicator parked``: list, show, retry and discard parked changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
 from replicator.errors import ConfigError
 from replicator.escape import escaped_paragraph
-from replicator.hooks import loading
 
 if TYPE_CHECKING:
     from replicator.checkpoints.contract import Checkpoints
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from replicator.operations.scanned import SourceItems
     from replicator.target.contract import Target
 
-TRIES = 5  # of an item that a run changes at the same time
+TRIES = 5  # for an item that a run changes at the same time
 
 
 @click.group
 def parked() -> None:
-    """Work on changes that a hook or the target refused.
+    """Inspect and retry rejected changes.
 
-    They are kept with their images and reasons; other items went on. ITEM is an item as `parked list` prints it, e.g.
-    '["order#1"]'.
+    A change that the hook or the target rejects is kept with its images and the reason; other items are not held up.
+    ITEM is an item as `parked list` prints it, e.g. '["order#1"]'.
     """
 
 
@@ -46,7 +45,7 @@ def _items_argument(command: Any) -> Any:
 @config_argument
 @json_option
 def list_(config: str, as_json: bool) -> None:
-    """List parked items with their reasons."""
+    """List parked items and why they were rejected."""
     count = 0
     with _opened(config) as (_, _, checkpoints):
         for item in _chosen(checkpoints, (), every=True):
@@ -63,12 +62,12 @@ def list_(config: str, as_json: bool) -> None:
 @parked.command
 @config_argument
 @_items_argument
-@click.option("--show-values", is_flag=True, help="Print the items' images too, and the words of errors.")
+@click.option("--show-values", is_flag=True, help="Include images and the hook's exception messages (item data).")
 @json_option
 def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_json: bool) -> None:
     """Show parked changes in full: reason, traceback and position.
 
-    With --show-values also the images, and what the hook's error said, which may quote them.
+    --show-values adds the images and the hook's exception messages, which may contain item data.
     """
     with _opened(config) as (_, _, checkpoints):
         for item in _chosen(checkpoints, items, every=every):
@@ -89,14 +88,12 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
 @json_option
 @click.pass_context
 def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
-    """Run the hook again and store what it gives.
+    """Run the hook again and store the result.
 
-    Each change is stored at its own version: if the target has a newer one, that stays. What a scan found of an item
-    that gives documents with their own ids is stored only if the source still has it so; else it is superseded. Into a
-    pristine DynamoDB table this goes for every item, and no run may be up. What is refused again stays parked (exit
-    code 6). A config that names other tables than the pipeline has copied so far is
-    refused.
+    Each change keeps its version, so a newer state in the target is not overwritten. What is rejected again stays
+    parked (exit code 6). Refuses a config whose tables differ from what the pipeline has copied so far.
     """
+    from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
     from replicator.hooks.time_limit import HookLimit
     from replicator.operations.parked import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
@@ -123,13 +120,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     ctx.exit(6 if refused else 0)
 
 
-def _open_tables(
-    config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int
-) -> SourceItems:
-    """ConfigError where the config leads to others than the pipeline's, or defines them otherwise.
-
-    Returns the items that they are copied from.
-    """
+def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int) -> None:
+    """Open the target's tables; ConfigError if the config names or defines them differently from the pipeline."""
     from replicator.aws import boto
     from replicator.engine import preexisting
     from replicator.engine.assembly import introduce, target_tables
@@ -153,15 +145,16 @@ def _open_tables(
 @parked.command
 @config_argument
 @_items_argument
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @click.pass_context
 def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes: bool, as_json: bool) -> None:
-    """Discard parked changes. The target keeps what it has of these items until they change again.
+    """Discard parked changes.
 
-    What is dropped before a resync has swept is swept, because nothing confirms what the target has of it.
+    The target keeps what it has of these items until they change again. Items that are discarded before a resync has
+    ended are removed by its cleanup, because nothing confirms them.
 
-    Asks first, unless --yes is given. Where nobody can be asked, --yes is needed.
+    Asks for confirmation unless --yes is given; without a terminal, --yes is required.
     """
     from replicator.operations.parked import drop as given_up
 
@@ -180,12 +173,12 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
 
 def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError(f"this discards the parked changes of {count} item(s) for good; if you want that, add --yes")
-    return click.confirm(f"Discard the parked changes of {count} item(s) for good?", err=True)
+        raise ConfigError(f"this permanently discards the parked changes of {count} item(s); add --yes to confirm")
+    return click.confirm(f"Permanently discard the parked changes of {count} item(s)?", err=True)
 
 
 def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[ParkedItem], str]) -> str:
-    """Why it could not be done, "" if it was. A run may change the item at the same time: then it is tried again."""
+    """Call ``act``, again if a run changed the item meanwhile. Returns why it failed, "" if it succeeded."""
     from replicator.operations.parked import CHANGED, parked_items
 
     reason = act(item)
@@ -201,7 +194,7 @@ def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[Park
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
-    """The config, and both ends of a pipeline that is there."""
+    """The config, target and checkpoints of an existing pipeline."""
     from replicator.checkpoints.presence import check_known
     from replicator.config import settings as configs
     from replicator.engine.assembly import ends
@@ -213,18 +206,20 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
 
 
 def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> ListedItems | Sequence[ParkedItem]:
-    """The parked items that were named, a few in memory at a time if all are wanted; ConfigError for one that is not
-    parked."""
+    """The parked items named on the command line; with ``every`` all of them, a few in memory at a time.
+
+    ConfigError for an item that is not parked.
+    """
     from replicator.operations.parked import ListedItems, parked_items
 
     if every and items:
-        raise ConfigError("name items, or give --all, not both")
+        raise ConfigError("name items or use --all, not both")
     if every:
         return ListedItems(checkpoints)
     if not items:
-        raise ConfigError("name an item as `replicator parked list` prints it, or give --all")
+        raise ConfigError("name an item as `replicator parked list` prints it, or use --all")
     if not all(item.strip() for item in items):
-        raise ConfigError("an ITEM is empty: name it as `replicator parked list` prints it, or give --all")
+        raise ConfigError("an ITEM is empty; name it as `replicator parked list` prints it, or use --all")
     found: list[ParkedItem] = []
     for name in map(_key_text, items):
         there = list(parked_items(checkpoints, name))
@@ -239,7 +234,7 @@ def _moment(seconds: float) -> str:
 
 
 def _key_text(given: str) -> str:
-    """An item as it is filed, however its JSON was spaced."""
+    """The item in its stored form, whatever whitespace its JSON was given with."""
     import orjson
 
     try:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator.cli.output import aside, config_argument, json_option, put_json, say, say_lines
-from replicator.hooks import loading
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -18,25 +17,24 @@ if TYPE_CHECKING:
 
 @click.command
 @config_argument
-@click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000), help="How many items to try.")
-@click.option("--key", help='One item instead, by its key as JSON, e.g. \'{"pk": "order#1"}\'; binary keys in base64.')
+@click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 1000), help="Number of items.")
+@click.option("--key", help='Only the item with this key, as JSON, e.g. \'{"pk": "order#1"}\'; binary keys in base64.')
 @json_option
 def preview(config: str, limit: int, key: str | None, as_json: bool) -> None:
-    """Show what the hook makes of live items. Writes nothing.
+    """Dry-run the transform hook on live items. Writes nothing.
 
-    For each item: how it is in the table, and the writes that would follow, or why it would be parked. Prints items'
-    values.
+    Shows each item, and the writes that would result or why it would be parked. The output contains item data.
     """
     from replicator.config import settings as configs
     from replicator.hooks.time_limit import HookLimit
 
     loaded = configs.load(config)
     previews = _previews(loaded, limit, key)
-    while (found := _next(previews, HookLimit(loaded.hook_timeout))) is not None:
+    while (result := _next(previews, HookLimit(loaded.hook_timeout))) is not None:
         if as_json:
-            put_json(found.as_json().decode())
+            put_json(result.as_json().decode())
         else:
-            _tell(found)
+            _print(result)
 
 
 def _next(previews: Iterator[Preview], limit: HookLimit) -> Preview | None:
@@ -48,6 +46,7 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     from replicator.aws import boto
     from replicator.engine.assembly import target_tables
     from replicator.errors import ConfigError
+    from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
     from replicator.operations.preview import forecast
     from replicator.operations.preview import preview as previewed
@@ -59,22 +58,22 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     client = boto.connect(config.source)
     table = describe_table(client, config.source.table)
     mapping = DocumentMapping(hook, tuple(config.target.tables))
-    target = config.target.build(config.pipeline)  # connected to nothing
+    target = config.target.build(config.pipeline)  # does not connect
     refusals = forecast(target, target_tables(config, table, hook))
     if key is None:
         reader = KeyReader(table.keys)
         for image in sample.some(client, config.source.table, limit):
             yield previewed(reader.of(image), image, mapping, refusals)
         return
-    wanted = _key(table.keys, key)
-    found = sample.one(client, config.source.table, table.keys, wanted)
-    if found is None:
-        raise ConfigError(f"--key: there is no item {key} in {table.name}")
-    yield previewed(wanted, found, mapping, refusals)
+    parsed = _key(table.keys, key)
+    item = sample.one(client, config.source.table, table.keys, parsed)
+    if item is None:
+        raise ConfigError(f"--key: no item {key} in {table.name}")
+    yield previewed(parsed, item, mapping, refusals)
 
 
 def _key(keys: Any, text: str) -> Any:
-    """The key that somebody typed as JSON."""
+    """The key values as JSON on the command line."""
     import base64
     import json
     from decimal import Decimal
@@ -82,32 +81,32 @@ def _key(keys: Any, text: str) -> Any:
     from replicator.errors import ConfigError
 
     try:
-        given = json.loads(text, parse_float=Decimal)
-        if not isinstance(given, dict):
-            raise ValueError("a key is a JSON object, like " + json.dumps(dict.fromkeys(keys.names, "...")))
+        values = json.loads(text, parse_float=Decimal)
+        if not isinstance(values, dict):
+            raise ValueError("a key is a JSON object such as " + json.dumps(dict.fromkeys(keys.names, "...")))
         binary = {a.name for a in keys.attributes if a.kind == "B"}
-        return keys.parse({n: base64.b64decode(v, validate=True) if n in binary else v for n, v in given.items()})
+        return keys.parse({n: base64.b64decode(v, validate=True) if n in binary else v for n, v in values.items()})
     except (ValueError, TypeError) as e:
         raise ConfigError(f"--key: {e}") from e
 
 
-def _tell(found: Preview) -> None:
+def _print(result: Preview) -> None:
     from replicator.batch import Upsert
     from replicator.key import key_text
     from replicator.operations.preview import pretty
 
-    say(f"item {key_text(found.key)}")
-    say_lines(pretty(found.before), "    ")
-    if found.problem is not None:
-        say(f"  would be parked: {found.problem}")
-        for write in found.refused:
-            if isinstance(write, Upsert) and write.body is not found.before:
+    say(f"item {key_text(result.key)}")
+    say_lines(pretty(result.before), "    ")
+    if result.problem is not None:
+        say(f"  would be parked: {result.problem}")
+        for write in result.refused:
+            if isinstance(write, Upsert) and write.body is not result.before:
                 say_lines(pretty(write.body), "    ")
-    elif not found.writes:
-        say("  nothing would be stored")
-    for write in found.writes:
+    elif not result.writes:
+        say("  no writes")
+    for write in result.writes:
         kind = "upsert" if isinstance(write, Upsert) else "delete"
         say(f"  {kind} {key_text(write.id)} in {write.table}")
-        if isinstance(write, Upsert) and write.body is not found.before:
+        if isinstance(write, Upsert) and write.body is not result.before:
             say_lines(pretty(write.body), "    ")
     say()

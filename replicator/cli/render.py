@@ -1,4 +1,4 @@
-"""Progress as people read it (a rich table) and as machines do (plain JSON values)."""
+"""Progress as a rich table."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from rich.text import Text
 from replicator.escape import escaped
 from replicator.pipeline.progress import Backfill, Progress
 
-SILENT = 1.5  # seconds without news after which a run is shown as waiting
-_COLOURS = {"live": "green", "gap": "red", "stopped": "yellow"}
+SILENT = 1.5  # seconds without a report from the run, after which it is shown as waiting
+_COLORS = {"live": "green", "gap": "red", "stopped": "yellow"}
 
 
 def as_table(progress: Progress, title: str = "", silent: float = 0.0) -> Table:
-    """A table of two columns: what, and how it is. ``silent``: seconds since the run was last heard of."""
+    """A table of names and values. ``silent``: seconds since the run last reported."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     if title:
         table.add_row("pipeline", Text(escaped(title)))
-    for what, how in _rows(progress, silent):
-        table.add_row(what, how)
+    for name, value in _rows(progress, silent):
+        table.add_row(name, value)
     return table
 
 
 def _phase(p: Progress, silent: float) -> Text:
-    """A run that waits is not shown as one that goes well."""
+    """The phase; a run that is blocked must not look healthy."""
     waits = p.waiting_for is not None or silent >= SILENT
-    style = "yellow" if waits and p.phase != "gap" else _COLOURS.get(p.phase, "cyan")
+    style = "yellow" if waits and p.phase != "gap" else _COLORS.get(p.phase, "cyan")
     return Text(escaped(f"{p.phase}, waiting" if waits else p.phase), style=style)
 
 
@@ -51,7 +51,7 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     yield "parked", Text(f"{p.parked:,}", style="yellow" if p.parked else "")
     yield "gaps", Text(str(len(p.gaps)), style="red" if p.gaps else "")
     for gap in p.gaps:
-        place = f"shard {gap.shard or 'any'}, last good position {gap.sequence or 'none'}"
+        place = f"shard {gap.shard or 'any'}, last position stored {gap.sequence or 'none'}"
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
     if p.waiting_for:
         yield "waiting for", Text(escaped(p.waiting_for), style="red")
@@ -62,7 +62,7 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
 def _bar(b: Backfill) -> Table:
     done = f"{b.items:,} items, {b.segments_ended} of {b.segments} segments"
     if b.segments_ended < b.segments:
-        done += f", {'unknown rate' if b.rate is None else f'{b.rate:,.0f}/s'}, {duration(b.eta_seconds)} to go"
+        done += f", {'unknown rate' if b.rate is None else f'{b.rate:,.0f}/s'}, {duration(b.eta_seconds)} left"
     whole, part = (
         (1, 1)
         if b.segments_ended == b.segments
@@ -74,7 +74,7 @@ def _bar(b: Backfill) -> Table:
 
 
 def duration(seconds: float | None) -> str:
-    """``3 s``, ``4 min 10 s``, ``2 h 5 min``; unknown where nobody knows."""
+    """``3 s``, ``4 min 10 s``, ``2 h 5 min``, or ``unknown``."""
     if seconds is None:
         return "unknown"
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""``replicator run`` and ``replicator resync``: move a pipeline until it is stopped."""
+"""``replicator run`` and ``replicator resync``: run a pipeline until stopped."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GRACE = 8.0  # seconds after SIGTERM that a batch under way has
+GRACE = 8.0  # seconds that writes in flight get to finish after SIGTERM
 
 _until = click.option(
     "--until",
     type=click.Choice(["caught-up"]),
-    help="End when the backfill is stored, and every record that existed at the start too.",
+    help="Exit once the backfill and all records that existed at the start are stored.",
 )
 
 _schema_changes = click.option(
     "--apply-schema-changes",
     is_flag=True,
-    help="Add the columns (or fields) that the config added, and fill them by a new scan of the source.",
+    help="Add columns (or fields) that are new in the config, and rescan the table to fill them.",
 )
 
 
 _remove_expired = click.option(
     "--remove-expired",
     is_flag=True,
-    help="With ttl_deletes: ignore: a new scan of the source may remove the expired items that the target keeps.",
+    help="With ttl_deletes: ignore: allow a rescan to remove expired items that the target has kept.",
 )
 
 
@@ -46,18 +46,19 @@ _remove_expired = click.option(
 @config_argument
 @_until
 @click.option(
-    "--accept-hook-change", is_flag=True, help="Go on with a hook that changed; old documents stay as they are."
+    "--accept-hook-change", is_flag=True, help="Continue with a changed hook; existing documents stay as they are."
 )
 @_schema_changes
 @_remove_expired
 @json_option
 def run(config: str, as_json: bool, **how: Any) -> None:
-    """Copy the table and follow its changes, until stopped.
+    """Copy the table and follow its changes until stopped.
 
-    Goes on where the last run was. Ctrl-C or SIGTERM finishes what is under way and ends within seconds; a second one
-    ends at once, and loses nothing either. A second run of the same pipeline takes over, and the first one stops.
+    Resumes where the last run stopped. Ctrl-C or SIGTERM finishes the writes in flight and exits within seconds; a
+    second signal exits at once and loses nothing either. A second run of the same pipeline takes over, and the first
+    one stops.
     """
-    _move(config, as_json, resync=False, **how)
+    _run(config, as_json, resync=False, **how)
 
 
 @click.command
@@ -66,33 +67,32 @@ def run(config: str, as_json: bool, **how: Any) -> None:
 @click.option(
     "--accept-identity-change",
     is_flag=True,
-    help="The config names another source or target table on purpose: make the target a copy of that source.",
+    help="The source or target table was changed on purpose: make the target a copy of this source.",
 )
 @_schema_changes
 @_remove_expired
 @json_option
 def resync(config: str, as_json: bool, **how: Any) -> None:
-    """Scan the table anew, repair the copy, then follow changes as run does.
+    """Rescan the table to repair the copy, then follow changes as run does.
 
-    For after a gap, a changed hook, or a restored target. Documents that the scan does not confirm are removed at its
-    end; until then everything that was there stays readable. A config that names another source table, or other tables
-    of the target, than the pipeline has copied so far is refused, unless --accept-identity-change says it is meant; so
-    is a pipeline that never ran. Where ttl_deletes: ignore keeps expired items, the new scan does not confirm them:
-    --remove-expired says that they may go.
+    Use it after a gap, a changed hook or a restored target. The copy stays readable; documents that the scan does not
+    confirm are removed when it ends. Refuses a pipeline that has never run, and a config whose source or target tables
+    differ from what the pipeline has copied so far, unless --accept-identity-change is given. With ttl_deletes: ignore
+    the target has expired items that a scan cannot confirm: --remove-expired allows their removal.
     """
-    _move(config, as_json, resync=True, accept_hook_change=True, **how)
+    _run(config, as_json, resync=True, accept_hook_change=True, **how)
 
 
-def _move(path: str, as_json: bool, **how: Any) -> None:
+def _run(path: str, as_json: bool, **how: Any) -> None:
     say_first(path, as_json)
     from replicator.cli import live_view
     from replicator.config import settings
-    from replicator.engine.run import run as copy
+    from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
     loaded = settings.load(path)
     with live_view.view(as_json, _title(loaded)) as observe:
-        copy(loaded, stop=stop, observe=observe, **how)
+        run_pipeline(loaded, stop=stop, observe=observe, **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})
 
@@ -103,7 +103,7 @@ def _title(config: Config) -> str:
 
 
 def say_first(path: str, as_json: bool) -> None:
-    """Something to read while the libraries load."""
+    """Print something while the libraries load."""
     from replicator import log as logs
 
     if as_json:
@@ -114,22 +114,19 @@ def say_first(path: str, as_json: bool) -> None:
 
 
 def stop_on_signals() -> Stop:
-    """An event that SIGTERM and SIGINT set; the second signal ends the process at once.
+    """An event that SIGTERM and SIGINT set; the second signal exits at once.
 
-    If what is under way is not stored within ``GRACE`` (the target hangs), the process ends without it.
+    If the writes in flight are not stored within ``GRACE`` (the target hangs), the process exits without them.
     """
     stop = Stop()
-    leave: Callable[[int], None] = (
-        os._exit
-    )  # nothing may run after it, not even clean-up: positions are safe as they are
-
-    asked = False
+    leave: Callable[[int], None] = os._exit  # without any cleanup: the stored positions are valid at all times
+    signaled = False
 
     def on_signal(number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal signaled
+        if signaled:
             leave(128 + number)
-        asked = True  # before anything that the next signal can interrupt
+        signaled = True  # first: the next signal can arrive anywhere below
         LEAVING.after(GRACE, lambda: leave(0))
         stop.set()
 

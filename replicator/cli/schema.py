@@ -9,7 +9,7 @@ from replicator.cli.output import put_json
 
 @click.command
 def schema() -> None:
-    """Print the JSON schema of config files, for editors.
+    """Print the JSON Schema of config files, for editors.
 
     \b
       replicator schema > replicator.schema.json

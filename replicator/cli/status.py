@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 @click.command
 @config_argument
 @click.option(
-    "--exit-code/--no-exit-code", "telling", default=True, help="Whether the exit code says how the pipeline is doing."
+    "--exit-code/--no-exit-code",
+    "report_health",
+    default=True,
+    help="Whether the exit code reports the pipeline's health.",
 )
 @json_option
 @click.pass_context
-def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> None:
-    """Show how a pipeline is doing, from what it has stored.
+def status(ctx: click.Context, config: str, report_health: bool, as_json: bool) -> None:
+    """Show a pipeline's progress, read from its checkpoints.
 
-    Needs the place where the checkpoints are kept, not the run. Phase is one of backfill, catching-up, live, gap,
-    stopped. What is not known is "unknown" (null in JSON), never 0. The exit code is 0 for a run that is live or on its
-    way there, 3 for a gap, 7 where no run is up or the run is waiting for something that fails, 6 if items are parked.
+    Works whether or not the pipeline is running. The phase is backfill, catching-up, live, gap or stopped. Unknown
+    values are shown as "unknown" (null in JSON), never as 0. Exits with 0 if the pipeline is live or catching up, 3
+    after a gap, 7 if it is stopped or blocked by a failure, 6 if items are parked.
     """
     from replicator.checkpoints.presence import check_known
     from replicator.cli.render import as_table
@@ -38,22 +41,22 @@ def status(ctx: click.Context, config: str, telling: bool, as_json: bool) -> Non
     with ends(loaded) as (target, checkpoints):
         claimed, promise = checkpoints.read(), promise_of(target)
         check_known(loaded.pipeline, checkpoints, claimed)
-    found = progress(claimed.entries, claimed.counts, time.time())
+    current = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
-        put({"pipeline": loaded.pipeline, **as_values(found), "reduced_guarantee": promise or None})
+        put({"pipeline": loaded.pipeline, **as_values(current), "reduced_guarantee": promise or None})
     else:
         from rich.console import Console
 
-        Console().print(as_table(found, loaded.pipeline))
+        Console().print(as_table(current, loaded.pipeline))
         if promise:
             Console().print(escaped(f"reduced guarantee: {promise}"), style="yellow", markup=False)
-    ctx.exit(exit_code(found) if telling else 0)
+    ctx.exit(exit_code(current) if report_health else 0)
 
 
-def exit_code(found: Progress) -> int:
-    """What a monitor learns from the exit code alone; the gravest first."""
-    if found.phase == "gap":
+def exit_code(progress: Progress) -> int:
+    """The pipeline's health for monitors; the most severe condition decides."""
+    if progress.phase == "gap":
         return 3
-    if found.phase == "stopped" or found.waiting_for is not None:
+    if progress.phase == "stopped" or progress.waiting_for is not None:
         return 7
-    return 6 if found.parked else 0
+    return 6 if progress.parked else 0

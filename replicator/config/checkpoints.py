@@ -1,4 +1,4 @@
-"""The config's section ``checkpoints``: which store, and what its own model makes of the rest."""
+"""The config's section ``checkpoints``: finds the store and validates its options."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from replicator.config.yaml_file import Problem
 GROUP = "replicator.checkpoints"
 DEFAULT = "sqlite"
 KEPT_BY_TARGET = (
-    "this target keeps the checkpoints itself, in the transaction that stores the rows; leave this section out"
+    "this target stores checkpoints itself, in the transaction that stores the rows; leave this section out"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Where checkpoints are kept: a store and its checked options."""
+    """The checkpoints section: a store and its validated options."""
 
     type: str
     store: Any
     options: BaseModel
 
     def build(self, pipeline: str, base: Path) -> Store:
-        """The store, connected to nothing yet; paths are relative to ``base``."""
+        """The store, not yet connected; paths are relative to ``base``."""
         store: Store = self.store(self.options, pipeline, base)
         return store
 
 
 def default() -> Keeping:
     """A file beside the config."""
-    found, problems = keeping({"type": DEFAULT})
-    assert found is not None, problems
-    return found
+    store, problems = keeping({"type": DEFAULT})
+    assert store is not None, problems
+    return store
 
 
 def keeping(given: object) -> tuple[Keeping | None, list[Problem]]:
-    """The store that the section describes, or everything that is wrong with it; neither if there is no section."""
+    """The store that the section describes, or all that is wrong with it; neither if there is no section."""
     if given is None or not isinstance(given, Mapping):
-        return None, []  # the sections' model says so if it is no mapping
+        return None, []  # reported by the model of the sections if it is not a mapping
     kind = given.get("type", DEFAULT)
     store, problems = _store(kind)
     if store is None:
@@ -60,15 +60,15 @@ def _store(kind: object) -> tuple[Any, list[Problem]]:
     known = {point.name: point for point in entry_points(group=GROUP)}
     place = ("checkpoints", "type")
     if not isinstance(kind, str) or kind not in known:
-        return None, [Problem(place, f"is no kind of store; {suggestion(kind, sorted(known))}")]
+        return None, [Problem(place, f"unknown checkpoint store; {suggestion(kind, sorted(known))}")]
     try:
         return known[kind].load(), []
     except ImportError as e:
-        return None, [Problem(place, f"{kind} cannot be used: {e}; try: pip install 'replicator[{kind}]'")]
+        return None, [Problem(place, f"{kind} cannot be loaded: {e}; try: pip install 'replicator[{kind}]'")]
 
 
 def with_checkpoints(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a whole config with each installed store in it."""
+    """``schema``, the JSON Schema of a config, with the options of each installed store."""
     choices, definitions = [], dict(schema["$defs"])
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         try:

@@ -1,4 +1,4 @@
-"""What a pipeline is told: where from, through which hook, where to. Read whole, checked whole, then frozen."""
+"""The config of a pipeline: source, transform hook, target and options. Validated as a whole, then frozen."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 
 def _pipeline_name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
-        raise ValueError("is to be 1 to 63 letters, digits, _ . or -, and begins with a letter or digit")
+        raise ValueError("must be 1 to 63 letters, digits, _ . or -, and start with a letter or digit")
     return name
 
 
 def _table_name(name: str) -> str:
     if _TABLE.fullmatch(name) is None and _ARN.fullmatch(name) is None:
-        raise ValueError("is to be a DynamoDB table's name (3 to 255 letters, digits, _ . -) or its ARN")
+        raise ValueError("must be a DynamoDB table name (3 to 255 letters, digits, _ . -) or ARN")
     return name
 
 
 def _hook_name(name: str) -> str:
     if _HOOK.fullmatch(name) is None:
-        raise ValueError("is to be of the form hooks.py:function or package.module:function")
+        raise ValueError("must have the form hooks.py:function or package.module:function")
     return name
 
 
@@ -46,12 +46,10 @@ class _Named(Options):
     table: Annotated[str, AfterValidator(_table_name)] = Field(description="name or ARN of the table")
 
 
-class Source(Access, _Named):  # in this order the name is read first, and its ARN tells the region
-    """The DynamoDB table to read. What is left out comes from the usual AWS chain (environment, profile, instance)."""
+class Source(Access, _Named):  # in this order ``table`` is validated first, and its ARN implies the region
+    """The DynamoDB table to read. Settings left out come from the usual AWS chain (environment, profile, instance)."""
 
-    region: str | None = Field(
-        default=None, validate_default=True, description="e.g. eu-west-1; an ARN already says it"
-    )
+    region: str | None = Field(default=None, validate_default=True, description="e.g. eu-west-1; implied by an ARN")
 
     @field_validator("region")
     @classmethod
@@ -60,23 +58,25 @@ class Source(Access, _Named):  # in this order the name is read first, and its A
         if arn is None:
             return region
         if region not in (None, arn["region"]):
-            raise ValueError(f"is not the region in the table's ARN, {arn['region']}; leave it out")
+            raise ValueError(f"differs from the region in the table's ARN, {arn['region']}; leave it out")
         return arn["region"]
 
 
 class Backfill(Options):
-    """How the items that are already there are copied."""
+    """How existing items are copied."""
 
     enabled: bool = Field(default=True, description="false: only changes from now on")
     segments: int = Field(default=4, ge=1, le=1_000_000, description="parallel scan segments")
-    read_units: float | None = Field(default=None, ge=1, description="read capacity units a second the scan may use")
+    read_units: float | None = Field(
+        default=None, ge=1, description="read capacity units per second that the scan may use"
+    )
 
 
 class _Sections(Options):
-    """A config file as it is written; ``target`` is read by its connector, ``checkpoints`` by their store."""
+    """The sections of a config file; ``target`` is validated by its connector, ``checkpoints`` by its store."""
 
     pipeline: Annotated[str, AfterValidator(_pipeline_name)] = Field(
-        description="everything durable is filed under this name"
+        description="name under which all durable state is stored"
     )
     source: Source
     transform: Annotated[str, AfterValidator(_hook_name)] | None = Field(
@@ -84,25 +84,23 @@ class _Sections(Options):
     )
     target: dict[str, Any]
     checkpoints: dict[str, Any] | None = Field(
-        default=None, description="where positions are kept; leave it out where the target keeps them itself"
+        default=None, description="where checkpoints are stored; leave it out if the target stores them itself"
     )
     backfill: Backfill = Backfill()
     on_gap: Literal["stop", "resync"] = Field(default="stop", description="what to do when records are lost")
-    ttl_deletes: Literal["apply", "ignore"] = Field(
-        default="apply", description="deletes made by DynamoDB's time to live"
-    )
+    ttl_deletes: Literal["apply", "ignore"] = Field(default="apply", description="deletes by DynamoDB's time to live")
     hook_timeout: float | None = Field(
-        default=10.0, ge=0.1, le=3600, description="seconds that the hook may take for one image; null: no limit"
+        default=10.0, ge=0.1, le=3600, description="seconds the hook may take per image; null: no limit"
     )
-    parked_limit: int = Field(default=10_000, ge=0, description="stop when more items than this are parked")
+    parked_limit: int = Field(default=10_000, ge=0, description="stop if more items than this are parked")
 
     @field_validator("ttl_deletes")
     @classmethod
     def _kept_until_asked(cls, expiry: str, info: ValidationInfo) -> str:
         if expiry == "ignore" and info.data.get("on_gap") == "resync":
             raise ValueError(
-                "ignore keeps what expired until a resync, which removes it, so on_gap: resync would remove it without "
-                "asking. Leave on_gap out: a gap then ends the run, and you decide about replicator resync "
+                "ignore keeps expired items until a resync removes them, so on_gap: resync would remove them without "
+                "asking. Leave out on_gap: a gap then ends the run, and you decide about replicator resync "
                 "--remove-expired"
             )
         return expiry
@@ -110,9 +108,9 @@ class _Sections(Options):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A checked config. ``path`` is the file it came from; hooks are found beside it.
+    """A valid config. ``path``: its file; hooks are loaded relative to it.
 
-    ``checkpoints`` None: with the target where it keeps them, else in a file beside the config.
+    ``checkpoints`` None: in the target if it stores them, else in a file beside the config.
     """
 
     pipeline: str
@@ -129,12 +127,12 @@ class Config:
 
     @property
     def base(self) -> Path:
-        """The folder that the hook's file is relative to."""
+        """The directory that file names are relative to."""
         return self.path.resolve().parent
 
 
 def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
-    """The config in a file. ConfigError names every mistake at once, each with its line and its path in the file."""
+    """Load a config file. The ConfigError lists all mistakes, each with its line and its path in the file."""
     file = read(Path(path), os.environ if environ is None else environ)
     problems = list(file.problems)
     config = None if file.values is None else _config(file, problems)
@@ -145,11 +143,11 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
 
 
 def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
-    spoilt = {p.path for p in problems}  # a placeholder without a value needs no second complaint
+    reported = {p.path for p in problems}  # a placeholder without a value is reported once
     sections, wrong = validated(_Sections, file.values, ())
     target, wrong_target = destination(file.values.get("target"))
     checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
-    problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in spoilt]
+    problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in reported]
     if sections is None or target is None:
         return None
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
@@ -170,5 +168,5 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a config file, with the options of every connector and store that is installed."""
+    """The JSON Schema of config files, with the options of all installed connectors and stores."""
     return with_checkpoints(target_schema(_Sections))

@@ -1,7 +1,7 @@
-"""The target's part of a config: which connector, and what its own models make of the rest.
+"""The config's section ``target``: finds the connector and validates its options.
 
-A connector is a class found by its name in the entry point group ``replicator.targets``. It has two pydantic models:
-``Options`` for what stands under ``target``, and ``TableOptions`` for what stands under one of its tables.
+A connector is a class registered in the entry point group ``replicator.targets``. It has two pydantic models:
+``Options`` for the keys under ``target``, and ``TableOptions`` for those of one table.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from replicator.key import KeySchema
 from replicator.target.contract import OWN_IDS, Table, Target
 
 GROUP = "replicator.targets"
-_OURS = ("type", "table", "tables")  # the names under ``target`` that every connector shares
+_OURS = ("type", "table", "tables")  # keys under ``target`` that all connectors share
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where documents go: a connector, its checked options, and its tables with theirs (as written, checked)."""
+    """The target section: a connector, its validated options, and its tables with their options as written."""
 
     type: str
     connector: Any
@@ -33,20 +33,20 @@ class Destination:
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def build(self, pipeline: str) -> Target:
-        """The target, connected to nothing yet; what it keeps for itself is filed under ``pipeline``."""
+        """The target, not yet connected; its own state is stored under ``pipeline``."""
         target: Target = self.connector(self.options, pipeline)
         return target
 
     def wanted(self, keys: KeySchema, *, own_ids: bool) -> tuple[Table, ...]:
-        """The tables as the pipeline wants them: under the item's ``keys``, or under ids of the hook's own."""
+        """The tables as configured, keyed by the item's ``keys`` or by the hook's own document ids."""
         keys = OWN_IDS if own_ids else keys
         return tuple(Table(name, keys, options) for name, options in self.tables.items())
 
 
 def destination(given: object) -> tuple[Destination | None, list[Problem]]:
-    """The destination that the target's part of a config describes, or everything that is wrong with it."""
+    """The destination that the target section describes, or all that is wrong with it."""
     if not isinstance(given, Mapping):
-        return None, []  # the sections' model has already said so
+        return None, []  # reported by the model of the sections
     connector, problems = _connector(given)
     if connector is None:
         return None, problems
@@ -60,11 +60,11 @@ def destination(given: object) -> tuple[Destination | None, list[Problem]]:
 
 
 def _renamed(problem: Problem) -> Problem:
-    """A misspelt ``table`` is among the names that the connector's model does not know."""
-    if "is not known here" in problem.text and len(problem.path) == 2:
+    """Suggest ``type``, ``table`` and ``tables``, too: the connector's model does not know them."""
+    if problem.text.startswith("unknown key") and len(problem.path) == 2:
         close = suggestion(problem.path[1], _OURS)
         if close.startswith("did you mean"):
-            return Problem(problem.path, f"is not known here; {close}")
+            return Problem(problem.path, f"unknown key; {close}")
     return problem
 
 
@@ -72,14 +72,14 @@ def _connector(given: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
     kind = given.get("type")
     known = {point.name: point for point in entry_points(group=GROUP)}
     if kind is None:
-        return None, [Problem(("target", "type"), f"is missing; known: {', '.join(sorted(known))}")]
+        return None, [Problem(("target", "type"), f"is missing; expected one of: {', '.join(sorted(known))}")]
     if not isinstance(kind, str) or kind not in known:
-        return None, [Problem(("target", "type"), f"is no kind of target; {suggestion(kind, sorted(known))}")]
+        return None, [Problem(("target", "type"), f"unknown target type; {suggestion(kind, sorted(known))}")]
     try:
         return known[kind].load(), []
     except ImportError as e:
         hint = f"pip install 'replicator[{kind}]'"
-        return None, [Problem(("target", "type"), f"{kind} cannot be used: {e}; try: {hint}")]
+        return None, [Problem(("target", "type"), f"{kind} cannot be loaded: {e}; try: {hint}")]
 
 
 def _tables(connector: Any, given: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], list[Problem]]:
@@ -89,43 +89,43 @@ def _tables(connector: Any, given: Mapping[str, Any]) -> tuple[dict[str, Mapping
     if "table" in given:
         name = given["table"]
         if not isinstance(name, str) or not name:
-            return {}, [Problem(("target", "table"), "is to be the name of a table")]
+            return {}, [Problem(("target", "table"), "must be the name of a table")]
         return {name: {}}, []
     tables = given["tables"]
     if not isinstance(tables, Mapping) or not tables:
-        return {}, [Problem(("target", "tables"), "is to be a mapping from table names to their options")]
+        return {}, [Problem(("target", "tables"), "must be a mapping from table names to their options")]
     return _table_options(connector, tables)
 
 
 def _table_options(connector: Any, tables: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], list[Problem]]:
-    found: dict[str, Mapping[str, Any]] = {}
+    valid: dict[str, Mapping[str, Any]] = {}
     problems: list[Problem] = []
     for name, given in tables.items():
         model, wrong = validated(connector.TableOptions, {} if given is None else given, ("target", "tables", name))
         problems += wrong
         if model is not None:
-            found[name] = model.model_dump(exclude_unset=True)
-    return found, problems
+            valid[name] = model.model_dump(exclude_unset=True)
+    return valid, problems
 
 
 def target_schema(sections: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a whole config: ``sections`` with each installed connector's target in it."""
+    """The JSON Schema of a config: ``sections``, with the target section of each installed connector."""
     connectors = {point.name: _loaded(point) for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)}
     usable = {name: connector for name, connector in connectors.items() if connector is not None}
     models = [m for c in usable.values() for m in (c.Options, c.TableOptions)]
     wanted: list[Any] = [(m, "validation") for m in dict.fromkeys([sections, *models])]
     refs, definitions = models_json_schema(wanted)
-    found: dict[str, Any] = definitions["$defs"]
+    schemas: dict[str, Any] = definitions["$defs"]
 
     def resolved(model: type[BaseModel]) -> dict[str, Any]:
-        return dict(found[refs[model, "validation"]["$ref"].rpartition("/")[2]])
+        return dict(schemas[refs[model, "validation"]["$ref"].rpartition("/")[2]])
 
     whole = resolved(sections)
     choices = [_target(n, resolved(c.Options), refs[c.TableOptions, "validation"]) for n, c in usable.items()]
     whole["properties"] = {**whole["properties"], "target": {"oneOf": choices}}
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "replicator config", **whole}
     schema["title"] = "replicator config"
-    return {**with_placeholders(schema), "$defs": with_placeholders(found)}
+    return {**with_placeholders(schema), "$defs": with_placeholders(schemas)}
 
 
 def _loaded(point: EntryPoint) -> Any:
@@ -138,7 +138,7 @@ def _loaded(point: EntryPoint) -> Any:
 def _target(name: str, options: dict[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     ours = {
         "type": {"const": name},
-        "table": {"type": "string", "minLength": 1, "description": "the one table's name"},
+        "table": {"type": "string", "minLength": 1, "description": "name of the table, if there is one"},
         "tables": {
             "type": "object",
             "minProperties": 1,
@@ -159,7 +159,7 @@ _NARROW = ("integer", "number", "boolean")
 
 
 def with_placeholders(schema: Any) -> Any:
-    """``schema`` where ``${VAR}`` may also stand for a number, a truth value or one of a few words."""
+    """``schema``, but numbers, booleans and enumerations may also be placeholders such as ``${VAR}``."""
     if isinstance(schema, list):
         return [with_placeholders(part) for part in schema]
     if not isinstance(schema, dict):

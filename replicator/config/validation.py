@@ -1,4 +1,4 @@
-"""The base of every model in a config, connectors' included, and pydantic's errors as sentences for people."""
+"""Validates parts of a config, and turns pydantic's errors into readable sentences."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validated(model: type[M], values: object, prefix: PathInFile) -> tuple[M | None, list[Problem]]:
-    """The model made of ``values``, or every reason why it cannot be, under ``prefix``."""
+    """The validated model, or all problems with ``values``, which are at ``prefix`` in the file."""
     try:
         return model.model_validate(values), []
     except ValidationError as e:
-        found = [(_in_file(e["loc"], values, e["type"]), e) for e in e.errors(include_url=False)]
+        errors = [(_in_file(e["loc"], values, e["type"]), e) for e in e.errors(include_url=False)]
         problems: dict[PathInFile, str] = {}
-        for path, error in _likely(found):
+        for path, error in _likely(errors):
             text = _sentence(model, path, error)
             seen = problems.get(path)
             problems[path] = text if seen is None else f"{seen}, or {text}"
         return None, [Problem((*prefix, *path), text) for path, text in problems.items()]
 
 
-def _likely(found: Sequence[tuple[PathInFile, Any]]) -> Iterator[tuple[PathInFile, Any]]:
-    """Where a value may be of two shapes, only the complaints about the one that somebody began to write."""
-    for path, error in found:
+def _likely(errors: Sequence[tuple[PathInFile, Any]]) -> Iterator[tuple[PathInFile, Any]]:
+    """For a value of a union type, only the errors of the member that the value resembles."""
+    for path, error in errors:
         mapping = isinstance(error["input"], Mapping)
-        rivals = [other for place, other in found if other is not error and place[: len(path)] == path]
+        rivals = [other for place, other in errors if other is not error and place[: len(path)] == path]
         unlikely = error["type"] in (_SCALAR_TYPES if mapping else _MAPPING_TYPES)
         if not (unlikely and rivals):
             yield path, error
@@ -42,13 +42,13 @@ _SCALAR_TYPES = frozenset({"literal_error", "enum", "string_type"})
 
 
 def suggestion(given: object, known: Sequence[str]) -> str:
-    """What somebody may have meant, as the end of a sentence."""
+    """The end of a sentence about an unknown name: the closest known one, or all of them."""
     close = get_close_matches(str(given), known, 1, 0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else f"expected one of: {', '.join(known)}"
 
 
 def _in_file(location: tuple[str | int, ...], values: object, kind: str) -> PathInFile:
-    """pydantic's location without the parts that are not in the file (names of union members and the like)."""
+    """pydantic's location without the parts that are not in the file, such as names of union members."""
     path: PathInFile = ()
     for at, part in enumerate(location):
         if part in (values if isinstance(values, Mapping) else range(len(values)) if isinstance(values, list) else ()):
@@ -63,7 +63,7 @@ def _sentence(model: type[BaseModel], path: PathInFile, error: Any) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            return f"is not known here; {suggestion(path[-1], _names(model, path[:-1]))}"
+            return f"unknown key; {suggestion(path[-1], _names(model, path[:-1]))}"
         case "literal_error" | "enum":
             return _choice(str(context["expected"]), error["input"])
         case "value_error" | "assertion_error":
@@ -74,47 +74,47 @@ def _sentence(model: type[BaseModel], path: PathInFile, error: Any) -> str:
 
 _SENTENCES = {
     "missing": "is missing",
-    "string_type": "is to be text; put it in quotes",
+    "string_type": "must be text; put it in quotes",
     "string_too_short": "is empty",
-    "string_unicode": "is not text that can be written as UTF-8",
-    "int_type": "is to be a whole number",
-    "int_parsing": "is to be a whole number",
-    "int_from_float": "is to be a whole number",
-    "int_parsing_size": "is to be a smaller number",
-    "float_type": "is to be a number",
-    "float_parsing": "is to be a number",
-    "bool_type": "is to be true or false",
-    "bool_parsing": "is to be true or false",
-    "greater_than_equal": "is to be at least {ge}",
-    "greater_than": "is to be more than {gt}",
-    "less_than_equal": "is to be at most {le}",
-    "less_than": "is to be less than {lt}",
-    "model_type": "is to be a mapping (name: value, one a line)",
-    "model_attributes_type": "is to be a mapping (name: value, one a line)",
-    "dict_type": "is to be a mapping (name: value, one a line)",
-    "mapping_type": "is to be a mapping (name: value, one a line)",
-    "list_type": "is to be a list",
-    "tuple_type": "is to be a list",
+    "string_unicode": "cannot be encoded as UTF-8",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "model_type": "must be a mapping (name: value, one per line)",
+    "model_attributes_type": "must be a mapping (name: value, one per line)",
+    "dict_type": "must be a mapping (name: value, one per line)",
+    "mapping_type": "must be a mapping (name: value, one per line)",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
 }
 
 
 def _choice(expected: str, given: object) -> str:
     known = [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
     close = get_close_matches(str(given), known, 1, 0.6)
-    return f"is to be one of {', '.join(known)}{f'; did you mean {close[0]}?' if close else ''}"
+    return f"must be one of {', '.join(known)}{f'; did you mean {close[0]}?' if close else ''}"
 
 
 def _names(model: type[BaseModel], path: PathInFile) -> list[str]:
-    """The names that may stand at ``path`` of a model."""
-    found: list[Any] = [model]
+    """The keys that are allowed at ``path`` of a model."""
+    types: list[Any] = [model]
     for part in path:
-        found = [inner for kind in found for inner in _within(kind, part)]
-    models = [m for kind in found for m in _models(kind)]
+        types = [inner for type in types for inner in _within(type, part)]
+    models = [m for type in types for m in _models(type)]
     return [field.alias or name for m in models for name, field in m.model_fields.items()]
 
 
 def _within(kind: Any, part: str | int) -> Iterator[Any]:
-    """The types of what stands under ``part`` in a value of type ``kind``."""
+    """The types of the value under the key ``part`` of a value of type ``kind``."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         field = next((f for n, f in kind.model_fields.items() if part in (n, f.alias)), None)
         if field is not None:

@@ -1,4 +1,4 @@
-"""Looks at everything a run needs before it runs, and changes nothing: one finding a fact, all in one go."""
+"""Verifies everything a run needs without changing anything; one finding per fact, all problems at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from replicator.target.contract import Denied, Target
 if TYPE_CHECKING:
     from replicator.config.settings import Config
 
-SAMPLED = 50  # items that the hook is tried on
+SAMPLED = 50  # items that the hook is run on
 
 
 class _Iterator(msgspec.Struct):
@@ -42,7 +42,7 @@ class _Iterator(msgspec.Struct):
 
 
 def check(config: Config, *, create: bool = False) -> list[Finding]:
-    """Everything that can be found out without changing anything. ``create``: make what keeps the checkpoints."""
+    """All findings. ``create``: create the table or schema for the checkpoints; nothing else is ever changed."""
     findings: list[Finding] = []
     images: list[bytes] = []
     hook = _tried(findings, "transform", lambda: _hook(config))
@@ -53,7 +53,7 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     if client is not None and table is not None:
         findings += _source(config, client, table, hook, images)
     findings += _gathered("target", _destination(config, client, table, hook, images, create=create))
-    if exit_code(findings):  # no run begins
+    if exit_code(findings):  # a run would not start
         return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
     return findings
 
@@ -63,11 +63,11 @@ def _hook(config: Config) -> Hook | None:
 
 
 def _kind(hook: Hook) -> str:
-    return "hook that files documents under ids of their own" if hook.declared else "hook with one document an item"
+    return "hook with its own document ids" if hook.declared else "hook with one document per item"
 
 
 def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any:
-    """What ``act`` gives; None, and a finding, if it fails in a way that a person can mend."""
+    """The result of ``act``; None and a finding if it raises a ReplicatorError."""
     try:
         return act()
     except ReplicatorError as e:
@@ -78,7 +78,7 @@ def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any
 def _source(
     config: Config, client: Client, table: SourceTable, hook: Hook | None, images: list[bytes]
 ) -> Iterator[Finding]:
-    """``images``: takes up those of some live items."""
+    """The source's findings. Appends the images of some live items to ``images``."""
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
     yield from _stream(table, hook, aws_options(config.source, table.arn))
     if table.stream_arn is not None and table.streaming:
@@ -96,7 +96,7 @@ def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Fin
 
 
 def _stream_calls(client: Client, arn: str) -> Iterator[Finding]:
-    """Describe the stream, take an iterator, read a record: the three permissions on it."""
+    """Test the three permissions on the stream: describe it, get an iterator, read a record."""
     findings: list[Finding] = []
     listing = _tried(findings, "permission", lambda: completed(client, describe_stream(arn)))
     yield from findings or [_allowed("DescribeStream", arn)]
@@ -135,24 +135,19 @@ def _table_calls(
     if hook is not None and hook.declared:  # parked retry looks at items that a scan found
         yield _permitted(client, "GetItem", {"TableName": config.source.table, "Key": _no_key(table)}, arn)[1]
     if config.ttl_deletes == "ignore":
-        yield Finding("ttl_deletes", "note", f"items that expire stay in the target, until {KEPT_EXPIRED}")
+        yield Finding("ttl_deletes", "note", f"expired items stay in the target, until {KEPT_EXPIRED}")
     if not config.backfill.enabled:
-        yield Finding("source.backfill", "note", "off: only changes from now on will be copied")
+        yield Finding("source.backfill", "note", "disabled: only changes from now on will be copied")
         return
     findings: list[Finding] = []
     _tried(findings, "permission", lambda: images.extend(sample.some(client, config.source.table, SAMPLED)))
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
-        yield from _purity(config, hook, table, images)
+        yield from _determinism(config, hook, table, images)
 
 
-def _no_key(table: SourceTable) -> dict[str, dict[str, str]]:
-    """A key of the right types, whether there is such an item or not."""
-    return {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
-
-
-def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
-    """Run the hook twice on each item: same image, same documents."""
+def _determinism(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
+    """Run the hook twice on each sampled item: the same image must give the same documents."""
     tables, reader = tuple(config.target.tables), KeyReader(table.keys)
     parked: list[str] = []
     for image in images:
@@ -164,28 +159,30 @@ def _purity(config: Config, hook: Hook, table: SourceTable, images: Sequence[byt
             parked.append(f"item {key}: {e}")
             continue
         if not _alike(first, second):
-            text = f"{hook.name} is not pure: item {key} gave two different results"
-            yield Finding("transform", "problem", text, "take clocks, random numbers and look-ups out of the hook")
+            text = f"{hook.name} is not deterministic: two calls differ for item {key}"
+            yield Finding("transform", "problem", text, "remove clocks, random numbers and lookups from the hook")
             return
     if parked:
         text = f"{len(parked)} of {len(images)} live items would be parked, e.g. {parked[0]}"
         verdict: Verdict = "problem" if len(parked) == len(images) else "note"
-        yield Finding("transform", verdict, text, "replicator preview shows what the hook makes of an item")
+        yield Finding("transform", verdict, text, "replicator preview shows the hook's result for an item")
     if len(parked) < len(images):
-        yield Finding("transform", "ok", f"{hook.name} gave the same twice for {len(images) - len(parked)} live items")
+        yield Finding("transform", "ok", f"{hook.name} is deterministic ({len(images) - len(parked)} items sampled)")
 
 
 def _alike(one: object, other: object) -> bool:
-    """What cannot be compared, because it is too deep or its own code raises, cannot be stored: the target says so."""
+    """Whether two results are the same. Values that cannot be compared (too deep, or their code raises) count as equal:
+    they cannot be stored either, and the target reports that.
+    """
     try:
         return _same(one, other)
     except BaseException as e:
-        unreadable(e)  # goes on with Ctrl-C
+        unreadable(e)  # re-raises KeyboardInterrupt
         return True
 
 
 def _same(one: object, other: object) -> bool:
-    """Equal, with NaN equal to itself: a hook that always returns it is pure."""
+    """Equality, except that NaN equals itself: a hook that always returns NaN is deterministic."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -209,22 +206,22 @@ def _destination(
     *,
     create: bool,
 ) -> Iterator[Finding]:
-    """The target, and where the checkpoints are kept if not there."""
+    """Findings about the target, and about the checkpoint store if the target is not one."""
     with ends(config) as (target, checkpoints):
         if client is not None and table is not None:
             introduce(config, target, table, client)
-        found = [*_gathered("target", _target(config, target, table, hook, images))]
+        findings = [*_gathered("target", _target(config, target, table, hook, images))]
         if isinstance(checkpoints, Store):
-            found += _gathered("checkpoints", _store(checkpoints, create=create))
-        if table is not None and (hook is not None or config.transform is None) and _readable(found):
-            begins = _gathered("pipeline", _beginning(config, target, checkpoints, table, hook))
-            said = {finding.text for finding in found}
-            found += [finding for finding in begins if finding.text not in said]
-        yield from found
+            findings += _gathered("checkpoints", _store(checkpoints, create=create))
+        if table is not None and (hook is not None or config.transform is None) and _readable(findings):
+            reported = {finding.text for finding in findings}
+            start = _gathered("pipeline", _start(config, target, checkpoints, table, hook))
+            findings += [finding for finding in start if finding.text not in reported]
+        yield from findings
 
 
 def _readable(findings: Sequence[Finding]) -> bool:
-    """Whether it can be read what is stored: what stands against that was said."""
+    """Whether the checkpoints can be read, going by the findings so far."""
     return not any(
         f.verdict in ("forbidden", "unreachable")
         or (f.verdict in ("problem", "gap") and f.subject.startswith("checkpoints"))
@@ -236,16 +233,16 @@ def _verdict(problem: str) -> Verdict:
     return "forbidden" if isinstance(problem, Denied) else "problem"
 
 
-def _beginning(
+def _start(
     config: Config, target: Target, checkpoints: Checkpoints, table: SourceTable, hook: Hook | None
 ) -> Iterator[Finding]:
-    """How a run would begin, or why it would not."""
+    """How a run would start, or why it would not."""
     tables = target_tables(config, table, hook)
     yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
 
 
 def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """``findings``, and what ends them early."""
+    """``findings``, plus one for the error that ends them early."""
     try:
         yield from findings
     except ConfigError as e:
@@ -261,10 +258,10 @@ def _target(
     problems = target.check(wanted)
     yield from (Finding("target", _verdict(p), p) for p in problems)
     if table is None:
-        yield Finding("target", "note", "reached; its tables are compared once the source can be read")
+        yield Finding("target", "note", "reachable; its tables are compared once the source can be read")
     elif not problems:
         plan = target.plan(wanted)
-        yield from (Finding("target", "note", f"run will do:\n{statement}") for statement in plan)
+        yield from (Finding("target", "note", f"run will execute:\n{statement}") for statement in plan)
         yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
         yield from _refused(config, forecast(target, wanted), table, hook, images)
 
@@ -272,16 +269,17 @@ def _target(
 def _refused(
     config: Config, refusals: Refusals, table: SourceTable, hook: Hook | None, images: Sequence[bytes]
 ) -> Iterator[Finding]:
-    """Live items that the target would not take, though the hook made something of them."""
+    """Sampled items whose documents the target would reject."""
     mapping, reader = DocumentMapping(hook, tuple(config.target.tables)), KeyReader(table.keys)
-    made = [found for image in images if (found := preview(reader.of(image), image, mapping)).problem is None]
-    refused = [(found.key, said[0].reason) for found in made if (said := refusals(found.writes))]
-    if not refused:
+    previews = [preview(reader.of(image), image, mapping) for image in images]
+    accepted = [p for p in previews if p.problem is None]  # by the hook
+    rejected = [(p.key, rejections[0].reason) for p in accepted if (rejections := refusals(p.writes))]
+    if not rejected:
         return
-    key, reason = refused[0]
-    many = f"{len(refused)} of {len(images)} live items would be parked"
-    text = f"{many}, because the target cannot store them, e.g. item {key_text(key)}: {reason}"
-    verdict: Verdict = "problem" if len(refused) == len(made) else "note"
+    key, reason = rejected[0]
+    share = f"{len(rejected)} of {len(images)} live items would be parked"
+    text = f"{share}, because the target cannot store them, e.g. item {key_text(key)}: {reason}"
+    verdict: Verdict = "problem" if len(rejected) == len(accepted) else "note"
     yield Finding("target", verdict, text, "replicator preview shows them")
 
 
@@ -291,9 +289,9 @@ def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
     problems = checkpoints.check()
     yield from (problem("checkpoints", p, _verdict(p)) for p in problems)
     if plan := checkpoints.plan():
-        text = "check --create will do" if problems else "run will do"
+        text = "check --create will execute" if problems else "run will execute"
         yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)
     if isinstance(checkpoints, Cautious):
         yield from (problem("checkpoints", w, "note") for w in checkpoints.warnings())
     if not problems:
-        yield Finding("checkpoints", "ok", f"kept in {checkpoints.place}")
+        yield Finding("checkpoints", "ok", f"stored in {checkpoints.place}")

@@ -1,4 +1,4 @@
-"""The demo: two servers on loopback, a table that is written to while it is copied, and a count of differences."""
+"""The demo: replicates a table between two local servers while it is written to, then verifies the copy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from replicator.testing.servers.ministack import MiniStack
 from replicator.testing.servers.postgres import PostgresServer, ServerMissing
 
 TABLE = "orders"
-PATIENCE = 120.0  # seconds for anything; a busy machine is slow, a broken demo should end
+PATIENCE = 120.0  # seconds for each step: a busy machine is slow, but a broken demo must end
 _CONFIG = """\
 pipeline: demo
 source:
@@ -44,61 +44,62 @@ target:
   table: {table}
 backfill:
   segments: 20
-  read_units: 4  # the emulator charges one a page, so this takes five seconds: time to watch, and to write
+  read_units: 4  # the emulator charges one per page, so the scan takes five seconds: time to watch, and to write
 """
 
 
-def tell(text: str) -> None:
+def say(text: str) -> None:
     click.echo(escaped(text))
     sys.stdout.flush()
 
 
 class Demo:
-    """One demo with ``items`` items: ``run`` returns the number of differences."""
+    """One demo run with ``items`` items."""
 
     def __init__(self, items: int) -> None:
         self._items = items
         self._random = random.Random(1)
-        self._began = time.monotonic()
+        self._started = time.monotonic()
 
     def run(self, keep: bool) -> int:
+        """The number of differences at the end. ``keep``: leave the servers up until Ctrl-C."""
         with _servers() as (dynamodb, postgres), tempfile.TemporaryDirectory(prefix="replicator-demo-") as folder:
             self._step(f"DynamoDB emulator at {dynamodb.url}, Postgres at 127.0.0.1:{postgres.port}")
             path = Path(folder) / "demo.yaml"
             path.write_text(_CONFIG.format(table=TABLE, endpoint=dynamodb.url, url=postgres.url()))
             table = SourceTable(dynamodb, self._random)
             table.load(self._items)
-            self._step(f"{self._items:,} items loaded; only now the table gets a stream, so the scan has to find them")
+            self._step(f"{self._items:,} items loaded before the stream was enabled, so they must come from the scan")
             self._copy(path, dynamodb, table)
-            found = differences(table.items(), stored(postgres.url()))
-            self._step(f"{found} differences between {len(table.items()):,} items and the rows in Postgres")
-            _how_to_look(path, dynamodb, postgres, keep)
+            count = differences(table.items(), stored(postgres.url()))
+            self._step(f"verified {len(table.items()):,} items against the rows in Postgres: {count} differences")
+            _explain_access(path, dynamodb, postgres, keep)
             if keep:
-                _hold()
-        return found
+                _wait_for_signal()
+        return count
 
     def _step(self, text: str) -> None:
-        tell(f"[{time.monotonic() - self._began:4.1f} s] {text}")
+        say(f"[{time.monotonic() - self._started:4.1f} s] {text}")
 
     def _copy(self, path: Path, dynamodb: MiniStack, table: SourceTable) -> None:
-        """Run the pipeline as a user would, write meanwhile, stop it, and let a second run finish what was left."""
+        """Run the pipeline as a user would while writing to the table, stop it, and let a second run finish."""
         self._step(f"$ replicator run {path.name}")
         running = _replicator(path, dynamodb)
         try:
             writes, during = self._write(table, path, running)
-            self._step(f"{writes:,} puts, updates and deletes made meanwhile, {during:,} of them during the backfill")
+            self._step(f"{writes:,} puts, updates and deletes written so far, {during:,} of them during the backfill")
             _await(lambda p: p.phase == "live", path, running)
         finally:
             running.send_signal(signal.SIGTERM)
             code = running.wait(PATIENCE)
         if code != 0:
             raise ConfigError(f"replicator run ended with exit code {code}")
-        self._step("$ replicator run --until caught-up   (goes on where the first run was stopped)")
+        self._step("$ replicator run --until caught-up   (resumes where the first run stopped)")
         if (code := _replicator(path, dynamodb, "--until", "caught-up").wait(PATIENCE)) != 0:
             raise ConfigError(f"replicator run --until caught-up ended with exit code {code}")
 
     def _write(self, table: SourceTable, path: Path, running: subprocess.Popen[bytes]) -> tuple[int, int]:
-        """Write until the backfill is over, and a little longer; how many writes in all, and during the backfill."""
+        """Write until the backfill is over, and a little longer. Returns all writes, and those during the backfill."""
         _await(lambda p: p.phase != "stopped", path, running)
         during = total = 0
         while _now(path).phase == "backfill":
@@ -108,11 +109,11 @@ class Demo:
 
 
 class SourceTable:
-    """A table with orders in it, made and changed through boto3."""
+    """A table of orders, created and changed through boto3."""
 
-    def __init__(self, server: MiniStack, chance: random.Random) -> None:
+    def __init__(self, server: MiniStack, rng: random.Random) -> None:
         self._client = boto3.client("dynamodb", **server.options)
-        self._random = chance
+        self._random = rng
         self._last = 0
 
     def load(self, items: int) -> None:
@@ -130,7 +131,7 @@ class SourceTable:
         self._client.update_table(TableName=TABLE, StreamSpecification=stream)
 
     def change(self, times: int) -> int:
-        """Make some changes: a third each of deletes, updates and new items."""
+        """Write ``times`` changes: a third each of deletes, updates and new items."""
         for _ in range(times):
             key = {"id": {"S": f"order#{self._random.randrange(self._last)}"}}
             match self._random.randrange(3):
@@ -144,7 +145,7 @@ class SourceTable:
         return times
 
     def items(self) -> dict[str, Any]:
-        """All items as DynamoDB has them, by id."""
+        """All items in DynamoDB, by id."""
         pages = self._client.get_paginator("scan").paginate(TableName=TABLE, ConsistentRead=True)
         read = TypeDeserializer().deserialize
         return {i["id"]["S"]: {n: read(v) for n, v in i.items()} for page in pages for i in page["Items"]}
@@ -162,14 +163,14 @@ class SourceTable:
 
 
 def stored(url: str) -> dict[str, Any]:
-    """All rows as Postgres has them, by id."""
+    """All rows in Postgres, by id."""
     with psycopg.connect(url) as connection:
         set_json_loads(lambda text: json.loads(text, parse_float=Decimal, parse_int=Decimal), connection)
-        return dict(connection.execute(f"SELECT id, document FROM {TABLE}").fetchall())  # noqa: S608 - a constant
+        return dict(connection.execute(f"SELECT id, document FROM {TABLE}").fetchall())  # noqa: S608 - the table is a constant
 
 
 def differences(items: Mapping[str, Any], rows: Mapping[str, Any]) -> int:
-    """How many ids are on one side only, or not the same on both."""
+    """The number of ids that are missing on one side or differ."""
     return sum(items.get(id) != rows.get(id) for id in items.keys() | rows.keys())
 
 
@@ -179,7 +180,7 @@ def _servers() -> Iterator[tuple[MiniStack, PostgresServer]]:
         with MiniStack() as dynamodb, PostgresServer("wheel") as postgres:
             yield dynamodb, postgres
     except ServerMissing as e:
-        raise ConfigError(f"the demo needs a Postgres of its own: {e}") from e
+        raise ConfigError(f"the demo needs a local Postgres: {e}") from e
 
 
 def _replicator(path: Path, dynamodb: MiniStack, *more: str) -> subprocess.Popen[bytes]:
@@ -188,7 +189,7 @@ def _replicator(path: Path, dynamodb: MiniStack, *more: str) -> subprocess.Popen
 
 
 def _now(path: Path) -> Progress:
-    """What `replicator status` says."""
+    """The progress that ``replicator status`` would show."""
     loaded = settings.load(path)
     target = loaded.target.build(loaded.pipeline)
     try:
@@ -204,22 +205,23 @@ def _await(holds: Any, path: Path, running: subprocess.Popen[bytes]) -> None:
         if running.poll() is not None:
             raise ConfigError(f"replicator run ended with exit code {running.returncode}")
         if time.monotonic() > deadline:
-            raise ConfigError(f"replicator run got nowhere in {PATIENCE:.0f} seconds")
+            raise ConfigError(f"replicator run made no progress for {PATIENCE:.0f} seconds")
         time.sleep(0.2)
 
 
-def _how_to_look(path: Path, dynamodb: MiniStack, postgres: PostgresServer, keep: bool) -> None:
+def _explain_access(path: Path, dynamodb: MiniStack, postgres: PostgresServer, keep: bool) -> None:
     credentials = " ".join(f"{name}={value}" for name, value in dynamodb.environ.items())
-    tell("")
-    tell("To look at it yourself" + (":" if keep else " (these servers end now; replicator demo --keep holds them):"))
-    address = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres"  # others see what a program is started with
-    tell(f"  PGPASSWORD={postgres.password} psql {address} -c 'TABLE {TABLE} LIMIT 3'")
-    tell(f"  {credentials} aws dynamodb scan --endpoint-url {dynamodb.url} --table-name {TABLE} --max-items 3")
-    tell(f"  {credentials} replicator run {path}")
+    say("")
+    say("To explore both sides" + (":" if keep else " (servers stop now; keep them with replicator demo --keep):"))
+    # Without the password: other users can see the arguments of a process.
+    address = f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres"
+    say(f"  PGPASSWORD={postgres.password} psql {address} -c 'TABLE {TABLE} LIMIT 3'")
+    say(f"  {credentials} aws dynamodb scan --endpoint-url {dynamodb.url} --table-name {TABLE} --max-items 3")
+    say(f"  {credentials} replicator run {path}")
 
 
-def _hold() -> None:
-    tell("Ctrl-C ends the demo and removes everything.")
+def _wait_for_signal() -> None:
+    say("Press Ctrl-C to stop the servers and remove all files.")
     stop = Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -1,4 +1,4 @@
-"""How a run would begin now: decided as the run itself decides it, from the same facts, and nothing is changed."""
+"""Tells how a run would start now, by the run's own decisions and from the same facts, without changing anything."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def outlook(
     tables: Sequence[Table],
     hook: Hook | None,
 ) -> str:
-    """What a run would do first, in a sentence. ConfigError or GapFound where it would end instead."""
-    found = preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook)
+    """What a run would do first, in one sentence. Raises the ConfigError or GapFound that would end it."""
+    existing = preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook)
     parked = known(checkpoints, own_ids=hook is not None and hook.declared)
     try:
-        how = start_mode(found, Allowed())
+        how = start_mode(existing, Allowed())
         if how is StartMode.RESUME and not source.streaming:
             raise end_of_stream(source, source)
     except GapFound as e:
         if config.on_gap != "resync":
             raise
-        return f"run will rescan the table, as on_gap says: {e.reason}"
+        return f"run will rescan the table (on_gap: resync): {e.reason}"
     check_parked(parked, config.parked_limit)
     if how is StartMode.RESUME:
-        assert found.state is not None
-        return f"run will resume where the last one stopped (epoch {found.state.epoch})"
+        assert existing.state is not None
+        return f"run will resume where the last one stopped (epoch {existing.state.epoch})"
     if source.stream_arn is not None:
-        new_epoch(found, enabled=config.backfill.enabled, now=0.0)  # epochs may have run out
-    return f"run will begin {'with a backfill' if config.backfill.enabled else 'with the changes from now on'}"
+        new_epoch(existing, enabled=config.backfill.enabled, now=0.0)  # raises if no epoch is left
+    return f"run will start with {'a backfill' if config.backfill.enabled else 'changes from now on'}"

@@ -1,4 +1,4 @@
-"""What ``check`` found out: one finding a fact, and the exit code that all of them give."""
+"""The findings of ``check``, and the exit code that follows from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Verdict = Literal["ok", "note", "problem", "gap", "forbidden", "unreachable"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. ``do``: what a person should do about it, empty if nothing."""
+    """One verified fact or problem. ``subject``: what it is about, or the config path; ``do``: the remedy, if any."""
 
     subject: str
     verdict: Verdict
@@ -32,9 +32,10 @@ class Finding:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """The code with which a run would end; 0: ready. 4 comes first: then not everything could be looked at.
+    """The exit code that a run would have; 0 is ready.
 
-    A gap comes before what must be changed, as a run looks for one before it opens anything.
+    "forbidden" takes precedence, because then not everything could be verified. A gap comes before a problem: a run
+    looks for gaps before it opens anything.
     """
     verdicts = {f.verdict for f in findings}
     return next((code for verdict, code in _CODES.items() if verdict in verdicts), 0)
@@ -44,14 +45,15 @@ def failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, NotPermitted):
         return Finding(subject, "forbidden", error.problem, error.advice)
     if isinstance(error, GapFound):
-        return Finding(subject, "gap", str(error), "to make the copy whole again: replicator resync CONFIG")
+        return Finding(subject, "gap", str(error), "to repair the copy: replicator resync CONFIG")
     if isinstance(error, DamagedCheckpoint):
         return problem(subject, str(error), "gap")
     return problem(subject, str(error), "unreachable" if isinstance(error, TransientError) else "problem")
 
 
 def problem(subject: str, sentence: str, verdict: Verdict = "problem") -> Finding:
+    """A finding for ``sentence``; if that starts with a config path, the path is the subject."""
     place, _, text = sentence.partition(": ")
-    if _PLACE.fullmatch(place):  # the sentence says more precisely where
+    if _PLACE.fullmatch(place):
         return Finding(place, verdict, text)
     return Finding(subject, verdict, sentence)

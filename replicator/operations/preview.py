@@ -1,4 +1,4 @@
-"""What a hook makes of an item, and which writes would follow: worked out, shown, and not done."""
+"""Dry-runs the transform hook on an item: the writes that would result, or why the item would be parked."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from replicator.state import Counts
 from replicator.target.contract import Forecasting, Table
 from replicator.version import FIRST_EPOCH, version
 
-_DEEPEST = 100  # levels that are shown
-_SCANNED = version(FIRST_EPOCH, 0)  # the version is not shown; any will do
+_DEEPEST = 100  # levels shown
+_SCANNED = version(FIRST_EPOCH, 0)  # any version: it is not shown
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """An item and what would become of it.
+    """An item (``before``) and the writes it would lead to.
 
-    ``problem``: why it would be parked instead; ``refused``: the writes that the target would not take.
+    ``problem``: why it would be parked instead; ``refused``: the writes that the target would reject.
     """
 
     key: Key
@@ -57,26 +57,26 @@ class Preview:
 
 
 Refusals = Callable[[Sequence[Write]], Sequence[Rejection]]
-"""What a target would refuse of some writes."""
+"""Which of some writes a target would reject, known before sending them."""
 
 
 def forecast(target: object, tables: Sequence[Table]) -> Refusals:
-    """What ``target`` can tell of its refusals in advance; nothing if it cannot."""
+    """The ``Refusals`` of ``target``; none if it cannot tell in advance."""
     if not isinstance(target, Forecasting):
         return lambda _: ()
     return partial(target.refusals, tables)
 
 
 def preview(key: Key, image: bytes, mapping: DocumentMapping, refusals: Refusals = lambda _: ()) -> Preview:
-    """What a scan that met this item would store. One document that is refused parks its item."""
-    found = _made(key, image, mapping)
-    refused = refusals(found.writes)
-    if not refused:
-        return found
-    return replace(found, writes=(), problem=refused[0].reason, refused=[r.write for r in refused])
+    """What a scan of this item would store. One rejected document parks the whole item."""
+    result = _transformed(key, image, mapping)
+    rejections = refusals(result.writes)
+    if not rejections:
+        return result
+    return replace(result, writes=(), problem=rejections[0].reason, refused=[r.write for r in rejections])
 
 
-def _made(key: Key, image: bytes, mapping: DocumentMapping) -> Preview:
+def _transformed(key: Key, image: bytes, mapping: DocumentMapping) -> Preview:
     change = Change(key, _SCANNED, new=image)
     try:
         if mapping.own_ids:
@@ -84,19 +84,19 @@ def _made(key: Key, image: bytes, mapping: DocumentMapping) -> Preview:
     except (Poison, Malformed) as e:
         return Preview(key, Item(image), problem=_problem(str(e), getattr(e, "trace", NO_TRACE).words))
     at = BatchContext(refused={}, parked=ParkedItems(), epoch=FIRST_EPOCH, source="preview", now=0.0)
-    found = compact_latest([(change, change.version, 1)], mapping, at)
-    if found.part("preview").counts == Counts(read=1, parked=1):
-        return Preview(key, Item(image), problem=_parked_for(found.saves[0].text))
-    return Preview(key, Item(image), found.writes)
+    batch = compact_latest([(change, change.version, 1)], mapping, at)
+    if batch.part("preview").counts == Counts(read=1, parked=1):
+        return Preview(key, Item(image), problem=_parked_reason(batch.saves[0].text))
+    return Preview(key, Item(image), batch.writes)
 
 
-def _parked_for(parked: str | None) -> str:
-    found = orjson.loads(parked or "{}")
-    return _problem(found.get("reason", ""), found.get("words", ""))
+def _parked_reason(entry: str | None) -> str:
+    parked = orjson.loads(entry or "{}")
+    return _problem(parked.get("reason", ""), parked.get("words", ""))
 
 
 def _problem(reason: str, words: str) -> str:
-    """A preview shows values, so also the words that may quote them."""
+    """The reason with the exception's message: a preview shows item data, so it may show that too."""
     *_, last = words.splitlines() or [""]
     return f"{reason} ({last})" if last and last.partition(": ")[2] not in reason else reason
 
@@ -114,15 +114,15 @@ def pretty(body: Mapping[str, object]) -> str:
 def json_values(value: object, depth: int = 0) -> Any:
     """A document, or a value in it, as plain JSON values: exact digits, base64, sorted sets.
 
-    What is too deep, or raises while it is read, is shown as what it is: a preview says elsewhere that it is refused.
+    Values that are nested too deeply or raise when read are replaced by a description; ``problem`` reports them.
     """
     if depth > _DEEPEST:
         return "<nested too deeply>"
     try:
         return _json_value(value, depth + 1)
     except BaseException as e:
-        unreadable(e)  # goes on with Ctrl-C
-        return f"<{type(value).__name__} whose own code raised {type(e).__name__}>"
+        unreadable(e)  # re-raises KeyboardInterrupt
+        return f"<{type(value).__name__} whose code raised {type(e).__name__}>"
 
 
 def _json_value(value: object, depth: int) -> Any:

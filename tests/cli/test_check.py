@@ -185,7 +185,7 @@ def test_an_impure_hook_is_a_problem(world: World) -> None:
     world.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n    return {'n': next(count)}\n")
 
     assert world.call("check", world.config)[0] == 2
-    assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+    assert texts(world, "problem") == ['transform: hook is not deterministic: two calls differ for item ["1"]']
 
 
 @pytest.mark.parametrize("command", ["check", "preview", "parked retry --all"])
@@ -208,7 +208,7 @@ def test_an_impure_hook_with_ids_of_its_own_too(world: World) -> None:
     world.db.put("orders", {"id": "1", "tags": ["a"]})
     world.hook(FAN_OUT.replace("id=tag", "id=next(count)") + "\nimport itertools\ncount = itertools.count()\n")
 
-    assert texts(world, "problem") == ['transform: hook is not pure: item ["1"] gave two different results']
+    assert texts(world, "problem") == ['transform: hook is not deterministic: two calls differ for item ["1"]']
 
 
 def test_items_that_would_be_parked_are_told_not_refused(world: World) -> None:
@@ -329,7 +329,7 @@ class TestPreview:
         assert "would be parked: " in world.call("preview", world.config, "--human")[1]
 
         world.hook("def hook(item):\n    return None\n")
-        assert "nothing would be stored" in world.call("preview", world.config, "--human")[1]
+        assert "  no writes\n" in world.call("preview", world.config, "--human")[1]
 
     def test_shows_documents_with_ids_of_their_own(self, world: World) -> None:
         world.db.create_table("orders")
@@ -352,7 +352,7 @@ class TestPreview:
     @pytest.mark.parametrize(
         ("key", "message"),
         [
-            ('{"id": "9"}', "there is no item"),
+            ('{"id": "9"}', "no item"),
             ('{"id": 9}', "key attribute id is of type S"),
             ('{"pk": "9"}', "the key has the attributes id, not pk"),
             ("[1]", "a key is a JSON object"),
@@ -419,7 +419,7 @@ def test_a_value_whose_own_code_raises_ends_neither_check_nor_preview_nor_run(wo
     assert '1 of 2 live items would be parked, because the target cannot store them, e.g. item ["bad"]' in out
     code, out, _ = world.call("preview", world.config, "--human")
     assert code == 0
-    assert '"<Broken whose own code raised RuntimeError>"' in out
+    assert '"<Broken whose code raised RuntimeError>"' in out
     assert "would be parked: column document contains a value that cannot be read" in out
     assert world.lines("preview", world.config)
     world.catch_up()

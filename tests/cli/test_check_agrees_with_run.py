@@ -196,12 +196,12 @@ WRONG = {
     "an empty variable": Wrong(
         changed(("region: us-east-1", "region: ${EMPTY}")),
         2,
-        "the environment variable EMPTY is set, but empty",
+        "environment variable EMPTY is empty",
         fresh=True,
     ),
     "an unknown key": Wrong(changed(("target:", "traget:")), 2, "traget", fresh=True),
     "invalid YAML": Wrong(changed(("source:", "source: {")), 2, "YAML", fresh=True),
-    "no config": Wrong(lambda w: (w.folder / "orders.yaml").unlink(), 2, "there is no config file", fresh=True),
+    "no config": Wrong(lambda w: (w.folder / "orders.yaml").unlink(), 2, "config file", fresh=True),
     "a replaced stream": Wrong(stream_replaced, 3, "the stream was replaced"),
     "a stored gap": Wrong(gap_stored, 3, "the stream was replaced"),
     "a disabled stream": Wrong(lambda w: w.db.disable_stream("orders"), 3, "the stream was disabled"),
@@ -275,7 +275,7 @@ def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     out = world.call("check", world.config, "--human")[1]
-    assert "ok    pipeline: run will begin with a backfill" in out
+    assert "ok    pipeline: run will start with a backfill" in out
     assert out.endswith("\nready to run\n")
     world.catch_up()
     code, out, _ = world.call("check", world.config, "--human")
@@ -283,7 +283,7 @@ def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is
     world.change("target:", "on_gap: resync\ntarget:")
     stream_replaced(world)
     code, out, _ = world.call("check", world.config, "--human")
-    assert (code, "pipeline: run will rescan the table, as on_gap says: the stream was replaced" in out) == (0, True)
+    assert (code, "pipeline: run will rescan the table (on_gap: resync): the stream was replaced" in out) == (0, True)
     world.catch_up()
 
 

@@ -50,7 +50,7 @@ def kept(mirror: World, request: pytest.FixtureRequest) -> str:
     code, out, _ = mirror.call("check", mirror.config, "--create", "--human")
     place = PLACES[request.param].replace("FOLDER", str(mirror.folder))
     assert code == 0
-    assert f"ok    checkpoints: kept in {place}" in out
+    assert f"ok    checkpoints: stored in {place}" in out
     return place
 
 
@@ -190,19 +190,19 @@ def test_a_later_run_takes_a_table_over(mirror: World) -> None:
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
-        ("{table: abc}", "checkpoints.table: is not known here; "),
-        ("{type: null}", "checkpoints.type: is no kind of store; known: dynamodb, postgres, sqlite"),
-        ("{type: sqlit}", "checkpoints.type: is no kind of store; did you mean sqlite?"),
-        ("{type: sqlite, pth: x}", "checkpoints.pth: is not known here; "),
+        ("{table: abc}", "checkpoints.table: unknown key; "),
+        ("{type: null}", "checkpoints.type: unknown checkpoint store; expected one of: dynamodb, postgres, sqlite"),
+        ("{type: sqlit}", "checkpoints.type: unknown checkpoint store; did you mean sqlite?"),
+        ("{type: sqlite, pth: x}", "checkpoints.pth: unknown key; "),
         ("{type: sqlite, path: ''}", "checkpoints.path: is empty"),
         ("{type: dynamodb}", "checkpoints.table: is missing"),
         ("{type: dynamodb, table: a/b}", "checkpoints.table: is to be a DynamoDB table's name"),
-        ("{type: dynamodb, table: abc, external_id: x}", "checkpoints.external_id: means nothing without role_arn"),
+        ("{type: dynamodb, table: abc, external_id: x}", "checkpoints.external_id: requires role_arn"),
         ("{type: dynamodb, table: abc, endpoint_url: 'http://far.example'}", "checkpoints.endpoint_url: is http to"),
         ("{type: postgres}", "checkpoints.url: is missing"),
         ("{type: postgres, url: 'postgresql://u:secret@far.example/d'}", "nothing proves that a host that is not this"),
         ("{type: postgres, url: 'nonsense'}", "checkpoints.url: is no Postgres address"),
-        ("file", "checkpoints: is to be a mapping"),
+        ("file", "checkpoints: must be a mapping"),
     ],
 )
 def test_a_mistake_in_it_is_named_with_its_place(mirror: World, section: str, problem: str) -> None:

@@ -60,7 +60,7 @@ def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorEr
 def test_several_mistakes_are_listed() -> None:
     result = CliRunner().invoke(raising(errors.ConfigError("first", "second")), ["fail", "--human"])
 
-    assert result.stderr.splitlines() == ["error: 2 problems", "  first", "  second"]
+    assert result.stderr.splitlines() == ["2 errors:", "  first", "  second"]
 
 
 def test_one_mistake_of_several_lines_is_one() -> None:
@@ -79,7 +79,7 @@ def test_an_error_is_json_where_json_was_asked_for_or_where_no_terminal_shows_it
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert {"time", "level", "event", "error", "exit_code", "problems"} == set(event)
     assert (event["level"], event["error"], event["exit_code"]) == ("error", "ConfigError", 2)
-    assert event["problems"] == ["there is no config file none.yaml"]
+    assert event["problems"] == ["config file none.yaml not found"]
 
 
 def test_a_gap_as_json_says_what_to_do() -> None:
@@ -182,7 +182,7 @@ def test_a_wrong_command_is_exit_code_2(wrong: list[str]) -> None:
 def test_a_missing_config_is_exit_code_2() -> None:
     for command in (["run"], ["status"], ["check"], ["preview"], ["resync"], ["parked", "list"]):
         code, _, err = invoked(*command, "none.yaml", "--human")
-        assert (code, err) == (2, "error: there is no config file none.yaml\n")
+        assert (code, err) == (2, "error: config file none.yaml not found\n")
 
 
 def test_help_names_every_command_and_exit_code() -> None:

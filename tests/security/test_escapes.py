@@ -88,10 +88,10 @@ EXITS: dict[str, Callable[[], object]] = {
     "report": lambda: output.report(ReplicatorError(HOSTILE)),
     "report of problems": lambda: output.report(ConfigError(HOSTILE, HOSTILE)),
     "report of a gap": lambda: output.report(GapFound(HOSTILE, HOSTILE, HOSTILE)),
-    "check": lambda: check._tell(Finding(HOSTILE, "problem", HOSTILE, HOSTILE)),
-    "preview": lambda: [preview._tell(p) for p in PREVIEWS[1:]],
+    "check": lambda: check._print(Finding(HOSTILE, "problem", HOSTILE, HOSTILE)),
+    "preview": lambda: [preview._print(p) for p in PREVIEWS[1:]],
     "parked list": lambda: parked._tell(PARKED, HOSTILE, HOSTILE, False),
-    "demo": lambda: demo.tell(HOSTILE),
+    "demo": lambda: demo.say(HOSTILE),
 }
 
 
@@ -157,7 +157,7 @@ WRITERS = {
     "replicator/cli/live_view.py": {"emit"},
     "replicator/cli/status.py": {"status"},
     "replicator/hooks/redaction.py": {"to_people"},
-    "replicator/operations/demo.py": {"tell"},
+    "replicator/operations/demo.py": {"say"},
     "replicator/testing/dynamodb/http.py": {"main"},  # for tests: its own address
 }
 

@@ -438,9 +438,9 @@ class TestEpochs:
 @pytest.mark.parametrize(
     ("given", "path", "words"),
     [
-        ({"endpoint_url": "http://example.com"}, "endpoint_url", "items would travel in the clear"),
-        ({"endpoint_url": "ftp://x"}, "endpoint_url", "is to be of the form https://host"),
-        ({"external_id": "x"}, "external_id", "means nothing without role_arn"),
+        ({"endpoint_url": "http://example.com"}, "endpoint_url", "items would be sent unencrypted"),
+        ({"endpoint_url": "ftp://x"}, "endpoint_url", "must have the form https://host"),
+        ({"external_id": "x"}, "external_id", "requires role_arn"),
         ({"tags": True}, "tags", "means nothing without create: true"),
         ({"adopt": True, "pristine": True}, "adopt", "begins with an empty table"),
         ({"version_attribute": "v", "deleted_attribute": "v"}, "deleted_attribute", "the same as version_attribute"),
