@@ -1,30 +1,35 @@
-"""Elasticsearch 8 and 9: what is different from OpenSearch is how one logs in."""
+"""The Elasticsearch target (8 and 9): how to find a cluster and log in. The rest is in ``connectors.search``."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from elastic_transport import NodeConfig
 from elastic_transport.client_utils import parse_cloud_id
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from connectors.search.connection import Connection, nodes
+from connectors.search.connection import Connection, node_configs
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
 
 
-def _cloud_id(text: str) -> str:
+def _cloud_url(cloud_id: str) -> str:
+    """The URL of the deployment's Elasticsearch; ValueError for a malformed id."""
     try:
-        address = parse_cloud_id(text).es_address
+        address = parse_cloud_id(cloud_id).es_address
     except ValueError:
         address = None
     if address is None:
         raise ValueError("is not a cloud id; copy it from the deployment's page (it looks like name:bG9uZy10ZXh0)")
-    return text
+    return f"https://{address[0]}:{address[1]}"
+
+
+def _cloud_id(cloud_id: str) -> str:
+    _cloud_url(cloud_id)
+    return cloud_id
 
 
 class ElasticsearchOptions(SearchOptions):
-    """Where the cluster is (``url`` or ``cloud_id``), and who logs in."""
+    """Address (``url`` or ``cloud_id``) and credentials of a cluster."""
 
     url: Address | list[Address] | None = Field(default=None, description="https://host:9200, or several nodes of one")
     cloud_id: Annotated[str, AfterValidator(_cloud_id)] | None = Field(default=None, description="of Elastic Cloud")
@@ -36,7 +41,7 @@ class ElasticsearchOptions(SearchOptions):
         return safe_addresses(url, info)
 
     @model_validator(mode="after")
-    def _one_way(self) -> ElasticsearchOptions:
+    def _unambiguous(self) -> ElasticsearchOptions:
         if bool(self.url) == bool(self.cloud_id):
             raise ValueError("needs either url or cloud_id")
         if self.api_key is not None and self.username is not None:
@@ -50,15 +55,6 @@ class Elasticsearch(SearchTarget):
     Options = ElasticsearchOptions
 
     def __init__(self, options: ElasticsearchOptions, pipeline: str) -> None:
-        super().__init__(options, pipeline, Connection(_nodes(options), "Elasticsearch"))
-
-
-def _nodes(options: ElasticsearchOptions) -> list[NodeConfig]:
-    key = None if options.api_key is None else f"ApiKey {options.api_key.get_secret_value()}"
-    return nodes(options.url or _cloud_url(options.cloud_id or ""), options, key)
-
-
-def _cloud_url(cloud_id: str) -> str:
-    address = parse_cloud_id(cloud_id).es_address
-    assert address is not None, "the options were validated"
-    return f"https://{address[0]}:{address[1]}"
+        authorization = None if options.api_key is None else f"ApiKey {options.api_key.get_secret_value()}"
+        nodes = node_configs(options.url or _cloud_url(options.cloud_id or ""), options, authorization)
+        super().__init__(options, pipeline, Connection(nodes, "Elasticsearch"))

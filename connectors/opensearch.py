@@ -1,4 +1,4 @@
-"""OpenSearch 2 and 3, also Amazon's: what is different from Elasticsearch is how one logs in."""
+"""The OpenSearch target (2 and 3, also on AWS): how to log in. The rest is in ``connectors.search``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from connectors.search.connection import Connection, Sign, nodes
+from connectors.search.connection import Connection, Sign, node_configs
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
 from replicator.options import Options
 
 
 class Aws(Options):
-    """Requests signed with AWS credentials. What is left out comes from the usual AWS chain."""
+    """Signs requests with AWS credentials. Whatever is not set comes from the default AWS credential chain."""
 
     region: str | None = Field(default=None, description="the domain's region, e.g. eu-west-1")
     profile: str | None = Field(default=None, description="profile in ~/.aws/config")
     role_arn: str | None = Field(default=None, description="role to assume for writing")
-    external_id: str | None = Field(default=None, description="external id that the role asks for")
+    external_id: str | None = Field(default=None, description="external id that the role requires")
     service: Literal["es", "aoss"] = Field(default="es", description="es: a domain; aoss: OpenSearch Serverless")
 
     @model_validator(mode="after")
@@ -29,10 +29,10 @@ class Aws(Options):
 
 
 class OpenSearchOptions(SearchOptions):
-    """Where the cluster is, and who logs in."""
+    """Address and credentials of a cluster."""
 
     url: Address | list[Address] = Field(min_length=1, description="https://host:9200, or several nodes of one cluster")
-    aws: Aws | None = Field(default=None, description="sign requests for Amazon OpenSearch; {} for the usual chain")
+    aws: Aws | None = Field(default=None, description="sign requests for Amazon OpenSearch; {}: default credentials")
 
     @field_validator("url")
     @classmethod
@@ -40,7 +40,7 @@ class OpenSearchOptions(SearchOptions):
         return safe_addresses(url, info)
 
     @model_validator(mode="after")
-    def _one_way(self) -> OpenSearchOptions:
+    def _unambiguous(self) -> OpenSearchOptions:
         if self.aws is not None and self.username is not None:
             raise ValueError("has both aws and username; keep one")
         if self.aws is not None and not isinstance(self.url, str) and len(self.url) > 1:
@@ -56,12 +56,12 @@ class OpenSearch(SearchTarget):
     Options = OpenSearchOptions
 
     def __init__(self, options: OpenSearchOptions, pipeline: str) -> None:
-        sign = None if options.aws is None else _signed(options.aws)
-        super().__init__(options, pipeline, Connection(nodes(options.url, options), "OpenSearch", sign))
+        sign = None if options.aws is None else _signer(options.aws)
+        super().__init__(options, pipeline, Connection(node_configs(options.url, options), "OpenSearch", sign))
 
 
-def _signed(aws: Aws) -> Sign:
-    from replicator.aws.request_signer import signer  # boto3 is slow to import, and most clusters need none
+def _signer(aws: Aws) -> Sign:
+    from replicator.aws.request_signer import signer  # imports boto3, which is slow and which most clusters do not need
     from replicator.options import Access
 
     access = Access(region=aws.region, profile=aws.profile, role_arn=aws.role_arn, external_id=aws.external_id)

@@ -1,4 +1,4 @@
-"""What Elasticsearch and OpenSearch have in common, which is nearly everything: versions, bulk, mappings, aliases.
+"""What the Elasticsearch and OpenSearch targets share: versioned bulk writes, mappings, aliases.
 
-The two connectors beside this package add what a product has alone: how one logs in, and how it is recognised.
+``connectors.elasticsearch`` and ``connectors.opensearch`` add what is specific to one product: its options and login.
 """

@@ -1,4 +1,4 @@
-"""Sends lines as bulk requests, several at once, split where a request is too large for somebody on the way."""
+"""Sends documents as bulk requests, several in flight, and splits requests that are too large."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from urllib.parse import quote
 
 from connectors.search.connection import NDJSON, Connection, filtered
 from connectors.search.encode import cut
-from connectors.search.errors import WRITING, Answer, ResponseLost, failure
+from connectors.search.errors import WRITING, Response, ResponseLost, failure
 from connectors.search.layout import Layout
 from connectors.search.responses import STORED, Verdict, all_stored, busy, failed, refused, verdicts
 from replicator.errors import ReplicatorError, Unfinished
 from replicator.target.in_doubt import TOO_LATE, is_late
 
-SMALLEST = 1 << 16  # bytes; a bulk is not made smaller because the server has too much to do
-_SAID = ("status", "error.type", "error.reason", "error.caused_by.reason")
-_ITEMS = ("errors", *(f"items.*.{name}" for name in _SAID), "items.*._index", "items.*.result")
-_ANSWER = filtered(*_ITEMS)
+SMALLEST = 1 << 16  # bytes; an overloaded server makes bulk requests no smaller than this
+_FIELDS = ("status", "error.type", "error.reason", "error.caused_by.reason")
+_ITEMS = ("errors", *(f"items.*.{name}" for name in _FIELDS), "items.*._index", "items.*.result")
+_FILTER = filtered(*_ITEMS)
 
 
 @dataclass(slots=True)
 class Size:
-    """How large a bulk may be now: at most ``largest``, which falls for good where somebody on the way refuses more."""
+    """Current limits of a bulk request. ``largest`` (bytes) drops for good when a server or proxy rejects more."""
 
     largest: int
     documents: int
@@ -48,7 +48,7 @@ Sent = list[tuple[slice, Future[list[Verdict]]]]
 
 
 class Bulk:
-    """Bulk requests to the indices of one cluster. Threads are started when needed and end with ``close``."""
+    """Sends bulk requests to the indices of one cluster. Its threads start on demand and end with ``close``."""
 
     def __init__(self, connection: Connection, size: Size, in_flight: int) -> None:
         self._connection = connection
@@ -57,7 +57,7 @@ class Bulk:
         self.size = size
 
     def start(self, layout: Layout, lines: Sequence[bytes]) -> Sent:
-        """Begin to send lines (an action with its document each) to the index of ``layout``."""
+        """Start sending lines (each an action and its document, as NDJSON) to the index of ``layout``."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._in_flight, thread_name_prefix="bulk")
         pieces = cut(list(map(len, lines)), self.size.bytes, self.size.documents)
@@ -65,11 +65,11 @@ class Bulk:
         return [(piece, self._threads.submit(self._deliver, layout, lines[piece], began)) for piece in pieces]
 
     def store(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
-        """Send lines and wait; a verdict for each."""
+        """Send lines and wait; return a verdict for each."""
         return [verdict for _, done in self.start(layout, lines) for verdict in done.result()]
 
     def together(self, layout: Layout, lines: Sequence[bytes]) -> list[Verdict]:
-        """The same in one request, in this order."""
+        """Like ``store``, but in a single request, in this order."""
         return self._deliver(layout, lines, time.time())
 
     def close(self) -> None:
@@ -81,42 +81,41 @@ class Bulk:
         if is_late(began, time.time()):
             return [failed(Unfinished(f"{self._connection.server}: {TOO_LATE}"))] * len(lines)
         body = b"".join(lines)
-        # Only through an alias: an index that is gone is not made anew by accident, with an inferred mapping.
-        path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{_ANSWER}"
+        # Only through an alias: a write must not recreate a missing index with an inferred (dynamic) mapping.
+        path = f"/{quote(layout.writer, safe='')}/_bulk?require_alias=true&pipeline=_none&timeout=30s&{_FILTER}"
         try:
-            answer = self._connection.request("POST", path, body, form=NDJSON)
+            response = self._connection.request("POST", path, body, form=NDJSON)
         except ReplicatorError as e:
             return [failed(e)] * len(lines)
-        if answer.status == 200 and all_stored(answer.body, len(lines), layout.index):
+        if response.status == 200 and all_stored(response.body, len(lines), layout.index):
             return [STORED] * len(lines)
-        found = answer.json
-        items = found.get("items") if isinstance(found, dict) else None
-        if answer.status == 200 and isinstance(items, list) and len(items) == len(lines):
+        value = response.json
+        items = value.get("items") if isinstance(value, dict) else None
+        if response.status == 200 and isinstance(items, list) and len(items) == len(lines):
             return verdicts(items, self._connection.server, layout.index)
-        return self._refused(layout, lines, answer, began)
+        return self._refused(layout, lines, response, began)
 
-    def _refused(self, layout: Layout, lines: Sequence[bytes], answer: Answer, began: float) -> list[Verdict]:
-        """The whole request was refused: in halves it may go, down to the one document that is to blame."""
+    def _refused(self, layout: Layout, lines: Sequence[bytes], response: Response, began: float) -> list[Verdict]:
+        """Retry a rejected request in halves, down to the one document that is to blame."""
         server = self._connection.server
         size = sum(map(len, lines))
-        if answer.status == 413:
+        if response.status == 413:
             self.size.too_large(size)
-        elif answer.status == 429:
+        elif response.status == 429:
             return [busy(server)] * len(lines)
-        elif answer.status == 200:
-            lost = ResponseLost(f"{server} returned an incomplete response to a bulk request")
-            return [failed(failure(answer, server, "sending a bulk request") if answer.json is None else lost)] * len(
-                lines
-            )
-        elif answer.status != 400 or not answer.cause[0]:
-            return [failed(failure(answer, server, WRITING))] * len(lines)
+        elif response.status == 200:
+            incomplete = ResponseLost(f"{server} returned an incomplete response to a bulk request")
+            error = failure(response, server, "sending a bulk request") if response.json is None else incomplete
+            return [failed(error)] * len(lines)
+        elif response.status != 400 or not response.cause[0]:
+            return [failed(failure(response, server, WRITING))] * len(lines)
         if len(lines) > 1:
             half = len(lines) // 2
             return [*self._deliver(layout, lines[:half], began), *self._deliver(layout, lines[half:], began)]
-        return [refused(_alone(answer, size))]
+        return [refused(_alone(response, size))]
 
 
-def _alone(answer: Answer, size: int) -> str:
-    if answer.status == 413:
+def _alone(response: Response, size: int) -> str:
+    if response.status == 413:
         return f"the document has {size} bytes, more than the server (or a proxy in front of it) accepts in one request"
-    return f"the engine refuses a request that contains only this document: {answer.cause[0]}"
+    return f"the engine refuses a request that contains only this document: {response.cause[0]}"

@@ -1,4 +1,4 @@
-"""What is there: indices and aliases as the cluster has them, compared with their layouts; how absent ones are made."""
+"""Indices and aliases as the cluster has them: reading them, comparing them with their layouts, creating them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from connectors.search.mappings import OURS, differences, own_differences, round
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An index as the cluster has it. ``notes``: what replicator left in its mapping; empty if it never wrote there."""
+class Index:
+    """An index as the cluster has it. ``notes``: what replicator keeps in its mapping; empty if it never did."""
 
-    index: str
+    name: str
     mapping: Mapping[str, Any]
     settings: Mapping[str, Any]
     aliases: Mapping[str, Any]
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        found = self.mapping.get("_meta", {}).get(OURS, {})
-        return found if isinstance(found, dict) else {}
+        notes = self.mapping.get("_meta", {}).get(OURS, {})
+        return notes if isinstance(notes, dict) else {}
 
     @property
     def epoch(self) -> int:
@@ -36,38 +36,38 @@ class Found:
 
     @property
     def id(self) -> str:
-        """Tells it from every other index, and from itself before it was restored from a snapshot.
+        """Unique to this index since its last restore from a snapshot.
 
-        One that is closed and restored over itself keeps its UUID and its notes; each restore gives a new history UUID.
+        An index that is closed and restored over itself keeps its UUID and notes but gets a new history UUID.
         """
         history = self.settings.get("history", {}).get("uuid", "")
         return "/".join(filter(None, (self.settings.get("uuid", ""), history)))
 
     @property
     def replaced(self) -> bool:
-        """Whether it is not the index that replicator noted, though it has its name and its notes."""
+        """Whether this is another index than the one whose notes it carries."""
         return str(self.notes.get("uuid", self.id)) != self.id
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is under a layout's three names: the index, None if it is absent, and where the two aliases lead.
+    """What a layout's three names stand for: the index, None if it is absent, and the targets of the two aliases.
 
-    ``instead``: the indices that the index's own name leads to, where it has become an alias.
+    ``instead``: the indices that the index's own name points to, where it has become an alias.
     """
 
-    index: Found | None
-    leads_to: tuple[str, ...]
-    writes_to: tuple[str, ...]
+    index: Index | None
+    searched: tuple[str, ...]
+    written: tuple[str, ...]
     instead: tuple[str, ...] = ()
 
     def replaced(self, epoch: int) -> bool:
-        """Whether a run that goes on with ``epoch`` would write to another index than the one it knows."""
+        """Whether a run that continues in ``epoch`` would write to another index than before."""
         return self.index is not None and self.index.replaced and self.index.epoch == epoch
 
     @property
     def complete(self) -> bool:
-        return self.index is not None and bool(self.leads_to) and bool(self.writes_to)
+        return self.index is not None and bool(self.searched) and bool(self.written)
 
 
 def state(connection: Connection, layout: Layout) -> State:
@@ -81,45 +81,45 @@ def _others(layout: Layout, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def states(connection: Connection, layouts: Sequence[Layout]) -> list[State]:
-    """The same of several in one request; of mappings only what is noted there."""
+    """The state of several layouts, in one request. Of mappings it has only the notes."""
     if not layouts:
         return []
     names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
     path = f"/{quote(','.join(names), safe='')}?ignore_unavailable=true&{_SETTINGS}"
-    found = connection.ask("GET", path, doing=f"looking up {', '.join(names)} (needs view_index_metadata)")
-    there = {index: _found(index, told) for index, told in found.items()}
-    return [_state(layout, there) for layout in layouts]
+    indices = connection.ask("GET", path, doing=f"looking up {', '.join(names)} (needs view_index_metadata)")
+    known = {name: _index(name, body) for name, body in indices.items()}
+    return [_state(layout, known) for layout in layouts]
 
 
 _SETTINGS = filtered("*.settings.index", "*.aliases", "*.mappings._meta")
 
 
-def _state(layout: Layout, there: Mapping[str, Found]) -> State:
-    def leads_to(name: str) -> tuple[str, ...]:
-        return tuple(sorted(index for index, found in there.items() if name == index or name in found.aliases))
+def _state(layout: Layout, known: Mapping[str, Index]) -> State:
+    def targets(name: str) -> tuple[str, ...]:
+        return tuple(sorted(index.name for index in known.values() if name == index.name or name in index.aliases))
 
-    instead = _others(layout, leads_to(layout.index))
-    return State(there.get(layout.index), leads_to(layout.alias), leads_to(layout.writer), instead)
+    instead = _others(layout, targets(layout.index))
+    return State(known.get(layout.index), targets(layout.alias), targets(layout.writer), instead)
 
 
-def _get(connection: Connection, name: str) -> dict[str, Found]:
-    answer = connection.request("GET", f"/{quote(name, safe='')}")
-    if answer.status == 404 and answer.cause[0] == "index_not_found_exception":
+def _get(connection: Connection, name: str) -> dict[str, Index]:
+    response = connection.request("GET", f"/{quote(name, safe='')}")
+    if response.status == 404 and response.cause[0] == "index_not_found_exception":
         return {}
-    found = answer.json
-    if answer.status != 200 or not isinstance(found, dict):
-        raise failure(answer, connection.server, f"looking up {name} (needs view_index_metadata)")
-    return {index: _found(index, told) for index, told in found.items()}
+    indices = response.json
+    if response.status != 200 or not isinstance(indices, dict):
+        raise failure(response, connection.server, f"looking up {name} (needs view_index_metadata)")
+    return {name: _index(name, body) for name, body in indices.items()}
 
 
-def _found(index: str, told: Mapping[str, Any]) -> Found:
-    settings = told.get("settings", {}).get("index", {})
-    return Found(index, told.get("mappings", {}), settings, told.get("aliases", {}))
+def _index(name: str, body: Mapping[str, Any]) -> Index:
+    settings = body.get("settings", {}).get("index", {})
+    return Index(name, body.get("mappings", {}), settings, body.get("aliases", {}))
 
 
 def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
-    """Everything in which what is there differs from what is wanted, a sentence each."""
-    if layout.alias in found.leads_to:
+    """Every difference between the cluster and the layout, one sentence each."""
+    if layout.alias in found.searched:
         yield (
             f"{layout.alias} is an index; replicator writes to an index {layout.index} behind an alias {layout.alias}, "
             "which hides deleted documents. Give the table another name, or rename or remove that index"
@@ -128,13 +128,13 @@ def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
     if found.instead:
         yield from renamed(layout, found)
         return
-    yield from _strangers(layout, found)
+    yield from _foreign_targets(layout, found)
     if found.index is not None:
         yield from (f"{layout.index}: {text}" for text in _of_index(layout, found.index, pipeline))
 
 
 def renamed(layout: Layout, found: State) -> Iterator[str]:
-    """Which index has taken an index's name, and perhaps its documents, if one has."""
+    """Whether the index's name has become an alias of another index, which may hold its documents."""
     if found.instead:
         other = ", ".join(found.instead)
         yield (
@@ -145,9 +145,9 @@ def renamed(layout: Layout, found: State) -> Iterator[str]:
         )
 
 
-def _strangers(layout: Layout, found: State) -> Iterator[str]:
-    for alias, leads_to in ((layout.alias, found.leads_to), (layout.writer, found.writes_to)):
-        if others := _others(layout, leads_to):
+def _foreign_targets(layout: Layout, found: State) -> Iterator[str]:
+    for alias, targets in ((layout.alias, found.searched), (layout.writer, found.written)):
+        if others := _others(layout, targets):
             yield (
                 f"the alias {alias} points to {', '.join(others)}; it must point to {layout.index} only "
                 "(rollover, ILM and reindexing scripts move aliases: keep them off this one)"
@@ -155,7 +155,7 @@ def _strangers(layout: Layout, found: State) -> Iterator[str]:
 
 
 def changed(layout: Layout, found: State, id: str) -> Iterator[str]:
-    """What has become of an index since it was opened as ``id``, as far as a copy cannot go on with it."""
+    """What changed since the index was opened as ``id``, as far as a run cannot continue with it."""
     if found.instead:
         yield from renamed(layout, found)
     elif found.index is None:
@@ -163,10 +163,10 @@ def changed(layout: Layout, found: State, id: str) -> Iterator[str]:
     elif found.index.id != id:
         yield replaced(layout)
     else:
-        yield from _strangers(layout, found)
-        if not found.leads_to:
+        yield from _foreign_targets(layout, found)
+        if not found.searched:
             yield f"the alias {layout.alias} is gone, so searches find nothing; the next run recreates it"
-        yield from (f"{layout.index}: {text}" for text in _promises(layout, found.index))
+        yield from (f"{layout.index}: {text}" for text in _broken_guarantees(layout, found.index))
 
 
 def replaced(layout: Layout) -> str:
@@ -178,7 +178,7 @@ def replaced(layout: Layout) -> str:
 
 
 def overtaken(layout: Layout, found: State, epoch: int) -> Iterator[str]:
-    """Why a run of ``epoch`` may not begin to write to the index."""
+    """Why a run of ``epoch`` must not start writing to the index."""
     if found.index is not None and found.index.epoch > epoch:
         yield (
             f"{layout.index} was written by epoch {found.index.epoch}, later than this run's {epoch}: its documents "
@@ -186,8 +186,8 @@ def overtaken(layout: Layout, found: State, epoch: int) -> Iterator[str]:
         )
 
 
-def taken(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
-    """Whose index it is, if it is another pipeline's."""
+def taken(layout: Layout, found: Index, pipeline: str) -> Iterator[str]:
+    """Whether the index belongs to another pipeline."""
     if found.notes and not layout.adopt and found.notes.get("pipeline") != pipeline:
         yield (
             f"pipeline {found.notes.get('pipeline')} writes to this index; choose another one with index: NAME, or "
@@ -195,17 +195,7 @@ def taken(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
         )
 
 
-def taken_over(layout: Layout, found: State, notes: Mapping[str, Any]) -> Iterator[str]:
-    """Which pipeline took the index over since this one noted ``notes`` there."""
-    pipeline = notes["pipeline"] if found.index is None else found.index.notes.get("pipeline", notes["pipeline"])
-    if pipeline != notes["pipeline"]:
-        yield (
-            f"pipeline {pipeline} has taken over the index {layout.index}: stop this one for good, or give it an index "
-            "of its own with index: NAME"
-        )
-
-
-def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
+def _of_index(layout: Layout, found: Index, pipeline: str) -> Iterator[str]:
     if not layout.adopt:
         if not found.notes:
             yield (
@@ -223,22 +213,22 @@ def _of_index(layout: Layout, found: Found, pipeline: str) -> Iterator[str]:
     yield from own_differences(own_fields(layout.parts), found.mapping.get("properties", {}).get(OURS))
     yield from settings_differences(layout.settings, found.settings)
     yield from mappings.mapping_hazards(found.mapping)
-    yield from _promises(layout, found)
+    yield from _broken_guarantees(layout, found)
     if not _routed_alike(layout, found):
         yield (
             "its documents are routed differently than routing says, so they would be stored twice; create a new index"
         )
 
 
-def _promises(layout: Layout, found: Found) -> Iterator[str]:
-    """What of its settings and aliases, which may be changed at any time, breaks a promise."""
+def _broken_guarantees(layout: Layout, found: Index) -> Iterator[str]:
+    """What breaks a guarantee among the settings and aliases, which can change at any time."""
     yield from mappings.settings_hazards(found.settings)
-    alias = found.aliases.get(layout.alias)
-    if alias is not None and alias.get("filter") != LIVE:
+    searched = found.aliases.get(layout.alias)
+    if searched is not None and searched.get("filter") != LIVE:
         yield f"the alias {layout.alias} does not hide tombstones; its filter must be {orjson.dumps(LIVE).decode()}"
     for name in (layout.alias, layout.writer):
-        given = found.aliases.get(name, {})
-        if any(kind in given for kind in ("index_routing", "search_routing")):
+        alias = found.aliases.get(name, {})
+        if any(kind in alias for kind in ("index_routing", "search_routing")):
             yield (
                 f"the alias {name} has a routing, so documents would be stored twice or not be found; "
                 "recreate the alias without it (and set routing: ATTRIBUTE under the table instead)"
@@ -254,14 +244,14 @@ def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {**mapping, "properties": properties}
 
 
-def _routed_alike(layout: Layout, found: Found) -> bool:
+def _routed_alike(layout: Layout, found: Index) -> bool:
     by = None if layout.routed_by is None else layout.parts[layout.routed_by]
     required = str(found.mapping.get("_routing", {}).get("required", "")).lower() == "true"
     return required == (by is not None) and (layout.adopt or found.notes.get("routing") == by)
 
 
 def plan(layout: Layout, found: State) -> Iterator[str]:
-    """The requests that make what is absent, as a console takes them, with what numbers lose in the index."""
+    """The requests that create what is absent, as Kibana's console takes them, with notes on numeric precision."""
     if found.index is None:
         notes = "".join(f"# {text}\n" for text in roundings(layout.mapping["properties"]) if OURS not in text[:11])
         body = orjson.dumps(_creation(layout, {}), option=orjson.OPT_INDENT_2).decode()
@@ -271,7 +261,7 @@ def plan(layout: Layout, found: State) -> Iterator[str]:
 
 
 def make(connection: Connection, layout: Layout, found: State, notes: Mapping[str, Any]) -> None:
-    """Make what is absent. ``notes``: whose index it is."""
+    """Create what is absent. ``notes``: see the function ``notes``."""
     if found.index is None:
         body = orjson.dumps(_creation(layout, notes))
         path = f"/{quote(layout.index, safe='')}"
@@ -281,8 +271,8 @@ def make(connection: Connection, layout: Layout, found: State, notes: Mapping[st
         connection.ask("POST", "/_aliases", body, doing=f"creating the aliases of {layout.index}")
 
 
-def note(connection: Connection, layout: Layout, found: Found, notes: Mapping[str, Any]) -> None:
-    """Leave ``notes`` in the mapping of an index that is there, and the index's id with them."""
+def note(connection: Connection, layout: Layout, found: Index, notes: Mapping[str, Any]) -> None:
+    """Store ``notes`` in the mapping of an existing index, together with the index's id."""
     noted = {**notes, **({"uuid": found.id} if found.id else {})}
     own, fields = found.mapping.get("properties", {}).get(OURS, {}), own_fields(layout.parts)
     if dict(found.notes) == noted and fields.keys() <= own.get("properties", {}).keys():
@@ -300,17 +290,17 @@ def _creation(layout: Layout, notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _aliases(layout: Layout) -> dict[str, Any]:
-    """The one that people search, and the one that is written through. Both hide tombstones, whoever uses them."""
+    """The public alias, for searches, and the one for writes. Both hide tombstones."""
     return {layout.alias: {"filter": LIVE}, layout.writer: {"filter": LIVE, "is_hidden": True}}
 
 
 def _actions(layout: Layout, found: State) -> dict[str, Any]:
-    absent = {layout.alias: not found.leads_to, layout.writer: not found.writes_to}
-    made = {name: how for name, how in _aliases(layout).items() if absent[name]}
-    return {"actions": [{"add": {"index": layout.index, "alias": name, **how}} for name, how in made.items()]}
+    absent = {layout.alias: not found.searched, layout.writer: not found.written}
+    created = {name: body for name, body in _aliases(layout).items() if absent[name]}
+    return {"actions": [{"add": {"index": layout.index, "alias": name, **body}} for name, body in created.items()]}
 
 
 def notes(layout: Layout, pipeline: str, epoch: int) -> dict[str, Any]:
-    """What is left in the mapping of an index that replicator writes to."""
+    """The metadata that replicator keeps in the mapping of an index it writes to."""
     routing = {} if layout.routed_by is None else {"routing": layout.parts[layout.routed_by]}
     return {"pipeline": pipeline, "epoch": epoch, "format": FORMAT, **routing}

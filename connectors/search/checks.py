@@ -1,4 +1,4 @@
-"""Checks of a live index: probes before the first write, and a watch while a run writes."""
+"""Checks against a live cluster: probes before the first write, and a watch for changes during a run."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _NEEDED = ("manage", "read", "index", "delete")
 
 
 def versions_kept(bulk: Bulk, layout: Layout, server: str) -> None:
-    """Write, overwrite and remove a scratch document, which is a tombstone, so that no search ever shows it.
+    """Check that the engine rejects older and equal versions, with a scratch tombstone, which no search shows.
 
-    ConfigError if older and equal versions are not refused; NotPermitted and TransientError as for any write.
+    Raises ConfigError if it does not; NotPermitted and TransientError as for any write.
     """
-    found = bulk.together(layout, list(_trial(layout, f"replicator-probe-{uuid.uuid4().hex}")))
-    error = worst(found)
+    verdicts = bulk.together(layout, list(_trial(layout, f"replicator-probe-{uuid.uuid4().hex}")))
+    error = worst(verdicts)
     if error is not None:
         raise error
-    if tuple(verdict.kind for verdict in found) != _EXPECTED:
+    if tuple(verdict.kind for verdict in verdicts) != _EXPECTED:
         raise ConfigError(
             f"{server} does not compare versions as replicator needs: writing versions 2, 1, 2 of a document and "
-            f"deleting it gave {', '.join(map(_said, found))} instead of {', '.join(_EXPECTED)}. Older changes could "
-            "overwrite newer ones"
+            f"deleting it gave {', '.join(map(_described, verdicts))} instead of {', '.join(_EXPECTED)}. Older "
+            "changes could overwrite newer ones"
         )
 
 
@@ -52,17 +52,17 @@ def _trial(layout: Layout, id: str) -> Iterator[bytes]:
     yield orjson.dumps({"delete": {"_id": id, "version": 2, "version_type": "external_gte", **routing}}) + b"\n"
 
 
-def _said(verdict: Verdict) -> str:
+def _described(verdict: Verdict) -> str:
     return f"{verdict.kind} ({verdict.reason})" if verdict.reason else verdict.kind
 
 
 def swallowed(connection: Connection, layout: Layout) -> Iterator[str]:
-    """Documents that another tool wrote with versions so high that every write of ours would be taken for old."""
+    """Whether another tool stored versions so high that the engine would reject all of ours as older."""
     foreign = {"bool": {"must_not": {"exists": {"field": f"{OURS}.version"}}}}
     wanted = {"size": _SAMPLED, "version": True, "_source": False, "query": foreign}
     path = f"/{quote(layout.index, safe='')}/_search?filter_path=hits.hits._version"
-    found: Any = connection.ask("POST", path, orjson.dumps(wanted), doing="searching for documents of other tools")
-    highest = max((hit["_version"] for hit in found.get("hits", {}).get("hits", ())), default=0)
+    response: Any = connection.ask("POST", path, orjson.dumps(wanted), doing="searching for documents of other tools")
+    highest = max((hit["_version"] for hit in response.get("hits", {}).get("hits", ())), default=0)
     if highest >= version(FIRST_EPOCH, 0):
         yield (
             f"{layout.index}: another tool filled it with versions up to {highest}, above those of a new copy, so "
@@ -72,28 +72,28 @@ def swallowed(connection: Connection, layout: Layout) -> Iterator[str]:
 
 
 def templates(connection: Connection, layout: Layout) -> Iterator[str]:
-    """What index templates would make of an absent index, where the cluster tells. The config's settings win."""
+    """Hazards that index templates would bring to an absent index, if the cluster tells. The config overrides them."""
     path = f"/_index_template/_simulate_index/{quote(layout.index, safe='')}"
-    answer = connection.request("POST", path)
-    found = answer.json
-    template = found.get("template", {}) if answer.status == 200 and isinstance(found, dict) else {}
+    response = connection.request("POST", path)
+    simulated = response.json
+    template = simulated.get("template", {}) if response.status == 200 and isinstance(simulated, dict) else {}
     settings = mappings.flatten_settings(template.get("settings", {})) | mappings.flatten_settings(layout.settings)
     problems = *mappings.settings_hazards(settings), *mappings.mapping_hazards(template.get("mappings", {}))
     yield from (f"{layout.index}: an index template would make it so that {text}" for text in problems)
 
 
 def missing_privileges(connection: Connection, layouts: Sequence[Layout]) -> Iterator[str]:
-    """What the login may not do, if the cluster tells (Elasticsearch with security). Else each refusal says it."""
+    """Privileges the login lacks, if the cluster tells (Elasticsearch with security); otherwise errors reveal them."""
     names = [name for layout in layouts for name in (layout.index, layout.alias, layout.writer)]
     wanted = {"index": [{"names": names, "privileges": list(_NEEDED)}]}
-    answer = connection.request("POST", "/_security/user/_has_privileges", orjson.dumps(wanted))
-    found = answer.json
-    if answer.status != 200 or not isinstance(found, dict) or found.get("has_all_requested", True):
+    response = connection.request("POST", "/_security/user/_has_privileges", orjson.dumps(wanted))
+    privileges = response.json
+    if response.status != 200 or not isinstance(privileges, dict) or privileges.get("has_all_requested", True):
         return
-    for name, granted in found.get("index", {}).items():
+    for name, granted in privileges.get("index", {}).items():
         missing = [privilege for privilege in _NEEDED if not granted.get(privilege, True)]
         if missing:
-            login = f"{connection.server}: the login {found.get('username', '')}"
+            login = f"{connection.server}: the login {privileges.get('username', '')}"
             yield Denied(f"{login} lacks {', '.join(missing)} on {name}")
 
 
@@ -102,7 +102,7 @@ EVERY = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An index as it was opened: its id, and what was noted in it."""
+    """An index as it was opened: its id, and the notes stored in it."""
 
     layout: Layout
     id: str
@@ -111,10 +111,10 @@ class Opened:
 
 @dataclass(slots=True)
 class Watch:
-    """The indices that were opened.
+    """Watches the opened indices for changes by others.
 
-    A look after the fact is enough: an index that was replaced or restored is told by its id, also by the next run, and
-    where a write arrived is said by each answer.
+    Noticing a change after the fact is enough: the index's id reveals that it was replaced or restored, to the next run
+    as well, and each bulk response names the index that was written to.
     """
 
     connection: Connection
@@ -123,28 +123,28 @@ class Watch:
     _looked: float = 0.0
 
     def begin(self, opened: Sequence[Opened]) -> None:
-        """They were looked at just now."""
+        """Start watching indices that were inspected just now."""
         self._opened, self._looked = opened, self.now()
 
     def look(self) -> None:
-        """ConfigError, with everything that changed, if a copy cannot go on with it. Asks at most every 5 s.
+        """Raise ConfigError, naming every change, if the run cannot continue. Queries the cluster at most every 5 s.
 
-        A run that was stopped while it opened the index, and replaced, may have noted its own epoch over a later one:
-        engines compare nothing there. That is put right, or the next start would take the index for an older one.
+        A run that was suspended while it opened the index, and was replaced, may have overwritten a later epoch in the
+        notes with its own. This restores the later one; otherwise the next start would take the index for an older one.
         """
         if not self._opened or self.now() - self._looked < EVERY:
             return
         states = catalog.states(self.connection, [opened.layout for opened in self._opened])
-        found = list(zip(self._opened, states, strict=True))
-        if problems := [text for o, state in found for text in catalog.changed(o.layout, state, o.id)]:
+        watched = list(zip(self._opened, states, strict=True))
+        if problems := [text for o, state in watched for text in catalog.changed(o.layout, state, o.id)]:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
-        for opened, state in found:
+        for opened, state in watched:
             if state.index is not None and state.index.epoch < opened.notes["epoch"]:
                 self._note_again(opened)
         self._looked = self.now()
 
     def _note_again(self, opened: Opened) -> None:
-        """As it is now, with all that others noted."""
+        """Note the epoch again, and keep what others noted."""
         now = catalog.state(self.connection, opened.layout).index
         if now is not None and now.id == opened.id and now.epoch < opened.notes["epoch"]:
             catalog.note(self.connection, opened.layout, now, opened.notes)

@@ -1,4 +1,4 @@
-"""What this run knows about the writes of a batch: acknowledgments, strikes, and the cause of each conflict."""
+"""Acknowledgments of a batch's writes, and lookups that explain version conflicts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from replicator.target import acks
 from replicator.target.acks import AckTracker, Place, place
 from replicator.version import epoch_of
 
-STRIKES = 5  # attempts of a document alone that the engine was too busy for, while it took others
+STRIKES = 5  # failed attempts of a single document, while the engine accepts others
 
 
 @dataclass
 class Progress(AckTracker):
-    """``strikes``: how often the engine had no room for this document alone."""
+    """Tracks the batch in flight. ``strikes``: how often the engine failed on a document while it accepted others."""
 
     strikes: dict[Place, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether anything was said about the batch under way in an earlier attempt."""
+        """Whether an earlier attempt of the batch in flight had results."""
         return bool(self.stored or self.stale or self.strikes)
 
     def struck(self, entry: Entry) -> bool:
-        """Note that there was no room for this document alone; whether that is enough to give up on it."""
+        """Count a strike against this document; return whether to give up on it."""
         at = place(entry.write)
         self.strikes[at] = self.strikes.get(at, 0) + 1
         return self.strikes[at] >= STRIKES
@@ -41,14 +41,15 @@ class Progress(AckTracker):
         self.strikes.clear()
 
 
-_LOOKED_AT = 20  # conflicts of a batch that are looked up to see whether they can be ours
+_LOOKED_UP = 20  # conflicts per batch that are looked up to detect other writers
+_FOUND = f"_source=false&{filtered('docs._version', 'docs.found')}"
 
 
 class Conflicts:
-    """Looks at what is stored where the engine reports a conflict.
+    """Looks up what is stored where the engine reports a version conflict.
 
-    In a replay (after a restart, or where scan and stream overlap) every write may find itself or a newer one there. A
-    version of a later epoch than this run's cannot come from it: that is reported instead of being counted as stale.
+    In a replay (after a restart, or where scan and stream overlap) any write may meet itself or a newer one. A version
+    of a later epoch than this run's comes from another writer: that is an error, and not counted as superseded.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -56,33 +57,37 @@ class Conflicts:
         self.epoch = 0
 
     def ours(self, entries: Sequence[Entry], progress: Progress, layouts: Mapping[str, Layout]) -> set[Place]:
-        """The conflicting writes that this run had carried out itself."""
-        found = {place(e.write) for e in entries if place(e.write) in progress.stored}
-        strange = [e for e in entries if place(e.write) not in found]
-        lost = [e for e in strange if place(e.write) in progress.lost]
-        looked_at = [*lost, *(e for e in strange if place(e.write) not in progress.lost)][: max(len(lost), _LOOKED_AT)]
-        known = max((epoch_of(e.write.version) for e in looked_at), default=0)
-        for table in {e.write.table for e in looked_at}:
-            wanted = [e for e in looked_at if e.write.table == table]
-            there = self._versions(layouts[table], wanted)
-            for entry, version in zip(wanted, there, strict=True):
+        """Those of the conflicting writes that this run applied itself, in an earlier attempt."""
+        ours = {place(e.write) for e in entries if place(e.write) in progress.stored}
+        unexplained = [e for e in entries if place(e.write) not in ours]
+        lost = [e for e in unexplained if place(e.write) in progress.lost]
+        others = [e for e in unexplained if place(e.write) not in progress.lost]
+        looked_up = [*lost, *others][: max(len(lost), _LOOKED_UP)]
+        known = max((epoch_of(e.write.version) for e in looked_up), default=0)
+        for table in {e.write.table for e in looked_up}:
+            wanted = [e for e in looked_up if e.write.table == table]
+            versions = self._versions(layouts[table], wanted)
+            for entry, version in zip(wanted, versions, strict=True):
                 self._explain(entry, version, layouts[table], max(known, self.epoch))
-                if place(entry.write) in progress.lost and _is_it(entry, version):
-                    found.add(place(entry.write))
-        return found
+                if place(entry.write) in progress.lost and _is_stored(entry, version):
+                    ours.add(place(entry.write))
+        return ours
 
     def remembered(self, entries: Sequence[Entry], layouts: Mapping[str, Layout]) -> list[Entry]:
-        """The conflicting tombstones where nothing is stored: the engine itself remembers a delete, for a minute."""
-        found: list[Entry] = []
+        """Those of the conflicting tombstones with no document stored: the engine remembers a delete for a minute."""
+        remembered: list[Entry] = []
         for table in {e.write.table for e in entries}:
             wanted = [e for e in entries if e.write.table == table]
-            there = self._versions(layouts[table], wanted)
-            found += [entry for entry, version in zip(wanted, there, strict=True) if version is None]
-        return found
+            versions = self._versions(layouts[table], wanted)
+            remembered += [entry for entry, version in zip(wanted, versions, strict=True) if version is None]
+        return remembered
 
     def _versions(self, layout: Layout, entries: Sequence[Entry]) -> list[int | None]:
-        """The stored version of each document, None where there is none."""
-        return versions(self._connection, layout, [(e.id, _routing(layout, e)) for e in entries])
+        """The stored version of each document; None where it is absent."""
+        wanted = [{"_id": e.id, **_routing(layout, e)} for e in entries]
+        path = f"/{quote(layout.index, safe='')}/_mget?{_FOUND}"
+        response = self._connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)
+        return [doc.get("_version") if doc.get("found") else None for doc in response["docs"]]
 
     def _explain(self, entry: Entry, version: int | None, layout: Layout, epoch: int) -> None:
         if version is None or layout.adopt or epoch_of(version) <= epoch:
@@ -94,8 +99,8 @@ class Conflicts:
         )
 
 
-def _is_it(entry: Entry, version: int | None) -> bool:
-    """Whether the write is what is stored; a delete without a tombstone is where nothing is."""
+def _is_stored(entry: Entry, version: int | None) -> bool:
+    """Whether this very write is what is stored there; for a delete without a tombstone, whether nothing is."""
     return version == entry.write.version or (version is None and entry.plain is not None)
 
 

@@ -1,4 +1,4 @@
-"""The edge to the servers: an official client's transport, with our bytes in and the raw answer out."""
+"""HTTP to one cluster through Elastic's official transport: request bodies as our own bytes, responses unparsed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from elastic_transport import (
 from elastic_transport.client_utils import basic_auth_to_header, url_to_node_config
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from connectors.search.errors import Answer, ResponseLost, failure
+from connectors.search.errors import Response, ResponseLost, failure
 from connectors.search.options import SearchOptions
 from replicator import __version__
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.response_limits import WHOLE, body_of
 
 
-def nodes(urls: str | Sequence[str], options: SearchOptions, authorization: str | None = None) -> list[NodeConfig]:
-    """One node an address; ``authorization`` is the header of a login that is not basic."""
+def node_configs(
+    urls: str | Sequence[str], options: SearchOptions, authorization: str | None = None
+) -> list[NodeConfig]:
+    """A node per address. ``authorization``: the header for logins other than basic authentication."""
     header = authorization or _basic(options)
     return [_node(url, options, header) for url in ([urls] if isinstance(urls, str) else urls)]
 
@@ -51,23 +53,23 @@ def _node(url: str, options: SearchOptions, authorization: str | None) -> NodeCo
     )
 
 
-# What it has to say about nodes is said by our errors; without a handler Python would print it between our lines.
+# Our own errors report what it logs about nodes; without a handler Python would print it to stderr.
 logging.getLogger("elastic_transport").addHandler(logging.NullHandler())
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 
 Sign = Callable[[str, str, bytes | None, Mapping[str, str]], Mapping[str, str]]
-"""From (method, URL, body, headers) to the headers that sign the request."""
+"""Returns the headers that sign a request, given its method, URL, body and headers."""
 
 
 def filtered(*paths: str) -> str:
-    """The parameter that keeps an answer small. Encoded as a signature of AWS wants it."""
+    """The query parameter that limits a response to ``paths``, encoded as AWS signatures require."""
     return f"filter_path={quote(','.join(paths), safe='')}"
 
 
 class _Bytes(Serializer):
-    """Bodies are bytes in both directions: the transport's own reading and writing of JSON would round numbers."""
+    """Passes bodies through as bytes: the transport's own JSON serializer would round numbers."""
 
     def loads(self, data: bytes) -> bytes:
         return data
@@ -80,7 +82,7 @@ _SERIALIZERS = {name: _Bytes() for name in (JSON, NDJSON, "application/*", "text
 
 
 class _Whole:
-    """A response that was read."""
+    """A response whose body was read within the limits."""
 
     def __init__(self, response: Any, seconds: float) -> None:
         self.status, self.headers = response.status, response.headers
@@ -88,7 +90,7 @@ class _Whole:
 
 
 class _Node(Urllib3HttpNode):
-    """The transport's node, whose responses have limits: it reads whatever comes, and decompresses all of it."""
+    """Bounds the size and duration of responses; the transport's own node reads and decompresses any amount."""
 
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
@@ -96,16 +98,16 @@ class _Node(Urllib3HttpNode):
         self._seconds = WHOLE * float(config.request_timeout or 60.0)
         self.pool.urlopen = self._opened  # type: ignore[method-assign, assignment]
 
-    def _opened(self, *given: Any, **named: Any) -> _Whole:
-        unread = {**named, "preload_content": False, "decode_content": False}
-        return _Whole(self._urlopen(*given, **unread), self._seconds)
+    def _opened(self, *args: Any, **kwargs: Any) -> _Whole:
+        unread = {**kwargs, "preload_content": False, "decode_content": False}
+        return _Whole(self._urlopen(*args, **unread), self._seconds)
 
 
 class Connection:
-    """Connections to the nodes of one cluster, made when needed. Threads may share it.
+    """Pooled connections to the nodes of one cluster, opened on demand. Thread-safe.
 
-    The transport selects nodes, sets dead ones aside and reuses connections. It repeats nothing: that is done in one
-    place, where it can be seen.
+    The transport selects nodes, avoids dead ones for a while and reuses connections. Its retries are off: the engine
+    retries, in one place, and reports it.
     """
 
     def __init__(self, nodes: Sequence[NodeConfig], product: str, sign: Sign | None = None) -> None:
@@ -118,28 +120,31 @@ class Connection:
         self._sign = sign
         self._transport: Transport | None = None
 
-    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = JSON) -> Answer:
-        """The answer, whatever its status. TransientError without one, AnswerLost if the request may have arrived."""
+    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = JSON) -> Response:
+        """Return the response, whatever its status.
+
+        Raises TransientError without a response: ResponseLost if the request may have reached the server. Raises
+        ConfigError where TLS is misconfigured.
+        """
         headers = {"accept": JSON} | ({} if body is None else {"content-type": form})
         if self._sign is not None:
             headers |= self._sign(method, self._url(path), body, headers)
         try:
-            found = self._open().perform_request(method, path, body=body, headers=HttpHeaders(headers))
+            response = self._open().perform_request(method, path, body=body, headers=HttpHeaders(headers))
         except TransportError as e:
-            raise unanswered(e, self.server) from e
-        product = found.meta.headers.get("x-elastic-product")
-        body = found.body or b""
-        if found.meta.status >= 300:
-            body = without(body, {**self._nodes[0].headers, **headers})
-        return Answer(found.meta.status, body, product == "Elasticsearch")
+            raise no_response(e, self.server) from e
+        body = response.body or b""
+        if response.meta.status >= 300:
+            body = redacted(body, {**self._nodes[0].headers, **headers})
+        return Response(response.meta.status, body)
 
     def ask(self, method: str, path: str, body: bytes | None = None, *, doing: str) -> Any:
-        """The JSON of a successful answer; errors by what to do about them otherwise."""
-        answer = self.request(method, path, body)
-        found = answer.json
-        if answer.status >= 300 or (found is None and method != "HEAD"):
-            raise failure(answer, self.server, doing)
-        return found
+        """Return the JSON of a successful response; raise ``failure`` for any other. ``doing``: for the message."""
+        response = self.request(method, path, body)
+        value = response.json
+        if response.status >= 300 or (value is None and method != "HEAD"):
+            raise failure(response, self.server, doing)
+        return value
 
     def close(self) -> None:
         transport, self._transport = self._transport, None
@@ -163,16 +168,16 @@ class Connection:
         return self._transport
 
 
-def without(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A refusal without the login that it may repeat: Amazon's quote what they do not understand in a header."""
+def redacted(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """An error body without the credentials it may echo: Amazon quotes headers it cannot parse."""
     for name in ("authorization", "Authorization", "x-amz-security-token", "X-Amz-Security-Token"):
         secret = headers.get(name, "").rpartition(" ")[2].encode()
         body = body.replace(secret, "…".encode()) if secret else body
     return body
 
 
-def unanswered(error: TransportError, server: str) -> ReplicatorError:
-    """Our error for a request without an answer."""
+def no_response(error: TransportError, server: str) -> ReplicatorError:
+    """Our error for a request without a response."""
     cause = error.__cause__ or error
     if isinstance(error, TlsError):
         return _no_tls(str(cause), server)
@@ -193,11 +198,13 @@ def _no_tls(text: str, server: str) -> ReplicatorError:
         )
     if "WRONG_VERSION_NUMBER" in text or "record layer" in text:
         return ConfigError(f"{server} does not speak TLS on that port; should target.url use http?")
-    return ResponseLost(f"{server}: TLS failed: {text}")  # perhaps behind the request, when its answer was damaged
+    return ResponseLost(
+        f"{server}: TLS failed: {text}"
+    )  # perhaps after the request was sent: its response may be damaged
 
 
 def _short(error: object) -> str:
-    """The last part of urllib3's nested sentences, or of the exception that one is about."""
+    """The innermost message of urllib3's nested exceptions."""
     inner = next((part for part in getattr(error, "args", ()) if isinstance(part, BaseException)), None)
     if inner is not None:
         return _short(inner)

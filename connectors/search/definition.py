@@ -1,4 +1,4 @@
-"""What tells one index from another, which epoch wrote to it, and what decides the documents in it."""
+"""The identity of each index, the epoch that last wrote to it, and the definition that its documents depend on."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import orjson
 
 from connectors.search import catalog, searches
 from connectors.search.connection import Connection, filtered
-from connectors.search.errors import Answer, failure
+from connectors.search.errors import Response, failure
 from connectors.search.layout import Layout
 from connectors.search.mappings import OURS, canonical
 from replicator.identity import Change, Identity, Parts
 from replicator.version import FIRST_EPOCH, epoch_of
 
-_FIELD = "mapping."  # how a part that is a field begins
-_OUTSIDE = ("properties", "_meta", "_routing")  # of a mapping: fields, notes, and what the part routing says
-_SAYING = ("/", f"/_cluster/state/version?{filtered('cluster_uuid')}")  # some builds have no page at /
+_FIELD = "mapping."  # prefix of the parts that are fields
+_OUTSIDE = ("properties", "_meta", "_routing")  # mapping keys that are parts of their own or none
+_CLUSTER_INFO = ("/", f"/_cluster/state/version?{filtered('cluster_uuid')}")  # some services do not serve /
 
 
 def identities(connection: Connection, wanted: Mapping[str, Layout]) -> dict[str, Identity]:
-    """Each index by its id, which no other has, and by its name and its cluster's UUID while it is absent."""
+    """Each index by its unique id, or by its name and its cluster's UUID while it is absent."""
     cluster = _cluster(connection)
     there = catalog.states(connection, list(wanted.values()))
     return {
@@ -36,29 +36,28 @@ def identities(connection: Connection, wanted: Mapping[str, Layout]) -> dict[str
 
 
 def _cluster(connection: Connection) -> str:
-    """The cluster's UUID; "" where the cluster does not tell (a service without it, a login without the right)."""
-    return next(filter(None, (_uuid(connection, path) for path in _SAYING)), "")
+    """The cluster's UUID; "" if it is not available (a service without one, a login without the privilege)."""
+    return next(filter(None, (_uuid(connection, path) for path in _CLUSTER_INFO)), "")
 
 
 def _uuid(connection: Connection, path: str) -> str:
-    answer = connection.request("GET", path)
-    if _may_tell_later(answer):
-        raise failure(answer, connection.server, "reading the cluster's UUID")
-    told = answer.json if answer.status == 200 else None
-    uuid = told.get("cluster_uuid") if isinstance(told, dict) else None
+    response = connection.request("GET", path)
+    if _is_transient(response):
+        raise failure(response, connection.server, "reading the cluster's UUID")
+    info = response.json if response.status == 200 else None
+    uuid = info.get("cluster_uuid") if isinstance(info, dict) else None
     return uuid if isinstance(uuid, str) and uuid != "_na_" else ""
 
 
-def _may_tell_later(answer: Answer) -> bool:
-    return answer.status >= 500 or answer.status == 429 or answer.throttled
+def _is_transient(response: Response) -> bool:
+    return response.status >= 500 or response.status == 429 or response.throttled
 
 
-def epoch(connection: Connection, layout: Layout, found: catalog.Found) -> int:
-    """The highest epoch that wrote to the index: as noted in it, else as the newest version shows.
+def epoch(connection: Connection, layout: Layout, found: catalog.Index) -> int:
+    """The highest epoch that wrote to the index, from its notes or else from its newest version.
 
-    Documents come with their versions, but perhaps without the note, where an index was filled by ``_reindex``; and a
-    note that another index brought along says little about this one. Versions below those of the first epoch are of
-    other tools, and are written over.
+    ``_reindex`` copies documents with their versions but not the notes, and notes copied from another index say little
+    about this one. Versions below the first epoch come from other tools and are overwritten.
     """
     if (found.epoch and not found.replaced) or _version_type(found) != "long":
         return found.epoch
@@ -66,15 +65,15 @@ def epoch(connection: Connection, layout: Layout, found: catalog.Found) -> int:
     return max(found.epoch, newest if newest >= FIRST_EPOCH else 0)
 
 
-def _version_type(found: catalog.Found) -> str:
+def _version_type(found: catalog.Index) -> str:
     fields = found.mapping.get("properties", {}).get(OURS, {}).get("properties", {})
     return str(fields.get("version", {}).get("type", ""))
 
 
 def parts(layout: Layout) -> Parts:
-    """Each field of the mapping with its parameters, what becomes of others, and where documents are routed to.
+    """What stored documents depend on: each field with its parameters, the mapping's other parameters, the routing.
 
-    Settings, replicas and ``adopt`` are none of them: they leave right what is stored.
+    Settings, replicas and ``adopt`` are not included: changing them leaves stored documents valid.
     """
     around = canonical({name: value for name, value in layout.mapping.items() if name not in _OUTSIDE})
     outside = {name: _text(value) for name, value in around.items()}
@@ -84,7 +83,7 @@ def parts(layout: Layout) -> Parts:
 
 
 def _fields(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field by the path that a query knows it by, without the fields in it."""
+    """Every field by its full path, without its subfields."""
     for name, field in properties.items():
         if prefix == "" and name == OURS:
             continue
@@ -95,7 +94,7 @@ def _fields(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def additions(layouts: Mapping[str, Layout], changes: Sequence[Change]) -> list[tuple[str, dict[str, Any]]] | None:
-    """The path and the body of each request that adds fields; None where something else than a field was added."""
+    """The path and body of each request that adds fields; None if anything other than a field was added."""
     if not all(change.part.startswith(_FIELD) for change in changes):
         return None
     return [
@@ -105,7 +104,7 @@ def additions(layouts: Mapping[str, Layout], changes: Sequence[Change]) -> list[
 
 
 def _added(layout: Layout, changes: Sequence[Change]) -> dict[str, Any]:
-    """The outermost fields that hold what was added: what of them the engine has already stays as it is."""
+    """The top-level fields that contain the added ones; the engine leaves their existing parts unchanged."""
     paths = [change.part.removeprefix(_FIELD) for change in changes if change.table == layout.alias]
     properties: Mapping[str, Any] = layout.mapping["properties"]
     return {

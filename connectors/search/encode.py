@@ -1,4 +1,4 @@
-"""A batch as lines of bulk requests: everything that can be done before the server is asked. Pure."""
+"""Encodes a batch as NDJSON lines of bulk requests. No I/O."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from replicator.items.to_json import DocumentText, Unfit, encode_each
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A write as lines of NDJSON. ``source``: the part of the batch that it came from.
+    """A write as NDJSON lines. ``source``: the source of its part of the batch.
 
-    ``plain``: for a delete, the line that leaves no tombstone behind; ``lines`` are those that leave one.
+    For a delete, ``lines`` leave a tombstone behind, and ``plain`` does not.
     """
 
     write: Write
@@ -38,13 +38,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def insisting(self) -> bytes:
-        """The lines that leave a tombstone also where the engine remembers a delete of this version."""
+        """Lines that leave a tombstone even where the engine remembers a delete of this version."""
         return insisting(self.lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A batch in the engine's form, by table. With ``rejections`` there is nothing to send."""
+    """An encoded batch, by table. With ``rejections`` there is nothing to send."""
 
     batch: Batch
     tables: Mapping[str, Sequence[Entry]]
@@ -56,32 +56,32 @@ class Encoded:
 
 
 def encode(batch: Batch, encoders: Mapping[str, TableEncoder]) -> Encoded:
-    """Every write as lines. A delete of an id that cannot exist is left out: nothing is there."""
+    """Encode every write. Deletes of ids that cannot exist are left out."""
     tables: dict[str, list[Entry]] = {}
     rejections: list[Rejection] = []
     for part in batch.parts:
         for table, writes in _by_table(part.writes).items():
             tables.setdefault(table, []).extend(encoders[table].entries(writes, part.source, rejections))
-    found = {table: entries for table, entries in tables.items() if entries}
-    return Encoded(batch, {} if rejections else found, rejections)
+    nonempty = {table: entries for table, entries in tables.items() if entries}
+    return Encoded(batch, {} if rejections else nonempty, rejections)
 
 
 def _by_table(writes: Sequence[Write]) -> Mapping[str, Sequence[Write]]:
     if len(tables := {write.table for write in writes}) == 1:  # nearly always
         return dict.fromkeys(tables, writes)
-    found: dict[str, list[Write]] = {}
+    by_table: dict[str, list[Write]] = {}
     for write in writes:
-        found.setdefault(write.table, []).append(write)
-    return found
+        by_table.setdefault(write.table, []).append(write)
+    return by_table
 
 
 _Values = tuple[bytes, ...]
 _Made = tuple[_Values | None, bytes | None]
-"""What a document's line says of its key, and the line."""
+"""The key values in a document's lines, and the lines."""
 
 
 class TableEncoder:
-    """Lines for one index. Kept as long as the index is written, because it learns which forms items have."""
+    """Encodes writes to one index. Reuse it: it caches templates for the shapes of items it has seen."""
 
     def __init__(self, layout: Layout) -> None:
         self._whole = layout.whole
@@ -99,7 +99,7 @@ class TableEncoder:
         self._frame = LineTemplate(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)
 
     def entries(self, writes: Sequence[Write], source: str, rejections: list[Rejection]) -> Iterator[Entry]:
-        """Entries for what an index can hold; the rest is added to ``rejections``."""
+        """Yield entries for the writes that an index can hold; add the others to ``rejections``."""
         for start in range(0, len(writes), BULK_SIZE):
             some = writes[start : start + BULK_SIZE]
             upserts = [write for write in some if type(write) is Upsert]
@@ -114,7 +114,7 @@ class TableEncoder:
     def _one_by_one(
         self, writes: Sequence[Write], made: Iterator[_Made], source: str, rejections: list[Rejection]
     ) -> Iterator[Entry]:
-        """``made``: what is known of each upsert."""
+        """``made``: what is already encoded of each upsert."""
         for write in writes:
             try:
                 if type(write) is Upsert:
@@ -126,7 +126,7 @@ class TableEncoder:
                 rejections.append(Rejection(write, str(e)))
 
     def _stored(self, write: Upsert, key: _Values | None) -> bytes:
-        """Unfit, with a sentence, for a document that no search engine can hold."""
+        """Raises Unfit, with a sentence, for a document that no search engine can hold."""
         try:
             key = self._key(write) if key is None else key
         except (UnicodeEncodeError, TypeError):
@@ -141,14 +141,14 @@ class TableEncoder:
         return Entry(write, source, self._tombstone % key, self._delete % key[: self._in_action])
 
     def _key(self, write: Write) -> _Values:
-        """What the lines say of a document: id, version, routing; version and the parts of its key."""
+        """Values for the action line (id, version, routing) and for our own object (version, key parts)."""
         id, version = _text(index_id(write.id)), b"%d" % write.version
         if self._routed_by is None:
             return (id, version, version, *map(_text, write.id))
         return (id, version, _text(write.id[self._routed_by]), version, *map(_text, write.id))
 
     def _keys(self, writes: Sequence[Write]) -> Sequence[_Values] | None:
-        """The same of many; None where they have to be looked at one by one."""
+        """``_key`` of each; None if they must be encoded one by one."""
         ids = [write.id for write in writes]
         try:
             texts = encode_each([*index_ids(ids), *chain.from_iterable(ids)])
@@ -160,7 +160,7 @@ class TableEncoder:
         return list(zip(texts[: len(ids)], versions, *routing, versions, *parts, strict=True))
 
     def _rest(self, write: Upsert) -> bytes:
-        """The rest of the line, after our own object."""
+        """The rest of the document line, after our own object."""
         try:
             body = self._body(write.body)
         except Unfit as e:
@@ -175,7 +175,7 @@ class TableEncoder:
 
 
 def insisting(lines: bytes) -> bytes:
-    """The same write, also where the engine has, or remembers, this very version."""
+    """The same write, accepted even where the engine has, or remembers, this very version."""
     return lines.replace(b'"version_type":"external"', b'"version_type":"external_gte"', 1)
 
 
@@ -185,19 +185,19 @@ _WHOLE = b',"%b":%%b}' % WHOLE.encode()
 
 
 def _may_be_ours(body: bytes) -> bool:
-    """Whether a name in it is perhaps ours; nearly never. A name may be written with escapes."""
+    """Whether it may contain one of our names, perhaps written with escapes; rarely true."""
     return _OURS in body or b"\\u" in body
 
 
 def cut(sizes: Sequence[int], most_bytes: int, most: int) -> list[slice]:
-    """Where to cut a row of things of these sizes, so that each piece keeps within both limits (or is alone)."""
+    """Split a sequence of items of these sizes into slices within both limits; a larger item gets its own."""
     if sizes and len(sizes) <= most and sum(sizes) <= most_bytes:  # nearly always
         return [slice(0, len(sizes))]
-    found: list[slice] = []
+    slices: list[slice] = []
     start, total = 0, 0
     for i, size in enumerate(sizes):
         if i > start and (total + size > most_bytes or i - start >= most):
-            found.append(slice(start, i))
+            slices.append(slice(start, i))
             start, total = i, 0
         total += size
-    return [*found, slice(start, len(sizes))] if sizes else []
+    return [*slices, slice(start, len(sizes))] if sizes else []

@@ -1,4 +1,4 @@
-"""What a refused or broken request means, sorted by what to do about it."""
+"""Turns error responses into our errors, by what to do about them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import orjson
 from replicator.aws.errors import THROTTLED
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
-WRITING, READING = "writing documents", "reading versions"  # what is asked with documents, or their ids, in it
+WRITING, READING = "writing documents", "reading versions"  # requests that contain documents or their ids
 
 
 class ResponseLost(TransientError):
-    """The request may have been carried out, or may still be."""
+    """The request may have been applied, or may still be."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back: HTTP status, whether the product says that it is Elasticsearch, and the body."""
+class Response:
+    """An HTTP response."""
 
     status: int
     body: bytes
-    elasticsearch: bool = False
 
     @property
     def json(self) -> Any:
-        """The body's value; None if it is no JSON."""
+        """The decoded body; None if it is not JSON."""
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -36,10 +35,10 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The error as AWS's own services before an engine name it; empty where they do not."""
-        found = self.json
-        named = found.get("__type") if isinstance(found, dict) else None
-        return named.rpartition("#")[2] if isinstance(named, str) else ""
+        """The error code of an AWS service in front of the engine; empty if there is none."""
+        value = self.json
+        code = value.get("__type") if isinstance(value, dict) else None
+        return code.rpartition("#")[2] if isinstance(code, str) else ""
 
     @property
     def throttled(self) -> bool:
@@ -47,27 +46,27 @@ class Answer:
 
     @property
     def cause(self) -> tuple[str, str]:
-        """The engine's error: its type and its reason, empty where it names none."""
-        found = self.json
-        error = found.get("error") if isinstance(found, dict) else None
+        """The engine's error: type and reason, each empty if absent."""
+        value = self.json
+        error = value.get("error") if isinstance(value, dict) else None
         if isinstance(error, dict):
             return str(error.get("type", "")), _first_line(error.get("reason", ""))
-        said = (found.get(name) for name in ("error", "message", "Message")) if isinstance(found, dict) else ()
-        return "", _first_line(next((text for text in said if isinstance(text, str)), ""))
+        texts = (value.get(name) for name in ("error", "message", "Message")) if isinstance(value, dict) else ()
+        return "", _first_line(next((text for text in texts if isinstance(text, str)), ""))
 
 
 def _first_line(text: object) -> str:
-    """Amazon's further lines repeat the request with its session token."""
+    """Without Amazon's further lines, which repeat the request and its session token."""
     return next(iter(str(text).splitlines()), "")
 
 
-def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
-    """The error for an answer that is no success. ``doing``: what was asked, for the message."""
-    type, reason = answer.cause
-    found = None if answer.json is None else engine_failure(answer.status, type, reason, server)
-    if found is not None:
-        return found
-    match answer.status:
+def failure(response: Response, server: str, doing: str) -> ReplicatorError:
+    """The error for an unsuccessful response. ``doing``: what the request was for, e.g. "writing documents"."""
+    type, reason = response.cause
+    known = None if response.json is None else engine_failure(response.status, type, reason, server)
+    if known is not None:
+        return known
+    match response.status:
         case 401:
             advice = "Correct target.username and target.password, or the API key"
             return NotAuthenticated(f"{server} refuses the login", "login", server, advice)
@@ -75,31 +74,31 @@ def failure(answer: Answer, server: str, doing: str) -> ReplicatorError:
             return _forbidden(reason or type or "403 without a reason", server, doing)
         case 408:
             return ResponseLost(f"{server} gave up {doing} (status 408): the request took too long to arrive")
-        case status if status == 429 or answer.throttled:
-            return TransientError(f"{server} is overloaded ({type or answer.code or 429})")
+        case status if status == 429 or response.throttled:
+            return TransientError(f"{server} is overloaded ({type or response.code or 429})")
         case status if status >= 500:
-            return ResponseLost(f"{server} failed while {doing}: {_said(answer)}")
-        case status if status < 300 and not answer.body:
+            return ResponseLost(f"{server} failed while {doing}: {_summary(response)}")
+        case status if status < 300 and not response.body:
             return ResponseLost(
                 f"{server} returned an empty response while {doing} (status {status}): it was truncated on the way"
             )
-    if answer.json is None:
+    if response.json is None:
         return ConfigError(
-            f"{server} responded with {_said(answer)}, which does not come from a search engine: "
+            f"{server} responded with {_summary(response)}, which does not come from a search engine: "
             "is there a proxy or a login page in between? Check target.url"
         )
-    said = type if doing in (WRITING, READING) else reason or type  # the reason may quote what could not be read
-    return ConfigError(f"{server} returned an error while {doing}: {said or _said(answer)}")
+    text = type if doing in (WRITING, READING) else reason or type  # the reason may quote the request
+    return ConfigError(f"{server} returned an error while {doing}: {text or _summary(response)}")
 
 
-def _forbidden(said: str, server: str, doing: str) -> NotPermitted:
-    if _UNKNOWN_CALLER.search(said):
-        return NotAuthenticated(f"{server} refuses the login: {said}", "login", server, _CREDENTIALS)
-    return NotPermitted(f"{server} does not permit {doing}: {said}", doing, server, _GRANT)
+def _forbidden(reason: str, server: str, doing: str) -> NotPermitted:
+    if _UNKNOWN_CALLER.search(reason):
+        return NotAuthenticated(f"{server} refuses the login: {reason}", "login", server, _CREDENTIALS)
+    return NotPermitted(f"{server} does not permit {doing}: {reason}", doing, server, _GRANT)
 
 
 def engine_failure(status: int, type: str, reason: str, server: str) -> ReplicatorError | None:
-    """The error for what concerns an index or the cluster rather than one document; None for everything else."""
+    """The error for a failure that concerns the index or the cluster; None if it may concern a single document."""
     for known, kind, text in _KNOWN:
         if type == known or (known.startswith("*") and type == _ARGUMENT and reason.startswith(known[1:])):
             return kind(f"{server}: {text.format(reason=reason.rstrip('.'))}")
@@ -112,14 +111,14 @@ def engine_failure(status: int, type: str, reason: str, server: str) -> Replicat
 
 
 def is_own(status: int, type: str) -> bool:
-    """Whether a failure of one line may be about its document alone: nothing known of a shard or the cluster."""
+    """Whether a failed write may be about its document alone rather than about its shard or the cluster."""
     return status >= 500 and type != "cluster_block_exception" and all(type != known for known, _, _ in _KNOWN)
 
 
-_UNKNOWN_CALLER = re.compile("security token|signature|authorization header", re.IGNORECASE)  # as Amazon says it
+_UNKNOWN_CALLER = re.compile("security token|signature|authorization header", re.IGNORECASE)  # in Amazon's words
 _CREDENTIALS = "Correct the AWS credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
 _GRANT = "Grant it to the login of the target"
-_ARGUMENT = "illegal_argument_exception"  # of its words only the first are the engine's own: a value may follow
+_ARGUMENT = "illegal_argument_exception"  # only the beginning of its reason is fixed text: a value may follow
 _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
     ("index_closed_exception", TransientError, "the index is closed; waiting until it is opened (POST INDEX/_open)"),
     (
@@ -129,7 +128,7 @@ _KNOWN: tuple[tuple[str, type[ReplicatorError], str], ...] = (
         "again with: replicator resync",
     ),
     (
-        "invalid_index_name_exception",  # of an alias that is gone: what makes indices by accident cannot make this one
+        "invalid_index_name_exception",  # of an alias that is gone: auto-creation cannot create an index of this name
         ConfigError,
         "the alias that replicator writes through is gone, and perhaps the index too: {reason}. If its documents are "
         "lost, copy everything again with: replicator resync",
@@ -172,8 +171,8 @@ def _block(status: int, reason: str) -> str:
     return "writes to the index are blocked; waiting until the block is removed (index.blocks.*)"
 
 
-def _said(answer: Answer) -> str:
-    page = "a web page" if answer.body.lstrip()[:1] == b"<" else "a body that is not JSON"
-    return (
-        f"status {answer.status}" if answer.json is not None or not answer.body else f"{page} (status {answer.status})"
-    )
+def _summary(response: Response) -> str:
+    if response.json is not None or not response.body:
+        return f"status {response.status}"
+    page = "a web page" if response.body.lstrip()[:1] == b"<" else "a body that is not JSON"
+    return f"{page} (status {response.status})"

@@ -1,4 +1,4 @@
-"""Which documents an engine would refuse, as far as the config's mapping tells: unknown fields, plain types."""
+"""Predicts which documents an engine would refuse, from the config's mapping: unknown fields, simple types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FRACTIONS = frozenset({"double", "float", "half_float", "scaled_float"})
 _TEXTS = frozenset({"text", "keyword", "constant_keyword", "wildcard", "search_as_you_type", "match_only_text", "ip"})
 _TRUTHS = ("true", "false", "")
 _LONGEST_TERM = 32_766  # bytes
-_OPEN = ("true", True, "runtime", "false", False)  # what ``dynamic`` may say besides strict
+_OPEN = ("true", True, "runtime", "false", False)  # values of ``dynamic`` other than strict
 
 
 def refusals(writes: Sequence[Write], layouts: Mapping[str, Layout]) -> Iterator[Rejection]:
@@ -85,7 +85,7 @@ def _plain(path: str, value: Any, field: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fits(kind: str, value: Any) -> bool:
-    """True wherever only the engine knows: dates have formats of their own, points many shapes."""
+    """Whether the type takes the value; True where only the engine can tell, as for dates and points."""
     if kind in _WHOLE or kind in _FRACTIONS:
         return _is_number(value) and (kind in _FRACTIONS or _in_range(float(value), kind))
     if kind == "boolean":

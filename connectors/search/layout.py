@@ -1,7 +1,7 @@
-"""How documents lie in an index: its names, its mapping, where a document's own fields are and where ours.
+"""The layout of an index: its names, its mapping, the ids of its documents.
 
-Ours are in one object, ``replicator``: the version, the key's parts, and whether it is a tombstone. The name has no
-underscore in front, because the engines keep such names for themselves.
+Replicator's own fields are in one object, ``replicator``: the version, the parts of the key, and whether it is a
+tombstone. Its name has no leading underscore, because the engines reserve such names.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from replicator.batch import DocumentId
 from replicator.errors import ConfigError
 from replicator.target.contract import OWN_IDS, Table
 
-WHOLE = "document"  # where a whole item is, in an index without a mapping
-FORMAT = 1  # of the layout; a newer one is refused
+WHOLE = "document"  # the field with the whole item, in an index without a mapping
+FORMAT = 1  # version of this layout; newer ones are rejected
 LIVE = {"bool": {"must_not": {"term": {f"{OURS}.deleted": True}}}}  # the alias's filter: hides tombstones
-_LONGEST_TERM = 8191  # characters of up to 4 bytes: what fits a keyword
+_LONGEST_TERM = 8191  # characters of up to 4 bytes that fit a keyword
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One index.
+    """The layout of one index.
 
-    ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as it is in
-    one object that is not searched; otherwise its attributes are fields. ``routed_by``: index of the part.
+    ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as one
+    object that is not searchable; otherwise its attributes are fields. ``routed_by``: the position in ``parts`` of the
+    routing value.
     """
 
     alias: str
@@ -43,42 +44,41 @@ class Layout:
 
     @property
     def writer(self) -> str:
-        """The alias that is written through: replicator's own, so that a moved ``alias`` moves no writes."""
+        """The alias for writes. It is replicator's own, so moving ``alias`` redirects no writes."""
         return f"{self.index}{WRITER}"
 
 
 def layouts(tables: Sequence[Table]) -> dict[str, Layout]:
-    """Each table's layout by name; ConfigError names everything that cannot be."""
+    """The layout of each table, by name. Raises ConfigError naming every problem."""
     problems: list[str] = []
-    found: dict[str, Layout] = {}
+    layouts: dict[str, Layout] = {}
     for table in tables:
         try:
-            found[table.name] = _layout(table)
+            layouts[table.name] = _layout(table)
         except ConfigError as e:
             problems += e.problems
-    problems += _shared(list(found.values()))
+    problems += _shared(list(layouts.values()))
     if problems:
         raise ConfigError(*problems)
-    return found
+    return layouts
 
 
-def _shared(found: Sequence[Layout]) -> list[str]:
-    names = [layout.index for layout in found] + [layout.alias for layout in found]
+def _shared(layouts: Sequence[Layout]) -> list[str]:
+    names = [layout.index for layout in layouts] + [layout.alias for layout in layouts]
     return [f"target: the name {name} is used twice" for name in sorted(names) if names.count(name) > 1][:1]
 
 
 def _layout(table: Table) -> Layout:
     options = SearchTable.model_validate(dict(table.options))
     name = options.index or f"{table.name.lower()}-1"
-    for given in (table.name.lower(), name):
+    for candidate in (table.name.lower(), name):
         try:
-            index_name(given)
+            index_name(candidate)
         except ValueError as e:
-            raise ConfigError(f"{table.name}: {given} {e}") from e
+            raise ConfigError(f"{table.name}: {candidate} {e}") from e
     if len(f"{name}{WRITER}".encode()) > LONGEST_NAME:
         raise ConfigError(
-            f"{table.name}: the index name {name} is too long: with the suffix {WRITER}, "
-            f"which makes it the name of replicator's own alias, it "
+            f"{table.name}: the index name {name} is too long: with the suffix {WRITER} of replicator's own alias, it "
             f"may have at most {LONGEST_NAME} bytes; choose a shorter one with index: NAME"
         )
     if name == table.name:
@@ -116,7 +116,7 @@ def _mapping(given: Mapping[str, Any] | None, parts: Sequence[str], *, routed: b
 
 
 def own_fields(parts: Sequence[str]) -> dict[str, Any]:
-    """The mapping of what is under ``replicator``."""
+    """The mapping of the fields under ``replicator``."""
     key = {"type": "keyword", "ignore_above": _LONGEST_TERM}
     return {"version": {"type": "long"}, "deleted": {"type": "boolean"}, **{part: key for part in parts}}
 
@@ -126,14 +126,16 @@ def _settings(options: SearchTable) -> dict[str, Any]:
     return {**options.settings, **{name: n for name, n in counts.items() if n is not None}}
 
 
-LONGEST_ID = 512  # bytes; a longer one makes the engine refuse the whole request
+LONGEST_ID = 512  # bytes; with a longer one the engine rejects the whole request
 _HASHED = "sha256:"
 
 
 def index_id(id: DocumentId) -> str:
-    """The key itself; two parts are joined by ``|``, which is %7C inside them, as % is %25. Hashed where too long.
+    """A document's id inside its index: readable, at most 512 bytes, unique per key.
 
-    A key that looks like a hash is hashed too, so it meets no other's. UnicodeEncodeError for half a surrogate pair.
+    It is the key itself. Two parts are joined by ``|``, and inside them ``|`` is escaped as %7C and ``%`` as %25. A key
+    that is too long is hashed, and so is one that looks like such a hash, so that the two cannot collide. Raises
+    UnicodeEncodeError for half of a surrogate pair.
     """
     text = "|".join(id)
     if len(id) > 1 and ("%" in text or text.count("|") >= len(id)):
@@ -147,10 +149,10 @@ def index_id(id: DocumentId) -> str:
 
 
 def index_ids(ids: Sequence[DocumentId]) -> Sequence[str]:
-    """The same of many, in a quarter of the time where all are short and none has anything to escape."""
+    """``index_id`` of each, in a quarter of the time if all are short and none needs escaping."""
     texts = list(map("|".join, ids))
     joined = "".join(texts)
-    bars = sum(map(len, ids)) - len(ids)  # those that join parts
+    bars = sum(map(len, ids)) - len(ids)  # the joining ones
     longest = max(map(len, texts), default=0) * 4
     if longest > LONGEST_ID or joined.count("|") != bars or "%" in joined or _HASHED in joined:
         return list(map(index_id, ids))

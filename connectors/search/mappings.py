@@ -1,4 +1,4 @@
-"""What a mapping and settings may say: reserved names, hazards, and differences from what the config wants. Pure."""
+"""Mappings and settings: names reserved for replicator, hazards, differences from the config. No I/O."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from replicator.items.line_template import is_within
 
 OURS = "replicator"
-"""The object in each document with what is ours."""
+"""The object in each document that holds replicator's own fields."""
 
 WRITER = "-Replicator"
-"""Behind an index's name: the alias that is written through, which is nobody else's.
+"""Suffix of an index's name that gives the name of replicator's own alias, for writes.
 
-The capital letter is what makes it safe: no index may have one in its name, so where the alias is gone the engine can
-make no index of that name by itself. ``require_alias`` alone would not do, because deletes ignore it.
+The capital letter makes it safe: index names cannot contain one, so if the alias is gone, the engine cannot auto-create
+an index of that name. ``require_alias`` alone is not enough, because deletes ignore it.
 """
 
 
 def is_ours(name: object) -> bool:
-    """Whether a field of this name is replicator's own, or inside it: the engines take a dot for an object."""
+    """Whether a field of this name is replicator's own object or inside it: engines read dots as nesting."""
     return is_within(name, OURS)
 
 
@@ -27,24 +27,27 @@ _SYNTHETIC = "documents are reassembled when they are read, and lose digits, ord
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by their full names, without ``index.`` in front, however they are nested."""
-    found: dict[str, str] = {}
+    """Settings by full name without the prefix ``index.``, however they are nested."""
+    flat: dict[str, str] = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found |= flatten_settings(value, f"{path}.")
+            flat |= flatten_settings(value, f"{path}.")
         else:
-            found[path.removeprefix("index.")] = _text(value)
-    return found
+            flat[path.removeprefix("index.")] = _text(value)
+    return flat
 
 
 def _text(value: Any) -> str:
-    """As the engine shows it; empty for null, which takes a template's value back."""
+    """A value as the engine shows it; empty for null, which cancels a template's value."""
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def settings_hazards(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with settings, a sentence each."""
+    """Settings with which the engine loses or changes what it has acknowledged, one sentence each.
+
+    They come from index templates as often as from a config, so the existing index is checked too.
+    """
     given = {name: value for name, value in flatten_settings(settings).items() if value}
     if given.get("translog.durability", "").lower() == "async":
         yield (
@@ -82,7 +85,7 @@ def _lost(mode: str) -> str:
 
 
 def mapping_hazards(mapping: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a mapping, a sentence each."""
+    """The same for a mapping."""
     yield from _source(mapping.get("_source", {}))
     if any(is_ours(name) for name in mapping.get("runtime", {})):
         yield f"it has a runtime field named {OURS}, which hides replicator's own; remove it (PUT _mapping with null)"
@@ -104,7 +107,7 @@ def _source(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def copied_to_ours(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The fields that are copied to replicator's own."""
+    """Paths of the fields with a ``copy_to`` into replicator's own object."""
     for name, field in properties.items():
         goals = field.get("copy_to", ())
         if any(is_ours(goal) for goal in ([goals] if isinstance(goals, str) else goals)):
@@ -112,7 +115,7 @@ def copied_to_ours(properties: Mapping[str, Any], prefix: str = "") -> Iterator[
         yield from copied_to_ours(field.get("properties", {}), f"{prefix}{name}.")
 
 
-# The engine does not show what is as it would be anyway.
+# Engines do not show parameters that have their default value.
 _DEFAULTS: Mapping[str, Any] = {
     "index": True, "doc_values": True, "store": False, "enabled": True, "coerce": True, "ignore_malformed": False,
     "eager_global_ordinals": False, "similarity": "BM25", "analyzer": "default", "boost": 1.0, "fielddata": False,
@@ -134,7 +137,7 @@ _NEW = "create a new index: set index: NAME under the table, and run: replicator
 
 
 def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
-    """Everything in which the mapping that is there is not as wanted; further fields are nobody's harm."""
+    """Every difference between the wanted and the existing mapping. Additional fields are fine."""
     for name, value in wanted.items():
         if name not in ("properties", "_meta", "_routing"):
             yield from _parameter("the mapping", name, value, there)
@@ -142,7 +145,7 @@ def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator
 
 
 def own_differences(wanted: Mapping[str, Any], there: Mapping[str, Any] | None) -> Iterator[str]:
-    """In which replicator's own fields are not as they must be. Those that are missing are added by ``open``."""
+    """Differences in replicator's own fields. ``open`` adds those that are missing."""
     if there is None:
         return
     yield from _parameters(OURS, {"type": "object", "dynamic": None}, there)
@@ -152,7 +155,7 @@ def own_differences(wanted: Mapping[str, Any], there: Mapping[str, Any] | None) 
 
 
 def _parameters(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
-    """Also what was added, because searches for what is to be removed rely on these fields."""
+    """Compares added parameters too, because sweeps and purges search these fields."""
     for name in sorted(({*wanted, *there}) - {"properties", "dynamic"}):
         expected, found = (_plain(given.get(name, _DEFAULTS.get(name))) for given in (wanted, there))
         if expected != found:
@@ -195,19 +198,19 @@ _ABSENT: Mapping[str, Any] = {"dynamic": "true"}
 
 
 def _is_usual(name: str, wanted: Any) -> bool:
-    """Parameters whose default depends on the field's type, so that the engine shows only what differs from it."""
+    """Whether the parameter's default depends on the field's type: the engine shows only other values."""
     return name in ("norms", "index_options", "precision_step", "orientation", "format") and wanted is not None
 
 
 def canonical(value: Any) -> Any:
-    """A mapping, or a value in one, in one spelling, without what is as it would be anyway."""
+    """A mapping, or a value in one, in canonical spelling and without defaults."""
     if not isinstance(value, Mapping):
         return _plain(value)
     return {name: _plain(v) for name, v in value.items() if _plain(v) != _plain(_DEFAULTS.get(name))}
 
 
 def _plain(value: Any) -> Any:
-    """One spelling a value: the engine writes true, "true" and True alike."""
+    """Canonical spelling: engines treat true, "true" and True alike."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -216,7 +219,7 @@ def _plain(value: Any) -> Any:
 
 
 def roundings(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What a search on numeric fields sees less of than the document has; the document itself keeps every digit."""
+    """How searches see numeric fields rounded or limited. The documents themselves keep every digit."""
     for name, field in properties.items():
         kind = field.get("type", "object")
         if kind in _ROUNDED:
@@ -226,7 +229,7 @@ def roundings(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def settings_differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Sequence[str]:
-    """Only the number of shards: the others may be changed while the index is in use, and are somebody's business."""
+    """Compares only the number of shards: operators may change the other settings of a live index."""
     shards, found = wanted.get("number_of_shards"), there.get("number_of_shards")
     if shards is None or str(shards) == str(found):
         return []

@@ -1,4 +1,4 @@
-"""What a config may say about a search target and each of its indices, whichever engine it is."""
+"""Config options that both search targets share, for the cluster and for each index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORBIDDEN = re.compile(r'[\\/*?"<>|\s,#:\x00-\x1f]')
 
 
 def index_name(name: str) -> str:
-    """An index's name as both engines take it; ValueError says what is wrong."""
+    """Validate an index name by the rules of both engines."""
     if _FORBIDDEN.search(name) or name[:1] in ("-", "_", "+", "") or name in (".", "..") or name != name.lower():
         raise ValueError(
             'must be a valid index name: lowercase, without any of \\ / * ? " < > | , # : or spaces, '
@@ -30,12 +30,12 @@ def index_name(name: str) -> str:
     return name
 
 
-def _mapping(given: object) -> object:
-    """A mapping, or the JSON text of one (``${file:products.json}`` puts it there)."""
-    if not isinstance(given, str):
-        return given
+def _mapping(value: object) -> object:
+    """Accept the JSON text of a mapping, as ``${file:products.json}`` inserts it."""
+    if not isinstance(value, str):
+        return value
     try:
-        return orjson.loads(given)
+        return orjson.loads(value)
     except orjson.JSONDecodeError as e:
         raise ValueError(f"is not valid JSON ({e}); write ${{file:NAME.json}} to read it from a file") from None
 
@@ -64,28 +64,28 @@ Mapping = Annotated[
 
 
 def _safe_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """ValueError for settings under which a copy could not keep its promise."""
+    """Reject settings that break replicator's guarantees."""
     if problems := list(mappings.settings_hazards(settings)):
         raise ValueError(f"cannot be used: {problems[0]}")
     return settings
 
 
 class SearchTable(Options):
-    """Options of one index. The table's name is the alias under which it is searched."""
+    """Options of one index. The table's name is the alias for searching it."""
 
     index: Annotated[str, AfterValidator(index_name)] | None = Field(
         default=None, description="the index behind the alias, by default the table's name and -1"
     )
     mapping: Mapping | None = Field(
-        default=None, description="the index's mapping; without it a whole item is kept under document, unsearchable"
+        default=None, description="the index's mapping; without it, whole items are kept under document, not searchable"
     )
     settings: Annotated[dict[str, Any], AfterValidator(_safe_settings)] = Field(
         default={}, description="the index's settings, e.g. analysis"
     )
     shards: int | None = Field(default=None, ge=1, le=1024, description="primary shards; cannot be changed later")
     replicas: int | None = Field(default=None, ge=0, le=100, description="copies of each shard")
-    routing: str | None = Field(default=None, description="key attribute that says in which shard a document is")
-    adopt: bool = Field(default=False, description="take over an index that something else made and filled")
+    routing: str | None = Field(default=None, description="key attribute that decides the shard of a document")
+    adopt: bool = Field(default=False, description="take over an index that another tool created and filled")
 
 
 def _address(url: str) -> str:
@@ -107,29 +107,31 @@ def _file(path: str) -> str:
 
 
 class SearchOptions(Options):
-    """Where the cluster is, who logs in, and how much goes there at once."""
+    """Login, trust, timeout and request sizes."""
 
     insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
     username: str | None = Field(default=None, description="for basic authentication, with password")
     password: SecretStr | None = None
     ca_certs: Annotated[str, AfterValidator(_file)] | None = Field(
-        default=None, description="file with the authorities to trust instead of the public ones"
+        default=None, description="file with the certificate authorities to trust instead of the public ones"
     )
-    compress: bool = Field(default=False, description="gzip requests and answers: less traffic, more work")
-    timeout: float = Field(default=60.0, ge=1, le=240, description="seconds to wait for an answer")
-    bulk_bytes: int = Field(default=8 * MEGABYTE, ge=1024, le=90 * MEGABYTE, description="most bytes in a bulk request")
-    bulk_documents: int = Field(default=1000, ge=1, le=100_000, description="most documents in a bulk request")
-    in_flight: int = Field(default=2, ge=1, le=16, description="bulk requests at once")
+    compress: bool = Field(default=False, description="gzip requests and responses: less traffic, more CPU")
+    timeout: float = Field(default=60.0, ge=1, le=240, description="seconds to wait for a response")
+    bulk_bytes: int = Field(
+        default=8 * MEGABYTE, ge=1024, le=90 * MEGABYTE, description="maximum bytes per bulk request"
+    )
+    bulk_documents: int = Field(default=1000, ge=1, le=100_000, description="maximum documents per bulk request")
+    in_flight: int = Field(default=2, ge=1, le=16, description="bulk requests in flight")
 
     @model_validator(mode="after")
-    def _both(self) -> SearchOptions:
+    def _complete_login(self) -> SearchOptions:
         if (self.username is None) != (self.password is None):
             raise ValueError("needs both username and password")
         return self
 
 
 def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
-    """ValueError for addresses of other machines where everything would travel in the clear."""
+    """Reject http to other machines unless ``insecure`` is set."""
     for url in [urls] if isinstance(urls, str) else urls or []:
         parts = split_url(url)
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):

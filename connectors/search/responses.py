@@ -1,4 +1,4 @@
-"""What a bulk response means for each document, and why a document was refused. Pure."""
+"""What a bulk response means for each document, and why a document was refused. No I/O."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from connectors.search.errors import ResponseLost, engine_failure, is_own
 from connectors.search.mappings import WRITER
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
-LONGEST = 4096  # characters of a reason that are looked at
+LONGEST = 4096  # characters of a reason that are read
 _SHOWN = 255  # characters of a name that are shown
 
 Say = Callable[[Sequence[str]], str]
 _IMMENSE = ('immense term in field="', '"')
 _FIELD = ("[", "] of type [", "]")
 
-# From here on a reason quotes the document; what looks like the engine's words there is the document's text.
+# From here on, a reason quotes the document.
 _QUOTES = (" in document with id '", "Preview of field's value", "For input string: ")
 _NO_NAME = ("field name cannot be", "ield name [", "contains only whitespace", "starts or ends with a")
 
 
 def refusal(type: str, reason: str) -> str:
-    """A sentence for a refused document. The engine's own words are used only where they surely quote no value."""
+    """The reason why a document was refused, built only from parts of the engine's message that cannot quote a value.
+
+    The message may be as long as the document and may contain text crafted to be parsed here. So it is truncated, and
+    searched once from left to right, without backtracking.
+    """
     reason = reason[:LONGEST]
     own = reason[: min((at for quote in _QUOTES if (at := reason.find(quote)) >= 0), default=LONGEST)]
     for marks, say in _KNOWN:
@@ -36,7 +40,7 @@ def refusal(type: str, reason: str) -> str:
 
 
 def between(text: str, marks: Sequence[str]) -> list[str] | None:
-    """What stands between the first of each of these marks, one behind the other; None unless all are there."""
+    """The texts between the first occurrences of the marks, in order; None unless all occur."""
     first, *rest = marks
     found, at = [], text.find(first)
     for mark in rest if at >= 0 else ():
@@ -112,11 +116,11 @@ Kind = Literal["stored", "conflict", "refused", "busy", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one line.
+    """The result of one write.
 
-    stored: done. conflict: the engine has that version or a newer one. refused: never, for the ``reason``. busy: the
-    engine has too much to do just now, or always for this document. failed: ``error`` says what it waits for, or
-    what a person has to change; ``own``: it may be this document alone on which the engine fails.
+    stored: done. conflict: the engine has that version or a newer one. refused: for good, for the ``reason``. busy: the
+    engine is overloaded, for now or always for this document. failed: ``error`` says what to wait for or what to
+    change. ``own``: the engine may be failing on this document alone.
     """
 
     kind: Kind
@@ -129,7 +133,7 @@ STORED, CONFLICT = Verdict("stored"), Verdict("conflict")
 
 
 def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
-    """One verdict for each item of the answer to a bulk request, which was to go to ``index``."""
+    """One verdict per item of the response to a bulk request for ``index``."""
     try:
         return [_verdict(outcome, server, index) for item in items for (outcome,) in (item.values(),)]
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -138,10 +142,10 @@ def verdicts(items: Sequence[Any], server: str, index: str) -> list[Verdict]:
 
 
 def all_stored(body: bytes, count: int, index: str) -> bool:
-    """Whether an answer is ``count`` items that are stored in ``index``, and nothing else: then it is not parsed.
+    """Whether a response consists of ``count`` items stored in ``index`` and nothing else, without parsing it.
 
-    No item can begin inside another. So if there are as many as were sent, and the rest of the text has just the length
-    of what is around and between them, there is nothing else in it.
+    Items cannot overlap. So if there are as many as were sent, and their total length plus the separators is the length
+    of the body, it contains nothing else.
     """
     if not (body.startswith(_BEFORE) and body.endswith(_AFTER)):
         return False
@@ -168,7 +172,7 @@ _DELETED = (
 
 def _verdict(outcome: Any, server: str, index: str) -> Verdict:
     status, error = outcome["status"], outcome.get("error")
-    stored = error is None and (status < 300 or status == 404)  # 404: what was to be deleted is not there
+    stored = error is None and (status < 300 or status == 404)  # 404: a delete of an absent document
     if (stored or status == 409) and (went_to := outcome.get("_index", index)) != index:
         return failed(ConfigError(_astray(server, index, went_to)))
     if stored:
@@ -179,10 +183,12 @@ def _verdict(outcome: Any, server: str, index: str) -> Verdict:
         return CONFLICT
     if status == 429 and type in REJECTED_EXECUTION:
         return busy(server)
-    found = engine_failure(status, type, reason, server)
-    if found is None and status == 429:
+    failure = engine_failure(status, type, reason, server)
+    if failure is None and status == 429:
         return busy(server)
-    return refused(refusal(type, reason)) if found is None else Verdict("failed", error=found, own=is_own(status, type))
+    if failure is None:
+        return refused(refusal(type, reason))
+    return Verdict("failed", error=failure, own=is_own(status, type))
 
 
 def _astray(server: str, index: str, other: str) -> str:
@@ -222,9 +228,9 @@ def refused(reason: str) -> Verdict:
     return Verdict("refused", reason)
 
 
-def worst(found: Sequence[Verdict]) -> ReplicatorError | None:
-    """The error that says most about a batch that is not stored: what a person must change before what time mends."""
-    errors = [verdict.error for verdict in found if verdict.error is not None]
+def worst(verdicts: Sequence[Verdict]) -> ReplicatorError | None:
+    """The error to report for a batch: permanent errors take precedence over transient ones."""
+    errors = [verdict.error for verdict in verdicts if verdict.error is not None]
     for error in errors:
         if not isinstance(error, TransientError):
             return error

@@ -1,4 +1,4 @@
-"""The target itself: indices checked and made, batches stored under versions that the engine compares."""
+"""The search target: checks and creates indices, stores batches guarded by document versions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SearchTarget:
 
     @property
     def server(self) -> str:
-        """The product and its address, for messages."""
+        """Product and address, for messages."""
         return self._connection.server
 
     @property
@@ -169,12 +169,14 @@ class SearchTarget:
         return found, problems or self._foreseen(layout, found)
 
     def _foreseen(self, layout: Layout, found: catalog.State) -> Sequence[str]:
-        """What would be wrong with an absent index once it is made, so that no such index is left behind."""
+        """Hazards that an absent index would have once it is created, so that no such index is left behind."""
         return [] if found.index is not None else list(checks.templates(self._connection, layout))
 
     def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> Opened:
-        """Make and note what is absent. What is made is looked at again: not every login may ask
-        what templates would make of it."""
+        """Create what is absent and store the notes.
+
+        The new index is inspected again: not every login may query in advance what templates would do to it.
+        """
         if not found.complete:
             catalog.make(self._connection, layout, found, catalog.notes(layout, self._pipeline, 0))
             found = catalog.state(self._connection, layout)
@@ -190,9 +192,9 @@ class SearchTarget:
         return Opened(layout, found.index.id, notes)
 
     def _check_gone(self, how: str, layout: Layout, piece: searches.Piece) -> None:
-        """TransientError where a search still shows what was removed before.
+        """Raise TransientError if a search still shows what the previous piece removed.
 
-        What is there again is no such thing: each retry of a parked item leaves the same tombstones.
+        Documents that were stored again do not count: each retry of a parked item leaves the same tombstones.
         """
         again = piece.documents & self._gone.get((how, layout.index), frozenset())
         shown = again - searches.stored(self._connection, layout, again) if again else again
@@ -215,7 +217,7 @@ class SearchTarget:
                 self._in_doubt.begin()
             raise error
         refused = next((verdict.reason for verdict in found if verdict.kind == "refused"), None)
-        if refused is not None:  # it would be found again and again
+        if refused is not None:  # the sweep would find it again and again
             raise ConfigError(f"{self.server}: {layout.index} takes no tombstones ({refused}); run check")
         return len(lines)
 
@@ -229,7 +231,7 @@ class SearchTarget:
             return problems
         try:
             checks.versions_kept(self._bulk, layout, self._connection.server)
-        except ReplicatorError as e:  # also one that time might mend: somebody is looking now
+        except ReplicatorError as e:  # even a transient one: someone is waiting for the result
             return [str(e)]
         return []
 

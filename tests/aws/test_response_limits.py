@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from connectors.elasticsearch import ElasticsearchOptions, _nodes
-from connectors.search.connection import Connection
+from connectors.elasticsearch import ElasticsearchOptions
+from connectors.search.connection import Connection, node_configs
 from connectors.search.errors import ResponseLost
 from replicator import response_limits
 from replicator.aws.boto import connect
@@ -102,7 +102,8 @@ def ask(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.Monk
 
     def search(timeout: float = 5.0) -> bytes | str:
         if not made:
-            made.append(Connection(_nodes(ElasticsearchOptions(url=url, timeout=timeout)), "Elasticsearch"))
+            nodes = node_configs(url, ElasticsearchOptions(url=url, timeout=timeout))
+            made.append(Connection(nodes, "Elasticsearch"))
         try:
             return made[0].request("GET", "/").body  # type: ignore[no-any-return]
         except ResponseLost as e:

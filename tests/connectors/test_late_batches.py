@@ -11,7 +11,7 @@ import pytest
 from connectors.dynamodb.encode import Request
 from connectors.dynamodb.sender import Pace, Sender
 from connectors.search.bulk import Bulk, Size
-from connectors.search.errors import Answer
+from connectors.search.errors import Response
 from connectors.search.layout import layouts
 from replicator.aws import http_client
 from replicator.aws.client import Call
@@ -73,10 +73,10 @@ class Cluster:
         self._clock = clock
         self.requests = 0
 
-    def request(self, method: str, path: str, body: bytes, form: str) -> Answer:
+    def request(self, method: str, path: str, body: bytes, form: str) -> Response:
         self.requests += 1
         self._clock.sleep()
-        return Answer(413, b"")
+        return Response(413, b"")
 
 
 @SLEEPS

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from connectors.postgres.errors import translated
 from connectors.postgres.options import PostgresOptions, address
-from connectors.search.connection import without
-from connectors.search.errors import READING, WRITING, Answer, failure
+from connectors.search.connection import redacted
+from connectors.search.errors import READING, WRITING, Response, failure
 from connectors.search.responses import refusal, verdicts
 from replicator import log
 from replicator.aws.boto import Boto, connect
@@ -209,10 +209,10 @@ def test_a_value_that_reads_like_the_engines_words_is_not_taken_for_them() -> No
 def test_an_engine_that_cannot_read_a_request_with_documents_does_not_quote_it(doing: str) -> None:
     body = f'{{"error": {{"type": "x_content_parse_exception", "reason": "[1:2] unexpected {WORD}"}}}}'.encode()
     assert (
-        str(failure(Answer(400, body), "S", doing)) == f"S returned an error while {doing}: x_content_parse_exception"
+        str(failure(Response(400, body), "S", doing)) == f"S returned an error while {doing}: x_content_parse_exception"
     )
     assert WORD in str(
-        failure(Answer(400, body), "S", "creating the index (needs create_index)")
+        failure(Response(400, body), "S", "creating the index (needs create_index)")
     )  # the mapping, from the config
 
 
@@ -226,8 +226,8 @@ def test_an_engine_that_cannot_read_a_request_with_documents_does_not_quote_it(d
 )
 def test_a_refusal_that_repeats_the_login_is_shown_without_it(login: dict[str, str]) -> None:
     said = f"'{WORD}' not a valid key=value pair (missing equal-sign) in Authorization header: 'Basic {WORD}'."
-    body = without(orjson.dumps({"message": said}), login)
-    assert str(failure(Answer(403, body), "S", WRITING)) == (
+    body = redacted(orjson.dumps({"message": said}), login)
+    assert str(failure(Response(403, body), "S", WRITING)) == (
         "S refuses the login: '…' not a valid key=value pair (missing equal-sign) in Authorization header: "
         "'Basic …'. Correct the AWS credentials, or give others (AWS_PROFILE, target.profile, target.role_arn)"
     )
@@ -235,7 +235,7 @@ def test_a_refusal_that_repeats_the_login_is_shown_without_it(login: dict[str, s
 
 def test_only_the_first_line_of_a_reason_is_shown() -> None:
     body = orjson.dumps({"message": f"The signature does not match.\nx-amz-security-token:{WORD}"})
-    assert str(failure(Answer(403, body), "S", "x")) == (
+    assert str(failure(Response(403, body), "S", "x")) == (
         "S refuses the login: The signature does not match. Correct the AWS credentials, or give others "
         "(AWS_PROFILE, target.profile, target.role_arn)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from connectors.search.connection import Connection
-from connectors.search.errors import Answer, ResponseLost
+from connectors.search.errors import Response, ResponseLost
 
 Place = tuple[str, str | None]
 """A document's id and routing: the same id with another routing is another document, in another shard."""
@@ -46,12 +46,12 @@ class Engine(Connection):
     searchable: dict[Place, Stored] | None = None
     asked: list[str] = field(default_factory=list)
 
-    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = "") -> Answer:
+    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = "") -> Response:
         self.asked.append(path)
         told = self._told(path.partition("?")[0], body or b"{}")
         if self.lost and "/_bulk" in path:
             raise ResponseLost("the response was lost")
-        return Answer(200, json.dumps(asked_for(told, path)).encode())
+        return Response(200, json.dumps(asked_for(told, path)).encode())
 
     def ids(self) -> dict[str, int | None]:
         """Each document's version, None for a tombstone."""

@@ -158,7 +158,7 @@ def test_another_type_of_a_field_needs_another_index(copy: Copy) -> None:
         said = copy.refused("run", "--until", "caught-up", *flags)
         assert f"{copy.name}: mapping.n was changed since the last run" in said
         assert "replicator resync" in said
-    assert "a type cannot be changed: make a new index: write index: NAME under the table" in copy.refused("check")
+    assert "a type cannot be changed: create a new index: set index: NAME under the table" in copy.refused("check")
     copy.configure({copy.name: {"mapping": mapping, "index": f"{copy.name}-2"}})
     copy.search.ask("POST", "/_aliases", {"actions": [{"remove": {"index": copy.index, "alias": copy.name}}]})
     code, said = copy.cli("resync", "--accept-identity-change", "--until", "caught-up")
@@ -297,7 +297,7 @@ def test_a_resync_that_the_index_cannot_take_leaves_the_way_open(copy: Copy) -> 
     copy.configure({copy.name: {"mapping": WIDER}})
     code, said = copy.cli("resync", "--until", "caught-up")
     assert code == 2, said
-    assert "field city is missing, as keyword" in said
+    assert "field city is missing (type keyword" in said
     code, said = copy.caught_up()
     assert (code, "mapping.city was added since the last run" in said) == (2, True), said
     copy.configure({copy.name: {"mapping": MAPPING}})

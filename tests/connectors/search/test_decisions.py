@@ -9,8 +9,8 @@ import pytest
 
 from connectors.search import searches
 from connectors.search.bulk import SMALLEST, Bulk, Size
-from connectors.search.catalog import Found, State
-from connectors.search.conflicts import _LOOKED_AT, STRIKES, Conflicts, Progress
+from connectors.search.catalog import Index, State
+from connectors.search.conflicts import _LOOKED_UP, STRIKES, Conflicts, Progress
 from connectors.search.encode import Entry, TableEncoder, encode
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions
@@ -138,9 +138,9 @@ def test_of_lost_writes_what_is_stored_as_they_left_it_is_ours(engine: Engine) -
 
 
 def test_every_lost_write_is_looked_up_and_of_others_some(engine: Engine) -> None:
-    engine.documents = {(f"{n}", None): Stored(at(1), {}) for n in range(3 * _LOOKED_AT)}
-    writes = [put({"pk": str(n)}, 1) for n in range(3 * _LOOKED_AT)]
-    assert len(ours(engine, writes, writes)) == 3 * _LOOKED_AT
+    engine.documents = {(f"{n}", None): Stored(at(1), {}) for n in range(3 * _LOOKED_UP)}
+    writes = [put({"pk": str(n)}, 1) for n in range(3 * _LOOKED_UP)]
+    assert len(ours(engine, writes, writes)) == 3 * _LOOKED_UP
     engine.documents["0", None] = Stored(at(0, FIRST_EPOCH + 1), {})
     with pytest.raises(ConfigError, match=r"document 0 in contract-1 has version \d+, higher than any"):
         ours(engine, writes, [])
@@ -405,8 +405,8 @@ def test_a_response_without_some_of_the_documents_is_no_answer(engine: Engine) -
 # which index it is
 
 
-def found(noted: Mapping[str, Any], uuid: str = "now") -> Found:
-    return Found("contract-1", {"_meta": {"replicator": noted}}, {"uuid": uuid}, {})
+def found(noted: Mapping[str, Any], uuid: str = "now") -> Index:
+    return Index("contract-1", {"_meta": {"replicator": noted}}, {"uuid": uuid}, {})
 
 
 @pytest.mark.parametrize(

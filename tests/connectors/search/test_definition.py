@@ -11,7 +11,7 @@ import pytest
 
 from connectors.search import definition, searches
 from connectors.search.connection import Connection
-from connectors.search.errors import Answer
+from connectors.search.errors import Response
 from connectors.search.layout import layouts
 from replicator.errors import TransientError
 from replicator.identity import Identity, changes
@@ -113,11 +113,11 @@ class Cluster(Connection):
     server: str = "OpenSearch at search:9200"
     asked: list[str] = field(default_factory=list)
 
-    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = "") -> Answer:
+    def request(self, method: str, path: str, body: bytes | None = None, *, form: str = "") -> Response:
         self.asked.append(path)
         known = (told for beginning, told in self.answers.items() if path.startswith(beginning) and beginning != "/")
         status, told = self.answers["/"] if path == "/" else next(known, (200, {}))
-        return Answer(status, json.dumps(told).encode())
+        return Response(status, json.dumps(told).encode())
 
 
 WITHOUT = {"settings": {"index": {"uuid": "U", "search": {"default_pipeline": "hides-everything"}}}, "aliases": {}}

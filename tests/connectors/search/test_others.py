@@ -73,7 +73,7 @@ def test_where_even_our_own_alias_is_moved_nothing_counts_as_stored(one_search: 
     moved = {"remove": {"index": f"{of.name}-1", "alias": writer}}, {"add": {"index": other, "alias": writer}}
     alias(one_search, *moved)
     for write in (there("a", 1, of), remove("a", 2, table=of.name)):
-        with pytest.raises(ConfigError, match=f"arrives in another one, {other}.*Keep {other}, perhaps the only copy"):
+        with pytest.raises(ConfigError, match=f"arrived in another one, {other}.*Keep {other}, perhaps the only copy"):
             found.write(batch(write))
     with pytest.raises(ConfigError, match=f"the alias {writer} points to {other}"):
         opened(one_search, of)
@@ -105,7 +105,7 @@ def test_an_index_that_was_shrunk_is_kept_and_named(one_search: Search, of: Tabl
     alias(one_search, {"remove_index": {"index": index}}, *moved)
     with pytest.raises(ConfigError, match=f"{index} is no longer an index but an alias of {small}.*Keep {small}"):
         later(found).write(batch(there("b", 2, of)))
-    with pytest.raises(ConfigError, match=f"Keep {small}, perhaps the only copy.*write index: {small}"):
+    with pytest.raises(ConfigError, match=f"Keep {small}, perhaps the only copy.*set index: {small}"):
         opened(one_search, of)
     going_on = Table(of.name, of.keys, {"index": small})
     with pytest.raises(GapFound, match="is not the index that replicator wrote to"):
@@ -121,11 +121,11 @@ def test_an_index_that_was_made_anew_under_a_run_ends_it(one_search: Search, of:
     one_search.ask("DELETE", f"/{index}")
     one_search.ask("PUT", f"/{index}", {"mappings": was["mappings"], "aliases": was["aliases"]})
     with pytest.raises(
-        ConfigError, match=f"{index} is not the index that replicator wrote to: it was deleted and made"
+        ConfigError, match=f"{index} is not the index that replicator wrote to: it was deleted and recreated"
     ):
         later(found).write(batch(there("b", 2, of)))
     (problem,) = target(one_search).check([of])
-    assert "What it lacks may be in no stream; copy everything again with: replicator resync" in problem
+    assert "What it lacks may be gone from the stream; copy everything again with: replicator resync" in problem
     with pytest.raises(GapFound, match=f"{index} is not the index that replicator wrote to"):
         opened(one_search, of)
     target(one_search).open([of], FIRST_EPOCH + 1)

@@ -16,7 +16,7 @@ from urllib3.exceptions import ProtocolError
 
 from connectors.search.bulk import SMALLEST, Size
 from connectors.search.conflicts import STRIKES, Progress
-from connectors.search.connection import unanswered
+from connectors.search.connection import no_response
 from connectors.search.encode import TableEncoder, cut, encode
 from connectors.search.errors import ResponseLost
 from connectors.search.layout import LONGEST_ID, index_id, layouts
@@ -613,5 +613,5 @@ def test_a_cut_connection_is_told_without_the_quotes_of_nested_exceptions() -> N
     cut_off = ProtocolError("Connection aborted.", RemoteDisconnected("Remote end closed connection without response"))
     error = TransportConnectionError("Connection error")
     error.__cause__ = cut_off
-    said = str(unanswered(error, "the server"))
+    said = str(no_response(error, "the server"))
     assert said == "the server: the connection was lost: Remote end closed connection without response"
