@@ -66,7 +66,7 @@ class Commands(click.Group):
         """Run as a program, not within another one."""
         from replicator.hooks import redaction
 
-        report_bug = _report_bug if errors_as_json(sys.argv[1:]) else redaction.to_people
+        report_bug = _report_bug if errors_as_json(sys.argv[1:]) else redaction.print_trace
         redaction.install(values=SHOW_VALUES in sys.argv[1:2], tell=report_bug)
         return super().__call__(*args, **kwargs)
 

@@ -13,7 +13,7 @@ import click
 from replicator import __version__
 from replicator.cli.output import config_argument, json_option, say
 from replicator.engine.stop_event import Stop
-from replicator.hooks.time_limit import LEAVING
+from replicator.hooks.time_limit import EXIT_DEADLINE
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -127,7 +127,7 @@ def stop_on_signals() -> Stop:
         if signaled:
             leave(128 + number)
         signaled = True  # first: the next signal can arrive anywhere below
-        LEAVING.after(GRACE, lambda: leave(0))
+        EXIT_DEADLINE.set(GRACE, lambda: leave(0))
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,8 +1,8 @@
-"""Hooks: from an item's images to the documents they stand for.
+"""Transform hooks: user functions from an item to the documents stored for it.
 
-There are two kinds. A plain function returns one mapping or None: the document is filed under the item's key, so only
-the newest image matters. A declared one (``@documents``) returns documents with ids of their own: it also sees old
-images, so that documents which only an old image yields are deleted.
+There are two kinds. A plain hook returns one mapping or None: the document is stored under the item's key, so only the
+newest image matters. A declared hook (``@documents``) returns documents with ids that it chooses: it also receives old
+images, so that documents which only the old image produced can be deleted.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from replicator.hooks.redaction import Trace, said, storable, trace
+from replicator.hooks.redaction import Trace, safe_message, storable, trace
 from replicator.hooks.time_limit import HookLimit, HookTimeout
 from replicator.items.item import Amended, Item
 from replicator.items.projection import AccessProfile
 
-DIGITS = 76  # twice the 38 of a DynamoDB number: also its products are exact
+DIGITS = 76  # decimal precision in hooks: twice the 38 digits of a DynamoDB number, so that products are exact too
 F = TypeVar("F", bound=Callable[..., Any])
 NO_TRACE = Trace()
-_UNSAID = "(message hidden: it may contain a secret)"
 _DECLARED = "__replicator_documents__"
-_USUAL = {dict, Amended}  # asking whether something is a Mapping takes as long as a simple hook
+_USUAL = {dict, Amended}  # checked first, because isinstance(x, Mapping) takes as long as a simple hook
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document with an id of its own, which has to be unique among the documents of one item.
+    """A document with its own id, which must be unique among the documents of one item and table.
 
-    ``table`` names the target table; it may be left out where the target has only one.
+    ``table``: the target table; optional if the target has only one.
     """
 
     id: str | int
@@ -40,20 +39,19 @@ class Document:
 
 
 def documents(hook: F) -> F:
-    """Declare that a hook returns ``Document``s, any number of them. It must be pure: same image, same documents."""
+    """Decorator: the hook returns any number of ``Document``s. It must be pure: the same image, the same documents."""
     setattr(hook, _DECLARED, True)
     return hook
 
 
 def is_declared(hook: Callable[..., Any]) -> bool:
-    """Whether ``documents`` declares it."""
     return bool(getattr(hook, _DECLARED, False))
 
 
 class Poison(Exception):
-    """A hook failed on an image, or returned something that is no document.
+    """A hook failed on an item, or returned something that is not a document. The item is parked.
 
-    ``reason`` quotes no value; ``trace`` has the rest of the parking, and what only those see who ask for values.
+    ``reason`` contains no item data; ``trace`` has the details, some of which are only shown with --show-values.
     """
 
     def __init__(self, reason: str, trace: Trace = NO_TRACE) -> None:
@@ -64,7 +62,7 @@ class Poison(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A loaded hook. ``fingerprint`` changes when the source of its module changes.
+    """A loaded hook. ``fingerprint`` changes with the source of its module.
 
     ``profile``: the attributes it has accessed; not part of its identity.
     """
@@ -76,32 +74,32 @@ class Hook:
     profile: AccessProfile = field(default_factory=AccessProfile, compare=False, repr=False)
 
     def one(self, item: Item) -> Mapping[str, object] | None:
-        """The document of a plain hook for an item."""
+        """The document that a plain hook returns for an item. Poison if it fails."""
         try:
-            found = self.function(item)
-            if found is None or type(found) in _USUAL or isinstance(found, Item):
-                return found  # type: ignore[no-any-return]
-            if isinstance(found, Mapping):
-                return dict(found)  # here, because reading it may raise
-        except BaseException as e:  # whatever a user's code does, it parks one item and stops nothing else
+            result = self.function(item)
+            if result is None or type(result) in _USUAL or isinstance(result, Item):
+                return result  # type: ignore[no-any-return]
+            if isinstance(result, Mapping):
+                return dict(result)  # here, because reading it may raise
+        except BaseException as e:  # whatever user code does parks one item and affects nothing else
             raise _poison(self, e) from e
-        raise Poison(f"hook {self.name} returned {_a(found)}; a plain hook must return a mapping or None")
+        raise Poison(f"hook {self.name} returned {_a(result)}; a plain hook must return a mapping or None")
 
     def many(self, item: Item, tables: Sequence[str]) -> dict[tuple[str, str], Mapping[str, object]]:
-        """The documents of a declared hook for an item, by (table, id)."""
+        """The documents that a declared hook returns for an item, by (table, id). Poison if it fails."""
         try:
-            found = self.function(item)
+            result = self.function(item)
         except BaseException as e:
             raise _poison(self, e) from e
-        if found is None:
+        if result is None:
             return {}
-        if isinstance(found, Mapping | str | bytes | Document) or not isinstance(found, Iterable):
-            raise Poison(f"hook {self.name} returned {_a(found)}; a @documents hook must return Documents")
+        if isinstance(result, Mapping | str | bytes | Document) or not isinstance(result, Iterable):
+            raise Poison(f"hook {self.name} returned {_a(result)}; a @documents hook must return Documents")
         placed: dict[tuple[str, str], Mapping[str, object]] = {}
-        for document in _listed(self, found):
+        for document in _as_list(self, result):
             table, id, body = self._place(document, tables)
             if type(body) not in _USUAL and not isinstance(body, Item):
-                body = _read(self, body)
+                body = _as_dict(self, body)
             if (table, id) in placed:
                 raise Poison(f"hook {self.name} returned two documents with the same id in {table}", Trace("", id))
             placed[table, id] = body
@@ -123,54 +121,54 @@ class Hook:
         return table, _id(self, document.id), document.body
 
 
-def _id(hook: Hook, given: str | int) -> str:
-    """A document's id as every target and store takes it."""
-    id = str(given)
+def _id(hook: Hook, value: str | int) -> str:
+    """A document's id as text that every target and checkpoint store accepts."""
+    id = str(value)
     if not id.isascii() and storable(id) != id:
         raise Poison(f"hook {hook.name} returned a document id with half of a surrogate pair, which is not valid text")
     return id
 
 
-def _a(found: object) -> str:
-    return f"a {type(found).__name__}"
+def _a(value: object) -> str:
+    return f"a {type(value).__name__}"
 
 
-def _listed(hook: Hook, found: Iterable[object]) -> list[object]:
+def _as_list(hook: Hook, result: Iterable[object]) -> list[object]:
     try:
-        return list(found)
+        return list(result)
     except BaseException as e:  # a generator runs its body here
         raise _poison(hook, e) from e
 
 
-def _read(hook: Hook, body: Mapping[str, object]) -> Mapping[str, object]:
-    """A mapping of the hook's own kind as a dict: reading it may raise."""
+def _as_dict(hook: Hook, body: Mapping[str, object]) -> Mapping[str, object]:
+    """A mapping of some class of the user's as a dict: reading it may raise."""
     try:
         return dict(body)
     except BaseException as e:
         raise _poison(hook, e) from e
 
 
-HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _listed.__code__, _read.__code__}
+HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _as_list.__code__, _as_dict.__code__}
 
 
 def _poison(hook: Hook, error: BaseException) -> Poison:
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        raise error  # Ctrl-C; in a run, which handles that signal itself, only a hook raises it
+        raise error  # Ctrl-C; a run handles that signal itself, so there only a hook raises this
     frames = traceback.extract_tb(error.__traceback__)
-    own = getattr(getattr(hook.function, "__code__", None), "co_filename", None)  # its line, not ours
+    own = getattr(getattr(hook.function, "__code__", None), "co_filename", None)  # a line of the hook, not of ours
     last = next((f for f in reversed(frames) if f.filename == own), frames[-1])
     where = f"{Path(last.filename).name}:{last.lineno}"
     if isinstance(error, HookTimeout):
         reason = f"hook {hook.name} took longer than {error.seconds:g} s (hook_timeout) and was interrupted at {where}"
         return Poison(reason, trace(error))
-    words = said(error)
-    text = f"no attribute {words!r}" if words and isinstance(error, KeyError) else words
+    message = safe_message(error)
+    text = f"no attribute {message!r}" if message and isinstance(error, KeyError) else message
     return Poison(f"hook {hook.name} raised {type(error).__name__} at {where}{text and ': '}{text}", trace(error))
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentMapping:
-    """How items become documents: by which hook (None: as they are), in which tables."""
+    """How items become documents: by which hook (None: unchanged), in which target tables."""
 
     hook: Hook | None
     tables: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Finds and loads the user's transform hook."""
+"""Loads the transform hook that a config names."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from pathlib import Path
 from types import ModuleType
 
 from replicator.errors import ConfigError
-from replicator.hooks.hook import _UNSAID, DIGITS, Hook, is_declared
-from replicator.hooks.redaction import said
+from replicator.hooks.hook import DIGITS, Hook, is_declared
+from replicator.hooks.redaction import safe_message
 from replicator.log import silence_libraries
+
+_HIDDEN = "(message hidden: it may contain a secret)"
 
 
 def load(spec: str, base: Path) -> Hook:
     """The hook that ``spec`` names: ``file.py:function``, relative to ``base``, or ``package.module:function``.
 
-    ConfigError says which file and line to look at. From then on decimal arithmetic in this thread keeps all the digits
-    that DynamoDB numbers can have, in a run, a preview and a retry alike.
+    ConfigError names the file and line at fault. Side effect: decimal arithmetic in this thread gets a precision of
+    ``DIGITS``, so that DynamoDB numbers stay exact in runs, previews and retries alike.
     """
     getcontext().prec = DIGITS
     place, _, name = spec.partition(":")
     if not place or not name:
         raise ConfigError(f"transform: {spec!r} must have the form hooks.py:function or package.module:function")
     module, path = _from_file(place, base) if place.endswith(".py") else _from_package(place, base)
-    silence_libraries()  # whatever it made of logging
+    silence_libraries()  # undo what the module may have configured
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(_missing(name, path))
@@ -52,7 +54,7 @@ def _from_file(place: str, base: Path) -> tuple[ModuleType, Path]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
+    sys.modules[name] = module  # dataclasses and pickle look it up there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
@@ -81,17 +83,19 @@ def _unimportable(place: str, path: Path, error: BaseException) -> ConfigError:
         where = f"{error.filename}, line {error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
-        own = [f for f in theirs if Path(f.filename) == path] or theirs
+        imported = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+        own = [f for f in imported if Path(f.filename) == path] or imported
         where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
-    plain = isinstance(error, ImportError | SyntaxError | NameError)  # of names; others may quote the environment
-    words = f": {error}" if plain else f": {said(error)}" if said(error) else f" {_UNSAID}"
-    return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}{words} ({where})")
+    safe = str(error) if isinstance(error, ImportError | SyntaxError | NameError) else safe_message(error)
+    message = f": {safe}" if safe else f" {_HIDDEN}"  # other messages may quote the environment
+    return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}{message} ({where})")
 
 
 def _missing(name: str, path: Path) -> str:
     if path.suffix != ".py":
         return f"transform: {path} has no function {name}"
     tree = ast.parse(path.read_bytes())
-    there = [f"{n.name} (line {n.lineno})" for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return f"transform: {path} has no function {name}; it has {', '.join(there) or 'none'}"
+    functions = [
+        f"{n.name} (line {n.lineno})" for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return f"transform: {path} has no function {name}; it has {', '.join(functions) or 'none'}"

@@ -1,7 +1,7 @@
-"""The one timer of a process that can interrupt it: it bounds how long a hook may take, and how long a stop may.
+"""Time limits for hooks and for shutdown. Both need SIGALRM, the one timer that can interrupt a Python process.
 
-A hook is watched by a signal, because only a signal's handler runs inside what it interrupts: it sees on the stack
-whether that is the hook, and an exception that it raises begins right there. Another thread could do neither.
+Hooks are limited by a signal handler because it runs inside the code that it interrupts: it can see on the stack
+whether that is the hook, and an exception that it raises starts right there. Another thread could do neither.
 """
 
 from __future__ import annotations
@@ -20,59 +20,61 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-LOOK = 0.25  # seconds between two looks at the time while a process is to end
-TICKS = 10  # in the time that a hook has; counted, so that a machine that slept does not count as a slow hook
-SOON = 0.005  # seconds until the next try, where a tick met our own code inside the hook
-_WEAK = {weakref.__file__, _weakrefset.__file__}  # their callbacks
+CHECK_EVERY = 0.25  # seconds between two checks of the exit deadline
+TICKS = 10  # per time limit; ticks are counted, so that a suspended machine does not look like a slow hook
+RETRY_AFTER = 0.005  # seconds; for when a tick interrupts our own code inside the hook
+_WEAKREF = {weakref.__file__, _weakrefset.__file__}  # files of weak reference callbacks
 _OURS = str(Path(__file__).parents[1]) + os.sep
 
 
 class HookTimeout(BaseException):
-    """A hook took longer than it may. No ``Exception``, so that a hook's own handlers let it pass."""
+    """A hook exceeded its time limit. Not an ``Exception``, so that handlers in the hook do not catch it."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"a hook took longer than {seconds:g} s")
         self.seconds = seconds
 
 
-class Leaving:
-    """Ends the process at a time, whatever it does then."""
+class ExitDeadline:
+    """Ends the process at a given time, whatever it is doing then."""
 
     def __init__(self) -> None:
         self._at = math.inf
-        self._leave: Callable[[], None] = lambda: None
+        self._exit: Callable[[], None] = lambda: None
 
     @property
-    def decided(self) -> bool:
+    def is_set(self) -> bool:
         return self._at < math.inf
 
-    def after(self, seconds: float, leave: Callable[[], None]) -> None:
-        """``leave`` is called then. For the main thread, and for signals' handlers."""
-        self._at, self._leave = time.monotonic() + seconds, leave
-        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)  # its handler goes next, and it would end the process
+    def set(self, seconds: float, exit: Callable[[], None]) -> None:
+        """Call ``exit`` after so many seconds. Only in the main thread or a signal handler."""
+        self._at, self._exit = time.monotonic() + seconds, exit
+        atexit.register(
+            signal.setitimer, signal.ITIMER_REAL, 0
+        )  # else it could fire when the handler is gone already, and kill the process
         self.watch()
 
     def watch(self) -> None:
-        signal.signal(signal.SIGALRM, self.look)
-        signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+        signal.signal(signal.SIGALRM, self.check)
+        signal.setitimer(signal.ITIMER_REAL, CHECK_EVERY, CHECK_EVERY)
 
-    def look(self, *_: Any) -> None:
+    def check(self, *_: Any) -> None:
         if time.monotonic() >= self._at:
-            self._leave()
+            self._exit()
 
 
-LEAVING = Leaving()
+EXIT_DEADLINE = ExitDeadline()
 
 
 class HookLimit:
-    """While it lasts, a hook that takes longer than ``seconds`` is interrupted by ``HookTimeout``. None: no limit.
+    """A context in which a hook that runs longer than ``seconds`` is interrupted by ``HookTimeout``. None: no limit.
 
-    It costs nothing a call: each tick looks whether the stack still holds the call that it held ticks ago. What it
-    cannot interrupt: code in C that never returns to Python nor asks for signals, finalizers (an exception in one is
-    swallowed, and its cleaning up would be cut short), and hooks outside the main thread.
+    It costs nothing per call: each tick checks whether the stack still holds the same call as at earlier ticks. It
+    cannot interrupt C code that neither returns to Python nor checks for signals, finalizers (an exception in one is
+    swallowed, and its cleanup would be cut short), or hooks outside the main thread.
     """
 
-    calls: set[CodeType] = set()  # noqa: RUF012 - of the functions that call hooks, see ``transform``
+    calls: set[CodeType] = set()  # noqa: RUF012 - of the functions that call hooks; see ``hook``
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
@@ -86,8 +88,8 @@ class HookLimit:
         if self._seconds is None or threading.current_thread() is not threading.main_thread():
             return
         self._before = signal.signal(signal.SIGALRM, self._tick)
-        every = self._seconds / TICKS
-        self._timer = signal.setitimer(signal.ITIMER_REAL, every, every)
+        interval = self._seconds / TICKS
+        self._timer = signal.setitimer(signal.ITIMER_REAL, interval, interval)
         self._on = True
 
     def __exit__(self, *_: object) -> None:
@@ -97,16 +99,16 @@ class HookLimit:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
         self._call = None
-        if LEAVING.decided:  # a signal came meanwhile
-            LEAVING.watch()
+        if EXIT_DEADLINE.is_set:  # a signal asked for shutdown inside this context
+            EXIT_DEADLINE.watch()
         elif self._timer[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
     def _tick(self, _number: int, frame: FrameType | None) -> None:
-        if LEAVING.decided or self._seconds is None:
-            LEAVING.look()
+        if EXIT_DEADLINE.is_set or self._seconds is None:
+            EXIT_DEADLINE.check()
             return
-        call = self._call_on(frame)
+        call = self._call_in(frame)
         if call is None or call is not self._call:
             self._call, self._ticks = call, 0
             return
@@ -115,16 +117,18 @@ class HookLimit:
             return
         if self._is_hook(frame, call):
             raise HookTimeout(self._seconds)
-        signal.setitimer(signal.ITIMER_REAL, SOON, self._seconds / TICKS)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_AFTER, self._seconds / TICKS)
 
-    def _call_on(self, frame: FrameType | None) -> FrameType | None:
+    def _call_in(self, frame: FrameType | None) -> FrameType | None:
         while frame is not None and frame.f_code not in self.calls:
             frame = frame.f_back
         return frame
 
     def _is_hook(self, frame: FrameType | None, call: FrameType) -> bool:
-        """Whether an exception raised here ends the hook: not in what called it, in what it called of ours, or where
-        the garbage collector runs something in its midst.
+        """Whether an exception raised here ends the hook, and only the hook.
+
+        It would not in the code that calls the hook, in our own code called by it, or in callbacks of the garbage
+        collector.
         """
         if frame is None or frame.f_code in self.calls:
             return False
@@ -133,7 +137,7 @@ class HookLimit:
             if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in self.calls:
                 return False
             code = frame.f_code
-            if code.co_name == "__del__" or code.co_filename in _WEAK or code in collecting:
+            if code.co_name == "__del__" or code.co_filename in _WEAKREF or code in collecting:
                 return False
             frame = frame.f_back
         return True

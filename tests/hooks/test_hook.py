@@ -16,7 +16,7 @@ from replicator import Document, documents
 from replicator.errors import ConfigError
 from replicator.hooks.hook import Hook, Poison
 from replicator.hooks.loading import load
-from replicator.hooks.redaction import UNSAID
+from replicator.hooks.redaction import HIDDEN as HIDDEN_DATA
 from replicator.items.attributes import image
 from replicator.items.item import Item
 
@@ -261,7 +261,7 @@ def test_a_hook_that_raises_is_poison_with_its_line_and_traceback_and_words_that
     line, kind, trace = function.__code__.co_firstlineno + 1, type(error).__name__, raised.value.trace
     assert raised.value.reason == str(raised.value) == f"hook hook raised {kind} at test_hook.py:{line}"
     assert f"line {line}, in hook" in trace.stack
-    assert trace.stack.splitlines()[-1] in (kind, f"{kind}: {UNSAID}")
+    assert trace.stack.splitlines()[-1] in (kind, f"{kind}: {HIDDEN_DATA}")
     assert trace.words == f"{kind}: {'' if kind == 'Mute' else error.args[0] if error.args else ''}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from replicator.hooks.hook import Document, Hook, Poison, documents
-from replicator.hooks.time_limit import LEAVING, HookLimit, HookTimeout, Leaving
+from replicator.hooks.time_limit import EXIT_DEADLINE, ExitDeadline, HookLimit, HookTimeout
 from replicator.items.item import Item
 
 ITEM = Item(b'{"v":{"S":"a"}}')
@@ -116,14 +116,14 @@ def test_no_callback_of_the_garbage_collector_is_interrupted() -> None:
 
 LEAVES = """
 import time
-from replicator.hooks.time_limit import LEAVING
+from replicator.hooks.time_limit import EXIT_DEADLINE
 
 class Slow:
     def __del__(self):
         time.sleep(1)
 
 kept = Slow()
-LEAVING.after(30.0, lambda: None)
+EXIT_DEADLINE.set(30.0, lambda: None)
 """
 
 
@@ -190,18 +190,18 @@ def test_a_timer_that_was_set_before_is_set_again() -> None:
 
 def test_a_process_that_is_to_end_ends_in_time_though_hooks_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
-    leaving, left = Leaving(), threading.Event()
-    monkeypatch.setattr("replicator.hooks.time_limit.LEAVING", leaving)
+    deadline, left = ExitDeadline(), threading.Event()
+    monkeypatch.setattr("replicator.hooks.time_limit.EXIT_DEADLINE", deadline)
     try:
         with HookLimit(30.0):
-            leaving.after(0.1, left.set)  # as a signal's handler does
+            deadline.set(0.1, left.set)  # as a signal's handler does
         while not left.is_set():
             time.sleep(0.01)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, *timer)
-    assert not LEAVING.decided
+    assert not EXIT_DEADLINE.is_set
 
 
 def test_another_thread_has_no_limit_and_no_error() -> None:

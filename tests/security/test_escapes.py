@@ -156,7 +156,7 @@ WRITERS = {
     "replicator/cli/output.py": {"_out", "failed", "report"},
     "replicator/cli/live_view.py": {"emit"},
     "replicator/cli/status.py": {"status"},
-    "replicator/hooks/redaction.py": {"to_people"},
+    "replicator/hooks/redaction.py": {"print_trace"},
     "replicator/operations/demo.py": {"say"},
     "replicator/testing/dynamodb/http.py": {"main"},  # for tests: its own address
 }

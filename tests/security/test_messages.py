@@ -344,7 +344,7 @@ def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:
         "thread = threading.Thread(target=int, args=[sys.argv[1]]); thread.start(); thread.join()"
     )
     done = subprocess.run([sys.executable, "-c", code, WORD], capture_output=True, text=True)
-    assert done.stderr.endswith(f"ValueError: {redaction.UNSAID}\n")
+    assert done.stderr.endswith(f"ValueError: {redaction.HIDDEN}\n")
     assert WORD not in done.stderr
 
 
@@ -355,5 +355,5 @@ def test_a_bug_is_shown_with_its_lines_and_without_its_words() -> None:
     except KeyError as e:
         found = redaction.trace(e)
     assert "test_messages.py" in found.stack
-    assert found.stack.endswith(f"KeyError: {redaction.UNSAID}\n")
+    assert found.stack.endswith(f"KeyError: {redaction.HIDDEN}\n")
     assert found.words == f"KeyError: {WORD}"
