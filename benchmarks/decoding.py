@@ -95,7 +95,7 @@ class Fetcher:
         _, message = self._lines.message(self._call)
         self._line.send("", message, 0.0)
         assert self._line.pull(0.0)
-        body = self._line.answer()
+        body = self._line.response()
         assert isinstance(body, bytes)
         return body
 

@@ -1,6 +1,6 @@
-"""boto3 as a wire: it signs, connects and finds credentials; request bodies and answers pass through it untouched.
+"""boto3 as a ``Client``: it signs, connects and finds credentials; request and response bodies pass through unparsed.
 
-Those who make many calls get connections of their own, to where boto3 would go, with the keys that it would use.
+For many concurrent calls, ``Boto.calls`` returns our own HTTP client, with boto3's endpoints and credentials.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from replicator.response_limits import WHOLE, body_of
 
 
 class Access(Protocol):
-    """What a config says about reaching an account; see ``config_access``."""
+    """How to reach an AWS account; see ``options.Access``."""
 
     @property
     def region(self) -> str | None: ...
@@ -65,12 +65,17 @@ class Access(Protocol):
 
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})
-_DETAILS = ("CancellationReasons", "Item")  # what an error says besides
-_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, SSOError, TokenRetrievalError)  # somebody has to log in
+_DETAILS = ("CancellationReasons", "Item")  # further members of an error response
+_CREDENTIALS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)  # need a login or a change of configuration
 
 
 class Boto:
-    """``Client`` over boto3. Nothing is retried here: readers and the driver do that, where it can be seen."""
+    """``Client`` over boto3. Retries nothing: readers and the driver do, where it is visible."""
 
     def __init__(self, dynamodb: Any, streams: Any, session: Any = None, timeout: float = 60.0) -> None:
         self._session = session
@@ -79,64 +84,64 @@ class Boto:
         self._clients = {"dynamodb": dynamodb, "dynamodbstreams": streams}
         self._body = threading.local()
         for client in self._clients.values():
-            client.meta.events.register("before-call", self._put_body)
+            client.meta.events.register("before-call", self._replace_body)
             client.meta.events.register("before-parse", self._keep_body)
-            client.meta.events.register("before-send", partial(self._sent, client._endpoint.http_session))
+            client.meta.events.register("before-send", partial(self._exchange, client._endpoint.http_session))
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
         self._body.request = orjson.dumps(request)
-        return self._made(operation, request)
+        return self._send(operation, request)
 
     def calls(self) -> Calls:
-        """Many calls under way without threads; on threads where a proxy wants TLS for itself, too."""
+        """Concurrent calls: without threads, or with them where a proxy itself requires TLS."""
         proxies = (get_environ_proxies(client.meta.endpoint_url) for client in self._clients.values())
-        if any(urlsplit(proxy).scheme == "https" for found in proxies for proxy in found.values()):
+        if any(urlsplit(proxy).scheme == "https" for by_scheme in proxies for proxy in by_scheme.values()):
             return Threads(self)
         return HttpClient(self.route, self.keys, self._timeout)
 
     def route(self, call: Call) -> Route:
-        """Where boto3 sends such a call: it makes one, which is kept from leaving. Errors as those of ``call``."""
-        named = (call.operation, call.request.get("StreamArn") or call.request.get("TableName"))
-        route = self._routes.get(named)
+        """Where boto3 would send this call, found by making one and not sending it. Raises what ``call`` raises."""
+        key = (call.operation, call.request.get("StreamArn") or call.request.get("TableName"))
+        route = self._routes.get(key)
         if route is None:
-            route = self._routes[named] = self._found(call)
+            route = self._routes[key] = self._find_route(call)
         return route
 
-    def _found(self, call: Call) -> Route:
-        self._body.request, self._body.kept = b"{}", []
+    def _find_route(self, call: Call) -> Route:
+        self._body.request, self._body.captured = b"{}", []
         try:
-            self._made(call.operation, call.request)
-            (request,) = self._body.kept
+            self._send(call.operation, call.request)
+            (request,) = self._body.captured
         finally:
-            self._body.kept = None
+            self._body.captured = None
         parts = urlsplit(request.url)
         *_, region, service, _ = _header(request, "Authorization").partition(",")[0].split("/")
         url = f"{parts.scheme}://{parts.netloc}{parts.path if parts.path != '/' else ''}"
         proxy = get_environ_proxies(url).get(parts.scheme)
         return Route(Endpoint(url, region, self._authorities(), proxy), _header(request, "X-Amz-Target"), service)
 
-    def _made(self, operation: str, request: Mapping[str, Any]) -> bytes:
+    def _send(self, operation: str, request: Mapping[str, Any]) -> bytes:
         client = self._clients["dynamodbstreams" if operation in _STREAMS else "dynamodb"]
-        # Endpoint rules look at these parameters; the body that is sent is the one above.
+        # Endpoint rules read these parameters; the body that is sent is the one in self._body.
         routed = {k: request[k] for k in ("TableName", "StreamArn") if k in request}
-        if "RequestItems" in request:  # of which they look at the tables' names
+        if "RequestItems" in request:  # of which they read the table names
             routed["RequestItems"] = {table: {} for table in request["RequestItems"]}
         if "TransactItems" in request:
-            routed["TransactItems"] = [_named(action) for action in request["TransactItems"]]
+            routed["TransactItems"] = [_only_table(action) for action in request["TransactItems"]]
         try:
-            answer = getattr(client, xform_name(operation))(**routed)
+            response = getattr(client, xform_name(operation))(**routed)
         except ClientError as e:
             raise _aws_error(e) from e
         except _CREDENTIALS as e:
             raise AwsError("NoCredentials", without_login(str(e)), 0) from e
         except BotoCoreError as e:
-            raise AwsError(type(e).__name__, _words(e), 0) from e
-        body: bytes = answer["body"]
+            raise AwsError(type(e).__name__, _message(e), 0) from e
+        body: bytes = response["body"]
         return body
 
     @property
     def server(self) -> str:
-        """Host and port of DynamoDB for people."""
+        """DynamoDB's host and port, for messages."""
         return urlsplit(str(self._clients["dynamodb"].meta.endpoint_url)).netloc.rpartition("@")[2]
 
     @property
@@ -144,18 +149,18 @@ class Boto:
         return str(self._clients["dynamodb"].meta.region_name)
 
     def keys(self) -> Keys:
-        """The credentials as they are now, renewed if need be. NotPermitted without, TransientError if not just now."""
+        """The credentials, renewed if necessary. NotAuthenticated without any, TransientError if renewal fails."""
         try:
-            found = self._session.get_credentials()
-            frozen = None if found is None else found.get_frozen_credentials()
+            credentials = self._session.get_credentials()
+            frozen = None if credentials is None else credentials.get_frozen_credentials()
         except ClientError as e:
             raise failure(_aws_error(e), "sts:AssumeRole", "credentials") from e
         except _CREDENTIALS as e:
-            raise _without_credentials(without_login(str(e))) from e
+            raise _no_credentials(without_login(str(e))) from e
         except BotoCoreError as e:
-            raise TransientError(f"credentials cannot be renewed: {_words(e)}") from e
+            raise TransientError(f"credentials cannot be renewed: {_message(e)}") from e
         if frozen is None:
-            raise _without_credentials("Unable to locate credentials")
+            raise _no_credentials("Unable to locate credentials")
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     def close(self) -> None:
@@ -163,18 +168,18 @@ class Boto:
             client.close()
 
     def _authorities(self) -> str:
-        """The file of certificates that botocore trusts."""
+        """Path of the CA bundle that botocore uses."""
         configured = self._session._session.get_config_variable("ca_bundle")
         return str(configured or where())
 
-    def _put_body(self, params: dict[str, Any], **_: Any) -> None:
+    def _replace_body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._body.request
 
-    def _sent(self, session: Any, request: Any, **_: Any) -> AWSResponse:
-        """The response to a request, read within limits that botocore does not have; nothing if it is only kept."""
-        kept = getattr(self._body, "kept", None)
-        if kept is not None:
-            kept.append(request)
+    def _exchange(self, session: Any, request: Any, **_: Any) -> AWSResponse:
+        """Send a request and read the response within limits that botocore lacks; a captured request is not sent."""
+        captured = getattr(self._body, "captured", None)
+        if captured is not None:
+            captured.append(request)
             return AWSResponse(request.url, 200, {}, _Body())
         request.stream_output = True
         response = session.send(request)
@@ -191,12 +196,14 @@ class Boto:
             require_whole(response_dict["headers"], response_dict["body"])
             customized_response_dict["body"] = response_dict["body"]
             response_dict["body"] = b"{}"
-        elif refusal(response_dict["body"], response_dict["status_code"]).code == UNNAMED:  # botocore would stumble
+        elif (
+            refusal(response_dict["body"], response_dict["status_code"]).code == UNNAMED
+        ):  # botocore's parser would fail on it
             response_dict["body"] = b"{}"
 
 
 class _Body:
-    """A body as botocore reads it."""
+    """A response body with the interface that botocore reads."""
 
     def __init__(self, body: bytes = b"") -> None:
         self._body = body
@@ -206,41 +213,41 @@ class _Body:
 
 
 def _header(request: Any, name: str) -> str:
-    found = request.headers[name]
-    return found.decode() if isinstance(found, bytes) else str(found)
+    value = request.headers[name]
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _named(action: Mapping[str, Any]) -> dict[str, Any]:
-    """A transaction's action with nothing but its table's name."""
-    return {kind: {"TableName": given["TableName"]} for kind, given in action.items()}
+def _only_table(action: Mapping[str, Any]) -> dict[str, Any]:
+    """A transaction's action reduced to its table name."""
+    return {kind: {"TableName": parameters["TableName"]} for kind, parameters in action.items()}
 
 
 def _aws_error(error: ClientError) -> AwsError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    found = error.response.get("Error", {})
-    code, message = found.get("Code", ""), found.get("Message", "")
-    if not code or code == str(status):  # botocore's word for an answer that names no error
+    named = error.response.get("Error", {})
+    code, message = named.get("Code", ""), named.get("Message", "")
+    if not code or code == str(status):  # what botocore puts there if the response names no error
         return AwsError(UNNAMED, f"HTTP status {status}; the response is not from DynamoDB", status)
     details = {name: error.response[name] for name in _DETAILS if name in error.response}
     return AwsError(code, message, status, details)
 
 
-def _words(error: BotoCoreError) -> str:
-    if "Failed to parse" in str(error):  # and what was taken for a port may be a password
+def _message(error: BotoCoreError) -> str:
+    if "Failed to parse" in str(error):  # the quoted port may be part of a password
         return "a proxy or endpoint address in the environment is not a valid URL"
     return without_login(str(error))
 
 
-def _without_credentials(reason: str) -> NotAuthenticated:
+def _no_credentials(reason: str) -> NotAuthenticated:
     return NotAuthenticated(
         f"no AWS credentials ({reason})", advice="Provide them (AWS_PROFILE, profile or an instance role)"
     )
 
 
 def connect(access: Access, place: str = "source") -> Boto:
-    """The wire to DynamoDB as ``access`` reaches it: with its own profile, role, region and endpoint.
+    """The client for an account. ConfigError or NotAuthenticated if ``access`` cannot work.
 
-    ``place``: the part of the config that ``access`` is, for messages.
+    ``place``: the config section that ``access`` comes from, for messages.
     """
     try:
         return _connected(access, place)
@@ -248,9 +255,9 @@ def connect(access: Access, place: str = "source") -> Boto:
         raise ConfigError(f"{place}.profile: {e}. Check the profiles in ~/.aws/config") from e
     except BotoCoreError as e:
         raise ConfigError(
-            f"{place}: {_words(e).rstrip('.')}. Check {place}.region, {place}.profile and ~/.aws/config"
+            f"{place}: {_message(e).rstrip('.')}. Check {place}.region, {place}.profile and ~/.aws/config"
         ) from e
-    except ValueError as e:  # botocore's, which quotes the address
+    except ValueError as e:  # botocore's message quotes the address
         raise ConfigError(f"{place}: an endpoint in the environment or ~/.aws/config is not a valid URL") from e
 
 
@@ -268,22 +275,22 @@ def _connected(access: Access, place: str) -> Boto:
         max_pool_connections=40,
         tcp_keepalive=True,
         account_id_endpoint_mode=access.account_id_endpoint_mode,
-        user_agent=f"replicator/{__version__}",  # botocore makes its own anew for each call: a third of its work
+        user_agent=f"replicator/{__version__}",  # else botocore builds its own for each call: a third of its time
     )
-    named = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": config}
-    dynamodb, streams = (session.client(service, **named) for service in ("dynamodb", "dynamodbstreams"))
+    common = {"region_name": access.region, "endpoint_url": access.endpoint_url, "config": config}
+    dynamodb, streams = (session.client(service, **common) for service in ("dynamodb", "dynamodbstreams"))
     for url in (dynamodb.meta.endpoint_url, streams.meta.endpoint_url):
         require_safe(url, place, insecure=access.insecure)
     return Boto(dynamodb, streams, session, access.timeout)
 
 
 def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -> Any:
-    """A session whose credentials come from the role and are renewed before they expire."""
+    """A session with the role's credentials, renewed before they expire."""
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
     from botocore.session import Session as BotoSession
 
-    given = session.get_credentials()
-    if given is None:
+    own = session.get_credentials()
+    if own is None:
         raise NotAuthenticated(
             f"no AWS credentials to assume {role_arn}",
             "sts:AssumeRole",
@@ -293,20 +300,20 @@ def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -
     extra = {"RoleSessionName": "replicator"} | ({"ExternalId": external_id} if external_id else {})
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=session._session.create_client,
-        source_credentials=given,
+        source_credentials=own,
         role_arn=role_arn,
         extra_args=extra,
     )
     inner = BotoSession()
     inner._credentials = DeferredRefreshableCredentials(
-        partial(_fetched, fetcher, role_arn, place), method="assume-role"
+        partial(_fetch_role, fetcher, role_arn, place), method="assume-role"
     )
     inner.set_config_variable("region", session.region_name)
     return boto3.Session(botocore_session=inner)
 
 
-def _fetched(fetcher: Any, role_arn: str, place: str) -> Any:
-    """Credentials of the role; a refusal is one to assume it, whatever call it was for."""
+def _fetch_role(fetcher: Any, role_arn: str, place: str) -> Any:
+    """The role's credentials. A refusal is reported as one of sts:AssumeRole, not of the call that needed them."""
     try:
         return fetcher.fetch_credentials()
     except ClientError as e:
@@ -314,5 +321,5 @@ def _fetched(fetcher: Any, role_arn: str, place: str) -> Any:
         if isinstance(error, NotPermitted):
             raise error from e
         raise
-    except ResponseParserError as e:  # which quotes the answer whole
+    except ResponseParserError as e:  # its message quotes the whole response
         raise TransientError(f"the response to sts:AssumeRole on {role_arn} is not AWS XML") from e

@@ -1,10 +1,10 @@
-"""The one way to AWS: a call goes out as JSON text and comes back as the raw body.
+"""The interface to AWS: a request goes out as JSON, and the raw response body comes back.
 
-boto3 keeps what it is good at (credentials, endpoints); its parser, which costs ten times as much as the call, never
-runs. The in-memory DynamoDB of ``replicator.testing`` answers the same method.
+boto3 does what it is good at (credentials, endpoints). Its response parser, ten times as expensive as the call itself,
+never runs. The in-memory DynamoDB of ``replicator.testing`` implements the same interface.
 
-Whoever reads a source is a generator that yields each ``Call``: it is sent the body, or the WireError is thrown in. So
-one thread carries the calls of a thousand shards, and the simulation answers them in any order it likes.
+Readers of a source are generators that yield each ``Call`` and are sent its response body, or have the AwsError thrown
+into them. So one thread serves the calls of a thousand shards, and the simulation can complete them in any order.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import msgspec
 
 from replicator.aws.errors import AwsError
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 class Client(Protocol):
     """DynamoDB and its streams."""
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
-        """The raw JSON body that answers ``operation`` (``GetRecords``, ``Scan``, ...); WireError otherwise.
+        """The raw JSON response to ``operation`` (``GetRecords``, ``Scan``, …). AwsError if there is none.
 
-        ``request`` is in the wire's own form: binary values are base64 text. May be called from several threads.
+        ``request`` is what is sent as JSON: binary values are base64 text. Thread-safe.
         """
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A call that is to be made: see ``Client.call``.
+    """A call to make, with the arguments of ``Client.call``.
 
-    ``body``: the whole request as JSON, where it is at hand; ``request`` then need only say where it goes (TableName).
+    ``body``: the whole request as JSON, if already encoded; then ``request`` only needs what routing needs (TableName).
     """
 
     operation: str
@@ -44,57 +44,57 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Calls(Protocol):
-    """Calls under way at the same time. One thread uses it."""
+    """Makes calls concurrently. Not thread-safe."""
 
     def begin(self, name: object, call: Call) -> None:
-        """Begin a call; ``name`` comes back with its answer."""
+        """Start a call; ``name`` identifies its response."""
 
     def next(self, timeout: float) -> tuple[Any, bytes | Exception] | None:
-        """The next answer, in any order; None if none came for so many seconds, or a shorter time."""
+        """A response or error with its call's name, in any order; None if none came within ``timeout`` seconds."""
 
     def close(self) -> None:
-        """Forget what is under way."""
+        """Abandon the calls in flight."""
 
 
 @runtime_checkable
 class Concurrent(Protocol):
-    """A wire that can have many calls under way without threads."""
+    """A client that can have many calls in flight without threads."""
 
     def calls(self) -> Calls: ...
 
 
-def answered(client: Client, steps: Iterator[Call | Found]) -> Iterator[Found]:
-    """What ``steps`` yields besides its calls, which are made one after the other as they come."""
+def answered(client: Client, steps: Iterator[Call | T]) -> Iterator[T]:
+    """What ``steps`` yields besides its calls, which are made here one by one."""
     with suppress(StopIteration):
         while True:
-            yield _next(client, steps)  # nothing of it stays here
+            yield _next(client, steps)  # not kept in a variable: pages are large
 
 
-def completed(client: Client, steps: Generator[Call, bytes, Found]) -> Found:
-    """What ``steps`` returns, its calls made one after the other."""
+def completed(client: Client, steps: Generator[Call, bytes, T]) -> T:
+    """What ``steps`` returns; its calls are made here one by one."""
     try:
         while True:
             _next(client, steps)
     except StopIteration as e:
-        found: Found = e.value
-        return found
+        result: T = e.value
+        return result
 
 
 def _next(client: Client, steps: Any) -> Any:
-    """What ``steps`` yields next that is no call; StopIteration at its end."""
+    """The next thing other than a call that ``steps`` yields; StopIteration at its end."""
     resume = partial(next, steps)
-    while isinstance(found := resume(), Call):
+    while isinstance(step := resume(), Call):
         try:
-            body = client.call(found.operation, found.request)
-        except Exception as e:  # whatever it is, it is for who asked
+            body = client.call(step.operation, step.request)
+        except Exception as e:  # any error belongs to the caller
             resume = partial(steps.throw, e)
         else:
             resume = partial(steps.send, body)
-    return found
+    return step
 
 
 def require_whole(headers: Mapping[str, str], body: bytes) -> None:
-    """The length and the checksum that an answer names, which nothing else compares."""
+    """AwsError (status 0) if a body does not match its length or checksum header, which boto3 does not compare."""
     length, checksum = headers.get("Content-Length"), headers.get("x-amz-crc32")
     if length is not None and length != str(len(body)) and not headers.get("Content-Encoding"):
         raise AwsError("IncompleteRead", "the connection was closed before the response was complete", 0)
@@ -102,4 +102,4 @@ def require_whole(headers: Mapping[str, str], body: bytes) -> None:
         raise AwsError("ChecksumMismatch", "the response was corrupted in transit", 0)
 
 
-AT_ONCE = 12  # calls under way
+AT_ONCE = 12  # calls in flight at most

@@ -1,4 +1,4 @@
-"""How a connection to an endpoint of AWS is made: through the proxy that the environment names, with TLS."""
+"""Opens connections to AWS endpoints: with TLS, and through the proxy that the environment names."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from replicator.options import is_loopback
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint of DynamoDB; the path in its ``url`` is kept.
+    """An AWS endpoint; a path in its ``url`` is kept.
 
-    ``authorities``: the file of certificates to trust; ``proxy``: what stands before it."""
+    ``authorities``: path of the CA bundle; ``proxy``: URL of the proxy in front of it.
+    """
 
     url: str
     region: str
@@ -28,7 +29,7 @@ class Endpoint:
 
     @property
     def shown(self) -> str:
-        """The URL for people."""
+        """The URL for messages, without a login."""
         return without_login(self.url)
 
     @property
@@ -37,28 +38,28 @@ class Endpoint:
 
     @property
     def place(self) -> str:
-        """The path that requests go to."""
+        """The request path."""
         return urlsplit(self.url).path or "/"
 
     @property
     def proxied(self) -> bool:
-        """Whether requests go to a proxy that reads them: it stands before an endpoint without TLS."""
+        """Whether requests themselves go to the proxy, as they do without TLS; with TLS it only opens a tunnel."""
         return self.proxy is not None and urlsplit(self.url).scheme == "http"
 
 
 def connected(endpoint: Endpoint, timeout: float) -> socket.socket:
-    """A connection that takes requests to ``endpoint``; NotConnected without one within ``timeout`` seconds a step."""
+    """A connected socket. NotConnected on failure, or if a step (TCP, TLS, proxy) exceeds ``timeout`` seconds."""
     try:
         return _connected(endpoint, timeout)
     except TimeoutError as e:
         raise NotConnected("ConnectTimeoutError", f'Connect timeout on endpoint URL: "{endpoint.shown}"', 0) from e
     except ssl.SSLError as e:
-        said = e.verify_message if isinstance(e, ssl.SSLCertVerificationError) else str(e)
-        raise NotConnected("SSLError", f"SSL validation failed for {endpoint.shown}: {said}", 0) from e
+        reason = e.verify_message if isinstance(e, ssl.SSLCertVerificationError) else str(e)
+        raise NotConnected("SSLError", f"SSL validation failed for {endpoint.shown}: {reason}", 0) from e
     except (OSError, http.client.HTTPException) as e:
         through = "" if endpoint.proxy is None else f" through the proxy {urlsplit(endpoint.proxy).hostname}"
-        said = f'Could not connect to the endpoint URL: "{endpoint.shown}"{through}: {e}'
-        raise NotConnected("EndpointConnectionError", said, 0) from e
+        message = f'Could not connect to the endpoint URL: "{endpoint.shown}"{through}: {e}'
+        raise NotConnected("EndpointConnectionError", message, 0) from e
 
 
 def _connected(endpoint: Endpoint, timeout: float) -> socket.socket:
@@ -66,26 +67,28 @@ def _connected(endpoint: Endpoint, timeout: float) -> socket.socket:
     first = url if endpoint.proxy is None else urlsplit(endpoint.proxy)
     host = first.hostname or ""
     if url.scheme == "https":
-        trusted = _context(endpoint.authorities)
+        context = _context(endpoint.authorities)
         port = first.port or (443 if endpoint.proxy is None else 80)
-        made: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, timeout=timeout, context=trusted)
+        http_connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, port, timeout=timeout, context=context
+        )
         if endpoint.proxy is not None:
-            made.set_tunnel(url.hostname or "", url.port or 443, authorization(endpoint.proxy))
+            http_connection.set_tunnel(url.hostname or "", url.port or 443, authorization(endpoint.proxy))
     else:
-        made = http.client.HTTPConnection(host, first.port or 80, timeout=timeout)
-    made.connect()
-    found: socket.socket = made.sock
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return found
+        http_connection = http.client.HTTPConnection(host, first.port or 80, timeout=timeout)
+    http_connection.connect()
+    connection: socket.socket = http_connection.sock
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return connection
 
 
 def authorization(proxy: str) -> dict[str, str]:
-    """The header with the name and password that a proxy's URL gives."""
+    """The header with the login in a proxy's URL; empty if it has none."""
     url = urlsplit(proxy)
     if not url.username:
         return {}
-    given = f"{unquote(url.username)}:{unquote(url.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(given.encode()).decode()}"}
+    login = f"{unquote(url.username)}:{unquote(url.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
 
 
 @functools.cache
@@ -94,7 +97,7 @@ def _context(authorities: str) -> ssl.SSLContext:
 
 
 def require_safe(url: str, place: str, *, insecure: bool) -> None:
-    """The endpoint that is used may be one that the environment or ~/.aws/config names."""
+    """ConfigError for plain http to another machine: the environment or ~/.aws/config may have named this endpoint."""
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not insecure:
         raise ConfigError(

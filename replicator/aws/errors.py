@@ -1,4 +1,4 @@
-"""Errors of AWS and of the network, translated into replicator's own."""
+"""Errors from AWS and the network, and what they mean for a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Shape = TypeVar("Shape")
 
 
 class AwsError(Exception):
-    """An answer that is an error: ``code`` as AWS names it, the HTTP ``status``, 0 where no answer came.
+    """A failed call. ``code`` is AWS's, or botocore's for network errors; HTTP ``status`` 0 means no response.
 
-    ``details``: what else the answer says, as it stands there (CancellationReasons, Item).
+    ``details``: other members of the error response, unchanged (CancellationReasons, Item).
     """
 
     def __init__(self, code: str, message: str, status: int, details: Mapping[str, Any] | None = None) -> None:
@@ -29,23 +29,22 @@ class AwsError(Exception):
 
 
 class NotConnected(AwsError):
-    """There was no connection, so the call was not made."""
+    """No connection could be made, so the request was not sent."""
 
 
 def without_login(text: str) -> str:
-    """``text`` with the logins taken out of the addresses in it: the environment may name proxies and endpoints so.
+    """``text`` without the login in a URL: proxy and endpoint addresses in the environment may contain one.
 
-    A password may hold anything, spaces, quotes and slashes too, so everything up to the last @ goes.
+    A password may contain anything, even spaces, quotes and slashes, so everything up to the last @ is removed.
     """
     head, address, rest = text.partition("://")
     _, at, tail = rest.rpartition("@")
     return f"{head}{address}…@{tail}" if at else text
 
 
-UNNAMED = "Unknown"  # the code of an error answer that names no error: not DynamoDB, but a proxy between
+UNNAMED = "Unknown"  # the code of an error response that names no error: it is not DynamoDB's, but a proxy's
 
-
-THROTTLED = frozenset(  # a test compares them with botocore's lists
+THROTTLED = frozenset(  # a test compares this with botocore's lists
     {
         "BandwidthLimitExceeded",
         "EC2ThrottledException",
@@ -64,22 +63,13 @@ THROTTLED = frozenset(  # a test compares them with botocore's lists
         "TransactionInProgressException",
     }
 )
-"""Codes of requests that were not carried out, and may be repeated after a while."""
-
+"""Codes of requests that were not applied and can be retried later."""
 
 _TIMED_OUT = frozenset({"RequestTimeout", "RequestTimeoutException"})
-
-
 _TRANSIENT = THROTTLED | _TIMED_OUT | {UNNAMED, "RequestTimeTooSkewed"}
-
-
 _DENYING = frozenset({"AccessDeniedException", "AccessDenied"})
-
-
 _EXPIRED = frozenset({"ExpiredTokenException", "ExpiredToken"})
-
-
-_UNKNOWN_CALLER = _EXPIRED | {
+_NOT_AUTHENTICATED = _EXPIRED | {
     "IncompleteSignatureException",
     "InvalidClientTokenId",
     "InvalidSignatureException",
@@ -88,57 +78,59 @@ _UNKNOWN_CALLER = _EXPIRED | {
     "SignatureDoesNotMatch",
     "UnrecognizedClientException",
 }
+_REFUSED = _DENYING | _NOT_AUTHENTICATED
 
-
-_REFUSED = _DENYING | _UNKNOWN_CALLER
-
-
-# What is asked with items or keys in it, and the codes whose words may quote some of that.
-_CARRYING = frozenset({"PutItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"})
-
-
+# Operations whose requests contain items or keys, and the codes whose messages may quote them.
+_WITH_ITEMS = frozenset(
+    {"PutItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"}
+)
 _QUOTING = frozenset({"ValidationException", "SerializationException"})
 
 
 def failure(error: AwsError, operation: str, resource: str, *, place: str = "source") -> ReplicatorError:
-    """What an error answer means for a run: something to repeat, a permission to grant, or a bug.
+    """The error that a failed call means for a run: TransientError, NotPermitted, NotAuthenticated, or else a bug.
 
-    ``place``: the part of the config that says with which credentials.
+    ``place``: the section of the config that the credentials come from.
     """
-    words, *_ = error.message.splitlines() or [""]  # further lines may repeat the request with its session token
-    said = f"{error.code}: {words}"
-    if error.code == "InvalidSignatureException" and _WRONG_TIME.match(words):
+    message = _first_line(error)
+    reason = f"{error.code}: {message}"
+    if error.code == "InvalidSignatureException" and _CLOCK_SKEW.match(message):
         return TransientError(
-            f"{operation} on {resource}: AWS rejects this machine's signatures because its clock is wrong ({words}). "
+            f"{operation} on {resource}: AWS rejects this machine's signatures because its clock is wrong ({message}). "
             "Set the clock and keep it synchronized (NTP)"
         )
-    if error.code in _UNKNOWN_CALLER:
+    if error.code in _NOT_AUTHENTICATED:
         return _not_authenticated(error, operation, resource, place)
     if error.code in _DENYING:
         return _not_permitted(error, operation, resource, place)
     if error.code in _TRANSIENT or error.status in (0, 408, 429) or error.status >= 500:
-        return TransientError(f"{operation} on {resource}: {said}")
-    if operation in _CARRYING and error.code in _QUOTING:
-        said = f"{error.code} (message hidden: it may contain item data)"
-    return ReplicatorError(f"{operation} on {resource} was refused: {said}")
+        return TransientError(f"{operation} on {resource}: {reason}")
+    if operation in _WITH_ITEMS and error.code in _QUOTING:
+        reason = f"{error.code} (message hidden: it may contain item data)"
+    return ReplicatorError(f"{operation} on {resource} was refused: {reason}")
+
+
+def _first_line(error: AwsError) -> str:
+    """Further lines of a message may repeat the request, with its session token."""
+    first, *_ = error.message.splitlines() or [""]
+    return first
 
 
 def _not_authenticated(error: AwsError, operation: str, resource: str, place: str) -> NotAuthenticated:
-    words, *_ = error.message.splitlines() or [""]
     action = _action(operation)
     if error.code == "NoCredentials":
         return NotAuthenticated(
-            f"no AWS credentials for {operation} on {resource} ({words})",
+            f"no AWS credentials for {operation} on {resource} ({_first_line(error)})",
             action,
             resource,
             f"Provide them (AWS_PROFILE, {place}.profile or an instance role)",
         )
-    wrong = "The credentials have expired: renew them" if error.code in _EXPIRED else "Fix the credentials"
+    advice = "The credentials have expired: renew them" if error.code in _EXPIRED else "Fix the credentials"
     return NotAuthenticated(
-        f"AWS does not accept the credentials for {action} on {resource} ({error.code}: {words})",
+        f"AWS does not accept the credentials for {action} on {resource} ({error.code}: {_first_line(error)})",
         action,
         resource,
-        f"{wrong}, or use others (AWS_PROFILE, {place}.profile, {place}.role_arn)",
+        f"{advice}, or use others (AWS_PROFILE, {place}.profile, {place}.role_arn)",
     )
 
 
@@ -147,12 +139,11 @@ def _action(operation: str) -> str:
 
 
 def _not_permitted(error: AwsError, operation: str, resource: str, place: str) -> NotPermitted:
-    words, *_ = error.message.splitlines() or [""]
     action = _action(operation)
-    named = _DENIED.search(error.message)  # AWS knows both best: the ARN with its account, an action within another
+    named = _DENIED.search(error.message)  # AWS names both exactly: the account's ARN, an action implied by another
     action, resource = (action, resource) if named is None else (named["action"], named["resource"])
     return NotPermitted(
-        f"{action} on {resource} is not permitted ({error.code}: {words})",
+        f"{action} on {resource} is not permitted ({error.code}: {_first_line(error)})",
         action,
         resource,
         "Allow it in the policy of the role or user that replicator runs as, or use other credentials "
@@ -161,18 +152,16 @@ def _not_permitted(error: AwsError, operation: str, resource: str, place: str) -
 
 
 def in_doubt(error: AwsError) -> bool:
-    """Whether the request may have been applied, or may still be.
+    """Whether the request may have been applied, or may still be applied.
 
-    So it is without a response, and with one of a server that failed or gave up, or of a proxy between.
+    That holds if there was no response, or one from a server that failed or timed out, or from a proxy.
     """
     if isinstance(error, NotConnected) or error.code in _REFUSED:
         return False
     return error.status in (0, 408) or error.status >= 500 or error.code in _TIMED_OUT or error.code == UNNAMED
 
 
-_WRONG_TIME = re.compile(r"Signature (expired|not yet current)")  # more than five minutes off
-
-
+_CLOCK_SKEW = re.compile(r"Signature (expired|not yet current)")  # by more than five minutes
 _DENIED = re.compile(r"is not authorized to perform: (?P<action>\S+) on resource: (?P<resource>\S+)")
 
 
@@ -181,7 +170,7 @@ class _Cancelled(msgspec.Struct):
 
 
 class _Refusal(msgspec.Struct):
-    """An error of DynamoDB's. What it says besides is checked here, and given on as it stands."""
+    """A DynamoDB error response. Details are only validated here: they are passed on as they are."""
 
     type: str = msgspec.field(name="__type")
     message: str | None = None
@@ -194,21 +183,21 @@ _DETAILS = ("CancellationReasons", "Item")
 
 
 def refusal(body: bytes, status: int) -> AwsError:
-    """What an answer with another status than 200 says: DynamoDB's error, or that something else answered."""
+    """The error in a response whose status is not 200; ``UNNAMED`` if the response is not DynamoDB's."""
     try:
-        found = msgspec.json.decode(body, type=_Refusal)
-        code = found.type.partition(":")[0].rpartition("#")[2]
+        response = msgspec.json.decode(body, type=_Refusal)
+        code = response.type.partition(":")[0].rpartition("#")[2]
     except DECODE_ERRORS:
         code = ""
     if not code:
         return AwsError(UNNAMED, f"HTTP status {status}; the response is not from DynamoDB", status)
     whole = msgspec.json.decode(body)
     details = {name: whole[name] for name in _DETAILS if whole.get(name) is not None}
-    return AwsError(code, found.message or found.Message or "", status, details)
+    return AwsError(code, response.message or response.Message or "", status, details)
 
 
 def decoded(body: bytes, shape: type[Shape], operation: str) -> Shape:
-    """A body as the given struct; TransientError for what is no DynamoDB answer (a proxy's page, a cut body)."""
+    """A response body as a struct; TransientError if it is not DynamoDB's (a proxy's page, a truncated body)."""
     try:
         return msgspec.json.decode(body, type=shape)
     except DECODE_ERRORS as e:

@@ -1,4 +1,4 @@
-"""Connections to AWS that nobody waits for: a request out, its answer in, then the next. llhttp reads answers."""
+"""Non-blocking keep-alive connections to AWS, one request at a time each. llhttp parses the responses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from replicator import __version__
 from replicator.aws.endpoint import Endpoint, authorization
 from replicator.aws.errors import AwsError, refusal
 
-_MOST = 1 << 18  # bytes taken from a connection at once
-_LARGEST_HEAD = 1 << 16  # bytes; DynamoDB's are a few hundred
-_LARGEST_BODY = 1 << 27  # bytes; DynamoDB answers with 16 MB of items at most, and JSON makes more of them
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_READ_SIZE = 1 << 18  # bytes per recv
+_MAX_HEAD = 1 << 16  # bytes; DynamoDB's are a few hundred
+_MAX_BODY = 1 << 27  # bytes; a DynamoDB response holds at most 16 MB of items, which are larger as JSON
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class HttpConnection:
-    """A connection that carries one request at a time. ``name`` is the request's.
+    """A connection with at most one request in flight, whose ``name`` it keeps (None: idle).
 
-    ``since``: when it last moved; ``begun``: when the request was sent.
+    ``since``: when bytes last went in or out; ``begun``: when the request was sent. Both are monotonic.
     """
 
     def __init__(self, connection: socket.socket, pool: ConnectionPool) -> None:
@@ -37,31 +37,31 @@ class HttpConnection:
         self.unsent = b""
         self._parser: Any = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
-        self._whole = self._lasts = self._unasked = False
+        self._complete = self._keep_alive = self._surplus = False
         self._checksum = b""
         self._in_body = False
         self._size = 0  # bytes of the head, then of the body
 
     def send(self, name: object, message: bytes, now: float) -> None:
-        """Begin the exchange. ``message``: the whole request."""
+        """Start sending a request. ``message``: all of it. OSError if the connection is closed."""
         self.name, self.begun, self.unsent = name, now, message
         self.push(now)
 
     def push(self, now: float) -> None:
-        """Send as much as the connection takes now."""
+        """Send as much as the socket accepts without blocking."""
         self.since = now
         try:
             while self.unsent:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        except _LATER:
+        except _WOULD_BLOCK:
             return
 
     def pull(self, now: float) -> bool:
-        """Take in what came; whether the answer is whole. OSError if the connection ended."""
-        while not self._whole:
+        """Read what has arrived; return whether the response is complete. OSError if the connection is unusable."""
+        while not self._complete:
             try:
-                data = self.socket.recv(_MOST)
-            except _LATER:
+                data = self.socket.recv(_READ_SIZE)
+            except _WOULD_BLOCK:
                 return False
             if not data:
                 raise ConnectionError("the connection was closed before the response was complete")
@@ -69,11 +69,11 @@ class HttpConnection:
             self._feed(data)
         return True
 
-    def answer(self) -> bytes | AwsError:
-        """The body of the answer that is whole, or what it says instead."""
+    def response(self) -> bytes | AwsError:
+        """The body of the complete response, or the error that it is."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        self._whole = False
+        self._complete = False
         status, checksum = self._parser.get_status_code(), self._checksum
         self._checksum = b""
         if checksum and checksum != b"%d" % zlib.crc32(body):
@@ -81,7 +81,7 @@ class HttpConnection:
         return body if status == 200 else refusal(body, status)
 
     def usable(self, now: float) -> bool:
-        """Whether the connection, which is idle, may take a request: not if it ended, or something came unasked."""
+        """Whether this idle connection can be reused: not if it was closed, or received an unsolicited response."""
         try:
             self.pull(now)
         except OSError:
@@ -89,9 +89,9 @@ class HttpConnection:
         return True
 
     @property
-    def lasting(self) -> bool:
-        """Whether another request may be sent after the answer that is whole."""
-        return self._lasts and not self.unsent
+    def reusable(self) -> bool:
+        """Whether another request may follow the complete response."""
+        return self._keep_alive and not self.unsent
 
     def close(self) -> None:
         self.socket.close()
@@ -105,15 +105,15 @@ class HttpConnection:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
             raise ConnectionError(f"the response is not HTTP: {e}") from e
-        if self._size > (_LARGEST_BODY if self._in_body else _LARGEST_HEAD):
+        if self._size > (_MAX_BODY if self._in_body else _MAX_HEAD):
             raise ConnectionError("the response is larger than any DynamoDB sends")
-        if self._unasked:
+        if self._surplus:
             raise ConnectionError("two responses to one request")
 
-    # llhttp's calls
+    # Callbacks of llhttp
 
     def on_message_begin(self) -> None:
-        self._unasked = self._whole
+        self._surplus = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-amz-crc32":
@@ -128,13 +128,16 @@ class HttpConnection:
 
     def on_message_complete(self) -> None:
         self._in_body, self._size = False, 0
-        self._whole, self._lasts = True, bool(self._parser.should_keep_alive())  # afterwards it says no
+        self._complete, self._keep_alive = (
+            True,
+            bool(self._parser.should_keep_alive()),
+        )  # only correct within this callback
 
 
 class ConnectionPool:
-    """The connections to one endpoint. ``opening``: how many are to come.
+    """The connections to one endpoint. ``opening``: how many are being opened.
 
-    ``waiting``: requests, each with its name and the time (of the clock that people go by) since which it waits.
+    ``waiting``: requests without a connection: name, message, and since when they wait (wall clock).
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -146,12 +149,12 @@ class ConnectionPool:
 
 
 def _start(endpoint: Endpoint) -> bytes:
-    """A request's first lines. A proxy that reads it is told the whole URL, and who asks."""
+    """The constant first lines of a request. A forwarding proxy needs the whole URL, and its login."""
     place = endpoint.place
     if endpoint.proxied:
         parts = urlsplit(endpoint.url)
         place = f"{parts.scheme}://{parts.netloc}{place}"
-    given: Mapping[str, str] = authorization(endpoint.proxy or "") if endpoint.proxied else {}
+    login: Mapping[str, str] = authorization(endpoint.proxy or "") if endpoint.proxied else {}
     lines = [f"POST {place} HTTP/1.1", f"user-agent: replicator/{__version__}", "accept-encoding: identity"]
-    lines += [f"{name}: {value}" for name, value in given.items()]
+    lines += [f"{name}: {value}" for name, value in login.items()]
     return "".join(f"{line}\r\n" for line in lines).encode()

@@ -1,4 +1,4 @@
-"""Calls under way at the same time over a wire that only makes one after the other: on threads."""
+"""Concurrent calls, on threads, over a client that makes one call at a time."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ def calls_of(client: Client) -> Calls:
 
 
 class Threads:
-    """``Calls`` over any wire."""
+    """``Calls`` over any client."""
 
     def __init__(self, client: Client, threads: int = AT_ONCE) -> None:
         self._client = client
-        self._asked: SimpleQueue[tuple[object, Call] | None] = SimpleQueue()
-        self._answers: SimpleQueue[tuple[Any, bytes | Exception]] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[object, Call] | None] = SimpleQueue()
+        self._responses: SimpleQueue[tuple[Any, bytes | Exception]] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"calls-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
             thread.start()
 
     def begin(self, name: object, call: Call) -> None:
-        self._asked.put((name, call))
+        self._calls.put((name, call))
 
     def next(self, timeout: float) -> tuple[Any, bytes | Exception] | None:
         try:
-            return self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait()
+            return self._responses.get(timeout=timeout) if timeout > 0 else self._responses.get_nowait()
         except Empty:
             return None
 
     def close(self) -> None:
-        """Waits for the calls that are being made."""
+        """Waits for the calls in flight."""
         for _ in self._threads:
-            self._asked.put(None)
+            self._calls.put(None)
         for thread in self._threads:
             thread.join()
         self._threads.clear()
 
     def _work(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            name, call = asked
+        while (item := self._calls.get()) is not None:
+            name, call = item
             try:
                 request = call.request if call.body is None else orjson.loads(call.body)
-                answer: bytes | Exception = self._client.call(call.operation, request)
-            except Exception as e:  # whatever it is, it is for who asked
-                answer = e
-            self._answers.put((name, answer))
+                response: bytes | Exception = self._client.call(call.operation, request)
+            except Exception as e:  # any error belongs to the caller
+                response = e
+            self._responses.put((name, response))

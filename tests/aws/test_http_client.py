@@ -475,7 +475,7 @@ def test_an_idle_connection_that_the_server_ended_meanwhile_costs_no_call() -> N
 
 
 def test_an_idle_connection_that_ended_while_nothing_was_read_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replicator.aws.http_client._LOOKED", -1.0)  # as if it had been idle for longer
+    monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)  # as if it had been idle for longer
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert asked(calls) == b"{}"
         server.accepted[0].shutdown(socket.SHUT_RDWR)
@@ -484,7 +484,7 @@ def test_an_idle_connection_that_ended_while_nothing_was_read_costs_no_call(monk
 
 
 def test_an_unsolicited_response_is_not_given_to_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replicator.aws.http_client._LOOKED", -1.0)
+    monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)
     with answering(lambda *_: http(b'{"asked":1}')) as server, lines(server.url) as calls:
         assert asked(calls) == b'{"asked":1}'
         server.accepted[0].sendall(http(b'{"stray":1}'))
@@ -493,7 +493,7 @@ def test_an_unsolicited_response_is_not_given_to_the_next_request(monkeypatch: p
 
 
 def test_an_idle_connection_on_which_nothing_came_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replicator.aws.http_client._LOOKED", -1.0)
+    monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert [asked(calls) for _ in range(3)] == [b"{}"] * 3
         assert len(server.accepted) == 1
@@ -501,18 +501,18 @@ def test_an_idle_connection_on_which_nothing_came_is_used_again(monkeypatch: pyt
 
 def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client.WHOLE", 0.02)
-    monkeypatch.setattr("replicator.aws.http_client._LOOK", 0.02)
+    monkeypatch.setattr("replicator.aws.http_client._POLL", 0.02)
     with answering(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, lines(server.url) as calls:
         found = refused(calls)
     transient(found, "ReadTimeoutError")
     assert "no complete response within 0.1 s (0.02 times timeout)" in found.message
 
 
-@pytest.mark.parametrize("limit", ["_LARGEST_HEAD", "_LARGEST_BODY"])
+@pytest.mark.parametrize("limit", ["_MAX_HEAD", "_MAX_BODY"])
 def test_an_answer_larger_than_any_of_dynamodbs_is_given_up(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"replicator.aws.http_connection.{limit}", 1000)
-    said = http(b"x" * 2000) if limit == "_LARGEST_BODY" else http(b"{}", "200 OK", f"x: {'y' * 2000}")
-    endless = said[:-1] if limit == "_LARGEST_BODY" else said[:-5]
+    said = http(b"x" * 2000) if limit == "_MAX_BODY" else http(b"{}", "200 OK", f"x: {'y' * 2000}")
+    endless = said[:-1] if limit == "_MAX_BODY" else said[:-5]
     with answering(lambda *_: endless) as server, lines(server.url) as calls:
         found = refused(calls)
     transient(found, "ConnectionClosedError")

@@ -61,7 +61,7 @@ def _is_ours(depth: int) -> bool:
 
 
 def _client(aws: Any) -> None:
-    connected, call, route, fetched = aws._connected, aws.Boto.call, aws.Boto.route, aws._fetched
+    connected, call, route, fetched = aws._connected, aws.Boto.call, aws.Boto.route, aws._fetch_role
 
     @functools.wraps(connected)
     def with_place(access: Any, place: str) -> Any:
@@ -85,7 +85,7 @@ def _client(aws: Any) -> None:
         note("role", "role", "sts:AssumeRole")
         return fetched(fetcher, role_arn, place)
 
-    aws._connected, aws.Boto.call, aws.Boto.route, aws._fetched = with_place, with_note, with_note_of_many, with_role
+    aws._connected, aws.Boto.call, aws.Boto.route, aws._fetch_role = with_place, with_note, with_note_of_many, with_role
 
 
 def _asked(client: Any, operation: str, request: Mapping[str, Any]) -> None:
