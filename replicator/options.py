@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
-from typing import Literal, Protocol
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
 
@@ -35,18 +37,22 @@ def split_url(url: str) -> SplitResult:
         return SplitResult("", "", "", "", "")
 
 
-class Reached(Protocol):
-    """The part of ``Access`` that a command of AWS's own tool needs, too."""
-
-    @property
-    def region(self) -> str | None: ...
-    @property
-    def profile(self) -> str | None: ...
-    @property
-    def endpoint_url(self) -> str | None: ...
+def is_table_name(name: str) -> bool:
+    """Whether DynamoDB accepts ``name`` for a table."""
+    return _TABLE_NAME.fullmatch(name) is not None
 
 
-def aws_options(access: Reached, arn: str = "") -> str:
+def table_name(name: str) -> str:
+    """``name``; ValueError if DynamoDB does not accept it for a table."""
+    if not is_table_name(name):
+        raise ValueError("must be a DynamoDB table name (3 to 255 letters, digits, _ . -)")
+    return name
+
+
+TableName = Annotated[str, AfterValidator(table_name)]
+
+
+def aws_options(access: Access, arn: str = "") -> str:
     """Command-line options that make ``aws`` use the same access, each preceded by a space.
 
     ``arn`` gives the region if the config does not.

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from replicator.options import Access, Options
-
-_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
-
-
-def table_name(name: str) -> str:
-    if _TABLE.fullmatch(name) is None:
-        raise ValueError("is to be a DynamoDB table's name: 3 to 255 letters, digits, _ . -")
-    return name
+from replicator.options import Access, Options, table_name
 
 
 def _attribute(name: str) -> str:

@@ -13,13 +13,13 @@ from connectors.dynamodb.catalog import Described, ask
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.epochs import KEYS, Newest, Note, taken
-from connectors.dynamodb.options import DynamoDBOptions, table_name
+from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
 from replicator.errors import ConfigError, TransientError
 from replicator.identity import Identity
 from replicator.key import KeySchema
-from replicator.options import aws_options
+from replicator.options import aws_options, table_name
 from replicator.source.table import SourceTable
 from replicator.version import epoch_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -42,26 +42,8 @@ from replicator.aws.threaded import Threads
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError
 from replicator.response_limits import WHOLE, body_of
 
-
-class Access(Protocol):
-    """How to reach an AWS account; see ``options.Access``."""
-
-    @property
-    def region(self) -> str | None: ...
-    @property
-    def profile(self) -> str | None: ...
-    @property
-    def role_arn(self) -> str | None: ...
-    @property
-    def external_id(self) -> str | None: ...
-    @property
-    def endpoint_url(self) -> str | None: ...
-    @property
-    def insecure(self) -> bool: ...
-    @property
-    def account_id_endpoint_mode(self) -> str | None: ...
-    @property
-    def timeout(self) -> float: ...
+if TYPE_CHECKING:
+    from replicator.options import Access
 
 
 _STREAMS = frozenset({"DescribeStream", "GetShardIterator", "GetRecords", "ListStreams"})

@@ -16,10 +16,9 @@ from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
 from replicator.config.yaml_file import ConfigFile, Problem, read
 from replicator.errors import ConfigError
-from replicator.options import Access, Options
+from replicator.options import Access, Options, is_table_name
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
 _HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 
@@ -31,7 +30,7 @@ def _pipeline_name(name: str) -> str:
 
 
 def _table_name(name: str) -> str:
-    if _TABLE.fullmatch(name) is None and _ARN.fullmatch(name) is None:
+    if not is_table_name(name) and _ARN.fullmatch(name) is None:
         raise ValueError("must be a DynamoDB table name (3 to 255 letters, digits, _ . -) or ARN")
     return name
 

@@ -376,5 +376,5 @@ def test_a_newer_format_and_a_changed_text_are_refused(db: DynamoDB) -> None:
 
 
 def test_a_table_s_name_is_checked() -> None:
-    with pytest.raises(ValidationError, match="is to be a DynamoDB table's name"):
+    with pytest.raises(ValidationError, match="must be a DynamoDB table name"):
         DynamodbOptions(table="no/such")

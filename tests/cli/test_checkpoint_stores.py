@@ -196,7 +196,7 @@ def test_a_later_run_takes_a_table_over(mirror: World) -> None:
         ("{type: sqlite, pth: x}", "checkpoints.pth: unknown key; "),
         ("{type: sqlite, path: ''}", "checkpoints.path: is empty"),
         ("{type: dynamodb}", "checkpoints.table: is missing"),
-        ("{type: dynamodb, table: a/b}", "checkpoints.table: is to be a DynamoDB table's name"),
+        ("{type: dynamodb, table: a/b}", "checkpoints.table: must be a DynamoDB table name"),
         ("{type: dynamodb, table: abc, external_id: x}", "checkpoints.external_id: requires role_arn"),
         ("{type: dynamodb, table: abc, endpoint_url: 'http://far.example'}", "checkpoints.endpoint_url: is http to"),
         ("{type: postgres}", "checkpoints.url: is missing"),

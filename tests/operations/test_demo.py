@@ -36,8 +36,8 @@ def test_the_demo_ends_with_no_differences_and_leaves_nothing_behind() -> None:
 
     assert code == 0, err
     assert "] 3,000 items loaded" in out
-    assert re.search(r"\] [\d,]+ puts, updates and deletes made meanwhile, [\d,]+ of them during the backfill", out)
-    assert re.search(r"\] 0 differences between [\d,]+ items and the rows in Postgres", out)
+    assert re.search(r"\] [\d,]+ puts, updates and deletes written so far, [\d,]+ of them during the backfill", out)
+    assert re.search(r"\] verified [\d,]+ items against the rows in Postgres: 0 differences", out)
     assert "psql postgresql://" in out
     assert leftovers() <= before
 

@@ -18,7 +18,8 @@ from types import TracebackType
 
 from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb.http import HttpWire
-from replicator.testing.servers.programs import ServerMissing, alone, cache
+from replicator.testing.servers.programs import ServerMissing
+from tests.servers.programs import alone, cache
 
 __all__ = ["DynamoDBLocal", "ServerMissing"]
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from replicator.testing.servers.programs import ServerMissing, alone, cache, free_port, lives, unprivileged
+from replicator.testing.servers.programs import ServerMissing, await_ready, free_port, unprivileged
 from tests.servers.java import has_module, java_home
+from tests.servers.programs import alone, cache, lives
 
 __all__ = ["SearchServer", "ServerMissing", "Which"]
 
@@ -216,16 +217,15 @@ class SearchServer:
         return inside
 
     def _await_ready(self) -> None:
-        deadline = time.monotonic() + _STARTUP
-        while time.monotonic() < deadline:
-            assert self._process is not None
-            if self._process.poll() is not None:
+        process = self._process
+        assert process is not None
+        try:
+            name = self._distribution.name
+            await_ready(name, process, self._serves, lambda: self.log, within=_STARTUP, pause=0.1)
+        except RuntimeError:
+            if process.poll() is not None:
                 self._process = None
-                raise RuntimeError(f"{self._distribution.name} did not start:\n{self.log[-3000:]}")
-            if self._serves():
-                return
-            time.sleep(0.1)
-        raise RuntimeError(f"{self._distribution.name} was not ready within {_STARTUP:.0f} s:\n{self.log[-3000:]}")
+            raise
 
     def _serves(self) -> bool:
         health = f"{self.url}/_cluster/health?wait_for_status=yellow&timeout=2s"

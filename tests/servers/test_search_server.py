@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from replicator.testing.servers.programs import lives
 from tests.end_to_end.pipeline import eventually
 from tests.servers import java
+from tests.servers.programs import lives
 from tests.servers.search import SearchServer, ServerMissing, Which
 from tests.servers.search_fixtures import Search
 

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from pydantic import Field
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from replicator.aws.client import Client
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import ConfigError
-from replicator.options import aws_options
+from replicator.options import Access, TableName, aws_options
 
 NEEDED = ("GetItem", "Query", "PutItem", "DeleteItem", "ConditionCheckItem", "DescribeTable")
 _KEYS = {"pipeline": "HASH", "entry": "RANGE"}
 _LONGEST = 120.0  # seconds that a new table may take
 
 
-class Named(Protocol):
-    """What names the table."""
+class DynamodbOptions(Access):
+    """A table with the partition key ``pipeline`` and the sort key ``entry``; several pipelines may share it."""
 
-    @property
-    def table(self) -> str: ...
-    @property
-    def region(self) -> str | None: ...
-    @property
-    def profile(self) -> str | None: ...
-    @property
-    def endpoint_url(self) -> str | None: ...
+    table: TableName = Field(description="created by check --create; keys pipeline and entry, both strings")
 
 
-def resource(options: Named) -> str:
+def resource(options: DynamodbOptions) -> str:
     return f"arn:aws:dynamodb:{options.region or '*'}:*:table/{options.table}"
 
 
-def problems(client: Client, options: Named, pipeline: str) -> list[str]:
+def problems(client: Client, options: DynamodbOptions, pipeline: str) -> list[str]:
     """What is wrong with the table. Nothing is changed: writes are tried under conditions that never hold."""
     table = CheckpointTable(client, options.table, resource(options), pipeline)
     described = _described(table, options.table)
@@ -78,7 +72,7 @@ def _try_all(table: CheckpointTable, name: str, pipeline: str) -> None:
         raise AssertionError("a condition that cannot hold held")
 
 
-def plan(client: Client, options: Named) -> list[str]:
+def plan(client: Client, options: DynamodbOptions) -> list[str]:
     table = CheckpointTable(client, options.table, resource(options), "")
     if _described(table, options.table) is not None:
         return []
@@ -86,7 +80,7 @@ def plan(client: Client, options: Named) -> list[str]:
     return [f"{command(options)}\n# what a run needs: {actions} on {resource(options)}"]
 
 
-def command(options: Named) -> str:
+def command(options: DynamodbOptions) -> str:
     """The command that makes the table."""
     return (
         f"aws dynamodb create-table --table-name {options.table}{aws_options(options)} --billing-mode PAY_PER_REQUEST "
@@ -95,7 +89,7 @@ def command(options: Named) -> str:
     )
 
 
-def create(client: Client, options: Named) -> None:
+def create(client: Client, options: DynamodbOptions) -> None:
     """Make the table unless it is there, and wait until it can be used."""
     table = CheckpointTable(client, options.table, resource(options), "")
     if _described(table, options.table) is None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator, Field
 
 from replicator.aws import boto
 from replicator.aws.client import Client
@@ -18,39 +14,13 @@ from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb import setup as setup
 from replicator.checkpoints.dynamodb.layout import Head, Known
+from replicator.checkpoints.dynamodb.setup import DynamodbOptions as DynamodbOptions
 from replicator.checkpoints.dynamodb.snapshot import TRIES, States
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import Fenced, TransientError
-from replicator.options import Access
-from replicator.state import (
-    Counts,
-    Entry,
-    Owner,
-    Parked,
-    PipelineState,
-    Save,
-    counted,
-    decode_parked,
-    decode_pipeline,
-    encode,
-)
+from replicator.state import Counts, Entry, Owner, Parked, Save, counted, decode_parked, encode
 
-_A_PAGE = 10  # parked entries that are read one by one rather than a page of all of them, which is 1 MB
-_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
-
-
-def _table_name(name: str) -> str:
-    if _TABLE.fullmatch(name) is None:
-        raise ValueError("is to be a DynamoDB table's name (3 to 255 letters, digits, _ . -)")
-    return name
-
-
-class DynamodbOptions(Access):
-    """A table with the partition key ``pipeline`` and the sort key ``entry``; several pipelines may share it."""
-
-    table: Annotated[str, AfterValidator(_table_name)] = Field(
-        description="made by check --create; keys pipeline and entry, both text"
-    )
+_FEW = 100  # parked entries that are read one by one; more are read with all others
 
 
 class DynamodbCheckpoints:

@@ -38,15 +38,15 @@ from __future__ import annotations
 from replicator.testing.contract.batches import Batches
 from replicator.testing.contract.definitions import Definitions
 from replicator.testing.contract.documents import Documents
+from replicator.testing.contract.failures import Failures
 from replicator.testing.contract.kit import as_json, at, batch, put, remove, table
-from replicator.testing.contract.lingering import LateWrites
+from replicator.testing.contract.late_writes import LateWrites
 from replicator.testing.contract.moves import Moves
 from replicator.testing.contract.tombstones import Tombstones
 from replicator.testing.contract.transactions import Transactions
-from replicator.testing.contract.trouble import Trouble
 
 
-class TargetContract(Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Trouble, Transactions):
+class TargetContract(Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Failures, Transactions):
     """Every promise of ``replicator.target``."""
 
 

@@ -1,6 +1,6 @@
-"""A DynamoDB on loopback for the demo: MiniStack, a free emulator from PyPI, in an environment and process of its own.
+"""A DynamoDB emulator on loopback for the demo: MiniStack, free and on PyPI, in its own environment and process.
 
-It has tables, streams with one shard, and 30-digit sequence numbers; no splits and no trimming.
+It has tables, streams with one shard, and 30-digit sequence numbers, but no shard splits and no trimming.
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from replicator.errors import ConfigError
+from replicator.testing.servers.programs import await_ready, free_port
 
-ENVIRONMENT = ".venv-ministack"  # of its own, because MiniStack pins an old botocore
-_PATIENCE = 30.0  # seconds for a start on a busy machine
+ENVIRONMENT = ".venv-ministack"  # a separate one, because MiniStack pins an old botocore
+_STARTUP = 30.0  # seconds; enough on a busy machine
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo", "AWS_REGION": "us-east-1"}
 
 
@@ -30,9 +29,9 @@ def program() -> Path:
     beside = Path(sys.prefix).parent / ENVIRONMENT / "bin" / "ministack"
     here = Path.cwd() / ENVIRONMENT / "bin" / "ministack"
     on_path = shutil.which("ministack")
-    for found in (beside, here, *([Path(on_path)] if on_path else [])):
-        if found.exists():
-            return found
+    for path in (beside, here, *([Path(on_path)] if on_path else [])):
+        if path.exists():
+            return path
     raise ConfigError(
         f"the DynamoDB emulator MiniStack is not installed. Run: make install, "
         f"or: python3 -m venv {ENVIRONMENT} && {ENVIRONMENT}/bin/pip install ministack"
@@ -53,7 +52,7 @@ class MiniStack:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The credentials it takes, as environment variables."""
+        """The credentials it accepts, as environment variables."""
         return dict(_CREDENTIALS)
 
     @property
@@ -67,8 +66,8 @@ class MiniStack:
         }
 
     def __enter__(self) -> MiniStack:
-        found = program()
-        self.port = _free_port()
+        executable = program()
+        self.port = free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="replicator-ministack-"))
         settings = {
             "BIND_HOST": "127.0.0.1",
@@ -78,13 +77,13 @@ class MiniStack:
         }
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [str(found)],
+                [str(executable)],
                 env={"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), **settings},
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the demo, which then ends its servers in order
+                start_new_session=True,  # Ctrl-C must reach the demo only, which stops its servers in order
             )
         try:
             self._await_ready()
@@ -111,17 +110,10 @@ class MiniStack:
     def _await_ready(self) -> None:
         assert self._process is not None
         assert self._folder is not None
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"MiniStack did not start:\n{(self._folder / 'log').read_text()[-2000:]}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=1):
-                return
-            time.sleep(0.05)
-        raise RuntimeError(f"MiniStack was not ready within {_PATIENCE:.0f} seconds")
+        log = self._folder / "log"
+        await_ready("MiniStack", self._process, self._is_healthy, log.read_text, within=_STARTUP)
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    def _is_healthy(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/_ministack/health", timeout=1):
+            return True
+        return False

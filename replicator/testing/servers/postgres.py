@@ -1,7 +1,7 @@
-"""A throwaway Postgres on loopback: for the tests, the demo and anybody who develops a hook.
+"""A throwaway Postgres on loopback, for the demo, the tests and the development of hooks.
 
-Only the programs of an installation are used (initdb, postgres), in a temporary folder, as an unprivileged user
-where we are root, because Postgres refuses to run as root.
+Uses the programs of an installation (initdb, postgres) in a temporary folder; as root it runs them as an unprivileged
+user, because Postgres refuses to run as root.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from replicator.testing.servers.programs import ServerMissing, free_port, unprivileged
+from replicator.testing.servers.programs import ServerMissing, await_ready, free_port, unprivileged
 
 __all__ = ["PostgresServer", "ServerMissing", "Which", "programs"]
 
@@ -67,15 +67,15 @@ def _system() -> Path:
         folder = Path(subprocess.run([config, "--bindir"], capture_output=True, text=True, check=True).stdout.strip())
         if (folder / "initdb").exists():
             return folder
-    raise ServerMissing("no Postgres server is installed: apt-get install postgresql (or have initdb on the PATH)")
+    raise ServerMissing("no Postgres server is installed: apt-get install postgresql, or put initdb on the PATH")
 
 
 class PostgresServer:
     """One cluster: ``with PostgresServer() as server: connect(server.url())``. Superuser ``postgres``.
 
-    Every user of this machine can connect to loopback, and a superuser runs programs as the server's user; so nobody
-    gets in without a password, a random one unless ``password`` is given. ``trusting``: other roles need none, for
-    tests that make some. Everything it made is gone when the block ends. ``settings`` are added to postgresql.conf.
+    Every local user can connect to loopback, and a superuser can run programs as the server's user, so a password is
+    required: a random one unless ``password`` is given. ``trusting``: other roles need none, for tests that create
+    some. ``settings`` are added to postgresql.conf. Everything is removed when the block ends.
     """
 
     def __init__(
@@ -118,17 +118,17 @@ class PostgresServer:
             self._folder = None
 
     def url(self, database: str = "postgres", user: str = SUPERUSER) -> str:
-        """With the superuser's password; another role's is not known here."""
+        """The URL, with the superuser's password; passwords of other roles are not known."""
         login = f"{user}:{self.password}" if user == SUPERUSER else user
         return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
 
     @property
     def log(self) -> str:
-        """What the server has written to its log so far."""
+        """The server's log so far."""
         return (self._home / "log").read_text(errors="replace")
 
     def start(self) -> None:
-        """Start it (again) on its port, and return when it accepts connections."""
+        """Start or restart on the same port; returns when it accepts connections."""
         if self._process is not None:
             return
         with (self._home / "log").open("ab") as log:
@@ -136,7 +136,7 @@ class PostgresServer:
         self._await_ready()
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop it as ``pg_ctl stop -m`` would, and return when it is gone. Stopping twice is fine."""
+        """Stop as ``pg_ctl stop -m`` does; returns when the process has exited. Idempotent."""
         if self._process is None:
             return
         self._process.send_signal(_SIGNALS[mode])
@@ -152,7 +152,7 @@ class PostgresServer:
         self.start()
 
     def kill(self) -> None:
-        """End the server as a power cut would: no chance to write anything. ``start`` recovers from the log."""
+        """Kill all processes, like a power cut. ``start`` recovers from the write-ahead log."""
         if self._process is None:
             return
         backends = _children(self._process.pid)
@@ -163,7 +163,7 @@ class PostgresServer:
         self._process.wait()
         self._process = None
         _await_gone(backends)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)  # safe now: nobody uses its shared memory
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # safe now: no process uses its shared memory
 
     @property
     def _home(self) -> Path:
@@ -182,7 +182,7 @@ class PostgresServer:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
 
     def _readable(self, source: Path) -> Path:
-        """The programs, copied into our own folder where the unprivileged user cannot reach them."""
+        """The folder of the programs, or a copy if the unprivileged user cannot read it."""
         with contextlib.suppress(PermissionError):
             if (
                 subprocess.run([source / "postgres", "--version"], capture_output=True, **self._as_user()).returncode
@@ -192,7 +192,7 @@ class PostgresServer:
         return self._copied(source)
 
     def _copied(self, source: Path) -> Path:
-        """A copy with its neighbours: a wheel keeps the libraries three folders up, beside its package."""
+        """A copy including the libraries, which a wheel keeps three folders up, beside its package."""
         site = self._home / "site"
         shutil.copytree(source.parent, site / "package" / "installation", symlinks=True)
         for libraries in source.parents[2].glob("*pgserver.libs"):
@@ -216,7 +216,7 @@ class PostgresServer:
             conf.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
     def _logins(self) -> Iterator[str]:
-        """Who gets in from loopback, and how; the first line that fits decides."""
+        """Lines of pg_hba.conf for loopback; the first match applies."""
         yield f"{SUPERUSER} 127.0.0.1/32 scram-sha-256"
         yield f"all 127.0.0.1/32 {'trust' if self._trusting else 'scram-sha-256'}"
 
@@ -232,19 +232,22 @@ class PostgresServer:
         return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
 
     def _await_ready(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        pid_file = self._data / "postmaster.pid"
-        while time.monotonic() < deadline:
-            assert self._process is not None
-            if self._process.poll() is not None:
+        process = self._process
+        assert process is not None
+        try:
+            await_ready("Postgres", process, self._is_ready, lambda: self.log, within=_PATIENCE, pause=0.02)
+        except RuntimeError:
+            if process.poll() is not None:
                 self._process = None
-                raise RuntimeError(f"Postgres did not start:\n{self.log[-2000:]}")
-            with contextlib.suppress(FileNotFoundError):
-                lines = pid_file.read_text().splitlines()
-                if len(lines) >= 8 and lines[7].strip() == "ready" and lines[0] == str(self._process.pid):
-                    return
-            time.sleep(0.02)
-        raise RuntimeError(f"Postgres was not ready within {_PATIENCE:.0f} seconds:\n{self.log[-2000:]}")
+            raise
+
+    def _is_ready(self) -> bool:
+        """Postgres reports its state in line 8 of its PID file."""
+        assert self._process is not None
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            return len(lines) >= 8 and lines[7].strip() == "ready" and lines[0] == str(self._process.pid)
+        return False
 
 
 def _children(parent: int) -> list[int]:
@@ -261,4 +264,4 @@ def _await_gone(pids: Sequence[int]) -> None:
 
 def _alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return state != "" and not state.startswith("Z")  # an orphan that nobody has reaped yet is gone all the same
+    return state != "" and not state.startswith("Z")  # a zombie that has not been reaped counts as gone

@@ -16,7 +16,7 @@ from replicator.errors import TransientError
 from replicator.target.contract import Table, Target
 from replicator.testing.contract import TargetContract, batch, put, table
 from replicator.testing.contract.kit import EVERY_TYPE, Document, Stored
-from replicator.testing.contract.lingering import Proxied
+from replicator.testing.contract.late_writes import Proxied
 from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
 from replicator.version import FIRST_EPOCH

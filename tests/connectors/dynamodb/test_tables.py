@@ -261,7 +261,7 @@ class TestComparing:
 
     def test_a_name_that_no_table_can_have_is_refused(self, endpoint: str, make: Make) -> None:
         (problem,) = make(endpoint).check([Table("t0", PAIR)])
-        assert problem == "target.table: 't0' is to be a DynamoDB table's name: 3 to 255 letters, digits, _ . -"
+        assert problem == "target.table: 't0' must be a DynamoDB table name (3 to 255 letters, digits, _ . -)"
 
     def test_another_key_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"id": "S"}, view=None)
@@ -445,7 +445,7 @@ class TestEpochs:
         ({"adopt": True, "pristine": True}, "adopt", "begins with an empty table"),
         ({"version_attribute": "v", "deleted_attribute": "v"}, "deleted_attribute", "the same as version_attribute"),
         ({"version_attribute": ""}, "version_attribute", "1 to 255 bytes"),
-        ({"epochs_table": "a b"}, "epochs_table", "a DynamoDB table's name"),
+        ({"epochs_table": "a b"}, "epochs_table", "a DynamoDB table name"),
         ({"write_units": 0}, "write_units", "at least 1"),
         ({"in_flight": 0}, "in_flight", "at least 1"),
     ],

@@ -16,7 +16,7 @@ from replicator.target.contract import Table, Target
 from replicator.testing.contract import TargetContract, batch, put, table
 from replicator.testing.contract.definitions import Options
 from replicator.testing.contract.kit import Stored
-from replicator.testing.contract.lingering import Proxied
+from replicator.testing.contract.late_writes import Proxied
 from replicator.testing.contract.moves import Diverted, Remade
 from replicator.testing.proxy import Proxy
 from replicator.version import FIRST_EPOCH

@@ -1,4 +1,4 @@
-"""Opening what is there, bad options, and connections that break."""
+"""Opening existing tables, invalid options, and broken connections."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from replicator.testing.contract.kit import (
 from replicator.version import FIRST_EPOCH
 
 
-class Trouble(Contract):
-    """Opening what is there, bad options, and connections that break."""
+class Failures(Contract):
+    """Opening existing tables, invalid options, and broken connections."""
 
     def test_opening_what_is_there_keeps_it(self, opened: Target, build: Callable[[], Target], stored: Stored) -> None:
         opened.write(batch(put({"pk": "a"}, 1)))
@@ -73,8 +73,6 @@ class Trouble(Contract):
         target.write(batch(remove("b", 3), tombstones=True))
         kept_there = not isinstance(target, Transactional)  # a late delete that leaves a tombstone empties no table
         assert target.empty([table()]) == ([] if kept_there else [table().name])
-
-    # trouble
 
     def test_recovers_from_a_cut_connection(self, opened: Target, sever: Callable[[], None], stored: Stored) -> None:
         """TransientError once, then the same write succeeds."""
