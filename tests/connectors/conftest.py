@@ -1,4 +1,4 @@
-"""Targets that a test made are closed when it ends, however it ends."""
+"""Closes the targets that a test made, however it ends."""
 
 from __future__ import annotations
 

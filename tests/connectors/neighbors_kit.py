@@ -1,4 +1,4 @@
-"""What the tests share that no command touches what others made: the commands, each with its one exit code."""
+"""Shared by the tests that no command touches foreign tables or indices: the commands and their exit codes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.cli.command_line import Shell
 
 @dataclass(frozen=True)
 class Command:
-    """A command and its options, and how it ends for a pipeline of which one item is parked."""
+    """A command, its options, and its exit code for a pipeline with one parked item."""
 
     name: str
     code: int
     options: str = ""
 
     def run(self, shell: Shell, config: str) -> str:
-        """What it says on both streams."""
+        """Return its output on both streams."""
         code, out, err = shell.run(*self.name.split(), config, *self.options.split())
         assert code == self.code, out + err
         return out + err
@@ -44,7 +44,7 @@ IDS = ("a", "b", "gone", "parked")
 
 
 def fill(db: DynamoDB) -> None:
-    """A table whose copy has something to do in each stage: an item is refused by the hook."""
+    """Fill a table so that its pipeline has work in each stage: the hook refuses one item."""
     db.create_table("orders")
     for id in ("a", "b", "gone"):
         db.put("orders", {"id": id, "n": 1})
@@ -52,6 +52,6 @@ def fill(db: DynamoDB) -> None:
 
 
 def change(db: DynamoDB) -> None:
-    """What the next run has to store, or to sweep."""
+    """Change what the next run must store or sweep."""
     db.delete("orders", {"id": "gone"})
     db.put("orders", {"id": "b", "n": 2})

@@ -1,4 +1,4 @@
-"""What targets say in advance of documents that they would refuse."""
+"""Targets predict which documents they would refuse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FIELDS: Mapping[str, Any] = {
 def reasons(
     config: Mapping[str, Any], body: Any, *, keys: KeySchema = PK, id: tuple[str, ...] = ("a",), **options: Any
 ) -> list[str]:
-    """No server is there to be asked."""
+    """The predicted reasons, without a server."""
     found, problems = destination({**config, "tables": {"orders": options}})
     assert found is not None, problems
     target = found.build("p")
@@ -62,7 +62,7 @@ def searched(body: Any, **mapping: Any) -> list[str]:
         ({"replicator": {"deleted": True}}, "has a field"),
     ],
 )
-def test_what_a_mapping_does_not_take(body: dict[str, Any], reason: str) -> None:
+def test_documents_a_mapping_refuses(body: dict[str, Any], reason: str) -> None:
     for given in (body, Item(image(body))):
         (found,) = searched(given)
         assert reason in found
@@ -77,16 +77,16 @@ def test_what_a_mapping_does_not_take(body: dict[str, Any], reason: str) -> None
         {"place": {"open": {"anything": {"deep": 1}}}, "kept": "anything"},
     ],
 )
-def test_what_a_mapping_takes(body: dict[str, Any]) -> None:
+def test_documents_a_mapping_accepts(body: dict[str, Any]) -> None:
     assert searched(body) == []
 
 
 @pytest.mark.parametrize("dynamic", [True, False, "runtime"])
-def test_unknown_fields_are_fine_where_the_mapping_is_open(dynamic: object) -> None:
+def test_an_open_mapping_accepts_unknown_fields(dynamic: object) -> None:
     assert searched({"titel": "x", "place": {"street": "x"}}, dynamic=dynamic) == []
 
 
-def test_an_index_without_a_mapping_takes_anything() -> None:
+def test_an_index_without_a_mapping_accepts_anything() -> None:
     assert reasons(SEARCH, {"anything": {"x": [1, "a", {}]}}) == []
 
 
@@ -100,7 +100,7 @@ def test_an_index_without_a_mapping_takes_anything() -> None:
         ({"pk": "b"}, "has a key attribute pk that is not the item's own"),
     ],
 )
-def test_what_dynamodb_does_not_take(body: dict[str, Any], reason: str) -> None:
+def test_items_dynamodb_refuses(body: dict[str, Any], reason: str) -> None:
     (found,) = reasons(DYNAMODB, body)
     assert reason in found
 
@@ -113,17 +113,17 @@ def test_what_dynamodb_does_not_take(body: dict[str, Any], reason: str) -> None:
         (("x" * 2049, "a"), "the key attribute _item has 2,049 bytes, and DynamoDB takes at most 2,048"),
     ],
 )
-def test_keys_that_dynamodb_does_not_take(id: tuple[str, str], reason: str) -> None:
+def test_keys_dynamodb_refuses(id: tuple[str, str], reason: str) -> None:
     assert reasons(DYNAMODB, {"n": 1}, keys=OWN_IDS, id=id) == [reason]
 
 
-def test_what_dynamodb_takes() -> None:
+def test_items_dynamodb_accepts() -> None:
     body = {"n": -1.5, "b": b"x", "s": {"a"}, "m": {"l": [None, True, 1]}, "large": "x" * 400_000}
     assert reasons(DYNAMODB, body) == []
     assert reasons(DYNAMODB, Item(image({"pk": "a", **{k: v for k, v in body.items() if k != "n"}}))) == []
 
 
-def test_what_postgres_does_not_take() -> None:
+def test_documents_postgres_refuses() -> None:
     columns = {"city": "text", "paid": {"type": "boolean", "nullable": False}}
     for body, words in (
         ({"paid": True, "citty": "x"}, "did you mean city?"),
@@ -136,6 +136,6 @@ def test_what_postgres_does_not_take() -> None:
     assert reasons(POSTGRES, {"paid": True}, columns=columns) == []
 
 
-def test_a_preview_shows_numbers_that_are_none() -> None:
+def test_a_preview_shows_nan_and_infinity() -> None:
     values = {"a": float("nan"), "b": float("-inf"), "c": 1.5, "d": [float("inf")]}
     assert json_values(values) == {"a": "NaN", "b": "-Infinity", "c": 1.5, "d": ["Infinity"]}

@@ -1,4 +1,4 @@
-"""A run that was stopped amid a batch asks whether it was replaced before it sends the rest."""
+"""A run that was suspended in the middle of a batch checks whether it was replaced before it sends the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLEEPS = pytest.mark.parametrize("slept", [61.0, 86_400.0, -5.0], ids=["a minute
 
 
 class Clock:
-    """What ``time.time`` says; ``slept`` seconds pass with the first answer."""
+    """Replaces ``time.time``; ``slept`` seconds pass with the first response."""
 
     def __init__(self, slept: float) -> None:
         self.now, self._slept = 1e9, slept
@@ -43,7 +43,7 @@ def clock(slept: float, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class AnsweringTable:
-    """Answers each request at once."""
+    """Responds to each request at once."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -65,7 +65,7 @@ class AnsweringTable:
 
 
 class Cluster:
-    """Refuses the first request, so that it comes in halves."""
+    """Rejects requests as too large, so that they are halved."""
 
     server = "Elasticsearch at localhost"
 
@@ -80,7 +80,7 @@ class Cluster:
 
 
 @SLEEPS
-def test_what_is_left_of_a_batch_is_not_written_to_a_table(clock: Clock) -> None:
+def test_the_rest_of_a_late_batch_is_not_written_to_a_table(clock: Clock) -> None:
     table = AnsweringTable(clock)
     sender = Sender("DynamoDB", lambda: table, Pace(2))
     try:
@@ -99,7 +99,7 @@ def bulk(clock: Clock) -> Iterator[tuple[Bulk, Cluster]]:
 
 
 @SLEEPS
-def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cluster]) -> None:
+def test_the_rest_of_a_late_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cluster]) -> None:
     sending, cluster = bulk
     layout = layouts([Table("contract", PK)])["contract"]
     verdicts = sending.store(layout, [b"{}\n{}\n"] * 4)
@@ -108,6 +108,6 @@ def test_what_is_left_of_a_batch_is_not_written_to_an_index(bulk: tuple[Bulk, Cl
     assert all(TOO_LATE in str(verdict.error) for verdict in verdicts)
 
 
-def test_a_batch_is_sent_for_less_time_than_the_next_run_doubts() -> None:
-    """It began within ``CONFIRMED`` seconds of an answer; by then that is too long ago, and the run asks again."""
+def test_a_batch_is_sent_for_less_time_than_the_in_doubt_window_of_the_next_run() -> None:
+    """It starts within ``CONFIRMED`` seconds of a confirmation; once it is late, the run checks again."""
     assert (delivery.CONFIRMED, http_client.WAITED, in_doubt.TRUSTED, in_doubt.WINDOW) == (5.0, 30.0, 10.0, 300.0)

@@ -1,4 +1,4 @@
-"""Words that the tests put where secrets and values go, and that nothing may show: who shows one fails its test.
+"""Marker words that tests use as secrets and values. Showing one fails the test.
 
 Production code knows nothing of it. Looked at are: everything that a command of the tests prints, in a process of its
 own or in this one, and every event that a handler of logging gets.
@@ -20,16 +20,16 @@ from replicator import log
 from replicator.hooks import redaction
 
 SECRET = "s3cr3tk4n4r13"
-"""In logins, keys and tokens: nothing shows it."""
+"""Used in logins, keys and tokens: must never be shown."""
 VALUE = "v4luek4n4r13"
-"""In items: shown only by commands that are asked for values."""
+"""Used in items: shown only by commands that are asked for values."""
 
 _leaks: list[str] = []
 looked = {"commands": 0, "events": 0}
 
 
 def look(text: str, where: str, *, values: bool = False) -> None:
-    """Note what ``text`` shows. ``values``: whether items' values were asked for."""
+    """Record the markers in ``text``. ``values``: whether item values were requested."""
     for token in (SECRET,) if values else (SECRET, VALUE):
         for form in _forms(token):
             if form in text:
@@ -45,7 +45,7 @@ def look_at_command(text: str, arguments: Sequence[str]) -> None:
 
 
 def taken() -> list[str]:
-    """What was shown since the last time."""
+    """What was recorded since the last call."""
     found = list(_leaks)
     _leaks.clear()
     return found
@@ -53,14 +53,14 @@ def taken() -> list[str]:
 
 @functools.cache
 def _forms(token: str) -> tuple[str, ...]:
-    """A token as it is, and as it travels: base64 at each of its three offsets, hexadecimal, quoted."""
+    """A marker in its plain and encoded forms: base64 at each of three offsets, hexadecimal, quoted."""
     data = token.encode()
     middles = (base64.b64encode(b"x" * n + data).decode()[4 * bool(n) :] for n in range(3))
     return (token, *(middle.rstrip("=")[:-2] for middle in middles), data.hex(), quote(token))
 
 
 class Watched(subprocess.Popen[str]):
-    """A command in a process of its own, whose output is looked at when it is read to its end."""
+    """A command in a separate process; its output is scanned once it has been read completely."""
 
     def communicate(self, *given: Any, **named: Any) -> tuple[str, str]:
         out, err = super().communicate(*given, **named)
@@ -94,7 +94,7 @@ def _events(handle: Any) -> Any:
 
 
 def install() -> Iterator[None]:
-    """Look from now on, until the generator goes on."""
+    """Scan from now on, until the generator resumes."""
     invoke, handle = CliRunner.invoke, logging.Logger.handle
     CliRunner.invoke, logging.Logger.handle = _commands(invoke), _events(handle)  # type: ignore[method-assign]
     yield

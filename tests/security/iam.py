@@ -1,4 +1,4 @@
-"""The in-memory DynamoDB behind policies: what is not allowed is refused in AWS's words."""
+"""The in-memory DynamoDB behind IAM policies, with AWS's own messages for denied requests."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _tables(request: Mapping[str, Any]) -> Iterator[str]:
 
 
 def arn(resource: str, stream: str = "") -> str:
-    """A documented resource with the names that the tests use."""
+    """A documented resource with the names used in the tests."""
     if resource.endswith("/stream/*"):
         return stream
     for word, name in _NAMES.items():

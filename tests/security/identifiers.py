@@ -1,4 +1,4 @@
-"""Names that would break out of their quotes if anything let them, from a seed; and what Postgres takes as a name."""
+"""Seeded names that would break out of their quotes if they were not escaped, and the names Postgres accepts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMPOSSIBLE = ("", "\0", "a\0b", '"\0', "\ud800", "a\udfff'", "x" * 64, "é" * 3
 
 
 def names(seed: int) -> Iterator[str]:
-    """Different ones, without end; about one in twelve is impossible."""
+    """Distinct names, endlessly; about one in twelve is invalid."""
     chance = random.Random(seed)
     seen: set[str] = set()
     while True:
@@ -48,7 +48,7 @@ def _character(chance: random.Random) -> int:
 
 
 def is_possible(name: str, *, column: bool = False) -> bool:
-    """What Postgres' manual says of identifiers, told once more."""
+    """The rules for identifiers from the Postgres manual, implemented independently."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What is looked at over the whole suite.
+"""Checks across the whole test suite.
 
 It calls AWS for what the documents permit, and for all of that. Nothing that is printed or logged shows a secret, or a
 value that nobody asked for.
@@ -27,7 +27,7 @@ aws_calls.install()  # now: the plugins that come next import what it wraps
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Processes of tests, and workers of xdist, inherit where the notes go."""
+    """Subprocesses and xdist workers inherit where to record calls."""
     config.stash[_problems] = []
     if aws_calls.FOLDER not in os.environ:
         os.environ[aws_calls.FOLDER] = tempfile.mkdtemp(prefix="replicator-calls-")
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def canaries() -> Iterator[None]:
-    """Everything that is printed and logged is looked at; see ``canary``."""
+    """Everything printed and logged is scanned; see ``canary``."""
     from tests.security import canary  # imports what the notes of calls wrap
 
     yield from canary.install()
@@ -82,7 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def unlisted(noted: Mapping[Note, str]) -> Iterator[str]:
-    """A sentence for each call that the documents do not permit."""
+    """A sentence for each call that the documented policies do not permit."""
     permitted = documented()
     for note, test in sorted(noted.items()):
         if permission(note) not in permitted:
@@ -90,7 +90,7 @@ def unlisted(noted: Mapping[Note, str]) -> Iterator[str]:
 
 
 def never_made(noted: Mapping[Note, str]) -> Iterator[str]:
-    """A sentence for each permission that the documents list for nothing."""
+    """A sentence for each documented permission that nothing uses."""
     used = {permission(note) for note in noted}
     for wanted in sorted(documented().keys() - used):
         if not wanted.action.startswith(_ELSEWHERE):

@@ -1,4 +1,4 @@
-"""The policies that docs/operations.md lists, and what notes of calls mean in their terms."""
+"""The policies in docs/operations.md, and how recorded calls map to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESOURCES = {
 
 @dataclass(frozen=True, order=True)
 class Permission:
-    """An action on a resource, whose name has words in capitals where a person's own names go."""
+    """An action on a resource, whose name has CAPITALIZED placeholders."""
 
     resource: str
     action: str
@@ -41,7 +41,7 @@ def permission(note: Note) -> Permission:
 
 
 def documented() -> dict[Permission, str]:
-    """Every permission that is listed, with the Sid of its statement."""
+    """Every documented permission, with the Sid of its statement."""
     found = list(_statements())
     assert len({p for p, _ in found}) == len(found), "a permission is listed twice"
     return dict(found)

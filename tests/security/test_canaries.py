@@ -1,6 +1,6 @@
-"""Each secret of a config, and items' values, in each kind of trouble: no command shows them, in any of its views.
+"""No command shows a secret of the config or a value of an item, whatever goes wrong, in any of its output formats.
 
-``canary`` looks at whatever commands print and handlers log, here as in all other tests; the first tests are about it.
+``canary`` scans everything that commands print and handlers log, here as in all other tests. The first tests check it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tests.security import canary, plugin
 from tests.security.canary import SECRET, VALUE
 from tests.servers.postgres_fixtures import database
 
-# what looks
+# the scanner
 
 
-def test_what_a_process_prints_is_looked_at(tmp_path: Path) -> None:
+def test_output_of_processes_is_scanned(tmp_path: Path) -> None:
     Shell().run(SECRET)
     with Run([VALUE], {}, tmp_path / "log") as run:
         run.process.wait()
@@ -40,12 +40,12 @@ def test_what_a_process_prints_is_looked_at(tmp_path: Path) -> None:
     assert second.startswith(f"replicator {VALUE} shows {VALUE}: …")
 
 
-def test_what_a_command_in_this_process_prints_is_looked_at(world: World) -> None:
+def test_output_of_commands_in_this_process_is_scanned(world: World) -> None:
     world.call(SECRET)
     assert len(canary.taken()) == 1
 
 
-def test_what_is_logged_is_looked_at_with_its_fields_and_traceback() -> None:
+def test_log_records_are_scanned_with_fields_and_traceback() -> None:
     logging.getLogger("replicator.here").warning("%s", "waits", extra={"reason": SECRET})
     logging.getLogger("library").error("an item: %r", {"id": VALUE})
     try:
@@ -56,14 +56,14 @@ def test_what_is_logged_is_looked_at_with_its_fields_and_traceback() -> None:
 
 
 @pytest.mark.parametrize("shown", [SECRET, "dXNlcjpzM2NyM3RrNG40cjEz", SECRET.encode().hex(), f"a{VALUE}b"])
-def test_a_secret_is_known_in_other_dresses_and_fails_its_test(shown: str) -> None:
-    canary.look(f"something {shown}", "somebody")
-    with pytest.raises(pytest.fail.Exception, match=r"^somebody shows"):
+def test_an_encoded_secret_is_recognized_and_fails_its_test(shown: str) -> None:
+    canary.look(f"something {shown}", "a caller")
+    with pytest.raises(pytest.fail.Exception, match=r"^a caller shows"):
         plugin.nothing_was_shown()
     plugin.nothing_was_shown()
 
 
-def test_values_may_be_shown_where_they_were_asked_for_and_secrets_may_not() -> None:
+def test_values_may_be_shown_on_request_and_secrets_never() -> None:
     canary.look_at_command(f"{VALUE}", ["preview", "orders.yaml"])
     canary.look_at_command(f"{VALUE}", ["parked", "show", "--all", "--show-values"])
     assert canary.taken() == []
@@ -72,7 +72,7 @@ def test_values_may_be_shown_where_they_were_asked_for_and_secrets_may_not() -> 
     assert len(canary.taken()) == 2
 
 
-def test_the_canaries_are_where_secrets_and_values_go(world: World) -> None:
+def test_the_canaries_stand_in_for_secrets_and_values(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     assert VALUE in world.call("preview", world.config)[1]
@@ -84,7 +84,7 @@ def test_the_canaries_are_where_secrets_and_values_go(world: World) -> None:
 
 
 class Repeating(BaseHTTPRequestHandler):
-    """A server that refuses everything with the request in its answer, on further lines as AWS does it."""
+    """A server that rejects everything and quotes the request in its response, on further lines as AWS does."""
 
     status, code, page = 400, "ValidationException", False
 
@@ -111,7 +111,7 @@ class Repeating(BaseHTTPRequestHandler):
 
 @contextmanager
 def repeating(**how: Any) -> Iterator[str]:
-    """The address of one, without http://."""
+    """The address of such a server, without http://."""
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Repeating,), how)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
@@ -133,14 +133,14 @@ CLOSED = "127.0.0.1:9"
 
 @dataclass(frozen=True)
 class Trouble:
-    """A part of a config that is wrong, and whose secrets would be shown if anything showed them."""
+    """An invalid part of a config, with secrets that would be shown if anything showed them."""
 
     name: str
     section: str
     change: Mapping[str, Any]
     environ: Mapping[str, str] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
-    """How ``Repeating`` answers."""
+    """How ``Repeating`` responds."""
 
 
 LOGIN = f"me:{SECRET}"
@@ -195,7 +195,7 @@ def _targets() -> Iterator[Trouble]:
 
 
 def _refused(name: str, server: Mapping[str, Any]) -> Iterator[Trouble]:
-    """Everything that a server may refuse, refused in one way."""
+    """Each request that a server may reject, rejected in one way."""
     signed = {"type": "opensearch", **SEARCH, "aws": {"region": "eu-west-1"}}
     changes: Mapping[str, Mapping[str, Any]] = {
         "basic": {"type": "opensearch", **SEARCH, **BASIC},
@@ -223,14 +223,14 @@ OTHERS = (
 
 
 def commands(trouble: Trouble) -> Iterator[list[str]]:
-    """The two that meet everything, and one of the others; with ``make prove`` all of them."""
+    """The two that cover everything, and one of the others; all of them with ``make prove``."""
     yield from ALWAYS
     yield from OTHERS if os.environ.get("REPLICATOR_PROVE") else [OTHERS[TROUBLES.index(trouble) % len(OTHERS)]]
 
 
 @pytest.fixture
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs in this process, which are stopped after some seconds; what they did to logging is undone."""
+    """Runs in this process stop after some seconds, and their changes to logging are undone."""
 
     seconds: float = getattr(request, "param", 20.0)
 
@@ -251,7 +251,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, one_postgres_server: PostgresServer) -> Iterator[World]:
-    """One world for all troubles: none of them gets far enough to leave something."""
+    """One world for all cases: none of them gets far enough to leave anything behind."""
     fresh = contextmanager(database)
     with fresh(one_postgres_server) as postgres, serving(tmp_path_factory.mktemp("place"), postgres) as world:
         world.db.create_table("orders")
@@ -270,7 +270,7 @@ aws_session_token = {SECRET}
 
 
 def placed(text: str, world: World, address: str) -> str:
-    """``text`` with the places that are known only now."""
+    """``text`` with the addresses that are only known now."""
     found = text.replace("REPEATING", address).replace("DATABASE", world.postgres.name)
     found = found.replace(f"postgres:{SECRET}@POSTGRES", f"postgres:{world.postgres.server.password}@POSTGRES")
     found = found.replace("POSTGRES", f"127.0.0.1:{world.postgres.server.port}")
@@ -278,7 +278,7 @@ def placed(text: str, world: World, address: str) -> str:
 
 
 def written(right: str, trouble: Trouble) -> str:
-    """The config ``right`` with the trouble in it."""
+    """The config ``right`` with the fault in it."""
     config = yaml.safe_load(right)
     config[trouble.section] = {**(config["source"] if trouble.section == "source" else {}), **trouble.change}
     if trouble.section == "checkpoints":
@@ -303,7 +303,7 @@ def test_no_command_shows_a_secret_whatever_is_wrong(place: World, trouble: Trou
 
 
 def meets_trouble(world: World, command: list[str]) -> bool:
-    """Whether the command said that something is wrong. That it shows nothing is looked at by ``canary``."""
+    """Whether the command reported the fault. ``canary`` checks that it shows nothing."""
     words = [word for word in command if not word.startswith("-")]
     options = [word for word in command if word.startswith("-")]
     code, out, err = world.call(*words, world.config, *options)
@@ -334,7 +334,7 @@ DECLARED = {
 
 
 @pytest.mark.parametrize("bodies", [RAISES, DECLARED], ids=["plain", "declared"])
-def test_what_a_hook_says_of_an_item_is_shown_to_those_who_ask(
+def test_a_hooks_message_about_an_item_is_shown_only_on_request(
     world: World, bodies: Mapping[str, str], here: None
 ) -> None:
     lines = [f"    if item['id'] == '{name}': {body}" for name, body in bodies.items()]
@@ -369,7 +369,7 @@ CREATE INDEX ON orders (((document->>'canary')::int)) WHERE id = 'function';
 
 
 def with_rules(world: World, rules: str) -> None:
-    """The table as a run makes it, and what somebody added to it."""
+    """The table as a run creates it, with user additions."""
     world.db.create_table("orders")
     assert caught_up(world, "--human")[0] == 0
     with world.postgres.connect() as client:
@@ -396,7 +396,7 @@ def test_a_statement_that_fails_over_a_value_does_not_show_it(world: World, here
 
 
 def are_parked_in_silence(world: World, ids: Iterable[str]) -> None:
-    """The items are parked, and all that is to be seen of them without being asked for is their keys."""
+    """The items are parked, and only their keys are shown unless values are requested."""
     for id in ids:
         world.db.put("orders", {"id": id})
     assert caught_up(world, "--json")[0] == 6
@@ -436,14 +436,14 @@ def hook(item):
 """
 
 
-def test_a_hook_that_logs_everything_gets_nothing_of_the_libraries(world: World) -> None:
+def test_a_hook_that_logs_everything_gets_no_library_records(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     world.hook(LOUD)
     world.catch_up("--json")
 
 
-def test_a_bug_ends_with_its_lines_and_not_with_what_it_quotes(world: World) -> None:
+def test_a_bug_shows_its_traceback_without_its_message(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     world.hook(BROKEN)

@@ -1,4 +1,4 @@
-"""Text from outside cannot act on a terminal, forge a line of a log, or reorder what a person reads."""
+"""Foreign text cannot act on a terminal, forge a log line, or reorder what a person reads."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ ACTIVE = re.compile(
 
 
 def harmless(text: str) -> None:
-    """Nothing in it acts, and no line of it is the one that the text from outside tried to make."""
+    """Nothing in it acts on a terminal, and no line is the one that the foreign text tried to forge."""
     assert "PWNED" in text
     assert ACTIVE.search(text) is None, ascii(text)
     assert not any(line.startswith(FORGED) for line in text.split("\n")), text
 
 
-def test_what_acts_is_shown_as_an_escape_and_everything_else_as_it_is() -> None:
+def test_active_characters_are_escaped_and_all_others_kept() -> None:
     assert escaped("order#1 für Ñandú 注文 😀 👩‍👩‍👧 \\n") == "order#1 für Ñandú 注文 😀 👩‍👩‍👧 \\n"
     assert escaped("a\x1b[2J\nb\x9b\u202e\U000e0041") == r"a\u001b[2J\nb\u009b\u202e\udb40\udc41"
     assert escaped_lines("a\n\x1bb", "  ") == "  a\n  \\u001bb"
@@ -96,14 +96,14 @@ EXITS: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("leave", EXITS.values(), ids=EXITS)
-def test_no_exit_lets_text_from_outside_act(leave: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_error_exit_lets_foreign_text_act(leave: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
     leave()
     found = capsys.readouterr()
     harmless(found.out + found.err)
 
 
 @pytest.mark.parametrize("formatter", [log.Human(), log.JsonLines()])
-def test_no_log_line_lets_text_from_outside_act(formatter: logging.Formatter) -> None:
+def test_no_log_line_lets_foreign_text_act(formatter: logging.Formatter) -> None:
     try:
         raise ValueError(HOSTILE)
     except ValueError:
@@ -112,7 +112,7 @@ def test_no_log_line_lets_text_from_outside_act(formatter: logging.Formatter) ->
     harmless(formatter.format(record))
 
 
-def test_the_live_view_and_status_let_no_text_act() -> None:
+def test_the_live_view_and_status_let_no_foreign_text_act() -> None:
     shown = io.StringIO()
     gap = Gap(HOSTILE, 0.0, 1024, HOSTILE, HOSTILE)
     console = Console(file=shown, width=300, force_terminal=False)
@@ -122,14 +122,14 @@ def test_the_live_view_and_status_let_no_text_act() -> None:
     harmless(shown.getvalue())
 
 
-def test_status_as_json_lets_no_text_act(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_as_json_lets_no_foreign_text_act(capsys: pytest.CaptureFixture[str]) -> None:
     output.put(as_values(Progress(HOSTILE, waiting_for=HOSTILE)))
     harmless(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("values", [False, True])
-def test_an_uncaught_error_lets_no_text_act(values: bool) -> None:
-    """Also where its words are asked for."""
+def test_an_uncaught_error_lets_no_foreign_text_act(values: bool) -> None:
+    """Also when exception messages are requested."""
     words = HOSTILE.replace("\udc80", "")
     install = f"from replicator.hooks.redaction import install; install(values={values})"
     program = f"{install}; raise ValueError({words!a} + str(1))"
@@ -140,8 +140,8 @@ def test_an_uncaught_error_lets_no_text_act(values: bool) -> None:
     assert not any(line.startswith(FORGED) for line in found.stderr.split("\n"))
 
 
-def test_a_mistyped_command_is_shown_harmlessly() -> None:
-    """What is typed may come from a list that another program made."""
+def test_a_mistyped_command_is_escaped() -> None:
+    """The command line may come from another program."""
     words = HOSTILE.replace("\udc80", "")
     for form in ("--human", "--json"):
         command = [sys.executable, "-m", "replicator", "status", "no.yaml", form, words]
@@ -171,7 +171,7 @@ def test_nothing_is_printed_elsewhere() -> None:
 
 
 def _printing(tree: ast.AST, inside: str = "") -> list[str]:
-    """The functions in which something is printed."""
+    """The functions that print."""
     found = []
     for node in ast.iter_child_nodes(tree):
         here = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else inside

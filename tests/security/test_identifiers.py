@@ -57,20 +57,20 @@ _SQL = re.compile(
 
 
 def shape(statement: str) -> str:
-    """A statement without what is quoted in it."""
+    """A statement without its quoted parts."""
     kinds = {"name": "<name>", "text": "<text>"}
     return "".join(kinds.get(m.lastgroup or "", m[0]) for m in _SQL.finditer(statement))
 
 
 @dataclass(frozen=True)
 class Named:
-    """A pipeline into tables under names that are given; everything else about two of them is the same."""
+    """A pipeline into tables with the given names; two of them differ in nothing else."""
 
     schema: str
     pipeline: str
     tables: Sequence[Table]
     ids: Sequence[tuple[str, str]]
-    """Of three documents."""
+    """Three documents."""
 
     @classmethod
     def of(cls, given: Iterator[str]) -> Named:
@@ -80,7 +80,7 @@ class Named:
         return cls(schema, pipeline, tables, ids)
 
     def item(self, table: Table, id: Sequence[str]) -> dict[str, object]:
-        """An item whose attributes have the names that the columns are made from."""
+        """An item with the attributes that the columns come from."""
         keys = zip(table.keys.names, id, strict=True)
         return {attribute: _VALUES[type] for _, type, attribute in _columns(table)} | dict(keys)
 
@@ -136,7 +136,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def lived_through(database: Database, named: Named) -> None:
-    """Everything that is ever done with a pipeline's tables, each step with the effect that it is to have."""
+    """Everything a pipeline does with its tables, each step with its expected effect."""
     options = PostgresOptions.model_validate({"url": database.url, "schema": named.schema})
     target, (a, b, c) = Postgres(options, named.pipeline), named.ids
     try:
@@ -171,7 +171,7 @@ WHERE n.nspname NOT IN (%s, 'pg_toast')"""
 
 
 def is_as_named(client: psycopg.Connection[Any], named: Named) -> None:
-    """Under exactly these names there is what is to be there, and nothing else."""
+    """The expected tables exist under exactly these names, and nothing else does."""
     wanted = {t.name: [*t.keys.names, *(name for name, *_ in _columns(t)), "_version"] for t in named.tables}
     assert dict(client.execute(_RELATIONS, [named.schema]).fetchall()) == wanted
     for table in named.tables:
@@ -182,7 +182,7 @@ def is_as_named(client: psycopg.Connection[Any], named: Named) -> None:
 
 
 def carried_out(client: psycopg.Connection[Any], statement: str, *given: str) -> Any:
-    """A statement of our own, in which the server itself quotes the names."""
+    """A statement of ours in which the server quotes the names."""
     (query,) = client.execute("SELECT format(%s, VARIADIC %s::text[])", [statement, list(given)]).fetchone() or ("",)
     return client.execute(query)
 
@@ -196,7 +196,7 @@ def removed(client: psycopg.Connection[Any], named: Named) -> None:
 
 
 def expected_of(database: Database, client: psycopg.Connection[Any], sent: list[str]) -> list[str]:
-    """The shapes of what is sent for names that are plain."""
+    """The shapes of the statements sent for plain names."""
     for round in range(2):  # the first one also makes the schema replicator
         sent.clear()
         plain = Named.of(f"n{round}_{i}" for i in count())
@@ -235,7 +235,7 @@ def test_only_statements_of_the_expected_shape_are_sent(one_postgres: Database, 
 
 
 def refuses(impossible: Sequence[str]) -> None:
-    """A name that Postgres would cut, change or refuse is refused before it is asked, wherever it stands."""
+    """A name that Postgres would truncate, change or reject is refused in advance, wherever it is used."""
     from connectors.postgres.table_schema import shapes
 
     chance = random.Random(SEED)
@@ -259,7 +259,7 @@ def refuses(impossible: Sequence[str]) -> None:
         ('SELECT "a"; DROP TABLE "victim"; --"', 'SELECT <name>; DROP TABLE <name>; --"'),
     ],
 )
-def test_a_shape_shows_what_is_outside_of_quotes(statement: str, found: str) -> None:
+def test_the_shape_of_a_statement_is_what_is_outside_quotes(statement: str, found: str) -> None:
     assert shape(statement) == found
 
 

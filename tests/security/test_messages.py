@@ -1,4 +1,4 @@
-"""No message quotes a secret of the config or a value of an item: a case for each way in which one did, or could."""
+"""No message quotes a secret of the config or a value of an item: one case per way it did, or could."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORD = "kanariavogel"
 
 
 def refused(folder: Path, old: str, new: str, **environ: str) -> str:
-    """What is said of a config in which one part is another."""
+    """The errors for a config with one part replaced."""
     assert old in RIGHT
     (folder / "orders.yaml").write_text(RIGHT.replace(old, new, 1))
     with pytest.raises(ConfigError) as raised:
@@ -47,7 +47,7 @@ PASSWORDS = ["pa@{}", "pa/{}", "{}/pa", "pa@{}/b", "a@b@{}", "1/{}", "pa?{}/x", 
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_a_password_that_libpq_would_take_apart_is_refused_unseen(tmp_path: Path, password: str) -> None:
+def test_a_password_that_libpq_would_split_is_refused_without_quoting_it(tmp_path: Path, password: str) -> None:
     url = f"postgresql://me:{password.format(WORD)}@127.0.0.1:5432/shop"
     said = refused(tmp_path, "postgresql://me@127.0.0.1:5432/shop", "${URL}", URL=url)
     assert "target.url: " in said
@@ -55,7 +55,7 @@ def test_a_password_that_libpq_would_take_apart_is_refused_unseen(tmp_path: Path
 
 
 @pytest.mark.parametrize("url", [f"postgresql://me:{WORD}/shop", f"host=127.0.0.1 port={WORD}"])
-def test_a_password_in_the_place_of_a_port_is_refused_unseen(tmp_path: Path, url: str) -> None:
+def test_a_password_in_place_of_a_port_is_refused_without_quoting_it(tmp_path: Path, url: str) -> None:
     said = refused(tmp_path, "postgresql://me@127.0.0.1:5432/shop", "${URL}", URL=url)
     assert "target.url: has a password" in said
     assert WORD not in said
@@ -72,7 +72,7 @@ def test_a_password_in_the_place_of_a_port_is_refused_unseen(tmp_path: Path, url
         "host=@abstract dbname=shop",
     ],
 )
-def test_addresses_that_mean_what_they_say_are_taken(url: str) -> None:
+def test_unambiguous_addresses_are_accepted(url: str) -> None:
     assert PostgresOptions(url=SecretStr(url)).url.get_secret_value() == url
 
 
@@ -87,7 +87,7 @@ def test_a_login_in_a_host_or_database_is_not_shown(url: str) -> None:
 @pytest.mark.parametrize(
     "url", [f"https://me:{WORD}@far", f"https://{WORD}@far", f"https://far/?token={WORD}", f"https://far/#{WORD}"]
 )
-def test_an_endpoint_is_an_address_and_nothing_else(tmp_path: Path, url: str) -> None:
+def test_an_endpoint_must_be_a_plain_address(tmp_path: Path, url: str) -> None:
     said = refused(tmp_path, "region: eu-west-1", f'region: eu-west-1\n  endpoint_url: "{url}"')
     assert said.startswith("orders.yaml:5: source.endpoint_url: must not contain credentials, a query or a fragment")
     assert WORD not in said
@@ -121,7 +121,7 @@ YAMLS = [
 
 
 @pytest.mark.parametrize("written", YAMLS)
-def test_a_secret_that_is_something_else_to_yaml_is_not_quoted(tmp_path: Path, written: str) -> None:
+def test_a_secret_that_yaml_parses_as_another_type_is_not_quoted(tmp_path: Path, written: str) -> None:
     said = refused(tmp_path, "postgresql://me@127.0.0.1:5432/shop", written)
     assert "orders.yaml" in said
     assert WORD not in said
@@ -133,7 +133,7 @@ def test_a_number_in_braces_may_be_a_secret_too(tmp_path: Path, name: str) -> No
     assert said == "orders.yaml:7: target.url: the key on line 7 is not a string in YAML; put it in quotes"
 
 
-def test_a_hook_that_stumbles_over_the_environment_does_not_quote_it(
+def test_a_hook_that_fails_on_the_environment_does_not_quote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from replicator.hooks.loading import load
@@ -158,7 +158,7 @@ CREATE TRIGGER g BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f();
 @pytest.mark.parametrize(
     "state", ["08P01", "40002", "42501", "42703", "3F000", "58030", "57999", "XX000", "0A000", "ZZ999"]
 )
-def test_a_triggers_words_are_not_shown_whatever_its_sqlstate(one_postgres: Database, state: str) -> None:
+def test_the_message_of_a_trigger_is_hidden_whatever_its_sqlstate(one_postgres: Database, state: str) -> None:
     with one_postgres.connect() as connection:
         connection.execute(TRIGGER.format(word=WORD, state=state).encode())
         with pytest.raises(psycopg.Error) as raised:
@@ -169,7 +169,7 @@ def test_a_triggers_words_are_not_shown_whatever_its_sqlstate(one_postgres: Data
     assert WORD not in str(found)
 
 
-def test_an_sqlstate_that_nobody_knows_is_named_without_the_servers_words(one_postgres: Database) -> None:
+def test_an_unknown_sqlstate_is_named_without_the_servers_message(one_postgres: Database) -> None:
     with one_postgres.connect() as connection:
         connection.execute("CREATE TABLE t (id text)")
         connection.execute("CREATE VIEW v AS SELECT id FROM t WHERE id = 'a' WITH CHECK OPTION")
@@ -181,7 +181,7 @@ def test_an_sqlstate_that_nobody_knows_is_named_without_the_servers_words(one_po
     )
 
 
-def test_what_the_server_says_of_our_own_statement_is_shown(one_postgres: Database) -> None:
+def test_the_servers_message_about_our_own_statement_is_shown(one_postgres: Database) -> None:
     with one_postgres.connect() as connection, pytest.raises(psycopg.Error) as raised:
         connection.execute("SELECT FROM nowhere")
     assert 'relation "nowhere" does not exist' in str(translated(raised.value, "S", "target.url"))
@@ -190,7 +190,7 @@ def test_what_the_server_says_of_our_own_statement_is_shown(one_postgres: Databa
 # search engines
 
 
-def test_a_value_that_reads_like_the_engines_words_is_not_taken_for_them() -> None:
+def test_a_value_that_imitates_an_engine_message_is_not_quoted() -> None:
     reason = (
         "failed to parse field [n] of type [long] in document with id '1'. Preview of field's value: "
         f"'dynamic introduction of [{WORD}] within [x] is not allowed'"
@@ -224,7 +224,7 @@ def test_an_engine_that_cannot_read_a_request_with_documents_does_not_quote_it(d
         {"Authorization": "AWS4-HMAC-SHA256 Credential=a", "X-Amz-Security-Token": WORD},
     ],
 )
-def test_a_refusal_that_repeats_the_login_is_shown_without_it(login: dict[str, str]) -> None:
+def test_a_refusal_that_echoes_the_login_is_shown_without_it(login: dict[str, str]) -> None:
     said = f"'{WORD}' not a valid key=value pair (missing equal-sign) in Authorization header: 'Basic {WORD}'."
     body = redacted(orjson.dumps({"message": said}), login)
     assert str(failure(Response(403, body), "S", WRITING)) == (
@@ -252,7 +252,7 @@ def test_a_validation_message_is_not_repeated_where_items_were_sent(operation: s
     assert words in str(aws_failure(error, "DescribeTable", "arn:t"))
 
 
-def test_a_number_that_is_none_is_not_quoted() -> None:
+def test_an_invalid_number_is_not_quoted() -> None:
     with pytest.raises(Malformed) as raised:
         Item(b'{"n":{"N":"%s"}}' % WORD.encode())["n"]
     assert WORD not in str(raised.value)
@@ -283,20 +283,20 @@ def test_endpoints_and_proxies_of_the_environment_are_shown_without_their_logins
     client.close()
 
 
-def test_an_endpoint_of_the_environment_that_is_no_address_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_endpoint_from_the_environment_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^source: an endpoint .* is not a valid URL") as raised:
         reached(monkeypatch, AWS_ENDPOINT_URL_DYNAMODB=f"me:{WORD}@far")
     assert WORD not in str(raised.value)
 
 
-def test_logins_are_taken_out_of_addresses_and_nothing_else_is() -> None:
+def test_only_logins_are_removed_from_addresses() -> None:
     assert without_login('to "http://me:pa/s@s@far:80/x" and http://near/') == 'to "http://…@far:80/x" and http://near/'
     assert without_login('to "http://me:a pass phrase@far/" and') == 'to "http://…@far/" and'
     assert without_login('to http://me:it\'s"mine"@far/') == "to http://…@far/"
     assert without_login("me@far is no address") == "me@far is no address"
 
 
-def test_a_wrong_profile_or_region_is_said_without_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_profile_or_region_is_reported_without_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", WORD)
     for access in (Access(profile="nobody", region="eu-west-1"), Access(region="not a region!")):
         with pytest.raises((ConfigError, NotPermitted, TransientError)) as raised:
@@ -309,7 +309,7 @@ def test_a_wrong_profile_or_region_is_said_without_the_keys(monkeypatch: pytest.
 
 @pytest.fixture
 def loud() -> Iterator[None]:
-    """Everything is logged, as far as loggers let it be."""
+    """Logs everything that the loggers allow."""
     names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in log.LIBRARIES]
     levels = {name: logging.getLogger(name).level for name in ["", *names]}
     for name in names:
@@ -320,7 +320,7 @@ def loud() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
-def test_libraries_log_no_headers_or_bodies_whatever_the_hook_made_of_logging(
+def test_libraries_log_no_headers_or_bodies_whatever_the_hook_configures(
     loud: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = reached(monkeypatch, AWS_ENDPOINT_URL_DYNAMODB="http://127.0.0.1:9", AWS_SESSION_TOKEN=WORD)
@@ -338,7 +338,7 @@ def test_libraries_log_no_headers_or_bodies_whatever_the_hook_made_of_logging(
     client.close()
 
 
-def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:
+def test_a_bug_in_a_thread_is_shown_without_its_message() -> None:
     code = (
         "import sys, threading; from replicator.hooks import redaction; redaction.install(); "
         "thread = threading.Thread(target=int, args=[sys.argv[1]]); thread.start(); thread.join()"
@@ -348,7 +348,7 @@ def test_a_bug_in_a_thread_is_shown_in_the_same_way() -> None:
     assert WORD not in done.stderr
 
 
-def test_a_bug_is_shown_with_its_lines_and_without_its_words() -> None:
+def test_a_bug_is_shown_with_its_traceback_and_without_its_message() -> None:
     empty: dict[str, str] = {}
     try:
         empty[f"{WORD[:3]}{WORD[3:]}"]

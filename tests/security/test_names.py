@@ -44,7 +44,7 @@ FIRST, SECOND, THIRD = (version(FIRST_EPOCH, n) for n in (1, 2, 3))
 
 
 def possible(name: str) -> bool:
-    """What DynamoDB takes as the name of a key attribute."""
+    """Whether DynamoDB accepts it as the name of a key attribute."""
     try:
         return 0 < len(name.encode()) <= 255
     except UnicodeEncodeError:
@@ -52,14 +52,14 @@ def possible(name: str) -> bool:
 
 
 def groups() -> Iterator[list[str]]:
-    """Different names that are possible, as many as a table gets."""
+    """Distinct valid names, as many as a table gets."""
     given = [name for name in dict.fromkeys(islice(names(SEED), HOW_MANY)) if possible(name)]
     for at in range(0, len(given) - A_TABLE + 1, A_TABLE):
         yield given[at : at + A_TABLE]
 
 
 def item_of(given: Sequence[str], n: int) -> dict[str, Any]:
-    """The key of the first two names, and every other one as an attribute, in a map, and as a text."""
+    """A key of the first two names, and each other name as an attribute, in a map, and as a string value."""
     one, other, *rest = given
     return {one: f"k{n}", other: n, **{name: {name: [name, n]} for name in rest}}
 
@@ -97,7 +97,7 @@ def test_the_source_reads_keys_under_any_names() -> None:
 
 
 def upserts(given: Sequence[str], table: str) -> list[Upsert]:
-    """Of an item as it is, of what a hook made of it, and of an item with values that a hook put there."""
+    """Bodies of an unchanged item, of a hook's own document, and of an item changed by a hook."""
     items = [item_of(given, n) for n in range(3)]
     bodies = [Item(image(items[0])), items[1], Item(image(items[2])) | {given[2]: given[3], given[4]: Decimal("0.1")}]
     ids = [(f"k{n}", str(n)) for n in range(3)]
@@ -144,7 +144,7 @@ def carry_out(db: DynamoDB, layout: Layout, writes: Sequence[Write], *, tombston
 
 
 def conflicts(db: DynamoDB, layout: Layout, writes: Sequence[Write]) -> int:
-    """How many of the writes the conditions hold back."""
+    """How many of the writes the conditions reject."""
     found = 0
     for write in writes:
         try:
@@ -163,7 +163,7 @@ def passed(db: DynamoDB, layout: Layout, condition: str, *, burying: bool) -> No
 
 
 def there(db: DynamoDB, layout: Layout) -> dict[DocumentId, Any]:
-    """The items without what is ours."""
+    """The items without our own attributes."""
     found: dict[DocumentId, Any] = {}
     for item in db.items("named"):
         if layout.deleted not in item:
@@ -173,7 +173,7 @@ def there(db: DynamoDB, layout: Layout) -> dict[DocumentId, Any]:
 
 
 def strict(text: bytes) -> Any:
-    """JSON as the standard library reads it, in which no name comes twice."""
+    """JSON decoded by the standard library; fails on duplicate names."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len(dict(pairs)) == len(pairs), pairs
@@ -183,7 +183,7 @@ def strict(text: bytes) -> Any:
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["whole", "fields"])
-def test_a_search_engine_gets_two_lines_a_document_whatever_its_attributes_are_called(mapped: bool) -> None:
+def test_a_search_engine_gets_two_lines_per_document_whatever_its_attribute_names(mapped: bool) -> None:
     for given in groups():
         options: dict[str, Any] = {"mapping": {"properties": {}}} if mapped else {}
         table = Table("named", keys_of(given), {"routing": given[0], **options})
@@ -212,14 +212,14 @@ def action(id: DocumentId, of: int) -> dict[str, Any]:
 
 
 def lines(text: bytes) -> list[Any]:
-    """As an engine cuts them."""
+    """Split as an engine does."""
     first, second, end = text.split(b"\n")
     assert end == b""
     return [strict(first), strict(second)]
 
 
 @pytest.mark.parametrize("name", ["\ud800", 'a\udfff"', "x\ud800\\"])
-def test_a_hooks_name_that_is_no_text_parks_its_document(name: str) -> None:
+def test_a_name_from_a_hook_that_is_not_text_parks_its_document(name: str) -> None:
     bodies: list[Any] = [{name: 1}, {"a": {name: 1}}, {"a": [{name: 1}]}, Item(image({"pk": "a"})) | {name: 1}]
     keys = KeySchema((KeyAttribute("pk", "S"),))
     for body in bodies:
@@ -233,7 +233,7 @@ def test_a_hooks_name_that_is_no_text_parks_its_document(name: str) -> None:
 
 
 def test_a_name_that_breaks_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a name were put between quotes as it is."""
+    """As if a name were quoted without escaping it."""
     right = Encoder.__init__
 
     def careless(self: Encoder, layout: Layout, same: bool = False) -> None:

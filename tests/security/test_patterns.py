@@ -1,4 +1,4 @@
-"""No text of others keeps a regular expression busy: each in the product is tried by a matcher that counts its steps.
+"""No foreign text keeps a regular expression busy: a matcher that counts steps tries every pattern of the product.
 
 The matcher backtracks as Python's does, so its steps grow as Python's time does; a clock is not needed.
 """
@@ -34,7 +34,7 @@ class TooMany(Exception):
 
 
 class Scheduler:
-    """Matches a parsed pattern at each place of a text, as ``search`` does, and counts what it tries."""
+    """Matches a parsed pattern at each position of a text, as ``search`` does, and counts the steps."""
 
     def __init__(self, text: str) -> None:
         self.text, self.count = text, 0
@@ -99,7 +99,7 @@ class Scheduler:
         return again(0, at)
 
     def run(self, kind: str, least: int, most: int, node: Any, at: int, then: Next) -> bool:
-        """A repeat of one character: without recursion."""
+        """Repetition of a single character, without recursion."""
         end = at
         while end < len(self.text) and end - at < most and one(str(node[0]), node[1], self.text[end]):
             end += 1
@@ -138,7 +138,7 @@ def among(item: Any, char: str) -> bool:
 
 
 def pieces(nodes: Any) -> Iterator[str]:
-    """Texts that a pattern is made of: its literals, and a character of each of its classes."""
+    """The building blocks of a pattern: its literals, and one character of each class."""
     literal = ""
     for node in nodes:
         kind, value = str(node[0]), node[1]
@@ -157,7 +157,7 @@ def pieces(nodes: Any) -> Iterator[str]:
 
 
 def inside(kind: str, value: Any) -> Sequence[Any]:
-    """The patterns in a node."""
+    """The patterns in a syntax node."""
     if "REPEAT" in kind:
         return [value[2]]
     match kind:
@@ -171,7 +171,7 @@ def inside(kind: str, value: Any) -> Sequence[Any]:
 
 
 def attacks(parsed: Any) -> Iterator[tuple[str, str]]:
-    """Texts of a length and of twice that length, made of what the pattern wants to see, again and again."""
+    """Texts of a length and of twice that length, made of repeated building blocks of the pattern."""
     known = list(dict.fromkeys([*pieces(parsed), "a"]))[:8]
     for first, second in product(known, repeat=2):
         for end in ("", "\0"):
@@ -180,7 +180,7 @@ def attacks(parsed: Any) -> Iterator[tuple[str, str]]:
 
 
 def growth(pattern: str | bytes, *, anchored: bool) -> float:
-    """How many times the steps grow, at worst, where a text becomes twice as long."""
+    """The worst factor by which the steps grow when a text doubles in length."""
     text = pattern.decode("latin-1") if isinstance(pattern, bytes) else pattern
     parsed, worst = parser.parse(text, re.DOTALL), 0.0
     for short, long in attacks(parsed):
@@ -197,7 +197,7 @@ def growth(pattern: str | bytes, *, anchored: bool) -> float:
 
 
 def compiled() -> dict[str, tuple[str | bytes, bool]]:
-    """Each pattern in a module's own name, and whether it is only ever tried from the beginning of a text."""
+    """Each named pattern, and whether it is only matched at the beginning of a text."""
     found: dict[str, tuple[str | bytes, bool]] = {}
     for path in sources():
         tree = ast.parse(path.read_text())
@@ -219,7 +219,7 @@ def sources() -> list[Path]:
 
 
 def names(tree: ast.Module) -> Iterator[str]:
-    """The names at the top of a module that are patterns."""
+    """The module-level names that are patterns."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and is_re(node.value, {"compile"}):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
@@ -232,7 +232,7 @@ def is_re(call: ast.Call, methods: set[str]) -> bool:
 
 
 def elsewhere() -> Iterator[str]:
-    """The functions that use a pattern which has no name at the top of its module."""
+    """The functions that use an unnamed pattern."""
     for path in sources():
         tree = ast.parse(path.read_text())
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and is_re(n, METHODS)]
@@ -241,7 +241,7 @@ def elsewhere() -> Iterator[str]:
             yield str(path.relative_to(ROOT))
 
 
-def test_the_patterns_of_the_product_are_all_known() -> None:
+def test_every_pattern_of_the_product_is_tested() -> None:
     assert set(elsewhere()) == {
         "connectors/dynamodb/responses.py",  # _REASONS, below
         "replicator/items/json_templates.py",  # built from LEAF_OF_KIND, below
@@ -253,30 +253,30 @@ def test_the_patterns_of_the_product_are_all_known() -> None:
 
 
 @pytest.mark.parametrize("name", compiled())
-def test_a_pattern_takes_steps_in_proportion_to_the_text(name: str) -> None:
+def test_a_pattern_takes_linear_time(name: str) -> None:
     pattern, anchored = compiled()[name]
     assert growth(pattern, anchored=anchored) < GROWTH
 
 
-def test_what_is_read_of_a_message_of_dynamodb_has_a_bound() -> None:
-    """Some of its patterns take longer than in proportion, to the length of what is read."""
+def test_dynamodb_messages_are_read_up_to_a_bound() -> None:
+    """Some of its patterns are not linear, but their input is limited."""
     assert refusal(AwsError("ValidationException", "x" * LONGEST + "significant digits", 400)).endswith(
         "(ValidationException)"
     )
 
 
 @pytest.mark.parametrize("pattern", [r"dynamodb:(\w+)", *(p for p, _ in _REASONS if ".*" not in p)])
-def test_a_pattern_without_a_name_does_too(pattern: str) -> None:
+def test_an_unnamed_pattern_takes_linear_time(pattern: str) -> None:
     assert growth(pattern, anchored=False) < GROWTH
 
 
 @pytest.mark.parametrize("kind", LEAF_OF_KIND)
-def test_the_expressions_of_leaves_do_too(kind: bytes) -> None:
+def test_the_patterns_of_leaves_take_linear_time(kind: bytes) -> None:
     assert growth(LEAF_OF_KIND[kind], anchored=True) < GROWTH
 
 
 @pytest.mark.parametrize(
     "pattern", [r"dynamic introduction of \[(.*?)\] within \[(.*?)\] is", r"(a+)+b", r"a.*b", r"\s+$"]
 )
-def test_a_pattern_that_takes_longer_is_found(pattern: str) -> None:
+def test_a_nonlinear_pattern_is_detected(pattern: str) -> None:
     assert growth(pattern, anchored=False) > GROWTH

@@ -1,4 +1,4 @@
-"""The permissions that docs/operations.md lists are enough, and each is needed: without it a command names it."""
+"""The permissions in docs/operations.md are enough, and each is needed: without it, a command names it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ checkpoints: {{type: dynamodb, table: kept, region: us-east-1, endpoint_url: "{c
 
 @dataclass(frozen=True)
 class Accounts:
-    """Three accounts, each with the policy of the documents, and a pipeline that goes through all of them."""
+    """Three accounts with the documented policies, and a pipeline across them."""
 
     of: dict[str, Account]
     config: str
@@ -62,12 +62,12 @@ class Accounts:
         return arn(permission.resource, self.of["source"].db.stream_arn("orders"))
 
     def call(self, *arguments: str) -> tuple[int, str]:
-        """A command in this process: its exit code, and everything that it printed."""
+        """Run a command in this process; return its exit code and output."""
         found = CliRunner().invoke(main, [*arguments], env=ENVIRON, catch_exceptions=False)
         return found.exit_code, found.output
 
     def run(self, command: str = "run") -> tuple[int, str]:
-        """The same, of a command that minds signals: in a process of its own."""
+        """The same in a separate process, for a command that handles signals."""
         code, out, err = Shell(ENVIRON).run(command, self.config, "--until", "caught-up", "--json")
         return code, out + err
 
@@ -94,14 +94,14 @@ def serving(folder: Path) -> Iterator[Accounts]:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Accounts]:
-    """Nothing is made yet."""
+    """Accounts without any tables of ours."""
     with serving(tmp_path) as accounts:
         yield accounts
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Accounts]:
-    """A pipeline has run there."""
+    """Accounts in which a pipeline has run."""
     with serving(tmp_path_factory.mktemp("made")) as accounts:
         assert accounts.call("check", accounts.config, "--create")[0] == 0
         code, said = accounts.run()
@@ -111,7 +111,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Accounts]:
             account.denied = set()
 
 
-def test_what_the_documents_list_is_enough_and_all_of_it_is_used(made: Accounts) -> None:
+def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> None:
     made.of["source"].db.delete("orders", {"id": "0"})
     for command in (["check"], ["preview", "--key", '{"id": "1"}'], ["parked", "list"]):
         assert made.call(*command, made.config)[0] == 0
@@ -133,21 +133,23 @@ def listed(*statements: str) -> list[Permission]:
 
 
 @pytest.mark.parametrize("permission", listed(*CHECKED), ids=str)
-def test_check_names_what_is_missing(made: Accounts, permission: Permission) -> None:
+def test_check_names_a_missing_permission(made: Accounts, permission: Permission) -> None:
     made.without(permission)
     code, said = made.call("check", made.config)
     assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
 
 
 @pytest.mark.parametrize("permission", listed(*PATTERN), ids=str)
-def test_check_names_what_making_a_table_like_the_source_lacks(bare: Accounts, permission: Permission) -> None:
+def test_check_names_a_missing_permission_to_create_a_table_like_the_source(
+    bare: Accounts, permission: Permission
+) -> None:
     bare.without(permission)
     code, said = bare.call("check", bare.config)
     assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
 
 
 @pytest.mark.parametrize("permission", listed(*RUN), ids=str)
-def test_the_run_that_makes_tables_names_what_is_missing(bare: Accounts, permission: Permission) -> None:
+def test_a_run_that_creates_tables_names_a_missing_permission(bare: Accounts, permission: Permission) -> None:
     assert bare.call("check", bare.config, "--create")[0] == 0
     bare.without(permission)
     code, said = bare.run()
@@ -155,7 +157,7 @@ def test_the_run_that_makes_tables_names_what_is_missing(bare: Accounts, permiss
 
 
 @pytest.mark.parametrize("lacking", [(), ("ExpiryOfCopies",)])
-def test_later_runs_need_no_statement_that_makes_tables_and_an_archive_looks_at_expiry(
+def test_later_runs_need_no_permission_to_create_tables_and_an_archive_reads_ttl(
     bare: Accounts, lacking: tuple[str, ...]
 ) -> None:
     config = Path(bare.config)
@@ -171,33 +173,14 @@ def test_later_runs_need_no_statement_that_makes_tables_and_an_archive_looks_at_
 
 
 @pytest.mark.parametrize("permission", listed("MakeCheckpoints"), ids=str)
-def test_check_create_names_what_is_missing(bare: Accounts, permission: Permission) -> None:
+def test_check_create_names_a_missing_permission(bare: Accounts, permission: Permission) -> None:
     bare.without(permission)
     code, said = bare.call("check", bare.config, "--create")
     assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
 
 
-HOOK = """from replicator import Document, documents
-
-@documents
-def hook(item):
-    yield Document(id="1", body={"n": item["n"]})
-"""
-
-
-@pytest.mark.parametrize("permission", listed("SingleItems"), ids=str)
-def test_check_names_what_a_retry_of_documents_with_their_own_ids_lacks(bare: Accounts, permission: Permission) -> None:
-    config = Path(bare.config)
-    (config.parent / "hooks.py").write_text(HOOK)
-    config.write_text(f"transform: hooks.py:hook\n{config.read_text()}")
-    for denied in (True, False):
-        bare.of["source"].denied = {permission} if denied else set()
-        _, said = bare.call("check", bare.config)
-        assert (f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == denied, said
-
-
-@pytest.mark.parametrize("permission", listed("SingleItems"), ids=str)
-def test_preview_of_a_key_names_what_is_missing(made: Accounts, permission: Permission) -> None:
+@pytest.mark.parametrize("permission", listed("PreviewOfOneKey"), ids=str)
+def test_preview_of_a_key_names_a_missing_permission(made: Accounts, permission: Permission) -> None:
     made.without(permission)
     code, said = made.call("preview", made.config, "--key", '{"id": "1"}')
     assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
@@ -213,7 +196,7 @@ EXPANDED = {"TransactWriteItems": {"PutItem", "DeleteItem", "ConditionCheckItem"
 
 
 def spoken(*folders: str) -> Iterator[tuple[str, ast.AST]]:
-    """Every node of production code, with the name of its file."""
+    """Every syntax node of production code, with its file name."""
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if "testing" not in path.parts and path.name != "aws.py":
@@ -229,7 +212,7 @@ def test_production_code_names_no_other_operation_of_dynamodb() -> None:
     assert {f"dynamodb:{name}" for name in meant} == {p.action for p in TABLES}
 
 
-def test_search_engines_are_asked_by_no_other_method() -> None:
+def test_search_engines_are_queried_by_no_other_method() -> None:
     calls = [n for _, n in spoken("connectors") if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     asked = [n.args[0] for n in calls if n.func.attr in ("request", "ask") and len(n.args) > 1]  # type: ignore[attr-defined]
     methods = {a.value for a in asked if isinstance(a, ast.Constant) and str(a.value).isupper()}
@@ -247,14 +230,14 @@ def test_a_call_that_is_not_listed_fails_the_suite_and_names_its_test() -> None:
     assert len(list(unlisted({("somewhere", "table", "dynamodb:Scan"): "test_x"}))) == 1
 
 
-def test_a_permission_for_nothing_fails_the_suite() -> None:
+def test_an_unused_permission_fails_the_suite() -> None:
     made = {("source", "table", action): "" for action in ("dynamodb:Scan", "dynamodb:DescribeTable")}
     lines = list(never_made(made))
     assert f"FAILED: docs/operations.md lists dynamodb:BatchGetItem on {SOURCE}, and no test calls it" in lines
     assert f"FAILED: docs/operations.md lists dynamodb:Scan on {SOURCE}, and no test calls it" not in lines
 
 
-def test_processes_note_their_calls_too(made: Accounts) -> None:
-    """``made`` ran in a process of its own, which alone reads records."""
+def test_subprocesses_record_their_calls_too(made: Accounts) -> None:
+    """``made`` ran in a separate process, the only one that reads records."""
     noted = aws_calls.noted(Path(os.environ[aws_calls.FOLDER]))
     assert ("source", "stream", "dynamodb:GetRecords") in noted

@@ -1,4 +1,4 @@
-"""A search engine in memory: versions, remembered deletes, and just the searches that replicator sends."""
+"""An in-memory search engine: versions, remembered deletes, and the queries that replicator sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from connectors.search.connection import Connection
 from connectors.search.errors import Response, ResponseLost
 
 Place = tuple[str, str | None]
-"""A document's id and routing: the same id with another routing is another document, in another shard."""
+"""A document's id and routing: the same id with another routing is a different document, in another shard."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,9 @@ class Stored:
 
 @dataclass
 class Engine(Connection):
-    """One index. ``remembered``: versions of deletes, which a real engine forgets. ``failing``: what is said of a
-    document's lines instead of storing them, as status and type of the error. ``unread``: the type of the error that
-    stands in the place of a document whose shard cannot be asked; engines answer with status 200 then. ``lost``: bulk
-    requests are carried out, and their responses lost. ``searchable``: what searches see instead of what is there.
+    """One index. ``remembered``: versions of deletes, which a real engine forgets. ``failing``: status and error type
+    returned for a document instead of storing it. ``lost``: bulk requests are applied but their responses are lost.
+    ``searchable``: what searches see instead of ``documents``.
     """
 
     index: str = "contract-1"
@@ -54,7 +53,7 @@ class Engine(Connection):
         return Response(200, json.dumps(asked_for(told, path)).encode())
 
     def ids(self) -> dict[str, int | None]:
-        """Each document's version, None for a tombstone."""
+        """The version of each document; None for a tombstone."""
         return {id: None if s.value("replicator.deleted") else s.version for (id, _), s in self.documents.items()}
 
     def _told(self, path: str, body: bytes) -> Any:
@@ -108,13 +107,13 @@ class Engine(Connection):
 
 
 def asked_for(told: Any, path: str) -> Any:
-    """The part of a response that the parameter ``filter_path`` asks for, as engines cut it out."""
+    """The part of a response that ``filter_path`` selects, as engines filter it."""
     wanted = parse_qs(path.partition("?")[2]).get("filter_path")
     return told if wanted is None else _cut(told, [name.split(".") for name in wanted[0].split(",")]) or {}
 
 
 def _cut(told: Any, paths: Sequence[Sequence[str]]) -> Any:
-    """None where nothing is left: what is empty is left out, in lists too."""
+    """None if nothing is left: engines omit empty values, in lists too."""
     if any(not path for path in paths):
         return told
     if isinstance(told, list):

@@ -1,4 +1,4 @@
-"""What the tests of the search targets share: targets and tables on a real server, writes, and a plain look at it."""
+"""Shared by the tests of the search targets: targets and tables on a real server, writes, plain queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from replicator.version import FIRST_EPOCH
 from tests.servers.search_fixtures import Search
 
 made: list[SearchTarget] = []
-"""Targets of the running test; they are closed when it ends."""
+"""Targets of the current test, closed when it ends."""
 
 PLAIN = {"properties": {"pk": {"type": "keyword"}, "title": {"type": "text"}, "n": {"type": "long"}}}
 
@@ -45,13 +45,13 @@ def opened(search: Search, *tables: Table, **options: Any) -> SearchTarget:
 
 
 def hooked(of: Table, pk: str, ordinal: int, body: Mapping[str, Any], id: DocumentId | None = None) -> Upsert:
-    """What a hook made."""
+    """An upsert of a document from a hook."""
     key = id or (pk,)
     return Upsert(of.name, key, body, at(ordinal), key)
 
 
 def hits(search: Search, of: Table, query: Mapping[str, Any] | None = None) -> list[Any]:
-    """What people find behind the alias."""
+    """What a search through the public alias finds."""
     search.ask("POST", f"/{of.name}/_refresh")
     body = {"size": 1000, "version": True, "query": query or {"match_all": {}}}
     found: list[Any] = search.ask("POST", f"/{of.name}/_search", body)["hits"]["hits"]
@@ -63,7 +63,7 @@ def ids(search: Search, of: Table) -> set[str]:
 
 
 def behind(search: Search, of: Table) -> dict[str, Any]:
-    """Every document in the index itself, tombstones too, by id."""
+    """Every document in the index itself, including tombstones, by id."""
     search.ask("POST", f"/{of.name}/_refresh")
     (index,) = search.ask("GET", f"/_alias/{quote(of.name)}")
     found = search.ask("POST", f"/{index}/_search", {"size": 1000, "version": True})

@@ -1,4 +1,4 @@
-"""Targets that are known by a name: it may mean nothing for a while, and another machine afterwards."""
+"""Targets addressed by host name: it may fail to resolve for a while, and then resolve to another machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Options = Mapping[str, Any]
 
 
 class Resolver:
-    """The system's, but for one name: it has one address, or none."""
+    """The system's resolver, except for one name, which has one address or none."""
 
     def __init__(self) -> None:
         self.address: str | None = None
@@ -53,7 +53,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 
 def moves(names: Resolver, port: int, options: Options, keys: Callable[[], set[str]], name: str = "contract") -> None:
-    """The target is at one address; its name means nothing; it is at another address."""
+    """The name resolves to one address, then to none, then to another."""
     target = built(options)
     with Proxy("127.0.0.1", port, listen=("127.0.0.2", port)) as before:
         names.address = "127.0.0.2"
@@ -73,7 +73,7 @@ def moves(names: Resolver, port: int, options: Options, keys: Callable[[], set[s
 
 
 def _failing(target: Target, name: str) -> str:
-    """What the third try says: the first may still be about the connection that was there."""
+    """The error of the third attempt: the first may still concern the old connection."""
     for _ in range(3):
         with pytest.raises(TransientError) as e:
             target.write(batch(put({"pk": "b"}, 2, table=name)))

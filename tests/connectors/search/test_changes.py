@@ -1,4 +1,4 @@
-"""What a run makes of a config that changed since the last one, and of an index that is not as that left it."""
+"""Runs after the config changed, or after the index was changed by others, since the last run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def hook(item):
 
 @dataclass
 class Copy:
-    """A pipeline from a table in memory into indices of a real server, run by the command line."""
+    """A pipeline from an in-memory table into indices on a real server, run through the command line."""
 
     search: Search
     db: DynamoDB
@@ -73,7 +73,7 @@ class Copy:
         (self.place / "orders.yaml").write_text(json.dumps(config))
 
     def cli(self, *command: str) -> tuple[int, str]:
-        """The exit code of a command, and all that it said."""
+        """Run a command; return its exit code and output."""
         shell = Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"})
         code, out, err = shell.run(command[0], str(self.place / "orders.yaml"), *command[1:])
         return code, out + err
@@ -91,7 +91,7 @@ class Copy:
         return int(self.search.ask("POST", f"/{of}/_count", {"query": query or {"match_all": {}}})["count"])
 
     def stored(self) -> Any:
-        """Everything that a refused command leaves as it is: the indices, their documents, the checkpoints."""
+        """Everything that a refused command must not change: indices, documents, checkpoints."""
         self.search.ask("POST", f"/{self.search.prefix}*/_refresh")
         query = {"size": 1000, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
         indices = {n: self.search.ask("POST", f"/{n}/_search", query)["hits"]["hits"] for n in self.search.indices()}
@@ -100,7 +100,7 @@ class Copy:
             return indices, mappings, list(checkpoints.read().entries)
 
     def refused(self, *command: str) -> str:
-        """What is said by a command that must end with exit code 2 and change nothing."""
+        """Run a command that must exit with code 2 and change nothing; return its output."""
         before = self.stored()
         code, said = self.cli(*command)
         assert code == 2, said
@@ -118,24 +118,24 @@ def copied(search: Search, place: Path) -> Iterator[Copy]:
 
 @pytest.fixture
 def copy(one_search: Search, tmp_path: Path) -> Iterator[Copy]:
-    """A copy that has caught up."""
+    """A copy that has caught up, on the newest server."""
     yield from copied(one_search, tmp_path)
 
 
 @pytest.fixture
 def each_copy(search: Search, tmp_path: Path) -> Iterator[Copy]:
-    """The same on each server."""
+    """A copy that has caught up, on each server."""
     yield from copied(search, tmp_path)
 
 
-def test_what_decides_no_document_may_be_changed(copy: Copy) -> None:
+def test_options_that_affect_no_document_may_change(copy: Copy) -> None:
     aside = {"replicas": 1, "settings": {"refresh_interval": "7s"}, "adopt": True}
     copy.configure({copy.name: {"mapping": MAPPING, **aside}})
     assert copy.caught_up()[0] == 0
     assert copy.epoch() == FIRST_EPOCH
 
 
-def test_a_new_field_is_offered_and_then_added_and_filled(each_copy: Copy) -> None:
+def test_a_new_field_is_offered_then_added_and_filled(each_copy: Copy) -> None:
     copy, rome = each_copy, {"term": {"city": "Rome"}}
     assert (copy.hits(), copy.hits(rome)) == (ITEMS, 0)
     copy.configure({copy.name: {"mapping": {**MAPPING, "properties": {**FIELDS, "city": {"type": "keyword"}}}}})
@@ -151,7 +151,7 @@ def test_a_new_field_is_offered_and_then_added_and_filled(each_copy: Copy) -> No
     assert copy.epoch() == FIRST_EPOCH + 1
 
 
-def test_another_type_of_a_field_needs_another_index(copy: Copy) -> None:
+def test_a_changed_field_type_needs_a_new_index(copy: Copy) -> None:
     mapping = {**MAPPING, "properties": {**FIELDS, "n": {"type": "keyword"}}}
     copy.configure({copy.name: {"mapping": mapping}})
     for flags in ((), ("--apply-schema-changes",)):
@@ -166,7 +166,7 @@ def test_another_type_of_a_field_needs_another_index(copy: Copy) -> None:
     assert copy.hits({"term": {"n": "3"}}) == 1
 
 
-def test_another_index_or_alias_is_refused_with_both_named(copy: Copy) -> None:
+def test_another_index_or_alias_is_refused_naming_both(copy: Copy) -> None:
     copy.configure({copy.name: {"mapping": MAPPING, "index": f"{copy.name}-2"}})
     said = copy.refused("run", "--until", "caught-up")
     assert f"this pipeline writes to the index {copy.index} of " in said
@@ -193,7 +193,7 @@ def test_the_same_cluster_at_another_address_is_the_same(each_copy: Copy) -> Non
     ), said
 
 
-def test_an_index_that_was_emptied_by_hand_is_a_gap(each_copy: Copy) -> None:
+def test_an_index_emptied_by_hand_is_a_gap(each_copy: Copy) -> None:
     copy = each_copy
     for n in range(ITEMS):
         copy.search.ask("DELETE", f"/{copy.index}/_doc/k{n}?refresh=true")
@@ -205,7 +205,7 @@ def test_an_index_that_was_emptied_by_hand_is_a_gap(each_copy: Copy) -> None:
     assert copy.hits() == ITEMS
 
 
-def test_an_index_that_the_stream_emptied_is_none(copy: Copy) -> None:
+def test_an_index_emptied_by_the_stream_is_no_gap(copy: Copy) -> None:
     for n in range(ITEMS):
         copy.db.delete("orders", {"id": f"k{n}"})
     assert copy.caught_up()[0] == 0
@@ -214,9 +214,7 @@ def test_an_index_that_the_stream_emptied_is_none(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("filled", [False, True], ids=["empty", "restored"])
-def test_of_several_indices_the_one_that_was_made_anew_is_named(
-    one_search: Search, tmp_path: Path, filled: bool
-) -> None:
+def test_of_several_indices_the_recreated_one_is_named(one_search: Search, tmp_path: Path, filled: bool) -> None:
     names = [f"{one_search.prefix}{name}" for name in ("first", "second")]
     hook = TWO.replace("FIRST", repr(names[0])).replace("SECOND", repr(names[1]))
     (tmp_path / "hooks.py").write_text(hook)
@@ -244,7 +242,7 @@ def test_of_several_indices_the_one_that_was_made_anew_is_named(
         assert [copy.hits(name=name) for name in names] == [ITEMS, ITEMS]
 
 
-# which epoch wrote to an index without a note
+# the epoch of an index without notes
 
 
 def without_note(search: Search, of: Table) -> SearchTarget:
@@ -253,7 +251,7 @@ def without_note(search: Search, of: Table) -> SearchTarget:
 
 
 @pytest.mark.parametrize("newest", ["document", "tombstone"])
-def test_without_a_note_the_newest_version_tells_the_epoch(search: Search, newest: str) -> None:
+def test_without_notes_the_newest_version_gives_the_epoch(search: Search, newest: str) -> None:
     of = table(search, shards=3, adopt=True)
     found = opened(search, of)
     writes: list[Write] = [put({"pk": str(n)}, n, table=of.name) for n in range(1, 300)]
@@ -264,7 +262,7 @@ def test_without_a_note_the_newest_version_tells_the_epoch(search: Search, newes
     assert without_note(search, of).epoch([of]) == FIRST_EPOCH + 9
 
 
-def test_a_note_that_came_with_another_index_is_no_limit(one_search: Search) -> None:
+def test_notes_copied_from_another_index_do_not_limit_the_epoch(one_search: Search) -> None:
     of = table(one_search)
     found, index = opened(one_search, of), f"{of.name}-1"
     found.write(batch(replace(put({"pk": "a"}, 1, table=of.name), version=at(7, FIRST_EPOCH + 2))))
@@ -274,7 +272,7 @@ def test_a_note_that_came_with_another_index_is_no_limit(one_search: Search) -> 
     assert target(one_search).epoch([Table(of.name, of.keys, {"index": f"{of.name}-2"})]) == FIRST_EPOCH + 2
 
 
-def test_an_index_without_versions_of_ours_has_no_epoch(one_search: Search) -> None:
+def test_an_index_without_our_versions_has_no_epoch(one_search: Search) -> None:
     of = table(one_search, adopt=True)
     opened(one_search, of)
     assert without_note(one_search, of).epoch([of]) == 0
@@ -286,14 +284,14 @@ def test_an_index_without_versions_of_ours_has_no_epoch(one_search: Search) -> N
     assert target(one_search).epoch([plain]) == 0
 
 
-# a config that changed, and an epoch that begins for another reason
+# a changed config, and an epoch that starts for another reason
 
 
 WIDER = {**MAPPING, "properties": {**FIELDS, "city": {"type": "keyword"}}}
 
 
-def test_a_resync_that_the_index_cannot_take_leaves_the_way_open(copy: Copy) -> None:
-    """It begins an epoch before it opens the index; what defines the documents is remembered only behind that."""
+def test_a_resync_that_the_index_refuses_leaves_both_ways_out_open(copy: Copy) -> None:
+    """It starts an epoch before it opens the index; the definition is stored only after that."""
     copy.configure({copy.name: {"mapping": WIDER}})
     code, said = copy.cli("resync", "--until", "caught-up")
     assert code == 2, said
@@ -307,7 +305,7 @@ def test_a_resync_that_the_index_cannot_take_leaves_the_way_open(copy: Copy) -> 
     assert copy.hits({"term": {"city": "Rome"}}) == ITEMS
 
 
-def test_what_was_added_is_added_also_where_a_gap_begins_the_epoch(copy: Copy) -> None:
+def test_fields_are_added_also_when_a_gap_starts_the_epoch(copy: Copy) -> None:
     for n in range(ITEMS):
         copy.search.ask("DELETE", f"/{copy.index}/_doc/k{n}?refresh=true")
     copy.configure({copy.name: {"mapping": WIDER}}, on_gap="resync")

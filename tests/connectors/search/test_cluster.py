@@ -1,4 +1,4 @@
-"""What happens to a cluster while a run writes to it: memory runs out, an index is shrunk under it, a node dies."""
+"""Events in a cluster during a run: it runs out of memory, ILM shrinks the index, a node dies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILLER = "x" * 2000
 
 
 class Copy:
-    """A pipeline from a table in memory into an index, by a run in a process of its own."""
+    """A pipeline from an in-memory table into an index, run in a separate process."""
 
     def __init__(self, search: Search, db: DynamoDB, endpoint: str, folder: Path, **options: Any) -> None:
         self.search, self.db, self._folder, self._runs = search, db, folder, 0
@@ -52,7 +52,7 @@ class Copy:
         return Run(arguments, {**os.environ, **LOGIN}, self._folder / f"{self._runs}.log")
 
     def change(self, first: int, count: int) -> None:
-        """New items, a change of every second one before them, and every seventh of those gone."""
+        """Put new items; change every second earlier item and delete every seventh."""
         for n in range(first, first + count):
             self.db.put("orders", {"id": f"k{n}", "n": n, "note": FILLER})
             if n % 2 and n >= count:
@@ -91,10 +91,8 @@ def copy(one_search: Search, tmp_path: Path) -> Iterator[Copy]:
 
 
 @pytest.mark.parametrize("search_server", ["elasticsearch-9", "opensearch-3"], indirect=True)
-def test_while_no_request_finds_memory_a_run_waits_and_says_so_and_nothing_is_lost(
-    search: Search, tmp_path: Path
-) -> None:
-    """The circuit breaker of the whole memory trips on whatever comes, 429 each time."""
+def test_a_run_waits_while_the_engine_is_out_of_memory_and_loses_nothing(search: Search, tmp_path: Path) -> None:
+    """The parent circuit breaker rejects every request with 429."""
     with copied(search, tmp_path, replicas=0, shards=2) as copy:
         runs_out_of_memory(copy)
 
@@ -121,8 +119,8 @@ def runs_out_of_memory(copy: Copy) -> None:
 # an index that is shrunk
 
 
-def test_a_run_ends_where_its_index_is_shrunk_and_no_document_is_lost(copy: Copy) -> None:
-    """ILM's own requests, one after the other: block writes, shrink, give the aliases and the name, remove the old."""
+def test_a_run_ends_when_its_index_is_shrunk_and_loses_no_document(copy: Copy) -> None:
+    """Does what ILM does: block writes, shrink, move the aliases and the name, remove the old index."""
     search, small = copy.search, f"{copy.search.prefix}shrink-orders-1"
     copy.change(0, 60)
     with copy.start() as run:
@@ -154,7 +152,7 @@ def test_a_run_ends_where_its_index_is_shrunk_and_no_document_is_lost(copy: Copy
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[tuple[SearchServer, SearchServer]]:
-    """A cluster of a node that leads it, and one that only holds data."""
+    """A cluster of a master node and a data node."""
     ports = free_port(), free_port()
     hosts = ", ".join(f'"127.0.0.1:{port}"' for port in ports)
     shared = {"discovery.type": "zen", "cluster.name": f"two-{ports[0]}", "discovery.seed_hosts": f"[{hosts}]"}
@@ -170,10 +168,10 @@ def two_nodes() -> Iterator[tuple[SearchServer, SearchServer]]:
         yield nodes[0], nodes[1]
 
 
-def test_where_the_node_of_a_primary_dies_its_replica_goes_on_and_nothing_is_lost(
+def test_when_the_node_of_a_primary_dies_its_replica_takes_over_and_nothing_is_lost(
     two_nodes: tuple[SearchServer, SearchServer], tmp_path: Path
 ) -> None:
-    """With segment replication a replica knows only what was refreshed, and has the rest in its translog."""
+    """With segment replication, a replica has only refreshed documents in its index, and the rest in its translog."""
     first, second = two_nodes
     with ExitStack() as stack:
         copies = [stack.enter_context(on_the_second(first, tmp_path, how)) for how in ("SEGMENT", "DOCUMENT")]
@@ -201,7 +199,7 @@ def test_where_the_node_of_a_primary_dies_its_replica_goes_on_and_nothing_is_los
 
 @contextmanager
 def on_the_second(first: SearchServer, folder: Path, replication: str) -> Iterator[Copy]:
-    """A copy of 100 items whose index is made on the second node, without a replica."""
+    """A copy of 100 items with its index on the second node, without a replica."""
     search = Search(first, f"t{uuid.uuid4().hex[:10]}-")
     (folder / replication).mkdir()
     there = {"routing.allocation.require._name": "second"}
@@ -212,20 +210,20 @@ def on_the_second(first: SearchServer, folder: Path, replication: str) -> Iterat
 
 
 def is_replicated(copy: Copy) -> None:
-    """From now on, with a replica on the first node."""
+    """Add a replica on the first node."""
     more = {"index.routing.allocation.require._name": None, "index.number_of_replicas": 1}
     copy.search.ask("PUT", f"/{copy.index}/_settings", more)
     copy.search.ask("GET", f"/_cluster/health/{copy.index}?wait_for_status=green&timeout=60s")
 
 
 def has_stored(copy: Copy, writes: int) -> bool:
-    """Whether the index has seen so many, refreshed or not."""
+    """Whether the index has received this many writes, refreshed or not."""
     stats = copy.search.ask("GET", f"/{copy.index}/_stats/indexing")
     return bool(stats["_all"]["primaries"]["indexing"]["index_total"] >= writes)
 
 
 def primary(copy: Copy) -> str:
-    """The node that it is on."""
+    """The node that holds the primary shard."""
     shards = copy.search.ask("GET", f"/_cat/shards/{copy.index}?format=json&h=prirep,node")
     (node,) = (shard["node"] for shard in shards if shard["prirep"] == "p")
     return str(node)

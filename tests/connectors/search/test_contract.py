@@ -1,4 +1,4 @@
-"""The target contract on the four real servers, read with a plain client."""
+"""The target contract on four real servers, read back with a plain client."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestSearch(TargetContract):
 
     @pytest.fixture(autouse=True)
     def _empty(self, search: Search) -> Iterator[None]:
-        """The contract's tables have names of their own."""
+        """The contract uses fixed table names, so every index is deleted after each test."""
         yield
         search.server.start()
         for name in search.ask("GET", "/_cat/indices?format=json&h=index"):
@@ -90,7 +90,7 @@ class TestSearch(TargetContract):
     def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
-        """A connection that broke while nobody used it is made anew, and nobody needs to know."""
+        """A connection that broke while idle is reopened without an error."""
         config, proxy = proxied
         target = build(config)
         target.open([table()], FIRST_EPOCH)
@@ -105,7 +105,7 @@ def options(search: Search, port: int) -> dict[str, Any]:
 
 
 def restarted(search: Search) -> None:
-    """What the engine remembers of deletes in its translog is gone, too; what it acknowledged since is not."""
+    """Kill and restart the engine: it forgets deletes, its translog included, but not acknowledged writes."""
     search.ask("POST", "/_flush?force=true")
     search.ask("PUT", "/acknowledged", {"mappings": {"dynamic": False}})
     search.ask("PUT", "/acknowledged/_doc/1?version=7&version_type=external", {"amount": 1})
@@ -116,7 +116,7 @@ def restarted(search: Search) -> None:
 
 
 def led_elsewhere(search: Search, table: Table) -> Callable[[], Any]:
-    """As a person does who reindexed: the alias leads to an index with documents of the same ids."""
+    """Move the alias to an index with documents of the same ids, as after a manual reindex."""
     search.ask("PUT", "/elsewhere")
     for id in ("a", "b"):
         search.ask("PUT", f"/elsewhere/_doc/{id}?refresh=true", {"mine": id})
@@ -126,14 +126,14 @@ def led_elsewhere(search: Search, table: Table) -> Callable[[], Any]:
 
 
 def everything(search: Search, index: str) -> Any:
-    """Each document of an index with its version and sequence number, and what the index is."""
+    """Each document of an index with its version and sequence number, and the index's definition."""
     search.ask("POST", f"/{index}/_refresh")
     query = {"size": 1000, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
     return search.ask("POST", f"/{index}/_search", query)["hits"]["hits"], search.ask("GET", f"/{index}/_mapping")
 
 
 def made_anew(search: Search, table: Table) -> None:
-    """As a script does that keeps what an index is, or a snapshot that is put back."""
+    """Delete and recreate the index with the same mapping and aliases, as a script or a restore does."""
     index = f"{table.name}-1"
     was = search.ask("GET", f"/{index}")[index]
     search.ask("DELETE", f"/{index}")
@@ -141,7 +141,7 @@ def made_anew(search: Search, table: Table) -> None:
 
 
 def documents(url: str, table: Table) -> dict[tuple[str, ...], Any]:
-    """What a search finds behind the alias, by key; each document's own part of it."""
+    """The documents that a search through the alias finds, by key, without our own fields."""
     with urllib.request.urlopen(urllib.request.Request(f"{url}/{table.name}/_refresh", method="POST")):
         pass
     with urllib.request.urlopen(f"{url}/{table.name}/_search?size=10000") as answer:

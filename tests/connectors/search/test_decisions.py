@@ -1,4 +1,4 @@
-"""What becomes of batches, conflicts and leftovers, decided against an engine in memory."""
+"""Outcomes of batches, conflicts, sweeps and purges, against an in-memory engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLE = Table("contract", PK)
 
 
 class Copy:
-    """The way of batches into the engine, without the target around it."""
+    """Writes batches to the engine, without the rest of the target."""
 
     def __init__(self, engine: Engine, table: Table = TABLE) -> None:
         self.layouts: Mapping[str, Layout] = layouts([table])
@@ -73,14 +73,14 @@ def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(eng
 
 
 def lose(engine: Engine, copy: Copy, *writes: Upsert | Delete) -> None:
-    """Write what is stored, and whose response is lost."""
+    """Write a batch that is stored but whose response is lost."""
     engine.lost = True
     with pytest.raises(TransientError):
         copy.write(batch(*writes))
     engine.lost = False
 
 
-def test_what_was_stored_though_its_response_was_lost_counts_as_applied(engine: Engine, copy: Copy) -> None:
+def test_a_write_whose_response_was_lost_counts_as_applied(engine: Engine, copy: Copy) -> None:
     lose(engine, copy, put({"pk": "a"}, 1))
     assert engine.ids() == {"a": at(1)}
     assert copy.in_doubt
@@ -88,20 +88,20 @@ def test_what_was_stored_though_its_response_was_lost_counts_as_applied(engine: 
     assert copy.write(batch(put({"pk": "a"}, 1))) == STALE
 
 
-def test_what_another_run_stored_is_stale_also_at_the_same_version(engine: Engine, copy: Copy) -> None:
+def test_a_write_of_another_run_is_superseded_even_at_the_same_version(engine: Engine, copy: Copy) -> None:
     copy.write(batch(put({"pk": "a"}, 1)))
     assert Copy(engine).write(batch(put({"pk": "a"}, 1))) == STALE
 
 
-def test_a_delete_that_the_engine_only_remembers_gets_a_tombstone_in_doubt(engine: Engine, copy: Copy) -> None:
-    """The memory ends, and then an older request that is late would bring the document back."""
+def test_in_doubt_a_delete_that_the_engine_only_remembers_gets_a_tombstone(engine: Engine, copy: Copy) -> None:
+    """Once the engine forgets the delete, a late older request would bring the document back."""
     engine.remembered["a", None] = at(2)
     copy.in_doubt.begin()
     assert copy.write(batch(remove("a", 2))) == Outcome()
     assert engine.ids() == {"a": None}
 
 
-def test_where_a_newer_document_is_no_tombstone_is_put(engine: Engine, copy: Copy) -> None:
+def test_no_tombstone_replaces_a_newer_document(engine: Engine, copy: Copy) -> None:
     copy.write(batch(put({"pk": "a"}, 3)))
     copy.in_doubt.begin()
     assert copy.write(batch(remove("a", 2))) == STALE
@@ -116,7 +116,7 @@ def entry(write: Upsert | Delete, layout: Layout) -> Entry:
 def ours(
     engine: Engine, writes: Sequence[Upsert | Delete], lost: Sequence[Upsert | Delete], epoch: int = FIRST_EPOCH
 ) -> set[str]:
-    """The ids of conflicting writes that count as this run's own. ``lost``: those whose response was lost."""
+    """The ids of the conflicting writes that count as this run's own. ``lost``: those whose response was lost."""
     conflicts, progress, of = Conflicts(engine), Progress(), layouts([TABLE])
     conflicts.epoch = epoch
     progress.lost = {place(write) for write in lost}
@@ -124,7 +124,7 @@ def ours(
     return {id[0] for _, id, _ in found}
 
 
-def test_of_lost_writes_what_is_stored_as_they_left_it_is_ours(engine: Engine) -> None:
+def test_a_lost_write_is_ours_if_it_is_what_is_stored(engine: Engine) -> None:
     engine.documents = {("same", None): Stored(at(2), {}), ("newer", None): Stored(at(3), {})}
     writes: list[Upsert | Delete] = [
         put({"pk": "same"}, 2),
@@ -137,7 +137,7 @@ def test_of_lost_writes_what_is_stored_as_they_left_it_is_ours(engine: Engine) -
     assert ours(engine, [remove("newer", 2)], [remove("newer", 2)]) == set()
 
 
-def test_every_lost_write_is_looked_up_and_of_others_some(engine: Engine) -> None:
+def test_every_lost_write_is_looked_up_and_a_sample_of_the_others(engine: Engine) -> None:
     engine.documents = {(f"{n}", None): Stored(at(1), {}) for n in range(3 * _LOOKED_UP)}
     writes = [put({"pk": str(n)}, 1) for n in range(3 * _LOOKED_UP)]
     assert len(ours(engine, writes, writes)) == 3 * _LOOKED_UP
@@ -146,15 +146,15 @@ def test_every_lost_write_is_looked_up_and_of_others_some(engine: Engine) -> Non
         ours(engine, writes, [])
 
 
-def test_a_version_of_this_runs_epoch_is_no_other_tools(engine: Engine) -> None:
-    """A retry of parked changes writes at versions of an earlier epoch."""
+def test_a_version_of_this_runs_epoch_is_not_foreign(engine: Engine) -> None:
+    """A retry of parked changes writes with versions of an earlier epoch."""
     engine.documents = {("a", None): Stored(at(9, FIRST_EPOCH + 1), {})}
     assert ours(engine, [put({"pk": "a"}, 1)], [], FIRST_EPOCH + 1) == set()
     with pytest.raises(ConfigError, match=f"its epoch is {FIRST_EPOCH}"):
         ours(engine, [put({"pk": "a"}, 1)], [])
 
 
-def test_what_a_write_of_the_batch_may_have_is_no_other_tools_either(engine: Engine) -> None:
+def test_a_version_of_the_batchs_highest_epoch_is_not_foreign(engine: Engine) -> None:
     engine.documents = {(pk, None): Stored(at(0, FIRST_EPOCH + 1), {}) for pk in "ab"}
     later = Delete("contract", ("b",), at(0, FIRST_EPOCH + 1), ("b",))
     assert ours(engine, [put({"pk": "a"}, 1), later], []) == set()
@@ -168,7 +168,7 @@ def test_an_adopted_index_may_hold_higher_versions(engine: Engine) -> None:
         Copy(engine).write(batch(put({"pk": "a"}, 1)))
 
 
-def test_documents_are_looked_up_where_their_routing_put_them(engine: Engine) -> None:
+def test_documents_are_looked_up_by_their_routing(engine: Engine) -> None:
     copy = Copy(engine, Table("contract", PAIR, {"routing": "pk"}))
     lose(engine, copy, put({"pk": "a", "sk": 1}, 1, id=("a", "1")))
     assert engine.ids() == {"a|1": at(1)}
@@ -187,7 +187,7 @@ def heavy(pk: str) -> Upsert:
 
 
 def attempts(copy: Copy, written: Batch, most: int = 3 * STRIKES) -> tuple[int, list[str]]:
-    """After how many attempts an answer came, and what it refused; ``most`` and nothing where none came."""
+    """The number of failed attempts before an outcome, and the refused ids; ``most`` and none without an outcome."""
     for waits in range(most):
         try:
             return waits, [rejection.write.id[0] for rejection in copy.write(written).rejections]
@@ -196,9 +196,7 @@ def attempts(copy: Copy, written: Batch, most: int = 3 * STRIKES) -> tuple[int, 
     return most, []
 
 
-def test_a_large_document_that_never_finds_room_is_given_up_while_there_is_room_for_others(
-    engine: Engine, copy: Copy
-) -> None:
+def test_a_large_document_is_refused_if_only_it_finds_no_room(engine: Engine, copy: Copy) -> None:
     engine.failing["a"] = BUSY
     assert attempts(copy, batch(heavy("a"))) == (STRIKES - 1, ["a"])
 
@@ -213,7 +211,7 @@ def test_a_large_document_that_never_finds_room_is_given_up_while_there_is_room_
     ],
     ids=["no room for anything", "a small one", "a small one beside others", "a large one and a small one"],
 )
-def test_otherwise_it_is_waited_for(
+def test_otherwise_the_batch_waits_for_room(
     engine: Engine, copy: Copy, failing: Sequence[str], writes: Sequence[Upsert | Delete]
 ) -> None:
     engine.failing = dict.fromkeys(failing, BUSY)
@@ -222,14 +220,14 @@ def test_otherwise_it_is_waited_for(
     assert copy.write(batch(*writes)) == Outcome()
 
 
-def test_large_documents_that_are_busy_together_are_first_sent_alone(engine: Engine, copy: Copy) -> None:
+def test_large_documents_are_sent_alone_before_they_are_refused(engine: Engine, copy: Copy) -> None:
     engine.failing = {"a": BUSY, "b": BUSY}
     waits, refused = attempts(copy, batch(heavy("a"), heavy("b")), most=30)
     assert waits >= STRIKES
     assert refused == ["a", "b"]
 
 
-# what is swept and forgotten
+# sweep and purge
 
 
 def document(ordinal: int, deleted: bool = False, epoch: int = FIRST_EPOCH, **key: str) -> Stored:
@@ -238,7 +236,7 @@ def document(ordinal: int, deleted: bool = False, epoch: int = FIRST_EPOCH, **ke
 
 
 def removed(engine: Engine, table: Table, how: Any, *arguments: Any) -> int:
-    """How many lines a sweep or a purge sent until nothing was left; all of them are stored, or overtaken."""
+    """Run a sweep or purge to its end and return how many lines it sent, all of which must be stored."""
     (layout,) = layouts([table]).values()
     count = 0
     for _ in range(10):
@@ -254,7 +252,7 @@ def removed(engine: Engine, table: Table, how: Any, *arguments: Any) -> int:
 BELOW = version(FIRST_EPOCH + 1, 0)
 
 
-def test_a_sweep_puts_tombstones_where_older_documents_are_and_nowhere_else(engine: Engine) -> None:
+def test_a_sweep_replaces_only_older_documents_by_tombstones(engine: Engine) -> None:
     engine.documents = {
         ("old", None): document(5),
         ("deleted", None): document(5, deleted=True),
@@ -279,9 +277,7 @@ def test_a_sweep_spares_documents_and_all_of_an_item(
     assert {id for id, found in engine.ids().items() if found} == {"a|1", "a|3", "b|2", "c|1", "c|2", "c|3"}
 
 
-def test_a_sweep_spares_items_where_no_document_of_its_own_is_spared(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_spares_whole_items(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searches, "_TERMS", 1)
     engine.documents = {(f"{pk}|1", None): document(1, partition=pk, sort="1") for pk in "abc"}
     assert removed(engine, Table("contract", PAIR), swept, BELOW, [("a",), ("b",)]) == 1
@@ -308,7 +304,7 @@ def test_a_purge_removes_older_tombstones_at_their_own_version(engine: Engine) -
     assert engine.remembered == {("older", None): at(5)}  # the item's next change may be just one higher
 
 
-def test_a_purge_spares_what_came_back_since_it_was_searched(engine: Engine) -> None:
+def test_a_purge_spares_documents_stored_since_its_search(engine: Engine) -> None:
     engine.searchable = {("a", None): document(5, deleted=True)}
     engine.documents = {("a", None): document(6)}
     (layout,) = layouts([TABLE]).values()
@@ -319,8 +315,8 @@ def test_a_purge_spares_what_came_back_since_it_was_searched(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("routing", [None, "r"])
-def test_a_tombstone_that_is_left_once_more_is_purged_once_more(engine: Engine, routing: str | None) -> None:
-    """As each retry leaves it whose other documents are refused."""
+def test_a_tombstone_that_is_stored_again_is_purged_again(engine: Engine, routing: str | None) -> None:
+    """Each retry of a parked item leaves it if another of the item's documents is refused."""
     target = SearchTarget(SearchOptions(), "p", engine)
     for _ in range(2):
         engine.documents = {("a", routing): document(5, deleted=True)}
@@ -328,7 +324,7 @@ def test_a_tombstone_that_is_left_once_more_is_purged_once_more(engine: Engine, 
         assert engine.documents == {}
 
 
-def test_a_search_that_lags_shows_no_tombstone_that_is_left_once_more(engine: Engine) -> None:
+def test_a_stale_search_result_is_not_a_tombstone_stored_again(engine: Engine) -> None:
     target = SearchTarget(SearchOptions(), "p", engine)
     engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
     engine.searchable = dict(engine.documents)
@@ -340,15 +336,15 @@ def test_a_search_that_lags_shows_no_tombstone_that_is_left_once_more(engine: En
         target.purge(TABLE, BELOW)
 
 
-def test_a_purge_spares_what_a_retry_may_replace_at_its_very_version(engine: Engine) -> None:
+def test_a_purge_spares_tombstones_of_parked_items(engine: Engine) -> None:
     target = SearchTarget(SearchOptions(), "p", engine)
     engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
     assert [target.purge(TABLE, BELOW, [("a",)]) for _ in range(2)] == [1, 0]
     assert engine.ids() == {"a": None}
 
 
-def test_a_purge_finds_anew_where_a_doubt_began_since(engine: Engine) -> None:
-    """As a command's retry begins one, which stores a document in the place of a tombstone."""
+def test_a_purge_searches_again_after_an_in_doubt_window_opened(engine: Engine) -> None:
+    """The command ``parked retry`` opens one, and may replace a tombstone by a document."""
     target = SearchTarget(SearchOptions(), "p", engine)
     engine.documents = {("a", None): document(5, deleted=True)}
     assert target.purge(TABLE, BELOW) == 1
@@ -358,51 +354,7 @@ def test_a_purge_finds_anew_where_a_doubt_began_since(engine: Engine) -> None:
     assert engine.ids() == {"a": at(5)}
 
 
-def test_a_purge_finds_anew_where_an_item_was_parked_since(engine: Engine) -> None:
-    """A retry of it may have stored a document in the place of a tombstone that was found before."""
-    target = SearchTarget(SearchOptions(), "p", engine)
-    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
-    assert target.purge(TABLE, BELOW, [("c",)]) == 2
-    engine.documents[("a", None)] = document(5)
-    assert target.purge(TABLE, BELOW, [("a",), ("c",)]) == 1
-    assert engine.ids() == {"a": at(5), "b": None}
-    assert target.purge(TABLE, BELOW, [("a",)]) == 0
-    assert engine.ids() == {"a": at(5)}
-
-
-SHARD_BUSY = "es_rejected_execution_exception"
-
-
-@pytest.mark.parametrize("unread", [("a",), ("b",), ("a", "b")])
-def test_conflicts_wait_for_shards_that_cannot_be_asked(engine: Engine, copy: Copy, unread: Sequence[str]) -> None:
-    replayed = batch(put({"pk": "a"}, 5), put({"pk": "b"}, 5))
-    copy.write(replayed)
-    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
-    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
-        copy.write(replayed)
-    engine.unread = {}
-    assert copy.write(replayed).stale == {"shard:contract": 2}
-
-
-@pytest.mark.parametrize("unread", [("a",), ("a", "b")])
-def test_a_purge_waits_for_shards_that_cannot_be_asked(engine: Engine, unread: Sequence[str]) -> None:
-    target = SearchTarget(SearchOptions(), "p", engine)
-    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
-    engine.searchable = dict(engine.documents)
-    assert target.purge(TABLE, BELOW) == 2
-    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
-    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
-        target.purge(TABLE, BELOW)
-
-
-def test_a_response_without_some_of_the_documents_is_no_answer(engine: Engine) -> None:
-    (layout,) = layouts([TABLE]).values()
-    engine._got = lambda wanted: {} if wanted["_id"] == "a" else {"found": False}  # type: ignore[method-assign]
-    with pytest.raises(TransientError, match="1 of 2 documents in the response"):
-        contents.versions(engine, layout, [("a", None), ("b", None)])
-
-
-# which index it is
+# identity of the index
 
 
 def found(noted: Mapping[str, Any], uuid: str = "now") -> Index:
@@ -412,11 +364,11 @@ def found(noted: Mapping[str, Any], uuid: str = "now") -> Index:
 @pytest.mark.parametrize(
     ("noted", "replaced"), [({"uuid": "now"}, False), ({"uuid": "before"}, True), ({}, False), ({"epoch": 9}, False)]
 )
-def test_an_index_is_another_one_if_its_note_is_of_another(noted: Mapping[str, Any], replaced: bool) -> None:
+def test_an_index_is_replaced_if_its_notes_name_another_uuid(noted: Mapping[str, Any], replaced: bool) -> None:
     assert found(noted).replaced is replaced
 
 
-def test_a_run_may_begin_a_new_epoch_in_an_index_that_was_replaced_and_not_go_on_there() -> None:
+def test_a_replaced_index_accepts_a_new_epoch_but_not_the_current_one() -> None:
     state = State(found({"uuid": "before", "epoch": FIRST_EPOCH}), (), ())
     assert state.replaced(FIRST_EPOCH)
     assert not state.replaced(FIRST_EPOCH + 1)

@@ -1,4 +1,4 @@
-"""What decides which documents an index holds, and which changes of it can be made in an index with documents."""
+"""The definition that stored documents depend on, and which changes to it an index with documents accepts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIELDS: dict[str, Any] = {"title": {"type": "text"}, "maker": {"properties": {"n
 BEFORE = mapped(FIELDS)
 
 
-def test_each_field_is_a_part_and_settings_are_none() -> None:
+def test_fields_are_parts_and_settings_are_not() -> None:
     assert parts(BEFORE) == {
         "dynamic": '"strict"',
         "mapping.title": '{"type":"text"}',
@@ -50,14 +50,14 @@ def test_each_field_is_a_part_and_settings_are_none() -> None:
     }
 
 
-def test_how_a_mapping_is_written_is_no_matter() -> None:
+def test_the_spelling_of_a_mapping_does_not_matter() -> None:
     title = {"type": "text", "index": True, "store": "false"}
     maker = {"type": "object", "enabled": True, **FIELDS["maker"]}
     around = {"dynamic": "strict", "date_detection": True, "_meta": {"owner": "shop"}}
     assert parts(mapped({"maker": maker, "title": title}, around)) == parts(BEFORE)
 
 
-def test_an_added_field_is_put_into_the_mapping_with_the_object_that_holds_it() -> None:
+def test_an_added_field_is_put_with_its_enclosing_object() -> None:
     maker = {"properties": {"name": {"type": "keyword"}, "city": {"type": "keyword"}}}
     title = {"type": "text", "fields": {"raw": {"type": "keyword"}}}
     after = mapped({"title": title, "maker": maker, "price": {"type": "double"}, "prices": {"type": "double"}})
@@ -96,17 +96,17 @@ def test_only_fields_can_be_added(after: Table, part: str) -> None:
     ],
     ids=["analyzer", "type", "removed", "dynamic"],
 )
-def test_what_is_stored_otherwise_is_a_change(after: Table, part: str) -> None:
+def test_a_definition_that_stores_documents_differently_is_a_change(after: Table, part: str) -> None:
     (change,) = changes({"products": parts(BEFORE)}, {"products": parts(after)})
     assert (change.part, change.added) == (part, False)
 
 
-# which place it is, and what is in it
+# identity and contents of an index
 
 
 @dataclass
 class Cluster(Connection):
-    """Connections to a cluster that says what it is told to, by path; the requests that were made."""
+    """A connection with canned responses by path, which records requests."""
 
     answers: Mapping[str, tuple[int, Any]]
     product: str = "OpenSearch"
@@ -141,20 +141,20 @@ def place(root: tuple[int, Any], state: tuple[int, Any]) -> Identity:
     ],
     ids=["told", "without that page", "not allowed to see it", "not formed yet", "a service", "something else"],
 )
-def test_a_place_is_known_by_its_cluster_where_that_tells(
+def test_an_index_is_identified_by_its_cluster_where_known(
     root: tuple[int, Any], state: tuple[int, Any], at: str
 ) -> None:
     assert place(root, state) == Identity("the index products-1 of OpenSearch at search:9200", "U", at=at)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_cluster_that_does_not_answer_now_is_asked_again(status: int) -> None:
-    """Else it would be another place than the one that is known."""
+def test_a_cluster_that_does_not_respond_is_queried_again(status: int) -> None:
+    """Otherwise it would count as a different cluster."""
     with pytest.raises(TransientError):
         place((status, {"error": "busy"}), (403, {}))
 
 
-def test_what_an_index_holds_is_searched_for_without_a_pipeline_and_on_primaries() -> None:
+def test_whole_index_searches_skip_pipelines_and_use_primaries() -> None:
     hits = {"hits": {"hits": [{"sort": [7]}], "total": {"value": 1}}}
     cluster = Cluster({"/products-1/_search": (200, hits), "/products": (200, {"products-1": WITHOUT})})
     (layout,) = layouts([BEFORE]).values()

@@ -1,4 +1,4 @@
-"""Lines that are made together are, byte for byte, what each document's line is by itself; so are the ids in them."""
+"""Lines and ids that are encoded together equal, byte for byte, those encoded one by one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def layout(table: Table) -> Layout:
 
 
 def expected(write: Upsert, of: Layout) -> bytes | str:
-    """The line, by the shortest way there is; or why there is none."""
+    """The expected lines, built in the simplest way, or the reason for a rejection."""
     routing = {} if of.routed_by is None else {"routing": write.id[of.routed_by]}
     action = {"index": {"_id": "", "version": write.version, "version_type": "external", **routing}}
     ours = {"version": write.version, **dict(zip(of.parts, write.id, strict=True))}
@@ -74,7 +74,7 @@ def made(encoder: TableEncoder, writes: Sequence[Write]) -> dict[DocumentId, byt
 
 
 def value(source: random.Random, depth: int = 0) -> Any:
-    """What a hook returns, mostly what everybody does."""
+    """A value that a hook may return, mostly a common one."""
     usual = ("x", "Grüße 🐘", 'q"uote', "back\\slash", "null", "},\n,{", "\0\x7f\u2028", True, 7, -1.5, 1e300)
     exact = (Decimal("1.10"), Decimal("-0"), Decimal("1E+3"), Decimal("9" * 38), Decimal(7))
     sets: tuple[Set[object], ...] = (
@@ -105,7 +105,7 @@ def document(source: random.Random) -> Mapping[str, Any]:
 
 
 def items(source: random.Random) -> list[Item]:
-    """Items of one form, here and there one of another."""
+    """Items of one shape, with an occasional exception."""
     names = source.sample(NAMES, source.randrange(1, 5)) + ([source.choice(RESERVED)] if source.random() < 0.1 else [])
     kinds = [source.choice(("S", "N", "SS", "NS", "BOOL", "M")) for _ in names]
 
@@ -138,7 +138,7 @@ def documents(source: random.Random) -> Sequence[Mapping[str, Any]]:
 
 
 def amended(source: random.Random) -> Sequence[Mapping[str, Any]]:
-    """Items with the same names changed, later others, and here and there odd ones; some names are the items'."""
+    """Items with changed attributes: the same names, later others, with exceptions; some exist in the item."""
     found = items(source)
     names = [*NAMES, "replicator", *(name for name in found[0] if name != "pk")]
     usual = [source.sample(names, source.randrange(1, 4)) for _ in range(2)]
@@ -152,7 +152,7 @@ def amended(source: random.Random) -> Sequence[Mapping[str, Any]]:
 
 
 def mixed(source: random.Random) -> Sequence[Mapping[str, Any]]:
-    """What a hook returns that sometimes returns its item, or a mapping of its own."""
+    """Results of a hook that sometimes returns its item, or a mapping that is not a dict."""
     own = [
         Item(image({"b": {b"\xff", b"\0"}})) | {"c": 1},
         MappingProxyType({"a": {"b", "a"}}),
@@ -177,7 +177,7 @@ def few_together(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_together")
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("seed", range(12))
-def test_lines_made_together_are_those_of_each_by_itself(table: Table, seed: int) -> None:
+def test_lines_encoded_together_equal_those_encoded_one_by_one(table: Table, seed: int) -> None:
     source, of = random.Random(seed), layout(table)
     encoder = TableEncoder(of)
     for _ in range(20):
@@ -189,7 +189,7 @@ def test_lines_made_together_are_those_of_each_by_itself(table: Table, seed: int
 
 @pytest.mark.usefixtures("few_together")
 @pytest.mark.parametrize("table", TABLES)
-def test_deletes_between_them_stay_where_they_are(table: Table) -> None:
+def test_deletes_between_upserts_keep_their_place(table: Table) -> None:
     of = layout(table)
     encoder = TableEncoder(of)
     for body in ({"a": "x"}, Item(msgspec.json.decode(image({"a": "x"}), type=msgspec.Raw))):
@@ -205,7 +205,7 @@ def test_deletes_between_them_stay_where_they_are(table: Table) -> None:
 
 
 @pytest.mark.usefixtures("few_together")
-def test_the_same_documents_go_into_other_lines_too() -> None:
+def test_the_same_documents_fit_other_line_templates() -> None:
     text, item = DocumentText(), Item(msgspec.json.decode(image({"a": "x"}), type=msgspec.Raw))
     given = [(b"1",), (b"2",)]
     for _ in range(20):
@@ -218,7 +218,7 @@ def test_the_same_documents_go_into_other_lines_too() -> None:
             assert text.framed(frame, given, bodies) == (None if frame.reserved else found)
 
 
-def test_sets_are_in_the_order_of_what_stands_for_their_members_in_json() -> None:
+def test_sets_are_ordered_by_their_members_json() -> None:
     sets = {"b": frozenset({b"\xff", b"a", b"\0"}), "n": {Decimal(10), Decimal(9)}, "s": frozenset({"ü", "z", "a"})}
     for body in (sets, Item(msgspec.json.decode(image(sets), type=msgspec.Raw))):
         ((_, line),) = made(TableEncoder(layout(TABLES[0])), [Upsert("contract", ("a",), body, at(1), ("a",))]).items()
@@ -227,7 +227,7 @@ def test_sets_are_in_the_order_of_what_stands_for_their_members_in_json() -> Non
 
 
 class Counted:
-    """The way of one document alone, with how often it was gone."""
+    """Counts how many documents are encoded one by one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.documents = 0
@@ -240,9 +240,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_documents_that_are_alike_are_hardly_ever_looked_at_one_by_one(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documents_of_one_shape_are_rarely_encoded_one_by_one(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, of = Counted(monkeypatch), layout(table)
     documents: Sequence[Mapping[str, Any]] = [
         {"a": f"ü{n}", "n": Decimal(n), "s": {"b", f"a{n}"}, "m": {"l": [n, None]}} for n in range(10_000)
@@ -262,7 +260,7 @@ def ids(source: random.Random) -> list[DocumentId]:
     return [tuple(source.choice(pool) for _ in range(parts)) for _ in range(source.randrange(4))]
 
 
-def test_ids_of_many_are_those_of_each() -> None:
+def test_ids_encoded_together_equal_those_encoded_one_by_one() -> None:
     source = random.Random(1)
     for _ in range(3000):
         given = ids(source)

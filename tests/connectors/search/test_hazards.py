@@ -1,4 +1,4 @@
-"""What an engine must not do to an index (docs/targets.md): ``check`` finds each of it, and ``run`` does not go on."""
+"""Hazards of an index (docs/targets.md): ``check`` reports each of them, and ``run`` refuses to continue."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GAP, WRONG = 3, 2
 
 @dataclass
 class Copy:
-    """A pipeline from a table in memory into an index of a real server."""
+    """A pipeline from an in-memory table into an index on a real server."""
 
     search: Search
     config: Path
@@ -49,7 +49,7 @@ class Copy:
         return f"{self.search.prefix}other"
 
     def cli(self, command: str, *options: str) -> tuple[int, str]:
-        """The exit code of a command, and all that it said. Bugs come out as they are."""
+        """Run a command; return its exit code and output. Bugs are raised."""
         login = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
         result = CliRunner().invoke(main, [command, str(self.config), *options], env=login)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -67,13 +67,13 @@ class Copy:
         self.search.ask("PUT", f"/{self.index}/_settings", settings)
 
     def documents(self, name: str) -> Any:
-        """In the order in which they were stored: a merge changes where they are."""
+        """In storage order, by sequence number: a merge changes the order of a search."""
         query = {"size": 100, "version": True, "seq_no_primary_term": True}
         hits = self.search.ask("POST", f"/{name}/_search", query)["hits"]["hits"]
         return sorted(hits, key=lambda hit: hit["_seq_no"])
 
     def refuses(self, said: str, code: int) -> None:
-        """``check`` and ``run`` both end with ``code`` and say it; no document is touched, no index made."""
+        """Both ``check`` and ``run`` exit with ``code`` and the message; they change no document, create no index."""
         self.search.ask("POST", "/_refresh")
         names = self.search.indices()
         before = [self.documents(name) for name in names]
@@ -111,7 +111,7 @@ def each_copy(search: Search, tmp_path: Path) -> Iterator[Copy]:
     yield from piped(search, tmp_path)
 
 
-# an index template decides what an index is when it is made
+# index templates apply when an index is created
 
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "async": ({"index.translog.durability": "async"}, "translog.durability is async"),
@@ -145,21 +145,21 @@ def refused_with_a_template(copy: Copy, said: str, **content: Any) -> None:
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_a_setting_that_a_template_would_bring_is_refused(copy: Copy, case: str) -> None:
+def test_a_setting_from_an_index_template_is_refused(copy: Copy, case: str) -> None:
     settings, said = SETTINGS[case]
     mappings = {"properties": BY} if case == "time series" else {}
     refused_with_a_template(copy, said, settings=settings, mappings=mappings)
 
 
 @pytest.mark.parametrize("case", MAPPINGS)
-def test_a_mapping_that_a_template_would_bring_is_refused(copy: Copy, case: str) -> None:
+def test_a_mapping_from_an_index_template_is_refused(copy: Copy, case: str) -> None:
     mappings, said = MAPPINGS[case]
     refused_with_a_template(copy, said, mappings=mappings)
 
 
 @pytest.mark.parametrize("search_server", ["elasticsearch-8"], indirect=True)
-def test_a_mapping_whose_source_is_synthetic_is_refused(each_copy: Copy) -> None:
-    """Elasticsearch 9 does not know it any more."""
+def test_a_synthetic_source_is_refused(each_copy: Copy) -> None:
+    """Elasticsearch 9 no longer supports it."""
     refused_with_a_template(each_copy, "_source has mode synthetic", mappings={"_source": {"mode": "synthetic"}})
 
 
@@ -195,7 +195,7 @@ def led_elsewhere(copy: Copy) -> None:
 
 
 def shrunk(copy: Copy) -> None:
-    """As ILM does it: a smaller index takes all names of the old one."""
+    """As ILM does: a smaller index takes over all names of the old one."""
     copy.settings(**{"index.blocks.write": True})
     copy.search.ask("POST", f"/{copy.index}/_clone/{copy.other}", {"settings": {"index.blocks.write": None}})
     names = (copy.alias, copy.writer, copy.index)
@@ -210,7 +210,7 @@ def made_anew(copy: Copy) -> None:
 
 
 def restored(copy: Copy) -> None:
-    """Over itself, from a snapshot of an earlier epoch: what is noted there is that of any index of that epoch."""
+    """Restore the index over itself, from a snapshot of an earlier epoch, with the notes of that epoch."""
     restore = copy.search.snapshot(copy.index)
     code, said = copy.cli("resync", "--until", "caught-up")
     assert code == 0, said
@@ -227,7 +227,7 @@ def runtime_field(copy: Copy) -> None:
 
 
 def aliased(writer: bool = False, **how: Any) -> Callable[[Copy], None]:
-    """Sets either alias again, with something more than it was made with."""
+    """Set one of the aliases again, with additional parameters."""
 
     def again(copy: Copy) -> None:
         name = copy.writer if writer else copy.alias
@@ -261,14 +261,14 @@ CHANGES: Mapping[str, tuple[Callable[[Copy], None], str, int]] = {
 
 
 @pytest.mark.parametrize("case", CHANGES)
-def test_what_changed_between_two_runs_is_refused(copy: Copy, case: str) -> None:
+def test_a_hazard_introduced_between_two_runs_is_refused(copy: Copy, case: str) -> None:
     change, said, code = CHANGES[case]
     copy.caught_up()
     change(copy)
     copy.refuses(said.format(alias=copy.alias, index=copy.index, other=copy.other), code)
 
 
-def test_a_default_pipeline_and_a_public_alias_that_is_not_for_writing_are_no_harm(copy: Copy) -> None:
+def test_a_default_pipeline_and_a_read_only_public_alias_are_harmless(copy: Copy) -> None:
     copy.caught_up()
     copy.settings(**{"index.default_pipeline": "absent"})
     aliased(is_write_index=False)(copy)

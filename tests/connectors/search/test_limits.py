@@ -1,4 +1,4 @@
-"""Servers that have little room: requests too large for them, documents too large for them, too much at once."""
+"""Servers with little memory: oversized requests, oversized documents, too many requests at once."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def small(small_server: SearchServer) -> Iterator[Search]:
 
 
 def tries(target: SearchTarget, written: Batch, most: int = 50) -> tuple[Outcome, int]:
-    """What comes of a batch that is written until the server has an answer, and after how many waits."""
+    """Retry a batch until it has an outcome; return the outcome and the number of retries."""
     for waits in range(most):
         try:
             return target.write(written), waits
         except TransientError:
             continue
-    raise AssertionError(f"no answer after {most} attempts")
+    raise AssertionError(f"no outcome after {most} attempts")
 
 
-def test_requests_that_are_too_large_go_in_smaller_ones(small: Search) -> None:
+def test_requests_that_are_too_large_are_split(small: Search) -> None:
     of = table(small)
     target = opened(small, of)
     page = batch(*(put({"pk": str(n), "note": "x" * 2000}, 1, table=of.name) for n in range(500)))
@@ -62,7 +62,7 @@ def test_requests_that_are_too_large_go_in_smaller_ones(small: Search) -> None:
 @pytest.mark.parametrize(
     ("size", "said"), [(250_000, "it is too large for the memory"), (400_000, "more than the server")]
 )
-def test_a_document_that_never_fits_is_refused_and_others_pass(small: Search, size: int, said: str) -> None:
+def test_a_document_that_never_fits_is_refused_and_others_are_stored(small: Search, size: int, said: str) -> None:
     of = table(small)
     target = opened(small, of, bulk_bytes=100_000)
     large, fine = put({"pk": "large", "note": "x" * size}, 1, table=of.name), put({"pk": "a"}, 1, table=of.name)
@@ -74,7 +74,7 @@ def test_a_document_that_never_fits_is_refused_and_others_pass(small: Search, si
     assert ids(small, of) == {"a"}
 
 
-def test_with_too_much_at_once_nothing_small_is_given_up(small: Search) -> None:
+def test_under_overload_no_small_document_is_refused(small: Search) -> None:
     of = table(small)
     target = opened(small, of, bulk_documents=20, in_flight=16)
     page = batch(*(put({"pk": str(n), "note": "x" * 3000}, 1, table=of.name) for n in range(800)))

@@ -1,4 +1,4 @@
-"""Nothing that replicator did not make is written or deleted: each command beside indices of others."""
+"""No command writes to or deletes indices that replicator did not create."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.search
 
 @pytest.fixture
 def neighbors(one_search: Search) -> Sequence[str]:
-    """Indices of others whose names and ids are like ours; one of another pipeline, with tombstones."""
+    """Foreign indices with names and ids similar to ours; one belongs to another pipeline and has tombstones."""
     names = [f"{one_search.prefix}{name}" for name in ("orders-2", "orders1", "orders-1-copy", "ord")]
     for name in names:
         one_search.ask("PUT", f"/{name}")
@@ -43,7 +43,7 @@ def neighbors(one_search: Search) -> Sequence[str]:
 
 
 def everything(search: Search, names: Sequence[str]) -> Any:
-    """What each index is, and each document in it with its version and sequence number."""
+    """Each index's definition, and its documents with version and sequence number."""
     search.ask("POST", "/_refresh")
     query = {"size": 1000, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
     return [(search.ask("GET", f"/{n}"), search.ask("POST", f"/{n}/_search", query)["hits"]["hits"]) for n in names]
@@ -51,7 +51,7 @@ def everything(search: Search, names: Sequence[str]) -> Any:
 
 @pytest.fixture
 def shell(one_search: Search, tmp_path: Path) -> Iterator[tuple[Shell, str, DynamoDB]]:
-    """A pipeline that has run beside the neighbors, and has something to do: a sweep, a purge, a parked item."""
+    """A pipeline beside the neighbors, with work to do: a sweep, a purge, a parked item."""
     db = DynamoDB(now=time.time, random=random.Random(1))
     fill(db)
     (tmp_path / "hooks.py").write_text(HOOK)
@@ -65,7 +65,7 @@ def shell(one_search: Search, tmp_path: Path) -> Iterator[tuple[Shell, str, Dyna
         yield Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}), str(config), db
 
 
-def test_every_command_is_tried() -> None:
+def test_every_command_is_tested() -> None:
     groups = {name: getattr(command, "commands", {}) for name, command in main.commands.items()}
     known = {f"{name} {inner}" for name, inners in groups.items() for inner in inners}
     assert known | {name for name, inners in groups.items() if not inners} == {*COMMANDS, *WITHOUT_TARGET}

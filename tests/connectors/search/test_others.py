@@ -1,4 +1,4 @@
-"""What others do to an index while replicator writes to it, or before: aliases, templates, pipelines, settings."""
+"""Changes by others to an index before or during a run: aliases, templates, pipelines, settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def of(one_search: Search) -> Table:
 
 
 def later(found: SearchTarget) -> SearchTarget:
-    """The same target when it is time to look at the index again."""
+    """The same target, once it is time to inspect the index again."""
     found._watch.now = lambda: float("inf")
     return found
 
@@ -47,7 +47,7 @@ def there(pk: str, ordinal: int, of: Table) -> Any:
 
 
 @pytest.mark.parametrize("how", ["swap", "second write index", "rollover"])
-def test_a_run_goes_on_in_its_own_index_until_it_looks_and_ends(one_search: Search, of: Table, how: str) -> None:
+def test_a_run_writes_to_its_own_index_until_it_notices_and_ends(one_search: Search, of: Table, how: str) -> None:
     found, other = opened(one_search, of), f"{of.name}-000002"
     one_search.ask("PUT", f"/{other}") if how != "rollover" else None
     mine = {"index": f"{of.name}-1", "alias": of.name}
@@ -66,7 +66,7 @@ def test_a_run_goes_on_in_its_own_index_until_it_looks_and_ends(one_search: Sear
     assert one_search.ask("GET", f"/{other}/_count")["count"] == 0
 
 
-def test_where_even_our_own_alias_is_moved_nothing_counts_as_stored(one_search: Search, of: Table) -> None:
+def test_if_our_own_alias_is_moved_nothing_counts_as_stored(one_search: Search, of: Table) -> None:
     found, other = opened(one_search, of), f"{of.name}-2"
     one_search.ask("PUT", f"/{other}")
     writer = f"{of.name}-1-Replicator"
@@ -80,7 +80,7 @@ def test_where_even_our_own_alias_is_moved_nothing_counts_as_stored(one_search: 
 
 
 @pytest.mark.parametrize("write", ["put", "delete"])
-def test_where_the_index_is_gone_none_is_made_by_accident(search: Search, write: str) -> None:
+def test_a_missing_index_is_not_created_by_accident(search: Search, write: str) -> None:
     of = table(search)
     search.ask("PUT", "/_cluster/settings", {"transient": {"action.auto_create_index": "true"}})
     try:
@@ -94,7 +94,7 @@ def test_where_the_index_is_gone_none_is_made_by_accident(search: Search, write:
 
 
 def test_an_index_that_was_shrunk_is_kept_and_named(one_search: Search, of: Table) -> None:
-    """ILM makes a smaller index, gives it the aliases and the old index's name, and removes the old one."""
+    """ILM creates a smaller index, gives it the aliases and the old index's name, and removes the old one."""
     found, index = opened(one_search, of), f"{of.name}-1"
     found.write(batch(there("a", 1, of)))
     small = f"{one_search.prefix}shrink"
@@ -114,7 +114,7 @@ def test_an_index_that_was_shrunk_is_kept_and_named(one_search: Search, of: Tabl
     assert ids(one_search, going_on) == {"a"}
 
 
-def test_an_index_that_was_made_anew_under_a_run_ends_it(one_search: Search, of: Table) -> None:
+def test_recreating_an_index_ends_the_run(one_search: Search, of: Table) -> None:
     found, index = opened(one_search, of), f"{of.name}-1"
     found.write(batch(there("a", 1, of)))
     was = one_search.ask("GET", f"/{index}")[index]
@@ -132,8 +132,8 @@ def test_an_index_that_was_made_anew_under_a_run_ends_it(one_search: Search, of:
     assert list(target(one_search).check([of])) == []
 
 
-def test_an_index_that_is_closed_and_restored_over_itself_ends_a_run_and_is_a_gap(search: Search) -> None:
-    """It keeps its UUID, and what is noted in its mapping."""
+def test_restoring_an_index_over_itself_ends_the_run_and_is_a_gap(search: Search) -> None:
+    """It keeps its UUID and the notes in its mapping."""
     of = table(search)
     found, index = opened(search, of), f"{of.name}-1"
     found.write(batch(there("a", 1, of)))
@@ -159,7 +159,7 @@ def test_an_index_that_is_closed_and_restored_over_itself_ends_a_run_and_is_a_ga
         assert list(target(search).check([of])) == []
 
 
-def test_an_index_that_is_closed_and_opened_is_the_same(one_search: Search, of: Table) -> None:
+def test_closing_and_opening_an_index_keeps_its_identity(one_search: Search, of: Table) -> None:
     found, index = opened(one_search, of), f"{of.name}-1"
     (before,) = found.identities([of]).values()
     one_search.ask("POST", f"/{index}/_close")
@@ -194,7 +194,7 @@ def test_an_index_is_told_from_a_later_one_by_its_uuid(search: Search) -> None:
     assert len({was.id, now.id, ""}) == 3
 
 
-def test_within_some_seconds_an_index_is_looked_at_once(one_search: Search, of: Table) -> None:
+def test_an_index_is_inspected_at_most_every_few_seconds(one_search: Search, of: Table) -> None:
     found, clock = opened(one_search, of), [0.0]
     found._watch.now = lambda: clock[0]
     found._watch._looked = 0.0
@@ -216,7 +216,7 @@ def test_within_some_seconds_an_index_is_looked_at_once(one_search: Search, of: 
         ("contract", {"filter": {"match_all": {}}}, "does not hide tombstones"),
     ],
 )
-def test_an_alias_that_is_not_as_it_was_made_is_refused(
+def test_a_changed_alias_is_refused(
     one_search: Search, of: Table, name: str, more: Mapping[str, Any], said: str
 ) -> None:
     found = opened(one_search, of)
@@ -230,7 +230,7 @@ def test_an_alias_that_is_not_as_it_was_made_is_refused(
         assert said in str(e.value)
 
 
-def test_without_a_write_index_of_its_own_the_public_alias_may_say_what_it_likes(one_search: Search, of: Table) -> None:
+def test_the_public_alias_need_not_accept_writes(one_search: Search, of: Table) -> None:
     found = opened(one_search, of)
     alias(one_search, {"add": {"index": f"{of.name}-1", "alias": of.name, "filter": LIVE, "is_write_index": False}})
     assert later(found).write(batch(there("a", 1, of))) == Outcome()
@@ -242,7 +242,7 @@ def test_without_a_write_index_of_its_own_the_public_alias_may_say_what_it_likes
 
 @pytest.fixture
 def template(one_search: Search) -> Iterator[Any]:
-    """Makes an index template for this test's indices."""
+    """Creates an index template for this test's indices."""
     name = one_search.prefix.strip("-")
 
     def made(**content: Any) -> None:
@@ -269,7 +269,7 @@ HAZARDS: Mapping[str, tuple[Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", HAZARDS)
-def test_what_a_template_made_of_an_index_is_found_where_the_login_may_not_ask_before(
+def test_hazards_from_a_template_are_found_even_if_the_login_may_not_simulate_it(
     one_search: Search, template: Any, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content, said = HAZARDS[case]
@@ -285,7 +285,7 @@ def test_what_a_template_made_of_an_index_is_found_where_the_login_may_not_ask_b
     assert target(one_search).epoch([of]) == 0  # nothing is lost: no run has written there
 
 
-def test_what_the_config_sets_is_no_matter_of_templates(one_search: Search, template: Any) -> None:
+def test_settings_of_the_config_override_templates(one_search: Search, template: Any) -> None:
     template(settings={"index.translog.durability": "async", "index.final_pipeline": "p"})
     of = table(one_search, settings={"translog": {"durability": "request"}, "index.final_pipeline": None})
     assert list(target(one_search).check([of])) == []
@@ -293,7 +293,7 @@ def test_what_the_config_sets_is_no_matter_of_templates(one_search: Search, temp
 
 
 @pytest.mark.parametrize("case", ["async", "final pipeline"])
-def test_a_setting_that_is_changed_under_a_run_ends_it(one_search: Search, of: Table, case: str) -> None:
+def test_changing_a_setting_to_a_hazard_ends_the_run(one_search: Search, of: Table, case: str) -> None:
     content, said = HAZARDS[case]
     one_search.ask("PUT", "/_ingest/pipeline/p", {"processors": []})
     found = opened(one_search, of)
@@ -303,8 +303,8 @@ def test_a_setting_that_is_changed_under_a_run_ends_it(one_search: Search, of: T
     assert said in str(e.value)
 
 
-def test_a_default_pipeline_touches_no_document(search: Search) -> None:
-    """Not even one that is not there."""
+def test_a_default_pipeline_is_skipped(search: Search) -> None:
+    """Even one that does not exist."""
     of = table(search, mapping=PLAIN)
     found = opened(search, of)
     search.ask("PUT", f"/{of.name}-1/_settings", {"index.default_pipeline": "absent"})
@@ -312,7 +312,7 @@ def test_a_default_pipeline_touches_no_document(search: Search) -> None:
     assert behind(search, of)["a"]["_source"] == {"replicator": {"version": at(1), "partition": "a"}, "title": "x"}
 
 
-def test_own_fields_that_are_not_as_they_must_be_are_refused(one_search: Search) -> None:
+def test_own_fields_with_a_wrong_mapping_are_refused(one_search: Search) -> None:
     index = f"{one_search.prefix}contract-1"
     fields = {
         "version": {"type": "long", "index": False},
@@ -331,10 +331,10 @@ def test_own_fields_that_are_not_as_they_must_be_are_refused(one_search: Search)
         assert said in problems
 
 
-# hooks that are changed to file documents under ids of their own
+# hooks changed to use document ids of their own
 
 
-def test_after_a_change_to_own_ids_a_resync_finds_its_end(search: Search) -> None:
+def test_a_resync_after_a_change_to_own_ids_ends(search: Search) -> None:
     from replicator.batch import Upsert
     from replicator.target.contract import OWN_IDS
 
@@ -372,7 +372,7 @@ LIMITS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", LIMITS)
-def test_a_document_beyond_a_limit_of_the_index_is_refused_alone(one_search: Search, case: str) -> None:
+def test_only_the_document_beyond_a_limit_of_the_index_is_refused(one_search: Search, case: str) -> None:
     settings, body, said = LIMITS[case]
     fields = {"box": {"type": "nested", "properties": {"a": {"type": "long"}}}}
     of = table(one_search, mapping={"dynamic": "true", "properties": fields}, settings=settings)
@@ -385,8 +385,8 @@ def test_a_document_beyond_a_limit_of_the_index_is_refused_alone(one_search: Sea
     assert ids(one_search, of) == {"a"}
 
 
-def test_a_shard_that_is_nowhere_is_waited_for(one_search: Search) -> None:
-    """A red index: the engine gives up a request after 30 s, or at once where it knows no copy."""
+def test_a_run_waits_for_an_unassigned_shard(one_search: Search) -> None:
+    """A red index: the engine fails a request after 30 s, or at once if no copy of the shard is assigned."""
     of = table(one_search, settings={"routing.allocation.require._name": "no such node"})
     with pytest.raises(TransientError):
         opened(one_search, of)

@@ -1,4 +1,4 @@
-"""The parts of the search targets that need no server: ids, lines, sizes, verdicts, reasons, mappings, options."""
+"""Unit tests of the search targets: ids, lines, sizes, verdicts, reasons, mappings, options."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from replicator.version import FIRST_EPOCH, version
         (("é" * 256,), "é" * 256),
     ],
 )
-def test_an_id_is_the_key_as_people_read_it(key: tuple[str, ...], found: str) -> None:
+def test_an_id_is_the_readable_key(key: tuple[str, ...], found: str) -> None:
     assert index_id(key) == found
 
 
@@ -62,7 +62,7 @@ def test_a_long_id_is_hashed(key: tuple[str, ...]) -> None:
     assert len(index_id(key).encode()) <= LONGEST_ID
 
 
-def test_a_key_that_looks_like_a_hash_is_no_other_keys_id() -> None:
+def test_a_key_that_looks_like_a_hash_collides_with_no_other() -> None:
     long = ("x" * 600,)
     assert index_id((index_id(long),)) != index_id(long)
 
@@ -84,7 +84,7 @@ def lines(written: Batch, *tables: Table) -> dict[str, list[Any]]:
     }
 
 
-def test_a_whole_item_is_kept_apart_from_what_is_ours() -> None:
+def test_a_whole_item_is_kept_apart_from_our_own_fields() -> None:
     ((action, source),) = lines(
         batch(put({"pk": "a", "n": Decimal("1.10"), "replicator": 1}, 3)), Table("contract", PK)
     )["contract"]
@@ -99,7 +99,7 @@ MAPPED = {"mapping": {"properties": {"title": {"type": "text"}}}}
 
 
 @pytest.mark.parametrize("body", [{"title": "x"}, {}])
-def test_with_a_mapping_a_documents_fields_are_at_the_top(body: Mapping[str, Any]) -> None:
+def test_with_a_mapping_fields_are_at_the_top_level(body: Mapping[str, Any]) -> None:
     written = batch(Upsert("contract", ("a",), body, at(1), ("a",)))
     ((_, source),) = lines(written, Table("contract", PK, MAPPED))["contract"]
     assert source == {"replicator": {"version": at(1), "partition": "a"}, **body}
@@ -108,7 +108,7 @@ def test_with_a_mapping_a_documents_fields_are_at_the_top(body: Mapping[str, Any
 def test_a_delete_leaves_a_tombstone_or_not() -> None:
     (entry,) = encode(batch(remove("a", 3)), encoders(Table("contract", PK))).tables["contract"]
     action, source = map(json.loads, entry.sent(tombstones=True).splitlines())
-    # What the engine has in mind of this delete ends: the tombstone goes there, too.
+    # Stored even where the engine remembers the delete, because that memory ends.
     assert action == {"index": {"_id": "a", "version": at(3), "version_type": "external"}}
     assert json.loads(entry.insisting.splitlines()[0])["index"]["version_type"] == "external_gte"
     assert source == {"replicator": {"version": at(3), "partition": "a", "deleted": True}}
@@ -150,12 +150,12 @@ def hooked(body: Mapping[str, Any], pk: str = "a") -> Upsert:
         ),
     ],
 )
-def test_what_no_search_engine_can_hold_is_refused_before_it_is_sent(write: Upsert, reason: str) -> None:
+def test_documents_no_engine_can_hold_are_refused_before_sending(write: Upsert, reason: str) -> None:
     (found,) = rejections(write)
     assert reason in found
 
 
-def test_a_field_where_ours_are_is_refused() -> None:
+def test_a_field_in_our_own_object_is_refused() -> None:
     for name in ("replicator", "replicator.deleted", "replicator.version", "replicator.deleted.x", "replicator."):
         (found,) = rejections(hooked({"title": "x", name: True}), **MAPPED)
         assert found.startswith("the document has a field named replicator or replicator.…, which is where replicator")
@@ -166,8 +166,8 @@ def test_a_field_where_ours_are_is_refused() -> None:
 ESCAPED = b'{"pk":{"S":"a"},"repl\\u0069cator.deleted":{"BOOL":true}}'
 
 
-def test_a_field_where_ours_are_is_found_however_its_name_is_written() -> None:
-    """As an item, as an item with a hook's changes, as many of one form, and as what a hook made."""
+def test_a_field_in_our_own_object_is_found_however_it_is_escaped() -> None:
+    """In an item, in an item changed by a hook, in many of one shape, and in a hook's own document."""
     items = [Item(ESCAPED)] * 40
     for bodies in (items, [item | {"b": 1} for item in items], [{"replicator.deleted": True}] * 40):
         writes = [hooked(body, str(n)) for n, body in enumerate(bodies)]
@@ -175,7 +175,7 @@ def test_a_field_where_ours_are_is_found_however_its_name_is_written() -> None:
         assert len(encoded.rejections) == len(writes)
 
 
-def test_deleting_what_cannot_be_there_asks_nobody() -> None:
+def test_deleting_an_impossible_id_sends_nothing() -> None:
     encoded = encode(batch(remove("\ud800", 1)), encoders(Table("contract", PK)))
     assert (dict(encoded.tables), encoded.rejections) == ({}, [])
 
@@ -192,11 +192,11 @@ def test_deleting_what_cannot_be_there_asks_nobody() -> None:
         ([1, 1, 1, 1, 1], [[1, 1, 1], [1, 1]]),
     ],
 )
-def test_a_bulk_keeps_within_bytes_and_count(sizes: list[int], pieces: list[list[int]]) -> None:
+def test_a_bulk_request_stays_within_both_limits(sizes: list[int], pieces: list[list[int]]) -> None:
     assert [sizes[piece] for piece in cut(sizes, 10, 3)] == pieces
 
 
-def test_bulks_shrink_and_grow_and_remember_what_was_too_large() -> None:
+def test_bulk_requests_shrink_and_grow_but_not_past_what_was_too_large() -> None:
     size = Size(8 << 20, 1000)
     size.shrink()
     assert size.bytes == 4 << 20
@@ -235,11 +235,11 @@ def item(status: int, type: str = "", reason: str = "", action: str = "index") -
         (item(500, "null_pointer_exception"), "failed"),
     ],
 )
-def test_what_an_item_of_the_answer_means(given: Mapping[str, Any], kind: str) -> None:
+def test_verdict_of_a_bulk_item(given: Mapping[str, Any], kind: str) -> None:
     assert [v.kind for v in verdicts([given], "S", "i")] == [kind]
 
 
-def test_an_error_that_is_only_a_text_is_read_too() -> None:
+def test_an_error_that_is_only_a_string_is_read_too() -> None:
     (found,) = verdicts([{"index": {"status": 400, "error": "secret"}}], "S", "i")
     assert (found.kind, "secret" in found.reason) == ("refused", False)
 
@@ -267,16 +267,14 @@ def test_an_error_that_is_only_a_text_is_read_too() -> None:
         (item(429, "es_rejected_execution_exception"), TransientError, "is overloaded"),
     ],
 )
-def test_what_a_batch_waits_for_or_what_has_to_be_changed(
-    given: Mapping[str, Any], error: type[Exception], text: str
-) -> None:
+def test_error_of_a_batch(given: Mapping[str, Any], error: type[Exception], text: str) -> None:
     found = worst(verdicts([item(200), given], "Elasticsearch at h:1", "i"))
     assert type(found) is error
     assert str(found).startswith("Elasticsearch at h:1")
     assert text in str(found)
 
 
-def test_what_a_person_must_change_comes_before_what_time_mends() -> None:
+def test_permanent_errors_take_precedence_over_transient_ones() -> None:
     given = [item(429, "rejected_execution_exception"), item(503, "x"), item(404, "index_not_found_exception")]
     assert isinstance(worst(verdicts(given, "S", "i")), ConfigError)
     assert isinstance(worst(verdicts(given[:2], "S", "i")), ResponseLost)
@@ -285,7 +283,7 @@ def test_what_a_person_must_change_comes_before_what_time_mends() -> None:
 
 @pytest.mark.parametrize("action", ["index", "delete"])
 @pytest.mark.parametrize("status", [200, 404, 409])
-def test_what_went_to_another_index_is_not_stored_and_that_index_is_not_to_be_removed(action: str, status: int) -> None:
+def test_a_write_to_another_index_is_not_stored_and_no_advice_removes_that_index(action: str, status: int) -> None:
     answered = item(status, "version_conflict_engine_exception" if status == 409 else "", action=action)
     answered[action]["_index"] = "shrink-1"
     (found,) = verdicts([answered], "S", "products-1")
@@ -337,9 +335,7 @@ DELETED = (
         (b"", 0, False),
     ],
 )
-def test_an_answer_needs_no_reading_only_if_it_says_stored_of_every_item(
-    body: bytes, count: int, expected: bool
-) -> None:
+def test_a_response_is_left_unparsed_only_if_every_item_is_stored(body: bytes, count: int, expected: bool) -> None:
     assert all_stored(body, count, "i") is expected
 
 
@@ -367,8 +363,8 @@ LONG = "dynamic introduction of [" * 1250 + "] within [" * 3125
         ("value 'x' in document with id 'a'. dynamic introduction of [s] within [_doc] is not allowed", "the engine"),
     ],
 )
-def test_a_reason_is_read_once_from_left_to_right_however_long_it_is(reason: str, said: str) -> None:
-    """What looks for it again from each place would take minutes for the first three."""
+def test_a_long_reason_is_read_in_linear_time(reason: str, said: str) -> None:
+    """With backtracking, the first three would take minutes."""
     found = refusal("odd_exception", reason)
     assert found.startswith(said)
     assert len(found) < 1000
@@ -378,10 +374,10 @@ def test_an_unknown_reason_is_not_repeated() -> None:
     assert refusal("odd_exception", "value 'secret'") == "the engine refuses the document: odd_exception"
 
 
-# what a run was told
+# acknowledgments
 
 
-def test_only_what_is_unfinished_is_sent_again() -> None:
+def test_only_unfinished_writes_are_sent_again() -> None:
     entries = encode(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), remove("c", 1)), encoders(Table("contract", PK)))
     progress, (a, b, c) = Progress(), entries.tables["contract"]
     for entry in (a, c):
@@ -392,8 +388,8 @@ def test_only_what_is_unfinished_is_sent_again() -> None:
     assert progress.unfinished([a, b, c], tombstones=False) == [a, b, c]
 
 
-def test_nothing_of_a_batch_that_came_back_counts_as_stored() -> None:
-    """It is cut in another way, so that an older write may go out first and undo a delete without a tombstone."""
+def test_nothing_of_a_returned_batch_counts_as_stored() -> None:
+    """It is split differently next time, so an older write may go out first and undo a delete without a tombstone."""
     entries = encode(batch(put({"pk": "a"}, 1), remove("b", 1), remove("c", 1)), encoders(Table("contract", PK)))
     progress, (a, b, c) = Progress(), entries.tables["contract"]
     for entry in (a, b):
@@ -404,7 +400,7 @@ def test_nothing_of_a_batch_that_came_back_counts_as_stored() -> None:
     assert progress.lost == {place(a.write), place(b.write)}  # they count as applied if they are found there
 
 
-def test_a_document_alone_gets_so_many_tries() -> None:
+def test_a_document_gets_a_limited_number_of_strikes() -> None:
     (entry,) = encode(batch(put({"pk": "a"}, 1)), encoders(Table("contract", PK))).tables["contract"]
     progress = Progress()
     assert [progress.struck(entry) for _ in range(STRIKES)] == [False] * (STRIKES - 1) + [True]
@@ -413,7 +409,7 @@ def test_a_document_alone_gets_so_many_tries() -> None:
 # mappings
 
 
-def test_defaults_that_the_engine_does_not_show_are_no_difference() -> None:
+def test_hidden_defaults_are_no_difference() -> None:
     wanted = {
         "dynamic": "strict",
         "properties": {
@@ -470,13 +466,13 @@ def test_every_difference_of_a_mapping_is_named(wanted: Mapping[str, Any], there
     assert list(differences(wanted, there)) == [said]
 
 
-def test_of_the_settings_only_shards_are_compared() -> None:
+def test_only_the_number_of_shards_is_compared() -> None:
     assert settings_differences({"number_of_shards": 2, "number_of_replicas": 1}, {"number_of_shards": "2"}) == []
     (said,) = settings_differences({"number_of_shards": 2}, {"number_of_shards": "1"})
     assert said.startswith("it must have 2 primary shards, but has 1")
 
 
-def test_what_numbers_lose_in_the_index_is_said() -> None:
+def test_numeric_precision_is_reported() -> None:
     fields = {"price": {"type": "double"}, "a": {"properties": {"n": {"type": "long"}}}, "t": {"type": "text"}}
     assert [text.partition(";")[0] for text in roundings(fields)] == [
         "price: double keeps 15 to 17 digits",
@@ -494,7 +490,7 @@ def test_what_numbers_lose_in_the_index_is_said() -> None:
         ([Table("a", PK), Table("a-1", PK)], "the name a-1 is used twice"),
     ],
 )
-def test_tables_that_cannot_be_are_named(tables: list[Table], said: str) -> None:
+def test_impossible_tables_are_named(tables: list[Table], said: str) -> None:
     with pytest.raises(ConfigError) as e:
         layouts(tables)
     assert said in str(e.value)
@@ -564,7 +560,7 @@ HARMLESS: Mapping[str, Any] = {
         *(({**ES, "tables": {"t": {"settings": given}}}, said) for given, said in HAZARDS),
     ],
 )
-def test_a_wrong_option_is_named(target: Mapping[str, Any], said: str) -> None:
+def test_an_invalid_option_is_named(target: Mapping[str, Any], said: str) -> None:
     assert said in "\n".join(problems(**target))
 
 
@@ -582,7 +578,7 @@ def test_a_wrong_option_is_named(target: Mapping[str, Any], said: str) -> None:
         {**ES, "tables": {"t": {"mapping": '{"properties": {"a": {"type": "long"}}}', "shards": 2, "replicas": 0}}},
     ],
 )
-def test_what_an_option_may_be(target: Mapping[str, Any]) -> None:
+def test_valid_options(target: Mapping[str, Any]) -> None:
     assert problems(**target) == []
 
 
@@ -592,24 +588,24 @@ def test_secrets_are_not_shown() -> None:
     assert "hush" not in repr(found)
 
 
-def test_versions_of_a_batch_fit_the_engines() -> None:
+def test_versions_fit_the_engines() -> None:
     assert version(FIRST_EPOCH, 0) > 2**53  # beyond what a double holds: they are written as integers
     ((action, _),) = lines(batch(put({"pk": "a"}, 1)), Table("contract", PK))["contract"]
     assert action["index"]["version"] == version(FIRST_EPOCH, 1)
 
 
-def test_an_item_whose_image_is_no_typed_json_is_a_rejection() -> None:
+def test_an_item_with_a_malformed_image_is_rejected() -> None:
     write = Upsert("contract", ("a",), Item(b"[]"), at(1), ("a",))
     found = encode(Batch([Part("s", [write, put({"pk": "b"}, 1)])]), encoders(Table("contract", PK)))
     assert found.rejections == [Rejection(write, "the document is not valid DynamoDB JSON")]
     assert dict(found.tables) == {}
 
 
-def test_an_item_that_is_fine_beside_it_is_none() -> None:
+def test_a_well_formed_item_is_not_rejected() -> None:
     assert rejections(Upsert("contract", ("a",), Item(image({"pk": "a"})), at(1), ("a",))) == []
 
 
-def test_a_cut_connection_is_told_without_the_quotes_of_nested_exceptions() -> None:
+def test_a_lost_connection_is_reported_by_the_innermost_message() -> None:
     cut_off = ProtocolError("Connection aborted.", RemoteDisconnected("Remote end closed connection without response"))
     error = TransportConnectionError("Connection error")
     error.__cause__ = cut_off

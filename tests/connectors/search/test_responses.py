@@ -1,4 +1,4 @@
-"""What servers, proxies and login pages answer, and what is made of it: a small HTTP server says what it is told to."""
+"""Responses of servers, proxies and login pages, from a small HTTP server with canned responses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def said(status: int, body: object = None, **headers: str) -> Told:
 
 @dataclass
 class Server:
-    """Behaves like a cluster with nothing in it, but for what ``answers`` says, by the beginning of "METHOD /path"."""
+    """Behaves like an empty cluster, except for ``answers``, by prefix of "METHOD /path"."""
 
     port: int = 0
     answers: dict[str, Told] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def served(found: Server, secure: Callable[[ThreadingHTTPServer], None]) -> Iter
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is no news
+    http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up, which is expected
     secure(http)
     found.port = http.server_address[1]
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
@@ -164,7 +164,7 @@ UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/wr
         (said(404, {"error": {"type": "index_not_found_exception", "reason": "x"}}), ConfigError, "is gone"),
     ],
 )  # fmt: skip
-def test_what_a_whole_answer_means(server: Server, told: Told, error: type[Exception], text: str) -> None:
+def test_error_for_a_failed_request(server: Server, told: Told, error: type[Exception], text: str) -> None:
     found = opened(server)
     server.answers["POST /contract-1-Replicator/_bulk"] = told
     with pytest.raises(error) as e:
@@ -190,7 +190,7 @@ ODD_ITEMS: list[object] = [None, 5, [5], [{}], [{"index": 5}], [{"index": {}}]]
         (said(200, b""), True),
     ],
 )
-def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, in_doubt: bool) -> None:
+def test_a_request_that_failed_halfway_is_in_doubt(server: Server, told: Told, in_doubt: bool) -> None:
     found = opened(server)
     server.answers["POST /contract-1-Replicator/_bulk"] = told
     with pytest.raises((TransientError, NotPermitted)):
@@ -199,7 +199,7 @@ def test_what_a_server_gave_up_halfway_is_doubted(server: Server, told: Told, in
 
 
 @pytest.mark.parametrize("cause", [None, 5, {"reason": None}, {"reason": 5}])
-def test_a_cause_that_is_null_or_odd_is_no_part_of_the_reason(server: Server, cause: object) -> None:
+def test_a_malformed_cause_is_left_out_of_the_reason(server: Server, cause: object) -> None:
     found = opened(server)
     error = {"type": "mapper_parsing_exception", "reason": None, "caused_by": cause}
     items = [{"index": {"status": 400, "error": error}}]
@@ -209,7 +209,7 @@ def test_a_cause_that_is_null_or_odd_is_no_part_of_the_reason(server: Server, ca
 
 
 @pytest.mark.parametrize("answer", [said(413, b""), said(400, {"error": {"type": "x_content_parse_exception"}})])
-def test_a_refused_request_goes_in_halves_down_to_the_document_that_is_to_blame(server: Server, answer: Told) -> None:
+def test_a_rejected_request_is_halved_down_to_the_document_to_blame(server: Server, answer: Told) -> None:
     class Picky(Server):
         def answer(self, asked: str, headers: Mapping[str, str], body: bytes) -> Told:
             return answer if b'"culprit"' in body else super().answer(asked, headers, body)
@@ -226,7 +226,7 @@ def test_a_refused_request_goes_in_halves_down_to_the_document_that_is_to_blame(
     assert {document["replicator"]["partition"] for document in stored} == {"a", "b", "c", "d", "e"}
 
 
-def test_only_what_is_unfinished_goes_again(server: Server) -> None:
+def test_only_unfinished_documents_are_sent_again(server: Server) -> None:
     found = opened(server)
     busy = {"status": 429, "error": {"type": "es_rejected_execution_exception"}}
     items = [{"index": {"status": 201}}, {"index": busy}, {"delete": {"status": 404}}]
@@ -245,7 +245,7 @@ FAULTY = {"index": {"status": 500, "error": {"type": "null_pointer_exception"}}}
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_a_document_on_which_the_engine_always_fails_is_refused_if_its_shard_takes_others(
+def test_a_document_the_engine_always_fails_on_is_refused_if_its_shard_accepts_others(
     server: Server, passes: bool
 ) -> None:
     class Failing(Server):
@@ -272,8 +272,8 @@ def test_a_document_on_which_the_engine_always_fails_is_refused_if_its_shard_tak
     assert {probe["delete"]["routing"] for probe in probes} == {"culprit"}
 
 
-def test_everything_of_a_batch_that_came_back_goes_again(server: Server) -> None:
-    """It comes in other batches, behind older changes that may have undone it."""
+def test_a_returned_batch_is_sent_again_completely(server: Server) -> None:
+    """It comes again in other batches, after older changes that may have undone it."""
     found = opened(server)
     no = {"status": 400, "error": {"type": "document_parsing_exception", "reason": "failed to parse"}}
     items = [{"delete": {"_index": "contract-1", "status": 200}}, {"index": no}]
@@ -288,7 +288,7 @@ def test_everything_of_a_batch_that_came_back_goes_again(server: Server) -> None
     assert [next(iter(json.loads(body.splitlines()[0]))) for _, _, body in server.requests] == ["delete"]
 
 
-def test_a_shard_that_does_not_answer_is_no_shard_without_leftovers(server: Server) -> None:
+def test_a_shard_that_does_not_respond_fails_a_sweep(server: Server) -> None:
     found = opened(server)
     server.answers["POST /contract-1/_search"] = said(503, {"error": {"type": "search_phase_execution_exception"}})
     with pytest.raises(TransientError):
@@ -301,8 +301,8 @@ def swept_hits(*ids: str) -> Told:
     return said(200, {"hits": {"hits": hits}})
 
 
-def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ever(server: Server) -> None:
-    """As a copy of a shard does that lags behind."""
+def test_a_sweep_waits_while_a_search_still_shows_removed_documents(server: Server) -> None:
+    """A lagging replica shard does this."""
     found = opened(server)
     server.answers["POST /contract-1/_search"] = swept_hits("a", "b")
     server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"found": True, "_version": 5}] * 2})
@@ -314,8 +314,8 @@ def test_a_search_that_shows_what_was_removed_is_waited_for_and_not_swept_for_ev
     assert found.sweep(TABLE, 5, []) == 1
 
 
-def test_an_epoch_that_is_noted_over_a_later_one_is_noted_again(server: Server) -> None:
-    """By a run that was stopped while it opened the index, and replaced. What others noted stays."""
+def test_an_epoch_overwritten_by_an_earlier_one_is_restored(server: Server) -> None:
+    """A run that was suspended while it opened the index, and was replaced, does this. Others' metadata stays."""
     found = client("elasticsearch", url=server.url)
     found.open([TABLE], FIRST_EPOCH + 2)
     meta = server.made["contract-1"]["mappings"]["_meta"] = json.loads(
@@ -331,7 +331,7 @@ def test_an_epoch_that_is_noted_over_a_later_one_is_noted_again(server: Server) 
 
 
 @pytest.mark.parametrize("later", [0, 1])
-def test_a_look_changes_nothing_where_the_epoch_is_not_lower(server: Server, later: int) -> None:
+def test_the_watch_changes_nothing_unless_the_epoch_is_lower(server: Server, later: int) -> None:
     found = opened(server)
     meta = server.made["contract-1"]["mappings"]["_meta"] = json.loads(
         json.dumps({**server.made["contract-1"]["mappings"]["_meta"], "team": "orders"})
@@ -344,8 +344,8 @@ def test_a_look_changes_nothing_where_the_epoch_is_not_lower(server: Server, lat
 
 
 @pytest.mark.parametrize("how", ["sweep", "purge"])
-def test_an_end_is_an_end_only_if_the_columns_say_so_too(server: Server, how: str) -> None:
-    """As where the search goes through a pipeline that hides documents."""
+def test_the_end_of_a_sweep_or_purge_is_confirmed_by_an_aggregation(server: Server, how: str) -> None:
+    """A search pipeline may hide documents."""
     found = opened(server)
     piece = partial(found.sweep, TABLE, 5, []) if how == "sweep" else partial(found.purge, TABLE, 5)
     oldest = {"oldest": {"value": 4.0}}
@@ -359,7 +359,7 @@ def test_an_end_is_an_end_only_if_the_columns_say_so_too(server: Server, how: st
     assert piece() == 0
 
 
-def test_a_small_result_window_makes_small_pieces_and_a_search_pipeline_is_left_out(server: Server) -> None:
+def test_a_sweep_respects_the_result_window_and_skips_the_search_pipeline(server: Server) -> None:
     found = opened(server)
     server.made["contract-1"]["settings"] = {"index": {"max_result_window": "7", "search": {"default_pipeline": "p"}}}
     assert found.sweep(TABLE, 5, []) == 0
@@ -369,7 +369,7 @@ def test_a_small_result_window_makes_small_pieces_and_a_search_pipeline_is_left_
     assert "search_pipeline=_none" in confirmed[0]
 
 
-def test_an_index_that_takes_no_tombstones_ends_the_run_instead_of_being_swept_for_ever(server: Server) -> None:
+def test_an_index_that_refuses_tombstones_ends_the_run_instead_of_an_endless_sweep(server: Server) -> None:
     found = opened(server)
     hits = [{"_id": "a", "_version": 1, "_source": {"replicator": {"partition": "a"}}}]
     server.answers["POST /contract-1/_search"] = said(200, {"hits": {"hits": hits}})
@@ -379,13 +379,13 @@ def test_an_index_that_takes_no_tombstones_ends_the_run_instead_of_being_swept_f
         found.sweep(TABLE, 5, [])
 
 
-def test_an_index_made_by_two_runs_at_once_is_looked_at_again(server: Server) -> None:
+def test_an_index_created_by_two_runs_at_once_is_inspected_again(server: Server) -> None:
     server.answers["PUT /contract-1"] = said(400, {"error": {"type": "resource_already_exists_exception"}})
     with pytest.raises(TransientError, match="another process created the index at the same time"):
         opened(server)
 
 
-# logging in
+# login
 
 
 CLOUD = {"cloud_id": "name:" + base64.b64encode(b"example.com$uuid$kibana").decode()}
@@ -401,7 +401,7 @@ CLOUD = {"cloud_id": "name:" + base64.b64encode(b"example.com$uuid$kibana").deco
         ),
     ],
 )
-def test_how_one_logs_in(server: Server, options: Mapping[str, str], header: str) -> None:
+def test_login_headers(server: Server, options: Mapping[str, str], header: str) -> None:
     opened(server, **options)
     assert {headers["authorization"] for _, headers, _ in server.requests} == {header}
 
@@ -422,15 +422,15 @@ def test_missing_privileges_are_named(server: Server) -> None:
     assert problem.endswith("the login writer lacks manage, delete on contract-1")
 
 
-def test_what_may_not_be_made_is_not_permitted(server: Server) -> None:
+def test_an_index_that_may_not_be_created_is_not_permitted(server: Server) -> None:
     reason = "action [indices:admin/create] is unauthorized for user [u]"
     server.answers["PUT /contract-1"] = said(403, {"error": {"type": "security_exception", "reason": reason}})
     with pytest.raises(NotPermitted, match="is unauthorized for user"):
         opened(server)
 
 
-def test_a_server_that_keeps_no_versions_is_refused(server: Server) -> None:
-    """As a service would that takes the parameters and ignores them."""
+def test_a_server_that_ignores_versions_is_refused(server: Server) -> None:
+    """A service may accept the parameters and ignore them."""
     server.answers["POST /contract-1-Replicator/_bulk"] = said(200, {"items": [{"index": {"status": 200}}] * 4})
     with pytest.raises(ConfigError, match="does not compare versions as replicator needs"):
         opened(server)
@@ -449,8 +449,8 @@ def test_requests_to_amazon_are_signed(server: Server, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without any AWS credentials or region."""
+def no_aws_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without AWS credentials or a region."""
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -458,8 +458,8 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, str(tmp_path / "none"))
 
 
-@pytest.mark.usefixtures("nobody")
-def test_amazons_needs_a_region_and_credentials(server: Server) -> None:
+@pytest.mark.usefixtures("no_aws_config")
+def test_amazon_opensearch_needs_a_region_and_credentials(server: Server) -> None:
     with pytest.raises(ConfigError, match=r"target\.aws\.region is missing"):
         client("opensearch", url=server.url, aws={})
     with pytest.raises(NotPermitted, match="no AWS credentials"):
@@ -469,7 +469,7 @@ def test_amazons_needs_a_region_and_credentials(server: Server) -> None:
 
 
 def signature(asked: str, headers: Mapping[str, str], body: bytes, region: str, service: str) -> str:
-    """The header as AWS would work it out from the request that arrived."""
+    """The authorization header, computed from the received request as AWS does."""
     method, target = asked.split(" ")
     path, _, query = target.partition("?")
     signed = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0]
@@ -498,20 +498,7 @@ def _pairs(query: str) -> list[tuple[str, str, str]]:
     return [pair.partition("=") for pair in query.split("&") if pair]
 
 
-def test_a_run_ends_where_another_pipeline_has_taken_the_index_over(server: Server) -> None:
-    """With ``adopt: true``. It notes nothing there any more: the other one's next start would be refused."""
-    found = client("elasticsearch", url=server.url)
-    found.open([TABLE], FIRST_EPOCH + 3)
-    server.made["contract-1"] = json.loads(json.dumps(server.made["contract-1"]))
-    server.made["contract-1"]["mappings"]["_meta"]["replicator"] |= {"pipeline": "other", "epoch": FIRST_EPOCH}
-    noted = json.loads(json.dumps(server.made["contract-1"]))
-    found._watch.now = lambda: float("inf")
-    with pytest.raises(ConfigError, match="pipeline other has taken over the index contract-1: stop this one for good"):
-        found.write(batch(put({"pk": "a"}, 1)))
-    assert server.made["contract-1"] == noted
-
-
-def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
+def test_a_request_that_was_never_sent_is_not_in_doubt(server: Server) -> None:
     found = client("elasticsearch", url="http://127.0.0.1:1")
     # the server went away since
     found._writing.layouts, found._encoders = (there := opened(server))._writing.layouts, there._encoders
@@ -520,7 +507,7 @@ def test_what_never_arrived_raises_no_doubt(server: Server) -> None:
     assert not found.in_doubt
 
 
-def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Server) -> None:
+def test_results_of_an_earlier_attempt_count_when_the_rest_is_stored(server: Server) -> None:
     found, written = opened(server), batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1))
     conflict = {"index": {"status": 409, "error": {"type": "version_conflict_engine_exception"}}}
     busy = {"index": {"status": 429, "error": {"type": "es_rejected_execution_exception"}}}
@@ -541,7 +528,7 @@ def test_what_an_earlier_attempt_said_counts_when_the_rest_is_stored(server: Ser
 # TLS
 
 
-def test_a_server_that_speaks_no_tls_is_a_config_error(server: Server) -> None:
+def test_a_server_without_tls_is_a_config_error(server: Server) -> None:
     (problem,) = client("elasticsearch", url=f"https://127.0.0.1:{server.port}").check([TABLE])
     assert problem.endswith("does not speak TLS on that port; should target.url use http?")
 
@@ -572,19 +559,19 @@ def secure(certificate: Path) -> Iterator[Server]:
     yield from served(Server(), wrap)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(secure: Server) -> None:
+def test_an_untrusted_certificate_is_refused(secure: Server) -> None:
     (problem,) = client("elasticsearch", url=f"https://127.0.0.1:{secure.port}").check([TABLE])
     assert "has a certificate that is not trusted" in problem
     assert problem.endswith("set target.ca_certs to its certificate authority")
 
 
-def test_with_the_authority_named_the_same_server_is_trusted(secure: Server, tmp_path: Path) -> None:
+def test_with_its_authority_configured_the_same_server_is_trusted(secure: Server, tmp_path: Path) -> None:
     trusted = {"url": f"https://127.0.0.1:{secure.port}", "ca_certs": str(tmp_path / "certificate.pem")}
     assert list(client("elasticsearch", **trusted).check([TABLE])) == []
 
 
-def test_a_batch_that_takes_long_is_sent_in_stretches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was replaced meanwhile would otherwise go on when the next one has purged its tombstones."""
+def test_a_slow_batch_is_sent_in_stretches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a replaced run could still be writing after the next one has purged its tombstones."""
     monkeypatch.setattr(bulk, "is_late", late_after(1))
     target, whole = opened(server, bulk_documents=2, in_flight=1), batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
     before = bulks(server)
@@ -600,8 +587,8 @@ def bulks(server: Server) -> int:
     return sum("/_bulk" in asked for asked, _, _ in server.requests)
 
 
-def test_an_answer_that_is_damaged_on_its_way_leaves_doubt(certificate: Path, tmp_path: Path) -> None:
-    """The server has the request: that TLS fails does not mean that nothing arrived."""
+def test_a_damaged_tls_response_is_in_doubt(certificate: Path, tmp_path: Path) -> None:
+    """The server has received the request: a TLS failure does not mean that nothing arrived."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     received: list[bytes] = []

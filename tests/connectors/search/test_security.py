@@ -1,4 +1,4 @@
-"""Real Elasticsearch servers that ask for a login: who may do what, and how a refusal reads."""
+"""Elasticsearch servers with security enabled: required privileges and the messages of refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers.search import SearchServer, ServerMissing, Which
 
 pytestmark = pytest.mark.search
 
-# Whoever does not log in may ask for the cluster's health, which is how the server is known to be ready.
+# Anonymous users may query the cluster's health, which shows that the server is ready.
 SECURED = {"xpack.security.enabled": "true", "xpack.security.authc.anonymous.roles": "beats_system"}
 ROLES = """
 writer:
@@ -49,7 +49,7 @@ def secured(request: pytest.FixtureRequest) -> Iterator[SearchServer]:
 
 
 def files() -> Mapping[str, str]:
-    """The server's users, each with a role of the same name."""
+    """The server's files of users, each with a role of the same name."""
     return {
         "users": "".join(f"{user}:{_hashed(PASSWORD)}\n" for user in USERS),
         "users_roles": "".join(f"{user}:{user}\n" for user in USERS),
@@ -71,7 +71,7 @@ def logged_in(server: SearchServer, user: str, password: str = PASSWORD) -> Sear
     return client("elasticsearch", url=server.url, username=user, password=password)
 
 
-def test_the_privileges_that_the_docs_name_are_enough(secured: SearchServer) -> None:
+def test_the_documented_privileges_are_enough(secured: SearchServer) -> None:
     target = logged_in(secured, "writer")
     assert list(target.check([TABLE])) == []
     target.open([TABLE], FIRST_EPOCH)
@@ -87,7 +87,7 @@ def test_the_privileges_that_the_docs_name_are_enough(secured: SearchServer) -> 
 
 
 @pytest.mark.parametrize("privilege", NEEDED)
-def test_each_of_them_is_needed_and_named_where_it_is_missing(secured: SearchServer, privilege: str) -> None:
+def test_each_privilege_is_needed_and_named_if_missing(secured: SearchServer, privilege: str) -> None:
     problems = logged_in(secured, f"no-{privilege}").check([TABLE])
     names = ("secured", "secured-1", "secured-1-Replicator")
     assert {p.rpartition(": ")[2] for p in problems} == {
@@ -104,7 +104,7 @@ def test_missing_privileges_are_named(secured: SearchServer) -> None:
     }
 
 
-def test_a_refusal_names_what_would_allow_it(secured: SearchServer) -> None:
+def test_a_refusal_names_the_missing_privilege(secured: SearchServer) -> None:
     logged_in(secured, "writer").open([TABLE], FIRST_EPOCH + 2)
     with pytest.raises(NotPermitted, match=r"data/write/bulk.* is unauthorized for user \[reader\].*granted by.*index"):
         logged_in(secured, "reader").open([TABLE], FIRST_EPOCH + 7)

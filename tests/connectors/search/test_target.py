@@ -1,4 +1,4 @@
-"""The search targets on real servers: what only they can do wrong, beyond the contract."""
+"""The search targets on real servers, beyond the contract."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def there(pk: str, ordinal: int, of: Table, **more: Any) -> Upsert:
 
 
 def test_any_item_fits(search: Search) -> None:
-    """Names that no mapping could have, a thousand attributes, deep nesting."""
+    """Names that no mapping accepts, a thousand attributes, deep nesting."""
     deep: Any = "deepest"
     for _ in range(31):
         deep = {"": [deep]}
@@ -66,7 +66,7 @@ def test_long_ids_are_hashed_and_the_key_is_kept(search: Search) -> None:
     assert hits(search, of) == []
 
 
-def test_a_document_is_where_its_routing_says(search: Search) -> None:
+def test_a_document_is_in_the_shard_of_its_routing(search: Search) -> None:
     of = table(search, keys=PAIR, routing="pk", shards=3)
     found = opened(search, of)
     found.write(batch(*(put({"pk": "a"}, 1, id=("a", str(n)), table=of.name) for n in range(9)), tombstones=True))
@@ -98,7 +98,7 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
 }  # fmt: skip
 
 
-def test_a_refused_document_is_named_with_a_reason_that_quotes_nothing_of_it(search: Search) -> None:
+def test_a_refused_document_has_a_reason_that_quotes_none_of_its_values(search: Search) -> None:
     fields = {**PLAIN["properties"], "box": {"properties": {"a": {"type": "long"}}}, "day": {"type": "date"}}
     of = table(search, mapping={"properties": fields})
     found = opened(search, of)
@@ -121,7 +121,7 @@ def test_a_limit_of_the_index_is_a_reason(one_search: Search) -> None:
     assert rejection.reason.startswith("the index is limited to 12 total fields")
 
 
-def test_what_an_earlier_attempt_stored_is_applied_and_not_stale(one_search: Search) -> None:
+def test_writes_stored_by_an_earlier_attempt_are_applied_not_superseded(one_search: Search) -> None:
     of = table(one_search, mapping=PLAIN)
     found = opened(one_search, of)
     rest: list[Upsert | Delete] = [hooked(of, "a", 2, {}), remove("b", 2, table=of.name)]
@@ -137,8 +137,8 @@ def bulk(*lines: Any) -> bytes:
     return b"".join(orjson.dumps(line) + b"\n" for line in lines)
 
 
-def test_a_late_request_undoes_no_delete_while_there_is_doubt(search: Search) -> None:
-    """An old bulk request is carried out after the delete, and after the engine forgot its own tombstones."""
+def test_a_late_request_undoes_no_delete_in_the_in_doubt_window(search: Search) -> None:
+    """An old bulk request is applied after the delete, when the engine has forgotten the delete itself."""
     of = table(search)
     found = opened(search, of)
     found.in_doubt.begin()
@@ -165,7 +165,7 @@ def test_a_tombstone_is_hidden_from_searches_but_not_from_get_and_gone_after_the
     assert found.write(batch(hooked(of, "a", 3, {}))) == Outcome()
 
 
-def test_without_doubt_a_delete_leaves_nothing(one_search: Search) -> None:
+def test_outside_the_in_doubt_window_a_delete_leaves_no_tombstone(one_search: Search) -> None:
     of = table(one_search)
     found = opened(one_search, of)
     found.write(batch(there("a", 1, of)))
@@ -173,7 +173,7 @@ def test_without_doubt_a_delete_leaves_nothing(one_search: Search) -> None:
     assert behind(one_search, of) == {}
 
 
-def test_what_was_encoded_before_a_doubt_leaves_tombstones_in_it(one_search: Search) -> None:
+def test_a_batch_encoded_before_the_in_doubt_window_leaves_tombstones_in_it(one_search: Search) -> None:
     of = table(one_search)
     found = opened(one_search, of)
     encoded = found.encode(batch(remove("a", 2, table=of.name)))
@@ -183,8 +183,8 @@ def test_what_was_encoded_before_a_doubt_leaves_tombstones_in_it(one_search: Sea
     assert behind(one_search, of)["a"]["_source"]["replicator"] == {"version": at(2), "partition": "a", "deleted": True}
 
 
-def test_a_purge_spares_what_came_back_meanwhile(one_search: Search) -> None:
-    """The search may still find a tombstone that a newer document has replaced."""
+def test_a_purge_spares_documents_stored_in_the_meantime(one_search: Search) -> None:
+    """A search may still find a tombstone that a newer document has replaced."""
     of = table(one_search, settings={"refresh_interval": "-1"})
     found = opened(one_search, of)
     found.write(batch(remove("a", 2, table=of.name), tombstones=True))
@@ -199,7 +199,7 @@ def test_a_purge_spares_what_came_back_meanwhile(one_search: Search) -> None:
 # conflicts
 
 
-def test_a_version_that_nobody_of_ours_can_have_written_is_reported(one_search: Search) -> None:
+def test_a_version_that_only_another_writer_can_have_stored_is_reported(one_search: Search) -> None:
     of = table(one_search)
     found = opened(one_search, of)
     foreign = {"index": {"_id": "a", "version": at(0, 6000), "version_type": "external"}}
@@ -225,7 +225,7 @@ def test_an_index_that_another_tool_filled_with_higher_versions_is_refused(one_s
 # indices
 
 
-def test_an_index_made_by_accident_is_refused(one_search: Search) -> None:
+def test_an_index_created_by_accident_is_refused(one_search: Search) -> None:
     of = table(one_search)
     one_search.ask("PUT", f"/{of.name}-1", {"mappings": {"dynamic": "true"}})
     (problem,) = target(one_search).check([of])
@@ -233,14 +233,14 @@ def test_an_index_made_by_accident_is_refused(one_search: Search) -> None:
     assert "take it over with adopt: true" in problem
 
 
-def test_the_tables_name_may_not_be_an_index(one_search: Search) -> None:
+def test_the_name_of_a_table_must_not_be_an_index(one_search: Search) -> None:
     of = table(one_search)
     one_search.ask("PUT", f"/{of.name}")
     (problem,) = target(one_search).check([of])
     assert problem.startswith(f"{of.name} is an index; replicator writes to an index {of.name}-1 behind an alias")
 
 
-def test_an_index_of_somebody_elses_is_taken_over_knowingly(one_search: Search) -> None:
+def test_another_tools_index_is_taken_over_with_adopt(one_search: Search) -> None:
     of = table(one_search, index=f"{one_search.prefix}old", mapping={"dynamic": "false", **PLAIN}, adopt=True)
     one_search.ask("PUT", f"/{one_search.prefix}old", {"mappings": {"dynamic": "false", **PLAIN, "_meta": {"by": "x"}}})
     one_search.ask("PUT", f"/{one_search.prefix}old/_doc/theirs?refresh=true", {"title": "old"})
@@ -286,14 +286,14 @@ def test_an_index_of_another_pipeline_is_refused(one_search: Search) -> None:
     assert other.epoch([Table(of.name, of.keys, {"adopt": True})]) == FIRST_EPOCH
 
 
-def test_other_routing_is_refused(one_search: Search) -> None:
+def test_a_different_routing_is_refused(one_search: Search) -> None:
     of = table(one_search, keys=PAIR)
     opened(one_search, of)
     (problem,) = target(one_search).check([Table(of.name, of.keys, {"routing": "sk"})])
     assert "its documents are routed differently than routing says" in problem
 
 
-def test_an_alias_that_leads_elsewhere_or_hides_nothing_is_refused(one_search: Search) -> None:
+def test_an_alias_to_another_index_or_without_a_filter_is_refused(one_search: Search) -> None:
     of, other = table(one_search), table(one_search, "other")
     opened(one_search, of, other)
     action = {"index": f"{other.name}-1", "alias": of.name}
@@ -305,7 +305,7 @@ def test_an_alias_that_leads_elsewhere_or_hides_nothing_is_refused(one_search: S
     assert any(f"the alias {other.name} does not hide tombstones" in p for p in problems)
 
 
-def test_a_missing_alias_is_made(one_search: Search) -> None:
+def test_a_missing_alias_is_created(one_search: Search) -> None:
     of = table(one_search)
     opened(one_search, of).write(batch(there("a", 1, of)))
     one_search.ask("DELETE", f"/{of.name}-1/_alias/{of.name}")
@@ -315,7 +315,7 @@ def test_a_missing_alias_is_made(one_search: Search) -> None:
     assert ids(one_search, of) == {"a"}
 
 
-def test_the_plan_is_a_request_that_can_be_typed(search: Search) -> None:
+def test_the_plan_is_a_valid_request(search: Search) -> None:
     of = table(
         search, mapping={"properties": {"price": {"type": "double"}}}, settings={"refresh_interval": "5s"}, shards=2
     )
@@ -334,17 +334,17 @@ def test_a_mapping_that_the_engine_refuses_is_a_config_error(one_search: Search)
         opened(one_search, of)
 
 
-def test_looking_leaves_nothing_behind(search: Search) -> None:
+def test_check_leaves_nothing_behind(search: Search) -> None:
     of = table(search)
     opened(search, of)
     assert list(target(search).check([of])) == []
     assert behind(search, of) == {}
 
 
-# trouble with an index
+# an index that is not available
 
 
-def test_a_disk_that_is_nearly_full_is_waited_for(search: Search) -> None:
+def test_a_run_waits_while_a_disk_is_nearly_full(search: Search) -> None:
     of = table(search)
     found = opened(search, of)
     found.write(batch(there("a", 1, of)))
@@ -358,7 +358,7 @@ def test_a_disk_that_is_nearly_full_is_waited_for(search: Search) -> None:
     assert ids(search, of) == {"b"}
 
 
-def test_a_closed_index_is_waited_for(search: Search) -> None:
+def test_a_run_waits_while_the_index_is_closed(search: Search) -> None:
     of = table(search)
     found = opened(search, of)
     search.ask("POST", f"/{of.name}-1/_close")
@@ -368,7 +368,7 @@ def test_a_closed_index_is_waited_for(search: Search) -> None:
     assert found.write(batch(there("a", 1, of))) == Outcome()
 
 
-def test_blocked_writes_are_waited_for(search: Search) -> None:
+def test_a_run_waits_while_writes_are_blocked(search: Search) -> None:
     of = table(search)
     found = opened(search, of)
     search.ask("PUT", f"/{of.name}-1/_settings", {"index.blocks.write": True})

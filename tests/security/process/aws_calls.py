@@ -1,4 +1,4 @@
-"""Notes what replicator asks of AWS: in the test process, and in each Python process that a test starts.
+"""Records which AWS calls replicator makes, in the test process and in each Python process that a test starts.
 
 Production code knows nothing of it. An import hook wraps the edges as their modules come in: the one wire (calls one
 by one, and where many calls go), the role that is assumed, requests signed for OpenSearch. A note is (place, kind,
@@ -39,13 +39,13 @@ def note(place: str, kind: str, action: str) -> None:
 
 
 def noted(folder: Path) -> dict[Note, str]:
-    """What all processes noted, with a test that it came from."""
+    """The calls of all processes, each with a test that made it."""
     lines = [line for path in sorted(folder.glob("*.calls")) for line in path.read_text().splitlines()]
     return {(place, kind, action): test for place, kind, action, test in map(json.loads, lines)}
 
 
 def actions(operation: str, request: Mapping[str, Any]) -> Iterator[str]:
-    """What IAM calls an operation: a transaction is permitted by what is done in it, tags by an action of their own."""
+    """The IAM actions of an operation: those inside a transaction, and a separate one for tags."""
     if operation == "TransactWriteItems":
         yield from (f"dynamodb:{_TRANSACTED[kind]}" for action in request["TransactItems"] for kind in action)
         return
@@ -121,7 +121,7 @@ _EDGES: Mapping[str, Callable[[Any], None]] = {
 
 
 class _Edges(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules with edges as Python would, and wraps their edges when they are loaded."""
+    """Imports the modules that call AWS as Python does, and wraps their entry points once loaded."""
 
     def __init__(self) -> None:
         self._loaders: dict[str, Any] = {}
@@ -143,7 +143,7 @@ class _Edges(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Note calls from now on; before the modules with the edges are imported."""
+    """Record calls from now on. Call it before those modules are imported."""
     late = [name for name in _EDGES if name in sys.modules]
     assert not late, f"imported before its calls could be noted: {late}"
     sys.meta_path.insert(0, _Edges())

@@ -1,4 +1,4 @@
-"""Python imports this at the start of each process that the tests start (``tests/security/plugin.py`` sees to it)."""
+"""Imported by Python in each process that the tests start: ``tests/security/plugin.py`` puts it on the path."""
 
 import os
 
