@@ -51,7 +51,7 @@ def product(endpoint: str) -> Result:
     batches = list(_batches())
     options = DynamoDBOptions(endpoint_url=endpoint, region="us-east-1")
     account = Account(options)
-    writing = account.writing(InDoubtWindow())
+    writing = account.writer(InDoubtWindow())
     tables = layouts([Table(data.TABLE, destination.KEYS)], options)
     tune_allocator()
     started, cpu = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""DynamoDB as a target: another table, in whichever account and region."""
+"""DynamoDB as a target: tables in any account and region."""
 
 from connectors.dynamodb.target import DynamoDB
 

@@ -1,4 +1,4 @@
-"""The target's tables as DynamoDB describes them, and what is wrong with them."""
+"""Existing tables: their descriptions, reasons why documents cannot be stored in them, and permission probes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from replicator.source.table import SourceTable
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A table as it is. ``identity`` tells it from a later one of the same name."""
+    """A table's description. ``identity`` differs from that of a later table with the same name."""
 
     name: str
     arn: str
@@ -32,7 +32,7 @@ class Described:
 
 
 def ask(client: Client, operation: str, request: dict[str, Any], resource: str) -> Any:
-    """The JSON object of an answer; errors by what to do about them."""
+    """Call DynamoDB; the response's JSON object. ReplicatorError, by what to do about it."""
     try:
         return decoded(client.call(operation, request), dict[str, Any], operation)
     except AwsError as e:
@@ -40,7 +40,7 @@ def ask(client: Client, operation: str, request: dict[str, Any], resource: str) 
 
 
 def describe(client: Client, name: str) -> Described | None:
-    """The table as it is now, None if there is none."""
+    """The table's description, None if there is no such table."""
     try:
         body = client.call("DescribeTable", {"TableName": name})
     except AwsError as e:
@@ -69,58 +69,58 @@ def _described(table: dict[str, Any]) -> Described:
 
 
 def identity(table: dict[str, Any]) -> str:
-    """What two tables never share: their id, or when they were made where the endpoint gives none."""
+    """The table's id, or its creation time where the endpoint returns no ids (DynamoDB Local)."""
     return str(table.get("TableId") or float(table["CreationDateTime"]))
 
 
-def mismatches(layout: Layout, found: Described, source: SourceTable | None) -> Iterator[str]:
-    """Every reason why documents cannot be stored there."""
-    if source is not None and found.arn == source.arn and found.identity == source.identity:
+def mismatches(layout: Layout, table: Described, source: SourceTable | None) -> Iterator[str]:
+    """Reasons why documents cannot be stored in the table, a sentence each."""
+    if source is not None and table.arn == source.arn and table.identity == source.identity:
         yield (
-            f"the target's table {layout.name} is the source's own ({found.arn}): every copied item would be a change "
+            f"the target's table {layout.name} is the source itself ({table.arn}): every copied item would be a change "
             "to copy again. Name another table, region or account under target"
         )
         return
-    if source is not None and _replica_of(found, source):
+    if source is not None and _is_replica(table, source):
         yield (
-            f"the target's table {layout.name} is a replica of the source in one global table, which DynamoDB keeps "
-            "alike by itself; name another table"
+            f"the target's table {layout.name} and the source are replicas of one global table, which DynamoDB keeps "
+            "in sync already; name another table"
         )
-    if found.keys != layout.keys:
+    if table.keys != layout.keys:
         yield (
-            f"the target's table {layout.name} has the key {_keys(found.keys)}, the documents are filed under "
-            f"{_keys(layout.keys)}. Name a table with that key, or let replicator make one (create: true)"
+            f"the target's table {layout.name} has the key {_keys(table.keys)}, but the documents' key is "
+            f"{_keys(layout.keys)}. Name a table with that key, or let replicator create one (create: true)"
         )
     for name in layout.ours:
-        if name in found.keys.names or name in found.index_keys:
+        if name in table.keys.names or name in table.index_keys:
             yield (
-                f"{name} is a key attribute of the target's table {layout.name} or of an index of it, so replicator "
-                "cannot keep its own values there; choose another name (target.version_attribute, "
+                f"{name} is a key attribute of the target's table {layout.name} or of one of its indexes, so "
+                "replicator cannot store its own values in it; choose another name (target.version_attribute, "
                 "target.deleted_attribute)"
             )
 
 
-def _replica_of(found: Described, source: SourceTable) -> bool:
-    """Same account and name, and the source's region among those that the table is in."""
-    here, there = found.arn.split(":"), source.arn.split(":")
-    return len(there) == 6 and (here[4:], True) == (there[4:], there[3] in found.replicas)
+def _is_replica(table: Described, source: SourceTable) -> bool:
+    """Whether both are in the same account under the same name, and the table has a replica in the source's region."""
+    own, other = table.arn.split(":"), source.arn.split(":")
+    return len(other) == 6 and own[4:] == other[4:] and other[3] in table.replicas
 
 
 def _keys(keys: KeySchema) -> str:
     return " and ".join(f"{a.name} ({a.kind})" for a in keys.attributes)
 
 
-def notes(layout: Layout, found: Described) -> Iterator[str]:
-    """What a person should know about an existing table, though it stops nothing."""
-    if found.streaming:
+def notes(layout: Layout, table: Described) -> Iterator[str]:
+    """What users should know about an existing table, though it prevents nothing."""
+    if table.streaming:
         yield (
-            f"nothing, but note: the target's table {layout.name} has a stream of its own. Whatever reads it sees each "
-            "copied item as a change; if that brings items back to the source, they go round for ever"
+            f"nothing, but note: the target's table {layout.name} has a stream. Its readers see each copied item as a "
+            "change; if one of them writes back to the source, items circulate forever"
         )
-    if found.replicas:
+    if table.replicas:
         yield (
-            f"nothing, but note: the target's table {layout.name} has replicas in {', '.join(found.replicas)}. Let "
-            "nothing else write to them: the last writer wins there, whatever its version"
+            f"nothing, but note: the target's table {layout.name} has replicas in {', '.join(table.replicas)}. Nothing "
+            "else may write to those: there the last writer wins, whatever the version"
         )
 
 
@@ -128,22 +128,22 @@ _ANY = {"S": "-", "N": "0", "B": "AA=="}
 
 
 def try_put(client: Client, table: Described) -> None:
-    """NotPermitted if nothing may be put there."""
+    """NotPermitted if PutItem is not allowed. Changes nothing."""
     _attempt(client, "PutItem", table, {"Item": _any_key(table)})
 
 
 def try_delete(client: Client, table: Described) -> None:
-    """NotPermitted if nothing may be deleted there."""
+    """NotPermitted if DeleteItem is not allowed. Changes nothing."""
     _attempt(client, "DeleteItem", table, {"Key": _any_key(table)})
 
 
-def _attempt(client: Client, operation: str, table: Described, what: dict[str, Any]) -> None:
-    never = {
+def _attempt(client: Client, operation: str, table: Described, subject: dict[str, Any]) -> None:
+    never = {  # contradicts itself, so nothing is ever written
         "ConditionExpression": "attribute_exists(#k) AND attribute_not_exists(#k)",
         "ExpressionAttributeNames": {"#k": table.keys.names[0]},
     }
     try:
-        client.call(operation, {"TableName": table.name, **what, **never})
+        client.call(operation, {"TableName": table.name, **subject, **never})
     except AwsError as e:
         if e.code != "ConditionalCheckFailedException":
             raise failure(e, operation, table.arn, place="target") from e

@@ -1,4 +1,4 @@
-"""The account and region that the tables are in: one way for what is asked now and then, one for many writes."""
+"""The account and region that the tables are in: a client for single calls, and a writer for batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from replicator.target.in_doubt import InDoubtWindow
 
 
 class Account:
-    """Connected when something is asked of it."""
+    """Connects at first use."""
 
     def __init__(self, options: DynamoDBOptions) -> None:
         self._options = options
@@ -28,8 +28,8 @@ class Account:
     def epochs(self) -> Epochs:
         return Epochs(self.client, self._options.epochs_table)
 
-    def writing(self, in_doubt: InDoubtWindow) -> Writer:
-        """Writes with as many requests at once as the options allow. One at a time."""
+    def writer(self, in_doubt: InDoubtWindow) -> Writer:
+        """A writer with as many requests in flight as the options allow. Only one at a time."""
         options, client = self._options, self.client
         server = f"DynamoDB at {client.server}"
         self._sender = Sender(server, client.calls, Pace(options.in_flight, options.write_units))

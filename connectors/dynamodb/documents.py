@@ -1,4 +1,4 @@
-"""How documents are stored as items: a table's layout, the documents themselves, and Python values as attributes."""
+"""Documents as items: a table's key and reserved attributes, and Python values as DynamoDB attributes."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _raws = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _typed = msgspec.json.Decoder(dict[str, Any])
 
 Raws = dict[str, Any]
-"""An item's attributes by name, each as JSON text or as what becomes it."""
+"""An item's attributes by name: each as raw JSON, or as a typed attribute (``{"N": "1"}``)."""
 
 
 class Stored:
-    """Makes items for one table, without the version: that is added to the request."""
+    """Makes the items of one table, without the version: the request adds it."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._quoted = [orjson.dumps(name) for name in layout.ours]
 
     def item(self, write: Upsert) -> bytes:
-        """The item's JSON. Unfit says in words why it cannot be stored."""
+        """The item as DynamoDB JSON: an image's own bytes if possible. Unfit tells why it cannot be stored."""
         body = write.body
         if type(body) is Item and not self._layout.own_ids:
             image = bytes(body.image)
             if b"\\u" not in image and not any(name in image for name in self._quoted):
                 return image
-            # perhaps only a value looks like one of our names; or one is spelt with an escape, as JSON allows
+            # One of our names may be in there, perhaps only in a value, or written with a JSON escape.
             self._check_names(_attributes(image))
             return image
-        found = self._raws(body)
-        self._check_names(found)
-        return orjson.dumps(self._with_key(found, write), default=_as_text)
+        raws = self._raws(body)
+        self._check_names(raws)
+        return orjson.dumps(self._with_key(raws, write), default=_fragment)
 
     def _raws(self, body: Mapping[str, object]) -> Raws:
         if type(body) is Item:
@@ -56,48 +56,48 @@ class Stored:
             return _attributes(bytes(body.item.image)) | fields(body.changes)
         return fields(body)
 
-    def _check_names(self, found: Raws) -> None:
+    def _check_names(self, raws: Raws) -> None:
         for name in self._layout.ours:
-            if name in found:
+            if name in raws:
                 raise Unfit(
-                    f"has an attribute {name} of its own, which is where replicator keeps what it must remember; "
-                    "give it another name (target.version_attribute, target.deleted_attribute)"
+                    f"has an attribute {name}, the name under which replicator stores its own values; "
+                    "configure another one (target.version_attribute, target.deleted_attribute)"
                 )
 
-    def _with_key(self, found: Raws, write: Upsert) -> Raws:
-        """The key is the one that the document is filed under; where a hook says another one, it is a mistake."""
+    def _with_key(self, raws: Raws, write: Upsert) -> Raws:
+        """Set the key to the document's id. Unfit where the hook returned another one."""
         for attribute, text in zip(self._layout.keys.attributes, write.id, strict=True):
-            given = found.get(attribute.name)
-            if given is not None and not _is(given, attribute.kind, text):
+            given = raws.get(attribute.name)
+            if given is not None and not _equals(given, attribute.kind, text):
                 raise Unfit(
-                    f"has a key attribute {attribute.name} that is not the item's own {attribute.kind} value; "
-                    "leave it as it is, or let the hook give documents ids of their own (@documents)"
+                    f"has a key attribute {attribute.name} that differs from the item's own {attribute.kind} value; "
+                    "leave it unchanged, or have the hook return documents with their own ids (@documents)"
                 )
-            found[attribute.name] = {attribute.kind: text}
-        return found
+            raws[attribute.name] = {attribute.kind: text}
+        return raws
 
 
 def _attributes(image: bytes) -> Raws:
     return decoded(_raws, image)
 
 
-def _is(given: Any, kind: str, text: str) -> bool:
+def _equals(given: Any, kind: str, text: str) -> bool:
     attribute = _typed.decode(given) if isinstance(given, msgspec.Raw) else given
     if kind not in attribute:
         return False
     return bool((canonical_number(attribute["N"]) if kind == "N" else attribute[kind]) == text)
 
 
-def _as_text(value: object) -> orjson.Fragment:
+def _fragment(value: object) -> orjson.Fragment:
     assert isinstance(value, msgspec.Raw)
     return orjson.Fragment(bytes(value))
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A table's ``name`` and key, and the attributes that are ours in it: ``version``, ``deleted``.
+    """A table's ``name`` and ``keys``, and the attributes that replicator adds to items: ``version`` and ``deleted``.
 
-    ``pristine``: there are none of ours.
+    ``pristine``: it adds none.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Layout:
 
     @property
     def ours(self) -> tuple[str, ...]:
-        """Names that no document may use for itself."""
+        """Attribute names that documents must not use."""
         return () if self.pristine else (self.version, self.deleted)
 
 
@@ -131,9 +131,9 @@ _WIDE = Context(prec=400)
 
 
 def fields(body: Mapping[str, object]) -> dict[str, Typed]:
-    """What a hook returned as attributes; Unfit also where reading a value runs code of its own, which raises."""
+    """What a hook returned, as typed attributes. Unfit, also where a value's own code raises while it is read."""
     try:
-        return {name_of(name): typed(value) for name, value in body.items()}
+        return {_name(name): typed(value) for name, value in body.items()}
     except Unfit:
         raise
     except BaseException as e:
@@ -141,9 +141,9 @@ def fields(body: Mapping[str, object]) -> dict[str, Typed]:
 
 
 def typed(value: object, depth: int = 0) -> Typed:
-    """One value as a typed attribute. Unfit says in words what DynamoDB has no type for."""
+    """One value as a typed attribute. Unfit where DynamoDB has no type for it."""
     if depth >= _DEEPEST:
-        raise Unfit(f"is nested more than the {_DEEPEST} levels that DynamoDB stores")
+        raise Unfit(f"is nested deeper than the {_DEEPEST} levels that DynamoDB stores")
     match value:
         case str():
             return {"S": utf8(str(value))}
@@ -165,7 +165,7 @@ def typed(value: object, depth: int = 0) -> Typed:
 def _nested(value: object, depth: int) -> Typed:
     match value:
         case Mapping():
-            return {"M": {name_of(name): typed(inner, depth + 1) for name, inner in value.items()}}
+            return {"M": {_name(name): typed(inner, depth + 1) for name, inner in value.items()}}
         case list() | tuple():
             return {"L": [typed(inner, depth + 1) for inner in value]}
         case set() | frozenset():
@@ -173,17 +173,16 @@ def _nested(value: object, depth: int) -> Typed:
     raise Unfit(f"contains a {type(value).__name__}, which DynamoDB has no type for")
 
 
-def name_of(name: object) -> str:
-    """An attribute's name, or one in a map."""
+def _name(name: object) -> str:
     if not isinstance(name, str):
         raise Unfit(f"has a {type(name).__name__} as a name; names must be strings")
     if not name:
-        raise Unfit("has an attribute with an empty name, which DynamoDB does not store")
+        raise Unfit("has an attribute with an empty name, which DynamoDB does not allow")
     return utf8(name)
 
 
 def number(value: int | float | Decimal) -> str:
-    """The digits of a number; a float's are those that stand for it exactly (0.1 is 0.1)."""
+    """The digits of a number; of a float its shortest exact representation (0.1 is ``0.1``)."""
     exact = Decimal(repr(float(value))) if isinstance(value, float) else Decimal(value)
     if not exact.is_finite():
         raise Unfit("contains NaN or Infinity")
@@ -193,14 +192,16 @@ def number(value: int | float | Decimal) -> str:
     if len(digits) > _DIGITS:
         raise Unfit(f"contains a number with more than {_DIGITS} digits; round it in the hook")
     if not _SMALLEST <= len(digits) + int(exponent) - 1 <= _LARGEST:
-        raise Unfit("contains a number beyond what DynamoDB can hold (1E-130 to 9.9E+125)")
+        raise Unfit("contains a number outside of DynamoDB's range (1E-130 to 9.9E+125)")
     return str(exact)
 
 
 def _set(members: set[Any] | frozenset[Any]) -> Typed:
-    found = [typed(member) for member in members]
-    kinds = {kind for member in found for kind in member}
+    attributes = [typed(member) for member in members]
+    kinds = {kind for attribute in attributes for kind in attribute}
     if len(kinds) != 1 or not kinds <= {"S", "N", "B"}:
-        raise Unfit("contains a set that is empty or of unlike members; DynamoDB's are of text, of numbers or of bytes")
+        raise Unfit(
+            "contains a set that is empty or mixes types; DynamoDB has sets of strings, of numbers and of binaries"
+        )
     (kind,) = kinds
-    return {f"{kind}S": sorted(member[kind] for member in found)}
+    return {f"{kind}S": sorted(attribute[kind] for attribute in attributes)}

@@ -1,4 +1,4 @@
-"""A batch as requests: everything that can be done before the table is asked. Pure."""
+"""A batch as requests: everything that can be done before anything is sent. Pure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,24 @@ _UNIT = 1024  # bytes
 LARGEST_KEYS = (2048, 1024)  # bytes of a partition key, of a sort key
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A write as a request's body but for its end. ``source``: the part of the batch that it came from.
+@dataclass(slots=True, eq=False)
+class Request:
+    """``operation`` on ``table`` with its JSON ``body``. ``units``: estimated cost in write capacity units.
 
-    ``plain``: for a delete, the body of one that leaves no tombstone; ``body`` then puts one.
+    ``answer``: the response's body or an error, also one that prevented sending it; None if it was not tried.
+    """
+
+    operation: str
+    table: str
+    body: bytes
+    units: float = 1.0
+    answer: bytes | AwsError | ReplicatorError | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A write as a request's body, without its end. ``source``: the part of the batch it belongs to.
+
+    ``plain``: of a delete, the body that leaves no tombstone; ``body`` then puts one.
     """
 
     write: Write
@@ -37,7 +51,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     plain: bytes | None = None
 
     def request(self, *, tombstones: bool, shows: bool, counts: bool) -> Request:
-        """``shows``: a refused condition is answered with the item that is there; ``counts``: with what it cost."""
+        """``shows``: a failed condition returns the stored item; ``counts``: the response tells its cost."""
         plainly = self.plain is not None and not tombstones
         body = self.plain if self.plain is not None and plainly else self.body
         body += (_SHOWS if shows else b"") + (_COUNTS if counts else b"") + b"}"
@@ -55,7 +69,7 @@ class Encoded:
 
 
 def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
-    """Every write as an entry. A delete of an id that cannot exist is left out: nothing is there."""
+    """Every write as an entry. Deletes of ids that no item can have are left out."""
     encoders = {name: Encoder(layout, batch.replaces_same) for name, layout in layouts.items()}
     entries: list[Entry] = []
     rejections: list[Rejection] = []
@@ -74,7 +88,7 @@ def encode(batch: Batch, layouts: Mapping[str, Layout]) -> Encoded:
 
 
 class Encoder:
-    """Makes the requests for one table. ``same``: what is there at the same version is replaced, too."""
+    """Makes the requests for one table. ``same``: an item with the same version is replaced, too."""
 
     def __init__(self, layout: Layout, same: bool = False) -> None:
         self._layout = layout
@@ -92,7 +106,7 @@ class Encoder:
         )
 
     def holds(self, id: DocumentId) -> bool:
-        """Whether anything can be stored under an id: a hook may give any, the source's own keys fit."""
+        """Whether an item can have this id. Hooks may return any id; the source's own keys always fit."""
         return not self._layout.own_ids or all(
             0 < len(text.encode()) <= most for text, most in zip(id, LARGEST_KEYS, strict=True)
         )
@@ -103,7 +117,7 @@ class Encoder:
         return self._removal(write, source)
 
     def tombstone(self, id: DocumentId, version: int) -> bytes:
-        """The body of a put that leaves a tombstone where an older document is."""
+        """The body of a put that replaces an older document by a tombstone."""
         number = b'{"N":"%d"}' % version
         key = orjson.dumps(self._layout.keys.typed(id))
         return self._put + key[:-1] + self._version + number + self._deleted + self._guard + number + b"}"
@@ -128,6 +142,7 @@ _LARGEST = 400 * 1024  # bytes of an item, names included
 
 
 def refusals(writes: Sequence[Write], layouts: Mapping[str, Layout]) -> Iterator[Rejection]:
+    """The writes that DynamoDB would refuse, as far as keys and sizes tell."""
     for write in writes:
         encoded = encode(Batch([Part("", [write])]), layouts)
         if encoded.rejections:
@@ -141,20 +156,20 @@ def _reason(write: Upsert, layout: Layout) -> str | None:
     for reason in _keys(item, layout.keys):
         return reason
     size = sum(len(name.encode()) + _size(attribute) for name, attribute in item.items())
-    return f"the item has {size:,} bytes, and DynamoDB stores at most {_LARGEST:,}" if size > _LARGEST else None
+    return f"the item has {size:,} bytes, but DynamoDB stores at most {_LARGEST:,}" if size > _LARGEST else None
 
 
 def _keys(item: Mapping[str, Typed], keys: KeySchema) -> Iterator[str]:
     for key, most in zip(keys.attributes, LARGEST_KEYS, strict=False):
         size = _size(item[key.name])
         if size == 0:
-            yield f"the key attribute {key.name} is empty, which DynamoDB does not store"
+            yield f"the key attribute {key.name} is empty, which DynamoDB does not allow"
         elif size > most:
-            yield f"the key attribute {key.name} has {size:,} bytes, and DynamoDB takes at most {most:,}"
+            yield f"the key attribute {key.name} has {size:,} bytes, but DynamoDB allows at most {most:,}"
 
 
 def _size(attribute: Typed) -> int:
-    """Bytes that count against an item, by DynamoDB's documentation; of numbers about that many."""
+    """Bytes that count towards an item's size, by DynamoDB's documentation; of numbers approximately."""
     ((kind, inner),) = attribute.items()
     match kind:
         case "S":
@@ -175,17 +190,3 @@ def _size(attribute: Typed) -> int:
 def _number(digits: Any) -> int:
     significant = str(digits).lower().partition("e")[0].lstrip("-+").replace(".", "").strip("0")
     return 1 + (len(significant) + 1) // 2
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """``operation`` on ``table`` with its JSON ``body``. ``units``: about what it costs, in write capacity units.
-
-    ``answer``: the body, the error that came instead, or what kept it from being sent; None if it was not tried.
-    """
-
-    operation: str
-    table: str
-    body: bytes
-    units: float = 1.0
-    answer: bytes | AwsError | ReplicatorError | None = None

@@ -1,7 +1,7 @@
-"""Which copy wrote to which table last: an item for each table, in a small table of our own.
+"""Which pipeline wrote to each table last, and in which epoch: an item for each in a small table of our own.
 
-Not in the table itself, where it would be an item among the user's. Not as a tag of it: tags are read as they were some
-time ago, they take rights of their own, and DynamoDB Local has none.
+Not in the target table itself, where that would be one more item among the user's. Not as a tag: reads of tags are
+eventually consistent and need permissions of their own, and DynamoDB Local has none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEYS = KeySchema((KeyAttribute("table", "S"),))
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is noted for a table: the ``pipeline`` that writes to it, and the last ``epoch`` that did."""
+    """The ``pipeline`` that writes to a table, and its latest ``epoch`` there."""
 
     pipeline: str
     epoch: int
@@ -32,14 +32,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """The table of notes, called ``name``."""
+    """The table of notes; ``name`` is its name."""
 
     client: Client
     name: str
 
     @property
     def request(self) -> dict[str, Any]:
-        """Makes it."""
+        """For CreateTable."""
         return {
             "TableName": self.name,
             "AttributeDefinitions": [{"AttributeName": "table", "AttributeType": "S"}],
@@ -47,11 +47,11 @@ class Epochs:
             "BillingMode": "PAY_PER_REQUEST",
         }
 
-    def found(self) -> Described | None:
+    def described(self) -> Described | None:
         return describe(self.client, self.name)
 
     def read(self, table: Described) -> Note | None:
-        """What is noted for a table, None if nothing is, or if that was about an earlier table of its name."""
+        """The note for a table; None without one, or if it is about an earlier table of the same name."""
         request = {"TableName": self.name, "Key": {"table": {"S": table.name}}, "ConsistentRead": True}
         item = ask(self.client, "GetItem", request, self.name).get("Item")
         if item is None or item["identity"]["S"] != table.identity:
@@ -59,9 +59,9 @@ class Epochs:
         return Note(item["pipeline"]["S"], int(item["epoch"]["N"]))
 
     def write(self, table: Described, note: Note) -> None:
-        """Note it, unless a later epoch is noted already for that very table.
+        """Store a note, unless the same table has one with a later epoch.
 
-        ConfigError if another pipeline noted one meanwhile: two may begin on one table at the same moment.
+        ConfigError if another pipeline's note is there: two may have started on one table at the same moment.
         """
         request = {
             "TableName": self.name,
@@ -84,17 +84,18 @@ class Epochs:
         except AwsError as e:
             if e.code != "ConditionalCheckFailedException":
                 raise failure(e, "PutItem", self.name, place="target") from e
-            there = self.read(table)
-            if there is not None and there.pipeline != note.pipeline:
-                raise ConfigError(taken(table.name, there, self.name)) from e
+            stored = self.read(table)
+            if stored is not None and stored.pipeline != note.pipeline:
+                raise ConfigError(taken(table.name, stored, self.name)) from e
 
 
 def taken(table: str, note: Note, epochs_table: str) -> str:
-    """Why a table must not be written to: what is noted of it says that another pipeline does."""
+    """Why a table must not be written to: its note names another pipeline."""
     return (
-        f"the target's table {table} is written by the pipeline {note.pipeline} (so says the table {epochs_table}); "
-        "two copies in one table would overwrite each other. If this config is that pipeline's, correct pipeline: in "
-        "it; if not, name another table, or remove that item if the other pipeline is gone"
+        f"the target's table {table} is written by the pipeline {note.pipeline}, according to the table "
+        f"{epochs_table}; two copies in one table would overwrite each other. If this config belongs to that pipeline, "
+        "correct its pipeline: key; if not, name another table, or delete that item if the other pipeline no longer "
+        "exists"
     )
 
 
@@ -102,24 +103,27 @@ log = logging.getLogger("replicator")
 
 
 @dataclass(slots=True)
-class Newest:
-    """One scan of all items, begun once: what ends it early, as throttling does, is gone on from when asked again."""
+class EpochScan:
+    """The latest epoch among the versions of a table's items, where no note tells it.
+
+    One scan of the whole table; if an error such as throttling interrupts it, the next call resumes it.
+    """
 
     client: Client
     layout: Layout
-    _found: int = 0
-    _after: dict[str, Any] | None = field(default_factory=dict)  # where to go on; None: the end was reached
+    _epoch: int = 0
+    _after: dict[str, Any] | None = field(default_factory=dict)  # where to resume; None: at the end
 
     def __call__(self) -> int:
-        """0 without a version. Versions below those of the first epoch are of other tools."""
+        """0 if no item has a version. Versions below the first epoch's belong to other tools."""
         if self._after == {}:
             log.info("reading all versions", extra={"table": self.layout.name, "reason": "no epoch is noted for it"})
         while self._after is not None:
             page = ask(self.client, "Scan", self._request(self._after), self.layout.name)
             versions = [int(Decimal(item[self.layout.version]["N"])) for item in page["Items"]]
-            self._found = max([self._found, *map(epoch_of, versions)])
+            self._epoch = max([self._epoch, *map(epoch_of, versions)])
             self._after = page.get("LastEvaluatedKey")
-        return self._found
+        return self._epoch
 
     def _request(self, after: dict[str, Any]) -> dict[str, Any]:
         return {

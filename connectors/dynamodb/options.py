@@ -1,4 +1,4 @@
-"""What a config may say about a DynamoDB target."""
+"""Config of a DynamoDB target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from replicator.options import Access, Options, table_name
 
 def _attribute(name: str) -> str:
     if not 1 <= len(name.encode()) <= 255:
-        raise ValueError("is to be an attribute's name of 1 to 255 bytes")
+        raise ValueError("must be an attribute name of 1 to 255 bytes")
     return name
 
 
@@ -19,7 +19,7 @@ Attribute = Annotated[str, AfterValidator(_attribute)]
 
 
 class DynamoDBTable(Options):
-    """Options of one table: none so far."""
+    """Options of one table: none yet."""
 
 
 class DynamoDBOptions(Access):
@@ -27,35 +27,35 @@ class DynamoDBOptions(Access):
 
     version_attribute: Attribute = Field(default="_replicator_version", description="holds each item's version")
     deleted_attribute: Attribute = Field(
-        default="_replicator_deleted", description="marks what is left of a deleted item while it must be remembered"
+        default="_replicator_deleted", description="marks tombstones: what remains of deleted items for a while"
     )
-    pristine: bool = Field(default=False, description="add nothing to items, at the price of a weaker promise")
-    create: bool = Field(default=False, description="make absent tables, with the source's keys and indexes")
-    tags: bool = Field(default=False, description="give a table that is made the source's tags")
-    adopt: bool = Field(default=False, description="take over a table that something else filled")
+    pristine: bool = Field(default=False, description="add nothing to items; reduced guarantee")
+    create: bool = Field(default=False, description="create missing tables, with the source's keys and indexes")
+    tags: bool = Field(default=False, description="copy the source's tags to a table it creates")
+    adopt: bool = Field(default=False, description="take over a table that already has items")
     epochs_table: Annotated[str, AfterValidator(table_name)] = Field(
-        default="replicator-epochs", description="small table of our own: which copy wrote to which table last"
+        default="replicator-epochs", description="replicator's own small table: which pipeline writes to which table"
     )
-    in_flight: int = Field(default=32, ge=1, le=500, description="requests at once")
-    write_units: float | None = Field(default=None, ge=1, description="write capacity units a second to use at most")
+    in_flight: int = Field(default=32, ge=1, le=500, description="requests in flight at once")
+    write_units: float | None = Field(default=None, ge=1, description="limit in write capacity units per second")
 
     @field_validator("deleted_attribute")
     @classmethod
     def _two_names(cls, name: str, info: ValidationInfo) -> str:
         if name == info.data.get("version_attribute"):
-            raise ValueError("is the same as version_attribute; they hold different things")
+            raise ValueError("must differ from version_attribute")
         return name
 
     @field_validator("adopt")
     @classmethod
     def _nothing_to_tell_apart_by(cls, adopt: bool, info: ValidationInfo) -> bool:
         if adopt and info.data.get("pristine"):
-            raise ValueError("does not go with pristine: true, which begins with an empty table")
+            raise ValueError("cannot be combined with pristine: true, which starts with an empty table")
         return adopt
 
     @field_validator("tags")
     @classmethod
     def _tags_of_new_tables(cls, tags: bool, info: ValidationInfo) -> bool:
         if tags and not info.data.get("create"):
-            raise ValueError("means nothing without create: true")
+            raise ValueError("has no effect without create: true")
         return tags

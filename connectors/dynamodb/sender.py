@@ -1,4 +1,4 @@
-"""Many requests under way at once, carried by a thread of its own while the run goes on."""
+"""Sends many requests at once, from a thread, at the rate the table allows."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from connectors.dynamodb.encode import Request
-from connectors.dynamodb.responses import units_of, wants_less
+from connectors.dynamodb.responses import is_throttled, units_of
 from replicator.aws.client import Call, Calls
 from replicator.aws.errors import AwsError, NotConnected
 from replicator.errors import ReplicatorError
 from replicator.target.in_doubt import TOO_LATE, is_late
 
-_PATIENCE = 10.0  # seconds that a table may throttle everything before the batch is given up for now
+_PATIENCE = 10.0  # seconds of nothing but throttling after which a batch fails for now
 _THROTTLED = "the table throttles every write (its capacity, or the account's, is used up)"
-_LOOK = 0.2  # seconds after which the thread notices, at the latest, that it is to end
+_LOOK = 0.2  # seconds until the thread notices that it must end
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """Requests that were handed over together.
+    """The requests of one call. ``began``: wall clock, seconds.
 
-    ``blocked_by``: why no more of them is sent, or empty. ``began``: seconds of the clock. ``done`` ends with
-    ``blocked_by`` when nothing is in flight any more.
+    ``blocked_by``: why no more of them are sent, or empty. It is the result of ``done``, which is set once no request
+    is in flight.
     """
 
     queue: deque[Request]
@@ -43,9 +43,9 @@ class Work:
 
 
 class Sender:
-    """Sends requests and collects their answers. One thread uses it at a time.
+    """Sends requests and sets their ``answer``. For use from one thread at a time.
 
-    ``server``: for messages. The thread and its connections, which ``calls`` makes, are made at first use.
+    ``server``: for messages. Its own thread, with the connections that ``calls`` opens, starts at first use.
     """
 
     def __init__(self, server: str, calls: Callable[[], Calls], pace: Pace) -> None:
@@ -57,9 +57,9 @@ class Sender:
         self._closed = False
 
     def start(self, requests: Sequence[Request]) -> Future[str]:
-        """Begin to send them all, in any order. The future is done when nothing of them is under way any more.
+        """Send requests in any order, without waiting. The future is done once none of them is in flight.
 
-        Its result is empty if each has its answer, else the reason why some were not sent, or are lost.
+        Its result is empty if each has an answer, else the reason why some were not sent, or were lost.
         """
         work = Work(deque(requests), time.time())
         if self._thread is None:
@@ -81,13 +81,13 @@ class Sender:
             while (work := self._handed.get()) is not None:
                 try:
                     self._carry(work, calls)
-                except Exception as e:  # a bug here ends the run in the thread that waits, with its traceback
+                except Exception as e:  # a bug: raised in the thread that waits, with its traceback
                     work.done.set_exception(e)
 
     def _carry(self, work: Work, calls: Calls) -> None:
-        """Send it all, as fast as the table takes it, and give each request its answer."""
+        """Send all requests as fast as the table allows, and set their answers."""
         self._pace.since_throttled = None
-        calls.next(0)  # connections that ended meanwhile: a write on one of them would be in doubt
+        calls.next(0)  # drop connections that were closed: a write on one of them would be in doubt
         while not self._closed:
             wait = self._fill(work, calls)
             if not work.queue and not work.in_flight:
@@ -97,7 +97,7 @@ class Sender:
         work.done.set_result(work.blocked_by or ("closed" if work.in_flight else ""))
 
     def _fill(self, work: Work, calls: Calls) -> float:
-        """Send as much as may be sent now; seconds until more may be."""
+        """Send as many requests as allowed now; the seconds until more are."""
         while work.queue:
             if is_late(work.began, time.time()):
                 work.stop(self._why_late())
@@ -120,7 +120,7 @@ class Sender:
 
     def _take(self, work: Work, request: Request, answer: bytes | Exception) -> None:
         work.in_flight -= 1
-        if wants_less(answer):
+        if is_throttled(answer):
             self._throttled(work, request)
             return
         if not isinstance(answer, bytes | AwsError | ReplicatorError):
@@ -151,12 +151,16 @@ class Sender:
 
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds
-_CALM = 0.1  # seconds in which several throttled requests are one event
+_CALM = 0.1  # seconds within which throttled requests count once
 
 
 @dataclass(slots=True)
 class Pace:
-    """``most``: requests at once; ``write_units``: capacity units a second, None without limit. Times: the loop's."""
+    """How many requests may be sent: adapts to throttling, and keeps to a budget.
+
+    ``most``: requests in flight; ``write_units``: write capacity units per second, None without a limit. ``now`` is the
+    monotonic clock, in seconds.
+    """
 
     most: int
     write_units: float | None = None
@@ -171,7 +175,7 @@ class Pace:
         self.at_once = float(self.most)
 
     def wait(self, in_flight: int, now: float) -> float | None:
-        """Seconds until another request may be sent; None if one of those under way has to end first."""
+        """Seconds until another request may be sent; None while too many are in flight."""
         if in_flight >= int(self.at_once):
             return None
         return max(self._resume - now, self._paid - now, 0.0)
@@ -181,19 +185,19 @@ class Pace:
             self._paid = max(self._paid, now) + units / self.write_units
 
     def consumed(self, more: float) -> None:
-        """A request cost so many units more than it was taken for."""
+        """A request cost so many units more than estimated."""
         if self.write_units is not None:
             self._paid += more / self.write_units
 
     def answered(self) -> None:
-        """A request was carried out: slowly more of them."""
+        """A request was not throttled: slowly raise the limit."""
         if self.at_once < self.most:
             self.at_once = min(self.most, self.at_once + 1 / self.at_once)
             self._pause = SHORTEST_PAUSE
         self.since_throttled = None
 
     def throttled(self, now: float) -> None:
-        """The table refused a request because it has too many: fewer, after a pause that grows while nothing passes."""
+        """A request was throttled: lower the limit, and pause longer each time while nothing gets through."""
         if self.since_throttled is None:
             self.since_throttled = now
         if now - self._slowed < _CALM:

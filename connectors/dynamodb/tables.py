@@ -1,4 +1,4 @@
-"""The tables as a run needs them: compared with what is wanted, made where they are absent, and their epochs."""
+"""The tables of a pipeline: checked, created where absent, and their epochs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from connectors.dynamodb import catalog
 from connectors.dynamodb.catalog import Described, ask
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
-from connectors.dynamodb.epochs import KEYS, Newest, Note, taken
+from connectors.dynamodb.epochs import KEYS, EpochScan, Note, taken
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
@@ -27,57 +27,51 @@ _SAMPLED = 50  # items
 
 
 class Tables:
-    """What is asked about tables of one account. ``source``: the table that they copy, once it is known.
-
-    ``keep_expired``: they keep what expires there.
-    """
+    """Tables of one account. ``source``: the table they copy, once known. ``keep_expired``: they keep expired items."""
 
     def __init__(self, account: Account, options: DynamoDBOptions, pipeline: str) -> None:
         self._account = account
         self._options = options
         self._pipeline = pipeline
-        self._newest_of: dict[str, Newest] = {}  # by identity: a scan of a whole table is made once
+        self._newest_of: dict[str, EpochScan] = {}  # by identity: a whole table is scanned only once
         self.source: tuple[SourceTable, Client] | None = None
         self.keep_expired = False
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
-        """Every reason why documents cannot be stored, by a run of ``epoch`` where that is known."""
+        """Reasons why a run cannot store documents, a sentence each. ``epoch``: the run's, 0 if not known yet."""
         if wrong := list(_wrong_names(wanted)):
             return wrong
-        found = {name: self._described(name) for name in wanted}
-        return [text for name, layout in wanted.items() for text in self._problems(layout, found[name], epoch)]
+        described = {name: self._described(name) for name in wanted}
+        return [text for name, layout in wanted.items() for text in self._problems(layout, described[name], epoch)]
 
     def plan(self, wanted: Mapping[str, Layout]) -> list[str]:
-        found: list[str] = []
+        """Commands that create what is absent, and notes about existing tables."""
+        lines: list[str] = []
         options = aws_options(self._options)
         for name, layout in wanted.items():
             table = self._described(name)
-            found += (
-                self._plan(layout).commands(aws_options(self._options))
-                if table is None
-                else catalog.notes(layout, table)
-            )
-        if self._account.epochs.found() is None:
-            found += Plan(self._account.epochs.request).commands(options)
-        return found
+            lines += self._plan(layout).commands(options) if table is None else catalog.notes(layout, table)
+        if self._account.epochs.described() is None:
+            lines += Plan(self._account.epochs.request).commands(options)
+        return lines
 
     def epoch(self, wanted: Mapping[str, Layout]) -> int | None:
-        """The highest epoch that is noted, 0 without one, None if a table is absent.
+        """The highest epoch of the tables, 0 without one; None if a table is absent.
 
-        ConfigError where another pipeline noted it.
+        ConfigError if a table belongs to another pipeline.
         """
         described = {layout: self._described(name) for name, layout in wanted.items()}
-        found = {layout: table for layout, table in described.items() if table is not None}
-        if others := [text for of, table in found.items() for text in self._others(of, self._noted(table))]:
+        existing = {layout: table for layout, table in described.items() if table is not None}
+        if others := [text for of, table in existing.items() for text in self._others(of, self._note(table))]:
             raise ConfigError(*others)
-        if len(found) < len(described):
+        if len(existing) < len(described):
             return None
-        return max((self._epoch(layout, table) for layout, table in found.items()), default=0)
+        return max((self._epoch(layout, table) for layout, table in existing.items()), default=0)
 
     def identities(self, wanted: Mapping[str, Layout]) -> dict[str, Identity]:
-        """Each table by its ARN, and by its id, which a table that is made anew (or restored) does not have.
+        """Each table's ARN, and its id, which changes when a table is re-created or restored.
 
-        Where a table is absent, that of the epochs tells the account; without either, it is another place.
+        For an absent table, the table of epochs tells the account; without that one the place is unknown.
         """
         return {name: self._identity(name) for name in wanted}
 
@@ -85,67 +79,67 @@ class Tables:
         table = self._described(name)
         if table is not None:
             return Identity(table.arn, table.identity)
-        own = self._account.epochs.found()
+        own = self._account.epochs.described()
         if own is None:
             place = f"the table {name} at {self._account.client.server}, where nothing of this pipeline is"
             return Identity(place, known=False)
         return Identity(f"{own.arn.rpartition('/')[0]}/{name}")
 
     def make(self, wanted: Mapping[str, Layout], epoch: int) -> None:
-        """Make what is absent, and note the epoch. TransientError while a table is being made."""
+        """Create absent tables and note the epoch. TransientError while a table is being created."""
         epochs = self._account.epochs
-        self._ready(epochs.name, epochs.found() or self._made(Plan(epochs.request)))
+        self._check_ready(epochs.name, epochs.described() or self._create(Plan(epochs.request)))
         for name, layout in wanted.items():
             plan = self._plan(layout) if self._options.create else None
             table = self._described(name)
             if table is None and plan is not None:
-                table = self._made(plan)
-            self._ready(name, table)
+                table = self._create(plan)
+            self._check_ready(name, table)
             assert table is not None
             if plan is not None and plan.ttl is not None and epochs.read(table) is None:
-                self._expiring(name, plan.ttl)
+                self._enable_ttl(name, plan.ttl)
             epochs.write(table, Note(self._pipeline, epoch))
 
     def try_writes(self, wanted: Iterable[str]) -> None:
-        """Each call that a run makes on tables that are there, under conditions that never hold; NotPermitted if one
-        is not allowed. What makes tables cannot be tried without making one."""
+        """Try every call that a run makes on existing tables, under conditions that never hold. NotPermitted if one is
+        denied. Creating tables cannot be tried."""
         client, epochs = self._account.client, self._account.epochs
         for table in filter(None, map(self._described, wanted)):
             catalog.ask(client, "Scan", {"TableName": table.name, "Limit": 1}, table.arn)
             catalog.try_put(client, table)
             catalog.try_delete(client, table)
-        if (own := epochs.found()) is not None:
+        if (own := epochs.described()) is not None:
             catalog.try_put(client, own)
 
     def _described(self, name: str) -> Described | None:
         return catalog.describe(self._account.client, name)
 
-    def _noted(self, table: Described) -> Note | None:
-        return self._account.epochs.read(table) if self._account.epochs.found() is not None else None
+    def _note(self, table: Described) -> Note | None:
+        return self._account.epochs.read(table) if self._account.epochs.described() is not None else None
 
     def empty(self, wanted: Mapping[str, Layout]) -> list[str]:
-        """The tables that are there without an item. A tombstone is one, so a late delete leaves none empty."""
+        """The existing tables without an item. Tombstones are items, so deletes alone never empty a table."""
         return [name for name in wanted if self._described(name) is not None and self._is_empty(name)]
 
     def _is_empty(self, name: str) -> bool:
         request: dict[str, Any] = {"TableName": name, "Limit": 1, "ConsistentRead": True}
         while True:
-            page = catalog.ask(self._account.client, "Scan", request, name)
-            if page["Items"] or "LastEvaluatedKey" not in page:
-                return not page["Items"]
-            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+            response = catalog.ask(self._account.client, "Scan", request, name)
+            if response["Items"] or "LastEvaluatedKey" not in response:
+                return not response["Items"]
+            request["ExclusiveStartKey"] = response["LastEvaluatedKey"]
 
     def _epoch(self, layout: Layout, table: Described) -> int:
-        """As noted; where the note is lost, or was of another table, as the versions of all items show."""
-        note = self._noted(table)
+        """From the note; if there is none for this table, from the versions of all its items."""
+        note = self._note(table)
         if note is not None:
             return note.epoch
         if layout.pristine:
             return 0
-        return self._newest_of.setdefault(table.identity, Newest(self._account.client, layout))()
+        return self._newest_of.setdefault(table.identity, EpochScan(self._account.client, layout))()
 
     def _sample(self, layout: Layout) -> list[int]:
-        """The epochs of some items, 0 for those without a version."""
+        """The epochs of a few items, 0 for those without a version."""
         request = {"TableName": layout.name, "Limit": _SAMPLED, "ConsistentRead": True}
         items = catalog.ask(self._account.client, "Scan", request, layout.name)["Items"]
         versions = [item.get(layout.version, {}).get("N", "0") for item in items]
@@ -155,17 +149,17 @@ class Tables:
         planned = table_plan(layout, self.source, tags=self._options.tags)
         return replace(planned, ttl=None) if self.keep_expired else planned
 
-    def _problems(self, layout: Layout, found: Described | None, epoch: int) -> Iterator[str]:
-        if found is None:
+    def _problems(self, layout: Layout, table: Described | None, epoch: int) -> Iterator[str]:
+        if table is None:
             if not self._options.create:
                 commands = "\n".join(self._plan(layout).commands(aws_options(self._options)))
                 yield (
-                    f"the target has no table {layout.name}; let replicator make it (create: true), or make it "
+                    f"the target has no table {layout.name}; let replicator create it (create: true), or create it "
                     f"yourself:\n{commands}"
                 )
             return
-        wrong = list(catalog.mismatches(layout, found, self.source[0] if self.source is not None else None))
-        note = self._noted(found)
+        wrong = list(catalog.mismatches(layout, table, self.source[0] if self.source is not None else None))
+        note = self._note(table)
         yield from wrong or [*self._others(layout, note), *self._contents(layout, note, epoch), *self._expiry(layout)]
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
@@ -173,64 +167,64 @@ class Tables:
             yield taken(layout.name, note, self._options.epochs_table)
 
     def _expiry(self, layout: Layout) -> Iterator[str]:
-        found = self._time_to_live(layout.name) if self.keep_expired else {}
-        if found.get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
+        ttl = self._time_to_live(layout.name) if self.keep_expired else {}
+        if ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
             yield (
                 f"the target's table {layout.name} has a time to live, so it removes the items that ttl_deletes: "
                 "ignore keeps. Turn it off: aws dynamodb update-time-to-live --table-name "
                 f"{layout.name}{aws_options(self._options)} --time-to-live-specification "
-                f"Enabled=false,AttributeName={found.get('AttributeName', '')}"
+                f"Enabled=false,AttributeName={ttl.get('AttributeName', '')}"
             )
 
     def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:
-        """Why what is in the table already is in the way."""
-        begins = note is None or note.epoch < epoch
-        if not begins or self._options.adopt or (note is not None and not layout.pristine):
+        """Why items that are already in the table prevent a run."""
+        starts_epoch = note is None or note.epoch < epoch
+        if not starts_epoch or self._options.adopt or (note is not None and not layout.pristine):
             return
         if not self._sample(layout):
             return
         if layout.pristine:
             yield (
-                f"the target's table {layout.name} is not empty, and a pristine copy begins with an empty table: "
-                "without versions nobody could tell which items are left over. Delete the table and make it again, "
-                "or leave pristine out"
+                f"the target's table {layout.name} is not empty, but a pristine copy starts with an empty table: "
+                "without versions, obsolete items cannot be told from current ones. Delete and re-create the table, or "
+                "remove pristine from the config"
             )
         else:
             yield (
-                f"the target's table {layout.name} holds items, and nothing says that this copy wrote them. Name an "
-                "empty table, or take it over (adopt: true): items of the source replace those with the same key, and "
-                "others stay"
+                f"the target's table {layout.name} already has items, and no record that this pipeline wrote them. "
+                "Name an empty table, or take this one over (adopt: true): the source's items replace those with the "
+                "same key, all others stay"
             )
 
-    def _made(self, plan: Plan) -> Described | None:
+    def _create(self, plan: Plan) -> Described | None:
         name = str(plan.create["TableName"])
         try:
             self._account.client.call("CreateTable", plan.create)
         except AwsError as e:
-            if e.code != "ResourceInUseException":  # another run makes it just now
+            if e.code != "ResourceInUseException":  # another run is creating it
                 raise failure(e, "CreateTable", name, place="target") from e
         return self._described(name)
 
-    def _ready(self, name: str, table: Described | None) -> None:
+    def _check_ready(self, name: str, table: Described | None) -> None:
         if table is None or not table.ready:
-            raise TransientError(f"the target's table {name} is being made")
+            raise TransientError(f"the target's table {name} is being created")
         if name == self._options.epochs_table and table.keys != KEYS:
             raise ConfigError(
-                f"the table {name} is not what replicator keeps epochs in: its key is to be table (S). "
+                f"the table {name} is not a table of epochs: its key must be table (S). "
                 "Name another one (target.epochs_table)"
             )
 
-    def _expiring(self, name: str, attribute: str) -> None:
-        """Let items expire as they do in the source; nothing if they do so already."""
+    def _enable_ttl(self, name: str, attribute: str) -> None:
+        """Enable time to live as in the source, unless it is configured already."""
         if self._time_to_live(name).get("TimeToLiveStatus") == "DISABLED":
-            wanted = {"Enabled": True, "AttributeName": attribute}
-            request = {"TableName": name, "TimeToLiveSpecification": wanted}
+            specification = {"Enabled": True, "AttributeName": attribute}
+            request = {"TableName": name, "TimeToLiveSpecification": specification}
             catalog.ask(self._account.client, "UpdateTimeToLive", request, name)
 
     def _time_to_live(self, name: str) -> Mapping[str, Any]:
-        answer = catalog.ask(self._account.client, "DescribeTimeToLive", {"TableName": name}, name)
-        found: Mapping[str, Any] = answer["TimeToLiveDescription"]
-        return found
+        response = catalog.ask(self._account.client, "DescribeTimeToLive", {"TableName": name}, name)
+        ttl: Mapping[str, Any] = response["TimeToLiveDescription"]
+        return ttl
 
 
 def _wrong_names(names: Iterable[str]) -> Iterator[str]:
@@ -247,38 +241,38 @@ _UNITS = ("ReadCapacityUnits", "WriteCapacityUnits")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be made: the request that does it, and the attribute that items expire by, if any."""
+    """A table to create: the request for CreateTable, and the attribute for its time to live, if any."""
 
     create: Mapping[str, Any] = field(default_factory=dict)
     ttl: str | None = None
 
     def commands(self, options: str) -> list[str]:
-        """As a person would type it. ``options``: see ``aws_options``."""
+        """Commands for the AWS CLI. ``options``: see ``aws_options``."""
         name = self.create["TableName"]
-        found = [f"aws dynamodb create-table{options} --cli-input-json '{orjson.dumps(self.create).decode()}'"]
+        commands = [f"aws dynamodb create-table{options} --cli-input-json '{orjson.dumps(self.create).decode()}'"]
         if self.ttl is not None:
-            found.append(
+            commands.append(
                 f"aws dynamodb update-time-to-live --table-name {name}{options} "
                 f"--time-to-live-specification Enabled=true,AttributeName={self.ttl}"
             )
-        return found
+        return commands
 
 
 def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, tags: bool) -> Plan:
-    """The table for ``layout``: like the source where documents are filed under its key, else with only a key."""
+    """The table for ``layout``: like the source if documents have the source's key, else with nothing but a key."""
     if mirrored is None or layout.keys != mirrored[0].keys:
-        return Plan(_bare(layout.name, layout.keys))
+        return Plan(_minimal(layout.name, layout.keys))
     source, client = mirrored
     table = ask(client, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
     ttl = ask(client, "DescribeTimeToLive", {"TableName": source.name}, source.name)["TimeToLiveDescription"]
-    request = _alike(layout.name, table)
-    if tags and (found := _tags(client, source.arn)):
-        request["Tags"] = found
+    request = _like(layout.name, table)
+    if tags and (copied := _tags(client, source.arn)):
+        request["Tags"] = copied
     enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
     return Plan(request, ttl.get("AttributeName") if enabled else None)
 
 
-def _bare(name: str, keys: KeySchema) -> dict[str, Any]:
+def _minimal(name: str, keys: KeySchema) -> dict[str, Any]:
     return {
         "TableName": name,
         "AttributeDefinitions": [{"AttributeName": a.name, "AttributeType": a.kind} for a in keys.attributes],
@@ -289,26 +283,26 @@ def _bare(name: str, keys: KeySchema) -> dict[str, Any]:
     }
 
 
-def _alike(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A request for a table with the keys, indexes and capacity of the one that is described."""
+def _like(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A request for a table with the keys, indexes and capacity of the described one."""
     on_demand = table.get("BillingModeSummary", {}).get("BillingMode") == "PAY_PER_REQUEST"
-    found: dict[str, Any] = {
+    request: dict[str, Any] = {
         "TableName": name,
         "AttributeDefinitions": table["AttributeDefinitions"],
         "KeySchema": table["KeySchema"],
         "BillingMode": "PAY_PER_REQUEST" if on_demand else "PROVISIONED",
     }
     if not on_demand:
-        found["ProvisionedThroughput"] = _units(table)
+        request["ProvisionedThroughput"] = _units(table)
     if local := table.get("LocalSecondaryIndexes"):
-        found["LocalSecondaryIndexes"] = [_index(index) for index in local]
-    if everywhere := table.get("GlobalSecondaryIndexes"):
-        found["GlobalSecondaryIndexes"] = [
-            _index(index) | ({} if on_demand else {"ProvisionedThroughput": _units(index)}) for index in everywhere
+        request["LocalSecondaryIndexes"] = [_index(index) for index in local]
+    if secondary := table.get("GlobalSecondaryIndexes"):
+        request["GlobalSecondaryIndexes"] = [
+            _index(index) | ({} if on_demand else {"ProvisionedThroughput": _units(index)}) for index in secondary
         ]
     if (kind := table.get("TableClassSummary", {}).get("TableClass")) is not None:
-        found["TableClass"] = kind
-    return found
+        request["TableClass"] = kind
+    return request
 
 
 def _index(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,12 +314,12 @@ def _units(described: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _tags(client: Client, arn: str) -> list[dict[str, str]]:
-    """The table's tags, without those that AWS itself keeps."""
-    found: list[dict[str, str]] = []
+    """The table's tags, without those that AWS manages."""
+    tags: list[dict[str, str]] = []
     after: dict[str, str] = {}
     while True:
         page = ask(client, "ListTagsOfResource", {"ResourceArn": arn, **after}, arn)
-        found += page.get("Tags", ())
+        tags += page.get("Tags", ())
         if not page.get("NextToken"):
-            return [tag for tag in found if not tag["Key"].startswith("aws:")]
+            return [tag for tag in tags if not tag["Key"].startswith("aws:")]
         after = {"NextToken": page["NextToken"]}

@@ -1,4 +1,4 @@
-"""The target itself: tables checked and made, batches stored under versions that DynamoDB compares."""
+"""The DynamoDB target: implements the target contract."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
 
 _PRISTINE = (
-    "pristine: the table holds the source's items and nothing else, so its writes are guarded by nothing. Let only one "
-    "run write to it. After a timeout or a crash a request that is carried out late may put an older state of an item "
-    "back, until the item's next change"
+    "pristine: items have no versions, so nothing guards writes against older ones. Let only one run write to the "
+    "table. After a timeout or a crash, a request that is applied late may restore an older state of an item, until "
+    "the item changes again"
 )
 
 
 class DynamoDB:
-    """Tables of one account and region. Every write is guarded by a condition on the version in the item."""
+    """Tables of one account and region. Every write has a condition on the version that is stored with the item."""
 
     Options = DynamoDBOptions
     TableOptions = DynamoDBTable
@@ -46,7 +46,7 @@ class DynamoDB:
 
     @property
     def promise(self) -> str:
-        """What this copy promises less than others do, for people; empty if nothing."""
+        """How the guarantee is reduced, a few sentences for users; empty if it is not."""
         return _PRISTINE if self._options.pristine else ""
 
     @property
@@ -80,7 +80,7 @@ class DynamoDB:
         return self._tables.empty(layouts(tables, self._options))
 
     def parts(self, table: Table) -> Parts:
-        """What replicator adds to items, and under which names."""
+        """What replicator adds to items: the names of its attributes."""
         if self._options.pristine:
             return {"pristine": "true"}
         return {
@@ -89,11 +89,11 @@ class DynamoDB:
         }
 
     def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
-        """None: items have no columns that could be added."""
+        """Always None: there are no columns to add."""
         return None
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
-        raise AssertionError("there is nothing to add")
+        raise AssertionError("additions are never offered")
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables, self._options)
@@ -110,17 +110,17 @@ class DynamoDB:
         return encode(batch, self._layouts)
 
     def send(self, encoded: Encoded) -> None:
-        self._writing.send(encoded)
+        self._writer.send(encoded)
 
     def ready(self) -> bool:
-        return self._writing.ready()
+        return self._writer.ready()
 
     def collect(self) -> Outcome:
-        return self._writing.collect()
+        return self._writer.collect()
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         if self._options.pristine:
-            return 0  # it began with an empty table
+            return 0  # it started with an empty table
         return self._cleanup.sweep(layout(table, self._options), below, spare)
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
@@ -130,21 +130,21 @@ class DynamoDB:
 
     def close(self) -> None:
         if self._opened is not None:
-            self._writing.drop()
+            self._writer.drop()
         self._opened = None
         self._account.close()
 
     @property
-    def _writing(self) -> Writer:
-        return self._ways()[0]
+    def _writer(self) -> Writer:
+        return self._connected()[0]
 
     @property
     def _cleanup(self) -> ScanCleanup:
-        return self._ways()[1]
+        return self._connected()[1]
 
-    def _ways(self) -> tuple[Writer, ScanCleanup]:
-        """Made when needed: a batch that only notes where the shards stand comes before the tables are opened."""
+    def _connected(self) -> tuple[Writer, ScanCleanup]:
+        """Connects at first use, which may be before ``open``: a batch that only saves positions."""
         if self._opened is None:
-            writing = self._account.writing(self._in_doubt)
-            self._opened = writing, ScanCleanup(self._account.client, writing)
+            writer = self._account.writer(self._in_doubt)
+            self._opened = writer, ScanCleanup(self._account.client, writer)
         return self._opened

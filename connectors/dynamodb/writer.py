@@ -89,7 +89,7 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         return verdict.kind == "unsure"
 
     def _own(self, conflicts: Sequence[Result[Entry, Verdict]]) -> set[Place]:
-        places = [(place(entry.write), verdict.found or {}) for entry, verdict, _ in conflicts]
+        places = [(place(entry.write), verdict.item or {}) for entry, verdict, _ in conflicts]
         stored = ((at, item.get(self._version, {}).get("N")) for at, item in places if at in self._acks.lost)
         return {at for at, version in stored if version == str(at[2])}
 

@@ -95,9 +95,9 @@ def test_an_index_without_a_mapping_accepts_anything() -> None:
     [
         ({"x": float("nan")}, "contains NaN or Infinity"),
         ({"x": "y" * 409_600}, "the item has 409,6"),
-        ({"x": ["y" * 1000] * 500}, "and DynamoDB stores at most 409,600"),
-        ({"_replicator_version": 1}, "has an attribute _replicator_version of its own"),
-        ({"pk": "b"}, "has a key attribute pk that is not the item's own"),
+        ({"x": ["y" * 1000] * 500}, "but DynamoDB stores at most 409,600"),
+        ({"_replicator_version": 1}, "has an attribute _replicator_version, the name under which"),
+        ({"pk": "b"}, "has a key attribute pk that differs from the item's own"),
     ],
 )
 def test_items_dynamodb_refuses(body: dict[str, Any], reason: str) -> None:
@@ -108,9 +108,9 @@ def test_items_dynamodb_refuses(body: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("id", "reason"),
     [
-        (("a", ""), "the key attribute _id is empty, which DynamoDB does not store"),
-        (("a", "x" * 1025), "the key attribute _id has 1,025 bytes, and DynamoDB takes at most 1,024"),
-        (("x" * 2049, "a"), "the key attribute _item has 2,049 bytes, and DynamoDB takes at most 2,048"),
+        (("a", ""), "the key attribute _id is empty, which DynamoDB does not allow"),
+        (("a", "x" * 1025), "the key attribute _id has 1,025 bytes, but DynamoDB allows at most 1,024"),
+        (("x" * 2049, "a"), "the key attribute _item has 2,049 bytes, but DynamoDB allows at most 2,048"),
     ],
 )
 def test_keys_dynamodb_refuses(id: tuple[str, str], reason: str) -> None:

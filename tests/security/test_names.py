@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 import pytest
 
-from connectors.dynamodb.cleanup import _scanned, burials, removals
+from connectors.dynamodb.cleanup import _scan, tombstone_deletes, tombstone_puts
 from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.encode import Encoder, encode
 from connectors.search.encode import TableEncoder
@@ -155,8 +155,8 @@ def conflicts(db: DynamoDB, layout: Layout, writes: Sequence[Write]) -> int:
 
 
 def passed(db: DynamoDB, layout: Layout, condition: str, *, burying: bool) -> None:
-    for page in _scanned(db, layout, THIRD, condition, after=None):
-        make = partial(burials, below=THIRD - 1) if burying else removals
+    for page in _scan(db, layout, THIRD, condition, after=None):
+        make = partial(tombstone_puts, below=THIRD - 1) if burying else tombstone_deletes
         requests = make(layout, page.items, spare=frozenset())
         for request in requests:
             db.call(request.operation, strict(request.body))

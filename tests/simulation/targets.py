@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from connectors.dynamodb.cleanup import Found, ScanCleanup
+from connectors.dynamodb.cleanup import Page, ScanCleanup
 from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Upsert, Write
@@ -368,12 +368,12 @@ class Passes:
     def write_all(self, requests: Sequence[Any]) -> int:
         return self._index.each(requests)
 
-    def _pages(self, table: Table, wanted: Callable[[Any], Any], *, after: Any) -> Iterator[Found]:
+    def _pages(self, table: Table, wanted: Callable[[Any], Any], *, after: Any) -> Iterator[Page]:
         while True:
             ids = [id for id in self._index.ids(table) if after is None or id > after]
             page = ids[: self._index.piece]
             after = page[-1] if len(ids) > len(page) else None
-            yield Found(wanted(page), after)
+            yield Page(wanted(page), after)
             if after is None:
                 return
 

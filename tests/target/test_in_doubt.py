@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from connectors.dynamodb.cleanup import Found, ScanCleanup
+from connectors.dynamodb.cleanup import Page, ScanCleanup
 from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import Batch, Delete, DocumentId, Part, Upsert
@@ -358,14 +358,14 @@ class Paged(MemoryIndex):
         return sum(request() for request in requests)
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        def pages(*, after: Any) -> Iterator[Found]:
+        def pages(*, after: Any) -> Iterator[Page]:
             there = sorted({*self._database.rows[table.name], *self._database.tombstones[table.name]})
             left = [id for id in there if after is None or id > after]
             older = set(self.older(table, below, spare))
             for at in range(0, max(len(left), 1), 2):
                 page = left[at : at + 2]
                 last = page[-1] if left[at + 2 :] else None
-                yield Found(cast(Any, [id for id in page if id in older]), cast(Any, last))
+                yield Page(cast(Any, [id for id in page if id in older]), cast(Any, last))
 
         def burials(ids: Any) -> Any:
             return [partial(self.bury, table, [id], below) for id in ids]

@@ -9,7 +9,7 @@ import pytest
 
 from connectors.dynamodb.encode import Request
 from connectors.dynamodb.options import DynamoDBOptions
-from connectors.dynamodb.responses import Kind, verdict, wants_less
+from connectors.dynamodb.responses import Kind, is_throttled, verdict
 from connectors.dynamodb.writer import Writer
 from replicator.aws.errors import THROTTLED, UNNAMED, AwsError, NotConnected
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
@@ -53,9 +53,9 @@ def test_a_write_is_in_doubt_where_nothing_says_that_it_was_not_applied(
 
 @pytest.mark.parametrize("code", sorted(THROTTLED | {"TransactionConflictException"}))
 def test_what_is_throttled_is_sent_again_more_slowly(code: str) -> None:
-    assert wants_less(AwsError(code, "", 400))
-    assert not wants_less(AwsError(code, "", 500)), "in doubt"
-    assert not wants_less(AwsError("RequestTimeout", "", 400)), "in doubt"
+    assert is_throttled(AwsError(code, "", 400))
+    assert not is_throttled(AwsError(code, "", 500)), "in doubt"
+    assert not is_throttled(AwsError("RequestTimeout", "", 400)), "in doubt"
 
 
 class Refusing:

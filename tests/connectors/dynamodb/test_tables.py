@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from connectors.dynamodb.documents import layout
-from connectors.dynamodb.epochs import Epochs, Newest
+from connectors.dynamodb.epochs import Epochs, EpochScan
 from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.tables import Tables
 from connectors.dynamodb.target import DynamoDB as Target
@@ -199,7 +199,7 @@ class TestMaking:
         assert ask(client, "DescribeTimeToLive", TableName="copy")["TimeToLiveDescription"]["AttributeName"] == "x"
         same = make(server.endpoint)
         same.mirror(table, client)
-        assert "is the source's own" in same.check([Table("orders", PAIR)])[0]
+        assert "is the source itself" in same.check([Table("orders", PAIR)])[0]
 
     def test_what_open_would_do_is_said_as_commands(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         target = make(endpoint)
@@ -223,7 +223,7 @@ class TestMaking:
     def test_without_create_an_absent_table_is_said_with_the_command(self, endpoint: str, make: Make) -> None:
         target = make(endpoint, create=False)
         (problem,) = target.check([COPY])
-        assert problem.startswith("the target has no table copy; let replicator make it (create: true)")
+        assert problem.startswith("the target has no table copy; let replicator create it (create: true)")
         assert "aws dynamodb create-table --region us-east-1 --endpoint-url http://127.0.0.1:" in problem
         with pytest.raises(ConfigError, match="the target has no table copy"):
             target.open([COPY], FIRST_EPOCH)
@@ -232,7 +232,7 @@ class TestMaking:
         target = make(endpoint)
         target.open([COPY], FIRST_EPOCH)
         db._catalog.tables["copy"].definition["TableStatus"] = "CREATING"
-        with pytest.raises(TransientError, match="the target's table copy is being made"):
+        with pytest.raises(TransientError, match="the target's table copy is being created"):
             target.open([COPY], FIRST_EPOCH)
 
 
@@ -241,7 +241,7 @@ class TestComparing:
         target = make(endpoint)
         target.mirror(source(db), db)
         (problem,) = target.check([Table("orders", PAIR)])
-        assert "is the source's own" in problem
+        assert "is the source itself" in problem
         assert "Name another table, region or account" in problem
 
     def test_a_table_of_the_same_name_elsewhere_is_another_one(self, endpoint: str, make: Make) -> None:
@@ -257,7 +257,7 @@ class TestComparing:
         there = replace(found, arn=found.arn.replace("us-east-1", "eu-west-1").replace("orders", "copy"), identity="x")
         db._catalog.tables["copy"].definition["Replicas"] = [{"RegionName": "eu-west-1"}]
         target.mirror(there, db)
-        assert "is a replica of the source in one global table" in target.check([COPY])[0]
+        assert "and the source are replicas of one global table" in target.check([COPY])[0]
 
     def test_a_name_that_no_table_can_have_is_refused(self, endpoint: str, make: Make) -> None:
         (problem,) = make(endpoint).check([Table("t0", PAIR)])
@@ -266,7 +266,7 @@ class TestComparing:
     def test_another_key_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"id": "S"}, view=None)
         (problem,) = make(endpoint).check([COPY])
-        assert "has the key id (S), the documents are filed under pk (S) and at (N)" in problem
+        assert "has the key id (S), but the documents' key is pk (S) and at (N)" in problem
 
     def test_our_attribute_may_be_no_key(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
@@ -277,13 +277,13 @@ class TestComparing:
         db.create_table("copy", keys={"pk": "S", "at": "N"})
         target = make(endpoint)
         assert target.check([COPY]) == []
-        assert "has a stream of its own" in target.plan([COPY])[0]
+        assert "has a stream. Its readers" in target.plan([COPY])[0]
 
     def test_a_table_of_another_pipeline_is_refused(self, endpoint: str, make: Make) -> None:
         make(endpoint, pipeline="first").open([COPY], FIRST_EPOCH)
         second = make(endpoint, pipeline="second")
         (problem,) = second.check([COPY])
-        assert "is written by the pipeline first (so says the table replicator-epochs)" in problem
+        assert "is written by the pipeline first, according to the table replicator-epochs" in problem
         for use in (second.epoch, lambda tables: second.open(tables, FIRST_EPOCH + 1)):
             with pytest.raises(ConfigError, match="is written by the pipeline first"):
                 use([COPY])
@@ -311,7 +311,7 @@ class TestComparing:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         db.put("copy", {"pk": "a", "at": 1, "old": True})
         (problem,) = make(endpoint).check([COPY])
-        assert "holds items, and nothing says that this copy wrote them" in problem
+        assert "already has items, and no record that this pipeline wrote them" in problem
         target = make(endpoint, adopt=True)
         assert target.check([COPY]) == []
         target.open([COPY], FIRST_EPOCH)
@@ -398,7 +398,7 @@ class TestEpochs:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         for n in range(5):
             db.put("copy", {"pk": str(n), "at": 1, kit.VERSION: at(n, FIRST_EPOCH + n), "big": "x" * 300_000})
-        before, found = db.calls["Scan"], Newest(HttpWire(endpoint), layout(COPY, DynamoDBOptions()))
+        before, found = db.calls["Scan"], EpochScan(HttpWire(endpoint), layout(COPY, DynamoDBOptions()))
         pages: list[Any] = []
 
         def call(operation: str, request: Mapping[str, Any]) -> bytes:
@@ -431,7 +431,7 @@ class TestEpochs:
 
     def test_a_foreign_table_of_that_name_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("replicator-epochs", keys={"id": "S"}, view=None)
-        with pytest.raises(ConfigError, match="is not what replicator keeps epochs in"):
+        with pytest.raises(ConfigError, match="is not a table of epochs"):
             make(endpoint).open([COPY], FIRST_EPOCH)
 
 
@@ -441,9 +441,9 @@ class TestEpochs:
         ({"endpoint_url": "http://example.com"}, "endpoint_url", "items would be sent unencrypted"),
         ({"endpoint_url": "ftp://x"}, "endpoint_url", "must have the form https://host"),
         ({"external_id": "x"}, "external_id", "requires role_arn"),
-        ({"tags": True}, "tags", "means nothing without create: true"),
-        ({"adopt": True, "pristine": True}, "adopt", "begins with an empty table"),
-        ({"version_attribute": "v", "deleted_attribute": "v"}, "deleted_attribute", "the same as version_attribute"),
+        ({"tags": True}, "tags", "has no effect without create: true"),
+        ({"adopt": True, "pristine": True}, "adopt", "starts with an empty table"),
+        ({"version_attribute": "v", "deleted_attribute": "v"}, "deleted_attribute", "must differ from version"),
         ({"version_attribute": ""}, "version_attribute", "1 to 255 bytes"),
         ({"epochs_table": "a b"}, "epochs_table", "a DynamoDB table name"),
         ({"write_units": 0}, "write_units", "at least 1"),

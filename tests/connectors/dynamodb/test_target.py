@@ -182,7 +182,7 @@ class TestLostAnswers:
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
             proxy.lose_responses()
-            with pytest.raises(TransientError, match="PutItem on contract was not answered"):
+            with pytest.raises(TransientError, match="no response to PutItem on contract"):
                 target.write(batch(put({"pk": "a"}, 1)))
             assert target.in_doubt
             assert set(found(db)) == {"a"}
@@ -246,7 +246,7 @@ class TestLostAnswers:
 
         target = build()
         db.fail("PutItem", times=1)
-        monkeypatch.setattr(sender, "wants_less", broken)
+        monkeypatch.setattr(sender, "is_throttled", broken)
         with pytest.raises(ZeroDivisionError):
             target.write(batch(put({"pk": "a"}, 1)))
 
@@ -272,8 +272,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("code", "message", "words"),
         [
-            ("ItemCollectionSizeLimitExceededException", "Item collection is too large", "its partition is full"),
-            ("ValidationException", "Type mismatch for Index Key", "an index's key has another type"),
+            ("ItemCollectionSizeLimitExceededException", "Item collection is too large", "its item collection is full"),
+            ("ValidationException", "Type mismatch for Index Key", "the key attribute of an index has another type"),
             ("ValidationException", "The value 4711 is not good", "refuses it as invalid"),
         ],
     )
@@ -296,7 +296,7 @@ class TestRefusals:
     def test_a_table_that_is_gone_stops_the_run(self, db: DynamoDB, endpoint: str, build: Build) -> None:
         target = build()
         db.call("DeleteTable", {"TableName": "contract"})
-        with pytest.raises(ConfigError, match="the target's table contract is gone"):
+        with pytest.raises(ConfigError, match="the target's table contract no longer exists"):
             target.write(batch(put({"pk": "a"}, 1)))
 
     def test_an_unknown_error_is_no_reason_to_go_on(self, db: DynamoDB, build: Build) -> None:
@@ -386,11 +386,11 @@ class TestPristine:
         target = build(pristine=True)
         target.write(batch(put({"pk": "a"}, 1)))
         target.open([table()], FIRST_EPOCH)  # the next run of the same epoch
-        with pytest.raises(ConfigError, match="a pristine copy begins with an empty table"):
+        with pytest.raises(ConfigError, match="a pristine copy starts with an empty table"):
             target.open([table()], FIRST_EPOCH + 1)
 
-    def test_the_weaker_promise_has_words(self, build: Build) -> None:
-        assert "Let only one run write to it" in build(pristine=True).promise
+    def test_the_reduced_guarantee_is_explained(self, build: Build) -> None:
+        assert "Let only one run write to the table" in build(pristine=True).promise
 
     def test_other_copies_promise_nothing_less(self, build: Build) -> None:
         assert build().promise == ""
