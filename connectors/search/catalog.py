@@ -117,36 +117,36 @@ def _index(name: str, body: Mapping[str, Any]) -> Index:
     return Index(name, body.get("mappings", {}), settings, body.get("aliases", {}))
 
 
-def mismatches(layout: Layout, found: State, pipeline: str) -> Iterator[str]:
+def mismatches(layout: Layout, state: State, pipeline: str) -> Iterator[str]:
     """Every difference between the cluster and the layout, one sentence each."""
-    if layout.alias in found.searched:
+    if layout.alias in state.searched:
         yield (
             f"{layout.alias} is an index; replicator writes to an index {layout.index} behind an alias {layout.alias}, "
             "which hides deleted documents. Give the table another name, or rename or remove that index"
         )
         return
-    if found.instead:
-        yield from renamed(layout, found)
+    if state.instead:
+        yield from renamed(layout, state)
         return
-    yield from _foreign_targets(layout, found)
-    if found.index is not None:
-        yield from (f"{layout.index}: {text}" for text in _of_index(layout, found.index, pipeline))
+    yield from _foreign_targets(layout, state)
+    if state.index is not None:
+        yield from (f"{layout.index}: {text}" for text in _of_index(layout, state.index, pipeline))
 
 
-def renamed(layout: Layout, found: State) -> Iterator[str]:
+def renamed(layout: Layout, state: State) -> Iterator[str]:
     """Whether the index's name has become an alias of another index, which may hold its documents."""
-    if found.instead:
-        other = ", ".join(found.instead)
+    if state.instead:
+        other = ", ".join(state.instead)
         yield (
             f"{layout.index} is no longer an index but an alias of {other}: something replaced the index, as ILM's "
-            f"shrink does. Keep {other}, perhaps the only copy. To continue in it, set index: {found.instead[0]} under "
+            f"shrink does. Keep {other}, perhaps the only copy. To continue in it, set index: {state.instead[0]} under "
             "the table, take that index out of ILM (index.lifecycle.name: null), and run: replicator resync "
             "--accept-identity-change"
         )
 
 
-def _foreign_targets(layout: Layout, found: State) -> Iterator[str]:
-    for alias, targets in ((layout.alias, found.searched), (layout.writer, found.written)):
+def _foreign_targets(layout: Layout, state: State) -> Iterator[str]:
+    for alias, targets in ((layout.alias, state.searched), (layout.writer, state.written)):
         if others := _others(layout, targets):
             yield (
                 f"the alias {alias} points to {', '.join(others)}; it must point to {layout.index} only "
@@ -154,19 +154,19 @@ def _foreign_targets(layout: Layout, found: State) -> Iterator[str]:
             )
 
 
-def changed(layout: Layout, found: State, id: str) -> Iterator[str]:
+def changed(layout: Layout, state: State, id: str) -> Iterator[str]:
     """What changed since the index was opened as ``id``, as far as a run cannot continue with it."""
-    if found.instead:
-        yield from renamed(layout, found)
-    elif found.index is None:
+    if state.instead:
+        yield from renamed(layout, state)
+    elif state.index is None:
         yield f"the index {layout.index} is gone. If its documents are lost, copy everything again: replicator resync"
-    elif found.index.id != id:
+    elif state.index.id != id:
         yield replaced(layout)
     else:
-        yield from _foreign_targets(layout, found)
-        if not found.searched:
+        yield from _foreign_targets(layout, state)
+        if not state.searched:
             yield f"the alias {layout.alias} is gone, so searches find nothing; the next run recreates it"
-        yield from (f"{layout.index}: {text}" for text in _broken_guarantees(layout, found.index))
+        yield from (f"{layout.index}: {text}" for text in _broken_guarantees(layout, state.index))
 
 
 def replaced(layout: Layout) -> str:
@@ -177,63 +177,63 @@ def replaced(layout: Layout) -> str:
     )
 
 
-def overtaken(layout: Layout, found: State, epoch: int) -> Iterator[str]:
+def overtaken(layout: Layout, state: State, epoch: int) -> Iterator[str]:
     """Why a run of ``epoch`` must not start writing to the index."""
-    if found.index is not None and found.index.epoch > epoch:
+    if state.index is not None and state.index.epoch > epoch:
         yield (
-            f"{layout.index} was written by epoch {found.index.epoch}, later than this run's {epoch}: its documents "
+            f"{layout.index} was written by epoch {state.index.epoch}, later than this run's {epoch}: its documents "
             "would count as newer. Choose another index with index: NAME, or restore the newer checkpoints"
         )
 
 
-def taken(layout: Layout, found: Index, pipeline: str) -> Iterator[str]:
+def taken(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
     """Whether the index belongs to another pipeline."""
-    if found.notes and not layout.adopt and found.notes.get("pipeline") != pipeline:
+    if index.notes and not layout.adopt and index.notes.get("pipeline") != pipeline:
         yield (
-            f"pipeline {found.notes.get('pipeline')} writes to this index; choose another one with index: NAME, or "
+            f"pipeline {index.notes.get('pipeline')} writes to this index; choose another one with index: NAME, or "
             "take it over with adopt: true if that pipeline is gone"
         )
 
 
-def _of_index(layout: Layout, found: Index, pipeline: str) -> Iterator[str]:
+def _of_index(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
     if not layout.adopt:
-        if not found.notes:
+        if not index.notes:
             yield (
                 "this index was not created by replicator (a write to an index that does not exist creates it with a "
                 "dynamic mapping). Remove it, choose another one with index: NAME, or take it over with adopt: true"
             )
             return
-        yield from taken(layout, found, pipeline)
-    if int(found.notes.get("format", 0)) > FORMAT:
+        yield from taken(layout, index, pipeline)
+    if int(index.notes.get("format", 0)) > FORMAT:
         yield (
-            f"it has format {found.notes['format']}, and this version of replicator supports up to {FORMAT}: "
+            f"it has format {index.notes['format']}, and this version of replicator supports up to {FORMAT}: "
             "use a newer one"
         )
-    yield from differences(_without_ours(layout.mapping), found.mapping)
-    yield from own_differences(own_fields(layout.parts), found.mapping.get("properties", {}).get(OURS))
-    yield from settings_differences(layout.settings, found.settings)
-    yield from mappings.mapping_hazards(found.mapping)
-    yield from _broken_guarantees(layout, found)
-    if not _routed_alike(layout, found):
+    yield from differences(_without_ours(layout.mapping), index.mapping)
+    yield from own_differences(own_fields(layout.parts), index.mapping.get("properties", {}).get(OURS))
+    yield from settings_differences(layout.settings, index.settings)
+    yield from mappings.mapping_hazards(index.mapping)
+    yield from _broken_guarantees(layout, index)
+    if not _routed_alike(layout, index):
         yield (
             "its documents are routed differently than routing says, so they would be stored twice; create a new index"
         )
 
 
-def _broken_guarantees(layout: Layout, found: Index) -> Iterator[str]:
+def _broken_guarantees(layout: Layout, index: Index) -> Iterator[str]:
     """What breaks a guarantee among the settings and aliases, which can change at any time."""
-    yield from mappings.settings_hazards(found.settings)
-    searched = found.aliases.get(layout.alias)
+    yield from mappings.settings_hazards(index.settings)
+    searched = index.aliases.get(layout.alias)
     if searched is not None and searched.get("filter") != LIVE:
         yield f"the alias {layout.alias} does not hide tombstones; its filter must be {orjson.dumps(LIVE).decode()}"
     for name in (layout.alias, layout.writer):
-        alias = found.aliases.get(name, {})
+        alias = index.aliases.get(name, {})
         if any(kind in alias for kind in ("index_routing", "search_routing")):
             yield (
                 f"the alias {name} has a routing, so documents would be stored twice or not be found; "
                 "recreate the alias without it (and set routing: ATTRIBUTE under the table instead)"
             )
-    if str(found.aliases.get(layout.writer, {}).get("is_write_index", True)).lower() == "false":
+    if str(index.aliases.get(layout.writer, {}).get("is_write_index", True)).lower() == "false":
         yield (
             f"the alias {layout.writer} does not accept writes (is_write_index: false); remove it, and run recreates it"
         )
@@ -244,40 +244,40 @@ def _without_ours(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {**mapping, "properties": properties}
 
 
-def _routed_alike(layout: Layout, found: Index) -> bool:
+def _routed_alike(layout: Layout, index: Index) -> bool:
     by = None if layout.routed_by is None else layout.parts[layout.routed_by]
-    required = str(found.mapping.get("_routing", {}).get("required", "")).lower() == "true"
-    return required == (by is not None) and (layout.adopt or found.notes.get("routing") == by)
+    required = str(index.mapping.get("_routing", {}).get("required", "")).lower() == "true"
+    return required == (by is not None) and (layout.adopt or index.notes.get("routing") == by)
 
 
-def plan(layout: Layout, found: State) -> Iterator[str]:
+def plan(layout: Layout, state: State) -> Iterator[str]:
     """The requests that create what is absent, as Kibana's console takes them, with notes on numeric precision."""
-    if found.index is None:
+    if state.index is None:
         notes = "".join(f"# {text}\n" for text in roundings(layout.mapping["properties"]) if OURS not in text[:11])
         body = orjson.dumps(_creation(layout, {}), option=orjson.OPT_INDENT_2).decode()
         yield f"{notes}PUT /{layout.index}\n{body}"
-    elif not found.complete:
-        yield f"POST /_aliases\n{orjson.dumps(_actions(layout, found), option=orjson.OPT_INDENT_2).decode()}"
+    elif not state.complete:
+        yield f"POST /_aliases\n{orjson.dumps(_actions(layout, state), option=orjson.OPT_INDENT_2).decode()}"
 
 
-def make(connection: Connection, layout: Layout, found: State, notes: Mapping[str, Any]) -> None:
+def create(connection: Connection, layout: Layout, state: State, notes: Mapping[str, Any]) -> None:
     """Create what is absent. ``notes``: see the function ``notes``."""
-    if found.index is None:
+    if state.index is None:
         body = orjson.dumps(_creation(layout, notes))
         path = f"/{quote(layout.index, safe='')}"
         connection.ask("PUT", path, body, doing=f"creating the index {layout.index} (needs create_index)")
-    elif not found.complete:
-        body = orjson.dumps(_actions(layout, found))
+    elif not state.complete:
+        body = orjson.dumps(_actions(layout, state))
         connection.ask("POST", "/_aliases", body, doing=f"creating the aliases of {layout.index}")
 
 
-def note(connection: Connection, layout: Layout, found: Index, notes: Mapping[str, Any]) -> None:
+def note(connection: Connection, layout: Layout, index: Index, notes: Mapping[str, Any]) -> None:
     """Store ``notes`` in the mapping of an existing index, together with the index's id."""
-    noted = {**notes, **({"uuid": found.id} if found.id else {})}
-    own, fields = found.mapping.get("properties", {}).get(OURS, {}), own_fields(layout.parts)
-    if dict(found.notes) == noted and fields.keys() <= own.get("properties", {}).keys():
+    noted = {**notes, **({"uuid": index.id} if index.id else {})}
+    own, fields = index.mapping.get("properties", {}).get(OURS, {}), own_fields(layout.parts)
+    if dict(index.notes) == noted and fields.keys() <= own.get("properties", {}).keys():
         return
-    meta = {**found.mapping.get("_meta", {}), OURS: noted}
+    meta = {**index.mapping.get("_meta", {}), OURS: noted}
     mapping = {"_meta": meta, "properties": {OURS: {"properties": fields}}}
     path = f"/{quote(layout.index, safe='')}/_mapping"
     connection.ask("PUT", path, orjson.dumps(mapping), doing=f"changing the mapping of {layout.index} (needs manage)")
@@ -294,8 +294,8 @@ def _aliases(layout: Layout) -> dict[str, Any]:
     return {layout.alias: {"filter": LIVE}, layout.writer: {"filter": LIVE, "is_hidden": True}}
 
 
-def _actions(layout: Layout, found: State) -> dict[str, Any]:
-    absent = {layout.alias: not found.searched, layout.writer: not found.written}
+def _actions(layout: Layout, state: State) -> dict[str, Any]:
+    absent = {layout.alias: not state.searched, layout.writer: not state.written}
     created = {name: body for name, body in _aliases(layout).items() if absent[name]}
     return {"actions": [{"add": {"index": layout.index, "alias": name, **body}} for name, body in created.items()]}
 

@@ -21,12 +21,12 @@ from replicator.errors import ConfigError
 from replicator.target.contract import Denied
 from replicator.version import FIRST_EPOCH, version
 
-_SAMPLED = 100  # documents of another tool
+_SAMPLED = 100  # documents of other tools
 _EXPECTED = ("stored", "conflict", "conflict", "stored")
 _NEEDED = ("manage", "read", "index", "delete")
 
 
-def versions_kept(bulk: Bulk, layout: Layout, server: str) -> None:
+def check_versioning(bulk: Bulk, layout: Layout, server: str) -> None:
     """Check that the engine rejects older and equal versions, with a scratch tombstone, which no search shows.
 
     Raises ConfigError if it does not; NotPermitted and TransientError as for any write.
@@ -56,7 +56,7 @@ def _described(verdict: Verdict) -> str:
     return f"{verdict.kind} ({verdict.reason})" if verdict.reason else verdict.kind
 
 
-def swallowed(connection: Connection, layout: Layout) -> Iterator[str]:
+def foreign_versions(connection: Connection, layout: Layout) -> Iterator[str]:
     """Whether another tool stored versions so high that the engine would reject all of ours as older."""
     foreign = {"bool": {"must_not": {"exists": {"field": f"{OURS}.version"}}}}
     wanted = {"size": _SAMPLED, "version": True, "_source": False, "query": foreign}

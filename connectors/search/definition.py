@@ -53,20 +53,20 @@ def _is_transient(response: Response) -> bool:
     return response.status >= 500 or response.status == 429 or response.throttled
 
 
-def epoch(connection: Connection, layout: Layout, found: catalog.Index) -> int:
+def epoch(connection: Connection, layout: Layout, index: catalog.Index) -> int:
     """The highest epoch that wrote to the index, from its notes or else from its newest version.
 
     ``_reindex`` copies documents with their versions but not the notes, and notes copied from another index say little
     about this one. Versions below the first epoch come from other tools and are overwritten.
     """
-    if (found.epoch and not found.replaced) or _version_type(found) != "long":
-        return found.epoch
+    if (index.epoch and not index.replaced) or _version_type(index) != "long":
+        return index.epoch
     newest = epoch_of(searches.newest(connection, layout))
-    return max(found.epoch, newest if newest >= FIRST_EPOCH else 0)
+    return max(index.epoch, newest if newest >= FIRST_EPOCH else 0)
 
 
-def _version_type(found: catalog.Index) -> str:
-    fields = found.mapping.get("properties", {}).get(OURS, {}).get("properties", {})
+def _version_type(index: catalog.Index) -> str:
+    fields = index.mapping.get("properties", {}).get(OURS, {}).get("properties", {})
     return str(fields.get("version", {}).get("type", ""))
 
 

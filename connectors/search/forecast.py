@@ -23,11 +23,11 @@ _OPEN = ("true", True, "runtime", "false", False)  # values of ``dynamic`` other
 def refusals(writes: Sequence[Write], layouts: Mapping[str, Layout]) -> Iterator[Rejection]:
     encoders = {name: TableEncoder(layout) for name, layout in layouts.items()}
     for write in writes:
-        found: list[Rejection] = []
-        entries = list(encoders[write.table].entries([write], "", found))
-        yield from found
+        rejections: list[Rejection] = []
+        entries = list(encoders[write.table].entries([write], "", rejections))
+        yield from rejections
         layout = layouts[write.table]
-        if not found and isinstance(write, Upsert) and not layout.whole:
+        if not rejections and isinstance(write, Upsert) and not layout.whole:
             document = orjson.loads(entries[0].lines.splitlines()[1])
             document.pop(OURS, None)
             for reason in _object("", document, layout.mapping, "strict"):
@@ -47,7 +47,7 @@ def _field(path: str, value: Any, mapping: Mapping[str, Any], name: str, dynamic
     if field is None:
         if dynamic not in _OPEN:
             yield (
-                f"the mapping does not know the field {path} and is strict (add the field to it, or set dynamic: false "
+                f"the field {path} is not in the mapping, which is strict (add the field to it, or set dynamic: false "
                 "there)"
             )
         return

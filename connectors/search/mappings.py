@@ -136,68 +136,68 @@ _ROUNDED = {
 _NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
 
 
-def differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+def differences(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
     """Every difference between the wanted and the existing mapping. Additional fields are fine."""
     for name, value in wanted.items():
         if name not in ("properties", "_meta", "_routing"):
-            yield from _parameter("the mapping", name, value, there)
-    yield from _fields(wanted.get("properties", {}), there.get("properties", {}), "")
+            yield from _parameter("the mapping", name, value, actual)
+    yield from _fields(wanted.get("properties", {}), actual.get("properties", {}), "")
 
 
-def own_differences(wanted: Mapping[str, Any], there: Mapping[str, Any] | None) -> Iterator[str]:
+def own_differences(wanted: Mapping[str, Any], actual: Mapping[str, Any] | None) -> Iterator[str]:
     """Differences in replicator's own fields. ``open`` adds those that are missing."""
-    if there is None:
+    if actual is None:
         return
-    yield from _parameters(OURS, {"type": "object", "dynamic": None}, there)
-    for name, field in there.get("properties", {}).items():
+    yield from _parameters(OURS, {"type": "object", "dynamic": None}, actual)
+    for name, field in actual.get("properties", {}).items():
         if name in wanted:
             yield from _parameters(f"{OURS}.{name}", wanted[name], field)
 
 
-def _parameters(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+def _parameters(path: str, wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
     """Compares added parameters too, because sweeps and purges search these fields."""
-    for name in sorted(({*wanted, *there}) - {"properties", "dynamic"}):
-        expected, found = (_plain(given.get(name, _DEFAULTS.get(name))) for given in (wanted, there))
-        if expected != found:
-            yield f"field {path} must have {name}: {expected}, but has {found} (create a new index)"
+    for name in sorted(({*wanted, *actual}) - {"properties", "dynamic"}):
+        expected, present = (_plain(field.get(name, _DEFAULTS.get(name))) for field in (wanted, actual))
+        if expected != present:
+            yield f"field {path} must have {name}: {expected}, but has {present} (create a new index)"
 
 
-def _fields(wanted: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _fields(wanted: Mapping[str, Any], actual: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for name, field in wanted.items():
         path = f"{prefix}{name}"
-        if name not in there:
+        if name not in actual:
             yield (
                 f"field {path} is missing (type {field.get('type', 'object')}; if fields were only added to mapping, "
                 f"replicator run --apply-schema-changes adds it; otherwise {_NEW})"
             )
             continue
-        yield from _field(path, field, there[name])
+        yield from _field(path, field, actual[name])
 
 
-def _field(path: str, wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
-    type, found = wanted.get("type", "object"), there.get("type", "object")
-    if type != found:
-        yield f"field {path} must be {type}, but is {found} (a type cannot be changed: {_NEW})"
+def _field(path: str, wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
+    type, present = wanted.get("type", "object"), actual.get("type", "object")
+    if type != present:
+        yield f"field {path} must be {type}, but is {present} (a type cannot be changed: {_NEW})"
         return
     for name, value in wanted.items():
         if name not in ("type", "properties", "fields"):
-            yield from _parameter(f"field {path}", name, value, there)
+            yield from _parameter(f"field {path}", name, value, actual)
     for inner in ("properties", "fields"):
-        yield from _fields(wanted.get(inner, {}), there.get(inner, {}), f"{path}.")
+        yield from _fields(wanted.get(inner, {}), actual.get(inner, {}), f"{path}.")
 
 
-def _parameter(where: str, name: str, wanted: Any, there: Mapping[str, Any]) -> Iterator[str]:
-    if name in there:
-        if _plain(wanted) != _plain(there[name]):
-            yield f"{where} must have {name}: {_plain(wanted)}, but has {_plain(there[name])}"
-    elif _plain(wanted) != _plain(_DEFAULTS.get(name, _ABSENT.get(name))) and not _is_usual(name, wanted):
+def _parameter(where: str, name: str, wanted: Any, actual: Mapping[str, Any]) -> Iterator[str]:
+    if name in actual:
+        if _plain(wanted) != _plain(actual[name]):
+            yield f"{where} must have {name}: {_plain(wanted)}, but has {_plain(actual[name])}"
+    elif _plain(wanted) != _plain(_DEFAULTS.get(name, _ABSENT.get(name))) and not _depends_on_type(name, wanted):
         yield f"{where} must have {name}: {_plain(wanted)}, but has none"
 
 
 _ABSENT: Mapping[str, Any] = {"dynamic": "true"}
 
 
-def _is_usual(name: str, wanted: Any) -> bool:
+def _depends_on_type(name: str, wanted: Any) -> bool:
     """Whether the parameter's default depends on the field's type: the engine shows only other values."""
     return name in ("norms", "index_options", "precision_step", "orientation", "format") and wanted is not None
 
@@ -228,9 +228,9 @@ def roundings(properties: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from roundings(field.get(inner, {}), f"{prefix}{name}.")
 
 
-def settings_differences(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Sequence[str]:
+def settings_differences(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Sequence[str]:
     """Compares only the number of shards: operators may change the other settings of a live index."""
-    shards, found = wanted.get("number_of_shards"), there.get("number_of_shards")
-    if shards is None or str(shards) == str(found):
+    shards, present = wanted.get("number_of_shards"), actual.get("number_of_shards")
+    if shards is None or str(shards) == str(present):
         return []
-    return [f"it must have {shards} primary shards, but has {found} (this cannot be changed: create a new index)"]
+    return [f"it must have {shards} primary shards, but has {present} (this cannot be changed: create a new index)"]

@@ -33,33 +33,33 @@ def refusal(type: str, reason: str) -> str:
     reason = reason[:LONGEST]
     own = reason[: min((at for quote in _QUOTES if (at := reason.find(quote)) >= 0), default=LONGEST)]
     for marks, say in _KNOWN:
-        found = between(reason if marks is _IMMENSE else own, marks)
-        if found is not None and (said := say([text[:_SHOWN] for text in found])):
-            return f"{said}: {type}"
+        texts = between(reason if marks is _IMMENSE else own, marks)
+        if texts is not None and (sentence := say([text[:_SHOWN] for text in texts])):
+            return f"{sentence}: {type}"
     return f"the engine refuses the document: {type}"
 
 
 def between(text: str, marks: Sequence[str]) -> list[str] | None:
     """The texts between the first occurrences of the marks, in order; None unless all occur."""
     first, *rest = marks
-    found, at = [], text.find(first)
+    texts, at = [], text.find(first)
     for mark in rest if at >= 0 else ():
         at += len(first)
         first, end = mark, text.find(mark, at)
         if end < 0:
             return None
-        found.append(text[at:end])
+        texts.append(text[at:end])
         at = end
-    return found if at >= 0 else None
+    return texts if at >= 0 else None
 
 
-def _limit(found: Sequence[str]) -> str:
-    what, limit, _ = found
+def _limit(texts: Sequence[str]) -> str:
+    what, limit, _ = texts
     return f"the index is limited to {limit} {what}" if limit.isdecimal() and what.replace(" ", "").isalpha() else ""
 
 
-def _cannot_hold(found: Sequence[str]) -> str:
-    field, type = found
+def _cannot_hold(texts: Sequence[str]) -> str:
+    field, type = texts
     if field == type:
         return f"the name {field} is reserved by the engine"
     hint = " (of more than 32,766 bytes? ignore_above in its mapping avoids this)" if type == "keyword" else ""
@@ -73,21 +73,21 @@ def _path(where: str, field: str) -> str:
 _KNOWN: tuple[tuple[Sequence[str], Say], ...] = (
     (
         ("dynamic introduction of [", "] within [", "] is not allowed"),
-        lambda found: (
-            f"the mapping does not know the field {_path(found[1], found[0])} and is strict "
+        lambda texts: (
+            f"the field {_path(texts[1], texts[0])} is not in the mapping, which is strict "
             "(add the field to it, or set dynamic: false there)"
         ),
     ),
-    (("failed to parse field ", *_FIELD), lambda found: _cannot_hold(found[1:])),
-    (("failed to parse date field ", *_FIELD), lambda found: _cannot_hold(found[1:])),
+    (("failed to parse field ", *_FIELD), lambda texts: _cannot_hold(texts[1:])),
+    (("failed to parse date field ", *_FIELD), lambda texts: _cannot_hold(texts[1:])),
     (
         ("object mapping for [", "] tried to parse field [", "] as object"),
-        lambda found: f"the field {found[0]} is an object in the mapping, but the value is not",
+        lambda texts: f"the field {texts[0]} is an object in the mapping, but the value is not",
     ),
     (
         _IMMENSE,
-        lambda found: (
-            f"the text in the field {found[0]} is longer than the 32,766 bytes that a keyword can index "
+        lambda texts: (
+            f"the text in the field {texts[0]} is longer than the 32,766 bytes that a keyword can index "
             "(ignore_above in its mapping avoids this)"
         ),
     ),
@@ -98,7 +98,7 @@ _KNOWN: tuple[tuple[Sequence[str], Say], ...] = (
     ),
     (
         ("ield name [", "] is longer than the limit of [", "]"),
-        lambda found: (
+        lambda texts: (
             "it has a field whose name is longer than the index's limit (index.mapping.field_name_length.limit)"
         ),
     ),
@@ -150,13 +150,13 @@ def all_stored(body: bytes, count: int, index: str) -> bool:
     if not (body.startswith(_BEFORE) and body.endswith(_AFTER)):
         return False
     name = orjson.dumps(index)
-    found, length = 0, len(_BEFORE) + len(_AFTER) + max(0, count - 1)
+    matched, length = 0, len(_BEFORE) + len(_AFTER) + max(0, count - 1)
     for item in (*_INDEXED, *_DELETED):
-        if found < count:
+        if matched < count:
             text = item % name
             times = body.count(text)
-            found, length = found + times, length + times * len(text)
-    return found == count and length == len(body)
+            matched, length = matched + times, length + times * len(text)
+    return matched == count and length == len(body)
 
 
 _BEFORE, _AFTER = b'{"errors":false,"items":[', b"]}"

@@ -27,8 +27,8 @@ from replicator.target.in_doubt import InDoubtWindow
 class SearchTarget:
     """Indices of one cluster. Every write is guarded by its version (``version_type=external``).
 
-    Deletes that must be remembered are documents of their own, which the alias hides, because the engine's own memory
-    of deletes ends with a restart.
+    Deletes that must be remembered are stored as tombstones, documents that the alias hides, because the engine
+    itself forgets deletes after a minute or a restart.
     """
 
     TableOptions = SearchTable
@@ -41,9 +41,9 @@ class SearchTarget:
         self._conflicts = Conflicts(connection)
         self._writing = Writer(self._bulk, self._in_doubt, self._conflicts)
         self._watch = Watch(connection)
-        self._gone: dict[tuple[str, str], frozenset[searches.Document]] = {}  # what the last piece removed, by index
-        self._found: dict[tuple[str, int], searches.Piece] = {}  # what the next piece of a purge removes
-        self._window_of = 0  # that had begun as it was found
+        self._gone: dict[tuple[str, str], frozenset[searches.Document]] = {}  # what the last piece removed
+        self._to_purge: dict[tuple[str, int], searches.Piece] = {}  # the next piece of each purge
+        self._purge_window = 0  # in-doubt windows opened when those pieces were found
         self._encoders: Mapping[str, TableEncoder] = {}
 
     @property
@@ -72,10 +72,10 @@ class SearchTarget:
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         wanted = list(layouts(tables).values())
-        found = [(layout, catalog.state(self._connection, layout)) for layout in wanted]
-        there = [(layout, state.index) for layout, state in found if state.index is not None]
+        states = [(layout, catalog.state(self._connection, layout)) for layout in wanted]
+        there = [(layout, state.index) for layout, state in states if state.index is not None]
         others = [f"{of.index}: {text}" for of, i in there for text in catalog.taken(of, i, self._pipeline)]
-        if problems := [*(text for of, state in found for text in catalog.renamed(of, state)), *others]:
+        if problems := [*(text for of, state in states for text in catalog.renamed(of, state)), *others]:
             raise ConfigError(*problems)
         if len(there) < len(wanted):
             return None
@@ -106,13 +106,13 @@ class SearchTarget:
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
         wanted = layouts(tables)
-        found = {name: self._usable(layout, epoch) for name, layout in wanted.items()}
-        if problems := [text for _, texts in found.values() for text in texts]:
+        inspected = {name: self._usable(layout, epoch) for name, layout in wanted.items()}
+        if problems := [text for _, texts in inspected.values() for text in texts]:
             raise ConfigError(*problems)
         for name, layout in wanted.items():
-            if found[name][0].replaced(epoch):
+            if inspected[name][0].replaced(epoch):
                 raise GapFound(catalog.replaced(layout))
-        self._watch.begin([self._ready(layout, found[name][0], epoch) for name, layout in wanted.items()])
+        self._watch.begin([self._ready(layout, inspected[name][0], epoch) for name, layout in wanted.items()])
         self._writing.layouts = wanted
         self._encoders = {name: TableEncoder(layout) for name, layout in wanted.items()}
         self._conflicts.epoch = epoch
@@ -137,26 +137,24 @@ class SearchTarget:
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        found = searches.swept(self._connection, layout, below, spare)
-        self._check_gone("swept", layout, found)
-        return self._removed("swept", layout, found)
+        piece = searches.swept(self._connection, layout, below, spare)
+        self._check_gone("swept", layout, piece)
+        return self._removed("swept", layout, piece)
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (layout,) = layouts([table]).values()
         self._watch.look()
-        if self._in_doubt.begun != self._window_of:  # a command may have begun it, and stored something in their place
-            self._found, self._window_of = {}, self._in_doubt.begun
+        if self._in_doubt.begun != self._purge_window:  # a command may have replaced those tombstones since
+            self._to_purge, self._purge_window = {}, self._in_doubt.begun
         place = layout.index, below
-        if place in self._found:
-            doomed, spared = self._found[place]
-            if spared.issuperset(spare):  # else a retry may have stored something in the place of what was found
-                self._removed("purged", layout, doomed)
-            del self._found[place]
-        found = searches.forgotten(self._connection, layout, below, spare)
-        self._check_gone("purged", layout, found)
-        if found.lines:
-            self._found[place] = found, frozenset(spare)
-        return len(found.lines)
+        if (doomed := self._to_purge.get(place)) is not None:
+            self._removed("purged", layout, doomed)
+            del self._to_purge[place]
+        piece = searches.forgotten(self._connection, layout, below, spare)
+        self._check_gone("purged", layout, piece)
+        if piece.lines:
+            self._to_purge[place] = piece
+        return len(piece.lines)
 
     def close(self) -> None:
         self._writing.drop()
@@ -164,32 +162,32 @@ class SearchTarget:
         self._connection.close()
 
     def _usable(self, layout: Layout, epoch: int) -> tuple[catalog.State, Sequence[str]]:
-        found = catalog.state(self._connection, layout)
-        problems = [*self._mismatches(layout, found), *catalog.overtaken(layout, found, epoch)]
-        return found, problems or self._foreseen(layout, found)
+        state = catalog.state(self._connection, layout)
+        problems = [*self._mismatches(layout, state), *catalog.overtaken(layout, state, epoch)]
+        return state, problems or self._foreseen(layout, state)
 
-    def _foreseen(self, layout: Layout, found: catalog.State) -> Sequence[str]:
+    def _foreseen(self, layout: Layout, state: catalog.State) -> Sequence[str]:
         """Hazards that an absent index would have once it is created, so that no such index is left behind."""
-        return [] if found.index is not None else list(checks.templates(self._connection, layout))
+        return [] if state.index is not None else list(checks.templates(self._connection, layout))
 
-    def _ready(self, layout: Layout, found: catalog.State, epoch: int) -> Opened:
+    def _ready(self, layout: Layout, state: catalog.State, epoch: int) -> Opened:
         """Create what is absent and store the notes.
 
         The new index is inspected again: not every login may query in advance what templates would do to it.
         """
-        if not found.complete:
-            catalog.make(self._connection, layout, found, catalog.notes(layout, self._pipeline, 0))
-            found = catalog.state(self._connection, layout)
-            if problems := self._mismatches(layout, found):
+        if not state.complete:
+            catalog.create(self._connection, layout, state, catalog.notes(layout, self._pipeline, 0))
+            state = catalog.state(self._connection, layout)
+            if problems := self._mismatches(layout, state):
                 raise ConfigError(*problems)
-        if found.index is None:
+        if state.index is None:
             raise TransientError(
                 f"{self.server}: the index {layout.index} was created, but cannot be found; looking again"
             )
-        checks.versions_kept(self._bulk, layout, self.server)
+        checks.check_versioning(self._bulk, layout, self.server)
         notes = catalog.notes(layout, self._pipeline, epoch)
-        catalog.note(self._connection, layout, found.index, notes)
-        return Opened(layout, found.index.id, notes)
+        catalog.note(self._connection, layout, state.index, notes)
+        return Opened(layout, state.index.id, notes)
 
     def _check_gone(self, how: str, layout: Layout, piece: searches.Piece) -> None:
         """Raise TransientError if a search still shows what the previous piece removed.
@@ -210,33 +208,33 @@ class SearchTarget:
         return count
 
     def _stored(self, layout: Layout, lines: Sequence[bytes]) -> int:
-        found = self._bulk.store(layout, lines)
-        error = worst(found)
+        verdicts = self._bulk.store(layout, lines)
+        error = worst(verdicts)
         if error is not None:
             if isinstance(error, ResponseLost):
                 self._in_doubt.begin()
             raise error
-        refused = next((verdict.reason for verdict in found if verdict.kind == "refused"), None)
+        refused = next((verdict.reason for verdict in verdicts if verdict.kind == "refused"), None)
         if refused is not None:  # the sweep would find it again and again
             raise ConfigError(f"{self.server}: {layout.index} takes no tombstones ({refused}); run check")
         return len(lines)
 
     def _problems(self, layout: Layout) -> Sequence[str]:
-        found = catalog.state(self._connection, layout)
-        problems = [*self._mismatches(layout, found)]
-        if found.index is not None and found.index.replaced:
+        state = catalog.state(self._connection, layout)
+        problems = [*self._mismatches(layout, state)]
+        if state.index is not None and state.index.replaced:
             problems.append(catalog.replaced(layout))
-        problems = problems or [*self._foreseen(layout, found)]
-        if problems or not found.complete:
+        problems = problems or [*self._foreseen(layout, state)]
+        if problems or not state.complete:
             return problems
         try:
-            checks.versions_kept(self._bulk, layout, self._connection.server)
+            checks.check_versioning(self._bulk, layout, self._connection.server)
         except ReplicatorError as e:  # even a transient one: someone is waiting for the result
             return [str(e)]
         return []
 
-    def _mismatches(self, layout: Layout, found: catalog.State) -> Sequence[str]:
-        problems = list(catalog.mismatches(layout, found, self._pipeline))
-        if problems or found.index is None or layout.adopt:
+    def _mismatches(self, layout: Layout, state: catalog.State) -> Sequence[str]:
+        problems = list(catalog.mismatches(layout, state, self._pipeline))
+        if problems or state.index is None or layout.adopt:
             return problems
-        return list(checks.swallowed(self._connection, layout))
+        return list(checks.foreign_versions(self._connection, layout))

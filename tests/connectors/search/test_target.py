@@ -87,10 +87,10 @@ def test_a_document_is_in_the_shard_of_its_routing(search: Search) -> None:
 REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "type": ({"n": "secret"}, "the field n is of type long and cannot hold the value"),
     "range": ({"n": 10**30 + 777}, "n is of type long"),
-    "unknown": ({"secretive": 1, "in": 1}, "the mapping does not know the field"),
+    "unknown": ({"secretive": 1, "in": 1}, "is not in the mapping, which is strict"),
     "term": ({"pk": "secret" * 6000}, "32,766 bytes"),
     "object": ({"box": "secret"}, "the field box is"),
-    "nested": ({"box": {"new": "secret"}}, "the mapping does not know the field box.new and is strict"),
+    "nested": ({"box": {"new": "secret"}}, "the field box.new is not in the mapping, which is strict"),
     "date": ({"day": "secret"}, "the field day is of type date"),
     "metadata": ({"_id": "secret"}, "reserved by the engine"),
     "empty": ({"": "secret"}, "whose name is empty"),
