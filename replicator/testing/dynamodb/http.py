@@ -1,6 +1,6 @@
 """DynamoDB's HTTP: the in-memory one served on loopback, so that boto3 itself reads from it, and a plain client.
 
-python -m replicator.testing.http --port 8000 --shards 4
+python -m replicator.testing.dynamodb.http --port 8000 --shards 4
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def served(client: Client, port: int = 0, tls: ssl.SSLContext | None = None) -> 
 
 def main() -> None:
     """Serve an empty in-memory DynamoDB until interrupted; its URL is the first line printed."""
-    parser = argparse.ArgumentParser(prog="python -m replicator.testing.http", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m replicator.testing.dynamodb.http", description=main.__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1, help="shards that a stream begins with")
     parser.add_argument("--seed", type=int, default=0)
