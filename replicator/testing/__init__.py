@@ -1,4 +1,6 @@
-"""For tests: of hooks (``hook_test``), of targets (``contract``), and a DynamoDB in memory (``dynamodb``, ``http``)."""
+"""Test kits: for hooks (``hook_test``), targets (``contract``), checkpoint stores (``checkpoints_contract``), and an
+in-memory DynamoDB (``dynamodb``, ``dynamodb.http``).
+"""
 
 from replicator.testing.hooks import HookTest, hook_test
 

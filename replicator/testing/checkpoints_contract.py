@@ -1,11 +1,11 @@
-"""What every store of checkpoints must do, as tests: subclass ``CheckpointsContract`` in a test module of your store.
+"""The contract of checkpoint stores as tests: subclass ``CheckpointsContract`` in a test module of your store.
 
     class TestOurs(CheckpointsContract):
         @pytest.fixture
-        def store(self): ...  # a function: Checkpoints of the pipeline that it is given, in one empty place
+        def store(self): ...  # a function from a pipeline's name to its Checkpoints, all in one empty store
 
-A later run takes over, and the earlier one is fenced. Where a later run is refused instead, as with a file that one
-process holds, say ``takes_over = False``.
+By default a later run takes over and the earlier one is fenced. If your store refuses a later run instead, like a file
+locked by one process, set ``takes_over = False``.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def counts(checkpoints: Checkpoints) -> Mapping[str, Counts]:
 
 class _Fixtures:
     takes_over: ClassVar[bool] = True
-    steps: ClassVar[int] = 60  # of a random history
+    steps: ClassVar[int] = 60  # in a random history
 
     @pytest.fixture
     def build(self, store: Build) -> Iterator[Build]:
-        """Makes stores in one place, as several processes would; all are closed in the end."""
+        """Creates stores in one place, as several processes would; all are closed at the end."""
         made: list[Any] = []
 
         def another(pipeline: str = "contract") -> Checkpoints:
@@ -109,7 +109,7 @@ class Ownership(_Fixtures):
         claimed.save([])
         assert entries(claimed) == {("shard", "a"): (1, '"1"')}
 
-    def test_a_claim_may_come_again_if_its_answer_was_lost(self, build: Build) -> None:
+    def test_a_claim_may_be_repeated_after_a_lost_response(self, build: Build) -> None:
         one = build()
         one.claim(owner())
         one.claim(owner())
@@ -168,7 +168,7 @@ class Saving(_Fixtures):
         there = {name: Counts(read=n + 3, applied=n, parked=3) for n, name in enumerate("abcd")}
         claimed.save([Save("shard", name, 0, "1") for name in there], {f"shard:{n}": c for n, c in there.items()})
         gone = [Save("shard", "a", 1, None), Save("shard", "b", 1, None), Save("shard", "none", None, None)]
-        for _ in range(2):  # the second time, its answer was lost
+        for _ in range(2):  # the second time as if the response had been lost
             claimed.save([*gone, Save("shard", "c", 1, "2")], {"shard:c": Counts(read=1, superseded=1)})
         kept = {"shard:c": there["c"] + Counts(read=1, superseded=1), "shard:d": there["d"]}
         assert claimed.read().counts == {FORGOTTEN: there["a"] + there["b"], **kept}
@@ -183,7 +183,7 @@ class Saving(_Fixtures):
         kept["shard:c"] += Counts(parked=-1, filtered=1)
         assert claimed.read().counts == {FORGOTTEN: folded + late, **kept}
 
-    def test_a_save_whose_answer_was_lost_is_made_once(self, claimed: Checkpoints) -> None:
+    def test_a_save_whose_response_was_lost_is_applied_once(self, claimed: Checkpoints) -> None:
         claimed.save([Save("shard", "a", 0, '"1"'), Save("shard", "gone", 0, '"1"')])
         again = [
             Save("shard", "a", 1, '"2"'),
@@ -211,7 +211,7 @@ class Saving(_Fixtures):
         with pytest.raises(Fenced):
             claimed.save([*many, Save("segment", "0", 2, '"1"')], {"x": Counts(read=1)})
         assert (len(entries(claimed)), counts(claimed)) == (1, {})
-        for _ in range(2):  # the second time, its answer was lost
+        for _ in range(2):  # the second time as if the response had been lost
             claimed.save([*many, Save("segment", "0", 1, '"1"')], {"x": Counts(read=1)})
         assert (len(entries(claimed)), counts(claimed)) == (778, {"x": Counts(read=1)})
         claimed.save([Save("shard", s.id, 1, None) for s in many])
@@ -303,7 +303,7 @@ class Texts(_Fixtures):
         assert encode(found) == parked("%")
 
     @pytest.mark.parametrize("id", ["", " ", "a b", "'\"", "a#b@c/d", "\u6f22\U0001f600", "x" * 530])
-    def test_any_id_will_do(self, claimed: Checkpoints, id: str) -> None:
+    def test_any_id_is_accepted(self, claimed: Checkpoints, id: str) -> None:
         claimed.save([Save("shard", id, 0, '"1"'), Save("gap", id, 0, '"2"')])
         claimed.save([Save("shard", id, 1, '"3"')])
         assert entries(claimed) == {("shard", id): (2, '"3"'), ("gap", id): (1, '"2"')}
@@ -361,4 +361,4 @@ class Texts(_Fixtures):
 
 
 class CheckpointsContract(Ownership, Saving, Commands, Texts):
-    """Every promise of ``replicator.checkpoints.Checkpoints``."""
+    """The whole contract of ``replicator.checkpoints.contract.Checkpoints``."""

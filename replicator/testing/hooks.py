@@ -1,4 +1,4 @@
-"""Tests of your own hooks: items in as plain Python, documents and writes out, worked out as a run would.
+"""Test kit for transform hooks: takes items as plain Python values, returns the documents and writes a run would make.
 
     from replicator.testing import hook_test
 
@@ -6,7 +6,7 @@
         hook_test(order).drops({"id": "1", "status": "draft"})
 
 Numbers of an item are int or Decimal (a hook sees Decimal), sets are frozensets, binary is bytes. Every method raises
-an AssertionError that says what is different.
+an AssertionError that describes the difference.
 """
 
 from __future__ import annotations
@@ -28,73 +28,75 @@ from replicator.version import FIRST_EPOCH, version
 GivenItem = Mapping[str, object]
 Body = Mapping[str, object]
 Id = str | None
-"""A document's own id; None where a plain hook's document is filed under the item's key."""
+"""A document's own id; None for a plain hook, whose document is stored under the item's key."""
 
 Written = tuple[str, str, Id, Body] | tuple[str, str, Id]
 """("upsert", table, id, body) or ("delete", table, id)"""
 
-_KEY = ("item",)  # whatever the item's key is, a hook has no part in it
+_KEY = ("item",)  # any key will do: hooks do not influence it
 
 
 def hook_test(hook: Callable[[Item], Any], *, tables: Sequence[str] = ("documents",)) -> HookTest:
-    """The kit for ``hook``, plain or declared, with the tables that the target has."""
+    """The kit for ``hook``, plain or declared. ``tables``: names of the target's tables."""
     name = getattr(hook, "__name__", type(hook).__name__)
     return HookTest(DocumentMapping(Hook(name, hook, "", is_declared(hook)), tuple(tables)), name)
 
 
 @dataclass(frozen=True, slots=True)
 class HookTest:
-    """What a hook is claimed to do."""
+    """Assertions about a hook."""
 
     mapping: DocumentMapping
     name: str
 
     def gives(self, item: GivenItem, *expected: Body | Document) -> None:
-        """The hook makes exactly these of ``item``: one mapping of a plain hook, ``Document``s of a declared one."""
-        found = self._placed(item)
+        """The hook returns exactly ``expected`` for ``item``: one mapping, or ``Document``s if it is declared."""
+        documents = self._placed(item)
         wanted = dict(self._place(e) for e in expected)
-        if found != wanted:
+        if documents != wanted:
             raise AssertionError(
-                f"hook {self.name} gives something else for {dict(item)}:\n{_differences(wanted, found)}"
+                f"hook {self.name} returned something else for {dict(item)}:\n{_differences(wanted, documents)}"
             )
 
     def drops(self, item: GivenItem) -> None:
-        """Nothing is stored for ``item``."""
-        found = self._placed(item)
-        if found:
-            raise AssertionError(f"hook {self.name} was to drop {dict(item)}, and gives:\n{_differences({}, found)}")
+        """The hook drops ``item``: nothing is stored."""
+        documents = self._placed(item)
+        if documents:
+            raise AssertionError(
+                f"hook {self.name} should drop {dict(item)}, but returned:\n{_differences({}, documents)}"
+            )
 
     def parks(self, item: GivenItem, reason: str = "") -> None:
-        """``item`` is parked: the hook raises, or returns what is no document. ``reason`` is part of why."""
-        found = _parked(self._compacted(None, item))
-        if found is None:
-            raise AssertionError(f"hook {self.name} was to fail on {dict(item)}, and does not")
-        said = f"{found.reason} ({found.words})"
-        if reason not in said:
-            raise AssertionError(f"hook {self.name} fails on {dict(item)} for another reason: {said}")
+        """``item`` is parked: the hook raises or returns no valid document. ``reason``: part of the expected reason."""
+        parked = _parked(self._compacted(None, item))
+        if parked is None:
+            raise AssertionError(f"hook {self.name} should fail for {dict(item)}, but did not")
+        actual = f"{parked.reason} ({parked.words})"
+        if reason not in actual:
+            raise AssertionError(f"hook {self.name} failed for {dict(item)} with another reason: {actual}")
 
     def writes(self, old: GivenItem | None = None, new: GivenItem | None = None) -> list[Written]:
-        """What is written when ``old`` (None: the item was not there) becomes ``new`` (None: it is removed)."""
-        found = self._compacted(old, new)
-        parked = _parked(found)
+        """The writes when ``old`` (None: no item before) becomes ``new`` (None: deleted)."""
+        result = self._compacted(old, new)
+        parked = _parked(result)
         if parked is not None:
             raise AssertionError(f"the item is parked: {parked.reason}\n{parked.traceback}{parked.words}")
         return [
             ("upsert", w.table, self._id(w.id), dict(w.body))
             if isinstance(w, Upsert)
             else ("delete", w.table, self._id(w.id))
-            for w in found.writes
+            for w in result.writes
         ]
 
     def is_pure_on(self, items: Iterable[GivenItem]) -> None:
-        """Each item gives the same documents twice, also after others: no clock, no counter, nothing remembered."""
+        """The hook is deterministic: each item gives the same documents twice, also after others were processed."""
         given = list(items)
         first = [self._placed(item) for item in given]
         for item, before in zip(given, first, strict=True):
             again = self._placed(item)
             if again != before:
                 raise AssertionError(
-                    f"hook {self.name} is not pure: another result for the same {dict(item)}:\n"
+                    f"hook {self.name} is not deterministic: two calls differ for {dict(item)}:\n"
                     + _differences(before, again)
                 )
 
@@ -114,9 +116,11 @@ class HookTest:
     def _place(self, expected: Body | Document) -> tuple[tuple[str, Id], Body]:
         if isinstance(expected, Document) != self.mapping.own_ids:
             kind = (
-                "Documents, because the hook is declared" if self.mapping.own_ids else "one mapping: the hook is plain"
+                "Documents, because the hook is declared"
+                if self.mapping.own_ids
+                else "one mapping, because the hook is plain"
             )
-            raise TypeError(f"hook {self.name} is expected to give {kind}")
+            raise TypeError(f"hook {self.name}: expected must be {kind}")
         if isinstance(expected, Document):
             return (expected.table or self.mapping.tables[0], str(expected.id)), dict(expected.body)
         return (self.mapping.tables[0], None), dict(expected)
@@ -126,17 +130,17 @@ def _image(item: GivenItem | None) -> bytes | None:
     return None if item is None else image(item)
 
 
-def _parked(found: Compacted) -> Parked | None:
-    if not found.parked:
+def _parked(result: Compacted) -> Parked | None:
+    if not result.parked:
         return None
-    (save,) = found.saves
+    (save,) = result.saves
     value = decode("parked", save.id, save.text or "")
     assert isinstance(value, Parked)
     return value
 
 
 def _differences(wanted: Mapping[Any, Body], found: Mapping[Any, Body]) -> str:
-    """One line for each document or attribute that is not as it was wanted."""
+    """One line for each document or attribute that differs."""
     lines = []
     for place in [*wanted, *(p for p in found if p not in wanted)]:
         table, id = place

@@ -1,8 +1,8 @@
-"""A TCP proxy between a client and a server, which loses what passes through it as networks do.
+"""A TCP proxy between a client and a server that injects network faults.
 
 with Proxy("127.0.0.1", 5432) as proxy:
     connect(proxy.port)
-    proxy.lose_answers()  # requests arrive and are carried out; nobody hears of it, and the connection ends
+    proxy.lose_responses()  # requests are delivered and applied, but the connection ends without a response
     proxy.heal()
 """
 
@@ -18,25 +18,25 @@ from enum import Enum
 from types import TracebackType
 
 _PIECE = 64 << 10
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what was not sent yet is thrown away
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: discard unsent data and send a reset
 
 
 class Fault(Enum):
-    """What the network does at present."""
+    """What the network currently does."""
 
-    NONE = "passes everything on"
-    REFUSING = "ends every new connection, and those there are"
-    LOSING_ANSWERS = "passes requests on, and ends the connection instead of answering"
-    BLACK_HOLE = "takes everything, passes nothing on, says nothing"
-    DEAF = "passes requests on, and never an answer"
+    NONE = "forwards everything"
+    REFUSING = "resets new and existing connections"
+    LOSING_ANSWERS = "forwards requests, and closes the connection instead of responding"
+    BLACK_HOLE = "accepts everything, forwards nothing"
+    DEAF = "forwards requests, but no responses"
 
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """A fault, and how bytes pass: in pieces of at most ``piece``, each ``delay`` seconds late.
+    """A fault, and how bytes are forwarded: in pieces of at most ``piece`` bytes, each delayed by ``delay`` seconds.
 
-    ``answer``: bytes of answers after which a connection ends. ``closing``: seconds after which clients hear that the
-    server's side is gone, None for never.
+    ``answer``: response bytes after which a connection ends. ``closing``: seconds until clients learn that the server
+    has closed the connection; None: never.
     """
 
     fault: Fault = Fault.NONE
@@ -47,10 +47,10 @@ class Weather:
 
 
 class _Link:
-    """A client's connection and the one to the server that belongs to it.
+    """A client's connection and the corresponding one to the server.
 
-    Two threads use it. The last of them closes the sockets: a number closed under a thread's feet may be another
-    connection's by the time that thread reads.
+    Two threads use it; the last one closes the sockets. Otherwise a file descriptor could be closed and reused for
+    another connection before a thread reads from it.
     """
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
@@ -83,9 +83,9 @@ class _Link:
 
 
 class Proxy:
-    """Listens on this machine (``port``, a free one by default) and passes bytes on to ``host``:``port``, both ways.
+    """Listens on ``listen`` (loopback and a free port by default) and forwards bytes to and from ``host``:``port``.
 
-    ``listen``: the address and port where; ``connections`` counts those that clients have begun.
+    ``port``: where it listens. ``connections``: how many clients have connected.
     """
 
     def __init__(self, host: str, port: int, listen: tuple[str, int] = ("127.0.0.1", 0)) -> None:
@@ -114,32 +114,32 @@ class Proxy:
         for thread in self._threads:
             thread.join(10)
 
-    # What the network does
+    # Faults
 
     def heal(self) -> None:
-        """Pass everything on again, at once. Connections that saw a fault are gone."""
+        """Forward everything again, immediately. Connections that saw a fault are closed."""
         self._become(Weather())
 
     def slow(self, seconds: float) -> None:
-        """Hold every piece back so long, in each direction."""
+        """Delay every piece by ``seconds``, in each direction."""
         self._weather = Weather(delay=seconds)
 
     def slice(self, piece: int, seconds: float = 0.0) -> None:
-        """Pass everything on in pieces of so many bytes, and rest after each: ``piece / seconds`` bytes a second."""
+        """Forward in pieces of ``piece`` bytes and pause after each: ``piece / seconds`` bytes per second."""
         self._weather = Weather(piece=piece, delay=seconds)
 
     def refuse(self) -> None:
-        """Reset connections, those there are and new ones."""
+        """Reset existing and new connections."""
         self._become(Weather(Fault.REFUSING))
 
     def truncate(self, answer: int) -> None:
-        """End each connection after so many bytes of answers, in good order."""
+        """Close each connection gracefully after ``answer`` bytes of responses."""
         for link in self._links_now():
             link.answered = 0
         self._weather = Weather(answer=answer)
 
     def lose_responses(self) -> None:
-        self._weather = Weather(Fault.LOSING_ANSWERS)  # connections stay: what is asked on them is carried out
+        self._weather = Weather(Fault.LOSING_ANSWERS)  # connections stay open, so their requests are applied
 
     def swallow(self) -> None:
         self._weather = Weather(Fault.BLACK_HOLE)
@@ -148,17 +148,17 @@ class Proxy:
         self._weather = Weather(Fault.DEAF)
 
     def forget(self) -> None:
-        """Leave clients with half-open connections: the server's side is gone, and nobody says so. New ones work."""
+        """Leave clients with half-open connections: the server's side is closed silently. New connections work."""
         self._weather = Weather()
         self._forget()
 
     def close_slowly(self, seconds: float) -> None:
-        """Let the server's side end, and tell the clients so much later; what they say meanwhile is lost."""
+        """Close the server's side, and the client's ``seconds`` later; what clients send meanwhile is lost."""
         self._weather = Weather(closing=seconds)
         self._forget()
 
     def cut(self) -> None:
-        """End every connection there is."""
+        """Close all connections."""
         with self._lock:
             links, self._links = self._links, set()
         for link in links:

@@ -184,12 +184,12 @@ def test_a_missing_variable_is_one_problem_not_two(write: Write) -> None:
     assert len(problems(write(RIGHT + "parked_limit: ${LIMIT}\n"))) == 1
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert problems(tmp_path / "none.yaml") == [f"config file {tmp_path / 'none.yaml'} not found"]
     assert problems(tmp_path) == [f"cannot read config file {tmp_path}: Is a directory"]
 
 
-def test_what_is_no_text_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     assert problems(path) == [f"config file {path} is not UTF-8 text"]
@@ -197,7 +197,7 @@ def test_what_is_no_text_says_so(tmp_path: Path) -> None:
     assert problems(path) == [f"cannot read config file {path}: it is larger than 1,048,576 bytes"]
 
 
-def test_what_is_no_file_is_refused_at_once(write: Write, tmp_path: Path) -> None:
+def test_pipes_and_devices_are_rejected_at_once(write: Write, tmp_path: Path) -> None:
     """A pipe that nobody writes to would be waited for, and a device has no end."""
     os.mkfifo(tmp_path / "pipe")
     assert problems(tmp_path / "pipe")[0].endswith("pipe: it is not a regular file")
@@ -213,22 +213,22 @@ def test_placeholders_cannot_make_a_config_grow_without_end(write: Write, tmp_pa
     assert "source.region: the values of all ${…} exceed 1,048,576 bytes" in problem
 
 
-def test_half_a_million_levels_are_refused_before_anything_is_built_of_them(write: Write) -> None:
+def test_half_a_million_levels_are_rejected_before_anything_is_built(write: Write) -> None:
     assert problems(write("a: " + "[" * 500_000)) == ["orders.yaml:1: is nested more than 40 levels deep"]
 
 
-def test_an_endless_number_is_refused_before_it_is_worked_out(write: Write) -> None:
+def test_an_endless_number_is_rejected_before_it_is_computed(write: Write) -> None:
     """YAML takes 1:1:1 for a number to the base of 60."""
     (problem,) = problems(write(RIGHT + "parked_limit: 1" + ":1" * 100_000 + "\n"))
     assert "parked_limit: is a number of more than 40 digits; if it is text, put it in quotes" in problem
 
 
 @pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "# nothing"])
-def test_what_is_no_mapping_says_how_a_config_begins(write: Write, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_shows_how_a_config_starts(write: Write, text: str) -> None:
     assert "a config must be a mapping that starts like this" in problems(write(text))[0]
 
 
-def test_variables_and_files_are_filled_in(write: Write, tmp_path: Path) -> None:
+def test_variables_and_files_are_expanded(write: Write, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("hush\n")
     url = "postgresql://me:${file:password}@${HOST}:5432/shop"
     text = RIGHT.replace("postgresql://me@127.0.0.1:5432/shop", url) + "backfill: {segments: ${SEGMENTS}}\n"

@@ -1,36 +1,36 @@
-"""What every target must do, as tests: subclass ``TargetContract`` in a test module of your connector.
+"""The contract of targets as tests: subclass ``TargetContract`` in a test module of your connector.
 
     class TestOurs(TargetContract):
         @pytest.fixture
-        def config(self): ...       # target's part of a config, for an empty destination; without table or tables
+        def config(self): ...       # the config's section ``target`` for an empty destination, without table or tables
         @pytest.fixture
-        def unreachable(self): ...  # the same with an address where nobody answers
+        def unreachable(self): ...  # the same with an address where no server listens
         @pytest.fixture
-        def stored(self): ...       # a function: what a plain client finds in a table, see Stored
+        def stored(self): ...       # a function that reads a table with a plain client, see Stored
         @pytest.fixture
-        def sever(self): ...        # a function that cuts the connections of every target
+        def sever(self): ...        # a function that cuts the connections of all targets
         @pytest.fixture
-        def restart(self): ...      # a function that restarts the server, its data kept (may be left out)
+        def restart(self): ...      # a function that restarts the server and keeps its data (optional)
         @pytest.fixture
-        def refuse_at_commit(self): ...  # a function: documents with `late: true` are refused at commit (optional)
+        def refuse_at_commit(self): ...  # a function: makes documents with `late: true` fail at commit (optional)
         @pytest.fixture
-        def keep(self): ...         # a function: the destination refuses to delete the document of an id (optional)
+        def keep(self): ...         # a function: makes deletes of one document fail (optional)
         @pytest.fixture
         def dropped(self): ...      # a function that removes a table (optional)
         @pytest.fixture
-        def proxied(self): ...      # config with the address of a replicator.testing.proxy.Proxy, and that (same)
+        def proxied(self): ...      # config with the address of a replicator.testing.proxy.Proxy, and it (optional)
         @pytest.fixture
-        def diverted(self): ...     # a function that leads a table's name to a place with other documents (same)
+        def diverted(self): ...     # a function that redirects a table's name to other documents (optional)
         @pytest.fixture
-        def remade(self): ...       # a function that removes a table and makes it anew as it was, but empty (same)
+        def remade(self): ...       # a function that drops a table and recreates it empty (optional)
         @pytest.fixture
-        def otherwise(self): ...    # config that reaches the destination at another address (same)
+        def otherwise(self): ...    # config that reaches the destination at another address (optional)
         @pytest.fixture
-        def recreated(self): ...    # as remade, where only a run as a whole notices it (same)
+        def recreated(self): ...    # like remade, if only a whole run can notice it (optional)
         @pytest.fixture
-        def options(self): ...      # options of a table to which something is added, see Options (same)
+        def options(self): ...      # table options with additions, see Options (optional)
 
-The suite reads the destination only through ``stored``, so what it sees is what anybody else sees.
+The suite reads the destination only through ``stored``, so it sees what any other client sees.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from replicator.testing.contract.transactions import Transactions
 
 
 class TargetContract(Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Failures, Transactions):
-    """Every promise of ``replicator.target``."""
+    """The whole contract of ``replicator.target.contract``."""
 
 
 __all__ = ["TargetContract", "as_json", "at", "batch", "put", "remove", "table"]

@@ -1,4 +1,4 @@
-"""Versions and batches: what is newer wins, whatever comes again, and each refusal is told."""
+"""Versions and batches: the newest version wins however often writes repeat, and every rejection is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from replicator.version import FIRST_EPOCH
 
 
 class Batches(Contract):
-    """Versions and batches: what is newer wins, whatever comes again, and each refusal is told."""
+    """Versions and batches: the newest version wins however often writes repeat, and every rejection is reported."""
 
     def test_writing_again_changes_nothing(self, opened: Target, stored: Stored) -> None:
         again = batch(put({"pk": "a"}, 1), remove("b", 1))
@@ -35,7 +35,7 @@ class Batches(Contract):
         opened.write(again)
         assert stored(table()) == before
 
-    def test_an_equal_or_older_version_is_stale(self, opened: Target, stored: Stored) -> None:
+    def test_an_equal_or_older_version_is_superseded(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(put({"pk": "a", "n": 5}, 5), put({"pk": "b"}, 5)))
         outcome = opened.write(
             batch(put({"pk": "a", "n": 4}, 4, weight=3), remove("b", 5, weight=2), put({"pk": "c"}, 1))
@@ -43,13 +43,13 @@ class Batches(Contract):
         assert outcome == Outcome(superseded={"shard:contract": 5})
         assert stored(table()) == {("a",): as_json({"pk": "a", "n": 5}), ("b",): {"pk": "b"}, ("c",): {"pk": "c"}}
 
-    def test_stale_changes_are_told_apart_by_source(self, opened: Target) -> None:
+    def test_superseded_changes_are_counted_by_source(self, opened: Target) -> None:
         opened.write(batch(*(put({"pk": pk}, 5) for pk in "abc")))
         parts = [Part("shard:1", [put({"pk": "a"}, 5), put({"pk": "d"}, 5)]), Part("segment:2", [put({"pk": "b"}, 4)])]
         assert opened.write(Batch(parts)).superseded == {"shard:1": 1, "segment:2": 1}
 
     def test_a_replayed_history_converges(self, target: Target, stored: Stored) -> None:
-        """Any history, cut anywhere, resumed from anywhere earlier with other batches, ends like a dict."""
+        """Any history, interrupted anywhere and resumed from any earlier point in other batches, ends like a dict."""
         names = [f"replay{seed}" for seed in range(self.seeds)]
         target.open([table(name) for name in names], FIRST_EPOCH)
         for seed, name in enumerate(names):
@@ -80,7 +80,7 @@ class Batches(Contract):
         assert stored(table()) == {(item["pk"],): as_json(item) for item in page}
 
     def test_what_cannot_be_stored_is_a_rejection_and_nothing_moves(self, opened: Target, stored: Stored) -> None:
-        """One such item comes back with the reason; the rest of its batch is stored when it comes again without it."""
+        """The item is rejected with a reason; the rest of its batch is stored when it is sent again without it."""
         good, poor = put({"pk": "a"}, 1), Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
         outcome = opened.write(batch(good, poor))
         assert [r.write for r in outcome.rejections] == [poor]
@@ -89,7 +89,7 @@ class Batches(Contract):
         assert set(stored(table())) == {("a",)}
 
     def test_what_a_refused_batch_had_stored_is_sent_again(self, opened: Target, stored: Stored) -> None:
-        """Its changes may come back in another order, behind older ones of their documents, and be refused again."""
+        """Its changes may return in another order, behind older ones of their documents, and be rejected again."""
         poor = Upsert("contract", ("z",), self.unacceptable, at(1), ("z",))
         opened.write(batch(put({"pk": "a"}, 1)))
         assert opened.write(batch(remove("a", 4), remove("b", 4), poor)).rejections
@@ -99,9 +99,9 @@ class Batches(Contract):
         assert stored(table()) == {}
 
     def test_says_in_advance_what_it_would_refuse(self, target: Target) -> None:
-        """Without a table, and without making one."""
+        """Without a table, and without creating one."""
         if not isinstance(target, Forecasting):
-            pytest.skip("this target cannot tell")
+            pytest.skip("this target cannot tell in advance")
         good, poor = put({"pk": "a"}, 1), Upsert("contract", ("b",), self.unacceptable, at(1), ("b",))
         (rejection,) = target.refusals([table()], [good, poor, remove("c", 1)])
         assert rejection.write == poor
@@ -111,7 +111,7 @@ class Batches(Contract):
     def test_a_refusal_at_commit_is_a_rejection_too(
         self, opened: Target, stored: Stored, refuse_at_commit: Callable[[Table], None]
     ) -> None:
-        """Deferred constraints refuse when everything is sent. The writes to blame are named, others are not."""
+        """Deferred constraints fail once everything is sent. Exactly the offending writes are rejected."""
         refuse_at_commit(table())
         good = [put({"pk": f"{n:03}"}, 1) for n in range(60)]
         poor = [put({"pk": f"{n:03}x", "late": True}, 1) for n in (0, 31, 59)]
@@ -138,7 +138,7 @@ class Batches(Contract):
 
 
 def _replay(target: Target, name: str, chance: random.Random) -> dict[DocumentId, Any]:
-    """Write a random history in batches, starting over from earlier places; what a dict makes of it."""
+    """Write a random history in batches, restarting from earlier points. Returns the expected documents."""
     history = [_change(name, ordinal, chance) for ordinal in range(1, 80)]
     reached = 0
     while reached < len(history):

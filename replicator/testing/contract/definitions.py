@@ -1,4 +1,4 @@
-"""What tells a table from others, and what decides what is stored in it: see Identifying and Defining."""
+"""The identity of a table, and the definition that decides what it stores: see Identifying and Defining."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from replicator.version import FIRST_EPOCH
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of a table: some, with what decides nothing added to them, and with something added that does."""
+    """Options of a table: a base, one with an addition that does not affect documents, and one that does."""
 
     some: Mapping[str, Any]
     undecided: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Options:
 
 
 class Definitions(Contract):
-    """A table is the same one however it is reached, and only what decides its documents defines it.
+    """A table's identity does not depend on the address, and only what affects its documents is its definition.
 
     Three more fixtures: ``otherwise`` (a config that reaches the destination at another address), ``recreated``
     (``remade`` unless a target has its own) and ``options``.
@@ -33,7 +33,7 @@ class Definitions(Contract):
 
     @pytest.fixture
     def otherwise(self) -> Mapping[str, Any]:
-        pytest.skip("NOT TESTED: this destination has one address only")
+        pytest.skip("NOT TESTED: this destination has only one address")
 
     @pytest.fixture
     def recreated(self, remade: Remade) -> Remade:
@@ -66,7 +66,7 @@ class Definitions(Contract):
         assert told is not None
         assert told[0] != told[1]
 
-    def test_a_table_that_was_made_anew_is_told_from_the_one_before(
+    def test_a_recreated_table_is_told_from_the_old_one(
         self, opened: Target, build: Callable[[], Target], recreated: Remade
     ) -> None:
         opened.write(batch(put({"pk": "a"}, 1)))
@@ -104,7 +104,7 @@ class Definitions(Contract):
         added = changes({"contract": of.parts(before)}, {"contract": of.parts(after)})
         assert later.check([after]) != []
         assert of.additions([after], added)
-        for _ in range(2):  # a run that is killed behind it does it again
+        for _ in range(2):  # a run that was killed afterwards repeats it
             of.extend([after], added)
             assert later.check([after]) == []
         assert later.epoch([after]) == FIRST_EPOCH
@@ -119,11 +119,11 @@ class Definitions(Contract):
 
 def identifying(target: Target) -> Identifying:
     if not isinstance(target, Identifying):
-        pytest.skip("this target knows tables by name alone")
+        pytest.skip("this target identifies tables by name only")
     return target
 
 
 def defining(target: Target) -> Defining:
     if not isinstance(target, Defining):
-        pytest.skip("this target does not tell what decides")
+        pytest.skip("this target reports no definition")
     return target

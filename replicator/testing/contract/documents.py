@@ -37,7 +37,7 @@ class Documents(Contract):
         assert stored(table()) == {("a",): as_json({"pk": "a", "size": 1})}
 
     def test_replaces_the_whole_item(self, opened: Target, stored: Stored) -> None:
-        """An attribute that is missing from the new image is gone, not left behind."""
+        """An attribute that is missing from the new image is removed."""
         opened.write(batch(put({"pk": "a", "colour": "red", "size": 4}, 1)))
         opened.write(batch(put({"pk": "a", "colour": "blue"}, 2)))
         assert stored(table()) == {("a",): {"pk": "a", "colour": "blue"}}
@@ -64,7 +64,7 @@ class Documents(Contract):
     def test_an_item_with_values_that_a_hook_put_in_place_is_stored_with_them(
         self, opened: Target, stored: Stored
     ) -> None:
-        """``item | {...}``, as all documents of a batch, with every type left as it is, put in place, and added."""
+        """``item | {...}`` in every document of a batch, with every type kept, replaced and added."""
         wanted: Document = {"text": "theirs", "added": Decimal("0.10"), "texts": {"b", "a"}, "map": {"bytes": b"\xff"}}
         items: dict[str, Document] = {"one": {**self.every_type, "pk": "one"}, "other": {"pk": "other", "text": "old"}}
         writes = [Upsert("contract", (pk,), Item(image(item)) | wanted, at(1), (pk,)) for pk, item in items.items()]
@@ -72,7 +72,7 @@ class Documents(Contract):
         assert stored(table()) == {(pk,): as_json({**item, **wanted}) for pk, item in items.items()}
 
     def test_stores_items_of_any_shape(self, opened: Target, stored: Stored) -> None:
-        """Ten thousand attributes, names of 255 bytes that differ in their last, any characters, deep nesting."""
+        """Ten thousand attributes, names of 255 bytes that differ in the last one, any characters, deep nesting."""
         deep: object = "deepest"
         for _ in range(15):
             deep = {"deeper": [deep]}  # with the attribute itself 31 levels; DynamoDB stores 32
@@ -88,7 +88,7 @@ class Documents(Contract):
     def test_a_value_whose_own_code_raises_is_refused_alone(
         self, opened: Target, stored: Stored, raising: object
     ) -> None:
-        """A hook may return any object; reading it is left to the target."""
+        """A hook may return any object; the target is the first to read it."""
         poor = [
             Upsert("contract", (name,), {"pk": name, "value": value}, at(1), (name,))
             for name, value in (("direct", raising), ("nested", {"a": [raising]}))
@@ -103,7 +103,7 @@ class Documents(Contract):
         assert set(stored(table())) == {("good",)}
 
     def test_nul_characters_stop_nothing(self, opened: Target, stored: Stored) -> None:
-        """They are kept, replaced, or refused in words; the target's options say which."""
+        """They are kept, replaced or rejected with a reason, depending on the target's options."""
         outcome = opened.write(batch(put({"pk": "a", "text": "x\0y", "map": {"n\0": "\0"}}, 1)))
         assert [r.write.id for r in outcome.rejections] in ([], [("a",)])
         assert set(stored(table())) == (set() if outcome.rejections else {("a",)})
@@ -111,7 +111,7 @@ class Documents(Contract):
     # keys
 
     def test_the_key_is_the_whole_key(self, target: Target, stored: Stored) -> None:
-        """Equal partition, different sort: two items. Numbers are the same key however they were written."""
+        """Same partition key, different sort key: two items. Numbers are equal however they are written."""
         pair = table(keys=PAIR)
         target.open([pair], FIRST_EPOCH)
         target.write(batch(*(put({"pk": "a", "sk": n}, 1, id=("a", str(n))) for n in (1, 10, -2))))
@@ -119,7 +119,7 @@ class Documents(Contract):
         assert set(stored(pair)) == {("a", "1"), ("a", "-2")}
 
     def test_key_attributes_may_have_any_name(self, target: Target, stored: Stored) -> None:
-        """Quotes, backslashes, what looks like a placeholder: a name stays one in the target's languages."""
+        """Quotes, backslashes, placeholder look-alikes: names are escaped in the target's query language."""
         for number, (one, other) in enumerate(HOSTILE):
             named = table(f"named{number}", KeySchema((KeyAttribute(one, "S"), KeyAttribute(other, "N"))))
             target.open([named], FIRST_EPOCH)
@@ -148,7 +148,7 @@ class Documents(Contract):
     def test_what_nothing_can_be_stored_under_is_removed_all_the_same(
         self, target: Target, stored: Stored, id: str, tombstones: bool
     ) -> None:
-        """A hook gave the document such an id, so that its item was parked; the next change removes what was before."""
+        """A hook returned such an id, so the item was parked; its next change deletes the earlier documents."""
         own = table(keys=OWN_IDS)
         target.open([own], FIRST_EPOCH)
         place = ('["a"]', id)

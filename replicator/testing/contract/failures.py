@@ -53,7 +53,7 @@ class Failures(Contract):
     def test_an_earlier_epoch_never_takes_the_place_of_a_later_ones_note(
         self, target: Target, build: Callable[[], Target]
     ) -> None:
-        """A command opens the tables with the epoch that it read, while a resync begins the next."""
+        """A command opens the tables with the epoch it has read, while a resync starts the next one."""
         target.open([table()], FIRST_EPOCH + 1)
         with contextlib.suppress(ConfigError):
             build().open([table()], FIRST_EPOCH)
@@ -71,7 +71,7 @@ class Failures(Contract):
         target.write(batch(remove("a", 2)))
         assert target.empty([table()]) == [table().name]
         target.write(batch(remove("b", 3), tombstones=True))
-        kept_there = not isinstance(target, Transactional)  # a late delete that leaves a tombstone empties no table
+        kept_there = not isinstance(target, Transactional)  # a late delete's tombstone counts as content
         assert target.empty([table()]) == ([] if kept_there else [table().name])
 
     def test_recovers_from_a_cut_connection(self, opened: Target, sever: Callable[[], None], stored: Stored) -> None:

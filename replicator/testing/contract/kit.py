@@ -1,4 +1,4 @@
-"""What the suite is written with: writes and batches in a line, the fixtures, and values as JSON says them."""
+"""Helpers and fixtures of the suite: writes, batches, and expected values as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from replicator.target.contract import Table, Target, Transactional
 from replicator.version import FIRST_EPOCH, version
 
 Stored = Callable[[Table], Mapping[DocumentId, Mapping[str, Any]]]
-"""The documents of a table by id, each as its JSON says: numbers as Decimal, binary as base64, sets as sorted lists."""
+"""The documents of a table by id, as their JSON: numbers as Decimal, binary as base64, sets as sorted lists."""
 
 Document = Mapping[str, object]
 
@@ -52,7 +52,7 @@ EVERY_TYPE: Document = {
 
 
 MOST_PIECES = 1000
-"""After which a sweep or a purge of a small table has to be over."""
+"""Steps within which a sweep or purge of a small table must end."""
 
 HOSTILE = (
     ('"', "\\"),
@@ -62,11 +62,11 @@ HOSTILE = (
     ("\n", "$1"),
     ("a.b", "\u2028漢"),
 )
-"""Pairs of names of key attributes."""
+"""Pairs of hostile key attribute names."""
 
 
 class RaisingMap(Mapping[str, object]):
-    """A mapping that has names and no values."""
+    """A mapping whose values raise when read."""
 
     def __init__(self, error: type[BaseException] = RuntimeError) -> None:
         self._error = error
@@ -98,7 +98,7 @@ RAISING: Sequence[object] = (
     RaisingList([1]),
     {"itself": object()},
 )
-"""Values that no target can read."""
+"""Values whose own code raises when a target reads them."""
 
 
 def table(name: str = "contract", keys: KeySchema = PK) -> Table:
@@ -112,7 +112,7 @@ def at(ordinal: int, epoch: int = FIRST_EPOCH) -> int:
 def put(
     document: Document, ordinal: int, *, id: DocumentId | None = None, table: str = "contract", weight: int = 1
 ) -> Upsert:
-    """An item without a hook, filed under its ``pk``."""
+    """An upsert of an item without a hook, under its ``pk``."""
     key = (cast(str, document["pk"]),) if id is None else id
     return Upsert(table, key, Item(image(document)), at(ordinal), key, weight)
 
@@ -127,7 +127,7 @@ def batch(*writes: Write, saves: Sequence[Save] = (), tombstones: bool = False) 
 
 
 def as_json(value: object) -> Any:
-    """A Python value as ``Stored`` shows it."""
+    """A Python value as ``Stored`` returns it."""
     match value:
         case bool() | None | str():
             return value
@@ -145,20 +145,20 @@ def as_json(value: object) -> Any:
 
 
 class Contract:
-    """What every theme of the suite begins with. ``races`` and ``seeds`` say how often chance is tried."""
+    """Base of all parts of the suite. ``races`` and ``seeds``: how often randomized tests repeat."""
 
     races = 50
     seeds = 10
 
     every_type: ClassVar[Document] = EVERY_TYPE
-    """An item with a value of each type. Override it where a target cannot hold all of it."""
+    """An item with a value of each type. Override it if a target cannot store all of them."""
 
     unacceptable: ClassVar[Document] = {"value": float("nan")}
-    """What a hook may return and no target can store. Override it where a target can."""
+    """A value that a hook may return but no target can store. Override it if a target can."""
 
     @pytest.fixture
     def build(self, config: Mapping[str, Any]) -> Iterator[Callable[[], Target]]:
-        """Makes targets for one destination, as several runs would; all are closed in the end."""
+        """Creates targets for one destination, as several runs would; all are closed at the end."""
         made: list[Target] = []
 
         def another(given: Mapping[str, Any] = config) -> Target:
@@ -171,18 +171,18 @@ class Contract:
 
     @pytest.fixture
     def refuse_at_commit(self) -> Callable[[Table], None]:
-        """Makes the destination refuse, when a batch commits and not before, documents whose ``late`` is true."""
-        pytest.skip("this destination refuses nothing at commit")
+        """Makes documents whose ``late`` is true fail when the batch commits, not before."""
+        pytest.skip("this destination rejects nothing at commit")
 
     @pytest.fixture
     def keep(self) -> Callable[[Table, DocumentId], None]:
-        """Makes the destination refuse to delete a document."""
-        pytest.skip("this destination refuses no delete")
+        """Makes deletes of a document fail."""
+        pytest.skip("this destination rejects no deletes")
 
     @pytest.fixture
     def dropped(self) -> Callable[[Table], None]:
         """Removes a table from the destination."""
-        pytest.skip("tables of this destination are not removed")
+        pytest.skip("tables of this destination cannot be dropped")
 
     @pytest.fixture
     def target(self, build: Callable[[], Target]) -> Target:
@@ -219,7 +219,7 @@ def in_epoch(pk: str, ordinal: int) -> Upsert:
 
 
 def at_once(start: threading.Barrier, target: Target, given: Batch) -> Outcome:
-    start.wait(20)  # not for ever: the other one may have failed
+    start.wait(20)  # with a limit: the other thread may have failed
     return target.write(given)
 
 
@@ -233,7 +233,7 @@ def exhaust(step: Callable[[], int]) -> int:
 
 
 def sockets() -> int:
-    """Open sockets of this process, where the system tells."""
+    """The number of open sockets of this process; 0 if the system does not tell."""
     if not os.path.isdir("/proc/self/fd"):
         return 0
     return sum(_is_socket(fd) for fd in os.listdir("/proc/self/fd"))

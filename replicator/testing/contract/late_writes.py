@@ -1,4 +1,4 @@
-"""Requests that are carried out though nobody waits for them any more, and servers that forget deletes."""
+"""In-doubt writes: requests that are applied after they timed out, and servers that forget deletes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Proxied = tuple[Mapping[str, Any], Proxy]
 
 
 class LateWrites(Contract):
-    """Requests that are carried out though nobody waits for them any more, and servers that forget deletes.
+    """In-doubt writes: requests that are applied after they timed out, and servers that forget deletes.
 
-    Two more fixtures: ``restart`` (a function after which the server has forgotten whatever it had not written down)
-    and ``proxied`` (``config`` with the address of a ``Proxy`` before the server, and that proxy).
+    Two more fixtures: ``restart`` (restarts the server, which forgets whatever is not on disk) and ``proxied``
+    (``config`` with the address of a ``Proxy`` in front of the server, and the proxy).
     """
 
     @pytest.fixture
     def restart(self) -> Callable[[], None]:
-        """Override it where the server can be restarted; else these tests run without."""
+        """Override it if the server can be restarted; otherwise the tests run without restarts."""
         return lambda: None
 
     @pytest.fixture
@@ -46,7 +46,7 @@ class LateWrites(Contract):
     def test_while_in_doubt_a_late_request_undoes_no_delete(
         self, opened: Target, restart: Callable[[], None], stored: Stored
     ) -> None:
-        """Also not one that was made before and comes again: what the server remembers of the first does not last."""
+        """Nor a delete that is repeated: what the server remembers of the first one does not last."""
         in_doubt = _in_doubt(opened)
         opened.write(batch(put({"pk": "before"}, 1)))
         opened.write(batch(remove("before", 2)))
@@ -62,7 +62,7 @@ class LateWrites(Contract):
     def test_a_retry_replaces_what_is_there_at_its_own_version_and_nothing_newer(
         self, opened: Target, stored: Stored
     ) -> None:
-        """A batch that was refused in part may have stored other documents of the item, which a retry does not want."""
+        """A partially rejected batch may have stored documents of the item that the retry does not produce."""
         _in_doubt(opened).begin()
         opened.write(batch(put({"pk": "a", "n": 1}, 5), put({"pk": "b"}, 5), put({"pk": "c"}, 6), remove("d", 5)))
         opened.write(batch(put({"pk": "e"}, 6), put({"pk": "f", "n": 1}, 5)))
@@ -76,7 +76,7 @@ class LateWrites(Contract):
         assert opened.write(batch(put({"pk": "b"}, 5), put({"pk": "f", "n": 2}, 5))).superseded == {"shard:contract": 2}
         assert stored(table()) == after
 
-    def test_tombstones_of_a_doubt_are_forgotten_after_it(self, opened: Target, stored: Stored) -> None:
+    def test_in_doubt_tombstones_are_purged_after_the_window(self, opened: Target, stored: Stored) -> None:
         in_doubt = _in_doubt(opened)
         in_doubt.begin()
         opened.write(batch(put({"pk": "a"}, 1), remove("b", 1)))
@@ -86,7 +86,7 @@ class LateWrites(Contract):
         assert stored(table()) == {("a",): as_json({"pk": "a", "n": 3})}
 
     def test_a_purge_leaves_what_was_put_since_the_call_before_it(self, opened: Target, stored: Stored) -> None:
-        """A run that was stopped in between may have been replaced, and the other one needs its tombstones."""
+        """Another run may have taken over between the calls, and needs its tombstones."""
         in_doubt = _in_doubt(opened)
         in_doubt.begin()
         opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
@@ -97,7 +97,7 @@ class LateWrites(Contract):
         assert _written(opened, batch(put({"pk": "b"}, 2))).superseded == {"shard:contract": 1}
         assert stored(table()) == {}
 
-    def test_a_doubt_ends_by_itself(self, opened: Target) -> None:
+    def test_the_in_doubt_window_ends_by_itself(self, opened: Target) -> None:
         in_doubt, time = _in_doubt(opened), [0.0]
         in_doubt.now = lambda: time[0]
         in_doubt.begin()
@@ -107,7 +107,7 @@ class LateWrites(Contract):
         assert in_doubt.over
         assert not in_doubt
 
-    def test_a_lost_answer_raises_a_doubt_and_the_write_comes_again(
+    def test_a_lost_response_opens_the_in_doubt_window_and_the_write_is_retried(
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
         config, proxy = proxied
@@ -140,12 +140,12 @@ class LateWrites(Contract):
 
 def _in_doubt(target: Target) -> InDoubtWindow:
     if not isinstance(target, AppliesLate):
-        pytest.skip("this target has transactions: no request of it lingers")
+        pytest.skip("this target has transactions: no request is applied late")
     return target.in_doubt
 
 
 def _written(target: Target, given: Any) -> Outcome:
-    """After a restart the first try may find the old connection broken."""
+    """Write, with one retry: after a restart the old connection may be broken."""
     try:
         return target.write(given)
     except TransientError:

@@ -1,4 +1,4 @@
-"""What others do to the place that a target writes to: its name is led elsewhere, or it is made anew."""
+"""Changes by others to a target's table: its name is redirected, or it is recreated."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ Remade = Callable[[Table], None]
 
 
 class Moves(Contract):
-    """Nothing that replicator did not make is ever written, and a place that was made anew is not the old one.
+    """Documents of others are never written, and a recreated table is not taken for the old one.
 
-    Two more fixtures: ``diverted`` (leads the name that people know a table by to a place with other documents of the
-    ids a and b, and returns a function that reads everything there) and ``remade`` (removes what is behind the name and
-    makes it anew, empty, with everything else as it was).
+    Two more fixtures: ``diverted`` (redirects a table's public name to other documents with the ids a and b, and
+    returns a function that reads them) and ``remade`` (drops the table and recreates it empty, otherwise unchanged).
     """
 
     @pytest.fixture
     def diverted(self) -> Diverted:
-        pytest.skip("NOT TESTED: names of this target's tables cannot be led elsewhere")
+        pytest.skip("NOT TESTED: this target's table names cannot be redirected")
 
     @pytest.fixture
     def remade(self) -> Remade:
-        pytest.skip("NOT TESTED: this target's tests cannot make a table anew")
+        pytest.skip("NOT TESTED: this target's tests cannot recreate a table")
 
-    def test_a_name_that_leads_elsewhere_takes_no_write_with_it(self, opened: Target, diverted: Diverted) -> None:
+    def test_a_redirected_name_receives_no_write(self, opened: Target, diverted: Diverted) -> None:
         opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
         read = diverted(table())
         before = read()
@@ -48,7 +47,7 @@ class Moves(Contract):
                 act()
             assert read() == before
 
-    def test_a_table_that_was_made_anew_is_not_gone_on_with(
+    def test_a_recreated_table_is_not_resumed(
         self, opened: Target, build: Callable[[], Target], remade: Remade
     ) -> None:
         opened.write(batch(put({"pk": "a"}, 1)))

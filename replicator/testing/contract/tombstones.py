@@ -1,4 +1,4 @@
-"""Deletes that are remembered, what a rescan did not confirm, and how both are forgotten."""
+"""Tombstones, sweeps of what a rescan did not confirm, and purges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from replicator.version import FIRST_EPOCH
 
 
 class Tombstones(Contract):
-    """Deletes that are remembered, what a rescan did not confirm, and how both are forgotten."""
+    """Tombstones, sweeps of what a rescan did not confirm, and purges."""
 
     def test_a_scanned_item_does_not_undo_a_live_delete(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(remove("a", 5), tombstones=True))
@@ -39,7 +39,7 @@ class Tombstones(Contract):
         assert set(stored(table())) == {("b",)}
 
     def test_after_a_delete_the_items_next_change_applies(self, opened: Target, stored: Stored) -> None:
-        """Before the tombstones are forgotten and after."""
+        """Both before and after the tombstones are purged."""
         opened.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1), tombstones=True))
         opened.write(batch(remove("a", 5), remove("b", 5), tombstones=True))
         assert opened.write(batch(put({"pk": "a", "n": 6}, 6), tombstones=True)) == Outcome()
@@ -48,7 +48,7 @@ class Tombstones(Contract):
         assert set(stored(table())) == {("a",), ("b",)}
 
     def test_a_purge_spares_the_tombstones_of_later_epochs(self, opened: Target, stored: Stored) -> None:
-        """A run that was overtaken may still purge: what the next epoch's scan needs must stay."""
+        """A run that was taken over may still purge; tombstones that the next epoch's scan needs must stay."""
         opened.write(Batch([Part("", [Delete("contract", ("a",), at(1, FIRST_EPOCH + 1), ("a",))])], tombstones=True))
         opened.write(batch(remove("b", 9), tombstones=True))
         assert exhaust(lambda: opened.purge(table(), at(0, FIRST_EPOCH + 1))) == 1
@@ -101,7 +101,7 @@ class Tombstones(Contract):
     def test_a_sweep_removes_what_is_older(self, opened: Target, stored: Stored) -> None:
         opened.write(batch(put({"pk": "old"}, 9), put({"pk": "parked"}, 9)))
         opened.write(Batch([Part("", [in_epoch("new", 1), in_epoch("seen", 0)])], tombstones=True))
-        spare = [("parked",), ("a\0b",), ("\ud800",), ("x" * 2048,)]  # no document of all targets can have the others
+        spare = [("parked",), ("a\0b",), ("\ud800",), ("x" * 2048,)]  # not every target can store the others
         exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), spare))
         assert set(stored(table())) == {("new",), ("seen",), ("parked",)}
 
@@ -124,7 +124,7 @@ class Tombstones(Contract):
     ) -> None:
         opened.write(batch(*(put({"pk": pk}, 9) for pk in ("a", "kept", "z"))))
         keep(table(), ("kept",))
-        for _ in range(2):  # the next run does no better
+        for _ in range(2):  # the next run ends the same way
             with pytest.raises(ConfigError) as refused:
                 exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), []))
             assert "contract" in str(refused.value)
@@ -145,7 +145,7 @@ class Tombstones(Contract):
     def test_sweeps_and_purges_go_through_tables_of_any_size(
         self, opened: Target, stored: Stored, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(in_doubt, "TRUSTED", 3600.0)  # what a slow machine interrupts is done, and not counted
+        monkeypatch.setattr(in_doubt, "TRUSTED", 3600.0)  # so that slow machines do not run into the limit
         for start in range(0, 6000, 1000):
             opened.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(start, start + 1000))))
         assert exhaust(lambda: opened.sweep(table(), at(0, FIRST_EPOCH + 1), [("77",)])) == 5999

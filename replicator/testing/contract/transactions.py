@@ -1,4 +1,4 @@
-"""Targets that commit entries together with the rows."""
+"""Targets that commit checkpoint entries together with the rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from replicator.version import FIRST_EPOCH
 
 
 class Transactions(Contract):
-    """Targets that commit entries together with the rows."""
+    """Targets that commit checkpoint entries together with the rows."""
 
     def test_entries_commit_with_the_rows(self, opened: Target, build: Callable[[], Target], stored: Stored) -> None:
         checkpoints = transactional(opened).checkpoints
