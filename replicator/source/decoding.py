@@ -1,4 +1,4 @@
-"""Decodes stream records and keys from response bodies."""
+"""Decodes stream records and keys from response bodies; images stay raw bytes."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from replicator.errors import TransientError
 from replicator.items.attributes import DECODE_ERRORS, Malformed, canonical_number
 from replicator.key import Key, KeySchema
 
-# Structs, not dictionaries: a record's key is read in half the time.
+# Structs rather than dictionaries: they read a record's key in half the time.
 _VALUES = {kind: msgspec.defstruct(kind, [(kind, str)], gc=False) for kind in ("S", "N", "B")}
 
 
-def _unspellable(keys: KeySchema) -> bool:
-    """Whether a name has something in it that msgspec takes in no field's."""
+def _has_unsupported_name(keys: KeySchema) -> bool:
+    """Whether a name contains a character that msgspec does not allow in field names."""
     return any(re.search(r'["\\\x00-\x1f]', name) for name in keys.names)
 
 
-@lru_cache(maxsize=64)  # making the struct costs more than reading a page with it
+@lru_cache(maxsize=64)  # defining a struct costs more than decoding a page with it
 def key_shape(keys: KeySchema) -> Any:
-    """The type that a key in raw typed JSON is decoded to: a struct, or a dictionary where no struct has such names."""
-    if _unspellable(keys):
+    """The type that a key in typed JSON is decoded to: a struct, or a dictionary if a name is unsupported."""
+    if _has_unsupported_name(keys):
         return dict[str, msgspec.Raw]
-    named = [(f"k{i}", a) for i, a in enumerate(keys.attributes)]
-    fields = [(name, _VALUES[a.kind]) for name, a in named]
-    return msgspec.defstruct("Keys", fields, rename={name: a.name for name, a in named}, gc=False)
+    by_field = {f"k{i}": a for i, a in enumerate(keys.attributes)}
+    fields = [(field, _VALUES[a.kind]) for field, a in by_field.items()]
+    return msgspec.defstruct("Keys", fields, rename={field: a.name for field, a in by_field.items()}, gc=False)
 
 
 def _texts(keys: KeySchema) -> Callable[[Any], Any]:
-    """What takes the texts out of a key that was decoded to its shape: one alone, several as a tuple."""
-    if not _unspellable(keys):
+    """A function from a key decoded to ``key_shape`` to its values as text: one by itself, two as a tuple."""
+    if not _has_unsupported_name(keys):
         return attrgetter(*(f"k{i}.{a.kind}" for i, a in enumerate(keys.attributes)))
     decoders = [(a.name, msgspec.json.Decoder(_VALUES[a.kind]), attrgetter(a.kind)) for a in keys.attributes]
 
-    def texts(found: Mapping[str, msgspec.Raw]) -> Any:
-        values = tuple(text(decoder.decode(found[name])) for name, decoder, text in decoders)
+    def texts(decoded: Mapping[str, msgspec.Raw]) -> Any:
+        values = tuple(text(decoder.decode(decoded[name])) for name, decoder, text in decoders)
         return values if len(values) > 1 else values[0]
 
     return texts
 
 
 class KeyReader:
-    """Takes the key out of raw typed JSON (a record's Keys, or a whole image) without parsing the rest."""
+    """Reads the key from typed JSON (a record's Keys, or a whole image) without decoding the rest."""
 
     def __init__(self, keys: KeySchema) -> None:
         self.shape = key_shape(keys)
@@ -57,22 +57,22 @@ class KeyReader:
         self._texts = _texts(keys)
         self._kinds = tuple(a.kind for a in keys.attributes)
 
-    def key(self, found: Any) -> Key:
-        """The key in a decoded ``shape``."""
-        texts: Key = self._texts(found) if len(self._kinds) > 1 else (self._texts(found),)
+    def key(self, decoded: Any) -> Key:
+        """The key from a value of type ``shape``. Malformed for a number that DynamoDB cannot hold."""
+        texts: Key = self._texts(decoded) if len(self._kinds) > 1 else (self._texts(decoded),)
         if "N" not in self._kinds:
             return texts
         return tuple(canonical_number(t) if k == "N" else t for k, t in zip(self._kinds, texts, strict=True))
 
     def of(self, image: bytes | msgspec.Raw) -> Key:
-        """The key in an image; Malformed if there is none."""
+        """The key of an image. Malformed if it has none."""
         try:
             return self.key(self._decoder.decode(image))
         except (*DECODE_ERRORS, KeyError) as e:
             raise Malformed(f"no key in an image: {e}") from e
 
     def keyed(self, images: Iterable[msgspec.Raw], operation: str) -> list[tuple[Key, msgspec.Raw]]:
-        """Images with their keys; TransientError if one has none, for then it is no answer of DynamoDB's."""
+        """Images with their keys. TransientError if one has none: then the response is not DynamoDB's."""
         try:
             return [(self.of(image), image) for image in images]
         except Malformed as e:
@@ -81,7 +81,11 @@ class KeyReader:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A decoded GetRecords answer. ``removals`` holds the indices of records that say REMOVE."""
+    """A decoded GetRecords response.
+
+    ``removals``: indices of the REMOVE records. ``next``: the next iterator, None at the shard's end. ``size``: of the
+    body, in bytes.
+    """
 
     records: Sequence[Record]
     removals: frozenset[int]
@@ -89,14 +93,14 @@ class Records:
     size: int
 
 
-_ABSENT = msgspec.Raw(b"null")  # an image that is not there, whether it is left out or written so
+_ABSENT = msgspec.Raw(b"null")  # an image that is missing or null
 
 
 @lru_cache(maxsize=64)
 def _page_shape(keys: KeySchema) -> Any:
-    """The struct of a GetRecords answer: keys are read, images stay raw bytes.
+    """The struct of a GetRecords response: keys are decoded, images stay raw bytes. Null means absent.
 
-    A null stands for an absent value. Records must be there: without it anything in JSON would say that a shard ended.
+    ``Records`` is required: otherwise any JSON object would look like the end of a shard.
     """
     stored = msgspec.defstruct(
         "Stored",
@@ -125,10 +129,10 @@ def _page_shape(keys: KeySchema) -> Any:
 
 
 class RecordsDecoder:
-    """Turns a GetRecords body into records whose images stay raw bytes.
+    """Decodes a GetRecords body. TransientError if it is not DynamoDB's.
 
-    ``images``: the stream's view has new images. Then the event decides whether a record removes its item, and one that
-    neither removes it nor has an image is no answer of DynamoDB's: TransientError, for a repeat may bring it whole.
+    ``images``: whether the stream's view includes new images. Then eventName decides what is a removal, and any other
+    record without a new image is an error too: it must not remove the item, and a retry may bring the image.
     """
 
     def __init__(self, keys: KeySchema, *, images: bool = True) -> None:
@@ -140,7 +144,7 @@ class RecordsDecoder:
         try:
             page: Any = self._decoder.decode(body)
             key, records = self._key.key, page.Records or ()
-            found = [
+            decoded = [
                 Record(
                     key(d.Keys),
                     d.SequenceNumber,
@@ -155,12 +159,12 @@ class RecordsDecoder:
         except (*DECODE_ERRORS, KeyError, ValueError) as e:
             raise TransientError(f"the response to GetRecords is not DynamoDB JSON: {e}") from e
         removals = frozenset(i for i, r in enumerate(records) if r.eventName == "REMOVE")
-        if self._images and any(r.new is None and i not in removals for i, r in enumerate(found)):
+        if self._images and any(r.new is None and i not in removals for i, r in enumerate(decoded)):
             raise TransientError(
                 "GetRecords returned a change that has no NewImage and is not a removal (eventName REMOVE), "
                 "although the stream's view includes new images. Nothing of it was applied; retrying"
             )
-        return Records(found, removals, page.NextShardIterator, len(body))
+        return Records(decoded, removals, page.NextShardIterator, len(body))
 
 
 def _expired(identity: Mapping[str, str | None]) -> bool:

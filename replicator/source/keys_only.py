@@ -1,8 +1,8 @@
 """Looks up the items behind the records of a KEYS_ONLY stream.
 
-A looked-up image may be newer than its record, and the version stays the record's. Then the record of that newer image
-is still to come, with a higher version, and is looked up again: the target ends with the newest image. That holds for
-hooks that file one document under the item's key, and for no other kind: those need the images in between.
+A looked-up image may be newer than its record, whose version it gets. Then the newer image's own record is still to
+come, with a higher version, and is looked up again: the target converges to the newest image. This only works for hooks
+that store one document under the item's key. Hooks that choose ids need the images in between.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from replicator.source.decoding import KeyReader
 from replicator.source.stream import Stream
 
 T = TypeVar("T")
-AT_ONCE = 100  # keys that one BatchGetItem may ask for
-FIRST = 10  # keys of a reader's first look-up, which does not know yet how large images are: 4 MB at most
-PAGE_BYTES = 1 << 20  # about the weight of the images of one look-up
-_CUT = (1 << 20) - (400 << 10)  # bytes from which on an answer may be as large as DynamoDB lets it be
+MAX_KEYS = 100  # per BatchGetItem request
+FIRST_KEYS = 10  # in a reader's first look-up, when the size of images is unknown: 4 MB at most
+PAGE_BYTES = 1 << 20  # target size of the images of one look-up
+_FULL = (1 << 20) - (400 << 10)  # bytes; a response this large may have been cut off at 1 MB: one more item did not fit
 
 
 class _Unprocessed(msgspec.Struct):
@@ -32,12 +32,12 @@ class _Unprocessed(msgspec.Struct):
 
 
 class _Responses(msgspec.Struct):
-    """Responses must be there: without it anything in JSON would say that no item exists."""
+    """``Responses`` is required: otherwise any JSON object would say that no item exists."""
 
     Responses: dict[str, list[msgspec.Raw] | None]
     UnprocessedKeys: dict[str, _Unprocessed | None] | None = None
 
-    def found(self, table: str) -> list[msgspec.Raw]:
+    def images(self, table: str) -> list[msgspec.Raw]:
         return self.Responses.get(table) or []
 
     def unprocessed(self, table: str) -> list[msgspec.Raw]:
@@ -46,7 +46,7 @@ class _Responses(msgspec.Struct):
 
 
 def portion(records: Sequence[Record], removed: Set[int], most: int) -> int:
-    """How many of the records, from the first on, can be looked up with ``most`` keys."""
+    """How many of the first records can be looked up with at most ``most`` keys."""
     keys: set[Key] = set()
     for i, record in enumerate(records):
         if i not in removed:
@@ -57,27 +57,29 @@ def portion(records: Sequence[Record], removed: Set[int], most: int) -> int:
 
 
 def weight(records: Sequence[Record]) -> int:
-    """Bytes of their keys and images."""
+    """The size of the records' keys and images in bytes."""
     return sum(sum(map(len, r.key)) + (0 if r.new is None else len(r.new)) for r in records)
 
 
 def keys_for(records: Sequence[Record], before: int) -> int:
-    """How many keys the next look-up asks for: as many as images like those of these ``records`` make a page."""
+    """How many keys the next look-up requests: about ``PAGE_BYTES`` of images like those in ``records``."""
     images = [len(r.new) for r in records if r.new is not None]
-    return min(AT_ONCE, max(1, PAGE_BYTES * len(images) // sum(images))) if images else before
+    return min(MAX_KEYS, max(1, PAGE_BYTES * len(images) // sum(images))) if images else before
 
 
 def looked_up(
-    stream: Stream, records: Sequence[Record], removed: Set[int], said: Callable[[str, bool], T]
+    stream: Stream, records: Sequence[Record], removed: Set[int], report: Callable[[str, bool], T]
 ) -> Generator[Call | T, Any, Sequence[Record]]:
-    """The records with the images of their items as they are now.
+    """Returns the records with the current images of their items.
 
-    Where a removal is still to come, a record counts as expired: where expiries are ignored, it must remove nothing,
-    and the removal itself does if it is none. Only the last record of each key is looked up, and none that is a removal
-    (``removed`` holds their indices). Between two calls it yields what ``said`` makes of why the next one has to wait
-    ("" if it need not), and of whether any key was answered. An answer that leaves keys out because it is full (16 MB
-    in all, or 1 MB of one partition, and one more item did not fit) is no reason to wait. After the last call it
-    yields nothing: a reader that rests must hold no images, because they are not counted.
+    Only the last record of each key is looked up, and no removals (``removed`` holds their indices). A record whose
+    item no longer exists counts as expired: its removal is still to come and will tell. Where expirations are ignored,
+    the record must not remove the document; the removal itself will, unless it is an expiration.
+
+    Between two calls it yields ``report(waiting_for, progress)``: why the next call must wait ("" if it need not), and
+    whether the last one returned any key. A response that leaves out keys because it is full (16 MB in all, or 1 MB of
+    one partition) is no reason to wait. After the last call it yields nothing: a waiting reader must not hold images,
+    because they are not counted against the memory limit.
     """
     last = {r.key: i for i, r in enumerate(records)}
     wanted = [key for key, i in last.items() if i not in removed]
@@ -85,25 +87,27 @@ def looked_up(
     reader = KeyReader(stream.keys)
     while wanted:
         try:
-            answer = yield from _batch_get(stream, wanted[:AT_ONCE])
-            found = answer.found(stream.table)
+            response = yield from _batch_get(stream, wanted[:MAX_KEYS])
+            found = response.images(stream.table)
             images.update(reader.keyed(found, "BatchGetItem"))
-            again = [key for key, _ in reader.keyed(answer.unprocessed(stream.table), "BatchGetItem")]
+            again = [key for key, _ in reader.keyed(response.unprocessed(stream.table), "BatchGetItem")]
         except TransientError as e:
-            yield said(str(e), False)
+            yield report(str(e), False)
             continue
-        progress = len(again) < len(wanted[:AT_ONCE])
-        wanted = again + wanted[AT_ONCE:]
-        full = sum(len(image) for image in found) >= _CUT
+        progress = len(again) < len(wanted[:MAX_KEYS])
+        wanted = again + wanted[MAX_KEYS:]
+        full = sum(len(image) for image in found) >= _FULL
         if wanted:
-            yield said("BatchGetItem is throttled" if again and not full else "", progress)
-    return [r if i in removed else _seen(r, images.get(r.key), last=last[r.key] == i) for i, r in enumerate(records)]
+            yield report("BatchGetItem is throttled" if again and not full else "", progress)
+    return [
+        r if i in removed else _with_image(r, images.get(r.key), last=last[r.key] == i) for i, r in enumerate(records)
+    ]
 
 
-def _seen(record: Record, image: msgspec.Raw | None, *, last: bool) -> Record:
-    """A record that is no removal, once its item was looked up."""
+def _with_image(record: Record, image: msgspec.Raw | None, *, last: bool) -> Record:
+    """A record, not a removal, after its item was looked up."""
     if image is None:
-        return msgspec.structs.replace(record, expired=True)  # perhaps: the removal that is to come says so
+        return msgspec.structs.replace(record, expired=True)  # possibly: the removal that follows will tell
     return msgspec.structs.replace(record, new=image) if last else record
 
 

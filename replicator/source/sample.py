@@ -1,4 +1,4 @@
-"""A few live items of a table, for `preview` and `check`."""
+"""Reads a few live items of a table, for `preview` and `check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.key import Key, KeySchema
 
-_PAGE = 100  # items a Scan call asks for at most: small pages, because the table is somebody's production
+_PAGE = 100  # items per Scan request at most: small pages, because this is a production table
 
 
 class _Items(msgspec.Struct):
@@ -20,11 +20,11 @@ class _Items(msgspec.Struct):
 
 
 class _Item(msgspec.Struct):
-    Item: msgspec.Raw = msgspec.Raw(b"null")  # as where there is no item
+    Item: msgspec.Raw = msgspec.Raw(b"null")  # what a missing item counts as
 
 
 def some(client: Client, table: str, limit: int) -> Iterator[bytes]:
-    """The images of up to ``limit`` items, whichever come first."""
+    """The images of up to ``limit`` items, in the order of a scan."""
     cursor: dict[str, Any] | None = None
     while limit > 0:
         request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE)}
@@ -39,10 +39,10 @@ def some(client: Client, table: str, limit: int) -> Iterator[bytes]:
 
 
 def one(client: Client, table: str, keys: KeySchema, key: Key) -> bytes | None:
-    """The image of the item with that key; None if there is none."""
+    """The image of the item with this key; None if there is none."""
     request = {"TableName": table, "Key": keys.typed(key), "ConsistentRead": True}
-    found = bytes(decoded(_call(client, "GetItem", request), _Item, "GetItem").Item)
-    return None if found == b"null" else found
+    image = bytes(decoded(_call(client, "GetItem", request), _Item, "GetItem").Item)
+    return None if image == b"null" else image
 
 
 def _call(client: Client, operation: str, request: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads one segment of a consistent parallel Scan; each step makes one call."""
+"""Reads one segment of a consistent parallel Scan, one call per step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Consumed(msgspec.Struct):
 
 
 class _Scanned(msgspec.Struct):
-    """Items must be there: without it anything in JSON would say that a segment is empty."""
+    """``Items`` is required: otherwise any JSON object would look like an empty segment."""
 
     Items: list[msgspec.Raw] | None
     LastEvaluatedKey: dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class _Scanned(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """The table that is scanned."""
+    """A table to scan; randomness (for backoff) is injected."""
 
     table: str
     keys: KeySchema
@@ -45,7 +45,7 @@ class Scanned:
 
 
 def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | ScanPage, Any, None]:
-    """Pages of a segment from its stored cursor on. A throttled step yields a page that says so.
+    """Yields calls and pages of a segment, from its stored cursor on. A failed step yields a page with ``waiting_for``.
 
     Reads are consistent: an item's scanned image is at least as new as every record before the stored positions.
     """
@@ -89,16 +89,17 @@ def _page(
 
 @dataclass(slots=True)
 class ReadBudget:
-    """Keeps a scan under so many read capacity units a second, over all its segments, by what DynamoDB says it took.
+    """Limits a scan to ``per_second`` read capacity units (None: no limit) over all its segments.
 
-    Units that a page took beyond the budget are waited for before the next page of any segment.
+    DynamoDB reports what a page consumed afterwards, so the wait for those units comes before the next page of any
+    segment.
     """
 
     per_second: float | None
     free_at: float = field(default=0.0)
 
     def spend(self, units: float, now: float) -> float:
-        """Note what a page took at ``now``; seconds until the next page may be asked for."""
+        """Account for a page read at ``now``; returns the seconds until the next page may be requested."""
         if self.per_second is None:
             return 0.0
         self.free_at = max(self.free_at, now) + units / self.per_second

@@ -1,7 +1,8 @@
 """Reads one shard, in order and without holes. Each step makes at most one call to AWS.
 
-A reader is a generator of calls and pages: whoever drives it decides when the next step is due. It ends where the shard
-ends and raises ``GapFound`` where records are gone. Expiry, throttling and the resume probe are its own business.
+A reader is a generator of calls and pages; its driver decides when the next step runs. It ends at the shard's end, and
+raises ``GapFound`` if records can no longer be read. It handles expired iterators, throttling and the resume probe: an
+iterator opens AT the last record, whose reappearance proves that none after it is missing.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from replicator.change import Page, Record
 from replicator.errors import GapFound, OutOfOrder, TransientError
 from replicator.retention import SAFE_AGE, SAFE_SILENCE
 from replicator.source.decoding import Records
-from replicator.source.keys_only import FIRST, keys_for, looked_up, portion, weight
+from replicator.source.keys_only import FIRST_KEYS, keys_for, looked_up, portion, weight
 from replicator.source.stream import Stream
 from replicator.state import ShardState
 
-OVERLAP = 600.0  # seconds that AT_TIMESTAMP starts before the epoch began: two clocks as above
-IDLE_PAGES = 3  # empty pages in a row after which a shard counts as read up to now
-PROOF_PAGES = 600  # empty pages in a row that pass everything there was at the first: ten minutes of an idle reader
+OVERLAP = 600.0  # seconds by which AT_TIMESTAMP precedes the epoch: two clocks may each be five minutes off
+IDLE_PAGES = 3  # consecutive empty pages after which a shard counts as read up to now
+PROOF_PAGES = 600  # consecutive empty pages that pass all there was at the first: ten minutes of an idle reader
 SLOWEST_POLL = 1.0
 QUICKEST_POLL = 0.25
 LONGEST_BACKOFF = 20.0
-_SILENT = ("TRIM_HORIZON", "AT_TIMESTAMP")  # iterator types that skip trimmed records without a word
+_SILENT = ("TRIM_HORIZON", "AT_TIMESTAMP")  # iterator types that silently skip trimmed records
 
 _Step = Generator[Call | Page, Any, Page]
 
@@ -41,11 +42,12 @@ class _Iterator(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Cursor:
-    """Where a reader is: the one mutable thing in it.
+    """A reader's position: its only mutable state.
 
-    ``since``, ``through``: as in ``Page``. ``created``: the time of the record ``last``. ``silent``: empty pages in a
-    row since ``began``, each of which passes a part of the shard. ``horizon``: opened at what is left of the shard.
-    ``keys``: how many are looked up at once.
+    ``last``: sequence number of the last record returned. ``expected``: the record that the iterator was opened at,
+    until it reappears. ``since``, ``through``: as in ``Page``. ``created``: the time of ``last``. ``silent``:
+    consecutive empty pages since ``began``, each of which passes a part of the shard. ``horizon``: opened at the oldest
+    remaining record. ``keys``: how many to look up at once.
     """
 
     shard: str
@@ -63,77 +65,77 @@ class _Cursor:
     through: float | None = None
     iterator: str | None = None
     ended: bool = False
-    keys: int = FIRST
+    keys: int = FIRST_KEYS
 
     @property
     def untouched(self) -> bool:
-        """Nothing of the shard was ever passed: then trimmed data may be none of ours."""
+        """Whether nothing of the shard was read yet: then trimmed records may all precede what is needed."""
         return self.last is None and self.expected is None
 
 
 def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False) -> Generator[Call | Page, Any, None]:
-    """Pages of a shard from its stored position on; a step that failed yields a page that says so.
+    """Yields calls and pages of a shard, from its stored position on. A failed step yields a page with ``waiting_for``.
 
-    ``closed``: the shard is known to end, so empty pages are not waited upon, and tell nothing.
-    Raises GapFound, OutOfOrder, NotPermitted.
+    ``closed``: the shard is known to end, so empty pages cause no delay and prove nothing.
+    Raises GapFound, OutOfOrder, NotPermitted, and ReplicatorError for a request that is refused.
     """
     expected = state.sequence or state.anchor
     since = max(state.since, state.created or 0.0)
     at = _Cursor(shard, state, closed, state.sequence, expected, since, state.created, through=state.through)
     while not at.ended:
-        yield (yield from _step(stream, at))  # nothing of the page stays here: many readers rest for a long time
+        yield (yield from _step(stream, at))  # not kept in a variable: many readers wait for long
 
 
 def _step(stream: Stream, at: _Cursor) -> _Step:
-    """The page that the next call gives; with look-ups it may yield others before."""
+    """The page of the next call; with look-ups it may yield others first."""
     started = stream.now()
     try:
         if at.iterator is None:
             at.iterator = yield from _open(stream, at)
-            at.silent = 0  # it begins anew at the last record, perhaps far behind
+            at.silent = 0  # it restarts at the last record, perhaps far back
             return _nothing(at)
-        answer = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
+        response = stream.decode((yield Call("GetRecords", {"ShardIterator": at.iterator, "Limit": 1000})))
     except AwsError as e:
-        return _after(stream, at, e, started)
+        return _on_error(stream, at, e, started)
     except TransientError as e:
         return _pause(stream, at, str(e))
-    return (yield from _passed(stream, at, answer, started))
+    return (yield from _advance(stream, at, response, started))
 
 
-def _passed(stream: Stream, at: _Cursor, answer: Records, started: float) -> _Step:
-    """The page that an answer makes; the cursor moves behind it."""
-    at.failures, at.iterator = 0, answer.next
-    records = _following(stream, at, answer.records)
+def _advance(stream: Stream, at: _Cursor, response: Records, started: float) -> _Step:
+    """The page of a response; the cursor moves to its end."""
+    at.failures, at.iterator = 0, response.next
+    records = _new_records(stream, at, response.records)
     if at.iterator is None and at.expected is not None:
         _pass_trimmed(stream, at, "the shard ended before the last stored record: that record has been trimmed")
     if stream.keys_only and records:
-        removed = {i - len(answer.records) + len(records) for i in answer.removals}
+        removed = {i - len(response.records) + len(records) for i in response.removals}
         while (count := portion(records, removed, at.keys)) < len(records):
-            yield (yield from _looked_up(stream, at, records[:count], removed, started))  # nothing of it stays here
+            yield (yield from _looked_up(stream, at, records[:count], removed, started))  # not kept
             records, removed = records[count:], {i - count for i in removed}
         return (yield from _looked_up(stream, at, records, removed, started, last=True))
     at.ended = at.iterator is None
-    return _page(at, records, answer.size, started)
+    return _page(at, records, response.size, started)
 
 
 def _looked_up(
     stream: Stream, at: _Cursor, records: Sequence[Record], removed: Set[int], started: float, *, last: bool = False
 ) -> _Step:
-    """The page of records with their images. It weighs what those do, which were not part of GetRecords' answer."""
-    found = yield from looked_up(stream, records, removed, partial(_asked, stream, at))
-    at.failures, at.keys = 0, keys_for(found, at.keys)
+    """The page of records with their images. Its size is theirs, not that of the GetRecords response."""
+    complete = yield from looked_up(stream, records, removed, partial(_look_up_page, stream, at))
+    at.failures, at.keys = 0, keys_for(complete, at.keys)
     at.ended = last and at.iterator is None
-    return _page(at, found, weight(found), started)
+    return _page(at, complete, weight(complete), started)
 
 
-def _asked(stream: Stream, at: _Cursor, waiting_for: str, progress: bool) -> Page:
-    """The page of one look-up."""
+def _look_up_page(stream: Stream, at: _Cursor, waiting_for: str, progress: bool) -> Page:
+    """The page between two calls of a look-up."""
     at.failures = 0 if progress else at.failures
     return _pause(stream, at, waiting_for) if waiting_for else _nothing(at)
 
 
-def _after(stream: Stream, at: _Cursor, error: AwsError, started: float) -> Page:
-    """The page of a step that was answered with an error; GapFound, NotPermitted where repeating cannot help."""
+def _on_error(stream: Stream, at: _Cursor, error: AwsError, started: float) -> Page:
+    """The page of a step that failed. GapFound, NotPermitted where retrying cannot help."""
     if error.code == "ExpiredIteratorException":
         at.iterator, at.expected, at.idle = None, at.last or at.expected, 0
         return _nothing(at, waiting_for="the iterator expired; getting a new one at the same position")
@@ -148,18 +150,18 @@ def _after(stream: Stream, at: _Cursor, error: AwsError, started: float) -> Page
 
 
 def _open(stream: Stream, at: _Cursor) -> Generator[Call, bytes, str]:
-    """An iterator at the cursor. AT the last record, never after it: seeing it again proves that none is missing."""
+    """An iterator at the cursor: AT the last record, never after it, because its reappearance proves completeness."""
     place = _place(at)
     try:
         opened = yield from _iterator(stream, at.shard, place)
     except AwsError as e:
-        if not at.untouched or at.horizon or not _unusable(e, at):
+        if not at.untouched or at.horizon or not _unsupported(e, at):
             raise
         _require_young(stream, at, e)
         at.horizon = True
         return (yield from _iterator(stream, at.shard, {"ShardIteratorType": "TRIM_HORIZON"}))
     if place["ShardIteratorType"] in _SILENT:
-        _require_young(stream, at, None)  # by a clock that AWS has just found right
+        _require_young(stream, at, None)  # checked now, as AWS has just accepted our clock
     return opened
 
 
@@ -178,15 +180,15 @@ def _iterator(stream: Stream, shard: str, place: Mapping[str, Any]) -> Generator
     return decoded((yield Call("GetShardIterator", request)), _Iterator, "GetShardIterator").ShardIterator
 
 
-def _unusable(error: AwsError, at: _Cursor) -> bool:
-    """The endpoint does not take this way in: no AT_TIMESTAMP, or a start that is no record's number."""
+def _unsupported(error: AwsError, at: _Cursor) -> bool:
+    """Whether the endpoint does not support this position: AT_TIMESTAMP, or a number that belongs to no record."""
     if at.state.whole:
-        return error.code == "ValidationException"  # what is trimmed, `_after` sees to
+        return error.code == "ValidationException"  # `_on_error` handles trimmed positions
     return error.code in ("ValidationException", "InternalFailure", "SerializationException")
 
 
 def _require_young(stream: Stream, at: _Cursor, error: AwsError | None) -> None:
-    """Opening a shard at what is left of it is right only where nothing that we need can have been trimmed."""
+    """GapFound if needed records may have been trimmed: then a shard must not be opened at its oldest remaining one."""
     if not _complete(stream, at):
         age = stream.now() - at.since
         why = "" if error is None else f" ({error.code})"
@@ -199,13 +201,13 @@ def _require_young(stream: Stream, at: _Cursor, error: AwsError | None) -> None:
 
 
 def _complete(stream: Stream, at: _Cursor) -> bool:
-    """Whether everything of the shard that was not read yet can still be read: it is too young to be trimmed."""
+    """Whether all unread records of the shard can still be read, being too young to be trimmed."""
     now = stream.now()
     return now - at.since < SAFE_AGE or (at.through is not None and now - at.through < SAFE_SILENCE)
 
 
 def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: AwsError | None = None) -> None:
-    """The last record cannot be seen again. That is no loss if it had to go by its age, and nothing after it had."""
+    """The last record cannot reappear. GapFound, unless its age explains that, and nothing after it can be trimmed."""
     due = at.last is not None and at.created is not None and stream.now() - at.created >= SAFE_AGE
     if not due or not _complete(stream, at):
         raise GapFound(reason, at.shard, at.last or at.expected) from error
@@ -213,7 +215,7 @@ def _pass_trimmed(stream: Stream, at: _Cursor, reason: str, error: AwsError | No
 
 
 def _failed(stream: Stream, at: _Cursor, error: AwsError) -> Page:
-    """The page of a failed step, or the error if repeating the step cannot help."""
+    """The page of a failed step; raises the error if retrying cannot help."""
     if error.code == "ResourceNotFoundException":
         if _complete(stream, at):
             return msgspec.structs.replace(
@@ -224,10 +226,10 @@ def _failed(stream: Stream, at: _Cursor, error: AwsError) -> Page:
         raise GapFound(reason, at.shard, at.last, gone=True) from error
     if error.code == "LimitExceededException":
         return _pause(stream, at, "throttled: another consumer is attached (at most two may read a shard)")
-    found = failure(error, "GetRecords", stream.arn)
-    if isinstance(found, TransientError):
-        return _pause(stream, at, str(found))
-    raise found from error
+    translated = failure(error, "GetRecords", stream.arn)
+    if isinstance(translated, TransientError):
+        return _pause(stream, at, str(translated))
+    raise translated from error
 
 
 def _pause(stream: Stream, at: _Cursor, waiting_for: str) -> Page:
@@ -241,11 +243,11 @@ def _nothing(at: _Cursor, rest: float = 0.0, waiting_for: str | None = None) -> 
     return Page(at.shard, (), False, at.through, rest, waiting_for, since=at.since)
 
 
-def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
-    """The records after the cursor, which moves behind them. The probe: the first one must be the expected one."""
+def _new_records(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+    """The records after the cursor, which moves to their end. OutOfOrder if sequence numbers do not increase."""
     if not records:
         return records
-    records = _proven(stream, at, records)
+    records = _probed(stream, at, records)
     previous = int(at.last) if at.last is not None else -1
     for r in records:
         number = int(r.sequence)
@@ -259,8 +261,11 @@ def _following(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequen
     return records
 
 
-def _proven(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
-    """Without what was passed before. GapFound if the expected record is not the first one, unless it had to go."""
+def _probed(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[Record]:
+    """The resume probe: the records without those read before.
+
+    GapFound if the first one is not the expected one, unless that was trimmed for its age.
+    """
     if at.expected is not None:
         if int(records[0].sequence) == int(at.expected):
             resumed = at.expected == at.last
@@ -279,21 +284,21 @@ def _proven(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[
 
 
 def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> Page:
-    """What the step found, and when the next one is due: at once while there is something, else ever more slowly."""
+    """The page of a successful step. The next one is due at once while there are records, else at growing intervals."""
     if records:
-        created = min(records[-1].created, started)  # the source's clock may be ahead of ours
-        # A first record from before the epoch undoes what the scan made of its item, until those after it are read.
+        created = min(records[-1].created, started)  # the source's clock may be ahead
+        # A first record from before the epoch reverts the scan's write of its item until the records after it are read.
         at.since = created if at.created is None else max(at.since, created)
         at.idle, at.silent, at.created = 0, 0, created
         at.through = started if at.ended else max(at.through or 0.0, created)
         return Page(at.shard, records, at.ended, at.through, 0.0, None, size, at.since)
-    _silent(at, started)
+    _count_empty(at, started)
     rest = 0.0 if at.ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
     return Page(at.shard, records, at.ended, at.through, rest, since=at.since)
 
 
-def _silent(at: _Cursor, started: float) -> None:
-    """What one more empty page tells. One alone tells nothing; of a closed shard only its end does."""
+def _count_empty(at: _Cursor, started: float) -> None:
+    """Update the cursor for an empty page. A single one proves nothing; of a closed shard only its end does."""
     at.idle += 1
     if at.ended or (at.idle >= IDLE_PAGES and not at.closed):
         at.through = started

@@ -1,4 +1,4 @@
-"""One stream as its readers need it: GetRecords bodies become records, DescribeStream pages become listings."""
+"""A DynamoDB stream as its readers see it, and its listings of shards (DescribeStream)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from replicator.errors import GapFound
 from replicator.key import KeySchema
 from replicator.source.decoding import RecordsDecoder
 
-LISTING_REST = 0.11  # seconds between DescribeStream calls: at most 10 a second are allowed
+LISTING_REST = 0.11  # seconds between DescribeStream calls: AWS allows 10 per second
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream, and what its readers need besides their calls. Time and randomness are arguments."""
+    """A stream and what its readers need apart from their calls; time and randomness are injected.
+
+    ``now``: seconds since 1970. ``keys_only``: the view has no images, so items must be looked up.
+    """
 
     arn: str
     table: str
@@ -33,24 +36,24 @@ class Stream:
 
 
 def listing(stream: Stream) -> Generator[Call | Listing | float, Any, None]:
-    """All pages of DescribeStream as one listing, the last thing yielded; before it, seconds to rest between calls."""
+    """Yields calls, the seconds to wait between them, and in the end one listing of all shards."""
     started = stream.now()
-    found = []
+    shards: list[Shard] = []
     after: str | None = None
     while True:
         page = yield from describe_stream(stream.arn, after=after)
-        found += page.shards
+        shards += page.shards
         after = page.LastEvaluatedShardId
         if after is None:
-            yield Listing(tuple(found), True, page.StreamStatus or "", started)
+            yield Listing(tuple(shards), True, page.StreamStatus or "", started)
             return
         yield LISTING_REST
 
 
 def children(stream: Stream, parent: str) -> Generator[Call | Listing | float, Any, None]:
-    """What the endpoint says are the children of an ended shard; some endpoints answer with all shards or none.
+    """Yields like ``listing``, but lists only the children of an ended shard; a full listing if that is unsupported.
 
-    Where it refuses the question, a full listing.
+    Some endpoints ignore the filter and return all shards, or return none.
     """
     started = stream.now()
     page = yield from describe_children(stream.arn, parent)
@@ -96,7 +99,7 @@ class _DescribeStream(msgspec.Struct):
 def describe_stream(arn: str, *, after: str | None = None) -> Generator[Call, bytes, StreamPage]:
     """One page of the stream's shards: the first, or the one after shard ``after``.
 
-    GapFound if the stream is forgotten, a day after it was disabled.
+    GapFound if the stream no longer exists, as a day after it was disabled.
     """
     try:
         return (yield from _page(arn, {} if after is None else {"ExclusiveStartShardId": after}))
@@ -107,25 +110,25 @@ def describe_stream(arn: str, *, after: str | None = None) -> Generator[Call, by
 
 
 def describe_children(arn: str, parent: str) -> Generator[Call, bytes, StreamPage | None]:
-    """The children of an ended shard; None if the endpoint refuses the question, which proves nothing."""
+    """The children of an ended shard; None if the endpoint rejects the filter, which proves nothing."""
     try:
         return (yield from _page(arn, {"ShardFilter": {"Type": "CHILD_SHARDS", "ShardId": parent}}))
     except AwsError as e:
-        if e.code in _NO_FILTER:
+        if e.code in _FILTER_REJECTED:
             return None
         raise failure(e, "DescribeStream", arn) from e
 
 
-_NO_FILTER = frozenset(
+_FILTER_REJECTED = frozenset(
     {
         "ValidationException",
         "SerializationException",
         "UnknownOperationException",
-        "ResourceNotFoundException",  # also of the parent alone, which may have left the stream
+        "ResourceNotFoundException",  # perhaps only of the parent, which may have expired from the stream
     }
 )
 
 
-def _page(arn: str, asked: Mapping[str, Any]) -> Generator[Call, bytes, StreamPage]:
-    body = yield Call("DescribeStream", {"StreamArn": arn, **asked})
+def _page(arn: str, parameters: Mapping[str, Any]) -> Generator[Call, bytes, StreamPage]:
+    body = yield Call("DescribeStream", {"StreamArn": arn, **parameters})
     return decoded(body, _DescribeStream, "DescribeStream").StreamDescription

@@ -16,10 +16,10 @@ VIEW_TYPES = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES", "KEYS_ONLY", "OLD_IMAGE")
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A DynamoDB table. ``stream_arn`` and ``view`` are None where no stream is (or was last) enabled.
+    """A DynamoDB table. ``stream_arn`` and ``view``: of the current or last stream, None if there was none.
 
-    ``identity``: what no other table has, not even one of the same name elsewhere (some endpoints give equal ARNs).
-    ``server``: the endpoint that described it.
+    ``identity``: unique to this table, even among tables of the same name elsewhere (some endpoints return equal ARNs).
+    ``server``: host and port of the endpoint that described it.
     """
 
     name: str
@@ -64,7 +64,7 @@ class _DescribeTable(msgspec.Struct):
 
 
 def describe_table(client: Client, name: str) -> SourceTable:
-    """The table as it is now; ConfigError if there is none."""
+    """Describe the table. ConfigError if it does not exist."""
     table = find_table(client, name)
     if table is None:
         raise ConfigError(
@@ -75,7 +75,7 @@ def describe_table(client: Client, name: str) -> SourceTable:
 
 
 def find_table(client: Client, name: str) -> SourceTable | None:
-    """The table as it is now; None if there is none."""
+    """Describe the table; None if it does not exist."""
     try:
         body = client.call("DescribeTable", {"TableName": name})
     except AwsError as e:
@@ -84,7 +84,7 @@ def find_table(client: Client, name: str) -> SourceTable | None:
         raise failure(e, "DescribeTable", name) from e
     try:
         return _source_table(decoded(body, _DescribeTable, "DescribeTable").Table, getattr(client, "server", ""))
-    except (KeyError, ValueError) as e:  # a key attribute that is not defined, or of a type that no key has
+    except (KeyError, ValueError) as e:  # a key attribute without a definition, or of a type that keys cannot have
         raise TransientError(f"the response to DescribeTable is not DynamoDB JSON: {e}") from e
 
 

@@ -40,13 +40,13 @@ def no_probe(patch: Patch) -> None:
 
     patch.setattr(shard_reader, "_place", open_at_what_is_left)
     patch.setattr(shard_reader, "_require_young", lambda *_: None)
-    right = shard_reader._following
+    right = shard_reader._new_records
 
     def only_newer(stream: Stream, at: Any, records: Sequence[Record]) -> Sequence[Record]:
         last = int(at.last or 0)
         return right(stream, at, [r for r in records if int(r.sequence) > last])
 
-    patch.setattr(shard_reader, "_following", only_newer)
+    patch.setattr(shard_reader, "_new_records", only_newer)
 
 
 @mutant("a late shard is opened at what is left of it, however old", 2, shape=days)
@@ -70,38 +70,38 @@ def children_first(patch: Patch) -> None:
 
 @mutant("an empty page is taken for the end of its shard", 3)
 def empty_is_the_end(patch: Patch) -> None:
-    right = shard_reader._passed
+    right = shard_reader._advance
 
     def ends_at_nothing(stream: Stream, at: Any, answer: Records, started: float) -> Step:
         if not answer.records:
             answer, at.expected = replace(answer, next=None), None
         return right(stream, at, answer, started)
 
-    patch.setattr(shard_reader, "_passed", ends_at_nothing)
+    patch.setattr(shard_reader, "_advance", ends_at_nothing)
 
 
 @mutant("the records of a closed shard's last page are dropped", 3)
 def last_page_dropped(patch: Patch) -> None:
-    right = shard_reader._passed
+    right = shard_reader._advance
 
     def forgets_the_last(stream: Stream, at: Any, answer: Records, started: float) -> Step:
         if answer.next is None:
             answer, at.expected = replace(answer, records=()), None
         return right(stream, at, answer, started)
 
-    patch.setattr(shard_reader, "_passed", forgets_the_last)
+    patch.setattr(shard_reader, "_advance", forgets_the_last)
 
 
 @mutant("an expired iterator is replaced one record too far", 3)
 def one_too_far(patch: Patch) -> None:
-    right = shard_reader._following
+    right = shard_reader._new_records
 
     def skips_one(stream: Stream, at: Any, records: Sequence[Record]) -> Sequence[Record]:
         resumed = at.expected is not None and at.expected == at.last
         found = right(stream, at, records)
         return found[1:] if resumed else found
 
-    patch.setattr(shard_reader, "_following", skips_one)
+    patch.setattr(shard_reader, "_new_records", skips_one)
 
 
 @mutant("positions are taken after the scan", 1)
