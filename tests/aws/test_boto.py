@@ -103,13 +103,13 @@ def answering(server: Server) -> Iterator[Server]:
 # bodies
 
 
-def test_a_body_passes_as_the_very_bytes_that_were_sent(db: DynamoDB, client: Boto) -> None:
+def test_a_body_passes_through_byte_for_byte(db: DynamoDB, client: Boto) -> None:
     db.put("orders", {"id": "a", "n": 10**37, "raw": b"\x00\xff", "tags": {"x"}})
     assert client.call("Scan", SCAN) == db.call("Scan", SCAN)
     assert b'"N":"10000000000000000000000000000000000000"' in client.call("Scan", SCAN)
 
 
-def test_every_operation_that_is_used_goes_through(db: DynamoDB, client: Boto) -> None:
+def test_every_operation_in_use_works(db: DynamoDB, client: Boto) -> None:
     db.put("orders", {"id": "a"})
     arn = db.stream_arn("orders")
     (shard,) = db.shards("orders")
@@ -129,7 +129,7 @@ def test_every_operation_that_is_used_goes_through(db: DynamoDB, client: Boto) -
     assert b'"ShardIterator":' in found
 
 
-def test_a_request_goes_out_as_it_was_given_and_signed() -> None:
+def test_a_request_is_sent_unchanged_and_signed() -> None:
     with answering(Server(body=b'{"Items":[]}')) as server:
         boto(server.url).call("Scan", SCAN | {"ExclusiveStartKey": {"raw": {"B": "AP8="}}})
     ((headers, body),) = server.asked
@@ -181,26 +181,26 @@ def test_an_error_keeps_its_code_message_and_status(db: DynamoDB, client: Boto, 
 
 
 @pytest.mark.parametrize("code", ["ProvisionedThroughputExceededException", "InternalServerError"])
-def test_nothing_is_repeated_inside(db: DynamoDB, client: Boto, code: str) -> None:
+def test_nothing_is_retried_inside(db: DynamoDB, client: Boto, code: str) -> None:
     db.fail("Scan", code, times=1)
     refused(client)
     assert db.calls["Scan"] == 1
 
 
-def test_a_table_that_is_not_there_is_a_matter_of_config(client: Boto) -> None:
+def test_a_missing_table_is_a_config_error(client: Boto) -> None:
     with pytest.raises(ConfigError, match="no table nowhere in this account and region"):
         describe_table(client, "nowhere")
 
 
 @pytest.mark.usefixtures("without_credentials")
-def test_missing_credentials_are_said_to_be_missing(db: DynamoDB) -> None:
+def test_missing_credentials_are_reported_as_such(db: DynamoDB) -> None:
     with served(db) as url:
         found = refused(boto(url))
     assert (found.code, found.status) == ("NoCredentials", 0)
     assert isinstance(failure(found, "Scan", "orders"), NotPermitted)
 
 
-def test_a_login_that_ran_out_is_a_permission(db: DynamoDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_login_is_a_permission_error(db: DynamoDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "config").write_text(
         "[sso-session s]\nsso_region = us-east-1\nsso_start_url = https://example.org\n"
@@ -212,7 +212,7 @@ def test_a_login_that_ran_out_is_a_permission(db: DynamoDB, tmp_path: Path, monk
     assert isinstance(failure(found, "Scan", "orders"), NotPermitted)
 
 
-def test_a_refused_connection_is_repeated_by_whoever_asked() -> None:
+def test_a_refused_connection_is_left_to_the_caller_to_retry() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port, and nobody answers
         found = refused(boto(f"http://127.0.0.1:{taken.getsockname()[1]}"))
@@ -220,7 +220,7 @@ def test_a_refused_connection_is_repeated_by_whoever_asked() -> None:
     assert isinstance(failure(found, "Scan", "orders"), TransientError)
 
 
-def test_the_answer_of_a_proxy_is_transient() -> None:
+def test_a_proxys_response_is_transient() -> None:
     with answering(Server()) as server:
         client = boto(server.url)
         for server.status in (200, 201, 302, 400, 403, 404, 407, 500, 502, 503):
@@ -241,7 +241,7 @@ def test_the_answer_of_a_proxy_is_transient() -> None:
         ({"region": "eu west"}, "source: Provided region_name 'eu west' doesn't match a supported format. Check"),
     ],
 )
-def test_a_source_that_leads_nowhere_is_a_matter_of_config(source: dict[str, Any], message: str) -> None:
+def test_an_unusable_source_is_a_config_error(source: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         boto(None, **source)
     assert str(raised.value).startswith(message)
@@ -272,7 +272,7 @@ def test_a_role_is_assumed_once_with_the_external_id_and_signs_the_calls(monkeyp
     ] * 2
 
 
-def test_a_roles_keys_that_run_out_are_renewed_and_a_role_that_was_taken_away_is_named(
+def test_expiring_role_credentials_are_renewed_and_a_revoked_role_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     soon = datetime.now(UTC) + timedelta(minutes=5)  # less than what is left when botocore renews them
@@ -296,7 +296,7 @@ def test_without_an_external_id_none_is_sent(monkeypatch: pytest.MonkeyPatch) ->
     assert "ExternalId" not in parse_qs(sts.asked[0][1].decode())
 
 
-def test_a_role_that_may_not_be_assumed_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_role_that_cannot_be_assumed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Server(403, DENIED)) as sts, answering(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted") as raised:
@@ -305,7 +305,7 @@ def test_a_role_that_may_not_be_assumed_is_named_as_such(monkeypatch: pytest.Mon
     assert dynamodb.asked == []
 
 
-def test_the_roles_keys_are_there_for_those_who_sign_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_roles_keys_are_available_for_signing(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Server(body=ASSUMED)) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         client = boto("http://127.0.0.1:1", role_arn=ROLE)
@@ -313,7 +313,7 @@ def test_the_roles_keys_are_there_for_those_who_sign_themselves(monkeypatch: pyt
     assert len(sts.asked) == 1
 
 
-def test_a_refused_role_is_a_permission_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_role_is_a_permission_error_when_signing_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(Server(403, DENIED)) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
@@ -326,7 +326,7 @@ def test_without_credentials_there_are_no_keys() -> None:
         boto("http://127.0.0.1:1").keys()
 
 
-def test_the_other_side_is_named_in_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_name_the_config_section(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each side has its own profile, role and region."""
     with pytest.raises(ConfigError, match=r"^target\.profile: .*absent"):
         connect(Source(table="orders", profile="absent"), "target")
@@ -335,12 +335,12 @@ def test_the_other_side_is_named_in_its_messages(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("without_credentials")
-def test_a_role_cannot_be_assumed_by_nobody() -> None:
+def test_a_role_cannot_be_assumed_without_credentials() -> None:
     with pytest.raises(NotPermitted, match=f"no AWS credentials to assume {ROLE}"):
         boto(None, role_arn=ROLE)
 
 
-def test_errors_of_the_wire_are_no_errors_for_people_before_somebody_judged_them() -> None:
+def test_an_aws_error_is_not_an_error_for_users_until_it_is_translated() -> None:
     assert not issubclass(AwsError, ReplicatorError)
 
 
@@ -350,12 +350,12 @@ def test_errors_of_the_wire_are_no_errors_for_people_before_somebody_judged_them
 @pytest.mark.parametrize(
     ("header", "code"), [("x-amz-crc32: 5", "ChecksumMismatch"), ("x-amz-crc32: 2745614147", None)]
 )
-def test_a_damaged_body_is_noticed_over_boto3_too(header: str, code: str | None) -> None:
+def test_a_corrupted_body_is_detected_over_boto3_too(header: str, code: str | None) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{header}\r\n\r\n".encode()
     assert _code_of(head + b"{}") == code
 
 
-def test_a_body_that_is_cut_is_lost_over_boto3_too() -> None:
+def test_a_truncated_body_is_lost_over_boto3_too() -> None:
     assert _code_of(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}") is not None
 
 
@@ -381,7 +381,7 @@ def _code_of(said: bytes) -> str | None:
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_DYNAMODB_STREAMS"])
-def test_an_endpoint_of_the_environment_is_held_to_insecure_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_from_the_environment_must_be_secure_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "http://192.0.2.1:8000")
     with pytest.raises(ConfigError, match=r"the endpoint 192\.0\.2\.1:8000 .* is http to another machine"):
         boto(None)
@@ -390,7 +390,7 @@ def test_an_endpoint_of_the_environment_is_held_to_insecure_too(name: str, monke
     boto(None)
 
 
-def test_missing_credentials_are_no_matter_of_a_policy() -> None:
+def test_missing_credentials_are_not_blamed_on_a_policy() -> None:
     found = failure(AwsError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
     assert str(found) == (
         "no AWS credentials for Scan on orders (Unable to locate credentials). "

@@ -30,7 +30,7 @@ class Answer(msgspec.Struct):
         (UNNAMED, 403),
     ],
 )
-def test_a_transient_failure_is_repeated(code: str, status: int) -> None:
+def test_a_transient_failure_can_be_retried(code: str, status: int) -> None:
     found = failure(AwsError(code, "later", status), "Scan", "orders")
     assert type(found) is TransientError
     assert str(found) == f"Scan on orders: {code}: later"
@@ -48,16 +48,16 @@ def botocores_codes() -> set[str]:
 
 
 @pytest.mark.parametrize("code", sorted(botocores_codes()))
-def test_every_code_that_botocore_repeats_is_transient(code: str) -> None:
+def test_every_code_that_botocore_retries_is_transient(code: str) -> None:
     assert type(failure(AwsError(code, "later", 400), "PutItem", "orders")) is TransientError
 
 
-def test_every_code_that_botocore_takes_for_throttling_is_one_of_a_request_that_was_not_carried_out() -> None:
+def test_every_code_that_botocore_counts_as_throttling_means_that_nothing_was_applied() -> None:
     assert set(standard.ThrottledRetryableChecker._THROTTLED_ERROR_CODES) <= THROTTLED
 
 
 @pytest.mark.parametrize("status", [408, 429, *standard.TransientRetryableChecker._TRANSIENT_STATUS_CODES, 509])
-def test_every_status_that_botocore_repeats_is_transient(status: int) -> None:
+def test_every_status_that_botocore_retries_is_transient(status: int) -> None:
     assert type(failure(AwsError("Whatever", "later", status), "PutItem", "orders")) is TransientError
 
 
@@ -99,7 +99,7 @@ def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(er
         b"[" * 5000,
     ],
 )
-def test_an_odd_error_body_is_none_of_dynamodbs_and_is_waited_for(body: bytes) -> None:
+def test_an_invalid_error_body_is_not_dynamodbs_and_is_transient(body: bytes) -> None:
     found = refusal(body, 400)
     assert (found.code, found.details) == (UNNAMED, {})
     assert type(failure(found, "Scan", "orders")) is TransientError
@@ -119,7 +119,7 @@ def test_null_is_an_absent_value_in_an_error() -> None:
         ("AccessDeniedException", 400),
     ],
 )
-def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) -> None:
+def test_denied_access_is_not_permitted(code: str, status: int) -> None:
     found = failure(AwsError(code, "no", status), "GetRecords", "arn:stream")
     assert type(found) is NotPermitted
     assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
@@ -139,7 +139,7 @@ def test_what_a_person_has_to_permit_is_not_permitted(code: str, status: int) ->
         ("NoCredentials", 0, "no AWS credentials for GetRecords on arn:stream (no). Provide them (AWS_PROFILE"),
     ],
 )
-def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: str, status: int, said: str) -> None:
+def test_credentials_that_aws_does_not_accept_are_not_blamed_on_policies(code: str, status: int, said: str) -> None:
     error = AwsError(code, "no", status)
     found = failure(error, "GetRecords", "arn:stream")
     assert isinstance(found, NotAuthenticated)
@@ -149,7 +149,7 @@ def test_credentials_that_aws_does_not_accept_are_no_matter_of_policies(code: st
     assert not in_doubt(error)
 
 
-def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> None:
+def test_credential_errors_name_the_config_section() -> None:
     found = failure(AwsError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
     assert str(found) == (
         "AWS does not accept the credentials for dynamodb:Scan on orders (UnrecognizedClientException: bad token). "
@@ -157,7 +157,7 @@ def test_what_is_wrong_with_credentials_names_the_section_of_the_config() -> Non
     )
 
 
-def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
+def test_the_message_says_what_is_not_permitted_and_what_to_do() -> None:
     found = failure(AwsError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
     assert str(found) == (
         "dynamodb:Scan on orders is not permitted (AccessDeniedException: User x is not authorized). "
@@ -167,7 +167,7 @@ def test_the_sentence_says_what_is_not_permitted_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("how", ["expired", "not yet current"])
-def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
+def test_a_wrong_clock_is_named_and_transient(how: str) -> None:
     said = f"Signature {how}: 20261125T000000Z is now earlier than 20261125T001500Z (20261125T002000Z - 5 min.)"
     found = failure(AwsError("InvalidSignatureException", said, 400), "Scan", "orders")
     assert type(found) is TransientError
@@ -178,7 +178,7 @@ def test_a_wrong_clock_is_named_and_waited_for(how: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "ResourceNotFoundException", "SerializationException"])
-def test_any_other_refusal_is_neither_repeated_nor_a_permission(code: str) -> None:
+def test_any_other_refusal_is_neither_retried_nor_a_permission_error(code: str) -> None:
     found = failure(AwsError(code, "no such thing", 400), "Scan", "orders")
     assert type(found) is ReplicatorError
     assert str(found) == f"Scan on orders was refused: {code}: no such thing"
@@ -188,7 +188,7 @@ def test_an_error_shows_its_code_and_message() -> None:
     assert str(AwsError("ValidationException", "no", 400)) == "ValidationException: no"
 
 
-def test_a_body_becomes_the_shape_and_its_items_stay_raw() -> None:
+def test_a_body_is_decoded_and_its_items_stay_raw() -> None:
     found = decoded(b'{"Count":1,"Items":[{"id":{"S":"a"}}],"New":1}', Answer, "Scan")
     assert (found.Count, [bytes(i) for i in found.Items]) == (1, [b'{"id":{"S":"a"}}'])
 
@@ -207,6 +207,6 @@ def test_a_body_becomes_the_shape_and_its_items_stay_raw() -> None:
     ],
     ids=["empty", "HTML", "cut", "a list", "text", "no count", "items", "deep"],
 )
-def test_what_is_no_such_body_is_transient(body: bytes) -> None:
+def test_any_other_body_is_transient(body: bytes) -> None:
     with pytest.raises(TransientError, match="the response to Scan is not DynamoDB JSON"):
         decoded(body, Answer, "Scan")

@@ -148,7 +148,7 @@ def db() -> DynamoDB:
     return made
 
 
-def test_answers_are_the_very_bytes_that_boto3_would_bring(db: DynamoDB) -> None:
+def test_responses_are_the_bytes_that_boto3_returns(db: DynamoDB) -> None:
     db.put("orders", {"id": "a", "n": 10**37, "raw": b"\x00\xff", "tags": {"x"}})
     requests: Mapping[str, Mapping[str, Any]] = {
         "Scan": {"TableName": "orders"},
@@ -181,7 +181,7 @@ def _routes(client: Boto) -> Iterator[tuple[str, Route]]:
         yield call.operation, client.route(call)
 
 
-def test_endpoints_of_an_account_are_found_as_boto3_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_account_endpoints_are_those_of_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCOUNT_ID", "123456789012")
     client = boto(None, region="eu-west-1")
     assert client.route(CALL).endpoint.url == "https://123456789012.ddb.eu-west-1.amazonaws.com"
@@ -189,7 +189,7 @@ def test_endpoints_of_an_account_are_found_as_boto3_finds_them(monkeypatch: pyte
     assert "fips" in boto(None, region="us-east-1").route(CALL).endpoint.url
 
 
-def test_nothing_leaves_while_it_is_found_out_where_to_go_and_everything_does_after(db: DynamoDB) -> None:
+def test_finding_the_route_sends_nothing_and_calls_after_it_do(db: DynamoDB) -> None:
     with served(db) as url:
         client = boto(url)
         client.route(CALL)
@@ -199,7 +199,7 @@ def test_nothing_leaves_while_it_is_found_out_where_to_go_and_everything_does_af
         client.close()
 
 
-def test_a_request_is_signed_with_the_keys_as_they_are_now() -> None:
+def test_each_request_is_signed_with_the_current_keys() -> None:
     with answering(lambda *_: http()) as server:
         keys = [Keys("first", "s", "token"), Keys("second", "s")]
         route = Route(Endpoint(server.url, "us-east-1", ""), "DynamoDB_20120810.Scan", "dynamodb")
@@ -223,7 +223,7 @@ def test_without_credentials_the_call_is_not_permitted(db: DynamoDB, monkeypatch
 # Many at once
 
 
-def test_calls_are_under_way_together_and_their_connections_are_used_again() -> None:
+def test_calls_are_in_flight_together_and_their_connections_are_reused() -> None:
     together = threading.Barrier(12, timeout=SOON)
 
     def echo(head: bytes, body: bytes) -> bytes:
@@ -239,7 +239,7 @@ def test_calls_are_under_way_together_and_their_connections_are_used_again() -> 
     assert len(server.accepted) == 12
 
 
-def test_connections_that_are_being_made_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_being_opened_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was quick took what the others were made for; they serve what comes next."""
     gate, made = threading.Event(), count()
 
@@ -262,13 +262,13 @@ def test_connections_that_are_being_made_are_counted_on(monkeypatch: pytest.Monk
     assert next(made) == 4
 
 
-def test_a_body_that_is_at_hand_goes_out_as_it_is() -> None:
+def test_an_encoded_body_is_sent_unchanged() -> None:
     body = b'{ "TableName":"orders","Item":{"id":{"S":"\\u0041"}}}'
     with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
         assert asked(calls, Call("PutItem", {"TableName": "orders"}, body)) == body
 
 
-def test_a_slow_answer_holds_nobody_up() -> None:
+def test_a_slow_response_does_not_block_others() -> None:
     gate = threading.Event()
 
     def slow(head: bytes, body: bytes) -> bytes:
@@ -284,13 +284,13 @@ def test_a_slow_answer_holds_nobody_up() -> None:
         assert next_of(calls) == ("slow", b'{"slow":1}')
 
 
-def test_a_large_request_goes_out_as_the_other_side_takes_it_and_a_large_answer_comes_in() -> None:
+def test_large_requests_and_responses_pass() -> None:
     with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
         request = {"filler": "x" * 20_000_000}
         assert asked(calls, Call("BatchGetItem", request)) == orjson.dumps(request)
 
 
-def test_nothing_under_way_is_nothing_at_once_or_after_the_time_given() -> None:
+def test_with_nothing_in_flight_next_returns_none_after_the_timeout() -> None:
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert calls.next(0) is None
         begun = time.monotonic()
@@ -312,7 +312,7 @@ def test_an_error_keeps_its_code_message_status_and_details(db: DynamoDB) -> Non
     assert (found.code, found.message, found.details) == ("Some", "m", {"Item": {"id": {"S": "a"}}})
 
 
-def test_the_answer_of_something_else_is_transient() -> None:
+def test_a_response_that_is_not_dynamodbs_is_transient() -> None:
     said = b""
     with answering(lambda *_: said) as server, lines(server.url) as calls:
         for status in ("201 Created", "302 Found", "403 No", "407 Proxy", "502 Bad", "503 Busy"):
@@ -326,14 +326,14 @@ def transient(found: AwsError, code: str) -> None:
     assert isinstance(failure(found, "Scan", "orders"), TransientError)
 
 
-def test_a_refused_connection_is_told_to_who_asked() -> None:
+def test_a_refused_connection_is_reported_to_the_caller() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port, and nobody answers
         with lines(f"http://127.0.0.1:{taken.getsockname()[1]}") as calls:
             transient(refused(calls), "EndpointConnectionError")
 
 
-def test_a_server_that_says_nothing_is_given_up_and_what_trickles_is_not() -> None:
+def test_a_silent_server_times_out_and_calls_beside_it_do_not() -> None:
     silent = threading.Event()
 
     def answer(head: bytes, body: bytes) -> bytes:
@@ -354,9 +354,7 @@ def test_a_server_that_says_nothing_is_given_up_and_what_trickles_is_not() -> No
 
 
 @pytest.mark.parametrize("slept", [31.0, -5.0], ids=["a minute", "its clock was set back"])
-def test_what_a_sleeping_process_had_no_connection_for_is_not_sent(
-    slept: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_that_waited_through_a_suspension_is_not_sent(slept: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run may have taken over meanwhile."""
     gate, now = threading.Event(), time.time
 
@@ -375,7 +373,7 @@ def test_what_a_sleeping_process_had_no_connection_for_is_not_sent(
         assert len(server.asked) == 1
 
 
-def test_what_a_sleeping_process_had_sent_in_part_is_not_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_half_sent_before_a_suspension_is_not_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     size, now, taken = 20_000_000, time.monotonic, list[int]()
 
     def take_all(connection: socket.socket) -> None:
@@ -398,7 +396,7 @@ def test_what_a_sleeping_process_had_sent_in_part_is_not_sent_to_its_end(monkeyp
     assert 0 < sum(taken) < size
 
 
-def test_an_answer_that_came_while_nobody_looked_is_not_given_up() -> None:
+def test_a_response_that_arrived_unnoticed_does_not_time_out() -> None:
     with answering(lambda *_: http()) as server, lines(server.url, timeout=3.0) as calls:
         assert asked(calls) == b"{}"
         calls.begin("late", CALL)
@@ -411,7 +409,7 @@ def test_an_answer_that_came_while_nobody_looked_is_not_given_up() -> None:
     [None, b"HTTP/1.1 200 OK\r\nContent-", http(b"0123456789")[:-1], b"SSH-2.0-OpenSSH\r\n", b"\x15\x03\x01\r\n\r\n"],
     ids=["nothing", "half a head", "a body that is cut", "another protocol", "binary"],
 )
-def test_an_answer_that_is_cut_or_none_is_lost_and_the_next_call_has_another_connection(said: bytes | None) -> None:
+def test_a_truncated_or_missing_response_is_lost_and_the_next_call_uses_another_connection(said: bytes | None) -> None:
     broken = [True]
 
     def answer(head: bytes, body: bytes) -> bytes | None:
@@ -427,7 +425,7 @@ def test_an_answer_that_is_cut_or_none_is_lost_and_the_next_call_has_another_con
         assert asked(calls) == b"{}"
 
 
-def test_a_damaged_body_is_noticed_by_the_checksum_that_dynamodb_sends() -> None:
+def test_a_corrupted_body_is_detected_by_dynamodbs_checksum() -> None:
     body = b'{"Items":[]}'
     right = http(body, "200 OK", f"x-amz-crc32: {zlib.crc32(body)}")
     with answering(lambda *_: right) as server, lines(server.url) as calls:
@@ -436,27 +434,27 @@ def test_a_damaged_body_is_noticed_by_the_checksum_that_dynamodb_sends() -> None
         transient(refused(calls), "ChecksumMismatch")
 
 
-def test_a_body_in_chunks_is_read() -> None:
+def test_a_chunked_body_is_read() -> None:
     said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{\n\r\n1\r\n}\r\n0\r\n\r\n"
     with answering(lambda *_: said) as server, lines(server.url) as calls:
         assert [asked(calls), asked(calls)] == [b"{\n}"] * 2
     assert len(server.accepted) == 1
 
 
-def test_a_connection_that_the_server_ends_is_not_used_again() -> None:
+def test_a_connection_that_the_server_closes_is_not_reused() -> None:
     with answering(lambda *_: http(b"{}", "200 OK", "Connection: close")) as server, lines(server.url) as calls:
         assert [asked(calls), asked(calls)] == [b"{}"] * 2
     assert len(server.accepted) == 2
 
 
-def test_two_answers_to_one_request_are_none() -> None:
+def test_two_responses_to_one_request_count_as_lost() -> None:
     with answering(lambda *_: http(b"1") + http(b"2")) as server, lines(server.url) as calls:
         found = refused(calls)
         transient(found, "ConnectionClosedError")
         assert "two responses to one request" in found.message
 
 
-def test_a_connection_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_idle_connection_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between may have forgotten it, and tells nobody."""
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert asked(calls) == asked(calls) == b"{}"
@@ -466,7 +464,7 @@ def test_a_connection_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.
         assert len(server.accepted) == 2
 
 
-def test_an_idle_connection_that_the_server_ended_meanwhile_costs_no_call() -> None:
+def test_an_idle_connection_closed_by_the_server_costs_no_call() -> None:
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert asked(calls) == b"{}"
         server.accepted[0].shutdown(socket.SHUT_RDWR)
@@ -474,7 +472,7 @@ def test_an_idle_connection_that_the_server_ended_meanwhile_costs_no_call() -> N
         assert asked(calls) == b"{}"
 
 
-def test_an_idle_connection_that_ended_while_nothing_was_read_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_closed_unnoticed_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)  # as if it had been idle for longer
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert asked(calls) == b"{}"
@@ -492,14 +490,14 @@ def test_an_unsolicited_response_is_not_given_to_the_next_request(monkeypatch: p
         assert len(server.accepted) == 2
 
 
-def test_an_idle_connection_on_which_nothing_came_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_without_unsolicited_bytes_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)
     with answering(lambda *_: http()) as server, lines(server.url) as calls:
         assert [asked(calls) for _ in range(3)] == [b"{}"] * 3
         assert len(server.accepted) == 1
 
 
-def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endlessly_trickling_response_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client.WHOLE", 0.02)
     monkeypatch.setattr("replicator.aws.http_client._POLL", 0.02)
     with answering(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, lines(server.url) as calls:
@@ -509,7 +507,7 @@ def test_an_answer_that_trickles_without_end_is_given_up(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("limit", ["_MAX_HEAD", "_MAX_BODY"])
-def test_an_answer_larger_than_any_of_dynamodbs_is_given_up(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_larger_than_any_of_dynamodbs_is_rejected(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"replicator.aws.http_connection.{limit}", 1000)
     said = http(b"x" * 2000) if limit == "_MAX_BODY" else http(b"{}", "200 OK", f"x: {'y' * 2000}")
     endless = said[:-1] if limit == "_MAX_BODY" else said[:-5]
@@ -519,14 +517,14 @@ def test_an_answer_larger_than_any_of_dynamodbs_is_given_up(limit: str, monkeypa
     assert "larger than any DynamoDB sends" in found.message
 
 
-def test_a_large_body_that_comes_with_its_head_is_no_large_head() -> None:
+def test_a_large_body_read_with_its_head_does_not_count_as_a_large_head() -> None:
     body = b"x" * 200_000
     with answering(lambda *_: http(body)) as server, lines(server.url) as calls:
         assert [asked(calls) for _ in range(3)] == [body] * 3
 
 
 @pytest.mark.parametrize("checksum", ["9" * 5000, "x", "-1"])
-def test_an_odd_checksum_is_one_that_does_not_fit(checksum: str) -> None:
+def test_an_invalid_checksum_is_a_mismatch(checksum: str) -> None:
     with answering(lambda *_: http(b"{}", "200 OK", f"x-amz-crc32: {checksum}")) as server, lines(server.url) as calls:
         transient(refused(calls), "ChecksumMismatch")
 
@@ -543,7 +541,7 @@ def test_the_path_of_an_endpoint_is_kept() -> None:
             assert ours == theirs
 
 
-def test_close_ends_every_connection_also_one_that_is_being_made() -> None:
+def test_close_closes_every_connection_even_one_being_opened() -> None:
     with answering(lambda *_: None) as server, lines(server.url) as calls:
         for n in range(20):
             calls.begin(n, CALL)
@@ -567,7 +565,7 @@ def secure(db: DynamoDB, certificate: Path) -> Iterator[str]:
         yield found
 
 
-def test_tls_trusts_whom_botocore_trusts(
+def test_tls_trusts_the_same_certificates_as_botocore(
     db: DynamoDB, secure: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for n in range(1000):
@@ -643,14 +641,14 @@ def test_http_goes_to_the_proxy_with_the_whole_url(monkeypatch: pytest.MonkeyPat
     assert b"host: dynamodb.example:8000" in head
 
 
-def test_no_proxy_is_asked_for_a_host_that_needs_none(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_is_used_for_an_exempt_host(db: DynamoDB, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with served(db) as url, contextlib.closing(boto(url).calls()) as calls:
         assert isinstance(asked(calls), bytes)
 
 
-def test_a_proxy_that_wants_tls_for_itself_is_left_to_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_requires_tls_is_left_to_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "https://proxy.example:443")
     with contextlib.closing(boto(None).calls()) as calls:
         assert isinstance(calls, Threads)

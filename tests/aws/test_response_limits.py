@@ -117,7 +117,7 @@ def answer(body: bytes, *headers: str, whole: bool = True) -> bytes:
     return HEAD.format(status="200 OK", more="".join(f"{line}\r\n" for line in more)).encode() + body
 
 
-def test_a_response_is_read_whole_and_its_connection_is_used_again(server: Server, ask: Ask) -> None:
+def test_a_response_is_read_completely_and_its_connection_reused(server: Server, ask: Ask) -> None:
     large = b'{"a": "' + b"x" * 900_000 + b'"}'
     for body in (b"{}", large, b"{}"):
         server.says = lambda body=body: iter([answer(body)])  # type: ignore[misc]
@@ -154,7 +154,7 @@ def large() -> Pieces:
 
 
 @pytest.mark.parametrize("says", [endless, bomb, large])
-def test_a_response_without_measure_is_given_up(server: Server, ask: Ask, says: Callable[[], Pieces]) -> None:
+def test_an_oversized_response_is_abandoned(server: Server, ask: Ask, says: Callable[[], Pieces]) -> None:
     for _ in range(60):  # more often than there are connections: each gives its place back
         server.says = says
         assert "larger than 1,048,576 bytes" in str(ask())
@@ -178,7 +178,7 @@ def test_what_cannot_be_decompressed_is_a_lost_response(server: Server, ask: Ask
     assert ask() == b"{}"
 
 
-def test_a_response_that_trickles_is_given_up_after_five_times_the_timeout(server: Server, ask: Ask) -> None:
+def test_a_trickling_response_is_abandoned_after_five_timeouts(server: Server, ask: Ask) -> None:
     stopped = threading.Event()
 
     def says() -> Pieces:
@@ -194,7 +194,7 @@ def test_a_response_that_trickles_is_given_up_after_five_times_the_timeout(serve
     assert time.monotonic() - began >= response_limits.WHOLE * 1.0
 
 
-def test_a_response_that_is_cut_is_a_lost_one(server: Server, ask: Ask) -> None:
+def test_a_truncated_response_is_lost(server: Server, ask: Ask) -> None:
     def says() -> Pieces:
         yield answer(b"{}", whole=False)
         raise OSError

@@ -83,7 +83,7 @@ def test_a_function_is_found_in_a_package(tmp_path: Path) -> None:
     assert load("shop_a.hooks:order", tmp_path).one(ITEM) == {}
 
 
-def test_a_callable_object_will_do(tmp_path: Path) -> None:
+def test_a_callable_object_is_accepted(tmp_path: Path) -> None:
     written(
         tmp_path,
         """
@@ -95,7 +95,7 @@ def test_a_callable_object_will_do(tmp_path: Path) -> None:
     assert load("hooks.py:order", tmp_path).one(ITEM) == {"id": "a"}
 
 
-def test_files_of_the_same_name_in_two_folders_do_not_meet(tmp_path: Path) -> None:
+def test_files_of_the_same_name_in_two_folders_are_separate_modules(tmp_path: Path) -> None:
     written(tmp_path / "a", "def f(item): return {'from': 'a'}")
     written(tmp_path / "b", "def f(item): return {'from': 'b'}")
     found = [load("hooks.py:f", tmp_path / name) for name in ("a", "b")]
@@ -126,7 +126,7 @@ def test_the_fingerprint_follows_the_source_and_the_function(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("spec", ["", "hooks.py", ":order", "hooks.py:", "order"])
-def test_a_spec_of_another_form_is_refused(spec: str, tmp_path: Path) -> None:
+def test_a_malformed_spec_is_rejected(spec: str, tmp_path: Path) -> None:
     assert refused(spec, tmp_path) == (
         f"transform: {spec!r} must have the form hooks.py:function or package.module:function"
     )
@@ -136,31 +136,31 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert refused("hooks.py:order", tmp_path) == f"transform: no such file: {tmp_path / 'hooks.py'}"
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").mkdir()
     assert "no such file" in refused("hooks.py:order", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["nowhere_a", "nowhere_a.hooks", "shop_b.nowhere"])
-def test_a_missing_module_is_named_with_where_it_was_looked_for(place: str, tmp_path: Path) -> None:
+def test_a_missing_module_is_named_with_the_places_searched(place: str, tmp_path: Path) -> None:
     written(tmp_path, "", "shop_b/__init__.py")
     expected = f"transform: no module named {place} (searched {tmp_path} and Python's path)"
     assert refused(f"{place}:order", tmp_path) == expected
 
 
-def test_a_missing_function_is_answered_with_those_that_are_there(tmp_path: Path) -> None:
+def test_a_missing_function_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
     path = written(tmp_path, "import json\n\ndef order(item): ...\n\nasync def customer(item): ...\n")
     expected = f"transform: {path} has no function oder; it has order (line 3), customer (line 5)"
     assert refused("hooks.py:oder", tmp_path) == expected
 
 
-def test_a_file_without_functions_is_said_to_have_none(tmp_path: Path) -> None:
+def test_a_file_without_functions_is_reported_as_such(tmp_path: Path) -> None:
     path = written(tmp_path, "order = 5\n")
     assert refused("hooks.py:order", tmp_path) == f"transform: {path} has no function order; it has none"
 
 
 @pytest.mark.parametrize("body", ["return {}", "yield {}"], ids=["coroutine", "generator"])
-def test_an_async_function_is_refused(body: str, tmp_path: Path) -> None:
+def test_an_async_function_is_rejected(body: str, tmp_path: Path) -> None:
     path = written(tmp_path, f"async def order(item):\n    {body}\n")
     assert (
         refused("hooks.py:order", tmp_path) == f"transform: order in {path} is async; a hook must be a plain function"
@@ -182,7 +182,7 @@ def test_an_async_function_is_refused(body: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("place", ["hooks.py", "shop_c.hooks"])
-def test_what_cannot_be_imported_is_refused_with_file_and_line(
+def test_a_failed_import_is_reported_with_file_and_line(
     place: str, text: str, error: str, line: int, tmp_path: Path
 ) -> None:
     path = written(tmp_path, text, "hooks.py" if place == "hooks.py" else "shop_c/hooks.py")
@@ -196,7 +196,7 @@ def test_the_line_is_the_hooks_own_even_if_a_library_raised(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("source", [b"x = 1\0\n", b"x = '\xff'\n"], ids=["NUL", "not UTF-8"])
-def test_a_file_that_is_no_python_is_refused_by_name(source: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_python_is_named(source: bytes, tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_bytes(source)
     problem = refused("hooks.py:order", tmp_path)
     assert problem.startswith("transform: hooks.py cannot be imported: ")
@@ -205,12 +205,12 @@ def test_a_file_that_is_no_python_is_refused_by_name(source: bytes, tmp_path: Pa
 
 
 @pytest.mark.parametrize("place", ["sys", "shop_d"], ids=["built in", "a folder"])
-def test_a_module_without_a_file_is_refused(place: str, tmp_path: Path) -> None:
+def test_a_module_without_a_file_is_rejected(place: str, tmp_path: Path) -> None:
     (tmp_path / "shop_d").mkdir()
     assert "has no source file" in refused(f"{place}:order", tmp_path)
 
 
-def test_a_module_that_is_no_python_source_is_refused_too(tmp_path: Path) -> None:
+def test_a_module_without_python_source_is_rejected_too(tmp_path: Path) -> None:
     assert "has no function nothing" in refused("_decimal:nothing", tmp_path)
 
 
@@ -252,7 +252,7 @@ def raising(error: BaseException) -> Callable[[Item], Any]:
     [ValueError("not so"), KeyError("total"), SystemExit(3), RecursionError("deep"), StopIteration(), Mute("a")],
     ids=lambda error: type(error).__name__,
 )
-def test_a_hook_that_raises_is_poison_with_its_line_and_traceback_and_words_that_are_kept_apart(
+def test_an_exception_is_poison_with_line_and_traceback_and_its_message_kept_separate(
     error: BaseException,
 ) -> None:
     function = raising(error)
@@ -265,7 +265,7 @@ def test_a_hook_that_raises_is_poison_with_its_line_and_traceback_and_words_that
     assert trace.words == f"{kind}: {'' if kind == 'Mute' else error.args[0] if error.args else ''}"
 
 
-def test_words_are_said_where_the_code_that_raised_them_has_them_just_so() -> None:
+def test_a_message_is_shown_if_it_is_a_constant_in_the_code_that_raised_it() -> None:
     def hook_of(item: Item) -> None:
         if item["id"] == "a":
             raise ValueError("no order without a total")
@@ -275,7 +275,7 @@ def test_words_are_said_where_the_code_that_raised_them_has_them_just_so() -> No
     assert raised.value.trace.stack.endswith("\nValueError: no order without a total\n")
 
 
-def test_words_that_are_put_together_are_not_said_nor_those_of_what_led_there() -> None:
+def test_a_composed_message_is_hidden_and_so_is_that_of_its_cause() -> None:
     def hook_of(item: Item) -> None:
         try:
             int(f"<{item['id']}>")
@@ -290,19 +290,19 @@ def test_words_that_are_put_together_are_not_said_nor_those_of_what_led_there() 
     assert trace.stack.index("ValueError: (") < trace.stack.index("RuntimeError: (")
 
 
-def test_an_attribute_that_is_not_there_is_named() -> None:
+def test_a_missing_attribute_is_named() -> None:
     with pytest.raises(Poison, match=r"KeyError at test_hook.py:.*no attribute 'total'"):
         hook(lambda item: {"total": item["total"]}).one(ITEM)
 
 
-def test_a_malformed_attribute_is_poison_only_for_the_hook_that_asks_for_it() -> None:
+def test_a_malformed_attribute_is_poison_only_for_the_hook_that_reads_it() -> None:
     bad = Item(b'{"id":{"S":"a"},"n":{"N":"one"}}')
     assert hook(lambda item: {"id": item["id"]}).one(bad) == {"id": "a"}
     with pytest.raises(Poison, match=r"raised Malformed at test_hook.py"):
         hook(lambda item: {"n": item["n"]}).one(bad)
 
 
-def test_whoever_interrupts_the_run_is_not_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_not_parked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)  # also where tests ignore Ctrl-C
     with pytest.raises(KeyboardInterrupt):
         hook(raising(KeyboardInterrupt())).one(ITEM)
@@ -338,7 +338,7 @@ def test_a_generator_is_run_to_its_end() -> None:
     assert list(hook(rows).many(ITEM, TABLES)) == [("orders", "0"), ("orders", "1"), ("orders", "2")]
 
 
-def test_a_generator_that_raises_on_its_way_gives_nothing_at_all() -> None:
+def test_a_generator_that_raises_midway_yields_nothing() -> None:
     @documents
     def rows(item: Item) -> Iterator[Document]:
         yield Document("a", {}, "orders")
@@ -384,18 +384,18 @@ def test_a_declared_hook_that_returns_no_iterable_of_documents_is_poison(found: 
         (Document("a", {}, "order"), "returned a document for an unknown table; the target has orders, lines"),
     ],
 )
-def test_a_document_that_is_none_is_poison(document: object, message: str) -> None:
+def test_an_invalid_document_is_poison(document: object, message: str) -> None:
     with pytest.raises(Poison, match=f"^hook hook {re.escape(message)}$"):
         many(document)
 
 
 @pytest.mark.parametrize("ids", [("a", "a"), (1, "1")])
-def test_an_id_given_twice_in_one_table_is_poison(ids: tuple[str | int, str | int]) -> None:
+def test_a_duplicate_id_in_one_table_is_poison(ids: tuple[str | int, str | int]) -> None:
     with pytest.raises(Poison, match=r"returned two documents with the same id in orders$"):
         many(*(Document(id, {}, "orders") for id in ids))
 
 
-def test_declaring_leaves_the_function_as_it_was() -> None:
+def test_the_decorator_returns_the_function_unchanged() -> None:
     def rows(item: Item) -> list[Document]:
         return []
 

@@ -60,7 +60,7 @@ def yields_for_ever(item: Any) -> Iterator[Document]:
 
 
 @pytest.mark.parametrize("function", [loops, asks_for_ever, matches, sleeps, swallows_once])
-def test_what_takes_too_long_is_interrupted_and_parks_the_item(function: Callable[[Any], Any]) -> None:
+def test_a_slow_hook_is_interrupted_and_its_item_parked(function: Callable[[Any], Any]) -> None:
     """Also a pattern that backtracks without end, which lets no other thread run, and a sleep."""
     with HookLimit(0.1), pytest.raises(Poison) as caught:
         hook(function).one(ITEM)
@@ -127,7 +127,7 @@ EXIT_DEADLINE.set(30.0, lambda: None)
 """
 
 
-def test_a_process_that_ends_in_time_is_not_ended_by_its_timer() -> None:
+def test_a_process_that_exits_in_time_is_not_killed_by_its_timer() -> None:
     """Behind the end of the program no handler is left, and the alarm would do what it does without one."""
     assert subprocess.run([sys.executable, "-c", LEAVES], timeout=60).returncode == 0
 
@@ -148,7 +148,7 @@ def test_many_quick_calls_may_take_longer_together() -> None:
             assert hook(pauses).one(ITEM) == {}
 
 
-def test_an_interruption_never_lands_outside_of_the_hook() -> None:
+def test_an_interruption_never_lands_outside_the_hook() -> None:
     """Ticks come all the time, and each call ends about when its last one does: what comes too late does nothing."""
     ended = interrupted = 0
 
@@ -168,14 +168,14 @@ def test_an_interruption_never_lands_outside_of_the_hook() -> None:
     assert ended + interrupted == 400
 
 
-def test_what_runs_outside_of_hooks_has_no_limit() -> None:
+def test_code_outside_hooks_has_no_limit() -> None:
     with HookLimit(0.01):
         until = time.monotonic() + 0.1
         while time.monotonic() < until:
             pass
 
 
-def test_a_timer_that_was_set_before_is_set_again() -> None:
+def test_an_earlier_timer_is_restored() -> None:
     before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
     timer = signal.setitimer(signal.ITIMER_REAL, 500.0)
     try:
@@ -188,7 +188,7 @@ def test_a_timer_that_was_set_before_is_set_again() -> None:
         signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
-def test_a_process_that_is_to_end_ends_in_time_though_hooks_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_deadline_holds_while_hooks_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     deadline, left = ExitDeadline(), threading.Event()
     monkeypatch.setattr("replicator.hooks.time_limit.EXIT_DEADLINE", deadline)
@@ -218,7 +218,7 @@ def test_another_thread_has_no_limit_and_no_error() -> None:
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, SystemExit, HookTimeout])
-def test_no_exception_of_a_hook_gets_past_its_item(error: type[BaseException]) -> None:
+def test_no_exception_from_a_hook_escapes_its_item(error: type[BaseException]) -> None:
     def fails(item: Any) -> None:
         raise error(1)
 
@@ -226,7 +226,7 @@ def test_no_exception_of_a_hook_gets_past_its_item(error: type[BaseException]) -
         hook(fails).one(ITEM)
 
 
-def test_an_interrupt_is_the_hooks_where_a_run_handles_ctrl_c_and_a_persons_elsewhere() -> None:
+def test_a_keyboard_interrupt_is_the_hooks_during_a_run_and_the_users_elsewhere() -> None:
     def interrupts(item: Any) -> None:
         raise KeyboardInterrupt
 

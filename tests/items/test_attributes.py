@@ -105,7 +105,7 @@ def test_a_number_keeps_its_exact_value(digits: str) -> None:
 
 
 @pytest.mark.parametrize("digits", NUMBERS)
-def test_a_number_keeps_its_very_digits_in_json(digits: str) -> None:
+def test_a_number_keeps_its_exact_digits_in_json(digits: str) -> None:
     assert as_json({"N": digits}) == digits
 
 
@@ -113,13 +113,13 @@ def test_a_number_keeps_its_very_digits_in_json(digits: str) -> None:
     ("digits", "literal"),
     [("+1", "1"), ("007", "7"), ("-007.50", "-7.50"), (".5", "0.5"), ("5.", "5"), ("+1E+2", "1E+2")],
 )
-def test_a_number_that_is_no_json_literal_is_written_as_one(digits: str, literal: str) -> None:
+def test_a_number_that_is_not_a_json_literal_is_normalized(digits: str, literal: str) -> None:
     assert as_json({"N": digits}) == literal
     assert value({"N": digits}) == Decimal(literal)
 
 
 @pytest.mark.parametrize("digits", ["NaN", "sNaN", "Infinity", "-Infinity", "", "one", "1,5", "0x10", "--1"])
-def test_what_is_no_finite_number_is_malformed(digits: str) -> None:
+def test_anything_but_a_finite_number_is_malformed(digits: str) -> None:
     for convert in (exact, number, canonical_number):
         with pytest.raises(Malformed):
             convert(digits)
@@ -153,7 +153,7 @@ def test_different_numbers_have_different_canonical_spellings() -> None:
 
 
 @pytest.mark.parametrize("digits", ["1E999999999", "-1E999999999", "1E-999999999", "1" * 401])
-def test_a_key_that_no_dynamodb_number_can_be_is_malformed_instead_of_rounded(digits: str) -> None:
+def test_a_key_number_outside_dynamodbs_range_is_malformed_not_rounded(digits: str) -> None:
     with pytest.raises(Malformed):
         canonical_number(digits)
 
@@ -164,7 +164,7 @@ def nested(levels: int, innermost: dict[str, Any]) -> dict[str, Any]:
     return innermost
 
 
-def test_thirty_two_levels_of_nesting_come_through() -> None:
+def test_32_levels_of_nesting_are_decoded() -> None:
     item = Item(orjson.dumps({"deep": nested(32, {"N": "1.0"})}))
     found = item["deep"]
     for _ in range(32):
@@ -174,7 +174,7 @@ def test_thirty_two_levels_of_nesting_come_through() -> None:
 
 
 @pytest.mark.parametrize("nest", [b'{"L":[', b'{"M":{"m":'])
-def test_nesting_beyond_all_measure_is_malformed_and_no_crash(nest: bytes) -> None:
+def test_extreme_nesting_is_malformed_and_does_not_crash(nest: bytes) -> None:
     end = {b"[": b"]}", b":": b"}}"}[nest[-1:]]
     deep = b'{"a":' + nest * 100_000 + b'{"S":""}' + end * 100_000 + b"}"
     with pytest.raises(Malformed):
@@ -204,7 +204,7 @@ def test_an_item_shows_names_and_no_values() -> None:
     assert repr(Item(b'{"id":{"S":"secret"}}')) == "Item(id)"
 
 
-def test_an_attribute_that_nobody_asks_for_is_never_converted() -> None:
+def test_an_attribute_that_is_not_accessed_is_never_converted() -> None:
     item = Item(b'{"good":{"N":"1"},"bad":{"N":"one"},"worse":{"Q":[]},"both":{"S":"a","N":"1"}}')
     assert item["good"] == 1
     assert len(item) == 4
@@ -214,7 +214,7 @@ def test_an_attribute_that_nobody_asks_for_is_never_converted() -> None:
             item[name]
 
 
-def test_an_image_that_nobody_looks_into_is_never_parsed() -> None:
+def test_an_image_that_is_not_accessed_is_never_parsed() -> None:
     item = Item(b"not JSON at all")
     assert item.image == b"not JSON at all"
     with pytest.raises(Malformed, match="not DynamoDB's typed JSON"):
@@ -222,7 +222,7 @@ def test_an_image_that_nobody_looks_into_is_never_parsed() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b'{"a":1}', b'{"a":{"S":"x"}', b'{"a":{"S":"\xff"}}', b"{} {}"])
-def test_what_is_no_image_is_malformed(text: bytes) -> None:
+def test_anything_but_an_image_is_malformed(text: bytes) -> None:
     with pytest.raises(Malformed):
         typed(text)
 
@@ -255,7 +255,7 @@ def test_what_is_no_image_is_malformed(text: bytes) -> None:
         {"BS": ["?"]},
     ],
 )
-def test_what_is_no_attribute_is_malformed(attribute: dict[str, Any]) -> None:
+def test_anything_but_an_attribute_is_malformed(attribute: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
         value(attribute)
 
@@ -282,7 +282,7 @@ def test_what_is_no_attribute_is_malformed(attribute: dict[str, Any]) -> None:
         {"BS": 5},
     ],
 )
-def test_what_is_no_attribute_has_no_json_form(attribute: dict[str, Any]) -> None:
+def test_anything_but_an_attribute_has_no_json_form(attribute: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
         plain(attribute)
 
@@ -315,7 +315,7 @@ def test_the_reason_names_types_and_no_values() -> None:
         frozenset({b"\x00"}),
     ],
 )
-def test_what_is_written_in_python_is_read_back_equal(given: object) -> None:
+def test_python_values_round_trip(given: object) -> None:
     assert value(from_python(given)) == given
     assert Item(image({"a": given}))["a"] == given
 
@@ -330,7 +330,7 @@ def test_tuples_are_lists_and_other_bytes_are_bytes() -> None:
     "given",
     [1.5, object(), set(), {1, "a"}, {None}, {(1,)}, Decimal("NaN"), Decimal("Infinity"), {"a": 1.5}, [1.5]],
 )
-def test_what_dynamodb_cannot_hold_is_refused(given: object) -> None:
+def test_what_dynamodb_cannot_hold_is_rejected(given: object) -> None:
     with pytest.raises(TypeError):
         from_python(given)
 

@@ -36,7 +36,7 @@ def answer(item: Item, question: str, name: Any) -> object:
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
+def test_accesses_to_other_items_change_no_result(seed: int) -> None:
     luck = random.Random(seed)
     profile, usual = AccessProfile(), {name: luck.choice(ATTRIBUTES) for name in NAMES[:-1]}
     names = [*luck.sample(NAMES, luck.randrange(1, len(NAMES))), *luck.choice([[], [5]])]
@@ -50,7 +50,7 @@ def test_what_was_asked_of_other_items_changes_no_answer(seed: int) -> None:
             assert answer(item, question, name) == answer(fresh, question, name)
 
 
-def test_of_the_next_item_only_what_was_asked_for_is_decoded() -> None:
+def test_only_the_accessed_attributes_of_the_next_item_are_decoded() -> None:
     profile = AccessProfile()
     for status in ("OPEN", "SENT"):
         item = Item(image({"status": status, "total": Decimal("1.50"), "tags": {"a"}, "note": "long"}), profile)
@@ -58,7 +58,7 @@ def test_of_the_next_item_only_what_was_asked_for_is_decoded() -> None:
     assert item._raws is None
 
 
-def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_to_decode_all_of_an_item() -> None:
+def test_an_attribute_that_is_sometimes_missing_or_of_another_kind_does_not_decode_whole_items() -> None:
     profile = AccessProfile()
     for given in ({"a": "text", "b": 1}, {"a": None, "b": 1}, {"b": 1}, {"a": "text", "b": 1}, {"a": None, "b": 2}):
         item = Item(image(given), profile)
@@ -66,13 +66,13 @@ def test_an_attribute_that_is_missing_or_of_another_kind_at_times_is_no_reason_t
     assert item._raws is None
 
 
-def test_a_hook_that_looks_at_all_of_an_item_teaches_nothing() -> None:
+def test_iterating_over_an_item_teaches_the_profile_nothing() -> None:
     profile = AccessProfile()
     assert dict(Item(image({"a": 1}), profile)) == {"a": 1}
     assert profile.decode(image({"a": 1})) is EMPTY
 
 
-def test_however_many_names_a_hook_makes_up_few_are_learnt() -> None:
+def test_the_number_of_learned_names_is_bounded() -> None:
     profile = AccessProfile()
     for n in range(10 * MAX_NAMES):
         assert Item(image({"a": n}), profile).get(f"name {n}") is None

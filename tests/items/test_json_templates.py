@@ -101,7 +101,7 @@ def soon_hot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("soon_hot")
 @pytest.mark.parametrize("seed", range(8))
-def test_items_of_every_kind_become_what_the_exact_way_makes_of_them(seed: int) -> None:
+def test_templates_agree_with_the_exact_path_for_items_of_every_kind(seed: int) -> None:
     source = random.Random(seed)
     for _ in range(60):
         found = JsonTemplates(plain_image)
@@ -124,7 +124,7 @@ def exactly(images: list[msgspec.Raw]) -> list[bytes] | str:
 
 @pytest.mark.usefixtures("soon_hot")
 @pytest.mark.parametrize("seed", range(8))
-def test_many_at_once_become_the_same(seed: int) -> None:
+def test_bulk_conversion_agrees_with_the_exact_path(seed: int) -> None:
     source = random.Random(seed)
     for _ in range(40):
         found = JsonTemplates(plain_image)
@@ -188,7 +188,7 @@ def damaged(given: bytes, source: random.Random) -> bytes:
 
 @pytest.mark.usefixtures("soon_hot")
 @pytest.mark.parametrize("seed", range(8))
-def test_damaged_images_too(seed: int) -> None:
+def test_templates_agree_with_the_exact_path_for_damaged_images(seed: int) -> None:
     source = random.Random(seed)
     for _ in range(60):
         found = JsonTemplates(plain_image)
@@ -218,7 +218,7 @@ def test_damaged_images_too(seed: int) -> None:
         ('{"a\\n":{"S":"x"},"b":{"L":[]}}', '{"a\\n":{"S":"y\\n"},"b":{"L":[]}}'),
     ],
 )
-def test_what_looks_like_a_known_form_and_is_none(usual: str, odd: str) -> None:
+def test_images_that_resemble_a_known_shape_are_told_apart(usual: str, odd: str) -> None:
     found = JsonTemplates(plain_image)
     for given in [usual] * 6 + [odd] * 6 + [usual, odd] * 3:
         assert_same(found, given.encode())
@@ -239,7 +239,7 @@ class Counted:
         return plain_image(given)
 
 
-def test_items_of_few_forms_are_hardly_ever_decoded() -> None:
+def test_items_of_few_shapes_are_hardly_ever_decoded() -> None:
     exact = Counted()
     found = JsonTemplates(exact)
     for n in range(3000):
@@ -247,7 +247,7 @@ def test_items_of_few_forms_are_hardly_ever_decoded() -> None:
     assert exact.images == 2 * 2  # each form as it is met first, and as it is learnt
 
 
-def test_a_stream_of_forms_that_never_come_again_is_soon_left_to_the_exact_way() -> None:
+def test_shapes_that_never_recur_are_soon_left_to_the_exact_path() -> None:
     exact = Counted()
     found = JsonTemplates(exact)
     for n in range(1000):
@@ -287,7 +287,7 @@ def test_memory_is_bounded_whatever_comes() -> None:
     ],
     ids=["text", "sets", "no set", "no numbers", "no number", "digits", "no leaves"],
 )
-def test_hostile_images_of_a_megabyte_take_no_longer_than_they_are(hostile: bytes) -> None:
+def test_hostile_images_of_a_megabyte_take_linear_time(hostile: bytes) -> None:
     """With backtracking these would take hours."""
     found = JsonTemplates(plain_image)
     for _ in range(5):

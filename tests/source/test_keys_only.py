@@ -83,11 +83,11 @@ def test_an_item_that_came_back_after_its_removal_is_looked_up(db: DynamoDB) -> 
     assert steps(db, records("a", "a"), {0}) == ([], [None, "now"])
 
 
-def test_an_item_that_is_gone_by_now_is_a_removal(db: DynamoDB) -> None:
+def test_an_item_that_no_longer_exists_is_a_removal(db: DynamoDB) -> None:
     assert steps(db, records("gone")) == ([], [None])
 
 
-def test_nothing_to_look_up_is_no_call(db: DynamoDB) -> None:
+def test_nothing_to_look_up_makes_no_call(db: DynamoDB) -> None:
     steps(db, records("a", "b"), {0, 1})
     assert db.calls["BatchGetItem"] == 0
 
@@ -99,7 +99,7 @@ def test_a_hundred_keys_a_call(db: DynamoDB) -> None:
     assert db.calls["BatchGetItem"] == 3
 
 
-def test_keys_that_were_not_processed_are_asked_again(db: DynamoDB) -> None:
+def test_unprocessed_keys_are_requested_again(db: DynamoDB) -> None:
     put(db, "a", "b", "c")
     db.unprocessed(at_most=1, times=2)
     throttled = "BatchGetItem is throttled"
@@ -110,7 +110,7 @@ def said(waiting_for: str, progress: bool) -> tuple[str, bool]:
     return waiting_for, progress
 
 
-def test_whether_a_call_brought_anything_is_said(db: DynamoDB) -> None:
+def test_progress_is_reported(db: DynamoDB) -> None:
     put(db, "a", "b")
     db.unprocessed(at_most=0, times=1)
     db.unprocessed(at_most=1, times=1)
@@ -119,7 +119,7 @@ def test_whether_a_call_brought_anything_is_said(db: DynamoDB) -> None:
     assert found == [(throttled, False), (throttled, True)]
 
 
-def test_an_answer_that_is_full_leaves_keys_for_the_next_call_at_once(db: DynamoDB) -> None:
+def test_a_full_response_leaves_keys_for_an_immediate_next_call(db: DynamoDB) -> None:
     ids = [f"i{n}" for n in range(50)]
     put(db, *ids, text="x" * 380_000)
     found = list(answered(db, looked_up(stream(), records(*ids), frozenset(), said)))
@@ -132,7 +132,7 @@ def test_records_are_portioned_by_the_keys_that_they_take() -> None:
     assert [portion(found, {1, 3}, n) for n in (1, 2)] == [4, 5]
 
 
-def test_the_next_look_up_asks_for_what_makes_a_page() -> None:
+def test_the_next_look_up_requests_a_page_of_images() -> None:
     def images(*sizes: int) -> list[Record]:
         return [Record(("k", "1"), "1", 0.0, b"x" * size if size else None) for size in sizes]
 
@@ -140,14 +140,14 @@ def test_the_next_look_up_asks_for_what_makes_a_page() -> None:
     assert [keys_for(each, 7) for each in cases] == [10, 2, 1, 100, 7, 7]
 
 
-def test_keys_that_were_not_processed_do_not_push_others_out(db: DynamoDB) -> None:
+def test_unprocessed_keys_do_not_displace_others(db: DynamoDB) -> None:
     ids = [f"i{n}" for n in range(150)]
     put(db, *ids)
     db.unprocessed(at_most=30, times=1)
     assert steps(db, records(*ids))[1] == ["now"] * 150
 
 
-def test_a_throttled_call_says_so_and_is_repeated(db: DynamoDB) -> None:
+def test_a_throttled_call_is_reported_and_retried(db: DynamoDB) -> None:
     put(db, "a")
     db.fail("BatchGetItem", message="slow down")
     (why,), texts = steps(db, records("a"))
@@ -155,7 +155,7 @@ def test_a_throttled_call_says_so_and_is_repeated(db: DynamoDB) -> None:
     assert texts == ["now"]
 
 
-def test_what_is_not_permitted_is_not_repeated(db: DynamoDB) -> None:
+def test_a_denied_call_is_not_retried(db: DynamoDB) -> None:
     db.fail("BatchGetItem", "AccessDeniedException")
     with pytest.raises(NotPermitted, match="dynamodb:BatchGetItem on orders"):
         steps(db, records("a"))
@@ -187,7 +187,7 @@ def test_a_number_in_a_key_is_the_same_key_however_it_is_spelled() -> None:
         b'{"Responses":{},"UnprocessedKeys":{"orders":[]}}',
     ],
 )
-def test_what_is_no_answer_of_dynamodb_is_asked_again(db: DynamoDB, answer: bytes) -> None:
+def test_a_response_that_is_not_dynamodbs_is_retried(db: DynamoDB, answer: bytes) -> None:
     answers = [answer]
 
     class Proxied:
@@ -200,7 +200,7 @@ def test_what_is_no_answer_of_dynamodb_is_asked_again(db: DynamoDB, answer: byte
     assert texts == ["now"]
 
 
-def test_what_was_of_an_item_that_is_gone_by_now_is_known_as_little_as_whether_it_expired(db: DynamoDB) -> None:
+def test_a_record_of_an_item_that_no_longer_exists_counts_as_expired(db: DynamoDB) -> None:
     """Its removal is still to come, and says so: where expiries are ignored, nothing is done before."""
     put(db, "a")
 

@@ -66,7 +66,7 @@ def test_the_segments_together_have_every_item_once(db: DynamoDB) -> None:
     assert sorted(found) == sorted(ALL)
 
 
-def test_a_scan_goes_on_where_any_of_its_pages_ended(db: DynamoDB) -> None:
+def test_a_scan_resumes_after_any_of_its_pages(db: DynamoDB) -> None:
     whole = list(pages(db))
     for read, page in enumerate(whole[:-1], start=1):
         rest = pages(db, cursor=orjson.dumps(page.cursor).decode())
@@ -87,7 +87,7 @@ def test_an_item_comes_with_its_whole_image_and_what_it_cost(db: DynamoDB) -> No
     assert page.size > 0
 
 
-def test_reads_are_consistent_and_ask_for_their_cost() -> None:
+def test_reads_are_consistent_and_request_their_cost() -> None:
     client = Scripted(b'{"Items":[],"LastEvaluatedKey":{"id":{"S":"a"}}}', b'{"Items":[]}')
     list(pages(client, 2, 8))
     asked = {"TableName": "orders", "ConsistentRead": True, "ReturnConsumedCapacity": "TOTAL"}
@@ -100,7 +100,7 @@ def test_an_empty_page_with_a_cursor_is_not_the_end() -> None:
     assert keys(pages(client)) == [("b",)]
 
 
-def test_a_throttled_step_says_so_and_nothing_is_skipped(db: DynamoDB) -> None:
+def test_a_throttled_step_is_reported_and_nothing_is_skipped(db: DynamoDB) -> None:
     steps = pages(db)
     first = next(steps)
     db.fail("Scan", times=2)
@@ -120,14 +120,14 @@ def test_a_throttled_first_step_is_not_the_end(db: DynamoDB) -> None:
     assert sorted(keys(steps)) == sorted(ALL)
 
 
-def test_throttled_again_and_again_it_waits_longer_but_not_forever(db: DynamoDB) -> None:
+def test_backoff_grows_up_to_a_limit(db: DynamoDB) -> None:
     db.fail("Scan", times=None)
     rests = [page.rest for page in islice(pages(db), 40)]
     assert QUICKEST_BACKOFF <= rests[0] <= 2 * QUICKEST_BACKOFF
     assert all(LONGEST_BACKOFF / 2 <= rest <= LONGEST_BACKOFF for rest in rests[10:])
 
 
-def test_a_step_that_goes_well_forgets_the_failures_before_it(db: DynamoDB) -> None:
+def test_a_successful_step_resets_the_backoff(db: DynamoDB) -> None:
     steps = pages(db)
     db.fail("Scan", times=8)
     *_, last = islice(steps, 8)
@@ -148,14 +148,14 @@ def test_a_step_that_goes_well_forgets_the_failures_before_it(db: DynamoDB) -> N
         b'{"Items":["a"]}',
     ],
 )
-def test_what_is_no_answer_of_dynamodb_is_asked_again(answer: bytes) -> None:
+def test_a_response_that_is_not_dynamodbs_is_retried(answer: bytes) -> None:
     found = list(pages(Scripted(answer, b'{"Items":[{"id":{"S":"a"}}]}')))
     assert found[0].waiting_for is not None
     assert "is not DynamoDB JSON" in found[0].waiting_for
     assert keys(found) == [("a",)]
 
 
-def test_what_is_not_permitted_ends_the_scan(db: DynamoDB) -> None:
+def test_a_denied_scan_ends(db: DynamoDB) -> None:
     db.fail("Scan", "AccessDeniedException")
     with pytest.raises(NotPermitted, match="dynamodb:Scan on orders"):
         next(pages(db))
@@ -185,7 +185,9 @@ def test_without_a_budget_nothing_waits() -> None:
     ],
     ids=["one page", "two in turn", "two segments at once", "an idle time is not saved up", "an empty page"],
 )
-def test_a_page_is_waited_for_in_proportion(spent: list[tuple[float, float]], expected: list[float]) -> None:
+def test_the_wait_is_proportional_to_the_units_consumed(
+    spent: list[tuple[float, float]], expected: list[float]
+) -> None:
     budget = ReadBudget(100)
     assert [budget.spend(units, now) for units, now in spent] == pytest.approx(expected)
 
@@ -197,7 +199,7 @@ def test_a_page_is_waited_for_in_proportion(spent: list[tuple[float, float]], ex
 def test_the_rate_stays_under_the_limit_over_any_stretch_of_pages(
     per_second: float, pages: list[tuple[float, float]]
 ) -> None:
-    """``pages``: units, and how long the call took. A stretch ends where the page after it may be asked for."""
+    """``pages``: units, and the duration of the call. A stretch ends when the next page may be requested."""
     budget, now = ReadBudget(per_second), 0.0
     asked: list[tuple[float, float]] = []
     for units, duration in pages:

@@ -102,7 +102,7 @@ def test_one_step_makes_one_call_at_most() -> None:
         assert sum(world.source.calls.values()) - before <= 1
 
 
-def test_empty_pages_are_nothing() -> None:
+def test_empty_pages_mean_nothing() -> None:
     world = World()
     world.write(1)
     world.source.blank(times=20)
@@ -120,14 +120,14 @@ def test_the_records_of_a_closed_shards_last_page_count() -> None:
     assert [p.ended for p in pages][-1] is True
 
 
-def test_reading_goes_on_behind_the_stored_record() -> None:
+def test_reading_resumes_after_the_stored_record() -> None:
     world = World()
     world.write(1, 2, 3)
     second = sequences(world)[1]
     assert keys(until_idle(world.read(world.at(second)))) == ["k3"]
 
 
-def test_reading_goes_on_behind_the_stored_record_of_keys_alone_and_removes_what_was_removed() -> None:
+def test_a_keys_only_stream_resumes_after_the_stored_record_and_keeps_its_removals() -> None:
     """Removals are counted from the first record of the page, which is not the first that is new."""
     world = World(view="KEYS_ONLY")
     world.write(1)
@@ -145,7 +145,7 @@ def large(count: int, size: int) -> tuple[World, list[str]]:
     return world, [f"k{v}" for v in range(count)]
 
 
-def test_pages_of_keys_alone_weigh_what_their_images_do_and_are_no_larger_than_others() -> None:
+def test_keys_only_pages_have_the_size_of_their_images_and_stay_within_the_limit() -> None:
     world, written = large(400, 100_000)
     pages = [page for page in until_idle(world.read()) if page.records]
     assert keys(pages) == written
@@ -155,7 +155,7 @@ def test_pages_of_keys_alone_weigh_what_their_images_do_and_are_no_larger_than_o
     assert max(page.size for page in pages) < 1_200_000
 
 
-def test_a_shard_that_ends_is_at_its_end_with_the_last_of_the_pages_that_large_images_make_of_one() -> None:
+def test_large_images_split_a_page_and_only_its_last_part_ends_the_shard() -> None:
     world, written = large(30, 400_000)
     world.source.roll("orders", world.shard)
     pages = [page for page in world.read() if page.records or page.ended]
@@ -163,7 +163,7 @@ def test_a_shard_that_ends_is_at_its_end_with_the_last_of_the_pages_that_large_i
     assert [page.ended for page in pages] == [False] * (len(pages) - 1) + [True]
 
 
-def test_a_run_goes_on_behind_any_of_the_pages_that_large_images_make_of_one() -> None:
+def test_a_run_resumes_after_any_part_of_a_page_split_by_large_images() -> None:
     world, written = large(30, 400_000)
     for v in range(0, 30, 3):
         world.source.delete("orders", {"pk": f"k{v}"})
@@ -180,7 +180,7 @@ def test_a_run_goes_on_behind_any_of_the_pages_that_large_images_make_of_one() -
 
 
 @pytest.mark.parametrize("size", [100_000, 390_000])
-def test_answers_that_are_full_are_no_throttling(size: int) -> None:
+def test_full_responses_do_not_count_as_throttling(size: int) -> None:
     """The large images come behind small ones, so that more of them are asked for at once than an answer holds."""
     world = World(view="KEYS_ONLY")
     world.write(*range(100))
@@ -265,7 +265,7 @@ def test_a_busy_shard_is_read_back_to_back() -> None:
     assert next(reader).rest == 0.0
 
 
-def test_a_clock_of_the_source_that_is_ahead_does_not_make_the_future_count_as_read() -> None:
+def test_a_source_clock_that_is_ahead_does_not_make_the_future_count_as_read() -> None:
     world = World()
     world.now += 60
     world.write(1)
@@ -304,7 +304,7 @@ class TestGaps:
         with pytest.raises(GapFound, match="trimmed"):
             until_idle(reader)
 
-    def test_what_is_trimmed_behind_records_that_were_read_is_a_gap_however_young_the_shard_is(self) -> None:
+    def test_trimmed_records_after_those_read_are_a_gap_however_young_the_shard_is(self) -> None:
         world = World()
         world.write(1, 2)
         reader = world.read()
@@ -315,7 +315,7 @@ class TestGaps:
         with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(reader)
 
-    def test_a_later_record_answers_than_the_one_asked_for(self) -> None:
+    def test_a_later_record_is_returned_than_the_one_requested(self) -> None:
         world = World(LOCAL)
         world.write(1, 2)
         absent = str(int(sequences(world)[0]) + 1).zfill(21)
@@ -335,7 +335,7 @@ class TestGaps:
         with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
-    def test_what_was_read_from_before_the_epoch_is_read_to_its_end_or_is_a_gap(self) -> None:
+    def test_records_from_before_the_epoch_are_read_to_their_end_or_are_a_gap(self) -> None:
         """The endpoint has no AT_TIMESTAMP, so the shard is read from what is left of it on.
 
         A change from before the scan undid what that had stored; what followed it, before the scan too, is trimmed.
@@ -352,7 +352,7 @@ class TestGaps:
         with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
-    def test_a_late_shards_head_is_trimmed(self) -> None:
+    def test_a_late_shards_start_is_trimmed(self) -> None:
         world = World()
         child = world.source.roll("orders", world.shard)
         first = str(world.source.shards("orders")[-1].start)
@@ -363,7 +363,7 @@ class TestGaps:
         with pytest.raises(GapFound, match="start of the shard may have been trimmed"):
             until_idle(world.read(late, child))
 
-    def test_a_shard_that_was_empty_for_a_day_is_not_opened_at_what_is_left_of_it(self) -> None:
+    def test_a_shard_that_was_empty_for_a_day_is_not_opened_at_its_oldest_remaining_record(self) -> None:
         world = World(LOCAL)
         reader = world.read()
         next(reader)
@@ -386,7 +386,7 @@ def test_a_late_shard_is_read_from_its_very_first_record(dialect: Dialect) -> No
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "TrimmedDataAccessException"])
-def test_a_late_shard_whose_start_is_refused_is_read_from_what_is_left_while_that_is_all_of_it(code: str) -> None:
+def test_a_late_shard_whose_start_is_rejected_is_read_from_its_oldest_record_while_complete(code: str) -> None:
     """An endpoint need not take a number that is no record's; AWS's API names the second for GetShardIterator."""
     world = World()
     child = world.source.roll("orders", world.shard)
@@ -411,7 +411,7 @@ def test_trimmed_data_in_an_empty_young_shard_is_no_gap() -> None:
 
 
 @pytest.mark.parametrize("how", [imageless, lambda record: nulls(imageless(record))], ids=["left out", "null"])
-def test_a_change_without_its_image_is_waited_for_and_removes_nothing(how: Distortion) -> None:
+def test_a_change_without_its_image_is_retried_and_removes_nothing(how: Distortion) -> None:
     world = World()
     world.write(1)
     world.source.distort(how, times=2)
@@ -466,12 +466,12 @@ class TestSilence:
         world.write(2)
         assert keys(until_idle(world.read(state))) == ["k2"]
 
-    def test_it_is_one_once_that_is_20_hours_ago(self) -> None:
+    def test_it_is_a_gap_once_that_was_20_hours_ago(self) -> None:
         world, state = quiet(record=30 * HOUR, through=20 * HOUR)
         with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
-    def test_ten_minutes_of_empty_pages_prove_more_it_may_be_away_for_23_and_a_half_hours_then(self) -> None:
+    def test_after_ten_minutes_of_empty_pages_a_run_may_be_away_for_23_and_a_half_hours(self) -> None:
         world, state = quiet(record=30 * HOUR, through=23.4 * HOUR, since=23.4 * HOUR)
         world.write(2)
         assert keys(until_idle(world.read(state))) == ["k2"]
@@ -479,7 +479,7 @@ class TestSilence:
         with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
-    def test_an_endpoint_that_answers_with_later_records_instead_of_an_error_is_believed_as_well(
+    def test_an_endpoint_that_returns_later_records_instead_of_an_error_is_believed_too(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         world, state = quiet(record=30 * HOUR, through=1 * HOUR)
@@ -488,7 +488,7 @@ class TestSilence:
         monkeypatch.setattr(world.source, "call", lambda o, r: right(o, _at_what_is_left(r)))
         assert keys(until_idle(world.read(state))) == ["k2"]
 
-    def test_what_is_left_of_a_closed_shard_is_read_to_its_end(self) -> None:
+    def test_the_rest_of_a_closed_shard_is_read_to_its_end(self) -> None:
         world, state = quiet(record=30 * HOUR, through=1 * HOUR)
         world.source.roll("orders", world.shard)
         assert [p.ended for p in world.read(state)][-1] is True
@@ -502,7 +502,7 @@ class TestSilence:
             world.now += 1
         assert (pages[600].since, pages[601].since) == (began, began + 1)
 
-    def test_a_record_and_a_new_iterator_begin_the_count_again(self) -> None:
+    def test_a_record_and_a_new_iterator_restart_the_count(self) -> None:
         world = World()
         reader = world.read()
         for _ in range(600):
@@ -523,7 +523,7 @@ class TestSilence:
         world.write(1)
         assert keys(until_idle(world.read(state))) == ["k1"]
 
-    def test_empty_pages_of_a_closed_shard_say_nothing(self) -> None:
+    def test_empty_pages_of_a_closed_shard_prove_nothing(self) -> None:
         """They are passed in no time; only its end tells."""
         world = World()
         world.write(1)

@@ -71,7 +71,7 @@ def test_null_is_an_absent_value() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"status":"ok"}', b'{"NextShardIterator":"next"}'])
-def test_an_answer_without_records_is_none_of_getrecords_and_ends_no_shard(body: bytes) -> None:
+def test_a_response_without_records_is_not_one_of_getrecords_and_ends_no_shard(body: bytes) -> None:
     with pytest.raises(TransientError, match="is not DynamoDB JSON"):
         RecordsDecoder(KEYS)(body)
 
@@ -99,7 +99,7 @@ def test_where_an_endpoint_does_not_name_a_shards_children_all_shards_are_listed
     assert [(one.complete, {shard.id for shard in one.shards}) for one in found] == [(True, {parent, child})]
 
 
-def test_another_error_on_the_way_to_a_shards_children_is_that_error(source: DynamoDB) -> None:
+def test_any_other_error_while_listing_children_is_raised(source: DynamoDB) -> None:
     source.fail("DescribeStream", "ThrottlingException", message="slowly")
     with pytest.raises(TransientError, match=r"DescribeStream on arn:.*ThrottlingException: slowly"):
         list(answered(source, children(stream(source), source.open_shards("orders")[0])))
