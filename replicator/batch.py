@@ -1,4 +1,4 @@
-"""A batch: writes, at most one per document, and what becomes durable with them."""
+"""Batches: at most one write per document, and the checkpoint entries that become durable with them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from replicator.key import Key
 from replicator.state import Counts, Save
 
 DocumentId = tuple[str, ...]
-"""A document's id inside its table: the item's key, or (key text of its item, id the hook gave)."""
+"""A document's id within its table: the item's key, or (key text of its item, id chosen by the hook)."""
 
 
 class Upsert(msgspec.Struct, frozen=True, gc=False):
-    """Store the whole ``body`` under ``id`` unless the target has that version or a newer one.
+    """Store ``body`` under ``id``, replacing the document, unless the target has this version or a newer one.
 
-    ``body`` is an ``Item`` where there is no hook, else what the hook returned. ``item`` is the key of the item it came
-    from. ``weight``: how many changes this write answers for in the counts; one write an item has it, others have 0.
+    ``body``: an ``Item`` without a hook, otherwise what the hook returned. ``item``: key of the source item.
+    ``weight``: number of changes this write stands for in the counts; of an item's writes, only one has a weight.
     """
 
     table: str
@@ -31,7 +31,7 @@ class Upsert(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False):
-    """Remove the document unless the target has that version or a newer one."""
+    """Remove the document, unless the target has this version or a newer one."""
 
     table: str
     id: DocumentId
@@ -44,10 +44,9 @@ Write = Upsert | Delete
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one shard or one scan segment contributes to a batch.
+    """The part of a batch that comes from one shard or scan segment.
 
-    ``source`` names it in the counts: ``shard:ID`` or ``segment:N``. ``counts`` holds what is known before the target
-    answers: read, filtered and parked.
+    ``source``: ``shard:ID`` or ``segment:N``. ``counts``: what is known before the write: read, filtered and parked.
     """
 
     source: str
@@ -57,11 +56,11 @@ class Part(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Writes with distinct document ids, and the checkpoint entries that may move once all of them are stored.
+    """Writes with distinct document ids, and the checkpoint entries to save once all of them are stored.
 
-    ``tombstones``: deletes must be remembered, because scanned items with older versions may still arrive.
-    ``replaces_same``: what the target has of a document at the write's very own version is replaced, too. A retry of a
-    parked change wants that: a refused batch, or a retry that was cut off, may have stored other documents of it.
+    ``tombstones``: deletes must leave tombstones, because scanned items with older versions may still arrive.
+    ``replaces_same``: a write also replaces a document of the same version. Retries of parked changes need this: a
+    refused batch, or an interrupted retry, may have stored a different document with that version.
     """
 
     parts: Sequence[Part] = ()
@@ -76,7 +75,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A write that the target refuses for good, with the reason in a plain sentence (no values in it)."""
+    """A write that the target refuses permanently, and why. The reason must not quote item values."""
 
     write: Write
     reason: str
@@ -84,7 +83,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a target answers to a batch.
+    """A target's response to a batch.
 
     With ``rejections``, nothing else counts: the batch is not stored, its entries did not move, and the caller comes
     back with a batch that parks what was refused. Otherwise ``superseded`` says, for each source that had any, how many

@@ -1,4 +1,4 @@
-"""The nouns of the source: keys, changes, and the pages they come in."""
+"""What the source produces: changes, the pages they come in, and shard listings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
     ``new`` and ``old`` are images in DynamoDB's typed JSON; a change without ``new`` is a removal. ``version`` orders
     the changes of an item. ``sequence`` and ``created`` (seconds since 1970) are None for a scanned item. ``expired``:
-    DynamoDB's time to live removed it. A struct rather than a dataclass because a busy shard makes a million a minute.
+    removed by DynamoDB's time to live. A struct rather than a dataclass, because a busy shard has a million a minute.
     """
 
     key: Key
@@ -29,13 +29,13 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What one step of a shard's reader found; empty pages are normal and mean nothing.
+    """The result of one step of a shard reader. Empty pages are normal and mean nothing.
 
-    ``records`` are in order and follow what was passed before without a hole. ``ended``: the shard is closed and this
-    was its last page. ``through``: every record created before that time has been read, as far as a few empty pages can
-    tell; None where that is unknown. ``since``: nothing that was not read yet is older than that. ``missing``: the
-    endpoint says that there is no such shard. ``rest``: seconds that the next step should wait at least.
-    ``waiting_for``: why the step found nothing, if it failed and will be repeated. ``size``: bytes held.
+    ``records`` are in order and follow the previous page without a hole. ``ended``: the shard is closed and this was
+    its last page. ``through``: every record created before that time was read, as far as a few empty pages can tell;
+    None if unknown. ``since``: no unread record is older than that. ``missing``: the endpoint does not know the shard.
+    ``rest``: minimum seconds until the next step. ``waiting_for``: why the step failed, if it will be repeated.
+    ``size``: bytes in memory.
     """
 
     shard: str
@@ -50,9 +50,9 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One stream record as it was read: a change that has no version yet.
+    """A stream record: a change without a version.
 
-    ``expired``: DynamoDB's time to live removed the item, or may have before its image could be looked up.
+    ``expired``: DynamoDB's time to live removed the item, or may have done so before its image was looked up.
     """
 
     key: Key
@@ -64,7 +64,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class ScanPage(msgspec.Struct, frozen=True):
-    """What one step of a segment's scan found. ``cursor`` is where the next step starts (None: at its end)."""
+    """The result of one step of a segment scan. ``cursor``: LastEvaluatedKey, None at the end of the segment."""
 
     segment: int
     items: Sequence[tuple[Key, msgspec.Raw | bytes]] = ()
@@ -95,7 +95,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What DescribeStream told: shards in any order, whether these are all, and the stream's status."""
+    """A shard listing from DescribeStream. ``complete``: whether all shards are included. ``at``: request time."""
 
     shards: tuple[Shard, ...]
     complete: bool

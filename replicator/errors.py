@@ -1,4 +1,4 @@
-"""Errors, sorted by what to do about them; the command line turns each into its exit code."""
+"""Errors, classified by what to do about them. Each class has the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 class ReplicatorError(Exception):
-    """Anything a person should read. The message says what is wrong, where, and what to do."""
+    """Base of all errors meant for users. The message says what is wrong, where, and what to do."""
 
     exit_code = 1
 
 
 class ConfigError(ReplicatorError):
-    """Somebody has to change a config, a hook, a table or a command. ``problems`` holds one sentence each."""
+    """A config, hook, table or command must be changed. ``problems``: one sentence per problem."""
 
     exit_code = 2
 
@@ -22,16 +22,17 @@ class ConfigError(ReplicatorError):
 
 
 class SweepRefused(ConfigError):
-    """Documents that a sweep must remove, and that the target refuses to delete.
+    """The target refuses to delete documents that a sweep must remove.
 
-    Those of other tables may hold them back, so a run sweeps these first, and ends with it if that does not help.
+    Rows of other tables may block the deletion, so a run sweeps those first. It ends with this error if that does not
+    help.
     """
 
 
 class GapFound(ReplicatorError):
-    """Records that can no longer be read. ``shard`` is None where the whole stream is concerned.
+    """Records can no longer be read. ``shard`` is None if the whole stream is affected.
 
-    ``gone``: the endpoint does not know the stream or the shard any more, perhaps because the table was deleted.
+    ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted.
     """
 
     exit_code = 3
@@ -47,7 +48,7 @@ class GapFound(ReplicatorError):
 
 
 class NotPermitted(ReplicatorError):
-    """The credentials may not do ``action`` on ``resource``. ``advice``: what to do about ``problem``."""
+    """The credentials do not permit ``action`` on ``resource``. ``advice``: what to do about ``problem``."""
 
     exit_code = 4
 
@@ -60,42 +61,42 @@ class NotPermitted(ReplicatorError):
 
 
 class NotAuthenticated(NotPermitted):
-    """Credentials are missing, wrong or expired: no permission would help."""
+    """Credentials are missing, wrong or expired."""
 
 
 class Fenced(ReplicatorError):
-    """Another run owns the pipeline now: this one must stop without another write."""
+    """Another run owns the pipeline now: this one must stop without writing anything else."""
 
     exit_code = 5
 
 
 class ItemsParked(ReplicatorError):
-    """A run that was to catch up did, but left items out that it had to park: the copy does not equal the source."""
+    """The run caught up, but parked some items, so the target does not equal the source."""
 
     exit_code = 6
 
 
 class OutOfOrder(ReplicatorError):
-    """A shard handed out records in an impossible order; going on could apply an older image last."""
+    """A shard returned records in an impossible order; continuing could apply an older image last."""
 
 
 class TransientError(ReplicatorError):
-    """Something that time usually mends. The same call may follow; nothing was half done that a repeat would harm.
+    """Transient failure; safe to retry: a server is unreachable or temporarily unable to serve the request.
 
-    A run waits; commands that do not wait end with it: a server cannot be reached, or does not do its work now.
+    A run retries; other commands end with it.
     """
 
     exit_code = 8
 
 
 class PutBack(ReplicatorError):
-    """The checkpoints are as they were earlier, under a run that is still their owner: what it knows is wrong.
+    """The checkpoints were reverted to an earlier state while this run owned them, so its own state is wrong.
 
-    Another run reads on from what is stored, so a supervisor may start one at once.
+    A new run resumes from what is stored, so a supervisor may restart at once.
     """
 
     exit_code = 8
 
 
 class Unfinished(TransientError):
-    """Sending a batch took so long that the run has to ask again whether the pipeline is its own before the rest."""
+    """A batch took so long that the run must confirm its ownership of the pipeline before it sends the rest."""

@@ -1,7 +1,7 @@
-"""Escapes what a terminal or a log would act on instead of showing it: every text from outside leaves through here.
+"""Escapes control characters in untrusted text before it reaches a terminal or a log.
 
-Items' keys, endpoints' errors and tables' names may hold escape sequences, line ends and characters that reorder a
-line. They are written as JSON escapes (``\\u001b``), so an item that a command printed can be pasted into the next one.
+Item keys, error messages of endpoints and table names may contain escape sequences, line breaks and characters that
+reorder text. They are written as JSON escapes (``\\u001b``), so a printed item can be pasted into another command.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escaped(text: object) -> str:
-    """``text`` as one line that does nothing but be read."""
+    """``text`` as a single line without active characters."""
     shown = str(text)
     return shown if shown.isascii() and shown.isprintable() else _ACTIVE.sub(_escape, shown)
 
 
 def escaped_lines(text: object, indent: str = "") -> str:
-    """The same for text whose line ends are ours: each of its lines escaped, behind ``indent``."""
+    """Like ``escaped`` for trusted line breaks: escapes and indents each line."""
     return "\n".join(f"{indent}{escaped(line)}" for line in str(text).split("\n"))
 
 
 def escaped_paragraph(text: object, indent: str) -> str:
-    """The same with ``indent`` before all lines but the first, so that none of them passes for a line of its own."""
+    """Like ``escaped_lines``, but indents all lines except the first, so that none can pose as a separate message."""
     first, *more = escaped_lines(text).split("\n")
     return "\n".join([first, *(f"{indent}{line}" for line in more)])
 
 
 def ascii_json(text: str) -> str:
-    """JSON in ASCII, which neither a terminal nor a reader of lines can mistake. Line ends between values stay."""
+    """JSON with everything outside printable ASCII escaped. Line breaks between values stay."""
     return text if text.isascii() and "\x7f" not in text else _NOT_ASCII.sub(_escape, text)
 
 

@@ -1,7 +1,7 @@
-"""What a copy is a copy of, where it is kept, and what decides its documents. Pure comparisons.
+"""Identities of a pipeline's source and target tables, and the definition of its documents. Pure comparisons.
 
-Two questions are kept apart. A config that names *another* source or another table of the target is a mistake, unless a
-person says otherwise. The *same* table made anew since the last run is lost data: a gap.
+Two cases are kept apart. A config that names *another* source or target table is a mistake, unless the user accepts it.
+The *same* table recreated since the last run means lost data: a gap.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 Parts = Mapping[str, str]
-"""What decides which documents a table holds, part by part: equal parts make equal documents."""
+"""The parts of a table's definition that determine its documents: equal parts produce equal documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which table (or index) of a target a name in the config leads to.
+    """The table (or index) of a target that a name in the config refers to.
 
-    ``place``: where it is, in words that people understand; different places hold different tables. ``id`` tells the
-    table from a later one, or a copy, at the same place; empty where it is absent or the target cannot tell.
-    ``within``: what gave out the id. Ids of different givers say nothing about each other, as after a database was
-    restored. ``at``: the place as the server knows it, however it is reached; empty where the server does not tell, so
-    that the words have to do. ``known``: False as long as nothing there tells which place it is: such a one is not
-    remembered.
+    ``place``: its location, for messages; different places are different tables. ``id``: distinguishes the table from a
+    later one, or a copy, at the same place; empty if it is absent or the target has no ids. ``within``: the scope of
+    the id; ids of different scopes (a restored database) cannot be compared. ``at``: the server's own name for the
+    place, independent of the address; empty if the server has none, so that ``place`` is compared instead. ``known``:
+    False as long as the place cannot be determined; such an identity is not stored.
     """
 
     place: str
@@ -34,10 +33,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a pipeline is bound to, beside what its PipelineState says: stored with its entries.
+    """What a pipeline is bound to, in addition to its PipelineState; stored as a checkpoint entry.
 
-    ``server``: the endpoint that the source is read from. ``tables``: the target's tables by their names in the config.
-    ``parts``: see Parts, by table.
+    ``server``: the source's endpoint. ``tables``: identities of the target's tables, by name in the config. ``parts``:
+    by table.
     """
 
     server: str = ""
@@ -45,12 +44,12 @@ class Definition:
     parts: Mapping[str, Parts] = field(default_factory=dict)
 
 
-UNKNOWN = Definition()  # of a pipeline that an earlier version of replicator has stored
+UNKNOWN = Definition()  # of a pipeline stored by an earlier version of replicator
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The source table as its descriptions tell it from others; ``server``: the endpoint that it is read from."""
+    """The identity of a source table. ``server``: the endpoint."""
 
     arn: str
     id: str
@@ -62,10 +61,10 @@ class Origin:
 
 
 def same_source(was: Origin, now: Origin) -> bool:
-    """Whether the config still leads to the table that was copied, or to a later one in its place, which is a gap.
+    """Whether the config still names the replicated table, or a later one in its place (which is a gap).
 
-    An ARN tells region, account and name. Behind another endpoint a table of the same ARN (DynamoDB Local gives every
-    table of a name the same) is the same one if its id or its stream is.
+    An ARN identifies region, account and name. Behind a different endpoint, tables with equal ARNs (DynamoDB Local
+    derives them from the name) are the same only if their ids or streams are equal.
     """
     if was.arn != now.arn:
         return False
@@ -75,14 +74,14 @@ def same_source(was: Origin, now: Origin) -> bool:
 
 
 def other_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> tuple[str, str] | None:
-    """The stored tables of the target and those that the config leads to, in words, if they are not the same."""
+    """The stored target tables and the configured ones, for messages; None if they are the same."""
     if not was or (was.keys() == now.keys() and all(_same_place(was[name], now[name]) for name in was)):
         return None
     moved = [name for name in was if name not in now or not _same_place(was[name], now[name])]
     new = [name for name in now if name not in was or not _same_place(was[name], now[name])]
     before, after = (was, moved or list(was)), (now, new or list(now))
-    told = _places(*before), _places(*after)
-    return told if told[0] != told[1] else (_exactly(*before), _exactly(*after))
+    names = _places(*before), _places(*after)
+    return names if names[0] != names[1] else (_exactly(*before), _exactly(*after))
 
 
 def _same_place(was: Identity, now: Identity) -> bool:
@@ -96,13 +95,13 @@ def _places(tables: Mapping[str, Identity], names: list[str]) -> str:
 
 
 def _exactly(tables: Mapping[str, Identity], names: list[str]) -> str:
-    """The same where words alone do not tell them apart: the same address may lead to another cluster."""
+    """Like ``_places``, with the servers' own names: the same address may lead to another cluster."""
     known = {name: f" ({tables[name].at})" if tables[name].at else "" for name in sorted(names)}
     return ", ".join(f"{name}: {tables[name].place}{at}" for name, at in known.items())
 
 
 def recreated_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -> Iterator[str]:
-    """The places whose table is not the one that was written to."""
+    """The places whose table was recreated, so that it is not the one that was written to."""
     for name, before in was.items():
         after = now.get(name)
         if after is not None and before.id and after.id and before.within == after.within and before.id != after.id:
@@ -111,7 +110,7 @@ def recreated_tables(was: Mapping[str, Identity], now: Mapping[str, Identity]) -
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A part of a table's definition that is not what it was; "" where there was, or is, none."""
+    """A changed part of a table's definition; ``was`` or ``now`` is "" if the part is new or removed."""
 
     table: str
     part: str
@@ -129,7 +128,7 @@ class Change:
 
 
 def changes(was: Mapping[str, Parts], now: Mapping[str, Parts]) -> list[Change]:
-    """In what the definitions of the tables that both know differ."""
+    """Differences between the definitions, for tables in both."""
     return [
         Change(name, part, before.get(part, ""), after.get(part, ""))
         for name, before in sorted(was.items())

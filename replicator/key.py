@@ -1,4 +1,4 @@
-"""The key of an item: its attributes, and the key as text."""
+"""Primary keys of items: schema, values and text form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import orjson
 from replicator.items.attributes import canonical_number, from_python
 
 Key = tuple[str, ...]
-"""An item's primary key, partition first: each value as the text inside its typed JSON, numbers in one spelling.
+"""An item's primary key, partition key first: each value as the text in its typed JSON, numbers in canonical form.
 
-The kinds are the table's (``KeySchema``), so equal keys are equal tuples whether they were streamed or scanned.
+The types are known from the table's ``KeySchema``, so equal keys are equal tuples, whether streamed or scanned.
 """
 
-
-_LONGEST_KEY_TEXT = 512  # bytes; what every store of keys can index
+_LONGEST_KEY_TEXT = 512  # bytes; every checkpoint store and target can index that
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +49,17 @@ class KeySchema:
         return tuple(a.name for a in self.attributes)
 
     def key(self, typeds: Mapping[str, Mapping[str, Any]]) -> Key:
-        """The key inside an image (or inside a record's Keys)."""
+        """The key in an image (or in a record's Keys)."""
         return tuple(
             canonical_number(typeds[a.name]["N"]) if a.kind == "N" else typeds[a.name][a.kind] for a in self.attributes
         )
 
     def typed(self, key: Key) -> dict[str, dict[str, str]]:
-        """The key as a request to DynamoDB wants it."""
+        """The key in DynamoDB's typed JSON, for requests."""
         return {a.name: {a.kind: text} for a, text in zip(self.attributes, key, strict=True)}
 
     def values(self, key: Key) -> dict[str, str | Decimal | bytes]:
-        """The key in Python values, for people and for targets."""
+        """The key as Python values by attribute name."""
         return {a.name: _VALUE[a.kind](text) for a, text in zip(self.attributes, key, strict=True)}
 
     def parse(self, given: Mapping[str, object]) -> Key:
@@ -84,7 +83,7 @@ _VALUE: Mapping[str, Callable[[str], Any]] = {"S": str, "N": Decimal, "B": base6
 
 
 def key_text(key: Key) -> str:
-    """A key as one readable text, different for different keys, at most 512 bytes: longer ones are hashed."""
+    """A key as unique, readable text of at most 512 bytes; longer keys are hashed."""
     text = orjson.dumps(key)
     if len(text) <= _LONGEST_KEY_TEXT:
         return text.decode()

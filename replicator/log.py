@@ -1,4 +1,4 @@
-"""Log events for people or for machines: one event a fact, its details as fields, no item's values among them."""
+"""Structured log events, as JSON lines or human-readable text. Fields never contain item values."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any, TextIO
 
 from replicator.escape import escaped, escaped_lines
 
-ROOT = "replicator"  # the logger whose events are shown; libraries keep theirs
-# What they say holds credentials and items: headers, bodies, tracebacks with addresses. What it means is said by our
-# errors. A hook that wants everything logged (``basicConfig(level=DEBUG)``) does not get that.
+ROOT = "replicator"  # the logger whose events are shown
+# Their messages contain credentials and items (headers, bodies, addresses), and our errors say what they mean. So they
+# stay silent, even if a hook calls ``basicConfig(level=DEBUG)``.
 LIBRARIES = ("boto3", "botocore", "elastic_transport", "psycopg", "urllib3")
 _SILENT = logging.CRITICAL + 1
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    """What was passed as ``extra``."""
+    """The fields passed as ``extra``."""
     return {name: value for name, value in vars(record).items() if name not in _OWN}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, event, then the event's fields."""
+    """One JSON object per line: time, level, event, then the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -55,7 +55,7 @@ class Human(logging.Formatter):
 
 
 def _details(fields: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """Fields for people: nested ones as ``counts.read=3``, numbers rounded, unknown and empty ones left out."""
+    """Fields as text: nested ones as ``counts.read=3``, floats rounded, None and empty lists left out."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
             yield from _details(value, f"{within}{name}.")
@@ -64,18 +64,18 @@ def _details(fields: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 class Events(logging.StreamHandler[TextIO]):
-    """Prints events. Where the reader has gone (``| head``), the run is asked to stop, as SIGTERM would."""
+    """Prints events. When the reader has closed the pipe (``| head``), stops the run as SIGTERM would."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
             return
-        self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+        self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start(formatter: logging.Formatter, stream: TextIO | None = None) -> logging.Handler:
-    """Show the program's events from now on, on ``stream`` (standard output); calling it again replaces the last."""
+    """Print the program's events to ``stream`` (default: standard output). Replaces a previous handler."""
     handler = Events(sys.stdout if stream is None else stream)
     handler.setFormatter(formatter)
     install(handler)
@@ -83,7 +83,7 @@ def start(formatter: logging.Formatter, stream: TextIO | None = None) -> logging
 
 
 def install(handler: logging.Handler) -> None:
-    """Make ``handler`` the only one that the program's events go to."""
+    """Make ``handler`` the only handler of the program's events."""
     logger = logging.getLogger(ROOT)
     for old in list(logger.handlers):
         logger.removeHandler(old)
@@ -93,7 +93,7 @@ def install(handler: logging.Handler) -> None:
 
 
 def silence_libraries() -> None:
-    """Keep libraries from logging anything, whatever the root's level is."""
+    """Keep libraries from logging, whatever the root logger's level."""
     for name in [*LIBRARIES, *logging.root.manager.loggerDict]:
         library, dot, _ = name.partition(".")
         if library in LIBRARIES:

@@ -1,4 +1,4 @@
-"""Bodies of HTTP responses that urllib3 receives, within limits: of size, also when decompressed, and of time."""
+"""Reads HTTP response bodies from urllib3 with limits on size (also decompressed) and on total time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-LARGEST = 1 << 27  # bytes; neither DynamoDB nor a search engine has reason to answer with more
-WHOLE = 5  # times the timeout: what a whole response may take, however steadily it trickles
-_AT_ONCE = 1 << 18  # bytes
+LARGEST = 1 << 27  # bytes; no legitimate response of DynamoDB or a search engine is larger
+WHOLE = 5  # a whole response may take this many times the timeout, however steadily it trickles
+_CHUNK = 1 << 18  # bytes
 
 
 class Response(Protocol):
-    """What is needed of urllib3's responses, one that was not read yet."""
+    """The part of urllib3's response used here; the body must be unread."""
 
     @property
     def headers(self) -> object: ...
@@ -26,7 +26,7 @@ class Response(Protocol):
 def body_of(response: Response, encoding: str | None, seconds: float) -> bytes:
     """The whole body, decompressed. urllib3's ReadTimeoutError after ``seconds``; ProtocolError if it is too large.
 
-    After an error the connection is closed, and its place in the pool is free.
+    On error, closes the connection and releases it to the pool.
     """
     try:
         return _read(response, _decoder(encoding), time.monotonic() + seconds)
@@ -39,7 +39,7 @@ def body_of(response: Response, encoding: str | None, seconds: float) -> bytes:
 def _read(response: Response, inflate: zlib._Decompress | None, until: float) -> bytes:
     parts: list[bytes] = []
     size = received = 0
-    while data := response.read1(_AT_ONCE, decode_content=False):
+    while data := response.read1(_CHUNK, decode_content=False):
         received += len(data)
         part = data if inflate is None else _inflated(inflate, data, LARGEST - size + 1)
         size += len(part)
@@ -47,9 +47,9 @@ def _read(response: Response, inflate: zlib._Decompress | None, until: float) ->
         if max(size, received) > LARGEST:
             raise ProtocolError(f"the response is larger than {LARGEST:,} bytes")
         if time.monotonic() > until:
-            raise ReadTimeoutError(None, None, "the response was not whole in time")  # type: ignore[arg-type]
+            raise ReadTimeoutError(None, None, "the response was not complete in time")  # type: ignore[arg-type]
     if inflate is not None and received and not inflate.eof:
-        raise ProtocolError("the connection was closed before the response was whole")
+        raise ProtocolError("the connection was closed before the response was complete")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -58,12 +58,12 @@ def _decoder(encoding: str | None) -> zlib._Decompress | None:
         return None
     if encoding == "gzip":
         return zlib.decompressobj(16 + zlib.MAX_WBITS)
-    raise ProtocolError("the response is encoded in a way that was not asked for")
+    raise ProtocolError("the response has an unexpected content encoding")
 
 
 def _inflated(inflate: zlib._Decompress, data: bytes, most: int) -> bytes:
-    """At most so many bytes: more are too many anyway."""
+    """At most ``most`` bytes; anything beyond is over the limit anyway."""
     try:
         return inflate.decompress(data, most)
     except zlib.error as e:
-        raise ProtocolError("the response is damaged: it is no gzip") from e
+        raise ProtocolError("the response is damaged: invalid gzip") from e

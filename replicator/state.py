@@ -1,21 +1,21 @@
-"""Everything durable about a pipeline, as entries that change by compare-and-set only.
+"""The durable state of a pipeline: checkpoint entries that change by compare-and-set only.
 
-An entry is found under (kind, id) and has a revision that rises by one with each save. The whole state of a pipeline is
-its entries: there is no second place. A store keeps them beside the rows where the target has transactions (then rows
-and positions commit together), otherwise in a place of its own.
+An entry is identified by (kind, id) and has a revision that increases by one with each save. The entries are the whole
+state of a pipeline. For transactional targets they are stored with the rows, so that rows and positions commit
+together; otherwise in a separate store.
 
     kind       id              value
-    owner      ""              Owner: which run may write
+    owner      ""              Owner: the run that may write
     pipeline   ""              PipelineState: epoch, stream, hook, stage
     shard      shard id        ShardState
     segment    number          SegmentState
-    gap        when it was     Gap
-    parked     key@version     Parked: the newest change of an item that was refused, with its image (the key as text)
-    dropped    key@version     Dropped: what an item may have left in the target when its parked changes were dropped
-    spared     item            Spared: an item that was parked while a sweep passed, and has to be swept once it is not
-    retried    epoch           Retried: what of it a command last retried and removed, or sent without a transaction
-    definition ""              Definition: which tables the copy is bound to, and what decides its documents
-    pulse      ""              Pulse: the run's sign of life, and what `status` shows beside the positions
+    gap        time            Gap
+    parked     key@version     Parked: an item's newest refused change, with its images
+    dropped    key@version     Dropped: documents an item may have in the target, after its parked change was discarded
+    spared     item            Spared: an item that was parked during a sweep and must be swept once it no longer is
+    retried    ""              Retried: the last retry that removed a document or wrote without transactions
+    definition ""              Definition: the tables the pipeline is bound to, and what determines their documents
+    pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ class Counts(msgspec.Struct, frozen=True):
         )
 
 
-LONGEST_IN_DOUBT = 300.0  # seconds after which a request that was given up has been carried out, or never will be
+LONGEST_IN_DOUBT = 300.0  # seconds after which an abandoned request has been applied or never will be
 
 Place = tuple[str, str]
-"""A document of an item, with an id of its own: its table, and that id."""
+"""A document with an id chosen by the hook: its table, and that id."""
 
-FORMAT = 1  # of the entries' values; a newer one is refused, an older one is read
+FORMAT = 1  # of the entries' values; newer formats are refused
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The run that may write. A later run overwrites this entry; the earlier one's next save is then refused."""
+    """The run that may write. A later run overwrites this entry; the earlier run's next save then fails (Fenced)."""
 
     run: str
     host: str
@@ -76,24 +76,24 @@ class Owner:
 
     @property
     def who(self) -> str:
-        """For people."""
+        """The owner, for messages."""
         since = datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         return f"process {self.pid} on {self.host}, since {since}"
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineState:
-    """What the copy is made of.
+    """The pipeline's epoch and what it is bound to. Times are in seconds since 1970.
 
-    ``lingers``: for how many seconds of running time a request that an earlier run sent may still be carried out as the
-    next run begins; 0 where only tombstones are left of that time, None where nothing is. While a run is at work it is
-    the longest there can be, so that a run that is killed leaves that behind. ``lingers_earlier``: the same of requests
-    of earlier epochs, as the last run found it that did not stop in good order; 0 where only a sweep is left to do,
-    None where that is done. ``retried``: how many notes of retries this takes into account; ``retried_earlier``: how
-    many of them are of earlier epochs (see ``Retries``).
-    ``stage``: scanning, sweeping, purging, following (see backfill). ``hook``: fingerprint of the hook's source, empty
-    without one; ``mixed``: documents of an earlier hook were kept in this epoch. ``table_id`` tells a table from a
-    later one of the same name. Times in seconds since 1970.
+    ``table_id`` distinguishes the source table from a later one of the same name. ``stage``: see ``pipeline.stages``.
+    ``hook``: fingerprint of the hook's source, "" without a hook. ``mixed``: documents of an earlier hook were kept in
+    this epoch. ``resync``: the target had documents when the epoch started, so a sweep follows the scan. ``items``:
+    DynamoDB's item count.
+
+    ``lingers``: how many seconds the next run's in-doubt window must stay open, in running time; 0 if only tombstones
+    are left to purge, None if nothing is. During a run it is the maximum, which is what a killed run leaves.
+    ``lingers_earlier``: the same for writes of earlier epochs; 0 if only a sweep is left to do. ``retried``: the
+    revision of the ``retried`` entry included in these two.
     """
 
     epoch: int
@@ -117,15 +117,15 @@ class PipelineState:
 
 @dataclass(frozen=True, slots=True)
 class ShardState:
-    """How far a shard is stored.
+    """How far a shard is stored. Times are in seconds since 1970.
 
-    ``first``: the StartingSequenceNumber it was listed with. ``whole``: the shard appeared later, so all its records
-    are needed; else it was open when the epoch began and is read from ``since`` on (or from its first record where the
-    endpoint has no AT_TIMESTAMP). ``since``: nothing that is needed in it, and not stored, is older than this time; a
-    first record may be older than the epoch, and those after it are needed then.
-    ``anchor``: the sequence of its first record, stored before any write that uses its ordinal. ``sequence`` and
-    ``ordinal``: the position, ``created`` the time of its record. ``through``: every record created before that time
-    is stored, as far as a few empty pages can tell; None when unknown. ``leaf``: it ended, and has no children.
+    ``first``: its StartingSequenceNumber in the listing. ``whole``: the shard appeared during the epoch, so all its
+    records are needed. Otherwise it was open when the epoch started, and is read from ``since`` on (from its first
+    record if the endpoint has no AT_TIMESTAMP). ``since``: no record that is needed but not stored is older; the first
+    record may predate the epoch, and those after it are needed then. ``anchor``: sequence number of the first record,
+    stored before any write that uses its ordinal. ``sequence``, ``ordinal``: the position; ``created``: the time of its
+    record. ``through``: every record created before that time is stored, as far as a few empty pages can tell; None if
+    unknown. ``leaf``: ended, without children.
     """
 
     parent: str | None
@@ -147,7 +147,7 @@ class ShardState:
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """How far a scan segment is stored: ``cursor`` is DynamoDB's LastEvaluatedKey, typed JSON as text."""
+    """How far a scan segment is stored. ``cursor``: DynamoDB's LastEvaluatedKey as typed JSON. ``total``: segments."""
 
     total: int
     cursor: str | None = None
@@ -157,7 +157,7 @@ class SegmentState:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Records that can no longer be read: where, after which position, since when, and why."""
+    """Records that can no longer be read: why, found when, in which shard, after which position."""
 
     reason: str
     found: float
@@ -169,12 +169,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """An item's newest change that a hook or the target refused. ``new`` and ``old`` are images in typed JSON.
+    """An item's newest change that the hook or the target refused. ``new`` and ``old`` are images in typed JSON.
 
-    ``reason`` and ``traceback`` quote no value. ``words`` is what the hook's error said, which may. ``changes``: how
-    many changes it stands for, by source; empty for one of its own ``source``. For documents of their own ids,
-    ``leaves``: those that the item may have in the target, by table and id (None: the item has one document); ``base``:
-    an image that the target may have documents of, though the hook fails on it by now.
+    ``reason`` and ``traceback`` contain no item values. ``words``: the message of the hook's exception, which may.
+    ``changes``: number of changes it stands for, by source; empty means one, from ``source``. If the hook chooses
+    document ids: ``leaves``: the documents that the item may have in the target (None with one document per item);
+    ``base``: an image that the target may have documents of although the current hook fails on it.
     """
 
     key: tuple[str, ...]
@@ -194,20 +194,17 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A command beside the runs wrote a parked change to the target: removed a document, or sent it where it may arrive
-    late, for want of transactions.
-
-    One entry for each epoch of such changes; its revision rises with every note, so that runs know what was sent since.
-    """
+    """A command retried a parked change in a way that runs must know of: it removed a document, or wrote to a target
+    without transactions, where the write may be applied late."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What an item may have left in the target when a person gave its parked changes up; see ``Parked``.
+    """Documents that an item may have in the target after its parked change was discarded; see ``Parked``.
 
-    A retry with another hook than the pipeline's leaves one, too: the pipeline's hook may not know those documents.
+    A retry with a different hook also leaves one, because the pipeline's hook may not produce the same documents.
     """
 
     leaves: tuple[Place, ...]
@@ -216,19 +213,18 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Spared:
-    """A sweep of this epoch left the documents of the item alone."""
+    """A sweep of this epoch spared the item's documents."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The run's last sign of life and the rates it saw. ``phase`` as `status` shows it.
+    """The run's last heartbeat, with the rates it measured. ``phase``: as in `status`.
 
-    ``who``: whose it is (``Owner.who``).
-    ``listed``: when the last complete listing of shards was stored; shards that it did not show are younger.
-    ``filled``: of a run that stopped, the target's tables that held something then, after the first ``retried`` notes
-    of retries; what a later one tells of may have emptied them.
+    ``who``: the run (``Owner.who``). ``listed``: time of the last stored complete listing; shards not in it are
+    younger. ``filled``: after a clean stop, the target's nonempty tables. ``retried``: the revision of the ``retried``
+    entry at that time; a later retry may have emptied tables.
     """
 
     at: float
@@ -260,7 +256,7 @@ T = TypeVar("T")
 
 
 class DamagedCheckpoint(ReplicatorError):
-    """A stored entry cannot be read; nothing was started afresh in its place."""
+    """A stored entry cannot be read. Nothing was changed or started over."""
 
     exit_code = 3
 
@@ -270,23 +266,23 @@ def encode(value: object) -> str:
 
 
 def decode(kind: str, id: str, text: str) -> object:
-    """The value of an entry; DamagedCheckpoint says which one if it is not what this version can read."""
+    """The value of an entry. DamagedCheckpoint, which names the entry, if this version cannot read it."""
     try:
         value: object = msgspec.json.decode(text, type=VALUES[kind])
     except (msgspec.DecodeError, KeyError) as e:
         raise DamagedCheckpoint(
-            f"the checkpoint entry {kind} {id!r} is damaged or of a newer replicator: {e}. Nothing was changed. "
-            "Restore the checkpoints, or start the copy over with: replicator resync"
+            f"the checkpoint entry {kind} {id!r} is damaged or from a newer replicator: {e}. Nothing was changed. "
+            "Restore the checkpoints, or start over with: replicator resync"
         ) from e
     if isinstance(value, PipelineState) and value.format > FORMAT:
         raise DamagedCheckpoint(
-            f"the checkpoints are of format {value.format}, this replicator reads up to {FORMAT}: use the newer one"
+            f"the checkpoints have format {value.format}, but this replicator reads up to {FORMAT}: use a newer one"
         )
     return value
 
 
 def decode_parked(id: str, text: str) -> Parked:
-    """The value of a parked entry; DamagedCheckpoint as for any other."""
+    """The value of a parked entry. DamagedCheckpoint as in ``decode``."""
     value = decode("parked", id, text)
     assert isinstance(value, Parked)
     return value
@@ -300,14 +296,14 @@ def decode_pipeline(text: str) -> PipelineState:
 
 
 def decode_dropped(id: str, text: str) -> Dropped:
-    """The same of an entry that dropping left."""
+    """The value of a dropped entry. DamagedCheckpoint as in ``decode``."""
     value = decode("dropped", id, text)
     assert isinstance(value, Dropped)
     return value
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A stored entry. ``text`` is its encoded value; parked entries are listed without it (empty)."""
+    """A stored entry. ``text``: its encoded value; empty for parked entries, which are read separately."""
 
     kind: str
     id: str
@@ -316,9 +312,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Save(msgspec.Struct, frozen=True):
-    """One entry's change: put ``text`` (None: remove it) if its revision is ``expected``.
+    """A change of one entry: set it to ``text`` (None: remove it) if its revision is ``expected``.
 
-    ``expected`` 0: there must be no such entry. None: whatever is there (signs of life, parked changes).
+    ``expected`` 0: the entry must not exist. None: unconditional (heartbeats, parked changes).
     """
 
     kind: str
@@ -328,21 +324,21 @@ class Save(msgspec.Struct, frozen=True):
 
 
 FORGOTTEN = "shard:"
-"""The source under which the counts of all shards are kept whose entries were removed, so that the sums stay."""
+"""The source that accumulates the counts of all shards whose entries were removed, so that totals stay the same."""
 
 
 def shard_of(source: str) -> str | None:
-    """The shard that a source of counts is; None for what is none, or no single one."""
+    """The shard id of a source; None if it is not a single shard."""
     return source.removeprefix(FORGOTTEN) or None if source.startswith(FORGOTTEN) else None
 
 
 def forgotten(saves: Sequence[Save]) -> list[str]:
-    """The sources whose shards a save forgets."""
+    """The sources of shards whose entries ``saves`` removes."""
     return [FORGOTTEN + save.id for save in saves if save.kind == "shard" and save.text is None and save.id]
 
 
 def counted(counts: Mapping[str, Counts], known: Callable[[str], bool]) -> Mapping[str, Counts]:
-    """``counts`` of a command with those of shards that are not ``known`` any more where the shards' own have gone."""
+    """``counts`` of a command, with those of shards that are no longer ``known`` moved to FORGOTTEN."""
     found: dict[str, Counts] = {}
     for source, more in counts.items():
         shard = shard_of(source)

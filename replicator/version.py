@@ -1,7 +1,7 @@
-"""Where a reader stands, and the version that follows from it.
+"""Versions and positions.
 
-A version is ``epoch << 48 | ordinal``: a signed 64-bit integer that every target can compare. It comes from the
-position alone, never from a clock, so a replay gives each change the version it had before.
+A version is ``epoch << 48 | ordinal``: a signed 64-bit integer that every target can compare. It is derived from the
+position alone, never from a clock, so a replay assigns each change the same version as before.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ORDINAL_BITS = 48
-FIRST_EPOCH = 1024  # above microsecond timestamps (1.8e15) that other tools leave behind as versions
+FIRST_EPOCH = 1024  # versions start above microsecond timestamps (1.8e15), which other tools use as versions
 LAST_EPOCH = (1 << 15) - 1
 
 
 def version(epoch: int, ordinal: int) -> int:
-    """The version of the ``ordinal``-th record of a lineage in ``epoch``; a scanned item has ordinal 0."""
+    """The version of the ``ordinal``-th record of a lineage in ``epoch``. Scanned items have ordinal 0."""
     if not FIRST_EPOCH <= epoch <= LAST_EPOCH:
         raise ValueError(f"epoch {epoch} is outside {FIRST_EPOCH}..{LAST_EPOCH}")
     if not 0 <= ordinal < 1 << ORDINAL_BITS:
@@ -28,10 +28,10 @@ def epoch_of(version: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last record passed in a shard, and how many records its lineage had by then in this epoch.
+    """The last record read from a shard, and the number of records read so far from its lineage in this epoch.
 
-    ``sequence`` is kept as AWS wrote it (digits, perhaps with leading zeros, any length) because it is sent back;
-    it is compared as an integer, inside one shard only. None: nothing passed yet.
+    ``sequence`` is kept as AWS wrote it (digits, possibly with leading zeros, any length), because it is sent back. It
+    is compared as an integer, and only within one shard. None: no record read yet.
     """
 
     sequence: str | None

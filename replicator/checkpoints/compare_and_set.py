@@ -1,4 +1,4 @@
-"""Whether a save may be made, was made already, or is refused: the same decision for every store."""
+"""The compare-and-set decision shared by all stores: whether a save is new, already made, or refused."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from replicator.state import Save
 
 
 class Row(msgspec.Struct, frozen=True):
-    """An entry as it is stored; revision 0 is none."""
+    """A stored entry; revision 0 means that there is none."""
 
     revision: int = 0
     text: str | None = None
 
 
 def saved_already(saves: Sequence[Save], found: Mapping[tuple[str, str], Row], owner: int, mine: int | None) -> bool:
-    """True if this run has made exactly these saves before; Fenced if they may not be made.
+    """True if this run has already made exactly these saves. Fenced if they must not be made.
 
-    ``owner``: the stored owner's revision; ``mine``: the one that this run claimed with, None for a command beside it.
+    ``owner``: revision of the stored owner entry. ``mine``: the revision that this run claimed; None for a command.
     """
     if mine is not None and owner != mine:
         raise Fenced("another run owns this pipeline now: this run must stop")
@@ -32,7 +32,7 @@ def saved_already(saves: Sequence[Save], found: Mapping[tuple[str, str], Row], o
         if save.expected != row.revision:
             raise Fenced(
                 f"the entry {save.kind} {save.id!r} has revision {row.revision} instead of {save.expected}: "
-                "somebody else changed this pipeline's checkpoints"
+                "another process changed this pipeline's checkpoints"
             )
     return False
 

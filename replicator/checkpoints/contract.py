@@ -1,8 +1,8 @@
-"""Where checkpoints are kept for targets without transactions.
+"""The checkpoint contract, and that of separate stores for targets without transactions.
 
-A store is a class found by its name in the entry point group ``replicator.checkpoints``: ``Store(options, pipeline,
-base)``, where ``options`` is what its pydantic model ``Options`` made of the config's section ``checkpoints``, and
-``base`` the folder that paths are relative to. Building it connects to nothing.
+A store is a class registered by name in the entry point group ``replicator.checkpoints``: ``Store(options, pipeline,
+base)``. ``options`` is an instance of its pydantic model ``Options``, parsed from the config's section ``checkpoints``;
+``base`` is the folder that paths are relative to. The constructor does not connect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from replicator.state import Counts, Entry, Owner, Parked, PipelineState, Save
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A pipeline's state as its new owner found it. ``counts`` by source, see ``Part.source``."""
+    """All entries of a pipeline. ``revision``: of the owner entry. ``counts``: by source, see ``Part.source``."""
 
     revision: int
     entries: Sequence[Entry] = ()
@@ -28,66 +28,66 @@ NO_COUNTS: Mapping[str, Counts] = MappingProxyType({})
 
 
 class Checkpoints(Protocol):
-    """A store of entries for one pipeline. One thread uses it at a time."""
+    """The entries of one pipeline. Used by one thread at a time."""
 
     def claim(self, owner: Owner) -> Claimed:
-        """Make ``owner`` the only run that may save from now on, and return all entries as they are then."""
+        """Make ``owner`` the only run that may save from now on. Returns all entries."""
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
-        """Change all entries, and add ``counts`` to each source's, or do nothing, durably.
+        """Apply all saves and add ``counts`` to those of each source, atomically and durably.
 
-        With the entry of a shard its counts go to FORGOTTEN, as what a command counts of such a shard later.
-        Fenced if another run owns the pipeline or a revision differs. After a lost answer (TransientError) the same
-        saves come again: where all are already as they are to be, saved by this run, nothing changes. Without saves it
-        only asks whether this run still owns the pipeline.
+        When a shard's entry is removed, its counts are added to FORGOTTEN; so are counts of that shard that a command
+        saves later. Fenced if another run owns the pipeline or a revision differs. After a lost response
+        (TransientError) the same saves come again: if this run has already made all of them, nothing changes. Without
+        saves, this only checks that the run still owns the pipeline.
         """
 
     def read(self) -> Claimed:
-        """All entries as they are, for `status`; owns nothing."""
+        """All entries, without claiming the pipeline."""
 
     def pipeline(self) -> PipelineState | None:
         """The pipeline's own entry as it is, without a look at the others; None if no run has begun it."""
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
-        """Parked changes whose id begins with ``prefix``, with their images, in order of id; only of ``ids`` if given.
+        """Parked changes with their images, ordered by id: those whose id begins with ``prefix`` and is in ``ids``.
 
-        A few are in memory at a time: all of them may be gigabytes. Between two, anything else may be done with the
-        store; what changes meanwhile comes as it was, or as it is, and what is removed meanwhile as it was, or not.
+        Streams them, a few in memory at a time, because all of them may be gigabytes. The store may be used between
+        two results. A change made during iteration may or may not be reflected in the results.
         """
 
 
 @runtime_checkable
 class Store(Checkpoints, Protocol):
-    """Checkpoints in a place of their own."""
+    """Checkpoints in a store separate from the target."""
 
     @property
     def place(self) -> str:
-        """Where they are, for people: a file, a table and its region. No secrets."""
+        """The location, for messages: a file, or a table and its region. Contains no secrets."""
 
     def check(self) -> Sequence[str]:
-        """Look without changing anything; every problem that a person must solve, a sentence each."""
+        """Every problem that the user must solve, one sentence each. Changes nothing."""
 
     def plan(self) -> Sequence[str]:
-        """What the first run (or ``create``) would make, as a person would type or say it; nothing if it is there."""
+        """What the first run (or ``create``) would create, as commands or in words; empty if it exists."""
 
     def create(self) -> None:
-        """Make what ``plan`` names; nothing if it is there."""
+        """Create what ``plan`` lists, if it does not exist."""
 
     def close(self) -> None:
-        """Let go of everything; calling it twice is fine."""
+        """Release all resources. May be called twice."""
 
 
 @runtime_checkable
 class Listed(Protocol):
-    """A store that can name the pipelines in its place, at little cost and without further permissions."""
+    """A store that can cheaply list the pipelines in it, without additional permissions."""
 
     def pipelines(self) -> Sequence[str]:
-        """Their names, in order."""
+        """The names, sorted."""
 
 
 @runtime_checkable
 class Cautious(Protocol):
-    """A store that sees who else may reach it."""
+    """A store that can tell who else may access it."""
 
     def warnings(self) -> Sequence[str]:
-        """What a person should look at, though a run works: a sentence each."""
+        """Problems that do not prevent a run, one sentence each."""

@@ -1,11 +1,11 @@
-"""What this run was told about the writes of a batch that is not wholly stored yet, for targets without transactions.
+"""Tracks acknowledged writes of a batch over several attempts, for targets without transactions.
 
-A batch may need several attempts: only what is unfinished is sent again, and a write that this run had carried out in
-an earlier attempt is counted as applied, though the target then finds it stored already.
+Only unfinished writes are sent again, and a write that this run applied in an earlier attempt counts as applied even
+though the target then reports it as already stored.
 
-A batch that is refused in part comes back, and its changes go out again in other batches, perhaps behind older ones of
-their items. Then nothing of it counts as stored any more: an older write may come first, and where a delete left no
-tombstone the target would not turn it away.
+A batch that is refused in part returns to the pipeline, and its changes come again in other batches, possibly behind
+older ones of their items. From then on none of its writes counts as stored: an older write may come first, and if a
+delete left no tombstone the target would accept it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Protocol, TypeVar
 from replicator.batch import DocumentId, Write
 
 Place = tuple[str, DocumentId, int]
-"""Table, document, version: one write, in whichever batch it comes again."""
+"""Table, document, version: identifies a write across batches."""
 
 
 class Entry(Protocol):
-    """A write in a target's own form. ``source``: the part of the batch that it came from.
+    """A write in the target's encoding. ``source``: the part of the batch it belongs to.
 
-    ``plain``: for a delete, the form that leaves no tombstone behind; None for everything else.
+    ``plain``: for a delete, the encoding that leaves no tombstone; None otherwise.
     """
 
     @property
@@ -43,10 +43,10 @@ def place(write: Write) -> Place:
 
 @dataclass
 class AckTracker:
-    """``stored``: carried out by this run, and whether a tombstone (or the document itself) is there to prove it.
+    """``stored``: writes applied by this run, and whether a tombstone or document in the target proves it.
 
-    ``stale``: the target had that version or a newer one from elsewhere. ``lost``: sent, perhaps carried out: there
-    was no answer, or its batch was refused in part.
+    ``stale``: writes for which the target already had that version or a newer one. ``lost``: writes that may have been
+    applied: the response was lost, or the batch was refused in part.
     """
 
     stored: dict[Place, bool] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class AckTracker:
     lost: set[Place] = field(default_factory=set)
 
     def unfinished(self, entries: Sequence[E], *, tombstones: bool) -> Sequence[E]:
-        """The entries that have to be sent (again)."""
+        """The entries that must be sent (again)."""
         if not (self.stored or self.stale):
             return entries
         return [entry for entry in entries if not self._finished(entry, tombstones)]
@@ -68,22 +68,22 @@ class AckTracker:
         self.stored[place(entry.write)] = entry.plain is None or tombstones
 
     def stale_by_source(self, entries: Iterable[Entry]) -> dict[str, int]:
-        """How many changes (by weight) the target already knew, for each source that had any."""
-        found: dict[str, int] = {}
+        """The number of changes (by weight) that the target already had, for each source that had any."""
+        counts: dict[str, int] = {}
         for entry in entries if self.stale else ():
             if entry.write.weight and place(entry.write) in self.stale:
-                found[entry.source] = found.get(entry.source, 0) + entry.write.weight
-        return found
+                counts[entry.source] = counts.get(entry.source, 0) + entry.write.weight
+        return counts
 
     def came_back(self, entries: Iterable[Entry]) -> None:
-        """The batch of these entries was refused in part: as if no answer had come, all of it is sent again."""
+        """The batch of these entries was refused in part. All of it is sent again, as if the responses were lost."""
         sent = {place(entry.write) for entry in entries}
         self.lost = sent & (self.stored.keys() | self.lost)
         self.stored.clear()
         self.stale.clear()
 
     def forget(self, entries: Iterable[Entry]) -> None:
-        """The batch of these entries is stored as a whole."""
+        """The batch of these entries is fully stored."""
         self.stored.clear()
         self.stale.clear()
         if self.lost:

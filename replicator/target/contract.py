@@ -1,4 +1,4 @@
-"""What a destination must do: the contract that ``replicator.testing`` checks for every target."""
+"""The target contract, which the tests in ``replicator.testing`` check for every target."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from replicator.target.in_doubt import InDoubtWindow
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table (or index) of a target, as the pipeline wants it.
+    """One table (or index) of a target.
 
-    ``keys`` are the parts of a document's id: the item's key attributes, or ``_item`` and ``_id`` (both text) for
-    documents with ids of their own. ``options`` come from the config and are the connector's to understand.
+    ``keys``: the parts of a document's id: the item's key attributes, or ``_item`` and ``_id`` (both text) if the hook
+    chooses document ids. ``options``: from the config; interpreted by the connector.
     """
 
     name: str
@@ -29,65 +29,65 @@ class Table:
 
 
 class Target(Protocol):
-    """Where documents end up. One thread uses a target at a time.
+    """A destination for documents. Used by one thread at a time.
 
-    Built by its connector from the target's part of the config; building connects to nothing.
+    Its connector builds it from the config's target section, without connecting.
     """
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
-        """Connect, change nothing, and return every problem a person must solve, a sentence each.
+        """Connect and return every problem the user must solve, one sentence each. Changes nothing.
 
         TransientError if the target cannot be reached.
         """
 
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
-        """The statements that ``open`` would run to make absent tables, as a person would type them."""
+        """The statements that ``open`` would execute to create missing tables, ready to be pasted."""
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
-        """The highest epoch that wrote to the tables, 0 for tables without one, None if a table is absent.
+        """The highest epoch that wrote to the tables, 0 if none did, None if a table does not exist.
 
-        No version in the tables is of a later epoch, also where rows were copied there and nothing notes an epoch: as
-        exactly as the target can tell. ConfigError if another pipeline writes to one, where the target can tell.
+        No version in the tables may be of a later epoch, even if rows were copied there without an epoch note, as far
+        as the target can tell. ConfigError if another pipeline writes to one of them, if the target can tell.
         """
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
-        """Make absent tables and note ``epoch`` with them. ConfigError names every mismatch of existing ones."""
+        """Create missing tables and note ``epoch`` with all. ConfigError lists every mismatch of existing tables."""
 
     def write(self, batch: Batch) -> Outcome:
-        """Store every write, durably, before returning, each only if its version is newer.
+        """Store every write whose version is newer than the target's; durable on return. Idempotent.
 
-        With ``replaces_same`` also if it is the same; a target in which a refused batch leaves nothing may ignore that.
-        Document ids are distinct, so any order will do. Doing it again changes nothing. If anything is refused for
-        good, nothing of the batch counts as stored. TransientError when unsure, and the same call follows.
+        With ``replaces_same``, also store writes of the same version; a target in which a refused batch leaves nothing
+        may ignore this. Document ids are distinct, so any order will do. If a write is refused permanently, nothing of
+        the batch counts as stored. TransientError if the result is unknown; the same call follows.
         """
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
-        """Remove some documents with a version lower than ``below``; return how many, 0 when none is left.
+        """Remove some documents with a version lower than ``below``; return how many, 0 if none is left.
 
-        A target that has to look for long may return before it found any, and says 1 to be asked again.
+        A target whose search takes long may return 1 before it has found any, to be called again.
 
-        Leaves tombstones of version ``below``. Documents whose id begins with one of ``spare`` stay. SweepRefused where
-        some are left that the target refuses to delete, and all others are removed.
+        Leaves tombstones of version ``below``. Keeps documents whose id begins with one of ``spare``. SweepRefused if
+        the target refuses to delete the remaining documents; all others are removed then.
         """
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
-        """Forget some tombstones with a version lower than ``below``; return how many, 0 when none is left.
+        """Remove some tombstones with a version lower than ``below``; return how many, 0 if none is left.
 
-        Those whose ids are in ``spare`` stay: their items are parked, perhaps as a scan found them before they were
-        deleted, and a retry must not bring them back. Where a removal goes by the version alone, those stay, too, whose
-        ids begin with one of ``spare``: a retry may put a document in the place of a tombstone, at its very version.
+        Keeps those with an id in ``spare``: their items are parked, possibly as scanned before they were deleted, and a
+        retry must not restore them. If tombstones are removed by version alone, also keeps those whose id begins with
+        one of ``spare``: a retry may replace a tombstone by a document of the same version.
         """
 
     def close(self) -> None:
-        """Let go of everything; calling it twice, or after a failed ``check`` or ``open``, is fine."""
+        """Release all resources. May be called twice, and after a failed ``check`` or ``open``."""
 
 
 @runtime_checkable
 class Transactional(Protocol):
-    """A target whose ``write`` commits the batch's entries together with its rows, in one transaction.
+    """A target whose ``write`` commits the batch's checkpoint entries and rows in one transaction.
 
-    After a lost answer the same batch comes again. If its entries already are as it wants them, saved by this run, then
-    it is stored: ``write`` changes and counts nothing and returns an empty Outcome. It is not Fenced.
+    After a lost response the same batch comes again. If this run already saved exactly its entries, the batch is
+    stored: ``write`` changes and counts nothing and returns an empty Outcome, rather than raising Fenced.
     """
 
     @property
@@ -95,25 +95,26 @@ class Transactional(Protocol):
 
 
 class Denied(str):
-    """A problem that a permission would solve: ``check`` ends with the code of a run that was not permitted."""
+    """A problem that a permission would solve; ``check`` then exits with the code of NotPermitted."""
 
     __slots__ = ()
 
 
 @runtime_checkable
 class AppliesLate(Protocol):
-    """A target without transactions, whose requests may still be carried out after their answer was given up.
+    """A target without transactions, which may still apply a request after its response was given up.
 
-    It begins a ``in_doubt`` whenever an answer is lost. While there is doubt, every delete leaves a tombstone, whatever
-    the batch says. The pipeline begins one where an earlier run may have been killed, and purges when it is over.
+    It opens the ``in_doubt`` window whenever a response is lost. While the window is open, every delete leaves a
+    tombstone, regardless of the batch. The engine opens it if an earlier run may have been killed, and purges once it
+    has closed.
 
-    A batch that takes long is not sent to its end: after ``TRUSTED`` seconds (``is_late``) nothing more of it is begun,
-    and ``write`` (``collect``) raises Unfinished when what was begun is answered. The same batch follows. So a run that
-    was replaced in the middle of it stops soon, and not when the next one has purged its tombstones.
+    A batch that takes long is not sent to its end: after ``TRUSTED`` seconds (``is_late``) no more requests are
+    started, and ``write`` (``collect``) raises Unfinished when those in flight are answered. The same batch follows. So
+    a run that was replaced during a batch stops soon, before the next run has purged its tombstones.
 
-    A ``purge`` removes only tombstones that an earlier call of it found, each as long as it is that one. Before each
-    call the run asks who owns the pipeline. So it never removes one that a later run keeps in case a request of its own
-    is still carried out, even if this run was stopped for hours in the middle of a call.
+    A ``purge`` removes only tombstones that an earlier call found, each only if it is unchanged. The run confirms its
+    ownership before each call. So it never removes a tombstone that a later run needs for in-doubt writes of its own,
+    even if this run was suspended for hours during a call.
     """
 
     @property
@@ -122,11 +123,11 @@ class AppliesLate(Protocol):
 
 @runtime_checkable
 class ReducedGuarantee(Protocol):
-    """A target that may promise less than others do, under some option."""
+    """A target whose guarantee may be reduced, depending on its options."""
 
     @property
     def promise(self) -> str:
-        """What is promised instead, a sentence or two for people; empty if nothing is missing."""
+        """The reduced guarantee, in a sentence or two for users; empty if the guarantee is the full one."""
 
 
 @runtime_checkable
@@ -139,97 +140,97 @@ class Unguarded(Protocol):
 
 @runtime_checkable
 class Forecasting(Protocol):
-    """A target that can tell which documents it would refuse, for ``preview`` and ``check``."""
+    """A target that can predict which documents it would refuse, for ``preview`` and ``check``."""
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
-        """Those of ``writes`` that cannot be stored, as far as the config and the limits of its kind tell.
+        """The ``writes`` that the config and the limits of the target's type rule out.
 
-        Asks no server and changes nothing; what a constraint or a trigger at the destination says is left out.
+        Contacts no server, so constraints and triggers at the destination are not considered.
         """
 
 
 @runtime_checkable
 class Mirroring(Protocol):
-    """A target that wants to know what it is a copy of, for instance to make its tables alike."""
+    """A target that needs to know its source, for instance to create tables like it."""
 
     def mirror(self, source: SourceTable, client: Client, *, keep_expired: bool = False) -> None:
-        """Called once, before anything else. ``client`` reads the source's account; it is not to be called yet.
+        """Called once, before anything else. ``client`` reads the source's account; do not use it yet.
 
-        ``keep_expired``: what expires in the source must stay in the copy.
+        ``keep_expired``: items that expire in the source must be kept in the target.
         """
 
 
 @runtime_checkable
 class Identifying(Protocol):
-    """A target that can tell one table from another: where it is, and whether it was made anew since.
+    """A target that can identify its tables: where they are, and whether they were recreated.
 
-    Without it a table is known by its name alone.
+    Tables of other targets are identified by name alone.
     """
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
-        """Each table's identity by its name; of an absent one its place alone. Changes nothing."""
+        """Each table's identity, by name; only the place for a missing table. Changes nothing."""
 
 
 @runtime_checkable
 class Inspectable(Protocol):
-    """A target that can tell at little cost whether a table holds anything at all.
+    """A target that can cheaply tell whether a table is empty.
 
-    Without it a table that was emptied by hand between two runs is not noticed.
+    For other targets, a table that was emptied by hand between two runs goes unnoticed.
     """
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
-        """The names of those tables that are there and hold nothing, no tombstone either if it keeps them there."""
+        """The names of existing tables that are empty, including of tombstones stored in them."""
 
 
 @runtime_checkable
 class Rechecking(Protocol):
-    """A target whose tables others can change so that they lose or keep rows, though no write of ours fails."""
+    """A target whose tables others can alter so that rows are lost or kept although our writes succeed."""
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
-        """What ``open`` would refuse by now for that reason, a sentence each. Few questions; changes nothing.
+        """What ``open`` would now refuse for that reason, one sentence each. Must be cheap; changes nothing.
 
-        Asked about once a minute while a run is at work, with nothing in flight.
+        Called about once a minute during a run, with no batch in flight.
         """
 
 
 @runtime_checkable
 class Defining(Protocol):
-    """A target that knows which options decide what it stores, and what can be added to a table that has rows.
+    """A target that knows which options determine its documents, and what can be added to a table with rows.
 
-    Without it every change of a table's options takes a resync.
+    For other targets, every change of a table's options takes a resync.
     """
 
     def parts(self, table: Table) -> Parts:
-        """What decides which documents ``table`` holds, the same however it is written in a config. No value is empty.
+        """What determines the documents of ``table``, independent of the config's notation. No value is empty.
 
-        Connects to nothing.
+        Does not connect.
         """
 
     def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
-        """The statements that add to the tables what ``changes`` added; None if a change cannot be made like that."""
+        """The statements that add what ``changes`` added to the tables; None if a change takes a resync."""
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
-        """Run them. Doing it again is fine."""
+        """Execute the additions. Idempotent."""
 
 
 @runtime_checkable
 class Pipelined(Protocol):
     """A target that can store one batch while the next one is encoded.
 
-    ``write(batch)`` is the same as ``send(encode(batch))`` and ``collect()``. At most one batch is under way.
+    ``write(batch)`` is equivalent to ``send(encode(batch))`` and ``collect()``. At most one batch is in flight.
     """
 
     def encode(self, batch: Batch) -> Any:
-        """The batch in the target's own form. Refusals found here come out of ``collect``."""
+        """Encode the batch. Refusals found here are reported by ``collect``."""
 
     def send(self, encoded: Any) -> None:
-        """Begin to store it and return without waiting for the answer."""
+        """Start storing an encoded batch, without waiting for the response."""
 
     def ready(self) -> bool:
-        """Whether ``collect`` has little to wait for. Asked often, while something is under way."""
+        """Whether ``collect`` would return soon. Called often while a batch is in flight."""
 
     def collect(self) -> Outcome:
-        """Wait for the answer to what was sent."""
+        """Wait for the response to the batch sent."""
 
 
-OWN_IDS = KeySchema((KeyAttribute("_item", "S"), KeyAttribute("_id", "S")))  # the item's key text, and the hook's id
+OWN_IDS = KeySchema((KeyAttribute("_item", "S"), KeyAttribute("_id", "S")))  # the item's key text, the document's id

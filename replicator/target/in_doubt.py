@@ -1,8 +1,8 @@
-"""Whether a request that nobody waits for any more may still be carried out.
+"""Tracks in-doubt writes: timed out, or sent by a killed run, but possibly still to be applied.
 
-A target without transactions cannot call a request back: one that timed out, or that a killed run had sent, may be
-carried out minutes later, behind newer ones. The guard turns it away as long as the document, or a tombstone of it, is
-there. So while there is doubt every delete leaves a tombstone, and none is forgotten.
+A target without transactions may apply such a request minutes later, after newer ones. The version guard rejects it as
+long as the document or its tombstone exists. So during the in-doubt window every delete leaves a tombstone, and no
+tombstone is purged.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from dataclasses import dataclass
 from replicator.state import LONGEST_IN_DOUBT
 
 WINDOW = LONGEST_IN_DOUBT
-TRUSTED = 10.0  # seconds after its start in which a batch is still sent before the run asks whether it was replaced
-TOO_LATE = "the batch takes long; asking whether another run took over, then going on"
+TRUSTED = 10.0  # seconds for which a batch may be sent before the run must confirm its ownership again
+TOO_LATE = "the batch takes long; confirming that no other run took over before continuing"
 
 
 def is_late(began: float, now: float) -> bool:
-    """Whether the run has to ask who owns the pipeline before it sends more of a batch that ``began`` then.
+    """Whether the run must confirm its ownership before it sends more of a batch that ``began`` then.
 
-    A run that is stopped amid a batch, and woken when the next one's doubt is over, would bring deleted items back; so
-    would one whose target takes minutes for a batch.
-    Both are of the clock that people go by, because it runs on while a machine sleeps.
+    A run that is suspended during a batch and resumes after the next run's in-doubt window would restore deleted
+    items; so would one whose target takes minutes for a batch. Both times are wall-clock times, because that clock
+    continues while a machine sleeps.
     """
-    return not 0 <= now - began <= TRUSTED  # clocks are set back, too
+    return not 0 <= now - began <= TRUSTED  # the clock may be set back
 
 
 @dataclass(slots=True)
 class InDoubtWindow:
-    """The time in which earlier requests may still be carried out; true while it lasts.
+    """The time during which in-doubt writes may still be applied. True while the window is open.
 
-    ``over``: it has passed, and tombstones that were kept because of it can be forgotten. ``begun``: how often one
-    began; ``begun_earlier``: how often because of requests that may be of an earlier epoch. ``swept``: what those may
-    have brought back since the last resync was looked for.
+    ``over``: the window has closed, and the tombstones kept during it can be purged. ``begun``: how often it was opened
+    or extended; ``begun_earlier``: how often for writes of an earlier epoch. ``swept``: a sweep has removed what such
+    writes may have restored.
     """
 
     now: Callable[[], float] = time.monotonic
@@ -49,9 +49,9 @@ class InDoubtWindow:
         return self._until is not None and self.now() < self._until
 
     def begin(self, seconds: float = math.inf, *, earlier: bool = False) -> None:
-        """A response was lost just now, or this run is told that one was.
+        """Open or extend the window: a response was lost, or an earlier run left the window open for ``seconds``.
 
-        ``earlier``: the request may be of an earlier epoch. A run before this one left it, or a command.
+        ``earlier``: the write may be of an earlier epoch, from a previous run or a command.
         """
         until = self.now() + min(seconds, WINDOW)
         self._until = max(until, self._until or 0.0)
@@ -62,29 +62,29 @@ class InDoubtWindow:
 
     @property
     def owes_sweep(self) -> bool:
-        """Whether all requests of earlier epochs have arrived, or never will, and no sweep came after that.
+        """Whether a sweep is due because writes of earlier epochs may have been applied since the last one.
 
-        However often a run of this epoch loses a response: what it sends is of its own, which no sweep is about.
+        True once they can no longer be applied. Lost responses of the current epoch do not matter: sweeps only remove
+        documents of earlier epochs.
         """
         return self.left_earlier == 0.0
 
     @property
     def left_earlier(self) -> float | None:
-        """Seconds in which a request of an earlier epoch may still arrive, 0.0 where a sweep is due since then; None
-        where that came."""
+        """Seconds for which a write of an earlier epoch may still be applied; 0.0 if a sweep is due, None after it."""
         return None if self._until_earlier is None or self.swept else max(0.0, self._until_earlier - self.now())
 
     @property
     def sweep_round(self) -> int:
-        """Another number as requests of earlier epochs begin to linger, and once all have arrived.
+        """A number that changes when writes of earlier epochs become possible, and when they no longer are.
 
-        What they bring back may be behind a sweep that goes on: only one that begins after that finds all of it.
+        They may restore documents behind a sweep in progress: only a sweep started afterwards finds all of them.
         """
         return 2 * self.begun_earlier + self.owes_sweep
 
     @property
     def left(self) -> float | None:
-        """Seconds that it still lasts, 0.0 where tombstones are left of it; None where nothing is."""
+        """Seconds until the window closes; 0.0 if its tombstones are left to purge, None if nothing is."""
         return None if self._until is None else max(0.0, self._until - self.now())
 
     @property
@@ -92,5 +92,5 @@ class InDoubtWindow:
         return self._until is not None and not self
 
     def settle(self) -> None:
-        """Nothing is left of it."""
+        """The tombstones of the window are purged."""
         self._until = None

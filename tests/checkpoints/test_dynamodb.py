@@ -306,10 +306,10 @@ def test_check_says_how_to_make_the_table_and_create_makes_it() -> None:
         "--key-schema AttributeName=pipeline,KeyType=HASH AttributeName=entry,KeyType=RANGE"
     )
     one = store(db)
-    make = "make it with: replicator check --create CONFIG"
+    make = "create it with: replicator check --create CONFIG"
     assert one.check() == [f"checkpoints.table: there is no {TABLE}; {make}, or: {command}"]
     needs = ", ".join(f"dynamodb:{a}" for a in ("GetItem", "Query", "PutItem", "DeleteItem", "ConditionCheckItem"))
-    assert one.plan() == [f"{command}\n# what a run needs: {needs}, dynamodb:DescribeTable on {TABLE}"]
+    assert one.plan() == [f"{command}\n# permissions a run needs: {needs}, dynamodb:DescribeTable on {TABLE}"]
     for act in (one.read, partial(one.claim, owner())):
         with pytest.raises(ConfigError, match=re.escape(f"checkpoints.table: there is no {TABLE}; {make}")):
             act()
@@ -324,8 +324,8 @@ def test_a_table_with_other_keys_is_refused() -> None:
     db.create_table("checkpoints", keys={"id": "S"})
     (problem,) = store(db).check()
     assert problem == (
-        "checkpoints.table: checkpoints has the keys id (HASH, S); they are to be pipeline (HASH, S) and "
-        "entry (RANGE, S). Name another table"
+        "checkpoints.table: checkpoints has the keys id (HASH, S); they must be pipeline (HASH, S) and "
+        "entry (RANGE, S). Use another table"
     )
 
 
@@ -367,11 +367,13 @@ def test_a_newer_format_and_a_changed_text_are_refused(db: DynamoDB) -> None:
     head = next(item for item in db.items("checkpoints") if item["entry"] == "h")
     entry = next(item for item in db.items("checkpoints") if item["entry"] == "e#shard#a")
     db.put("checkpoints", {**entry, "text": '"7"'})
-    with pytest.raises(DamagedCheckpoint, match="its entry shard 'a' is not what was saved; somebody else changed"):
+    with pytest.raises(
+        DamagedCheckpoint, match="its entry shard 'a' does not match its checksum; something else changed"
+    ):
         store(db).read()
     db.put("checkpoints", {**head, "format": 2})
     for act in (store(db).read, partial(store(db).claim, owner())):
-        with pytest.raises(DamagedCheckpoint, match="are of format 2, this replicator reads up to 1: use the newer"):
+        with pytest.raises(DamagedCheckpoint, match="have format 2, but this replicator reads up to 1: use a newer"):
             act()
 
 

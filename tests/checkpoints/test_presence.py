@@ -44,7 +44,7 @@ def test_a_name_that_no_pipeline_has_is_told_with_those_that_are_there(world: Wo
         assert "is written by the pipeline orders; two copies in one table would overwrite each other" in said
         assert "If this config is that pipeline's, correct pipeline: in it" in said
     else:
-        assert "pipeline: there is no pipeline ordres in the target's database; there are: orders. " in said
+        assert "pipeline: there is no pipeline ordres in the target's database; existing pipelines: orders. " in said
     assert world.rows(READ) == before
 
 
@@ -56,9 +56,10 @@ def test_a_resync_of_a_name_and_a_table_that_no_pipeline_has_begins_nothing(worl
     before = world.rows(READ)
     code, said = called(world, "resync")
 
-    assert (code, "there is no pipeline ordres in the target's database; there are: orders. " in said) == (2, True), (
-        said
-    )
+    assert (code, "there is no pipeline ordres in the target's database; existing pipelines: orders. " in said) == (
+        2,
+        True,
+    ), said
     assert world.rows(READ) == before
     assert not world.has_table("order2")
 

@@ -75,7 +75,7 @@ def test_a_second_run_is_told_who_has_it_and_how_to_go_on(tmp_path: Path) -> Non
     with contextlib.closing(filled(tmp_path)), pytest.raises(Fenced) as caught:
         store(tmp_path).claim(owner("second"))
     assert str(caught.value) == (
-        "another run has this pipeline: process 4711 on far-away, since 2023-11-14 22:13:20 UTC. "
+        "another run has locked this pipeline: process 4711 on far-away, since 2023-11-14 22:13:20 UTC. "
         f"Stop that one first; two runs cannot share {tmp_path}/orders.checkpoints.lock"
     )
     claimed(tmp_path)
@@ -183,7 +183,7 @@ def test_what_to_do_about_damage_is_said(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"the checkpoints in {path} cannot be trusted: ")
     assert str(caught.value).endswith(
         "Nothing was changed. Restore the file as the last run left it; or move it away together with "
-        "orders.checkpoints-wal and orders.checkpoints.lock, and start the copy over with: replicator resync"
+        "orders.checkpoints-wal and orders.checkpoints.lock, and start over with: replicator resync"
     )
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_file_of_ours_is_left_alone(tmp_path: Path, content: bytes) -
 def test_somebody_elses_database_is_not_taken_for_ours(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as other:
         other.execute("CREATE TABLE pets (name TEXT)")
-    with pytest.raises(DamagedCheckpoint, match="it is no file of checkpoints"):
+    with pytest.raises(DamagedCheckpoint, match="it is not a checkpoint file"):
         claimed(tmp_path)
 
 
@@ -272,7 +272,9 @@ def test_a_file_of_a_newer_replicator_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints", isolation_level=None)) as newer:
         newer.execute("ALTER TABLE entries ADD COLUMN more TEXT")
         file.write_head(newer, file.Head("orders", format=2))
-    with pytest.raises(DamagedCheckpoint, match="it is of format 2, this replicator reads 1: use the one that made it"):
+    with pytest.raises(
+        DamagedCheckpoint, match="its format is 2, but this replicator reads 1; use the version that made it"
+    ):
         claimed(tmp_path)
 
 
@@ -305,7 +307,7 @@ def test_after_a_lost_file_a_new_one_begins_with_nothing(tmp_path: Path) -> None
 
 def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     nowhere = SqliteCheckpoints(SqliteOptions(path="no/such.db"), "orders", tmp_path)
-    assert nowhere.check() == [f"checkpoints.path: there is no folder {tmp_path}/no; make it"]
+    assert nowhere.check() == [f"checkpoints.path: there is no folder {tmp_path}/no; create it"]
     with pytest.raises(ConfigError, match="there is no folder"):
         nowhere.claim(owner())
     (tmp_path / "orders.checkpoints").mkdir()
@@ -344,7 +346,7 @@ def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Pa
         with full(one):
             for _ in range(2):
                 with pytest.raises(
-                    TransientError, match=r"cannot be saved: database or disk is full; no position moves"
+                    TransientError, match=r"cannot be saved: database or disk is full; positions do not advance"
                 ):
                     one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, superseded=1)})
             assert seen(tmp_path) == before
@@ -357,7 +359,7 @@ def test_a_disk_that_may_not_be_written_is_said_with_what_to_do(tmp_path: Path) 
     with contextlib.closing(filled(tmp_path)) as one:
         one._open().execute("PRAGMA query_only = ON")
         with pytest.raises(
-            ConfigError, match=r"cannot be written: attempt to write a readonly database. Let this user"
+            ConfigError, match=r"cannot be written: attempt to write a readonly database. Allow this user"
         ):
             one.save([Save("shard", "new", 0, "1")])
 
@@ -371,14 +373,14 @@ def test_a_folder_in_which_not_even_root_may_write_is_said(tmp_path: Path) -> No
 
 def test_a_system_without_such_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(ConfigError, match=r"needs the locks of Linux or macOS.*use dynamodb or postgres"):
+    with pytest.raises(ConfigError, match=r"needs file locks \(Linux or macOS\).*use dynamodb or postgres"):
         store(tmp_path).claim(owner())
     assert not (tmp_path / "orders.checkpoints").exists()
 
 
 def test_check_reads_it_all_and_makes_nothing(tmp_path: Path) -> None:
     one = store(tmp_path)
-    assert (one.check(), one.plan()) == ([], [f"make the file {tmp_path}/orders.checkpoints"])
+    assert (one.check(), one.plan()) == ([], [f"create the file {tmp_path}/orders.checkpoints"])
     one.create()
     assert list(tmp_path.iterdir()) == []
     path = left(tmp_path, killed=False) / "orders.checkpoints"

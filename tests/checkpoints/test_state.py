@@ -21,7 +21,7 @@ def test_a_newer_format_is_refused_with_what_to_do() -> None:
     with pytest.raises(DamagedCheckpoint) as found:
         decode("pipeline", "", encode(replace(STATE, format=FORMAT + 1)))
     assert str(found.value) == (
-        f"the checkpoints are of format {FORMAT + 1}, this replicator reads up to {FORMAT}: use the newer one"
+        f"the checkpoints have format {FORMAT + 1}, but this replicator reads up to {FORMAT}: use a newer one"
     )
     assert found.value.exit_code == 3
 

@@ -100,7 +100,7 @@ WRONG = {
     ),
     "DynamoDB: read-only": Wrong(kept(DYNAMODB, forbidden("PutItem")), 4, "dynamodb:PutItem on"),
     "DynamoDB: reading forbidden": Wrong(kept(DYNAMODB, forbidden("GetItem")), 4, "dynamodb:GetItem on"),
-    "DynamoDB: of a newer format": Wrong(kept(DYNAMODB, of_a_newer_format), 3, "are of format 99"),
+    "DynamoDB: of a newer format": Wrong(kept(DYNAMODB, of_a_newer_format), 3, "have format 99"),
     "Postgres: no database": Wrong(kept("{type: postgres, url: POSTGRESx}", made=False), 2, "does not exist"),
     "Postgres: a schema of another role": Wrong(
         kept(POSTGRES, as_a_role("CREATE USER OTHER; ALTER SCHEMA replicator OWNER TO OTHER")),

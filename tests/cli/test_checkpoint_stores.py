@@ -108,11 +108,13 @@ def test_a_pipeline_that_never_ran_is_said_to_be_absent_and_nothing_is_stored(
 
     assert code == 2, out + err
     if "kept.db" in kept:
-        assert "kept.db belongs to pipeline 'orders', and this one is 'ordres'" in err
+        assert "kept.db belongs to pipeline 'orders', not to 'ordres'" in err
         return
     assert f"pipeline: there is no pipeline ordres in {kept.replace('orders.checkpoints', 'ordres.checkpoints')}" in err
-    assert ("; there are: orders. If the name is a typo, correct it in the config; " in err) is ("DynamoDB" not in kept)
-    assert "its first copy is made by: replicator run CONFIG" in err
+    assert ("; existing pipelines: orders. If the name is a typo, correct it in the config; " in err) is (
+        "DynamoDB" not in kept
+    )
+    assert "start it with: replicator run CONFIG" in err
     assert not list(mirror.folder.glob("ordres*"))
     with ends(settings.load(mirror.config)) as (_, checkpoints):
         assert not checkpoints.read().entries
@@ -137,9 +139,9 @@ def test_check_without_create_makes_nothing_and_says_how(mirror: World) -> None:
     code, out, _ = mirror.call("check", mirror.config, "--human")
 
     assert code == 2
-    assert "FAIL  checkpoints.table: there is no arn:aws:dynamodb:us-east-1:*:table/kept; make it with: " in out
+    assert "FAIL  checkpoints.table: there is no arn:aws:dynamodb:us-east-1:*:table/kept; create it with: " in out
     assert "aws dynamodb create-table --table-name kept --region us-east-1" in out
-    assert "# what a run needs: dynamodb:GetItem, dynamodb:Query, " in out
+    assert "# permissions a run needs: dynamodb:GetItem, dynamodb:Query, " in out
     code, _, err = mirror.shell.run("run", mirror.config)
     assert code == 2
     assert "replicator check --create CONFIG" in err
@@ -151,7 +153,7 @@ def test_check_and_run_warn_of_a_file_that_others_may_read(mirror: World) -> Non
     code, out, _ = mirror.call("check", mirror.config, "--human")
 
     assert code == 0
-    assert "note  checkpoints.path: others than its owner may use " in out
+    assert "note  checkpoints.path: other users may access " in out
     events = mirror.lines("run", mirror.config, "--until", "caught-up")
     assert "(mode 0644); chmod 600 " in next(e["reason"] for e in events if e["event"] == "checkpoints exposed")
 
@@ -171,7 +173,7 @@ def test_a_second_run_of_a_file_is_exit_code_5_and_told_who_has_it(mirror: World
         checkpoints.claim(Owner("run", "other-machine", 77, 0.0))
         code, _, err = mirror.shell.run("run", mirror.config)
     assert code == 5
-    assert "another run has this pipeline: process 77 on other-machine, since 1970-01-01 00:00:00 UTC" in err
+    assert "another run has locked this pipeline: process 77 on other-machine, since 1970-01-01 00:00:00 UTC" in err
 
 
 def test_a_later_run_takes_a_table_over(mirror: World) -> None:

@@ -41,7 +41,7 @@ def test_a_second_run_is_told_who_has_the_pipeline_and_the_first_goes_on(index: 
         assert first.stop().code == 0
 
     assert second.code == 5
-    assert f"another run has this pipeline: process {first.process.pid} on " in second.err
+    assert f"another run has locked this pipeline: process {first.process.pid} on " in second.err
     assert "Stop that one first" in second.err
 
 

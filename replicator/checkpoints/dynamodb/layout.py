@@ -1,10 +1,10 @@
-"""How checkpoints lie in a DynamoDB table: one item an entry, one a source's counts, one head, all under the pipeline.
+"""Layout of checkpoints in a DynamoDB table. The pipeline's name is the partition key.
 
-entry (sort key)     what
-h                    Head: who owns the pipeline, and the number of its last save
-e#KIND#ID            an entry; p#ID if it is parked
-c#SOURCE             a source's counts
-b#TOKEN#NUMBER       a piece of what is too large for one item: a text, or the journal of a large save
+entry (sort key)     item
+h                    Head: the owner, and the number of the last save
+e#KIND#ID            an entry; p#ID for parked ones
+c#SOURCE             the counts of a source
+b#TOKEN#NUMBER       a piece of a blob: a text too large for one item, or the journal of a large save
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Place = tuple[str, str]
 
 FORMAT = 1
 HEAD = "h"
-INLINE = 200_000  # bytes of text that stay in the entry's own item
+INLINE = 200_000  # bytes; larger texts are stored as blobs
 _COUNTS = ("read", "applied", "stale", "dropped", "parked")  # attributes, in the order of the fields of Counts
 
 
 class Blob(msgspec.Struct, frozen=True):
-    """Where a large text is: in so many pieces under one token."""
+    """A large text, stored in ``pieces`` items under ``token``."""
 
     token: str
     pieces: int
@@ -42,10 +42,10 @@ class Blob(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every save goes past: it happens only if ``commit`` still is the number that the save began with.
+    """The item that serializes saves: each one requires that ``commit`` is still the number that it started from.
 
-    ``claim`` counts the runs, ``last`` names the last save of the present one. ``journal``: a large save that counts,
-    and whose items are still to be written by whoever comes.
+    ``claim``: number of runs so far. ``last``: name of the current run's last save. ``journal``: a large save that is
+    committed, but whose items are not all written yet; any process that finds it completes it.
     """
 
     owner: str = ""
@@ -58,7 +58,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An entry without its text. ``sum`` is the text's checksum; ``blob`` where a large one is."""
+    """An entry without its text. ``sum``: the text's checksum. ``blob``: set for large texts."""
 
     revision: int
     sum: str
@@ -67,22 +67,22 @@ class Stored:
 
 @dataclass(slots=True)
 class Known:
-    """What a save has to know: the head, and the entries and counts that it touches (or all of them)."""
+    """The state that a save builds on: the head, and at least the entries and counts that it touches."""
 
     head: Head
     entries: dict[Place, Stored] = field(default_factory=dict)
     counts: dict[str, Counts] = field(default_factory=dict)
 
     def rows(self) -> Mapping[Place, Row]:
-        return {place: Row(found.revision, found.sum) for place, found in self.entries.items()}
+        return {place: Row(stored.revision, stored.sum) for place, stored in self.entries.items()}
 
 
 class Action(msgspec.Struct, frozen=True):
-    """Put ``item`` under ``key``, or remove what is there (None)."""
+    """Put ``item`` under ``key``, or delete the item (None)."""
 
     key: str
     item: Item | None
-    revision: int | None = None  # that the entry has before; 0 for none, None for what has no revision
+    revision: int | None = None  # the expected revision; 0: must not exist, None: unconditional
 
 
 def entry_key(kind: str, id: str) -> str:
@@ -124,10 +124,11 @@ def counts_of(item: Mapping[str, Any]) -> Counts:
 
 
 def head_of(item: Mapping[str, Any], place: str) -> Head:
-    found = int(item["format"]["N"])
-    if found > FORMAT:
+    format = int(item["format"]["N"])
+    if format > FORMAT:
         raise DamagedCheckpoint(
-            f"the checkpoints in {place} are of format {found}, this replicator reads up to {FORMAT}: use the newer one"
+            f"the checkpoints in {place} have format {format}, but this replicator reads up to {FORMAT}: "
+            "use a newer one"
         )
     numbers = {name: int(item[name]["N"]) for name in ("claim", "commit", "format")}
     return Head(owner=item["owner"]["S"], last=item["last"]["S"], journal=_blob(item.get("journal")), **numbers)
@@ -140,22 +141,22 @@ def _blob(attribute: Mapping[str, str] | None) -> Blob | None:
 def actions(
     known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], blobs: Mapping[Place, Blob]
 ) -> list[Action]:
-    """What a save changes, in absolute terms: doing it twice is doing it once."""
-    found = []
+    """The item changes of a save. They contain absolute values, so that they are idempotent."""
+    changes = []
     for save in saves:
         place = (save.kind, save.id)
         before = known.entries[place].revision if place in known.entries else 0
         item = None if save.text is None else entry_item(before + 1, save.text, blobs.get(place))
         if item is not None or before:
-            found.append(Action(entry_key(*place), item, before))
-    return found + [
+            changes.append(Action(entry_key(*place), item, before))
+    return changes + [
         Action(f"c#{source}", None if total is None else counts_item(total))
         for source, total in _totals(known, saves, counts).items()
     ]
 
 
 def _totals(known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> dict[str, Counts | None]:
-    """The counts that a save changes, as they are then; None for those of forgotten shards."""
+    """The new counts of the sources that a save changes; None to delete those of removed shards."""
     totals = {source: known.counts.get(source, Counts()) + more for source, more in counts.items()}
     gone = [source for source in forgotten(saves) if source in totals or source in known.counts]
     if not gone:
@@ -166,7 +167,7 @@ def _totals(known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -
 
 
 def after(known: Known, head: Head, done: Sequence[Action]) -> Known:
-    """What is known once a save is made."""
+    """``known`` after a save."""
     entries, counts = known.entries, known.counts
     for action in done:
         if action.key.startswith("c#"):

@@ -1,4 +1,4 @@
-"""The table itself: whether it is there, as it is to be, and whether everything is permitted; and how it is made."""
+"""Checks the checkpoint table and the permissions for it, and creates the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from replicator.options import Access, TableName, aws_options
 
 NEEDED = ("GetItem", "Query", "PutItem", "DeleteItem", "ConditionCheckItem", "DescribeTable")
 _KEYS = {"pipeline": "HASH", "entry": "RANGE"}
-_LONGEST = 120.0  # seconds that a new table may take
+_CREATE_TIMEOUT = 120.0  # seconds
 
 
 class DynamodbOptions(Access):
@@ -29,28 +29,28 @@ def resource(options: DynamodbOptions) -> str:
 
 
 def problems(client: Client, options: DynamodbOptions, pipeline: str) -> list[str]:
-    """What is wrong with the table. Nothing is changed: writes are tried under conditions that never hold."""
+    """Problems with the table or its permissions. Changes nothing: writes are tried with conditions that never hold."""
     table = CheckpointTable(client, options.table, resource(options), pipeline)
     described = _described(table, options.table)
     if described is None:
         return [
-            f"checkpoints.table: there is no {resource(options)}; make it with: replicator check --create CONFIG, or: "
-            f"{command(options)}"
+            f"checkpoints.table: there is no {resource(options)}; create it with: replicator check --create CONFIG, "
+            f"or: {command(options)}"
         ]
-    found = {key["AttributeName"]: key["KeyType"] for key in described["KeySchema"]}
-    kinds = {a["AttributeName"]: a["AttributeType"] for a in described["AttributeDefinitions"]}
-    if found != _KEYS or any(kinds[name] != "S" for name in _KEYS):
-        there = ", ".join(f"{name} ({kind}, {kinds[name]})" for name, kind in found.items())
+    keys = {key["AttributeName"]: key["KeyType"] for key in described["KeySchema"]}
+    types = {a["AttributeName"]: a["AttributeType"] for a in described["AttributeDefinitions"]}
+    if keys != _KEYS or any(types[name] != "S" for name in _KEYS):
+        actual = ", ".join(f"{name} ({role}, {types[name]})" for name, role in keys.items())
         return [
-            f"checkpoints.table: {options.table} has the keys {there}; they are to be pipeline (HASH, S) and "
-            "entry (RANGE, S). Name another table"
+            f"checkpoints.table: {options.table} has the keys {actual}; they must be pipeline (HASH, S) and "
+            "entry (RANGE, S). Use another table"
         ]
     _try_all(table, options.table, pipeline)
     return []
 
 
 def _try_all(table: CheckpointTable, name: str, pipeline: str) -> None:
-    """NotPermitted names the action that is missing."""
+    """Try every operation a run needs. NotPermitted names the missing action."""
     table.get("h")
     list(table.query("none"))
     key = {"pipeline": {"S": pipeline}, "entry": {"S": "h"}}
@@ -77,11 +77,11 @@ def plan(client: Client, options: DynamodbOptions) -> list[str]:
     if _described(table, options.table) is not None:
         return []
     actions = ", ".join(f"dynamodb:{action}" for action in NEEDED)
-    return [f"{command(options)}\n# what a run needs: {actions} on {resource(options)}"]
+    return [f"{command(options)}\n# permissions a run needs: {actions} on {resource(options)}"]
 
 
 def command(options: DynamodbOptions) -> str:
-    """The command that makes the table."""
+    """The AWS CLI command that creates the table."""
     return (
         f"aws dynamodb create-table --table-name {options.table}{aws_options(options)} --billing-mode PAY_PER_REQUEST "
         "--attribute-definitions AttributeName=pipeline,AttributeType=S AttributeName=entry,AttributeType=S "
@@ -90,7 +90,7 @@ def command(options: DynamodbOptions) -> str:
 
 
 def create(client: Client, options: DynamodbOptions) -> None:
-    """Make the table unless it is there, and wait until it can be used."""
+    """Create the table if it does not exist, and wait until it is active."""
     table = CheckpointTable(client, options.table, resource(options), "")
     if _described(table, options.table) is None:
         request = {
@@ -101,8 +101,8 @@ def create(client: Client, options: DynamodbOptions) -> None:
         }
         table.call("CreateTable", request)
     ready = Retrying(
-        retry=retry_if_result(lambda found: found is None or found.get("TableStatus", "ACTIVE") != "ACTIVE"),
-        stop=stop_after_delay(_LONGEST),
+        retry=retry_if_result(lambda table: table is None or table.get("TableStatus", "ACTIVE") != "ACTIVE"),
+        stop=stop_after_delay(_CREATE_TIMEOUT),
         wait=wait_fixed(1),
     )
     ready(lambda: _described(table, options.table))
@@ -110,7 +110,7 @@ def create(client: Client, options: DynamodbOptions) -> None:
 
 def _described(table: CheckpointTable, name: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = table.call("DescribeTable", {"TableName": name})["Table"]
-    except ConfigError:  # there is none
+        description: dict[str, Any] = table.call("DescribeTable", {"TableName": name})["Table"]
+    except ConfigError:  # it does not exist
         return None
-    return found
+    return description

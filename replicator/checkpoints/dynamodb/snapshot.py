@@ -1,8 +1,8 @@
-"""What the table holds as of one save, and how a save gets into it: all of it or nothing, however large it is.
+"""Consistent reads of the table as of one save, and atomic saves of any size.
 
-A save that fits is one transaction. A larger one is written beside as a journal first; it counts from the moment the
-head names that journal. From then on nothing else happens before its items are written: whoever comes, does it, and
-who only reads, looks through it.
+A save that fits is a single transaction. A larger one is written as a journal first, and is committed once the head
+refers to that journal. From then on its items are written before anything else happens, by any process that needs to
+save; processes that only read apply the journal to what they read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable, abse
 from replicator.errors import TransientError
 from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Save, forgotten, shard_of
 
-TRIES = 30  # in which a save or a read finds the table at rest
+TRIES = 30  # attempts of a save or a read while other processes change the table
 _LISTED = ("revision", "sum", "blob")
 
 
 class States:
-    """The states that the table goes through, one with each save."""
+    """Reads and writes the table's successive states, one per save."""
 
     def __init__(self, table: CheckpointTable, place: str) -> None:
         self._table, self._place = table, place
@@ -36,13 +36,16 @@ class States:
         return Head() if found is None else layout.head_of(found, self._place)
 
     def settled_head(self) -> Head:
-        """The head once no journal is left to be carried out."""
+        """The head, after completing a pending journal."""
         while (head := self.head()).journal is not None:
             self.finish(head)
         return head
 
     def all(self, *, settled: bool) -> tuple[Known, dict[Place, str]]:
-        """Everything, and the texts of what is not parked. ``settled``: as of one save, with no journal left."""
+        """All entries and counts, and the texts of entries that are not parked.
+
+        ``settled``: as of one save, after completing a pending journal.
+        """
         for _ in range(TRIES):
             before = self.settled_head() if settled else self.head()
             items = self._items({"c#": (), "e#": (), "p#": _LISTED}, before)
@@ -56,7 +59,7 @@ class States:
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
     def touched(self, head: Head, saves: Sequence[Save], sources: Iterable[str]) -> Known:
-        """What a save needs, read one by one."""
+        """The state that a save builds on, read item by item."""
         known = Known(head)
         sources = [*sources, FORGOTTEN, *forgotten(saves)]
         shards = [("shard", shard) for source in sources if (shard := shard_of(source)) is not None]
@@ -71,9 +74,9 @@ class States:
         return known
 
     def parked(self, prefix: str, wanted: Collection[str] | None) -> Iterator[tuple[str, str]]:
-        """Ids and texts of parked entries, in order; a page of the table is in memory at a time, and one large text.
+        """Ids and texts of parked entries, in order; only those ``wanted``, if given.
 
-        Only of those ``wanted``, if given.
+        Keeps one page of the table and one large text in memory at a time.
         """
         after: str | None = None
         while True:
@@ -90,13 +93,13 @@ class States:
                 return
 
     def parked_among(self, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """The same of those ``ids`` that are there, one by one."""
+        """Ids and texts of those parked entries among ``ids`` that exist, read one by one."""
         for id in ids:
             if (text := self.text("parked", id)) is not None:
                 yield id, text
 
     def _parked_page(self, prefix: str, after: str | None) -> tuple[dict[str, Item], str | None]:
-        """Parked entries behind the key ``after``, as a page of the table has them, seen through a journal."""
+        """One page of parked entries behind the key ``after``, with a pending journal applied."""
         for _ in range(TRIES):
             before = self.head()
             page, last = self._table.page(prefix, (), after)
@@ -113,9 +116,9 @@ class States:
                 return items, last
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def text(self, kind: str, id: str) -> str | None:
-        """The text of one entry; None if there is none."""
-        key = layout.entry_key(kind, id)
+    def _parked_text(self, id: str) -> str | None:
+        """The text of one parked entry; None if it does not exist."""
+        key = layout.entry_key("parked", id)
         for _ in range(TRIES):
             before = self.head()
             item = self._table.get(key)
@@ -127,9 +130,9 @@ class States:
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
     def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:
-        """What the table holds under each prefix, all or some attributes of it, seen through a journal.
+        """The items under each prefix (all or some of their attributes), with a pending journal applied.
 
-        None if the journal was carried out meanwhile.
+        None if the journal was completed in the meantime.
         """
         found: dict[str, Item] = {}
         for prefix, attributes in wanted.items():
@@ -152,7 +155,7 @@ class States:
         return Known(head, entries, {k[2:]: layout.counts_of(item) for k, item in items.items() if k[0] == "c"})
 
     def _texts(self, items: Mapping[str, Item], prefix: str = "e#") -> dict[Place, str] | None:
-        """Texts by place; None if one was replaced meanwhile."""
+        """Texts by place; None if one was replaced in the meantime."""
         found: dict[Place, str] = {}
         for key, item in items.items():
             if key.startswith(prefix):
@@ -161,7 +164,7 @@ class States:
                     return None
                 if layout.text_sum(text) != item["sum"]["S"]:
                     kind, id = layout.place_of(key)
-                    raise self._damaged(f"its entry {kind} {id!r} is not what was saved")
+                    raise self._damaged(f"its entry {kind} {id!r} does not match its checksum")
                 found[layout.place_of(key)] = text
         return found
 
@@ -171,17 +174,17 @@ class States:
 
     def _damaged(self, what: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(
-            f"the checkpoints in {self._place} cannot be trusted: {what}; somebody else changed the table. Restore it "
-            "to an earlier moment, or remove the pipeline's items from it and start the copy over with: "
+            f"the checkpoints in {self._place} cannot be trusted: {what}; something else changed the table. Restore it "
+            "to an earlier point in time, or remove the pipeline's items from it and start over with: "
             "replicator resync"
         )
 
     # Writing
 
     def commit(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts], name: tuple[str, str]) -> Known:
-        """Make a save if the head still is the one that is ``known``, else Changed.
+        """Save if the head is still the ``known`` one; Changed if it is not.
 
-        ``name``: a token for its blobs, and what the head calls it from then on.
+        ``name``: a token for the save's blobs, and the name that the head records for it.
         """
         token, last = name
         blobs = self._blobs(saves, token)
@@ -215,7 +218,7 @@ class States:
         return {(s.kind, s.id): self._table.write_blob(f"{token}-{n}", s.text or "") for n, s in large}
 
     def finish(self, head: Head) -> Head:
-        """Carry the journal out that ``head`` names, if nobody has; the head without it."""
+        """Complete the journal that ``head`` refers to, unless that has been done. Returns the head without it."""
         assert head.journal is not None
         for _ in range(TRIES):
             actions = self._journal(head.journal)
@@ -223,10 +226,10 @@ class States:
                 raise self._damaged("a journal is missing")
             try:
                 return self._carried_out(head, head.journal, actions or ())
-            except Changed:  # by somebody who does the same, perhaps not to the end
+            except Changed:  # another process is completing the journal, but may not finish
                 if self.head().journal != head.journal:
                     return replace(head, journal=None)
-        raise TransientError(f"the checkpoints in {self._place} are changed by others all the time")
+        raise TransientError(f"the checkpoints in {self._place} keep being changed by other processes")
 
     def _carried_out(self, head: Head, journal: Blob, actions: Sequence[Action]) -> Head:
         pending = is_("journal", msgspec.json.encode(journal).decode())
@@ -242,17 +245,17 @@ class States:
         return None if text is None else msgspec.json.decode(text, type=list[Action])
 
     def take_over(self, head: Head, owner: str) -> Head:
-        """Make ``owner`` the only one that may save, if ``head`` still is the head; else Changed."""
+        """Make ``owner`` the only run that may save; Changed if ``head`` is outdated."""
         new = replace(head, owner=owner, claim=head.claim + 1, commit=head.commit + 1, last="-")
         self._table.put(HEAD, layout.head_item(new), _unchanged(head))
         return new
 
     def pieces(self) -> list[str]:
-        """The keys of all pieces. Who takes over after it makes every save fail that still writes some of them."""
+        """The keys of all blob pieces. A takeover after this call makes saves in progress fail."""
         return [key for key, _ in self._table.query("b#", ("revision",))]
 
     def collect_garbage(self, pieces: Sequence[str], known: Known) -> None:
-        """Remove those ``pieces`` that nothing refers to: a killed run left them."""
+        """Remove ``pieces`` that no entry refers to, left by killed runs."""
         used = {blob.token for e in known.entries.values() if (blob := e.blob) is not None}
         self._table.forget([key for key in pieces if key.split("#")[1] not in used])
 
@@ -261,7 +264,7 @@ class States:
 
 
 def _see(items: dict[str, Item], action: Action) -> None:
-    """Show ``items`` as they are once the action is carried out."""
+    """Apply the action to ``items``."""
     if action.item is None:
         items.pop(action.key, None)
     else:
@@ -269,12 +272,12 @@ def _see(items: dict[str, Item], action: Action) -> None:
 
 
 def _unconditional(action: Action) -> Action:
-    """A journal counts already: its items are written whatever is there."""
+    """A journal is committed already, so its items are written unconditionally."""
     return Action(action.key, action.item)
 
 
 def _unchanged(head: Head) -> dict[str, object]:
-    """That nothing was saved since, and that no journal waits."""
+    """The condition that nothing was saved since, and no journal is pending."""
     return is_("commit", head.commit, without="journal") if head.commit else absent()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in a DynamoDB table: for runs that may start on several machines. A later run takes over."""
+"""Checkpoints in a DynamoDB table, for runs that may start on different machines. A later run takes over."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import Fenced, TransientError
 from replicator.state import Counts, Entry, Owner, Parked, Save, counted, decode_parked, encode
 
-_FEW = 100  # parked entries that are read one by one; more are read with all others
+_FEW = 100  # parked entries to read one by one; for more, all are read
 
 
 class DynamodbCheckpoints:
@@ -105,12 +105,12 @@ class DynamodbCheckpoints:
             client.close()
 
     def _current(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Known:
-        """What the save builds on: what this run remembers, if it can be sure; else what is there."""
+        """The state that the save builds on: the remembered one if it is certain, otherwise the table's."""
         if self._claim is None:
             return states.touched(states.settled_head(), saves, counts)
         if self._known is not None and (saves or counts) and self._unsure is None:
             return self._known
-        if not (saves or counts):  # a question after the owner
+        if not (saves or counts):  # only checks the ownership
             return Known(self._mine(states.settled_head()))
         return self._everything(states)[0]
 
@@ -126,7 +126,7 @@ class DynamodbCheckpoints:
         return head
 
     def _is_made(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
-        """Whether this very save is stored: the last one, whose answer was lost, or one that its entries tell of."""
+        """Whether this save was already made: the last one, whose response was lost, or judging by its entries."""
         if self._unsure is not None and self._claim is not None:
             before, more, token = self._unsure
             if known.head.last == token and (before, more) == (list(saves), counts):
@@ -137,7 +137,7 @@ class DynamodbCheckpoints:
         return saved_already(summed, found, known.head.claim, self._claim)
 
     def _saved(self, states: States, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
-        """Try it; False if somebody else was quicker."""
+        """Try the save; False if another process saved first."""
         token = uuid.uuid4().hex
         mine = self._claim is not None
         again = self._unsure is not None and (self._unsure[0], self._unsure[1]) == (list(saves), counts)
@@ -162,7 +162,7 @@ class DynamodbCheckpoints:
         return self._client
 
     def _busy(self) -> TransientError:
-        return TransientError(f"the checkpoints in {self.place} are changed by others all the time")
+        return TransientError(f"the checkpoints in {self.place} keep being changed by other processes")
 
 
 def _is_known(known: Known, shard: str) -> bool:

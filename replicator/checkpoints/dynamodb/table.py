@@ -1,4 +1,4 @@
-"""The table at the edge: reads that are consistent, writes with conditions, blobs, and AWS's errors as ours."""
+"""Access to the table: consistent reads, conditional writes, blobs, and translation of AWS errors."""
 
 from __future__ import annotations
 
@@ -14,35 +14,30 @@ from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.dynamodb.layout import Action, Blob, Item
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 
-ACTIONS = 80  # in one transaction, beside the head; DynamoDB allows 100
-BYTES = 2_500_000  # in one transaction; DynamoDB allows 4 MB
-_PIECE = 90_000  # characters of a blob's piece, of four bytes at most: below the 400 KB of an item
+ACTIONS = 80  # per transaction, besides the head; DynamoDB allows 100
+BYTES = 2_500_000  # per transaction; DynamoDB allows 4 MB
+_PIECE = 90_000  # characters per piece of a blob, at most four bytes each: below the 400 KB limit of an item
 _CONFLICTS = ("ConditionalCheckFailed", "TransactionConflict", "DuplicateItem")
-_FOR_A_TIME = ("ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded")
+_TRANSIENT = ("ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded")
 
 
 class Changed(Exception):
-    """A condition does not hold any more: somebody else was quicker. Nothing was written."""
+    """A condition failed because another process wrote first. Nothing was written."""
 
 
 class CheckpointTable:
-    """The items of one pipeline in a table with the keys ``pipeline`` and ``entry``, both text."""
+    """The items of one pipeline in a table with the string keys ``pipeline`` and ``entry``."""
 
     def __init__(self, client: Client, table: str, resource: str, pipeline: str) -> None:
         self._client, self._table, self._resource, self._pipeline = client, table, resource, pipeline
 
     def get(self, key: str) -> Item | None:
         request = {"TableName": self._table, "Key": self._key(key), "ConsistentRead": True}
-        found: Item | None = self.call("GetItem", request).get("Item")
-        return found
+        item: Item | None = self.call("GetItem", request).get("Item")
+        return item
 
     def query(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[tuple[str, Item]]:
-        """Items whose sort key begins with ``prefix``, in its order; only some ``attributes`` of them if given."""
-        for page in self.pages(prefix, attributes):
-            yield from page
-
-    def pages(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[list[tuple[str, Item]]]:
-        """The same, a page at a time."""
+        """Items whose sort key begins with ``prefix``, in order; only the given ``attributes``, if any."""
         after: str | None = None
         while True:
             page, after = self.page(prefix, attributes, after)
@@ -53,7 +48,7 @@ class CheckpointTable:
     def page(
         self, prefix: str, attributes: Sequence[str] = (), after: str | None = None
     ) -> tuple[list[tuple[str, Item]], str | None]:
-        """The same, at most 1 MB of them: those behind ``after``, and the key behind which to go on (None: the end)."""
+        """One page (at most 1 MB) of ``query``, behind the key ``after``; and the ``after`` of the next (None: end)."""
         request: dict[str, Any] = {
             "TableName": self._table,
             "KeyConditionExpression": "#p = :p AND begins_with(#e, :e)",
@@ -67,16 +62,16 @@ class CheckpointTable:
             request["ExpressionAttributeNames"] |= names
         if after is not None:
             request["ExclusiveStartKey"] = self._key(after)
-        answer = self.call("Query", request)
-        last = answer.get("LastEvaluatedKey")
-        return [(item["entry"]["S"], item) for item in answer["Items"]], None if last is None else last["entry"]["S"]
+        response = self.call("Query", request)
+        last = response.get("LastEvaluatedKey")
+        return [(item["entry"]["S"], item) for item in response["Items"]], None if last is None else last["entry"]["S"]
 
     def put(self, key: str, item: Item, condition: Mapping[str, Any]) -> None:
-        """Put one item if ``condition`` (of ``is_``, ``absent``) holds; Changed if it does not."""
+        """Put one item if ``condition`` (from ``is_`` or ``absent``) holds; Changed if it does not."""
         self.call("PutItem", {"TableName": self._table, "Item": self._whole(key, item), **condition})
 
     def transact(self, first: Mapping[str, Any], actions: Sequence[Action]) -> None:
-        """All ``actions`` and the ``first`` one, or nothing; Changed if a condition does not hold."""
+        """Execute ``first`` and all ``actions`` atomically; Changed if a condition does not hold."""
         self.call("TransactWriteItems", {"TransactItems": [first, *(self._action(a) for a in actions)]})
 
     def putting(self, key: str, item: Item, condition: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +88,12 @@ class CheckpointTable:
         return blob
 
     def read_blob(self, blob: Blob) -> str | None:
-        """The text, or None if it was removed meanwhile."""
+        """The text; None if it was removed in the meantime."""
         pieces = [self.get(key) for key in blob.keys]
         return "".join(p["piece"]["S"] for p in pieces if p is not None) if None not in pieces else None
 
     def forget(self, keys: Sequence[str]) -> None:
-        """Remove pieces that nothing refers to. What is left over by an error goes with the next claim."""
+        """Remove pieces that nothing refers to. After an error, the next claim removes the rest."""
         with contextlib.suppress(TransientError):
             for key in keys:
                 self.call("DeleteItem", {"TableName": self._table, "Key": self._key(key)})
@@ -115,19 +110,19 @@ class CheckpointTable:
             codes and codes <= set(_CONFLICTS)
         ):
             return Changed(str(error))
-        if codes & set(_FOR_A_TIME):
+        if codes & set(_TRANSIENT):
             return TransientError(f"{operation} on {self._resource}: {error.message}")
         if error.code == "ResourceNotFoundException":
             return ConfigError(
-                f"checkpoints.table: there is no {self._resource}; make it with: replicator check --create CONFIG"
+                f"checkpoints.table: there is no {self._resource}; create it with: replicator check --create CONFIG"
             )
         if error.code == "ValidationException" and "does not match the schema" in error.message:
             return ConfigError(
                 f"checkpoints.table: the keys of {self._table} are not pipeline (HASH, S) and entry (RANGE, S). "
-                "Name another table"
+                "Use another table"
             )
-        found: ReplicatorError = failure(error, _action_of(operation, error), self._resource, place="checkpoints")
-        return found
+        translated: ReplicatorError = failure(error, _action_of(operation, error), self._resource, place="checkpoints")
+        return translated
 
     def _action(self, action: Action) -> dict[str, Any]:
         condition = {} if action.revision is None else is_("revision", action.revision) if action.revision else absent()
@@ -143,7 +138,7 @@ class CheckpointTable:
 
 
 def _action_of(operation: str, error: AwsError) -> str:
-    """What IAM calls it: a transaction is permitted by what is done in it."""
+    """The IAM action: transactions are authorized by the actions in them."""
     if operation != "TransactWriteItems":
         return operation
     named = re.search(r"dynamodb:(\w+)", error.message)
@@ -151,7 +146,7 @@ def _action_of(operation: str, error: AwsError) -> str:
 
 
 def is_(name: str, value: int | str, *, without: str | None = None) -> dict[str, Any]:
-    """The condition that an attribute has a value (and that there is none called ``without``)."""
+    """The condition that an attribute has a value (and that the attribute ``without`` does not exist)."""
     typed = {"N": str(value)} if isinstance(value, int) else {"S": value}
     more = {} if without is None else {"#w": without}
     return {
@@ -162,12 +157,12 @@ def is_(name: str, value: int | str, *, without: str | None = None) -> dict[str,
 
 
 def absent() -> dict[str, Any]:
-    """The condition that there is no such item."""
+    """The condition that the item does not exist."""
     return {"ConditionExpression": "attribute_not_exists(#n)", "ExpressionAttributeNames": {"#n": "entry"}}
 
 
 def portions(actions: Sequence[Action]) -> Iterator[list[Action]]:
-    """``actions`` in transactions that DynamoDB takes."""
+    """``actions``, split into transactions within DynamoDB's limits."""
     portion: list[Action] = []
     size = 0
     for action in actions:

@@ -1,4 +1,4 @@
-"""The SQLite file itself: made whole, opened, and verified row by row; SQLite's errors as ours."""
+"""The SQLite file: atomic creation, opening, row-by-row verification, and translation of SQLite's errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.files import make_private
 from replicator.state import Counts, DamagedCheckpoint, Entry
 
-FORMAT = 1  # of the file; the table ``store`` stays readable in all of them
+FORMAT = 1  # of the file; the table ``store`` must stay readable in all formats
 
-# A row's seal covers all of it; of a text, through its sum. So rows can be verified without reading parked images.
+# A row's seal covers the whole row; the text is covered by its checksum (``sum``), so that rows can be verified without
+# reading parked images.
 _TABLES = (
     "CREATE TABLE store (one INTEGER PRIMARY KEY, seal BLOB, format INTEGER, pipeline TEXT, saves INTEGER, "
     "digest BLOB)",
@@ -30,13 +31,13 @@ _TABLES = (
 _WAIT = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 _WAIT_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _NOT_OURS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
-_ROOM = 1 << 16  # bytes that a save may take
-_PATIENCE = 20.0  # seconds that one connection waits for another one's save
+_MIN_FREE = 1 << 16  # bytes that a save may need
+_LOCK_TIMEOUT = 20.0  # seconds to wait for another connection's save
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The file's one row about itself. ``saves``: how many there were; ``digest``: of all other rows."""
+    """The file's header row. ``saves``: number of saves so far. ``digest``: of all other rows."""
 
     pipeline: str
     saves: int = 0
@@ -52,13 +53,13 @@ def damaged(path: Path, what: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(
         f"the checkpoints in {path} cannot be trusted: {what}. Nothing was changed. Restore the file as the last run "
         f"left it; or move it away together with {path.name}-wal and {path.name}.lock, "
-        "and start the copy over with: replicator resync"
+        "and start over with: replicator resync"
     )
 
 
 @contextlib.contextmanager
 def guarded(path: Path) -> Iterator[None]:
-    """SQLite's errors as ours: what time mends, what somebody must change, and damage."""
+    """Translate SQLite's errors: TransientError, ConfigError or DamagedCheckpoint."""
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError, OSError) as e:
@@ -69,29 +70,29 @@ def _translated(path: Path, error: Exception) -> ReplicatorError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _WAIT or (isinstance(error, OSError) and error.errno in _WAIT_SYSTEM):
         why = f"{error} (its disk is full)" if _is_full(path.parent) else str(error)
-        return TransientError(f"the checkpoints in {path} cannot be saved: {why}; no position moves meanwhile")
+        return TransientError(f"the checkpoints in {path} cannot be saved: {why}; positions do not advance until then")
     if code in _NOT_OURS or isinstance(error, OSError):
         return ConfigError(
-            f"the checkpoints in {path} cannot be written: {error}. Let this user write to the file and to its folder "
-            f"{path.parent}, or say where else with checkpoints: {{type: sqlite, path: ...}}"
+            f"the checkpoints in {path} cannot be written: {error}. Allow this user to write to the file and to its "
+            f"folder {path.parent}, or set another path with checkpoints: {{type: sqlite, path: ...}}"
         )
     return damaged(path, str(error))
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether that explains an error: of some that it causes, SQLite knows only that they are errors of the disk."""
+    """Whether the disk is full; SQLite reports some of the resulting errors as plain I/O errors."""
     with contextlib.suppress(OSError):
-        found = os.statvfs(folder)
-        return found.f_bavail * found.f_frsize < _ROOM
+        stats = os.statvfs(folder)
+        return stats.f_bavail * stats.f_frsize < _MIN_FREE
     return False
 
 
 def make(path: Path, pipeline: str) -> None:
-    """A new file, there as a whole or not at all. What an earlier file left beside it would be taken for its own."""
+    """Create the file atomically. Removes leftovers of an earlier file, which SQLite would apply to the new one."""
     new = path.with_name(path.name + ".new")
     for leftover in (new, *beside(new), *beside(path)):
         leftover.unlink(missing_ok=True)
-    make_private(new)  # SQLite gives what it makes beside a file the mode of the file
+    make_private(new)  # SQLite creates its other files with the same mode
     connection = sqlite3.connect(new, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -108,22 +109,22 @@ def make(path: Path, pipeline: str) -> None:
 
 
 def beside(path: Path) -> Sequence[Path]:
-    """What SQLite may make beside a file."""
+    """The files that SQLite may create next to the database."""
     return [path.with_name(path.name + ending) for ending in ("-wal", "-shm", "-journal")]
 
 
 def check_links(path: Path) -> None:
-    """ConfigError where a link stands in the place of a file of ours: whoever made it chose what we write to."""
+    """ConfigError if one of our files is a symbolic link: its creator would choose the file that we write to."""
     for place in (path, *beside(path), path.with_name(path.name + ".lock")):
         if place.is_symlink():
             raise ConfigError(
                 f"checkpoints.path: {place} is a symbolic link, which replicator does not follow; "
-                "remove it, or name the file that it leads to"
+                "remove it, or name the file that it points to"
             )
 
 
 def check_writable(path: Path) -> None:
-    """OSError where a run could not write to the file, or not make one in its folder. Nothing is left there."""
+    """OSError if a run could not write to the file or create one in its folder. Leaves nothing behind."""
     if path.exists():
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
     tempfile.TemporaryFile(dir=path.parent).close()
@@ -138,12 +139,12 @@ def _sync(path: Path) -> None:
 
 
 def opened(path: Path) -> sqlite3.Connection:
-    """A connection to the file, which must be there."""
+    """A connection to the file, which must exist."""
     check_links(path)
     if path.stat().st_size == 0:
         raise damaged(path, "it is empty")
     uri = f"{path.resolve().as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, uri=True, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         for setting in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = FULL", "fullfsync = ON"):
             connection.execute(f"PRAGMA {setting}")
@@ -158,28 +159,30 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise ConfigError(
-            f"the checkpoints in {path}: its file system cannot share memory between processes (is it a network's?). "
-            "Put it on a local disk: checkpoints: {type: sqlite, path: ...}"
+            f"the checkpoints in {path}: the file system does not support shared memory (is it a network drive?). "
+            "Use a local disk: checkpoints: {type: sqlite, path: ...}"
         )
     there = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
     if there != set(_TABLES) and not (_TABLES[0] in there and head(connection, path).format != FORMAT):
-        raise damaged(path, "it is no file of checkpoints, or its tables are damaged")
+        raise damaged(path, "it is not a checkpoint file, or its tables are damaged")
 
 
 def head(connection: sqlite3.Connection, path: Path) -> Head:
-    """What the file says of itself."""
+    """The file's header row, verified."""
     rows = connection.execute("SELECT seal, pipeline, saves, digest, format FROM store").fetchall()
     try:
         ((stored, *values),) = rows
-        found = Head(*values)
-        right = found.seal == stored
+        header = Head(*values)
+        valid = header.seal == stored
     except (ValueError, TypeError, AttributeError, OverflowError):
-        right = False
-    if not right:
-        raise damaged(path, "what it says of itself is not what was saved")
-    if found.format != FORMAT:
-        raise damaged(path, f"it is of format {found.format}, this replicator reads {FORMAT}: use the one that made it")
-    return found
+        valid = False
+    if not valid:
+        raise damaged(path, "its header does not match its checksum")
+    if header.format != FORMAT:
+        raise damaged(
+            path, f"its format is {header.format}, but this replicator reads {FORMAT}; use the version that made it"
+        )
+    return header
 
 
 def write_head(connection: sqlite3.Connection, head: Head) -> None:
@@ -198,7 +201,7 @@ def counts_seal(source: str, counts: Counts) -> bytes:
 
 
 class Verified:
-    """All rows of a file, each compared with its seal and all of them with the digest, as of one moment."""
+    """All rows of a file in one snapshot, verified against their checksums and the overall digest."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
@@ -214,21 +217,21 @@ class Verified:
         SELECT kind, id, revision, seal, sum, CASE kind WHEN 'parked' THEN NULL ELSE text END
         FROM entries ORDER BY kind, id"""
         for kind, id, revision, stored, sum, text in self._connection.execute(query):
-            whole = self._is_entry(kind, id, revision, stored, sum)
-            if not whole or (kind != "parked" and not is_text(text, sum)):
-                raise damaged(self._path, f"its entry {kind!r} {id!r} is not what was saved")
+            valid = self._is_entry(kind, id, revision, stored, sum)
+            if not valid or (kind != "parked" and not is_text(text, sum)):
+                raise damaged(self._path, f"its entry {kind!r} {id!r} does not match its checksum")
             self._digest.replace(None, stored)
             yield Entry(kind, id, revision, text or "")
 
     def _is_entry(self, kind: object, id: object, revision: object, stored: object, sum: object) -> bool:
-        named = isinstance(kind, str) and isinstance(id, str) and isinstance(revision, int) and isinstance(sum, bytes)
-        return named and entry_seal(kind, id, revision, sum) == stored  # type: ignore[arg-type]
+        typed = isinstance(kind, str) and isinstance(id, str) and isinstance(revision, int) and isinstance(sum, bytes)
+        return typed and entry_seal(kind, id, revision, sum) == stored  # type: ignore[arg-type]
 
     def _counts(self) -> Iterator[tuple[str, Counts]]:
         query = "SELECT source, seal, read, applied, stale, dropped, parked FROM counts ORDER BY source"
         for source, stored, *numbers in self._connection.execute(query):
             if not all(isinstance(n, int) for n in numbers) or counts_seal(source, Counts(*numbers)) != stored:
-                raise damaged(self._path, f"its counts of {source!r} are not what was saved")
+                raise damaged(self._path, f"its counts of {source!r} do not match their checksum")
             self._digest.replace(None, stored)
             yield source, Counts(*numbers)
 

@@ -1,4 +1,4 @@
-"""A file beside a store's file: locked by the system while a run lives, it says who that is and how far it came."""
+"""The lock file next to the checkpoints: held by a run while it lives; records its owner and its progress."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from replicator.files import PRIVATE, read_regular
 from replicator.state import Owner, encode
 
 _LARGEST = 1 << 16  # bytes; it has a few hundred
-_WITNESS = 30  # bytes: 20 digits, a space, 8 hex digits of their checksum, a line end
+_WITNESS = 30  # bytes: 20 digits, a space, 8 hex digits of their checksum, a newline
 
 
 class Lock:
-    """``PATH.lock``. The system lets go of it with the process, so what a killed run leaves is in nobody's way.
+    """``PATH.lock``. The system releases the lock with the process, so a killed run blocks nobody.
 
-    Its first line is the witness: the number of a save that is in the file for certain. It is written behind each
-    save, so a file with fewer saves is not the one that the last run left.
+    Its first line is the witness: the number of a save that is certainly in the file. It is updated after each save, so
+    a file with fewer saves is older than the last run left it.
     """
 
     def __init__(self, beside: Path) -> None:
@@ -28,7 +28,7 @@ class Lock:
         self._held: int | None = None
 
     def take(self, owner: Owner) -> None:
-        """Hold it for as long as this process lives. Fenced says who has it."""
+        """Acquire the lock until ``release`` or the end of the process. Fenced, with the holder, if it is taken."""
         if self._held is None:
             self._held = self._taken()
         os.pwrite(self._held, encode(owner).encode().ljust(400), _WITNESS)
@@ -38,7 +38,7 @@ class Lock:
             import fcntl
         except ImportError as e:
             raise ConfigError(
-                "checkpoints.type: an SQLite file needs the locks of Linux or macOS, which this system does not have; "
+                "checkpoints.type: sqlite needs file locks (Linux or macOS), which this system does not have; "
                 "use dynamodb or postgres"
             ) from e
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
@@ -47,7 +47,7 @@ class Lock:
         except BlockingIOError as e:
             os.close(file)
             raise Fenced(
-                f"another run has this pipeline: {self._holder()}. Stop that one first; "
+                f"another run has locked this pipeline: {self._holder()}. Stop that one first; "
                 f"two runs cannot share {self.path}"
             ) from e
         return file
@@ -59,12 +59,12 @@ class Lock:
         try:
             owner = msgspec.json.decode(self._read()[_WITNESS:].strip(b" \0"), type=Owner)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            return "it has just begun"
+            return "it has just started"
         return owner.who
 
     @property
     def witness(self) -> int:
-        """The number of a save that is stored for certain; 0 if nothing that can be read says so."""
+        """The number of a save that is certainly stored; 0 if unreadable."""
         try:
             number, _, check = self._read()[:_WITNESS].strip().partition(b" ")
         except OSError:
@@ -72,7 +72,7 @@ class Lock:
         return int(number) if check == _check(number) and number.isdigit() else 0
 
     def bear(self, saves: int) -> None:
-        """Write down that so many saves are stored."""
+        """Record that so many saves are stored."""
         number = b"%020d" % saves
         line = number + b" " + _check(number) + b"\n"
         if self._held is not None:

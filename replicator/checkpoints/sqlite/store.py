@@ -1,4 +1,4 @@
-"""Checkpoints in an SQLite file on this machine: for one run at a time, and commands beside it."""
+"""Checkpoints in a local SQLite file, for one run at a time and commands besides it."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from replicator.state import (
 
 
 class SqliteOptions(Options):
-    """A file on a local disk of the machine that runs the pipeline."""
+    """An SQLite file on a local disk."""
 
     path: str | None = Field(
-        default=None, min_length=1, description="the file, relative to the config; by default PIPELINE.checkpoints"
+        default=None, min_length=1, description="file, relative to the config; default: PIPELINE.checkpoints"
     )
 
 
 class SqliteCheckpoints:
-    """``Checkpoints`` in a file. Every save is on the disk before it returns.
+    """``Checkpoints`` in a file. Every save is on disk when it returns.
 
-    A run holds ``PATH.lock`` from its claim to its end; a second one is told who has it (Fenced).
+    A run holds ``PATH.lock`` from its claim to its end. A second run gets Fenced, which names the holder.
     """
 
     Options = SqliteOptions
@@ -63,7 +63,7 @@ class SqliteCheckpoints:
 
     def check(self) -> Sequence[str]:
         if not self._path.parent.is_dir():
-            return [f"checkpoints.path: there is no folder {self._path.parent}; make it"]
+            return [f"checkpoints.path: there is no folder {self._path.parent}; create it"]
         file.check_links(self._path)
         with file.guarded(self._path):
             file.check_writable(self._path)
@@ -73,27 +73,29 @@ class SqliteCheckpoints:
         return []
 
     def warnings(self) -> Sequence[str]:
-        """Who else may read or replace the files: they hold whole items, where some are parked."""
+        """Who else may read or replace the files, which contain the images of parked items."""
         folder = self._path.parent
         files = (self._path, *file.beside(self._path), self._lock.path)
-        found = [f"checkpoints.path: {text}" for text in map(exposure, files) if text]
+        warnings = [f"checkpoints.path: {text}" for text in map(exposure, files) if text]
         if folder.is_dir() and open_to_writers(folder):
-            found.append(f"checkpoints.path: other users may replace files in the folder {folder}; chmod go-w {folder}")
-        return found
+            warnings.append(
+                f"checkpoints.path: other users may replace files in the folder {folder}; chmod go-w {folder}"
+            )
+        return warnings
 
     def pipelines(self) -> Sequence[str]:
-        """The pipelines whose files are where those lie that the config gives no name."""
+        """The pipelines with files of default names in the same folder."""
         return [] if self._named else sorted(path.stem for path in self._path.parent.glob("*.checkpoints"))
 
     def plan(self) -> Sequence[str]:
-        return [] if self._path.exists() else [f"make the file {self._path}"]
+        return [] if self._path.exists() else [f"create the file {self._path}"]
 
     def create(self) -> None:
-        """The first run makes it."""
+        """Does nothing: the first run creates the file."""
 
     def claim(self, owner: Owner) -> Claimed:
         if not self._path.parent.is_dir():
-            raise ConfigError(f"checkpoints.path: there is no folder {self._path.parent}; make it")
+            raise ConfigError(f"checkpoints.path: there is no folder {self._path.parent}; create it")
         file.check_links(self._path)
         with file.guarded(self._path):
             self._lock.take(owner)
@@ -153,7 +155,7 @@ class SqliteCheckpoints:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """One state of the file for several queries; None where there is no file."""
+        """A read transaction; None if there is no file."""
         if not self._path.exists():
             yield None
             return
@@ -172,15 +174,15 @@ class SqliteCheckpoints:
         return self._connection
 
     def _open_still(self) -> sqlite3.Connection:
-        """The connection, if what it writes to is still what others find under the path."""
-        there = _identity(self._path)
-        if there is None or (self._connection is not None and there != self._opened):
+        """The connection, after checking that the path still refers to the file it has open."""
+        current = _identity(self._path)
+        if current is None or (self._connection is not None and current != self._opened):
             raise file.damaged(self._path, "it was removed or replaced while this run used it")
         return self._open()
 
     @contextlib.contextmanager
     def _changing(self, connection: sqlite3.Connection) -> Iterator[Changes]:
-        """One transaction; what it changed is on the disk when it ends."""
+        """A write transaction; durable on exit."""
         connection.execute("BEGIN IMMEDIATE")
         try:
             changes = Changes(connection, file.head(connection, self._path))
@@ -194,10 +196,10 @@ class SqliteCheckpoints:
             self._lock.bear(changed.saves)
 
     def _verify_all(self, connection: sqlite3.Connection) -> None:
-        """Every page of the file and every text in it, before a run builds on them."""
-        found = [text for (text,) in connection.execute("PRAGMA integrity_check(5)")]
-        if found != ["ok"]:
-            raise file.damaged(self._path, found[0])
+        """Verify every page of the file and every text in it, before a run relies on them."""
+        problems = [text for (text,) in connection.execute("PRAGMA integrity_check(5)")]
+        if problems != ["ok"]:
+            raise file.damaged(self._path, problems[0])
         connection.execute("BEGIN")
         try:
             self._verified(connection)
@@ -207,18 +209,18 @@ class SqliteCheckpoints:
             connection.execute("ROLLBACK")
 
     def _verified(self, connection: sqlite3.Connection) -> file.Verified:
-        witness = self._lock.witness  # read first: a run beside us goes on saving
-        found = file.Verified(connection, self._path)
-        if found.head.pipeline != self._pipeline:
+        witness = self._lock.witness  # read first, because another run may keep saving
+        verified = file.Verified(connection, self._path)
+        if verified.head.pipeline != self._pipeline:
             raise ConfigError(
-                f"checkpoints.path: {self._path} belongs to pipeline {found.head.pipeline!r}, and this one is "
-                f"{self._pipeline!r}; give each pipeline a file of its own"
+                f"checkpoints.path: {self._path} belongs to pipeline {verified.head.pipeline!r}, not to "
+                f"{self._pipeline!r}; use a separate file for each pipeline"
             )
-        if found.head.saves < witness:
+        if verified.head.saves < witness:
             raise file.damaged(
-                self._path, f"it is older than the last run left it ({found.head.saves} saves instead of {witness})"
+                self._path, f"it is older than the last run left it ({verified.head.saves} saves instead of {witness})"
             )
-        return found
+        return verified
 
     def _parked(self, connection: sqlite3.Connection, prefix: str) -> Iterator[tuple[str, Parked]]:
         for id, text in self._texts(connection, "parked", prefix):
@@ -230,14 +232,14 @@ class SqliteCheckpoints:
             if not str(id).startswith(prefix):
                 return
             if not file.is_text(text, sum):
-                raise file.damaged(self._path, f"its entry {kind!r} {id!r} is not what was saved")
-            yield id, text
+                raise file.damaged(self._path, f"its entry 'parked' {id!r} does not match its checksum")
+            yield id, decode_parked(id, text)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file a path names; None for none."""
+    """Device and inode of the file at ``path``; None if there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""What one transaction changes in the file: rows with their seals, and the digest of them all."""
+"""Writes rows with their checksums within one transaction, and maintains the overall digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from replicator.state import FORGOTTEN, Counts
 
 
 class Changes:
-    """Rows as the transaction sees them, and what it makes of them."""
+    """The changes of one transaction."""
 
     def __init__(self, connection: sqlite3.Connection, head: Head) -> None:
         self._connection, self._head = connection, head
@@ -25,7 +25,7 @@ class Changes:
         return Row() if found is None else Row(*found)
 
     def put(self, kind: str, id: str, text: str | None) -> int:
-        """Make ``text`` (None: nothing) the entry's; return its revision."""
+        """Set the entry's text (None: remove the entry); return its new revision."""
         query = "SELECT revision, seal FROM entries WHERE kind = ? AND id = ?"
         revision, old = self._connection.execute(query, (kind, id)).fetchone() or (0, None)
         if text is None:
@@ -54,7 +54,7 @@ class Changes:
         self._count(old, new)
 
     def fold(self, source: str) -> None:
-        """Add the counts of ``source`` to those of all that are forgotten, in their place."""
+        """Move the counts of ``source`` to FORGOTTEN."""
         query = "SELECT seal, read, applied, stale, dropped, parked FROM counts WHERE source = ?"
         found = self._connection.execute(query, (source,)).fetchone()
         if found is not None:
@@ -68,7 +68,7 @@ class Changes:
         self._changed = True
 
     def end(self) -> Head | None:
-        """What the file says of itself from now on; None if nothing changed."""
+        """Update the file's header and return it; None if nothing changed."""
         if not self._changed:
             return None
         head = replace(self._head, saves=self._head.saves + 1, digest=self._digest.value)

@@ -136,7 +136,7 @@ class TestThrottling:
         monkeypatch.setattr(sender, "is_late", kit.late_after(1))
         target, whole = build(), batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
         for sent in range(1, 5):
-            with pytest.raises(Unfinished, match="the batch takes long; asking whether another run took over"):
+            with pytest.raises(Unfinished, match="the batch takes long; confirming that no other run took over"):
                 target.write(whole)
             assert len(db.items("contract")) == sent
         assert target.write(whole) == Outcome()

@@ -576,7 +576,7 @@ def test_a_slow_batch_is_sent_in_stretches(server: Server, monkeypatch: pytest.M
     target, whole = opened(server, bulk_documents=2, in_flight=1), batch(*(put({"pk": f"{n}"}, 1) for n in range(5)))
     before = bulks(server)
     for sent in (1, 2):
-        with pytest.raises(Unfinished, match="the batch takes long; asking whether another run took over"):
+        with pytest.raises(Unfinished, match="the batch takes long; confirming that no other run took over"):
             target.write(whole)
         assert bulks(server) - before == sent
     assert target.write(whole) == Outcome()
