@@ -1,4 +1,4 @@
-"""boto3 as a wire, over HTTP on loopback: bodies pass untouched, errors keep their code, nothing is repeated inside."""
+"""boto3 as a client, over loopback HTTP: bodies pass through unchanged, errors keep their codes, nothing is retried."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def refused(client: Boto, operation: str = "Scan", **request: Any) -> AwsError:
 
 @dataclass
 class Server:
-    """Answers every request with one status and body, and keeps what it was asked: (headers, body)."""
+    """Returns one status and body to every request, and records the requests: (headers, body)."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -76,7 +76,7 @@ class Server:
 
 
 @contextmanager
-def answering(server: Server) -> Iterator[Server]:
+def serving(server: Server) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             server.asked.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
@@ -86,7 +86,7 @@ def answering(server: Server) -> Iterator[Server]:
             self.wfile.write(server.body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Requests are no news."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads, http.block_on_close = True, False
@@ -130,7 +130,7 @@ def test_every_operation_in_use_works(db: DynamoDB, client: Boto) -> None:
 
 
 def test_a_request_is_sent_unchanged_and_signed() -> None:
-    with answering(Server(body=b'{"Items":[]}')) as server:
+    with serving(Server(body=b'{"Items":[]}')) as server:
         boto(server.url).call("Scan", SCAN | {"ExclusiveStartKey": {"raw": {"B": "AP8="}}})
     ((headers, body),) = server.asked
     assert body == b'{"TableName":"orders","ConsistentRead":true,"ExclusiveStartKey":{"raw":{"B":"AP8="}}}'
@@ -149,15 +149,15 @@ def test_threads_do_not_mix_their_bodies(db: DynamoDB, client: Boto) -> None:
         found[n] = client.call("GetItem", {"TableName": "orders", "Key": {"id": {"S": f"i{n}"}}})
 
     threads = [threading.Thread(target=get, args=(n,)) for n in range(20)]
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # let them get in each other's way
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # provoke races
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
-        sys.setswitchinterval(usual)
+        sys.setswitchinterval(interval)
     assert all(f'"i{n}"'.encode() in found[n] for n in range(20))
 
 
@@ -176,8 +176,8 @@ def test_threads_do_not_mix_their_bodies(db: DynamoDB, client: Boto) -> None:
 )
 def test_an_error_keeps_its_code_message_and_status(db: DynamoDB, client: Boto, code: str, status: int) -> None:
     db.fail("Scan", code, message="just so")
-    found = refused(client)
-    assert (found.code, found.message, found.status) == (code, "just so", status)
+    error = refused(client)
+    assert (error.code, error.message, error.status) == (code, "just so", status)
 
 
 @pytest.mark.parametrize("code", ["ProvisionedThroughputExceededException", "InternalServerError"])
@@ -195,9 +195,9 @@ def test_a_missing_table_is_a_config_error(client: Boto) -> None:
 @pytest.mark.usefixtures("without_credentials")
 def test_missing_credentials_are_reported_as_such(db: DynamoDB) -> None:
     with served(db) as url:
-        found = refused(boto(url))
-    assert (found.code, found.status) == ("NoCredentials", 0)
-    assert isinstance(failure(found, "Scan", "orders"), NotPermitted)
+        error = refused(boto(url))
+    assert (error.code, error.status) == ("NoCredentials", 0)
+    assert isinstance(failure(error, "Scan", "orders"), NotPermitted)
 
 
 def test_an_expired_login_is_a_permission_error(db: DynamoDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,21 +207,21 @@ def test_an_expired_login_is_a_permission_error(db: DynamoDB, tmp_path: Path, mo
         "[profile p]\nsso_session = s\nsso_account_id = 1\nsso_role_name = r\n"
     )
     with served(db) as url:
-        found = refused(boto(url, profile="p"))
-    assert found.code == "NoCredentials"
-    assert isinstance(failure(found, "Scan", "orders"), NotPermitted)
+        error = refused(boto(url, profile="p"))
+    assert error.code == "NoCredentials"
+    assert isinstance(failure(error, "Scan", "orders"), NotPermitted)
 
 
 def test_a_refused_connection_is_left_to_the_caller_to_retry() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port, and nobody answers
-        found = refused(boto(f"http://127.0.0.1:{taken.getsockname()[1]}"))
-    assert (found.code, found.status) == ("EndpointConnectionError", 0)
-    assert isinstance(failure(found, "Scan", "orders"), TransientError)
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: the port is reserved and refuses connections
+        error = refused(boto(f"http://127.0.0.1:{taken.getsockname()[1]}"))
+    assert (error.code, error.status) == ("EndpointConnectionError", 0)
+    assert isinstance(failure(error, "Scan", "orders"), TransientError)
 
 
 def test_a_proxys_response_is_transient() -> None:
-    with answering(Server()) as server:
+    with serving(Server()) as server:
         client = boto(server.url)
         for server.status in (200, 201, 302, 400, 403, 404, 407, 500, 502, 503):
             for server.body in (b"<html>proxy</html>", b"", b"[]", b"null", b'"no"'):
@@ -230,7 +230,7 @@ def test_a_proxys_response_is_transient() -> None:
         assert len(server.asked) == 50
 
 
-# who we are
+# credentials
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ DENIED = b"""<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><E
 
 
 def test_a_role_is_assumed_once_with_the_external_id_and_signs_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Server(body=ASSUMED)) as sts, answering(Server()) as dynamodb:
+    with serving(Server(body=ASSUMED)) as sts, serving(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         client = boto(dynamodb.url, role_arn=ROLE, external_id="shared-secret")
         assert sts.asked == []  # nothing before the first call
@@ -275,9 +275,9 @@ def test_a_role_is_assumed_once_with_the_external_id_and_signs_the_calls(monkeyp
 def test_expiring_role_credentials_are_renewed_and_a_revoked_role_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    soon = datetime.now(UTC) + timedelta(minutes=5)  # less than what is left when botocore renews them
+    soon = datetime.now(UTC) + timedelta(minutes=5)  # within the time in which botocore renews them
     short = ASSUMED.replace(b"2999-01-01T00:00:00Z", soon.isoformat().encode())
-    with answering(Server(body=short)) as sts, answering(Server()) as dynamodb:
+    with serving(Server(body=short)) as sts, serving(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         client = boto(dynamodb.url, role_arn=ROLE)
         client.call("Scan", SCAN)
@@ -290,14 +290,14 @@ def test_expiring_role_credentials_are_renewed_and_a_revoked_role_is_named(
 
 
 def test_without_an_external_id_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Server(body=ASSUMED)) as sts, answering(Server()) as dynamodb:
+    with serving(Server(body=ASSUMED)) as sts, serving(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         boto(dynamodb.url, role_arn=ROLE).call("Scan", SCAN)
     assert "ExternalId" not in parse_qs(sts.asked[0][1].decode())
 
 
 def test_a_role_that_cannot_be_assumed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Server(403, DENIED)) as sts, answering(Server()) as dynamodb:
+    with serving(Server(403, DENIED)) as sts, serving(Server()) as dynamodb:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted") as raised:
             boto(dynamodb.url, role_arn=ROLE).call("Scan", SCAN)
@@ -306,7 +306,7 @@ def test_a_role_that_cannot_be_assumed_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_roles_keys_are_available_for_signing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Server(body=ASSUMED)) as sts:
+    with serving(Server(body=ASSUMED)) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         client = boto("http://127.0.0.1:1", role_arn=ROLE)
         assert [client.keys() for _ in range(3)] == [Keys("theirs", "s", "t")] * 3
@@ -314,7 +314,7 @@ def test_the_roles_keys_are_available_for_signing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_refused_role_is_a_permission_error_when_signing_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(Server(403, DENIED)) as sts:
+    with serving(Server(403, DENIED)) as sts:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         with pytest.raises(NotPermitted, match=f"^sts:AssumeRole on {ROLE} is not permitted"):
             boto("http://127.0.0.1:1", role_arn=ROLE).keys()
@@ -327,7 +327,7 @@ def test_without_credentials_there_are_no_keys() -> None:
 
 
 def test_messages_name_the_config_section(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each side has its own profile, role and region."""
+    """Source and target have their own profile, role and region."""
     with pytest.raises(ConfigError, match=r"^target\.profile: .*absent"):
         connect(Source(table="orders", profile="absent"), "target")
     with pytest.raises(ConfigError, match=r"^target\.region is missing"):
@@ -344,7 +344,7 @@ def test_an_aws_error_is_not_an_error_for_users_until_it_is_translated() -> None
     assert not issubclass(AwsError, ReplicatorError)
 
 
-# what is compared before a body counts
+# integrity of bodies
 
 
 @pytest.mark.parametrize(
@@ -359,15 +359,15 @@ def test_a_truncated_body_is_lost_over_boto3_too() -> None:
     assert _code_of(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}") is not None
 
 
-def _code_of(said: bytes) -> str | None:
-    """The code of the error that a call is answered with; None if it is a body."""
+def _code_of(response: bytes) -> str | None:
+    """The code of the error that a call raises for a response; None if it returns a body."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def talk() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(said)
+                connection.sendall(response)
 
         thread = threading.Thread(target=talk)
         thread.start()
@@ -391,8 +391,8 @@ def test_an_endpoint_from_the_environment_must_be_secure_too(name: str, monkeypa
 
 
 def test_missing_credentials_are_not_blamed_on_a_policy() -> None:
-    found = failure(AwsError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
-    assert str(found) == (
+    error = failure(AwsError("NoCredentials", "Unable to locate credentials", 0), "Scan", "orders", place="target")
+    assert str(error) == (
         "no AWS credentials for Scan on orders (Unable to locate credentials). "
         "Provide them (AWS_PROFILE, target.profile or an instance role)"
     )

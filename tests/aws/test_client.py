@@ -1,4 +1,4 @@
-"""What an answer means: something to repeat, a permission to grant, a bug, or a body."""
+"""What a response means: a retry, a missing permission, a bug, or a body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from replicator.aws.errors import THROTTLED, UNNAMED, AwsError, NotConnected, de
 from replicator.errors import NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 
-class Answer(msgspec.Struct):
+class Response(msgspec.Struct):
     Count: int
     Items: list[msgspec.Raw] = []
 
@@ -31,13 +31,13 @@ class Answer(msgspec.Struct):
     ],
 )
 def test_a_transient_failure_can_be_retried(code: str, status: int) -> None:
-    found = failure(AwsError(code, "later", status), "Scan", "orders")
-    assert type(found) is TransientError
-    assert str(found) == f"Scan on orders: {code}: later"
+    error = failure(AwsError(code, "later", status), "Scan", "orders")
+    assert type(error) is TransientError
+    assert str(error) == f"Scan on orders: {code}: later"
 
 
 def botocores_codes() -> set[str]:
-    """What botocore repeats, by all of its lists: of the standard mode, and of the legacy one for DynamoDB."""
+    """What botocore retries, by all of its lists: of the standard mode, and of the legacy mode for DynamoDB."""
     throttled = standard.ThrottledRetryableChecker._THROTTLED_ERROR_CODES
     transient = standard.TransientRetryableChecker._TRANSIENT_ERROR_CODES
     legacy = Loader().load_data("_retry")
@@ -62,7 +62,7 @@ def test_every_status_that_botocore_retries_is_transient(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "doubtful"),
+    ("error", "is_in_doubt"),
     [
         (AwsError("ReadTimeoutError", "", 0), True),
         (AwsError("RequestTimeout", "", 400), True),
@@ -77,8 +77,10 @@ def test_every_status_that_botocore_retries_is_transient(status: int) -> None:
     ],
     ids=lambda given: f"{given.code}-{given.status}" if isinstance(given, AwsError) else "",
 )
-def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(error: AwsError, doubtful: bool) -> None:
-    assert in_doubt(error) is doubtful
+def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(
+    error: AwsError, is_in_doubt: bool
+) -> None:
+    assert in_doubt(error) is is_in_doubt
 
 
 @pytest.mark.parametrize(
@@ -100,14 +102,14 @@ def test_a_request_is_in_doubt_unless_a_response_says_that_it_was_not_applied(er
     ],
 )
 def test_an_invalid_error_body_is_not_dynamodbs_and_is_transient(body: bytes) -> None:
-    found = refusal(body, 400)
-    assert (found.code, found.details) == (UNNAMED, {})
-    assert type(failure(found, "Scan", "orders")) is TransientError
+    error = refusal(body, 400)
+    assert (error.code, error.details) == (UNNAMED, {})
+    assert type(failure(error, "Scan", "orders")) is TransientError
 
 
 def test_null_is_an_absent_value_in_an_error() -> None:
-    found = refusal(b'{"__type":"X#Refused","message":null,"Item":null,"CancellationReasons":null}', 400)
-    assert (found.code, found.message, found.details) == ("Refused", "", {})
+    error = refusal(b'{"__type":"X#Refused","message":null,"Item":null,"CancellationReasons":null}', 400)
+    assert (error.code, error.message, error.details) == ("Refused", "", {})
     reasons = refusal(b'{"__type":"T","Message":"m","CancellationReasons":[{"Code":null},{"Code":"None"}]}', 400)
     assert reasons.details == {"CancellationReasons": [{"Code": None}, {"Code": "None"}]}
 
@@ -120,13 +122,13 @@ def test_null_is_an_absent_value_in_an_error() -> None:
     ],
 )
 def test_denied_access_is_not_permitted(code: str, status: int) -> None:
-    found = failure(AwsError(code, "no", status), "GetRecords", "arn:stream")
-    assert type(found) is NotPermitted
-    assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
+    error = failure(AwsError(code, "no", status), "GetRecords", "arn:stream")
+    assert type(error) is NotPermitted
+    assert (error.action, error.resource, error.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "said"),
+    ("code", "status", "expected"),
     [
         ("UnrecognizedClientException", 400, "Fix the credentials, or use others"),
         ("InvalidClientTokenId", 403, "Fix the credentials, or use others"),
@@ -139,27 +141,27 @@ def test_denied_access_is_not_permitted(code: str, status: int) -> None:
         ("NoCredentials", 0, "no AWS credentials for GetRecords on arn:stream (no). Provide them (AWS_PROFILE"),
     ],
 )
-def test_credentials_that_aws_does_not_accept_are_not_blamed_on_policies(code: str, status: int, said: str) -> None:
+def test_credentials_that_aws_does_not_accept_are_not_blamed_on_policies(code: str, status: int, expected: str) -> None:
     error = AwsError(code, "no", status)
-    found = failure(error, "GetRecords", "arn:stream")
-    assert isinstance(found, NotAuthenticated)
-    assert (found.action, found.resource, found.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
-    assert said in str(found)
-    assert "policy" not in str(found)
+    translated = failure(error, "GetRecords", "arn:stream")
+    assert isinstance(translated, NotAuthenticated)
+    assert (translated.action, translated.resource, translated.exit_code) == ("dynamodb:GetRecords", "arn:stream", 4)
+    assert expected in str(translated)
+    assert "policy" not in str(translated)
     assert not in_doubt(error)
 
 
 def test_credential_errors_name_the_config_section() -> None:
-    found = failure(AwsError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
-    assert str(found) == (
+    error = failure(AwsError("UnrecognizedClientException", "bad token", 400), "Scan", "orders", place="target")
+    assert str(error) == (
         "AWS does not accept the credentials for dynamodb:Scan on orders (UnrecognizedClientException: bad token). "
         "Fix the credentials, or use others (AWS_PROFILE, target.profile, target.role_arn)"
     )
 
 
 def test_the_message_says_what_is_not_permitted_and_what_to_do() -> None:
-    found = failure(AwsError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
-    assert str(found) == (
+    error = failure(AwsError("AccessDeniedException", "User x is not authorized", 400), "Scan", "orders")
+    assert str(error) == (
         "dynamodb:Scan on orders is not permitted (AccessDeniedException: User x is not authorized). "
         "Allow it in the policy of the role or user that replicator runs as, or use other credentials "
         "(AWS_PROFILE, source.profile, source.role_arn)"
@@ -168,20 +170,20 @@ def test_the_message_says_what_is_not_permitted_and_what_to_do() -> None:
 
 @pytest.mark.parametrize("how", ["expired", "not yet current"])
 def test_a_wrong_clock_is_named_and_transient(how: str) -> None:
-    said = f"Signature {how}: 20261125T000000Z is now earlier than 20261125T001500Z (20261125T002000Z - 5 min.)"
-    found = failure(AwsError("InvalidSignatureException", said, 400), "Scan", "orders")
-    assert type(found) is TransientError
-    assert str(found) == (
-        f"Scan on orders: AWS rejects this machine's signatures because its clock is wrong ({said}). "
+    message = f"Signature {how}: 20261125T000000Z is now earlier than 20261125T001500Z (20261125T002000Z - 5 min.)"
+    error = failure(AwsError("InvalidSignatureException", message, 400), "Scan", "orders")
+    assert type(error) is TransientError
+    assert str(error) == (
+        f"Scan on orders: AWS rejects this machine's signatures because its clock is wrong ({message}). "
         "Set the clock and keep it synchronized (NTP)"
     )
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "ResourceNotFoundException", "SerializationException"])
 def test_any_other_refusal_is_neither_retried_nor_a_permission_error(code: str) -> None:
-    found = failure(AwsError(code, "no such thing", 400), "Scan", "orders")
-    assert type(found) is ReplicatorError
-    assert str(found) == f"Scan on orders was refused: {code}: no such thing"
+    error = failure(AwsError(code, "no such thing", 400), "Scan", "orders")
+    assert type(error) is ReplicatorError
+    assert str(error) == f"Scan on orders was refused: {code}: no such thing"
 
 
 def test_an_error_shows_its_code_and_message() -> None:
@@ -189,7 +191,7 @@ def test_an_error_shows_its_code_and_message() -> None:
 
 
 def test_a_body_is_decoded_and_its_items_stay_raw() -> None:
-    found = decoded(b'{"Count":1,"Items":[{"id":{"S":"a"}}],"New":1}', Answer, "Scan")
+    found = decoded(b'{"Count":1,"Items":[{"id":{"S":"a"}}],"New":1}', Response, "Scan")
     assert (found.Count, [bytes(i) for i in found.Items]) == (1, [b'{"id":{"S":"a"}}'])
 
 
@@ -209,4 +211,4 @@ def test_a_body_is_decoded_and_its_items_stay_raw() -> None:
 )
 def test_any_other_body_is_transient(body: bytes) -> None:
     with pytest.raises(TransientError, match="the response to Scan is not DynamoDB JSON"):
-        decoded(body, Answer, "Scan")
+        decoded(body, Response, "Scan")

@@ -1,4 +1,4 @@
-"""Calls on connections of our own: to where boto3 goes, as it signs, many at once, and what may go wrong on the way."""
+"""Our HTTP client goes where boto3 goes, signs as it signs, makes many calls at once, and detects every failure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.certificates import certificate_in, presenting
 
 SOON = 10.0
 CALL = Call("Scan", {"TableName": "orders"})
-Answer = Callable[[bytes, bytes], bytes | None]  # from a request's head and body to all that is sent; None: hang up
+Answer = Callable[[bytes, bytes], bytes | None]  # from a request's head and body to the bytes to send; None: hang up
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def boto(url: str | None, **more: Any) -> Boto:
 
 @dataclass
 class Server:
-    """Takes any number of connections, and says on each what ``answer`` makes of the requests that come."""
+    """Accepts any number of connections and responds to each request with what ``answer`` returns."""
 
     answer: Answer
     asked: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -74,20 +74,20 @@ class Server:
             while b" HTTP/1." in (head := _head(given)):
                 size = next((int(h[16:]) for h in head.split(b"\r\n") if h.startswith(b"content-length: ")), 0)
                 self.asked.append((head, given.read(size)))
-                said = self.answer(*self.asked[-1])
-                if said is None:
+                response = self.answer(*self.asked[-1])
+                if response is None:
                     return
-                connection.sendall(said)
+                connection.sendall(response)
 
 
 def _head(given: BinaryIO) -> bytes:
-    """Up to the empty line, or to where the connection ended."""
-    found: Iterator[bytes] = takewhile(lambda line: line.strip(), iter(given.readline, b""))
-    return b"".join(found)
+    """Up to the empty line, or the end of the connection."""
+    lines: Iterator[bytes] = takewhile(lambda line: line.strip(), iter(given.readline, b""))
+    return b"".join(lines)
 
 
 @contextlib.contextmanager
-def answering(answer: Answer) -> Iterator[Server]:
+def serving(answer: Answer) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(answer, url=f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread = threading.Thread(target=server.serve, args=(listener,))
@@ -108,7 +108,7 @@ def http(body: bytes = b"{}", status: str = "200 OK", *headers: str) -> bytes:
 
 
 @contextlib.contextmanager
-def lines(url: str, timeout: float = 5.0, **more: Any) -> Iterator[HttpClient]:
+def client_of(url: str, timeout: float = 5.0, **more: Any) -> Iterator[HttpClient]:
     route = Route(Endpoint(url, "us-east-1", "", **more), "DynamoDB_20120810.Scan", "dynamodb")
     made = HttpClient(lambda _: route, lambda: Keys("ours", "secret"), timeout)
     try:
@@ -120,9 +120,9 @@ def lines(url: str, timeout: float = 5.0, **more: Any) -> Iterator[HttpClient]:
 def next_of(calls: Calls) -> tuple[Any, bytes | Exception]:
     until = time.monotonic() + SOON
     while time.monotonic() < until:
-        if (found := calls.next(0.1)) is not None:
-            return found
-    raise AssertionError("no answer")
+        if (response := calls.next(0.1)) is not None:
+            return response
+    raise AssertionError("no response")
 
 
 def asked(calls: Calls, call: Call = CALL) -> bytes | Exception:
@@ -138,7 +138,7 @@ def refused(calls: Calls, call: Call = CALL) -> AwsError:
     return found
 
 
-# Where calls go
+# Routes
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_finding_the_route_sends_nothing_and_calls_after_it_do(db: DynamoDB) -> 
 
 
 def test_each_request_is_signed_with_the_current_keys() -> None:
-    with answering(lambda *_: http()) as server:
+    with serving(lambda *_: http()) as server:
         keys = [Keys("first", "s", "token"), Keys("second", "s")]
         route = Route(Endpoint(server.url, "us-east-1", ""), "DynamoDB_20120810.Scan", "dynamodb")
         with contextlib.closing(HttpClient(lambda _: route, lambda: keys.pop(0), 5.0)) as calls:
@@ -220,7 +220,7 @@ def test_without_credentials_the_call_is_not_permitted(db: DynamoDB, monkeypatch
         assert isinstance(failure(refused(calls), "Scan", "orders"), NotPermitted)
 
 
-# Many at once
+# Concurrency
 
 
 def test_calls_are_in_flight_together_and_their_connections_are_reused() -> None:
@@ -230,7 +230,7 @@ def test_calls_are_in_flight_together_and_their_connections_are_reused() -> None
         together.wait()
         return http(body)
 
-    with answering(echo) as server, lines(server.url) as calls:
+    with serving(echo) as server, client_of(server.url) as calls:
         for turn in range(3):
             for n in range(12):
                 calls.begin(n, Call("Scan", {"n": n, "turn": turn}))
@@ -240,7 +240,7 @@ def test_calls_are_in_flight_together_and_their_connections_are_reused() -> None
 
 
 def test_connections_being_opened_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was quick took what the others were made for; they serve what comes next."""
+    """A quick one served the requests that the others were opened for; they serve the next requests."""
     gate, made = threading.Event(), count()
 
     def slowly(endpoint: Endpoint, timeout: float) -> socket.socket:
@@ -249,7 +249,7 @@ def test_connections_being_opened_are_counted_on(monkeypatch: pytest.MonkeyPatch
         return connected(endpoint, timeout)
 
     monkeypatch.setattr("replicator.aws.http_client.connected", slowly)
-    with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
+    with serving(lambda head, body: http(body)) as server, client_of(server.url) as calls:
         for n in range(4):
             calls.begin(n, CALL)
         assert {next_of(calls)[0] for _ in range(4)} == {0, 1, 2, 3}
@@ -264,7 +264,7 @@ def test_connections_being_opened_are_counted_on(monkeypatch: pytest.MonkeyPatch
 
 def test_an_encoded_body_is_sent_unchanged() -> None:
     body = b'{ "TableName":"orders","Item":{"id":{"S":"\\u0041"}}}'
-    with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
+    with serving(lambda head, body: http(body)) as server, client_of(server.url) as calls:
         assert asked(calls, Call("PutItem", {"TableName": "orders"}, body)) == body
 
 
@@ -276,7 +276,7 @@ def test_a_slow_response_does_not_block_others() -> None:
             gate.wait(SOON)
         return http(body)
 
-    with answering(slow) as server, lines(server.url) as calls:
+    with serving(slow) as server, client_of(server.url) as calls:
         calls.begin("slow", Call("Scan", {"slow": 1}))
         for _ in range(5):
             assert asked(calls) == b'{"TableName":"orders"}'
@@ -285,36 +285,36 @@ def test_a_slow_response_does_not_block_others() -> None:
 
 
 def test_large_requests_and_responses_pass() -> None:
-    with answering(lambda head, body: http(body)) as server, lines(server.url) as calls:
+    with serving(lambda head, body: http(body)) as server, client_of(server.url) as calls:
         request = {"filler": "x" * 20_000_000}
         assert asked(calls, Call("BatchGetItem", request)) == orjson.dumps(request)
 
 
 def test_with_nothing_in_flight_next_returns_none_after_the_timeout() -> None:
-    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+    with serving(lambda *_: http()) as server, client_of(server.url) as calls:
         assert calls.next(0) is None
         begun = time.monotonic()
         assert calls.next(0.05) is None
         assert time.monotonic() - begun >= 0.04
 
 
-# What may go wrong
+# Failures
 
 
 def test_an_error_keeps_its_code_message_status_and_details(db: DynamoDB) -> None:
     db.fail("Scan", "ProvisionedThroughputExceededException", message="just so")
     with served(db) as url, contextlib.closing(boto(url).calls()) as calls:
-        found = refused(calls)
-    assert (found.code, found.message, found.status) == ("ProvisionedThroughputExceededException", "just so", 400)
+        error = refused(calls)
+    assert (error.code, error.message, error.status) == ("ProvisionedThroughputExceededException", "just so", 400)
     body = b'{"__type":"com.amazonaws.dynamodb.v20120810#Some:http://x/","Message":"m","Item":{"id":{"S":"a"}}}'
-    with answering(lambda *_: http(body, "400 Bad")) as server, lines(server.url) as calls:
-        found = refused(calls)
-    assert (found.code, found.message, found.details) == ("Some", "m", {"Item": {"id": {"S": "a"}}})
+    with serving(lambda *_: http(body, "400 Bad")) as server, client_of(server.url) as calls:
+        error = refused(calls)
+    assert (error.code, error.message, error.details) == ("Some", "m", {"Item": {"id": {"S": "a"}}})
 
 
 def test_a_response_that_is_not_dynamodbs_is_transient() -> None:
     said = b""
-    with answering(lambda *_: said) as server, lines(server.url) as calls:
+    with serving(lambda *_: said) as server, client_of(server.url) as calls:
         for status in ("201 Created", "302 Found", "403 No", "407 Proxy", "502 Bad", "503 Busy"):
             for body in (b"<html>proxy</html>", b"", b"[]", b"null", b'"no"', b'{"__type":1}'):
                 said = http(body, status)
@@ -328,8 +328,8 @@ def transient(found: AwsError, code: str) -> None:
 
 def test_a_refused_connection_is_reported_to_the_caller() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port, and nobody answers
-        with lines(f"http://127.0.0.1:{taken.getsockname()[1]}") as calls:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: the port is reserved and refuses connections
+        with client_of(f"http://127.0.0.1:{taken.getsockname()[1]}") as calls:
             transient(refused(calls), "EndpointConnectionError")
 
 
@@ -341,7 +341,7 @@ def test_a_silent_server_times_out_and_calls_beside_it_do_not() -> None:
             silent.wait(SOON)
         return http()
 
-    with answering(answer) as server, lines(server.url, timeout=3.0) as calls:
+    with serving(answer) as server, client_of(server.url, timeout=3.0) as calls:
         calls.begin("silent", Call("Scan", {"silent": 1}))
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
@@ -355,7 +355,7 @@ def test_a_silent_server_times_out_and_calls_beside_it_do_not() -> None:
 
 @pytest.mark.parametrize("slept", [31.0, -5.0], ids=["a minute", "its clock was set back"])
 def test_a_request_that_waited_through_a_suspension_is_not_sent(slept: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another run may have taken over meanwhile."""
+    """Another run may have taken over in the meantime."""
     gate, now = threading.Event(), time.time
 
     def slowly(endpoint: Endpoint, timeout: float) -> socket.socket:
@@ -363,7 +363,7 @@ def test_a_request_that_waited_through_a_suspension_is_not_sent(slept: float, mo
         return connected(endpoint, timeout)
 
     monkeypatch.setattr("replicator.aws.http_client.connected", slowly)
-    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+    with serving(lambda *_: http()) as server, client_of(server.url) as calls:
         calls.begin("late", CALL)
         monkeypatch.setattr(time, "time", lambda: now() + slept)
         gate.set()
@@ -381,7 +381,7 @@ def test_a_request_half_sent_before_a_suspension_is_not_completed(monkeypatch: p
             taken.extend(iter(lambda: len(connection.recv(1 << 20)), 0))
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with lines(f"http://127.0.0.1:{listener.getsockname()[1]}") as calls:
+        with client_of(f"http://127.0.0.1:{listener.getsockname()[1]}") as calls:
             calls.begin("large", Call("PutItem", {"filler": "x" * size}))
             connection, _ = listener.accept()
             assert calls.next(0.5) is None
@@ -397,10 +397,10 @@ def test_a_request_half_sent_before_a_suspension_is_not_completed(monkeypatch: p
 
 
 def test_a_response_that_arrived_unnoticed_does_not_time_out() -> None:
-    with answering(lambda *_: http()) as server, lines(server.url, timeout=3.0) as calls:
+    with serving(lambda *_: http()) as server, client_of(server.url, timeout=3.0) as calls:
         assert asked(calls) == b"{}"
         calls.begin("late", CALL)
-        threading.Event().wait(3.5)  # a batch took its time
+        threading.Event().wait(3.5)  # a slow batch
         assert next_of(calls) == ("late", b"{}")
 
 
@@ -419,7 +419,7 @@ def test_a_truncated_or_missing_response_is_lost_and_the_next_call_uses_another_
             server.accepted[-1].sendall(said)
         return None
 
-    with answering(answer) as server, lines(server.url) as calls:
+    with serving(answer) as server, client_of(server.url) as calls:
         transient(refused(calls), "ConnectionClosedError")
         broken.append(False)
         assert asked(calls) == b"{}"
@@ -428,35 +428,35 @@ def test_a_truncated_or_missing_response_is_lost_and_the_next_call_uses_another_
 def test_a_corrupted_body_is_detected_by_dynamodbs_checksum() -> None:
     body = b'{"Items":[]}'
     right = http(body, "200 OK", f"x-amz-crc32: {zlib.crc32(body)}")
-    with answering(lambda *_: right) as server, lines(server.url) as calls:
+    with serving(lambda *_: right) as server, client_of(server.url) as calls:
         assert asked(calls) == body
-    with answering(lambda *_: right.replace(b"Items", b"Itemz")) as server, lines(server.url) as calls:
+    with serving(lambda *_: right.replace(b"Items", b"Itemz")) as server, client_of(server.url) as calls:
         transient(refused(calls), "ChecksumMismatch")
 
 
 def test_a_chunked_body_is_read() -> None:
     said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{\n\r\n1\r\n}\r\n0\r\n\r\n"
-    with answering(lambda *_: said) as server, lines(server.url) as calls:
+    with serving(lambda *_: said) as server, client_of(server.url) as calls:
         assert [asked(calls), asked(calls)] == [b"{\n}"] * 2
     assert len(server.accepted) == 1
 
 
 def test_a_connection_that_the_server_closes_is_not_reused() -> None:
-    with answering(lambda *_: http(b"{}", "200 OK", "Connection: close")) as server, lines(server.url) as calls:
+    with serving(lambda *_: http(b"{}", "200 OK", "Connection: close")) as server, client_of(server.url) as calls:
         assert [asked(calls), asked(calls)] == [b"{}"] * 2
     assert len(server.accepted) == 2
 
 
 def test_two_responses_to_one_request_count_as_lost() -> None:
-    with answering(lambda *_: http(b"1") + http(b"2")) as server, lines(server.url) as calls:
-        found = refused(calls)
-        transient(found, "ConnectionClosedError")
-        assert "two responses to one request" in found.message
+    with serving(lambda *_: http(b"1") + http(b"2")) as server, client_of(server.url) as calls:
+        error = refused(calls)
+        transient(error, "ConnectionClosedError")
+        assert "two responses to one request" in error.message
 
 
 def test_a_long_idle_connection_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies between may have forgotten it, and tells nobody."""
-    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+    """A NAT gateway or load balancer may have dropped it silently."""
+    with serving(lambda *_: http()) as server, client_of(server.url) as calls:
         assert asked(calls) == asked(calls) == b"{}"
         assert len(server.accepted) == 1
         monkeypatch.setattr("replicator.aws.http_client._STALE", -1.0)
@@ -465,7 +465,7 @@ def test_a_long_idle_connection_is_not_reused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_idle_connection_closed_by_the_server_costs_no_call() -> None:
-    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+    with serving(lambda *_: http()) as server, client_of(server.url) as calls:
         assert asked(calls) == b"{}"
         server.accepted[0].shutdown(socket.SHUT_RDWR)
         assert calls.next(0.1) is None
@@ -473,8 +473,8 @@ def test_an_idle_connection_closed_by_the_server_costs_no_call() -> None:
 
 
 def test_an_idle_connection_closed_unnoticed_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)  # as if it had been idle for longer
-    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+    monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)  # as if idle for longer
+    with serving(lambda *_: http()) as server, client_of(server.url) as calls:
         assert asked(calls) == b"{}"
         server.accepted[0].shutdown(socket.SHUT_RDWR)
         assert asked(calls) == b"{}"
@@ -483,7 +483,7 @@ def test_an_idle_connection_closed_unnoticed_costs_no_call(monkeypatch: pytest.M
 
 def test_an_unsolicited_response_is_not_given_to_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)
-    with answering(lambda *_: http(b'{"asked":1}')) as server, lines(server.url) as calls:
+    with serving(lambda *_: http(b'{"asked":1}')) as server, client_of(server.url) as calls:
         assert asked(calls) == b'{"asked":1}'
         server.accepted[0].sendall(http(b'{"stray":1}'))
         assert asked(calls) == b'{"asked":1}'
@@ -492,7 +492,7 @@ def test_an_unsolicited_response_is_not_given_to_the_next_request(monkeypatch: p
 
 def test_an_idle_connection_without_unsolicited_bytes_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client._FRESH", -1.0)
-    with answering(lambda *_: http()) as server, lines(server.url) as calls:
+    with serving(lambda *_: http()) as server, client_of(server.url) as calls:
         assert [asked(calls) for _ in range(3)] == [b"{}"] * 3
         assert len(server.accepted) == 1
 
@@ -500,10 +500,10 @@ def test_an_idle_connection_without_unsolicited_bytes_is_reused(monkeypatch: pyt
 def test_an_endlessly_trickling_response_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replicator.aws.http_client.WHOLE", 0.02)
     monkeypatch.setattr("replicator.aws.http_client._POLL", 0.02)
-    with answering(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, lines(server.url) as calls:
-        found = refused(calls)
-    transient(found, "ReadTimeoutError")
-    assert "no complete response within 0.1 s (0.02 times timeout)" in found.message
+    with serving(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n") as server, client_of(server.url) as calls:
+        error = refused(calls)
+    transient(error, "ReadTimeoutError")
+    assert "no complete response within 0.1 s (0.02 times timeout)" in error.message
 
 
 @pytest.mark.parametrize("limit", ["_MAX_HEAD", "_MAX_BODY"])
@@ -511,26 +511,29 @@ def test_a_response_larger_than_any_of_dynamodbs_is_rejected(limit: str, monkeyp
     monkeypatch.setattr(f"replicator.aws.http_connection.{limit}", 1000)
     said = http(b"x" * 2000) if limit == "_MAX_BODY" else http(b"{}", "200 OK", f"x: {'y' * 2000}")
     endless = said[:-1] if limit == "_MAX_BODY" else said[:-5]
-    with answering(lambda *_: endless) as server, lines(server.url) as calls:
-        found = refused(calls)
-    transient(found, "ConnectionClosedError")
-    assert "larger than any DynamoDB sends" in found.message
+    with serving(lambda *_: endless) as server, client_of(server.url) as calls:
+        error = refused(calls)
+    transient(error, "ConnectionClosedError")
+    assert "larger than any DynamoDB sends" in error.message
 
 
 def test_a_large_body_read_with_its_head_does_not_count_as_a_large_head() -> None:
     body = b"x" * 200_000
-    with answering(lambda *_: http(body)) as server, lines(server.url) as calls:
+    with serving(lambda *_: http(body)) as server, client_of(server.url) as calls:
         assert [asked(calls) for _ in range(3)] == [body] * 3
 
 
 @pytest.mark.parametrize("checksum", ["9" * 5000, "x", "-1"])
 def test_an_invalid_checksum_is_a_mismatch(checksum: str) -> None:
-    with answering(lambda *_: http(b"{}", "200 OK", f"x-amz-crc32: {checksum}")) as server, lines(server.url) as calls:
+    with (
+        serving(lambda *_: http(b"{}", "200 OK", f"x-amz-crc32: {checksum}")) as server,
+        client_of(server.url) as calls,
+    ):
         transient(refused(calls), "ChecksumMismatch")
 
 
 def test_the_path_of_an_endpoint_is_kept() -> None:
-    with answering(lambda *_: http()) as server:
+    with serving(lambda *_: http()) as server:
         for path in ("", "/", "/a", "/a-b/c%20d/"):
             client = boto(server.url + path)
             with contextlib.closing(client.calls()) as calls:
@@ -542,7 +545,7 @@ def test_the_path_of_an_endpoint_is_kept() -> None:
 
 
 def test_close_closes_every_connection_even_one_being_opened() -> None:
-    with answering(lambda *_: None) as server, lines(server.url) as calls:
+    with serving(lambda *_: None) as server, client_of(server.url) as calls:
         for n in range(20):
             calls.begin(n, CALL)
     connecting = [thread for thread in threading.enumerate() if thread.name == "connecting"]
@@ -578,7 +581,7 @@ def test_tls_trusts_the_same_certificates_as_botocore(
 
 
 def tunnelling(port: int) -> Answer:
-    """A proxy's side of CONNECT: from then on, bytes go both ways."""
+    """A proxy's side of CONNECT: then bytes go both ways."""
 
     def answer(head: bytes, body: bytes) -> bytes | None:
         near = proxy_of[port].accepted[-1]
@@ -609,7 +612,7 @@ def test_https_goes_through_the_proxy_that_the_environment_names(
 ) -> None:
     port = int(secure.rpartition(":")[2])
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    with answering(tunnelling(port)) as proxy:
+    with serving(tunnelling(port)) as proxy:
         proxy_of[port] = proxy
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{proxy.port}")
         with contextlib.closing(boto(secure).calls()) as calls:
@@ -620,18 +623,18 @@ def test_https_goes_through_the_proxy_that_the_environment_names(
 
 
 def test_a_proxy_that_refuses_is_named_without_its_password(secure: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(lambda *_: http(b"", "407 Proxy Authentication Required")) as proxy:
+    with serving(lambda *_: http(b"", "407 Proxy Authentication Required")) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@127.0.0.1:{proxy.port}")
         with contextlib.closing(boto(secure).calls()) as calls:
-            found = refused(calls)
-    transient(found, "EndpointConnectionError")
-    assert "through the proxy 127.0.0.1" in found.message
-    assert "407" in found.message
-    assert "secret" not in found.message
+            error = refused(calls)
+    transient(error, "EndpointConnectionError")
+    assert "through the proxy 127.0.0.1" in error.message
+    assert "407" in error.message
+    assert "secret" not in error.message
 
 
 def test_http_goes_to_the_proxy_with_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(lambda *_: http()) as proxy:
+    with serving(lambda *_: http()) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://me:pass@127.0.0.1:{proxy.port}")
         with contextlib.closing(boto("http://dynamodb.example:8000", insecure=True).calls()) as calls:
             assert asked(calls) == b"{}"

@@ -1,4 +1,4 @@
-"""Responses that do not end, become huge when decompressed, or trickle: of AWS by boto3, and of search engines."""
+"""Responses that are endless, huge when decompressed, or trickle: from AWS over boto3, and from search engines."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Pieces = Iterator[bytes]
 
 
 class Ask(Protocol):
-    """One request; the body that answers it, or what is said instead."""
+    """Make one request; returns the body of its response, or the error's message."""
 
     def __call__(self, timeout: float = 5.0) -> bytes | str: ...
 
 
 class Server:
-    """Answers each request on a connection with what ``says`` yields, and goes on with the next."""
+    """Sends what ``says`` yields in response to each request on a connection."""
 
     def __init__(self, says: Callable[[], Pieces]) -> None:
         self.says = says
@@ -61,7 +61,7 @@ class Server:
 
 
 def _received(connection: socket.socket) -> bool:
-    """A whole request."""
+    """Read a whole request; False if the connection ended."""
     text = b""
     while b"\r\n\r\n" not in text:
         if not (more := connection.recv(1 << 16)):
@@ -155,7 +155,7 @@ def large() -> Pieces:
 
 @pytest.mark.parametrize("says", [endless, bomb, large])
 def test_an_oversized_response_is_abandoned(server: Server, ask: Ask, says: Callable[[], Pieces]) -> None:
-    for _ in range(60):  # more often than there are connections: each gives its place back
+    for _ in range(60):  # more often than there are connections: each must be returned to the pool
         server.says = says
         assert "larger than 1,048,576 bytes" in str(ask())
     server.says = lambda: iter([answer(b"{}")])

@@ -1,4 +1,4 @@
-"""Our signatures are botocore's."""
+"""Our signatures equal botocore's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def theirs(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_requests_are_signed_as_botocore_signs_them(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """One signer for many requests, over seconds, days, other keys."""
+    """One signer for many requests, across seconds, days and changes of keys."""
     chance = random.Random(seed)
     host, region = chance.choice([("dynamodb.eu-west-1.amazonaws.com", "eu-west-1"), ("127.0.0.1:8000", "us-east-1")])
     place = ["/", "/prefix", "/a%20b/c~d/", "/a:b"][seed % 4]

@@ -1,4 +1,4 @@
-"""Hooks: loading them, calling them, and what each mistake is answered with."""
+"""Hooks: loading them, calling them, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HIDDEN = "(message hidden: it may contain a secret)"
 
 
 @pytest.fixture(autouse=True)
-def imports_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def imports_are_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = set(sys.modules)
@@ -46,7 +46,7 @@ def hook(function: Callable[[Item], Any]) -> Hook:
     return Hook("hook", function, "", getattr(function, "__replicator_documents__", False))
 
 
-def refused(spec: str, base: Path) -> str:
+def rejected(spec: str, base: Path) -> str:
     with pytest.raises(ConfigError) as raised:
         load(spec, base)
     (problem,) = raised.value.problems
@@ -127,43 +127,43 @@ def test_the_fingerprint_follows_the_source_and_the_function(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("spec", ["", "hooks.py", ":order", "hooks.py:", "order"])
 def test_a_malformed_spec_is_rejected(spec: str, tmp_path: Path) -> None:
-    assert refused(spec, tmp_path) == (
+    assert rejected(spec, tmp_path) == (
         f"transform: {spec!r} must have the form hooks.py:function or package.module:function"
     )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refused("hooks.py:order", tmp_path) == f"transform: no such file: {tmp_path / 'hooks.py'}"
+    assert rejected("hooks.py:order", tmp_path) == f"transform: no such file: {tmp_path / 'hooks.py'}"
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").mkdir()
-    assert "no such file" in refused("hooks.py:order", tmp_path)
+    assert "no such file" in rejected("hooks.py:order", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["nowhere_a", "nowhere_a.hooks", "shop_b.nowhere"])
 def test_a_missing_module_is_named_with_the_places_searched(place: str, tmp_path: Path) -> None:
     written(tmp_path, "", "shop_b/__init__.py")
     expected = f"transform: no module named {place} (searched {tmp_path} and Python's path)"
-    assert refused(f"{place}:order", tmp_path) == expected
+    assert rejected(f"{place}:order", tmp_path) == expected
 
 
 def test_a_missing_function_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
     path = written(tmp_path, "import json\n\ndef order(item): ...\n\nasync def customer(item): ...\n")
     expected = f"transform: {path} has no function oder; it has order (line 3), customer (line 5)"
-    assert refused("hooks.py:oder", tmp_path) == expected
+    assert rejected("hooks.py:oder", tmp_path) == expected
 
 
 def test_a_file_without_functions_is_reported_as_such(tmp_path: Path) -> None:
     path = written(tmp_path, "order = 5\n")
-    assert refused("hooks.py:order", tmp_path) == f"transform: {path} has no function order; it has none"
+    assert rejected("hooks.py:order", tmp_path) == f"transform: {path} has no function order; it has none"
 
 
 @pytest.mark.parametrize("body", ["return {}", "yield {}"], ids=["coroutine", "generator"])
 def test_an_async_function_is_rejected(body: str, tmp_path: Path) -> None:
     path = written(tmp_path, f"async def order(item):\n    {body}\n")
     assert (
-        refused("hooks.py:order", tmp_path) == f"transform: order in {path} is async; a hook must be a plain function"
+        rejected("hooks.py:order", tmp_path) == f"transform: order in {path} is async; a hook must be a plain function"
     )
 
 
@@ -187,18 +187,18 @@ def test_a_failed_import_is_reported_with_file_and_line(
 ) -> None:
     path = written(tmp_path, text, "hooks.py" if place == "hooks.py" else "shop_c/hooks.py")
     expected = f"transform: {place} cannot be imported: {error} ({path}, line {line})"
-    assert refused(f"{place}:order", tmp_path) == expected
+    assert rejected(f"{place}:order", tmp_path) == expected
 
 
 def test_the_line_is_the_hooks_own_even_if_a_library_raised(tmp_path: Path) -> None:
     path = written(tmp_path, "import json\nx = json.loads('{')\n")
-    assert f"({path}, line 2)" in refused("hooks.py:order", tmp_path)
+    assert f"({path}, line 2)" in rejected("hooks.py:order", tmp_path)
 
 
 @pytest.mark.parametrize("source", [b"x = 1\0\n", b"x = '\xff'\n"], ids=["NUL", "not UTF-8"])
 def test_a_file_that_is_not_python_is_named(source: bytes, tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_bytes(source)
-    problem = refused("hooks.py:order", tmp_path)
+    problem = rejected("hooks.py:order", tmp_path)
     assert problem.startswith("transform: hooks.py cannot be imported: ")
     assert str(tmp_path / "hooks.py") in problem
     assert "transform.py" not in problem
@@ -207,14 +207,14 @@ def test_a_file_that_is_not_python_is_named(source: bytes, tmp_path: Path) -> No
 @pytest.mark.parametrize("place", ["sys", "shop_d"], ids=["built in", "a folder"])
 def test_a_module_without_a_file_is_rejected(place: str, tmp_path: Path) -> None:
     (tmp_path / "shop_d").mkdir()
-    assert "has no source file" in refused(f"{place}:order", tmp_path)
+    assert "has no source file" in rejected(f"{place}:order", tmp_path)
 
 
 def test_a_module_without_python_source_is_rejected_too(tmp_path: Path) -> None:
-    assert "has no function nothing" in refused("_decimal:nothing", tmp_path)
+    assert "has no function nothing" in rejected("_decimal:nothing", tmp_path)
 
 
-# one document an item
+# one document per item
 
 
 @pytest.mark.parametrize("found", [None, {}, {"a": 1}])
@@ -308,7 +308,7 @@ def test_ctrl_c_is_not_parked(monkeypatch: pytest.MonkeyPatch) -> None:
         hook(raising(KeyboardInterrupt())).one(ITEM)
 
 
-# documents with ids of their own
+# documents with their own ids
 
 
 def many(*found: object, tables: tuple[str, ...] = TABLES) -> dict[tuple[str, str], Mapping[str, object]]:

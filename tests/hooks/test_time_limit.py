@@ -1,4 +1,4 @@
-"""A hook that takes too long is interrupted where it is, parks its item, and nothing else is ever interrupted."""
+"""A hook that takes too long is interrupted and its item parked; nothing else is ever interrupted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def loops(item: Any) -> None:
         pass
 
 
-def asks_for_ever(item: Any) -> None:
+def reads_forever(item: Any) -> None:
     while item["v"] != "x":
         pass
 
@@ -54,14 +54,14 @@ def swallows_once(item: Any) -> None:
 
 
 @documents
-def yields_for_ever(item: Any) -> Iterator[Document]:
+def yields_forever(item: Any) -> Iterator[Document]:
     while True:
         yield Document("1", {})
 
 
-@pytest.mark.parametrize("function", [loops, asks_for_ever, matches, sleeps, swallows_once])
+@pytest.mark.parametrize("function", [loops, reads_forever, matches, sleeps, swallows_once])
 def test_a_slow_hook_is_interrupted_and_its_item_parked(function: Callable[[Any], Any]) -> None:
-    """Also a pattern that backtracks without end, which lets no other thread run, and a sleep."""
+    """Even a pattern that backtracks endlessly without releasing the GIL, and a sleep."""
     with HookLimit(0.1), pytest.raises(Poison) as caught:
         hook(function).one(ITEM)
     reason = r"hook slow took longer than 0\.1 s \(hook_timeout\) and was interrupted at test_time_limit\.py:\d+"
@@ -69,9 +69,9 @@ def test_a_slow_hook_is_interrupted_and_its_item_parked(function: Callable[[Any]
 
 
 class Held:
-    """Its finalizer takes about as long as what its owner does meanwhile."""
+    """Its finalizer takes about as long as its owner's own work."""
 
-    chance = random.Random(7)  # no rhythm, into which the ticks might fall
+    chance = random.Random(7)  # irregular, so that ticks cannot fall into step
 
     def __del__(self) -> None:
         busy(self.chance.uniform(0.001, 0.004))
@@ -83,24 +83,24 @@ def busy(seconds: float) -> None:
         pass
 
 
-def finalizes_for_ever(item: Any) -> None:
+def finalizes_forever(item: Any) -> None:
     while True:
         Held()
         busy(Held.chance.uniform(0.001, 0.004))
 
 
 def test_no_finalizer_is_interrupted() -> None:
-    """An exception in one would be written to stderr, and not end the hook: a warning, which is an error here."""
+    """An exception in one would only be printed: an unraisable exception, which pytest turns into a failure."""
     for _ in range(20):
         with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
-            hook(finalizes_for_ever).one(ITEM)
+            hook(finalizes_forever).one(ITEM)
 
 
 def test_no_callback_of_the_garbage_collector_is_interrupted() -> None:
-    def callback(phase: str, told: dict[str, int]) -> None:
+    def callback(phase: str, info: dict[str, int]) -> None:
         busy(Held.chance.uniform(0.001, 0.004))
 
-    def collects_for_ever(item: Any) -> None:
+    def collects_forever(item: Any) -> None:
         while True:
             gc.collect(0)
             busy(Held.chance.uniform(0.001, 0.004))
@@ -109,12 +109,12 @@ def test_no_callback_of_the_garbage_collector_is_interrupted() -> None:
     try:
         for _ in range(20):
             with HookLimit(0.02), pytest.raises(Poison, match="took longer than"):
-                hook(collects_for_ever).one(ITEM)
+                hook(collects_forever).one(ITEM)
     finally:
         gc.callbacks.remove(callback)
 
 
-LEAVES = """
+EXITS = """
 import time
 from replicator.hooks.time_limit import EXIT_DEADLINE
 
@@ -128,14 +128,14 @@ EXIT_DEADLINE.set(30.0, lambda: None)
 
 
 def test_a_process_that_exits_in_time_is_not_killed_by_its_timer() -> None:
-    """Behind the end of the program no handler is left, and the alarm would do what it does without one."""
-    assert subprocess.run([sys.executable, "-c", LEAVES], timeout=60).returncode == 0
+    """At interpreter exit the handler is gone, and an alarm without one kills the process."""
+    assert subprocess.run([sys.executable, "-c", EXITS], timeout=60).returncode == 0
 
 
 def test_a_generator_that_never_ends_is_interrupted() -> None:
-    gc.collect()  # else what other tests left may be finalized in its midst
+    gc.collect()  # else garbage of other tests may be finalized inside it
     with HookLimit(0.1), pytest.raises(Poison, match="took longer than"):
-        hook(yields_for_ever, declared=True).many(ITEM, ("t",))
+        hook(yields_forever, declared=True).many(ITEM, ("t",))
 
 
 def test_many_quick_calls_may_take_longer_together() -> None:
@@ -149,7 +149,7 @@ def test_many_quick_calls_may_take_longer_together() -> None:
 
 
 def test_an_interruption_never_lands_outside_the_hook() -> None:
-    """Ticks come all the time, and each call ends about when its last one does: what comes too late does nothing."""
+    """Each call ends about when its last tick comes; one that comes too late must do nothing."""
     ended = interrupted = 0
 
     def nearly(item: Any) -> dict[str, int]:
@@ -194,7 +194,7 @@ def test_the_exit_deadline_holds_while_hooks_are_limited(monkeypatch: pytest.Mon
     monkeypatch.setattr("replicator.hooks.time_limit.EXIT_DEADLINE", deadline)
     try:
         with HookLimit(30.0):
-            deadline.set(0.1, left.set)  # as a signal's handler does
+            deadline.set(0.1, left.set)  # as a signal handler does
         while not left.is_set():
             time.sleep(0.01)
     finally:

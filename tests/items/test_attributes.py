@@ -1,4 +1,4 @@
-"""DynamoDB's typed JSON: every type, exact, and nothing converted before it is asked for."""
+"""DynamoDB's typed JSON: every type, exact, and nothing converted before it is accessed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from replicator.items.item import Item
 from replicator.key import KeyAttribute, KeySchema
 from replicator.source.decoding import RecordsDecoder
 
-THIRTY_EIGHT_NINES = "9" * 38
+NINES_38 = "9" * 38
 NUMBERS = [
     "0",
     "-0",
     "1",
     "-1.5",
-    THIRTY_EIGHT_NINES,
-    f"-{THIRTY_EIGHT_NINES}",
-    f"0.{THIRTY_EIGHT_NINES}",
+    NINES_38,
+    f"-{NINES_38}",
+    f"0.{NINES_38}",
     "1E-130",
     "-1E-130",
     "9.9999999999999999999999999999999999999E+125",
@@ -135,7 +135,7 @@ def test_anything_but_a_finite_number_is_malformed(digits: str) -> None:
         (["1200", "1.2E3", "12E2"], "1200"),
         (["-0.5", "-5E-1", "-.50"], "-0.5"),
         (["1E-130", "10E-131"], "1E-130"),
-        ([THIRTY_EIGHT_NINES, f"{THIRTY_EIGHT_NINES}.0"], THIRTY_EIGHT_NINES),
+        ([NINES_38, f"{NINES_38}.0"], NINES_38),
         (
             ["1234567895171680000000000000000000000000", "1.23456789517168E39"],
             "1234567895171680000000000000000000000000",
@@ -148,7 +148,7 @@ def test_equal_numbers_have_one_canonical_spelling(spellings: list[str], one: st
 
 
 def test_different_numbers_have_different_canonical_spellings() -> None:
-    close = ["1", "1." + "0" * 36 + "1", "-1", "10", "1E-130", "2E-130", THIRTY_EIGHT_NINES, "1E38"]
+    close = ["1", "1." + "0" * 36 + "1", "-1", "10", "1E-130", "2E-130", NINES_38, "1E38"]
     assert len({canonical_number(s) for s in close}) == len(close)
 
 
@@ -356,7 +356,7 @@ def test_an_item_amended_is_a_mapping_with_the_new_values_in_place() -> None:
     assert dict(amended) == {"a": Decimal(1), "b": "y", "c": None}
     assert (len(amended), "c" in amended, list(amended)) == (3, True, ["a", "b", "c"])
     assert dict(amended | {"a": 2}) == {"a": 2, "b": "y", "c": None}
-    assert dict(item) == {"a": Decimal(1), "b": "x"}  # as it was
+    assert dict(item) == {"a": Decimal(1), "b": "x"}  # unchanged
 
 
 def test_an_item_is_amended_with_mappings_only() -> None:

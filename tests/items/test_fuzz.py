@@ -1,4 +1,4 @@
-"""Whatever comes in, the decoder gives values or says Malformed; what goes through it and back is the same."""
+"""Any input decodes or is Malformed, and what DynamoDB can hold round-trips."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCHEMAS = [
     KeySchema((KeyAttribute("id", "B"), KeyAttribute("at", "S"))),
 ]
 
-# what DynamoDB holds
+# what DynamoDB can hold
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 digits = st.integers(-(10**38) + 1, 10**38 - 1)
@@ -46,7 +46,7 @@ values = st.recursive(
 )
 items = st.dictionaries(texts, values, max_size=6)
 
-# what might come in instead
+# other input
 
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
@@ -67,7 +67,7 @@ near_valid: st.SearchStrategy[object] = st.recursive(
 
 
 def malformed_or(convert: Callable[[], object], *, valid: bool) -> None:
-    """Gives anything at all, or Malformed; nothing else comes out, and what is ``valid`` is not refused."""
+    """``convert`` succeeds or raises Malformed, nothing else, and succeeds if the input is ``valid``."""
     try:
         convert()
     except Malformed:
@@ -75,7 +75,7 @@ def malformed_or(convert: Callable[[], object], *, valid: bool) -> None:
 
 
 def is_attribute(given: Any) -> bool:
-    """Whether it is a typed attribute that DynamoDB could hold, decided another way than the decoder does."""
+    """Whether it is certainly an attribute that DynamoDB could hold, decided independently of the decoder."""
     if not isinstance(given, dict) or len(given) != 1:
         return False
     ((kind, inner),) = given.items()
@@ -222,7 +222,7 @@ def test_an_item_goes_out_and_comes_back_equal(item: dict[str, Any]) -> None:
 
 
 def same_digits(found: Any, given: Any) -> bool:
-    """Equal numbers may differ in their zeros; these do not."""
+    """Whether numbers are equal including trailing zeros."""
     if isinstance(given, Decimal):
         return bool(found.as_tuple() == given.as_tuple())
     if isinstance(given, dict):
@@ -242,11 +242,11 @@ def test_plain_json_keeps_every_digit(item: dict[str, Any]) -> None:
 
 
 class Literal(str):
-    """A JSON number's very digits."""
+    """The digits of a JSON number."""
 
 
 def in_json(given: Any) -> Any:
-    """What a value is to be in JSON, worked out another way."""
+    """The expected JSON of a value, computed independently."""
     if isinstance(given, Decimal):
         return Literal(given)
     if isinstance(given, bytes):

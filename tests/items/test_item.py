@@ -1,4 +1,4 @@
-"""Items answer hooks alike, whatever was asked of items before; and what was asked is all that is decoded."""
+"""The access profile changes no result, and limits what is decoded to what hooks access."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ATTRIBUTES: list[Any] = [
 ]  # fmt: skip
 
 
-def answer(item: Item, question: str, name: Any) -> object:
+def outcome(item: Item, access: str, name: Any) -> object:
     try:
-        match question:
+        match access:
             case "value":
                 return item[name]
             case "in":
@@ -45,9 +45,9 @@ def test_accesses_to_other_items_change_no_result(seed: int) -> None:
         text = orjson.dumps(found) if luck.random() < 0.95 else b'{"status":{"S":"OPEN"}'
         item, fresh = Item(text, profile), Item(text)
         for _ in range(luck.randrange(5)):
-            question = luck.choice(["value", "value", "value", "in", "get", "all"])
+            access = luck.choice(["value", "value", "value", "in", "get", "all"])
             name = luck.choice(names)
-            assert answer(item, question, name) == answer(fresh, question, name)
+            assert outcome(item, access, name) == outcome(fresh, access, name)
 
 
 def test_only_the_accessed_attributes_of_the_next_item_are_decoded() -> None:

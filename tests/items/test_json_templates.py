@@ -1,4 +1,4 @@
-"""Forms make of an image what the exact way makes of it, byte for byte, whatever it is; and mostly without decoding."""
+"""Templates agree with the exact path byte for byte, whatever comes in, and mostly without decoding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPELLINGS: tuple[Callable[[Any], bytes], ...] = (
 
 
 def leaf(kind: str, source: random.Random) -> dict[str, Any]:
-    """One attribute of this kind; rarely one that is none."""
+    """An attribute of this kind; rarely an invalid one."""
     if source.random() < 0.01:
         return {kind: source.choice(WRONG)}
     pool = {"S": TEXTS, "N": NUMBERS[: 12 if source.random() < 0.9 else None], "B": BINARIES}
@@ -66,7 +66,7 @@ def attribute(source: random.Random, depth: int = 0) -> dict[str, Any]:
 
 
 def alike(typed: Any, source: random.Random) -> Any:
-    """An attribute of the same form with other values; sometimes with one of another kind."""
+    """An attribute of the same shape with other values; sometimes with one of another kind."""
     ((kind, inner),) = typed.items()
     if kind == "M" and isinstance(inner, dict):
         return {kind: {name: alike(v, source) for name, v in inner.items()}}
@@ -163,7 +163,7 @@ def test_one_odd_image_among_many(odd: bytes) -> None:
             list(found.all([usual] * 12))
         assert found.bulk([usual]) is not None
         wanted = exactly(given)
-        assert found.bulk([bytes(i) for i in given]) is None  # nobody has read them yet
+        assert found.bulk([bytes(i) for i in given]) is None  # not validated by msgspec
         if isinstance(wanted, list):
             assert list(found.all(given)) == wanted
         else:
@@ -179,7 +179,7 @@ FRAGMENTS = (
 
 
 def damaged(given: bytes, source: random.Random) -> bytes:
-    """With a piece cut out, put in or said twice."""
+    """With a piece removed, inserted or duplicated."""
     start = source.randrange(len(given) + 1)
     end = min(len(given), start + source.choice((0, 0, 1, 2, 8)))
     piece = given[start : start + source.randrange(30)] if source.random() < 0.3 else source.choice(FRAGMENTS)
@@ -229,7 +229,7 @@ def item(number: int, **more: object) -> bytes:
 
 
 class Counted:
-    """The exact way, with how often it was gone."""
+    """The exact path, counting its calls."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -244,7 +244,7 @@ def test_items_of_few_shapes_are_hardly_ever_decoded() -> None:
     found = JsonTemplates(exact)
     for n in range(3000):
         found(item(n) if n % 3 else item(n, more="x"))
-    assert exact.images == 2 * 2  # each form as it is met first, and as it is learnt
+    assert exact.images == 2 * 2  # each shape when it is seen first, and when its template is made
 
 
 def test_shapes_that_never_recur_are_soon_left_to_the_exact_path() -> None:
@@ -255,7 +255,7 @@ def test_shapes_that_never_recur_are_soon_left_to_the_exact_path() -> None:
     assert exact.images == 1000
     for n in range(100):
         found(item(n))
-    assert exact.images < 1100  # and is come back to
+    assert exact.images < 1100  # shapes that recur get templates again
 
 
 def test_memory_is_bounded_whatever_comes() -> None:
@@ -288,7 +288,7 @@ def test_memory_is_bounded_whatever_comes() -> None:
     ids=["text", "sets", "no set", "no numbers", "no number", "digits", "no leaves"],
 )
 def test_hostile_images_of_a_megabyte_take_linear_time(hostile: bytes) -> None:
-    """With backtracking these would take hours."""
+    """With backtracking they would take hours."""
     found = JsonTemplates(plain_image)
     for _ in range(5):
         assert outcome(found, hostile) == outcome(plain_image, hostile)

@@ -43,19 +43,19 @@ def records(*ids: str) -> list[Record]:
     return [Record((id, "1"), str(at), 0.0) for at, id in enumerate(ids, start=1)]
 
 
-def waiting_for(said: str, _: bool) -> str:
-    return said
+def waiting_for(reason: str, _: bool) -> str:
+    return reason
 
 
 def steps(client: Client, found: Sequence[Record], removed: Set[int] = frozenset()) -> tuple[list[str], list[Any]]:
-    """What each call said, and what came of the records in the end: their texts."""
+    """What was yielded between calls, and the texts of the resulting images."""
 
     def whole() -> Generator[Any, Any, None]:
         yield (yield from looked_up(stream(), found, removed, waiting_for))
 
-    *said, last = answered(client, whole())
+    *waits, last = answered(client, whole())
     assert [(r.key, r.sequence) for r in last] == [(r.key, r.sequence) for r in found]
-    return said, [r.new and Item(bytes(r.new))["text"] for r in last]
+    return waits, [r.new and Item(bytes(r.new))["text"] for r in last]
 
 
 def test_records_get_the_images_of_their_items(db: DynamoDB) -> None:
@@ -106,7 +106,7 @@ def test_unprocessed_keys_are_requested_again(db: DynamoDB) -> None:
     assert steps(db, records("a", "b", "c")) == ([throttled, throttled], ["now"] * 3)
 
 
-def said(waiting_for: str, progress: bool) -> tuple[str, bool]:
+def report(waiting_for: str, progress: bool) -> tuple[str, bool]:
     return waiting_for, progress
 
 
@@ -115,14 +115,14 @@ def test_progress_is_reported(db: DynamoDB) -> None:
     db.unprocessed(at_most=0, times=1)
     db.unprocessed(at_most=1, times=1)
     throttled = "BatchGetItem is throttled"
-    found = list(answered(db, looked_up(stream(), records("a", "b"), frozenset(), said)))
+    found = list(answered(db, looked_up(stream(), records("a", "b"), frozenset(), report)))
     assert found == [(throttled, False), (throttled, True)]
 
 
 def test_a_full_response_leaves_keys_for_an_immediate_next_call(db: DynamoDB) -> None:
     ids = [f"i{n}" for n in range(50)]
     put(db, *ids, text="x" * 380_000)
-    found = list(answered(db, looked_up(stream(), records(*ids), frozenset(), said)))
+    found = list(answered(db, looked_up(stream(), records(*ids), frozenset(), report)))
     assert found == [("", True)]
 
 
@@ -201,7 +201,7 @@ def test_a_response_that_is_not_dynamodbs_is_retried(db: DynamoDB, answer: bytes
 
 
 def test_a_record_of_an_item_that_no_longer_exists_counts_as_expired(db: DynamoDB) -> None:
-    """Its removal is still to come, and says so: where expiries are ignored, nothing is done before."""
+    """Its removal is still to come and will tell: where expirations are ignored, nothing is removed before."""
     put(db, "a")
 
     def whole() -> Generator[Any, Any, None]:

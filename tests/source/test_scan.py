@@ -1,4 +1,4 @@
-"""A segment's scan: resumable, says when it is throttled, skips nothing, and keeps to its budget."""
+"""A segment's scan is resumable, reports throttling, skips nothing, and keeps to its budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL = {(f"i{n}",) for n in range(10)}
 
 @pytest.fixture
 def db() -> DynamoDB:
-    """Ten items, three a page."""
+    """Ten items, three per page."""
     made = DynamoDB(now=lambda: 0.0, random=random.Random(1))
     made.create_table("orders")
     for n in range(10):
@@ -44,7 +44,7 @@ def keys(found: Iterator[ScanPage] | list[ScanPage]) -> list[Key]:
 
 
 class Scripted:
-    """A wire that answers with the given bodies, and remembers what it was asked."""
+    """A client that returns the given bodies and records its requests."""
 
     def __init__(self, *bodies: bytes) -> None:
         self.bodies = list(bodies)

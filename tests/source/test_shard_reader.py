@@ -1,4 +1,4 @@
-"""One shard, read step by step from a DynamoDB in memory whose clock the test holds."""
+"""One shard, read step by step from an in-memory DynamoDB with a fake clock."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def keys(pages: Sequence[Page]) -> list[str]:
 
 
 def until_idle(reader: Iterator[Page]) -> list[Page]:
-    """Pages up to the first ones that show nothing new, or the shard's end."""
+    """Pages until three in a row are empty, or the shard ends."""
     pages: list[Page] = []
     for page in reader:
         pages.append(page)
@@ -72,7 +72,7 @@ def until_idle(reader: Iterator[Page]) -> list[Page]:
 
 
 def quiet(*, record: float, through: float, since: float | None = None) -> tuple[World, ShardState]:
-    """A shard whose one record is stored, and how it stands: ages in seconds, of what an earlier run saw."""
+    """A shard whose only record is stored, and its state: ages, in seconds, of what an earlier run saw."""
     world = World()
     world.write(1)
     stored = sequences(world)[0]
@@ -128,7 +128,7 @@ def test_reading_resumes_after_the_stored_record() -> None:
 
 
 def test_a_keys_only_stream_resumes_after_the_stored_record_and_keeps_its_removals() -> None:
-    """Removals are counted from the first record of the page, which is not the first that is new."""
+    """Removals are indices from the first record of the page, which is not the first new one."""
     world = World(view="KEYS_ONLY")
     world.write(1)
     world.source.delete("orders", {"pk": "k1"})
@@ -138,7 +138,7 @@ def test_a_keys_only_stream_resumes_after_the_stored_record_and_keeps_its_remova
 
 
 def large(count: int, size: int) -> tuple[World, list[str]]:
-    """A world of keys alone whose items are of so many bytes, and their keys."""
+    """A KEYS_ONLY world with items of so many bytes, and their keys."""
     world = World(view="KEYS_ONLY")
     for v in range(count):
         world.source.put("orders", {"pk": f"k{v}", "filler": "x" * size})
@@ -181,7 +181,7 @@ def test_a_run_resumes_after_any_part_of_a_page_split_by_large_images() -> None:
 
 @pytest.mark.parametrize("size", [100_000, 390_000])
 def test_full_responses_do_not_count_as_throttling(size: int) -> None:
-    """The large images come behind small ones, so that more of them are asked for at once than an answer holds."""
+    """The large images come after small ones, so that more of them are requested than fit into a response."""
     world = World(view="KEYS_ONLY")
     world.write(*range(100))
     for v in range(1000, 1300):
@@ -329,22 +329,23 @@ class TestGaps:
             until_idle(world.read(shard="shardId-00000000000000000000-00000000"))
 
     def test_a_position_that_is_trimmed_is_a_gap_unless_its_age_explains_it(self) -> None:
-        """The shard was read empty an hour ago; but what AWS keeps for 24 hours is gone after 23."""
+        """The shard was read empty an hour ago, but what AWS keeps for 24 hours is gone after 23."""
         world, state = quiet(record=23 * HOUR, through=1 * HOUR)
         world.source.trim("orders", world.shard, 1)
         with pytest.raises(GapFound, match="records after the stored position have been trimmed"):
             until_idle(world.read(state))
 
     def test_records_from_before_the_epoch_are_read_to_their_end_or_are_a_gap(self) -> None:
-        """The endpoint has no AT_TIMESTAMP, so the shard is read from what is left of it on.
+        """The endpoint has no AT_TIMESTAMP, so the shard is read from its oldest remaining record.
 
-        A change from before the scan undid what that had stored; what followed it, before the scan too, is trimmed.
+        A change from before the scan reverted what the scan stored; the changes after it, also from before the scan,
+        are trimmed.
         """
         world = World(LOCAL)
         world.write(1)
         world.now += 12 * HOUR
         state = replace(world.state, since=world.now)
-        pages = until_idle(world.read(state))[:2]  # its last one has the record, and none is idle
+        pages = until_idle(world.read(state))[:2]  # the last one has the record, and none is idle
         assert keys(pages) == ["k1"]
         state = moved(state, pages, pages[-1].records)
         world.now += 12.5 * HOUR
@@ -387,7 +388,7 @@ def test_a_late_shard_is_read_from_its_very_first_record(dialect: Dialect) -> No
 
 @pytest.mark.parametrize("code", ["ValidationException", "TrimmedDataAccessException"])
 def test_a_late_shard_whose_start_is_rejected_is_read_from_its_oldest_record_while_complete(code: str) -> None:
-    """An endpoint need not take a number that is no record's; AWS's API names the second for GetShardIterator."""
+    """Endpoints need not accept a number that belongs to no record; AWS documents the second error for this call."""
     world = World()
     child = world.source.roll("orders", world.shard)
     world.write(1, 2)
@@ -456,7 +457,7 @@ def test_sequence_numbers_may_have_any_length_and_leading_zeros(numbering: Numbe
 
 
 class TestSilence:
-    """A shard without records: its position is trimmed in the end, though nothing is lost."""
+    """A shard without new records: its position is trimmed eventually, though nothing is lost."""
 
     @pytest.mark.parametrize("dialect", [AWS, LOCAL], ids=["AWS", "DynamoDB Local"])
     def test_a_position_of_a_day_ago_is_no_gap_while_the_shard_was_empty_up_to_20_hours_ago(
@@ -485,7 +486,7 @@ class TestSilence:
         world, state = quiet(record=30 * HOUR, through=1 * HOUR)
         world.write(2)
         right = world.source.call
-        monkeypatch.setattr(world.source, "call", lambda o, r: right(o, _at_what_is_left(r)))
+        monkeypatch.setattr(world.source, "call", lambda o, r: right(o, _at_the_horizon(r)))
         assert keys(until_idle(world.read(state))) == ["k2"]
 
     def test_the_rest_of_a_closed_shard_is_read_to_its_end(self) -> None:
@@ -524,7 +525,7 @@ class TestSilence:
         assert keys(until_idle(world.read(state))) == ["k1"]
 
     def test_empty_pages_of_a_closed_shard_prove_nothing(self) -> None:
-        """They are passed in no time; only its end tells."""
+        """They are read in no time; only its end proves anything."""
         world = World()
         world.write(1)
         world.source.roll("orders", world.shard)
@@ -541,7 +542,7 @@ class TestSilence:
         assert all(p.missing and p.waiting_for and p.rest > 0 and not p.ended for p in pages)
 
 
-def _at_what_is_left(request: Mapping[str, Any]) -> Mapping[str, Any]:
+def _at_the_horizon(request: Mapping[str, Any]) -> Mapping[str, Any]:
     if "SequenceNumber" not in request:
         return request
     return {k: v for k, v in request.items() if k != "SequenceNumber"} | {"ShardIteratorType": "TRIM_HORIZON"}

@@ -1,4 +1,4 @@
-"""What GetRecords and DescribeStream answer, as DynamoDB writes it and as other endpoints do."""
+"""Responses to GetRecords and DescribeStream, as DynamoDB and as other endpoints send them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WITHOUT_IMAGE = "a change that has no NewImage and is not a removal"
 
 
 def records(*changes: dict[str, Any], images: bool = True, **page: Any) -> Records:
-    """The decoded answer; ``changes``: what its records have besides key and sequence number."""
+    """A decoded response; ``changes``: the members of its records besides key and sequence number."""
     made = []
     for n, change in enumerate(changes):
         event: dict[str, Any] = {name: change.pop(name) for name in ("eventName", "userIdentity") if name in change}
@@ -106,7 +106,7 @@ def test_any_other_error_while_listing_children_is_raised(source: DynamoDB) -> N
 
 
 class Nulls:
-    """A wire that says null for whatever is not there."""
+    """A client whose responses have null for whatever is absent."""
 
     def __init__(self, **described: Any) -> None:
         self._described = described
