@@ -69,13 +69,13 @@ class Signer:
 
     def _prefix(self, target: str, keys: Keys) -> tuple[bytes, bytes]:
         """The canonical request up to the body's hash, and the header lines up to the signature."""
-        given = {"content-type": self._content, "host": self._host, "x-amz-date": self._stamp}
+        headers = {"content-type": self._content, "host": self._host, "x-amz-date": self._stamp}
         if keys.token is not None:
-            given["x-amz-security-token"] = keys.token
-        given["x-amz-target"] = target
-        names = ";".join(given)
-        canonical = f"POST\n{self._place}\n\n" + "".join(f"{n}:{v}\n" for n, v in given.items()) + f"\n{names}\n"
-        lines = "".join(f"{n}: {v}\r\n" for n, v in given.items())
+            headers["x-amz-security-token"] = keys.token
+        headers["x-amz-target"] = target
+        names = ";".join(headers)
+        canonical = f"POST\n{self._place}\n\n" + "".join(f"{n}:{v}\n" for n, v in headers.items()) + f"\n{names}\n"
+        lines = "".join(f"{n}: {v}\r\n" for n, v in headers.items())
         credential = f"{keys.access}/{self._day}/{self._scope}"
         lines += f"authorization: {_ALGORITHM} Credential={credential}, SignedHeaders={names}, Signature="
         return canonical.encode(), lines.encode()

@@ -105,35 +105,35 @@ TO_PYTHON: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def from_python(given: object) -> Typed:
+def from_python(plain_value: object) -> Typed:
     """The typed attribute for a plain Python value, as tests and the in-memory DynamoDB take them.
 
     TypeError for what DynamoDB cannot hold, floats included: they may have lost digits that a DynamoDB number keeps.
     """
-    match given:
+    match plain_value:
         case None:
             return {"NULL": True}
         case bool():
-            return {"BOOL": given}
+            return {"BOOL": plain_value}
         case str():
-            return {"S": given}
+            return {"S": plain_value}
         case int() | Decimal():
-            if not Decimal(given).is_finite():
-                raise TypeError(f"{given} is not a DynamoDB number")
-            return {"N": str(given)}
+            if not Decimal(plain_value).is_finite():
+                raise TypeError(f"{plain_value} is not a DynamoDB number")
+            return {"N": str(plain_value)}
         case bytes() | bytearray() | memoryview():
-            return {"B": base64.b64encode(bytes(given)).decode()}
+            return {"B": base64.b64encode(bytes(plain_value)).decode()}
         case Mapping():
-            return {"M": {name: from_python(v) for name, v in given.items()}}
+            return {"M": {name: from_python(v) for name, v in plain_value.items()}}
         case set() | frozenset():
-            return _typed_set(given)
+            return _typed_set(plain_value)
         case list() | tuple():
-            return {"L": [from_python(v) for v in given]}
-    raise TypeError(f"a {type(given).__name__} is not a DynamoDB value (numbers: int or Decimal)")
+            return {"L": [from_python(v) for v in plain_value]}
+    raise TypeError(f"a {type(plain_value).__name__} is not a DynamoDB value (numbers: int or Decimal)")
 
 
-def _typed_set(given: set[Any] | frozenset[Any]) -> Typed:
-    members = [from_python(v) for v in given]
+def _typed_set(values: set[Any] | frozenset[Any]) -> Typed:
+    members = [from_python(v) for v in values]
     kinds = {kind for m in members for kind in m}
     if len(kinds) != 1 or not kinds <= {"S", "N", "B"}:
         raise TypeError("a DynamoDB set must not be empty, and its members must all be str, all numbers or all bytes")

@@ -88,15 +88,15 @@ def looked_up(
     while wanted:
         try:
             response = yield from _batch_get(stream, wanted[:MAX_KEYS])
-            found = response.images(stream.table)
-            images.update(reader.keyed(found, "BatchGetItem"))
+            returned = response.images(stream.table)
+            images.update(reader.keyed(returned, "BatchGetItem"))
             again = [key for key, _ in reader.keyed(response.unprocessed(stream.table), "BatchGetItem")]
         except TransientError as e:
             yield report(str(e), False)
             continue
         progress = len(again) < len(wanted[:MAX_KEYS])
         wanted = again + wanted[MAX_KEYS:]
-        full = sum(len(image) for image in found) >= _FULL
+        full = sum(len(image) for image in returned) >= _FULL
         if wanted:
             yield report("BatchGetItem is throttled" if again and not full else "", progress)
     return [
