@@ -1,1 +1,1 @@
-"""What is measured, against what: see README.md. Run it with ``make bench``."""
+"""Benchmarks, against what people would write otherwise. Run them with ``make bench``."""

@@ -1,4 +1,4 @@
-"""Measures everything in one run and prints it as tables: python -m benchmarks [--rounds N] [--changes N]."""
+"""Runs all benchmarks and prints their tables: python -m benchmarks [--rounds N] [--changes N]."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
 from replicator.testing.servers.postgres import PostgresServer
 
-NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes that the slow ones are measured on
+NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
 
 
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """``work`` in a fresh process of its own."""
+    """Run ``work`` in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 class EndToEnd:
-    """The contenders on one stream, in rounds, each from the same start."""
+    """The contenders on one stream, in rounds, all from the same initial state."""
 
     def __init__(self, endpoint: str, url: str, changes: int, folder: Path) -> None:
         self._url = url
@@ -85,7 +85,7 @@ class EndToEnd:
             print(f"  {name}: {result.rate:,.0f}/s, {result.cpu / result.changes * 1e6:.1f} us", file=sys.stderr)
 
     def _check(self, name: str, table: str) -> None:
-        """The table against the source, row by row."""
+        """Compare the table with the source, row by row."""
         row = data.row if table == data.TABLE else data.document
         hooked = "hook (" in name or "hook that" in name
         made = (_hooked(item) if hooked and item != self._before.get(item["pk"]) else item for item in self._items)
@@ -107,7 +107,7 @@ class EndToEnd:
 
 
 def _hooked(item: dict[str, Any]) -> Mapping[str, Any]:
-    """What the hook makes of an item, which was decoded by others."""
+    """The hook's result for an item that another library decoded."""
     made: Mapping[str, Any] = data.hook(item)  # type: ignore[arg-type]
     return made
 
@@ -130,7 +130,7 @@ def backlog_lines(rounds: int) -> Iterator[str]:
     found: dict[int, list[float]] = {behind: [] for behind in backlog.BEHIND}
     for _ in range(rounds):
         for behind, costs in found.items():
-            again = max(1, 100_000 // behind)  # what takes 60 ms once says more about the machine
+            again = max(1, 100_000 // behind)  # a single 60 ms run would mostly measure the machine
             costs.append(statistics.median(alone(backlog.cost, behind) for _ in range(again)))
     base = found[100_000]
     yield "| changes behind | client CPU, us/change | x 100,000 behind |"
@@ -193,7 +193,7 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
 
 
 def _search_lines(rounds: int) -> Iterator[str]:
-    from benchmarks import search, search_cost  # only these need what the extra bench brings
+    from benchmarks import search, search_cost  # only these need the extra "bench"
     from tests.servers.search import SearchServer
 
     with SearchServer("elasticsearch-9", heap=1024, fast_start=False) as server:

@@ -1,4 +1,4 @@
-"""What a change costs when few and when many are waiting: the driver, without HTTP and without a server.
+"""The cost of a change with short and long backlogs: the driver, without HTTP and without a server.
 
 The source hands out the same pages again and again under new sequence numbers; the target encodes and forgets.
 """
@@ -37,7 +37,7 @@ _NEXT = re.compile(rb'}(?:,{"awsRegion"|])')  # where a record ends
 
 
 class Treadmill:
-    """A wire to a stream with as many changes as are wanted, at the price of a few thousand."""
+    """A client to a stream of any length, built from a few thousand changes."""
 
     def __init__(self, changes: int) -> None:
         self._database = source.filled(8000, data.SHARDS)
@@ -63,7 +63,7 @@ class Treadmill:
 
 
 class Forgetting(MemoryTarget):
-    """Encodes as for Postgres and keeps the checkpoints, but no rows."""
+    """Encodes as for Postgres and stores checkpoints, but no rows."""
 
     def __init__(self, expected: int, stop: threading.Event) -> None:
         super().__init__(MemoryDatabase())
@@ -84,7 +84,7 @@ class Forgetting(MemoryTarget):
 
 
 def cost(changes: int) -> float:
-    """Microseconds of CPU a change, all threads, with so many waiting."""
+    """CPU microseconds per change, all threads, with a backlog of this size."""
     client, stop = Treadmill(changes), threading.Event()
     expected = changes // data.SHARDS * data.SHARDS
     target = Forgetting(expected, stop)

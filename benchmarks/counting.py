@@ -1,4 +1,4 @@
-"""The product into any target, with a clock that runs from before the first change is read until the last is stored."""
+"""Times replicator with any target, from before the first change is read until the last one is stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from replicator.target.contract import Table
 
 
 class Clock:
-    """Stops everything when ``expected`` changes are stored."""
+    """Stops the run when ``expected`` changes are stored."""
 
     def __init__(self, expected: int, stop: threading.Event) -> None:
         self._expected, self._stop = expected, stop
@@ -45,7 +45,7 @@ class Clock:
 
 
 def counted(kind: type[Any], clock: Clock) -> Any:
-    """A connector that builds the real target, and tells the clock what it stores."""
+    """A connector that builds the real target and reports what it stores to the clock."""
 
     class Counted(kind):  # type: ignore[misc]
         _in_flight: Batch | None = None
@@ -84,7 +84,7 @@ def plain_config(
 
 
 def copied(endpoint: str, kind: type[Any], options: Any, table: str, of_table: dict[str, Any], expected: int) -> Result:
-    """Copy ``expected`` changes as ``replicator run`` does, checkpoints in a file and all."""
+    """Copy ``expected`` changes as ``replicator run`` does, with checkpoints in a file."""
     os.environ.update(CREDENTIALS)
     stop = threading.Event()
     clock = Clock(expected, stop)
@@ -95,7 +95,7 @@ def copied(endpoint: str, kind: type[Any], options: Any, table: str, of_table: d
 
 
 def ratio(these: Sequence[float], of_those: Sequence[float]) -> str:
-    """The median of each round's ratio, and the least and the most."""
+    """Median, minimum and maximum of the rounds' ratios."""
     found = [a / b for a, b in zip(these, of_those, strict=True)]
     return f"{statistics.median(found):.2f} [{min(found):.2f}-{max(found):.2f}]"
 

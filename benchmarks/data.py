@@ -1,4 +1,4 @@
-"""The table that everything is measured on: its items, its changes, and its rows in Postgres. All from a seed."""
+"""The table of all benchmarks: its items, changes and rows in Postgres, generated from a seed."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def item(number: int, random: random.Random) -> Plain:
 
 
 def initial(count: int = ITEMS) -> Iterator[Plain]:
-    """The items that were there before the first change."""
+    """The items before the first change."""
     source = random.Random(1)
     return (item(n, source) for n in range(count))
 
 
 def changes(count: int, items: int = ITEMS) -> Iterator[tuple[str, Plain]]:
-    """("put", item) or ("delete", key), of keys that are equally likely."""
+    """("put", item) or ("delete", key), with uniformly distributed keys."""
     source = random.Random(2)
     alive, following = list(range(items)), items
     for _ in range(count):
@@ -87,24 +87,24 @@ def changes(count: int, items: int = ITEMS) -> Iterator[tuple[str, Plain]]:
 
 
 def hook(given: Item) -> Amended:
-    """A simple hook: a text lowered, a sum worked out, everything else as it is."""
+    """A simple hook: lowercases a string, computes a sum, keeps the rest."""
     return given | {"status": given["status"].lower(), "tax": given["total"] * Decimal("0.2")}
 
 
 def rebuilding_hook(given: Item) -> dict[str, object]:
-    """The same, but it makes a dictionary of all that there is."""
+    """The same, but builds a dictionary of all attributes."""
     return {**given, "status": given["status"].lower(), "tax": given["total"] * Decimal("0.2")}
 
 
 def row(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The row of an item (or of what the hook made of it) as psycopg reads it, without its version."""
+    """The row of an item (or of the hook's document) as psycopg reads it, without its version."""
     values = {name: _plain(found[name]) for name in (*KEYS, *COLUMNS)}
     values["created_at"] = datetime.fromisoformat(values["created_at"])
     return tuple(values.values())
 
 
 def document(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The row of an item in the table of whole documents."""
+    """The row of an item in a table of whole documents."""
     return (*(found[name] for name in KEYS), {name: _plain(v) for name, v in found.items()})
 
 

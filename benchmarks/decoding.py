@@ -1,4 +1,4 @@
-"""From the body of GetRecords to what Postgres is sent, without any server: the product, and what boto3 makes of it."""
+"""CPU cost from the body of GetRecords to the data sent to Postgres, without servers: replicator and boto3."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from replicator.source.decoding import RecordsDecoder
 
 PAGES = 8
 EPOCH = 1024
-LEAST = 0.5  # seconds of CPU that a way is measured for, each round
+LEAST = 0.5  # seconds of CPU time per variant and round
 
 
 BOTO3 = "boto3 + TypeDeserializer"
@@ -53,7 +53,7 @@ def bodies(path: Path) -> None:
 
 
 def cost(path: Path, name: str) -> float:
-    """Microseconds of CPU a change. In a process of its own: what one way leaves in memory slows the next one down."""
+    """CPU microseconds per change, in a separate process: the memory of one variant would slow down the next."""
     os.environ.update(CREDENTIALS)
     way = WAYS[name](pickle.loads(path.read_bytes()))
     tune_allocator()
@@ -71,7 +71,7 @@ def _client(bodies: Sequence[bytes]) -> Any:
 
 
 def _canned(client: Any, bodies: Sequence[bytes]) -> None:
-    """The client parses these bodies, over and over, and no network is there."""
+    """boto3's client, parsing these bodies repeatedly without a network."""
     left = cycle(bodies)
 
     class Raw:
@@ -82,7 +82,7 @@ def _canned(client: Any, bodies: Sequence[bytes]) -> None:
 
 
 class Fetcher:
-    """The product's way to a body: signed, sent, and read off a connection where these come over and over."""
+    """replicator's client: signs, sends, and reads these bodies repeatedly from a fake connection."""
 
     def __init__(self, bodies: Sequence[bytes]) -> None:
         client = connect(Source(table=data.TABLE, region="us-east-1"))
@@ -101,7 +101,7 @@ class Fetcher:
 
 
 class _Connection:
-    """As much of a socket as a line needs: for each request the next answer, as much at once as asked for."""
+    """The part of a socket that HttpConnection uses: each request gets the next response."""
 
     def __init__(self, bodies: Sequence[bytes]) -> None:
         self._left = cycle(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies)

@@ -1,4 +1,4 @@
-"""The Postgres side: a server of its own, tables as the product makes them, and what must be in them at the end."""
+"""The Postgres side: its server, tables as replicator creates them, and their expected final contents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
 from replicator.key import KeyAttribute, KeySchema
 from replicator.target.contract import Table
-from replicator.testing.dynamodb.http import HttpWire
+from replicator.testing.dynamodb.http import UnsignedClient
 
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
 KEYS = KeySchema(tuple(KeyAttribute(name, "S") for name in data.KEYS))
@@ -30,7 +30,7 @@ SHAPES: Mapping[str, Table] = {
 
 
 def encoded(value: Any) -> Any:
-    """A value as psycopg sends it: what is not plain becomes JSON."""
+    """A value as psycopg sends it; maps and lists become JSON."""
     if isinstance(value, Mapping | list | set | frozenset):
         return Json(value, dumps=partial(json.dumps, default=_default, ensure_ascii=False))
     return value
@@ -66,7 +66,7 @@ def _load(connection: psycopg.Connection[Any], table: Table) -> None:
 
 
 def reset(url: str, table: str) -> None:
-    """The table as it was before the first change, and nothing of an earlier run."""
+    """Reset the table to its state before the first change."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS replicator CASCADE")
         connection.execute("DROP TABLE IF EXISTS positions")
@@ -78,8 +78,8 @@ def reset(url: str, table: str) -> None:
 
 
 def items(endpoint: str) -> list[dict[str, Any]]:
-    """What the source holds at the end, decoded without any code of the product."""
-    client, decode = HttpWire(endpoint), TypeDeserializer().deserialize
+    """The source's final items, decoded without any of replicator's code."""
+    client, decode = UnsignedClient(endpoint), TypeDeserializer().deserialize
     found: list[dict[str, Any]] = []
     request: dict[str, Any] = {"TableName": data.TABLE}
     while True:
@@ -91,7 +91,7 @@ def items(endpoint: str) -> list[dict[str, Any]]:
 
 
 def differences(url: str, table: str, wanted: Iterable[tuple[Any, ...]]) -> int:
-    """How many rows are missing, there without reason, or not as they should be."""
+    """The number of rows that are missing, unexpected or different."""
     with psycopg.connect(url) as connection:
         set_json_loads(partial(json.loads, parse_float=Decimal), connection)
         found = {row[:2]: row[:-1] for row in connection.execute(f"SELECT * FROM {table}")}

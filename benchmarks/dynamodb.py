@@ -1,4 +1,4 @@
-"""DynamoDB as a target: what an item costs the client, and how long it takes, against boto3's ``batch_writer``.
+"""DynamoDB as a target: CPU cost and time per item, compared with boto3's ``batch_writer``.
 
 The product's writes are conditional, one item a request; ``batch_writer`` sends 25 items a request, without conditions.
 """
@@ -46,7 +46,7 @@ def batch_writer(endpoint: str) -> Result:
 
 
 def product(endpoint: str) -> Result:
-    """Batches of a page each, as they come from the stream; what it takes to make them is not counted."""
+    """One batch per stream page; building them is not measured."""
     os.environ.update(CREDENTIALS)
     batches = list(_batches())
     options = DynamoDBOptions(endpoint_url=endpoint, region="us-east-1")
@@ -73,7 +73,7 @@ def _batches() -> Iterator[Batch]:
 
 
 def lines(rounds: int, alone: Callable[..., Result]) -> Iterator[str]:
-    """The table. ``alone`` calls a function in a process of its own."""
+    """The result table. ``alone`` calls a function in a separate process."""
     yield "| to DynamoDB | latency, ms | items/s | client CPU, us/item | x batch_writer's rate | times less CPU |"
     yield "|---|---|---|---|---|---|"
     for latency in LATENCIES:

@@ -1,4 +1,4 @@
-"""Memory of a run that reads 64 shards of 400 KB items over HTTP into Postgres, in a process of its own."""
+"""Memory of a run that reads 64 shards of 400 KB items over HTTP into Postgres, in a separate process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from benchmarks.product import AS_DOCUMENTS, copy
 
 SHARDS, RECORDS, SIZE = 64, 960, 400_000
-EVERY = 0.05  # seconds between looks
+EVERY = 0.05  # seconds between samples
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """MB: the most it ever was, and its middle value in the second and in the last quarter of the run."""
+    """MB: the maximum, and the medians of the second and the last quarter of the run."""
 
     peak: float
     early: float
@@ -25,7 +25,7 @@ class Memory:
 
 
 def measured(endpoint: str, url: str) -> Memory:
-    # Not getrusage: its ru_maxrss begins with what the process that started this one had.
+    # Not getrusage: its ru_maxrss includes the parent process before exec.
     looks: list[float] = []
     done = threading.Event()
     watching = threading.Thread(target=_watch, args=(looks, done))

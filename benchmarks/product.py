@@ -1,4 +1,4 @@
-"""R: the product itself, from the stream over HTTP to rows in Postgres, in one process."""
+"""R: replicator itself, from the stream over HTTP to rows in Postgres, in one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AS_DOCUMENTS: Mapping[str, Mapping[str, Any]] = {data.DOCUMENTS: {}}
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """So many changes took so long. ``cpu``: seconds of this process, all threads."""
+    """Changes, and seconds for them. ``cpu``: CPU seconds of this process, all threads."""
 
     changes: int
     seconds: float
@@ -40,7 +40,7 @@ class Result:
 
 
 class Counting(Postgres):
-    """The real target. Its clock runs from before the first change is read until so many are stored; then all stops."""
+    """The real target, timed from before the first change is read until the expected number is stored."""
 
     def __init__(self, options: PostgresOptions, pipeline: str, expected: int, stop: threading.Event) -> None:
         super().__init__(options, pipeline)

@@ -1,4 +1,4 @@
-"""What the product is compared with.
+"""The contenders that replicator is compared with.
 
 N  the loop people write: boto3, TypeDeserializer, executemany and a commit per page
 L  the same with one transaction a record, as a function behind an event source mapping does it
@@ -33,7 +33,7 @@ _KEYS = ", ".join(data.KEYS)
 
 
 def upsert(table: str, names: Sequence[str], values: str) -> str:
-    """INSERT or UPDATE, if the version is newer; ``values`` is what follows the column list."""
+    """INSERT or UPDATE if the version is newer; ``values`` follows the column list."""
     body = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name not in data.KEYS)
     return (
         f"INSERT INTO {table} AS t ({', '.join(names)}) {values} "
@@ -47,11 +47,11 @@ _CHECKPOINT = "INSERT INTO positions VALUES (%s, %s) ON CONFLICT (shard) DO UPDA
 _POSITIONS = "CREATE TABLE IF NOT EXISTS positions (shard text PRIMARY KEY, sequence text)"
 
 
-# N and L: what people write
+# N and L: typical hand-written loops
 
 
 def pages(endpoint: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Pages of records as boto3 gives them, of one shard after the other."""
+    """Pages of records as boto3 returns them, shard by shard."""
     os.environ.update(CREDENTIALS)
     region = {"endpoint_url": endpoint, "region_name": "us-east-1"}
     arn = boto3.client("dynamodb", **region).describe_table(TableName=data.TABLE)["Table"]["LatestStreamArn"]
@@ -84,7 +84,7 @@ def naive(endpoint: str, url: str, expected: int) -> Result:
 
 
 def _alike(records: Sequence[Mapping[str, Any]], decode: Any, done: int) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """The last change of each key, upserts first: what a careful loop sends."""
+    """The last change of each key, upserts first, as a careful loop would send them."""
     puts: dict[str, tuple[Any, ...]] = {}
     deletes: dict[str, tuple[Any, ...]] = {}
     for number, record in enumerate(records, done + 1):
@@ -121,12 +121,12 @@ def one_by_one(endpoint: str, url: str, expected: int) -> Result:
         raise AssertionError("the stream has fewer changes")
 
 
-# M: the least
+# M: the minimum
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One batch, ready to be sent."""
+    """One encoded batch."""
 
     shard: str
     sequence: str
@@ -136,7 +136,7 @@ class Prepared:
 
 
 def prepare(endpoint: str, path: Path, table: str, pages: int) -> None:
-    """Write M's batches of so many pages into a file; of more than one in the order of keys."""
+    """Write M's batches to a file; batches of several pages are sorted by key."""
     shards: dict[str, list[list[Any]]] = defaultdict(list)
     for shard, body in bodies(client(endpoint)):
         shards[shard].append(orjson.loads(body)["Records"])

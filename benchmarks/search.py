@@ -1,5 +1,4 @@
-"""Search indices: documents a second end to end, against the loop that people write with boto3 and helpers.bulk. On a
-real server."""
+"""Search indices on a real server: documents per second end to end, compared with boto3 and ``helpers.bulk``."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from connectors.elasticsearch import Elasticsearch, ElasticsearchOptions
 from replicator.target.contract import Table
 
 DOCUMENTS, CHANGES, NAIVE = 24_000, 60_000, 12_000
-BULK = 1000  # documents a request, for both
+BULK = 1000  # documents per request, for both
 INDEX = "orders"
 FIELDS = {
     "customer": "keyword", "status": "keyword", "note": "text", "created_at": "date", "total": "double",
@@ -36,7 +35,7 @@ _deserialized = TypeDeserializer().deserialize
 
 
 def reset(url: str) -> None:
-    """As if nobody had been there."""
+    """Reset the index."""
     client = _client(url)
     for index in (f"{INDEX}-loop", f"{INDEX}-1"):
         client.indices.delete(index=index, ignore_unavailable=True)
@@ -48,7 +47,7 @@ def _client(url: str) -> Client:
 
 
 def action(item: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """What helpers.bulk is given for an item; its serialiser knows no sets, and makes a float of each Decimal."""
+    """The action for helpers.bulk; its serializer rejects sets and turns Decimals into floats."""
     body = {name: sorted(v) if isinstance(v, (set, frozenset)) else v for name, v in item.items()}
     id = f"{item['pk']}|{item['sk']}"
     return {"_index": f"{INDEX}-loop", "_id": id, "version": version, "version_type": "external", "_source": body}
@@ -94,7 +93,7 @@ def product(endpoint: str, url: str) -> Result:
 
 
 def differences(endpoint: str, url: str) -> int:
-    """How many documents of the index are not what the source's items are now."""
+    """The number of documents in the index that differ from the source's items."""
     client = _client(url)
     client.indices.refresh(index=INDEX)
     found = {hit["_id"]: hit["_source"] for hit in helpers.scan(client, index=INDEX, size=2000)}
@@ -105,7 +104,7 @@ def differences(endpoint: str, url: str) -> int:
 
 
 def _same(source: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
-    """Compared as doubles, because this client reads numbers so; that they are exact is the contract's business."""
+    """Compared as doubles, because this client reads them so; the contract suite verifies exact numbers."""
     own = {name: v for name, v in source.items() if name != "replicator"}
     same: bool = own == orjson.loads(orjson.dumps(item, default=_float))
     return same
@@ -116,7 +115,7 @@ def _float(value: Any) -> Any:
 
 
 def lines(rounds: int, url: str, alone: Callable[..., Any]) -> Iterator[str]:
-    """The table. ``alone`` calls a function in a process of its own."""
+    """The result table. ``alone`` calls a function in a separate process."""
     with source.endpoint("--changes", str(CHANGES)) as endpoint:
         yield from _rate_lines(rounds, endpoint, url, alone)
 

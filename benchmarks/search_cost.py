@@ -1,4 +1,4 @@
-"""Search indices: what a document costs the client against ``elasticsearch.helpers.bulk``, on a real server.
+"""Search indices on a real server: CPU cost per document, compared with ``elasticsearch.helpers.bulk``.
 
 Like is compared with like: both begin with the documents that a hook returned, or both with DynamoDB's typed JSON.
 """
@@ -33,13 +33,13 @@ _deserialized = TypeDeserializer().deserialize
 
 
 def bulk_cost(url: str) -> float:
-    """Microseconds of CPU a document of helpers.bulk, from actions that are there already."""
+    """CPU microseconds per document of helpers.bulk, from prepared actions."""
     actions = [action(item, n) for n, item in enumerate(data.initial(DOCUMENTS), 1)]
     return _bulk_cost(url, actions, lambda ready: ready)
 
 
 def bulk_cost_of_documents(url: str) -> float:
-    """The same from documents as a hook returns them: actions are made of them, and sets become lists."""
+    """The same from a hook's documents: building actions, converting sets to lists."""
     return _bulk_cost(url, list(enumerate(_documents(), 1)), lambda numbered: action(numbered[1], numbered[0]))
 
 
@@ -49,7 +49,7 @@ def bulk_cost_of_images(url: str) -> float:
 
 
 def bulk_cost_of_images_by_hand(url: str) -> float:
-    """The same, through the quickest that a person would write who needs no exact numbers."""
+    """The same, with the fastest decoding for those who need no exact numbers."""
     return _bulk_cost(url, list(enumerate(_images(), 1)), lambda numbered: action(_by_hand(numbered[1]), numbered[0]))
 
 
@@ -85,12 +85,12 @@ def _value(attribute: dict[str, Any]) -> Any:
 
 
 def product_cost_of_documents(url: str) -> float:
-    """Microseconds of CPU a document of storing batches of documents as a hook returns them."""
+    """CPU microseconds per document for batches of a hook's documents."""
     return _storing_cost(url, _documents())
 
 
 def product_cost_of_images(url: str) -> float:
-    """The same of batches of items, as they are in the stream."""
+    """The same for batches of items without a hook."""
     return _storing_cost(url, [Item(msgspec.json.decode(image, type=msgspec.Raw)) for image in _images()])
 
 
@@ -117,12 +117,12 @@ def _images() -> list[bytes]:
 
 
 def _documents() -> list[dict[str, Any]]:
-    """Dictionaries with what hooks see: a Decimal for each number, frozensets."""
+    """Dictionaries as hooks see them: Decimals and frozensets."""
     return [dict(Item(image)) for image in _images()]
 
 
 def product_cost_of_bodies(url: str) -> float:
-    """Microseconds of CPU a change of everything from the bodies of GetRecords on, in the process."""
+    """CPU microseconds per change for everything after GetRecords, in this process."""
     bodies = [body for _, body in source.bodies(source.filled(DOCUMENTS, 1))]
     target = Elasticsearch(ElasticsearchOptions(url=url, bulk_documents=BULK), "benchmark")
     target.open([table()], FIRST_EPOCH)
@@ -150,7 +150,7 @@ COMPARED: Mapping[str, tuple[Callable[[str], float], Callable[[str], float]]] = 
 
 
 def lines(rounds: int, url: str, alone: Callable[..., Any]) -> Iterator[str]:
-    """The table. ``alone`` calls a function in a process of its own."""
+    """The result table. ``alone`` calls a function in a separate process."""
     found: dict[Callable[[str], float], list[float]] = {cost: [] for costs in COMPARED.values() for cost in costs}
     for _ in range(rounds):
         for cost, costs in found.items():

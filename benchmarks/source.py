@@ -1,4 +1,4 @@
-"""The source in a process of its own: the in-memory DynamoDB behind HTTP, its stream holding all changes already."""
+"""The source in a separate process: the in-memory DynamoDB over HTTP, with all changes already in its stream."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import orjson
 from benchmarks import data
 from replicator.aws.client import Client
 from replicator.testing.dynamodb import AWS, DynamoDB
-from replicator.testing.dynamodb.http import HttpWire, served
+from replicator.testing.dynamodb.http import UnsignedClient, served
 
 KEYS = {"pk": "S", "sk": "S"}
-# Streams are opened at their first record: a benchmark may be at work longer than AT_TIMESTAMP's ten minutes.
+# Streams are opened at their first record: a benchmark may take longer than AT_TIMESTAMP's ten minutes.
 DIALECT = replace(AWS, at_timestamp=False)
 
 
@@ -47,7 +47,7 @@ def wide(shards: int, records: int, size: int) -> DynamoDB:
 
 @contextlib.contextmanager
 def endpoint(*arguments: str) -> Iterator[str]:
-    """The URL of a source that runs while the block does. ``arguments``: of ``main``."""
+    """The URL of a source that runs during the block. ``arguments``: of ``main``."""
     command = [sys.executable, "-m", "benchmarks.source", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -61,7 +61,7 @@ def endpoint(*arguments: str) -> Iterator[str]:
 
 
 def bodies(client: Client) -> Iterator[tuple[str, bytes]]:
-    """Every page of the stream: its shard, and the body of the answer to GetRecords."""
+    """Every page of the stream: its shard, and the response body of GetRecords."""
     arn = orjson.loads(client.call("DescribeTable", {"TableName": data.TABLE}))["Table"]["LatestStreamArn"]
     described = orjson.loads(client.call("DescribeStream", {"StreamArn": arn}))["StreamDescription"]
     for shard in (s["ShardId"] for s in described["Shards"]):
@@ -77,7 +77,7 @@ def bodies(client: Client) -> Iterator[tuple[str, bytes]]:
 
 
 def client(url: str) -> Client:
-    return HttpWire(url)
+    return UnsignedClient(url)
 
 
 def main() -> None:
@@ -91,11 +91,11 @@ def main() -> None:
     else:
         database = wide(given.shards, given.changes, given.size)
     gc.collect()
-    gc.freeze()  # the collector would walk through all of it again and again, and be measured with the product
+    gc.freeze()  # keep garbage collection of this data out of the measurement
     gc.disable()
     with served(database) as url:
         print(url, flush=True)
-        sys.stdin.read()  # until whoever started it is gone
+        sys.stdin.read()  # until the parent process ends
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tests.servers.search import SearchServer
 
 
 def search_peak(endpoint: str, url: str) -> float:
-    """MB at its most; whole items, as they are."""
+    """Maximum MB, with items copied whole."""
     copied(endpoint, Elasticsearch, ElasticsearchOptions(url=url), "wide", {}, RECORDS)
     return _peak()
 
@@ -36,7 +36,7 @@ def _peak() -> float:
 
 
 def lines(alone: Callable[..., float]) -> Iterator[str]:
-    """The table. ``alone`` calls a function in a process of its own."""
+    """The result table. ``alone`` calls a function in a separate process."""
     arguments = ("--changes", RECORDS, "--shards", SHARDS, "--size", SIZE)
     with source.endpoint(*map(str, arguments)) as endpoint:
         with SearchServer("elasticsearch-9", heap=2048, fast_start=False) as server:

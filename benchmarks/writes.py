@@ -1,4 +1,4 @@
-"""A DynamoDB that says yes to every write after a while, in a process of its own: only the client is measured."""
+"""A DynamoDB that accepts every write after a delay, in a separate process, so that only the client is measured."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def serve(latency: float) -> None:
 
 @contextlib.contextmanager
 def endpoint(latency: float) -> Iterator[str]:
-    """The URL of one that runs while the block does. ``latency``: seconds for each answer."""
+    """The URL of such a server during the block. ``latency``: seconds per response."""
     command = [sys.executable, "-m", "benchmarks.writes", "--latency", str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

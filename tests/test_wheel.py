@@ -17,7 +17,7 @@ import pytest
 
 from replicator import __version__
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.dynamodb.http import HttpWire, served
+from replicator.testing.dynamodb.http import UnsignedClient, served
 
 ROOT = Path(__file__).parents[1]
 SUPPORTED = [f"3.{minor}" for minor in range(11, 15)]
@@ -128,5 +128,5 @@ def test_an_installed_wheel_checks_and_copies_a_table(environment: Path, endpoin
     assert check.returncode == 0, check.stdout + check.stderr
     copied = replicator("run", "orders.yaml", "--until", "caught-up", "--json")
     assert copied.returncode == 0, copied.stdout + copied.stderr
-    copies = json.loads(HttpWire(endpoint).call("Scan", {"TableName": "orders-copy"}))["Items"]
+    copies = json.loads(UnsignedClient(endpoint).call("Scan", {"TableName": "orders-copy"}))["Items"]
     assert {item["id"]["S"] for item in copies} == {f"order#{n}" for n in range(20)}

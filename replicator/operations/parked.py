@@ -1,7 +1,7 @@
-"""Parked items, and how one is tried again: at its own version, so the target's guard keeps it safe.
+"""Lists, retries and discards parked items. A retry keeps the change's version, so the guard protects newer ones.
 
-A run that goes on meanwhile changes the same entries. Both compare revisions: a command that loses says so, a run that
-loses reads the entries again.
+A concurrent run changes the same entries. Both compare revisions: a command that loses reports it, a run that loses
+reads the entries again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from replicator.target.contract import AppliesLate, Target, Transactional, Ungua
 from replicator.target.in_doubt import is_late
 from replicator.version import epoch_of
 
-CHANGED = "a run has changed it meanwhile; look at it again"
+CHANGED = "a run has changed it in the meantime; look at it again"
 OVERTAKEN = (
     "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
     "compare the item in the target with its source; its next change replaces it"
@@ -53,7 +53,7 @@ SUPERSEDED = "it has changed in the source since, and what the stream brings of 
 
 @dataclass(frozen=True, slots=True)
 class ParkedItem:
-    """An item's parked entry as it was read."""
+    """An item's parked entry, as read."""
 
     item: str
     id: str
@@ -62,16 +62,16 @@ class ParkedItem:
 
     @property
     def changes(self) -> Mapping[str, int]:
-        """How many changes are parked, by the source that counts them."""
+        """The number of parked changes, by the source that counts them."""
         return self.entry.changes or {self.entry.source: 1}
 
     @property
     def removal(self) -> Save:
-        """What takes the entry away, unless it changed since it was read."""
+        """The save that removes the entry, unless it changed since it was read."""
         return Save(PARKED, self.id, self.revision, None)
 
     def discarded(self) -> Batch:
-        """The batch that gives the item's parked changes up: they count as dropped from then on."""
+        """The batch that discards the parked changes, which then count as filtered."""
         parts = [Part(source, (), Counts(parked=-n, filtered=n)) for source, n in self.changes.items()]
         left = self.entry.leaves
         return Batch(parts, [self.removal, *([self.left(left, self.entry.base)] if left is not None else [])])
@@ -83,16 +83,16 @@ class ParkedItem:
         return Batch(parts, [self.removal, *([self.left(left, base)] if left or base is not None else [])])
 
     def left(self, leaves: Sequence[Place], base: str | None = None) -> Save:
-        """What the item's next change must remove besides the documents of its own old image."""
+        """The save that lists what the item's next change must delete besides the documents of its old image."""
         return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
 
 
 class ListedItems:
-    """The items that are parked as this is made, all of them or those whose key texts are ``items``.
+    """The items parked at construction: all, or those whose key texts are ``items``.
 
-    Iterating reads them with their images, a few in memory at a time. Revisions are those of the beginning: what
-    changes before its turn cannot be changed as if it were the same. An item that was parked anew meanwhile comes as it
-    is then; one that was not parked yet does not come.
+    Iteration reads them with their images, a few in memory at a time. Revisions are those at construction, so an entry
+    that changes before its turn cannot be modified by mistake. An item that was parked again meanwhile is returned in
+    its new state; one that was first parked later is not returned.
     """
 
     def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None = None) -> None:
@@ -115,16 +115,18 @@ class ListedItems:
 
 
 def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
-    """The same one by one, all of them or the one whose key text is ``item``: listed now, read as asked for."""
+    """Iterate over all parked items, or the one whose key text is ``item``. Listed now, read lazily."""
     return iter(ListedItems(checkpoints, None if item is None else [item]))
 
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
-    """What the pipeline is made of; ConfigError if no run has begun it."""
-    found = checkpoints.pipeline()
-    if found is None:
-        raise ConfigError("this pipeline has not begun to copy yet: nothing is parked")
-    return found
+    """The pipeline's state; ConfigError if it has never run."""
+    for entry in checkpoints.read().entries:
+        if entry.kind == "pipeline":
+            state = decode(entry.kind, entry.id, entry.text)
+            assert isinstance(state, PipelineState)
+            return state
+    raise ConfigError("this pipeline has not started yet, so nothing is parked")
 
 
 def retry(
@@ -135,29 +137,23 @@ def retry(
     now: Callable[[], float] = time.time,
     source: SourceItems | None = None,
 ) -> str:
-    """Try an item's parked changes again; what became of them: "" if they are stored, else why not.
+    """Retry an item's parked changes. Returns "" if they were stored, otherwise why not.
 
-    What is still refused stays parked as it is. ``now``: wall clock. The pipeline is looked at for each item: while a
-    command goes through thousands, another epoch may begin, or another hook be accepted. ``source``: asked about what
-    a scan found, where documents have ids of their own, and about everything where the target compares no versions.
+    Rejected changes stay parked unchanged. ``pipeline``: its state when the command started. ``now``: wall clock.
     """
-    pipeline = pipeline_of(checkpoints)
+    if (
+        epoch_of(parked.entry.version) > pipeline.epoch
+    ):  # parked since then, in an epoch whose scan may still be running
+        pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.epoch:
-        return "parked before the last resync, which has read the item anew; drop it"
-    try:
-        if is_unguarded(target) or (mapping.own_ids and is_scanned(parked.entry)):
-            assert source is not None, "only the source can tell whether what a scan found is still the newest"
-            if is_superseded(parked.entry, source):
-                return _unless_changed(partial(_superseded, parked, checkpoints)) or SUPERSEDED
-    except Malformed as e:
-        return str(e)
+        return "parked before the last resync, which has rescanned the item; drop it"
     if isinstance(target, AppliesLate):
-        target.in_doubt.begin()  # a run's lost request may still be on its way: a delete must leave a tombstone
+        target.in_doubt.begin()  # a run's request may still be applied: deletes must leave tombstones
     try:
         batch = retried(parked, mapping, pipeline)
     except (Poison, Malformed) as e:
         return str(e)
-    if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):  # perhaps of the last document
+    if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):  # possibly of the last document
         batch = replace(batch, saves=[*batch.saves, _told(parked)])
     if isinstance(target, Transactional):
         return _unless_changed(partial(target.write, batch))
@@ -186,7 +182,7 @@ def check_no_run(checkpoints: Checkpoints, now: float) -> None:
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
-    """Give an item's parked changes up; "" if they are gone, else why not."""
+    """Discard an item's parked changes. Returns "" if they are gone, otherwise why not."""
     return _unless_changed(partial(_saved, checkpoints, parked.discarded(), Outcome()))
 
 
@@ -197,38 +193,38 @@ def _superseded(parked: ParkedItem, checkpoints: Checkpoints) -> Outcome:
 def _unless_changed(act: Callable[[], Outcome]) -> str:
     try:
         refusals = act().rejections
-    except Fenced as e:  # the entry moved: a run parked something newer, or healed the item
+    except Fenced as e:  # the entry changed: a run parked a newer change, or healed the item
         return OVERTAKEN if isinstance(e, Overtaken) else CHANGED
     return "; ".join(dict.fromkeys(r.reason for r in refusals))
 
 
 class Overtaken(Fenced):
-    """A run changed the item, and the write of the retry came so late that no tombstone may have turned it away."""
+    """A run changed the item, and the retry wrote so late that no tombstone may have rejected it."""
 
 
 def _in_two_places(
     parked: ParkedItem, batch: Batch, target: Target, checkpoints: Checkpoints, now: Callable[[], float]
 ) -> Outcome:
-    """Store a retry where the entries are apart from the documents: what will be there is noted first.
+    """Store a retry when entries and documents are in different stores: first record which documents will exist.
 
-    So a run that changes the item meanwhile knows what to remove, and so does the next retry if this one dies. The next
-    run learns that a request may still arrive, and that deletes may have left tombstones.
+    A run that changes the item meanwhile then knows what to delete, and so does the next retry if this one is killed.
+    The next run learns that a write may be in doubt, and that deletes may have left tombstones.
     """
     written = {(w.table, w.id[-1]) for part in batch.parts for w in part.writes}
     note, outcome = _Note(parked, written, checkpoints, now), None
     while outcome is None:
         note.save()
         if not note.is_late:
-            with contextlib.suppress(Unfinished):  # it takes so long that a run may have changed the item meanwhile
+            with contextlib.suppress(Unfinished):  # took so long that a run may have changed the item
                 outcome = note.beside(partial(target.write, batch))
     return outcome if outcome.rejections else note.end(batch, outcome)
 
 
 class _Note:
-    """What tells runs, before each write of a retry, that the item may get the ``written`` documents.
+    """Tells runs, before each write of a retry, that the item may get the ``written`` documents.
 
-    Runs keep tombstones for a time that begins with the note. So where a command was held up behind it (SIGSTOP, a
-    sleeping machine), the note is saved again: Overtaken if a run changed the item meanwhile and something was sent.
+    Runs keep tombstones for a limited time after the note. If the command is delayed after saving it (SIGSTOP, a
+    suspended machine), the note is saved again: Overtaken if a run changed the item meanwhile and a write was sent.
     """
 
     def __init__(
@@ -255,7 +251,7 @@ class _Note:
         self._revision += 1
 
     def beside(self, write: Callable[[], Outcome]) -> Outcome:
-        """Write; if that came late, and not all is stored, see whether the entry is still there."""
+        """Write. If that was late and incomplete, check that the entry still exists."""
         self._sent = True
         try:
             outcome = write()
@@ -275,7 +271,7 @@ class _Note:
         return outcome
 
     def end(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Take the entry away: all is stored."""
+        """Remove the entry: everything is stored."""
         late, removal = self.is_late, structs.replace(self._parked.removal, expected=self._revision)
         others = batch.saves[1:]
         if late and self._leaves is not None and all(save.kind != DROPPED for save in others):
@@ -285,20 +281,19 @@ class _Note:
         except Fenced:
             if late:
                 self._overtaken()
-            self._checkpoints.save([_told(self._parked)])  # a run may have learned of the note long before the write
+            self._checkpoints.save([_told(self._parked)])  # a run may have seen the note long before the write
             raise
 
     def _overtaken(self) -> NoReturn:
-        """Let runs doubt once more, and let the item's next change remove what was written."""
+        """Reopen the runs' in-doubt window, and let the item's next change delete what was written."""
         left = [] if self._leaves is None else [self._parked.left(self._leaves)]
         self._checkpoints.save([_told(self._parked), *left])
         raise Overtaken from None
 
 
 def _told(parked: ParkedItem) -> Save:
-    """What tells runs that a command wrote to the target, and of which epoch: its revision rises with each time."""
-    version = parked.entry.version
-    return Save(RETRIED, str(epoch_of(version)), None, encode(Retried(version)))
+    """The save that tells runs that a command wrote to the target; its revision increases each time."""
+    return Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
 
 
 def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
@@ -307,9 +302,9 @@ def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
 
 
 def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineState) -> Batch:
-    """The batch that stores what was parked and takes the entry away, its first save. Poison if the hook still fails.
+    """The batch that stores the parked changes; its first save removes the entry. Poison if the hook still fails.
 
-    A hook that is not the pipeline's may have made documents that the pipeline's does not know: they are noted.
+    A hook other than the pipeline's may produce documents that the pipeline's hook does not: they are recorded.
     """
     p = parked.entry
     change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence)
@@ -317,13 +312,14 @@ def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineStat
     saves = [parked.removal]
     if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
-    # What a scan found may have been deleted before it came through: then its tombstone is still there.
-    keeps = is_scanned(p) or pipeline.stage != "following"
+    # A scanned item may have been deleted before the retry: then its tombstone must be respected.
+    scanned = p.version == version(epoch_of(p.version), 0)
+    keeps = scanned or pipeline.stage != "following"
     return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
 
 
 def _own(change: Change, p: Parked, mapping: DocumentMapping) -> list[Write]:
-    """The item's documents, and deletes of all that it may have had; Poison if the hook cannot say what it had."""
+    """The item's documents, and deletes of all it may have had. Poison if the hook fails on the earlier image."""
     run = [change]
     if p.base is not None:
         base = Change(p.key, 0, _bytes(p.base))
@@ -343,7 +339,7 @@ def _latest(change: Change, mapping: DocumentMapping) -> Iterator[Write]:
 
 
 def _parts(parked: ParkedItem, writes: Sequence[Write]) -> Iterator[Part]:
-    """The changes leave the parked ones in their own sources' counts; of the newest's, the first write answers."""
+    """Moves the changes out of their sources' parked counts. The first write carries the weight of the newest."""
     for source, n in parked.changes.items():
         if source == parked.entry.source and writes:
             first = structs.replace(writes[0], weight=n)

@@ -1,4 +1,4 @@
-"""A target and checkpoints in memory with the semantics of the real ones: for tests of hooks, pipelines, drivers."""
+"""An in-memory target and checkpoint store with the semantics of the real ones, for tests and simulations."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ from replicator.version import epoch_of
 
 @dataclass(slots=True)
 class MemoryDatabase:
-    """What survives a crash: rows and tombstones by table and document id, entries, counts.
+    """The durable state: rows and tombstones by table and document id, checkpoint entries, counts.
 
-    A row is (version, body as JSON bytes); a tombstone is a version. ``volatile`` are the versions of deletes that a
-    search engine remembers by itself for a while, until it is restarted, and when they were made. ``made``: how often a
-    table was made, which tells one from an earlier one of its name. ``keeps``: why a document of a table cannot be
-    deleted, None if it can.
+    A row is (version, body as JSON bytes); a tombstone is a version. ``volatile``: version and time of deletes that a
+    search engine remembers for a while, until it restarts. ``made``: how often a table was created, which identifies
+    it among tables of the same name. ``keeps``: why a document cannot be deleted, None if it can.
     """
 
     rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
@@ -53,7 +52,7 @@ class MemoryDatabase:
     keeps: Callable[[str, DocumentId], str | None] = lambda table, id: None
 
     def documents(self, table: str) -> dict[DocumentId, Any]:
-        """The documents of a table as plain values, as a reader of the destination sees them."""
+        """The documents of a table as plain values, as other clients of the destination see them."""
         return {id: orjson.loads(body) for id, (_, body) in self.rows.get(table, {}).items()}
 
 
@@ -87,7 +86,7 @@ class MemoryCheckpoints:
                 yield id, decode_parked(id, found[1])
 
     def saved_already(self, saves: Sequence[Save]) -> bool:
-        """Whether this run has saved exactly these: their answer was lost. Fenced if they may not be made."""
+        """Whether this run has already made exactly these saves (the response was lost). Fenced if they conflict."""
         entries = self._database.entries
         found = {(s.kind, s.id): Row(*entries.get((s.kind, s.id), ())) for s in saves}
         owner, _ = entries.get(("owner", ""), (0, ""))
@@ -116,12 +115,12 @@ class MemoryCheckpoints:
 
 
 class MemoryRows:
-    """What both targets have in common: guarded rows and tombstones. ``refuse``: a reason for what is not taken."""
+    """Common to both targets: guarded rows and tombstones. ``refuse``: why an upsert is rejected, None if it is not."""
 
     def __init__(self, database: MemoryDatabase, refuse: Callable[[Upsert], str | None] = lambda _: None) -> None:
         self._database = database
         self._refuse = refuse
-        self._place = ""  # where the tables are, for those who have several databases
+        self._place = ""  # distinguishes databases, for tests with several
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         return []
@@ -138,11 +137,11 @@ class MemoryRows:
         return None if None in found else max(e for e in found if e is not None)
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
-        """As Postgres tells it, which keeps tombstones elsewhere."""
+        """As in Postgres, where tombstones do not count."""
         return [t.name for t in tables if self._database.rows.get(t.name) == {}]
 
     def _epoch(self, table: str) -> int | None:
-        """As noted; without a note, that of the newest version."""
+        """The stored epoch, or that of the newest version."""
         noted = self._database.epochs.get(table)
         if noted != 0:
             return noted
@@ -160,11 +159,11 @@ class MemoryRows:
         for table in tables:
             if table.name not in self._database.rows:
                 self._database.rows[table.name] = {}
-                self._database.tombstones[table.name] = {}  # what is left of another table of that name
+                self._database.tombstones[table.name] = {}  # of an earlier table of the same name
             self._database.epochs[table.name] = max(epoch, self._database.epochs.get(table.name, 0))
 
     def _reason(self, write: Write) -> str | None:
-        """Why the database refuses a write, None if it does not."""
+        """Why the database rejects a write, None if it does not."""
         if isinstance(write, Upsert):
             return self._refuse(write)
         there = write.id in self._database.rows[write.table]
@@ -202,14 +201,14 @@ class MemoryRows:
         return [id for id, (v, _) in rows.items() if v < below and not any(id[: len(s)] == s for s in spare)]
 
     def removable(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[DocumentId]:
-        """Those that the database lets go. SweepRefused if it is none of them."""
+        """The ids that can be deleted. SweepRefused if none can."""
         kept = {id: reason for id in ids if (reason := self._database.keeps(table.name, id)) is not None}
         if kept and len(kept) == len(ids):
             raise SweepRefused(f"{table.name}: {len(kept)} documents cannot be deleted: {next(iter(kept.values()))}")
         return [id for id in ids if id not in kept]
 
     def bury(self, table: Table, ids: Sequence[DocumentId], below: int) -> int:
-        """Put tombstones where these documents are, unless something newer is there by now."""
+        """Replace these documents by tombstones, unless they are newer by now."""
         return sum(self._apply(Delete(table.name, id, below, id, weight=0), keep=True) for id in ids)
 
     def buried(self, table: Table, below: int) -> Sequence[tuple[DocumentId, int]]:
@@ -217,7 +216,7 @@ class MemoryRows:
         return [(id, version) for id, version in self._database.tombstones[table.name].items() if version < below]
 
     def forget(self, table: Table, id: DocumentId, version: int) -> int:
-        """Remove a tombstone, if it is still this one."""
+        """Remove a tombstone if it still has this version."""
         if self._database.tombstones[table.name].get(id) != version:
             return 0
         del self._database.tombstones[table.name][id]
@@ -230,8 +229,8 @@ class MemoryRows:
 class MemoryTarget(MemoryRows):
     """A target with transactions: entries, counts and rows change together.
 
-    ``at_commit``: what it refuses shows only when the transaction commits, as a deferred constraint does: of several
-    refused writes one is found at a time.
+    ``at_commit``: rejections appear only when the transaction commits, like those of a deferred constraint, so several
+    rejected writes are reported one at a time.
     """
 
     def __init__(
@@ -258,12 +257,12 @@ class MemoryTarget(MemoryRows):
             return Outcome(rejections[:1] if self._at_commit else rejections)
         if self.checkpoints.saved_already(batch.saves):
             return Outcome()
-        stale: dict[str, int] = {}
+        superseded: dict[str, int] = {}
         for part in batch.parts:
             known = sum(w.weight for w in part.writes if not self._apply(w, keep=batch.tombstones))
             if known:
-                stale[part.source] = stale.get(part.source, 0) + known
-        outcome = Outcome((), stale)
+                superseded[part.source] = superseded.get(part.source, 0) + known
+        outcome = Outcome((), superseded)
         self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
         return outcome
 
@@ -282,5 +281,5 @@ def _default(value: object) -> object:
 
 
 def unspared(buried: Sequence[tuple[DocumentId, int]], spare: Sequence[DocumentId]) -> Sequence[tuple[DocumentId, int]]:
-    """Tombstones of ids that begin with none of ``spare``."""
+    """The tombstones whose ids do not start with any of ``spare``."""
     return [(id, version) for id, version in buried if not any(id[: len(s)] == s for s in spare)]

@@ -1,4 +1,4 @@
-"""A target without transactions in memory, as search engines and DynamoDB are."""
+"""An in-memory target without transactions, like search engines and DynamoDB."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from replicator.target.guarded_writes import acknowledge, outcome
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.testing.memory import MemoryDatabase, MemoryRows, unspared
 
-GC_DELETES = 60.0  # seconds: index.gc_deletes of Elasticsearch and OpenSearch, as it is unless somebody sets it
+GC_DELETES = 60.0  # seconds: the default of index.gc_deletes in Elasticsearch and OpenSearch
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One write on its way, as part of ``source``. ``keep``: a delete leaves a tombstone. ``same``: what is there at
-    the same version is replaced."""
+    """A write in flight, of ``source``.
+
+    ``keep``: a delete leaves a tombstone. ``same``: a document of the same version is replaced.
+    """
 
     write: Write
     source: str
@@ -28,14 +30,14 @@ class Request(msgspec.Struct, frozen=True):
 
     @property
     def plain(self) -> bool | None:
-        """Whether it can be sent without leaving a tombstone; None for what is no delete."""
+        """Whether a delete may be sent without a tombstone; None for upserts."""
         return True if isinstance(self.write, Delete) else None
 
 
 class MemoryIndex(MemoryRows):
-    """A target without transactions, as search engines and DynamoDB are: each write is a request of its own.
+    """A target without transactions, like search engines and DynamoDB: each write is a separate request.
 
-    What it acknowledged of an unfinished batch is not sent again. Deletes without a tombstone are remembered in
+    Writes of an unfinished batch that were acknowledged are not sent again. Deletes without a tombstone are kept in
     ``MemoryDatabase.volatile`` only, for GC_DELETES seconds.
     """
 
@@ -55,12 +57,12 @@ class MemoryIndex(MemoryRows):
         return [name for name in super().empty(tables) if not self._database.tombstones.get(name)]
 
     def requests(self, batch: Batch) -> Sequence[Request]:
-        """What is unfinished of a batch."""
+        """The unfinished writes of a batch."""
         keep = batch.tombstones or bool(self.in_doubt)
         return self.acknowledged.unfinished(_requests(batch, keep), tombstones=keep)
 
     def carry_out(self, request: Request) -> bool:
-        """What the server does with it, whenever it arrives; False if it knew that version already."""
+        """Apply a request on the server, whenever it arrives. False if it is superseded."""
         write = request.write
         return self._apply(write, keep=request.keep, same=request.same)
 
@@ -71,36 +73,36 @@ class MemoryIndex(MemoryRows):
         return self.outcome(batch)
 
     def answered(self, request: Request, *, applied: bool) -> None:
-        """Take the response to one request."""
+        """Handle the response to one request."""
         write, acks = request.write, self.acknowledged
         own = place(write) in acks.lost and super()._known(write) == write.version
         acknowledge(acks, request, applied=applied or own, tombstones=request.keep)
 
     def outcome(self, batch: Batch) -> Outcome:
-        """What became of a batch of which every request was answered or refused."""
+        """The outcome of a batch whose requests have all been answered or rejected."""
         return outcome(self.acknowledged, _requests(batch, batch.tombstones), self.refused(batch))
 
     def refused(self, batch: Batch) -> list[Rejection]:
-        """What of the batch is never taken."""
+        """The writes that are always rejected."""
         requests = _requests(batch, batch.tombstones)
         return [Rejection(r.write, reason) for r in requests if (reason := self._reason(r.write)) is not None]
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
-        """Remove what the last call found; see ``AppliesLate``. As in a search engine, by the version alone."""
+        """Remove what the previous call found, see ``AppliesLate``; by version alone, as in a search engine."""
         for id, version in self._doomed.pop((table.name, below), ()):
             self.remove(table, id, version)
         found = self._doomed[table.name, below] = unspared(self.buried(table, below), spare)
         return len(found)
 
     def remove(self, table: Table, id: DocumentId, version: int) -> int:
-        """Remove what is there under this id, if it is not newer: a tombstone, or what took its place."""
+        """Remove the tombstone, or the document that replaced it, unless it is newer."""
         at = self._database.rows[table.name].get(id, (-1, b""))[0]
         if 0 <= at <= version:
             del self._database.rows[table.name][id]
         return self.forget(table, id, version)
 
     def forget(self, table: Table, id: DocumentId, version: int) -> int:
-        """The engine remembers a tombstone that it removes like any other delete."""
+        """The engine remembers the removal of a tombstone like any other delete."""
         forgotten = super().forget(table, id, version)
         if forgotten:
             self._database.volatile[table.name, id] = version, self._now()
@@ -110,7 +112,7 @@ class MemoryIndex(MemoryRows):
         return max(super()._known(write), self._remembered(write))
 
     def _is_newer(self, write: Write, *, keep: bool, same: bool) -> bool:
-        """A tombstone is also put where the engine itself remembers this very delete: that will end."""
+        """A tombstone is also written where the engine itself remembers this delete, because it will forget it."""
         tombstone = keep and isinstance(write, Delete)
         return write.version >= self._known(write) + (not same) or (
             tombstone and write.version > super()._known(write) and write.version == self._remembered(write)

@@ -131,7 +131,7 @@ def test_what_a_run_parks_again_meanwhile_is_neither_retried_nor_dropped(mirror:
     with ends(settings.load(mirror.config)) as (_, checkpoints):
         (seen,) = parked.parked_items(checkpoints)
         checkpoints.save([seen.removal])
-        assert parked.drop(seen, checkpoints) == "a run has changed it meanwhile; look at it again"
+        assert parked.drop(seen, checkpoints) == "a run has changed it in the meantime; look at it again"
 
 
 def test_check_without_create_makes_nothing_and_says_how(mirror: World) -> None:

@@ -176,7 +176,7 @@ def test_a_run_that_never_began_has_nothing_parked(world: World) -> None:
     assert world.lines("parked", "list", world.config) == []
     code, _, err = world.call("parked", "retry", world.config, "--all")
     assert code == 2
-    assert "has not begun to copy yet: nothing is parked" in err
+    assert "has not started yet, so nothing is parked" in err
 
 
 def test_all_parked_changes_of_an_item_are_retried_together(world: World) -> None:

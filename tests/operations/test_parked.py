@@ -197,7 +197,7 @@ def test_an_entry_that_a_run_changed_meanwhile_stays(database: MemoryDatabase, t
     target.checkpoints.save([seen.removal])
     reason = drop(seen, target.checkpoints) if how == "drop" else retry(seen, AS_IS, target, target.checkpoints, STATE)
 
-    assert reason == "a run has changed it meanwhile; look at it again"
+    assert reason == "a run has changed it in the meantime; look at it again"
     assert only(target).entry.version == version(1024, 8)
     assert database.documents("orders") == {}
 
@@ -309,7 +309,7 @@ def test_an_item_that_is_parked_anew_in_a_resync_that_began_meanwhile_leaves_a_t
 
 
 def test_a_pipeline_without_state_never_ran(target: MemoryTarget) -> None:
-    with pytest.raises(ConfigError, match="has not begun to copy"):
+    with pytest.raises(ConfigError, match="has not started yet"):
         pipeline_of(target.checkpoints)
     target.checkpoints.save([Save("pipeline", "", 0, encode(STATE))])
     assert pipeline_of(target.checkpoints) == STATE

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from replicator.aws.errors import AwsError
-from replicator.testing.dynamodb.http import HttpWire
+from replicator.testing.dynamodb.http import UnsignedClient
 from replicator.testing.servers.programs import ServerMissing
 from tests.servers.programs import alone, cache
 
@@ -43,7 +43,7 @@ _ATTEMPTS = 3  # another program may take a free port before the server does
 
 
 class DynamoDBLocal:
-    """One server: ``with DynamoDBLocal() as server: HttpWire(server.endpoint)``. Gone when the block, or Python, ends.
+    """One server: ``with DynamoDBLocal() as server: UnsignedClient(server.endpoint)``. Stops with the block or Python.
 
     ``clock``: its clock can be moved. ``directory``: keep tables there instead of in memory, beyond ``stop``.
     One table with a stream a server: a second one makes it slow, and spoils the iterators of idle shards.
@@ -141,7 +141,7 @@ class DynamoDBLocal:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        client = HttpWire(self.endpoint, timeout=5.0)
+        client = UnsignedClient(self.endpoint, timeout=5.0)
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             try:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from replicator.aws.errors import AwsError
-from replicator.testing.dynamodb.http import HttpWire
+from replicator.testing.dynamodb.http import UnsignedClient
 from tests.servers import dynamodb_local as module
 from tests.servers.dynamodb_fixtures import StartLocal
 from tests.servers.dynamodb_local import DynamoDBLocal, ServerMissing
@@ -20,14 +20,14 @@ from tests.servers.dynamodb_local import DynamoDBLocal, ServerMissing
 
 def answers(endpoint: str) -> bool:
     try:
-        HttpWire(endpoint, timeout=5).call("ListTables", {})
+        UnsignedClient(endpoint, timeout=5).call("ListTables", {})
     except AwsError:
         return False
     return True
 
 
 def make_table(endpoint: str) -> None:
-    HttpWire(endpoint).call(
+    UnsignedClient(endpoint).call(
         "CreateTable",
         {
             "TableName": "orders",
@@ -87,7 +87,7 @@ class TestRunning:
         server.start()
         server.start()
         assert server.endpoint == before
-        tables = orjson.loads(HttpWire(server.endpoint).call("ListTables", {}))
+        tables = orjson.loads(UnsignedClient(server.endpoint).call("ListTables", {}))
         server.stop()
         assert tables == {"TableNames": ["orders"]}
 

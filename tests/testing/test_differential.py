@@ -11,7 +11,7 @@ import pytest
 
 from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import LOCAL, DynamoDB
-from replicator.testing.dynamodb.http import HttpWire
+from replicator.testing.dynamodb.http import UnsignedClient
 from tests.servers.dynamodb_fixtures import StartLocal
 from tests.testing import conditions, script
 from tests.testing.world import Observation, World, typed
@@ -112,7 +112,7 @@ def in_memory() -> dict[str, Observation]:
 @pytest.fixture(scope="module")
 def local(dynamodb_local: StartLocal) -> dict[str, Observation]:
     server = dynamodb_local(clock=True)
-    return run(World(HttpWire(server.endpoint), server.roll, lambda minutes: server.advance(minutes=minutes)))
+    return run(World(UnsignedClient(server.endpoint), server.roll, lambda minutes: server.advance(minutes=minutes)))
 
 
 @pytest.mark.parametrize("step", [name for name in STEPS if name not in DIFFERENCES])

@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConn
 from replicator.aws.boto import Boto
 from replicator.aws.errors import AwsError
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.dynamodb.http import HttpWire, served
+from replicator.testing.dynamodb.http import UnsignedClient, served
 
 NOW = 1_800_000_000.0
 
@@ -126,7 +126,7 @@ def test_the_wire_over_boto3_gives_the_very_bytes(db: DynamoDB, endpoint: str) -
 
 def test_the_plain_wire_gives_the_very_bytes_and_errors(db: DynamoDB, endpoint: str) -> None:
     db.create_table("orders")
-    wire = HttpWire(endpoint)
+    wire = UnsignedClient(endpoint)
     assert wire.call("DescribeTable", {"TableName": "orders"}) == db.call("DescribeTable", {"TableName": "orders"})
     db.fail("DescribeTable", "ThrottlingException", message="slow down")
     with pytest.raises(AwsError) as raised:
@@ -138,7 +138,7 @@ def test_several_connections_are_served_at_once(db: DynamoDB, endpoint: str) -> 
     db.create_table("orders")
 
     def write(name: str) -> None:
-        wire = HttpWire(endpoint)
+        wire = UnsignedClient(endpoint)
         for n in range(20):
             wire.call("PutItem", {"TableName": "orders", "Item": {"id": {"S": f"{name}{n}"}}})
 
@@ -158,7 +158,7 @@ def test_nobody_answers_after_the_block(db: DynamoDB) -> None:
     with pytest.raises((EndpointConnectionError, ConnectionClosedError)):
         kept.list_tables()
     with pytest.raises(AwsError) as raised:
-        HttpWire(url).call("ListTables", {})
+        UnsignedClient(url).call("ListTables", {})
     assert raised.value.status == 0
 
 
@@ -169,7 +169,7 @@ def test_it_runs_in_a_process_of_its_own() -> None:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
-            assert HttpWire(url).call("ListTables", {}) == b'{"TableNames":[]}'
+            assert UnsignedClient(url).call("ListTables", {}) == b'{"TableNames":[]}'
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 0
         finally:

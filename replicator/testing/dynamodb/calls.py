@@ -1,4 +1,4 @@
-"""Which calls there are and what they take. What is not understood is refused rather than overlooked."""
+"""The supported operations and their parameters. Unknown parameters are rejected rather than ignored."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CALLS: Mapping[str, Call] = {
 
 
 def check(operation: str, request: Mapping[str, Any]) -> None:
-    """WireError unless the operation exists and has every parameter it needs and none that is unknown here."""
+    """AwsError unless the operation exists, has all required parameters, and no unknown ones."""
     call = CALLS.get(operation)
     if call is None:
         raise refusal("UnknownOperationException", f"the in-memory DynamoDB has no {operation}")

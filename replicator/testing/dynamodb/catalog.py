@@ -20,7 +20,7 @@ ACCOUNT = "123456789012"
 
 
 class Catalog:
-    """All tables and streams of one endpoint. ``shards``: with how many a stream begins."""
+    """All tables and streams of one endpoint. ``shards``: how many a new stream has."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Catalog:
         self.lingering = lingering
         self.tables: dict[str, Table] = {}
         self._streams: dict[str, Stream] = {}
-        self._labelled = 0.0  # the newest stream's label, in milliseconds: no two streams share one
+        self._labelled = 0.0  # label of the newest stream, in milliseconds; labels are unique
 
     def table(self, name: str) -> Table:
         """The table of that name or ARN."""
@@ -49,7 +49,7 @@ class Catalog:
         return self.tables[name]
 
     def streams(self) -> list[Stream]:
-        """Streams that are enabled, or were 24 hours ago."""
+        """Streams that are enabled or were within the last 24 hours."""
         oldest = self.now() - RETENTION
         return [s for s in self._streams.values() if s.disabled is None or s.disabled >= oldest]
 
@@ -99,7 +99,7 @@ class Catalog:
         return orjson.dumps({"TableDescription": self._description(table)})
 
     def delete_table(self, request: Mapping[str, Any]) -> bytes:
-        """Remove a table; what its stream holds stays readable for 24 hours."""
+        """Delete a table; its stream stays readable for 24 hours."""
         table = self.table(request["TableName"])
         if table.stream is not None:
             self._disable(table)
@@ -122,7 +122,7 @@ class Catalog:
         return orjson.dumps({"TimeToLiveDescription": found})
 
     def update_time_to_live(self, request: Mapping[str, Any]) -> bytes:
-        """Note the attribute. Nothing expires by itself here: ``DynamoDB.expire`` says when an item does."""
+        """Store the attribute. Items do not expire by themselves, only through ``DynamoDB.expire``."""
         wanted = request["TimeToLiveSpecification"]
         self.table(request["TableName"]).ttl_attribute = wanted["AttributeName"] if wanted["Enabled"] else None
         return orjson.dumps({"TimeToLiveSpecification": wanted})

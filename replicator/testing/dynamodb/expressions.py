@@ -1,4 +1,4 @@
-"""Condition, filter and key expressions: comparisons and a few functions of top-level attributes, with AND, OR, NOT."""
+"""Condition, filter and key expressions: comparisons and a few functions on top-level attributes, with AND, OR, NOT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from replicator.testing.dynamodb.refusals import invalid
 from replicator.testing.dynamodb.values import stored_form
 
 Test = Callable[[Typeds], bool]
-"""What an expression says of an item; of an absent one it is asked with no attributes."""
+"""Evaluates an expression for an item; an absent item is evaluated as one without attributes."""
 
 _TOKEN = re.compile(r"\s*(?:(<>|<=|>=|[=<>(),])|([#:]?[A-Za-z_][\w.-]*|[#:]\w+))")
 _FUNCTIONS = ("attribute_exists", "attribute_not_exists", "begins_with")
@@ -59,7 +59,7 @@ def always(_: Typeds) -> bool:
 
 
 def parsed(text: str | None, terms: Terms) -> Test:
-    """The test that ``text`` writes down; one that nothing fails if there is no text."""
+    """The parsed expression; always true if ``text`` is empty."""
     return always if text is None else _Parser(text, terms).whole()
 
 
@@ -73,7 +73,7 @@ def equalities(text: str, terms: Terms) -> dict[str, Typed]:
 
 
 def projected(request: Mapping[str, Any], terms: Terms) -> Callable[[Typeds], Typeds] | None:
-    """Keeps what a ProjectionExpression names; None without one."""
+    """A function that keeps the attributes in a ProjectionExpression; None without one."""
     text = request.get("ProjectionExpression")
     if text is None:
         return None
@@ -93,7 +93,7 @@ def _tokens(text: str) -> list[str]:
 
 
 class _Parser:
-    """One expression, read from left to right: OR binds weaker than AND, AND weaker than NOT."""
+    """A recursive-descent parser: OR binds weaker than AND, AND weaker than NOT."""
 
     def __init__(self, text: str, terms: Terms) -> None:
         self._tokens = _tokens(text)
@@ -171,7 +171,7 @@ class _Parser:
 
 
 def _compared(operator: str, found: Typed | None, wanted: Typed) -> bool:
-    """Values of different types are in no order, and an absent one is in none either."""
+    """Values of different types, and absent values, are unordered."""
     ((kind, inner),) = wanted.items()
     if kind not in _ORDERED:
         raise invalid(f"Incorrect operand type for operator or function; operator: {operator}, operand type: {kind}")

@@ -1,4 +1,4 @@
-"""What can be made to go wrong: refused calls, empty pages, listings that lie, endpoints with other habits."""
+"""Faults to inject: rejected calls, empty pages, wrong listings, and endpoints that differ from AWS."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from replicator.testing.dynamodb.refusals import refusal
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What an endpoint knows.
+    """What an endpoint supports.
 
-    ``starts``: AT_SEQUENCE_NUMBER takes a shard's start even if its first record has another number.
-    ``refuses_early``: trimmed positions are refused by GetShardIterator, not only when they are read.
+    ``starts``: AT_SEQUENCE_NUMBER accepts a shard's starting number even if its first record has another one.
+    ``refuses_early``: GetShardIterator rejects trimmed positions; otherwise GetRecords does.
     """
 
     at_timestamp: bool = True
@@ -32,7 +32,7 @@ LOCAL = Dialect(at_timestamp=False, shard_filter=False, starts=False, refuses_ea
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """A shard as DescribeStream is about to show it; ``end`` None shows it open."""
+    """A shard in the listing of DescribeStream; ``end`` None: shown open."""
 
     id: str
     parent: str | None
@@ -41,7 +41,7 @@ class Listed(msgspec.Struct, frozen=True):
 
 
 Misreport = Callable[[Sequence[Listed]], Sequence[Listed]]
-"""What a listing makes of the truth. Equal listings must give equal results, or its pages do not fit together."""
+"""Falsifies a listing. It must be deterministic, or the pages of a listing would not fit together."""
 
 
 def duplicated(shards: Sequence[Listed]) -> list[Listed]:
@@ -50,7 +50,7 @@ def duplicated(shards: Sequence[Listed]) -> list[Listed]:
 
 
 def unordered(shards: Sequence[Listed]) -> list[Listed]:
-    """In an order that has nothing to do with age."""
+    """In an order unrelated to age."""
     return sorted(shards, key=lambda shard: hashlib.md5(shard.id.encode(), usedforsecurity=False).digest())
 
 
@@ -77,11 +77,11 @@ def parentless(shards: Sequence[Listed]) -> list[Listed]:
 
 
 Distortion = Callable[[dict[str, Any]], dict[str, Any]]
-"""What an answer makes of a decoded record. It may change what it is given."""
+"""Falsifies a decoded record; may modify its argument."""
 
 
 def lingering(record: dict[str, Any]) -> dict[str, Any]:
-    """A removal that still shows the item as its new image."""
+    """A removal that still has a new image."""
     stored = record["dynamodb"]
     if record["eventName"] == "REMOVE" and record["dynamodb"]["StreamViewType"] in _WITH_NEW:
         stored["NewImage"] = stored.get("OldImage", stored["Keys"])
@@ -96,7 +96,7 @@ def nulls(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def imageless(record: dict[str, Any]) -> dict[str, Any]:
-    """A change without the new image that it must have."""
+    """A change without its new image."""
     if record["eventName"] != "REMOVE":
         record["dynamodb"].pop("NewImage", None)
     return record
@@ -107,7 +107,7 @@ _WITH_NEW = ("NEW_IMAGE", "NEW_AND_OLD_IMAGES")
 
 @dataclass(slots=True, eq=False)
 class _Fault:
-    """Something that happens to the next ``times`` calls it fits; None: to all of them."""
+    """A fault for the next ``times`` matching calls (None: all)."""
 
     operation: str
     effect: Any
@@ -125,7 +125,7 @@ class _Fault:
 
 
 class Faults:
-    """The faults that are set; the first one that fits a call is used, and used up once it happened ``times`` times."""
+    """The active faults. The first matching one applies, until it has applied ``times`` times."""
 
     def __init__(self) -> None:
         self._faults: list[_Fault] = []
@@ -144,7 +144,7 @@ class Faults:
         self._faults.clear()
 
     def take(self, operation: str, request: Mapping[str, Any], shard: str | None = None) -> Any:
-        """The effect on this call, or None."""
+        """The effect of the first matching fault, or None."""
         for fault in self._faults:
             if fault.fits(operation, request, shard):
                 if fault.times is not None:
@@ -155,7 +155,7 @@ class Faults:
         return None
 
     def refuse(self, operation: str, request: Mapping[str, Any], shard: str | None) -> None:
-        """Raise the error that is set for this call, if any."""
+        """Raise the error injected for this call, if any."""
         effect = self.take(operation, request, shard)
         if effect is not None:
             raise refusal(*effect)

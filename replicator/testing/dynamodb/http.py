@@ -1,4 +1,4 @@
-"""DynamoDB's HTTP: the in-memory one served on loopback, so that boto3 itself reads from it, and a plain client.
+"""Serves the in-memory DynamoDB over HTTP on loopback, so that boto3 can use it; and a client without signatures.
 
 python -m replicator.testing.dynamodb.http --port 8000 --shards 4
 """
@@ -33,8 +33,8 @@ _UNSIGNED = (
 )
 
 
-class HttpWire:
-    """A ``Client`` to an endpoint that checks no signatures: DynamoDB Local, or ``served``."""
+class UnsignedClient:
+    """A ``Client`` for endpoints that do not check signatures: DynamoDB Local, or ``served``."""
 
     def __init__(self, endpoint: str, timeout: float = 30.0) -> None:
         self._host = urlsplit(endpoint).netloc
@@ -50,19 +50,19 @@ class HttpWire:
         connection = http.client.HTTPConnection(self._host, timeout=self._timeout)
         try:
             connection.request("POST", "/", orjson.dumps(request), headers)
-            answer = connection.getresponse()
-            body = answer.read()
+            response = connection.getresponse()
+            body = response.read()
         except (OSError, http.client.HTTPException) as e:
             raise AwsError(type(e).__name__, str(e), 0) from e
         finally:
             connection.close()
-        if answer.status == 200:
+        if response.status == 200:
             return body
-        raise refusal(body, answer.status)
+        raise refusal(body, response.status)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: reads requests until the client closes it."""
+    """One connection: serves requests until the client closes it."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -71,19 +71,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, answer = _answer(self.server.client, operation, body)
+        status, response = _respond(self.server.client, operation, body)
         self.send_response_only(status)
         self.send_header("Content-Type", _CONTENT)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(response)))
         self.send_header("x-amzn-RequestId", str(uuid.uuid4()))
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(response)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are no news."""
+        """Do not log requests."""
 
 
-def _answer(client: Client, operation: str, body: bytes) -> tuple[int, bytes]:
+def _respond(client: Client, operation: str, body: bytes) -> tuple[int, bytes]:
     try:
         return 200, client.call(operation, orjson.loads(body))
     except orjson.JSONDecodeError as e:
@@ -104,7 +104,7 @@ def _error_body(type: str, message: str) -> bytes:
 
 
 class _Server(ThreadingHTTPServer):
-    """Keeps its connections, so that closing the server ends them too."""
+    """Tracks its connections, so that closing the server closes them too."""
 
     daemon_threads = True
     block_on_close = False
@@ -131,12 +131,12 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error; anything else is a bug, and is printed."""
+        """Ignore clients that disconnect; print anything else, which is a bug."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
     def cut(self) -> None:
-        """End every connection, whatever is under way on it."""
+        """Close all connections, even with requests in flight."""
         for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -144,9 +144,9 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def served(client: Client, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The URL under which ``client`` answers HTTP on loopback while the block runs. Port 0: a free one.
+    """The URL under which ``client`` is served on loopback while the block runs. Port 0: any free port.
 
-    ``tls``: with the server's certificate, to answer HTTPS instead.
+    ``tls``: a context with the server's certificate, to serve HTTPS instead.
     """
     with _Server(client, port, tls) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True, name="dynamodb-http")
@@ -163,11 +163,11 @@ def main() -> None:
     """Serve an empty in-memory DynamoDB until interrupted; its URL is the first line printed."""
     parser = argparse.ArgumentParser(prog="python -m replicator.testing.dynamodb.http", description=main.__doc__)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--shards", type=int, default=1, help="shards that a stream begins with")
+    parser.add_argument("--shards", type=int, default=1, help="shards of a new stream")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    database = DynamoDB(now=time.time, random=random.Random(given.seed), shards=given.shards)
-    with _Server(database, given.port) as server, suppress(KeyboardInterrupt):
+    args = parser.parse_args()
+    database = DynamoDB(now=time.time, random=random.Random(args.seed), shards=args.shards)
+    with _Server(database, args.port) as server, suppress(KeyboardInterrupt):
         print(server.endpoint, flush=True)
         server.serve_forever()
 

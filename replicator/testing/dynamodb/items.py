@@ -1,4 +1,4 @@
-"""Item by item and page by page: what the calls that look up, query and scan do."""
+"""The read operations: GetItem, BatchGetItem, Query and Scan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNIT = 4096  # bytes that one read unit covers
 
 
 class Items:
-    """The operations that read items. ``page_items``: at most so many in a page, for tests with small tables."""
+    """The operations that read items. ``page_items``: maximum items per page, for tests with small tables."""
 
     def __init__(self, catalog: Catalog, faults: Faults) -> None:
         self._catalog = catalog
@@ -67,7 +67,7 @@ class Items:
         return self._page_of(table, table.walk(segment, total, after, bool(request.get("ConsistentRead"))), request)
 
     def query(self, request: Mapping[str, Any]) -> bytes:
-        """The items of one partition, by their sort key, whose key the condition fits."""
+        """The items of one partition that match the key condition, by sort key."""
         table = self._catalog.table(request["TableName"])
         text, terms = request["KeyConditionExpression"], Terms(request)
         partition = table.keys.attributes[0]
@@ -118,7 +118,7 @@ def _joined(rows: Iterable[Row]) -> orjson.Fragment:
 
 
 def _page(walk: Iterable[tuple[Key, Row]], limit: int) -> tuple[list[Row], Key | None]:
-    """The rows of one page, and the key it reached unless it came to the end."""
+    """The rows of one page, and its last key unless the scan is complete."""
     rows: list[Row] = []
     size = 0
     for key, row in walk:
@@ -139,7 +139,7 @@ def _segment(request: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _looked_up(table: Table, asked: Mapping[str, Any], budget: list[int]) -> tuple[list[Row], list[Any]]:
-    """The rows of the keys that fit the ``budget`` (keys, bytes), which shrinks; and the keys left over."""
+    """The rows of the keys that fit the ``budget`` (keys, bytes), which is reduced, and the remaining keys."""
     keys, consistent = asked["Keys"], bool(asked.get("ConsistentRead"))
     parsed = [table.key(key) for key in keys]
     if len(set(parsed)) < len(parsed):
@@ -161,7 +161,7 @@ def _counted(request: Mapping[str, Any]) -> bool:
 
 
 def _capacity(table: Table, sizes: Iterable[int], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What reading so many bytes at a time costs: half a unit for each 4 KB, a whole one for a consistent read."""
+    """Read capacity units: half a unit per 4 KB, a whole one for consistent reads."""
     unit = 1.0 if asked.get("ConsistentRead") else 0.5
     units = unit * sum(max(1, math.ceil(size / _UNIT)) for size in sizes)
     return {"CapacityUnits": units, "TableName": table.name}

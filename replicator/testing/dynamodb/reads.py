@@ -17,12 +17,12 @@ from replicator.testing.dynamodb.refusals import expired, invalid, trimmed
 from replicator.testing.dynamodb.shards import Shard
 from replicator.testing.dynamodb.streams import Stream
 
-LIFETIME = 15 * 60.0  # seconds that an iterator lives
+LIFETIME = 15 * 60.0  # seconds until an iterator expires
 REMEMBERED = 4096  # iterators
 
 
 class _Iterator(msgspec.Struct, array_like=True, frozen=True):
-    """What an iterator holds: every number up to ``after`` is passed."""
+    """The content of an iterator: it continues after the number ``after``."""
 
     arn: str
     shard: str
@@ -43,17 +43,17 @@ def _parsed(text: Any) -> _Iterator:
 
 @dataclass(slots=True)
 class StreamReads:
-    """The operations on streams. ``page_shards``, ``page_records``: smaller pages than AWS's, for small tests."""
+    """The operations on streams. ``page_shards``, ``page_records``: page sizes, smaller than AWS's for small tests."""
 
     catalog: Catalog
     faults: Faults
     dialect: Dialect
     page_shards: int = 100
     page_records: int = 1000
-    _issued: dict[str, _Iterator] = field(default_factory=dict)  # the newest ones, which need no decoding
+    _issued: dict[str, _Iterator] = field(default_factory=dict)  # the newest ones, to avoid decoding
 
     def shard_of(self, operation: str, request: Mapping[str, Any]) -> str | None:
-        """The shard that a call is about, for faults that are set on one shard."""
+        """The shard that a call refers to, for faults on one shard."""
         if operation == "GetRecords":
             return self._known(request.get("ShardIterator")).shard
         return request.get("ShardId") if operation == "GetShardIterator" else None
@@ -84,7 +84,7 @@ class StreamReads:
         return orjson.dumps({"StreamDescription": found})
 
     def _listing(self, stream: Stream, request: Mapping[str, Any]) -> Sequence[Listed]:
-        """The shards that the request asks for, as they are to be shown."""
+        """The requested shards, as DescribeStream shows them."""
         text = stream.numbering.text
         shards: Sequence[Listed] = [
             Listed(s.id, s.parent, text(s.start), None if s.end is None else text(s.end)) for s in stream.shards
@@ -140,7 +140,7 @@ class StreamReads:
         return self._issued.get(str(text)) or _parsed(text)
 
     def _place(self, shard: Shard, request: Mapping[str, Any]) -> int:
-        """The number after which the iterator begins."""
+        """The number after which the iterator starts."""
         match request.get("ShardIteratorType"):
             case "TRIM_HORIZON":
                 return shard.trimmed
@@ -156,7 +156,7 @@ class StreamReads:
 
     def _at(self, shard: Shard, number: int) -> int:
         if number == shard.start and not self.dialect.starts and shard.sequences and not shard.has(number):
-            return shard.start - 2  # before everything that was ever there: as good as trimmed
+            return shard.start - 2  # before the first record ever written: counts as trimmed
         return number - 1
 
     def _timestamp(self, request: Mapping[str, Any]) -> float:

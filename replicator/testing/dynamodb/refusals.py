@@ -1,4 +1,4 @@
-"""The errors that DynamoDB answers with, by what the caller did."""
+"""DynamoDB's errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STATUS = {"InternalServerError": 500, "InternalFailure": 500, "ServiceUnavailab
 
 
 def refusal(code: str, message: str = "", details: Mapping[str, Any] | None = None) -> AwsError:
-    """An error of any kind; the HTTP status follows from the code as it does at AWS."""
+    """Any error; the HTTP status follows from the code, as in AWS."""
     return AwsError(code, message or code, _STATUS.get(code, 400), details)
 
 

@@ -19,7 +19,7 @@ from replicator.testing.dynamodb.streams import HASHES, Change, Stream, hashed
 from replicator.testing.dynamodb.values import image, item_size, sized_form, stored_form
 
 Place = tuple[int, str, str | bytes | Decimal]
-"""Where a key comes in a scan: its partition's hash, the partition key, the sort key by its own order."""
+"""A key's position in a scan: hash of the partition key, partition key, sort key in its own order."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Table:
-    """A table's items; each real change goes to the stream."""
+    """A table's items. Each effective change is appended to the stream."""
 
     def __init__(self, name: str, keys: KeySchema, definition: Mapping[str, Any]) -> None:
         self.name = name
@@ -41,10 +41,10 @@ class Table:
         self.ttl_attribute: str | None = None
         self.tags: dict[str, str] = {}
         self._rows: dict[Key, Row] = {}
-        self._walk: list[tuple[Place, Key]] = []  # sorted but for what was put since the last scan
+        self._walk: list[tuple[Place, Key]] = []  # sorted, except for items put since the last scan
         self._placed: set[Key] = set()
         self._unsorted = False
-        self._before: dict[Key, Row | None] | None = None  # what the last write of an item replaced, while reads lag
+        self._before: dict[Key, Row | None] | None = None  # each item before its last write, while reads lag
         self._key_row = lru_cache(maxsize=4096)(self._row_of_key)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Table:
         return (row.image for row in self._rows.values())
 
     def lag(self) -> None:
-        """Let reads that are not consistent miss the last write of each item from now on."""
+        """From now on, eventually consistent reads miss the last write of each item."""
         self._before = {}
 
     def catch_up(self) -> None:
@@ -88,7 +88,7 @@ class Table:
         return stored_form(self.keys.typed(key))
 
     def put(self, item: Mapping[str, Any]) -> Row | None:
-        """Store the whole item; return what it replaced. Putting what is there already is no change."""
+        """Store the item and return the one it replaced. Putting an equal item is no change."""
         typeds, size = sized_form(item)
         key = self._key(typeds)
         row, old = Row(image(typeds), size), self._rows.get(key)
@@ -103,14 +103,14 @@ class Table:
         return old
 
     def remove(self, key: Key, *, expired: bool = False) -> Row | None:
-        """Remove an item and return it; removing an absent one is no change."""
+        """Remove an item and return it. Removing an absent item is no change."""
         old = self._rows.pop(key, None)
         if old is not None:
             self._emit(key, old, None, expired=expired)
         return old
 
     def walk(self, segment: int, total: int, after: Key | None, consistent: bool) -> Iterator[tuple[Key, Row]]:
-        """The items of a segment in a scan's order, from behind ``after``; the table may change meanwhile."""
+        """The items of a segment after ``after``, in scan order. The table may change during iteration."""
         self._sort()
         first = bisect_left(self._walk, HASHES * segment // total, key=lambda entry: entry[0][0])
         last = bisect_left(self._walk, HASHES * (segment + 1) // total, key=lambda entry: entry[0][0])
@@ -123,7 +123,7 @@ class Table:
                 yield key, row
 
     def partition(self, text: str, after: Key | None, *, forward: bool, consistent: bool) -> Iterator[tuple[Key, Row]]:
-        """The items of a partition key by their sort key, from behind ``after``."""
+        """The items of a partition after ``after``, by sort key."""
         self._sort()
         at = hashed(text)
         first = bisect_left(self._walk, at, key=lambda entry: entry[0][0])
@@ -138,7 +138,7 @@ class Table:
                 yield key, row
 
     def _sort(self) -> None:
-        if self._before is None and len(self._walk) > 2 * len(self._rows) + 16:  # mostly removed items: forget them
+        if self._before is None and len(self._walk) > 2 * len(self._rows) + 16:  # mostly removed items: compact
             self._walk = [entry for entry in self._walk if entry[1] in self._rows]
             self._placed = set(self._rows)
         if self._unsorted:
@@ -157,7 +157,7 @@ class Table:
         self.stream.emit(hashed(key[0]), change)
 
     def _row_of_key(self, key: Key) -> Row:
-        """The key as it is shown in records."""
+        """The key as stream records show it."""
         typeds = self.typed(key)
         return Row(image(typeds), item_size(typeds))
 

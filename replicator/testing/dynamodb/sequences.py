@@ -1,4 +1,4 @@
-"""Sequence numbers: AWS promises digits, 21 to 40 of them, rising inside a shard, and nothing else."""
+"""Sequence numbers. AWS only guarantees 21 to 40 digits, increasing within a shard."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """What a stream's sequence numbers look like.
+    """The format of a stream's sequence numbers.
 
-    ``digits`` is their length, leading ``zeros`` included. ``first``: where the stream begins to count, e.g. just below
-    a power of ten, so that the length changes while it runs. ``across_shards``: numbers rise along the whole stream;
-    False gives each shard a beginning of its own, so a child may count lower than its parent.
+    ``digits``: their length, including leading ``zeros``. ``first``: the first number, e.g. just below a power of ten,
+    so that the length changes. ``across_shards``: numbers increase along the whole stream; False gives each shard a
+    separate start, so a child's numbers may be lower than its parent's.
     """
 
     digits: int = 21
@@ -24,7 +24,7 @@ class Numbering:
         return f"{number:0{self.digits}d}"
 
     def beginning(self, random: random.Random) -> int:
-        """A number to count from."""
+        """A number to start from."""
         if self.first is not None:
             return self.first
         lowest = 10 ** (self.digits - self.zeros - 1)
@@ -32,7 +32,7 @@ class Numbering:
 
 
 class Sequences:
-    """Gives out the numbers of one stream, with gaps between them."""
+    """Generates the numbers of one stream, with gaps between them."""
 
     def __init__(self, numbering: Numbering, random: random.Random) -> None:
         self._numbering = numbering
@@ -46,7 +46,7 @@ class Sequences:
         return self._numbering.beginning(self._random)
 
     def after(self, last: int) -> int:
-        """The next number in a shard whose last one is given."""
+        """The next number in a shard after its last one."""
         step = self._random.getrandbits(10) + 1
         if not self._numbering.across_shards:
             return last + step

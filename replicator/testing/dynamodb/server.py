@@ -1,4 +1,4 @@
-"""The in-memory DynamoDB: every call of the wire, and the controls that tests and simulations use."""
+"""The in-memory DynamoDB: a ``Client``, plus controls for tests and simulations."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from replicator.testing.dynamodb.writes import Writes
 
 
 class DynamoDB:
-    """Tables and streams in memory, behind the same two methods as AWS: a ``Client``.
+    """Tables and streams in memory, behind the ``Client`` interface.
 
-    Nothing sleeps and nothing happens by itself: ``now`` is the clock that creation times, the 24 hours of retention
-    and the 15 minutes of iterators go by, ``random`` makes ids and numbers. May be called from several threads.
+    It never sleeps and does nothing in the background: ``now`` is the clock for creation times, the 24 hours of
+    retention and the 15 minutes of iterators; ``random`` generates ids and numbers. Thread-safe.
 
-    A table is named where a method takes one. Streams begin with ``shards`` shards; sequence numbers look as
-    ``numbering`` says, and ``dialect`` says what this endpoint does not know. ``calls`` counts the calls by operation.
-    A closed shard stays listed for up to ``lingering`` seconds after its last record can be trimmed.
+    Methods take tables by name. ``shards``: shards of a new stream; ``numbering``: the format of sequence numbers;
+    ``dialect``: what this endpoint supports; ``calls``: call counts by operation. A closed shard stays listed for up
+    to ``lingering`` seconds after its last record can be trimmed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DynamoDB:
         self._operations = {name: self._operation(name) for name in CALLS}
 
     def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
-        """The JSON body that answers ``operation``; WireError otherwise."""
+        """The JSON body of the response; AwsError for an error response."""
         check(operation, request)
         with self._lock:
             self.calls[operation] += 1
@@ -69,9 +69,9 @@ class DynamoDB:
         view: str | None = "NEW_AND_OLD_IMAGES",
         shards: int | None = None,
     ) -> str:
-        """Make a table; return its stream's ARN, "" without one (``view`` None).
+        """Create a table and return its stream's ARN, "" without a stream (``view`` None).
 
-        ``keys``: the kinds (S, N, B) of its key attributes, partition key first; ``{"id": "S"}`` if left out.
+        ``keys``: the types (S, N, B) of the key attributes, partition key first; default ``{"id": "S"}``.
         """
         names = dict(keys or {"id": "S"})
         request: dict[str, Any] = {
@@ -102,7 +102,7 @@ class DynamoDB:
             found.remove(_key(found, key))
 
     def expire(self, table: str, key: Mapping[str, object]) -> None:
-        """Delete an item the way time to live does."""
+        """Delete an item as time to live does."""
         with self._lock:
             found = self._catalog.table(table)
             found.remove(_key(found, key), expired=True)
@@ -122,7 +122,7 @@ class DynamoDB:
         return self._catalog.table(table).stream is not None
 
     def shards(self, table: str) -> list[Shard]:
-        """All shards of the table's latest stream that still exist, oldest first. Look, do not change."""
+        """All existing shards of the table's latest stream, oldest first. Read-only."""
         with self._lock:
             return self._stream(table).shards
 
@@ -144,12 +144,12 @@ class DynamoDB:
             return [self.roll(table, shard) for shard in self.open_shards(table)]
 
     def wither(self, table: str, shard: str) -> str:
-        """Roll a shard over beside a second child that closes at once and never has children; return its id."""
+        """Roll a shard over, with a second child that closes at once and never has children; return the child's id."""
         with self._lock:
             return self._stream(table).wither(shard)
 
     def trim(self, table: str, shard: str, count: int) -> None:
-        """Lose the ``count`` oldest records of a shard now, as if they were 24 hours old."""
+        """Trim the ``count`` oldest records of a shard now, as if they were 24 hours old."""
         with self._lock:
             self._stream(table).shard(shard).trim(count)
 
@@ -172,9 +172,9 @@ class DynamoDB:
         shard: str | None = None,
         when: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
-        """Refuse the next ``times`` calls of ``operation`` (None: all) on ``shard``, or for which ``when`` is true.
+        """Fail the next ``times`` calls of ``operation`` (None: all) on ``shard``, or for which ``when`` is true.
 
-        A third reader on a shard is ``fail("GetRecords", "LimitExceededException", shard=...)``.
+        To simulate a third reader on a shard: ``fail("GetRecords", "LimitExceededException", shard=...)``.
         """
         with self._lock:
             self._faults.add(operation, (code, message), times, shard, when)
@@ -186,22 +186,22 @@ class DynamoDB:
         shard: str | None = None,
         when: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
-        """Answer the next ``times`` GetRecords with an empty page that stays where it is."""
+        """Return an empty page that does not advance for the next ``times`` GetRecords (None: all)."""
         with self._lock:
             self._faults.add("blank", True, times, shard, when)
 
     def unprocessed(self, *, at_most: int = 0, times: int | None = 1) -> None:
-        """Look up at most so many keys in the next BatchGetItem calls; the others come back as UnprocessedKeys."""
+        """Look up at most ``at_most`` keys in the next BatchGetItem calls; return the others as UnprocessedKeys."""
         with self._lock:
             self._faults.add("unprocessed", at_most, times)
 
     def lag_reads(self, table: str) -> None:
-        """Let reads that are not consistent miss the last write of each item that is written from now on."""
+        """From now on, eventually consistent reads miss the last write of each item."""
         with self._lock:
             self._catalog.table(table).lag()
 
     def misreport(self, *how: Misreport, times: int | None = None) -> None:
-        """Let the next ``times`` DescribeStream calls (None: all) show what ``how``, in turn, makes of the truth."""
+        """Falsify the listings of the next ``times`` DescribeStream calls (None: all), with each of ``how`` in turn."""
 
         def changed(shards: Any) -> Any:
             for one in how:
@@ -212,17 +212,17 @@ class DynamoDB:
             self._faults.add("listing", changed, times)
 
     def distort(self, how: Distortion, *, times: int | None = 1, shard: str | None = None) -> None:
-        """Let the next ``times`` GetRecords (None: all) show what ``how`` makes of each record."""
+        """Falsify the records of the next ``times`` GetRecords (None: all) with ``how``."""
         with self._lock:
             self._faults.add("records", how, times, shard)
 
     def page_sizes(self, *, shards: int = 100, records: int = 1000, items: int | None = None) -> None:
-        """Smaller pages than AWS's: of DescribeStream, GetRecords and Scan."""
+        """Set page sizes smaller than AWS's, for DescribeStream, GetRecords and Scan."""
         with self._lock:
             self._reads.page_shards, self._reads.page_records, self._items.page_items = shards, records, items
 
     def heal(self) -> None:
-        """Forget all faults and let lagging reads catch up; page sizes stay."""
+        """Clear all faults and let lagging reads catch up. Page sizes stay."""
         with self._lock:
             self._faults.clear()
             for table in self._catalog.tables.values():

@@ -1,4 +1,4 @@
-"""One shard: its records as the bytes they are answered with, in order, and how much of its head is trimmed."""
+"""A shard: its encoded records in order, and how much of its head is trimmed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAGE_BYTES = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Shard:
-    """A shard of a stream. Every number up to ``trimmed`` is gone; ``end`` is None while it is open."""
+    """A shard of a stream. Numbers up to ``trimmed`` are trimmed; ``end`` is None while it is open."""
 
     id: str
     parent: str | None
@@ -62,7 +62,7 @@ class Shard:
         return self.sequences[at - 1] if at < len(self.sequences) else self.last
 
     def trim(self, count: int) -> None:
-        """Lose the ``count`` oldest records."""
+        """Trim the ``count`` oldest records."""
         count = min(count, len(self.sequences))
         if count <= 0:
             return

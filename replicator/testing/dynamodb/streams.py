@@ -1,4 +1,4 @@
-"""A stream: which shard takes a change, what its record looks like, and what becomes of shards with time."""
+"""A stream: routes changes to shards, encodes records, and ages shards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPIRY = b',"userIdentity":{"PrincipalId":"dynamodb.amazonaws.com","Type":"Servi
 
 @lru_cache(maxsize=4096)
 def hashed(partition: str) -> int:
-    """Where a partition key falls: the same place for shards and for scan segments."""
+    """The hash of a partition key, used for both shards and scan segments."""
     return int.from_bytes(hashlib.md5(partition.encode(), usedforsecurity=False).digest()[:8])
 
 
@@ -59,7 +59,7 @@ class Change(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a stream is of and how it is told apart."""
+    """A stream's table and identity."""
 
     arn: str
     label: str
@@ -70,7 +70,7 @@ class Origin:
 
 
 class Stream:
-    """A table's stream. Items of a partition key live in exactly one open shard."""
+    """A table's stream. Each partition key belongs to exactly one open shard."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Stream:
         self._lingering = lingering
         self._sequences = Sequences(numbering, random)
         self._shards: dict[str, Shard] = {}
-        self._open: list[Shard] = []  # by the hashes they take
+        self._open: list[Shard] = []  # by their hash ranges
         self._starts: list[int] = []
         self._opened = 0  # milliseconds in the newest shard's id
         self._prefix = f'{{"awsRegion":"{origin.region}","dynamodb":{{"ApproximateCreationDateTime":'.encode()
@@ -114,7 +114,7 @@ class Stream:
         return shard
 
     def emit(self, hash: int, change: Change) -> None:
-        """Append the record of a change to the shard that takes its key."""
+        """Append a change's record to the shard of its key."""
         shard = self._open[bisect_right(self._starts, hash) - 1]
         sequence, created = self._sequences.after(shard.last), int(self._now())
         shard.append(sequence, created, *self._record(sequence, created, change))
@@ -153,7 +153,7 @@ class Stream:
         shard = self.shard(id)
         if not shard.open:
             raise ValueError(f"shard {id} is closed already")
-        # AWS does not promise that the end is a record's number, so here it is none.
+        # AWS does not guarantee that the end is a record's number, so here it never is.
         shard.end, shard.closed = self._sequences.after(shard.last), self._now()
         return shard
 

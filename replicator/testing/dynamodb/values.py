@@ -1,6 +1,6 @@
-"""Attribute values as DynamoDB keeps them: checked, numbers in one spelling, sets in one order, with their size.
+"""Attribute values as DynamoDB stores them: validated, numbers normalized, sets sorted, with their size.
 
-Equal items are equal bytes here, which is what decides whether a put changes anything.
+Equal items have equal bytes, which decides whether a put changes anything.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from replicator.items.attributes import Typed, Typeds
 from replicator.testing.dynamodb.refusals import invalid
 
 _LARGEST = 400 * 1024  # bytes of an item
-_DEEPEST = 31  # maps and lists in each other, so that a value in the innermost is on the 32nd level
+_DEEPEST = 31  # nested maps and lists, so that a value in the innermost is on level 32
 _MOST_DIGITS = 38
-_SPELLED = re.compile("[1-9][0-9]*")  # integers that are spelled so already
+_SPELLED = re.compile("[1-9][0-9]*")  # integers in normal form
 
 
 def stored_form(item: Mapping[str, Any]) -> Typeds:
-    """An item from a request as it will be read back; ValidationException for what DynamoDB refuses."""
+    """An item from a request as it will be read back; ValidationException for what DynamoDB rejects."""
     return sized_form(item)[0]
 
 
@@ -58,7 +58,7 @@ def _stored(attribute: Any, depth: int) -> Typed:
     if not isinstance(attribute, Mapping) or len(attribute) != 1:
         raise invalid("Supplied AttributeValue has more than one datatypes set, must contain exactly one datatype")
     ((kind, inner),) = attribute.items()
-    if kind == "S":  # most values are text: no dispatch for them
+    if kind == "S":  # fast path: most values are strings
         return {"S": _text(inner)}
     if kind in ("M", "L") and depth >= _DEEPEST:
         raise invalid("Nesting Levels have exceeded supported limits")
@@ -104,7 +104,7 @@ def _members(one: Callable[[Any], str]) -> Callable[[Any], list[str]]:
 
 
 def stored_number(digits: Any) -> str:
-    """The one spelling DynamoDB gives a number: no exponent, no superfluous zeros."""
+    """A number in DynamoDB's normal form: no exponent, no superfluous zeros."""
     if isinstance(digits, str) and len(digits) <= _MOST_DIGITS and _SPELLED.fullmatch(digits):
         return digits
     try:

@@ -1,4 +1,4 @@
-"""What the calls that write do: one item, a batch of them, or a transaction; each write with its condition."""
+"""The write operations: single items, batches and transactions, with conditions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from replicator.testing.dynamodb.rows import Row, Table, typeds_of
 
 _UNIT = 1024  # bytes that one write unit covers
 _TRANSACTION_BYTES = 4 << 20
-_REMEMBERED = 600.0  # seconds for which a transaction's token is known
+_REMEMBERED = 600.0  # seconds that a transaction's token stays valid
 _FAILED = "ConditionalCheckFailed"
 _SENTENCE = "The conditional request failed"
 
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """One write, understood but not done. ``item`` None: a delete; ``checks``: nothing but its condition."""
+    """A parsed write, not yet applied. ``item`` None: a delete; ``checks``: only checks its condition."""
 
     table: Table
     key: Key
@@ -46,11 +46,11 @@ class _Write:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """What a failed condition's error carries."""
+        """The item that a failed condition's error includes."""
         return {"Item": typeds_of(self.old)} if self.shows and self.old is not None else {}
 
     def apply(self) -> int:
-        """Do it; the bytes that it is charged for."""
+        """Apply it; returns the bytes it is charged for."""
         old = self.old
         if self.checks:
             new = old
@@ -77,7 +77,7 @@ class Writes:
         return _done(self._delete(request), request)
 
     def update_item(self, request: Mapping[str, Any]) -> bytes:
-        """SET and REMOVE of top-level attributes; an absent item is made."""
+        """SET and REMOVE of top-level attributes; an absent item is created."""
         return _done(self._update(request), request)
 
     def batch_write_item(self, request: Mapping[str, Any]) -> bytes:
@@ -95,7 +95,7 @@ class Writes:
         return b'{"UnprocessedItems":{}}'
 
     def transact_write_items(self, request: Mapping[str, Any]) -> bytes:
-        """All or nothing. The same token again, within ten minutes, changes nothing."""
+        """All or nothing. Repeating a token within ten minutes changes nothing."""
         token, body = request.get("ClientRequestToken"), orjson.dumps(request["TransactItems"])
         if token is not None and self._known(token, body):
             return b"{}"
@@ -136,7 +136,7 @@ class Writes:
                 table = self._catalog.table(given["TableName"])
                 key = table.key(given["Key"])
                 return _Write(table, key, None, _condition(given), _shows(given), checks=True)
-        raise invalid(f"the in-memory DynamoDB does not know the transaction's {kind}, or it has no condition")
+        raise invalid(f"the in-memory DynamoDB does not support {kind} in transactions, or it lacks a condition")
 
     def _put(self, request: Mapping[str, Any]) -> _Write:
         table = self._catalog.table(request["TableName"])

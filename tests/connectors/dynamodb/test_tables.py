@@ -27,7 +27,7 @@ from replicator.source.table import SourceTable, describe_table
 from replicator.target.contract import OWN_IDS, Mirroring, Table
 from replicator.testing.contract import at, batch, put
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.dynamodb.http import HttpWire, served
+from replicator.testing.dynamodb.http import UnsignedClient, served
 from replicator.version import FIRST_EPOCH
 from tests.connectors.dynamodb import dynamodb_kit as kit
 from tests.servers.dynamodb_fixtures import StartLocal
@@ -184,7 +184,7 @@ class TestMaking:
     @pytest.mark.dynamodb_local
     def test_dynamodb_local_makes_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
         server = dynamodb_local()
-        client = HttpWire(server.endpoint)
+        client = UnsignedClient(server.endpoint)
         table = source(client)
         ask(
             client,
@@ -378,7 +378,7 @@ class TestEpochs:
         self, db: DynamoDB, endpoint: str, make: Make
     ) -> None:
         """A first run may end between making the two tables, for want of a right."""
-        ask(db, "CreateTable", **Epochs(HttpWire(endpoint), kit.EPOCHS).request)
+        ask(db, "CreateTable", **Epochs(UnsignedClient(endpoint), kit.EPOCHS).request)
         early = make(endpoint).identities([COPY])
         assert early["copy"].known
         make(endpoint).open([COPY], FIRST_EPOCH)
@@ -398,7 +398,7 @@ class TestEpochs:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         for n in range(5):
             db.put("copy", {"pk": str(n), "at": 1, kit.VERSION: at(n, FIRST_EPOCH + n), "big": "x" * 300_000})
-        before, found = db.calls["Scan"], EpochScan(HttpWire(endpoint), layout(COPY, DynamoDBOptions()))
+        before, found = db.calls["Scan"], EpochScan(UnsignedClient(endpoint), layout(COPY, DynamoDBOptions()))
         pages: list[Any] = []
 
         def call(operation: str, request: Mapping[str, Any]) -> bytes:
