@@ -178,7 +178,7 @@ def test_a_note_from_before_restores_were_noted_holds_for_an_index_that_was_not(
 def test_a_run_of_an_epoch_before_the_indexs_own_is_refused(one_search: Search, of: Table) -> None:
     target(one_search).open([of], FIRST_EPOCH + 3)
     with pytest.raises(
-        ConfigError, match=f"was written by epoch {FIRST_EPOCH + 3}, after this run's {FIRST_EPOCH + 1}"
+        ConfigError, match=f"was written by epoch {FIRST_EPOCH + 3}, later than this run's {FIRST_EPOCH + 1}"
     ):
         target(one_search).open([of], FIRST_EPOCH + 1)
 
