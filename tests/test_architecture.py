@@ -1,4 +1,4 @@
-"""Imports go downwards only: which package may know which. `docs/architecture.md` has the picture."""
+"""Imports go downwards only. `docs/architecture.md` shows the layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("operations",),
     ("cli",),
 )
-"""The packages and shared modules of ``replicator``, from the lowest. One imports itself and lower layers only."""
+"""The packages and shared modules of ``replicator``, lowest first. Each imports only itself and lower layers."""
 
 FOR_CONNECTORS = {"items", "target", "aws", "errors", "version", "options", "escape", "files", "response_limits"}
 FOR_CONNECTORS |= {"retention", "log", "key", "identity", "state", "batch", "change"}
@@ -39,7 +39,7 @@ OUTSIDE_WORLD |= {"boto3", "tenacity"}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, as full names (of ``from a import b`` both a and a.b)."""
+    """Full names of all modules that a file imports (for ``from a import b``, both a and a.b)."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -60,12 +60,12 @@ def importers(*packages: str) -> set[str]:
 
 
 def packages() -> Mapping[str, int]:
-    """The layer of each package of ``replicator``, but for ``testing`` and the module that is the program."""
+    """The layer of each package of ``replicator``, except ``testing`` and ``__main__``."""
     return {package: number for number, layer in enumerate(LAYERS) for package in layer}
 
 
 def upwards(name: str) -> Iterator[str]:
-    """What a module imports of its own layer's other packages, or of higher layers."""
+    """What a module imports from other packages of its layer, or from higher layers."""
     layers, package = packages(), name.split(".")[1]
     for found in imports(NAMES[name]):
         parts = found.split(".")
@@ -79,7 +79,7 @@ def modules(package: str) -> list[str]:
     return [name for name in NAMES if name == package or name.startswith(f"{package}.")]
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_the_modules_are_found() -> None:
     assert {"replicator.pipeline.pipeline", "replicator.cli.run", "connectors.postgres.target"} <= set(NAMES)
     assert "replicator.errors" in imports(NAMES["replicator.pipeline.pipeline"])
 
@@ -94,7 +94,7 @@ def test_a_package_imports_only_lower_ones(package: str) -> None:
     assert {name: sorted(found) for name in modules(f"replicator.{package}") if (found := list(upwards(name)))} == {}
 
 
-def test_what_decides_looks_at_no_clock_and_starts_nothing() -> None:
+def test_pure_modules_import_no_clock_and_no_threads() -> None:
     """Time and randomness are arguments."""
     pure = [name for package in ("items", "pipeline") for name in modules(f"replicator.{package}")]
     pure += [f"replicator.{name}" for name in ("batch", "change", "key", "state", "version", "retention")]
@@ -124,7 +124,7 @@ def test_a_connector_imports_no_other_connector() -> None:
                 assert found.split(".")[1] in (connector, *SHARED.get(connector, ())), f"{name} imports {found}"
 
 
-def test_a_connector_knows_only_what_it_is_given() -> None:
+def test_a_connector_imports_only_contracts_and_shared_types() -> None:
     """Shared types, items, the contracts of targets and stores, and AWS; nothing of pipelines, engines or configs."""
     for name in modules("connectors"):
         for found in imports(NAMES[name]):
@@ -134,7 +134,7 @@ def test_a_connector_knows_only_what_it_is_given() -> None:
                 assert allowed or found in ("replicator.checkpoints", "replicator.source"), f"{name} imports {found}"
 
 
-def test_only_the_demo_uses_what_is_for_tests() -> None:
+def test_only_the_demo_imports_testing() -> None:
     used = importers("replicator.testing") - set(modules("replicator.testing"))
     assert used == {"replicator.operations.demo"}
 
@@ -144,7 +144,7 @@ def test_one_module_talks_to_aws_and_one_signs_for_others() -> None:
     assert outside == {"replicator.aws.boto", "replicator.aws.request_signer"}
 
 
-def test_only_the_command_line_knows_how_it_is_shown() -> None:
+def test_only_the_command_line_imports_its_libraries() -> None:
     outside = {name for name in importers("replicator.cli", "click", "rich") if not name.startswith("replicator.cli")}
     assert outside <= {"replicator.__main__", "replicator.operations.demo"}
 

@@ -1,4 +1,4 @@
-"""Keys: equal keys are equal tuples and equal texts, different ones are different."""
+"""Keys: equal keys have equal tuples and texts, different keys differ."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_malformed_number_in_a_key_is_malformed() -> None:
         at("one")
 
 
-def test_a_key_goes_out_as_dynamodb_wants_it_and_to_people_as_values() -> None:
+def test_a_key_converts_to_typed_json_and_to_python_values() -> None:
     assert DEVICE_AT.typed(("d1", "17")) == {"device": {"S": "d1"}, "at": {"N": "17"}}
     assert DEVICE_AT.values(("d1", "1.5")) == {"device": "d1", "at": Decimal("1.5")}
     assert RAW.values(("AP8=",)) == {"raw": b"\x00\xff"}
@@ -79,7 +79,7 @@ def test_a_key_is_parsed_from_plain_values(given: object) -> None:
         ({"device": "d1", "at": Decimal("NaN")}, "key attribute at: NaN is not a DynamoDB number"),
     ],
 )
-def test_what_is_no_key_is_refused_with_the_attribute_that_is_wrong(given: dict[str, Any], message: str) -> None:
+def test_an_invalid_key_is_refused_with_the_wrong_attribute(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         DEVICE_AT.parse(given)
 
@@ -132,7 +132,7 @@ def test_a_hash_cannot_be_forged_by_a_short_key() -> None:
     assert key_text((hashed,)) != hashed
 
 
-def test_a_scan_page_ends_its_segment_unless_it_has_a_cursor_or_trouble() -> None:
+def test_a_scan_page_ends_its_segment_unless_it_has_a_cursor_or_is_waiting() -> None:
     assert ScanPage(0).ended
     assert not ScanPage(0, cursor={"id": {"S": "a"}}).ended
     assert not ScanPage(0, waiting_for="throttled").ended

@@ -1,4 +1,4 @@
-"""Positions and the versions that follow from them."""
+"""Versions and positions."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_disabled_stream_is_a_problem(world: World) -> None:
 
 
 @pytest.mark.parametrize("view", ["KEYS_ONLY", "NEW_IMAGE"])
-def test_ids_of_their_own_need_old_images(world: World, view: str) -> None:
+def test_document_ids_chosen_by_a_hook_need_old_images(world: World, view: str) -> None:
     world.db.create_table("orders", view=view)
     world.hook(FAN_OUT)
 

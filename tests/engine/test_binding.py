@@ -1,4 +1,4 @@
-"""Claims about a run and its tables while it is at work."""
+"""Rechecking the target's tables during a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def universe() -> Universe:
     return Universe(0, Scenario(rates={}, steps=1_000_000, pace=2.0))
 
 
-def test_a_run_ends_with_what_open_would_refuse_by_now_and_what_it_was_given_before_is_stored(
+def test_a_run_ends_when_open_would_now_refuse_a_table_and_stores_pending_changes_first(
     universe: Universe,
 ) -> None:
     asked: list[float] = []
@@ -51,6 +51,6 @@ def test_a_run_ends_with_what_open_would_refuse_by_now_and_what_it_was_given_bef
     assert universe.database.rows[universe.TABLE]
 
 
-def test_a_target_that_cannot_tell_is_not_asked(universe: Universe) -> None:
+def test_a_target_that_cannot_recheck_is_not_called(universe: Universe) -> None:
     runs.go(universe, 5000)
     assert universe.caught_up

@@ -1,4 +1,4 @@
-"""How a run sees itself: its rates, and when it may call itself live."""
+"""Progress reports: rates, and when a pipeline counts as live."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seen(lag: float | None, stage: str = stages.FOLLOWING) -> str:
 @pytest.mark.parametrize(
     ("lag", "phase"), [(0.0, "live"), (10.0, "live"), (10.5, "catching-up"), (7200.0, "catching-up")]
 )
-def test_a_copy_is_live_within_ten_seconds_of_the_stream_and_not_hours_behind(lag: float, phase: str) -> None:
+def test_a_pipeline_is_live_within_ten_seconds_of_the_stream(lag: float, phase: str) -> None:
     assert seen(lag) == phase
 
 
@@ -41,11 +41,11 @@ def test_a_shard_that_was_never_read_is_not_live() -> None:
     assert seen(None) == "catching-up"
 
 
-def test_what_is_scanned_is_not_live_however_near_the_stream_is() -> None:
+def test_a_backfill_is_not_live_even_without_lag() -> None:
     assert seen(0.0, stages.SCANNING) == "backfill"
 
 
-def test_a_rate_is_smoothed_from_look_to_look() -> None:
+def test_a_rate_is_smoothed_over_updates() -> None:
     rate = Rate()
     rate.update(100, 10.0)
     assert rate.value is None, "one look says nothing"
@@ -56,7 +56,7 @@ def test_a_rate_is_smoothed_from_look_to_look() -> None:
     assert (rate.at, rate.count) == (20.0, 350)
 
 
-def test_no_time_between_two_looks_or_a_count_that_fell_is_no_rate() -> None:
+def test_a_rate_ignores_zero_intervals_and_falling_counts() -> None:
     rate = Rate(10.0, 100, 5.0)
     rate.update(200, 10.0)
     assert rate.value == 5.0

@@ -1,4 +1,4 @@
-"""Claims about runs whose target has no transactions: waits are seen, weaker promises are said."""
+"""Runs whose target has no transactions: heartbeats during waits, ownership checks, reduced guarantees."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Modest(MemoryIndex):
     promise = PROMISE
 
 
-def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() -> None:
+def test_a_run_waiting_for_its_target_saves_heartbeats_ahead_of_the_batch() -> None:
     universe = Universe(0, Scenario(index=True, rates={}, steps=1_000_000))
     began, signs = universe.clock(), []
 
@@ -61,7 +61,7 @@ def test_a_run_that_waits_for_its_target_gives_signs_of_life_past_the_batch() ->
 
 
 @pytest.mark.parametrize("passed", [CONFIRMED + 1, -1.0], ids=["after a while", "when its clock was set back"])
-def test_a_run_asks_whether_it_was_replaced(passed: float) -> None:
+def test_a_run_confirms_that_it_was_not_replaced(passed: float) -> None:
     database, time = MemoryDatabase(), [1_000_000.0]
     mine, another = MemoryCheckpoints(database), MemoryCheckpoints(database)
     pipeline = Pipeline(DocumentMapping(None, ("t",)), mine.claim(owner("mine")))
@@ -77,7 +77,7 @@ def test_a_run_asks_whether_it_was_replaced(passed: float) -> None:
 
 
 class Slow(MemoryIndex):
-    """Stores one write of a batch, and then asks whether it is to go on."""
+    """Stores one write of a batch, then raises Unfinished."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
@@ -92,7 +92,7 @@ class Slow(MemoryIndex):
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_run_that_is_replaced_in_the_middle_of_a_long_batch_sends_no_more_of_it(replaced: bool) -> None:
+def test_a_run_replaced_during_a_long_batch_sends_no_more_of_it(replaced: bool) -> None:
     database, time, signs = MemoryDatabase(), [1_000_000.0], []
     mine, another = MemoryCheckpoints(database), MemoryCheckpoints(database)
     pipeline = Pipeline(DocumentMapping(None, ("contract",)), mine.claim(owner("mine")))
@@ -126,7 +126,7 @@ def sign(database: MemoryDatabase) -> Heartbeat | None:
 
 @pytest.fixture
 def modest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A config whose target promises less."""
+    """A config whose target has a reduced guarantee."""
 
     @contextlib.contextmanager
     def ends(_: object) -> Iterator[object]:
@@ -141,7 +141,7 @@ def modest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
-def test_status_says_what_is_promised_instead(modest: Path) -> None:
+def test_status_shows_the_reduced_guarantee(modest: Path) -> None:
     for_people = CliRunner().invoke(main, ["status", str(modest), "--human"], catch_exceptions=False)
     for_machines = CliRunner().invoke(main, ["status", str(modest), "--json"], catch_exceptions=False)
 
@@ -149,6 +149,6 @@ def test_status_says_what_is_promised_instead(modest: Path) -> None:
     assert json.loads(for_machines.output)["reduced_guarantee"] == PROMISE
 
 
-def test_targets_that_promise_nothing_less_say_nothing() -> None:
+def test_targets_with_the_full_guarantee_report_none() -> None:
     assert assembly.promise_of(MemoryIndex(MemoryDatabase())) == ""
     assert assembly.promise_of(Modest(MemoryDatabase())) == PROMISE

@@ -1,6 +1,6 @@
-"""How much of a stream is in memory at most, however many shards there are and however slow the target is.
+"""The memory bound for pages read ahead, regardless of the number of shards and the speed of the target.
 
-Everything is a 16th of its size here: 400 KB items, pages of 1 MB, and what is read ahead of them.
+All sizes are scaled down by 16: 400 KB items, 1 MB pages, and the buffers for them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def filled(count: int, items: int, view: str = "NEW_IMAGE") -> DynamoDB:
 
 
 class Weighing:
-    """A wire that counts the images it handed out."""
+    """A client that counts the images it returned."""
 
     def __init__(self, source: DynamoDB) -> None:
         self._source = source
@@ -73,7 +73,7 @@ class Weighing:
         return body
 
     def rest(self) -> None:
-        """Until nothing was handed out for a while."""
+        """Wait until nothing was returned for a while."""
         before = -1
         while before != self.images:
             before = self.images
@@ -81,7 +81,7 @@ class Weighing:
 
 
 class Overlaps(MemoryTarget):
-    """Stores everything at once, and ends the run with the last of so many changes. ``most``: read and not stored."""
+    """Stores at once and stops the run after ``expected`` changes. ``most``: the most read but not stored."""
 
     def __init__(self, client: Weighing, expected: int, stop: threading.Event) -> None:
         super().__init__(MemoryDatabase())
@@ -110,7 +110,7 @@ class Overlaps(MemoryTarget):
 
 
 class Slow(Overlaps):
-    """Is not ready the first times it is asked; meanwhile everything comes in that was asked for."""
+    """Not ready the first 80 times, during which all responses in flight arrive."""
 
     _not_yet = 80
 
@@ -122,7 +122,7 @@ class Slow(Overlaps):
 
 
 class InTurn(VirtualSteps):
-    """Answers each call at once. Who rests has a turn when nobody else has, and nothing else is to be done."""
+    """Answers each call at once. Resting generators advance only when no other can and the caller may wait."""
 
     def __init__(self, client: Client) -> None:
         super().__init__(client)
@@ -152,7 +152,7 @@ def run(client: Weighing, target: Overlaps, stop: threading.Event, **more: Any) 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("view", "count"), [("NEW_IMAGE", 200), ("KEYS_ONLY", 200), ("KEYS_ONLY", 4)])
-def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_shards(view: str, count: int) -> None:
+def test_memory_of_unstored_pages_is_bounded_regardless_of_the_number_of_shards(view: str, count: int) -> None:
     client, stop = Weighing(filled(count, 500, view)), threading.Event()
     target = Slow(client, 500, stop)
     run(client, target, stop)
@@ -161,7 +161,7 @@ def test_what_is_read_and_not_stored_has_a_bound_that_does_not_grow_with_the_sha
 
 
 @pytest.mark.usefixtures("small")
-def test_a_whole_batch_is_not_kept_waiting_by_pages_that_can_be_read_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_batch_does_not_wait_for_further_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_buffer, "BATCH_ROWS", 10)
     client, stop = Weighing(filled(200, 300)), threading.Event()
     target = Overlaps(client, 300, stop)
@@ -171,7 +171,7 @@ def test_a_whole_batch_is_not_kept_waiting_by_pages_that_can_be_read_after_it(mo
 
 
 class Remembering:
-    """A wire that keeps its last answer."""
+    """A client that keeps its last response."""
 
     def __init__(self, source: DynamoDB) -> None:
         self._source = source
@@ -183,7 +183,7 @@ class Remembering:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_reader_that_rests_holds_nothing_of_its_page() -> None:
+def test_a_resting_reader_does_not_retain_its_page() -> None:
     source = filled(1, 4)
     client, table = Remembering(source), describe_table(source, "orders")
     arn = table.stream_arn or ""
@@ -194,4 +194,4 @@ def test_a_reader_that_rests_holds_nothing_of_its_page() -> None:
     while_held = sys.getrefcount(client.last)
     del page
     afterwards = sys.getrefcount(client.last)
-    assert (while_held > 2, afterwards) == (True, 2)  # the wire's, and that of the call
+    assert (while_held > 2, afterwards) == (True, 2)  # the client's, and that of the call

@@ -1,4 +1,4 @@
-"""What a run says of parked items, and when it is too much."""
+"""Logging of parked changes, and the limits that end a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from replicator.version import version
 
 
 class Parking:
-    """A pipeline that parks what a test says, and what delivers its batches."""
+    """A fake pipeline and delivery with the parked items that a test sets."""
 
     def __init__(self) -> None:
         self.parked = ParkedItems()
@@ -56,7 +56,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Any]]:
     return found
 
 
-def test_each_reason_is_told_once_and_then_with_its_count_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_reason_is_logged_once_and_then_with_its_count_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     parking, clock = Parking(), Clock()
     found = watch(parking, clock)
     for reasons in ({"a": 1}, {"a": 5}, {"a": 2, "b": 1}):
@@ -71,7 +71,7 @@ def test_each_reason_is_told_once_and_then_with_its_count_at_intervals(caplog: p
     assert told(caplog) == [("a", 9)]
 
 
-def test_reasons_without_an_end_are_told_as_one(
+def test_reasons_beyond_the_limit_are_logged_as_one(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parked_limits, "MAX_REASONS", 2)
@@ -83,7 +83,7 @@ def test_reasons_without_an_end_are_told_as_one(
 
 
 @pytest.mark.parametrize(("parked", "loud"), [(5, True), (4, False)])
-def test_a_run_says_loudly_that_most_of_what_it_read_is_parked(
+def test_a_run_that_parked_most_of_its_changes_logs_an_error(
     caplog: pytest.LogCaptureFixture, parked: int, loud: bool
 ) -> None:
     parking = Parking()
@@ -94,7 +94,7 @@ def test_a_run_says_loudly_that_most_of_what_it_read_is_parked(
     assert [r.message for r in errors] == ["most changes in this run were parked"] * loud
 
 
-def test_what_commands_did_is_looked_at_every_ten_seconds_while_something_is_parked() -> None:
+def test_parked_entries_are_reread_every_ten_seconds_while_there_are_any() -> None:
     parking, clock = Parking(), Clock()
     found = watch(parking, clock)
     found.check()
@@ -106,17 +106,7 @@ def test_what_commands_did_is_looked_at_every_ten_seconds_while_something_is_par
     assert parking.looked == 2
 
 
-def test_what_commands_did_is_looked_at_also_while_nothing_is_parked() -> None:
-    """A retry that slept may have written after the run healed its item."""
-    parking, clock = Parking(), Clock()
-    found = watch(parking, clock)
-    for now in (0.0, QUIET - 1, QUIET, QUIET + 1, 2 * QUIET):
-        clock.now = now
-        found.look()
-    assert parking.looked == 2
-
-
-def test_more_documents_than_a_run_can_hold_of_one_item_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_documents_of_one_parked_item_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parked_limits, "MAX_LEAVES", 2)
     parking = Parking()
     leaves = frozenset(("t", str(n)) for n in range(3))

@@ -1,4 +1,4 @@
-"""A table that holds nothing is a loss only if it held something when the last run stopped in good order."""
+"""Inspection before a run: an empty table is a loss only if it was nonempty when the last run stopped cleanly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def emptied(target: MemoryTarget, last: Heartbeat | None) -> list[str]:
     return list(preexisting.inspect(CheckpointView(Claimed(0, entries, {})), SOURCE, target, TABLES, None).emptied)
 
 
-def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: MemoryTarget) -> None:
+def test_nonempty_tables_are_recorded_when_a_run_stops(target: MemoryTarget) -> None:
     assert preexisting.filled(target.checkpoints, target, TABLES) == (["orders"], 0)
 
 
@@ -56,14 +56,14 @@ def test_tables_with_something_in_them_are_noted_when_a_run_stops(target: Memory
     ],
     ids=["emptied", "still filled", "was empty", "killed", "retried since", "an earlier version's", "never ran"],
 )
-def test_a_table_is_emptied_only_if_it_was_noted(
+def test_a_table_counts_as_emptied_only_if_it_was_recorded_as_nonempty(
     target: MemoryTarget, last: Heartbeat | None, expected: list[str]
 ) -> None:
     assert emptied(target, last) == expected
 
 
 class Dividing(MemoryTarget):
-    """A target that knows that an option ``aside`` decides nothing."""
+    """A target whose option ``aside`` does not affect its documents."""
 
     def parts(self, table: Table) -> Mapping[str, str]:
         if "broken" in table.options:
@@ -87,8 +87,8 @@ class Dividing(MemoryTarget):
     ],
     ids=["alike", "changed", "added", "not known any more"],
 )
-def test_options_that_were_stored_whole_are_compared_part_by_part(stored: str, expected: Sequence[str]) -> None:
-    """As long as a target did not tell what decides, all options of a table did."""
+def test_options_stored_as_a_whole_are_compared_part_by_part(stored: str, expected: Sequence[str]) -> None:
+    """Before a target was Defining, its options were stored as a single part."""
     target = Dividing(MemoryDatabase())
     tables = (Table("orders", KEYS, {"kind": "text", "aside": 2}),)
     target.open(tables, FIRST_EPOCH)

@@ -1,4 +1,4 @@
-"""How a target that fails for a while is asked again."""
+"""Waits between retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from replicator.engine.retry import RetryPolicy
 
 
 class Exactly(random.Random):
-    """Gives the least or the most of what it may."""
+    """Returns the minimum or the maximum of the range."""
 
     def __init__(self, give: Callable[[float, float], float]) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ def waits(give: Callable[[float, float], float]) -> list[float]:
     return found
 
 
-def test_waits_double_from_fractions_of_a_second_to_a_quarter_of_a_minute() -> None:
+def test_waits_double_up_to_15_seconds() -> None:
     longest = waits(max)
     assert longest[:7] == pytest.approx([0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0])
     assert set(longest[6:]) == {15.0}
 
 
-def test_a_wait_is_at_least_half_of_the_longest_so_that_nothing_is_asked_without_a_pause() -> None:
+def test_a_wait_is_at_least_half_of_its_ceiling() -> None:
     assert waits(min) == pytest.approx([wait / 2 for wait in waits(max)])

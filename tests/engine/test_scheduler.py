@@ -1,4 +1,4 @@
-"""Generators advanced by one thread: when due, with many calls under way, and never after they were forgotten."""
+"""The scheduler: steps start when due, many requests are in flight, and cleared generators are never advanced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOON = 10.0  # seconds; more than any of these steps takes
 
 
 class Held:
-    """Calls that are answered when the test says so, with what it says."""
+    """Calls that the test answers."""
 
     def __init__(self) -> None:
         self.in_flight: dict[str, Any] = {}
@@ -57,26 +57,26 @@ def steps(calls: Held) -> Scheduler:
 
 
 def asking(*operations: str) -> Iterator[Any]:
-    """Makes a call, gives its answer, and so on."""
+    """Alternates between calls and values: yields each response."""
     for operation in operations:
         yield (yield Call(operation, {}))
 
 
 def noting(taken: list[T], values: Iterable[T]) -> Iterator[None]:
-    """Puts one more value into ``taken`` at each step."""
+    """Appends a value to ``taken`` at each step."""
     for value in values:
         taken.append(value)
         yield
 
 
-def test_a_step_gives_the_next_value_under_the_generators_name(steps: Scheduler) -> None:
+def test_a_step_returns_the_next_value_with_the_generators_name(steps: Scheduler) -> None:
     steps.add("a", iter([1, 2]))
     assert steps.get(SOON) == StepResult("a", 1)
     steps.again("a")
     assert steps.get(SOON) == StepResult("a", 2)
 
 
-def test_a_generator_is_not_advanced_again_before_somebody_says_so(steps: Scheduler) -> None:
+def test_a_generator_is_not_advanced_until_again_is_called(steps: Scheduler) -> None:
     taken: list[int] = []
     steps.add("a", noting(taken, range(9)))
     steps.get(SOON)
@@ -85,14 +85,14 @@ def test_a_generator_is_not_advanced_again_before_somebody_says_so(steps: Schedu
     assert taken == [0]
 
 
-def test_the_end_is_said_once_and_the_generator_forgotten(steps: Scheduler) -> None:
+def test_the_end_of_a_generator_is_reported_once(steps: Scheduler) -> None:
     steps.add("a", iter([]))
     assert steps.has("a")
     assert steps.get(SOON) == StepResult("a", ended=True)
     assert not steps.has("a")
 
 
-def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Scheduler) -> None:
+def test_an_error_of_a_generator_is_reported_and_ends_it(steps: Scheduler) -> None:
     error = ValueError("wrong")
 
     def failing() -> Iterator[None]:
@@ -106,7 +106,7 @@ def test_an_error_is_handed_over_and_the_generator_forgotten(steps: Scheduler) -
     assert steps.get(SOON) == StepResult("b", "well")
 
 
-def test_an_interrupt_is_no_matter_of_a_step(steps: Scheduler) -> None:
+def test_an_interrupt_is_not_caught_by_a_step(steps: Scheduler) -> None:
     steps.add("a", _interrupted())
     with pytest.raises(KeyboardInterrupt):
         steps.get(SOON)
@@ -117,7 +117,7 @@ def _interrupted() -> Iterator[None]:
     yield
 
 
-def test_a_call_is_answered_to_who_made_it_while_others_have_their_turn(steps: Scheduler, calls: Held) -> None:
+def test_a_response_goes_to_its_caller_while_other_generators_advance(steps: Scheduler, calls: Held) -> None:
     steps.add("slow", asking("Slow"))
     steps.add("quick", asking("FastTemplate"))
     steps.add("none", iter(["at once"]))
@@ -142,7 +142,7 @@ def test_a_step_may_make_several_calls(steps: Scheduler, calls: Held) -> None:
     assert steps.get(SOON) == StepResult("a", b"12")
 
 
-def test_a_failed_call_is_an_error_where_it_was_made(steps: Scheduler, calls: Held) -> None:
+def test_a_failed_call_raises_where_it_was_made(steps: Scheduler, calls: Held) -> None:
     def careful() -> Iterator[Any]:
         try:
             yield Call("Scan", {})
@@ -158,7 +158,7 @@ def test_a_failed_call_is_an_error_where_it_was_made(steps: Scheduler, calls: He
     assert steps.get(SOON) == StepResult("careless", error=error)
 
 
-def test_a_thousand_generators_have_a_few_calls_under_way_and_all_get_their_turn(steps: Scheduler, calls: Held) -> None:
+def test_a_thousand_generators_share_a_few_requests_in_flight(steps: Scheduler, calls: Held) -> None:
     for n in range(1000):
         steps.add(str(n), asking(str(n)))
     found: set[str] = set()
@@ -172,14 +172,14 @@ def test_a_thousand_generators_have_a_few_calls_under_way_and_all_get_their_turn
     assert calls.most == AT_ONCE
 
 
-def test_a_step_is_not_made_before_it_is_due(steps: Scheduler) -> None:
+def test_a_step_does_not_start_before_it_is_due(steps: Scheduler) -> None:
     begun = time.monotonic()
     steps.add("later", iter([1]), rest=0.2)
     assert steps.get(SOON) == StepResult("later", 1)
     assert time.monotonic() - begun >= 0.2
 
 
-def test_what_is_due_earlier_comes_earlier_whatever_the_order_of_asking(steps: Scheduler) -> None:
+def test_steps_start_in_the_order_in_which_they_are_due(steps: Scheduler) -> None:
     for name, rest in (("third", 0.3), ("first", 0.1), ("second", 0.2)):
         steps.add(name, iter([1]), rest)
     assert [s.name for _ in range(3) if (s := steps.get(SOON)) is not None] == ["first", "second", "third"]
@@ -191,14 +191,14 @@ def test_a_step_that_is_due_now_does_not_wait_for_one_that_is_due_later(steps: S
     assert steps.get(SOON) == StepResult("now", 2)
 
 
-def test_nothing_due_is_none_after_the_timeout(steps: Scheduler) -> None:
+def test_get_returns_none_after_the_timeout(steps: Scheduler) -> None:
     assert steps.get(0) is None
     begun = time.monotonic()
     assert steps.get(0.05) is None
     assert time.monotonic() - begun >= 0.05
 
 
-def test_clear_drops_the_answer_of_a_call_under_way(steps: Scheduler, calls: Held) -> None:
+def test_clear_discards_the_response_to_a_call_in_flight(steps: Scheduler, calls: Held) -> None:
     steps.add("a", asking("Old"))
     assert steps.get(0) is None
     steps.clear()
@@ -210,7 +210,7 @@ def test_clear_drops_the_answer_of_a_call_under_way(steps: Scheduler, calls: Hel
     assert steps.get(SOON) == StepResult("a", b"new")
 
 
-def test_clear_drops_a_step_that_nobody_fetched(steps: Scheduler) -> None:
+def test_clear_discards_results_not_taken_yet(steps: Scheduler) -> None:
     for n in range(3):
         steps.add(str(n), iter([n]))
     assert steps.get(SOON) == StepResult("0", 0)
@@ -218,7 +218,7 @@ def test_clear_drops_a_step_that_nobody_fetched(steps: Scheduler) -> None:
     assert steps.get(0.05) is None
 
 
-def test_clear_forgets_what_was_due(steps: Scheduler) -> None:
+def test_clear_discards_scheduled_steps(steps: Scheduler) -> None:
     taken: list[str] = []
     steps.add("a", noting(taken, ["a"]), rest=0.1)
     steps.clear()
@@ -235,7 +235,7 @@ def test_close_ends_the_calls(steps: Scheduler, calls: Held) -> None:
 # What is held
 
 
-def test_no_step_begins_while_there_is_no_room_and_one_does_as_soon_as_there_is(steps: Scheduler) -> None:
+def test_no_step_starts_while_full(steps: Scheduler) -> None:
     full = True
     steps.full = lambda: full
     steps.add("a", iter([1]))
@@ -244,7 +244,7 @@ def test_no_step_begins_while_there_is_no_room_and_one_does_as_soon_as_there_is(
     assert steps.get(SOON) == StepResult("a", 1)
 
 
-def test_what_was_begun_when_there_was_room_is_all_that_is_held(steps: Scheduler, calls: Held) -> None:
+def test_results_are_bounded_by_the_steps_started_while_there_was_room(steps: Scheduler, calls: Held) -> None:
     held = 0
     steps.full = lambda: held >= 5
     for n in range(100):
@@ -261,7 +261,7 @@ def test_what_was_begun_when_there_was_room_is_all_that_is_held(steps: Scheduler
 
 
 class Meeting:
-    """A wire that answers no call before so many are made at the same time."""
+    """A client that answers no call until so many are in flight."""
 
     def __init__(self, parties: int) -> None:
         self._barrier = threading.Barrier(parties, timeout=SOON)
@@ -277,7 +277,7 @@ def workers() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("calls-")}
 
 
-def test_calls_of_any_wire_are_made_at_the_same_time_and_errors_come_back_as_such() -> None:
+def test_threaded_calls_run_concurrently_and_errors_are_returned() -> None:
     before = workers()
     steps = Scheduler(calls_of(Meeting(4)))
     for operation in ("A", "B", "C", "Fail"):
@@ -289,7 +289,7 @@ def test_calls_of_any_wire_are_made_at_the_same_time_and_errors_come_back_as_suc
     assert workers() <= before
 
 
-def test_close_waits_for_a_call_that_is_being_made_and_may_be_called_twice() -> None:
+def test_close_waits_for_calls_in_flight_and_may_be_called_twice() -> None:
     entered, gate = threading.Event(), threading.Event()
 
     class Gated:
@@ -307,14 +307,14 @@ def test_close_waits_for_a_call_that_is_being_made_and_may_be_called_twice() -> 
     calls.close()
 
 
-def test_calls_can_be_begun_before_somebody_does_something_else(calls: Held, steps: Scheduler) -> None:
+def test_begin_puts_calls_in_flight_before_get(calls: Held, steps: Scheduler) -> None:
     steps.add("a", asking("one"))
     steps.add("b", asking("another"), rest=60.0)
     steps.begin()
     assert list(calls.in_flight) == ["one"]
 
 
-def test_on_threads_a_body_that_is_at_hand_is_asked_too() -> None:
+def test_threaded_calls_also_return_responses_that_are_ready() -> None:
     class Echo:
         def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
             return orjson.dumps(request)

@@ -1,4 +1,4 @@
-"""How a run begins, from literals."""
+"""Decisions at the start of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reason(**changes: Any) -> str | None:
     return None if lost is None else lost.reason
 
 
-def test_a_pipeline_that_was_left_in_order_goes_on() -> None:
+def test_a_cleanly_stopped_pipeline_resumes() -> None:
     assert reason() is None
 
 
@@ -77,32 +77,32 @@ def test_checkpoints_older_than_the_target_are_a_gap() -> None:
     assert "checkpoints are older than the target" in (reason(epochs={"copy": FIRST_EPOCH + 1}) or "")
 
 
-def test_rows_without_checkpoints_are_a_gap_also_where_another_table_is_absent() -> None:
+def test_rows_without_checkpoints_are_a_gap_even_if_another_table_is_missing() -> None:
     there = {"copy": None, "lines": FIRST_EPOCH + 3}
     assert f"epoch {FIRST_EPOCH + 3}" in (reason(state=None, epochs=there) or "")
     assert startup.new_epoch(startup_state(state=None, epochs=there), enabled=True, now=5.0).epoch == FIRST_EPOCH + 4
 
 
 def test_the_table_that_an_earlier_epoch_wrote_to_last_is_not_the_one_that_was_written_to() -> None:
-    """Of several, the lowest counts: the others do not stand for a table that was made again."""
+    """Of several tables the lowest epoch counts: the others cannot vouch for one that was recreated."""
     others = {"copy": COPY, "lines": Identity("lines")}
     text = reason(epochs={"copy": FIRST_EPOCH, "lines": 0}, identities=others) or ""
     assert text.startswith("lines is not the table that the last run wrote to")
     assert "copy" not in text.split(" is not ")[0]
 
 
-def test_a_table_made_anew_is_a_gap_though_its_note_was_copied() -> None:
+def test_a_recreated_table_is_a_gap_even_with_a_copied_epoch_note() -> None:
     assert '"public"."copy" is not the table' in (reason(identities={"copy": replace(COPY, id="18")}) or "")
 
 
-def test_an_epoch_that_has_stored_nothing_yet_has_lost_nothing() -> None:
-    """A run that was killed between its first save and the note in the target."""
+def test_an_epoch_that_has_stored_nothing_has_no_gap() -> None:
+    """The run was killed between its first save and the epoch note in the target."""
     following = replace(STATE, epoch=FIRST_EPOCH + 1)
     assert reason(state=following, shards={}) is None
     assert reason(state=following, shards={}, identities={"copy": replace(COPY, id="18")}) is None
 
 
-def test_ids_of_another_giver_say_nothing() -> None:
+def test_ids_of_different_scopes_are_not_compared() -> None:
     restored = {"copy": Identity(COPY.place, "99", "another database")}
     assert reason(identities=restored) is None
 
@@ -130,7 +130,7 @@ def test_another_source_is_refused_with_both_named(table: SourceTable, resync: b
     assert "replicator resync --accept-identity-change" in text
 
 
-def test_another_endpoint_of_the_same_table_is_no_matter() -> None:
+def test_a_different_endpoint_of_the_same_table_is_accepted() -> None:
     assert mode(table=replace(TABLE, server="vpce-1.dynamodb.us-east-1.vpce.amazonaws.com")) is startup.StartMode.RESUME
     unnamed = replace(TABLE, id=TABLE.arn, server="127.0.0.1:8001")  # DynamoDB Local, elsewhere: the stream tells
     local = replace(STATE, table_id=TABLE.arn)
@@ -163,27 +163,27 @@ def test_a_table_that_was_renamed_with_the_config_is_the_same_one() -> None:
     assert mode(identities={"copy": Identity('"archive"."copy"', "17", "db")}) is startup.StartMode.RESUME
 
 
-def test_another_identity_that_is_meant_begins_an_epoch() -> None:
+def test_an_accepted_identity_change_starts_an_epoch() -> None:
     meant = startup.Allowed(resync=True, hook_change=True, identity_change=True)
     assert mode(meant, table=replace(TABLE, arn="arn:staging")) is startup.StartMode.BEGIN
     with pytest.raises(ConfigError):
         mode(startup.Allowed(identity_change=True), table=replace(TABLE, arn="arn:staging"))
 
 
-def test_a_state_of_an_earlier_version_takes_its_identity_on() -> None:
+def test_a_state_of_an_earlier_version_adopts_the_identity() -> None:
     assert mode(definition=UNKNOWN) is startup.StartMode.RESUME
     assert startup_state(definition=UNKNOWN).bound == DEFINITION
 
 
-def test_a_place_that_cannot_be_told_yet_is_not_remembered() -> None:
-    """A first run that ends before its tables are made: the next one is bound to what it makes."""
+def test_an_unknown_place_is_not_stored() -> None:
+    """The first run ended before its tables were created: the next run binds to those it creates."""
     unknown = {"copy": Identity("the table copy at dynamodb, where nothing of this pipeline is", known=False)}
     early = startup_state(state=None, identities=unknown, epochs={"copy": None}).bound
     assert early == replace(DEFINITION, tables={})
     assert mode(definition=early, shards={}) is startup.StartMode.RESUME
 
 
-def test_the_same_place_by_another_address_is_the_same() -> None:
+def test_the_same_place_at_another_address_is_the_same() -> None:
     was = {"copy": Identity("the index copy-1 at a:9200", at="copy-1 in the cluster X")}
     now = {"copy": Identity("the index copy-1 at b:9200", "18", at="copy-1 in the cluster X")}
     assert mode(definition=replace(DEFINITION, tables=was), identities=now) is startup.StartMode.RESUME
@@ -201,8 +201,8 @@ def test_another_place_behind_the_same_address_is_named_exactly() -> None:
 
 
 @pytest.mark.parametrize("told", [(True, False), (False, True), (False, False)])
-def test_where_a_server_does_not_tell_its_place_the_words_have_to_do(told: tuple[bool, bool]) -> None:
-    """Also where an earlier version of replicator stored words alone."""
+def test_places_are_compared_by_name_if_the_server_does_not_identify_them(told: tuple[bool, bool]) -> None:
+    """Also if an earlier version of replicator stored no server-side names."""
     was, now = (Identity("the index copy-1", at="copy-1 in the cluster X" if tells else "") for tells in told)
     assert (
         mode(definition=replace(DEFINITION, tables={"copy": was}), identities={"copy": now}) is startup.StartMode.RESUME
@@ -212,7 +212,7 @@ def test_where_a_server_does_not_tell_its_place_the_words_have_to_do(told: tuple
         mode(definition=replace(DEFINITION, tables={"copy": was}), identities=other)
 
 
-def test_the_same_index_under_another_name_is_told_by_that_name() -> None:
+def test_the_same_index_under_another_name_is_reported_by_that_name() -> None:
     same = Identity("the index copy-1", "17")
     with pytest.raises(ConfigError, match="writes to copy: the index copy-1, but the config names other: the index"):
         mode(definition=replace(DEFINITION, tables={"copy": same}), identities={"other": same}, epochs={"other": 0})
@@ -225,7 +225,7 @@ def test_a_changed_column_needs_a_resync() -> None:
     assert mode(startup.Allowed(resync=True), parts=parts) is startup.StartMode.BEGIN
 
 
-def test_an_added_column_is_offered_with_its_statement_and_added_where_that_is_allowed() -> None:
+def test_an_added_column_is_offered_with_its_statement_and_added_if_allowed() -> None:
     parts = {"copy": {**PARTS["copy"], "columns.city": "text from city"}}
     statements = ['ALTER TABLE "public"."copy" ADD COLUMN "city" text;']
     with pytest.raises(ConfigError) as refused:
@@ -235,7 +235,7 @@ def test_an_added_column_is_offered_with_its_statement_and_added_where_that_is_a
     assert mode(startup.Allowed(schema_changes=True), parts=parts, additions=statements) is startup.StartMode.BEGIN
 
 
-def test_the_last_epoch_is_the_last() -> None:
+def test_there_is_no_epoch_after_the_last_one() -> None:
     with pytest.raises(ConfigError, match=f"{LAST_EPOCH} is the highest possible epoch"):
         startup.new_epoch(startup_state(epochs={"copy": LAST_EPOCH}), enabled=True, now=5.0)
 
@@ -259,7 +259,7 @@ def test_a_dropped_target_table_is_a_gap_once_something_was_stored() -> None:
     )
 
 
-def test_an_absent_target_table_is_none_before_anything_was_stored() -> None:
+def test_a_missing_target_table_is_no_gap_before_anything_was_stored() -> None:
     scanning = replace(STATE, stage=stages.SCANNING)
     empty = {"s": ShardState(None, None, whole=False, since=0.0)}
     assert reason(state=scanning, shards=empty, segments={"0": SegmentState(1)}, epochs={"copy": None}) is None
@@ -274,18 +274,18 @@ def test_a_recorded_gap_stays_one_until_it_is_repaired() -> None:
 @pytest.mark.parametrize(
     ("stored", "now", "was"), [("abc", "xyz", "changed"), ("abc", "", "was removed"), ("", "abc", "was added")]
 )
-def test_another_hook_needs_a_persons_word(stored: str, now: str, was: str) -> None:
+def test_a_changed_hook_must_be_accepted(stored: str, now: str, was: str) -> None:
     with pytest.raises(ConfigError, match=f"the hook {was} since the last run") as refused:
         startup.check_hook(startup_state(state=replace(STATE, hook=stored), hook=now))
     assert "--accept-hook-change" in str(refused.value)
     assert "resync" in str(refused.value)
 
 
-def test_the_same_hook_is_no_matter() -> None:
+def test_an_unchanged_hook_is_accepted() -> None:
     startup.check_hook(startup_state())
 
 
-def test_the_first_epoch_scans_if_a_backfill_is_wanted() -> None:
+def test_the_first_epoch_scans_if_backfill_is_enabled() -> None:
     assert (
         startup.new_epoch(startup_state(state=None, epochs={"copy": None}), enabled=True, now=5.0).stage
         == stages.SCANNING
@@ -315,7 +315,7 @@ def test_something_is_stored_once_a_record_a_page_or_a_whole_segment_is(stored: 
     assert "is gone from the target" in (reason(epochs={"copy": None}, **stored) or "")
 
 
-def test_a_gap_of_an_earlier_epoch_is_one_no_more() -> None:
+def test_a_gap_of_an_earlier_epoch_no_longer_counts() -> None:
     gap = Gap("trimmed", 1.0, FIRST_EPOCH, "shard", "17")
     now = FIRST_EPOCH + 1
     assert reason(state=replace(STATE, epoch=now), epochs={"copy": now}, gaps={"g": gap}) is None
@@ -339,13 +339,13 @@ def test_old_images_alone_are_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("view", ["NEW_IMAGE", "KEYS_ONLY"])
-def test_ids_of_their_own_need_old_images(view: str) -> None:
+def test_document_ids_chosen_by_a_hook_need_old_images(view: str) -> None:
     with pytest.raises(ConfigError, match="obsolete documents of an item cannot be identified"):
         startup.check_source(replace(TABLE, view=view), own_ids=True)
     startup.check_source(replace(TABLE, view=view), own_ids=False)
 
 
-def test_an_epoch_that_begins_is_defined_as_before_until_the_tables_are_open() -> None:
+def test_a_new_epoch_keeps_the_old_definition_until_the_tables_are_open() -> None:
     begun = startup_state(parts={"copy": {"columns.total": "text from total"}})
     assert begun.as_defined == DEFINITION
     assert begun.bound.parts == begun.parts
@@ -353,7 +353,7 @@ def test_an_epoch_that_begins_is_defined_as_before_until_the_tables_are_open() -
     assert first.as_defined == replace(DEFINITION, parts={})
 
 
-def test_a_new_epoch_over_what_is_there_may_have_to_ask_before_it_sweeps() -> None:
+def test_a_new_epoch_over_existing_documents_needs_permission_to_sweep() -> None:
     kept = startup.Allowed(resync=True, sweep=False)
     with pytest.raises(ConfigError, match="--remove-expired"):
         mode(kept)

@@ -1,4 +1,4 @@
-"""A run that is asked to stop, wherever the signal meets it."""
+"""The stop event is safe to set from a signal handler at any point."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def output(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_signal_at_any_line_of_the_event_itself_sets_it_and_nothing_is_stuck() -> None:
+def test_a_signal_at_any_line_of_the_event_sets_it_without_deadlock() -> None:
     assert output(_AT_EACH_LINE) == "never stuck"
 
 
@@ -63,7 +63,7 @@ def test_a_signal_ends_a_wait_at_once() -> None:
     assert output(_WAITING) == "True True True"
 
 
-def test_a_wait_for_what_never_comes_ends() -> None:
+def test_a_wait_ends_at_its_timeout() -> None:
     stop = Stop()
     assert not stop.wait(0.001)
     assert not stop.wait(-1.0)

@@ -1,4 +1,4 @@
-"""What ``Scheduler`` on a virtual clock have in common: generators that are advanced in the thread that asks."""
+"""Base of schedulers on a virtual clock: generators advance synchronously."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from replicator.engine.scheduler import Scheduler, StepResult
 
 
 class VirtualSteps(Scheduler):
-    """``Scheduler`` that make each call at once. Who extends it says when a step is due, and which one comes first."""
+    """A ``Scheduler`` that makes each call at once. Subclasses decide which step comes next, and when."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -20,7 +20,7 @@ class VirtualSteps(Scheduler):
         super().add(name, answered(self._client, generator), rest)
 
     def begin(self) -> None:
-        """Nothing is under way while somebody does something else."""
+        """Does nothing: no request is in flight outside of ``get``."""
 
     def clear(self) -> None:
         self._generators.clear()
@@ -29,12 +29,12 @@ class VirtualSteps(Scheduler):
         self.clear()
 
     def _step(self, name: str) -> StepResult:
-        """What the next step gives; a process that is killed in it is no Exception, and comes out."""
+        """The result of the next step. A simulated kill is no ``Exception`` and propagates."""
         try:
             return StepResult(name, next(self._generators[name]))
         except StopIteration:
-            found = StepResult(name, ended=True)
+            result = StepResult(name, ended=True)
         except Exception as e:
-            found = StepResult(name, error=e)
+            result = StepResult(name, error=e)
         del self._generators[name]
-        return found
+        return result

@@ -194,7 +194,7 @@ def ended_items() -> list[tuple[tuple[str, ...], bytes]]:
     return [(("x",), image({"pk": "x"}))]
 
 
-def test_one_source_reads_only_so_far_ahead() -> None:
+def test_read_ahead_is_limited_per_source() -> None:
     pipeline = begun(Shard("a"), Shard("b"))
     opened(pipeline)
     for n in range(SOURCE_PAGES):
@@ -207,7 +207,7 @@ def test_one_source_reads_only_so_far_ahead() -> None:
     assert pipeline.pages.room("shard:a")
 
 
-def test_what_the_target_refuses_comes_again_parked_and_the_rest_is_written() -> None:
+def test_refused_changes_are_parked_and_the_rest_is_written() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)
     pipeline.accept(page("a", record(1, "good"), record(2, "bad")))
@@ -331,7 +331,7 @@ def test_a_gap_is_recorded_with_place_time_and_reason() -> None:
     assert values(batch, "gap") == {"0000000001000.000": Gap("trimmed", NOW, FIRST_EPOCH, "a", "17")}
 
 
-def test_idle_shards_are_told_with_the_pulse() -> None:
+def test_idle_shards_are_stored_with_the_heartbeat() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)
     pipeline.accept(Page("a", through=NOW + 5))

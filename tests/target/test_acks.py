@@ -1,4 +1,4 @@
-"""What a batch that is sent again still has to send, and how many changes count as stale."""
+"""Which writes of a batch are sent again, and which changes count as superseded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_of_what_an_index_holds_back_only_what_has_a_weight_counts_by_source() -
 
 
 @pytest.mark.parametrize("tombstones", [False, True])
-def test_what_is_stored_or_stale_is_sent_once(tombstones: bool) -> None:
+def test_stored_and_stale_writes_are_not_sent_again(tombstones: bool) -> None:
     known = AckTracker()
     stored, stale, left = entry("stored"), entry("stale"), entry("left")
     assert list(known.unfinished([stored, stale, left], tombstones=tombstones)) == [stored, stale, left]
@@ -52,7 +52,7 @@ def test_a_delete_that_left_no_tombstone_is_sent_again_where_one_is_needed() -> 
     assert list(known.unfinished([delete], tombstones=True)) == []
 
 
-def test_a_batch_that_came_back_is_sent_again_and_what_was_stored_of_it_is_in_doubt() -> None:
+def test_a_returned_batch_is_sent_again_and_its_stored_writes_are_in_doubt() -> None:
     known = AckTracker()
     stored, stale, left, lost = entry("stored"), entry("stale"), entry("left"), entry("lost")
     known.was_stored(stored, tombstones=False)

@@ -1,4 +1,4 @@
-"""Claims about what one run leaves the next to doubt, where the target has no transactions."""
+"""The in-doubt window across runs, for targets without transactions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONGEST = 300.0  # seconds: what the engines' own limits for a request come to, 
 
 @pytest.fixture
 def universe() -> Universe:
-    """A copy that one run made; nothing goes wrong by itself."""
+    """A pipeline after one run, without random faults."""
     universe = Universe(0, Scenario(index=True, forgetful=True, rates={}, steps=1_000_000, pace=2.0, keys=3))
     universe.write("a", removes=False)
     universe.write("b", removes=False)
@@ -64,7 +64,7 @@ def state(universe: Universe) -> PipelineState:
     return found
 
 
-def test_behind_a_clean_stop_nothing_is_doubted(universe: Universe) -> None:
+def test_a_clean_stop_leaves_no_in_doubt_window(universe: Universe) -> None:
     remove_a(universe)
     runs.go(universe, 5000)
     assert state(universe).lingers is None
@@ -72,7 +72,7 @@ def test_behind_a_clean_stop_nothing_is_doubted(universe: Universe) -> None:
     assert ("a",) not in universe.database.rows[universe.TABLE]
 
 
-def test_while_a_run_is_at_work_the_next_one_would_doubt_for_the_longest(universe: Universe) -> None:
+def test_a_killed_run_leaves_the_longest_window(universe: Universe) -> None:
     runs.go(universe, 20, until=None)  # killed
     assert state(universe).lingers == LONGEST
     remove_a(universe)
@@ -80,11 +80,11 @@ def test_while_a_run_is_at_work_the_next_one_would_doubt_for_the_longest(univers
     assert tombstones(universe) == {("a",)}
 
 
-def test_checkpoints_of_before_leave_everything_to_doubt() -> None:
+def test_checkpoints_of_earlier_versions_leave_the_longest_window() -> None:
     assert PipelineState(FIRST_EPOCH, "s", "t", "i", stages.FOLLOWING).lingers == LONGEST
 
 
-def test_short_runs_end_a_doubt_together_and_forget_its_tombstones(universe: Universe) -> None:
+def test_a_window_continues_over_short_runs_until_its_tombstones_are_purged(universe: Universe) -> None:
     runs.go(universe, 20, until=None)  # killed
     remove_a(universe)
     left = []
@@ -99,16 +99,16 @@ def test_short_runs_end_a_doubt_together_and_forget_its_tombstones(universe: Uni
     assert tombstones(universe) == set()
 
 
-def test_a_retry_beside_the_runs_is_doubted_by_the_next(universe: Universe) -> None:
-    """It may have been sent twice, and have left tombstones."""
-    notes_retry(universe.database, FIRST_EPOCH)
+def test_a_retry_command_opens_the_next_runs_window(universe: Universe) -> None:
+    """Its write may have been sent twice and have left tombstones."""
+    MemoryCheckpoints(universe.database).save([Save("retried", "", None, encode(Retried(1)))])
     remove_a(universe)
     runs.go(universe, 5000)
     assert tombstones(universe) == {("a",)}
     assert state(universe).retried == 1
 
 
-def test_a_doubt_that_begins_again_never_ends_sooner() -> None:
+def test_reopening_a_window_never_shortens_it() -> None:
     time = [0.0]
     in_doubt = InDoubtWindow(lambda: time[0])
     in_doubt.begin()
@@ -123,7 +123,7 @@ def test_a_doubt_that_begins_again_never_ends_sooner() -> None:
 
 
 class Slow(MemoryIndex):
-    """Each look for tombstones takes three seconds, and finds that there is more to look through."""
+    """Each search for tombstones takes three seconds and is not finished."""
 
     def __init__(self, database: MemoryDatabase, time: list[float]) -> None:
         super().__init__(database, now=lambda: time[0])
@@ -138,8 +138,8 @@ class Slow(MemoryIndex):
         return max(0, self.left[table.name])
 
 
-def test_a_tombstone_stays_for_what_is_sent_again_however_old_it_is() -> None:
-    """A delete was stored, its position was not: the item's changes are sent again, and the response to one is lost."""
+def test_a_tombstone_is_kept_for_resent_writes_regardless_of_its_age() -> None:
+    """A delete was stored but not its position: the item's changes are sent again, and one response is lost."""
     time = [0.0]
     target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
     target.open([Table("few", PK)], FIRST_EPOCH)
@@ -184,7 +184,7 @@ def test_short_runs_that_each_lose_a_response_sweep_once_nothing_of_an_earlier_e
 
 
 def _leaks(universe: Universe) -> None:
-    """A run that loses a response, and ends in good order."""
+    """A run that loses a response and stops cleanly."""
     universe.armed["leak"] = 1
     universe.write("b", removes=False)
     universe.clock.now += 1.0
@@ -216,7 +216,7 @@ def notes_retry(database: MemoryDatabase, epoch: int | None) -> None:
 
 
 class Swept(Slow):
-    """Sweeps take pieces, too."""
+    """Sweeps in several pieces."""
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         self.asked.append(f"sweep {table.name}")
@@ -224,7 +224,7 @@ class Swept(Slow):
 
 
 def test_the_sweep_after_a_resync_comes_however_often_this_run_loses_responses() -> None:
-    """What it sends is of its own epoch; an earlier run's request was carried out behind the first sweep."""
+    """Its writes are of its own epoch; an earlier run's write was applied behind the first sweep."""
     time = [0.0]
     target = MemoryIndex(MemoryDatabase(), now=lambda: time[0])
     target.open([Table("few", PK)], FIRST_EPOCH + 1)
@@ -282,14 +282,14 @@ def holding(needs: Mapping[str, str]) -> tuple[MemoryDatabase, Cleanup, list[str
 
 
 def test_a_sweep_goes_through_the_other_tables_before_it_asks_again_for_what_was_refused() -> None:
-    """Orders go when their lines are gone, and the lines when theirs are, whichever table comes first."""
+    """Documents blocked by another table are deleted once that table's are, whatever the order of tables."""
     database, found, asked = holding({"orders": "lines", "lines": "parts", "parts": ""})
     while any(database.rows.values()):
         assert found.do(idle=True)
     assert asked == ["orders", "lines", "parts", "parts", "orders", "lines", "lines", "orders"]
 
 
-def test_what_no_table_lets_go_ends_the_sweep_with_every_reason() -> None:
+def test_documents_that_every_table_refuses_to_delete_end_the_sweep_with_all_reasons() -> None:
     database, found, asked = holding({"orders": "lines", "free": "", "lines": "orders"})
     with pytest.raises(SweepRefused) as refused:
         exhaust(lambda: int(found.do(idle=True)))
@@ -312,7 +312,7 @@ def cleanup(target: MemoryIndex, tables: Sequence[Table], now: Callable[[], floa
     return Cleanup(target, store, tables, pipeline, delivery, policy, now, now, target.in_doubt)
 
 
-def test_each_table_is_looked_through_once() -> None:
+def test_each_table_is_scanned_once_per_pass() -> None:
     time = [0.0]
     target = Slow(MemoryDatabase(), time)
     found = cleanup(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
@@ -324,7 +324,7 @@ def test_each_table_is_looked_through_once() -> None:
     assert target.in_doubt.left is None
 
 
-def test_a_doubt_in_the_middle_of_a_pass_begins_it_anew() -> None:
+def test_a_window_opened_during_a_purge_restarts_the_pass() -> None:
     time = [0.0]
     target = Slow(MemoryDatabase(), time)
     found = cleanup(target, [Table("few", PK), Table("many", PK)], lambda: time[0])
@@ -414,33 +414,8 @@ def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_s
     assert set(database.documents(names[0])) == {(key,) for key in "bcdefghij"}
 
 
-@pytest.mark.parametrize("epoch", [FIRST_EPOCH, FIRST_EPOCH + 1])
-def test_retries_of_this_epoch_put_no_sweep_off_however_often_people_retry(epoch: int) -> None:
-    """A pass takes longer than the time between two retries."""
-    time = [0.0]
-    target, tables = Paged(MemoryDatabase(), now=lambda: time[0]), [Table("t", PK)]
-    target.open(tables, FIRST_EPOCH + 1)
-    found = cleanup(target, tables, lambda: time[0])
-    rows = [Upsert("t", (key,), {}, version(FIRST_EPOCH + 1, 1), (key,)) for key in "abcdefghijklmnop"]
-    target.write(Batch([Part("s", rows)]))
-    found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.SWEEPING, resync=True))
-    found.delivery.flush()
-    target.in_doubt.begin(earlier=True)
-    time[0] = LONGEST + 1
-    for n in range(40):
-        found.do()
-        found.delivery.flush()
-        time[0] += 60.0
-        if n % 4 == 3:
-            notes_retry(cast(MemoryCheckpoints, found.checkpoints)._database, epoch)
-            found.delivery.know_parked()
-            assert target.in_doubt
-    assert found.pipeline.state is not None
-    assert (found.pipeline.state.stage == stages.SWEEPING) == (epoch == FIRST_EPOCH)
-
-
-def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None:
-    """The next one lost a response, and deleted the document since: only its tombstone turns the late request away."""
+def test_a_replaced_run_purges_no_tombstone_of_its_successor() -> None:
+    """Its successor lost a response and deleted the document since: only its tombstone rejects the late write."""
     database, time = MemoryDatabase(), [LONGEST]
     target = MemoryIndex(database, now=lambda: time[0])
     table = Table("few", PK)
@@ -460,7 +435,7 @@ def test_a_run_that_was_just_replaced_forgets_no_tombstone_of_the_next() -> None
     assert database.documents("few") == {}
 
 
-def test_beside_changes_that_wait_cleaning_up_has_a_fifth_of_the_time() -> None:
+def test_cleanup_gets_a_fifth_of_the_time_while_changes_wait() -> None:
     time = [0.0]
     target = Slow(MemoryDatabase(), time)
     target.left = {"many": 1_000_000}
