@@ -1,4 +1,4 @@
-"""DynamoDB tables in Postgres: rows, positions, parked changes and counts in one transaction."""
+"""Postgres as a target: rows, checkpoints and counts commit in one transaction."""
 
 from connectors.postgres.checkpoints import PostgresStore
 from connectors.postgres.options import Column, PostgresOptions, PostgresTable

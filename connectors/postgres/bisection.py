@@ -1,8 +1,7 @@
-"""Which writes of a batch the server refuses: found by halving, in a transaction that is rolled back in the end.
+"""Finds the writes of a batch that the server refuses, by bisection, in a transaction that is rolled back.
 
-Deferred constraints are checked after each try as they would be at COMMIT. What a row needs from another one of its
-batch may come after it, so rows that were refused for their relation to other rows are tried again with those that
-were taken.
+Deferred constraints are checked after each attempt, as COMMIT would. A row may depend on one that comes later in its
+batch, so rows that were refused for their relation to other rows are tried again once those were accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Refused = list[tuple[Write, psycopg.Error]]
 
 
 def refused(session: Session, encoder: Encoder, batch: Batch) -> list[Rejection]:
-    """A rejection for each write to blame, none if the server takes all of them now."""
+    """A rejection for each write that the server refuses; none if it accepts all of them now."""
     writes = [write for part in batch.parts for write in part.writes]
     with session.connection() as connection:
         connection.execute(BEGIN.sql)
@@ -39,7 +38,7 @@ def refused(session: Session, encoder: Encoder, batch: Batch) -> list[Rejection]
 
 
 class _Rehearsal:
-    """Tries writes in a transaction of its own; what the server takes stays, so that the rest meets it."""
+    """Tries writes in an open transaction. What the server accepts stays there, so that other rows can refer to it."""
 
     def __init__(self, connection: psycopg.Connection[Any], encoder: Encoder, *, tombstones: bool) -> None:
         self._connection = connection
@@ -48,7 +47,7 @@ class _Rehearsal:
         self._settle = _as_at_commit(connection)
 
     def refused(self, writes: Sequence[Write]) -> Refused:
-        """The writes that are refused though all others that can be stored are. Never fewer than one that was."""
+        """The writes that are still refused when all others are stored; at least one if any was refused at first."""
         first = found = self._halve(writes)
         while related := [write for write, e in found if depends_on_others(e)]:
             others = [(write, e) for write, e in found if not depends_on_others(e)]
@@ -56,13 +55,13 @@ class _Rehearsal:
             if len(again) == len(related):
                 break
             found = others + again
-        return found or first  # all of them taken in another order: the first to be refused have to give way
+        return found or first  # all were accepted in another order: blame those refused first
 
     def _halve(self, writes: Sequence[Write]) -> Refused:
         error = self._attempt(writes)
         if error is None:
             return []
-        if len(writes) == 1 and error.sqlstate == SKIPPED:  # perhaps another session changed the row just then
+        if len(writes) == 1 and error.sqlstate == SKIPPED:  # perhaps another session changed the row at that moment
             error = self._attempt(writes)
         if error is None:
             return []
@@ -87,7 +86,7 @@ class _Rehearsal:
 
 
 def _as_at_commit(connection: psycopg.Connection[Any]) -> Sequence[sql.Composed | sql.SQL]:
-    """Checks what is deferred, and defers it again: constraints that are not deferred at first stay as they are."""
+    """Check deferred constraints, then defer them again. Others stay as they are."""
     names = [sql.Identifier(*row) for row in connection.execute(_DEFERRED)]
     if not names:
         return ()

@@ -1,4 +1,4 @@
-"""What is there: tables as the database has them, compared with their shapes; and the DDL for those that are absent."""
+"""Tables as they exist in the database, how they differ from the config, and DDL for absent ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RELATIONS = {"v": "a view", "m": "a materialized view", "f": "a foreign table",
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """A column as the database has it."""
+    """A column in the database."""
 
     name: str
     type: str
@@ -51,7 +51,7 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A relation as the database has it."""
+    """A relation in the database."""
 
     oid: int
     kind: str
@@ -59,23 +59,23 @@ class Found:
     primary: frozenset[str]
     owner: str
     user: str
-    ours: bool  # whether the user has the owner's rights
+    ours: bool  # whether the user is a member of the owner's role
 
     @property
     def epoch(self) -> int:
-        """The highest epoch that is noted to have written to the table, 0 if none is."""
+        """The latest epoch noted on the table, 0 without a note."""
         noted = self._note
         return int(noted[2]) if noted else 0
 
     @property
     def pipeline(self) -> str | None:
-        """The one that writes to the table, None if none did."""
+        """The pipeline noted on the table, None without a note."""
         noted = self._note
         return noted[1] if noted else None
 
     @property
     def has_versions(self) -> bool:
-        """Whether it has our column of versions, in a table that can be read."""
+        """Whether it is a table with our version column."""
         version = self.columns.get(VERSION)
         return self.kind in ("r", "p") and version is not None and version.type == "bigint"
 
@@ -96,10 +96,10 @@ def found(connection: psycopg.Connection[Any], shape: TableSchema) -> Found | No
 
 
 def epoch(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> int:
-    """The highest epoch that wrote to the table: as noted, else as its rows show, all of which are looked at.
+    """The latest epoch that wrote to the table: from its note, else from the versions of all its rows.
 
-    A copy of a table (CREATE TABLE AS, logical replication, pg_dump --no-comments) has its versions but no note.
-    Versions below those of the first epoch are of other tools, and are written over.
+    A copy of a table (CREATE TABLE AS, logical replication, pg_dump --no-comments) has versions but no note. Versions
+    below the first epoch's belong to other tools, and are overwritten.
     """
     if table.epoch or not table.has_versions:
         return table.epoch
@@ -110,7 +110,7 @@ def epoch(connection: psycopg.Connection[Any], shape: TableSchema, table: Found)
 
 
 def filled(connection: psycopg.Connection[Any], shape: TableSchema) -> bool:
-    """Whether the table has a row."""
+    """Whether the table has any row."""
     row = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(shape.qualified)).fetchone()
     return row is not None and bool(row[0])
 
@@ -121,18 +121,18 @@ def is_new(connection: psycopg.Connection[Any], shape: TableSchema, table: Found
 
 
 def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
-    """Whose table it is, if it is another pipeline's: a sweep of either would remove the other's rows."""
+    """That the table belongs to another pipeline: a sweep of either would remove the other's rows."""
     if table.pipeline not in (None, pipeline):
         hand_over = comment(shape, pipeline, table.epoch).as_string(None)
         yield (
             f"{shape.label} is written by the pipeline {table.pipeline}; two copies in one table would overwrite each "
-            "other. If this config is that pipeline's, correct pipeline: in it; if not, name another table; or if that "
-            f"pipeline is gone: {hand_over}; then: replicator resync"
+            "other. If this config belongs to that pipeline, correct its pipeline: key; if not, name another table; or "
+            f"if that pipeline no longer exists: {hand_over}; then: replicator resync"
         )
 
 
 def foreign(shape: TableSchema, table: Found) -> Iterator[str]:
-    """Another role's table: its triggers would run with our rights, and only an owner may note the epoch."""
+    """That the table belongs to another role: its triggers would run with our rights, and we could note no epoch."""
     if not table.ours:
         yield (
             f"{shape.label} belongs to the role {table.owner}, whose triggers would run as {table.user}, and only its "
@@ -145,9 +145,9 @@ def _hand_over(shape: TableSchema, user: str) -> str:
 
 
 def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
-    """Everything in which an existing table differs from what is wanted, a sentence each."""
+    """Every difference between an existing table and the config, a sentence each."""
     if table.kind not in ("r", "p"):
-        yield f"{shape.label} is {_RELATIONS.get(table.kind, 'no table')}; replicator writes to tables"
+        yield f"{shape.label} is {_RELATIONS.get(table.kind, 'not a table')}; replicator writes only to tables"
         return
     wanted = {name: (type, not_null) for name, type, not_null in _wanted(shape)}
     for name, (type, not_null) in wanted.items():
@@ -155,10 +155,10 @@ def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
     keys = [key.name for key in shape.keys]
     if table.primary != frozenset(keys):
         there = ", ".join(sorted(table.primary)) or "none (or a deferrable one)"
-        yield f"{shape.label}: the primary key is to be ({', '.join(keys)}), it is {there}"
+        yield f"{shape.label}: the primary key must be ({', '.join(keys)}), but it is {there}"
     for column in table.columns.values():
         if column.name not in wanted and column.not_null and not (column.has_default or column.generated):
-            yield f"{shape.label}: column {column.name}, not among those wanted, is NOT NULL without a default"
+            yield f"{shape.label}: column {column.name} is not in the config, but NOT NULL without a default"
 
 
 def _wanted(shape: TableSchema) -> Iterator[tuple[str, str, bool]]:
@@ -172,9 +172,9 @@ def _differences(name: str, type: str, not_null: bool, column: Existing | None) 
         yield f"column {name} is missing (ADD COLUMN {name} {type}{' NOT NULL' if not_null else ''})"
         return
     if column.type != _TYPES.get(type, type):
-        yield f"column {name} is to be {type}, it is {column.type}"
+        yield f"column {name} must be {type}, but is {column.type}"
     if column.not_null != not_null:
-        yield f"column {name} is to be {_nullness(not_null)}, it is {_nullness(column.not_null)}"
+        yield f"column {name} must be {_nullness(not_null)}, but is {_nullness(column.not_null)}"
     if column.generated:
         yield f"column {name} is generated by the database, so it cannot be written"
     if not column.deterministic:
@@ -186,7 +186,7 @@ def _nullness(not_null: bool) -> str:
 
 
 def create_table(shape: TableSchema) -> sql.Composed:
-    """The table as a person would type it."""
+    """The CREATE TABLE statement, formatted for people."""
     lines = [
         sql.SQL("  {} {} NOT NULL").format(sql.Identifier(key.name), _type(key.type, key=True)) for key in shape.keys
     ]
@@ -200,7 +200,7 @@ def create_table(shape: TableSchema) -> sql.Composed:
 
 
 def add_column(shape: TableSchema, column: BodyColumn) -> sql.Composed:
-    """The statement that adds a column to a table with rows, unless somebody has done so."""
+    """The statement that adds a column to an existing table, unless it has that column already."""
     return sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
         shape.qualified, sql.Identifier(column.name), _type(column.type)
     )
@@ -211,7 +211,7 @@ def _type(name: str, *, key: bool = False) -> sql.SQL:
 
 
 def comment(shape: TableSchema, pipeline: str, epoch: int) -> sql.Composed:
-    """The statement that notes which epoch writes to the table, where it survives the checkpoints."""
+    """The statement that notes pipeline and epoch on the table itself, where the note outlives the checkpoints."""
     text = sql.Literal(f"replicator: pipeline {pipeline}, epoch {epoch}")
     return sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(shape.qualified, sql.Identifier(VERSION), text)
 
@@ -220,7 +220,7 @@ def absent(found: Sequence[Found | None]) -> bool:
     return any(table is None for table in found)
 
 
-_COLUMN = "columns."  # how a part that is a column begins
+_COLUMN = "columns."  # prefix of the parts that are columns
 
 _GIVER = """
 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -228,9 +228,10 @@ WHERE n.nspname = 'replicator' AND c.relname = 'checkpoints'"""
 
 
 def identities(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema]) -> Mapping[str, Identity]:
-    """Each table by its oid, which a table that is made anew does not have.
+    """Each table's oid, which changes when a table is re-created.
 
-    All oids change when a database is restored from a dump; that of our own table, which was restored with it, tells.
+    Restoring a database from a dump changes all oids; the oid of our own table, restored with it, tells these cases
+    apart.
     """
     row = connection.execute(_GIVER).fetchone()
     within = "" if row is None else str(row[0])
@@ -240,9 +241,9 @@ def identities(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema
 
 
 def parts(shape: TableSchema) -> Parts:
-    """Each column with its type and what it is made from.
+    """Each column with its type and its origin.
 
-    ``nul`` and ``extra`` are none of them: they say which items are parked from now on, and leave right what is stored.
+    Not ``nul`` and ``extra``: they decide which items are parked from now on, and what is stored stays right.
     """
     return {_part(column): _column(column) for column in shape.columns}
 
@@ -260,7 +261,7 @@ def _origin(column: BodyColumn) -> str:
 
 
 def additions(shapes: Sequence[TableSchema], changes: Sequence[Change]) -> list[sql.Composed] | None:
-    """The statements that add the columns that were added; None where one is no column, or may not be null."""
+    """The statements for added columns; None if another change is among them, or a column is NOT NULL."""
     added = {(change.table, change.part) for change in changes}
     columns = [(s, column) for s in shapes for column in s.columns if (s.name, _part(column)) in added]
     if len(columns) < len(changes) or not all(column.nullable for _, column in columns):

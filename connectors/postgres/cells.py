@@ -1,7 +1,7 @@
-"""One value for one column, from DynamoDB's typed JSON or from what a hook returned. Exact, or refused with a reason.
+"""Converts single values, DynamoDB attributes or a hook's Python values, to cells: exactly, or not at all.
 
-A cell is what an array literal is made of: text (for jsonb the JSON text), an int or a bool; None is NULL. ``nul`` says
-what becomes of NUL characters, which Postgres can hold neither in text nor in jsonb.
+A cell is a member of an array literal: text (for jsonb the JSON text), an int or a bool; None is NULL. ``nul`` is the
+policy for NUL characters, which Postgres stores neither in text nor in jsonb.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ _LARGEST = (1 << 63) - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _KINDS = {
-    "S": "text", "N": "a number", "B": "binary", "BOOL": "a truth value", "M": "a map", "L": "a list",
+    "S": "text", "N": "a number", "B": "binary", "BOOL": "a boolean", "M": "a map", "L": "a list",
     "SS": "a set of texts", "NS": "a set of numbers", "BS": "a set of binaries",
 }  # fmt: skip
 
 
-_TELLING = (Unfit, ValueError, TypeError, ArithmeticError)  # what a cell is refused with, in words of ours
+_REFUSALS = (
+    Unfit,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+)  # the reasons for refusing a value; anything else is raised by its own code
 
 Encoder = Callable[[Any], Cell]
 
 
 def typed_encoder(type: ColumnType, nul: Nul) -> Encoder:
-    """From a typed attribute (``{"N": "1"}``), None where it is missing."""
+    """Encodes a typed attribute (``{"N": "1"}``), or None if it is missing."""
     wanted, convert = _typed(type, nul)
 
     def encoder(attribute: Typed | None) -> Cell:
@@ -44,14 +49,14 @@ def typed_encoder(type: ColumnType, nul: Nul) -> Encoder:
             return None
         ((kind, inner),) = attribute.items()
         if wanted and kind not in wanted:
-            raise Unfit(f"is {type}, and the attribute is {_KINDS.get(kind, 'of an unknown kind')}")
+            raise Unfit(f"is {type}, but the attribute is {_KINDS.get(kind, 'of an unknown type')}")
         return convert(attribute if type in ("jsonb", "timestamptz") else inner)
 
     return encoder
 
 
 def python_encoder(type: ColumnType, nul: Nul) -> Encoder:
-    """From a plain Python value."""
+    """Encodes a Python value."""
     wanted, convert = _python(type, nul)
 
     def encoder(value: object) -> Cell:
@@ -59,9 +64,9 @@ def python_encoder(type: ColumnType, nul: Nul) -> Encoder:
             return None
         try:
             if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-                raise Unfit(f"is {type}, and the value is a {value.__class__.__name__}")
+                raise Unfit(f"is {type}, but the value is a {value.__class__.__name__}")
             return convert(value)
-        except _TELLING:
+        except _REFUSALS:
             raise
         except BaseException as e:  # the value's own code
             raise unreadable(e) from e
@@ -70,7 +75,7 @@ def python_encoder(type: ColumnType, nul: Nul) -> Encoder:
 
 
 def inside_typed(names: Sequence[str], encoder: Encoder) -> Encoder:
-    """The same for what is under ``names`` in an attribute that is a map; null where a map or a name is missing."""
+    """Encodes the value at the path ``names`` inside a map; null if a part of the path is missing."""
     return encoder if not names else lambda attribute: encoder(_descended(attribute, names, _typed_map))
 
 
@@ -82,7 +87,7 @@ def inside_python(names: Sequence[str], encoder: Encoder) -> Encoder:
     def inside(value: object) -> Cell:
         try:
             found = _descended(value, names, _python_map)
-        except _TELLING:
+        except _REFUSALS:
             raise
         except BaseException as e:  # the code of a hook's own mapping
             raise unreadable(e) from e
@@ -103,15 +108,13 @@ def _typed_map(attribute: Typed) -> Any:
     if "NULL" in attribute:
         return {}
     if "M" not in attribute:
-        raise Unfit(
-            f"is inside of a map, and the attribute is {_KINDS.get(next(iter(attribute)), 'of an unknown kind')}"
-        )
+        raise Unfit(f"is inside a map, but the attribute is {_KINDS.get(next(iter(attribute)), 'of an unknown type')}")
     return attribute["M"]
 
 
 def _python_map(value: object) -> Any:
     if not isinstance(value, Mapping):
-        raise Unfit(f"is inside of a map, and the value is a {value.__class__.__name__}")
+        raise Unfit(f"is inside a map, but the value is a {value.__class__.__name__}")
     return value
 
 
@@ -150,7 +153,7 @@ def _python(type: ColumnType, nul: Nul) -> tuple[tuple[type, ...], Encoder]:
 
 def finite(value: int | Decimal | float) -> str:
     if isinstance(value, bool) or not (isinstance(value, int) or math.isfinite(value)):
-        raise Unfit("is to hold a finite number")
+        raise Unfit("must be a finite number")
     return str(value)
 
 
@@ -158,7 +161,7 @@ def _exact(digits: str) -> Decimal:
     try:
         return exact(digits)
     except (Malformed, TypeError):
-        raise Unfit("is to hold a number, and the attribute is none") from None
+        raise Unfit("must be a number, but the attribute is not one") from None
 
 
 def _digits(digits: str) -> str:
@@ -169,9 +172,9 @@ def _digits(digits: str) -> str:
 def whole(number: Decimal) -> int:
     """A number that fits a bigint."""
     if number != number.to_integral_value():
-        raise Unfit("is bigint, and the number has a fraction")
+        raise Unfit("is bigint, but the number has a fraction")
     if not -_LARGEST - 1 <= number <= _LARGEST:
-        raise Unfit("is bigint, and the number is beyond 64 bits")
+        raise Unfit("is bigint, but the number does not fit 64 bits")
     return int(number)
 
 
@@ -192,7 +195,7 @@ def moment(value: datetime | date | str | int | Decimal | float) -> str:
     if not isinstance(value, datetime):
         return value.isoformat()
     if value.utcoffset() is None:
-        raise Unfit("is timestamptz, and the time has no offset from UTC (write it like 2026-01-31T12:00:00Z)")
+        raise Unfit("is timestamptz, but the time has no UTC offset (expected: 2026-01-31T12:00:00Z)")
     return value.isoformat()
 
 
@@ -200,12 +203,12 @@ def _iso(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise Unfit("is timestamptz, and the text is no time like 2026-01-31T12:00:00Z") from None
+        raise Unfit("is timestamptz, but the text is not a time like 2026-01-31T12:00:00Z") from None
 
 
 def _since_1970(seconds: Decimal) -> str:
     if not -62_135_596_800 <= seconds <= _LAST_SECOND:
-        raise Unfit("is timestamptz, and the number is no time in seconds since 1970 (milliseconds?)")
+        raise Unfit("is timestamptz, but the number is out of range for seconds since 1970 (milliseconds?)")
     return (_EPOCH + timedelta(microseconds=int(seconds * 1_000_000))).isoformat()
 
 
@@ -213,11 +216,11 @@ def _typed_members(members: Sequence[Any], kind: str) -> list[str]:
     if all(isinstance(m, str) for m in members):  # a set
         return sorted(members, key=_exact) if kind == "N" else sorted(members)
     if any(not isinstance(m, Mapping) or kind not in m for m in members):
-        raise Unfit(f"is an array, and not every member is {_KINDS[kind]}")
+        raise Unfit(f"is an array, but not every member is {_KINDS[kind]}")
     return [m[kind] for m in members]
 
 
 def _members(values: Any, *types: type) -> list[Any]:
     if any(not isinstance(v, types) or isinstance(v, bool) for v in values):
-        raise Unfit(f"is an array, and not every member is {'text' if str in types else 'a number'}")
+        raise Unfit(f"is an array, but not every member is {'text' if str in types else 'a number'}")
     return sorted(values) if isinstance(values, set | frozenset) else list(values)

@@ -1,4 +1,4 @@
-"""A pipeline's entries and counts in the schema ``replicator``, beside the tables that they speak of."""
+"""Checkpoints in the schema ``replicator``: beside the rows of a Postgres target, or for any other target."""
 
 from __future__ import annotations
 
@@ -64,21 +64,23 @@ WHERE pipeline = %s AND kind = 'parked' AND pg_catalog.starts_with(id, %s::text)
 _IMAGES = """
 SELECT id, value::text FROM replicator.checkpoints
 WHERE pipeline = %s AND kind = 'parked' AND id = ANY (%s::text[]) ORDER BY id"""
-_AT_ONCE = 10  # parked changes that are read at a time: two images each, of 400 KB and more as text
+_AT_ONCE = 10  # parked changes to read at a time: each has up to two images of 400 KB or more
 
 
 class PostgresCheckpoints:
-    """The entries of one pipeline. They move in the transaction of a batch (``advance``) or by themselves (``save``).
+    """One pipeline's entries and counts, saved in a batch's transaction (``advance``) or in their own (``save``).
 
-    Once claimed, everything is refused that another run's claim has overtaken. Unclaimed (a command beside a run), only
-    the entries' own revisions are compared.
+    After ``claim``, saves fail once another run has claimed the pipeline. Without it (a command beside a run), only the
+    entries' revisions are compared.
     """
 
     def __init__(self, session: Session, pipeline: str) -> None:
         self._session = session
         self._pipeline = pipeline
         self._owner: int | None = None
-        self._stale: Counter[str] = Counter()  # as it is stored, by source: tells what a lost answer said
+        self._stale: Counter[str] = (
+            Counter()
+        )  # superseded changes as stored, by source: tells what a lost response said
 
     def claim(self, owner: Owner) -> Claimed:
         with self._session.connection() as connection:
@@ -127,14 +129,14 @@ class PostgresCheckpoints:
         return [(id, decode_parked(id, text)) for id, text in rows]
 
     def advance(self, saves: Sequence[Save], parts: Sequence[Part]) -> Statement:
-        """The statement that moves entries and counts, first in its transaction: it also fences, and locks entries.
+        """The statement that saves entries and counts. First in its transaction, since it also fences and locks.
 
-        Writes count as applied here; the statements that find some of them stale correct that.
+        It counts all writes as applied; the statements that find some of them superseded correct that.
         """
         return self._advance(saves, _by_source(parts))
 
     def folding(self, saves: Sequence[Save], sources: Iterable[str]) -> list[Statement]:
-        """What moves the counts of forgotten shards, last in the transaction: nothing where there can be none."""
+        """The statements, last in the transaction, that fold the counts of forgotten shards into one row."""
         shards = [source for source in sources if shard_of(source) is not None] if self._owner is None else []
         gone = sorted({*forgotten(saves), *shards})
         parameters = [self._pipeline.encode(), literal(gone), FORGOTTEN.encode()]
@@ -159,13 +161,13 @@ class PostgresCheckpoints:
         return Statement(_ADVANCE, parameters)
 
     def noted(self, stale: Mapping[str, int]) -> None:
-        """Remember what a batch's answer said."""
+        """Remember the superseded counts of a response."""
         self._stale.update(stale)
 
     def missed(self, parts: Sequence[Part]) -> dict[str, int]:
-        """What the answer said that got lost: stale changes that are stored and that we have not heard of."""
+        """The superseded counts that a lost response contained: those stored, minus those noted."""
         if self._owner is None:
-            return {}  # others write under these sources too
+            return {}  # a run updates the same counts
         with self._session.connection() as connection:
             stored = {row[0]: row[3] for row in connection.execute(_COUNTS, (self._pipeline,))}
         sources = {part.source for part in parts}
@@ -189,7 +191,7 @@ def _by_source(parts: Sequence[Part]) -> dict[str, Counts]:
 
 
 class PostgresStore(PostgresCheckpoints):
-    """``Checkpoints`` of one pipeline with a connection of their own."""
+    """Checkpoints of a pipeline with another target, on their own connection."""
 
     Options = Server
 

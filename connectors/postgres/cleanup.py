@@ -1,4 +1,4 @@
-"""What a rescan did not confirm, and tombstones that have done their duty: found and removed in pieces."""
+"""Sweeps rows that a rescan did not find, and purges tombstones, in pieces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from replicator.key import key_text
 from replicator.target.contract import Table
 from replicator.version import epoch_of
 
-_PIECE = 5000  # documents; every piece looks for its beginning anew
+_PIECE = 5000  # documents; each piece searches from the start
 
 _PURGE = """
 WITH oldest AS (
@@ -32,9 +32,8 @@ SELECT pg_catalog.count(*) FROM gone"""
 
 FORGET = "DELETE FROM replicator.tombstones WHERE target = %s"
 _NEWEST = "SELECT max(version) FROM replicator.tombstones WHERE target = %s"
-_BACK = "it is there again after it was deleted (by a trigger of the table?)"
-_FIRST_PART = r'^\["(?:[^"\\]|\\.)*"'  # of an id as JSON
-_MOST_HELD = 5000  # documents that cannot be deleted, after which a sweep looks for no more
+_BACK = "it reappears after it was deleted (a trigger of the table?)"
+_MOST_HELD = 5000  # undeletable documents after which a sweep stops searching
 _MOST_REASONS = 3  # in a message
 
 _FROM_TEXT: Mapping[str, Callable[[str], str]] = {
@@ -46,18 +45,18 @@ _FROM_TEXT: Mapping[str, Callable[[str], str]] = {
 
 @dataclass(slots=True)
 class Sweep:
-    """How far a sweep of one table has come: ``held`` are documents that the server refused to delete, and why.
+    """The progress of one table's sweep. ``held``: documents that the server refuses to delete, with the reasons.
 
-    They are left out until nothing else is left to remove, since another row of the table may be what they wait for.
+    Those are retried after everything else is removed, since they may have depended on other rows of the table.
     """
 
     label: str
     held: dict[DocumentId, str] = field(default_factory=dict)
     _removed: frozenset[DocumentId] = frozenset()  # by the last piece
-    _last: bool = False  # the held ones are tried again
+    _last: bool = False  # held documents are being retried
 
     def next(self, found: Sequence[DocumentId]) -> Sequence[DocumentId]:
-        """Which documents are removed now, of those that were ``found``."""
+        """Which documents to delete now, given those that were ``found``."""
         self._last = not found
         if self._last:
             return [] if _BACK in self.held.values() else list(self.held)
@@ -65,14 +64,14 @@ class Sweep:
         return [id for id in found if id not in self._removed]
 
     def done(self, tried: Sequence[DocumentId], refused: Mapping[DocumentId, str]) -> int:
-        """Take in what became of them; how many are removed."""
+        """Record the result of an attempt; how many documents it deleted."""
         self._removed = frozenset(tried) - refused.keys()
         self.held = {id: reason for id, reason in {**self.held, **refused}.items() if id not in self._removed}
         return len(self._removed)
 
     @property
     def over(self) -> bool:
-        """Whether nothing more can be removed, or so much is held that the rest is not looked for."""
+        """Whether nothing more can be deleted, or too many documents are held to search for more."""
         return self._last or len(self.held) >= _MOST_HELD
 
     @property
@@ -81,13 +80,13 @@ class Sweep:
         least = "at least " if len(self.held) >= _MOST_HELD else ""
         return (
             f"{self.label}: rows that the last scan of the source did not find cannot be deleted ({least}"
-            f"{len(self.held)}): {reasons}. Delete what refers to them, or change the constraint or trigger, then "
-            "start the run again: it continues with this cleanup"
+            f"{len(self.held)}): {reasons}. Delete the rows that refer to them, or change the constraint or trigger, "
+            "then start the run again: it resumes this cleanup"
         )
 
 
 def newest(connection: psycopg.Connection[Any], shape: TableSchema) -> int:
-    """The latest epoch that left a tombstone for a row of the table, 0 if there is none."""
+    """The latest epoch among the table's tombstones, 0 without any."""
     row = connection.execute(_NEWEST, (shape.label,)).fetchone()
     return epoch_of(row[0]) if row is not None and row[0] is not None else 0
 
@@ -95,7 +94,7 @@ def newest(connection: psycopg.Connection[Any], shape: TableSchema) -> int:
 def older(
     connection: psycopg.Connection[Any], shape: TableSchema, below: int, spare: Sequence[DocumentId]
 ) -> list[DocumentId]:
-    """Ids of some documents with a version below ``below``, without those that begin with one of ``spare``."""
+    """Ids of some documents with a version below ``below``, except those that start with an id in ``spare``."""
     query = sql.SQL("SELECT {} FROM {} AS t WHERE t.{} < {}{} LIMIT {}").format(
         sql.SQL(", ").join(_as_text(key) for key in shape.keys),
         shape.qualified,
@@ -116,7 +115,7 @@ def _as_text(key: KeyColumn) -> sql.Composed:
 
 
 def _without(shape: TableSchema, spare: Sequence[DocumentId]) -> Iterator[sql.Composed]:
-    spare = [id for id in spare if fits(shape.keys, id)]  # no row has another
+    spare = [id for id in spare if fits(shape.keys, id)]  # no row can have another id
     for length in sorted({len(id) for id in spare}):
         columns = list(zip(*(id for id in spare if len(id) == length), strict=True))
         keys = shape.keys[:length]
@@ -131,7 +130,7 @@ def _array(key: KeyColumn, texts: Sequence[str]) -> sql.Composed:
 
 
 def removal(table: Table, ids: Sequence[DocumentId], below: int) -> Batch:
-    """The guarded deletes of swept documents. They answer for no change, so they weigh nothing."""
+    """The guarded deletes of swept documents. They stand for no change of the source, so their weight is 0."""
     deletes = [Delete(table.name, id, below, item=id, weight=0) for id in ids]
     return Batch([Part("sweep", deletes)], tombstones=True)
 

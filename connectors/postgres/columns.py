@@ -1,4 +1,4 @@
-"""Columns of a batch: from images or documents to one array literal each."""
+"""Columns of a batch, each as one array literal: in bulk where all values are usual, else cell by cell."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Body = Mapping[str, object]
 Reasons = dict[int, str]
 
 UNUSUAL = (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, msgspec.DecodeError, NulFound, Unfit)
-_DIGITS = b'0123456789+-.eE,"{}nul'  # what an array of numbers and nulls is made of: no NaN, no Infinity
+_DIGITS = b'0123456789+-.eE,"{}nul'  # characters in an array of numbers and nulls; excludes NaN and Infinity
 _LARGEST = (1 << 63) - 1
 _attribute = msgspec.json.Decoder(dict[str, Any])
 
 
 class ColumnEncoder:
-    """How one column is made from items, and how from what a hook returned."""
+    """Encodes one column, from items or from what a hook returned."""
 
     def __init__(self, column: BodyColumn, nul: Nul) -> None:
         self._column = column
@@ -46,7 +46,7 @@ class ColumnEncoder:
         return self._column.attribute
 
     def usual(self, values: Sequence[Any]) -> bytes:
-        """The literal for what a ``Projection`` gave; one of ``UNUSUAL`` where some value needs a closer look."""
+        """The literal for values of a ``Projection``. Raises one of ``UNUSUAL`` where a value needs the exact path."""
         if self._column.attribute is None:
             return json_literal(self._json.of_images(values))
         if self._column.type == "jsonb" and not self._column.inside:
@@ -58,7 +58,7 @@ class ColumnEncoder:
         return self._bulk[1](values)
 
     def items(self, typeds: Sequence[Typeds], reasons: Reasons) -> bytes:
-        """The literal for items; where a value does not fit, its reason under its index."""
+        """The literal for items. A value that does not fit adds its reason to ``reasons``, by index."""
         try:
             return self._items_at_once(typeds)
         except UNUSUAL:
@@ -88,7 +88,7 @@ class ColumnEncoder:
         return finish([None if (a := t.get(name)) is None else a[kind] for t in typeds])
 
     def usual_bodies(self, bodies: Sequence[Body]) -> bytes:
-        """The literal for what a hook returned; one of ``UNUSUAL`` where some value needs a closer look."""
+        """The literal for what a hook returned. Raises one of ``UNUSUAL`` where a value needs the exact path."""
         if (name := self._column.attribute) is None:
             return json_literal([self._json.of_python(b) for b in bodies])
         values = [b.get(name) for b in bodies]
@@ -118,7 +118,7 @@ class ColumnEncoder:
             reasons.setdefault(index, f"column {self._label} {why}")
             return None
         if cell is None and not self._column.nullable:
-            reasons.setdefault(index, f"column {self._label} may not be null, and the attribute is missing or null")
+            reasons.setdefault(index, f"column {self._label} must not be null, but the attribute is missing or null")
         return cell
 
     @property
@@ -144,7 +144,7 @@ def _integers(values: Sequence[Any]) -> bytes:
 
 
 def times(values: Sequence[Any]) -> bytes:
-    """From ISO 8601 texts and points in time. ValueError where one is no time, or has no offset from UTC."""
+    """The literal for datetimes and ISO 8601 texts. ValueError if one is not a time, or has no UTC offset."""
     found = [datetime.fromisoformat(v) if type(v) is str else v for v in values]
     if any(v is not None and v.tzinfo is None for v in found):
         raise ValueError
@@ -181,16 +181,16 @@ _KINDS: Mapping[str, tuple[str, type]] = {
     "timestamptz": ("S", str),
     "text[]": ("SS", list[str]),
 }
-_MOST_PARTS = 16  # hooks put few different sets of attributes in place
+_MOST_PARTS = 16  # hooks replace few different sets of attributes
 _MISSING = msgspec.Raw(b'{"NULL":true}')
 
 
 class Projection:
-    """What some columns are made of: for each its values, one an image.
+    """Decodes images straight to columns: the values of each column, one per image. Other attributes are skipped.
 
-    A value is what is inside the typed attribute (None where that is null or missing); the raw typed attribute for a
-    column whose type takes attributes of several kinds, or that is inside of a map; the image itself for a column that
-    holds the whole document.
+    A value is what the typed attribute contains (None if null or missing); the raw typed attribute for a column whose
+    type accepts several kinds of attributes, or that is inside a map; the image itself for a column that holds the
+    whole document. Only for usual items: everything else is an error here, and left to the exact path.
     """
 
     def __init__(self, columns: Sequence[BodyColumn]) -> None:
@@ -206,7 +206,7 @@ class Projection:
         self._only = len(columns) == 1
 
     def __call__(self, images: Sequence[bytes]) -> Sequence[Sequence[Any]]:
-        """msgspec.DecodeError for any image that is not as usual, TypeError where there is no such way."""
+        """msgspec.DecodeError for an unusual image, TypeError if these columns cannot be projected."""
         if self._whole:
             return [images]
         if self._values is None:
@@ -218,7 +218,7 @@ class Projection:
         return [rows] if self._only else list(zip(*rows, strict=True))
 
     def without(self, attributes: frozenset[str]) -> Projection:
-        """The same for the other columns: what a hook put in their place need not be decoded."""
+        """The projection without the columns of these attributes, whose values a hook replaced."""
         if attributes not in self._parts:
             self._parts = self._parts if len(self._parts) < _MOST_PARTS else {}
             self._parts[attributes] = Projection([c for c in self._columns if c.attribute not in attributes])
@@ -226,7 +226,7 @@ class Projection:
 
 
 def _row_decoder(fields: Sequence[tuple[str, type, Any]], names: Mapping[str, str]) -> msgspec.json.Decoder[Any] | None:
-    """None where two columns share an attribute, or msgspec has no field of that name (with quotes, say)."""
+    """None if two columns share an attribute, or msgspec allows no field of that name (with quotes, for example)."""
     if len(set(names.values())) < len(names):
         return None
     try:
@@ -247,7 +247,7 @@ def _row_path(name: str, column: BodyColumn) -> str:
 
 
 def _attribute_struct(kind: str, type: type) -> type[msgspec.Struct]:
-    """An attribute of this kind, or null, and nothing else."""
+    """A struct for an attribute of exactly this kind, or null."""
     fields = [(kind, type, None), ("NULL", bool, False)]
     return msgspec.defstruct(kind, fields, frozen=True, gc=False, forbid_unknown_fields=True)
 
@@ -255,14 +255,14 @@ def _attribute_struct(kind: str, type: type) -> type[msgspec.Struct]:
 _ATTRIBUTES = {kind: _attribute_struct(kind, type) for kind, type in dict(_KINDS.values()).items()}
 
 
-_LONGEST = 63  # characters of a name that are shown: no column's is longer
-_MOST = 8  # columns that are named
+_LONGEST = 63  # characters of a name to show; no column has a longer one
+_MOST = 8  # columns to list
 
 
 class UnknownColumns:
-    """What documents for one table may be made of: what its columns are made from, and the item's key.
+    """Finds fields of a hook's documents that no column is made from: a typo must not become a column of nulls.
 
-    Whole items may hold anything: of those a table takes what it has columns for.
+    Whole items are not checked: of those a table stores what it has columns for.
     """
 
     def __init__(self, shape: TableSchema) -> None:
@@ -273,11 +273,11 @@ class UnknownColumns:
         self._known = frozenset((*self._names, *keys))
 
     def reject(self, bodies: Sequence[Any], kinds: set[type], reasons: dict[int, str]) -> None:
-        """A reason for each document with a field that no column takes."""
+        """Add a reason for each document with a field that no column is made from."""
         if not self._refused or kinds == {Item}:
             return
         given: Sequence[Iterable[Any]] = bodies if kinds == {dict} else [_names(body) for body in bodies]
-        if self._known.issuperset(set().union(*given)):  # of all at once: many times quicker than of each
+        if self._known.issuperset(set().union(*given)):  # many times faster than one by one
             return
         for index, names in enumerate(given):
             for name in names:
@@ -293,7 +293,7 @@ class UnknownColumns:
 
 
 def _names(body: Mapping[Any, object]) -> Iterable[Any]:
-    """What a hook says itself, not what it took over with an item."""
+    """The names that the hook itself set, without those of an item it passed on."""
     if type(body) is Item:
         return ()
     return body.changes if type(body) is Amended else body

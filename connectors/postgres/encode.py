@@ -1,4 +1,4 @@
-"""A batch as statements with their parameters: everything that can be done before the server is asked."""
+"""A batch as statements with parameters: everything that can be done before anything is sent. Pure."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from replicator.items.extraction import Image
 from replicator.items.item import Amended, Item
 from replicator.key import key_text
 
-MOST_ROWS = 2000  # in one statement; more gains nothing
-_LARGEST_KEY = 2704  # bytes of an index entry; what a btree page takes
-_KEY_OVERHEAD = 8  # bytes an entry and a column, at most
+MOST_ROWS = 2000  # per statement; more is not faster
+_LARGEST_KEY = 2704  # bytes of an entry in a btree index
+_KEY_OVERHEAD = 8  # bytes per entry and per column, at most
 
 Row = tuple[DocumentId, Write, int]  # id, write, number of its source
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL with its parameters as text. ``planned_once``: the server may keep its plan, because it joins nothing."""
+    """SQL with text parameters. ``planned_once``: it has no joins, so it may be prepared and its plan kept."""
 
     sql: bytes
     parameters: Sequence[bytes | None] = ()
@@ -40,7 +40,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A batch in Postgres' form. With ``rejections`` there is nothing to send."""
+    """A batch as statements. With ``rejections`` there is nothing to send."""
 
     batch: Batch
     statements: Sequence[Statement] = ()
@@ -48,7 +48,7 @@ class Encoded:
 
 
 class Encoder:
-    """Turns batches into statements for tables of known shapes. Pure: no connection, no clock."""
+    """Encodes batches for tables of known schemas."""
 
     def __init__(self, shapes: Mapping[str, TableSchema], nul: Nul, pipeline: str) -> None:
         self._tables = {name: TableEncoder(shape, nul) for name, shape in shapes.items()}
@@ -74,7 +74,7 @@ class Encoder:
             for write in part.writes:
                 found.setdefault(write.table, []).append((write.id, write, number))
         for rows in found.values():
-            rows.sort(key=itemgetter(0))  # everybody takes row locks in this order, so nobody waits in a circle
+            rows.sort(key=itemgetter(0))  # all sessions lock rows in this order, which rules out deadlocks
         return found
 
 
@@ -89,8 +89,8 @@ class TableEncoder:
     def __init__(self, shape: TableSchema, nul: Nul) -> None:
         self._keys = shape.keys
         self._columns = [ColumnEncoder(column, nul) for column in shape.columns]
-        self._alike = ColumnTemplates(shape.columns)
-        self._extras = UnknownColumns(shape)
+        self._templates = ColumnTemplates(shape.columns)
+        self._unknown = UnknownColumns(shape)
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
         self.lock = Statement(_LOCK, [shape.label.encode()])
@@ -99,7 +99,7 @@ class TableEncoder:
         wanted = [row for row in rows if type(row[1]) is Delete]
         if not wanted:
             return
-        reasons = _unfit_keys(self._keys, wanted)  # such a document cannot be there, so it is removed already
+        reasons = _unfit_keys(self._keys, wanted)  # no row can have such a key, so there is nothing to delete
         wanted = [row for i, row in enumerate(wanted) if i not in reasons]
         text = self._statements.delete_for_good if tombstones else self._statements.delete
         parameters = [*_key_literals(self._keys, wanted), *_bookkeeping(wanted, shared, tombstones=tombstones)]
@@ -124,7 +124,7 @@ class TableEncoder:
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
         bodies: list[Any] = [row[1].body for row in rows]  # type: ignore[union-attr]
         kinds = set(map(type, bodies))
-        self._extras.reject(bodies, kinds, reasons)
+        self._unknown.reject(bodies, kinds, reasons)
         with contextlib.suppress(*UNUSUAL):
             if kinds == {Item}:
                 return self._image_literals([body.image for body in bodies], [b""] * len(self._columns))
@@ -137,7 +137,10 @@ class TableEncoder:
         return [column.bodies(whole, reasons) for column in self._columns]
 
     def _amended_literals(self, bodies: Sequence[Amended]) -> list[bytes]:
-        """What the hook put there from its values, the rest from the images. UNUSUAL if it did not do so for all."""
+        """Columns that the hook changed from its values, the others from the images.
+
+        Raises one of ``UNUSUAL`` unless the hook changed the same attributes of all items.
+        """
         changes = [body.changes for body in bodies]
         if any(map(changes[0].keys().__ne__, map(dict.keys, changes))):  # type: ignore[arg-type]
             raise KeyError
@@ -148,8 +151,8 @@ class TableEncoder:
     def _image_literals(
         self, images: Sequence[Image], made: Sequence[bytes], names: frozenset[str] = frozenset()
     ) -> list[bytes]:
-        """All columns; those of attributes with these ``names`` are ``made`` already."""
-        cut = self._alike(images, names)
+        """All columns; those of the attributes in ``names`` are already in ``made``."""
+        cut = self._templates(images, names)
         rest = iter(self._projection.without(names.union(cut))(images))
         columns = zip(self._columns, made, strict=True)
         return [done or cut.get(c.attribute or "") or c.usual(next(rest)) for c, done in columns]
@@ -199,7 +202,7 @@ def _key_literals(keys: Sequence[KeyColumn], rows: Sequence[Row]) -> Iterator[by
 
 
 def _unfit_keys(keys: Sequence[KeyColumn], rows: Sequence[Row]) -> Reasons:
-    """Why documents cannot be filed under their ids, by index."""
+    """Why ids cannot be keys of rows, by index."""
     texts = [[row[0][i] for row in rows] for i in range(len(keys))]
     if _surely_fit(texts):
         return {}
@@ -223,18 +226,18 @@ def _all_utf8(columns: Iterable[Sequence[str]]) -> bool:
 
 
 def fits(keys: Sequence[KeyColumn], id: DocumentId) -> bool:
-    """Whether a row can have the id, or one that begins with it."""
+    """Whether a row can have this id, or one that starts with it."""
     return not any(_unfit(keys, id))
 
 
 def _unfit(keys: Sequence[KeyColumn], id: DocumentId) -> Iterator[str]:
     size = _KEY_OVERHEAD
-    for key, text in zip(keys, id, strict=False):  # of an item that has several documents the first part
+    for key, text in zip(keys, id, strict=False):  # an item's key is the first part of its documents' ids
         if "\0" in text:
-            yield f"key {key.name} contains a NUL character, which Postgres cannot hold"
+            yield f"key {key.name} contains a NUL character, which Postgres cannot store"
         try:
             size += _KEY_OVERHEAD + len(text.encode() if key.kind != "B" else base64.b64decode(text))
         except UnicodeEncodeError:
             yield f"key {key.name} contains half of a surrogate pair, which is not valid text"
     if size > _LARGEST_KEY:
-        yield f"the key has {size} bytes, and an entry of a Postgres index has at most {_LARGEST_KEY}"
+        yield f"the key has {size} bytes, but an entry of a Postgres index has at most {_LARGEST_KEY}"

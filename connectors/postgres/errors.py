@@ -1,7 +1,7 @@
-"""psycopg's errors as ours, sorted by what to do about them. Messages name tables and grants, never values.
+"""Translates psycopg's errors to ours, by what to do about them. Messages name tables and grants, never values.
 
-The server's words are used where they speak of our own statement and its names: SQLSTATEs that are known, and raised by
-nobody's trigger or function. All others may quote a row.
+The server's message is shown only for known SQLSTATEs of our own statements. Others, and those raised by users'
+triggers and functions, may quote a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STORED_ALREADY = "RP002"
 SKIPPED = "RP003"
 
 _UNKNOWN_LOGIN = ("authentication failed", "no password supplied", "authentication method requirement")
-_LOGIN_DENIED = {  # and what would allow it
+_LOGIN_DENIED = {  # with the fix
     "no pg_hba.conf entry": "Let it in there (pg_hba.conf), or correct {setting}",
     "is not permitted to log in": "ALTER ROLE … LOGIN, or correct {setting}",
     "permission denied for database": "GRANT CONNECT ON DATABASE … TO the user of {setting}",
@@ -25,7 +25,7 @@ _WRONG = ("does not exist", "SSL was required", "certificate verify failed", "se
 _WAIT = {
     "40001": "a serialization failure",
     "40P01": "a deadlock",
-    "55P03": "a lock is held by somebody else",
+    "55P03": "another session holds a lock",
     "57014": "a statement was cancelled (statement_timeout?)",
     "25006": "the server is read-only (a standby, or failing over)",
     "25P03": "the transaction was idle for too long",
@@ -39,28 +39,28 @@ _WAIT = {
     "53200": "it is out of memory",
 }
 _WAIT_CLASSES = ("08", "40", "53", "57", "58")
-_CHANGED_CLASSES = ("42", "3F", "3D")  # what our statements name is not there any more, or not like that
+_CHANGED_CLASSES = ("42", "3F", "3D")  # a name in our statements no longer exists, or has changed
 _OURS = "PL/pgSQL function replicator.advance("
-_DATA_CLASSES = ("22", "23", "27", "54", "P0")  # 27, P0: a trigger or a function of the user's is in the way
+_DATA_CLASSES = ("22", "23", "27", "54", "P0")  # 27, P0: raised by a user's trigger or function
 _RELATIONS = ("23503", "23505", "23P01")  # a foreign key, a unique constraint, an exclusion constraint
 
 
 class StoredAlready(Exception):
-    """The batch was committed before: only its answer got lost."""
+    """The batch was committed before; only the response was lost."""
 
 
 def is_data_error(error: psycopg.Error) -> bool:
-    """Whether some of the rows are to blame."""
+    """Whether some of the rows caused it."""
     return error.sqlstate == SKIPPED or (error.sqlstate or "")[:2] in _DATA_CLASSES
 
 
 def depends_on_others(error: psycopg.Error) -> bool:
-    """Whether a row was refused for what other rows are, or may have been: a key, an exclusion, somebody's trigger."""
+    """Whether a row was refused because of other rows, or may have been: a key, an exclusion, a user's trigger."""
     return (error.sqlstate or "") in (*_RELATIONS, SKIPPED) or (error.sqlstate or "")[:2] == "P0"
 
 
 def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
-    """Our error for one that came from a statement. ``setting``: where the config names the server."""
+    """Our error for a failed statement. ``setting``: the config key that names the server."""
     state = error.sqlstate
     if state == FENCED:
         return Fenced("another run owns this pipeline now, or its checkpoints were changed: this run must stop")
@@ -76,7 +76,7 @@ def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
 
 
 def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorError:
-    """Our error for a connection that was not made; libpq gives no SQLSTATE there, only the server's words."""
+    """Our error for a failed connection attempt. libpq has no SQLSTATE for those, only a message."""
     text = _first_line(error)
     refused = f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}"
     if any(words in text for words in _WRONG):
@@ -91,7 +91,7 @@ def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorEr
 
 def _changed(error: psycopg.Error) -> str:
     if _is_ours(error):
-        return "somebody dropped or changed it: run check"
+        return "it was dropped or changed: run check"
     return (
         "replicator's sessions have search_path = pg_catalog, pg_temp, so a function that needs another one must say "
         "so: ALTER FUNCTION … SET search_path = …"
@@ -99,7 +99,7 @@ def _changed(error: psycopg.Error) -> str:
 
 
 def _is_ours(error: psycopg.Error) -> bool:
-    """Whether the server speaks of our own statement, not of one in a trigger or function of the user's."""
+    """Whether our own statement failed, not one in a user's trigger or function."""
     context = error.diag.context or ""
     return _OURS in context or not context
 
@@ -120,7 +120,7 @@ def _grant(text: str, setting: str) -> str:
 
 
 def _words(error: psycopg.Error) -> str:
-    """What the server says of our statement; of somebody else's code only its name, for that may quote a row."""
+    """The server's message about our own statement; of users' code only the error's name: a message may quote a row."""
     return _first_line(error) if _is_ours(error) else f"a trigger or function raised {_name(error)}"
 
 
@@ -134,13 +134,13 @@ def _first_line(error: psycopg.Error) -> str:
 
 
 def refusal(error: psycopg.Error, table: str) -> str:
-    """Why the server refuses a row, without the row's values (the server's own text would quote them)."""
+    """Why the server refuses a row, without values. The server's own message would quote them."""
     diag = error.diag
     if error.sqlstate == SKIPPED:
         return f"a trigger of {table} skipped it, by returning NULL"
     match error:
         case errors.NotNullViolation():
-            return f"column {diag.column_name} of {table} may not be null"
+            return f"column {diag.column_name} of {table} must not be null"
         case errors.UniqueViolation():
             return f"another row of {table} has the same value under the unique constraint {diag.constraint_name}"
         case errors.CheckViolation():

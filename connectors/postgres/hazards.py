@@ -1,4 +1,4 @@
-"""What ``check`` finds: tables that would lose or keep rows behind our back, and missing privileges."""
+"""What ``check`` looks for: tables that would silently lose or keep rows, and missing privileges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _POLICIES: LiteralString = "SELECT pg_catalog.row_security_active(%s::oid)"
 
 
 def hazards(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> Iterator[str]:
-    """Everything that must be changed about an existing table, a sentence each."""
+    """Properties of an existing table that would silently lose or keep rows, a sentence each."""
     yield from (unlogged(*row) for row in connection.execute(_UNLOGGED, {"table": table.oid}))
     if table.kind == "r":  # the children of a partitioned table are its partitions
         yield from _inherited(shape, [_name(*row) for row in connection.execute(_CHILDREN, (table.oid,))])
@@ -44,12 +44,12 @@ def hazards(connection: psycopg.Connection[Any], shape: TableSchema, table: Foun
         name = _name(rule)
         yield (
             f"{shape.label} has the rule {name}, which changes what replicator's statements do: DROP RULE {name} ON "
-            f"{shape.label}. A trigger may do its work"
+            f"{shape.label}. Use a trigger instead"
         )
     if connection.execute(_POLICIES, (table.oid,)).fetchone() == (True,):
         user = _name(table.user)
         yield (
-            f"{shape.label} has row level security that holds for the role {user}: rows that a policy hides would be "
+            f"{shape.label} has row level security that applies to the role {user}: rows that a policy hides would be "
             f"neither updated nor deleted. ALTER TABLE {shape.label} NO FORCE ROW LEVEL SECURITY, or ALTER ROLE {user} "
             "BYPASSRLS"
         )
@@ -73,7 +73,7 @@ _OWN = ("checkpoints", "counts", "tombstones")
 
 
 def missing_privileges(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema]) -> list[str]:
-    """A sentence for each privilege that is missing, and for what else is wrong with the server."""
+    """Missing privileges and unsuitable servers, a sentence each with the fix."""
     user = sql.Identifier(str(_one(connection, "SELECT current_user"))).as_string(None)
     return [*_server(connection), *_own_tables(connection, user), *_targets(connection, shapes, user)]
 

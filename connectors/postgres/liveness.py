@@ -1,6 +1,6 @@
-"""A server that says nothing: busy with what it was asked, or gone? A second connection finds out.
+"""Detects dead connections: when a server stays silent, a second connection asks whether it still works on the query.
 
-TCP cannot tell: what stands between may take every byte and know nothing of the server's end.
+TCP alone cannot tell: a proxy in between may accept every byte though the server is gone.
 """
 
 from __future__ import annotations
@@ -14,25 +14,32 @@ import psycopg
 from psycopg.abc import PQGen
 
 T = TypeVar("T")
-_BUSY = ("active", "fastpath function call", "disabled", None)  # None: of somebody else, whom we may not look at
-_ON_ITS_WAY = 0.1  # seconds; a server that has just done its work is idle, and its answer comes a moment later
+_BUSY = (
+    "active",
+    "fastpath function call",
+    "disabled",
+    None,
+)  # None: another role's session, whose state we may not see
+_ON_ITS_WAY = 0.1  # seconds; a server that just finished is idle, and its response arrives a moment later
 _SHORTEST = 2  # seconds; libpq waits no shorter for a connection
-# First of all: where another role may create functions, operators or types in a schema of the default path (public),
-# one that fits a call better than the system's own would run with our rights.
+# Sent first: if another role may create functions, operators or types in a schema of the default path (public), one
+# that matches a call better than the system's own would run with our rights.
 _SEARCH_PATH = "SET search_path = pg_catalog, pg_temp"
 
 
 class Watched(psycopg.Connection[Any]):
-    """A connection that calls ``silent`` whenever nothing came for ``patience`` seconds; what it raises ends a wait."""
+    """Calls ``silent`` after each ``patience`` seconds without a byte; an error that it raises ends the wait."""
 
     patience: float
     silent: Callable[[], None]
 
-    def wait(self, gen: PQGen[T], *how: Any, **named: Any) -> T:  # psycopg's versions differ in what comes behind
+    def wait(
+        self, gen: PQGen[T], *how: Any, **named: Any
+    ) -> T:  # further parameters differ between versions of psycopg
         return super().wait(_watched(gen, self.patience, self.silent), *how, **named)
 
     def await_socket(self, poll: select.poll) -> None:
-        """Wait as ``wait`` does, where somebody else speaks to the server."""
+        """Like ``wait``, for callers that use libpq directly."""
         while not poll.poll(self.patience * 1000):
             try:
                 self.silent()
@@ -42,7 +49,7 @@ class Watched(psycopg.Connection[Any]):
 
 
 def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGen[T]:
-    """The same generator, which is told of nothing but what came."""
+    """The generator ``gen``, resumed only when its socket is ready."""
     since = time.monotonic()
     try:
         wanted = next(gen)
@@ -64,9 +71,9 @@ def _watched(gen: PQGen[T], patience: float, silent: Callable[[], None]) -> PQGe
 
 
 def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str) -> Watched:
-    """A connection that ends with psycopg.OperationalError when the server does not work for it any more.
+    """A connection that fails with psycopg.OperationalError when the server no longer works for it.
 
-    ``patience``: seconds of silence after which a second connection asks; ``setting``: what the config calls them.
+    ``patience``: seconds of silence before a second connection asks; ``setting``: their config key.
     """
     opened = _opened(url, settings, patience)
     backend = 0
@@ -74,7 +81,7 @@ def connect(url: str, settings: Mapping[str, Any], patience: float, setting: str
     def silent() -> None:
         state = _state(url, settings, patience, backend)
         if state not in _BUSY:
-            raise psycopg.OperationalError(f"nothing came for {patience:g} s ({setting}), and {state}")
+            raise psycopg.OperationalError(f"no response for {patience:g} s ({setting}), and {state}")
 
     opened.silent = silent
     (backend,) = opened.execute("SELECT pg_catalog.pg_backend_pid()").fetchone() or (0,)
@@ -89,23 +96,23 @@ def _opened(url: str, settings: Mapping[str, Any], patience: float) -> Watched:
 
 
 def _unanswered() -> None:
-    raise psycopg.OperationalError("nothing came")
+    raise psycopg.OperationalError("no response")
 
 
 def _state(url: str, settings: Mapping[str, Any], patience: float, backend: int) -> str | None:
-    """What the server's process for our connection does, or what else is the matter with it."""
+    """The state of our connection's server process, or why there is none."""
     try:
         with _opened(url, settings, patience) as asking:
             query = "SELECT state FROM pg_catalog.pg_stat_activity WHERE pid = %s::integer"
             row = asking.execute(query, (backend,)).fetchone()
     except psycopg.Error as e:
-        if "FATAL" in str(e):  # there it is, though it has no room for a second connection
+        if "FATAL" in str(e):  # the server is up, but accepts no second connection
             return None
-        return "a second connection gets no answer either"
+        return "a second connection gets no response either"
     if row is None or row[0] not in _BUSY:
-        return "the server does not know of this connection, or has nothing to do for it"
-    found: str | None = row[0]
-    return found
+        return "the server does not know this connection, or has nothing to do for it"
+    state: str | None = row[0]
+    return state
 
 
 def connect_timeout(patience: float) -> int:

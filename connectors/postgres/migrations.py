@@ -1,4 +1,4 @@
-"""Replicator's own tables in a database: how they are made, and brought up to date."""
+"""The schema ``replicator``: creates its tables and functions, and migrates older versions."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.rel
 WHERE n.nspname = 'replicator' AND c.relkind = 'r' AND c.relpersistence <> 'p' ORDER BY 2"""
 
 
-# Superusers can do everything anyway; a role whose rights we have was given to us by somebody who may.
+# Superusers can do anything anyway; a role that we are a member of was granted to us by an administrator.
 _FOREIGN: LiteralString = """
 SELECT r.rolname, current_user::text
 FROM (
@@ -144,37 +144,37 @@ ORDER BY 1 LIMIT 1"""
 
 
 def exists(connection: psycopg.Connection[Any]) -> bool:
-    """Whether this database has replicator's tables. ConfigError if another role made them."""
+    """Whether the database has replicator's tables. ConfigError if they belong to another role."""
     if (problem := foreign(connection)) is not None:
         raise ConfigError(problem)
     return _there(connection, "checkpoints")
 
 
 def foreign(connection: psycopg.Connection[Any]) -> str | None:
-    """Why the schema that is there must not be used: code of its owner would run with our rights."""
+    """Why the existing schema must not be used: its owner's code would run with our rights."""
     row = connection.execute(_FOREIGN).fetchone()
     if row is None:
         return None
     owner, user = (sql.Identifier(name).as_string(None) for name in row)
     return (
         f"the schema replicator, or something in it, belongs to the role {owner}, whose functions and triggers would "
-        f"run as {user}. If you trust that role: GRANT {owner} TO {user}; if not, have replicator make its own: "
+        f"run as {user}. If you trust that role: GRANT {owner} TO {user}; if not, have replicator create its own: "
         "ALTER SCHEMA replicator RENAME TO replicator_before"
     )
 
 
 def outdated(connection: psycopg.Connection[Any]) -> str | None:
-    """Why this replicator cannot use the tables that are there."""
+    """Why this version of replicator cannot use the existing tables."""
     found = _version(connection)
     if found <= len(_STEPS):
         return None
-    return f"the schema replicator is of version {found}, this replicator knows up to {len(_STEPS)}: use the newer one"
+    return f"the schema replicator has version {found}, but this replicator knows up to {len(_STEPS)}: use a newer one"
 
 
 def install(connection: psycopg.Connection[Any]) -> None:
-    """Make the tables, or bring them up to date.
+    """Create the tables, or migrate them.
 
-    ConfigError if a newer replicator or another role made them, or if they were made UNLOGGED.
+    ConfigError if they belong to a newer replicator or another role, or are UNLOGGED.
     """
     if exists(connection) and _version(connection) == len(_STEPS):
         if problems := own_unlogged(connection):
@@ -187,9 +187,11 @@ def install(connection: psycopg.Connection[Any]) -> None:
             raise ConfigError(problem)
         if found == 0:
             connection.execute("CREATE SCHEMA IF NOT EXISTS replicator")
-            if (problem := foreign(connection)) is not None:  # made by another role meanwhile
+            if (problem := foreign(connection)) is not None:  # another role created it in between
                 raise ConfigError(problem)
-            connection.execute("CREATE TABLE replicator.version (number int PRIMARY KEY)")  # so it can be published
+            connection.execute(
+                "CREATE TABLE replicator.version (number int PRIMARY KEY)"
+            )  # a primary key, so that it can be published
         for step in _STEPS[found:]:
             connection.execute(step)
         connection.execute("DELETE FROM replicator.version")
@@ -204,7 +206,7 @@ def _version(connection: psycopg.Connection[Any]) -> int:
 
 
 def _there(connection: psycopg.Connection[Any], table: LiteralString) -> bool:
-    """Asked of the catalog itself: to_regclass fails where the schema may not be used."""
+    """Queries the catalog, because to_regclass fails without USAGE on the schema."""
     query = """
     SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                    WHERE n.nspname = 'replicator' AND c.relname = %s)"""
@@ -220,6 +222,6 @@ def own_unlogged(connection: psycopg.Connection[Any]) -> list[str]:
 def unlogged(*name: str) -> str:
     quoted = sql.Identifier(*name).as_string(None)
     return (
-        f"{quoted} is UNLOGGED: a crash or a failover of the server empties it, and nothing tells that it did. "
+        f"{quoted} is UNLOGGED: a crash or a failover of the server empties it without an error. "
         f"ALTER TABLE {quoted} SET LOGGED"
     )

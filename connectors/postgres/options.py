@@ -1,4 +1,4 @@
-"""What a config may say about a Postgres target and each of its tables."""
+"""Config of a Postgres target and its tables."""
 
 from __future__ import annotations
 
@@ -25,28 +25,25 @@ _VERIFIED = ("verify-ca", "verify-full")
 def _conninfo(url: SecretStr) -> SecretStr:
     try:
         given = conninfo_to_dict(url.get_secret_value())
-    except psycopg.Error:  # its message may quote the password
-        raise ValueError("is no Postgres address; it is to look like postgresql://user@host:5432/database") from None
+    except psycopg.Error:  # whose message may quote the password
+        raise ValueError("is not a Postgres address; it must look like postgresql://user@host:5432/database") from None
     if _is_split(url.get_secret_value()) or not _PORTS.fullmatch(str(given.get("port", ""))):
-        raise ValueError(
-            "has a password (or a user) that ends somewhere else for Postgres than for you: write / @ : ? # % in it "
-            "as %2F %40 %3A %3F %23 %25"
-        )
+        raise ValueError("is ambiguous: in the user and the password, write / @ : ? # % as %2F %40 %3A %3F %23 %25")
     return url
 
 
 def _is_split(url: str) -> bool:
-    """Whether a part of the password would be taken for the host or the database, and be shown as such."""
+    """Whether part of the password would be parsed as host or database, and shown as such."""
     _, found, rest = url.partition("://")
     if not found:
         return False
-    if "/" not in rest.partition("@")[0]:  # else there is no user before the first slash, says libpq
+    if "/" not in rest.partition("@")[0]:  # else libpq sees no user before the first slash
         rest = rest.partition("@")[2] or rest
     return "@" in rest.partition("?")[0]
 
 
 class Column(Options):
-    """One column: its type, the attribute it is made ``from`` (its own name by default), whether it may be null."""
+    """One column: its type, the attribute it is made ``from`` (by default its own name), and whether it may be null."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -62,12 +59,12 @@ class Column(Options):
     @classmethod
     def _no_part_is_empty(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         if given is not None and not all(_path(given)):
-            raise ValueError("names nothing between two dots; it must be like total, or location.lat inside a map")
+            raise ValueError("has an empty name between two dots; expected: total, or location.lat inside a map")
         return given
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The attribute, and the names inside of it; empty for the column's own name."""
+        """The attribute and the names inside it; empty for the column's own name."""
         return () if self.attribute is None else _path(self.attribute)
 
 
@@ -85,7 +82,7 @@ class PostgresTable(Options):
         default=None, min_length=1, description="columns beside the key's, e.g. total: numeric"
     )
     extra: Extra = Field(
-        default="reject", description="what a hook returns that no column takes: park the item, or leave it out"
+        default="reject", description="fields a hook returns that no column is made from: park the item, or ignore them"
     )
 
     @field_validator("columns")
@@ -94,65 +91,63 @@ class PostgresTable(Options):
         for name, column in (columns or {}).items():
             if "." in name and (isinstance(column, str) or column.attribute is None):
                 raise ValueError(
-                    f"the column {name} has a dot in its name, so say where it comes from: from: {name} (inside a "
+                    f"the column {name} has a dot in its name, so it needs its origin: from: {name} (inside a "
                     f'map), or from: ["{name}"] (an attribute of that name)'
                 )
         return columns
 
 
 class Server(Options):
-    """Where the database is. TLS with a certificate that is verified, unless nobody can come between."""
+    """Where the database is. Requires TLS with a verified certificate, except for local connections."""
 
     url: Annotated[SecretStr, AfterValidator(_conninfo)] = Field(
         description="postgresql://user:password@host:5432/database"
     )
-    insecure: bool = Field(
-        default=False, description="allow a host that is not this machine without TLS that proves who it is"
-    )
+    insecure: bool = Field(default=False, description="allow remote hosts without verified TLS")
     timeout: float = Field(
-        default=20.0, ge=1, le=240, description="seconds of silence before the server counts as gone"
+        default=20.0, ge=1, le=240, description="seconds of silence before the server is considered gone"
     )
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
         if not self.insecure and not _is_private(self.url.get_secret_value()):
             raise ValueError(
-                "url: nothing proves that a host that is not this machine is the right one, so another one could ask "
-                "for the password and read along (sslmode=require encrypts only); add ?sslmode=verify-full to it (with "
-                "&sslrootcert=system, or the file of its authority), or ?channel_binding=require, or say insecure: true"
+                "url: the remote host is not authenticated, so an impostor could obtain the password and the data "
+                "(sslmode=require only encrypts); add ?sslmode=verify-full (with &sslrootcert=system or a CA file) or "
+                "?channel_binding=require, or set insecure: true"
             )
         return self
 
 
 class PostgresOptions(Server):
-    """Where the database is, and what to do with text that Postgres cannot hold."""
+    """Options of the target: the database, the schema of its tables, and the policy for NUL characters."""
 
     schema_: str = Field(default="public", alias="schema", min_length=1, description="the tables' schema")
-    nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or put U+FFFD there")
+    nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or replace them by U+FFFD")
 
 
 def _is_private(url: str) -> bool:
-    """Whether no one between us and the server can pose as it, or read along.
+    """Whether nobody on the network can impersonate the server or eavesdrop.
 
-    With channel binding the password's proof is bound to the server's certificate, whoever signed that.
+    With channel binding, authentication depends on the server's certificate, no matter who signed it.
     """
     given = {**_defaults(), **conninfo_to_dict(url)}
     if given.get("sslmode") in _VERIFIED or given.get("channel_binding") == "require":
         return True
-    if given.get("service"):  # a file that we do not read may say anything
+    if given.get("service"):  # a service file, which we do not read, may set anything
         return False
     hosts = f"{given.get('hostaddr') or given.get('host') or ''}".split(",")
     return all(not host or host.startswith(("/", "@")) or is_loopback(host) for host in hosts)
 
 
 def _defaults() -> Mapping[str, Any]:
-    """What libpq takes from the environment (PGHOST, PGSSLMODE, ...)."""
+    """The settings that libpq takes from the environment (PGHOST, PGSSLMODE, ...)."""
     values = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
     return {name: value for name, value in values.items() if name in _DECISIVE}
 
 
 def address(url: str) -> str:
-    """The server and database in words for messages, never the password."""
+    """``host:port/database`` for messages, never the password."""
     given = {o.keyword.decode(): o.val.decode() for o in Conninfo.get_defaults() if o.val is not None}
     given |= {name: str(value) for name, value in conninfo_to_dict(url).items()}
     host = given.get("host") or given.get("hostaddr") or "the local socket"
@@ -161,5 +156,5 @@ def address(url: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A host or database; what looks as if a login were in it is not shown."""
+    """A host or database; hidden if it may contain a password."""
     return "…" if "@" in name[1:] or "=" in name else name

@@ -1,4 +1,4 @@
-"""One connection: opened when needed, thrown away after any error, statements sent together and answered together."""
+"""One connection, used in pipeline mode: opened when needed, closed after any error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from connectors.postgres.options import Server, address
 
 Rows = list[tuple[bytes | None, ...]]
 
-BEGIN = Statement(b"BEGIN ISOLATION LEVEL READ COMMITTED")  # a lock's waiter must see what its holder committed
+BEGIN = Statement(b"BEGIN ISOLATION LEVEL READ COMMITTED")  # after a lock wait, see what its holder committed
 COMMIT = Statement(b"COMMIT")
 
 _CONNECT: dict[str, Any] = {
@@ -29,8 +29,8 @@ _CONNECT: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-# The server must notice a vanished client too: its batch holds the lock that a new run waits for. The planner's choice
-# is narrowed to what stays right when a table grows under a kept plan: probing the key's index, in the order of keys.
+# The server must notice a vanished client too: its batch holds the lock that a new run waits for. The planner is
+# limited to what stays right when a table grows under a cached plan: index lookups, in the order of keys.
 _SETTINGS = """
 SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
 SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '30s';
@@ -40,7 +40,7 @@ SET plan_cache_mode = force_generic_plan;
 
 
 class Session:
-    """A lazily opened connection to one database, which the config describes in ``section``."""
+    """A lazily opened connection to one database. ``section``: the part of the config that describes it."""
 
     def __init__(self, options: Server, section: str = "target") -> None:
         self._url = options.url.get_secret_value()
@@ -49,7 +49,7 @@ class Session:
         self._server = address(self._url)
         self._connection: Watched | None = None
         self._prepared: dict[bytes, bytes] = {}
-        self._sent: list[bool] | None = None  # for each answer to come: whether somebody wants it
+        self._sent: list[bool] | None = None  # for each pending result: whether ``collect`` returns it
 
     @property
     def in_flight(self) -> bool:
@@ -57,19 +57,19 @@ class Session:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Watched]:
-        """The connection for ordinary queries; errors come out as ours, and the connection goes with them."""
-        assert not self.in_flight, "a batch is under way: collect it first"
+        """The connection for ordinary queries. An error closes it, and is raised as one of ours."""
+        assert not self.in_flight, "a batch is in flight: collect it first"
         try:
             yield self._open()
         except psycopg.Error as e:
             self.close()
             raise self.translated(e) from e
-        except BaseException:  # also a KeyboardInterrupt in the middle of a message: nothing can be sent after it
+        except BaseException:  # a KeyboardInterrupt, too: it may have come in the middle of a message
             self.close()
             raise
 
     def send(self, statements: Sequence[Statement]) -> None:
-        """Send everything as one transaction, and return when it is on its way."""
+        """Send all statements as one transaction, without waiting for results."""
         with self.connection() as opened:
             opened.pgconn.enter_pipeline_mode()
             self._sent = []
@@ -79,7 +79,7 @@ class Session:
             _flush(opened)
 
     def ready(self) -> bool:
-        """Whether an answer to what was sent has come, or never will."""
+        """Whether ``collect`` has something to read: results, or the end of the connection."""
         connection = self._connection
         if connection is None or connection.closed or not connection.pgconn.is_busy():
             return True
@@ -88,7 +88,7 @@ class Session:
         return bool(poll.poll(0))
 
     def collect(self) -> list[Rows]:
-        """Wait for the answers: each statement's rows, the transaction committed. psycopg.Error if it was not."""
+        """Wait for the commit; each statement's rows. psycopg.Error if it failed."""
         wanted, self._sent = self._sent, None
         assert wanted is not None, "nothing was sent"
         try:
@@ -126,7 +126,7 @@ class Session:
 
     def _open_still(self) -> Watched:
         if self._connection is None or self._connection.closed:
-            raise psycopg.OperationalError("the connection was closed while a batch was under way")
+            raise psycopg.OperationalError("the connection was closed while a batch was in flight")
         return self._connection
 
     def _open(self) -> Watched:
@@ -141,13 +141,15 @@ class Session:
         except psycopg.OperationalError as e:
             raise unreachable(e, self._server, f"{self._section}.url") from e
         self._connection = connection
-        connection.prepare_threshold = None  # psycopg would drop our prepared statements with its own, behind an ALTER
+        connection.prepare_threshold = (
+            None  # else psycopg deallocates our prepared statements with its own, after an ALTER
+        )
         connection.execute(_SETTINGS)
         return connection
 
 
 def _flush(connection: Watched) -> None:
-    """Push the queued bytes out, taking in what comes meanwhile so that neither side waits for the other."""
+    """Send the queued bytes, reading input at the same time so that neither side blocks the other."""
     poll = select.poll()
     poll.register(connection.pgconn.socket, select.POLLIN | select.POLLOUT)
     while connection.pgconn.flush():
@@ -156,7 +158,7 @@ def _flush(connection: Watched) -> None:
 
 
 def _answers(connection: Watched) -> Iterator[Rows]:
-    """One list of rows a statement; the first error, after everything was read."""
+    """One list of rows per statement. Raises the first error after everything is read."""
     failure: psycopg.Error | None = None
     while (result := _next(connection)) is None or result.status != pq.ExecStatus.PIPELINE_SYNC:
         if result is None:  # between two statements
@@ -169,7 +171,7 @@ def _answers(connection: Watched) -> Iterator[Rows]:
 
 
 def _next(connection: Watched) -> pq.abc.PGresult | None:
-    """libpq's next result, waiting in Python so that signals are heard."""
+    """libpq's next result. Waits in Python, so that signals are handled."""
     pgconn = connection.pgconn
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)

@@ -1,8 +1,8 @@
-"""The SQL for one table. Every array parameter holds one column of the batch, whatever the number of rows.
+"""The SQL for one table. Each array parameter is one column of the batch, whatever the number of rows.
 
-The guard is in the statement: a row or a tombstone of the same or a newer version wins. What the guard held back is
-counted in the same statement, and only looked up when fewer rows were affected than sent. What neither the guard nor an
-absent row explains was skipped by a trigger (BEFORE … RETURN NULL), and ends the transaction.
+The statements compare versions: a row or a tombstone of the same or a newer version wins. The same statement counts the
+writes that were superseded, looking them up only if fewer rows were affected than sent. A row that neither its version
+nor its absence explains was skipped by a trigger (BEFORE … RETURN NULL), and aborts the transaction.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from psycopg import sql
 
 from connectors.postgres.table_schema import VERSION, TableSchema
 
-_CASTS = {"text[]", "numeric[]"}  # unnest flattens arrays of arrays, so these travel as the text of their literals
+_CASTS = {"text[]", "numeric[]"}  # unnest flattens nested arrays, so these are sent as text literals
 
-# Of several arrays at once, unnest has no schema in the grammar; the session's search_path keeps it the system's.
+# unnest of several arrays cannot be schema-qualified; the session's search_path makes it the system's own.
 _STALE = """ stale AS (
   SELECT ({sources}::text[])[s.source] AS source, pg_catalog.sum(s.weight)::bigint AS weight
   FROM unnest({arrays}, {numbers}::int[], {weights}::int[]) AS s({names}, source, weight)
@@ -59,8 +59,11 @@ _TOMBSTONES = """ kept AS (
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """One table's statements. Parameters: keys, columns (upserts only), versions, ids (with tombstones only), then
-    each write's number of its source and its weight, the sources' names, and the pipeline."""
+    """One table's statements.
+
+    Parameters: keys, columns (upserts only), versions, ids (with tombstones only); then each write's source, as an
+    index, and its weight; the sources' names, and the pipeline.
+    """
 
     upsert: bytes
     upsert_unless_deleted: bytes
@@ -78,7 +81,7 @@ def statements(shape: TableSchema) -> Statements:
 
 
 class _Parameters:
-    """Which $n holds what."""
+    """The numbers and types of the parameters."""
 
     def __init__(self, shape: TableSchema, *, tombstones: bool, columns: bool = True) -> None:
         types = [key.type for key in shape.keys]
@@ -101,7 +104,7 @@ class _Parameters:
         return _raw(", ".join(f"${i + 1}::{self.types[i]}[]" for i in wanted))
 
     def rows(self, indices: Sequence[int] | None = None) -> sql.SQL:
-        """The arrays side by side, row by row. In FROM, unnest would first write each of them out."""
+        """The arrays as rows. In FROM, unnest would materialize each of them first."""
         wanted = range(len(self.types)) if indices is None else indices
         return _raw(", ".join(f"pg_catalog.unnest(${i + 1}::{self.types[i]}[]) AS {self.names[i]}" for i in wanted))
 
@@ -111,7 +114,7 @@ class _Parameters:
 
 
 def _raw(text: str) -> sql.SQL:
-    """Our own words only: numbers and type names, never a name from a config."""
+    """SQL from our own constants, numbers and type names only; never a name from a config."""
     return sql.SQL(text)
 
 
@@ -140,7 +143,7 @@ def _upsert(shape: TableSchema, p: _Parameters) -> bytes:
 
 
 def _not_done(keys: Sequence[str]) -> sql.Composed:
-    """NOT IN, not NOT EXISTS: it is hashed without asking the planner, and keys are never null."""
+    """NOT IN rather than NOT EXISTS: always hashed, whatever the planner settings, and keys are never null."""
     row = _raw(", ".join(f"s.c{i}" for i in range(len(keys))))
     return sql.SQL("({}) NOT IN (SELECT {} FROM done)").format(row, _names(keys))
 

@@ -1,4 +1,4 @@
-"""The shape of a target table: its key columns, its other columns, and the names that Postgres would not take."""
+"""The schema of a target table, from its config: key columns, other columns, and names that Postgres rejects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from replicator.target.contract import Table
 VERSION = "_version"
 DOCUMENT = "document"
 
-_LONGEST_NAME = 63  # bytes; Postgres cuts longer ones off without an error, and then they collide
+_LONGEST_NAME = 63  # bytes; Postgres silently truncates longer ones, and then they may collide
 _MOST_COLUMNS = 1600
 _SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})  # columns that every table has
 _KEY_TYPES = {"S": "text", "N": "numeric", "B": "bytea"}
@@ -25,7 +25,7 @@ _KEY_TYPES = {"S": "text", "N": "numeric", "B": "bytea"}
 
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """A part of the primary key; ``kind`` is DynamoDB's: S, N or B."""
+    """A column of the primary key. ``kind`` is DynamoDB's type: S, N or B."""
 
     name: str
     kind: str
@@ -37,9 +37,9 @@ class KeyColumn:
 
 @dataclass(frozen=True, slots=True)
 class BodyColumn:
-    """A column beside the key. ``attribute`` is what it is made from; None: the whole document.
+    """A column outside the key. ``attribute``: what it is made from; None for the whole document.
 
-    ``inside``: the names that lead from the attribute, a map, to the value.
+    ``inside``: the path from the attribute, a map, to the value.
     """
 
     name: str
@@ -51,13 +51,13 @@ class BodyColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """A table as this connector writes it."""
+    """A table as the config describes it."""
 
     name: str
     schema: str
     keys: tuple[KeyColumn, ...]
     columns: tuple[BodyColumn, ...]
-    extra: Extra = "ignore"  # what becomes of a document's fields that no column takes
+    extra: Extra = "ignore"  # for fields of a document that no column is made from
 
     def keys_are(self, keys: KeySchema) -> bool:
         return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
@@ -68,16 +68,16 @@ class TableSchema:
 
     @property
     def label(self) -> str:
-        """The quoted name: unambiguous, so it also tells tombstones of different tables apart."""
+        """The quoted name. It is unambiguous, so it also identifies the table among the tombstones."""
         return self.qualified.as_string(None)
 
 
 def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
-    """The shape of each table by its name; ConfigError names everything that Postgres could not take."""
+    """The schema of each table by its name. ConfigError names everything that Postgres would reject."""
     found = [_shape(table, schema) for table in tables]
     problems = [problem for shape in found for problem in _problems(shape)]
     twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
-    problems += [f"target: the table {name} is named twice" for name in twice]
+    problems += [f"target: the table {name} is listed twice" for name in twice]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return {shape.name: shape for shape in found}
@@ -124,20 +124,20 @@ def _unusable(name: str) -> Iterator[str]:
         yield f"{name!r} cannot be written as UTF-8"
         return
     if size > _LONGEST_NAME:
-        yield f"the name {name} has {size} bytes, Postgres keeps only the first {_LONGEST_NAME}; choose a shorter one"
+        yield f"the name {name} has {size} bytes, but Postgres keeps only {_LONGEST_NAME}; choose a shorter one"
     if not name or "\0" in name:
-        yield f"{name!r} is no name for Postgres"
+        yield f"{name!r} is not a valid name in Postgres"
 
 
 def _reserved(keys: Sequence[str], shape: TableSchema) -> Iterator[str]:
     names = [column.name for column in shape.columns]
     if VERSION in keys:
-        yield f"the key attribute {VERSION} has the name of the column that replicator keeps versions in"
+        yield f"the key attribute {VERSION} has the name of replicator's own version column"
     if VERSION in names:
         yield f"the column {VERSION} is replicator's own; choose another name (from: {VERSION} reads the attribute)"
     for name in sorted(_SYSTEM.intersection([*keys, *names])):
-        yield f"the column {name} would have the name of a column that Postgres has in every table"
+        yield f"the column {name} has the name of a system column of Postgres"
     for name in keys:
         if name in names:
-            hint = "list columns: to do without it" if shape.columns[0].attribute is None else "leave it out"
-            yield f"the column {name} is there already, as a part of the key; {hint}"
+            hint = "list columns: to omit it" if shape.columns[0].attribute is None else "leave it out"
+            yield f"the column {name} already exists as part of the key; {hint}"

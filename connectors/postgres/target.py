@@ -1,4 +1,4 @@
-"""The target itself: tables checked and made, batches stored with their checkpoints in one transaction each."""
+"""The Postgres target: implements the target contract, with checkpoints in the same transactions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from replicator.target.contract import Table
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
 
-_REPEATS = 3  # of a batch that meets another session's changes
+_REPEATS = 3  # of a batch that conflicts with another session
 
 
 class Postgres:
@@ -50,7 +50,7 @@ class Postgres:
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
-        """The pipeline's entries. Not to be used while a batch is under way."""
+        """The pipeline's checkpoints. Must not be used while a batch is in flight."""
         return self._checkpoints
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
@@ -72,7 +72,7 @@ class Postgres:
         return [catalog.create_table(shape).as_string(None) + ";" for shape in missing]
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
-        """By encoding alone. Writing them in a transaction that is rolled back would run triggers and take locks."""
+        """By encoding alone: writing in a transaction that is rolled back would run triggers and take locks."""
         encoder = Encoder(shapes(tables, self._options.schema_), self._options.nul, self._pipeline)
         return encoder.encode(Batch([Part("", writes)])).rejections
 
@@ -176,7 +176,7 @@ class Postgres:
                 return 0
 
     def _remove(self, table: Table, ids: Sequence[DocumentId], below: int) -> dict[DocumentId, str]:
-        """Delete documents; those that the server refuses to delete, with the reasons."""
+        """Delete documents; returns those that the server refuses to delete, with reasons."""
         refused: dict[DocumentId, str] = {}
         while left := [id for id in ids if id not in refused]:
             rejections = self.write(cleanup.removal(table, left, below)).rejections
@@ -209,14 +209,14 @@ class Postgres:
         raise found from error
 
     def _again(self, batch: Batch, error: psycopg.Error) -> Outcome:
-        """Write a batch of which nothing is to blame.
+        """Write again a batch in which no single write is refused.
 
-        Where the guard held a row back that another session changed while the statement waited for it, the statement
-        could not see why, and took it for skipped; the next one sees it.
+        If another session changed a row while a statement waited for its lock, the statement cannot see the new
+        version, and takes the row for skipped by a trigger. The next attempt sees it.
         """
         if error.sqlstate != SKIPPED or self._repeated == _REPEATS:
             raise TransientError(
-                f"Postgres refused a batch and took its rows one by one: {type(error).__name__}"
+                f"Postgres refused a batch, but accepted its rows one by one: {type(error).__name__}"
             ) from error
         self._repeated += 1
         try:
@@ -236,7 +236,7 @@ class Postgres:
             yield from hazards(connection, shape, table)
 
     def _deleted(self, connection: psycopg.Connection[Any], shape: TableSchema, table: catalog.Found) -> int:
-        """The highest epoch of the table's tombstones; 0 where ``open`` forgets them, see ``_make``."""
+        """The latest epoch of the table's tombstones; 0 if ``open`` deletes them, see ``_make``."""
         if not exists(connection) or catalog.is_new(connection, shape, table):
             return 0
         return cleanup.newest(connection, shape)
@@ -246,8 +246,8 @@ class Postgres:
         if table is None:
             connection.execute(catalog.create_table(shape))
         if table is None or catalog.is_new(connection, shape, table):
-            connection.execute(cleanup.FORGET, (shape.label,))  # deletes in another table of that name
-        if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync begins a later one
+            connection.execute(cleanup.FORGET, (shape.label,))  # tombstones of an earlier table with that name
+        if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync starts a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))
 
 

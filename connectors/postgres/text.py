@@ -1,4 +1,8 @@
-"""Text as Postgres takes it: without NUL characters, as JSON for jsonb, and as array literals."""
+"""Text for Postgres: NUL characters, JSON for jsonb, and array literals (one text parameter per column).
+
+A JSON array of strings, which ``orjson`` writes fast, is nearly an array literal. They differ in brackets and escapes:
+Postgres takes the character after a backslash literally, so only ``\\"`` and ``\\\\`` mean the same.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ _NUL_ESCAPE = re.compile(r"\\(u0000|.)")
 
 
 class JsonText:
-    """JSON texts under one policy for NUL characters."""
+    """Makes JSON texts under one policy for NUL characters."""
 
     def __init__(self, nul: Nul) -> None:
         self._nul = nul
@@ -31,11 +35,11 @@ class JsonText:
         self._attributes = JsonTemplates(_plain_attribute)
 
     def of_images(self, images: Sequence[Image]) -> list[str]:
-        """Whole items that are not decoded. ValueError, TypeError: one is not DynamoDB's."""
+        """Whole items, from images that are not decoded. ValueError, TypeError: one is not DynamoDB JSON."""
         return [self._kept(found.decode()) for found in self._images.all(images)]
 
     def of_raws(self, attributes: Sequence[msgspec.Raw]) -> list[str | None]:
-        """Attributes that are not decoded; None for null. ValueError, TypeError: one is not DynamoDB's."""
+        """Attributes that are not decoded; None for null. ValueError, TypeError: one is not DynamoDB JSON."""
         return [self._kept(a.decode()) if a != _NULL else None for a in self._attributes.all(attributes)]
 
     def of_item(self, typeds: Typeds) -> str:
@@ -64,16 +68,16 @@ def _plain_attribute(raw: Image) -> bytes:
     found = _decode_attribute.decode(raw)
     text = orjson.dumps(plain(found))
     if text == _NULL and "NULL" not in found:
-        raise Malformed("a null that is not of that type")
+        raise Malformed("a null of another type than NULL")
     return text
 
 
 REPLACEMENT = "\ufffd"
-NUL_REFUSED = "contains a NUL character, which Postgres cannot hold (nul: replace would put U+FFFD there)"
+NUL_REFUSED = "contains a NUL character, which Postgres cannot store (nul: replace would store U+FFFD instead)"
 
 
 def texts(nul: Nul) -> Callable[[str], str]:
-    """The rule for text under a policy for NUL characters."""
+    """A function that applies the policy for NUL characters to text. Unfit if they are rejected."""
 
     def text(value: str) -> str:
         found = utf8(value)
@@ -86,22 +90,22 @@ def texts(nul: Nul) -> Callable[[str], str]:
     return text
 
 
-_SUSPECT = re.compile(rb'\\[^"\\]')  # also matches inside an escaped backslash; then the slow path changes nothing
+_SUSPECT = re.compile(rb'\\[^"\\]')  # may match inside an escaped backslash; then the slow path changes nothing
 _ANY_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|(.))")
 _MEANING = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 class NulFound(Exception):
-    """A text contains a NUL character, for which nothing stands that Postgres would take."""
+    """A text contains a NUL character, which Postgres cannot store."""
 
 
 def literal(values: Sequence[Any]) -> bytes:
-    """An array of texts (or numbers, or truth values; None is NULL). TypeError for text that is not UTF-8, NulFound."""
+    """An array of strings, numbers or booleans; None is NULL. TypeError for text that is not UTF-8; NulFound."""
     return b"{%b}" % quoted_members(orjson.dumps(values)[1:-1])
 
 
 def quoted_members(members: bytes) -> bytes:
-    """The members of such an array from those of a JSON array, in UTF-8."""
+    """Converts the members of a JSON array, UTF-8, to those of an array literal."""
     if b"\\" in members and _SUSPECT.search(members) is not None:
         return _ANY_ESCAPE.sub(_literally, members)
     return members
@@ -116,7 +120,7 @@ def _literally(escape: re.Match[bytes]) -> bytes:
 
 
 def json_literal(documents: Sequence[str | None]) -> bytes:
-    """An array of JSON texts as ``orjson`` writes them: no control characters in them, so nothing to look for."""
+    """An array of JSON texts by ``orjson``, which have no control characters, so that no escape needs conversion."""
     return b"{%b}" % json_members(documents)
 
 
@@ -125,5 +129,5 @@ def json_members(documents: Sequence[str | None]) -> bytes:
 
 
 def array(members: Sequence[str]) -> str:
-    """One array as the text of its literal, for a column of arrays."""
+    """One array as a literal, for a column of arrays."""
     return literal(members).decode()

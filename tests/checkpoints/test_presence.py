@@ -42,7 +42,7 @@ def test_a_name_that_no_pipeline_has_is_told_with_those_that_are_there(world: Wo
     assert code == 2, said
     if command == "resync":  # the target knows whose it is
         assert "is written by the pipeline orders; two copies in one table would overwrite each other" in said
-        assert "If this config is that pipeline's, correct pipeline: in it" in said
+        assert "If this config belongs to that pipeline, correct its pipeline: key" in said
     else:
         assert "pipeline: there is no pipeline ordres in the target's database; existing pipelines: orders. " in said
     assert world.rows(READ) == before

@@ -250,10 +250,10 @@ def test_items_that_the_target_would_refuse_are_told(world: World) -> None:
     assert world.call("check", world.config)[0] == 0
     assert texts(world, "note")[-1] == (
         'target: 1 of 2 live items would be parked, because the target cannot store them, e.g. item ["1"]: '
-        "column city is text, and the attribute is a number"
+        "column city is text, but the attribute is a number"
     )
     problems = {line["key"][0]: line["problem"] for line in world.lines("preview", world.config)}
-    assert problems == {"0": None, "1": "column city is text, and the attribute is a number"}
+    assert problems == {"0": None, "1": "column city is text, but the attribute is a number"}
     assert not world.has_table("orders")
 
 

@@ -108,7 +108,7 @@ WRONG = {
         "belongs to the role",
     ),
     "Postgres: no rights": Wrong(kept(POSTGRES, as_a_role(), made=False), 4, "GRANT CREATE ON DATABASE"),
-    "Postgres: of a newer format": Wrong(kept(POSTGRES, newer_schema), 2, "the schema replicator is of version 99"),
+    "Postgres: of a newer format": Wrong(kept(POSTGRES, newer_schema), 2, "the schema replicator has version 99"),
 }
 
 

@@ -202,8 +202,11 @@ def test_a_later_run_takes_a_table_over(mirror: World) -> None:
         ("{type: dynamodb, table: abc, external_id: x}", "checkpoints.external_id: requires role_arn"),
         ("{type: dynamodb, table: abc, endpoint_url: 'http://far.example'}", "checkpoints.endpoint_url: is http to"),
         ("{type: postgres}", "checkpoints.url: is missing"),
-        ("{type: postgres, url: 'postgresql://u:secret@far.example/d'}", "nothing proves that a host that is not this"),
-        ("{type: postgres, url: 'nonsense'}", "checkpoints.url: is no Postgres address"),
+        (
+            "{type: postgres, url: 'postgresql://u:secret@far.example/d'}",
+            "the remote host is not authenticated",
+        ),
+        ("{type: postgres, url: 'nonsense'}", "checkpoints.url: is not a Postgres address"),
         ("file", "checkpoints: must be a mapping"),
     ],
 )

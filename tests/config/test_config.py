@@ -110,7 +110,7 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         (("type: postgres", "type: postgers"), "target.type: unknown target type; did you mean postgres?"),
         (("  type: postgres\n", ""), "orders.yaml:5: target.type: is missing; expected one of: "),
         (("  url: postgresql://me@127.0.0.1:5432/shop\n", ""), "orders.yaml:5: target.url: is missing"),
-        (("url: postgresql://me@127.0.0.1:5432/shop", "url: 'nonsense = ='"), "target.url: is no Postgres address"),
+        (("url: postgresql://me@127.0.0.1:5432/shop", "url: 'nonsense = ='"), "target.url: is not a Postgres address"),
         (("shop\n  table: orders", "shop"), "orders.yaml:5: target: needs table: NAME (or tables: {NAME: …})"),
         (("shop\n  table: orders", "shop\n  tabel: orders"), "target.tabel: unknown key; did you mean table?"),
         (("shop\n  table: orders", "shop\n  table: [x]"), "target.table: must be the name of a table"),

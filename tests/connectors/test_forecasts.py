@@ -127,7 +127,7 @@ def test_documents_postgres_refuses() -> None:
     columns = {"city": "text", "paid": {"type": "boolean", "nullable": False}}
     for body, words in (
         ({"paid": True, "citty": "x"}, "did you mean city?"),
-        ({"city": "x"}, "column paid may not be null"),
+        ({"city": "x"}, "column paid must not be null"),
         ({"paid": True, "city": 5}, "column city is text"),
         (Item(image({"pk": "a", "paid": "yes"})), "column paid is boolean, and the attribute is text"),
     ):

@@ -169,7 +169,7 @@ def test_a_table_dropped_under_a_run_ends_it_with_what_to_do(copy: Copy, source:
         ended = run.wait()
 
     assert ended.code == 2
-    assert "somebody dropped or changed it: run check" in ended.err
+    assert "it was dropped or changed: run check" in ended.err
 
 
 def test_a_changed_hook_needs_a_decision_and_either_one_goes_on(copy: Copy, source: Source) -> None:

@@ -57,7 +57,7 @@ def test_a_password_that_libpq_would_split_is_refused_without_quoting_it(tmp_pat
 @pytest.mark.parametrize("url", [f"postgresql://me:{WORD}/shop", f"host=127.0.0.1 port={WORD}"])
 def test_a_password_in_place_of_a_port_is_refused_without_quoting_it(tmp_path: Path, url: str) -> None:
     said = refused(tmp_path, "postgresql://me@127.0.0.1:5432/shop", "${URL}", URL=url)
-    assert "target.url: has a password" in said
+    assert "target.url: is ambiguous" in said
     assert WORD not in said
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from connectors.postgres import column_templates
-from connectors.postgres.column_templates import FEWEST, SELDOMEST, ColumnTemplates
+from connectors.postgres.column_templates import MAX_PAUSE, MIN_IMAGES, ColumnTemplates
 from connectors.postgres.columns import Projection
 from connectors.postgres.encode import Encoder
 from connectors.postgres.table_schema import BodyColumn, shapes
@@ -29,7 +29,7 @@ COLUMNS = {
 OTHERS = {"tags": "text[]", "photo": "bytea", "absent": "text"}
 TEXTS = ("plain", "É ü 漢 🙂", 'a "b" {c}', "back\\slash", "line\nfeed\ttab", "", "null", "NULL", "{}", "a,b", "%b %s")
 NUMBERS = (Decimal("1.10"), Decimal("-0.5"), Decimal("1E+5"), Decimal("9.99E+125"), Decimal(0), Decimal("-12345678.9"))
-MANY = 3 * FEWEST
+MANY = 3 * MIN_IMAGES
 
 
 def item(chance: random.Random) -> dict[str, Any]:
@@ -136,13 +136,16 @@ def test_one_item_unlike_the_others_is_stored_like_them(odd: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [
-        ({"count": Decimal("1.5")}, "column count is bigint, and the number has a fraction"),
-        ({"count": 10**19}, "column count is bigint, and the number is beyond 64 bits"),
-        ({"at": "2026-02-31T12:00:00Z"}, "column at is timestamptz, and the text is no time like 2026-01-31T12:00:00Z"),
-        ({"at": "2026-02-01T12:00:00"}, "column at is timestamptz, and the time has no offset"),
+        ({"count": Decimal("1.5")}, "column count is bigint, but the number has a fraction"),
+        ({"count": 10**19}, "column count is bigint, but the number does not fit 64 bits"),
+        (
+            {"at": "2026-02-31T12:00:00Z"},
+            "column at is timestamptz, but the text is not a time like 2026-01-31T12:00:00Z",
+        ),
+        ({"at": "2026-02-01T12:00:00"}, "column at is timestamptz, but the time has no UTC offset"),
         ({"name": "a\0b"}, "column name contains a NUL character"),
         ({"address": {"city": "a\0b"}}, "column address contains a NUL character"),
-        ({"paid": "yes"}, "column paid is boolean, and the attribute is text"),
+        ({"paid": "yes"}, "column paid is boolean, but the attribute is text"),
     ],
 )
 def test_what_a_column_cannot_hold_is_refused_all_the_same(odd: dict[str, Any], reason: str) -> None:
@@ -171,6 +174,6 @@ def test_a_table_whose_items_have_no_form_is_seldom_tried(monkeypatch: pytest.Mo
     monkeypatch.setattr(column_templates, "fast_template", counts)
     found = ColumnTemplates([BodyColumn("name", "text", "name", nullable=True)])
     images = [as_streamed(g).image for g in items()]
-    for _ in range(10 * SELDOMEST):
+    for _ in range(10 * MAX_PAUSE):
         assert found(images, frozenset()) == {}
     assert tries < 20

@@ -90,22 +90,22 @@ FROM_HOOKS: list[tuple[str, object, object]] = [
     ("numeric[]", [0.5, 1], [Decimal("0.5"), Decimal(1)]),
 ]  # fmt: skip
 REFUSED: list[tuple[str, object, str]] = [
-    ("text", 12345, "column text (from value) is text, and the"),
+    ("text", 12345, "column text (from value) is text, but the"),
     ("text", "secret\0", "contains a NUL character"),
-    ("numeric", "12345", "is numeric, and the"),
-    ("numeric", True, "is numeric, and the"),
+    ("numeric", "12345", "is numeric, but the"),
+    ("numeric", True, "is numeric, but the"),
     ("bigint", Decimal("123.45"), "the number has a fraction"),
-    ("bigint", 1 << 63, "beyond 64 bits"),
-    ("bigint", Decimal("1E+100"), "beyond 64 bits"),
-    ("boolean", 1, "is boolean, and the"),
-    ("timestamptz", "yesterday", "is no time like 2026-01-31T12:00:00Z"),
-    ("timestamptz", "2026-01-31T12:00:00", "no offset from UTC"),
+    ("bigint", 1 << 63, "does not fit 64 bits"),
+    ("bigint", Decimal("1E+100"), "does not fit 64 bits"),
+    ("boolean", 1, "is boolean, but the"),
+    ("timestamptz", "yesterday", "is not a time like 2026-01-31T12:00:00Z"),
+    ("timestamptz", "2026-01-31T12:00:00", "no UTC offset"),
     ("timestamptz", 1769860800000, "milliseconds?"),
-    ("bytea", "secret", "is bytea, and the"),
+    ("bytea", "secret", "is bytea, but the"),
     ("jsonb", {"secret": "\0"}, "contains a NUL character"),
     ("text[]", [12345], "not every member is text"),
     ("text[]", ["secret\0"], "contains a NUL character"),
-    ("text[]", "secret", "is text[], and the"),
+    ("text[]", "secret", "is text[], but the"),
     ("numeric[]", ["secret"], "not every member is a number"),
     ("numeric[]", [True], "not every member is a number"),
 ]
@@ -114,7 +114,7 @@ REFUSED_OF_HOOKS: list[tuple[str, object, str]] = [
     ("numeric", float("nan"), "a finite number"),
     ("numeric", Decimal("Infinity"), "a finite number"),
     ("bigint", float("inf"), "a finite number"),
-    ("timestamptz", datetime(2026, 1, 31), "no offset from UTC"),
+    ("timestamptz", datetime(2026, 1, 31), "no UTC offset"),
     ("timestamptz", float("nan"), "a finite number"),
     ("jsonb", {"a": [float("nan")]}, "contains NaN or Infinity"),
     ("jsonb", {"a": None, "b": Decimal("NaN")}, "contains NaN or Infinity"),
@@ -209,7 +209,7 @@ def test_a_column_may_come_from_another_attribute(one_postgres: Database) -> Non
     target.write(batch(put({"pk": "a", "total": 5, "_version": 7}, 1)))
     assert rows(one_postgres) == [{"pk": "a", "amount": Decimal(5), "version": 7, "_version": at(1)}]
     outcome = target.write(batch(put({"pk": "b", "total": "x"}, 1)))
-    assert outcome.rejections[0].reason == "column amount (from total) is numeric, and the attribute is text"
+    assert outcome.rejections[0].reason == "column amount (from total) is numeric, but the attribute is text"
 
 
 def test_a_missing_attribute_of_a_column_that_may_not_be_null_is_refused(one_postgres: Database) -> None:
@@ -218,7 +218,7 @@ def test_a_missing_attribute_of_a_column_that_may_not_be_null_is_refused(one_pos
     for write in writes:
         (rejection,) = target.write(batch(write, put({"pk": "fine", "total": 1}, 1))).rejections
         assert rejection.write == write
-        assert rejection.reason == "column total may not be null, and the attribute is missing or null"
+        assert rejection.reason == "column total must not be null, but the attribute is missing or null"
 
 
 def test_nul_can_be_replaced_but_never_in_a_key(one_postgres: Database) -> None:
@@ -229,7 +229,7 @@ def test_nul_can_be_replaced_but_never_in_a_key(one_postgres: Database) -> None:
     wanted = {"text": "a\ufffdb", "doc": {"k\ufffd": ["\ufffd", "\\u0000"]}, "texts": ["\ufffd"], "_version": at(1)}
     assert rows(one_postgres) == [{"pk": "hook", **wanted}, {"pk": "item", **wanted}]
     (rejection,) = target.write(batch(put({"pk": "a\0"}, 1))).rejections
-    assert rejection.reason == "key pk contains a NUL character, which Postgres cannot hold"
+    assert rejection.reason == "key pk contains a NUL character, which Postgres cannot store"
 
 
 def test_the_literal_of_any_texts_is_read_back_as_they_were(one_postgres: Database) -> None:

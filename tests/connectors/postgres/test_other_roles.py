@@ -95,7 +95,7 @@ def test_a_table_with_row_level_security_for_replicators_role_is_refused(shared:
     assert list(one.check([TABLE])) == [], "an owner is not concerned"
     _as(shared, "ours", "ALTER TABLE contract FORCE ROW LEVEL SECURITY")
     problem = (
-        '"public"."contract" has row level security that holds for the role "ours": rows that a policy hides would '
+        '"public"."contract" has row level security that applies to the role "ours": rows that a policy hides would '
         'be neither updated nor deleted. ALTER TABLE "public"."contract" NO FORCE ROW LEVEL SECURITY, or ALTER ROLE '
         '"ours" BYPASSRLS'
     )

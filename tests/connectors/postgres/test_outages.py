@@ -135,7 +135,7 @@ def test_a_table_that_somebody_has_locked(one: Postgres, one_postgres: Database)
         own.execute("SET lock_timeout = '100ms'")  # the test has less patience
     with one_postgres.connect() as somebody:
         somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
-        _transient(one, "a lock is held by somebody else")
+        _transient(one, "another session holds a lock")
     _then_it_works(one, one_postgres)
 
 
@@ -207,7 +207,7 @@ def test_no_connection_left(one: Postgres, one_postgres: Database) -> None:
             ConfigError,
             "no unique or exclusion constraint matching",
         ),
-        ("DROP SCHEMA replicator CASCADE", ConfigError, "does not exist; somebody dropped or changed it: run check"),
+        ("DROP SCHEMA replicator CASCADE", ConfigError, "does not exist; it was dropped or changed: run check"),
     ],
 )
 def test_a_table_that_was_changed_meanwhile(
@@ -258,7 +258,7 @@ def test_rows_that_the_server_refuses_are_found_among_the_others(constrained: Po
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("ALTER TABLE contract ALTER COLUMN email SET NOT NULL", "column email of contract may not be null"),
+        ("ALTER TABLE contract ALTER COLUMN email SET NOT NULL", "column email of contract must not be null"),
         (
             "CREATE TABLE emails (email text PRIMARY KEY);"
             "ALTER TABLE contract ADD CONSTRAINT known FOREIGN KEY (total_text) REFERENCES emails",
@@ -517,8 +517,8 @@ def test_a_row_that_others_refer_to_ends_the_sweep_with_the_constraints_name(
         _swept(one)
     assert str(refused.value) == (
         '"public"."contract": rows that the last scan of the source did not find cannot be deleted (2): the foreign '
-        "key about of notes refuses it. Delete what refers to them, or change the constraint or trigger, then start "
-        "the run again: it continues with this cleanup"
+        "key about of notes refuses it. Delete the rows that refer to them, or change the constraint or "
+        "trigger, then start the run again: it resumes this cleanup"
     )
     assert [row["pk"] for row in rows(one_postgres)] == ["kept", "secret"]
     run(one_postgres, "DELETE FROM public.notes")
@@ -548,7 +548,7 @@ def test_a_row_that_a_trigger_puts_back_ends_the_sweep(one: Postgres, one_postgr
         CREATE TRIGGER back AFTER DELETE ON contract FOR EACH ROW EXECUTE FUNCTION back()""",
     )
     for _ in range(2):
-        with pytest.raises(SweepRefused, match="it is there again after it was deleted"):
+        with pytest.raises(SweepRefused, match="it reappears after it was deleted"):
             _swept(one)
         assert [row["pk"] for row in rows(one_postgres)] == ["kept"]
 
