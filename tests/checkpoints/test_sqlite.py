@@ -92,8 +92,7 @@ def test_who_removes_the_lock_of_a_living_run_fences_it(tmp_path: Path) -> None:
 _SAVING = """
 import sys
 from pathlib import Path
-from replicator.batch import Counts
-from replicator.checkpoints import Save
+from replicator.state import Counts, Save
 from replicator.checkpoints.sqlite.store import SqliteCheckpoints, SqliteOptions
 from replicator.testing.checkpoints_contract import owner
 
@@ -326,7 +325,7 @@ def full(one: SqliteCheckpoints) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("free", "said"), [(0, "disk I/O error (its disk is full); no"), (1 << 20, "disk I/O error; no")]
+    ("free", "said"), [(0, "disk I/O error (its disk is full); positions"), (1 << 20, "disk I/O error; positions")]
 )
 def test_a_full_disk_is_named_where_sqlite_only_knows_of_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str

@@ -169,4 +169,4 @@ def imageless_is_removed(patch: Patch) -> None:
 
 @mutant("an endpoint that does not name a shard's children is taken for one without the stream", 3)
 def children_must_be_named(patch: Patch) -> None:
-    patch.setattr(stream, "_NO_FILTER", frozenset())
+    patch.setattr(stream, "_FILTER_REJECTED", frozenset())
