@@ -129,7 +129,7 @@ def test_documents_postgres_refuses() -> None:
         ({"paid": True, "citty": "x"}, "did you mean city?"),
         ({"city": "x"}, "column paid must not be null"),
         ({"paid": True, "city": 5}, "column city is text"),
-        (Item(image({"pk": "a", "paid": "yes"})), "column paid is boolean, and the attribute is text"),
+        (Item(image({"pk": "a", "paid": "yes"})), "column paid is boolean, but the attribute is text"),
     ):
         (found,) = reasons(POSTGRES, body, columns=columns)
         assert words in found
