@@ -76,9 +76,9 @@ def resync(config: str, as_json: bool, **how: Any) -> None:
     """Rescan the table to repair the copy, then follow changes as run does.
 
     Use it after a gap, a changed hook or a restored target. The copy stays readable; documents that the scan does not
-    confirm are removed when it ends. Refuses a pipeline that has never run, and a config whose source or target tables
-    differ from what the pipeline has copied so far, unless --accept-identity-change is given. With ttl_deletes: ignore
-    the target has expired items that a scan cannot confirm: --remove-expired allows their removal.
+    confirm are removed when it ends. Refuses a pipeline that has never run and, unless --accept-identity-change is
+    given, a config whose source or target tables differ from what the pipeline has copied so far. With ttl_deletes:
+    ignore the target has expired items that a scan cannot confirm: --remove-expired allows their removal.
     """
     _run(config, as_json, resync=True, accept_hook_change=True, **how)
 

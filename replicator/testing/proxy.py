@@ -67,7 +67,7 @@ class _Link:
                 _break(self.server)
 
     def forget(self) -> None:
-        """The server's side ends, and nobody tells the client."""
+        """Close the server's side without closing the client's."""
         self.forgotten.set()
         with self._lock:
             if self._users:
@@ -220,7 +220,7 @@ class Proxy:
         self._answer(link)
         if not link.forgotten.is_set():
             self._over(link)
-        elif self._weather.closing is not None:  # else nobody tells the client
+        elif self._weather.closing is not None:  # else the client is never told
             self._closed.wait(self._weather.closing)
             self._over(link)
         link.left()
@@ -258,7 +258,7 @@ def _end(connection: socket.socket) -> None:
 
 
 def _break(connection: socket.socket) -> None:
-    """Wake whoever waits for it; closing it resets the other side."""
+    """Wake the thread that waits for it; closing it resets the other side."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.shutdown(socket.SHUT_RDWR)

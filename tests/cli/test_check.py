@@ -110,7 +110,7 @@ def test_credentials_that_aws_does_not_know_are_no_matter_of_policies(world: Wor
     assert found[0]["do"].startswith("Fix the credentials, or use others (AWS_PROFILE, source.profile")
 
 
-def test_a_wrong_password_is_told_from_a_missing_grant(world: World) -> None:
+def test_a_wrong_password_is_distinguished_from_a_missing_grant(world: World) -> None:
     world.db.create_table("orders")
     password = world.postgres.server.password
     assert password
@@ -179,7 +179,7 @@ def test_everything_is_named_in_one_go(world: World) -> None:
     assert any("cannot be reached" in p for p in problems)
 
 
-def test_an_impure_hook_is_a_problem(world: World) -> None:
+def test_a_nondeterministic_hook_is_a_problem(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     world.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n    return {'n': next(count)}\n")
@@ -203,7 +203,7 @@ def test_what_a_hook_prints_is_not_among_what_a_command_says(world: World, comma
     assert out
 
 
-def test_an_impure_hook_with_ids_of_its_own_too(world: World) -> None:
+def test_a_nondeterministic_hook_with_its_own_ids_too(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1", "tags": ["a"]})
     world.hook(FAN_OUT.replace("id=tag", "id=next(count)") + "\nimport itertools\ncount = itertools.count()\n")
@@ -211,7 +211,7 @@ def test_an_impure_hook_with_ids_of_its_own_too(world: World) -> None:
     assert texts(world, "problem") == ['transform: hook is not deterministic: two calls differ for item ["1"]']
 
 
-def test_items_that_would_be_parked_are_told_not_refused(world: World) -> None:
+def test_items_that_would_be_parked_are_a_note(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     world.db.put("orders", {"id": "2", "total": 1})
@@ -245,7 +245,7 @@ def with_columns(world: World, *cities: object) -> None:
         world.db.put("orders", {"id": f"{number}", "city": city})
 
 
-def test_items_that_the_target_would_refuse_are_told(world: World) -> None:
+def test_items_that_the_target_would_reject_are_reported(world: World) -> None:
     with_columns(world, "Ulm", 5)
     assert world.call("check", world.config)[0] == 0
     assert texts(world, "note")[-1] == (
@@ -274,7 +274,7 @@ def test_it_is_a_problem_if_the_target_would_refuse_all_of_them(world: World) ->
     assert "  would be parked: the hook returned a field citty" in world.call("preview", world.config, "--human")[1]
 
 
-def test_what_the_run_parks_is_what_was_told(world: World) -> None:
+def test_the_run_parks_what_check_predicted(world: World) -> None:
     with_columns(world, "Ulm", 5, "Bonn", None, True)
     told = {line["problem"] for line in world.lines("preview", world.config)} - {None}
     world.catch_up()
@@ -284,7 +284,7 @@ def test_what_the_run_parks_is_what_was_told(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "{'deep': [float('nan')]}", "__import__('decimal').Decimal('NaN')"])
-def test_nan_is_not_impure_but_refused(world: World, value: str) -> None:
+def test_nan_is_deterministic_but_rejected(world: World, value: str) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     world.hook(f"def hook(item):\n    return {{'n': {value}}}\n")

@@ -96,9 +96,7 @@ NEED_A_PIPELINE = {
 
 
 @pytest.mark.parametrize("command", NEED_A_PIPELINE)
-def test_a_pipeline_that_never_ran_is_said_to_be_absent_and_nothing_is_stored(
-    mirror: World, kept: str, command: str
-) -> None:
+def test_a_pipeline_that_never_ran_is_reported_and_nothing_is_stored(mirror: World, kept: str, command: str) -> None:
     with ends(settings.load(mirror.config)) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, 0.0))
     mirror.change("pipeline: orders", "pipeline: ordres")
@@ -168,7 +166,7 @@ def test_a_permission_that_is_missing_is_exit_code_4(mirror: World) -> None:
     assert "dynamodb:PutItem on arn:aws:dynamodb:us-east-1:*:table/kept is not permitted" in out
 
 
-def test_a_second_run_of_a_file_is_exit_code_5_and_told_who_has_it(mirror: World) -> None:
+def test_a_second_run_of_a_file_is_exit_code_5_and_names_the_owner(mirror: World) -> None:
     with ends(settings.load(mirror.config)) as (_, checkpoints):
         checkpoints.claim(Owner("run", "other-machine", 77, 0.0))
         code, _, err = mirror.shell.run("run", mirror.config)

@@ -57,13 +57,13 @@ def test_each_error_has_its_exit_code_and_is_one_line(error: errors.ReplicatorEr
     assert "Traceback" not in result.stderr
 
 
-def test_several_mistakes_are_listed() -> None:
+def test_several_errors_are_listed() -> None:
     result = CliRunner().invoke(raising(errors.ConfigError("first", "second")), ["fail", "--human"])
 
     assert result.stderr.splitlines() == ["2 errors:", "  first", "  second"]
 
 
-def test_one_mistake_of_several_lines_is_one() -> None:
+def test_one_error_of_several_lines_is_one() -> None:
     result = CliRunner().invoke(
         raising(errors.ConfigError("make the table:\naws dynamodb create-table")), ["fail", "--human"]
     )
@@ -92,7 +92,7 @@ def test_a_gap_as_json_says_what_to_do() -> None:
     "wrong",
     [["rnu"], ["run"], ["run", "x", "--until", "never"], ["parked", "retry"], ["status", "x", "--jsn"], ["--x"]],
 )
-def test_a_mistake_in_a_command_is_json_by_the_same_rule(wrong: list[str]) -> None:
+def test_a_usage_error_is_json_by_the_same_rule(wrong: list[str]) -> None:
     for arguments in (wrong, [*wrong, "--json"]):
         code, out, err = invoked(*arguments)
         event = orjson.loads(err)
@@ -114,7 +114,7 @@ def test_a_mistake_in_a_command_is_json_by_the_same_rule(wrong: list[str]) -> No
         ("parked drop x -- --json", True, True, False),
     ],
 )
-def test_one_rule_says_which_form_an_error_has(
+def test_one_rule_decides_the_format_of_errors(
     monkeypatch: pytest.MonkeyPatch, arguments: str, out: bool, err: bool, as_json: bool
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: out)
@@ -122,7 +122,7 @@ def test_one_rule_says_which_form_an_error_has(
     assert errors_as_json(arguments.split()) is as_json
 
 
-def test_no_command_is_help_and_no_error() -> None:
+def test_no_command_shows_help() -> None:
     code, _, err = invoked()
 
     assert code == 2

@@ -77,7 +77,7 @@ def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_6(parked: Wor
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
-def test_retry_with_a_mended_hook_stores_what_was_parked(parked: World) -> None:
+def test_retry_with_a_fixed_hook_stores_what_was_parked(parked: World) -> None:
     before = counts(parked)
     parked.hook(MENDED)
     code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
@@ -146,7 +146,7 @@ def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
-def test_drop_gives_up_and_counts_it(parked: World) -> None:
+def test_drop_discards_and_counts_it(parked: World) -> None:
     before = counts(parked)
     assert parked.call("parked", "drop", parked.config, "--yes", '["bad"]')[0] == 0
 
@@ -159,7 +159,7 @@ def test_drop_gives_up_and_counts_it(parked: World) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "drop"])
-def test_an_item_that_is_not_parked_or_none_at_all_is_said(parked: World, command: str) -> None:
+def test_an_item_that_is_not_parked_or_missing_is_reported(parked: World, command: str) -> None:
     code, _, err = parked.call("parked", command, parked.config, '["good"]')
     assert code == 2
     assert '["good"] is not parked' in err
@@ -296,7 +296,7 @@ def test_what_is_discarded_is_asked_for_first(parked: World) -> None:
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 2)])
-def test_on_a_terminal_the_answer_decides(
+def test_on_a_terminal_the_confirmation_decides(
     parked: World, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
 ) -> None:
     monkeypatch.setattr(command_line, "_confirmed", lambda count: answer == "y\n")

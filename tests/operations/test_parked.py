@@ -269,7 +269,7 @@ def test_one_item_is_found_by_its_key_and_not_by_the_beginning_of_it(target: Mem
     assert list(parked_items(target.checkpoints, '["a')) == []
 
 
-def test_an_item_that_is_parked_anew_before_its_turn_comes_as_it_is_then(target: MemoryTarget) -> None:
+def test_an_item_that_is_parked_again_before_its_turn_is_listed_in_its_new_state(target: MemoryTarget) -> None:
     for key in ("a", "b", "c", "d"):
         park(target, key, 1)
     found = parked_items(target.checkpoints)
@@ -296,7 +296,7 @@ def test_what_is_parked_after_the_items_were_listed_does_not_come(target: Memory
     assert [i.item for i in lazily] == ['["b"]', '["c"]']
 
 
-def test_an_item_that_is_parked_anew_in_a_resync_that_began_meanwhile_leaves_a_tombstone(
+def test_an_item_that_is_parked_again_by_a_concurrent_resync_leaves_a_tombstone(
     database: MemoryDatabase, target: MemoryTarget
 ) -> None:
     """The scan may have read the item before it was removed."""
@@ -442,7 +442,7 @@ def test_a_retry_that_was_suspended_behind_its_note_brings_no_removed_item_back(
     assert database.documents("orders") == {}
 
 
-def test_a_retry_that_was_suspended_behind_its_note_notes_it_again_and_goes_on(
+def test_a_retry_that_was_suspended_after_its_note_saves_it_again_and_continues(
     database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex
 ) -> None:
     clock, store = Clock(), Slow(database)

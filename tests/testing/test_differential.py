@@ -116,14 +116,14 @@ def local(dynamodb_local: StartLocal) -> dict[str, Observation]:
 
 
 @pytest.mark.parametrize("step", [name for name in STEPS if name not in DIFFERENCES])
-def test_answers_as_dynamodb_local_does(
+def test_responds_as_dynamodb_local_does(
     step: str, in_memory: dict[str, Observation], local: dict[str, Observation]
 ) -> None:
     assert in_memory[step] == local[step]
 
 
 @pytest.mark.parametrize("step", DIFFERENCES)
-def test_differs_from_dynamodb_local_as_said(
+def test_differs_from_dynamodb_local_as_documented(
     step: str, in_memory: dict[str, Observation], local: dict[str, Observation]
 ) -> None:
     difference = DIFFERENCES[step]

@@ -282,7 +282,7 @@ class TestNumbering:
             starts.append(last.start < parent.start)
         assert set(starts) == {True, False}
 
-    def test_a_childs_numbers_follow_its_parents_unless_told_otherwise(self, db: DynamoDB) -> None:
+    def test_a_childs_numbers_follow_its_parents_unless_configured_otherwise(self, db: DynamoDB) -> None:
         db.create_table("orders")
         fill(db, 5)
         (child,) = db.roll_all("orders")
@@ -581,7 +581,7 @@ class TestFaults:
 
 
 class TestItems:
-    def test_a_scan_goes_on_behind_an_item_that_was_removed_meanwhile(self, db: DynamoDB) -> None:
+    def test_a_scan_continues_after_an_item_that_was_removed_meanwhile(self, db: DynamoDB) -> None:
         db.create_table("orders", keys={"id": "S", "n": "N"})
         fill(db, 10)
         first = ask(db, "Scan", TableName="orders", Limit=4)

@@ -144,12 +144,12 @@ def test_the_writes_of_a_declared_hook() -> None:
     assert DECLARED.writes(old=no_lines) == [("delete", "orders", "order")]
 
 
-def test_a_pure_hook_is_pure() -> None:
+def test_a_deterministic_hook_passes() -> None:
     PLAIN.is_pure_on([ORDER, DRAFT])
     DECLARED.is_pure_on([ORDER])
 
 
-def test_a_hook_that_counts_is_not_pure() -> None:
+def test_a_hook_that_counts_is_not_deterministic() -> None:
     numbers = itertools.count()
     said = complaint(hook_test(lambda item: {"n": next(numbers)}).is_pure_on, [{"id": "a"}])
     assert said == (
@@ -157,7 +157,7 @@ def test_a_hook_that_counts_is_not_pure() -> None:
     )
 
 
-def test_a_hook_that_remembers_other_items_is_not_pure() -> None:
+def test_a_hook_that_remembers_other_items_is_not_deterministic() -> None:
     seen: set[str] = set()
 
     def first_of_its_kind(item: Item) -> Mapping[str, object] | None:

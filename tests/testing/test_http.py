@@ -150,7 +150,7 @@ def test_several_connections_are_served_at_once(db: DynamoDB, endpoint: str) -> 
     assert len(db.items("orders")) == 80
 
 
-def test_nobody_answers_after_the_block(db: DynamoDB) -> None:
+def test_no_server_responds_after_the_block(db: DynamoDB) -> None:
     """Not even on a connection that was kept."""
     with served(db) as url:
         kept = client("dynamodb", url)

@@ -97,7 +97,7 @@ def test_everything_passes_both_ways(proxy: Proxy) -> None:
         assert asked(connection, b"b\n") == b"b\n"
 
 
-def test_a_lost_answer_belongs_to_a_request_that_arrived(proxy: Proxy, echo: Echo) -> None:
+def test_a_lost_response_belongs_to_a_request_that_arrived(proxy: Proxy, echo: Echo) -> None:
     with connected(proxy) as connection:
         assert asked(connection, b"a\n") == b"a\n"
         proxy.lose_responses()
@@ -144,7 +144,7 @@ def test_it_ends_with_all_its_connections_and_threads(echo: Echo) -> None:
     assert threading.active_count() <= threads + 1  # the server's own, perhaps
 
 
-def test_slow_answers_arrive_whole_and_late(proxy: Proxy) -> None:
+def test_slow_responses_arrive_complete_and_late(proxy: Proxy) -> None:
     with connected(proxy) as connection:
         proxy.slow(0.1)
         began = time.monotonic()
@@ -164,7 +164,7 @@ def test_slices_arrive_one_by_one_and_nothing_is_missing(proxy: Proxy) -> None:
     assert len(pieces) > 1
 
 
-def test_a_truncated_answer_is_its_beginning_and_then_the_end(proxy: Proxy, echo: Echo) -> None:
+def test_a_truncated_response_is_its_start_and_then_the_end_of_the_connection(proxy: Proxy, echo: Echo) -> None:
     with connected(proxy) as connection:
         assert asked(connection, b"first\n") == b"first\n"
         proxy.truncate(4)
