@@ -194,7 +194,7 @@ def test_no_connection_left(one: Postgres, one_postgres: Database) -> None:
         (
             "DROP TABLE contract",
             ConfigError,
-            'relation "public.contract" does not exist; somebody dropped or changed it',
+            'relation "public.contract" does not exist; it was dropped or changed',
         ),
         ("ALTER TABLE contract DROP COLUMN document", ConfigError, 'column "document" of relation "contract" does not'),
         (
