@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -252,7 +253,7 @@ def assert_agreed(world: World, wrong: Wrong) -> None:
     code, out, err = world.call("check", world.config, "--human")
     assert (code, wrong.words in out + err) == (wrong.code, True), out + err
     assert "ok    pipeline" not in out  # nothing begins
-    assert err or out.endswith(f"line(s) with FAIL above (exit code {code})\n")
+    assert err or re.search(rf"^not ready: \d+ errors? \(exit code {code}\)\n\Z", out, re.MULTILINE), out
     code, out, err = world.shell.run("run", world.config, "--until", "caught-up", "--human")
     assert (code, wrong.words in out + err) == (wrong.code, True), out + err
 
