@@ -13,7 +13,7 @@ together; otherwise in a separate store.
     parked     key@version     Parked: an item's newest refused change, with its images
     dropped    key@version     Dropped: documents an item may have in the target, after its parked change was discarded
     spared     item            Spared: an item that was parked during a sweep and must be swept once it no longer is
-    retried    ""              Retried: the last retry that removed a document or wrote without transactions
+    retried    epoch           Retried: the last retry that removed a document or wrote without transactions
     definition ""              Definition: the tables the pipeline is bound to, and what determines their documents
     pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
@@ -93,7 +93,8 @@ class PipelineState:
     ``lingers``: how many seconds the next run's in-doubt window must stay open, in running time; 0 if only tombstones
     are left to purge, None if nothing is. During a run it is the maximum, which is what a killed run leaves.
     ``lingers_earlier``: the same for writes of earlier epochs; 0 if only a sweep is left to do. ``retried``: the
-    revision of the ``retried`` entry included in these two.
+    number of notes of retries included in these two; ``retried_earlier``: how many of them are of earlier epochs
+    (``pipeline.parked.Retries``).
     """
 
     epoch: int
@@ -195,7 +196,10 @@ class Parked:
 @dataclass(frozen=True, slots=True)
 class Retried:
     """A command retried a parked change in a way that runs must know of: it removed a document, or wrote to a target
-    without transactions, where the write may be applied late."""
+    without transactions, where the write may be applied late.
+
+    One entry for each epoch of such changes; its revision increases with every note.
+    """
 
     version: int
 
@@ -223,8 +227,8 @@ class Heartbeat:
     """The run's last heartbeat, with the rates it measured. ``phase``: as in `status`.
 
     ``who``: the run (``Owner.who``). ``listed``: time of the last stored complete listing; shards not in it are
-    younger. ``filled``: after a clean stop, the target's nonempty tables. ``retried``: the revision of the ``retried``
-    entry at that time; a later retry may have emptied tables.
+    younger. ``filled``: after a clean stop, the target's nonempty tables. ``retried``: the number of notes of retries
+    at that time; a later retry may have emptied tables.
     """
 
     at: float

@@ -33,6 +33,7 @@ SELECT pg_catalog.count(*) FROM gone"""
 FORGET = "DELETE FROM replicator.tombstones WHERE target = %s"
 _NEWEST = "SELECT max(version) FROM replicator.tombstones WHERE target = %s"
 _BACK = "it reappears after it was deleted (a trigger of the table?)"
+_FIRST_PART = r'^\["(?:[^"\\]|\\.)*"'  # of an id as JSON
 _MOST_HELD = 5000  # undeletable documents after which a sweep stops searching
 _MOST_REASONS = 3  # in a message
 

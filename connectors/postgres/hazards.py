@@ -21,10 +21,10 @@ WITH RECURSIVE tree AS (
   JOIN pg_catalog.pg_class AS p ON p.oid = i.inhrelid WHERE p.relispartition
 )
 SELECT n.nspname::text, c.relname::text
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence <> 'p' AND (
-  c.oid = %(table)s OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(%(table)s::oid::regclass) AS p))
-ORDER BY 1, 2"""
+FROM tree AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.id
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 'p' ORDER BY 1, 2"""
+"""Not pg_partition_tree, which locks every partition and so waits for a VACUUM FULL of one."""
 _CHILDREN: LiteralString = """
 SELECT n.nspname::text, c.relname::text
 FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
@@ -37,7 +37,7 @@ _POLICIES: LiteralString = "SELECT pg_catalog.row_security_active(%s::oid)"
 
 def hazards(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> Iterator[str]:
     """Properties of an existing table that would silently lose or keep rows, a sentence each."""
-    yield from (unlogged(*row) for row in connection.execute(_UNLOGGED, {"table": table.oid}))
+    yield from (unlogged(*row) for row in connection.execute(_UNLOGGED, (table.oid,)))
     if table.kind == "r":  # the children of a partitioned table are its partitions
         yield from _inherited(shape, [_name(*row) for row in connection.execute(_CHILDREN, (table.oid,))])
     for (rule,) in connection.execute(_RULES, (table.oid,)):

@@ -195,6 +195,16 @@ def taken(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
         )
 
 
+def taken_over(layout: Layout, state: State, notes: Mapping[str, Any]) -> Iterator[str]:
+    """The pipeline that took the index over since this one left ``notes`` there, if any did."""
+    pipeline = notes["pipeline"] if state.index is None else state.index.notes.get("pipeline", notes["pipeline"])
+    if pipeline != notes["pipeline"]:
+        yield (
+            f"pipeline {pipeline} has taken over the index {layout.index}: stop this one for good, or give it its own "
+            "index with index: NAME"
+        )
+
+
 def _of_index(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
     if not layout.adopt:
         if not index.notes:

@@ -136,7 +136,8 @@ class Watch:
             return
         states = catalog.states(self.connection, [opened.layout for opened in self._opened])
         watched = list(zip(self._opened, states, strict=True))
-        if problems := [text for o, state in watched for text in catalog.changed(o.layout, state, o.id)]:
+        changed = [text for o, state in watched for text in catalog.changed(o.layout, state, o.id)]
+        if problems := changed or [t for o, state in watched for t in catalog.taken_over(o.layout, state, o.notes)]:
             raise ConfigError(*(f"{self.connection.server}: {text}" for text in problems))
         for opened, state in watched:
             if state.index is not None and state.index.epoch < opened.notes["epoch"]:

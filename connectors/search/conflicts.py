@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import quote
 
-import orjson
-
-from connectors.search.connection import Connection, filtered
+from connectors.search.connection import Connection
 from connectors.search.encode import Entry
 from connectors.search.layout import Layout
+from connectors.search.searches import versions
 from replicator.errors import ConfigError
 from replicator.target import acks
 from replicator.target.acks import AckTracker, Place, place
@@ -42,7 +39,6 @@ class Progress(AckTracker):
 
 
 _LOOKED_UP = 20  # conflicts per batch that are looked up to detect other writers
-_FOUND = f"_source=false&{filtered('docs._version', 'docs.found')}"
 
 
 class Conflicts:
@@ -66,8 +62,8 @@ class Conflicts:
         known = max((epoch_of(e.write.version) for e in looked_up), default=0)
         for table in {e.write.table for e in looked_up}:
             wanted = [e for e in looked_up if e.write.table == table]
-            versions = self._versions(layouts[table], wanted)
-            for entry, version in zip(wanted, versions, strict=True):
+            there = self._versions(layouts[table], wanted)
+            for entry, version in zip(wanted, there, strict=True):
                 self._explain(entry, version, layouts[table], max(known, self.epoch))
                 if place(entry.write) in progress.lost and _is_stored(entry, version):
                     ours.add(place(entry.write))
@@ -78,16 +74,13 @@ class Conflicts:
         remembered: list[Entry] = []
         for table in {e.write.table for e in entries}:
             wanted = [e for e in entries if e.write.table == table]
-            versions = self._versions(layouts[table], wanted)
-            remembered += [entry for entry, version in zip(wanted, versions, strict=True) if version is None]
+            there = self._versions(layouts[table], wanted)
+            remembered += [entry for entry, version in zip(wanted, there, strict=True) if version is None]
         return remembered
 
     def _versions(self, layout: Layout, entries: Sequence[Entry]) -> list[int | None]:
         """The stored version of each document; None where it is absent."""
-        wanted = [{"_id": e.id, **_routing(layout, e)} for e in entries]
-        path = f"/{quote(layout.index, safe='')}/_mget?{_FOUND}"
-        response = self._connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)
-        return [doc.get("_version") if doc.get("found") else None for doc in response["docs"]]
+        return versions(self._connection, layout, [(e.id, _routing(layout, e)) for e in entries])
 
     def _explain(self, entry: Entry, version: int | None, layout: Layout, epoch: int) -> None:
         if version is None or layout.adopt or epoch_of(version) <= epoch:

@@ -1,4 +1,4 @@
-"""Searches that must see the whole index: the newest version, whether it is empty, what a sweep or purge removes.
+"""Searches that must see the whole index (the newest version, what a sweep or purge removes), and lookups by id.
 
 A search sees only what was refreshed, so each of these starts with a refresh, the only ones that replicator requests.
 It may still miss documents, because a replica shard lags behind or something filters the search. So the end of a sweep
@@ -16,11 +16,11 @@ import orjson
 
 from connectors.search import catalog, mappings
 from connectors.search.connection import Connection, filtered
-from connectors.search.errors import READING
+from connectors.search.errors import READING, engine_failure
 from connectors.search.layout import Layout, index_id
 from connectors.search.mappings import OURS
 from replicator.batch import DocumentId
-from replicator.errors import TransientError
+from replicator.errors import ReplicatorError, TransientError
 
 WHOLE = "allow_partial_search_results=false"  # a shard that does not respond is an error, not a shard without hits
 _NEWEST: Mapping[str, Any] = {
@@ -62,6 +62,29 @@ def is_empty(connection: Connection, layout: Layout) -> bool:
     return not _hits(connection, layout, _ANY, "searching for any document")["total"]["value"]
 
 
+def versions(connection: Connection, layout: Layout, ids: Sequence[tuple[str, str | None]]) -> list[int | None]:
+    """The stored version of each document, whatever a search shows; None where it is absent. ``ids``: with routings.
+
+    Raises TransientError if a shard fails: the engine then responds 200, with an error in place of each document.
+    """
+    wanted = [{"_id": id, **({} if routing is None else {"routing": routing})} for id, routing in ids]
+    path = f"/{quote(layout.index, safe='')}/_mget?_source=false&{_VERSIONS}"
+    docs = connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING).get("docs", ())
+    if error := next((doc["error"] for doc in docs if "error" in doc), None):
+        raise _unread(connection, layout, str(error.get("type", "an error without a type")))
+    if len(docs) != len(wanted):
+        raise _unread(connection, layout, f"{len(docs)} of {len(wanted)} documents in the response")
+    return [doc.get("_version") if doc.get("found") else None for doc in docs]
+
+
+def _unread(connection: Connection, layout: Layout, reason: str) -> ReplicatorError:
+    known = engine_failure(200, reason, "", connection.server)
+    return known or TransientError(f"{connection.server}: a shard of {layout.index} fails {READING} ({reason})")
+
+
+_VERSIONS = filtered("docs._version", "docs.found", "docs.error.type")  # every element has one of them, so none is cut
+
+
 def _hits(connection: Connection, layout: Layout, wanted: Mapping[str, Any], doing: str) -> Any:
     """Search the index itself: the alias would hide tombstones."""
     plain = undisturbed(connection, settings(connection, layout))
@@ -71,7 +94,6 @@ def _hits(connection: Connection, layout: Layout, wanted: Mapping[str, Any], doi
 
 PIECE = 2000  # documents
 _TERMS = 10_000  # in one clause; the engine's default limit is 65,536
-_VERSIONS = filtered("docs._version", "docs.found")  # found is always present, so no document is left out
 _HITS = filtered("hits.hits._id", "hits.hits._version", "hits.hits._routing", "hits.hits._source")
 
 
@@ -114,10 +136,8 @@ def forgotten(connection: Connection, layout: Layout, below: int, spare: Sequenc
 def stored(connection: Connection, layout: Layout, documents: Iterable[Document]) -> frozenset[Document]:
     """Those of the documents that are really stored, whatever a search shows: one may have been written again."""
     looked_up = sorted(documents, key=repr)
-    wanted = [{"_id": id, **({} if routing is None else {"routing": routing})} for id, _, routing in looked_up]
-    path = f"/{quote(layout.index, safe='')}/_mget?_source=false&{_VERSIONS}"
-    docs = connection.ask("POST", path, orjson.dumps({"docs": wanted}), doing=READING)["docs"]
-    return frozenset(one for one, doc in zip(looked_up, docs, strict=True) if doc.get("_version") == one[1])
+    there = versions(connection, layout, [(id, routing) for id, _, routing in looked_up])
+    return frozenset(one for one, version in zip(looked_up, there, strict=True) if version == one[1])
 
 
 def _piece(hits: Sequence[Any], lines: Sequence[bytes]) -> Piece:

@@ -42,7 +42,8 @@ class SearchTarget:
         self._writing = Writer(self._bulk, self._in_doubt, self._conflicts)
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[searches.Document]] = {}  # what the last piece removed
-        self._to_purge: dict[tuple[str, int], searches.Piece] = {}  # the next piece of each purge
+        self._to_purge: dict[tuple[str, int], tuple[searches.Piece, frozenset[DocumentId]]] = {}
+        """The next piece of each purge, and what was spared when it was found."""
         self._purge_window = 0  # in-doubt windows opened when those pieces were found
         self._encoders: Mapping[str, TableEncoder] = {}
 
@@ -147,13 +148,15 @@ class SearchTarget:
         if self._in_doubt.begun != self._purge_window:  # a command may have replaced those tombstones since
             self._to_purge, self._purge_window = {}, self._in_doubt.begun
         place = layout.index, below
-        if (doomed := self._to_purge.get(place)) is not None:
-            self._removed("purged", layout, doomed)
+        if place in self._to_purge:
+            doomed, spared = self._to_purge[place]
+            if spared.issuperset(spare):  # else a retry may have replaced some of these tombstones since
+                self._removed("purged", layout, doomed)
             del self._to_purge[place]
         piece = searches.forgotten(self._connection, layout, below, spare)
         self._check_gone("purged", layout, piece)
         if piece.lines:
-            self._to_purge[place] = piece
+            self._to_purge[place] = piece, frozenset(spare)
         return len(piece.lines)
 
     def close(self) -> None:

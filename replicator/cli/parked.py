@@ -90,8 +90,10 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
 def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
     """Run the hook again and store the result.
 
-    Each change keeps its version, so a newer state in the target is not overwritten. What is rejected again stays
-    parked (exit code 6). Refuses a config whose tables differ from what the pipeline has copied so far.
+    Each change keeps its version, so a newer state in the target is not overwritten. Of an item with its own
+    document ids, what a scan found is stored only if the source still has it; otherwise it is superseded. For a
+    pristine DynamoDB table this holds for every item, and no run may be active. What is rejected again stays parked
+    (exit code 6). Refuses a config whose tables differ from what the pipeline has copied so far.
     """
     from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
@@ -120,8 +122,13 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     ctx.exit(6 if refused else 0)
 
 
-def _open_tables(config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int) -> None:
-    """Open the target's tables; ConfigError if the config names or defines them differently from the pipeline."""
+def _open_tables(
+    config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int
+) -> SourceItems:
+    """Open the target's tables; ConfigError if the config names or defines them differently from the pipeline.
+
+    Returns the items of the source.
+    """
     from replicator.aws import boto
     from replicator.engine import preexisting
     from replicator.engine.assembly import introduce, target_tables

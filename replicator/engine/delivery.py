@@ -178,14 +178,16 @@ class Delivery:
             raise fenced
         self._pipeline.give_back()
         self.know_parked()
-        if self._in_doubt is not None:
-            self._in_doubt.begin(earlier=True)  # the command's writes may still be applied, whatever is parked now
+        if self._in_doubt is not None:  # the command's writes may still be applied, whatever is parked now
+            moved = [epoch_of(version_in(s.id)) for s in batch.saves if _moved(s, stored)]
+            self._in_doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
         return False
 
     def know_parked(self) -> None:
         """Reload the parked items from the checkpoints. No batch may be in flight.
 
-        If a command retried changes since, its writes may still be applied, even if the item is no longer parked.
+        If a command retried changes since, its writes may still be applied, even if the item is no longer parked. A
+        sweep starts over only if they are of an earlier epoch: otherwise frequent retries would postpone it forever.
         """
         before = self._pipeline.parked
         found = self._retrying(lambda: known(self._checkpoints, before))

@@ -156,7 +156,7 @@ class Driver:
     def _take_over_window(self, state: PipelineState) -> None:
         """Reopen the in-doubt window for as long as the last run, or a command, left it open; after a kill, fully.
 
-        A command may have sent writes of an earlier epoch. A run of this epoch has not.
+        A command may have sent writes of an earlier epoch, as its note says. A run of this epoch has not.
         """
         retries = self.pipeline.view.retries
         retried, earlier = retries.all, retries.before(state.epoch)

@@ -17,6 +17,7 @@ from replicator.state import Counts
 log = logging.getLogger("replicator")
 
 REREAD_INTERVAL = 10.0  # seconds between reads of the parked entries, which commands may change
+IDLE_INTERVAL = 60.0  # the same while nothing is parked: a suspended command may still write
 LOG_INTERVAL = 60.0  # seconds before a known reason is logged again
 MAX_LEAVES = 50_000  # documents that one parked item may have in the target
 MAX_REASONS = 50  # distinct reasons in the log; all others are logged as one
@@ -34,10 +35,14 @@ class ParkedWatch:
     limit: int
     monotonic: Callable[[], float]
     before: Counts = field(default_factory=Counts)
-    _read_at: float = -math.inf
+    _read_at: float = field(init=False)
     _logged_at: float = -math.inf
     _totals: Counter[str] = field(default_factory=Counter)
     _new: Counter[str] = field(default_factory=Counter)
+    _parked_at: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self._read_at = self.monotonic()
 
     def check(self) -> None:
         """Log newly parked changes, reread the parked entries when due, and enforce the limits with a ConfigError."""
@@ -45,12 +50,11 @@ class ParkedWatch:
         now = self.monotonic()
         if self._new and (now - self._logged_at >= LOG_INTERVAL or any(r not in self._totals for r in self._new)):
             self._log(now)
-        if not self.pipeline.parked:
-            return
-        if now - self._read_at >= REREAD_INTERVAL:
+        due = now - self._parked_at >= REREAD_INTERVAL if self.pipeline.parked else now - self._read_at >= IDLE_INTERVAL
+        if due:
             self.delivery.settle()
             self.delivery.know_parked()
-            self._read_at = now
+            self._parked_at = self._read_at = now
         self._enforce()
 
     def end(self) -> None:

@@ -49,7 +49,7 @@ def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) ->
     """
     if not isinstance(target, Inspectable):
         return (), 0
-    retried = CheckpointView(checkpoints.read()).retried
+    retried = CheckpointView(checkpoints.read()).retries.all
     empty = target.empty(tables)
     return [table.name for table in tables if table.name not in empty], retried
 

@@ -146,6 +146,11 @@ def _table_calls(
         yield from _determinism(config, hook, table, images)
 
 
+def _no_key(table: SourceTable) -> dict[str, dict[str, str]]:
+    """A key of the right types; there may be no such item."""
+    return {a.name: {a.kind: {"N": "0", "B": "AA=="}.get(a.kind, "-")} for a in table.keys.attributes}
+
+
 def _determinism(config: Config, hook: Hook, table: SourceTable, images: Sequence[bytes]) -> Iterator[Finding]:
     """Run the hook twice on each sampled item: the same image must give the same documents."""
     tables, reader = tuple(config.target.tables), KeyReader(table.keys)

@@ -28,7 +28,7 @@ def outlook(
 ) -> str:
     """What a run would do first, in one sentence. Raises the ConfigError or GapFound that would end it."""
     existing = preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook)
-    parked = known(checkpoints, own_ids=hook is not None and hook.declared)
+    parked = known(checkpoints)
     try:
         how = start_mode(existing, Allowed())
         if how is StartMode.RESUME and not source.streaming:

@@ -25,7 +25,7 @@ from replicator.items.item import Item
 from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
 from replicator.pipeline.compaction import run_writes
 from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, item_of
-from replicator.pipeline.progress import SILENCE
+from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.state import (
     Counts,
     Dropped,
@@ -121,12 +121,10 @@ def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[
 
 def pipeline_of(checkpoints: Checkpoints) -> PipelineState:
     """The pipeline's state; ConfigError if it has never run."""
-    for entry in checkpoints.read().entries:
-        if entry.kind == "pipeline":
-            state = decode(entry.kind, entry.id, entry.text)
-            assert isinstance(state, PipelineState)
-            return state
-    raise ConfigError("this pipeline has not started yet, so nothing is parked")
+    state = checkpoints.pipeline()
+    if state is None:
+        raise ConfigError("this pipeline has not started yet, so nothing is parked")
+    return state
 
 
 def retry(
@@ -139,14 +137,20 @@ def retry(
 ) -> str:
     """Retry an item's parked changes. Returns "" if they were stored, otherwise why not.
 
-    Rejected changes stay parked unchanged. ``pipeline``: its state when the command started. ``now``: wall clock.
+    Rejected changes stay parked unchanged. ``now``: wall clock. The pipeline's state is read for each item: while a
+    command goes through thousands, another epoch may begin, or another hook be accepted. ``source``: asked about
+    changes that a scan found, where documents have their own ids, and about all where the target compares no versions.
     """
-    if (
-        epoch_of(parked.entry.version) > pipeline.epoch
-    ):  # parked since then, in an epoch whose scan may still be running
-        pipeline = pipeline_of(checkpoints)
+    pipeline = pipeline_of(checkpoints)
     if epoch_of(parked.entry.version) < pipeline.epoch:
         return "parked before the last resync, which has rescanned the item; drop it"
+    try:
+        if is_unguarded(target) or (mapping.own_ids and is_scanned(parked.entry)):
+            assert source is not None, "only the source can tell whether what a scan found is still the newest"
+            if is_superseded(parked.entry, source):
+                return _unless_changed(partial(_superseded, parked, checkpoints)) or SUPERSEDED
+    except Malformed as e:
+        return str(e)
     if isinstance(target, AppliesLate):
         target.in_doubt.begin()  # a run's request may still be applied: deletes must leave tombstones
     try:
@@ -171,8 +175,12 @@ def check_no_run(checkpoints: Checkpoints, now: float) -> None:
     heartbeat, owner = found.get("pulse"), found.get("owner")
     assert heartbeat is None or isinstance(heartbeat, Heartbeat)
     assert owner is None or isinstance(owner, Owner)
-    alive = heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= SILENCE
-    begins = owner is not None and now - owner.started <= SILENCE and (heartbeat is None or heartbeat.who != owner.who)
+    alive = heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT
+    begins = (
+        owner is not None
+        and now - owner.started <= HEARTBEAT_TIMEOUT
+        and (heartbeat is None or heartbeat.who != owner.who)
+    )
     if alive or begins:
         raise ConfigError(
             "a run of this pipeline is up, or ended without a word less than a minute ago, and this target compares no "
@@ -187,7 +195,7 @@ def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
 
 
 def _superseded(parked: ParkedItem, checkpoints: Checkpoints) -> Outcome:
-    return _saved(checkpoints, parked.superseded(), Outcome(stale=parked.changes))
+    return _saved(checkpoints, parked.superseded(), Outcome(superseded=parked.changes))
 
 
 def _unless_changed(act: Callable[[], Outcome]) -> str:
@@ -292,8 +300,9 @@ class _Note:
 
 
 def _told(parked: ParkedItem) -> Save:
-    """The save that tells runs that a command wrote to the target; its revision increases each time."""
-    return Save(RETRIED, "", None, encode(Retried(parked.entry.version)))
+    """The save that tells runs of which epoch a command wrote to the target; its revision increases each time."""
+    version = parked.entry.version
+    return Save(RETRIED, str(epoch_of(version)), None, encode(Retried(version)))
 
 
 def _saved(checkpoints: Checkpoints, batch: Batch, outcome: Outcome) -> Outcome:
@@ -313,8 +322,7 @@ def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineStat
     if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
     # A scanned item may have been deleted before the retry: then its tombstone must be respected.
-    scanned = p.version == version(epoch_of(p.version), 0)
-    keeps = scanned or pipeline.stage != "following"
+    keeps = is_scanned(p) or pipeline.stage != "following"
     return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
 
 

@@ -88,9 +88,8 @@ class CheckpointView:
         return self._values["spared"]
 
     @property
-    def retried(self) -> int:
-        """The revision of the ``retried`` entry, which retry commands update; 0 if there is none."""
-        return self._revisions.get(("retried", ""), 0)
+    def retries(self) -> Retries:
+        return Retries.of((id, revision) for (kind, id), revision in self._revisions.items() if kind == RETRIED)
 
     @property
     def heartbeat(self) -> Heartbeat | None:

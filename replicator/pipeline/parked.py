@@ -110,12 +110,12 @@ NO_RETRIES = Retries()
 class ParkedItems:
     """The parked and dropped entries, by key text of their items.
 
-    ``retried``: the revision of the ``retried`` entry when these were read; 0 if there is none.
+    ``retries``: what commands had noted when these were read.
     """
 
     def __init__(self, retries: Retries = NO_RETRIES) -> None:
         self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
-        self.retried = retried
+        self.retries = retries
         self.most_leaves = 0  # the most documents that a single item may have in the target
 
     @classmethod
@@ -124,11 +124,11 @@ class ParkedItems:
         by_kind = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
         dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in by_kind[DROPPED]]
         parked = [known.get(e.id) or held(e.id, e.revision, None) for e in by_kind[PARKED]]
-        return cls.of(parked, dropped, sum(e.revision for e in by_kind[RETRIED]))
+        return cls.of(parked, dropped, Retries.of((e.id, e.revision) for e in by_kind[RETRIED]))
 
     @classmethod
-    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retried: int = 0) -> ParkedItems:
-        items = cls(retried)
+    def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retries: Retries = NO_RETRIES) -> ParkedItems:
+        items = cls(retries)
         for kind, of_kind in ((PARKED, entries), (DROPPED, dropped)):
             for entry in of_kind:
                 items._set(kind, item_of(entry.id), entry)
@@ -193,8 +193,8 @@ def item_of(id: str) -> str:
     return head if at and len(tail) == 19 and tail.isdigit() else id
 
 
-def known(checkpoints: Checkpoints, before: ParkedItems | None = None, *, own_ids: bool) -> ParkedItems:
-    """Read the parked items; with their documents if the hook chooses ids (``own_ids``).
+def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
+    """Read the parked items, with their numbers of changes and, if the hook chooses ids, their documents.
 
     Revisions are read before the entries, so a change in between only makes the run's next save of the entry fail.
     Entries whose revision is the same as ``before`` are not read again. Images are not kept in memory, except those

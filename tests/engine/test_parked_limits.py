@@ -9,7 +9,7 @@ import pytest
 
 from replicator.engine import parked_limits
 from replicator.engine.delivery import Delivery
-from replicator.engine.parked_limits import LOG_INTERVAL, ParkedWatch
+from replicator.engine.parked_limits import IDLE_INTERVAL, LOG_INTERVAL, ParkedWatch
 from replicator.errors import ConfigError
 from replicator.pipeline.parked import Held, ParkedItems
 from replicator.pipeline.pipeline import Pipeline
@@ -101,6 +101,16 @@ def test_parked_entries_are_reread_every_ten_seconds_while_there_are_any() -> No
     assert parking.looked == 0
     parking.parked = ParkedItems.of([Held("a@1")])
     for now in (0.0, 9.0, 10.0, 11.0):
+        clock.now = now
+        found.check()
+    assert parking.looked == 2
+
+
+def test_parked_entries_are_reread_also_while_nothing_is_parked() -> None:
+    """A suspended retry may have written after the run healed its item."""
+    parking, clock = Parking(), Clock()
+    found = watch(parking, clock)
+    for now in (0.0, IDLE_INTERVAL - 1, IDLE_INTERVAL, IDLE_INTERVAL + 1, 2 * IDLE_INTERVAL):
         clock.now = now
         found.check()
     assert parking.looked == 2

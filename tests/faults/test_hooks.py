@@ -79,7 +79,7 @@ def test_a_retry_that_came_late_is_in_doubt_which_is_exit_code_6(
     faults.fill(1)
     faults.hook(BROKEN)
     faults.run()
-    monkeypatch.setattr(parking, "retry", lambda *given: parking.OVERTAKEN)
+    monkeypatch.setattr(parking, "retry", lambda *given, **named: parking.OVERTAKEN)
     monkeypatch.setattr(boto, "connect", lambda *given: faults.client)
     done = CliRunner().invoke(main, ["parked", "retry", str(faults.folder / "orders.yaml"), "--all", "--human"])
 

@@ -18,9 +18,9 @@ from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.engine import preexisting
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.delivery import Delivery
-from replicator.engine.parked_limits import QUIET, ParkedWatch
+from replicator.engine.parked_limits import IDLE_INTERVAL, ParkedWatch
 from replicator.engine.retry import RetryPolicy
-from replicator.engine.startup import accepted
+from replicator.engine.startup import with_hook
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.items.attributes import image
@@ -566,8 +566,8 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
     run._pipeline.know(ParkedItems(run._pipeline.parked.retries))  # nothing is parked any more, as far as the run knows
     monotonic = Clock()
     watch = ParkedWatch(run._pipeline, run, 10, monotonic)
-    monotonic.now += QUIET
-    watch.look()
+    monotonic.now += IDLE_INTERVAL
+    watch.check()
     assert index.in_doubt, "the runs are told once more"
     left = known(target.checkpoints).dropped('["a"]')
     assert left is not None, "the item's next change removes what was written"
@@ -723,7 +723,7 @@ def test_a_retry_goes_by_the_hook_that_was_accepted_while_the_command_was_at_oth
     assert known(target.checkpoints).dropped('["a"]') is None
 
     found = park_tags(target, ["z"], leaves=())
-    target.checkpoints.save([Save("pipeline", "", 1, encode(accepted(STATE, "3")))])
+    target.checkpoints.save([Save("pipeline", "", 1, encode(with_hook(STATE, "3")))])
     assert retry(found, FIXED, target, store) == ""
     left = known(target.checkpoints).dropped('["a"]')
     assert left is not None
@@ -1002,7 +1002,7 @@ def test_a_retry_does_not_store_what_a_scan_found_and_the_source_has_no_longer(
 
     assert retry(found, FIXED, where, target.checkpoints, STATE, source=holding(current)) == SUPERSEDED
     assert ids(database) == ["now"]
-    assert database.counts[SOURCE] == Counts(read=2, stale=2)
+    assert database.counts[SOURCE] == Counts(read=2, superseded=2)
     left = known(target.checkpoints)
     assert (len(left), left.all_dropped()) == (0, [])
 
@@ -1083,7 +1083,7 @@ def test_without_versions_to_compare_a_retry_stores_only_what_the_source_still_h
 
 
 @pytest.mark.parametrize(
-    ("pulse", "refused"),
+    ("heartbeat", "refused"),
     [
         (Heartbeat(1000.0, "following", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), True),
         (Heartbeat(1000.0, "stopped", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), False),

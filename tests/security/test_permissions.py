@@ -179,7 +179,26 @@ def test_check_create_names_a_missing_permission(bare: Accounts, permission: Per
     assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
 
 
-@pytest.mark.parametrize("permission", listed("PreviewOfOneKey"), ids=str)
+HOOK = """from replicator import Document, documents
+
+@documents
+def hook(item):
+    yield Document(id="1", body={"n": item["n"]})
+"""
+
+
+@pytest.mark.parametrize("permission", listed("SingleItems"), ids=str)
+def test_check_names_what_a_retry_of_documents_with_own_ids_lacks(bare: Accounts, permission: Permission) -> None:
+    config = Path(bare.config)
+    (config.parent / "hooks.py").write_text(HOOK)
+    config.write_text(f"transform: hooks.py:hook\n{config.read_text()}")
+    for denied in (True, False):
+        bare.of["source"].denied = {permission} if denied else set()
+        _, said = bare.call("check", bare.config)
+        assert (f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == denied, said
+
+
+@pytest.mark.parametrize("permission", listed("SingleItems"), ids=str)
 def test_preview_of_a_key_names_a_missing_permission(made: Accounts, permission: Permission) -> None:
     made.without(permission)
     code, said = made.call("preview", made.config, "--key", '{"id": "1"}')

@@ -101,7 +101,7 @@ def test_a_window_continues_over_short_runs_until_its_tombstones_are_purged(univ
 
 def test_a_retry_command_opens_the_next_runs_window(universe: Universe) -> None:
     """Its write may have been sent twice and have left tombstones."""
-    MemoryCheckpoints(universe.database).save([Save("retried", "", None, encode(Retried(1)))])
+    notes_retry(universe.database, FIRST_EPOCH)
     remove_a(universe)
     runs.go(universe, 5000)
     assert tombstones(universe) == {("a",)}
@@ -412,6 +412,31 @@ def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_s
         found.delivery.flush()
     assert target.in_doubt.left_earlier is None
     assert set(database.documents(names[0])) == {(key,) for key in "bcdefghij"}
+
+
+@pytest.mark.parametrize("epoch", [FIRST_EPOCH, FIRST_EPOCH + 1])
+def test_retries_of_the_current_epoch_postpone_no_sweep_however_frequent(epoch: int) -> None:
+    """A pass takes longer than the time between two retries."""
+    time = [0.0]
+    target, tables = Paged(MemoryDatabase(), now=lambda: time[0]), [Table("t", PK)]
+    target.open(tables, FIRST_EPOCH + 1)
+    found = cleanup(target, tables, lambda: time[0])
+    rows = [Upsert("t", (key,), {}, version(FIRST_EPOCH + 1, 1), (key,)) for key in "abcdefghijklmnop"]
+    target.write(Batch([Part("s", rows)]))
+    found.pipeline.change(PipelineState(FIRST_EPOCH + 1, "s", "t", "i", stages.SWEEPING, resync=True))
+    found.delivery.flush()
+    target.in_doubt.begin(earlier=True)
+    time[0] = LONGEST + 1
+    for n in range(40):
+        found.do()
+        found.delivery.flush()
+        time[0] += 60.0
+        if n % 4 == 3:
+            notes_retry(cast(MemoryCheckpoints, found.checkpoints)._database, epoch)
+            found.delivery.know_parked()
+            assert target.in_doubt
+    assert found.pipeline.state is not None
+    assert (found.pipeline.state.stage == stages.SWEEPING) == (epoch == FIRST_EPOCH)
 
 
 def test_a_replaced_run_purges_no_tombstone_of_its_successor() -> None:

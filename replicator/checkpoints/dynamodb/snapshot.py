@@ -116,9 +116,9 @@ class States:
                 return items, last
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
-    def _parked_text(self, id: str) -> str | None:
-        """The text of one parked entry; None if it does not exist."""
-        key = layout.entry_key("parked", id)
+    def text(self, kind: str, id: str) -> str | None:
+        """The text of one entry; None if it does not exist."""
+        key = layout.entry_key(kind, id)
         for _ in range(TRIES):
             before = self.head()
             item = self._table.get(key)

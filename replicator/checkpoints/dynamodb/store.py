@@ -18,9 +18,20 @@ from replicator.checkpoints.dynamodb.setup import DynamodbOptions as DynamodbOpt
 from replicator.checkpoints.dynamodb.snapshot import TRIES, States
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable
 from replicator.errors import Fenced, TransientError
-from replicator.state import Counts, Entry, Owner, Parked, Save, counted, decode_parked, encode
+from replicator.state import (
+    Counts,
+    Entry,
+    Owner,
+    Parked,
+    PipelineState,
+    Save,
+    counted,
+    decode_parked,
+    decode_pipeline,
+    encode,
+)
 
-_FEW = 100  # parked entries to read one by one; for more, all are read
+_PER_PAGE = 10  # parked entries to read one by one rather than read a page of all of them, which is 1 MB
 
 
 class DynamodbCheckpoints:
@@ -92,7 +103,7 @@ class DynamodbCheckpoints:
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         states = self._states()
-        few = ids is not None and len(ids) <= _A_PAGE * self._parked_pages
+        few = ids is not None and len(ids) <= _PER_PAGE * self._parked_pages
         found = states.parked_among(sorted(ids or ())) if few else states.parked(prefix, ids)
         for id, text in found:
             if id.startswith(prefix):

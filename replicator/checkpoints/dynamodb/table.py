@@ -38,6 +38,11 @@ class CheckpointTable:
 
     def query(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[tuple[str, Item]]:
         """Items whose sort key begins with ``prefix``, in order; only the given ``attributes``, if any."""
+        for page in self.pages(prefix, attributes):
+            yield from page
+
+    def pages(self, prefix: str, attributes: Sequence[str] = ()) -> Iterator[list[tuple[str, Item]]]:
+        """The same, a page at a time."""
         after: str | None = None
         while True:
             page, after = self.page(prefix, attributes, after)

@@ -232,8 +232,8 @@ class SqliteCheckpoints:
             if not str(id).startswith(prefix):
                 return
             if not file.is_text(text, sum):
-                raise file.damaged(self._path, f"its entry 'parked' {id!r} does not match its checksum")
-            yield id, decode_parked(id, text)
+                raise file.damaged(self._path, f"its entry {kind!r} {id!r} does not match its checksum")
+            yield id, text
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

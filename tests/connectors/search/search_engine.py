@@ -30,8 +30,9 @@ class Stored:
 @dataclass
 class Engine(Connection):
     """One index. ``remembered``: versions of deletes, which a real engine forgets. ``failing``: status and error type
-    returned for a document instead of storing it. ``lost``: bulk requests are applied but their responses are lost.
-    ``searchable``: what searches see instead of ``documents``.
+    returned for a document instead of storing it. ``unread``: error type returned by a lookup in place of a document,
+    as an engine whose shard fails does, with status 200. ``lost``: bulk requests are applied but their responses are
+    lost. ``searchable``: what searches see instead of ``documents``.
     """
 
     index: str = "contract-1"

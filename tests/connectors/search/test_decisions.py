@@ -354,6 +354,50 @@ def test_a_purge_searches_again_after_an_in_doubt_window_opened(engine: Engine) 
     assert engine.ids() == {"a": at(5)}
 
 
+def test_a_purge_searches_again_after_an_item_was_parked(engine: Engine) -> None:
+    """A retry of the item may have replaced a tombstone that was found before."""
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    assert target.purge(TABLE, BELOW, [("c",)]) == 2
+    engine.documents[("a", None)] = document(5)
+    assert target.purge(TABLE, BELOW, [("a",), ("c",)]) == 1
+    assert engine.ids() == {"a": at(5), "b": None}
+    assert target.purge(TABLE, BELOW, [("a",)]) == 0
+    assert engine.ids() == {"a": at(5)}
+
+
+SHARD_BUSY = "es_rejected_execution_exception"
+
+
+@pytest.mark.parametrize("unread", [("a",), ("b",), ("a", "b")])
+def test_a_conflict_lookup_waits_for_a_failing_shard(engine: Engine, copy: Copy, unread: Sequence[str]) -> None:
+    replayed = batch(put({"pk": "a"}, 5), put({"pk": "b"}, 5))
+    copy.write(replayed)
+    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
+    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
+        copy.write(replayed)
+    engine.unread = {}
+    assert copy.write(replayed).superseded == {"shard:contract": 2}
+
+
+@pytest.mark.parametrize("unread", [("a",), ("a", "b")])
+def test_a_purge_waits_for_a_failing_shard(engine: Engine, unread: Sequence[str]) -> None:
+    target = SearchTarget(SearchOptions(), "p", engine)
+    engine.documents = {("a", None): document(5, deleted=True), ("b", None): document(5, deleted=True)}
+    engine.searchable = dict(engine.documents)
+    assert target.purge(TABLE, BELOW) == 2
+    engine.unread = dict.fromkeys(unread, SHARD_BUSY)
+    with pytest.raises(TransientError, match=rf"a shard of contract-1 fails reading versions \({SHARD_BUSY}\)"):
+        target.purge(TABLE, BELOW)
+
+
+def test_a_lookup_response_that_lacks_documents_is_a_transient_error(engine: Engine) -> None:
+    (layout,) = layouts([TABLE]).values()
+    engine._got = lambda wanted: {} if wanted["_id"] == "a" else {"found": False}  # type: ignore[method-assign]
+    with pytest.raises(TransientError, match="1 of 2 documents in the response"):
+        searches.versions(engine, layout, [("a", None), ("b", None)])
+
+
 # identity of the index
 
 

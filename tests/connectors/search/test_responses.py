@@ -498,6 +498,19 @@ def _pairs(query: str) -> list[tuple[str, str, str]]:
     return [pair.partition("=") for pair in query.split("&") if pair]
 
 
+def test_a_run_ends_once_another_pipeline_has_taken_the_index_over(server: Server) -> None:
+    """With ``adopt: true``. It must not note itself there again: the other one's next start would be refused."""
+    target = client("elasticsearch", url=server.url)
+    target.open([TABLE], FIRST_EPOCH + 3)
+    server.made["contract-1"] = json.loads(json.dumps(server.made["contract-1"]))
+    server.made["contract-1"]["mappings"]["_meta"]["replicator"] |= {"pipeline": "other", "epoch": FIRST_EPOCH}
+    noted = json.loads(json.dumps(server.made["contract-1"]))
+    target._watch.now = lambda: float("inf")
+    with pytest.raises(ConfigError, match="pipeline other has taken over the index contract-1: stop this one for good"):
+        target.write(batch(put({"pk": "a"}, 1)))
+    assert server.made["contract-1"] == noted
+
+
 def test_a_request_that_was_never_sent_is_not_in_doubt(server: Server) -> None:
     found = client("elasticsearch", url="http://127.0.0.1:1")
     # the server went away since
