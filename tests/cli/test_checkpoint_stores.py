@@ -198,7 +198,10 @@ def test_a_later_run_takes_a_table_over(mirror: World) -> None:
         ("{type: dynamodb}", "checkpoints.table: is missing"),
         ("{type: dynamodb, table: a/b}", "checkpoints.table: must be a DynamoDB table name"),
         ("{type: dynamodb, table: abc, external_id: x}", "checkpoints.external_id: requires role_arn"),
-        ("{type: dynamodb, table: abc, endpoint_url: 'http://far.example'}", "checkpoints.endpoint_url: is http to"),
+        (
+            "{type: dynamodb, table: abc, endpoint_url: 'http://far.example'}",
+            "checkpoints.endpoint_url: is plain http to",
+        ),
         ("{type: postgres}", "checkpoints.url: is missing"),
         (
             "{type: postgres, url: 'postgresql://u:secret@far.example/d'}",
@@ -228,7 +231,7 @@ def test_a_target_that_keeps_its_own_wants_none(world: World) -> None:
     with pytest.raises(ConfigError) as caught:
         settings.load(world.config)
     assert caught.value.problems == (
-        "orders.yaml:6: checkpoints: this target keeps the checkpoints itself, in the transaction that stores the "
+        "orders.yaml:6: checkpoints: this target stores checkpoints itself, in the transaction that stores the "
         "rows; leave this section out",
     )
 

@@ -166,7 +166,7 @@ def test_an_item_that_is_not_parked_or_missing_is_reported(parked: World, comman
 
     code, _, err = parked.call("parked", command, parked.config)
     assert code == 2
-    assert "or give --all" in err
+    assert "or use --all" in err
 
 
 def test_a_run_that_never_began_has_nothing_parked(world: World) -> None:
@@ -277,21 +277,21 @@ def test_an_empty_item_is_a_mistake_and_not_every_item(parked: World, command: s
     code, _, err = parked.call("parked", command, parked.config, "")
 
     assert code == 2
-    assert "an ITEM is empty: name it as `replicator parked list` prints it, or give --all" in err
+    assert "an ITEM is empty; name it as `replicator parked list` prints it, or use --all" in err
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
 def test_items_and_all_together_are_a_mistake(parked: World) -> None:
     code, _, err = parked.call("parked", "drop", parked.config, "--yes", "--all", '["bad"]')
     assert code == 2
-    assert "name items, or give --all, not both" in err
+    assert "name items or use --all, not both" in err
 
 
 def test_what_is_discarded_is_asked_for_first(parked: World) -> None:
     code, _, err = parked.call("parked", "drop", parked.config, "--all")
 
     assert code == 2
-    assert "this discards the parked changes of 2 item(s) for good; if you want that, add --yes" in err
+    assert "this permanently discards the parked changes of 2 item(s); add --yes to confirm" in err
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
