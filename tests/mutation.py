@@ -1,8 +1,8 @@
-"""``python -m tests.mutation``: breaks the core in one place at a time, and says which breakages no test notices.
+"""``python -m tests.mutation``: breaks the core in one place at a time, and lists the mutants that no test notices.
 
-For people, not for CI: a mutant takes from a second to a minute. Each is made in a copy of the tree; the tests of its
-file run first, then the fast ones, then seeds of the simulation. A survivor is a missing test, a mutant that means the
-same, or a constant that only sets a pace: look at each.
+Not for CI: a mutant takes from a second to a minute. Each is made in a copy of the tree. The tests of its module run
+first, then the fast ones, then seeds of the simulation. A survivor is a missing test, an equivalent mutant, or a
+constant that only sets a pace: inspect each.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CORE = [
-    "backfill",
-    "chores",
-    "checkpoints",
-    "compaction",
-    "discovery",
-    "doubt",
-    "ledger",
-    "lineage",
-    "lookup",
-    "parking",
-    "pipeline",
-    "position",
-    "reader",
-    "scan",
-    "start",
-    "stream",
-    "transform",
-    "vitals",
-    "delivery",
-    "acknowledged",
+    "pipeline/advance",
+    "pipeline/checkpoint_view",
+    "pipeline/compaction",
+    "pipeline/discovery",
+    "pipeline/lineage",
+    "pipeline/page_buffer",
+    "pipeline/parked",
+    "pipeline/pipeline",
+    "pipeline/stages",
+    "source/keys_only",
+    "source/scan",
+    "source/shard_reader",
+    "source/stream",
+    "target/acks",
+    "target/guarded_writes",
+    "target/in_doubt",
+    "engine/cleanup",
+    "engine/delivery",
+    "engine/heartbeat",
+    "engine/startup",
+    "hooks/hook",
+    "state",
     "batch",
     "change",
 ]
@@ -153,7 +155,7 @@ def noticed(mutant: Mutant, folder: Path, seeds: int) -> str:
     kept = place.read_text()
     place.write_text(mutant.source)
     try:
-        for name, command in _tests(mutant.path.stem, seeds):
+        for name, command in _tests(mutant.path, seeds):
             try:
                 done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, timeout=LIMIT)
             except subprocess.TimeoutExpired:
@@ -165,9 +167,9 @@ def noticed(mutant: Mutant, folder: Path, seeds: int) -> str:
     return ""
 
 
-def _tests(stem: str, seeds: int) -> Iterator[tuple[str, list[str]]]:
+def _tests(path: Path, seeds: int) -> Iterator[tuple[str, list[str]]]:
     pytest = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "60"]
-    own = f"tests/test_{stem}.py"
+    own = str(Path("tests") / path.parent.relative_to(ROOT / "replicator") / f"test_{path.stem}.py")
     if (ROOT / own).exists():
         yield own, [*pytest, own]
     yield "the fast tests", [*pytest, *FAST]
@@ -182,7 +184,7 @@ def main() -> int:
         "--seeds", type=int, default=1000, help="of the simulation, for each that the tests let pass"
     )
     asked = arguments.parse_args()
-    every = [m for name in CORE if (path := ROOT / f"replicator/{name}.py").exists() for m in mutants(path)]
+    every = [m for name in CORE for m in mutants(ROOT / f"replicator/{name}.py")]
     drawn = random.Random(asked.seed).sample(every, min(asked.mutants, len(every)))
     survivors = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
