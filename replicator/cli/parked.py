@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from replicator.operations.scanned import SourceItems
     from replicator.target.contract import Target
 
-TRIES = 5  # for an item that a run changes at the same time
-
 
 @click.group
 def parked() -> None:
@@ -118,7 +116,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
                 )
             outcome = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt"}.get(reason, "still parked")
             refused += outcome in ("in doubt", "still parked")
-            _tell(item, outcome, reason, as_json)
+            _tell(item.item, outcome, reason, as_json)
+        refused += _tell_unread(chosen, as_json)
     ctx.exit(6 if refused else 0)
 
 
@@ -174,7 +173,8 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
         for item in chosen:
             reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
             kept += bool(reason)
-            _tell(item, "still parked" if reason else "dropped", reason, as_json)
+            _tell(item.item, "still parked" if reason else "dropped", reason, as_json)
+        kept += _tell_unread(chosen, as_json)
     ctx.exit(6 if kept else 0)
 
 
@@ -186,15 +186,16 @@ def _confirmed(count: int) -> bool:
 
 def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[ParkedItem], str]) -> str:
     """Call ``act``, again if a run changed the item meanwhile. Returns why it failed, "" if it succeeded."""
-    from replicator.operations.parked import CHANGED, parked_items
+    from replicator.operations.parked import CHANGED, TRIES, ListedItems
 
     reason = act(item)
     for _ in range(TRIES - 1):
         if reason != CHANGED:
             break
-        now = next(parked_items(checkpoints, item.item), None)
+        listed = ListedItems(checkpoints, [item.item])
+        now = next(iter(listed), None)
         if now is None:
-            return ""  # a later change healed it
+            return CHANGED if listed.unread else ""  # a later change healed it
         reason = act(now)
     return reason
 
@@ -212,12 +213,12 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
         yield loaded, target, checkpoints
 
 
-def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> ListedItems | Sequence[ParkedItem]:
+def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> ListedItems:
     """The parked items named on the command line; with ``every`` all of them, a few in memory at a time.
 
     ConfigError for an item that is not parked.
     """
-    from replicator.operations.parked import ListedItems, parked_items
+    from replicator.operations.parked import ListedItems
 
     if every and items:
         raise ConfigError("name items or use --all, not both")
@@ -227,13 +228,12 @@ def _chosen(checkpoints: Checkpoints, items: Sequence[str], *, every: bool) -> L
         raise ConfigError("name an item as `replicator parked list` prints it, or use --all")
     if not all(item.strip() for item in items):
         raise ConfigError("an ITEM is empty; name it as `replicator parked list` prints it, or use --all")
-    found: list[ParkedItem] = []
-    for name in map(_key_text, items):
-        there = list(parked_items(checkpoints, name))
-        if not there:
+    names = [_key_text(item) for item in items]
+    listed = ListedItems(checkpoints, names)
+    for name in names:
+        if name not in listed:
             raise ConfigError(f"{name} is not parked; `replicator parked list` shows what is")
-        found += there
-    return found
+    return listed
 
 
 def _moment(seconds: float) -> str:
@@ -273,8 +273,17 @@ def _fields(item: ParkedItem, show_values: bool) -> dict[str, Any]:
     return fields | ({"words": change.words, "old": change.old, "new": change.new} if show_values else {})
 
 
-def _tell(item: ParkedItem, outcome: str, reason: str, as_json: bool) -> None:
+def _tell(item: str, outcome: str, reason: str, as_json: bool) -> None:
     if as_json:
-        put({"item": item.item, "outcome": outcome, "reason": reason or None})
+        put({"item": item, "outcome": outcome, "reason": reason or None})
     else:
-        say(f"{item.item}  {outcome}{': ' if reason else ''}{reason}")
+        say(f"{item}  {outcome}{': ' if reason else ''}{reason}")
+
+
+def _tell_unread(listed: ListedItems, as_json: bool) -> int:
+    """Report the items that changed each time they were about to be read; returns how many."""
+    from replicator.operations.parked import BUSY
+
+    for item in sorted(listed.unread):
+        _tell(item, "still parked", BUSY, as_json)
+    return len(listed.unread)

@@ -43,7 +43,10 @@ from replicator.target.contract import AppliesLate, Target, Transactional, Ungua
 from replicator.target.in_doubt import is_late
 from replicator.version import epoch_of
 
+TRIES = 5  # for an item that a run keeps changing
+FEW = 100  # up to this many items are read one by one instead of by reading all
 CHANGED = "a run has changed it in the meantime; look at it again"
+BUSY = "a run keeps changing it; try again"
 OVERTAKEN = (
     "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
     "compare the item in the target with its source; its next change replaces it"
@@ -92,26 +95,55 @@ class ListedItems:
 
     Iteration reads them with their images, a few in memory at a time. Revisions are those at construction, so an entry
     that changes before its turn cannot be modified by mistake. An item that was parked again meanwhile is returned in
-    its new state; one that was first parked later is not returned.
+    its new state; one that was first parked later is not returned. Afterwards ``unread`` has the items that changed
+    before each attempt to read them.
     """
 
     def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None = None) -> None:
-        entries = [e for e in checkpoints.read().entries if e.kind == PARKED]
         self._checkpoints = checkpoints
-        self._revisions = {e.id: e.revision for e in entries if items is None or item_of(e.id) in items}
+        self._listing = _Listing(checkpoints, items)
         self._all = items is None
+        self.unread: set[str] = set()
 
     def __len__(self) -> int:
-        return len(set(map(item_of, self._revisions)))
+        return len(self._listing.items)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._listing.items
 
     def __iter__(self) -> Iterator[ParkedItem]:
-        missing = set(map(item_of, self._revisions))
-        for id, entry in self._checkpoints.parked(ids=None if self._all else self._revisions.keys()):
-            if id in self._revisions:
-                missing.discard(item_of(id))
-                yield ParkedItem(item_of(id), id, self._revisions[id], entry)
-        if missing:
-            yield from ListedItems(self._checkpoints, missing)
+        listing, self.unread = self._listing, set(self._listing.items)
+        for attempt in range(TRIES):
+            if attempt > 0 and self.unread:
+                listing = _Listing(self._checkpoints, self.unread)
+                self.unread &= listing.items  # the others were healed or discarded
+            if not self.unread:
+                return
+            yield from self._read(listing, everything=self._all and attempt == 0)
+
+    def _read(self, listing: _Listing, *, everything: bool) -> Iterator[ParkedItem]:
+        for id, entry in self._entries(everything=everything):
+            item = item_of(id)
+            if id in listing.revisions or item in self.unread:
+                self.unread.discard(item)
+                revision = listing.revisions.get(id, 1)  # parked again since: an entry with a new id
+                yield ParkedItem(item, id, revision, entry)
+
+    def _entries(self, *, everything: bool) -> Iterator[tuple[str, Parked]]:
+        if everything or len(self.unread) > FEW:
+            yield from self._checkpoints.parked()
+        else:
+            for item in sorted(self.unread):
+                yield from self._checkpoints.parked(item)
+
+
+class _Listing:
+    """The parked entries of these ``items`` (None: of all), without their images."""
+
+    def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None) -> None:
+        wanted = [e for e in checkpoints.read().entries if items is None or item_of(e.id) in items]
+        self.revisions = {e.id: e.revision for e in wanted if e.kind == PARKED}
+        self.items = set(map(item_of, self.revisions))
 
 
 def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 
+import orjson
 import pytest
+from click.testing import CliRunner
 
+from replicator.cli import main
 from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.operations import parked as parking
-from replicator.operations.parked import CHANGED, SUPERSEDED, ParkedItem
+from replicator.operations.parked import BUSY, CHANGED, SUPERSEDED, ParkedItem
 from replicator.state import Owner, Parked, Save, encode
-from replicator.testing.memory import MemoryDatabase, MemoryTarget
+from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from tests.cli.command_line import World
+from tests.operations.test_parked import Moving
 
 command_line = import_module("replicator.cli.parked")  # the package has the command under this name
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
@@ -322,3 +328,25 @@ def test_an_item_that_a_run_changes_at_the_same_time_is_tried_again() -> None:
     assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == CHANGED
     database.entries.clear()
     assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == ""
+
+
+def test_an_item_that_a_run_parks_anew_all_the_time_is_reported_with_exit_code_6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Moving(MemoryDatabase())
+    store.always = True
+    cold = Save("parked", f'["cold"]@{1:019d}', 0, encode(Parked(("cold",), 1, "no", 0.0)))
+    MemoryCheckpoints(store._database).save([cold])
+    store.park_anew()
+
+    @contextmanager
+    def opened(config: str) -> Iterator[tuple[None, None, Moving]]:
+        yield None, None, store
+
+    monkeypatch.setattr(command_line, "_opened", opened)
+    found = CliRunner().invoke(main, ["parked", "drop", "orders.yaml", "--all", "--yes", "--json"])
+    assert found.exit_code == 6
+    assert [orjson.loads(line) for line in found.stdout.splitlines()] == [
+        {"item": '["cold"]', "outcome": "dropped", "reason": None},
+        {"item": '["hot"]', "outcome": "still parked", "reason": BUSY},
+    ]

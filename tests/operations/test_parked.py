@@ -238,6 +238,49 @@ def test_items_that_are_gone_before_their_turn_cost_one_look_at_all(target: Memo
     assert store.looks == 2
 
 
+class Moving(MemoryCheckpoints):
+    """A store whose item "hot" is parked anew after each listing; ``always``: also before each read of its image."""
+
+    always = False
+    looks = count = 0
+
+    def park_anew(self) -> None:
+        self.count += 1
+        old = [id for kind, id in self._database.entries if kind == "parked" and id.startswith('["hot"]')]
+        change = Parked(("hot",), version(1024, self.count), "broken", 0.0, source=SOURCE)
+        new = Save("parked", parked_id(change.key, change.version), 0, encode(change))
+        MemoryCheckpoints(self._database).save([*(Save("parked", id, 1, None) for id in old), new])
+
+    def read(self) -> Claimed:
+        found = super().read()
+        self.looks += 1
+        self.park_anew()
+        return found
+
+    def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
+        listed = [id for kind, id in self._database.entries if kind == "parked" and id.startswith(prefix)]
+        if self.always:
+            self.park_anew()
+        return super().parked(prefix, listed)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_an_item_that_is_parked_anew_faster_than_all_are_listed_ends_no_command(
+    target: MemoryTarget, *, always: bool
+) -> None:
+    store = Moving(target._database)
+    store.always = always
+    park(target, "cold", 1)
+    store.park_anew()
+    listed = ListedItems(store)
+    found = [(i.item, i.entry.version, i.revision) for i in listed]
+
+    newest = version(1024, store.count)
+    assert found == [('["cold"]', version(1024, 1), 1)] + ([] if always else [('["hot"]', newest, 1)])
+    assert listed.unread == ({'["hot"]'} if always else set())
+    assert store.looks <= 5
+
+
 def test_a_retry_of_what_a_scan_found_does_not_bring_back_what_was_deleted_before(
     database: MemoryDatabase, target: MemoryTarget
 ) -> None:
