@@ -93,7 +93,7 @@ def test_a_seed_is_the_same_in_another_process() -> None:
 
 
 def test_a_failing_seed_is_shown_with_what_it_takes_and_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    next(m for m in MUTANTS if m.name == "an empty page is taken for the end of its shard").apply(monkeypatch)
+    next(m for m in MUTANTS if m.name == "an empty page is taken as the end of its shard").apply(monkeypatch)
     shown = str(next(found for seed in range(50) if (found := failure(seed)) is not None))
     assert "what it takes" in shown
     assert "repeat it with: python -m tests.simulation --seed" in shown

@@ -34,7 +34,7 @@ def no_sweep(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "sweep", lambda self, table, below, spare: 0)
 
 
-@mutant("the sweep asks which items are gone, not which documents were confirmed", 9, hooked("kept"), shape=days)
+@mutant("the sweep asks which items are gone, not which documents are unconfirmed", 9, hooked("kept"), shape=days)
 def sweep_by_absence(patch: Patch) -> None:
     right = MemoryTarget.sweep
 
@@ -45,13 +45,13 @@ def sweep_by_absence(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "sweep", absent_only)
 
 
-@mutant("what arrives behind a sweep stays", 9, shape=lossy_resyncs)
+@mutant("writes that are applied behind a sweep stay", 9, shape=lossy_resyncs)
 def one_sweep_only(patch: Patch) -> None:
     right = Cleanup._after_window
     patch.setattr(Cleanup, "_after_window", lambda self, state: right(self, replace(state, resync=False)))
 
 
-@mutant("an epoch begins at the oldest record of every shard, closed ones too", 9, trimmed, 10_000, shape=days)
+@mutant("an epoch starts at the oldest record of every shard, closed ones included", 9, trimmed, 10_000, shape=days)
 def epochs_begin_at_the_oldest(patch: Patch) -> None:
     right = stages.first_shards
 

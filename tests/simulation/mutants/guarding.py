@@ -78,17 +78,17 @@ def positions_before_rows(patch: Patch) -> None:
     patch.setattr(Unreliable, "write", early)
 
 
-@mutant("nothing fences off an earlier run", 6)
+@mutant("an earlier run is not fenced off", 6)
 def no_fence(patch: Patch) -> None:
     patch.setattr(memory, "saved_already", lambda saves, found, owner, mine: False)
 
 
-@mutant("a lost request is taken for one that was never carried out", 5, index, 10_000)
+@mutant("a lost request is assumed never to be applied", 5, index, 10_000)
 def lost_is_never(patch: Patch) -> None:
     patch.setattr(UnreliableIndex, "requests", _keeps_in_batches_only)
 
 
-@mutant("tombstones are purged while lost requests may still be carried out", 5, shape=lossy)
+@mutant("tombstones are purged while lost requests may still be applied", 5, shape=lossy)
 def purged_too_soon(patch: Patch) -> None:
     def at_once(self: Cleanup, epoch: int) -> bool:
         purge = partial(self.target.purge, below=version(epoch + 1, 0))
@@ -97,7 +97,7 @@ def purged_too_soon(patch: Patch) -> None:
     patch.setattr(Cleanup, "_purge", at_once)
 
 
-@mutant("what a killed run had sent is forgotten", 5, index, 10_000)
+@mutant("the requests of a killed run are not in doubt", 5, index, 10_000)
 def killed_runs_are_forgotten(patch: Patch) -> None:
     patch.setattr(Driver, "_open_window", lambda self, *_, **__: None)
 
@@ -113,7 +113,7 @@ def positions_before_documents(patch: Patch) -> None:
     patch.setattr(Delivery, "_written", early)
 
 
-@mutant("a run that was stopped for long does not ask whether it was replaced", 6, shape=replaced)
+@mutant("a run that was suspended does not check whether it was replaced", 6, shape=replaced)
 def sleeper_does_not_ask(patch: Patch) -> None:
     patch.setattr(Delivery, "confirm", lambda self, *, afresh=False: None)
 
@@ -123,7 +123,7 @@ def _keeps_in_batches_only(self: MemoryIndex, batch: Batch) -> Sequence[Request]
     return self.acknowledged.unfinished(requests, tombstones=batch.tombstones)
 
 
-@mutant("tombstones expire while the scan still runs", 5, shape=long_scan)
+@mutant("tombstones expire during the scan", 5, shape=long_scan)
 def tombstones_expire(patch: Patch) -> None:
     right = Unreliable.write
 
@@ -135,18 +135,18 @@ def tombstones_expire(patch: Patch) -> None:
     patch.setattr(Unreliable, "write", forgets_first)
 
 
-@mutant("a run does not notice that a command sent something", 5, shape=retried)
+@mutant("a run does not notice the writes of a command", 5, shape=retried)
 def commands_go_unnoticed(patch: Patch) -> None:
     right = ParkedItems.of
     patch.setattr(ParkedItems, "of", lambda entries, dropped=(), retries=None: right(entries, dropped))
 
 
-@mutant("a batch is sent to its end however long it takes", 6, shape=dawdling)
+@mutant("a batch is sent completely, however long it takes", 6, shape=dawdling)
 def never_asks_in_the_middle(patch: Patch) -> None:
     patch.setattr(in_doubt, "TRUSTED", math.inf)
 
 
-@mutant("a purge leaves the version after the tombstone's behind", 5, shape=seldom_written)
+@mutant("a purge leaves the version that follows the tombstone's", 5, shape=seldom_written)
 def purged_at_the_next_version(patch: Patch) -> None:
     right = MemoryIndex.forget
 
@@ -158,12 +158,12 @@ def purged_at_the_next_version(patch: Patch) -> None:
     patch.setattr(MemoryIndex, "forget", deletes)
 
 
-@mutant("a doubt is over before lost requests are carried out", 5, shape=lossy)
+@mutant("the in-doubt window closes before lost requests are applied", 5, shape=lossy)
 def short_doubt(patch: Patch) -> None:
     patch.setattr(in_doubt, "WINDOW", 20.0)
 
 
-@mutant("a table is looked through again until all are through at the same time", 9, shape=two_tables)
+@mutant("tables are scanned again until all scans finish together", 9, shape=two_tables)
 def passes_begin_again(patch: Patch) -> None:
     def every_table(self: Cleanup, what: str, below: int, do: Callable[[Table], int]) -> bool:
         return any([self._retrying(partial(do, table)) for table in self.tables])
@@ -171,28 +171,28 @@ def passes_begin_again(patch: Patch) -> None:
     patch.setattr(Cleanup, "_piece", every_table)
 
 
-@mutant("a run that stops in good order leaves nothing to doubt, whatever it lost", 5, shape=stopped_soon)
+@mutant("a clean stop leaves no in-doubt window, whatever was lost", 5, shape=stopped_soon)
 def stops_without_doubt(patch: Patch) -> None:
     patch.setattr(InDoubtWindow, "left", None)
 
 
-@mutant("a run hands its own lost responses on as if they were of an earlier epoch", 9, shape=leaking_runs)
+@mutant("a run hands over its own lost responses as those of an earlier epoch", 9, shape=leaking_runs)
 def own_doubt_is_handed_on_as_earlier(patch: Patch) -> None:
     right = Driver._open_window
     patch.setattr(Driver, "_open_window", lambda self, seconds=math.inf, *, earlier=True: right(self, seconds))
 
 
-@mutant("a run does not hand on that requests of an earlier epoch may arrive", 9, shape=leaking_runs)
+@mutant("a run does not hand over in-doubt writes of an earlier epoch", 9, shape=leaking_runs)
 def earlier_doubt_is_not_handed_on(patch: Patch) -> None:
     patch.setattr(InDoubtWindow, "left_earlier", property(lambda self: None))
 
 
-@mutant("what a command retries counts as of an earlier epoch", 9, shape=pestered)
+@mutant("the retries of a command count as writes of an earlier epoch", 9, shape=pestered)
 def retries_count_as_earlier(patch: Patch) -> None:
     patch.setattr(Retries, "before", lambda self, epoch: self.all)
 
 
-@mutant("a purge removes what it finds after the run asked who owns the pipeline", 6, shape=cleaned_up)
+@mutant("a purge removes what it found after the ownership check", 6, shape=cleaned_up)
 def purges_what_it_finds(patch: Patch) -> None:
     def at_once(self: Searches, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         found = self._index.buried(table, below)[: self._most]
@@ -203,7 +203,7 @@ def purges_what_it_finds(patch: Patch) -> None:
     patch.setattr(ScanCleanup, "next_piece", ScanCleanup.piece)
 
 
-@mutant("a purge removes a tombstone's document whatever is there by then", 5, shape=cleaned_up)
+@mutant("a purge also removes what has replaced the tombstone", 5, shape=cleaned_up)
 def removes_whatever_is_there(patch: Patch) -> None:
     def removed(self: MemoryIndex, table: Table, id: DocumentId, version: int) -> int:
         rows, tombstones = self._database.rows[table.name], self._database.tombstones[table.name]
@@ -212,7 +212,7 @@ def removes_whatever_is_there(patch: Patch) -> None:
     patch.setattr(UnreliableIndex, "forget", removed)
 
 
-@mutant("a sweep puts a tombstone whatever is there by then", 5, shape=lossy_resyncs)
+@mutant("a sweep's tombstone replaces whatever is stored by then", 5, shape=lossy_resyncs)
 def buries_whatever_is_there(patch: Patch) -> None:
     def buried(self: MemoryIndex, table: Table, ids: Sequence[DocumentId], below: int) -> int:
         for id in ids:
@@ -223,7 +223,7 @@ def buries_whatever_is_there(patch: Patch) -> None:
     patch.setattr(UnreliableIndex, "bury", buried)
 
 
-@mutant("a column that is added is not filled", 14, plain, shape=widened)
+@mutant("an added column is not filled", 14, plain, shape=widened)
 def added_columns_stay_empty(patch: Patch) -> None:
     right, opened = startup.start_mode, Binding.open
 
@@ -240,11 +240,11 @@ def added_columns_stay_empty(patch: Patch) -> None:
     patch.setattr(Binding, "open", extends_first)
 
 
-@mutant("what defines a table is not compared", 14, plain, shape=widened)
+@mutant("table definitions are not compared", 14, plain, shape=widened)
 def definitions_are_not_compared(patch: Patch) -> None:
     patch.setattr(startup.StartupState, "changes", property(lambda self: []))
 
 
-@mutant("a config that leads to another source or target is accepted", 9, seeds=200)
+@mutant("a config with another source or target is accepted", 9, seeds=200)
 def identities_are_not_compared(patch: Patch) -> None:
     patch.setattr(startup, "check_identity", lambda found: None)

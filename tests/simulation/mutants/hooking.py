@@ -55,12 +55,12 @@ def deletes_only_on_remove(patch: Patch) -> None:
     patch.setattr(compaction, "_writes", deletes_when_removed)
 
 
-@mutant("a poison change is skipped, and its item goes on", 8, hooked("poisoned"))
+@mutant("a poison change is skipped, and later changes of its item are applied", 8, hooked("poisoned"))
 def poison_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
 
-@mutant("a later change forgets what its item's parked ones had left behind", 8, hooked("poisoned fan"))
+@mutant("a later change forgets the documents that its item's parked changes left", 8, hooked("poisoned fan"))
 def leaves_are_forgotten(patch: Patch) -> None:
     patch.setattr(compaction, "held", lambda id, revision, value: Held(id, revision))
 
@@ -82,7 +82,7 @@ def compacted_are_not_counted(patch: Patch) -> None:
 
 
 @mutant(
-    "the positions of a batch are stored though some of it was refused",
+    "the positions of a partly refused batch are stored",
     8,
     refusing,
 )
@@ -105,7 +105,7 @@ def _forgets(found: Compacted, value: Parked, weight: int, at: BatchContext) -> 
 
 
 @mutant(
-    "a batch keeps the first old and the last new image only, of an item whose document moves", 12, hooked("rekeyed")
+    "a batch keeps the first old and the last new image only, of an item whose documents move", 12, hooked("rekeyed")
 )
 def ends_only_of_moving(patch: Patch) -> None:
     ends_only.apply(patch)
@@ -117,13 +117,13 @@ def retry_of_ends(patch: Patch) -> None:
     patch.setattr(parking, "_own", lambda change, p, mapping: right(change, replace(p, leaves=()), mapping))
 
 
-@mutant("what a person drops leaves no trace", 8, hooked("rekeyed", "fanned", "poisoned fan"))
+@mutant("a discarded change leaves no entry", 8, hooked("rekeyed", "fanned", "poisoned fan"))
 def drop_leaves_nothing(patch: Patch) -> None:
     right = parking.ParkedItem.discarded
     patch.setattr(parking.ParkedItem, "discarded", lambda self: replace(right(self), saves=[self.removal]))
 
 
-@mutant("a run changes parked entries whatever commands did to them", 8, shape=decided)
+@mutant("a run overwrites parked entries that a command changed", 8, shape=decided)
 def blind_saves(patch: Patch) -> None:
     right = vars(parked.Move)["saves"].fget
     patch.setattr(parked.Move, "saves", property(lambda self: [structs.replace(s, expected=None) for s in right(self)]))
@@ -155,17 +155,17 @@ def spared_for_ever(patch: Patch) -> None:
     patch.setattr(Pipeline, "owes_sweep", property(lambda self: False))
 
 
-@mutant("an expiry that must be ignored is a removal", 7, shape=expiring)
+@mutant("an expiry that must be ignored is applied as a removal", 7, shape=expiring)
 def expiries_count(patch: Patch) -> None:
     right = advance.streamed
     patch.setattr(pipeline, "streamed", lambda *given, ignore_expired: right(*given, ignore_expired=False))
 
 
-@mutant("what a retry with another hook stored is not known to the item's next change", 8, shape=edited)
+@mutant("documents that a retry stored with another hook are unknown to the item's next change", 8, shape=edited)
 def other_hooks_leave_nothing(patch: Patch) -> None:
     patch.setattr(parking.ParkedItem, "left", lambda self, leaves, base=None: self.removal)
 
 
-@mutant("a retry of what a scan parked goes by its image alone", 8, shape=scanned_poison)
+@mutant("a retry of a scanned item relies on the parked image alone", 8, shape=scanned_poison)
 def retries_old_images(patch: Patch) -> None:
     patch.setattr(parking, "is_superseded", lambda *_: False)

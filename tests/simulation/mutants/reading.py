@@ -22,7 +22,7 @@ from tests.simulation.runs import Touched
 Step = Generator[Call | Page, Any, Page]
 
 
-@mutant("positions are where the stream is when a reader opens", 1)
+@mutant("positions are taken when a reader opens", 1)
 def late_positions(patch: Patch) -> None:
     right = shard_reader._place
 
@@ -49,7 +49,7 @@ def no_probe(patch: Patch) -> None:
     patch.setattr(shard_reader, "_new_records", only_newer)
 
 
-@mutant("a late shard is opened at what is left of it, however old", 2, shape=days)
+@mutant("a late shard is opened at its oldest remaining record, whatever its age", 2, shape=days)
 def late_shards_at_what_is_left(patch: Patch) -> None:
     patch.setattr(shard_reader, "_require_young", lambda *_: None)
     right = shard_reader._place
@@ -68,7 +68,7 @@ def children_first(patch: Patch) -> None:
     patch.setattr(lineage, "readable", all_unfinished)
 
 
-@mutant("an empty page is taken for the end of its shard", 3)
+@mutant("an empty page is taken as the end of its shard", 3)
 def empty_is_the_end(patch: Patch) -> None:
     right = shard_reader._advance
 
@@ -116,7 +116,7 @@ def positions_after_the_scan(patch: Patch) -> None:
     late_positions.apply(patch)
 
 
-@mutant("the scan is not consistent, and positions are where the stream is when it begins", 1, at_timestamp, 10_000)
+@mutant("the scan is not consistent, and positions are taken when it starts", 1, at_timestamp, 10_000)
 def inconsistent_scan(patch: Patch) -> None:
     right = Touched.call
 
@@ -136,12 +136,12 @@ def compared_as_strings(patch: Patch) -> None:
     patch.setattr(shard_reader, "int", Digits, raising=False)
 
 
-@mutant("times that an earlier run stored are believed, though they lie in the future", 2, shape=set_back)
+@mutant("stored times that lie in the future are believed", 2, shape=set_back)
 def future_is_believed(patch: Patch) -> None:
     patch.setattr(CheckpointView, "discard_times_after", lambda self, now: None)
 
 
-@mutant("whether a record removes its item is told by its images, not by its event", 7)
+@mutant("a record's images, not its event, decide whether it is a removal", 7)
 def removals_by_image(patch: Patch) -> None:
     right = RecordsDecoder.__call__
 
@@ -156,7 +156,7 @@ def removals_by_image(patch: Patch) -> None:
     patch.setattr(RecordsDecoder, "__call__", blind)
 
 
-@mutant("a change without its new image is taken for a removal", 7)
+@mutant("a change without its new image is taken as a removal", 7)
 def imageless_is_removed(patch: Patch) -> None:
     right = RecordsDecoder.__call__
 
@@ -167,6 +167,6 @@ def imageless_is_removed(patch: Patch) -> None:
     patch.setattr(RecordsDecoder, "__call__", lenient)
 
 
-@mutant("an endpoint that does not name a shard's children is taken for one without the stream", 3)
+@mutant("an endpoint that cannot list a shard's children is taken as one without the stream", 3)
 def children_must_be_named(patch: Patch) -> None:
     patch.setattr(stream, "_FILTER_REJECTED", frozenset())

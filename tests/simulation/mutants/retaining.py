@@ -13,17 +13,17 @@ from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import forgetting, long_lived
 
 
-@mutant("a closed shard is asked for children for ever", 3, long_lived)
+@mutant("the children of a closed shard are looked up forever", 3, long_lived)
 def every_shard_has_children(patch: Patch) -> None:
     patch.setattr(Discovery, "_leaves", lambda self, *_: None)
 
 
-@mutant("a position that is gone is passed, however long the copy was away", 2, long_lived)
+@mutant("a trimmed position is skipped, however long the run was away", 2, long_lived)
 def trimmed_is_passed(patch: Patch) -> None:
     patch.setattr(shard_reader, "_complete", lambda stream, at: True)
 
 
-@mutant("a shard that ended without known children is no gap however old it is", 3, long_lived, 10_000)
+@mutant("an ended shard without known children is never a gap", 3, long_lived, 10_000)
 def lost_children(patch: Patch) -> None:
     patch.setattr(
         lineage, "vanished", lambda known, listed: {i for i, s in known.items() if not s.ended} - listed.keys()
@@ -35,7 +35,7 @@ def counts_stay(patch: Patch) -> None:
     patch.setattr(memory, "forgotten", lambda saves: [])
 
 
-@mutant("how far an ended shard was read says how old its children are", 3, long_lived)
+@mutant("the age of children is bounded by how far their ended parent was read", 3, long_lived)
 def children_are_young(patch: Patch) -> None:
     inner = progress._lag
     patch.setattr(
@@ -45,6 +45,6 @@ def children_are_young(patch: Patch) -> None:
     )
 
 
-@mutant("a quiet shard is as old as its last record, however far it was read", 2, shape=forgetting)
+@mutant("the age of a quiet shard is that of its last record, however far it was read", 2, shape=forgetting)
 def quiet_is_old(patch: Patch) -> None:
     patch.setattr(shard_reader, "_complete", lambda stream, at: stream.now() - at.since < retention.SAFE_AGE)

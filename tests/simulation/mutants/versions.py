@@ -16,12 +16,12 @@ from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import among_shards, hooked, longer, plain, short_runs
 
 
-@mutant("a child's ordinals begin at nothing again", 4)
+@mutant("a child's ordinals start at zero", 4)
 def child_begins_at_nothing(patch: Patch) -> None:
     patch.setattr(stages, "start", lambda state, known: state)
 
 
-@mutant("only records that the hook keeps are counted", 4, hooked("kept"))
+@mutant("ordinals count only records that the hook keeps", 4, hooked("kept"))
 def only_kept_count(patch: Patch) -> None:
     right = advance.moved
 
@@ -42,7 +42,7 @@ def versions_are_strings(patch: Patch) -> None:
     _number(patch, lambda records: ((int(r.sequence.ljust(22, "0")), r) for r in records))
 
 
-@mutant("versions are times, with a counter inside each second", 4, plain)
+@mutant("versions are timestamps, with a counter within each second", 4, plain)
 def versions_are_times(patch: Patch) -> None:
     def timed(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
         seconds: Counter[int] = Counter()  # of this process, in this batch
@@ -61,6 +61,6 @@ def _number(patch: Patch, numbers: Callable[[Iterable[Record]], Iterable[tuple[i
     patch.setattr(advance, "runs", lambda given, epoch: runs(numbers(r for _, r in given), epoch))
 
 
-@mutant("where ordinals begin is not stored before they are used", 4, shape=short_runs)
+@mutant("anchors are not stored before they are used", 4, shape=short_runs)
 def no_anchor(patch: Patch) -> None:
     patch.setattr(Pipeline, "_put_anchors", lambda self, taken: False)
