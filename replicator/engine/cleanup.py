@@ -14,7 +14,7 @@ from replicator.engine.retry import RetryPolicy
 from replicator.errors import SweepRefused
 from replicator.key import Key
 from replicator.pipeline import stages
-from replicator.pipeline.parked import item_of, parked_keys, version_in
+from replicator.pipeline.parked import item_of, key_in, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import PipelineState
 from replicator.target.contract import Table, Target
@@ -143,7 +143,7 @@ class Cleanup:
     def _purge(self, epoch: int) -> bool:
         if self.in_doubt:
             return False  # the tombstones are purged after the in-doubt window
-        below, spare = version(epoch + 1, 0), self._of_parked(self._parked())
+        below, spare = version(epoch + 1, 0), self._of_parked(self._parked_by_run())
         return self._piece("purge", below, partial(self.target.purge, below=below, spare=spare))
 
     def _piece(self, what: str, below: int, do: Callable[[Table], int]) -> bool:
@@ -193,6 +193,24 @@ class Cleanup:
         """Ids and keys of the parked entries."""
         self._keys = self.retrying(lambda: parked_keys(self.checkpoints, self._keys))
         return self._keys
+
+    def _parked_by_run(self) -> Mapping[str, Key]:
+        """The same as the run knows them: ahead of the store, and at most a reread behind the commands.
+
+        A command may only have removed entries, and sparing their tombstones a little longer does no harm. The store
+        is read only for a key of which the entry's id has just the hash.
+        """
+        ids = self.pipeline.parked.ids
+        if self.pipeline.mapping.own_ids:
+            return dict.fromkeys(ids, ())  # their documents' ids start with the item, not the key
+        known = self._keys_of(ids)
+        if len(known) < len(ids):
+            self._parked()
+            known = self._keys_of(ids)
+        return known
+
+    def _keys_of(self, ids: Sequence[str]) -> Mapping[str, Key]:
+        return {id: key for id in ids if (key := self._keys.get(id) or key_in(id)) is not None}
 
     def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
         """The documents to spare: those of items parked in this epoch."""

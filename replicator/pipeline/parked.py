@@ -140,6 +140,11 @@ class ParkedItems:
     def __bool__(self) -> bool:
         return any(self._held.values())
 
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the parked entries."""
+        return [held.id for held in self._held[PARKED].values()]
+
     def parked(self, item: str) -> Held | None:
         return self._held[PARKED].get(item)
 

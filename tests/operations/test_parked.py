@@ -288,19 +288,76 @@ def test_a_retry_of_what_a_scan_found_does_not_bring_back_what_was_deleted_befor
     removed = [Delete("orders", (key,), version(1024, 5), (key,)) for key in ("a", "b")]
     target.write(Batch([Part(SOURCE, removed)], tombstones=True))
     park(target, "a", 0)
-    pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    at_once = cast(RetryPolicy, lambda act: act())
-    delivery = Delivery(target, target.checkpoints, pipeline, at_once, lambda: 0.0)
-    pipeline.begin(replace(STATE, stage="purging"), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
-    delivery.flush()
-    delivery.know_parked()
-    cleanup = Cleanup(target, target.checkpoints, [TABLE], pipeline, delivery, at_once, float, float, None)
+    cleanup = purging(target, target.checkpoints)
     while cleanup.do():
         pass
 
     assert database.tombstones["orders"] == {("a",): version(1024, 5)}
     assert retry(only(target), AS_IS, target, target.checkpoints, STATE) == ""
     assert database.documents("orders") == {}
+
+
+def purging(target: MemoryTarget, store: MemoryCheckpoints, mapping: DocumentMapping = AS_IS) -> Cleanup:
+    """The cleanup of a run that is about to purge, and knows what is parked."""
+    pipeline = Pipeline(mapping, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
+    at_once = cast(RetryPolicy, lambda act: act())
+    delivery = Delivery(target, target.checkpoints, pipeline, at_once, lambda: 0.0)
+    pipeline.begin(replace(STATE, stage="purging"), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
+    delivery.flush()
+    delivery.know_parked()
+    return Cleanup(target, store, [TABLE], pipeline, delivery, at_once, float, float, None)
+
+
+class InPieces(MemoryTarget):
+    """A target that purges in several pieces, and notes what each spares."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        super().__init__(database)
+        self.spared: list[list[DocumentId]] = []
+
+    def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+        self.spared.append(sorted(spare))
+        return 5 - len(self.spared)
+
+
+@pytest.mark.parametrize("own_ids", [False, True])
+def test_a_purge_goes_by_what_the_run_knows_and_reads_no_checkpoints(target: MemoryTarget, *, own_ids: bool) -> None:
+    """It may take hours of pieces, and there may be gigabytes of checkpoints."""
+    pieces, store = InPieces(target._database), Counting(target._database)
+    pieces.open([TABLE], 1024)
+    park(target, "a", 1)
+    cleanup = purging(pieces, store, BROKEN if own_ids else AS_IS)
+    cleanup.do()
+    parked_by_now = [parked_id((key,), version(1024, 2)) for key in ("a", "b")]
+    cleanup.pipeline.know(ParkedItems.of(map(Held, parked_by_now)))
+    cleanup.do()
+
+    first: DocumentId = ('["a"]',) if own_ids else ("a",)
+    assert pieces.spared == [[first], [first, ('["b"]',) if own_ids else ("b",)]]
+    assert (store.looks, store.images) == (0, 0)
+
+
+def test_a_purge_reads_the_checkpoints_once_for_a_key_that_is_too_long_for_an_id(target: MemoryTarget) -> None:
+    pieces, store = InPieces(target._database), Counting(target._database)
+    pieces.open([TABLE], 1024)
+    park(target, "a", 1)
+    long = "k" * 600
+    change = Parked((long,), version(1024, 3), "because", 0.0)
+    store.save([Save("parked", parked_id(change.key, change.version), 0, encode(change))])
+    cleanup = purging(pieces, store)
+    while cleanup.do():
+        pass
+
+    assert pieces.spared == [[("a",), (long,)]] * 5
+    assert (store.looks, store.images) == (1, 1)
+
+
+def test_an_index_in_memory_spares_what_a_purge_is_told_to(database: MemoryDatabase, index: MemoryIndex) -> None:
+    removed = [Delete("orders", (key,), version(1024, 5), (key,)) for key in ("a", "b")]
+    index.write(Batch([Part("other", removed)], tombstones=True))
+    while index.purge(TABLE, version(1025, 0), spare=[("a",)]):
+        pass
+    assert database.tombstones["orders"] == {("a",): version(1024, 5)}
 
 
 def test_one_item_is_found_by_its_key_and_not_by_the_beginning_of_it(target: MemoryTarget) -> None:
@@ -414,6 +471,7 @@ def test_an_item_that_a_run_removes_in_the_middle_of_its_retry_is_not_brought_ba
     command.meanwhile = lambda: removed(run, 9)
 
     assert retry(only(target), AS_IS, command, MemoryCheckpoints(database), STATE) == CHANGED
+    assert database.entries["retried", "1024"][0] == 2, "a run may have seen the note long before the write"
     assert database.tombstones["orders"] == {("a",): version(1024, 9)}
     assert database.documents("orders") == {}
     assert index.in_doubt
