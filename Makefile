@@ -6,7 +6,7 @@ BIN := .venv/bin
 SEEDS ?= 10000
 MUTANTS ?= 50
 
-.PHONY: help install demo test oldest simulate prove mutants bench lint types lock audit clean
+.PHONY: help install demo test oldest simulate prove mutants bench docs lint types lock audit clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -52,6 +52,10 @@ mutants: install ## mutation testing: break the core in MUTANTS=50 places, one a
 bench: install ## run the benchmarks and print the results
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks
+
+docs: install ## regenerate docs/configuration.md and the picture of the live view
+	$(BIN)/python -m replicator.config.reference > docs/configuration.md
+	$(BIN)/python docs/live_view.py > docs/live-view.svg
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

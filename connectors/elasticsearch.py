@@ -31,9 +31,15 @@ def _cloud_id(cloud_id: str) -> str:
 class ElasticsearchOptions(SearchOptions):
     """Address (``url`` or ``cloud_id``) and credentials of a cluster."""
 
-    url: Address | list[Address] | None = Field(default=None, description="https://host:9200, or several nodes of one")
-    cloud_id: Annotated[str, AfterValidator(_cloud_id)] | None = Field(default=None, description="of Elastic Cloud")
-    api_key: SecretStr | None = Field(default=None, description="the encoded form, as Elasticsearch shows it")
+    url: Address | list[Address] | None = Field(
+        default=None, description="https://host:9200, or a list of nodes of one cluster"
+    )
+    cloud_id: Annotated[str, AfterValidator(_cloud_id)] | None = Field(
+        default=None, description="of an Elastic Cloud deployment, instead of url"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="API key in its encoded form, as Elasticsearch shows it"
+    )
 
     @field_validator("url")
     @classmethod

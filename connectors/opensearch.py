@@ -18,7 +18,7 @@ class Aws(Options):
     region: str | None = Field(default=None, description="the domain's region, e.g. eu-west-1")
     profile: str | None = Field(default=None, description="profile in ~/.aws/config")
     role_arn: str | None = Field(default=None, description="role to assume for writing")
-    external_id: str | None = Field(default=None, description="external id that the role requires")
+    external_id: str | None = Field(default=None, description="external ID that the role requires")
     service: Literal["es", "aoss"] = Field(default="es", description="es: a domain; aoss: OpenSearch Serverless")
 
     @model_validator(mode="after")
@@ -31,7 +31,9 @@ class Aws(Options):
 class OpenSearchOptions(SearchOptions):
     """Address and credentials of a cluster."""
 
-    url: Address | list[Address] = Field(min_length=1, description="https://host:9200, or several nodes of one cluster")
+    url: Address | list[Address] = Field(
+        min_length=1, description="https://host:9200, or a list of nodes of one cluster"
+    )
     aws: Aws | None = Field(default=None, description="sign requests for Amazon OpenSearch; {}: default credentials")
 
     @field_validator("url")

@@ -77,7 +77,12 @@ class Access(Options):
     account_id_endpoint_mode: Literal["preferred", "disabled", "required"] | None = Field(
         default=None, description="botocore's setting of the same name"
     )
-    timeout: float = Field(default=20.0, ge=1, le=240, description="seconds to wait for a response")
+    timeout: float = Field(
+        default=20.0,
+        ge=1,
+        le=240,
+        description="seconds to wait for a response; a complete one may take five times as long",
+    )
 
     @field_validator("external_id")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -17,14 +18,9 @@ import click
 import pytest
 import yaml
 
-from connectors.dynamodb.options import DynamoDBOptions
-from connectors.elasticsearch import ElasticsearchOptions
-from connectors.opensearch import OpenSearchOptions
-from connectors.postgres.options import ColumnType, PostgresOptions
-from connectors.search.options import SearchTable
+from connectors.postgres.options import ColumnType
 from replicator.cli import main
-from replicator.config import settings
-from replicator.config.settings import Backfill, Source
+from replicator.config import reference, settings
 from replicator.hooks.hook import DocumentMapping
 from replicator.hooks.loading import load
 from replicator.items.attributes import image
@@ -32,16 +28,19 @@ from replicator.operations.preview import preview
 from replicator.pipeline.progress import Backfill as BackfillProgress
 from replicator.pipeline.progress import Progress, as_values
 from replicator.state import Gap, Owner
+from replicator.target import contract
 from tests.cli.command_line import World
+from tests.test_faults_table import is_said
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENVIRON = {
     "ELASTICSEARCH_URL": "https://localhost:9200",
     "POSTGRES_URL": "postgresql://localhost/shop",
     "AWS_REGION": "eu-west-1",
     "API_KEY": "a2V5",
     "ELASTICSEARCH_KEY": "a2V5",
+    "OPENSEARCH_PASSWORD": "p",
 }
 BASE = {
     "pipeline": "p",
@@ -53,7 +52,7 @@ BASE = {
 def blocks(language: str) -> list[tuple[str, str]]:
     """(document, text) of every code block in that language."""
     found = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    return [(path.name, text) for path in DOCUMENTS for text in found.findall(path.read_text())]
+    return [(str(path.relative_to(ROOT)), text) for path in DOCUMENTS for text in found.findall(path.read_text())]
 
 
 def commands() -> list[list[str]]:
@@ -69,7 +68,7 @@ MAKE = [target for c in commands() if c[0] == "make" for target in c[1:]]
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     kinds = {kind for path in DOCUMENTS for kind in re.findall(r"^```(\w+)$", path.read_text(), re.MULTILINE)}
 
-    assert kinds <= {"sh", "yaml", "python", "json", "toml"}
+    assert kinds <= {"sh", "console", "yaml", "python", "json", "toml"}
     assert {c[0] for c in commands()} == {"replicator", "make"}
 
 
@@ -108,6 +107,23 @@ def test_every_command_does_what_is_said(orders: World, arguments: list[str]) ->
     expected = {"parked retry": 6, "run orders.yaml": 6, "status orders.yaml": 7}
     assert code == expected.get(" ".join(arguments[:2]), 0), err  # an item is parked, and no run is up
     assert out
+
+
+@pytest.mark.parametrize(("document", "text"), blocks("console"))
+def test_a_command_prints_what_the_documents_show(
+    world: World, monkeypatch: pytest.MonkeyPatch, document: str, text: str
+) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "order#1", "total": 1})
+    monkeypatch.chdir(world.folder)
+    command, *shown = text.splitlines()
+    code, out, err = world.call(*shlex.split(command.removeprefix("$ replicator ")), "--human")
+
+    assert code == 0, err
+    lines = iter(out.splitlines())
+    for line in shown:
+        form = re.compile(".*".join(re.escape(part) for part in line.split("…")))
+        assert any(form.match(printed) for printed in lines), line
 
 
 def stopped_once_live(world: World, arguments: list[str]) -> int:
@@ -205,26 +221,65 @@ def json_fields(value: Any, prefix: str = "") -> set[str]:
     return set()
 
 
-def test_every_option_is_explained() -> None:
-    names = {name.rpartition(".")[2] for name in table_names("operations.md")}
-    sections: Any = settings._Sections
+def test_the_configuration_reference_is_what_the_models_say() -> None:
+    generated = reference.reference()
 
-    assert {*sections.model_fields} - {"source", "backfill"} <= names
-    assert {*Source.model_fields, *Backfill.model_fields} <= names
-    connectors = (PostgresOptions, ElasticsearchOptions, OpenSearchOptions, SearchTable, DynamoDBOptions)
-    options = {f.alias or n for model in connectors for n, f in model.model_fields.items()}
-    assert options <= table_names("targets.md")
+    assert (ROOT / "docs" / "configuration.md").read_text() == generated, "regenerate it: make docs"
+    for row in generated.splitlines():
+        if row.startswith("| `"):
+            assert not row.endswith("|  |"), f"no description: {row}"
+
+
+def test_the_picture_shows_what_the_live_view_prints() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "live_view.py"))["console"]().export_svg(unique_id="view")
+
+    assert _texts((ROOT / "docs" / "live-view.svg").read_text()) == _texts(drawn)[1:], "regenerate it: make docs"
+
+
+def _texts(svg: str) -> list[str]:
+    """The texts of a picture, without the title that rich gives a window."""
+    return [text for text in re.findall(r"<text [^>]*>([^<]*)</text>", svg) if text.strip()]
 
 
 def test_every_column_type_is_explained() -> None:
-    assert set(get_args(ColumnType)) <= table_names("targets.md")
+    assert set(get_args(ColumnType)) <= table_names("targets/postgres.md")
+
+
+def test_every_protocol_of_a_target_is_explained() -> None:
+    protocols = {
+        name
+        for name, kind in vars(contract).items()
+        if getattr(kind, "__module__", "") == contract.__name__ and getattr(kind, "_is_protocol", False)
+    }
+
+    assert protocols - {"Target"} <= table_names("targets/own.md")
+    methods = {name for name in vars(contract.Target) if not name.startswith("_")}
+    assert methods <= {name.partition("(")[0] for name in table_names("targets/own.md")}
+
+
+def test_every_message_in_troubleshooting_is_in_the_code() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+
+    assert len(rows) > 50
+    for message in (message for row in rows for message in re.findall(r"`([^`]+)`", row)):
+        assert is_said(message), message
 
 
 def test_every_link_leads_somewhere() -> None:
     for path in DOCUMENTS:
         for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
-            if not link.startswith("https://"):
-                assert (path.parent / link.partition("#")[0]).exists(), f"{path.name}: {link}"
+            if link.startswith("https://"):
+                continue
+            file, _, anchor = link.partition("#")
+            place = path.parent / file if file else path
+            assert place.exists(), f"{path.name}: {link}"
+            assert not anchor or anchor in anchors(place), f"{path.name}: {link}"
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_ci_runs_the_documented_commands() -> None:

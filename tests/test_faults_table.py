@@ -125,8 +125,13 @@ def test_the_steps_that_a_row_names_exist(row: Row) -> None:
 @pytest.mark.parametrize("row", rows(), ids=name)
 def test_what_a_row_quotes_is_in_the_code(row: Row) -> None:
     for message in QUOTED.findall(row.message):
-        form = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
-        assert any(form.search(text) for text in said()), message
+        assert is_said(message), message
+
+
+def is_said(message: str) -> bool:
+    """Whether a text in the code has the form of ``message``."""
+    form = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+    return any(form.search(text) for text in said())
 
 
 def test_every_probe_belongs_to_a_row_that_points_to_it() -> None:

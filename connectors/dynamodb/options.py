@@ -30,14 +30,20 @@ class DynamoDBOptions(Access):
         default="_replicator_deleted", description="marks tombstones: what remains of deleted items for a while"
     )
     pristine: bool = Field(default=False, description="add nothing to items; reduced guarantee")
-    create: bool = Field(default=False, description="create missing tables, with the source's keys and indexes")
+    create: bool = Field(
+        default=False, description="create missing tables, with the source's keys, indexes, capacity and time to live"
+    )
     tags: bool = Field(default=False, description="copy the source's tags to a table it creates")
     adopt: bool = Field(default=False, description="take over a table that already has items")
     epochs_table: Annotated[str, AfterValidator(table_name)] = Field(
         default="replicator-epochs", description="replicator's own small table: which pipeline writes to which table"
     )
-    in_flight: int = Field(default=32, ge=1, le=500, description="requests in flight at once")
-    write_units: float | None = Field(default=None, ge=1, description="limit in write capacity units per second")
+    in_flight: int = Field(
+        default=32, ge=1, le=500, description="maximum requests in flight; reduced while the table throttles"
+    )
+    write_units: float | None = Field(
+        default=None, ge=1, description="write capacity units per second that may be used"
+    )
 
     @field_validator("deleted_attribute")
     @classmethod

@@ -47,7 +47,7 @@ class Column(Options):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    type: ColumnType
+    type: ColumnType = Field(description="Postgres type")
     attribute: str | tuple[str, ...] | None = Field(
         default=None,
         alias="from",
@@ -105,7 +105,10 @@ class Server(Options):
     )
     insecure: bool = Field(default=False, description="allow remote hosts without verified TLS")
     timeout: float = Field(
-        default=20.0, ge=1, le=240, description="seconds of silence before the server is considered gone"
+        default=20.0,
+        ge=1,
+        le=240,
+        description="seconds of silence before a second connection checks whether the server is still working",
     )
 
     @model_validator(mode="after")
@@ -122,7 +125,7 @@ class Server(Options):
 class PostgresOptions(Server):
     """Options of the target: the database, the schema of its tables, and the policy for NUL characters."""
 
-    schema_: str = Field(default="public", alias="schema", min_length=1, description="the tables' schema")
+    schema_: str = Field(default="public", alias="schema", min_length=1, description="schema of the tables")
     nul: Nul = Field(default="reject", description="text with NUL characters: park the item, or replace them by U+FFFD")
 
 

@@ -80,12 +80,16 @@ class SearchTable(Options):
         default=None, description="the index's mapping; without it, whole items are kept under document, not searchable"
     )
     settings: Annotated[dict[str, Any], AfterValidator(_safe_settings)] = Field(
-        default={}, description="the index's settings, e.g. analysis"
+        default={}, description="the index's settings, e.g. analysis; used when it is created"
     )
     shards: int | None = Field(default=None, ge=1, le=1024, description="primary shards; cannot be changed later")
-    replicas: int | None = Field(default=None, ge=0, le=100, description="copies of each shard")
+    replicas: int | None = Field(
+        default=None, ge=0, le=100, description="replicas of each shard; used when the index is created"
+    )
     routing: str | None = Field(default=None, description="key attribute that decides the shard of a document")
-    adopt: bool = Field(default=False, description="take over an index that another tool created and filled")
+    adopt: bool = Field(
+        default=False, description="take over an index that another tool or pipeline created and filled"
+    )
 
 
 def _address(url: str) -> str:
@@ -109,14 +113,19 @@ def _file(path: str) -> str:
 class SearchOptions(Options):
     """Login, trust, timeout and request sizes."""
 
-    insecure: bool = Field(default=False, description="allow http to a host that is not this machine")
+    insecure: bool = Field(default=False, description="allow plain http to other hosts")
     username: str | None = Field(default=None, description="for basic authentication, with password")
-    password: SecretStr | None = None
+    password: SecretStr | None = Field(default=None, description="for basic authentication, with username")
     ca_certs: Annotated[str, AfterValidator(_file)] | None = Field(
         default=None, description="file with the certificate authorities to trust instead of the public ones"
     )
     compress: bool = Field(default=False, description="gzip requests and responses: less traffic, more CPU")
-    timeout: float = Field(default=60.0, ge=1, le=240, description="seconds to wait for a response")
+    timeout: float = Field(
+        default=60.0,
+        ge=1,
+        le=240,
+        description="seconds to wait for a response; a complete one may take five times as long",
+    )
     bulk_bytes: int = Field(
         default=8 * MEGABYTE, ge=1024, le=90 * MEGABYTE, description="maximum bytes per bulk request"
     )

@@ -65,33 +65,43 @@ class Backfill(Options):
     """How existing items are copied."""
 
     enabled: bool = Field(default=True, description="false: only changes from now on")
-    segments: int = Field(default=4, ge=1, le=1_000_000, description="parallel scan segments")
+    segments: int = Field(
+        default=4, ge=1, le=1_000_000, description="parallel scan segments; a change applies to the next backfill"
+    )
     read_units: float | None = Field(
         default=None, ge=1, description="read capacity units per second that the scan may use"
     )
 
 
-class _Sections(Options):
+class Sections(Options):
     """The sections of a config file; ``target`` is validated by its connector, ``checkpoints`` by its store."""
 
     pipeline: Annotated[str, AfterValidator(_pipeline_name)] = Field(
         description="name under which all durable state is stored"
     )
-    source: Source
+    source: Source = Field(description="the DynamoDB table to read")
     transform: Annotated[str, AfterValidator(_hook_name)] | None = Field(
-        default=None, description="hooks.py:function (relative to this file) or package.module:function"
+        default=None, description="transform hook: hooks.py:function (relative to this file) or package.module:function"
     )
-    target: dict[str, Any]
+    target: dict[str, Any] = Field(description="where documents are stored")
     checkpoints: dict[str, Any] | None = Field(
-        default=None, description="where checkpoints are stored; leave it out if the target stores them itself"
+        default=None, description="where checkpoints are stored; not for targets that store them (Postgres)"
     )
-    backfill: Backfill = Backfill()
-    on_gap: Literal["stop", "resync"] = Field(default="stop", description="what to do when records are lost")
-    ttl_deletes: Literal["apply", "ignore"] = Field(default="apply", description="deletes by DynamoDB's time to live")
+    backfill: Backfill = Field(default=Backfill(), description="how existing items are copied")
+    on_gap: Literal["stop", "resync"] = Field(
+        default="stop", description="when records can no longer be read: stop, or rescan the table"
+    )
+    ttl_deletes: Literal["apply", "ignore"] = Field(
+        default="apply",
+        description="ignore: items that expire by DynamoDB's time to live stay in the target until a resync",
+    )
     hook_timeout: float | None = Field(
-        default=10.0, ge=0.1, le=3600, description="seconds the hook may take per image; null: no limit"
+        default=10.0,
+        ge=0.1,
+        le=3600,
+        description="seconds the hook may take per image before its item is parked; null: no limit",
     )
-    parked_limit: int = Field(default=10_000, ge=0, description="stop if more items than this are parked")
+    parked_limit: int = Field(default=10_000, ge=0, description="the run stops if more items than this are parked")
 
     @field_validator("ttl_deletes")
     @classmethod
@@ -143,7 +153,7 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
 
 def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
     reported = {p.path for p in problems}  # a placeholder without a value is reported once
-    sections, wrong = validated(_Sections, file.values, ())
+    sections, wrong = validated(Sections, file.values, ())
     target, wrong_target = destination(file.values.get("target"))
     checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
     problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in reported]
@@ -168,4 +178,4 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of config files, with the options of all installed connectors and stores."""
-    return with_checkpoints(target_schema(_Sections))
+    return with_checkpoints(target_schema(Sections))

@@ -1,4 +1,4 @@
-"""Hazards of an index (docs/targets.md): ``check`` reports each of them, and ``run`` refuses to continue."""
+"""Hazards of an index (docs/targets/elasticsearch.md): ``check`` reports each, and ``run`` refuses to continue."""
 
 from __future__ import annotations
 
