@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -96,7 +95,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
     from replicator.hooks.time_limit import HookLimit
-    from replicator.operations.parked import OVERTAKEN, SUPERSEDED, check_no_run, is_unguarded, pipeline_of
+    from replicator.operations.parked import OVERTAKEN, SUPERSEDED, NoRun, is_unguarded, pipeline_of
     from replicator.operations.parked import retry as tried
 
     refused = 0
@@ -107,9 +106,10 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         mapping = DocumentMapping(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
         source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
+        no_run = NoRun(checkpoints) if is_unguarded(target) else None
         for item in chosen:
-            if is_unguarded(target):
-                check_no_run(checkpoints, time.time())
+            if no_run is not None:
+                no_run.check()
             with aside(), HookLimit(loaded.hook_timeout):
                 reason = _unless_busy(
                     item, checkpoints, lambda i: tried(i, mapping, target, checkpoints, source=source)

@@ -23,6 +23,7 @@ from replicator.items.to_json import unreadable
 from replicator.key import key_text
 from replicator.operations.dry_run import outlook
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
+from replicator.operations.parked import is_unguarded
 from replicator.operations.preview import Refusals, forecast, preview
 from replicator.options import aws_options
 from replicator.source import sample
@@ -133,7 +134,7 @@ def _table_calls(
         request = {"RequestItems": {config.source.table: {"Keys": [_no_key(table)]}}}
         yield _permitted(client, "BatchGetItem", request, arn)[1]
     if hook is not None and hook.declared:  # parked retry looks at items that a scan found
-        yield _permitted(client, "GetItem", {"TableName": config.source.table, "Key": _no_key(table)}, arn)[1]
+        yield _single_item(config, client, table)
     if config.ttl_deletes == "ignore":
         yield Finding("ttl_deletes", "note", f"expired items stay in the target, until {KEPT_EXPIRED}")
     if not config.backfill.enabled:
@@ -144,6 +145,11 @@ def _table_calls(
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
         yield from _determinism(config, hook, table, images)
+
+
+def _single_item(config: Config, client: Client, table: SourceTable) -> Finding:
+    request = {"TableName": config.source.table, "Key": _no_key(table)}
+    return _permitted(client, "GetItem", request, table.arn or table.name)[1]
 
 
 def _no_key(table: SourceTable) -> dict[str, dict[str, str]]:
@@ -215,6 +221,8 @@ def _destination(
     with ends(config) as (target, checkpoints):
         if client is not None and table is not None:
             introduce(config, target, table, client)
+            if is_unguarded(target) and not (hook is not None and hook.declared):
+                yield _single_item(config, client, table)  # parked retry looks at every item
         findings = [*_gathered("target", _target(config, target, table, hook, images))]
         if isinstance(checkpoints, Store):
             findings += _gathered("checkpoints", _store(checkpoints, create=create))

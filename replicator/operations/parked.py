@@ -7,6 +7,7 @@ reads the entries again.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ from replicator.version import epoch_of
 TRIES = 5  # for an item that a run keeps changing
 FEW = 100  # up to this many items are read one by one instead of by reading all
 CHANGED = "a run has changed it in the meantime; look at it again"
+CHECK_INTERVAL = 5.0  # seconds for which a retry trusts that no run is alive
 BUSY = "a run keeps changing it; try again"
 OVERTAKEN = (
     "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
@@ -201,8 +203,30 @@ def is_unguarded(target: Target) -> bool:
     return isinstance(target, Unguarded) and target.unguarded
 
 
+class NoRun:
+    """Checks that no run is alive, before each retry into a target where the last write wins.
+
+    At most once per CHECK_INTERVAL, because it reads all entries, and a command may retry thousands of items.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._checkpoints, self._now, self._monotonic = checkpoints, now, monotonic
+        self._checked_at = -math.inf
+
+    def check(self) -> None:
+        """ConfigError if a run may be alive."""
+        if self._monotonic() - self._checked_at >= CHECK_INTERVAL:
+            check_no_run(self._checkpoints, self._now())
+            self._checked_at = self._monotonic()
+
+
 def check_no_run(checkpoints: Checkpoints, now: float) -> None:
-    """ConfigError while a run may be alive: before a retry into a target where the last write wins."""
+    """ConfigError if a run may be alive."""
     found = {e.kind: decode(e.kind, e.id, e.text) for e in checkpoints.read().entries if e.kind in ("pulse", "owner")}
     heartbeat, owner = found.get("pulse"), found.get("owner")
     assert heartbeat is None or isinstance(heartbeat, Heartbeat)

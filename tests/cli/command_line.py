@@ -221,5 +221,13 @@ def keep(mirror: World, section: str) -> None:
     mirror.change("target:", f"checkpoints: {section}\ntarget:")
 
 
+def pristine(world: World) -> None:
+    """Copy into a pristine table of the same in-memory DynamoDB, and keep the checkpoints in a file."""
+    target = f"type: dynamodb\n  region: us-east-1\n  endpoint_url: {endpoint(world)}\n  pristine: true"
+    world.change(
+        f"type: postgres\n  url: {world.postgres.url}\n  table: orders", f"{target}\n  create: true\n  table: copy"
+    )
+
+
 def endpoint(mirror: World) -> str:
     return str(load(mirror.config).source.endpoint_url)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import orjson
 import pytest
 
-from tests.cli.command_line import World
+from tests.cli.command_line import World, pristine
 from tests.security.canary import VALUE
 
 TABLE = "arn:aws:dynamodb:us-east-1:"  # how a table's ARN begins
@@ -76,6 +77,26 @@ def test_a_forbidden_look_up_is_named_for_a_stream_of_keys(world: World) -> None
     world.db.heal()
     world.db.fail("GetRecords", "AccessDeniedException", times=None)
     assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetRecords"]
+
+
+def test_a_forbidden_look_at_single_items_is_named_for_a_pristine_table(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`parked retry` stores only what the source still has."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "local")
+    world.db.create_table("orders")
+    pristine(world)
+    assert "permission: dynamodb:GetItem on arn:" in world.call("check", world.config, "--human")[1]
+    looked_up = world.db.call
+
+    def forbidden(operation: str, request: Any) -> Any:
+        if operation == "GetItem" and request["TableName"] == "orders":
+            world.db.fail("GetItem", "AccessDeniedException", times=1)
+        return looked_up(operation, request)
+
+    monkeypatch.setattr(world.db, "call", forbidden)
+    assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetItem"]
 
 
 def test_no_permission_at_all_still_looks_at_the_target(world: World) -> None:

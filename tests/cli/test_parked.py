@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from replicator.operations import parked as parking
 from replicator.operations.parked import BUSY, CHANGED, SUPERSEDED, ParkedItem
 from replicator.state import Owner, Parked, Save, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
-from tests.cli.command_line import World
+from tests.cli.command_line import World, pristine
 from tests.operations.test_parked import Moving
 
 command_line = import_module("replicator.cli.parked")  # the package has the command under this name
@@ -350,3 +351,23 @@ def test_an_item_that_a_run_parks_anew_all_the_time_is_reported_with_exit_code_6
         {"item": '["cold"]', "outcome": "dropped", "reason": None},
         {"item": '["hot"]', "outcome": "still parked", "reason": BUSY},
     ]
+
+
+def test_a_retry_into_a_pristine_table_is_refused_while_a_run_may_be_alive(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "bad"})
+    world.hook(NEEDS_TOTAL)
+    pristine(world)
+    world.catch_up()
+    world.hook(MENDED)
+    with ends(load(world.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, time.time()))
+    code, out, err = world.call("parked", "retry", world.config, "--all")
+    assert (code, out) == (2, "")
+    assert "Stop the run, wait a minute, retry, and start it again" in err
+    assert world.db.items("copy") == []
+
+    with ends(load(world.config)) as (_, checkpoints):
+        checkpoints.claim(Owner("run", "here", 1, 0.0))
+    assert world.call("parked", "retry", world.config, "--all", "--human")[:2] == (0, '["bad"]  stored\n')
+    assert [item["id"] for item in world.db.items("copy")] == ["bad"]

@@ -1206,6 +1206,19 @@ def test_a_run_that_may_be_alive_is_noticed(
     parked.check_no_run(target.checkpoints, 2000.0)
 
 
+def test_a_retry_looks_for_a_run_every_few_seconds_and_not_for_each_item(target: MemoryTarget) -> None:
+    store, monotonic = Counting(target._database), Clock()
+    no_run = parked.NoRun(store, lambda: 1001.0, monotonic)
+    for _ in range(1000):
+        no_run.check()
+    assert store.looks == 1
+    target.checkpoints.claim(Owner("run", "here", 1, 1000.0))
+    monotonic.now += parked.CHECK_INTERVAL
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="Stop the run, wait a minute"):
+            no_run.check()
+
+
 def test_a_pristine_table_is_one_without_versions() -> None:
     for pristine in (True, False):
         options = DynamoDBOptions.model_validate({"region": "eu-west-1", "pristine": pristine})
