@@ -25,7 +25,7 @@ from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
 from replicator.pipeline.compaction import run_writes
-from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, item_of
+from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, Held, held, item_of
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.state import (
     Counts,
@@ -38,6 +38,7 @@ from replicator.state import (
     Retried,
     Save,
     decode,
+    decode_dropped,
     encode,
 )
 from replicator.target.contract import AppliesLate, Target, Transactional, Unguarded
@@ -58,12 +59,13 @@ SUPERSEDED = "it has changed in the source since, and what the stream brings of 
 
 @dataclass(frozen=True, slots=True)
 class ParkedItem:
-    """An item's parked entry, as read."""
+    """An item's parked entry, as read. ``dropped``: the item's entries of that kind when it was listed."""
 
     item: str
     id: str
     revision: int
     entry: Parked
+    dropped: tuple[Held, ...] = ()
 
     @property
     def changes(self) -> Mapping[str, int]:
@@ -75,21 +77,48 @@ class ParkedItem:
         """The save that removes the entry, unless it changed since it was read."""
         return Save(PARKED, self.id, self.revision, None)
 
+    @property
+    def leaves(self) -> tuple[Place, ...] | None:
+        """The documents that the item may have by any of its entries; None for one document per item."""
+        known = self.entry.leaves
+        if known is None and not self.dropped:
+            return None
+        return tuple(sorted({*(known or ()), *(place for one in self.dropped for place in one.leaves)}))
+
+    @property
+    def bases(self) -> list[str]:
+        """The images that the item's entries keep, because documents of them may exist."""
+        return [base for base in (self.entry.base, *(one.base for one in self.dropped)) if base is not None]
+
     def discarded(self) -> Batch:
         """The batch that discards the parked changes, which then count as filtered."""
         parts = [Part(source, (), Counts(parked=-n, filtered=n)) for source, n in self.changes.items()]
-        left = self.entry.leaves
-        return Batch(parts, [self.removal, *([self.left(left, self.entry.base)] if left is not None else [])])
+        left = self.leaves
+        return Batch(parts, [self.removal, *(self._merged(left) if left is not None else [])])
 
     def superseded(self) -> Batch:
         """The batch that takes the entry away because the stream has something newer, which counts in its place."""
         parts = [Part(source, (), Counts(parked=-n)) for source, n in self.changes.items()]
-        left, base = self.entry.leaves or (), self.entry.base
-        return Batch(parts, [self.removal, *([self.left(left, base)] if left or base is not None else [])])
+        left = self.leaves or ()
+        return Batch(parts, [self.removal, *(self._merged(left) if left or self.entry.base is not None else [])])
+
+    def _merged(self, leaves: Sequence[Place]) -> list[Save]:
+        """The saves that list these in one dropped entry. Others that have an image stay: an entry holds only one."""
+        return distinct([*(gone(one) for one in self.dropped if one.base is None), self.left(leaves, self.entry.base)])
 
     def left(self, leaves: Sequence[Place], base: str | None = None) -> Save:
         """The save that lists what the item's next change must delete besides the documents of its old image."""
         return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
+
+
+def gone(dropped: Held) -> Save:
+    """The save that removes a dropped entry, unless it changed since it was read."""
+    return Save(DROPPED, dropped.id, dropped.revision, None)
+
+
+def distinct(saves: Sequence[Save]) -> list[Save]:
+    """The last save of each entry: a batch saves an entry once."""
+    return list({(save.kind, save.id): save for save in saves}.values())
 
 
 class ListedItems:
@@ -129,7 +158,7 @@ class ListedItems:
             if id in listing.revisions or item in self.unread:
                 self.unread.discard(item)
                 revision = listing.revisions.get(id, 1)  # parked again since: an entry with a new id
-                yield ParkedItem(item, id, revision, entry)
+                yield ParkedItem(item, id, revision, entry, tuple(listing.dropped.get(item, ())))
 
     def _entries(self, *, everything: bool) -> Iterator[tuple[str, Parked]]:
         if everything or len(self.unread) > FEW:
@@ -140,12 +169,17 @@ class ListedItems:
 
 
 class _Listing:
-    """The parked entries of these ``items`` (None: of all), without their images."""
+    """The parked entries of these ``items`` (None: of all), without their images, and the dropped ones beside them."""
 
     def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None) -> None:
         wanted = [e for e in checkpoints.read().entries if items is None or item_of(e.id) in items]
         self.revisions = {e.id: e.revision for e in wanted if e.kind == PARKED}
         self.items = set(map(item_of, self.revisions))
+        self.dropped: dict[str, list[Held]] = {}
+        for e in wanted:
+            if e.kind == DROPPED and item_of(e.id) in self.items:
+                one = held(e.id, e.revision, decode_dropped(e.id, e.text))
+                self.dropped.setdefault(item_of(e.id), []).append(one)
 
 
 def parked_items(checkpoints: Checkpoints, item: str | None = None) -> Iterator[ParkedItem]:
@@ -294,7 +328,7 @@ class _Note:
     def __init__(
         self, parked: ParkedItem, written: Collection[Place], checkpoints: Checkpoints, now: Callable[[], float]
     ) -> None:
-        known = parked.entry.leaves
+        known = parked.leaves
         self._parked, self._checkpoints, self._now = parked, checkpoints, now
         self._leaves = None if known is None else tuple(sorted({*written, *known}))
         self._revision, self._saved_at, self._sent = parked.revision, 0.0, False
@@ -338,8 +372,9 @@ class _Note:
         """Remove the entry: everything is stored."""
         late, removal = self.is_late, structs.replace(self._parked.removal, expected=self._revision)
         others = batch.saves[1:]
-        if late and self._leaves is not None and all(save.kind != DROPPED for save in others):
-            others = [*others, self._parked.left(self._leaves)]  # another hook may have been accepted meanwhile
+        if late and self._leaves is not None and all(save.kind != DROPPED or save.text is None for save in others):
+            left = self._parked.left(self._leaves)  # another hook may have been accepted meanwhile
+            others = distinct([*others, left])
         try:
             return _saved(self._checkpoints, replace(batch, saves=[removal, *others]), outcome)
         except Fenced:
@@ -373,23 +408,21 @@ def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineStat
     """
     p = parked.entry
     change = Change(p.key, p.version, _bytes(p.new), _bytes(p.old), p.sequence)
-    writes = _own(change, p, mapping) if mapping.own_ids else list(_latest(change, mapping))
-    saves = [parked.removal]
+    writes = _own(change, parked, mapping) if mapping.own_ids else list(_latest(change, mapping))
+    saves = [parked.removal, *map(gone, parked.dropped)]
     if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
     # A scanned item may have been deleted before the retry: then its tombstone must be respected.
     keeps = is_scanned(p) or pipeline.stage != "following"
-    return Batch(list(_parts(parked, writes)), saves, tombstones=keeps, replaces_same=True)
+    return Batch(list(_parts(parked, writes)), distinct(saves), tombstones=keeps, replaces_same=True)
 
 
-def _own(change: Change, p: Parked, mapping: DocumentMapping) -> list[Write]:
-    """The item's documents, and deletes of all it may have had. Poison if the hook fails on the earlier image."""
-    run = [change]
-    if p.base is not None:
-        base = Change(p.key, 0, _bytes(p.base))
+def _own(change: Change, parked: ParkedItem, mapping: DocumentMapping) -> list[Write]:
+    """The item's documents, and deletes of all it may have had. Poison if the hook fails on an earlier image."""
+    bases = [Change(change.key, 0, _bytes(base)) for base in parked.bases]
+    for base in bases:
         run_writes([base], mapping)
-        run = [base, change]
-    return run_writes(run, mapping, p.leaves or ())
+    return run_writes([*bases, change], mapping, parked.leaves or ())
 
 
 def _latest(change: Change, mapping: DocumentMapping) -> Iterator[Write]:

@@ -137,10 +137,10 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], mapping: DocumentMapping
     for key, run in items.items():
         result.read += len(run)
         text = key_text(key)
-        parked, dropped = at.parked.left(text, at.epoch) if at.parked else (None, None)
+        parked, dropped = at.parked.left(text, at.epoch) if at.parked else (None, [])
         if parked is not None and parked.version > run[-1].version:
             result.parked += len(run)  # a scanned image that a parked change of the stream has replaced
-        elif dropped is not None and dropped.version > run[-1].version:
+        elif any(d.version > run[-1].version for d in dropped):
             result.filtered += len(run)
         else:
             _compact_run(result, text, run, parked, dropped, mapping, at)
@@ -152,17 +152,17 @@ def _compact_run(
     text: str,
     run: Sequence[Change],
     parked: Held | None,
-    dropped: Held | None,
+    dropped: Sequence[Held],
     mapping: DocumentMapping,
     at: BatchContext,
 ) -> None:
     newest = run[-1]
     now, failed = _documents(newest.new, mapping)
     leaves = _places(earlier(run), mapping)
-    for known in (parked, dropped):
-        if known is not None:
-            leaves |= known.leaves | _places([_image(known.base)], mapping)
-    base, unknown = _base(run, parked, mapping) if at.mixed and dropped is None else (None, None)
+    for known in [*dropped] if parked is None else [parked, *dropped]:
+        leaves |= known.leaves | _places([_image(known.base)], mapping)
+    given_up = bool(dropped) and parked is None
+    base, unknown = _base(run, parked, mapping) if at.mixed and not given_up else (None, None)
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
         result.refused.append((newest.key, newest.version))
@@ -267,16 +267,17 @@ def _park(result: Compacted, value: Parked, weight: int, at: BatchContext) -> No
     value = replace(value, changes=changes, parked=since)
     revision = before.revision + 1 if before is not None and before.id == id else 1
     result.moves.append(Move(PARKED, before, held(id, revision, value), value))
-    if dropped is not None:
-        result.moves.append(Move(DROPPED, dropped))
+    result.moves += [Move(DROPPED, one) for one in dropped]
 
 
 def _heal(result: Compacted, change: Change, at: BatchContext) -> None:
     """Remove the item's parked and dropped entries up to this change. A scanned image may be older than they are."""
     if at.parked:
         text = key_text(change.key)
-        both = ((PARKED, at.parked.parked(text)), (DROPPED, at.parked.dropped(text)))
-        result.moves += [Move(kind, held) for kind, held in both if held is not None and held.version <= change.version]
+        parked = at.parked.parked(text)
+        both = [(PARKED, parked)] if parked is not None else []
+        both += [(DROPPED, one) for one in at.parked.dropped(text)]
+        result.moves += [Move(kind, held) for kind, held in both if held.version <= change.version]
 
 
 def _image(text: str | None) -> bytes | None:

@@ -2,7 +2,8 @@
 
 An item has at most one parked entry, for its newest refused change. If the hook chooses document ids, the entry also
 lists the documents that the item may have in the target, so that a later change or a retry removes them. A discarded
-change leaves an entry of kind ``dropped`` for the same reason. Commands change these entries too, so every change of
+change leaves an entry of kind ``dropped`` for the same reason, as does a retry that wrote late; an item may have
+several of them, also beside its parked entry. Commands change these entries too, so every change of
 one compares its revision.
 """
 
@@ -114,7 +115,8 @@ class ParkedItems:
     """
 
     def __init__(self, retries: Retries = NO_RETRIES) -> None:
-        self._held: dict[str, dict[str, Held]] = {PARKED: {}, DROPPED: {}}
+        self._parked: dict[str, Held] = {}
+        self._dropped: dict[str, dict[str, Held]] = {}  # by item and id
         self.retries = retries
         self.most_leaves = 0  # the most documents that a single item may have in the target
 
@@ -131,50 +133,67 @@ class ParkedItems:
         items = cls(retries)
         for kind, of_kind in ((PARKED, entries), (DROPPED, dropped)):
             for entry in of_kind:
-                items._set(kind, item_of(entry.id), entry)
+                items._replace(kind, None, entry)
         return items
 
     def __len__(self) -> int:
-        return len(self._held[PARKED])
+        return len(self._parked)
 
     def __bool__(self) -> bool:
-        return any(self._held.values())
+        return bool(self._parked or self._dropped)
 
     @property
     def ids(self) -> list[str]:
         """Ids of the parked entries."""
-        return [held.id for held in self._held[PARKED].values()]
+        return [held.id for held in self._parked.values()]
 
     def parked(self, item: str) -> Held | None:
-        return self._held[PARKED].get(item)
+        return self._parked.get(item)
 
-    def dropped(self, item: str) -> Held | None:
-        return self._held[DROPPED].get(item)
+    def dropped(self, item: str) -> list[Held]:
+        return list(self._dropped.get(item, {}).values())
 
-    def left(self, item: str, epoch: int) -> tuple[Held | None, Held | None]:
+    def entry(self, kind: str, id: str) -> Held | None:
+        """The parked or dropped entry with this id."""
+        if kind == DROPPED:
+            return self._dropped.get(item_of(id), {}).get(id)
+        parked = self.parked(item_of(id))
+        return parked if parked is not None and parked.id == id else None
+
+    def left(self, item: str, epoch: int) -> tuple[Held | None, list[Held]]:
         """The item's parked and dropped entries of this epoch."""
         parked, dropped = self.parked(item), self.dropped(item)
-        return _of(parked, epoch), _of(dropped, epoch)
+        current = parked if parked is not None and epoch_of(parked.version) >= epoch else None
+        return current, [d for d in dropped if epoch_of(d.version) >= epoch]
 
     def all_dropped(self) -> list[Held]:
-        return list(self._held[DROPPED].values())
+        return [held for of_item in self._dropped.values() for held in of_item.values()]
 
     def apply(self, move: Move) -> None:
-        self._set(move.kind, move.item, move.after)
+        self._replace(move.kind, move.before, move.after)
 
     def undo(self, move: Move) -> None:
-        self._set(move.kind, move.item, move.before)
+        self._replace(move.kind, move.after, move.before)
 
-    def _set(self, kind: str, item: str, entry: Held | None) -> None:
-        if entry is None:
-            self._held[kind].pop(item, None)
+    def _replace(self, kind: str, before: Held | None, after: Held | None) -> None:
+        if before is not None:
+            self._remove(kind, before.id)
+        if after is None:
+            return
+        self.most_leaves = max(self.most_leaves, len(after.leaves))
+        if kind == PARKED:
+            self._parked[item_of(after.id)] = after
         else:
-            self._held[kind][item] = entry
-            self.most_leaves = max(self.most_leaves, len(entry.leaves))
+            self._dropped.setdefault(item_of(after.id), {})[after.id] = after
 
-
-def _of(held: Held | None, epoch: int) -> Held | None:
-    return held if held is not None and epoch_of(held.version) >= epoch else None
+    def _remove(self, kind: str, id: str) -> None:
+        item = item_of(id)
+        if kind == PARKED:
+            self._parked.pop(item, None)
+        elif (of_item := self._dropped.get(item)) is not None:
+            of_item.pop(id, None)
+            if not of_item:
+                del self._dropped[item]
 
 
 def key_in(id: str) -> Key | None:

@@ -29,7 +29,7 @@ from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.page_buffer import PageBuffer
-from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems, item_of
+from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
 from replicator.state import Counts, Gap, Heartbeat, PipelineState, Save, SegmentState, ShardState, Spared
 from replicator.version import LAST_EPOCH
 
@@ -348,8 +348,8 @@ class Pipeline:
 
     def _put(self, taken: _Taken, kind: str, id: str, value: object | None) -> None:
         if kind in (PARKED, DROPPED):
-            known = self.parked.parked(item_of(id)) if kind == PARKED else self.parked.dropped(item_of(id))
-            if known is not None and known.id == id:  # otherwise it was removed or replaced
+            known = self.parked.entry(kind, id)
+            if known is not None:  # otherwise it was removed or replaced
                 self._move(taken, [Move(kind, known)])
             return
         save, undo = self.view.put(kind, id, value, taken.saves.get((kind, id)))

@@ -13,7 +13,7 @@ from connectors.dynamodb.options import DynamoDBOptions
 from connectors.dynamodb.target import DynamoDB
 from replicator import Document
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Upsert
-from replicator.change import Listing, Page, Record, Shard
+from replicator.change import Change, Listing, Page, Record, Shard
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.engine import preexisting
 from replicator.engine.cleanup import Cleanup
@@ -40,10 +40,11 @@ from replicator.operations.parked import (
 )
 from replicator.operations.scanned import SourceItems
 from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.compaction import BatchContext, compact_runs
 from replicator.pipeline.parked import Held, ParkedItems, held, known, parked_id, parked_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
-from replicator.state import Counts, Heartbeat, Owner, Parked, PipelineState, Save, encode
+from replicator.state import Counts, Dropped, Heartbeat, Owner, Parked, PipelineState, Save, encode
 from replicator.target.contract import Table, Target
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from replicator.testing.memory_index import MemoryIndex
@@ -671,8 +672,7 @@ def test_a_write_that_came_late_is_in_doubt_also_where_it_is_not_said_to_be_stor
     watch.check()
     assert index.in_doubt, "the runs are told once more"
     left = known(target.checkpoints).dropped('["a"]')
-    assert left is not None, "the item's next change removes what was written"
-    assert ("orders", "y") in left.leaves
+    assert [("orders", "y") in one.leaves for one in left] == [True], "the item's next change removes what was written"
 
 
 @pytest.mark.parametrize("epoch", [1024, 1025])
@@ -798,8 +798,7 @@ def test_a_retry_with_another_hook_than_the_pipelines_notes_its_documents(target
 
     assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="1")) == ""
     left = known(target.checkpoints).dropped('["a"]')
-    assert left is not None
-    assert left.leaves == {("orders", "y")}
+    assert [one.leaves for one in left] == [{("orders", "y")}]
 
 
 def test_a_retry_needs_the_documents_of_an_image_that_an_earlier_hook_stored(
@@ -821,14 +820,13 @@ def test_a_retry_goes_by_the_hook_that_was_accepted_while_the_command_was_at_oth
     store = Counting(database)
     found = park_tags(target, ["y"], leaves=())
     assert retry(found, FIXED, target, store, replace(STATE, hook="2")) == ""
-    assert known(target.checkpoints).dropped('["a"]') is None
+    assert known(target.checkpoints).dropped('["a"]') == []
 
     found = park_tags(target, ["z"], leaves=())
     target.checkpoints.save([Save("pipeline", "", 1, encode(with_hook(STATE, "3")))])
     assert retry(found, FIXED, target, store) == ""
     left = known(target.checkpoints).dropped('["a"]')
-    assert left is not None
-    assert left.leaves == {("orders", "z")}
+    assert [one.leaves for one in left] == [{("orders", "z")}]
     assert (store.looks, store.images) == (0, 0), "thousands of items are retried one after the other"
 
 
@@ -846,7 +844,7 @@ def test_a_retry_that_was_suspended_as_it_wrote_notes_its_documents(
     command.meanwhile = suspended
     assert retry(found, FIXED, command, MemoryCheckpoints(database), replace(STATE, hook="2"), clock) == ""
     left = known(target.checkpoints).dropped('["a"]')
-    assert (left.leaves if left else None) == (None if seconds < 10 else {("orders", "x"), ("orders", "y")})
+    assert [one.leaves for one in left] == ([] if seconds < 10 else [{("orders", "x"), ("orders", "y")}])
 
 
 class Counting(MemoryCheckpoints):
@@ -916,7 +914,126 @@ def test_a_drop_notes_what_the_item_left(target: MemoryTarget) -> None:
 
     assert drop(found, target.checkpoints) == ""
     left = known(target.checkpoints)
-    assert (len(left), left.dropped('["a"]')) == (0, Held(found.id, 1, frozenset({("orders", "x")})))
+    assert (len(left), left.dropped('["a"]')) == (0, [Held(found.id, 1, frozenset({("orders", "x")}))])
+
+
+def left_late(target: MemoryTarget, *tags: str) -> Held:
+    """What a retry leaves that wrote late: the run had healed the item, and parked its next change afterwards."""
+    leaves = tuple(("orders", tag) for tag in tags)
+    id = parked_id(("a",), version(1024, 5))
+    target.checkpoints.save([Save("dropped", id, 0, encode(Dropped(leaves)))])
+    return Held(id, 1, frozenset(leaves))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("hook", ["1", "2"])
+def test_a_retry_also_removes_what_a_late_one_left_beside_the_parked_entry(
+    database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, hook: str, *, apart: bool
+) -> None:
+    hold(target, "x", "z")
+    left_late(target, "z")
+    park_tags(target, ["y"], leaves=(("orders", "x"),))
+
+    where = index if apart else target
+    assert retry(only(target), FIXED, where, target.checkpoints, replace(STATE, hook=hook)) == ""
+    assert ids(database) == ["y"]
+    left = [one.leaves for one in known(target.checkpoints).all_dropped()]
+    assert left == ([] if hook == "2" else [{("orders", "y")}])
+
+
+def test_a_retry_whose_entries_changed_since_they_were_listed_is_not_stored(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    late = left_late(target, "z")
+    park_tags(target, ["y"], leaves=())
+    found = only(target)
+    target.checkpoints.save([Save("dropped", late.id, 1, encode(Dropped((("orders", "w"),))))])
+
+    assert retry(found, FIXED, target, target.checkpoints, replace(STATE, hook="2")) == CHANGED
+    assert ids(database) == []
+
+
+def test_a_retry_saves_an_entry_once(target: MemoryTarget) -> None:
+    """What a scan found is always of the same version, so the ids of both entries may be the same."""
+    late = left_late(target, "z")
+    found = park_tags(target, ["y"], ordinal=5, leaves=())
+    assert found.id == late.id
+
+    batch = retried(found, FIXED, replace(STATE, hook="1"))
+    assert [(save.kind, save.text is None) for save in batch.saves] == [("parked", True), ("dropped", False)]
+
+
+def test_a_retry_that_was_suspended_beside_an_earlier_ones_entry_notes_the_documents_of_both(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    clock, command = Clock(), Meanwhile(database)
+    left_late(target, "z")
+    park_tags(target, ["y"], leaves=(("orders", "x"),))
+
+    def suspended() -> None:
+        clock.now += 400
+
+    command.meanwhile = suspended
+    state = replace(STATE, hook="2")
+    assert retry(only(target), FIXED, command, MemoryCheckpoints(database), state, clock) == ""
+    (left,) = known(target.checkpoints).all_dropped()
+    assert left.leaves == {("orders", tag) for tag in ("x", "y", "z")}
+
+
+def test_a_drop_lists_in_one_entry_what_all_of_the_items_entries_left(target: MemoryTarget) -> None:
+    left_late(target, "z")
+    found = park_tags(target, ["y"], leaves=(("orders", "x"),))
+
+    assert drop(only(target), target.checkpoints) == ""
+    left = known(target.checkpoints).all_dropped()
+    assert left == [Held(found.id, 1, frozenset({("orders", "x"), ("orders", "z")}))]
+
+
+def test_a_drop_keeps_the_image_of_another_entry(target: MemoryTarget) -> None:
+    late = left_late(target, "z")
+    target.checkpoints.save([Save("dropped", late.id, 1, encode(Dropped((), base="{}")))])
+    found = park_tags(target, ["y"], leaves=(("orders", "x"),))
+
+    assert drop(only(target), target.checkpoints) == ""
+    left = known(target.checkpoints).all_dropped()
+    assert sorted((one.id, one.base) for one in left) == [(late.id, "{}"), (found.id, None)]
+
+
+def test_an_items_next_change_removes_what_all_of_its_dropped_entries_list(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    hold(target, "x", "z")
+    late = left_late(target, "z")
+    other = parked_id(("a",), version(1024, 2))
+    target.checkpoints.save([Save("dropped", other, 0, encode(Dropped((("orders", "x"),))))])
+    found = known(target.checkpoints)
+    assert {one.id for one in found.dropped('["a"]')} == {late.id, other}
+
+    at = BatchContext({}, found, 1024, SOURCE, 0.0)
+    change = Change(("a",), version(1024, 9), image({"tags": ["n"]}))
+    compacted = compact_runs({change.key: [change]}, BROKEN, at)
+    for move in compacted.moves:
+        found.apply(move)
+    assert found.all_dropped() == []
+    for move in reversed(compacted.moves):
+        found.undo(move)
+    assert {one.id for one in found.all_dropped()} == {late.id, other}
+    target.write(Batch([compacted.part(SOURCE)], compacted.saves))
+    assert ids(database) == ["n"]
+    assert known(target.checkpoints).all_dropped() == []
+
+
+def test_an_image_that_a_parked_entry_keeps_is_kept_beside_a_dropped_one(target: MemoryTarget) -> None:
+    """Only what a person dropped is given up."""
+    late, base = left_late(target, "z"), image({"tags": ["x"], "broken": 1}).decode()
+    parked_now = Held(parked_id(("a",), version(1024, 7)), 1, base=base, since=0.0)
+    at = BatchContext({}, ParkedItems.of([parked_now], [late]), 1024, SOURCE, 0.0, mixed=True)
+    change = Change(("a",), version(1024, 9), image({"tags": ["n"]}))
+    compacted = compact_runs({change.key: [change]}, BROKEN, at)
+
+    (kept,) = [move.value for move in compacted.moves if move.value is not None]
+    assert kept.base == base
+    assert set(kept.leaves or ()) == {("orders", "n"), ("orders", "z")}
 
 
 def test_a_retry_in_two_places_notes_what_it_will_store_before_it_does(
@@ -1112,7 +1229,7 @@ def test_what_a_superseded_item_may_have_left_goes_with_its_next_change(target: 
     found = park_scanned(target, leaves=(("orders", "x"),))
 
     assert retry(found, FIXED, target, target.checkpoints, STATE, source=holding(["now"])) == SUPERSEDED
-    assert known(target.checkpoints).dropped('["a"]') == Held(found.id, 1, frozenset({("orders", "x")}))
+    assert known(target.checkpoints).dropped('["a"]') == [Held(found.id, 1, frozenset({("orders", "x")}))]
 
 
 def test_a_retry_stores_what_a_scan_found_and_the_source_still_has(
