@@ -1,4 +1,7 @@
-"""docs/architecture.md names only what exists: tests, modules, functions, wrong designs; and the layers as enforced."""
+"""docs/architecture.md names only what exists: tests, modules, functions, wrong designs; and the layers as enforced.
+
+Other pages for contributors name only paths that exist.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,14 @@ def test_what_is_named_exists(name: str) -> None:
 )
 def test_what_does_not_exist_is_noticed(name: str) -> None:
     assert not exists(name)
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "benchmarks/README.md", "docs/guarantees.md"])
+def test_paths_in_other_pages_exist(document: str) -> None:
+    paths = [name for name in QUOTED.findall((ROOT / document).read_text()) if re.fullmatch(r"[\w./]+/[\w./]*", name)]
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), path
 
 
 def italics() -> Iterator[str]:

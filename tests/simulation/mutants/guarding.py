@@ -245,6 +245,6 @@ def definitions_are_not_compared(patch: Patch) -> None:
     patch.setattr(startup.StartupState, "changes", property(lambda self: []))
 
 
-@mutant("a config with another source or target is accepted", 9, seeds=200)
+@mutant("a config with another source or target is accepted", 14, seeds=200)
 def identities_are_not_compared(patch: Patch) -> None:
     patch.setattr(startup, "check_identity", lambda found: None)
