@@ -126,6 +126,28 @@ def test_a_command_prints_what_the_documents_show(
         assert any(form.match(printed) for printed in lines), line
 
 
+def test_the_steps_of_the_quick_start_end_in_typed_rows(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "customer": "ann", "total": Decimal("3.30"), "status": "new"})
+    world.db.put("orders", {"id": "2", "customer": "bob", "total": 1, "status": "draft"})
+    world.catch_up()
+    ((_, hook),) = [block for block in blocks("python") if block[0] == "docs/quickstart.md"]
+    (*_, (_, section)) = [block for block in blocks("yaml") if block[0] == "docs/quickstart.md"]
+    (world.folder / "hooks.py").write_text(hook)
+    config = yaml.safe_load(Path(world.config).read_text())
+    added = yaml.safe_load(section)
+    added["target"]["url"] = config["target"]["url"]
+    Path(world.config).write_text(yaml.safe_dump(config | added))
+    refused, _, _ = world.call("run", world.config, "--until", "caught-up")
+    with world.postgres.connect() as connection:
+        connection.execute("DROP TABLE orders")
+    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+
+    assert refused == 2
+    assert code == 0, err
+    assert world.rows("SELECT id, customer, total FROM orders") == [("1", "ann", Decimal("3.30"))]
+
+
 def stopped_once_live(world: World, arguments: list[str]) -> int:
     with world.shell.start(*arguments, cwd=world.folder) as process:
         assert process.stdout is not None
@@ -228,6 +250,15 @@ def test_the_configuration_reference_is_what_the_models_say() -> None:
     for row in generated.splitlines():
         if row.startswith("| `"):
             assert not row.endswith("|  |"), f"no description: {row}"
+
+
+def test_the_readme_promises_what_guarantees_says() -> None:
+    readme, guarantees = (
+        re.findall(r"(?:^> .*\n)+", (ROOT / name).read_text(), re.MULTILINE)
+        for name in ("README.md", "docs/guarantees.md")
+    )
+
+    assert readme == guarantees[:1]
 
 
 def test_the_picture_shows_what_the_live_view_prints() -> None:

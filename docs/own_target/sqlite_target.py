@@ -13,7 +13,7 @@ TABLE = "CREATE TABLE {0} (id TEXT PRIMARY KEY, version INTEGER NOT NULL, docume
 PUT = """INSERT INTO {0} VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
 SET version = excluded.version, document = excluded.document WHERE version < excluded.version"""
 FORGET = "DELETE FROM {0} WHERE document IS NULL AND version < ?"
-BURIED = "SELECT id FROM {0} WHERE document IS NULL AND version < ?"
+TOMBSTONES = "SELECT id FROM {0} WHERE document IS NULL AND version < ?"
 OLDER = "SELECT id FROM {0} WHERE document IS NOT NULL AND version < ?"
 
 
@@ -28,7 +28,7 @@ class SQLite:
         self.path, self.text = options.path, DocumentText()
 
     def run(self, work):
-        """One transaction. What SQLite complains about (a lock, a full disk) may be better later."""
+        """Run ``work`` in one transaction. SQLite errors (a lock, a full disk) may be transient."""
         try:
             with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
                 return work(connection.execute)
@@ -40,7 +40,7 @@ class SQLite:
         return [TABLE.format(t.name) for t in tables if t.name not in there]
 
     def check(self, tables):
-        self.plan(tables)  # can it be reached?
+        self.plan(tables)  # raises if the file is unreachable
         return [f"table {t.name}: use letters and digits only" for t in tables if not t.name.isalnum()]
 
     def epoch(self, tables):
@@ -62,13 +62,13 @@ class SQLite:
         return Outcome(rejections) if rejections else self.run(lambda sql: self.put(sql, rows, batch.tombstones))
 
     def put(self, sql, rows, tombstones):
-        stale = {}
+        superseded = {}
         for source, write, row in rows:
             if not sql(PUT.format(write.table), row).rowcount:
-                stale[source] = stale.get(source, 0) + write.weight
+                superseded[source] = superseded.get(source, 0) + write.weight
             elif row[2] is None and not tombstones:
                 sql(FORGET.format(write.table) + " AND id = ?", (write.version + 1, row[0]))
-        return Outcome(superseded={source: weight for source, weight in stale.items() if weight})
+        return Outcome(superseded={source: weight for source, weight in superseded.items() if weight})
 
     def sweep(self, table, below, spare):
         begins = tuple(json.dumps(id)[:-1] for id in spare)
@@ -83,7 +83,7 @@ class SQLite:
         begins = tuple(json.dumps(id)[:-1] for id in spare)
 
         def forget(sql):
-            ids = [id for (id,) in sql(BURIED.format(table.name), (below,)) if not id.startswith(begins)]
+            ids = [id for (id,) in sql(TOMBSTONES.format(table.name), (below,)) if not id.startswith(begins)]
             return sum(sql(FORGET.format(table.name) + " AND id = ?", (below, id)).rowcount for id in ids)
 
         return self.run(forget)
