@@ -313,14 +313,6 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_readme_quotes_the_guarantee() -> None:
-    quoted = [
-        re.findall(r"^(?:> .*\n)+", path.read_text(), re.MULTILINE)[0]
-        for path in (ROOT / "README.md", ROOT / "docs" / "guarantees.md")
-    ]
-    assert quoted[0] == quoted[1]
-
-
 def test_ci_runs_the_documented_commands() -> None:
     script = ROOT / ".ci" / "run"
 
