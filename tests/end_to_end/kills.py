@@ -80,7 +80,7 @@ def watched(target: str) -> Scene:
     if target == "search":
         wrapped("connectors.search.bulk:Bulk._deliver", delivers)
     for chore in ("sweep", "purge"):
-        wrapped(f"replicator.engine.cleanup:Chores._{chore}", partial(_during, scene, chore))
+        wrapped(f"replicator.engine.cleanup:Cleanup._{chore}", partial(_during, scene, chore))
     return scene
 
 
