@@ -114,7 +114,11 @@ def ends_only_of_moving(patch: Patch) -> None:
 @mutant("a retry considers the first old and the last new image only", 8, shape=retried_late)
 def retry_of_ends(patch: Patch) -> None:
     right = parking._own
-    patch.setattr(parking, "_own", lambda change, p, mapping: right(change, replace(p, leaves=()), mapping))
+
+    def without(item: parking.ParkedItem) -> parking.ParkedItem:
+        return replace(item, entry=replace(item.entry, leaves=()), dropped=())
+
+    patch.setattr(parking, "_own", lambda change, p, mapping: right(change, without(p), mapping))
 
 
 @mutant("a discarded change leaves no entry", 8, hooked("rekeyed", "fanned", "poisoned fan"))
