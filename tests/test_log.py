@@ -172,7 +172,7 @@ def test_a_phase_that_waits_is_not_green() -> None:
     console = Console(file=file, width=80, force_terminal=True, color_system="standard")
     console.print(as_table(Progress("live")))
     assert "\x1b[32mlive" in file.getvalue()
-    console.print(as_table(Progress("live", waiting_for="nobody answers")))
+    console.print(as_table(Progress("live", waiting_for="the engine is silent")))
     assert "\x1b[33mlive, waiting" in file.getvalue()
 
 

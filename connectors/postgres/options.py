@@ -130,7 +130,7 @@ class PostgresOptions(Server):
 
 
 def _is_private(url: str) -> bool:
-    """Whether nobody on the network can impersonate the server or eavesdrop.
+    """Whether the connection is safe from impersonation and eavesdropping on the network.
 
     With channel binding, authentication depends on the server's certificate, no matter who signed it.
     """

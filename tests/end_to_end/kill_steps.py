@@ -20,11 +20,11 @@ def begins_an_epoch(batch: Batch) -> bool:
 
 @dataclass
 class Scene:
-    """What a run is at: the batch that the target got last, how many writes of it were answered, the chore."""
+    """What a run is at: the batch that the target got last, how many of its writes were answered, the cleanup."""
 
     batch: Batch = field(default_factory=Batch)
     answered: int = 0
-    chore: str | None = None
+    cleanup: str | None = None
 
     @property
     def scans(self) -> bool:
@@ -138,25 +138,25 @@ TARGETS: Mapping[str, Mapping[str, Step]] = {
         "mid scan batch": Step(_QUEUE, "before", lambda p: p.scene.scans and _commits(p)),
         "between requests of a batch": Step(_QUEUE, "after", lambda p: p.scene.streams and _queues_rows(p)),
         "during the checkpoint": Step(
-            "connectors.postgres.session:Session.send", "after", lambda p: p.scene.streams and p.scene.chore is None
+            "connectors.postgres.session:Session.send", "after", lambda p: p.scene.streams and p.scene.cleanup is None
         ),
         "during the epoch's rise": Step(_QUEUE, "before", lambda p: p.scene.begins and _commits(p)),
         "during sweep": Step(_QUEUE, "before", lambda p: p.scene.sweeps and _commits(p)),
-        "during purge": Step(_QUEUE, "before", lambda p: p.scene.chore == "purge" and _commits(p)),
+        "during purge": Step(_QUEUE, "before", lambda p: p.scene.cleanup == "purge" and _commits(p)),
     },
     "search": {
         **_stored("search"),
         "mid scan batch": Step(_DELIVER, "after", lambda p: p.scene.scans and _in_part(p)),
         "between requests of a batch": Step(_DELIVER, "after", lambda p: p.scene.streams and _in_part(p)),
-        "during sweep": Step(_DELIVER, "after", lambda p: p.scene.chore == "sweep"),
-        "during purge": Step(_DELIVER, "after", lambda p: p.scene.chore == "purge"),
+        "during sweep": Step(_DELIVER, "after", lambda p: p.scene.cleanup == "sweep"),
+        "during purge": Step(_DELIVER, "after", lambda p: p.scene.cleanup == "purge"),
     },
     "dynamodb": {
         **_stored("dynamodb"),
         "mid scan batch": Step(_ANSWERED, "after", lambda p: p.scene.scans and _in_flight(p)),
         "between requests of a batch": Step(_ANSWERED, "after", lambda p: p.scene.streams and _in_flight(p)),
-        "during sweep": Step(_ANSWERED, "after", lambda p: p.scene.chore == "sweep"),
-        "during purge": Step(_ANSWERED, "after", lambda p: p.scene.chore == "purge"),
+        "during sweep": Step(_ANSWERED, "after", lambda p: p.scene.cleanup == "sweep"),
+        "during purge": Step(_ANSWERED, "after", lambda p: p.scene.cleanup == "purge"),
     },
 }
 _CHANGES = "replicator.checkpoints.sqlite.transaction:Changes.end"

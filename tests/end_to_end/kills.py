@@ -79,18 +79,18 @@ def watched(target: str) -> Scene:
     wrapped(f"connectors.{target}.target:{SENDS[target]}.send", sends)
     if target == "search":
         wrapped("connectors.search.bulk:Bulk._deliver", delivers)
-    for chore in ("sweep", "purge"):
-        wrapped(f"replicator.engine.cleanup:Cleanup._{chore}", partial(_during, scene, chore))
+    for phase in ("sweep", "purge"):
+        wrapped(f"replicator.engine.cleanup:Cleanup._{phase}", partial(_during, scene, phase))
     return scene
 
 
-def _during(scene: Scene, chore: str, do: Callable[..., Any]) -> Callable[..., Any]:
+def _during(scene: Scene, phase: str, do: Callable[..., Any]) -> Callable[..., Any]:
     def noted(*arguments: Any) -> Any:
-        scene.chore = chore
+        scene.cleanup = phase
         try:
             return do(*arguments)
         finally:
-            scene.chore = None
+            scene.cleanup = None
 
     return noted
 

@@ -46,7 +46,7 @@ def test_a_run_waiting_for_its_target_saves_heartbeats_ahead_of_the_batch() -> N
             if not batch.parts or universe.clock() > began + 120:
                 return super().write(batch)
             signs.append((universe.clock(), sign(universe.database)))
-            raise TransientError("nobody answers")
+            raise TransientError("the engine is silent")
 
     universe.target = Down
     runs.go(universe, 5000)
@@ -56,7 +56,7 @@ def test_a_run_waiting_for_its_target_saves_heartbeats_ahead_of_the_batch() -> N
     for at, found in waited:
         assert at - found.at <= 15
         assert found.waiting_for is not None
-        assert "nobody answers" in found.waiting_for
+        assert "the engine is silent" in found.waiting_for
     assert universe.caught_up, "the run goes on, and is not fenced off by its own signs of life"
 
 
@@ -70,7 +70,7 @@ def test_a_run_confirms_that_it_was_not_replaced(passed: float) -> None:
     delivery.confirm()
     another.claim(owner("another"))
 
-    delivery.confirm()  # a moment ago nobody had
+    delivery.confirm()  # a moment ago no other run had
     time[0] += passed
     with pytest.raises(Fenced):
         delivery.confirm()

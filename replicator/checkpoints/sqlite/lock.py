@@ -17,7 +17,7 @@ _WITNESS = 30  # bytes: 20 digits, a space, 8 hex digits of their checksum, a ne
 
 
 class Lock:
-    """``PATH.lock``. The system releases the lock with the process, so a killed run blocks nobody.
+    """``PATH.lock``. The system releases the lock with the process, so a killed run blocks no later one.
 
     Its first line is the witness: the number of a save that is certainly in the file. It is updated after each save, so
     a file with fewer saves is older than the last run left it.

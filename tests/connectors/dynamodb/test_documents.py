@@ -135,11 +135,11 @@ def test_documents_with_ids_of_their_own_are_filed_under_both() -> None:
     }
 
 
-def test_a_name_of_ours_that_is_spelt_with_an_escape_is_one_of_ours() -> None:
+def test_a_name_of_ours_that_is_spelled_with_an_escape_is_one_of_ours() -> None:
     """JSON allows it, and two fields of one name would leave the choice between them to the server."""
-    spelt = image({"pk": "a", "n": 1, "_replicator_version": 7}).replace(b'"_rep', b'"\\u005frep')
-    assert b"_replicator_version" not in spelt
-    assert "has an attribute _replicator_version, the name under which replicator" in reason(Item(spelt))
+    spelled = image({"pk": "a", "n": 1, "_replicator_version": 7}).replace(b'"_rep', b'"\\u005frep')
+    assert b"_replicator_version" not in spelled
+    assert "has an attribute _replicator_version, the name under which replicator" in reason(Item(spelled))
     harmless = image({"pk": "a", "n": 1, "x": "y"}).replace(b'"y"', b'"\\u0079"')
     assert item_of(Item(harmless))["x"] == {"S": "y"}
 

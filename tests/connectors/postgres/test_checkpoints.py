@@ -205,7 +205,7 @@ def test_a_delete_is_stale_only_behind_something_newer(one_postgres: Database) -
     assert one.write(batch(Delete("contract", ("a",), at(6), ("a",)), tombstones=True)).superseded == {
         "shard:contract": 1
     }
-    assert one.write(batch(remove("a", 6))).superseded == {}, "without tombstones nobody remembers"
+    assert one.write(batch(remove("a", 6))).superseded == {}, "without tombstones no delete is remembered"
 
 
 def test_sweeping_counts_nothing(one_postgres: Database) -> None:
