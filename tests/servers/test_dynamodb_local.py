@@ -105,7 +105,7 @@ class TestRunning:
         """However that ends: here it is killed."""
         dynamodb_local().stop()  # so that a missing server is told as one
         code = (
-            "import time; from replicator.testing.dynamodb_local import DynamoDBLocal\n"
+            "import time; from tests.servers.dynamodb_local import DynamoDBLocal\n"
             "server = DynamoDBLocal(); server.start(); print(server.endpoint, flush=True); time.sleep(600)"
         )
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

@@ -71,7 +71,7 @@ _KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 def test_it_is_gone_when_python_ends_without_leaving_the_block(which: str, end: str) -> None:
     forgetful = f"""
 import os, signal
-from replicator.testing.search_server import SearchServer
+from tests.servers.search import SearchServer
 server = SearchServer("{which}")
 server.__enter__()
 print(server.url, server.group, flush=True)
