@@ -269,7 +269,7 @@ def _probed(stream: Stream, at: _Cursor, records: Sequence[Record]) -> Sequence[
     if at.expected is not None:
         if int(records[0].sequence) == int(at.expected):
             resumed = at.expected == at.last
-            at.expected, at.last = None, records[0].sequence if resumed else None
+            at.expected, at.last, at.idle = None, records[0].sequence if resumed else None, 0
             return records[1:] if resumed else records
         reason = f"the stream continues at {records[0].sequence} instead of the stored position"
         if int(records[0].sequence) < int(at.expected):
@@ -298,8 +298,13 @@ def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> 
 
 
 def _count_empty(at: _Cursor, started: float) -> None:
-    """Update the cursor for an empty page. A single one proves nothing; of a closed shard only its end does."""
+    """Update the cursor for an empty page. A single one proves nothing; of a closed shard only its end does.
+
+    Until the expected record reappears, the iterator is still before it, and no number of empty pages proves anything.
+    """
     at.idle += 1
+    if at.expected is not None:
+        return
     if at.ended or (at.idle >= IDLE_PAGES and not at.closed):
         at.through = started
     if at.silent == 0:

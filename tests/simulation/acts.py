@@ -111,7 +111,7 @@ def lie(world: Universe, act: Act) -> None:
 
 def blank(world: Universe, act: Act) -> None:
     often = act.luck[1] > 0.98
-    world.source.blank(times=300 if often else 1 + act.pick(3))
+    world.source.blank(times=300 if often else 1 + act.pick(3), when=partial(world.blanks.may_be_empty, world))
 
 
 def distort(world: Universe, act: Act) -> None:

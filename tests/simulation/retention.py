@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replicator.errors import GapFound
 from replicator.state import PipelineState, ShardState
+from replicator.testing.dynamodb.reads import position
 from tests.simulation import truth
 
 if TYPE_CHECKING:
@@ -107,6 +109,37 @@ class Records:
             passed = shard.ordinal - (parent.ordinal if parent is not None else 0) if shard.sequence is not None else 0
             there = sum(created >= state.started + SKEWED for _, created in self.by_shard[id])
             assert passed >= there, f"{there} records of {id} were needed, {passed} were read"
+
+
+class Blanks:
+    """Which pages the source may leave empty: as AWS does, whose shards stay open for four hours.
+
+    An unread record that is older keeps a page from being empty. One that was read before, at which a reader resumes,
+    does not. A page with something to return is left empty MOST times at most.
+    """
+
+    MOST = 9  # less than shard_reader.PROOF_PAGES is in the simulation
+
+    def __init__(self) -> None:
+        self._left_empty: Counter[tuple[str, int]] = Counter()
+
+    def may_be_empty(self, universe: Universe, request: Mapping[str, Any]) -> bool:
+        place = id, after = position(request["ShardIterator"])
+        shards = [shard for shard in universe.source.shards(universe.TABLE) if shard.id == id]
+        follows = bisect_right(shards[0].sequences, after) if shards else 0
+        if not shards or follows == len(shards[0].sequences):
+            return True
+        sequence, created = shards[0].sequences[follows], shards[0].created[follows]
+        if sequence not in _read(universe, id) and universe.clock.now - created > RETENTION - BOUND:
+            return False
+        self._left_empty[place] += 1
+        return self._left_empty[place] <= self.MOST
+
+
+def _read(universe: Universe, id: str) -> set[int]:
+    """The last record of a shard that is stored, or its anchor: where a reader resumes."""
+    state = _stored(universe)[0].get(id)
+    return {int(at) for at in (state.sequence, state.anchor) if at is not None} if state is not None else set()
 
 
 def _stored(universe: Universe) -> tuple[dict[str, ShardState], PipelineState | None]:

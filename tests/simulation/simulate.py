@@ -22,7 +22,7 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.world import Universe
 
 TWICE = 100
-PROOF_PAGES = 12  # the world leaves no more than 9 pages in a row blank where it counts
+PROOF_PAGES = 12  # more than retention.Blanks.MOST
 SETTLED = 60.0  # seconds; none of the world's listings is older
 FAILURES = (AssertionError, ReplicatorError)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.simulation import scenario
 from tests.simulation.mutants import MUTANTS, Mutant
-from tests.simulation.mutants.scenarios import TableSchema, as_drawn
+from tests.simulation.mutants.scenarios import Shape, as_drawn
 from tests.simulation.simulate import Failure, failing, failure, prepare, simulate, traced
 from tests.simulation.table import BEGIN, DOCUMENT, END, first_catch
 from tests.simulation.world import Universe
@@ -48,7 +48,7 @@ def test_a_seed_that_failed_once_holds(seed: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
-def test_the_scenarios_for_wrong_designs_hold_without_them(shape: TableSchema) -> None:
+def test_the_scenarios_for_wrong_designs_hold_without_them(shape: Shape) -> None:
     for seed in range(SEEDS // 100):
         simulate(seed, shape(scenario.draw(seed)))
 

@@ -21,7 +21,7 @@ from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock
 from tests.simulation.deciding import ACTS as DECISIONS
 from tests.simulation.plan import Act, Plan
-from tests.simulation.retention import Records
+from tests.simulation.retention import Blanks, Records
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 
@@ -76,7 +76,7 @@ class Universe:
         self.leaks = False  # every run loses a response from now on
         self.spared = truth.Spared()
         self.undisturbed = 0, 0.0  # an epoch, and for how long runs followed it that ended in good order
-        self.records = Records()
+        self.records, self.blanks = Records(), Blanks()
         self.used: set[tuple[int, str]] = set()  # epoch, shard
         self.put_back: list[tuple[int, int]] = []  # copies of the store: the steps when taken, and when put back
         self._ordered: int | None = None  # the epoch (0 before the first) when a resync was ordered

@@ -285,7 +285,54 @@ def test_a_shard_counts_as_read_up_to_now_after_a_few_empty_pages() -> None:
     assert next(reader).through == world.now
 
 
+def test_empty_pages_before_the_last_record_reappears_prove_nothing() -> None:
+    world = World()
+    world.write(1, 2)
+    state = replace(world.at(sequences(world)[0]), through=world.now)
+    world.now += 12 * HOUR
+    world.source.blank(times=IDLE_PAGES)
+    reader = world.read(state)
+    pages = [next(reader) for _ in range(1 + IDLE_PAGES)]
+    assert {page.through for page in pages} == {state.through}
+    assert keys(until_idle(reader)) == ["k2"]
+
+
+def test_empty_pages_before_the_last_record_reappears_are_not_counted_with_those_after_it() -> None:
+    world = World()
+    world.write(1)
+    state = world.at(sequences(world)[0])
+    world.source.blank(times=IDLE_PAGES)
+    reader = world.read(state)
+    pages = [next(reader) for _ in range(1 + IDLE_PAGES + IDLE_PAGES - 1)]  # the first of these opens the iterator
+    assert pages[-1].through is None
+    assert next(reader).through == world.now
+
+
+def test_not_even_600_empty_pages_pass_a_record_that_has_not_reappeared() -> None:
+    world = World()
+    world.write(1)
+    state = world.at(sequences(world)[0])
+    world.now += 12 * HOUR
+    world.source.blank(times=2000)
+    reader = world.read(state)
+    pages = [next(reader) for _ in range(2000)]
+    assert {(page.through, page.since) for page in pages} == {(None, state.since)}
+
+
 class TestGaps:
+    def test_a_record_that_was_trimmed_behind_empty_pages_is_a_gap(self) -> None:
+        """Those pages came before the last record reappeared, so they do not show that nothing followed it."""
+        world = World()
+        world.write(1, 2)
+        state = replace(world.at(sequences(world)[0]), created=world.now)
+        world.now += 12 * HOUR
+        world.source.blank(times=IDLE_PAGES)
+        reader = world.read(state)
+        pages = [next(reader) for _ in range(1 + IDLE_PAGES)]
+        world.now += 13 * HOUR
+        with pytest.raises(GapFound, match="trimmed"):
+            until_idle(world.read(replace(state, through=pages[-1].through)))
+
     def test_the_stored_record_is_trimmed(self) -> None:
         world = World()
         world.write(1, 2, 3)

@@ -34,6 +34,12 @@ class _Iterator(msgspec.Struct, array_like=True, frozen=True):
         return f"{self.arn}|1|{base64.b64encode(msgspec.json.encode(self)).decode()}"
 
 
+def position(iterator: str) -> tuple[str, int]:
+    """The shard of an iterator, and the sequence number after which it continues."""
+    at = _parsed(iterator)
+    return at.shard, int(at.after)
+
+
 def _parsed(text: Any) -> _Iterator:
     try:
         return msgspec.json.decode(base64.b64decode(str(text).rpartition("|")[2], validate=True), type=_Iterator)

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.simulation.mutants.scenarios import TableSchema, Where, anywhere, as_drawn
+from tests.simulation.mutants.scenarios import Shape, Where, anywhere, as_drawn
 
 Patch = pytest.MonkeyPatch
 
@@ -26,11 +26,11 @@ class Mutant:
     apply: Callable[[Patch], None]
     where: Where = anywhere
     seeds: int = 2000
-    shape: TableSchema = as_drawn
+    shape: Shape = as_drawn
 
 
 def mutant(
-    name: str, rule: int, where: Where = anywhere, seeds: int = 2000, shape: TableSchema = as_drawn
+    name: str, rule: int, where: Where = anywhere, seeds: int = 2000, shape: Shape = as_drawn
 ) -> Callable[[Callable[[Patch], None]], Mutant]:
     return lambda apply: Mutant(name, rule, apply, where, seeds, shape)
 

@@ -10,7 +10,7 @@ from replicator.pipeline.discovery import Discovery
 from replicator.source import shard_reader
 from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import forgetting, long_lived
+from tests.simulation.mutants.scenarios import forgetting, long_lived, suspended
 
 
 @mutant("the children of a closed shard are looked up forever", 3, long_lived)
@@ -33,6 +33,18 @@ def lost_children(patch: Patch) -> None:
 @mutant("the counts of a shard outlive its entry", 13, long_lived)
 def counts_stay(patch: Patch) -> None:
     patch.setattr(memory, "forgotten", lambda saves: [])
+
+
+@mutant("empty pages before the last record reappears count as those after it", 2, shape=suspended)
+def counts_before_the_record(patch: Patch) -> None:
+    inner = shard_reader._count_empty
+
+    def counts(at: shard_reader._Cursor, started: float) -> None:
+        expected, at.expected = at.expected, None
+        inner(at, started)
+        at.expected = expected
+
+    patch.setattr(shard_reader, "_count_empty", counts)
 
 
 @mutant("the age of children is bounded by how far their ended parent was read", 3, long_lived)

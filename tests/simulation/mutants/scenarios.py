@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.simulation.scenario import LEAKING, PESTERING, RATES, WIDENING, Scenario
 
 Where = Callable[[Scenario], bool]
-TableSchema = Callable[[Scenario], Scenario]
+Shape = Callable[[Scenario], Scenario]
 
 
 def anywhere(_: Scenario) -> bool:
@@ -95,6 +95,12 @@ def dawdling(drawn: Scenario) -> Scenario:
     """The target takes its time for large batches, and other runs take over in the middle of them."""
     rates = {"write": 0.8, "burst": 0.1, "dawdle": 0.1, "restart": 0.1}
     return replace(drawn, index=True, forgetful=True, keys=12, batch_rows=20, steps=100, pace=20.0, rates=rates)
+
+
+def suspended(drawn: Scenario) -> Scenario:
+    """A machine sleeps for hours again and again, and shards that stay open answer with empty pages when it wakes."""
+    rates = {"write": 0.4, "jump": 0.06, "blank": 0.15}
+    return replace(drawn, months=False, trims=True, keys=6, steps=100, shards=1, rates=rates)
 
 
 def set_back(drawn: Scenario) -> Scenario:
