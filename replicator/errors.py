@@ -89,7 +89,7 @@ class TransientError(ReplicatorError):
     exit_code = 8
 
 
-class PutBack(ReplicatorError):
+class CheckpointsReverted(ReplicatorError):
     """The checkpoints were reverted to an earlier state while this run owned them, so its own state is wrong.
 
     A new run resumes from what is stored, so a supervisor may restart at once.

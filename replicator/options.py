@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+UNENCRYPTED = "is plain http to another host, so items would be sent unencrypted; use https, or set insecure: true"
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
 
@@ -105,7 +106,5 @@ class Access(Options):
                 "AWS chain"
             )
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
-            raise ValueError(
-                "is plain http to another host, so items would be sent unencrypted; use https, or set insecure: true"
-            )
+            raise ValueError(UNENCRYPTED)
         return url

@@ -45,7 +45,7 @@ class DynamoDB:
         return self._in_doubt
 
     @property
-    def promise(self) -> str:
+    def reduced_guarantee(self) -> str:
         """How the guarantee is reduced, a few sentences for users; empty if it is not."""
         return _PRISTINE if self._options.pristine else ""
 

@@ -66,7 +66,7 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         pending = self._acks.unfinished(encoded.entries, tombstones=tombstones)
         if self._pristine is not None:
             pending, superseded = self._pristine.split(pending, scanning=encoded.batch.tombstones)
-            self._acks.stale.update(place(entry.write) for entry in superseded)
+            self._acks.superseded.update(place(entry.write) for entry in superseded)
         lost, counts = self._acks.lost, self._counts
         requests = [
             (e, e.request(tombstones=tombstones, shows=bool(lost) and place(e.write) in lost, counts=counts))

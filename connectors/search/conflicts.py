@@ -25,7 +25,7 @@ class Progress(AckTracker):
 
     def __bool__(self) -> bool:
         """Whether an earlier attempt of the batch in flight had results."""
-        return bool(self.stored or self.stale or self.strikes)
+        return bool(self.stored or self.superseded or self.strikes)
 
     def struck(self, entry: Entry) -> bool:
         """Count a strike against this document; return whether to give up on it."""

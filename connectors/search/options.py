@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from connectors.search import mappings
 from connectors.search.mappings import OURS, is_ours
-from replicator.options import Options, is_loopback, split_url
+from replicator.options import UNENCRYPTED, Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
 LONGEST_NAME = 255  # bytes of the name of an index or alias
@@ -140,13 +140,11 @@ class SearchOptions(Options):
 
 
 def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
-    """Reject http to other machines unless ``insecure`` is set."""
+    """Reject plain http to other hosts unless ``insecure`` is set."""
     for url in [urls] if isinstance(urls, str) else urls or []:
         parts = split_url(url)
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
-            raise ValueError(
-                "is http to another machine, so documents would be sent unencrypted; use https or insecure: true"
-            )
+            raise ValueError(UNENCRYPTED)
     return urls
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from replicator.aws.errors import NotConnected, without_login
 from replicator.errors import ConfigError
-from replicator.options import is_loopback
+from replicator.options import UNENCRYPTED, is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,10 @@ def _context(authorities: str) -> ssl.SSLContext:
 
 
 def require_safe(url: str, place: str, *, insecure: bool) -> None:
-    """ConfigError for plain http to another machine: the environment or ~/.aws/config may have named this endpoint."""
+    """ConfigError for plain http to another host: the environment or ~/.aws/config may have named this endpoint."""
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not insecure:
         raise ConfigError(
             f"{place}: the endpoint {parts.netloc.rpartition('@')[2]} (from AWS_ENDPOINT_URL… in the environment, or "
-            "endpoint_url in ~/.aws/config) is http to another machine, so items would be sent unencrypted; use https, "
-            f"or set {place}.insecure: true"
+            f"endpoint_url in ~/.aws/config) {UNENCRYPTED}"
         )

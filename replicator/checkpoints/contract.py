@@ -86,7 +86,7 @@ class Listed(Protocol):
 
 
 @runtime_checkable
-class Cautious(Protocol):
+class AccessChecking(Protocol):
     """A store that can tell who else may access it."""
 
     def warnings(self) -> Sequence[str]:

@@ -72,7 +72,7 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
             if as_json:
                 put(fields)
             else:
-                fields["parked"] = _moment(item.entry.parked)
+                fields["parked_at"] = _moment(item.entry.parked)
                 for name, value in fields.items():
                     if value:
                         say_lines(f"{name}: {escaped_paragraph(value, '    ')}")
@@ -252,9 +252,8 @@ def _key_text(given: str) -> str:
 
 
 def _line(item: ParkedItem) -> dict[str, Any]:
-    found = item.entry
     changes = sum(item.changes.values())
-    return {"item": item.item, "changes": changes, "reason": found.reason, "parked": found.parked}
+    return {"item": item.item, "changes": changes, "reason": item.entry.reason, "parked_at": item.entry.parked}
 
 
 def _fields(item: ParkedItem, show_values: bool) -> dict[str, Any]:
@@ -265,12 +264,12 @@ def _fields(item: ParkedItem, show_values: bool) -> dict[str, Any]:
         "key": list(change.key),
         "version": change.version,
         "reason": change.reason,
-        "parked": change.parked,
+        "parked_at": change.parked,
         "source": change.source,
         "sequence": change.sequence,
         "traceback": change.traceback,
     }
-    return fields | ({"words": change.words, "old": change.old, "new": change.new} if show_values else {})
+    return fields | ({"exception_message": change.words, "old": change.old, "new": change.new} if show_values else {})
 
 
 def _tell(item: str, outcome: str, reason: str, as_json: bool) -> None:

@@ -33,23 +33,23 @@ def status(ctx: click.Context, config: str, report_health: bool, as_json: bool) 
     from replicator.checkpoints.presence import check_known
     from replicator.cli.render import as_table
     from replicator.config import settings as configs
-    from replicator.engine.assembly import ends, promise_of
+    from replicator.engine.assembly import ends, reduced_guarantee
     from replicator.escape import escaped
     from replicator.pipeline.progress import as_values, progress
 
     loaded = configs.load(config)
     with ends(loaded) as (target, checkpoints):
-        claimed, promise = checkpoints.read(), promise_of(target)
+        claimed, reduced = checkpoints.read(), reduced_guarantee(target)
         check_known(loaded.pipeline, checkpoints, claimed)
     current = progress(claimed.entries, claimed.counts, time.time())
     if as_json:
-        put({"pipeline": loaded.pipeline, **as_values(current), "reduced_guarantee": promise or None})
+        put({"pipeline": loaded.pipeline, **as_values(current), "reduced_guarantee": reduced or None})
     else:
         from rich.console import Console
 
         Console().print(as_table(current, loaded.pipeline))
-        if promise:
-            Console().print(escaped(f"reduced guarantee: {promise}"), style="yellow", markup=False)
+        if reduced:
+            Console().print(escaped(f"reduced guarantee: {reduced}"), style="yellow", markup=False)
     ctx.exit(exit_code(current) if report_health else 0)
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from replicator.aws.client import Client
-from replicator.checkpoints.contract import Cautious, Checkpoints, Store
+from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
 from replicator.config.checkpoints import KEPT_BY_TARGET, default
 from replicator.config.settings import Config
 from replicator.engine.context import RunContext
@@ -30,21 +30,21 @@ def assemble(
     """The context of a run that replicates ``table``. ConfigError if the hook and the tables do not fit together."""
     tables = target_tables(config, table, hook)
     introduce(config, target, table, client)
-    if (promise := promise_of(target)) != "":
-        log.warning("reduced guarantee", extra={"promise": promise})
+    if (reduced := reduced_guarantee(target)) != "":
+        log.warning("reduced guarantee", extra={"reduced_guarantee": reduced})
     if config.ttl_deletes == "ignore":
         log.warning("expired items kept", extra={"until": KEPT_EXPIRED})
     if isinstance(checkpoints, Store):
         log.info("checkpoints", extra={"place": checkpoints.place})
-    if isinstance(checkpoints, Cautious):
+    if isinstance(checkpoints, AccessChecking):
         for warning in checkpoints.warnings():
             log.warning("checkpoints exposed", extra={"reason": warning})
     return RunContext(config, client, target, checkpoints, hook, table, tables)
 
 
-def promise_of(target: Target) -> str:
-    """The target's reduced guarantee, in words; empty if its guarantee is the full one."""
-    return target.promise if isinstance(target, ReducedGuarantee) else ""
+def reduced_guarantee(target: Target) -> str:
+    """What the target's options give up, in words; empty if its guarantee is the full one."""
+    return target.reduced_guarantee if isinstance(target, ReducedGuarantee) else ""
 
 
 def introduce(config: Config, target: Target, table: SourceTable, client: Client) -> None:

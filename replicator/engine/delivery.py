@@ -10,7 +10,7 @@ from typing import Any
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.retry import RetryPolicy
-from replicator.errors import Fenced, PutBack, TransientError, Unfinished
+from replicator.errors import CheckpointsReverted, Fenced, TransientError, Unfinished
 from replicator.pipeline.parked import DROPPED, PARKED, known, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Entry, Save
@@ -170,8 +170,8 @@ class Delivery:
         if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
             self._pipeline.stored(batch, Outcome(), self._now())
         elif any(_went_back(s, stored) for s in batch.saves):
-            raise PutBack(
-                "the checkpoints were put back to an earlier state during this run (failover to a standby without the "
+            raise CheckpointsReverted(
+                "the checkpoints were reverted to an earlier state during this run (failover to a standby without the "
                 "last commits, or a restored backup). Start the run again: it resumes from what is stored"
             ) from fenced
         elif not any(_moved(s, stored) for s in batch.saves):

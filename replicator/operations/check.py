@@ -10,7 +10,7 @@ import msgspec
 from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
-from replicator.checkpoints.contract import Cautious, Checkpoints, Store
+from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
 from replicator.engine.assembly import KEPT_EXPIRED, ends, introduce, target_tables
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError, ReplicatorError
@@ -304,7 +304,7 @@ def _store(checkpoints: Store, *, create: bool) -> Iterator[Finding]:
     if plan := checkpoints.plan():
         text = "check --create will execute" if problems else "run will execute"
         yield from (Finding("checkpoints", "note", f"{text}:\n{statement}") for statement in plan)
-    if isinstance(checkpoints, Cautious):
+    if isinstance(checkpoints, AccessChecking):
         yield from (problem("checkpoints", w, "note") for w in checkpoints.warnings())
     if not problems:
         yield Finding("checkpoints", "ok", f"stored in {checkpoints.place}")

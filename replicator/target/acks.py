@@ -45,33 +45,33 @@ def place(write: Write) -> Place:
 class AckTracker:
     """``stored``: writes applied by this run, and whether a tombstone or document in the target proves it.
 
-    ``stale``: writes for which the target already had that version or a newer one. ``lost``: writes that may have been
-    applied: the response was lost, or the batch was refused in part.
+    ``superseded``: writes for which the target already had that version or a newer one. ``lost``: writes that may have
+    been applied: the response was lost, or the batch was refused in part.
     """
 
     stored: dict[Place, bool] = field(default_factory=dict)
-    stale: set[Place] = field(default_factory=set)
+    superseded: set[Place] = field(default_factory=set)
     lost: set[Place] = field(default_factory=set)
 
     def unfinished(self, entries: Sequence[E], *, tombstones: bool) -> Sequence[E]:
         """The entries that must be sent (again)."""
-        if not (self.stored or self.stale):
+        if not (self.stored or self.superseded):
             return entries
         return [entry for entry in entries if not self._finished(entry, tombstones)]
 
     def _finished(self, entry: Entry, tombstones: bool) -> bool:
         at = place(entry.write)
         proven = self.stored.get(at)
-        return at in self.stale or (proven is not None and (proven or not tombstones))
+        return at in self.superseded or (proven is not None and (proven or not tombstones))
 
     def was_stored(self, entry: Entry, *, tombstones: bool) -> None:
         self.stored[place(entry.write)] = entry.plain is None or tombstones
 
-    def stale_by_source(self, entries: Iterable[Entry]) -> dict[str, int]:
+    def superseded_by_source(self, entries: Iterable[Entry]) -> dict[str, int]:
         """The number of changes (by weight) that the target already had, for each source that had any."""
         counts: dict[str, int] = {}
-        for entry in entries if self.stale else ():
-            if entry.write.weight and place(entry.write) in self.stale:
+        for entry in entries if self.superseded else ():
+            if entry.write.weight and place(entry.write) in self.superseded:
                 counts[entry.source] = counts.get(entry.source, 0) + entry.write.weight
         return counts
 
@@ -80,11 +80,11 @@ class AckTracker:
         sent = {place(entry.write) for entry in entries}
         self.lost = sent & (self.stored.keys() | self.lost)
         self.stored.clear()
-        self.stale.clear()
+        self.superseded.clear()
 
     def forget(self, entries: Iterable[Entry]) -> None:
         """The batch of these entries is fully stored."""
         self.stored.clear()
-        self.stale.clear()
+        self.superseded.clear()
         if self.lost:
             self.lost.difference_update([place(entry.write) for entry in entries])

@@ -126,8 +126,8 @@ class ReducedGuarantee(Protocol):
     """A target whose guarantee may be reduced, depending on its options."""
 
     @property
-    def promise(self) -> str:
-        """The reduced guarantee, in a sentence or two for users; empty if the guarantee is the full one."""
+    def reduced_guarantee(self) -> str:
+        """What an option gives up, in a sentence or two for users; empty if the guarantee is the full one."""
 
 
 @runtime_checkable

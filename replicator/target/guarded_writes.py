@@ -140,7 +140,7 @@ class GuardedWriter(ABC, Generic[E, V, B, S]):
 
     def _is_first_attempt(self) -> bool:
         """Whether nothing is remembered of an earlier attempt at the same batch."""
-        return not (self._acks.stored or self._acks.stale)
+        return not (self._acks.stored or self._acks.superseded)
 
     def _record(self, results: Sequence[Result[E, V]], *, tombstones: bool) -> list[Rejection]:
         """Take in the verdicts; the writes that are refused for good."""
@@ -178,7 +178,7 @@ def acknowledge(acks: AckTracker, entry: Entry, *, applied: bool, tombstones: bo
     if applied:
         acks.was_stored(entry, tombstones=tombstones)
     else:
-        acks.stale.add(place(entry.write))
+        acks.superseded.add(place(entry.write))
 
 
 def outcome(acks: AckTracker, entries: Sequence[Entry], rejections: Sequence[Rejection] = ()) -> Outcome:
@@ -186,7 +186,7 @@ def outcome(acks: AckTracker, entries: Sequence[Entry], rejections: Sequence[Rej
     if rejections:
         acks.came_back(entries)
         return Outcome(rejections)
-    superseded = acks.stale_by_source(entries)
+    superseded = acks.superseded_by_source(entries)
     acks.forget(entries)
     return Outcome(superseded=superseded)
 

@@ -383,7 +383,7 @@ def _code_of(response: bytes) -> str | None:
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_DYNAMODB_STREAMS"])
 def test_an_endpoint_from_the_environment_must_be_secure_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "http://192.0.2.1:8000")
-    with pytest.raises(ConfigError, match=r"the endpoint 192\.0\.2\.1:8000 .* is http to another machine"):
+    with pytest.raises(ConfigError, match=r"the endpoint 192\.0\.2\.1:8000 .* is plain http to another host"):
         boto(None)
     boto(None, insecure=True)
     monkeypatch.setenv(name, "http://127.0.0.1:8000")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import orjson
 import pytest
@@ -56,12 +58,23 @@ def counts(world: World) -> dict[str, int]:
 
 
 def test_list_shows_items_and_reasons(parked: World) -> None:
-    found = parked.lines("parked", "list", parked.config)
+    items = parked.lines("parked", "list", parked.config)
 
-    assert [f["item"] for f in found] == ['["bad"]', '["worse"]']
-    assert all("raised KeyError at hooks.py:2: no attribute 'total'" in f["reason"] for f in found)
+    assert [item["item"] for item in items] == ['["bad"]', '["worse"]']
+    assert all("raised KeyError at hooks.py:2: no attribute 'total'" in item["reason"] for item in items)
     human = parked.call("parked", "list", parked.config, "--human")[1]
     assert human.endswith("2 item(s) parked\n")
+
+
+def test_the_fields_are_those_that_the_documentation_lists(parked: World) -> None:
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    table = text.partition("`parked show --json` has all but `item`:\n\n")[2].partition("\n\n")[0]
+    documented = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.partition(" | ")[0])}
+    shown = parked.lines("parked", "show", parked.config, "--all", "--show-values")
+    listed = parked.lines("parked", "list", parked.config)
+
+    assert {name for fields in (*listed, *shown) for name in fields} == documented
+    assert all(abs(time.time() - fields["parked_at"]) < 3600 for fields in (*listed, *shown))
 
 
 def test_values_are_shown_only_when_asked_for(parked: World) -> None:

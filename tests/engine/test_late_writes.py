@@ -30,11 +30,11 @@ from tests.simulation.scenario import Scenario
 from tests.simulation.targets import UnreliableIndex
 from tests.simulation.world import Universe
 
-PROMISE = "Only one run may write."
+REDUCED = "Only one run may write."
 
 
 class Modest(MemoryIndex):
-    promise = PROMISE
+    reduced_guarantee = REDUCED
 
 
 def test_a_run_waiting_for_its_target_saves_heartbeats_ahead_of_the_batch() -> None:
@@ -145,10 +145,10 @@ def test_status_shows_the_reduced_guarantee(modest: Path) -> None:
     for_people = CliRunner().invoke(main, ["status", str(modest), "--human"], catch_exceptions=False)
     for_machines = CliRunner().invoke(main, ["status", str(modest), "--json"], catch_exceptions=False)
 
-    assert f"reduced guarantee: {PROMISE}" in for_people.output
-    assert json.loads(for_machines.output)["reduced_guarantee"] == PROMISE
+    assert f"reduced guarantee: {REDUCED}" in for_people.output
+    assert json.loads(for_machines.output)["reduced_guarantee"] == REDUCED
 
 
 def test_targets_with_the_full_guarantee_report_none() -> None:
-    assert assembly.promise_of(MemoryIndex(MemoryDatabase())) == ""
-    assert assembly.promise_of(Modest(MemoryDatabase())) == PROMISE
+    assert assembly.reduced_guarantee(MemoryIndex(MemoryDatabase())) == ""
+    assert assembly.reduced_guarantee(Modest(MemoryDatabase())) == REDUCED

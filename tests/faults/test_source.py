@@ -255,7 +255,7 @@ def test_a_thousand_empty_pages_are_one_call_a_second_and_move_no_position(fault
     faults.copied()
 
 
-def test_what_is_read_twice_because_the_stream_begins_earlier_than_the_scan_is_stale(faults: World) -> None:
+def test_records_read_again_because_the_stream_starts_before_the_scan_are_superseded(faults: World) -> None:
     faults.fill(50)
     faults.copied()
 

@@ -73,7 +73,7 @@ def test_a_run_that_cannot_reach_its_store_ends_when_it_can_if_another_took_over
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["in the target", "apart"])
-def test_a_run_whose_checkpoints_are_put_back_ends_says_so_and_the_next_one_reads_on(
+def test_a_run_whose_checkpoints_are_reverted_ends_with_a_message_and_the_next_one_resumes(
     faults: World, apart: bool
 ) -> None:
     """As by a standby that takes over without the last commits; the rows go back with their checkpoints, or stay."""
@@ -87,7 +87,7 @@ def test_a_run_whose_checkpoints_are_put_back_ends_says_so_and_the_next_one_read
     ended = faults.run(seconds=150)
 
     assert ended.code == 8
-    assert "the checkpoints were put back to an earlier state" in ended.err
+    assert "the checkpoints were reverted to an earlier state" in ended.err
     assert "Start the run again: it resumes from what is stored" in ended.err
     faults.copied()
 

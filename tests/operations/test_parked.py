@@ -180,7 +180,7 @@ def test_a_table_that_is_emptied_by_hand_after_a_retried_removal_is_noticed(targ
     assert emptied(target) == ["orders"]
 
 
-def test_an_older_change_than_the_targets_is_stale(database: MemoryDatabase, target: MemoryTarget) -> None:
+def test_a_change_older_than_the_targets_version_is_superseded(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 9)
     retry(only(target), AS_IS, target, target.checkpoints, STATE)
     park(target, "a", 7)

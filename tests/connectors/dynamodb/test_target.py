@@ -390,10 +390,10 @@ class TestPristine:
             target.open([table()], FIRST_EPOCH + 1)
 
     def test_the_reduced_guarantee_is_explained(self, build: Build) -> None:
-        assert "Let only one run write to the table" in build(pristine=True).promise
+        assert "Let only one run write to the table" in build(pristine=True).reduced_guarantee
 
-    def test_other_copies_promise_nothing_less(self, build: Build) -> None:
-        assert build().promise == ""
+    def test_other_copies_have_the_full_guarantee(self, build: Build) -> None:
+        assert build().reduced_guarantee == ""
 
 
 def test_writes_go_through_the_proxy_that_the_environment_names(

@@ -394,7 +394,7 @@ def test_nothing_of_a_returned_batch_counts_as_stored() -> None:
     progress, (a, b, c) = Progress(), entries.tables["contract"]
     for entry in (a, b):
         progress.was_stored(entry, tombstones=False)
-    progress.stale.add(place(c.write))
+    progress.superseded.add(place(c.write))
     progress.came_back(entries.entries)
     assert progress.unfinished([a, b, c], tombstones=False) == [a, b, c]
     assert progress.lost == {place(a.write), place(b.write)}  # they count as applied if they are found there
@@ -536,8 +536,8 @@ HARMLESS: Mapping[str, Any] = {
         ({"type": "opensearch"}, "target.url is missing"),
         ({**ES, "url": "h:9200"}, "target.url must have the form https://host:9200"),
         ({**ES, "url": "https://u:p@h:9200"}, "target.url contains a user name"),
-        ({**ES, "url": "http://10.0.0.1:9200"}, "target.url is http to another machine"),
-        ({**ES, "url": ["https://h:9200", "http://10.0.0.1:9200"]}, "target.url is http to another machine"),
+        ({**ES, "url": "http://10.0.0.1:9200"}, "target.url is plain http to another host"),
+        ({**ES, "url": ["https://h:9200", "http://10.0.0.1:9200"]}, "target.url is plain http to another host"),
         ({**ES, "username": "u"}, "needs both username and password"),
         ({**ES, "username": "u", "password": "p", "api_key": "k"}, "has both api_key and username; keep one"),
         ({**ES, "ca_certs": "/nowhere"}, "target.ca_certs must be a file of certificates, and there is none"),
