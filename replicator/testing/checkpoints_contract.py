@@ -144,7 +144,7 @@ class Saving(_Fixtures):
             Save("shard", "absent", 1, '"9"'),
         ],
     )
-    def test_one_wrong_revision_refuses_all_of_a_save(self, claimed: Checkpoints, wrong: Save) -> None:
+    def test_one_wrong_revision_rejects_the_whole_save(self, claimed: Checkpoints, wrong: Save) -> None:
         claimed.save([Save("shard", "a", 0, '"1"')])
         claimed.save([Save("shard", "a", 1, '"2"')])
         with pytest.raises(Fenced):
@@ -318,7 +318,7 @@ class Texts(_Fixtures):
         claimed.save([Save("parked", "1", 1, parked("1")), Save("parked", "0", None, None)])
         assert [(id, len(p.new or "") < 100) for id, p in claimed.parked()] == [("1", True), ("2", False)]
 
-    def test_a_damaged_entry_is_named_and_left(self, claimed: Checkpoints) -> None:
+    def test_a_damaged_entry_is_named_and_left_unchanged(self, claimed: Checkpoints) -> None:
         claimed.save([Save("parked", "k", None, '{"key": 5}')])
         with pytest.raises(DamagedCheckpoint, match="parked 'k'"):
             list(claimed.parked())

@@ -152,7 +152,7 @@ def only(number: int, fate: str) -> Fate:
 
 @pytest.mark.parametrize("saves", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("fate", ["lost", "unheard", "late", "conflict"])
-def test_a_save_is_made_once_whichever_call_fails(saves: list[Save], fate: str) -> None:
+def test_a_save_is_applied_once_whichever_call_fails(saves: list[Save], fate: str) -> None:
     db = made()
     (one := begun(db)).save(saves, MORE)
     one.save([Save("shard", "c", 0, '"1"')])
@@ -172,7 +172,7 @@ def test_a_save_is_made_once_whichever_call_fails(saves: list[Save], fate: str) 
 
 @pytest.mark.parametrize("saves", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("fate", ["lost", "unheard"])
-def test_a_run_that_dies_in_a_save_leaves_all_of_it_or_nothing(saves: list[Save], fate: str) -> None:
+def test_a_save_interrupted_by_a_crash_is_stored_whole_or_not_at_all(saves: list[Save], fate: str) -> None:
     db = made()
     one = begun(db)
     before = sight(db)
@@ -212,7 +212,7 @@ def pieces_of(found: tuple[Any, ...]) -> int:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_with_any_trouble_ends_as_it_would_in_memory(db: DynamoDB, seed: int) -> None:
+def test_any_history_with_any_failures_ends_as_it_would_in_memory(db: DynamoDB, seed: int) -> None:
     chance = random.Random(seed)
     one, model = store(db), MemoryCheckpoints(MemoryDatabase())
     one.claim(owner())
@@ -230,7 +230,7 @@ def test_any_history_with_any_trouble_ends_as_it_would_in_memory(db: DynamoDB, s
     assert (entries(store(db)), counts(store(db))) == (entries(model), counts(model))
 
 
-def test_a_run_whose_pipeline_was_taken_over_while_it_was_unsure_is_fenced(db: DynamoDB) -> None:
+def test_a_run_that_was_replaced_while_its_save_was_in_doubt_is_fenced(db: DynamoDB) -> None:
     one = begun(db)
     one._client = Trouble(db, only(1, "unheard"))
     with pytest.raises(TransientError):
@@ -240,7 +240,7 @@ def test_a_run_whose_pipeline_was_taken_over_while_it_was_unsure_is_fenced(db: D
         one.save(SMALL, MORE)
 
 
-def test_a_command_beside_a_run_makes_it_look_again(db: DynamoDB) -> None:
+def test_a_command_during_a_run_makes_the_run_read_the_entries_again(db: DynamoDB) -> None:
     """A large save of a command, too: the run carries on behind it."""
     one = begun(db)
     one.save([Save("parked", f"{n}", None, parked(f"{n}")) for n in range(120)])
@@ -276,19 +276,19 @@ def listed(db: DynamoDB, count: int, size: int) -> tuple[DynamodbCheckpoints, Co
     return one, counting
 
 
-def test_a_few_of_many_large_parked_entries_are_read_one_by_one(db: DynamoDB) -> None:
+def test_a_few_of_many_large_parked_entries_are_read_individually(db: DynamoDB) -> None:
     one, counting = listed(db, 130, 90_000)
     assert len(list(one.parked(ids={f"{n}" for n in range(105)}))) == 105
     assert counting.calls == {"GetItem": 2 * 105}
 
 
-def test_many_of_a_page_of_parked_entries_are_read_with_it(db: DynamoDB) -> None:
+def test_many_small_parked_entries_are_read_by_the_page(db: DynamoDB) -> None:
     one, counting = listed(db, 60, 100)
     assert len(list(one.parked(ids={f"{n}" for n in range(50)}))) == 50
     assert sum(counting.calls.values()) == 3
 
 
-def test_large_texts_of_parked_entries_that_nobody_asked_for_are_not_read(db: DynamoDB) -> None:
+def test_large_texts_of_parked_entries_are_read_only_on_request(db: DynamoDB) -> None:
     one, counting = listed(db, 20, 300_000)
     wanted = {f"{n}" for n in range(12)}
     assert {id for id, _ in one.parked(ids=wanted)} == wanted
@@ -298,7 +298,7 @@ def test_large_texts_of_parked_entries_that_nobody_asked_for_are_not_read(db: Dy
 # the table
 
 
-def test_check_says_how_to_make_the_table_and_create_makes_it() -> None:
+def test_check_says_how_to_create_the_table_and_create_creates_it() -> None:
     db = DynamoDB(now=time.time, random=random.Random(1))
     command = (
         "aws dynamodb create-table --table-name checkpoints --region us-east-1 --billing-mode PAY_PER_REQUEST "
@@ -334,9 +334,7 @@ def test_a_table_with_other_keys_is_refused() -> None:
     [(o, o) for o in ("DescribeTable", "GetItem", "Query", "PutItem", "DeleteItem")]
     + [("TransactWriteItems", "ConditionCheckItem")],
 )
-def test_check_tries_every_permission_and_names_the_one_that_is_missing(
-    db: DynamoDB, operation: str, action: str
-) -> None:
+def test_check_tests_every_permission_and_names_the_missing_one(db: DynamoDB, operation: str, action: str) -> None:
     db.fail(operation, "AccessDeniedException", times=None)
     with pytest.raises(NotPermitted, match=re.escape(f"dynamodb:{action} on {TABLE} is not permitted")) as caught:
         store(db).check()
@@ -344,7 +342,7 @@ def test_check_tries_every_permission_and_names_the_one_that_is_missing(
     assert "checkpoints.profile, checkpoints.role_arn" in str(caught.value)
 
 
-def test_what_aws_says_a_transaction_lacks_is_named() -> None:
+def test_a_permission_that_a_transaction_lacks_is_named() -> None:
     class Refusing:
         def call(self, operation: str, request: Mapping[str, Any]) -> bytes:
             raise AwsError("AccessDeniedException", "User: x is not authorized to perform: dynamodb:PutItem on r", 400)
@@ -353,7 +351,7 @@ def test_what_aws_says_a_transaction_lacks_is_named() -> None:
         CheckpointTable(Refusing(), "checkpoints", TABLE, "p").transact({}, [])
 
 
-def test_throttling_is_waited_for(db: DynamoDB) -> None:
+def test_throttled_requests_are_retried(db: DynamoDB) -> None:
     one = begun(db)
     db.fail("TransactWriteItems", "ThrottlingException", times=1)
     with pytest.raises(TransientError):
@@ -362,7 +360,7 @@ def test_throttling_is_waited_for(db: DynamoDB) -> None:
     assert counts(one) == MORE
 
 
-def test_a_newer_format_and_a_changed_text_are_refused(db: DynamoDB) -> None:
+def test_a_newer_format_and_a_modified_text_are_refused(db: DynamoDB) -> None:
     begun(db)
     head = next(item for item in db.items("checkpoints") if item["entry"] == "h")
     entry = next(item for item in db.items("checkpoints") if item["entry"] == "e#shard#a")
@@ -377,6 +375,6 @@ def test_a_newer_format_and_a_changed_text_are_refused(db: DynamoDB) -> None:
             act()
 
 
-def test_a_table_s_name_is_checked() -> None:
+def test_the_table_name_is_validated() -> None:
     with pytest.raises(ValidationError, match="must be a DynamoDB table name"):
         DynamodbOptions(table="no/such")

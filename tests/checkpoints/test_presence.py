@@ -22,17 +22,17 @@ def called(world: World, command: str) -> tuple[int, str]:
     return code, out + err
 
 
-def test_what_is_there_is_no_mistake() -> None:
+def test_an_existing_pipeline_is_accepted() -> None:
     check_known("orders", MemoryTarget(MemoryDatabase()).checkpoints, Claimed(1, [Entry("owner", "", 1, "{}")]))
 
 
-def test_where_a_store_cannot_tell_others_none_are_named() -> None:
+def test_other_pipelines_are_not_listed_if_the_store_cannot_list_them() -> None:
     with pytest.raises(ConfigError, match=r"no pipeline orders in the target's database\. If the name is"):
         check_known("orders", MemoryTarget(MemoryDatabase()).checkpoints, Claimed(0))
 
 
 @pytest.mark.parametrize("command", NEED_A_PIPELINE)
-def test_a_name_that_no_pipeline_has_is_told_with_those_that_are_there(world: World, command: str) -> None:
+def test_an_unknown_pipeline_is_reported_with_the_existing_ones(world: World, command: str) -> None:
     world.db.create_table("orders")
     world.catch_up()
     world.change("pipeline: orders", "pipeline: ordres")
@@ -48,7 +48,7 @@ def test_a_name_that_no_pipeline_has_is_told_with_those_that_are_there(world: Wo
     assert world.rows(READ) == before
 
 
-def test_a_resync_of_a_name_and_a_table_that_no_pipeline_has_begins_nothing(world: World) -> None:
+def test_a_resync_of_an_unknown_pipeline_and_table_starts_nothing(world: World) -> None:
     world.db.create_table("orders")
     world.catch_up()
     world.change("pipeline: orders", "pipeline: ordres")
@@ -64,7 +64,7 @@ def test_a_resync_of_a_name_and_a_table_that_no_pipeline_has_begins_nothing(worl
     assert not world.has_table("order2")
 
 
-def test_where_nothing_ever_ran_that_is_said_too(world: World) -> None:
+def test_an_unknown_pipeline_is_reported_if_none_exists_either(world: World) -> None:
     world.db.create_table("orders")
     for command in NEED_A_PIPELINE:
         code, said = called(world, command)
@@ -72,7 +72,7 @@ def test_where_nothing_ever_ran_that_is_said_too(world: World) -> None:
     assert not world.has_table("checkpoints")
 
 
-def test_checkpoints_that_were_lost_can_be_made_anew(world: World) -> None:
+def test_lost_checkpoints_can_be_recreated_by_a_resync(world: World) -> None:
     """Their pipeline is not stored any more, and the target tells that it is no other one's."""
     world.db.create_table("orders")
     world.catch_up()

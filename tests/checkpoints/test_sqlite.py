@@ -71,7 +71,7 @@ def claimed(folder: Path) -> Sight:
 # who has it
 
 
-def test_a_second_run_is_told_who_has_it_and_how_to_go_on(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_told_which_process_holds_the_lock(tmp_path: Path) -> None:
     with contextlib.closing(filled(tmp_path)), pytest.raises(Fenced) as caught:
         store(tmp_path).claim(owner("second"))
     assert str(caught.value) == (
@@ -81,7 +81,7 @@ def test_a_second_run_is_told_who_has_it_and_how_to_go_on(tmp_path: Path) -> Non
     claimed(tmp_path)
 
 
-def test_who_removes_the_lock_of_a_living_run_fences_it(tmp_path: Path) -> None:
+def test_removing_the_lock_file_of_a_live_run_fences_it_off(tmp_path: Path) -> None:
     with contextlib.closing(filled(tmp_path)) as early, contextlib.closing(store(tmp_path)) as late:
         (tmp_path / "orders.checkpoints.lock").unlink()
         late.claim(owner("late"))
@@ -108,7 +108,7 @@ while True:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_killed_run_loses_nothing_that_a_save_returned_for(tmp_path: Path, seed: int) -> None:
+def test_a_killed_run_loses_nothing_that_was_reported_as_saved(tmp_path: Path, seed: int) -> None:
     chance, reported = random.Random(seed), 0
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", _SAVING, str(tmp_path)], stdout=subprocess.PIPE) as run:
@@ -174,7 +174,7 @@ def test_no_damage_goes_unnoticed(tmp_path: Path, damage: Callable[[Path, random
     assert noticed > 20
 
 
-def test_what_to_do_about_damage_is_said(tmp_path: Path) -> None:
+def test_the_message_about_damage_says_what_to_do(tmp_path: Path) -> None:
     path = left(tmp_path, killed=False) / "orders.checkpoints"
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(DamagedCheckpoint) as caught:
@@ -187,7 +187,7 @@ def test_what_to_do_about_damage_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"something else\n" * 500])
-def test_what_is_no_file_of_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_file_is_left_unchanged(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "orders.checkpoints"
     path.write_bytes(content)
     for look in (seen, claimed):
@@ -196,7 +196,7 @@ def test_what_is_no_file_of_ours_is_left_alone(tmp_path: Path, content: bytes) -
     assert path.read_bytes() == content
 
 
-def test_somebody_elses_database_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_another_applications_database_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as other:
         other.execute("CREATE TABLE pets (name TEXT)")
     with pytest.raises(DamagedCheckpoint, match="it is not a checkpoint file"):
@@ -221,7 +221,7 @@ def test_somebody_elses_database_is_not_taken_for_ours(tmp_path: Path) -> None:
         "ALTER TABLE entries ADD COLUMN more TEXT",
     ],
 )
-def test_a_hand_that_changes_a_row_is_noticed(tmp_path: Path, statement: str) -> None:
+def test_a_row_modified_by_hand_is_noticed(tmp_path: Path, statement: str) -> None:
     left(tmp_path, killed=False)
     with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as hand:
         hand.execute(statement)
@@ -231,7 +231,7 @@ def test_a_hand_that_changes_a_row_is_noticed(tmp_path: Path, statement: str) ->
             look(tmp_path)
 
 
-def test_rows_of_an_earlier_moment_are_noticed(tmp_path: Path) -> None:
+def test_rows_reverted_to_an_earlier_state_are_noticed(tmp_path: Path) -> None:
     """As a lost write to one page would leave them: each is right by itself."""
     with contextlib.closing(filled(tmp_path)) as one:
         with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as hand:
@@ -256,7 +256,7 @@ def test_an_older_file_is_noticed(tmp_path: Path) -> None:
             look(tmp_path)
 
 
-def test_an_older_file_may_be_used_by_who_removes_the_lock_file(tmp_path: Path) -> None:
+def test_an_older_file_is_accepted_once_the_lock_file_is_removed(tmp_path: Path) -> None:
     """Hardly ever does it harm: what comes again is turned away, and what the stream forgot is found as a gap."""
     path = left(tmp_path, killed=False) / "orders.checkpoints"
     backup, right = path.read_bytes(), seen(tmp_path)
@@ -295,7 +295,7 @@ def test_a_file_that_vanishes_or_is_replaced_ends_the_run(tmp_path: Path) -> Non
             one.save([Save("shard", "new", 0, "1")])
 
 
-def test_after_a_lost_file_a_new_one_begins_with_nothing(tmp_path: Path) -> None:
+def test_after_the_file_is_lost_a_new_one_starts_empty(tmp_path: Path) -> None:
     """The run itself stops: the target's epoch says that there was one (see replicator.engine.startup)."""
     path = left(tmp_path, killed=True) / "orders.checkpoints"
     assert path.with_name(path.name + "-wal").stat().st_size > 0
@@ -304,7 +304,7 @@ def test_after_a_lost_file_a_new_one_begins_with_nothing(tmp_path: Path) -> None
     assert claimed(path.parent) == ([], {}, [])
 
 
-def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
+def test_a_path_that_cannot_hold_a_file_is_reported(tmp_path: Path) -> None:
     nowhere = SqliteCheckpoints(SqliteOptions(path="no/such.db"), "orders", tmp_path)
     assert nowhere.check() == [f"checkpoints.path: there is no folder {tmp_path}/no; create it"]
     with pytest.raises(ConfigError, match="there is no folder"):
@@ -327,7 +327,7 @@ def full(one: SqliteCheckpoints) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("free", "said"), [(0, "disk I/O error (its disk is full); positions"), (1 << 20, "disk I/O error; positions")]
 )
-def test_a_full_disk_is_named_where_sqlite_only_knows_of_an_error(
+def test_a_full_disk_is_named_even_if_sqlite_only_reports_an_io_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=free))
@@ -338,7 +338,7 @@ def test_a_full_disk_is_named_where_sqlite_only_knows_of_an_error(
     assert said in str(caught.value)
 
 
-def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Path) -> None:
+def test_on_a_full_disk_nothing_counts_as_saved_until_space_is_free(tmp_path: Path) -> None:
     large = [Save("parked", f"new{n}", None, parked("new", image="i" * 60_000)) for n in range(4)]
     with contextlib.closing(filled(tmp_path)) as one:
         before = seen(tmp_path)
@@ -354,7 +354,7 @@ def test_on_a_full_disk_nothing_counts_as_saved_until_there_is_room(tmp_path: Pa
     assert (len(entries), counts["shard:2"].read, len(found)) == (60 + 8 + 4, 10, 12)
 
 
-def test_a_disk_that_may_not_be_written_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_a_read_only_file_is_reported_with_what_to_do(tmp_path: Path) -> None:
     with contextlib.closing(filled(tmp_path)) as one:
         one._open().execute("PRAGMA query_only = ON")
         with pytest.raises(
@@ -364,20 +364,20 @@ def test_a_disk_that_may_not_be_written_is_said_with_what_to_do(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a folder where nobody may make a file")
-def test_a_folder_in_which_not_even_root_may_write_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_not_even_root_can_write_to_is_reported(tmp_path: Path) -> None:
     nowhere = SqliteCheckpoints(SqliteOptions(path="/sys/orders.checkpoints"), "orders", tmp_path)
     with pytest.raises(ConfigError, match=r"cannot be written: .*(Permission denied|Read-only file system)"):
         nowhere.claim(owner())
 
 
-def test_a_system_without_such_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_file_locks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(ConfigError, match=r"needs file locks \(Linux or macOS\).*use dynamodb or postgres"):
         store(tmp_path).claim(owner())
     assert not (tmp_path / "orders.checkpoints").exists()
 
 
-def test_check_reads_it_all_and_makes_nothing(tmp_path: Path) -> None:
+def test_check_reads_the_whole_file_and_creates_nothing(tmp_path: Path) -> None:
     one = store(tmp_path)
     assert (one.check(), one.plan()) == ([], [f"create the file {tmp_path}/orders.checkpoints"])
     one.create()
@@ -401,7 +401,7 @@ def open_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_only_its_user_may_read_any_of_the_files(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     """Parked changes hold whole items."""
     with contextlib.closing(filled(tmp_path)) as one:
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
@@ -410,7 +410,7 @@ def test_only_its_user_may_read_any_of_the_files(tmp_path: Path) -> None:
         assert one.warnings() == []
 
 
-def test_files_that_others_may_use_are_named_with_what_to_do(tmp_path: Path) -> None:
+def test_files_accessible_to_other_users_are_named_with_what_to_do(tmp_path: Path) -> None:
     with contextlib.closing(filled(tmp_path)) as one:
         (tmp_path / "orders.checkpoints").chmod(0o644)
         (tmp_path / "orders.checkpoints-wal").chmod(0o620)
@@ -431,9 +431,7 @@ def test_a_file_of_another_user_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", ".lock", "-wal", "-shm", "-journal"])
-def test_a_link_in_the_place_of_a_file_is_refused_and_what_it_leads_to_stays_as_it_is(
-    tmp_path: Path, ending: str
-) -> None:
+def test_a_symbolic_link_in_place_of_a_file_is_refused_and_its_target_unchanged(tmp_path: Path, ending: str) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     if ending:
@@ -449,7 +447,9 @@ def test_a_link_in_the_place_of_a_file_is_refused_and_what_it_leads_to_stays_as_
     assert victim.read_text() == "not ours"
 
 
-def test_a_link_that_appears_behind_the_check_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_symbolic_link_created_after_the_check_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file, "check_links", lambda path: None)
     victim = tmp_path / "victim"
     victim.write_text("not ours")
@@ -460,14 +460,14 @@ def test_a_link_that_appears_behind_the_check_is_not_followed(tmp_path: Path, mo
     assert victim.read_text() == "not ours"
 
 
-def test_a_link_where_the_new_file_is_to_be_is_not_written_through(tmp_path: Path) -> None:
+def test_a_symbolic_link_at_the_temporary_path_is_not_written_through(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     (tmp_path / "orders.checkpoints.new").symlink_to(victim)
     left(tmp_path, killed=False)
     assert not victim.exists()
 
 
-def test_a_pipe_in_the_place_of_the_lock_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_the_lock_file_does_not_block(tmp_path: Path) -> None:
     left(tmp_path, killed=False)
     (tmp_path / "orders.checkpoints.lock").unlink()
     os.mkfifo(tmp_path / "orders.checkpoints.lock")

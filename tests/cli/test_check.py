@@ -63,7 +63,7 @@ def test_every_missing_permission_is_named_with_its_action_and_arn(world: World)
     assert found[1].startswith("permission: dynamodb:Scan on ")
 
 
-def test_a_forbidden_look_up_is_named_for_a_stream_of_keys(world: World) -> None:
+def test_a_missing_permission_for_lookups_is_named_for_a_keys_only_stream(world: World) -> None:
     world.db.create_table("orders", view="KEYS_ONLY")
     assert world.call("check", world.config)[0] == 0
     world.db.fail("BatchGetItem", "AccessDeniedException", times=None)
@@ -79,7 +79,7 @@ def test_a_forbidden_look_up_is_named_for_a_stream_of_keys(world: World) -> None
     assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetRecords"]
 
 
-def test_a_forbidden_look_at_single_items_is_named_for_a_pristine_table(
+def test_a_missing_permission_to_read_single_items_is_named_for_a_pristine_table(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`parked retry` stores only what the source still has."""
@@ -99,7 +99,7 @@ def test_a_forbidden_look_at_single_items_is_named_for_a_pristine_table(
     assert [t.split(" on ")[0] for t in texts(world, "forbidden")] == ["permission: dynamodb:GetItem"]
 
 
-def test_no_permission_at_all_still_looks_at_the_target(world: World) -> None:
+def test_without_any_permission_the_target_is_checked_all_the_same(world: World) -> None:
     world.db.create_table("orders")
     world.db.fail("DescribeTable", "AccessDeniedException", times=None)
     found = world.lines("check", world.config)
@@ -122,7 +122,7 @@ def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.M
     assert "policy" not in out
 
 
-def test_credentials_that_aws_does_not_know_are_no_matter_of_policies(world: World) -> None:
+def test_unknown_credentials_are_not_reported_as_missing_permissions(world: World) -> None:
     world.db.create_table("orders")
     world.db.fail("DescribeTable", "UnrecognizedClientException", times=None)
     found = world.lines("check", world.config)
@@ -188,7 +188,7 @@ def test_every_mismatch_of_an_existing_table_is_named(world: World) -> None:
     assert any("document" in p for p in problems), problems
 
 
-def test_everything_is_named_in_one_go(world: World) -> None:
+def test_all_problems_are_reported_at_once(world: World) -> None:
     world.hook("def other(item):\n    return None\n")
     world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
     code, _, _ = world.call("check", world.config)
@@ -210,7 +210,7 @@ def test_a_nondeterministic_hook_is_a_problem(world: World) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "preview", "parked retry --all"])
-def test_what_a_hook_prints_is_not_among_what_a_command_says(world: World, command: str) -> None:
+def test_what_a_hook_prints_is_not_part_of_a_commands_output(world: World, command: str) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
     world.hook("print('imported')\n\n\ndef hook(item):\n    print('called')\n    return {'n': item['n']}\n")
@@ -278,7 +278,7 @@ def test_items_that_the_target_would_reject_are_reported(world: World) -> None:
     assert not world.has_table("orders")
 
 
-def test_it_is_a_problem_if_the_target_would_refuse_all_of_them(world: World) -> None:
+def test_it_is_a_problem_if_the_target_would_refuse_all_sampled_items(world: World) -> None:
     """As a misspelt name does: the run would park everything."""
     with_columns(world, "Ulm", "Bonn")
     world.hook("def hook(item):\n    return {'citty': item['city']}\n")
@@ -324,7 +324,7 @@ def test_a_hook_that_cannot_be_imported_names_file_and_line(world: World) -> Non
 
 
 class TestPreview:
-    def test_shows_before_after_and_the_writes(self, world: World) -> None:
+    def test_preview_shows_items_documents_and_writes(self, world: World) -> None:
         world.db.create_table("orders")
         world.db.put("orders", {"id": "1", "total": 5, "secret": "x"})
         world.hook("def hook(item):\n    return {'total': item['total'] * 2}\n")
@@ -342,7 +342,7 @@ class TestPreview:
         assert 'item ["1"]' in out
         assert 'upsert ["1"] in orders' in out
 
-    def test_says_what_would_be_parked_and_what_left_out(self, world: World) -> None:
+    def test_preview_shows_items_that_would_be_parked_or_filtered(self, world: World) -> None:
         world.db.create_table("orders")
         world.db.put("orders", {"id": "1"})
         world.hook("def hook(item):\n    return 5\n")
@@ -352,7 +352,7 @@ class TestPreview:
         world.hook("def hook(item):\n    return None\n")
         assert "  no writes\n" in world.call("preview", world.config, "--human")[1]
 
-    def test_shows_documents_with_ids_of_their_own(self, world: World) -> None:
+    def test_preview_shows_documents_with_their_own_ids(self, world: World) -> None:
         world.db.create_table("orders")
         world.db.put("orders", {"id": "1", "tags": {"b", "a"}})
         world.hook(FAN_OUT)
@@ -360,7 +360,7 @@ class TestPreview:
 
         assert sorted(w["id"] for w in found["writes"]) == [['["1"]', "a"], ['["1"]', "b"]]
 
-    def test_takes_a_limit_or_a_key(self, world: World) -> None:
+    def test_preview_accepts_a_limit_or_a_key(self, world: World) -> None:
         world.db.create_table("orders", keys={"id": "B", "n": "N"})
         for n in range(250):
             world.db.put("orders", {"id": b"\x01", "n": n})
@@ -380,7 +380,7 @@ class TestPreview:
             ("{", "--key: "),
         ],
     )
-    def test_a_wrong_key_says_why(self, world: World, key: str, message: str) -> None:
+    def test_preview_says_what_is_wrong_with_a_key(self, world: World, key: str, message: str) -> None:
         world.db.create_table("orders")
         code, out, err = world.call("preview", world.config, "--key", key)
 
@@ -398,7 +398,7 @@ class TestPreview:
         assert '"n":1234567890123456789012345678901234568.8' in shown
         assert world.rows("SELECT document->'n' = '1234567890123456789012345678901234568.8' FROM orders") == [(True,)]
 
-    def test_every_kind_of_value_can_be_shown(self, world: World) -> None:
+    def test_preview_shows_every_type_of_value(self, world: World) -> None:
         world.db.create_table("orders")
         world.db.put("orders", {"id": "1", "n": 10**37})
         world.hook(
@@ -430,7 +430,7 @@ def hook(item):
 """
 
 
-def test_a_value_whose_own_code_raises_ends_neither_check_nor_preview_nor_run(world: World) -> None:
+def test_a_value_whose_methods_raise_ends_neither_check_nor_preview_nor_run(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "bad"})
     world.db.put("orders", {"id": "good"})

@@ -113,7 +113,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_check_ends_as_run_would_where_checkpoints_cannot_be_kept(mirror: World, name: str) -> None:
+def test_check_ends_as_run_would_if_checkpoints_cannot_be_stored(mirror: World, name: str) -> None:
     mirror.db.put("orders", {"id": "1"})
     WRONG[name].make(mirror)
     assert_agreed(mirror, WRONG[name])

@@ -259,7 +259,7 @@ def assert_agreed(world: World, wrong: Wrong) -> None:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_check_ends_as_run_would_and_names_the_same(world: World, name: str) -> None:
+def test_check_ends_as_run_would_and_reports_the_same(world: World, name: str) -> None:
     wrong = WRONG[name]
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
@@ -270,7 +270,7 @@ def test_check_ends_as_run_would_and_names_the_same(world: World, name: str) -> 
     assert_agreed(world, wrong)
 
 
-def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is_repaired_by_itself(
+def test_check_accepts_a_pipeline_that_ran_and_a_gap_that_is_repaired_automatically(
     world: World,
 ) -> None:
     world.db.create_table("orders")
@@ -288,7 +288,7 @@ def test_check_has_nothing_against_a_pipeline_that_ran_nor_against_a_gap_that_is
     world.catch_up()
 
 
-def test_check_does_not_call_a_server_ready_that_takes_no_writes(world: World) -> None:
+def test_check_does_not_call_a_server_ready_that_accepts_no_writes(world: World) -> None:
     """A standby, named by mistake: run waits for it."""
     world.db.create_table("orders")
     sql(f'ALTER DATABASE "{world.postgres.name}" SET default_transaction_read_only = on'.encode())(world)

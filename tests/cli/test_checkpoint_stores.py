@@ -54,7 +54,7 @@ def kept(mirror: World, request: pytest.FixtureRequest) -> str:
     return place
 
 
-def test_every_store_carries_a_pipeline(mirror: World, kept: str) -> None:
+def test_a_pipeline_works_with_every_store(mirror: World, kept: str) -> None:
     """Backfill, restart, parked changes looked at, tried again and given up, all beside the next claim."""
     mirror.hook(NEEDS_TOTAL)
     mirror.db.put("orders", {"id": "good", "total": 1})
@@ -120,7 +120,7 @@ def test_a_pipeline_that_never_ran_is_reported_and_nothing_is_stored(mirror: Wor
     assert mirror.shell.run("run", mirror.config, "--until", "caught-up")[0] == 0
 
 
-def test_what_a_run_parks_again_meanwhile_is_neither_retried_nor_dropped(mirror: World) -> None:
+def test_an_item_that_a_run_parks_again_meanwhile_is_neither_retried_nor_discarded(mirror: World) -> None:
     from replicator.operations import parked
 
     mirror.hook(NEEDS_TOTAL)
@@ -132,7 +132,7 @@ def test_what_a_run_parks_again_meanwhile_is_neither_retried_nor_dropped(mirror:
         assert parked.drop(seen, checkpoints) == "a run has changed it in the meantime; look at it again"
 
 
-def test_check_without_create_makes_nothing_and_says_how(mirror: World) -> None:
+def test_check_without_create_creates_nothing_and_says_how_to(mirror: World) -> None:
     keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
     code, out, _ = mirror.call("check", mirror.config, "--human")
 
@@ -156,7 +156,7 @@ def test_check_and_run_warn_of_a_file_that_others_may_read(mirror: World) -> Non
     assert "(mode 0644); chmod 600 " in next(e["reason"] for e in events if e["event"] == "checkpoints exposed")
 
 
-def test_a_permission_that_is_missing_is_exit_code_4(mirror: World) -> None:
+def test_a_missing_permission_is_exit_code_4(mirror: World) -> None:
     keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
     mirror.call("check", mirror.config, "--create")
     mirror.db.fail("PutItem", "AccessDeniedException", times=None)
@@ -174,7 +174,7 @@ def test_a_second_run_of_a_file_is_exit_code_5_and_names_the_owner(mirror: World
     assert "another run has locked this pipeline: process 77 on other-machine, since 1970-01-01 00:00:00 UTC" in err
 
 
-def test_a_later_run_takes_a_table_over(mirror: World) -> None:
+def test_with_a_checkpoint_table_a_later_run_takes_over(mirror: World) -> None:
     keep(mirror, SECTIONS["dynamodb"].replace("ENDPOINT", endpoint(mirror)))
     mirror.call("check", mirror.config, "--create")
     with ends(settings.load(mirror.config)) as (_, checkpoints):
@@ -211,7 +211,7 @@ def test_a_later_run_takes_a_table_over(mirror: World) -> None:
         ("file", "checkpoints: must be a mapping"),
     ],
 )
-def test_a_mistake_in_it_is_named_with_its_place(mirror: World, section: str, problem: str) -> None:
+def test_an_error_in_the_checkpoints_section_is_named_with_its_place(mirror: World, section: str, problem: str) -> None:
     keep(mirror, section)
     with pytest.raises(ConfigError) as caught:
         settings.load(mirror.config)
@@ -219,14 +219,14 @@ def test_a_mistake_in_it_is_named_with_its_place(mirror: World, section: str, pr
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_needs_no_type(mirror: World) -> None:
+def test_a_checkpoint_file_needs_no_type(mirror: World) -> None:
     keep(mirror, "{path: here.db}")
     with ends(settings.load(mirror.config)) as (_, checkpoints):
         assert isinstance(checkpoints, SqliteCheckpoints)
         assert checkpoints.place == f"the file {mirror.folder / 'here.db'}"
 
 
-def test_a_target_that_keeps_its_own_wants_none(world: World) -> None:
+def test_a_target_that_stores_its_own_checkpoints_accepts_no_checkpoints_section(world: World) -> None:
     world.change("target:", "checkpoints: {type: sqlite}\ntarget:")
     with pytest.raises(ConfigError) as caught:
         settings.load(world.config)
@@ -236,13 +236,13 @@ def test_a_target_that_keeps_its_own_wants_none(world: World) -> None:
     )
 
 
-def test_secrets_in_it_are_not_shown(mirror: World) -> None:
+def test_secrets_in_the_checkpoints_section_are_not_shown(mirror: World) -> None:
     keep(mirror, "{type: postgres, url: 'postgresql://u:pass-word@127.0.0.1/d'}")
     assert "pass-word" not in repr(settings.load(mirror.config))
 
 
 @pytest.mark.parametrize(("section", "right"), [(s or None, True) for s in SECTIONS.values()] + [("{type: x}", False)])
-def test_the_json_schema_knows_it(section: str | None, right: bool) -> None:
+def test_the_json_schema_includes_the_checkpoints_section(section: str | None, right: bool) -> None:
     import yaml
 
     given = yaml.safe_load(

@@ -63,7 +63,7 @@ def test_several_errors_are_listed() -> None:
     assert result.stderr.splitlines() == ["2 errors:", "  first", "  second"]
 
 
-def test_one_error_of_several_lines_is_one() -> None:
+def test_an_error_of_several_lines_is_one_error() -> None:
     result = CliRunner().invoke(
         raising(errors.ConfigError("make the table:\naws dynamodb create-table")), ["fail", "--human"]
     )
@@ -72,7 +72,7 @@ def test_one_error_of_several_lines_is_one() -> None:
 
 
 @pytest.mark.parametrize("chosen", [[], ["--json"], ["--human", "--json"]])
-def test_an_error_is_json_where_json_was_asked_for_or_where_no_terminal_shows_it(chosen: list[str]) -> None:
+def test_errors_are_json_with_the_option_or_without_a_terminal(chosen: list[str]) -> None:
     code, out, err = invoked("status", "none.yaml", *chosen)
     event = orjson.loads(err)
 
@@ -82,7 +82,7 @@ def test_an_error_is_json_where_json_was_asked_for_or_where_no_terminal_shows_it
     assert event["problems"] == ["config file none.yaml not found"]
 
 
-def test_a_gap_as_json_says_what_to_do() -> None:
+def test_a_gap_in_json_says_what_to_do() -> None:
     result = CliRunner().invoke(raising(errors.GapFound("trimmed")), ["fail", "--json"])
 
     assert "replicator resync CONFIG" in orjson.loads(result.stderr)["do"]
@@ -129,13 +129,13 @@ def test_no_command_shows_help() -> None:
     assert err.startswith("Usage: ")
 
 
-def test_ctrl_c_in_a_command_that_does_not_wait_for_it_is_what_shells_say_of_it() -> None:
+def test_ctrl_c_in_a_command_that_stores_nothing_is_exit_code_130() -> None:
     result = CliRunner().invoke(raising(KeyboardInterrupt()), ["fail"])
 
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_a_reader_that_goes_away_ends_a_command_quietly() -> None:
+def test_a_closed_output_pipe_ends_a_command_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-m", "replicator", "schema"], stdout=writing, stderr=subprocess.PIPE)
@@ -195,7 +195,7 @@ def test_help_names_every_command_and_exit_code() -> None:
         assert f" {number} " in out
 
 
-def test_every_command_has_help_worth_reading() -> None:
+def test_every_command_has_useful_help() -> None:
     commands: list[click.Command] = [*main.commands.values()]
     parked = main.commands["parked"]
     assert isinstance(parked, click.Group)
@@ -237,7 +237,7 @@ def test_the_first_output_comes_within_half_a_second() -> None:
         assert min(first_line(*arguments) for _ in range(5)) < 0.5  # the best of five: the machine may be busy
 
 
-def test_the_first_signal_asks_and_the_second_one_ends_the_process() -> None:
+def test_the_first_signal_requests_a_stop_and_the_second_ends_the_process() -> None:
     code = """
 import time
 from replicator.cli.run import stop_on_signals
@@ -260,7 +260,7 @@ finally:
     assert process.returncode == 128 + signal.SIGINT
 
 
-def test_a_demo_without_what_it_needs_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_without_its_dependencies_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "replicator.operations.demo", raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     code, _, err = invoked("demo")

@@ -77,7 +77,7 @@ def test_the_fields_are_those_that_the_documentation_lists(parked: World) -> Non
     assert all(abs(time.time() - fields["parked_at"]) < 3600 for fields in (*listed, *shown))
 
 
-def test_values_are_shown_only_when_asked_for(parked: World) -> None:
+def test_values_are_shown_only_on_request(parked: World) -> None:
     for command in (["list"], ["show", "--all"]):
         assert "private" not in parked.call("parked", *command[:1], parked.config, *command[1:])[1]
 
@@ -112,7 +112,7 @@ def test_retry_with_a_fixed_hook_stores_what_was_parked(parked: World) -> None:
     assert parked.lines("status", parked.config)[0]["parked"] == 0
 
 
-def test_a_retry_whose_config_leads_to_another_table_is_refused_and_keeps_the_item_parked(parked: World) -> None:
+def test_a_retry_whose_config_names_another_table_is_refused_and_the_item_stays_parked(parked: World) -> None:
     """It would be stored there, and missing for good where the pipeline goes on."""
     parked.hook(MENDED)
     parked.change("  table: orders\n", "  table: staging\n")
@@ -126,7 +126,7 @@ def test_a_retry_whose_config_leads_to_another_table_is_refused_and_keeps_the_it
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
-def test_a_retry_whose_config_defines_the_table_otherwise_is_refused(parked: World) -> None:
+def test_a_retry_whose_config_defines_the_table_differently_is_refused(parked: World) -> None:
     parked.hook(MENDED)
     parked.change(f"{parked.postgres.url}\n  table: orders", f"{parked.postgres.url}\n  tables: {{orders: {COLUMNS}}}")
     code, _, err = parked.call("parked", "retry", parked.config, "--all")
@@ -136,7 +136,7 @@ def test_a_retry_whose_config_defines_the_table_otherwise_is_refused(parked: Wor
     assert len(parked.rows("SELECT id FROM orders")) == 1
 
 
-def test_a_hook_that_now_leaves_the_item_out_removes_it(parked: World) -> None:
+def test_a_retry_with_a_hook_that_filters_the_item_removes_it(parked: World) -> None:
     parked.hook("def hook(item):\n    return None\n")
 
     assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
@@ -157,7 +157,7 @@ def test_retry_never_overwrites_a_newer_state(parked: World) -> None:
     assert counts(parked)["superseded"] >= 1
 
 
-def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
+def test_an_item_that_the_target_refuses_again_stays_parked(parked: World) -> None:
     parked.hook("def hook(item):\n    return {'total': float('nan')}\n")
     code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
 
@@ -166,7 +166,7 @@ def test_what_the_target_refuses_again_stays_parked(parked: World) -> None:
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
-def test_drop_discards_and_counts_it(parked: World) -> None:
+def test_drop_discards_the_item_and_counts_its_changes(parked: World) -> None:
     before = counts(parked)
     assert parked.call("parked", "drop", parked.config, "--yes", '["bad"]')[0] == 0
 
@@ -189,7 +189,7 @@ def test_an_item_that_is_not_parked_or_missing_is_reported(parked: World, comman
     assert "or use --all" in err
 
 
-def test_a_run_that_never_began_has_nothing_parked(world: World) -> None:
+def test_a_pipeline_that_never_ran_has_nothing_parked(world: World) -> None:
     with ends(load(world.config)) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, 0.0))
 
@@ -229,7 +229,7 @@ def park_scanned(world: World, *ids: str) -> None:
     world.catch_up()
 
 
-def test_what_a_scan_found_is_stored_by_a_retry_only_if_the_source_still_has_it(world: World) -> None:
+def test_a_retry_of_a_scanned_item_stores_it_only_if_the_source_still_has_it(world: World) -> None:
     """Documents with their own ids have no tombstones of an image that no hook could read."""
     park_scanned(world, "1", "2")
     world.db.put("orders", {"id": "2", "tags": ["b"]})
@@ -241,7 +241,7 @@ def test_what_a_scan_found_is_stored_by_a_retry_only_if_the_source_still_has_it(
     assert counts(world)["parked"] == 0
 
 
-def test_a_retry_that_may_not_ask_the_source_names_the_permission_and_keeps_the_item(world: World) -> None:
+def test_a_retry_without_permission_to_read_the_source_names_it_and_keeps_the_item_parked(world: World) -> None:
     park_scanned(world, "1")
     world.db.fail("GetItem", "AccessDeniedException", times=1)
     code, _, err = world.call("parked", "retry", world.config, "--all")
@@ -267,7 +267,7 @@ def test_after_a_drop_the_items_next_change_removes_what_it_had_before(world: Wo
     assert world.rows("SELECT _id FROM orders ORDER BY 1") == [("c",)]
 
 
-def test_a_retry_beside_a_run_takes_nothing_over(parked: World) -> None:
+def test_a_retry_during_a_run_does_not_take_over_the_pipeline(parked: World) -> None:
     config = load(parked.config)
     owner = config.target.build(config.pipeline)
     try:
@@ -293,7 +293,7 @@ def test_an_item_that_runs_keep_changing_stays_parked_which_is_exit_code_6(
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "drop"])
-def test_an_empty_item_is_a_mistake_and_not_every_item(parked: World, command: str) -> None:
+def test_an_empty_item_is_an_error_and_does_not_mean_all_items(parked: World, command: str) -> None:
     code, _, err = parked.call("parked", command, parked.config, "")
 
     assert code == 2
@@ -301,13 +301,13 @@ def test_an_empty_item_is_a_mistake_and_not_every_item(parked: World, command: s
     assert len(parked.lines("parked", "list", parked.config)) == 2
 
 
-def test_items_and_all_together_are_a_mistake(parked: World) -> None:
+def test_naming_items_together_with_all_is_an_error(parked: World) -> None:
     code, _, err = parked.call("parked", "drop", parked.config, "--yes", "--all", '["bad"]')
     assert code == 2
     assert "name items or use --all, not both" in err
 
 
-def test_what_is_discarded_is_asked_for_first(parked: World) -> None:
+def test_discarding_requires_a_confirmation(parked: World) -> None:
     code, _, err = parked.call("parked", "drop", parked.config, "--all")
 
     assert code == 2
@@ -324,7 +324,7 @@ def test_on_a_terminal_the_confirmation_decides(
     assert len(parked.lines("parked", "list", parked.config)) == left
 
 
-def test_an_item_that_a_run_changes_at_the_same_time_is_tried_again() -> None:
+def test_an_item_that_a_run_changes_at_the_same_time_is_retried() -> None:
     first = ParkedItem("a", "a@1", 1, Parked(("a",), 1, "no", 0.0))
     database = MemoryDatabase()
     target = MemoryTarget(database)
@@ -344,7 +344,7 @@ def test_an_item_that_a_run_changes_at_the_same_time_is_tried_again() -> None:
     assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == ""
 
 
-def test_an_item_that_a_run_parks_anew_all_the_time_is_reported_with_exit_code_6(
+def test_an_item_that_a_run_keeps_parking_again_is_reported_with_exit_code_6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = Moving(MemoryDatabase())

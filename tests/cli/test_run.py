@@ -54,7 +54,7 @@ def test_status_of_a_run_that_has_not_begun_to_copy_is_unknown_not_zero(world: W
     assert "unknown" in world.call("status", world.config, "--human")[1]
 
 
-def test_status_says_what_a_run_has_stored(world: World) -> None:
+def test_status_reports_what_a_run_has_stored(world: World) -> None:
     fill(world)
     world.catch_up()
     (found,) = world.lines("status", world.config)
@@ -77,7 +77,7 @@ def test_status_says_what_a_run_has_stored(world: World) -> None:
     assert "20 items, 4 of 4 segments" in human
 
 
-def test_status_of_an_unreachable_target_says_so(world: World) -> None:
+def test_status_reports_an_unreachable_target(world: World) -> None:
     world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
     code, out, err = world.call("status", world.config)
 
@@ -143,7 +143,7 @@ def _read(screen: int) -> bytes:
         return b""
 
 
-def test_events_for_people_are_lines_of_text(world: World) -> None:
+def test_human_readable_events_are_lines_of_text(world: World) -> None:
     fill(world)
     code, out, _ = world.shell.run("run", world.config, "--until", "caught-up", "--human")
 
@@ -205,7 +205,7 @@ signal.raise_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, process.stderr[-500:]
 
 
-def test_a_hook_that_takes_too_long_parks_its_item_and_others_go_on(world: World) -> None:
+def test_a_hook_that_takes_too_long_parks_its_item_and_others_are_stored(world: World) -> None:
     fill(world)
     world.hook("def hook(item):\n    while item['id'] == '7':\n        pass\n    return {'n': 1}\n")
     world.change("target:", "hook_timeout: 0.3\ntarget:")
@@ -220,7 +220,7 @@ def test_a_hook_that_takes_too_long_parks_its_item_and_others_go_on(world: World
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 
-def test_a_hook_that_hangs_keeps_no_signal_from_ending_the_run(world: World) -> None:
+def test_a_hanging_hook_does_not_keep_a_signal_from_ending_the_run(world: World) -> None:
     """Its item, and all behind it, come with the next run."""
     fill(world)
     begun = world.folder / "begun"
@@ -236,7 +236,7 @@ def test_a_hook_that_hangs_keeps_no_signal_from_ending_the_run(world: World) -> 
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 
-def test_a_hook_that_takes_the_process_down_is_a_killed_run(world: World) -> None:
+def test_a_hook_that_kills_the_process_loses_nothing(world: World) -> None:
     """Out of memory, a crash in a library: what was stored stays, and the next run goes on there."""
     fill(world)
     world.hook("import os\ndef hook(item):\n    os.abort()\n")
@@ -263,7 +263,7 @@ def test_a_run_of_items_of_400_kb_from_many_shards_takes_less_than_256_mb(world:
     assert int(peak) < 256 * 1024
 
 
-def test_a_run_whose_reader_goes_away_stops_in_good_order_and_quietly(world: World) -> None:
+def test_a_run_whose_output_pipe_is_closed_stops_cleanly_and_quietly(world: World) -> None:
     """``replicator run orders.yaml | head``."""
     fill(world)
     with world.shell.start("run", world.config) as process:
@@ -277,7 +277,7 @@ def test_a_run_whose_reader_goes_away_stops_in_good_order_and_quietly(world: Wor
     assert phase(world) == "stopped"
 
 
-def test_a_later_run_takes_over_and_the_earlier_one_ends_with_5(world: World) -> None:
+def test_a_later_run_takes_over_and_the_earlier_one_ends_with_exit_code_5(world: World) -> None:
     fill(world)
     with world.shell.start("run", world.config) as first:
         await_that(lambda: phase(world) == "live", first)
@@ -309,7 +309,7 @@ def test_a_second_pipeline_into_the_same_table_is_refused_and_removes_nothing(wo
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 
-def test_a_gap_ends_a_run_with_3_is_shown_and_a_resync_repairs_it(world: World) -> None:
+def test_a_gap_ends_a_run_with_exit_code_3_and_a_resync_repairs_it(world: World) -> None:
     fill(world)
     world.catch_up()
     world.db.disable_stream("orders")
@@ -351,7 +351,7 @@ def test_a_changed_hook_needs_a_decision(world: World) -> None:
     assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2") == [(20, "2")]
 
 
-def test_a_run_that_parks_items_catches_up_with_another_exit_code_and_status_tells_at_a_glance(world: World) -> None:
+def test_a_run_that_parks_items_catches_up_with_exit_code_6_and_so_does_status(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "good", "total": 1})
     world.db.put("orders", {"id": "bad"})
@@ -382,5 +382,5 @@ def test_a_run_that_parks_items_catches_up_with_another_exit_code_and_status_tel
         (Progress("live", parked=1), 6),
     ],
 )
-def test_status_exits_by_the_gravest_of_what_is_wrong(found: Progress, code: int) -> None:
+def test_status_exits_with_the_most_severe_problem(found: Progress, code: int) -> None:
     assert exit_code(found) == code

@@ -82,7 +82,7 @@ def test_a_hook_that_filters_into_typed_columns_keeps_only_what_it_returns(copy:
     assert copy.counts()["filtered"] > 0
 
 
-def test_documents_with_ids_of_their_own_go_to_several_tables_and_leave_them(copy: Copy, source: Source) -> None:
+def test_documents_with_their_own_ids_move_into_and_out_of_several_tables(copy: Copy, source: Source) -> None:
     copy.configure(FAN_OUT, tables={"heads": {}, "lines": {}})
     source.fill(60)
     copy.caught_up()

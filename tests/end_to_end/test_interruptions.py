@@ -210,7 +210,7 @@ def test_a_run_that_waits_for_postgres_ends_cleanly_on_sigterm(copy: Copy) -> No
 
 
 @ON_THE_NEWEST
-def test_a_postgres_that_lost_its_last_commits_is_repaired_by_reading_on_from_where_it_is(
+def test_a_postgres_that_lost_its_last_commits_is_repaired_by_reading_again_from_its_positions(
     copy: Copy, source: Source
 ) -> None:
     """A standby that was behind, a restored backup: positions and rows are from one moment, and go on from there."""

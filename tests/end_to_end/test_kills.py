@@ -151,7 +151,7 @@ def test_after_a_kill_a_table_is_what_the_hook_makes_and_a_batch_at_most_is_appl
 
 @pytest.mark.parametrize("postgres_server", ["wheel"], indirect=True)
 @pytest.mark.parametrize("step", ["after GetRecords", "during the checkpoint", "stored, checkpoint not"])
-def test_a_run_that_slept_while_another_took_postgres_over_writes_nothing_more(into_postgres: Story, step: str) -> None:
+def test_a_run_suspended_while_another_took_postgres_over_writes_nothing_more(into_postgres: Story, step: str) -> None:
     into_postgres.overslept(step)
 
 

@@ -32,7 +32,7 @@ def saved(index: Index) -> list[Path]:
     return sorted(index.folder.glob("copy.checkpoints*"))
 
 
-def test_a_second_run_is_told_who_has_the_pipeline_and_the_first_goes_on(index: Index, source: Source) -> None:
+def test_a_second_run_is_told_who_has_the_pipeline_and_the_first_continues(index: Index, source: Source) -> None:
     with index.start() as first:
         first.until("progress", phase="live")
         second = index.command("run")
@@ -45,7 +45,7 @@ def test_a_second_run_is_told_who_has_the_pipeline_and_the_first_goes_on(index: 
     assert "Stop that one first" in second.err
 
 
-def test_what_a_killed_run_leaves_is_in_nobodys_way(index: Index, source: Source) -> None:
+def test_the_files_of_a_killed_run_block_no_one(index: Index, source: Source) -> None:
     with index.start() as first:
         first.until("progress", phase="live")
         first.kill()

@@ -21,7 +21,7 @@ def set_to(world: World, skew: float) -> None:
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
-def test_a_clock_that_is_set_under_a_run_loses_nothing_and_makes_no_gap(faults: World, jump: float) -> None:
+def test_setting_the_clock_during_a_run_loses_nothing_and_causes_no_gap(faults: World, jump: float) -> None:
     faults.fill(shards=2)
     faults.copied()
     faults.clock.plan(20, lambda: set_to(faults, jump))
@@ -40,7 +40,7 @@ def test_a_clock_that_is_set_under_a_run_loses_nothing_and_makes_no_gap(faults: 
 
 
 @pytest.mark.parametrize("skew", JUMPS.values(), ids=JUMPS)
-def test_a_clock_that_is_wrong_by_hours_on_a_quiet_stream_makes_no_gap(faults: World, skew: float) -> None:
+def test_a_clock_wrong_by_hours_causes_no_gap_on_a_quiet_stream(faults: World, skew: float) -> None:
     """As an emulator lets it pass; AWS refuses what is signed with such a clock."""
     set_to(faults, skew)
     faults.fill(shards=2)

@@ -135,7 +135,7 @@ def test_lost_records_end_a_run_with_exit_code_3_and_a_resync_repairs_it(
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
-def test_where_it_is_wished_the_same_run_repairs_it(faults: World, fault: Fault, reason: str) -> None:
+def test_with_on_gap_resync_the_same_run_repairs_the_gap(faults: World, fault: Fault, reason: str) -> None:
     faults.configure(on_gap="resync")
     faults.fill()
     faults.copied()
@@ -150,7 +150,7 @@ def test_where_it_is_wished_the_same_run_repairs_it(faults: World, fault: Fault,
     assert not faults.gaps
 
 
-def test_a_stream_that_is_replaced_under_a_run_is_a_gap_within_one_listing(faults: World) -> None:
+def test_a_stream_replaced_during_a_run_is_a_gap_within_one_listing(faults: World) -> None:
     faults.fill()
     faults.copied()
     faults.clock.plan(10, lambda: replaced_stream(faults))
@@ -161,7 +161,7 @@ def test_a_stream_that_is_replaced_under_a_run_is_a_gap_within_one_listing(fault
     assert faults.clock() < 1_700_000_000 + 10 + 60 + 60
 
 
-def test_a_table_that_is_deleted_and_made_again_under_a_run_is_not_merged(faults: World) -> None:
+def test_a_table_recreated_during_a_run_is_not_merged_into_the_copy(faults: World) -> None:
     faults.fill()
     faults.copied()
     faults.clock.plan(10, lambda: another_table(faults))
@@ -185,7 +185,7 @@ def test_a_stream_that_is_gone_for_good_is_a_gap(faults: World) -> None:
     assert "no longer exists" in ended.err
 
 
-def test_a_stream_that_listings_say_is_gone_is_a_gap_too(faults: World) -> None:
+def test_a_stream_that_listings_report_as_gone_is_a_gap_too(faults: World) -> None:
     faults.fill()
     faults.copied()
     faults.db.fail("DescribeStream", "ResourceNotFoundException", times=None)
@@ -196,7 +196,7 @@ def test_a_stream_that_listings_say_is_gone_is_a_gap_too(faults: World) -> None:
     assert len(faults.gaps) == 1
 
 
-def test_a_shard_whose_parent_was_trimmed_before_anybody_saw_it_is_a_gap(faults: World) -> None:
+def test_a_shard_whose_parent_was_trimmed_before_it_was_listed_is_a_gap(faults: World) -> None:
     faults.fill()
     faults.copied()
     parent = shard(faults)
@@ -259,7 +259,7 @@ def test_a_quiet_parent_and_its_child_are_forgotten_in_order_days_after_a_catch_
     assert len(faults.shards) <= 14, "what is older than two days is forgotten"
 
 
-def test_a_leaf_older_than_a_day_neither_keeps_a_copy_from_being_caught_up_nor_is_a_gap_when_it_goes(
+def test_a_childless_shard_older_than_a_day_neither_delays_catching_up_nor_is_a_gap_when_it_vanishes(
     faults: World,
 ) -> None:
     """Large streams have closed shards that never get children."""
@@ -276,7 +276,7 @@ def test_a_leaf_older_than_a_day_neither_keeps_a_copy_from_being_caught_up_nor_i
 
 
 @pytest.mark.parametrize("hours", [18, 19.8])
-def test_a_quiet_shard_may_be_left_for_20_hours_though_its_copy_took_long(faults: World, hours: float) -> None:
+def test_a_quiet_shard_may_be_left_for_20_hours_even_after_a_long_backfill(faults: World, hours: float) -> None:
     faults.fill()
     faults.put("k1", n=0)
     faults.db.roll_all(TABLE)
@@ -323,7 +323,7 @@ class Down(MemoryIndex):
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_listing_counts_only_where_the_shards_that_it_showed_are_stored(faults: World, waits: bool) -> None:
+def test_a_listing_counts_only_once_the_shards_it_showed_are_stored(faults: World, waits: bool) -> None:
     """While a batch waits that holds them, heartbeats go past it; the next run may not take them for young."""
     target = Down(faults.database, now=faults.clock)
     faults.target = lambda: target
@@ -358,7 +358,7 @@ def test_a_listing_counts_only_where_the_shards_that_it_showed_are_stored(faults
     assert (ended.code, len(faults.gaps)) == (3, 1)
 
 
-def test_a_shard_that_a_listing_showed_though_it_was_gone_is_no_gap(faults: World) -> None:
+def test_a_shard_listed_although_it_was_already_gone_is_no_gap(faults: World) -> None:
     faults.fill()
     gone = Listed("shardId-00000000000000000000-00000000", None, "1", None)
     faults.db.misreport(lambda shards: [gone, *shards], times=1)

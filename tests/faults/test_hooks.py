@@ -54,7 +54,9 @@ MISBEHAVES: dict[str, tuple[str, str]] = {
 BROKEN = "def hook(item):\n    return {'total': item['total']}\n"
 
 
-def test_what_is_parked_while_a_person_is_asked_is_not_dropped(faults: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_parked_during_the_confirmation_are_not_discarded(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     faults.fill(2)
     faults.hook(BROKEN)
     faults.run()
@@ -73,7 +75,7 @@ def test_what_is_parked_while_a_person_is_asked_is_not_dropped(faults: World, mo
     assert [change.key for change in parked(faults)] == [("new",)]
 
 
-def test_a_retry_that_came_late_is_in_doubt_which_is_exit_code_6(
+def test_a_retry_overtaken_by_a_run_is_in_doubt_which_is_exit_code_6(
     faults: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults.fill(1)
@@ -125,7 +127,7 @@ def test_a_hook_that_misbehaves_parks_the_item_and_nothing_else(faults: World, b
     assert parked(faults) == []
 
 
-def test_a_document_whose_id_is_no_text_parks_its_item_and_nothing_else(faults: World) -> None:
+def test_a_document_whose_id_is_not_text_parks_its_item_and_nothing_else(faults: World) -> None:
     """What is parked could not be stored with that id in it, and every run would end there."""
     faults.fill()
     faults.hook("from replicator import Document, documents\n@documents\ndef hook(item):\n"
@@ -142,7 +144,7 @@ def test_a_document_whose_id_is_no_text_parks_its_item_and_nothing_else(faults: 
     assert len(faults.documents) == len(faults.db.items("orders"))
 
 
-def test_what_a_hook_does_to_values_that_it_was_given_touches_nothing_but_what_it_returns(faults: World) -> None:
+def test_modifying_an_items_values_in_a_hook_affects_only_its_result(faults: World) -> None:
     """Each look at an attribute gives a value of its own."""
     faults.fill(0)
     faults.put("k1", tags=["a"])
@@ -154,7 +156,7 @@ def test_what_a_hook_does_to_values_that_it_was_given_touches_nothing_but_what_i
 
 
 @pytest.mark.parametrize("style", ["--json", "--human"])
-def test_what_a_hook_prints_stands_beside_the_events_and_not_between_them(faults: World, style: str) -> None:
+def test_what_a_hook_prints_does_not_mix_with_the_events(faults: World, style: str) -> None:
     faults.fill(1)
     faults.hook("print('imported')\ndef hook(item):\n    print('called')\n    return dict(item)\n")
     out, err = faults.printed("run", "--until", "caught-up", style)
@@ -164,7 +166,7 @@ def test_what_a_hook_prints_stands_beside_the_events_and_not_between_them(faults
     assert "caught up" in out
 
 
-def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_begins(faults: World) -> None:
+def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_starts(faults: World) -> None:
     faults.fill()
     faults.hook("import no_such_module\n\n\ndef hook(item):\n    return item\n")
     ended = faults.run()
@@ -175,7 +177,7 @@ def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_begins(faults: Wo
     assert faults.documents == {}
 
 
-def test_a_hook_that_gives_something_else_each_time_changes_documents_and_never_their_order(faults: World) -> None:
+def test_a_nondeterministic_hook_affects_documents_but_never_their_order(faults: World) -> None:
     """Not promised: that a copy is what such a hook gave last. What is stored is of the item's newest image."""
     faults.fill(0)
     faults.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n"
@@ -186,7 +188,7 @@ def test_a_hook_that_gives_something_else_each_time_changes_documents_and_never_
     assert faults.documents["k1"]["n"] == "4"
 
 
-def test_documents_whose_ids_a_changed_hook_gives_no_more_stay_until_a_resync(faults: World) -> None:
+def test_documents_whose_ids_a_changed_hook_no_longer_produces_stay_until_a_resync(faults: World) -> None:
     """Not promised otherwise: from an item's images the hook of now does not tell what the one of before had made."""
     hook = (
         "from replicator import Document, documents\n@documents\ndef hook(item):\n    return [Document('{}', {{}})]\n"
@@ -206,7 +208,9 @@ def test_documents_whose_ids_a_changed_hook_gives_no_more_stay_until_a_resync(fa
     assert list(faults.database.documents(TABLE)) == [('["k0"]', "after")]
 
 
-def test_what_is_dropped_before_a_resync_has_swept_is_swept(faults: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_of_an_item_discarded_before_the_sweep_of_a_resync_are_swept(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing confirms what the target has of it; while it is parked, that is spared."""
     faults.fill(2)
     assert faults.run().code == 0

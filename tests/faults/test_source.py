@@ -22,7 +22,7 @@ def troubles(events: list[dict[str, object]]) -> str:
     return "\n".join(str(e.get("waiting_for", "")) for e in events)
 
 
-def test_a_shard_that_is_throttled_for_ten_minutes_keeps_its_position_and_holds_no_other_one_up(faults: World) -> None:
+def test_a_shard_throttled_for_ten_minutes_keeps_its_position_and_blocks_no_other(faults: World) -> None:
     faults.fill(shards=2)
     faults.copied()
     for n in range(12):
@@ -44,7 +44,7 @@ def test_a_shard_that_is_throttled_for_ten_minutes_keeps_its_position_and_holds_
     assert asked < 900  # the quick one once a second, the slow one every 10 to 20
 
 
-def test_a_third_reader_is_named_while_the_run_goes_on(faults: World) -> None:
+def test_a_third_reader_is_reported_while_the_run_continues(faults: World) -> None:
     faults.fill()
     faults.db.fail("GetRecords", "LimitExceededException", times=5)
     ended = faults.copied()
@@ -99,7 +99,7 @@ def test_iterators_that_expire_while_the_target_hangs_are_replaced_and_nothing_i
     assert "the target does not answer (failing for 9" in waits[-1]
 
 
-def test_a_disabled_stream_is_stored_to_its_end_and_then_a_gap_that_does_not_spin(faults: World) -> None:
+def test_a_disabled_stream_is_stored_to_its_end_and_is_then_a_gap_without_a_busy_loop(faults: World) -> None:
     faults.fill()
     faults.copied()
 
@@ -117,7 +117,7 @@ def test_a_disabled_stream_is_stored_to_its_end_and_then_a_gap_that_does_not_spi
     assert len(faults.client.asked) - before < 200
 
 
-def test_a_deleted_table_is_said_to_be_that_and_the_copy_stays(faults: World) -> None:
+def test_a_deleted_table_is_reported_and_the_copy_stays(faults: World) -> None:
     faults.fill()
     faults.copied()
 
@@ -140,7 +140,7 @@ def test_a_deleted_table_is_said_to_be_that_and_the_copy_stays(faults: World) ->
 
 
 @pytest.mark.parametrize("operation", ["DescribeStream", "GetRecords"])
-def test_a_table_that_is_deleted_with_its_stream_is_a_gap_that_says_so(faults: World, operation: str) -> None:
+def test_a_table_deleted_with_its_stream_is_a_gap_that_says_so(faults: World, operation: str) -> None:
     """So do emulators, and AWS a day after the table was deleted."""
     faults.fill()
     faults.copied()
@@ -169,7 +169,7 @@ LISTINGS: list[list[Misreport]] = [[unordered], [duplicated], [children_first], 
 
 
 @pytest.mark.parametrize("how", LISTINGS, ids=lambda how: " and ".join(h.__name__ for h in how))
-def test_listings_in_any_order_doubled_or_over_pages_mean_the_same(faults: World, how: list[Misreport]) -> None:
+def test_listings_in_any_order_with_duplicates_or_over_pages_mean_the_same(faults: World, how: list[Misreport]) -> None:
     faults.fill(shards=2)
     faults.copied()
     faults.db.page_sizes(shards=1)  # a page boundary between every parent and child
@@ -183,7 +183,7 @@ def test_listings_in_any_order_doubled_or_over_pages_mean_the_same(faults: World
     assert faults.counts.read == 6 + 6 + 16
 
 
-def test_an_ended_shard_whose_children_no_listing_shows_is_asked_about_until_one_does(faults: World) -> None:
+def test_the_children_of_an_ended_shard_are_looked_up_until_a_listing_shows_them(faults: World) -> None:
     faults.fill()
     faults.copied()
     parent = faults.db.open_shards(TABLE)[0]
@@ -200,7 +200,7 @@ def test_an_ended_shard_whose_children_no_listing_shows_is_asked_about_until_one
     assert not faults.gaps
 
 
-def test_a_child_whose_parent_is_shown_open_is_stored_behind_all_of_its_parent(faults: World) -> None:
+def test_a_child_whose_parent_is_listed_as_open_is_stored_after_all_of_its_parent(faults: World) -> None:
     faults.fill()
     faults.copied()
     faults.db.page_sizes(records=1)
@@ -265,7 +265,7 @@ def test_records_read_again_because_the_stream_starts_before_the_scan_are_supers
     )  # stale: whichever comes second
 
 
-def test_a_scan_that_is_throttled_waits_and_goes_on_at_its_cursor(faults: World) -> None:
+def test_a_throttled_scan_waits_and_resumes_at_its_cursor(faults: World) -> None:
     faults.fill(40)
     faults.db.page_sizes(items=3)
     for n in range(4):
@@ -280,7 +280,7 @@ def test_a_scan_that_is_throttled_waits_and_goes_on_at_its_cursor(faults: World)
     assert faults.clock() - 1_700_000_000 < 40 * LONGEST_BACKOFF
 
 
-def test_another_number_of_segments_begins_with_the_next_backfill(faults: World) -> None:
+def test_a_changed_number_of_segments_applies_from_the_next_backfill(faults: World) -> None:
     faults.fill(60)
     faults.db.page_sizes(items=2)
     faults.configure(backfill={"segments": 3})
@@ -342,7 +342,7 @@ def test_a_new_scan_removes_expired_items_that_the_target_keeps_only_if_it_is_to
     assert faults.documents.keys() == {"k2"}
 
 
-def test_a_gap_of_a_copy_that_keeps_expired_items_waits_for_a_person(faults: World) -> None:
+def test_a_gap_of_a_copy_that_keeps_expired_items_is_not_repaired_automatically(faults: World) -> None:
     faults.fill(2)
     faults.configure(ttl_deletes="ignore")
     assert faults.run().code == 0

@@ -49,7 +49,7 @@ def changing(faults: World, seconds: int) -> None:
         faults.clock.plan(n, partial(faults.put, "k1", n=f"{n}"))
 
 
-def test_a_run_that_cannot_reach_its_store_writes_no_more_than_it_was_sure_of_and_goes_on_later(faults: World) -> None:
+def test_a_run_that_cannot_reach_its_store_stops_writing_and_resumes_later(faults: World) -> None:
     faults.fill()
     apart = Apart(faults, cut=20, lasting=60)
     changing(faults, 100)
@@ -61,7 +61,7 @@ def test_a_run_that_cannot_reach_its_store_writes_no_more_than_it_was_sure_of_an
     faults.copied()
 
 
-def test_a_run_that_cannot_reach_its_store_ends_when_it_can_if_another_took_over_meanwhile(faults: World) -> None:
+def test_a_run_that_was_replaced_while_it_could_not_reach_its_store_ends_once_it_can(faults: World) -> None:
     faults.fill()
     apart = Apart(faults, cut=20, lasting=60)
     changing(faults, 100)

@@ -17,7 +17,9 @@ def _gone_behind_a_gap(faults: World) -> None:
     assert faults.run().code == 3
 
 
-def test_a_sweep_that_the_target_refuses_ends_the_run_with_the_reason_and_the_next_run_continues(faults: World) -> None:
+def test_a_sweep_refused_by_the_target_ends_the_run_with_the_reason_and_the_next_run_continues_it(
+    faults: World,
+) -> None:
     def keeps(table: str, id: DocumentId) -> str | None:
         return "the foreign key about of notes refuses it" if id == ("k0",) else None
 

@@ -282,7 +282,7 @@ def test_an_item_that_is_parked_anew_faster_than_all_are_listed_ends_no_command(
     assert store.looks <= 5
 
 
-def test_a_retry_of_what_a_scan_found_does_not_bring_back_what_was_deleted_before(
+def test_a_retry_of_a_scanned_item_does_not_bring_back_a_deleted_document(
     database: MemoryDatabase, target: MemoryTarget
 ) -> None:
     """The scan's page was read before the item was deleted, and comes through, refused, after its delete was stored."""
@@ -1212,7 +1212,7 @@ def holding(tags: list[str] | None) -> SourceItems:
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("current", [["now"], None])
-def test_a_retry_does_not_store_what_a_scan_found_and_the_source_has_no_longer(
+def test_a_retry_does_not_store_a_scanned_item_that_the_source_no_longer_has(
     database: MemoryDatabase, target: MemoryTarget, index: MemoryIndex, current: list[str] | None, *, apart: bool
 ) -> None:
     found = park_scanned(target, leaves=(), changes={SOURCE: 2})

@@ -108,13 +108,13 @@ def weighed(*changes: tuple[Change, int]) -> list[Latest]:
     return [(each, each.version, weight) for each, weight in changes]
 
 
-def test_the_last_change_of_an_item_stands_for_all_of_them() -> None:
+def test_the_last_change_of_an_item_replaces_all_earlier_ones() -> None:
     numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2), record(A, 4, 3)], start=7)
     found = {r.key: (v - version(EPOCH, 0), r.sequence, weight) for r, v, weight in latest(numbered, EPOCH)}
     assert found == {A: (10, "4", 3), B: (8, "2", 1)}
 
 
-def test_the_runs_of_items_keep_their_order() -> None:
+def test_the_changes_of_each_item_keep_their_order() -> None:
     numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2)], start=7)
     found = {key: [c.sequence for c in run] for key, run in runs(numbered, EPOCH).items()}
     assert found == {A: ["1", "3"], B: ["2"]}
@@ -142,18 +142,18 @@ def test_a_removal_deletes() -> None:
     assert (found.read, found.filtered) == (4, 0)
 
 
-def test_what_leaves_the_filter_is_dropped_and_deleted_without_counting_twice() -> None:
+def test_an_item_that_leaves_the_filter_is_deleted_and_counted_as_filtered_once() -> None:
     found = compact_latest(weighed((change(A, 3, 1), 4)), FILTER, at())
     assert short(found.writes) == [("orders", A, None, 3, 0)]
     assert (found.read, found.filtered) == (4, 4)
 
 
-def test_a_scanned_item_outside_the_filter_is_dropped_and_needs_no_delete() -> None:
+def test_a_scanned_item_outside_the_filter_needs_no_delete() -> None:
     found = compact_latest(weighed((change(A, 0, 1, scanned=True), 1)), FILTER, at())
     assert (found.writes, found.filtered) == ([], 1)
 
 
-def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> None:
+def test_a_poison_item_is_parked_with_image_and_traceback_and_others_are_stored() -> None:
     found = compact_latest(weighed((change(A, 1, 2), 1), (change(B, 2, 13, 2), 3), (change(C, 3, 4), 1)), FILTER, at())
     assert [w.id for w in found.writes] == [A, C]
     assert (found.read, found.parked) == (5, 3)
@@ -172,19 +172,19 @@ def test_a_poison_item_is_parked_with_image_and_traceback_and_others_go_on() -> 
     assert ("unlucky" in kept.traceback, kept.words) == (True, "ValueError: unlucky")
 
 
-def test_what_the_target_refused_is_parked_with_its_reason_and_the_hook_not_asked() -> None:
+def test_a_change_that_the_target_refused_is_parked_with_its_reason_without_calling_the_hook() -> None:
     refused = {(A, version(EPOCH, 1)): "too long"}
     found = compact_latest(weighed((change(A, 1, 13), 1), (change(B, 2, 2), 1)), FILTER, at(refused=refused))
     assert [w.id for w in found.writes] == [B]
     assert parked(found)[entry(A, 1)].reason == "too long"  # type: ignore[union-attr]
 
 
-def test_a_refusal_is_of_one_version_only() -> None:
+def test_a_refusal_applies_to_one_version_only() -> None:
     refused = {(A, version(EPOCH, 1)): "too long"}
     assert [w.id for w in compact_latest(weighed((change(A, 2, 2), 1)), FILTER, at(refused=refused)).writes] == [A]
 
 
-def test_an_image_that_is_no_text_can_be_parked() -> None:
+def test_an_image_that_is_not_valid_text_can_be_parked() -> None:
     bad = Change(A, version(EPOCH, 1), b'{"v":{"S":"\xff"}}', None, "1")
     found = compact_latest(weighed((bad, 1)), FILTER, at())
     assert parked(found)[entry(A, 1)].new == '{"v":{"S":"\ufffd"}}'  # type: ignore[union-attr]
@@ -222,7 +222,7 @@ def test_a_poison_scanned_item_does_not_replace_a_parked_change_of_the_stream() 
     assert (found.saves, found.writes, found.read, found.parked) == ([], [], 1, 1)
 
 
-def test_a_scanned_item_heals_what_was_parked_in_an_earlier_epoch() -> None:
+def test_a_scanned_item_resolves_a_change_parked_in_an_earlier_epoch() -> None:
     before = entry(A, 99, EPOCH - 1)
     assert parked(compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(before))) == {before: None}
 
@@ -237,7 +237,7 @@ def writes(*run: Change) -> list[tuple[Any, ...]]:
     return [(table, id[1], *rest) for table, id, *rest in found]
 
 
-def test_documents_are_filed_under_their_item_and_their_own_id_in_their_table() -> None:
+def test_documents_are_stored_by_item_and_id_in_their_table() -> None:
     assert writes(change(A, 4, "ab")) == [("vowels", "a", {"to": "ab"}, 4, 1), ("others", "b", {"to": "ab"}, 4, 0)]
 
 
@@ -259,7 +259,7 @@ def test_ids_in_between_are_deleted_because_another_run_may_have_stored_them() -
     ]
 
 
-def test_what_expired_and_was_kept_stays_beside_the_documents_of_a_later_item() -> None:
+def test_documents_of_an_expired_item_stay_beside_those_of_a_later_item() -> None:
     """An item that is put under a key is new: nothing tells which documents one that expired before it left."""
     shard = ShardState(None, "1", whole=True, since=0.0)
     expired = Record(A, "4", 1.0, None, _image("ab"), expired=True)
@@ -283,17 +283,17 @@ def test_a_removal_deletes_all_documents_of_the_item() -> None:
     ]
 
 
-def test_ids_of_different_items_never_meet() -> None:
+def test_ids_of_different_items_never_collide() -> None:
     both = {A: [change(A, 1, "a")], B: [change(B, 2, "a")]}
     assert {w.id for w in compact_runs(both, FAN, at()).writes} == {(key_text(A), "a"), (key_text(B), "a")}
 
 
-def test_what_comes_to_no_write_at_all_is_dropped() -> None:
+def test_changes_that_result_in_no_write_are_filtered() -> None:
     found = compact_runs({A: [change(A, 1, ""), change(A, 2, "", "")]}, FAN, at())
     assert (found.read, found.filtered, found.writes) == (2, 2, [])
 
 
-def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_go_on() -> None:
+def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_are_stored() -> None:
     items = {A: [change(A, 1, "a"), change(A, 2, "!", "a"), change(A, 4, "!b", "!")], B: [change(B, 3, "e")]}
     found = compact_runs(items, FAN, at())
     assert [w.item for w in found.writes] == [B]
@@ -304,14 +304,14 @@ def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_go_on()
     assert entry_.reason.startswith("hook hook raised ValueError")
 
 
-def test_a_poison_image_in_between_holds_up_nothing() -> None:
+def test_a_poison_intermediate_image_blocks_nothing() -> None:
     """Nothing of it can be stored; what was before it and after it is known."""
     found = compact_runs({A: [change(A, 1, "!", "a"), change(A, 2, "b", "!")]}, FAN, at())
     assert [(type(w).__name__, w.id[1]) for w in found.writes] == [("Upsert", "b"), ("Delete", "a")]
     assert found.parked == 0
 
 
-def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left() -> None:
+def test_a_later_good_change_resolves_an_item_and_removes_what_its_parked_changes_left() -> None:
     first = compact_runs({A: [change(A, 1, "!", "ab")]}, FAN, at())
     held_ = first.moves[0].after
     assert held_ is not None
@@ -331,7 +331,7 @@ def test_a_later_good_change_heals_an_item_and_removes_what_its_parked_ones_left
     assert parked(third) == {entry(A, 2): None}
 
 
-def test_what_a_dropped_change_left_is_removed_by_the_items_next_change() -> None:
+def test_what_a_discarded_change_left_is_removed_by_the_items_next_change() -> None:
     left = Held(entry(A, 3), leaves=frozenset({("vowels", "a")}))
     around = BatchContext({}, ParkedItems.of([], [left]), EPOCH, "shard:s", 5.0)
     found = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, around)
@@ -343,7 +343,7 @@ def test_what_a_dropped_change_left_is_removed_by_the_items_next_change() -> Non
     assert value.leaves == (("vowels", "a"),)
 
 
-def test_a_scanned_image_older_than_what_was_parked_or_dropped_changes_nothing() -> None:
+def test_a_scanned_image_older_than_a_parked_or_discarded_change_has_no_effect() -> None:
     scanned = {A: [change(A, 0, "a", scanned=True)]}
     found = compact_runs(scanned, FAN, at(entry(A, 3)))
     assert (found.parked, found.filtered, found.writes, found.saves) == (1, 0, [], [])
@@ -352,7 +352,7 @@ def test_a_scanned_image_older_than_what_was_parked_or_dropped_changes_nothing()
     assert (found.parked, found.filtered, found.writes, found.saves) == (0, 1, [], [])
 
 
-def test_a_poison_old_image_parks_the_item_only_where_another_hook_may_have_stored_documents_of_it() -> None:
+def test_a_poison_old_image_parks_the_item_only_if_an_earlier_hook_may_have_stored_its_documents() -> None:
     items = {A: [change(A, 1, "a", "!")]}
     assert compact_runs(items, FAN, at()).parked == 0
     mixed = replace(at(), mixed=True)
@@ -371,7 +371,7 @@ def test_a_poison_old_image_parks_the_item_only_where_another_hook_may_have_stor
     assert ("others", (key_text(A), "!")) in {(w.table, w.id) for w in writes if isinstance(w, Delete)}
 
 
-def test_what_the_target_refused_parks_the_whole_run_with_its_reason() -> None:
+def test_a_refusal_by_the_target_parks_all_changes_of_the_item_with_its_reason() -> None:
     refused = {(A, version(EPOCH, 2)): "too long"}
     found = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
     assert (found.writes, found.refused) == ([], [(A, version(EPOCH, 2))])
@@ -380,14 +380,14 @@ def test_what_the_target_refused_parks_the_whole_run_with_its_reason() -> None:
     }
 
 
-def test_nothing_queues_behind_what_was_parked_in_an_earlier_epoch_and_that_is_healed() -> None:
+def test_a_change_parked_in_an_earlier_epoch_blocks_nothing_and_is_resolved() -> None:
     before = entry(A, 99, EPOCH - 1)
     found = compact_runs({A: [change(A, 0, "a", scanned=True)]}, FAN, at(before))
     assert [w.item for w in found.writes] == [A]
     assert parked(found) == {before: None}
 
 
-def test_a_poison_change_takes_the_place_of_what_was_parked_in_an_earlier_epoch() -> None:
+def test_a_poison_change_replaces_a_change_parked_in_an_earlier_epoch() -> None:
     before = entry(A, 99, EPOCH - 1)
     found = compact_runs({A: [change(A, 4, "!")]}, FAN, at(before))
     assert {id: p is not None for id, p in parked(found).items()} == {before: False, entry(A, 4): True}
@@ -396,7 +396,7 @@ def test_a_poison_change_takes_the_place_of_what_was_parked_in_an_earlier_epoch(
 # parked items
 
 
-def test_an_entry_knows_its_item_and_its_place_in_the_order() -> None:
+def test_an_entrys_id_names_its_item_and_orders_it_by_version() -> None:
     ids = [parked_id(A, version(EPOCH, n)) for n in (1, 9, 10, 1 << 40)]
     assert sorted(ids) == ids
     assert {item_of(id) for id in ids} == {key_text(A)}
@@ -420,7 +420,9 @@ PARKED = st.sets(st.sampled_from([entry(k, n, e) for k in (A, B) for n in (0, 3)
 
 
 @given(events=EVENTS, before=PARKED)
-def test_one_document_an_item_loses_no_count(events: list[tuple[Key, int | None]], before: set[str]) -> None:
+def test_every_change_is_counted_with_one_document_per_item(
+    events: list[tuple[Key, int | None]], before: set[str]
+) -> None:
     numbered = [(n, record(key, n, new)) for n, (key, new) in enumerate(events, start=4)]
     found = compact_latest(latest(numbered, EPOCH), FILTER, at(*before))
     assert found.read == len(events)
@@ -431,7 +433,9 @@ def test_one_document_an_item_loses_no_count(events: list[tuple[Key, int | None]
 @given(
     events=st.lists(st.tuples(st.sampled_from([A, B, C]), st.sampled_from([None, "", "a", "bc", "!"]))), before=PARKED
 )
-def test_ids_of_their_own_lose_no_count(events: list[tuple[Key, str | None]], before: set[str]) -> None:
+def test_every_change_is_counted_with_documents_with_their_own_ids(
+    events: list[tuple[Key, str | None]], before: set[str]
+) -> None:
     images: dict[Key, str | None] = {}
     numbered = []
     for n, (key, new) in enumerate(events, start=4):
@@ -463,7 +467,7 @@ def test_any_page_boundary_gives_the_same_documents(events: list[str | None], cu
     assert stored(*([c] for c in changes)) == whole
 
 
-def test_a_part_says_what_is_known_before_the_target_answers() -> None:
+def test_a_batch_lists_its_counts_before_the_target_responds() -> None:
     found = compact_latest(weighed((change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)), FILTER, at())
     part = found.part("shard:s")
     assert (part.source, part.writes) == ("shard:s", found.writes)

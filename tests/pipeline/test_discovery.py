@@ -51,18 +51,18 @@ def test_a_listing_without_a_child_of_a_shard_that_ended_proves_nothing_young() 
     assert news.shards["c"].since == 7.0
 
 
-def test_a_whole_generation_may_appear_at_once_in_any_order() -> None:
+def test_a_whole_generation_of_shards_may_appear_at_once_in_any_order() -> None:
     shards = [Shard("d", "c"), Shard("b", "a", last="2"), Shard("c", "b", last="3"), Shard("a", last="1")]
     assert list(Discovery().news({"a": state()}, listing(*shards)).shards) == ["b", "c", "d"]
 
 
-def test_an_ancestor_that_shows_up_late_closed_before_the_epoch_and_is_not_read() -> None:
+def test_an_ancestor_that_is_listed_late_was_closed_before_the_epoch_and_is_not_read() -> None:
     shards = [Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")]
     news = Discovery().news({"c": state("b")}, listing(*shards))
     assert {id: s.ended for id, s in news.shards.items()} == {"a": True, "b": True}
 
 
-def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_when_that_comes_out() -> None:
+def test_an_old_shard_mistaken_for_a_new_one_is_a_gap_once_that_is_discovered() -> None:
     discovery, known = Discovery(), {"c": state("b")}
     taken = discovery.news(known, listing(Shard("a"), Shard("c", "b"))).shards
     assert taken["a"].whole
@@ -70,14 +70,14 @@ def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_when_that_comes_out(
         discovery.news({**known, **taken}, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
 
 
-def test_two_shards_that_were_read_side_by_side_and_turn_out_to_be_kin_are_a_gap() -> None:
+def test_two_shards_read_in_parallel_that_turn_out_to_be_related_are_a_gap() -> None:
     whole_line = listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b"))
     Discovery().news({"a": state(ended=True), "c": state("b")}, whole_line)  # a was closed when the epoch began
     with pytest.raises(GapFound, match="an old shard was mistaken for a new one"):
         Discovery().news({"a": state(), "c": state("b")}, whole_line)
 
 
-def test_a_sibling_that_shows_up_late_is_read() -> None:
+def test_a_sibling_that_is_listed_late_is_read() -> None:
     shards = [Shard("a", last="1"), Shard("b", "a"), Shard("c", "a")]
     news = Discovery().news({"a": state(ended=True), "b": state("a")}, listing(*shards))
     assert {id: s.ended for id, s in news.shards.items()} == {"c": False}
@@ -109,7 +109,7 @@ def test_an_ended_shard_that_leaves_the_listings_before_its_children_were_seen_i
     assert lists(discovery, known, Shard("z", "y"), times=1, at=23.4 * HOUR).finished == {"a"}
 
 
-def test_the_children_of_a_shard_that_just_ended_are_waited_for_while_it_is_listed() -> None:
+def test_the_children_of_a_recently_ended_shard_are_waited_for_while_it_is_listed() -> None:
     known = {"a": replace(state(ended=True), through=1000.0)}
     assert lists(Discovery(), known, Shard("a", last="9"), times=50, at=1000.0 + 899).finished == set()
 
@@ -119,7 +119,7 @@ def test_a_shard_that_is_listed_without_a_child_a_quarter_of_an_hour_after_its_e
     assert lists(Discovery(), known, Shard("a", last="9"), times=1, at=1000.0 + 900).finished == {"a"}
 
 
-def test_so_has_one_that_was_closed_as_the_epoch_began_when_ten_listings_in_a_row_show_none() -> None:
+def test_a_shard_closed_when_the_epoch_began_has_no_children_if_ten_listings_in_a_row_show_none() -> None:
     """It closed long before, or its child would be there within seconds."""
     discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
     shown = (Shard("a", last="9"), Shard("b"))
@@ -129,13 +129,13 @@ def test_so_has_one_that_was_closed_as_the_epoch_began_when_ten_listings_in_a_ro
     assert lists(discovery, known, *shown, times=1).finished == {"a"}
 
 
-def test_a_listing_that_contradicts_itself_says_nothing_about_leaves() -> None:
+def test_a_contradictory_listing_proves_nothing_about_childless_shards() -> None:
     discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
     lists(discovery, known, Shard("a", last="9"), Shard("b"), Shard("z", "y"), times=4, at=2000.0)
     assert lists(discovery, known, Shard("a", last="9"), times=2, at=2000.0).finished == set()
 
 
-def test_a_leaf_does_not_keep_listings_from_proving_later_shards_young() -> None:
+def test_a_childless_shard_does_not_prevent_listings_from_proving_later_shards_young() -> None:
     discovery = Discovery()
     known = {"a": replace(state(ended=True), leaf=True), "b": state(since=7.0)}
     discovery.news(known, listing(Shard("a", last="9"), Shard("b"), at=50.0))
@@ -151,14 +151,14 @@ def test_a_listing_that_shows_a_child_without_its_parent_proves_nothing_young() 
     assert {id: s.since for id, s in news.shards.items()} == {"p": 10.0, "x": 10.0}
 
 
-def test_a_shard_that_neither_listings_nor_its_reader_find_is_at_its_end_and_no_gap() -> None:
+def test_a_shard_that_neither_listings_nor_its_reader_find_has_ended_without_a_gap() -> None:
     discovery, known = Discovery(), {"a": state(), "b": state()}
     discovery.not_found("a")
     assert lists(discovery, known, Shard("b"), times=2).finished == set()
     assert lists(discovery, known, Shard("b"), times=1).finished == {"a"}
 
 
-def test_one_that_its_reader_finds_again_is_a_gap_when_listings_do_not() -> None:
+def test_a_shard_that_its_reader_finds_again_but_listings_do_not_is_a_gap() -> None:
     discovery, known = Discovery(), {"a": state(), "b": state()}
     discovery.not_found("a")
     discovery.read_from("a")
@@ -167,7 +167,7 @@ def test_one_that_its_reader_finds_again_is_a_gap_when_listings_do_not() -> None
         discovery.news(known, listing(Shard("b")))
 
 
-def test_a_page_of_a_shard_outweighs_the_listings_before_it_and_none_after() -> None:
+def test_a_page_of_a_shard_overrides_the_listings_before_it_but_not_those_after() -> None:
     discovery, known = Discovery(), {"a": state()}
     for _ in range(9):
         lists(discovery, known, times=2)
@@ -177,7 +177,7 @@ def test_a_page_of_a_shard_outweighs_the_listings_before_it_and_none_after() -> 
         discovery.news(known, listing())
 
 
-def test_one_listing_that_shows_it_again_is_enough_to_begin_counting_anew() -> None:
+def test_one_listing_that_shows_the_shard_again_restarts_the_count() -> None:
     discovery, known = Discovery(), {"a": state()}
     for _ in range(9):
         lists(discovery, known, times=2)
@@ -195,7 +195,7 @@ def test_a_shard_whose_parent_five_listings_do_not_show_is_a_gap_not_a_root() ->
     assert found.value.shard == "z"
 
 
-def test_the_children_that_were_asked_for_say_nothing_about_other_shards() -> None:
+def test_a_lookup_of_one_shards_children_proves_nothing_about_other_shards() -> None:
     discovery, known = Discovery(), {"a": state(ended=True), "b": state()}
     lists(discovery, known, Shard("a", last="1"), times=2)  # b is missing twice
     for _ in range(9):
@@ -207,26 +207,26 @@ def test_the_children_that_were_asked_for_say_nothing_about_other_shards() -> No
     assert found.value.shard == "b"
 
 
-def test_closed_shards_are_remembered_so_that_their_empty_pages_are_not_waited_upon() -> None:
+def test_closed_shards_are_remembered_so_that_their_empty_pages_do_not_delay_reading() -> None:
     discovery = Discovery()
     discovery.news({"a": state()}, listing(Shard("a", last="5"), Shard("b", "a")))
     assert discovery.closed == {"a"}
 
 
-def test_a_parent_that_one_listing_shows_is_waited_for_anew() -> None:
+def test_one_listing_that_shows_the_parent_restarts_the_wait_for_it() -> None:
     discovery, known = Discovery(), {"a": state()}
     for _ in range(3):
         lists(discovery, known, Shard("a"), Shard("z", "y"), times=4)
         lists(discovery, known, Shard("a"), times=1)
 
 
-def test_an_old_shard_that_was_taken_for_a_new_one_is_a_gap_also_behind_shards_that_are_known() -> None:
+def test_an_old_shard_mistaken_for_a_new_one_is_a_gap_also_behind_known_shards() -> None:
     known = {"a": replace(state(), whole=True), "b": state("a", ended=True), "c": state("b")}
     with pytest.raises(GapFound, match="an old shard was mistaken for a new one"):
         Discovery().news(known, listing(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")))
 
 
-def test_the_parent_of_a_young_shard_is_not_taken_for_an_old_one() -> None:
+def test_the_parent_of_a_young_shard_is_not_mistaken_for_an_old_one() -> None:
     young = {"a": replace(state("r"), whole=True), "b": replace(state("a"), whole=True)}
     known = {"r": state(ended=True), **young}
     assert (
@@ -241,7 +241,7 @@ def test_a_shard_whose_end_lies_in_the_future_is_waited_for_no_longer_than_other
     assert lists(discovery, known, Shard("a", last="9"), times=1, at=1900.0).finished == {"a"}
 
 
-def test_a_shard_that_is_still_read_is_without_children_from_the_first_listing_on_that_shows_it_closed() -> None:
+def test_a_shard_still_being_read_counts_as_childless_from_the_first_listing_that_shows_it_closed() -> None:
     shown, ended = Shard("a", last="9"), replace(state(ended=True), through=1000.0)
     discovery = Discovery()
     lists(discovery, {"a": state()}, shown, times=10, at=1000.0)

@@ -100,14 +100,14 @@ def test_a_grandchild_waits_though_the_grandparent_ended() -> None:
     assert readable({"a": ENDED, "b": child("a"), "c": child("b")}) == {"b"}
 
 
-def test_a_parent_that_nobody_knows_holds_nothing_up() -> None:
+def test_an_unknown_parent_blocks_nothing() -> None:
     assert readable({"b": child("trimmed")}) == {"b"}
 
 
 # which are new
 
 
-def test_new_shards_come_parents_first_in_whatever_order_they_are_listed() -> None:
+def test_new_shards_are_ordered_parents_first_regardless_of_listing_order() -> None:
     family = [Shard("a"), Shard("b", "a"), Shard("c", "b"), Shard("d", "b")]
     for order in permutations(family):
         found = ids(newcomers({}, listed(*order)))
@@ -115,7 +115,7 @@ def test_new_shards_come_parents_first_in_whatever_order_they_are_listed() -> No
         assert all(found.index(s.parent) < found.index(s.id) for s in family if s.parent is not None)
 
 
-def test_known_shards_are_no_newcomers() -> None:
+def test_known_shards_are_not_new() -> None:
     assert newcomers({"a": OPEN}, listed(Shard("a"))) == []
 
 
@@ -123,7 +123,7 @@ def test_a_child_of_a_known_parent_is_new_though_the_parent_is_no_longer_listed(
     assert ids(newcomers({"a": ENDED}, listed(Shard("b", "a")))) == ["b"]
 
 
-def test_a_child_whose_parent_nobody_ever_saw_is_an_orphan_and_no_newcomer() -> None:
+def test_a_child_whose_parent_was_never_listed_is_an_orphan_and_not_new() -> None:
     shards = listed(Shard("a"), Shard("c", "b"))
     assert ids(newcomers({}, shards)) == ["a"]
     assert orphans({}, shards) == {"c"}
@@ -133,18 +133,18 @@ def test_the_descendants_of_an_orphan_are_orphans() -> None:
     assert orphans({}, listed(Shard("c", "b"), Shard("d", "c"), Shard("e", "d"))) == {"c", "d", "e"}
 
 
-def test_an_orphan_is_none_once_a_listing_shows_its_parent() -> None:
+def test_a_shard_is_no_longer_an_orphan_once_its_parent_is_listed() -> None:
     shards = listed(Shard("c", "b"), Shard("b", last="9"))
     assert orphans({}, shards) == set()
     assert ids(newcomers({}, shards)) == ["b", "c"]
 
 
-def test_a_known_shard_is_no_orphan_whatever_became_of_its_parent() -> None:
+def test_a_known_shard_is_never_an_orphan_whatever_happened_to_its_parent() -> None:
     assert orphans({"b": child("a")}, listed(Shard("b", "a"))) == set()
 
 
 @pytest.mark.parametrize("shards", [[Shard("a", "a")], [Shard("a", "b"), Shard("b", "a")]])
-def test_a_lineage_that_bites_its_own_tail_waits_and_does_not_hang(shards: list[Shard]) -> None:
+def test_a_cyclic_lineage_waits_and_does_not_loop_forever(shards: list[Shard]) -> None:
     assert newcomers({}, listed(*shards)) == []
     assert orphans({}, listed(*shards)) == {s.id for s in shards}
 
@@ -176,7 +176,7 @@ def test_a_shard_that_ended_has_a_child_in_every_later_listing() -> None:
     assert heirless({"a": ENDED, "b": OPEN}, listed(Shard("a", last="1"), Shard("b"), Shard("c", "a"))) == set()
 
 
-def test_so_has_one_that_a_listing_shows_closed() -> None:
+def test_a_shard_that_a_listing_shows_closed_has_a_child_in_every_later_listing() -> None:
     assert heirless({"a": OPEN}, listed(Shard("a", last="1"))) == {"a"}
 
 
@@ -187,11 +187,11 @@ def test_a_child_that_is_known_already_is_a_child() -> None:
 # whose children are not known
 
 
-def test_a_closed_leaf_without_children_is_asked_about() -> None:
+def test_the_children_of_a_closed_childless_shard_are_looked_up() -> None:
     assert childless({"a": ENDED}) == {"a"}
 
 
-def test_an_open_leaf_is_not() -> None:
+def test_the_children_of_an_open_shard_are_not_looked_up() -> None:
     assert childless({"a": OPEN}) == set()
 
 
@@ -202,7 +202,7 @@ def test_only_the_last_generation_is_childless() -> None:
 # which may be forgotten
 
 
-def test_what_is_still_listed_is_kept() -> None:
+def test_a_shard_that_is_still_listed_is_kept() -> None:
     known = {"a": ENDED, "b": ended_child("a"), "c": child("b")}
     assert (
         forgettable(known, listed(Shard("a", last="1"), Shard("b", "a", last="2"), Shard("c", "b")), LONG_AFTER)
@@ -215,7 +215,7 @@ def test_an_ended_shard_whose_children_ended_may_be_forgotten_once_it_is_not_lis
     assert forgettable(known, listed(Shard("c", "b")), LONG_AFTER) == {"a"}
 
 
-def test_a_shard_that_a_listing_left_out_is_not_forgotten_for_two_days() -> None:
+def test_a_shard_missing_from_a_listing_is_kept_for_two_days() -> None:
     read_to_its_end = Stored(ended=True, through=1000.0)
     known = {"a": read_to_its_end, "b": ended_child("a"), "c": child("b")}
     assert forgettable(known, {}, 1000.0 + KEPT) == set()
@@ -249,13 +249,13 @@ def test_a_child_is_not_forgotten_before_its_parent() -> None:
     }
 
 
-def test_one_child_is_enough_for_a_parent_that_stays() -> None:
+def test_one_child_of_a_kept_parent_is_enough() -> None:
     """Else nothing of a lineage would be forgotten as long as another one, from the same parent, never ends."""
     known = {"a": ENDED, "b": child("a"), "c": ended_child("a"), "d": ended_child("c"), "e": child("d")}
     assert forgettable(known, {}, LONG_AFTER) == {"c"}
 
 
-def test_of_the_children_of_a_listed_shard_one_stays() -> None:
+def test_one_child_of_a_listed_shard_is_kept() -> None:
     known = {"a": ENDED, "b": ended_child("a"), "c": ended_child("a"), "d": ended_child("b"), "e": ended_child("c")}
     known |= {"f": child("d"), "g": child("e")}
     assert forgettable(known, listed(Shard("a", last="1")), LONG_AFTER) == {"c"}
@@ -267,7 +267,7 @@ def test_of_the_children_of_a_listed_shard_one_stays() -> None:
 LEAF = Stored(ended=True, leaf=True)
 
 
-def test_a_leaf_is_not_asked_about_does_not_vanish_and_makes_no_listing_old() -> None:
+def test_a_childless_shard_is_not_looked_up_does_not_vanish_and_makes_no_listing_stale() -> None:
     assert childless({"a": LEAF}) == set()
     assert vanished({"a": LEAF}, {}) == set()
     assert heirless({"a": LEAF}, listed(Shard("a", last="1"))) == set()

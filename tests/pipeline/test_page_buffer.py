@@ -36,7 +36,7 @@ def test_a_batch_is_full_by_rows_or_by_bytes(rows: int, size: int, full: bool) -
         assert buffer.has_batch == full
 
 
-def test_the_counts_stay_right_whatever_is_taken_and_returned() -> None:
+def test_the_counts_stay_correct_whatever_is_taken_and_returned() -> None:
     for seed in range(200):
         rng = random.Random(seed)
         buffer, taken = PageBuffer(), list[Pages]()

@@ -98,7 +98,7 @@ def test_the_anchor_is_stored_before_the_first_write_that_uses_it() -> None:
     assert [w.version for w in writes([second])] == [version(FIRST_EPOCH, 1)]
 
 
-def test_a_batch_that_is_carried_out_late_finds_nothing_as_it_was() -> None:
+def test_a_batch_that_is_applied_late_is_rejected_because_its_entries_have_moved() -> None:
     """Also where an epoch began meanwhile, which does not know the shard that the batch makes known."""
     database = MemoryDatabase()
     checkpoints = MemoryCheckpoints(database)
@@ -171,7 +171,7 @@ def test_scanned_items_have_ordinal_0_and_the_cursor_moves_with_them() -> None:
     assert batch.tombstones
 
 
-def test_a_failed_scan_step_is_no_end_of_its_segment() -> None:
+def test_a_failed_scan_step_does_not_end_its_segment() -> None:
     pipeline = begun(Shard("a"), segments=1)
     list(pipeline.scans())
     pipeline.accept_scan(ScanPage(0, waiting_for="throttled"))
@@ -226,7 +226,7 @@ def test_refused_changes_are_parked_and_the_rest_is_written() -> None:
     assert pipeline.total == Counts(read=2, applied=1, parked=1)
 
 
-def test_batches_taken_after_a_refused_one_come_again_too() -> None:
+def test_batches_taken_after_a_refused_one_are_returned_too() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)
     pipeline.accept(page("a", record(1, "x")))
@@ -244,7 +244,7 @@ def test_batches_taken_after_a_refused_one_come_again_too() -> None:
     assert [s.expected for b in again for s in b.saves if s.kind == "shard"] == [2, 3]
 
 
-def test_a_refused_item_is_parked_however_much_its_neighbors_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_item_is_parked_however_many_writes_its_neighbors_produce(monkeypatch: pytest.MonkeyPatch) -> None:
     """What came back goes first, as the same batch, and another batch that is stored is no reason to try it again."""
     monkeypatch.setattr(page_buffer, "BATCH_ROWS", 2)
     pipeline = begun(Shard("a"), Shard("b"))
@@ -271,7 +271,7 @@ def test_a_refused_item_is_parked_however_much_its_neighbors_give(monkeypatch: p
     assert (tries, len(pipeline.parked), pipeline.shards["a"].ordinal) == (1, 1, 2)
 
 
-def test_a_shard_whose_anchor_is_known_keeps_no_other_from_getting_one() -> None:
+def test_a_shard_with_a_known_anchor_does_not_keep_others_from_getting_theirs() -> None:
     pipeline = begun(Shard("a"), Shard("b"))
     opened(pipeline)
     pipeline.accept(page("a", record(1)))
@@ -283,7 +283,7 @@ def test_a_shard_whose_anchor_is_known_keeps_no_other_from_getting_one() -> None
     assert (first.parts, [s.id for s in first.saves if s.kind == "shard"]) == ([], ["b"])
 
 
-def test_a_sweep_is_owed_once_an_item_that_it_spared_is_parked_no_more() -> None:
+def test_another_sweep_is_due_once_an_item_that_the_last_one_spared_is_no_longer_parked() -> None:
     hook = Hook("many", lambda item: [], "", declared=True)
     pipeline = begun(Shard("a"), mapping=DocumentMapping(hook, ("orders",)))
     opened(pipeline)
@@ -315,7 +315,7 @@ def test_a_later_good_change_heals_a_parked_item() -> None:
     assert len(pipeline.parked) == 0
 
 
-def test_expiries_can_be_ignored_and_are_counted_as_dropped() -> None:
+def test_expiries_can_be_ignored_and_are_counted_as_filtered() -> None:
     pipeline = begun(Shard("a"), expired=True)
     opened(pipeline)
     pipeline.accept(page("a", record(1, "x", 1), record(2, "x", None, expired=True)))
@@ -324,7 +324,7 @@ def test_expiries_can_be_ignored_and_are_counted_as_dropped() -> None:
     assert pipeline.total == Counts(read=2, applied=1, filtered=1)
 
 
-def test_a_gap_is_recorded_with_place_time_and_reason() -> None:
+def test_a_gap_is_recorded_with_shard_time_and_reason() -> None:
     pipeline = begun(Shard("a"))
     pipeline.gap(GapFound("trimmed", "a", "17"), NOW)
     (batch,) = store(pipeline)
@@ -342,7 +342,7 @@ def test_idle_shards_are_stored_with_the_heartbeat() -> None:
     assert told.through == NOW + 5
 
 
-def test_a_restart_goes_on_from_its_entries() -> None:
+def test_a_restart_resumes_from_the_stored_entries() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)
     pipeline.accept(page("a", record(1), record(2)))
@@ -380,7 +380,7 @@ def test_caught_up_needs_every_shard_read_and_listed_since() -> None:
     assert pipeline.caught_up(since)
 
 
-def test_what_was_read_and_listed_in_the_future_of_a_clock_that_was_set_back_has_to_be_seen_again() -> None:
+def test_after_the_clock_is_set_back_shards_read_and_listed_in_the_future_must_be_seen_again() -> None:
     before = begun(Shard("a"))
     opened(before)
     before.accept(Page("a", through=NOW + 3600))
@@ -393,7 +393,7 @@ def test_what_was_read_and_listed_in_the_future_of_a_clock_that_was_set_back_has
 
 
 @pytest.mark.parametrize(("read", "listed"), [(NOW + 3600, NOW), (NOW, NOW + 3600)])
-def test_each_of_what_was_read_and_listed_in_the_future_is_doubted_by_itself(read: float, listed: float) -> None:
+def test_read_and_listed_times_in_the_future_are_each_discarded_separately(read: float, listed: float) -> None:
     before = begun(Shard("a"))
     opened(before)
     before.accept(Page("a", through=read))

@@ -25,7 +25,7 @@ def seen(entries: Mapping[tuple[str, str], Any], counts: Mapping[str, Counts] | 
     return progress(listed, counts or {}, NOW)
 
 
-def test_of_nothing_is_stopped_and_unknown() -> None:
+def test_without_entries_the_phase_is_stopped_and_the_rest_unknown() -> None:
     assert seen({}) == Progress("stopped")
     values = as_values(seen({}))
     assert values["lag_seconds"] is None
@@ -34,7 +34,7 @@ def test_of_nothing_is_stopped_and_unknown() -> None:
 
 
 @pytest.mark.parametrize(("age", "phase"), [(0, "live"), (15, "live"), (15.1, "stopped"), (9000, "stopped")])
-def test_a_run_that_is_silent_for_15_seconds_is_stopped(age: float, phase: str) -> None:
+def test_a_run_without_a_heartbeat_for_15_seconds_is_stopped(age: float, phase: str) -> None:
     found = seen({("pulse", ""): Heartbeat(NOW - age, "live", rate=7.0, waiting_for="waits")})
 
     assert found.phase == phase
@@ -42,7 +42,7 @@ def test_a_run_that_is_silent_for_15_seconds_is_stopped(age: float, phase: str) 
 
 
 @pytest.mark.parametrize(("ahead", "phase"), [(300, "live"), (301, "stopped"), (86400, "stopped")])
-def test_a_sign_of_life_of_the_future_proves_nothing(ahead: float, phase: str) -> None:
+def test_a_heartbeat_from_the_future_proves_nothing(ahead: float, phase: str) -> None:
     """A clock was wrong when it was given: else a run that is gone would be live until that time has come."""
     read = shard(through=NOW + ahead)
     found = seen({("pulse", ""): Heartbeat(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
@@ -58,7 +58,7 @@ def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -
     assert seen({("pipeline", ""): STATE, ("gap", "1"): gap, ("pulse", ""): Heartbeat(NOW, "live")}).phase == "gap"
 
 
-def test_a_gap_is_the_phase_too_when_the_checkpoints_it_was_found_with_are_lost() -> None:
+def test_a_gap_is_the_phase_even_if_the_checkpoints_it_was_recorded_with_are_lost() -> None:
     assert seen({("gap", "1"): Gap("the checkpoints are lost", NOW, 0)}).phase == "gap"
 
 
@@ -78,14 +78,14 @@ def test_the_lag_is_that_of_the_shard_furthest_behind() -> None:
     assert (found.lag_seconds, found.retention_left_hours) == (7200, 22)
 
 
-def test_the_lag_is_unknown_if_it_is_for_one_shard() -> None:
+def test_the_lag_is_unknown_if_that_of_one_shard_is() -> None:
     found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(None)})
 
     assert (found.lag_seconds, found.retention_left_hours) == (None, None)
 
 
 @pytest.mark.parametrize(("leaf", "lag"), [(False, 3600), (True, 60)])
-def test_an_ended_shard_counts_until_the_shards_after_it_are_known(leaf: bool, lag: float) -> None:
+def test_an_ended_shard_has_a_lag_until_its_children_are_known(leaf: bool, lag: float) -> None:
     """What they hold was not read, and may be as old as the last record before them."""
     ended = replace(shard(NOW, ended=True), since=NOW - 3600, leaf=leaf)
     shards = {("shard", "ended"): ended, ("shard", "other"): shard(NOW - 60)}
@@ -105,16 +105,16 @@ def test_shards_that_ended_or_wait_for_their_parents_have_no_lag_of_their_own() 
     assert (found.lag_seconds, found.shards) == (60, Shards(open=1, ended=1, waiting=1))
 
 
-def test_without_a_shard_to_ask_the_lag_is_unknown() -> None:
+def test_without_shards_the_lag_is_unknown() -> None:
     assert seen({("shard", "a"): replace(shard(NOW, ended=True), leaf=True)}).lag_seconds is None
 
 
-def test_neither_lag_nor_hours_are_below_zero() -> None:
+def test_neither_the_lag_nor_the_retention_left_is_negative() -> None:
     assert seen({("shard", "a"): shard(NOW + 3)}).lag_seconds == 0
     assert seen({("shard", "a"): shard(NOW - 30 * 3600)}).retention_left_hours == 0
 
 
-def test_the_backfill_says_how_long_it_will_take() -> None:
+def test_the_backfill_has_an_estimate_of_the_time_left() -> None:
     entries = {
         ("pipeline", ""): STATE,
         ("pulse", ""): Heartbeat(NOW, "backfill", backfill_rate=100.0),
@@ -126,7 +126,7 @@ def test_the_backfill_says_how_long_it_will_take() -> None:
 
 
 @pytest.mark.parametrize(("items", "rate"), [(500, None), (500, 0.0), (1000, 50.0), (2000, 50.0)])
-def test_how_long_is_unknown_without_a_rate_and_past_the_estimate(items: int, rate: float | None) -> None:
+def test_the_time_left_is_unknown_without_a_rate_or_past_the_estimate(items: int, rate: float | None) -> None:
     entries = {
         ("pipeline", ""): STATE,
         ("pulse", ""): Heartbeat(NOW, "backfill", backfill_rate=rate),
@@ -151,5 +151,5 @@ def test_counts_are_summed_over_sources_and_parked_counts_items() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "unknown"), (0.4, "0 s"), (59, "59 s"), (250, "4 min 10 s"), (7500.9, "2 h 5 min")]
 )
-def test_durations_are_told_as_people_say_them(seconds: float | None, text: str) -> None:
+def test_durations_are_formatted_for_people(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text

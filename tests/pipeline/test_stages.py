@@ -34,7 +34,7 @@ def test_a_closed_shard_proves_that_its_ancestors_had_closed() -> None:
     }
 
 
-def test_a_child_counts_on_from_its_parents_last_record() -> None:
+def test_a_child_continues_the_count_of_its_parents_last_record() -> None:
     parent = ShardState(None, None, whole=True, since=10.0, sequence="9", ordinal=4, created=30.0, ended=True)
     child = ShardState("p", "10", whole=True, since=20.0)
     started = stages.start(child, {"p": parent, "c": child})
@@ -55,11 +55,11 @@ def test_the_first_copy_has_nothing_to_sweep_and_a_resync_has() -> None:
     assert (first.stage, again.stage, again.scan_ended) == (stages.PURGING, stages.SWEEPING, 9.0)
 
 
-def test_the_scan_goes_on_while_one_segment_is_not_stored() -> None:
+def test_the_scan_continues_while_one_segment_is_not_stored() -> None:
     assert stages.next_stage(SCANNING, [SegmentState(2, ended=True), SegmentState(2)], 9.0) is None
 
 
-def test_deletes_are_remembered_as_long_as_a_scanned_item_may_arrive() -> None:
+def test_deletes_leave_tombstones_as_long_as_a_scanned_item_may_arrive() -> None:
     remembered = [s for s in ("scanning", "sweeping", "purging", "following") if _remembers(s)]
     assert remembered == ["scanning", "sweeping"]
 

@@ -30,7 +30,7 @@ BEFORE_THE_EPOCH = (5000837, 5006068)  # what followed a record that was read fr
 
 
 @pytest.mark.timeout(60 + SEEDS)
-def test_whatever_happens_the_target_ends_as_the_hook_says() -> None:
+def test_whatever_happens_the_target_converges_to_what_the_hook_returns() -> None:
     pieces = [range(first, min(first + PIECE, SEEDS)) for first in range(0, SEEDS, PIECE)]
     with ProcessPoolExecutor(initializer=prepare) as pool:
         failures: list[Failure] = [f for found in pool.map(failing, pieces) for f in found]
@@ -38,7 +38,7 @@ def test_whatever_happens_the_target_ends_as_the_hook_says() -> None:
 
 
 @pytest.mark.parametrize("seed", PUT_BACK)
-def test_a_store_that_is_put_back_is_resynced_where_nothing_else_tells(seed: int) -> None:
+def test_a_restored_store_is_resynced_if_nothing_else_reveals_it(seed: int) -> None:
     simulate(seed)
 
 
@@ -67,7 +67,7 @@ def test_the_documents_list_every_wrong_design() -> None:
     assert "not caught" not in listed
 
 
-def test_a_seed_that_runs_another_way_the_second_time_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_that_runs_differently_the_second_time_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one in a hundred is run twice, a clock or a hash that nobody drew from the seed would show."""
     again = iter(range(10))
     right = Universe.happen
@@ -83,7 +83,7 @@ def test_a_seed_that_runs_another_way_the_second_time_is_a_failure(monkeypatch: 
     assert not failing(range(1, 2))
 
 
-def test_a_seed_is_the_same_in_another_process() -> None:
+def test_a_seed_runs_the_same_in_another_process() -> None:
     show = "from tests.simulation.simulate import traced; print('\\n'.join(traced(7)))"
     with_another_hash_seed = os.environ | {"PYTHONHASHSEED": "1"}
     found = subprocess.run(
@@ -92,7 +92,7 @@ def test_a_seed_is_the_same_in_another_process() -> None:
     assert found.stdout.splitlines() == "\n".join(traced(7)).splitlines()
 
 
-def test_a_failing_seed_is_shown_with_what_it_takes_and_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_seed_is_shown_with_its_fewest_acts_and_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
     next(m for m in MUTANTS if m.name == "an empty page is taken as the end of its shard").apply(monkeypatch)
     shown = str(next(found for seed in range(50) if (found := failure(seed)) is not None))
     assert "what it takes" in shown

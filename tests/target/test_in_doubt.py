@@ -386,7 +386,7 @@ class Searched(MemoryIndex):
 
 
 @pytest.mark.parametrize(("kind", "names"), [(Paged, ["t"]), (Searched, ["small", "large"])])
-def test_a_sweep_that_began_before_all_had_arrived_is_not_the_one_that_is_owed_since(
+def test_a_sweep_that_started_before_all_writes_arrived_is_not_the_one_due_afterwards(
     kind: type[Paged | Searched], names: Sequence[str]
 ) -> None:
     time, epoch = [0.0], FIRST_EPOCH + 1

@@ -82,7 +82,7 @@ def copy(tmp_path: Path) -> Iterator[Copy]:
 
 
 @pytest.mark.parametrize("how", ["empty", "restored", "with its note"])
-def test_of_several_tables_the_one_that_was_made_anew_is_named(copy: Copy, how: str) -> None:
+def test_of_several_tables_the_recreated_one_is_named(copy: Copy, how: str) -> None:
     items = copy.items("second")
     copy.make_anew("second")
     for item in items if how != "empty" else ():
@@ -110,7 +110,7 @@ def test_a_table_that_was_emptied_by_hand_is_a_gap(copy: Copy) -> None:
     assert copy.counts() == [ITEMS, ITEMS]
 
 
-def test_tables_that_the_stream_emptied_are_none(copy: Copy) -> None:
+def test_tables_emptied_by_the_stream_are_not_a_gap(copy: Copy) -> None:
     for n in range(ITEMS):
         copy.source.delete("orders", {"id": f"k{n}"})
     assert copy.run()[0] == 0

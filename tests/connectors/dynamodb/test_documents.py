@@ -62,7 +62,7 @@ def reason(body: Mapping[str, Any], layout: Layout = LAYOUT) -> str:
         (uuid.UUID(int=1), {"S": "00000000-0000-0000-0000-000000000001"}),
     ],
 )
-def test_python_values_have_their_type(value: object, wanted: object) -> None:
+def test_python_values_are_stored_with_the_matching_type(value: object, wanted: object) -> None:
     assert typed(value) == wanted
 
 
@@ -83,7 +83,7 @@ def test_python_values_have_their_type(value: object, wanted: object) -> None:
         ("\ud800", "half of a surrogate pair"),
     ],
 )
-def test_what_dynamodb_has_no_type_for_is_refused_in_words(value: object, words: str) -> None:
+def test_a_value_without_a_dynamodb_type_is_refused_with_a_reason(value: object, words: str) -> None:
     with pytest.raises(Unfit, match=words):
         typed(value)
 
@@ -96,7 +96,7 @@ def test_too_deep_values_are_refused() -> None:
         typed(value)
 
 
-def test_without_a_hook_the_images_bytes_go_out_as_they_came() -> None:
+def test_without_a_hook_the_images_bytes_are_sent_unchanged() -> None:
     """Not decoded, so not even spaces change."""
     raw = b'{"pk":{"S":"a"}, "n":{"N":"1"}, "x" : {"N":"1.00"}}'
     (entry,) = encode(batch(upsert(Item(raw))), {"copy": LAYOUT}).entries
@@ -123,7 +123,7 @@ def test_a_hook_may_not_change_the_key(body: Mapping[str, Any]) -> None:
     assert "that differs from the item's own" in reason(body)
 
 
-def test_documents_with_ids_of_their_own_are_filed_under_both() -> None:
+def test_documents_with_their_own_ids_are_stored_under_item_and_id() -> None:
     own = Layout("copy", OWN_IDS, "v", "d", pristine=False)
     found = item_of(Item(image({"pk": "x", "n": 1})), own, ('["a"]', "line 1"))
     assert found == {
@@ -135,7 +135,7 @@ def test_documents_with_ids_of_their_own_are_filed_under_both() -> None:
     }
 
 
-def test_a_name_of_ours_that_is_spelled_with_an_escape_is_one_of_ours() -> None:
+def test_a_reserved_name_written_with_an_escape_is_refused_too() -> None:
     """JSON allows it, and two fields of one name would leave the choice between them to the server."""
     spelled = image({"pk": "a", "n": 1, "_replicator_version": 7}).replace(b'"_rep', b'"\\u005frep')
     assert b"_replicator_version" not in spelled
@@ -146,7 +146,7 @@ def test_a_name_of_ours_that_is_spelled_with_an_escape_is_one_of_ours() -> None:
 
 @pytest.mark.parametrize("way", ["none", "plain", "amended"])
 @pytest.mark.parametrize("name", ["_item", "_id"])
-def test_a_document_with_an_id_of_its_own_cannot_say_another_one(name: str, way: str) -> None:
+def test_a_document_with_its_own_id_cannot_contain_a_different_one(name: str, way: str) -> None:
     own = Layout("copy", OWN_IDS, "v", "d", pristine=False)
     given: dict[str, object] = {"n": 1, name: "another"}
     bodies = {"none": Item(image(given)), "plain": given, "amended": Item(image({"n": 1})) | {name: "another"}}
@@ -155,18 +155,18 @@ def test_a_document_with_an_id_of_its_own_cannot_say_another_one(name: str, way:
 
 
 @pytest.mark.parametrize("name", ["_replicator_version", "_replicator_deleted"])
-def test_an_item_with_our_attribute_is_refused_in_words(name: str) -> None:
+def test_an_item_with_a_reserved_attribute_is_refused_with_a_reason(name: str) -> None:
     body = {"pk": "a", "n": 1, name: "theirs"}
     for given in (Item(image(body)), body, Item(image({"pk": "a", "n": 1})) | {name: 1}):
         assert f"has an attribute {name}, the name under which" in reason(given)
         assert "target.version_attribute" in reason(given)
 
 
-def test_our_name_as_a_value_is_no_matter() -> None:
+def test_a_reserved_name_as_a_value_is_accepted() -> None:
     assert item_of(Item(image({"pk": "a", "n": 1, "x": "_replicator_version"})))["x"] == {"S": "_replicator_version"}
 
 
-def test_a_pristine_table_gets_nothing_of_ours() -> None:
+def test_a_pristine_table_gets_no_additional_attributes() -> None:
     pristine = Layout("copy", KEYS, "_replicator_version", "_replicator_deleted", pristine=True)
     body = {"pk": "a", "n": 1, "_replicator_version": 7}
     (entry,) = encode(batch(upsert(Item(image(body)))), {"copy": pristine}).entries

@@ -45,14 +45,14 @@ def meaning(answer: bytes | AwsError) -> tuple[Kind | None, type[ReplicatorError
     ],
     ids=str,
 )
-def test_a_write_is_in_doubt_where_nothing_says_that_it_was_not_applied(
+def test_a_write_is_in_doubt_unless_a_response_rules_it_out(
     answer: bytes | AwsError, kind: Kind | None, error: type[ReplicatorError] | None
 ) -> None:
     assert meaning(answer) == (kind, error)
 
 
 @pytest.mark.parametrize("code", sorted(THROTTLED | {"TransactionConflictException"}))
-def test_what_is_throttled_is_sent_again_more_slowly(code: str) -> None:
+def test_throttled_writes_are_sent_again_more_slowly(code: str) -> None:
     assert is_throttled(AwsError(code, "", 400))
     assert not is_throttled(AwsError(code, "", 500)), "in doubt"
     assert not is_throttled(AwsError("RequestTimeout", "", 400)), "in doubt"

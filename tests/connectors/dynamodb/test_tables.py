@@ -132,7 +132,7 @@ def _units(described: dict[str, Any]) -> Any:
 
 
 class TestMaking:
-    def test_a_table_is_made_like_the_source(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_a_table_is_created_like_the_source(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         target = make(endpoint, tags=True)
         table = source(db)
         ask(db, "UpdateTimeToLive", TableName="orders", TimeToLiveSpecification={"Enabled": True, "AttributeName": "x"})
@@ -182,7 +182,7 @@ class TestMaking:
         assert target.check([COPY]) == []
 
     @pytest.mark.dynamodb_local
-    def test_dynamodb_local_makes_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
+    def test_dynamodb_local_creates_it_too(self, dynamodb_local: StartLocal, make: Make) -> None:
         server = dynamodb_local()
         client = UnsignedClient(server.endpoint)
         table = source(client)
@@ -201,7 +201,7 @@ class TestMaking:
         same.mirror(table, client)
         assert "is the source itself" in same.check([Table("orders", PAIR)])[0]
 
-    def test_what_open_would_do_is_said_as_commands(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_the_plan_shows_what_open_would_do_as_commands(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         target = make(endpoint)
         target.mirror(source(db), db)
         create, epochs = target.plan([COPY])
@@ -211,7 +211,7 @@ class TestMaking:
         assert '"replicator-epochs"' in epochs
         assert ask(db, "ListTables")["TableNames"] == ["orders"]
 
-    def test_documents_with_ids_of_their_own_get_a_table_of_that_key(
+    def test_documents_with_their_own_ids_get_a_table_with_that_key(
         self, db: DynamoDB, endpoint: str, make: Make
     ) -> None:
         target = make(endpoint)
@@ -220,7 +220,9 @@ class TestMaking:
         assert [k["AttributeName"] for k in shape(db, "copy")[0]] == ["_item", "_id"]
         assert shape(db, "copy")[3] == "PAY_PER_REQUEST"
 
-    def test_without_create_an_absent_table_is_said_with_the_command(self, endpoint: str, make: Make) -> None:
+    def test_without_create_a_missing_table_is_reported_with_the_command_to_create_it(
+        self, endpoint: str, make: Make
+    ) -> None:
         target = make(endpoint, create=False)
         (problem,) = target.check([COPY])
         assert problem.startswith("the target has no table copy; let replicator create it (create: true)")
@@ -244,7 +246,7 @@ class TestComparing:
         assert "is the source itself" in problem
         assert "Name another table, region or account" in problem
 
-    def test_a_table_of_the_same_name_elsewhere_is_another_one(self, endpoint: str, make: Make) -> None:
+    def test_a_table_of_the_same_name_in_another_account_or_region_is_accepted(self, endpoint: str, make: Make) -> None:
         elsewhere = DynamoDB(now=time.time, random=random.Random(8))
         target = make(endpoint)
         target.mirror(source(elsewhere), elsewhere)
@@ -268,12 +270,12 @@ class TestComparing:
         (problem,) = make(endpoint).check([COPY])
         assert "has the key id (S), but the documents' key is pk (S) and at (N)" in problem
 
-    def test_our_attribute_may_be_no_key(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_replicators_attributes_must_not_be_keys(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         (problem,) = make(endpoint, version_attribute="at").check([COPY])
         assert "at is a key attribute of the target's table copy" in problem
 
-    def test_a_stream_of_the_target_is_warned_about(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_a_stream_on_the_target_is_noted(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"})
         target = make(endpoint)
         assert target.check([COPY]) == []
@@ -288,7 +290,7 @@ class TestComparing:
             with pytest.raises(ConfigError, match="is written by the pipeline first"):
                 use([COPY])
 
-    def test_of_two_pipelines_that_begin_on_a_table_at_once_one_is_refused(
+    def test_of_two_pipelines_that_start_on_a_table_at_once_one_is_refused(
         self, endpoint: str, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The second one looked at the table before the first one noted that it writes to it."""
@@ -307,7 +309,7 @@ class TestComparing:
         with pytest.raises(ConfigError, match="is written by the pipeline first"):
             second.open([COPY], FIRST_EPOCH + 1)
 
-    def test_a_table_that_holds_items_is_taken_over_knowingly(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_a_table_with_items_is_taken_over_only_with_adopt(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         db.put("copy", {"pk": "a", "at": 1, "old": True})
         (problem,) = make(endpoint).check([COPY])
@@ -320,14 +322,14 @@ class TestComparing:
 
 
 class TestEpochs:
-    def test_a_table_that_was_made_again_has_none(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_a_recreated_table_has_no_epoch(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         make(endpoint).open([COPY], FIRST_EPOCH + 3)
         ask(db, "DeleteTable", TableName="copy")
         assert make(endpoint).epoch([COPY]) is None
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         assert make(endpoint).epoch([COPY]) == 0
 
-    def test_where_the_note_is_lost_the_items_tell(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_if_the_epoch_is_lost_it_is_derived_from_the_items(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         """Else the versions of a new copy would be lower than theirs, and every write stale."""
         target = make(endpoint)
         target.open([COPY], FIRST_EPOCH)
@@ -335,7 +337,7 @@ class TestEpochs:
         ask(db, "DeleteTable", TableName="replicator-epochs")
         assert make(endpoint).epoch([COPY]) == FIRST_EPOCH
 
-    def test_the_newest_version_counts_wherever_it_is(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_the_newest_version_counts_on_whatever_page_it_is(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         """Also past the first page of a scan."""
         target = make(endpoint)
         target.open([COPY], FIRST_EPOCH)
@@ -347,16 +349,14 @@ class TestEpochs:
         db.page_sizes(items=50)
         assert make(endpoint).epoch([COPY]) == FIRST_EPOCH + 4
 
-    def test_versions_of_other_tools_are_of_no_epoch(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_versions_written_by_other_tools_belong_to_no_epoch(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         make(endpoint).open([COPY], FIRST_EPOCH)
         db.put("copy", {"pk": "a", "at": 1, kit.VERSION: 1764288000000000})
         db.put("copy", {"pk": "b", "at": 1, kit.VERSION: "text"})
         ask(db, "DeleteTable", TableName="replicator-epochs")
         assert make(endpoint).epoch([COPY]) == 0
 
-    def test_a_table_that_is_made_again_has_another_id_at_the_same_place(
-        self, db: DynamoDB, endpoint: str, make: Make
-    ) -> None:
+    def test_a_recreated_table_has_another_id_at_the_same_place(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         make(endpoint).open([COPY], FIRST_EPOCH)
         first = make(endpoint).identities([COPY])["copy"]
         ask(db, "DeleteTable", TableName="copy")
@@ -368,13 +368,13 @@ class TestEpochs:
         assert gone.id == ""
         assert first.id != second.id != ""
 
-    def test_an_account_where_nothing_of_ours_is_is_another_place(self, endpoint: str, make: Make) -> None:
+    def test_an_account_with_nothing_of_the_pipeline_is_another_place(self, endpoint: str, make: Make) -> None:
         found = make(endpoint).identities([COPY])["copy"]
         assert found.place.startswith("the table copy at 127.0.0.1:")
         assert found.place.endswith("where nothing of this pipeline is")
         assert not found.known
 
-    def test_an_account_is_known_as_soon_as_the_table_of_epochs_is_there(
+    def test_an_account_is_identified_once_the_epochs_table_exists(
         self, db: DynamoDB, endpoint: str, make: Make
     ) -> None:
         """A first run may end between making the two tables, for want of a right."""
@@ -392,9 +392,7 @@ class TestEpochs:
         found.write(batch(Delete("copy", ("a", "1"), at(1), ("a",)), tombstones=True))
         assert found.empty([COPY]) == []
 
-    def test_a_scan_of_all_versions_goes_on_where_it_was_interrupted(
-        self, db: DynamoDB, endpoint: str, make: Make
-    ) -> None:
+    def test_an_interrupted_scan_of_all_versions_resumes(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         for n in range(5):
             db.put("copy", {"pk": str(n), "at": 1, kit.VERSION: at(n, FIRST_EPOCH + n), "big": "x" * 300_000})
@@ -417,19 +415,21 @@ class TestEpochs:
         assert found() == FIRST_EPOCH + 4
         assert (len(pages), db.calls["Scan"] - before) == (asked, calls)
 
-    def test_what_replicator_adds_to_items_defines_them(self, endpoint: str, make: Make) -> None:
+    def test_the_attributes_that_replicator_adds_are_part_of_the_definition(self, endpoint: str, make: Make) -> None:
         usual = make(endpoint)
         assert usual.parts(COPY) == {"version_attribute": kit.VERSION, "deleted_attribute": "_replicator_deleted"}
         assert make(endpoint, version_attribute="v").parts(COPY) != usual.parts(COPY)
         assert make(endpoint, pristine=True).parts(COPY) == {"pristine": "true"}
         assert usual.additions([COPY], []) is None
 
-    def test_a_later_epoch_is_not_taken_back(self, endpoint: str, make: Make) -> None:
+    def test_a_later_epoch_is_not_overwritten(self, endpoint: str, make: Make) -> None:
         make(endpoint).open([COPY], FIRST_EPOCH + 1)
         make(endpoint).open([COPY], FIRST_EPOCH)
         assert make(endpoint).epoch([COPY]) == FIRST_EPOCH + 1
 
-    def test_a_foreign_table_of_that_name_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
+    def test_a_foreign_table_named_like_the_epochs_table_is_refused(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
         db.create_table("replicator-epochs", keys={"id": "S"}, view=None)
         with pytest.raises(ConfigError, match="is not a table of epochs"):
             make(endpoint).open([COPY], FIRST_EPOCH)
@@ -450,12 +450,12 @@ class TestEpochs:
         ({"in_flight": 0}, "in_flight", "at least 1"),
     ],
 )
-def test_wrong_options_are_named(given: dict[str, Any], path: str, words: str) -> None:
+def test_invalid_options_are_named(given: dict[str, Any], path: str, words: str) -> None:
     _, problems = destination({"type": "dynamodb", "table": "copy", **given})
     assert [p.path for p in problems] == [("target", path)]
     assert words in problems[0].text
 
 
-def test_http_elsewhere_is_allowed_knowingly() -> None:
+def test_plain_http_to_another_host_requires_insecure() -> None:
     given = {"type": "dynamodb", "table": "copy", "endpoint_url": "http://example.com", "insecure": True}
     assert destination(given)[1] == []

@@ -86,7 +86,7 @@ class TestThrottling:
         assert len(db.items("contract")) == 100
         assert db.calls["PutItem"] - writes == 115
 
-    def test_a_table_that_throttles_everything_is_waited_for(
+    def test_a_table_that_throttles_every_write_is_waited_for(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The run hears of it, and what is written already is not sent again."""
@@ -106,7 +106,7 @@ class TestThrottling:
         db.fail("PutItem", "TransactionConflictException")
         assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
-    def test_fewer_at_once_while_throttled_and_more_again_after(self) -> None:
+    def test_fewer_requests_are_in_flight_while_throttled_and_more_afterwards(self) -> None:
         pace = Pace(32)
         pace.throttled(10.0)
         assert pace.wait(0, 10.0) == pytest.approx(0.05)
@@ -115,13 +115,13 @@ class TestThrottling:
             pace.answered()
         assert pace.wait(31, 11.0) == 0.0
 
-    def test_throttled_requests_of_one_moment_are_one_event(self) -> None:
+    def test_simultaneous_throttled_requests_are_one_event(self) -> None:
         pace = Pace(32)
         for _ in range(32):
             pace.throttled(10.0)
         assert pace.wait(21, 11.0) == 0.0
 
-    def test_pauses_grow_while_nothing_passes(self) -> None:
+    def test_pauses_grow_while_everything_is_throttled(self) -> None:
         pace = Pace(32)
         pauses = []
         for now in (10.0, 20.0, 30.0, 40.0):
@@ -129,7 +129,7 @@ class TestThrottling:
             pauses.append(pace.wait(0, now))
         assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4])
 
-    def test_a_batch_that_takes_long_is_sent_in_stretches(
+    def test_a_long_batch_is_sent_in_several_attempts(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A run that was replaced meanwhile would otherwise go on when the next one has purged its tombstones."""
@@ -163,7 +163,7 @@ class TestThrottling:
         assert pace.wait(0, 0.0) == pytest.approx(1.0)
         assert pace.wait(0, 2.0) == 0.0
 
-    def test_with_write_units_answers_say_what_they_cost(self, db: DynamoDB, build: Build) -> None:
+    def test_with_write_units_responses_include_their_cost(self, db: DynamoDB, build: Build) -> None:
         asked: list[Mapping[str, Any]] = []
 
         def noted(request: Mapping[str, Any]) -> bool:
@@ -176,7 +176,7 @@ class TestThrottling:
 
 
 class TestLostAnswers:
-    def test_what_was_carried_out_all_the_same_counts_as_applied(
+    def test_a_write_applied_despite_a_lost_response_counts_as_applied(
         self, db: DynamoDB, endpoint: str, build: Build
     ) -> None:
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
@@ -189,7 +189,7 @@ class TestLostAnswers:
             proxy.heal()
             assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
-    def test_silence_is_given_up_after_the_timeout(self, endpoint: str, build: Build) -> None:
+    def test_a_silent_server_is_given_up_after_the_timeout(self, endpoint: str, build: Build) -> None:
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=1)
             proxy.deafen()
@@ -197,7 +197,9 @@ class TestLostAnswers:
                 target.write(batch(put({"pk": "a"}, 1)))
             assert target.in_doubt
 
-    def test_an_internal_error_may_have_been_carried_out(self, db: DynamoDB, build: Build) -> None:
+    def test_a_request_that_failed_with_an_internal_error_may_have_been_applied(
+        self, db: DynamoDB, build: Build
+    ) -> None:
         target = build()
         db.fail("PutItem", "InternalServerError")
         with pytest.raises(TransientError, match="PutItem on contract: InternalServerError"):
@@ -212,13 +214,13 @@ class TestLostAnswers:
         assert target.write(batch(put({"pk": "a"}, 4))).superseded == {"shard:contract": 1}
         assert found(db) == {"a": {"pk": "a", kit.VERSION: at(5), kit.DELETED: True}}
 
-    def test_without_doubt_a_delete_leaves_nothing(self, db: DynamoDB, build: Build) -> None:
+    def test_outside_the_in_doubt_window_a_delete_leaves_no_tombstone(self, db: DynamoDB, build: Build) -> None:
         target = build()
         target.write(batch(put({"pk": "a"}, 1)))
         target.write(batch(remove("a", 2)))
         assert found(db) == {}
 
-    def test_a_delete_that_is_resent_in_doubt_leaves_its_tombstone(self, db: DynamoDB, build: Build) -> None:
+    def test_a_delete_resent_inside_the_in_doubt_window_leaves_a_tombstone(self, db: DynamoDB, build: Build) -> None:
         """It was done plainly, and the answer to its neighbour was lost."""
         target = build()
         db.fail("PutItem", "InternalServerError")
@@ -228,7 +230,7 @@ class TestLostAnswers:
         assert target.write(given) == Outcome()
         assert found(db)["a"] == {"pk": "a", kit.VERSION: at(2), kit.DELETED: True}
 
-    def test_a_delete_of_a_batch_that_came_back_is_made_again_behind_older_changes(
+    def test_a_delete_of_a_returned_batch_is_applied_again_after_older_changes(
         self, db: DynamoDB, build: Build
     ) -> None:
         target = build()
@@ -262,7 +264,7 @@ class TestRefusals:
         assert rejection.reason == "the item with its version is larger than the 400 KB that DynamoDB stores"
         assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
-    def test_what_was_stored_beside_a_refused_write_counts_as_applied(self, build: Build) -> None:
+    def test_writes_stored_alongside_a_refused_one_count_as_applied(self, build: Build) -> None:
         target = build()
         good = put({"pk": "a"}, 1)
         poor = Upsert("contract", ("b",), Item(image({"pk": "b", "x": "x" * 500_000})), at(1), ("b",))
@@ -277,7 +279,7 @@ class TestRefusals:
             ("ValidationException", "The value 4711 is not good", "refuses it as invalid"),
         ],
     )
-    def test_each_refusal_has_words_and_no_values(
+    def test_each_refusal_has_a_reason_without_values(
         self, db: DynamoDB, build: Build, code: str, message: str, words: str
     ) -> None:
         target = build()
@@ -286,20 +288,20 @@ class TestRefusals:
         assert words in rejection.reason
         assert "4711" not in rejection.reason
 
-    def test_what_is_not_permitted_names_action_and_table(self, db: DynamoDB, build: Build) -> None:
+    def test_a_missing_permission_names_action_and_table(self, db: DynamoDB, build: Build) -> None:
         target = build()
         db.fail("PutItem", "AccessDeniedException", message="no")
         with pytest.raises(NotPermitted, match=r"dynamodb:PutItem on contract is not permitted.*target\.role_arn") as e:
             target.write(batch(put({"pk": "a"}, 1)))
         assert (e.value.exit_code, e.value.action, e.value.resource) == (4, "dynamodb:PutItem", "contract")
 
-    def test_a_table_that_is_gone_stops_the_run(self, db: DynamoDB, endpoint: str, build: Build) -> None:
+    def test_a_deleted_table_stops_the_run(self, db: DynamoDB, endpoint: str, build: Build) -> None:
         target = build()
         db.call("DeleteTable", {"TableName": "contract"})
         with pytest.raises(ConfigError, match="the target's table contract no longer exists"):
             target.write(batch(put({"pk": "a"}, 1)))
 
-    def test_an_unknown_error_is_no_reason_to_go_on(self, db: DynamoDB, build: Build) -> None:
+    def test_an_unknown_error_stops_the_run(self, db: DynamoDB, build: Build) -> None:
         target = build()
         db.fail("PutItem", "SomethingNewException")
         with pytest.raises(ReplicatorError, match="PutItem on contract was refused: SomethingNewException"):
@@ -307,7 +309,7 @@ class TestRefusals:
 
 
 class TestLeftovers:
-    def test_a_pass_scans_the_table_once(self, db: DynamoDB, build: Build) -> None:
+    def test_one_pass_of_cleanup_scans_the_table_once(self, db: DynamoDB, build: Build) -> None:
         target = build()
         target.write(batch(*(remove(f"{n}", 1) for n in range(35)), tombstones=True))
         db.page_sizes(items=10)
@@ -315,7 +317,7 @@ class TestLeftovers:
         assert exhaust(lambda: target.purge(table(), at(5))) == 35
         assert (db.items("contract"), db.calls["Scan"] - scans) == ([], 4)
 
-    def test_a_long_search_lets_others_go_on_meanwhile(self, db: DynamoDB, build: Build) -> None:
+    def test_a_long_scan_yields_between_pages(self, db: DynamoDB, build: Build) -> None:
         """It goes on where it was."""
         target = build()
         target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(25))))
@@ -327,7 +329,7 @@ class TestLeftovers:
         assert [target.purge(table(), at(5)) for _ in range(4)] == [1, 1, 1, 0]
         assert db.calls["Scan"] - scans == 3
 
-    def test_a_sweep_goes_on_where_it_was_though_a_response_is_lost(
+    def test_a_sweep_resumes_after_a_lost_response(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else it would never end, where responses are lost more often than the table is looked through once."""
@@ -347,7 +349,7 @@ class TestLeftovers:
         exhaust(lambda: target.sweep(table(), at(0), ()))
         assert db.calls["Scan"] - scans == 4 + 1 + 4, "others may have brought something back behind it"
 
-    def test_a_sweep_that_takes_long_is_made_in_stretches(
+    def test_a_long_sweep_is_made_in_several_attempts(
         self, db: DynamoDB, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         target = build()
@@ -358,7 +360,7 @@ class TestLeftovers:
             assert sum(kit.DELETED in item for item in db.items("contract")) == buried
         assert target.sweep(table(), at(0, FIRST_EPOCH + 1), ()) == 0
 
-    def test_what_a_sweep_could_not_do_for_sure_is_done_again(self, db: DynamoDB, build: Build) -> None:
+    def test_deletes_that_a_sweep_could_not_confirm_are_repeated(self, db: DynamoDB, build: Build) -> None:
         target = build()
         target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(5))))
         db.fail("PutItem", "InternalServerError", when=lambda request: "_replicator_deleted" in request["Item"])
@@ -369,7 +371,7 @@ class TestLeftovers:
 
 
 class TestPristine:
-    def test_nothing_is_added_to_items(self, db: DynamoDB, build: Build) -> None:
+    def test_a_pristine_copy_adds_nothing_to_items(self, db: DynamoDB, build: Build) -> None:
         target = build(pristine=True)
         target.in_doubt.begin()
         target.write(batch(put({"pk": "a", "n": 1}, 1), remove("b", 1), tombstones=True))
@@ -382,7 +384,7 @@ class TestPristine:
         assert target.write(scanned).superseded == {"shard:contract": 2}
         assert found(db) == {"a": {"pk": "a", "n": 5}, "c": {"pk": "c"}}
 
-    def test_it_begins_with_an_empty_table(self, db: DynamoDB, build: Build) -> None:
+    def test_a_pristine_copy_must_start_with_an_empty_table(self, db: DynamoDB, build: Build) -> None:
         target = build(pristine=True)
         target.write(batch(put({"pk": "a"}, 1)))
         target.open([table()], FIRST_EPOCH)  # the next run of the same epoch
@@ -414,7 +416,7 @@ def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None
 
 
 class TestConnections:
-    def test_a_server_that_is_gone_is_no_reason_for_doubt(self, db: DynamoDB, build: Build) -> None:
+    def test_a_refused_connection_opens_no_in_doubt_window(self, db: DynamoDB, build: Build) -> None:
         """Nothing was sent, so nothing can be carried out later."""
         with served(db) as endpoint:
             target = build(endpoint_url=endpoint)
@@ -422,9 +424,7 @@ class TestConnections:
             target.write(batch(put({"pk": "a"}, 1)))
         assert not target.in_doubt
 
-    def test_a_connection_that_ended_while_it_was_idle_is_not_used(
-        self, db: DynamoDB, endpoint: str, build: Build
-    ) -> None:
+    def test_a_connection_closed_while_idle_is_not_reused(self, db: DynamoDB, endpoint: str, build: Build) -> None:
         """Else a write would be in doubt after each pause."""
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
@@ -434,7 +434,7 @@ class TestConnections:
         assert set(found(db)) == {"a", "b"}
         assert not target.in_doubt
 
-    def test_connections_that_are_reset_end_the_try(self, endpoint: str, build: Build) -> None:
+    def test_a_reset_connection_ends_the_attempt(self, endpoint: str, build: Build) -> None:
         """Else the batch would wait for ever for a connection that is gone, and closing too."""
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}")
@@ -444,7 +444,7 @@ class TestConnections:
             proxy.heal()
             assert target.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
-    def test_closing_does_not_wait_for_answers(self, db: DynamoDB, endpoint: str, build: Build) -> None:
+    def test_closing_does_not_wait_for_responses(self, db: DynamoDB, endpoint: str, build: Build) -> None:
         with Proxy("127.0.0.1", kit.port(endpoint)) as proxy:
             target = build(endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=60)
             proxy.deafen()
@@ -453,7 +453,7 @@ class TestConnections:
             target.close()
         assert time.monotonic() - before < 10
 
-    def test_missing_credentials_are_said_and_nothing_is_in_doubt(
+    def test_missing_credentials_are_reported_and_leave_nothing_in_doubt(
         self, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         target = build()
@@ -485,7 +485,7 @@ class TestTls:
         build(endpoint_url=secure).write(batch(*(put({"pk": f"{n}"}, 1) for n in range(20))))
         assert len(db.items("contract")) == 20
 
-    def test_a_certificate_that_nobody_trusts_ends_it(self, secure: str) -> None:
+    def test_an_untrusted_certificate_stops_the_run(self, secure: str) -> None:
         route = Route(Endpoint(secure, "us-east-1", where()), "DynamoDB_20120810.PutItem", "dynamodb")
         trying = sender.Sender("S", lambda: HttpClient(lambda _: route, lambda: Keys("a", "b"), 5.0), Pace(2))
         try:

@@ -86,7 +86,7 @@ def test_a_new_column_is_offered_and_then_added_and_filled(copy: Copy) -> None:
     assert copy.cli("run")[0] == 0
 
 
-def test_a_resync_that_the_table_cannot_take_leaves_the_way_open(copy: Copy) -> None:
+def test_after_a_refused_resync_a_run_can_still_add_the_column(copy: Copy) -> None:
     copy.configure(WIDER)
     assert copy.cli("resync")[0] == 2
     code, said = copy.cli("run")
@@ -99,7 +99,7 @@ def test_a_resync_that_the_table_cannot_take_leaves_the_way_open(copy: Copy) -> 
     assert copy.cities() == ITEMS
 
 
-def test_what_was_added_is_added_also_where_a_gap_begins_the_epoch(copy: Copy) -> None:
+def test_a_new_column_is_filled_also_if_a_gap_starts_the_epoch(copy: Copy) -> None:
     with copy.postgres.connect() as client:
         client.execute("DELETE FROM orders")
     copy.configure(WIDER, on_gap="resync")

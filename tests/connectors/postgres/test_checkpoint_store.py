@@ -36,7 +36,7 @@ class TestPostgresTarget(CheckpointsContract):
         return lambda pipeline: target(one_postgres, pipeline).checkpoints
 
 
-def test_its_schema_is_made_by_check_create_or_by_the_first_run(one_postgres: Database) -> None:
+def test_its_schema_is_created_by_check_create_or_by_the_first_run(one_postgres: Database) -> None:
     one = store(one_postgres.url)
     server = f"127.0.0.1:{one_postgres.server.port}/"
     assert one.check() == []
@@ -48,7 +48,7 @@ def test_its_schema_is_made_by_check_create_or_by_the_first_run(one_postgres: Da
     one.close()
 
 
-def test_who_may_not_use_it_is_told_what_to_grant(one_postgres: Database) -> None:
+def test_a_role_without_privileges_is_told_which_to_grant(one_postgres: Database) -> None:
     run(one_postgres, "DROP ROLE IF EXISTS guest")
     run(one_postgres, "CREATE ROLE guest LOGIN PASSWORD 'guest'")
     one = store(one_postgres.url.replace("//postgres", "//guest:guest", 1))
@@ -60,12 +60,12 @@ def test_who_may_not_use_it_is_told_what_to_grant(one_postgres: Database) -> Non
     run(one_postgres, "DROP ROLE guest")
 
 
-def test_what_is_wrong_with_its_address_is_said_of_its_own_section(one_postgres: Database) -> None:
+def test_an_error_in_its_address_names_the_checkpoints_section(one_postgres: Database) -> None:
     with pytest.raises(ConfigError, match=r'database "nowhere" does not exist; correct checkpoints\.url'):
         store(one_postgres.url.rpartition("/")[0] + "/nowhere").claim(owner())
 
 
-def test_a_save_whose_answer_got_lost_is_made_once(one_postgres: Database) -> None:
+def test_a_save_whose_response_was_lost_is_applied_once(one_postgres: Database) -> None:
     port = one_postgres.server.port
     with Proxy("127.0.0.1", port) as proxy:
         one = store(one_postgres.url.replace(f":{port}/", f":{proxy.port}/"))

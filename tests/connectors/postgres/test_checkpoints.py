@@ -37,7 +37,7 @@ def parked(key: str, reason: str = "because") -> str:
     return encode(Parked((key,), 5, reason, 0.0, new='{"big":{"S":"image \\u0000"}}'))
 
 
-def test_looking_makes_nothing(one_postgres: Database) -> None:
+def test_reading_creates_nothing(one_postgres: Database) -> None:
     """``status`` before the first run: no entries, and no schema made for the question."""
     one = target(one_postgres)
     assert (one.checkpoints.read().entries, list(one.checkpoints.parked())) == ((), [])
@@ -45,7 +45,7 @@ def test_looking_makes_nothing(one_postgres: Database) -> None:
         assert client.execute("SELECT to_regnamespace('replicator')").fetchone() == (None,)
 
 
-def test_claiming_makes_what_it_needs(postgres: Database) -> None:
+def test_claiming_creates_the_schema(postgres: Database) -> None:
     one = target(postgres)
     first = one.checkpoints.claim(Owner("run", "host", 7, 1.5))
     assert (first.revision, [e.text for e in first.entries]) == (1, [encode(Owner("run", "host", 7, 1.5))])
@@ -73,7 +73,7 @@ def test_saves_compare_and_set(one_postgres: Database) -> None:
         Save("shard", "absent", 1, "9"),
     ],
 )
-def test_one_wrong_revision_refuses_all_of_a_save(one_postgres: Database, wrong: Save) -> None:
+def test_one_wrong_revision_rejects_the_whole_save(one_postgres: Database, wrong: Save) -> None:
     checkpoints = (one := claimed(one_postgres)).checkpoints
     checkpoints.save([Save("shard", "a", 0, "1")])
     checkpoints.save([Save("shard", "a", 1, "2")])
@@ -82,7 +82,7 @@ def test_one_wrong_revision_refuses_all_of_a_save(one_postgres: Database, wrong:
     assert entries(one) == {("shard", "a"): (2, "2")}
 
 
-def test_a_command_beside_a_run_is_not_fenced_but_compares(one_postgres: Database) -> None:
+def test_a_command_during_a_run_is_not_fenced_but_compares_revisions(one_postgres: Database) -> None:
     """``parked retry``: claims nothing, takes an entry away with the row it stores, and only if it is as it was."""
     run_, command = claimed(one_postgres), opened(one_postgres, CONTRACT)
     run_.checkpoints.save([Save("parked", "k", None, parked("k"))])
@@ -108,14 +108,14 @@ def test_parked_changes_are_listed_without_their_images(one_postgres: Database) 
     assert found == Parked(('["b"]',), 5, "because", 0.0, new='{"big":{"S":"image \\u0000"}}')
 
 
-def test_a_damaged_entry_is_named_and_left(one_postgres: Database) -> None:
+def test_a_damaged_entry_is_named_and_left_unchanged(one_postgres: Database) -> None:
     checkpoints = claimed(one_postgres).checkpoints
     checkpoints.save([Save("parked", "k", None, '{"key": 5}')])
     with pytest.raises(DamagedCheckpoint, match="parked 'k'"):
         list(checkpoints.parked())
 
 
-def test_a_claim_waits_for_the_batch_under_way(postgres: Database) -> None:
+def test_a_claim_waits_for_the_batch_in_progress(postgres: Database) -> None:
     """The later run reads entries only when no batch of the earlier one can still change them."""
     early, late = claimed(postgres, "early"), target(postgres)
     with postgres.connect() as somebody, ThreadPoolExecutor(1) as threads:
@@ -146,7 +146,7 @@ def _lose_the_answer(one: Postgres, given: Batch, database: Database) -> None:
     one.close()
 
 
-def test_a_batch_whose_answer_was_lost_is_stored_once(postgres: Database) -> None:
+def test_a_batch_whose_response_was_lost_is_stored_once(postgres: Database) -> None:
     """The same call follows: entries, rows and counts are as if nothing had happened, and it is no fence."""
     one = claimed(postgres)
     one.write(batch(put({"pk": "old"}, 9), saves=[Save("shard", "s", 0, "1"), Save("shard", "done", 0, "1")]))
@@ -159,7 +159,7 @@ def test_a_batch_whose_answer_was_lost_is_stored_once(postgres: Database) -> Non
     assert one.write(batch(put({"pk": "a"}, 3), saves=[Save("shard", "s", 2, "3")])) == Outcome()
 
 
-def test_a_batch_whose_answer_was_lost_is_still_fenced(one_postgres: Database) -> None:
+def test_a_batch_whose_response_was_lost_is_still_fenced(one_postgres: Database) -> None:
     one = claimed(one_postgres)
     unsure = batch(put({"pk": "a"}, 2), saves=[Save("shard", "s", 0, '"mine"')])
     _lose_the_answer(one, unsure, one_postgres)
@@ -168,7 +168,7 @@ def test_a_batch_whose_answer_was_lost_is_still_fenced(one_postgres: Database) -
         one.write(unsure)
 
 
-def test_part_of_a_batch_that_is_stored_is_no_proof_of_the_whole(one_postgres: Database) -> None:
+def test_a_partly_stored_save_does_not_count_as_stored(one_postgres: Database) -> None:
     one = claimed(one_postgres)
     one.checkpoints.save([Save("shard", "a", 0, "1")])
     with pytest.raises(Fenced):
@@ -195,7 +195,7 @@ def test_the_same_batch_sent_by_several_sources_is_counted_by_each(one_postgres:
     }
 
 
-def test_a_delete_is_stale_only_behind_something_newer(one_postgres: Database) -> None:
+def test_a_delete_is_superseded_only_by_an_equal_or_newer_version(one_postgres: Database) -> None:
     one = claimed(one_postgres)
     one.write(batch(put({"pk": "a"}, 5), remove("t", 5), tombstones=True))
     writes = {"a": 5, "t": 5, "absent": 5}
@@ -216,7 +216,7 @@ def test_sweeping_counts_nothing(one_postgres: Database) -> None:
     assert one.checkpoints.read().counts == before
 
 
-def test_two_connections_never_wait_in_a_circle(postgres: Database) -> None:
+def test_two_connections_never_deadlock(postgres: Database) -> None:
     """Overlapping batches in opposite orders: keys are locked in one order, so there is no deadlock."""
     pair = [opened(postgres, CONTRACT), opened(postgres, CONTRACT)]
     start = threading.Barrier(2)

@@ -80,13 +80,13 @@ def carefully(bodies: Sequence[Any], columns: dict[str, Any] = COLUMNS | OTHERS)
         return sent(bodies, columns)
 
 
-def test_columns_are_as_the_careful_way_makes_them() -> None:
+def test_columns_equal_those_of_the_exact_path() -> None:
     for seed in range(20):
         bodies = [as_streamed(given) for given in items(seed=seed)]
         assert sent(bodies) == carefully(bodies)
 
 
-def test_none_of_them_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_from_attributes_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     right = Projection.__call__
 
@@ -103,7 +103,7 @@ def test_none_of_them_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoded == [0, len(OTHERS)]
 
 
-def test_a_hook_s_values_are_put_beside_what_is_cut_out() -> None:
+def test_a_hooks_values_are_combined_with_values_cut_from_the_image() -> None:
     bodies = [Amended(as_streamed(g), {"name": "x", "count": 1}) for g in items()]
     assert sent(bodies) == carefully(bodies)
 
@@ -148,7 +148,7 @@ def test_one_item_unlike_the_others_is_stored_like_them(odd: dict[str, Any]) -> 
         ({"paid": "yes"}, "column paid is boolean, but the attribute is text"),
     ],
 )
-def test_what_a_column_cannot_hold_is_refused_all_the_same(odd: dict[str, Any], reason: str) -> None:
+def test_a_value_that_a_column_cannot_hold_is_refused_on_the_fast_path_too(odd: dict[str, Any], reason: str) -> None:
     table = Table("t", KEYS, {"columns": COLUMNS | OTHERS})
     given = items()
     for mixed in ([*given[:-1], given[-1] | odd], [g | odd for g in given]):
@@ -158,13 +158,13 @@ def test_what_a_column_cannot_hold_is_refused_all_the_same(odd: dict[str, Any], 
         assert len(found.rejections) == sum(odd.items() <= g.items() for g in mixed)
 
 
-def test_two_columns_may_be_made_of_one_attribute() -> None:
+def test_two_columns_may_come_from_one_attribute() -> None:
     columns = {"name": "text", "again": {"type": "jsonb", "from": "name"}, "total": "numeric"}
     bodies = [as_streamed(g) for g in items()]
     assert sent(bodies, columns) == carefully(bodies, columns)
 
 
-def test_a_table_whose_items_have_no_form_is_seldom_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_path_is_rarely_tried_on_a_table_without_a_common_template(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = 0
 
     def counts(*_: object) -> None:

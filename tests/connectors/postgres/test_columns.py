@@ -172,7 +172,9 @@ def _reason(module_target: tuple[Postgres, Database], type: str, body: Any) -> s
 
 
 @pytest.mark.parametrize(("type", "value", "words"), REFUSED)
-def test_what_does_not_fit_is_refused_in_words(module_target: Any, type: str, value: Any, words: str) -> None:
+def test_a_value_that_does_not_fit_is_refused_with_a_reason(
+    module_target: Any, type: str, value: Any, words: str
+) -> None:
     words = words.replace("column text (from value) is text", "column value is text")
     for body in (Item(image({"value": value})), {"value": value}):
         reason = _reason(module_target, type, body)
@@ -183,14 +185,16 @@ def test_what_does_not_fit_is_refused_in_words(module_target: Any, type: str, va
 
 
 @pytest.mark.parametrize(("type", "value", "words"), REFUSED_OF_HOOKS)
-def test_what_only_a_hook_can_get_wrong_is_refused_too(module_target: Any, type: str, value: Any, words: str) -> None:
+def test_values_that_only_a_hook_can_produce_are_refused_too(
+    module_target: Any, type: str, value: Any, words: str
+) -> None:
     reason = _reason(module_target, type, {"value": value})
     assert words in reason
     assert "secret" not in reason
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_one_that_does_not_fit_is_told_from_its_neighbours(module_target: Any, type: str) -> None:
+def test_a_row_with_a_value_that_does_not_fit_is_refused_alone(module_target: Any, type: str) -> None:
     """In one batch: what fits in any way, what is missing, and what does not fit."""
     name, ordinal = _name(type), next(ORDINALS)
     good = [v for t, v, _ in FROM_BOTH if t == type]
@@ -232,7 +236,7 @@ def test_nul_can_be_replaced_but_never_in_a_key(one_postgres: Database) -> None:
     assert rejection.reason == "key pk contains a NUL character, which Postgres cannot store"
 
 
-def test_the_literal_of_any_texts_is_read_back_as_they_were(one_postgres: Database) -> None:
+def test_any_text_array_literal_is_read_back_unchanged(one_postgres: Database) -> None:
     chance = random.Random(1)
     alphabet = [*NASTY, *map(chr, range(1, 128)), "\\u0000", "\\x00", "\u2028", "\ufeff"]
     columns = [["".join(chance.choices(alphabet, k=chance.randrange(6))) for _ in range(40)] for _ in range(40)]
@@ -245,7 +249,7 @@ def test_the_literal_of_any_texts_is_read_back_as_they_were(one_postgres: Databa
             assert found == (texts,)
 
 
-def test_the_literal_of_any_json_is_read_back_as_it_was(one_postgres: Database) -> None:
+def test_any_json_literal_is_read_back_unchanged(one_postgres: Database) -> None:
     documents = ['{"a":"\\"\\\\ \\n \\u0001 {,}"}', "[]", "null", '"NULL"', None]
     with one_postgres.connect() as client:
         found = client.execute("SELECT %s::jsonb[]::text[]", (json_literal(documents).decode(),)).fetchone()
@@ -258,7 +262,7 @@ def _read_back(client: Connection, document: str) -> str:
     return str(row[0])
 
 
-def test_no_literal_holds_a_nul() -> None:
+def test_no_literal_contains_a_nul_character() -> None:
     with pytest.raises(NulFound):
         literal(["fine", "a\0"])
     assert literal(["\\u0000"]) == b'{"\\\\u0000"}'

@@ -51,7 +51,7 @@ MISSPELT = {"citty": "Ulm", "location": {}}
 @pytest.mark.parametrize(
     "body", [MISSPELT, OrderedDict(MISSPELT), Item(image(ITEM)) | {"citty": "Ulm"}], ids=["dict", "mapping", "amended"]
 )
-def test_a_field_that_no_column_takes_parks_the_item(body: Any) -> None:
+def test_a_field_without_a_column_parks_the_item(body: Any) -> None:
     (reason,) = reasons({"city": "Ulm"}, body)
     assert reason == (
         "the hook returned a field citty, which no column of orders is made from; did you mean city? "
@@ -60,7 +60,7 @@ def test_a_field_that_no_column_takes_parks_the_item(body: Any) -> None:
     assert reasons(body, extra="ignore") == []
 
 
-def test_the_columns_are_named_where_none_is_near() -> None:
+def test_the_reason_lists_all_columns_if_none_has_a_similar_name() -> None:
     assert "orders is made from; known: city, location (extra" in reasons({"x": 1})[0]
     assert "returned a field of type int, which" in reasons({1: 1})[0]
     assert len(reasons({"x" * 60_000: 1})[0]) < 250
@@ -69,18 +69,18 @@ def test_the_columns_are_named_where_none_is_near() -> None:
 @pytest.mark.parametrize(
     "body", [{"pk": "1", "city": "Ulm"}, {}, Item(image(ITEM)), Item(image(ITEM)) | {"city": "Bonn"}]
 )
-def test_key_attributes_and_what_else_is_in_an_item_are_fine(body: Any) -> None:
+def test_key_attributes_and_other_attributes_of_an_item_are_accepted(body: Any) -> None:
     assert reasons(body) == []
 
 
-def test_a_table_that_keeps_whole_documents_takes_any_field() -> None:
+def test_a_table_of_whole_documents_accepts_any_field() -> None:
     write = Upsert("orders", ("1",), {"anything": 1, "_version": 2}, 1, ("1",))
     encoder = Encoder(shapes([Table("orders", PK)], "public"), "reject", "p")
     assert not encoder.encode(Batch([Part("shard:1", [write])])).rejections
 
 
 @pytest.mark.parametrize("name", ["_version", "_item", "_id"])
-def test_what_is_ours_cannot_be_reached(name: str) -> None:
+def test_a_hook_cannot_set_replicators_own_columns(name: str) -> None:
     """On no way that a document is made, and not even by a column that says so."""
     item = Item(image({**ITEM, name: "9"}))
     for body in (item, item | {"city": "Bonn"}, {"city": "Bonn"}):
@@ -115,13 +115,13 @@ def test_a_column_may_come_from_inside_a_map(body: Any, many: int) -> None:
 
 
 @pytest.mark.parametrize("location", [None, {}, {"lat": None}])
-def test_what_is_missing_on_the_way_is_null(location: Any) -> None:
+def test_a_path_with_a_missing_part_is_null(location: Any) -> None:
     for body in (Item(image({"pk": "1", "location": location})), {"location": location}):
         assert cells(body)[1] == b"{null}"
     assert cells(Item(image({"pk": "1"})))[1] == b"{null}"
 
 
-def test_what_is_no_map_parks_the_item() -> None:
+def test_a_path_through_a_value_that_is_not_a_map_parks_the_item() -> None:
     wanted = "column lat (from location.lat) is inside a map, but the {}"
     assert reasons(Item(image({"pk": "1", "location": "here"}))) == [wanted.format("attribute is text")]
     assert reasons({"location": "here"}) == [wanted.format("value is a str")]
@@ -129,7 +129,7 @@ def test_what_is_no_map_parks_the_item() -> None:
     assert reasons(mixed) == ["column lat (from location.lat) is numeric, but the attribute is text"]
 
 
-def test_a_map_may_be_a_column_and_have_others_inside() -> None:
+def test_a_map_may_be_one_column_and_its_parts_others() -> None:
     columns = {
         "location": "jsonb",
         "street": {"type": "text", "from": ["location", "address", "a.b"]},
@@ -151,7 +151,7 @@ def test_a_map_may_be_a_column_and_have_others_inside() -> None:
         ({"location.lat": {"type": "numeric"}}, "it needs its origin"),
     ],
 )
-def test_a_path_that_is_unclear_is_a_config_error(columns: Any, words: str) -> None:
+def test_an_ambiguous_path_is_a_config_error(columns: Any, words: str) -> None:
     given = {"type": "postgres", "url": "postgresql://localhost/d", "tables": {"orders": {"columns": columns}}}
     found, (problem,) = destination(given)
     assert found is None

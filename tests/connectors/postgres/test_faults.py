@@ -42,7 +42,7 @@ def through(database: Database, proxy: Proxy) -> str:
     return database.url.replace(f":{database.server.port}", f":{proxy.port}")
 
 
-def test_a_server_that_answers_nobody_is_given_up(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+def test_a_server_that_does_not_respond_is_given_up(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
     proxy.swallow()
     words = r"no response for 1 s \(target.timeout\), and a second connection gets no response either"
     with pytest.raises(TransientError, match=rf"Postgres at 127.0.0.1:{proxy.port}/.*: {words}"):
@@ -62,7 +62,9 @@ def test_a_half_open_connection_is_given_up_and_replaced(one: Postgres, proxy: P
     assert len(rows(one_postgres)) == 1
 
 
-def test_a_commit_whose_answer_never_comes_is_made_once(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+def test_a_commit_whose_response_never_comes_is_applied_once(
+    one: Postgres, proxy: Proxy, one_postgres: Database
+) -> None:
     proxy.deafen()
     with pytest.raises(TransientError, match="no response for 1 s"):
         one.write(ONE)
@@ -73,7 +75,9 @@ def test_a_commit_whose_answer_never_comes_is_made_once(one: Postgres, proxy: Pr
     assert len(rows(one_postgres)) == 1
 
 
-def test_a_server_that_is_at_work_for_us_is_waited_for(one: Postgres, proxy: Proxy, one_postgres: Database) -> None:
+def test_a_server_that_is_still_working_on_our_statement_is_waited_for(
+    one: Postgres, proxy: Proxy, one_postgres: Database
+) -> None:
     """Three times as long as a silent one is."""
     begun = proxy.connections
     with one_postgres.connect() as somebody:

@@ -109,7 +109,7 @@ def test_a_table_with_row_level_security_for_replicators_role_is_refused(shared:
 
 
 @pytest.mark.parametrize("path", [None, "public, pg_catalog"])
-def test_nothing_in_a_schema_that_others_may_write_to_is_called(shared: Database, path: str | None) -> None:
+def test_no_function_in_a_schema_that_others_can_write_to_is_called(shared: Database, path: str | None) -> None:
     """Every statement of the target, with functions, operators, types and views around that fit it better."""
     _as(shared, "mallory", TRAPS)
     if path is not None:
@@ -145,7 +145,7 @@ def _everything(one: Postgres) -> None:
     assert one.purge(TABLE, at(10)) > 0
 
 
-def test_every_connection_looks_in_the_catalog_alone(shared: Database) -> None:
+def test_every_connection_has_only_the_catalog_in_its_search_path(shared: Database) -> None:
     with _ours(shared)._session.connection() as connection:
         assert connection.execute("SHOW search_path").fetchone() == ("pg_catalog, pg_temp",)
 
@@ -174,7 +174,7 @@ def _refused(shared: Database, role: str = '"mallory"') -> None:
     store.close()
 
 
-def test_a_schema_that_another_role_made_first_is_refused(shared: Database) -> None:
+def test_a_schema_created_by_another_role_is_refused(shared: Database) -> None:
     _as(shared, "mallory", "CREATE SCHEMA replicator; GRANT ALL ON SCHEMA replicator TO ours")
     _refused(shared)
 
@@ -187,13 +187,13 @@ def test_a_schema_that_another_role_made_first_is_refused(shared: Database) -> N
         "CREATE VIEW replicator.version AS SELECT 1 AS number",
     ],
 )
-def test_something_of_another_role_in_the_schema_is_refused(shared: Database, planted: str) -> None:
+def test_an_object_of_another_role_in_the_schema_is_refused(shared: Database, planted: str) -> None:
     _as(shared, "ours", "CREATE SCHEMA replicator; GRANT ALL ON SCHEMA replicator TO mallory")
     _as(shared, "mallory", planted)
     _refused(shared)
 
 
-def test_what_the_message_says_helps(shared: Database) -> None:
+def test_both_remedies_for_a_schema_of_another_role_work(shared: Database) -> None:
     """Either a role that is trusted, or a schema of our own."""
     _as(shared, "mallory", "CREATE SCHEMA replicator")
     run(shared, "GRANT mallory TO ours")
@@ -205,7 +205,7 @@ def test_what_the_message_says_helps(shared: Database) -> None:
     assert one.check([TABLE]) == []
 
 
-def test_a_schema_that_an_administrator_made_is_fine(shared: Database) -> None:
+def test_a_schema_created_by_a_superuser_is_accepted(shared: Database) -> None:
     target(shared).open([TABLE], FIRST_EPOCH)
     run(shared, "GRANT USAGE ON SCHEMA replicator TO ours; GRANT ALL ON ALL TABLES IN SCHEMA replicator TO ours")
     run(shared, "ALTER TABLE contract OWNER TO ours")
@@ -214,7 +214,7 @@ def test_a_schema_that_an_administrator_made_is_fine(shared: Database) -> None:
     one.checkpoints.claim(owner())
 
 
-def test_a_table_that_another_role_made_first_is_refused(shared: Database) -> None:
+def test_a_table_created_by_another_role_is_refused(shared: Database) -> None:
     """Also with our note on it: else its triggers would run with our rights."""
     _as(
         shared,
@@ -235,7 +235,7 @@ def test_a_table_that_another_role_made_first_is_refused(shared: Database) -> No
     assert words in refused.value.problems
 
 
-def test_a_trigger_that_needs_a_search_path_is_told_so(shared: Database) -> None:
+def test_a_trigger_that_needs_a_search_path_is_explained(shared: Database) -> None:
     one = _ours(shared)
     one.open([TABLE], FIRST_EPOCH)
     trigger = """CREATE FUNCTION public.audit() RETURNS trigger LANGUAGE plpgsql {} AS $$

@@ -43,7 +43,7 @@ def _then_it_works(one: Postgres, database: Database) -> None:
     assert [row["pk"] for row in rows(database)] == ["a"]
 
 
-def test_a_server_that_stops_and_starts_again(postgres: Database) -> None:
+def test_a_restart_of_the_server_is_waited_out(postgres: Database) -> None:
     one = opened(postgres, CONTRACT)
     postgres.server.stop("fast")
     _transient(one, "Postgres at 127.0.0.1:")
@@ -52,7 +52,7 @@ def test_a_server_that_stops_and_starts_again(postgres: Database) -> None:
     _then_it_works(one, postgres)
 
 
-def test_a_server_killed_in_the_middle_of_batches(postgres: Database) -> None:
+def test_a_server_killed_during_batches_loses_and_repeats_nothing(postgres: Database) -> None:
     """What was answered is there after the crash; what was not is there wholly or not at all, and can come again."""
     one = opened(postgres, CONTRACT)
     one.checkpoints.claim(owner())
@@ -87,7 +87,9 @@ def _position(done: int) -> Save:
     return Save("shard", "s", done, f"{done}")
 
 
-def test_a_connection_cut_between_sending_and_collecting(one: Postgres, one_postgres: Database) -> None:
+def test_a_connection_cut_between_sending_and_collecting_stores_nothing_and_is_replaced(
+    one: Postgres, one_postgres: Database
+) -> None:
     with one_postgres.connect() as somebody:
         somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
         one.send(one.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
@@ -107,7 +109,7 @@ def test_a_connection_cut_between_sending_and_collecting(one: Postgres, one_post
         ("statement_timeout = '200ms'", r"a statement was cancelled \(statement_timeout\?\)"),
     ],
 )
-def test_a_session_that_may_not_write_now(one: Postgres, one_postgres: Database, setting: str, words: str) -> None:
+def test_a_read_only_session_is_waited_out(one: Postgres, one_postgres: Database, setting: str, words: str) -> None:
     run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" SET {setting}')
     one.close()
     with one_postgres.connect() as somebody:
@@ -118,7 +120,7 @@ def test_a_session_that_may_not_write_now(one: Postgres, one_postgres: Database,
     _then_it_works(one, one_postgres)
 
 
-def test_a_transaction_that_takes_longer_than_the_server_lets_it(one: Postgres, one_postgres: Database) -> None:
+def test_a_transaction_that_exceeds_the_servers_time_limit_is_retried(one: Postgres, one_postgres: Database) -> None:
     with one_postgres.connect() as somebody:
         somebody.execute("BEGIN; LOCK TABLE contract")
         for use in (lambda: one.empty([CONTRACT]), lambda: one.write(batch(put({"pk": "a"}, 1)))):
@@ -129,7 +131,7 @@ def test_a_transaction_that_takes_longer_than_the_server_lets_it(one: Postgres, 
     _then_it_works(one, one_postgres)
 
 
-def test_a_table_that_somebody_has_locked(one: Postgres, one_postgres: Database) -> None:
+def test_a_table_locked_by_another_session_is_waited_for(one: Postgres, one_postgres: Database) -> None:
     """The session gives up after a while, so that a run can say what it waits for."""
     with one._session.connection() as own:
         own.execute("SET lock_timeout = '100ms'")  # the test has less patience
@@ -165,7 +167,7 @@ def test_a_deadlock_is_waited_out(one: Postgres, one_postgres: Database) -> None
         ("58030", r"a trigger or function raised IoError \(SQLSTATE 58030\)"),
     ],
 )
-def test_an_error_that_time_mends_is_waited_out(one: Postgres, one_postgres: Database, state: str, words: str) -> None:
+def test_a_transient_error_is_waited_out(one: Postgres, one_postgres: Database, state: str, words: str) -> None:
     """As the server gives it; a trigger does."""
     run(
         one_postgres,
@@ -178,7 +180,7 @@ def test_an_error_that_time_mends_is_waited_out(one: Postgres, one_postgres: Dat
     _then_it_works(one, one_postgres)
 
 
-def test_no_connection_left(one: Postgres, one_postgres: Database) -> None:
+def test_a_server_without_free_connections_is_waited_for(one: Postgres, one_postgres: Database) -> None:
     one.close()
     run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" CONNECTION LIMIT 1')
     run(one_postgres, "CREATE ROLE many LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO many")
@@ -210,7 +212,7 @@ def test_no_connection_left(one: Postgres, one_postgres: Database) -> None:
         ("DROP SCHEMA replicator CASCADE", ConfigError, "does not exist; it was dropped or changed: run check"),
     ],
 )
-def test_a_table_that_was_changed_meanwhile(
+def test_a_table_changed_meanwhile_is_reported(
     one: Postgres, one_postgres: Database, change: str, error: Any, words: str
 ) -> None:
     one.write(batch(put({"pk": "b"}, 1)))
@@ -236,7 +238,7 @@ def constrained(postgres: Database) -> Postgres:
     return found
 
 
-def test_rows_that_the_server_refuses_are_found_among_the_others(constrained: Postgres, postgres: Database) -> None:
+def test_rows_that_the_server_refuses_are_singled_out(constrained: Postgres, postgres: Database) -> None:
     """By halving, in a transaction that leaves nothing: no row, no entry, no tombstone, no count."""
     good = [put({"pk": f"{n:04}", "total": n % 100, "email": f"{n}@"}, 1) for n in range(500)]
     poor = [put({"pk": f"{n:04}x", "total": 12345}, 1) for n in (7, 250, 499)]
@@ -276,7 +278,7 @@ def test_rows_that_the_server_refuses_are_found_among_the_others(constrained: Po
         ),
     ],
 )
-def test_what_somebody_added_to_the_table_may_refuse_rows(
+def test_a_users_constraint_or_trigger_may_refuse_rows(
     constrained: Postgres, postgres: Database, statement: str, words: str
 ) -> None:
     run(postgres, "ALTER TABLE contract ADD COLUMN total_text text GENERATED ALWAYS AS (nullif(total, 1)::text) STORED")
@@ -296,7 +298,7 @@ def test_what_somebody_added_to_the_table_may_refuse_rows(
         ("FOREIGN KEY (email) REFERENCES emails", "the foreign key late of contract refuses it"),
     ],
 )
-def test_a_deferred_constraint_parks_what_it_refuses(
+def test_a_row_refused_by_a_deferred_constraint_is_parked(
     constrained: Postgres, postgres: Database, constraint: str, reason: str
 ) -> None:
     run(postgres, "CREATE TABLE emails (email text PRIMARY KEY); INSERT INTO emails VALUES ('a'), ('b'), ('c')")
@@ -326,7 +328,7 @@ def test_a_row_is_not_blamed_for_needing_one_that_comes_later_in_its_batch(
     assert constrained.write(batch(*chain)) == Outcome()
 
 
-def test_a_row_is_not_blamed_for_a_value_that_a_delete_of_its_batch_sets_free(
+def test_a_row_is_not_blamed_for_a_value_that_a_delete_in_its_batch_frees(
     constrained: Postgres, postgres: Database
 ) -> None:
     constrained.write(batch(put({"pk": "old", "email": "a"}, 1)))
@@ -336,7 +338,9 @@ def test_a_row_is_not_blamed_for_a_value_that_a_delete_of_its_batch_sets_free(
     assert constrained.write(batch(heir, remove("old", 2))) == Outcome()
 
 
-def test_rows_that_only_their_order_makes_impossible_give_way(constrained: Postgres, postgres: Database) -> None:
+def test_a_row_that_conflicts_only_because_of_the_order_in_its_batch_is_refused(
+    constrained: Postgres, postgres: Database
+) -> None:
     """One statement takes rows in the order of keys, so this batch is refused, though its rows fit one by one."""
     constrained.write(batch(put({"pk": "z", "email": "a"}, 1)))
     heir, giver = put({"pk": "b", "email": "a"}, 2), put({"pk": "z", "email": "c"}, 2)
@@ -369,7 +373,7 @@ def test_a_document_nested_too_deeply_for_the_server_is_refused(one: Postgres) -
     assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
 
 
-def test_two_tables_are_told_apart_in_a_refusal(postgres: Database) -> None:
+def test_a_refusal_names_the_right_one_of_two_tables(postgres: Database) -> None:
     run(postgres, CONSTRAINED)
     one = opened(postgres, typed(total="numeric", email="text"), Table("other", PK))
     poor = put({"pk": "a", "total": 1000}, 1)
@@ -481,7 +485,7 @@ def test_a_trigger_that_skips_deletes_ends_a_sweep(one: Postgres, one_postgres: 
     assert [row["pk"] for row in rows(one_postgres)] == ["skip"]
 
 
-def test_a_row_that_another_session_changes_meanwhile_is_not_taken_for_skipped(
+def test_a_row_that_another_session_changes_meanwhile_is_not_mistaken_for_skipped(
     one: Postgres, one_postgres: Database
 ) -> None:
     """What it commits is newer than what the statement looked at; it is written again, and finds it."""
@@ -539,7 +543,7 @@ def test_a_sweep_removes_rows_that_refer_to_each_other_in_any_order(one: Postgre
     assert rows(one_postgres) == []
 
 
-def test_a_row_that_a_trigger_puts_back_ends_the_sweep(one: Postgres, one_postgres: Database) -> None:
+def test_a_row_that_a_trigger_restores_ends_the_sweep(one: Postgres, one_postgres: Database) -> None:
     one.write(batch(put({"pk": "free"}, 1), put({"pk": "kept"}, 1)))
     run(
         one_postgres,
@@ -553,7 +557,7 @@ def test_a_row_that_a_trigger_puts_back_ends_the_sweep(one: Postgres, one_postgr
         assert [row["pk"] for row in rows(one_postgres)] == ["kept"]
 
 
-def test_so_many_rows_that_cannot_be_deleted_that_the_sweep_looks_for_no_more(
+def test_a_sweep_stops_looking_after_too_many_rows_that_cannot_be_deleted(
     one: Postgres, one_postgres: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cleanup, "_PIECE", 2)

@@ -24,15 +24,15 @@ PATHS: list[tuple[str | list[str], list[str]]] = [
 ]
 
 
-def test_another_path_is_a_change() -> None:
+def test_a_different_path_is_a_changed_definition() -> None:
     for was, now in PATHS:
         (change,) = changes({"t": parts(was)}, {"t": parts(now)})
         assert (change.part, change.added) == ("columns.city", False)
 
 
-def test_the_same_path_written_as_a_list_is_none() -> None:
+def test_the_same_path_written_as_a_list_is_no_change() -> None:
     assert parts("a") == parts(["a"]) == {"columns.city": "text from a"}
 
 
-def test_what_becomes_of_extra_fields_is_no_part() -> None:
+def test_the_extra_option_is_not_part_of_the_definition() -> None:
     assert parts("a", extra="reject") == parts("a", extra="ignore")

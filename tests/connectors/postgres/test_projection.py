@@ -57,11 +57,13 @@ def slowly(bodies: list[Any], monkeypatch: pytest.MonkeyPatch, columns: dict[str
 
 
 @pytest.mark.parametrize("given", [(FULL,), (EMPTY,), (NULLS,), (FULL, EMPTY, NULLS)])
-def test_both_ways_send_the_same(given: tuple[dict[str, Any], ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_and_the_exact_path_send_the_same(
+    given: tuple[dict[str, Any], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert parameters(items(*given)) == slowly(items(*given), monkeypatch)
 
 
-def test_an_amended_item_is_sent_as_the_mapping_it_stands_for() -> None:
+def test_an_amended_item_is_sent_like_the_equal_mapping() -> None:
     amended = [item | {"name": "changed", "total": Decimal(3)} for item in items(FULL, EMPTY, NULLS)]
     assert parameters(list(amended)) == parameters([dict(a) for a in amended])
 
@@ -74,13 +76,13 @@ def test_an_amended_item_is_a_whole_document_with_the_new_values() -> None:
     assert b"changed" in document
 
 
-def test_where_a_hook_put_every_column_in_place_nothing_of_the_image_is_needed() -> None:
+def test_if_a_hook_set_every_column_nothing_of_the_image_is_needed() -> None:
     columns = {"name": "text", "count": "bigint"}
     amended = [item | {"name": "x", "count": n} for n, item in enumerate(items(FULL, EMPTY))]
     assert parameters(list(amended), columns) == parameters([dict(a) for a in amended], columns)
 
 
-def test_items_amended_in_different_ways_are_sent_as_the_mappings_they_stand_for() -> None:
+def test_items_amended_in_different_ways_are_sent_like_the_equal_mappings() -> None:
     first, second, third = items(FULL, FULL, EMPTY)
     amended = [first | {"name": "changed"}, second | {"count": 3}, third | {}]
     assert parameters(list(amended)) == parameters([dict(a) for a in amended])
@@ -94,7 +96,7 @@ def test_two_columns_of_one_attribute_are_both_filled() -> None:
 @pytest.mark.parametrize(
     "attribute", [{"N": "1"}, {"S": 5}, {"S": None}, {"S": "a", "N": "1"}, {"L": []}, [], "a", None]
 )
-def test_a_text_column_takes_nothing_but_text_the_quick_way(attribute: object) -> None:
+def test_a_text_column_takes_only_text_on_the_fast_path(attribute: object) -> None:
     import orjson
 
     column = BodyColumn("name", "text", "name", True)
@@ -102,7 +104,7 @@ def test_a_text_column_takes_nothing_but_text_the_quick_way(attribute: object) -
         Projection([column])([orjson.dumps({"name": attribute})])
 
 
-def test_a_column_that_may_not_be_null_is_not_filled_with_null_the_quick_way() -> None:
+def test_a_not_null_column_is_not_filled_with_null_on_the_fast_path() -> None:
     for column in (BodyColumn("name", "text", "name", False), BodyColumn("name", "jsonb", "name", False)):
         (values,) = Projection([column])([image(EMPTY)])
         with pytest.raises(UNUSUAL):

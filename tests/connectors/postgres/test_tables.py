@@ -43,7 +43,7 @@ EVERY_COLUMN = {
 }
 
 
-def test_the_plan_is_what_opening_does(postgres: Database) -> None:
+def test_the_plan_is_what_open_executes(postgres: Database) -> None:
     table = typed("orders", THREE, **EVERY_COLUMN)
     one = target(postgres)
     (planned,) = one.plan([table])
@@ -70,7 +70,7 @@ def test_the_plan_is_what_opening_does(postgres: Database) -> None:
     assert one.epoch([table]) == FIRST_EPOCH
 
 
-def test_binary_and_number_keys(postgres: Database) -> None:
+def test_binary_and_number_keys_are_supported(postgres: Database) -> None:
     keys = KeySchema((KeyAttribute("b", "B"), KeyAttribute("n", "N")))
     one = opened(postgres, Table("contract", keys))
     ids = [("AAH/", "1E+125"), ("", "-0.5"), ("AAH/", "12345678901234567890123456789012345678")]
@@ -111,7 +111,7 @@ def test_every_mismatch_is_named_at_once(postgres: Database) -> None:
     assert one.epoch([Table("other", PK)]) is None, "nothing is made when something is wrong"
 
 
-def test_a_key_under_which_different_texts_are_equal_is_named(old_postgres: Database) -> None:
+def test_a_key_whose_collation_equates_different_texts_is_reported(old_postgres: Database) -> None:
     run(old_postgres, "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
     run(
         old_postgres,
@@ -133,7 +133,7 @@ def test_a_key_under_which_different_texts_are_equal_is_named(old_postgres: Data
         ),
     ],
 )
-def test_what_cannot_be_written_to_is_named(one_postgres: Database, made: str, words: str) -> None:
+def test_a_table_that_cannot_be_written_to_is_reported(one_postgres: Database, made: str, words: str) -> None:
     run(one_postgres, made)
     one = target(one_postgres)
     assert any(words in problem for problem in one.check([Table("contract", PK)]))
@@ -154,7 +154,7 @@ def test_a_table_of_another_pipeline_is_refused_and_can_be_handed_over(one_postg
     assert target(one_postgres).check([table]) != []
 
 
-def test_a_table_may_have_more_columns_and_indexes_than_wanted(one_postgres: Database) -> None:
+def test_a_table_may_have_additional_columns_and_indexes(one_postgres: Database) -> None:
     run(
         one_postgres,
         "CREATE TABLE contract (note text, _version bigint NOT NULL, document jsonb NOT NULL, pk text PRIMARY KEY)",
@@ -230,7 +230,9 @@ def test_a_table_that_would_lose_rows_or_keep_them_is_refused(
         ("ALTER TABLE contract SET UNLOGGED", "is UNLOGGED"),
     ],
 )
-def test_a_table_that_becomes_one_between_two_batches_is_seen(postgres: Database, change: str, problem: str) -> None:
+def test_a_table_that_becomes_unsafe_between_two_batches_is_noticed(
+    postgres: Database, change: str, problem: str
+) -> None:
     one = opened(postgres, Table("contract", PK))
     assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
     assert list(one.recheck([Table("contract", PK)])) == []
@@ -241,7 +243,7 @@ def test_a_table_that_becomes_one_between_two_batches_is_seen(postgres: Database
     assert list(one.recheck([Table("contract", PK)])) == [], "that it is gone is said by the next write"
 
 
-def test_a_look_at_a_table_waits_for_no_lock_on_one_of_its_partitions(one_postgres: Database) -> None:
+def test_checking_a_table_does_not_wait_for_locks_on_its_partitions(one_postgres: Database) -> None:
     """VACUUM FULL holds such a lock for as long as it copies the partition."""
     run(one_postgres, f"{PARTITIONED.replace('UNLOGGED', '')}; CREATE UNLOGGED TABLE another ()")
     one = opened(one_postgres, Table("contract", PK))
@@ -250,7 +252,7 @@ def test_a_look_at_a_table_waits_for_no_lock_on_one_of_its_partitions(one_postgr
         assert list(one.recheck([Table("contract", PK)])) == []
 
 
-def test_an_unlogged_partition_of_a_partition_is_named_and_one_that_was_detached_is_not(one_postgres: Database) -> None:
+def test_an_unlogged_nested_partition_is_reported_and_a_detached_one_is_not(one_postgres: Database) -> None:
     inner = PARTITIONED.replace("CREATE TABLE p0", "CREATE TABLE p0_").split(";")[0].replace("contract (pk", "p1 (pk")
     run(one_postgres, PARTITIONED.split("CREATE UNLOGGED")[0])
     run(one_postgres, f"{inner.replace('PRIMARY KEY', 'NOT NULL PRIMARY KEY')}")
@@ -280,7 +282,7 @@ def test_replicators_own_tables_must_survive_a_crash(postgres: Database) -> None
 @pytest.mark.parametrize(
     "made", [PARTITIONED.replace("UNLOGGED", ""), f"{PLAIN}; CREATE TABLE p0 () INHERITS (contract)"]
 )
-def test_a_partition_or_a_table_that_inherits_will_do(one_postgres: Database, made: str) -> None:
+def test_a_partition_or_an_inheriting_table_is_accepted(one_postgres: Database, made: str) -> None:
     """Only its own rows are written and deleted; a row that belongs into another partition is parked."""
     run(one_postgres, made)
     if "INHERITS" in made:
@@ -295,7 +297,7 @@ def test_a_partition_or_a_table_that_inherits_will_do(one_postgres: Database, ma
     assert len(rows(one_postgres, "p0")) == 9 - len(refused)
 
 
-def test_a_partitioned_table_will_do(one_postgres: Database) -> None:
+def test_a_partitioned_table_is_accepted(one_postgres: Database) -> None:
     run(
         one_postgres,
         """CREATE TABLE contract (pk text PRIMARY KEY, document jsonb NOT NULL, _version bigint NOT NULL)
@@ -338,7 +340,7 @@ WRONG_NAMES: list[tuple[list[Table], dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("tables", "options", "words"), WRONG_NAMES)
-def test_names_that_postgres_would_not_take_are_config_errors(
+def test_names_that_postgres_does_not_accept_are_config_errors(
     one_postgres: Database, tables: list[Table], options: dict[str, Any], words: list[str]
 ) -> None:
     one = target(one_postgres, **options)
@@ -352,7 +354,7 @@ def _problems(one: Any, tables: list[Table]) -> list[str]:
     return list(refused.value.problems)
 
 
-def test_a_table_as_wide_as_postgres_allows(one_postgres: Database) -> None:
+def test_a_table_as_wide_as_postgres_allows_is_accepted(one_postgres: Database) -> None:
     names = [f"c{n}" for n in range(1598)]
     one = opened(one_postgres, typed(**dict.fromkeys(names, "boolean")))
     assert not one.write(batch(put({"pk": "a", **dict.fromkeys(names, True)}, 1))).rejections
@@ -404,7 +406,7 @@ def test_any_name_is_quoted(one_postgres: Database) -> None:
         run(one_postgres, sql.SQL("DROP TABLE {}").format(sql.Identifier(name)).as_string(None))
 
 
-def test_another_schema(one_postgres: Database) -> None:
+def test_tables_may_be_in_another_schema(one_postgres: Database) -> None:
     one = target(one_postgres, schema="My Schema")
     assert one.check([Table("contract", PK)]) == ['the schema "My Schema" does not exist: CREATE SCHEMA "My Schema"']
     with pytest.raises(ConfigError, match="My Schema"):
@@ -422,7 +424,7 @@ def test_another_schema(one_postgres: Database) -> None:
 
 
 @pytest.mark.parametrize("kind", ["S", "B"])
-def test_a_key_past_the_limit_of_an_index_is_refused_before_it_is_met(one_postgres: Database, kind: str) -> None:
+def test_a_key_larger_than_an_index_allows_is_refused_before_it_is_sent(one_postgres: Database, kind: str) -> None:
     """Text that does not compress, as long as DynamoDB allows (2048 + 1024 bytes); what fits goes in."""
     chance = random.Random(3)
     keys = KeySchema((KeyAttribute("p", kind), KeyAttribute("s", "S")))
@@ -442,7 +444,7 @@ def test_a_key_past_the_limit_of_an_index_is_refused_before_it_is_met(one_postgr
     assert not one.write(batch(Delete("contract", poor.id, at(2), poor.id))).rejections, "it cannot be there"
 
 
-def test_every_key_that_is_let_through_fits(one_postgres: Database) -> None:
+def test_every_accepted_key_fits_the_index(one_postgres: Database) -> None:
     """Around the limit, byte by byte: what the encoder accepts the server accepts."""
     chance = random.Random(5)
     one = opened(one_postgres, Table("contract", KeySchema((KeyAttribute("p", "S"), KeyAttribute("s", "S")))))
@@ -499,7 +501,7 @@ def test_every_missing_privilege_is_named_with_its_grant(poor_user: Database) ->
     assert not one.write(batch(put({"pk": "a"}, 1), tombstones=True)).rejections
 
 
-def test_a_privilege_taken_away_meanwhile_is_named(poor_user: Database) -> None:
+def test_a_privilege_revoked_during_a_run_is_named(poor_user: Database) -> None:
     run(poor_user, f'GRANT CREATE ON DATABASE "{poor_user.name}" TO poor; GRANT CREATE ON SCHEMA public TO poor')
     one = _as_poor(poor_user)
     one.open([Table("contract", PK)], FIRST_EPOCH)
@@ -540,7 +542,7 @@ def test_a_database_that_cannot_hold_every_text_is_named(one_postgres: Database)
     run(one_postgres, "DROP DATABASE latin WITH (FORCE)")
 
 
-def test_a_database_that_publishes_all_its_tables(one_postgres: Database) -> None:
+def test_replicators_own_tables_do_not_break_a_publication_for_all_tables(one_postgres: Database) -> None:
     """What updates or deletes rows of a published table must be able to tell them apart: our own tables, too."""
     run(one_postgres, "CREATE PUBLICATION everything FOR ALL TABLES")
     table = Table("contract", PK)
@@ -557,7 +559,7 @@ def test_a_database_that_publishes_all_its_tables(one_postgres: Database) -> Non
         assert somebody.execute(unpublished + keyless).fetchall() == []
 
 
-def test_a_schema_of_a_newer_replicator_is_left_alone(one_postgres: Database) -> None:
+def test_a_schema_of_a_newer_replicator_is_left_unchanged(one_postgres: Database) -> None:
     opened(one_postgres, Table("contract", PK)).close()
     run(one_postgres, "UPDATE replicator.version SET number = 99")
     one = target(one_postgres)
@@ -590,7 +592,7 @@ TLS = [
 
 
 @pytest.mark.parametrize(("url", "fine"), TLS)
-def test_a_password_never_crosses_a_network_in_the_clear(monkeypatch: pytest.MonkeyPatch, url: str, fine: bool) -> None:
+def test_a_password_is_never_sent_unencrypted(monkeypatch: pytest.MonkeyPatch, url: str, fine: bool) -> None:
     monkeypatch.delenv("PGHOST", raising=False)
     monkeypatch.delenv("PGSSLMODE", raising=False)
     found, problems = destination({"type": "postgres", "url": url, "table": "t"})
@@ -615,7 +617,7 @@ def test_no_message_and_no_repr_shows_the_password() -> None:
     assert "pa55" not in repr(PostgresOptions.model_validate({"url": "postgresql://u:pa55@localhost/d"}))
 
 
-def test_columns_reach_the_table_as_the_config_wrote_them(one_postgres: Database) -> None:
+def test_columns_are_stored_as_configured(one_postgres: Database) -> None:
     """Short and long form; ``from`` keeps its name on the way through the config."""
     columns = {"total": "numeric", "placed": {"type": "timestamptz", "from": "at", "nullable": False}}
     given = {"type": "postgres", "url": one_postgres.url, "tables": {"orders": {"columns": columns}, "whole": None}}
@@ -640,7 +642,7 @@ def test_columns_reach_the_table_as_the_config_wrote_them(one_postgres: Database
         ({}, (), "at least 1"),
     ],
 )
-def test_a_wrong_column_is_named_with_its_place(columns: Any, path: tuple[str, ...], words: str) -> None:
+def test_an_invalid_column_is_named_with_its_place(columns: Any, path: tuple[str, ...], words: str) -> None:
     tables = {"orders": {"columns": columns}}
     found, problems = destination({"type": "postgres", "url": "postgresql://u@localhost/d", "tables": tables})
     assert found is None
@@ -651,7 +653,7 @@ def test_a_wrong_column_is_named_with_its_place(columns: Any, path: tuple[str, .
 # which table it is, and what is in it
 
 
-def test_a_copy_of_a_table_without_its_note_says_the_epoch_of_its_newest_version(postgres: Database) -> None:
+def test_a_copied_table_without_its_note_has_the_epoch_of_its_newest_version(postgres: Database) -> None:
     """As CREATE TABLE AS, logical replication and pg_dump --no-comments leave it."""
     one = opened(postgres, Table("contract", PK))
     versions = [at(1), at(7, FIRST_EPOCH + 2), at(3, FIRST_EPOCH + 1)]
@@ -660,7 +662,7 @@ def test_a_copy_of_a_table_without_its_note_says_the_epoch_of_its_newest_version
     assert one.epoch([Table("contract", PK)]) == FIRST_EPOCH + 2
 
 
-def test_versions_of_other_tools_are_of_no_epoch(postgres: Database) -> None:
+def test_versions_written_by_other_tools_belong_to_no_epoch(postgres: Database) -> None:
     one = opened(postgres, Table("contract", PK))
     run(postgres, "COMMENT ON COLUMN contract._version IS NULL")
     run(postgres, "INSERT INTO contract VALUES ('a', '{}', 1764288000000000)")
@@ -676,7 +678,7 @@ def test_of_several_tables_the_highest_epoch_counts(postgres: Database) -> None:
     run(postgres, "DROP TABLE other")
 
 
-def test_a_table_that_is_made_anew_has_another_id_though_its_note_is_copied(postgres: Database) -> None:
+def test_a_recreated_table_has_another_id_even_if_its_note_is_copied(postgres: Database) -> None:
     table = Table("contract", PK)
     one = target(postgres)
     before = one.identities([table])["contract"]
@@ -693,7 +695,7 @@ def test_a_table_that_is_made_anew_has_another_id_though_its_note_is_copied(post
     assert first.within == second.within != ""
 
 
-def test_columns_are_defined_alike_however_they_are_written(postgres: Database) -> None:
+def test_equivalent_spellings_of_columns_are_the_same_definition(postgres: Database) -> None:
     one = target(postgres)
     short, long = typed("orders", PK, total="numeric"), typed("orders", PK, total={"type": "numeric", "from": "total"})
     assert one.parts(short) == one.parts(long) == {"columns.total": "numeric from total"}
@@ -739,7 +741,7 @@ def test_a_nullable_column_can_be_added_to_rows_and_another_change_cannot(postgr
         ("the database system is starting up", TransientError, "cannot be reached"),
     ],
 )
-def test_why_a_login_is_refused_decides_what_is_advised(words: str, error: type[ReplicatorError], said: str) -> None:
+def test_the_advice_depends_on_why_a_login_is_refused(words: str, error: type[ReplicatorError], said: str) -> None:
     given = psycopg.OperationalError(f'connection to server at "::1", port 5432 failed: FATAL:  {words}')
     found = unreachable(given, "h:5432", "x.url")
     assert type(found) is error
@@ -757,7 +759,7 @@ def _deleted_once(database: Database) -> None:
     run(database, "DROP TABLE contract")
 
 
-def test_a_table_that_a_person_makes_forgets_the_deletes_of_the_one_before(postgres: Database) -> None:
+def test_a_table_recreated_by_hand_forgets_the_deletes_of_the_previous_one(postgres: Database) -> None:
     """Another pipeline begins with the same epoch; with the old deletes it would leave scanned items out."""
     _deleted_once(postgres)
     one = target(postgres, pipeline="second")
@@ -768,7 +770,7 @@ def test_a_table_that_a_person_makes_forgets_the_deletes_of_the_one_before(postg
     assert len(rows(postgres)) == 1
 
 
-def test_deletes_that_are_remembered_count_where_a_table_says_its_epoch(postgres: Database) -> None:
+def test_remembered_deletes_count_toward_a_tables_epoch(postgres: Database) -> None:
     """As when a table of an earlier epoch takes the place of one: the next epoch is later than both."""
     one = target(postgres)
     one.open([Table("contract", PK)], FIRST_EPOCH + 3)
