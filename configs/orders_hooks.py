@@ -1,11 +1,11 @@
-"""An order as a row: totals from its lines, drafts left out."""
+"""Turns an order into a row: totals from its lines; drafts are filtered out."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def order(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """One row an order; None leaves it out, and removes it if it was there."""
+    """Return one row per order; None filters it out, and removes it if it was stored."""
     if item.get("status") == "draft":
         return None
     return {

@@ -1,4 +1,4 @@
-"""Items of a single-table design, by what their keys say they are."""
+"""Splits the items of a single-table design by what their keys say they are."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from replicator import Document, documents
 
 @documents
 def rows(item: Mapping[str, Any]) -> Iterator[Document]:
-    """A customer is one row; an order is one row and a row for each of its lines; anything else is left out."""
+    """A customer is one row; an order is one row and a row for each of its lines; anything else is filtered out."""
     if item["sk"] == "PROFILE":
         yield Document(id=item["pk"], table="customers", body={"name": item["name"], "email": item.get("email")})
     elif item["sk"].startswith("ORDER#"):

@@ -1,11 +1,11 @@
-"""A product as people search for it."""
+"""Turns a product into the document that people search."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def product(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """One document a product; None leaves out what is not sold (any more), and removes it if it was there."""
+    """Return one document per product; None filters out what is not sold, and removes it if it was stored."""
     if item.get("discontinued"):
         return None
     return {

@@ -1,6 +1,6 @@
-"""The SQL for one table. Each array parameter is one column of the batch, whatever the number of rows.
+"""The SQL that writes to one table and compares versions. Each array parameter is one column of the batch.
 
-The statements compare versions: a row or a tombstone of the same or a newer version wins. The same statement counts the
+A row or a tombstone of the same or a newer version wins. The same statement counts the
 writes that were superseded, looking them up only if fewer rows were affected than sent. A row that neither its version
 nor its absence explains was skipped by a trigger (BEFORE … RETURN NULL), and aborts the transaction.
 """

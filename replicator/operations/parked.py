@@ -273,7 +273,7 @@ def check_no_run(checkpoints: Checkpoints, now: float) -> None:
     )
     if alive or begins:
         raise ConfigError(
-            "a run of this pipeline is up, or ended without a word less than a minute ago, and this target compares no "
+            "a run of this pipeline is up, or ended uncleanly less than a minute ago, and this target compares no "
             "versions, so a retry could replace what the run stores. Nothing was changed by it. Stop the run, wait a "
             "minute, retry, and start it again"
         )

@@ -1,4 +1,4 @@
-"""The DynamoDB table keeps the contract, in memory and on DynamoDB Local; a save is made once, whatever gets lost."""
+"""The DynamoDB store fulfills the contract, in memory and on DynamoDB Local; a save is applied exactly once."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def store(client: Client, pipeline: str = "contract") -> DynamodbCheckpoints:
 
 def made() -> DynamoDB:
     """A DynamoDB with a table for checkpoints."""
-    found = DynamoDB(now=time.time, random=random.Random(1))
-    store(found).create()
-    return found
+    database = DynamoDB(now=time.time, random=random.Random(1))
+    store(database).create()
+    return database
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class Trouble:
         return answer
 
     def arrive(self) -> None:
-        """What was given up is carried out after all, or refused."""
+        """Requests that were given up are applied after all, or rejected."""
         for operation, request in self.late:
             try:
                 self._db.call(operation, request)
@@ -206,7 +206,7 @@ def pieces(db: DynamoDB) -> int:
 
 
 def pieces_of(found: tuple[Any, ...]) -> int:
-    """How many pieces the parked changes' texts make, of 90,000 characters each."""
+    """The number of pieces, of 90,000 characters each, that the texts of parked changes take."""
     texts = [len(encode(p)) for _, p in found[2]]
     return sum(-(-length // 90_000) for length in texts if length > 200_000)
 
@@ -241,7 +241,7 @@ def test_a_run_that_was_replaced_while_its_save_was_in_doubt_is_fenced(db: Dynam
 
 
 def test_a_command_during_a_run_makes_the_run_read_the_entries_again(db: DynamoDB) -> None:
-    """A large save of a command, too: the run carries on behind it."""
+    """This includes a large save by a command: the run continues after it."""
     one = begun(db)
     one.save([Save("parked", f"{n}", None, parked(f"{n}")) for n in range(120)])
     store(db).save(
@@ -265,7 +265,7 @@ class Counting:
 
 
 def listed(db: DynamoDB, count: int, size: int) -> tuple[DynamodbCheckpoints, Counting]:
-    """A store that has listed so many parked entries of such images, and counts the calls it makes from then on."""
+    """A store that has listed ``count`` parked entries, and counts its calls from then on."""
     one = store(db)
     one.claim(owner())
     for n in range(count):

@@ -1,4 +1,4 @@
-"""A typo in a pipeline's name: no command takes it for a pipeline with nothing to tell, and none stores anything."""
+"""A typo in a pipeline's name: no command mistakes it for an empty pipeline, and none stores anything."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_an_unknown_pipeline_is_reported_with_the_existing_ones(world: World, co
     world.catch_up()
     world.change("pipeline: orders", "pipeline: ordres")
     before = world.rows(READ)
-    code, said = called(world, command)
+    code, output = called(world, command)
 
-    assert code == 2, said
-    if command == "resync":  # the target knows whose it is
-        assert "is written by the pipeline orders; two copies in one table would overwrite each other" in said
-        assert "If this config belongs to that pipeline, correct its pipeline: key" in said
+    assert code == 2, output
+    if command == "resync":  # the target knows its pipeline
+        assert "is written by the pipeline orders; two copies in one table would overwrite each other" in output
+        assert "If this config belongs to that pipeline, correct its pipeline: key" in output
     else:
-        assert "pipeline: there is no pipeline ordres in the target's database; existing pipelines: orders. " in said
+        assert "pipeline: there is no pipeline ordres in the target's database; existing pipelines: orders. " in output
     assert world.rows(READ) == before
 
 
@@ -54,12 +54,12 @@ def test_a_resync_of_an_unknown_pipeline_and_table_starts_nothing(world: World) 
     world.change("pipeline: orders", "pipeline: ordres")
     world.change(f"url: {world.postgres.url}\n  table: orders", f"url: {world.postgres.url}\n  table: order2")
     before = world.rows(READ)
-    code, said = called(world, "resync")
+    code, output = called(world, "resync")
 
-    assert (code, "there is no pipeline ordres in the target's database; existing pipelines: orders. " in said) == (
+    assert (code, "there is no pipeline ordres in the target's database; existing pipelines: orders. " in output) == (
         2,
         True,
-    ), said
+    ), output
     assert world.rows(READ) == before
     assert not world.has_table("order2")
 
@@ -67,13 +67,13 @@ def test_a_resync_of_an_unknown_pipeline_and_table_starts_nothing(world: World) 
 def test_an_unknown_pipeline_is_reported_if_none_exists_either(world: World) -> None:
     world.db.create_table("orders")
     for command in NEED_A_PIPELINE:
-        code, said = called(world, command)
-        assert (code, "there is no pipeline orders in the target's database. If" in said) == (2, True), said
+        code, output = called(world, command)
+        assert (code, "there is no pipeline orders in the target's database. If" in output) == (2, True), output
     assert not world.has_table("checkpoints")
 
 
 def test_lost_checkpoints_can_be_recreated_by_a_resync(world: World) -> None:
-    """Their pipeline is not stored any more, and the target tells that it is no other one's."""
+    """The pipeline is no longer stored, and the target shows that it belongs to no other one."""
     world.db.create_table("orders")
     world.catch_up()
     with world.postgres.connect() as client:

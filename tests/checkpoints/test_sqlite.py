@@ -1,4 +1,4 @@
-"""The SQLite file keeps the contract; no damage to it goes unnoticed, and what a save returned for is not lost."""
+"""The SQLite store fulfills the contract; damage is always noticed, and no completed save is lost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def filled(folder: Path) -> SqliteCheckpoints:
 
 
 def left(folder: Path, *, killed: bool) -> Path:
-    """What a run leaves in ``folder``: closed in order, or as it was when it was killed."""
+    """The files that a run leaves in ``folder``: closed cleanly, or as they were when it was killed."""
     with contextlib.closing(filled(folder)):
         if killed:
             shutil.copytree(folder, folder / "killed", ignore=shutil.ignore_patterns("killed"))
@@ -58,17 +58,17 @@ def left(folder: Path, *, killed: bool) -> Path:
 
 def seen(folder: Path) -> Sight:
     with contextlib.closing(store(folder)) as one:
-        found = one.read()
-        return [e for e in found.entries if e.kind != "owner"], dict(found.counts), list(one.parked())
+        state = one.read()
+        return [e for e in state.entries if e.kind != "owner"], dict(state.counts), list(one.parked())
 
 
 def claimed(folder: Path) -> Sight:
     with contextlib.closing(store(folder)) as one:
-        found = one.claim(owner("later"))
-        return [e for e in found.entries if e.kind != "owner"], dict(found.counts), list(one.parked())
+        state = one.claim(owner("later"))
+        return [e for e in state.entries if e.kind != "owner"], dict(state.counts), list(one.parked())
 
 
-# who has it
+# ownership
 
 
 def test_a_second_run_is_refused_and_told_which_process_holds_the_lock(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def blank(path: Path, chance: random.Random) -> None:
 
 
 def swap(path: Path, chance: random.Random) -> None:
-    """Two pages where the other one belongs."""
+    """Swap two pages."""
     content = path.read_bytes()
     pages = [content[at : at + 4096] for at in range(0, len(content), 4096)]
     first, second = chance.sample(range(len(pages)), 2)
@@ -156,7 +156,7 @@ def swap(path: Path, chance: random.Random) -> None:
 @pytest.mark.parametrize("damage", [flip, truncate, blank, swap])
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 def test_no_damage_goes_unnoticed(tmp_path: Path, damage: Callable[[Path, random.Random], None], suffix: str) -> None:
-    """Either it is said, or everything is as it was saved."""
+    """Either an error reports it, or everything is as it was saved."""
     (tmp_path / "run").mkdir()
     source = left(tmp_path / "run", killed=bool(suffix))
     right = seen(shutil.copytree(source, tmp_path / "right"))
@@ -232,7 +232,7 @@ def test_a_row_modified_by_hand_is_noticed(tmp_path: Path, statement: str) -> No
 
 
 def test_rows_reverted_to_an_earlier_state_are_noticed(tmp_path: Path) -> None:
-    """As a lost write to one page would leave them: each is right by itself."""
+    """As a lost write to one page would leave them: each row is valid by itself."""
     with contextlib.closing(filled(tmp_path)) as one:
         with contextlib.closing(sqlite3.connect(tmp_path / "orders.checkpoints")) as hand:
             earlier = hand.execute("SELECT * FROM entries WHERE id = 's3'").fetchone()
@@ -257,7 +257,7 @@ def test_an_older_file_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_older_file_is_accepted_once_the_lock_file_is_removed(tmp_path: Path) -> None:
-    """Hardly ever does it harm: what comes again is turned away, and what the stream forgot is found as a gap."""
+    """It is rarely harmful: the target ignores replays, and records that the stream has dropped are a gap."""
     path = left(tmp_path, killed=False) / "orders.checkpoints"
     backup, right = path.read_bytes(), seen(tmp_path)
     claimed(tmp_path)
@@ -296,7 +296,7 @@ def test_a_file_that_vanishes_or_is_replaced_ends_the_run(tmp_path: Path) -> Non
 
 
 def test_after_the_file_is_lost_a_new_one_starts_empty(tmp_path: Path) -> None:
-    """The run itself stops: the target's epoch says that there was one (see replicator.engine.startup)."""
+    """The run itself stops: the target's epoch shows that there was a file (see replicator.engine.startup)."""
     path = left(tmp_path, killed=True) / "orders.checkpoints"
     assert path.with_name(path.name + "-wal").stat().st_size > 0
     path.unlink()
@@ -316,7 +316,7 @@ def test_a_path_that_cannot_hold_a_file_is_reported(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def full(one: SqliteCheckpoints) -> Iterator[None]:
-    """Not a page more fits into the file."""
+    """The file cannot grow by a single page."""
     connection = one._open()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -350,8 +350,8 @@ def test_on_a_full_disk_nothing_counts_as_saved_until_space_is_free(tmp_path: Pa
                     one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, superseded=1)})
             assert seen(tmp_path) == before
         one.save([Save("shard", "s9", 1, '"again"'), *large], {"shard:2": Counts(read=1, superseded=1)})
-    entries, counts, found = seen(tmp_path)
-    assert (len(entries), counts["shard:2"].read, len(found)) == (60 + 8 + 4, 10, 12)
+    entries, counts, parked_entries = seen(tmp_path)
+    assert (len(entries), counts["shard:2"].read, len(parked_entries)) == (60 + 8 + 4, 10, 12)
 
 
 def test_a_read_only_file_is_reported_with_what_to_do(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_read_only_file_is_reported_with_what_to_do(tmp_path: Path) -> None:
             one.save([Save("shard", "new", 0, "1")])
 
 
-@pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a folder where nobody may make a file")
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="Linux has a folder in which no user can create files")
 def test_a_folder_that_not_even_root_can_write_to_is_reported(tmp_path: Path) -> None:
     nowhere = SqliteCheckpoints(SqliteOptions(path="/sys/orders.checkpoints"), "orders", tmp_path)
     with pytest.raises(ConfigError, match=r"cannot be written: .*(Permission denied|Read-only file system)"):
@@ -390,7 +390,7 @@ def test_check_reads_the_whole_file_and_creates_nothing(tmp_path: Path) -> None:
         one.check()
 
 
-# who else may read it, and where a link leads
+# permissions and symbolic links
 
 
 @pytest.fixture

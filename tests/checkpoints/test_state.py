@@ -1,4 +1,4 @@
-"""Stored entries: what this version reads, and what it refuses to take for something else."""
+"""Stored entries: which formats this version reads, and which it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user's shell runs it, and a table to point it at."""
+"""Runs the command line as a user's shell does, with a table to point it at."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OWN_TARGET = Path(__file__).parents[2] / "docs" / "own_target" / "sqlite_target
 
 
 def words(err: str) -> str:
-    """Standard error as people read it: each error that is JSON replaced by the words it holds."""
+    """Standard error as text: each JSON error is replaced by its sentences."""
     return "".join(_words(line) for line in err.splitlines(keepends=True))
 
 
@@ -49,7 +49,7 @@ def _words(line: str) -> str:
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs ``replicator`` with an environment of its own."""
+    """Runs ``replicator`` in its own environment."""
 
     environ: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,14 +64,14 @@ class Shell:
         )
 
     def run(self, *arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
-        """Exit code, standard output, the words of standard error."""
+        """Exit code, standard output, the text of standard error."""
         with self.start(*arguments, cwd=cwd) as process:
             out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, words(err)
 
 
 def ministack() -> Iterator[MiniStack]:
-    """A running MiniStack; without it a loud skip, and a failure where CI promises it."""
+    """A running MiniStack. If it is missing, the test is skipped with a notice, and fails in CI."""
     try:
         server = MiniStack()
         server.__enter__()
@@ -133,20 +133,20 @@ class World:
         path.write_text(text.replace(old, new))
 
     def hook(self, source: str) -> None:
-        """Use a hook: a function named ``hook``, in a file of its own."""
+        """Use a hook: a function named ``hook``, in its own file."""
         if not (self.folder / "hooks.py").exists():
             self.change("target:", "transform: hooks.py:hook\ntarget:")
         (self.folder / "hooks.py").write_text(source)
 
     def call(self, *arguments: str) -> tuple[int, str, str]:
-        """A command in this process: exit code, output, the words of standard error. Bugs come out as they are."""
+        """Run a command in this process: exit code, output, the text of standard error. Bugs are raised."""
         result = CliRunner().invoke(main, arguments, env=self.environ)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result.exit_code, result.stdout, words(result.stderr)
 
     def lines(self, *arguments: str) -> list[Any]:
-        """What a command prints with --json."""
+        """The JSON lines that a command prints with --json."""
         return [orjson.loads(line) for line in self.call(*arguments, "--json")[1].splitlines()]
 
     def catch_up(self, *more: str) -> None:
@@ -165,7 +165,7 @@ class World:
 
 
 class Marking(DynamoDB):
-    """What a test puts here has an attribute more, which nothing may show."""
+    """Adds an attribute to each item that a test puts, whose value must never be shown."""
 
     def put(self, table: str, item: Mapping[str, object]) -> None:
         super().put(table, {**item, "canary": VALUE})
@@ -201,7 +201,7 @@ def world(tmp_path: Path, one_postgres: Database) -> Iterator[World]:
 
 @pytest.fixture
 def mirror(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A pipeline from the table ``orders`` into a file of rows, with the target that the docs show."""
+    """A pipeline from the table ``orders`` into an SQLite file, with the example target of the docs."""
     site = tmp_path / "site"
     (site / "sqlite_target-1.0.dist-info").mkdir(parents=True)
     (site / "sqlite_target.py").write_text(_OWN_TARGET.read_text())

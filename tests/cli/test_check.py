@@ -1,4 +1,4 @@
-"""``replicator check`` and ``preview``: everything that is wrong is named at once, and nothing is changed."""
+"""``replicator check`` and ``preview``: all problems are reported at once, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def hook(item):
 
 
 def texts(world: World, *verdicts: str) -> list[str]:
-    found = world.lines("check", world.config)
-    return [f"{f['subject']}: {f['text']}" for f in found if f["verdict"] in verdicts]
+    findings = world.lines("check", world.config)
+    return [f"{f['subject']}: {f['text']}" for f in findings if f["verdict"] in verdicts]
 
 
 def test_a_ready_pipeline_is_exit_code_0_and_every_permission_is_named(world: World) -> None:
@@ -56,11 +56,11 @@ def test_every_missing_permission_is_named_with_its_action_and_arn(world: World)
     for operation in ("GetShardIterator", "Scan"):
         world.db.fail(operation, "AccessDeniedException", times=None)
     code, _, _ = world.call("check", world.config)
-    found = texts(world, "forbidden")
+    problems = texts(world, "forbidden")
 
     assert code == 4
-    assert found[0].startswith(f"permission: dynamodb:GetShardIterator on {arn} is not permitted (AccessDenied")
-    assert found[1].startswith("permission: dynamodb:Scan on ")
+    assert problems[0].startswith(f"permission: dynamodb:GetShardIterator on {arn} is not permitted (AccessDenied")
+    assert problems[1].startswith("permission: dynamodb:Scan on ")
 
 
 def test_a_missing_permission_for_lookups_is_named_for_a_keys_only_stream(world: World) -> None:
@@ -102,12 +102,12 @@ def test_a_missing_permission_to_read_single_items_is_named_for_a_pristine_table
 def test_without_any_permission_the_target_is_checked_all_the_same(world: World) -> None:
     world.db.create_table("orders")
     world.db.fail("DescribeTable", "AccessDeniedException", times=None)
-    found = world.lines("check", world.config)
+    findings = world.lines("check", world.config)
 
     assert world.call("check", world.config)[0] == 4
-    assert [f["subject"] for f in found] == ["source", "target"]
-    assert found[0]["text"].startswith("dynamodb:DescribeTable on orders is not permitted (AccessDeniedException")
-    assert found[0]["do"].startswith("Allow it in the policy of the role or user that replicator runs as")
+    assert [f["subject"] for f in findings] == ["source", "target"]
+    assert findings[0]["text"].startswith("dynamodb:DescribeTable on orders is not permitted (AccessDeniedException")
+    assert findings[0]["do"].startswith("Allow it in the policy of the role or user that replicator runs as")
 
 
 def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +125,10 @@ def test_missing_credentials_are_exit_code_4(world: World, monkeypatch: pytest.M
 def test_unknown_credentials_are_not_reported_as_missing_permissions(world: World) -> None:
     world.db.create_table("orders")
     world.db.fail("DescribeTable", "UnrecognizedClientException", times=None)
-    found = world.lines("check", world.config)
+    findings = world.lines("check", world.config)
 
-    assert found[0]["text"].startswith("AWS does not accept the credentials for dynamodb:DescribeTable on orders")
-    assert found[0]["do"].startswith("Fix the credentials, or use others (AWS_PROFILE, source.profile")
+    assert findings[0]["text"].startswith("AWS does not accept the credentials for dynamodb:DescribeTable on orders")
+    assert findings[0]["do"].startswith("Fix the credentials, or use others (AWS_PROFILE, source.profile")
 
 
 def test_a_wrong_password_is_distinguished_from_a_missing_grant(world: World) -> None:
@@ -136,11 +136,11 @@ def test_a_wrong_password_is_distinguished_from_a_missing_grant(world: World) ->
     password = world.postgres.server.password
     assert password
     world.change(f":{password}@", ":wr0ng-pass@")
-    (found,) = [f for f in world.lines("check", world.config) if f["verdict"] == "forbidden"]
+    (findings,) = [f for f in world.lines("check", world.config) if f["verdict"] == "forbidden"]
 
     assert world.call("check", world.config)[0] == 4
-    assert 'refuses the login: password authentication failed for user "postgres"' in found["text"]
-    assert found["do"] == "Correct the user and the password of target.url"
+    assert 'refuses the login: password authentication failed for user "postgres"' in findings["text"]
+    assert findings["do"] == "Correct the user and the password of target.url"
     code, _, err = world.call("run", world.config, "--until", "caught-up")
     assert (code, "GRANT" in err, "wr0ng" in err) == (4, False, False)
     assert "refuses the login" in err
@@ -253,8 +253,8 @@ def test_a_hook_that_parks_every_item_is_a_problem(world: World) -> None:
     world.hook("def hook(item):\n    return {'total': item['total']}\n")
 
     assert world.call("check", world.config)[0] == 2
-    (found,) = texts(world, "problem")
-    assert found.startswith("transform: 2 of 2 live items would be parked, e.g. item ")
+    (problem,) = texts(world, "problem")
+    assert problem.startswith("transform: 2 of 2 live items would be parked, e.g. item ")
 
 
 def with_columns(world: World, *cities: object) -> None:
@@ -279,7 +279,7 @@ def test_items_that_the_target_would_reject_are_reported(world: World) -> None:
 
 
 def test_it_is_a_problem_if_the_target_would_refuse_all_sampled_items(world: World) -> None:
-    """As a misspelt name does: the run would park everything."""
+    """E.g. for a misspelled name: the run would park everything."""
     with_columns(world, "Ulm", "Bonn")
     world.hook("def hook(item):\n    return {'citty': item['city']}\n")
     assert world.call("check", world.config)[0] == 2
@@ -297,10 +297,10 @@ def test_it_is_a_problem_if_the_target_would_refuse_all_sampled_items(world: Wor
 
 def test_the_run_parks_what_check_predicted(world: World) -> None:
     with_columns(world, "Ulm", 5, "Bonn", None, True)
-    told = {line["problem"] for line in world.lines("preview", world.config)} - {None}
+    predicted = {line["problem"] for line in world.lines("preview", world.config)} - {None}
     world.catch_up()
     parked = world.rows("SELECT value::json->>'reason' FROM replicator.checkpoints WHERE kind = 'parked'")
-    assert {reason for (reason,) in parked} == told
+    assert {reason for (reason,) in parked} == predicted
     assert len(parked) == 2
 
 
@@ -356,9 +356,9 @@ class TestPreview:
         world.db.create_table("orders")
         world.db.put("orders", {"id": "1", "tags": {"b", "a"}})
         world.hook(FAN_OUT)
-        (found,) = world.lines("preview", world.config)
+        (item,) = world.lines("preview", world.config)
 
-        assert sorted(w["id"] for w in found["writes"]) == [['["1"]', "a"], ['["1"]', "b"]]
+        assert sorted(w["id"] for w in item["writes"]) == [['["1"]', "a"], ['["1"]', "b"]]
 
     def test_preview_accepts_a_limit_or_a_key(self, world: World) -> None:
         world.db.create_table("orders", keys={"id": "B", "n": "N"})
@@ -367,8 +367,8 @@ class TestPreview:
 
         assert len(world.lines("preview", world.config)) == 5
         assert len(world.lines("preview", world.config, "--limit", "230")) == 230
-        (found,) = world.lines("preview", world.config, "--key", '{"id": "AQ==", "n": 17}')
-        assert found["key"] == ["AQ==", "17"]
+        (item,) = world.lines("preview", world.config, "--key", '{"id": "AQ==", "n": 17}')
+        assert item["key"] == ["AQ==", "17"]
 
     @pytest.mark.parametrize(
         ("key", "message"),

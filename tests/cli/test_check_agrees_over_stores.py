@@ -1,4 +1,4 @@
-"""``check`` and ``run`` agree about the places where checkpoints are kept beside a target."""
+"""``check`` and ``run`` agree about separate checkpoint stores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ POSTGRES = "{type: postgres, url: POSTGRES}"
 
 
 def kept(section: str, *acts: Callable[[World], Any], made: bool = True) -> Callable[[World], None]:
-    """Checkpoints as the section says, in a place that is made unless it is not to be; then something is done to it."""
+    """Checkpoints as configured, in a store that is created unless told otherwise; then something is done to it."""
 
     def act(world: World) -> None:
-        found = section.replace("ENDPOINT", endpoint(world)).replace("POSTGRES", world.postgres.url)
-        keep(world, found.replace("FOLDER", str(world.folder)))
+        text = section.replace("ENDPOINT", endpoint(world)).replace("POSTGRES", world.postgres.url)
+        keep(world, text.replace("FOLDER", str(world.folder)))
         if made:
             assert world.call("check", world.config, "--create")[0] == 0
         for more in acts:
@@ -63,12 +63,12 @@ def sql(world: World, statements: str) -> None:
 
 
 def as_a_role(statements: str = "") -> Callable[[World], None]:
-    """The config's user is a role without further rights in this database."""
+    """The config's user is a role without other privileges in this database."""
 
     def act(world: World) -> None:
-        found = psycopg.conninfo.conninfo_to_dict(world.postgres.url)
-        sql(world, f"CREATE USER ROLE PASSWORD '{found['password']}'; {statements}")
-        world.change(f"{found['user']}:{found['password']}@", f"{world.postgres.name}:{found['password']}@")
+        parts = psycopg.conninfo.conninfo_to_dict(world.postgres.url)
+        sql(world, f"CREATE USER ROLE PASSWORD '{parts['password']}'; {statements}")
+        world.change(f"{parts['user']}:{parts['password']}@", f"{world.postgres.name}:{parts['password']}@")
 
     return act
 

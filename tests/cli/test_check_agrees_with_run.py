@@ -1,4 +1,4 @@
-"""``check`` and ``run`` agree: whatever ends a run at its start, ``check`` says before, with the same exit code."""
+"""``check`` and ``run`` agree: what ends a run at its start, ``check`` reports before, with the same exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hook(item):
 
 @dataclass(frozen=True)
 class Wrong:
-    """A situation in which no run begins: how it comes about, and the code and words with which both end."""
+    """A situation in which no run starts: how it arises, and the exit code and message with which both commands end."""
 
     make: Callable[[World], Any]
     code: int
@@ -54,7 +54,7 @@ def changed(*pairs: tuple[str, str]) -> Callable[[World], None]:
 
 
 def with_target(world: World, lines: str) -> None:
-    """Other lines about the target's tables: the last line of the config."""
+    """Replaces the last line of the config, which names the target's table."""
     path = world.folder / "orders.yaml"
     head, found, _ = path.read_text().rpartition("  table: orders\n")
     assert found
@@ -130,7 +130,7 @@ def another_account(world: World) -> None:
 
 
 def another_endpoint(world: World) -> None:
-    """A table of the same ARN, as emulators give every table of a name, that another server has."""
+    """A table on another server with the same ARN, which emulators give to every table of that name."""
     elsewhere(world)
 
 
@@ -153,7 +153,7 @@ def another_column(world: World) -> None:
 
 
 def no_rights(world: World) -> None:
-    """Another role than the one that made the tables."""
+    """A role other than the one that created the tables."""
     role, password = world.postgres.name, world.postgres.server.password
     with world.postgres.connect() as client:
         client.execute(
@@ -249,7 +249,7 @@ WRONG = {
 
 
 def assert_agreed(world: World, wrong: Wrong) -> None:
-    """Both end with the code, and say the words."""
+    """Both end with the code and the message."""
     code, out, err = world.call("check", world.config, "--human")
     assert (code, wrong.words in out + err) == (wrong.code, True), out + err
     assert "ok    pipeline" not in out  # nothing begins

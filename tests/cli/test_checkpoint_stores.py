@@ -1,4 +1,4 @@
-"""Commands with a target that keeps no checkpoints: each kind of store, chosen in the config and told about."""
+"""Commands with a target that stores no checkpoints: each type of store, chosen in the config and reported."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from replicator.state import Owner
 from tests.cli.command_line import World, endpoint, keep
 
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total']}\n"
-MENDED = "def hook(item):\n    return {'total': item.get('total', 0)}\n"
+FIXED = "def hook(item):\n    return {'total': item.get('total', 0)}\n"
 
 
 def rows(mirror: World) -> dict[str, Any]:
     with closing(sqlite3.connect(mirror.folder / "rows.db")) as client:
-        found = client.execute("SELECT id, document FROM orders WHERE document IS NOT NULL").fetchall()
-    return {json.loads(id)[0]: json.loads(document) for id, document in found}
+        rows = client.execute("SELECT id, document FROM orders WHERE document IS NOT NULL").fetchall()
+    return {json.loads(id)[0]: json.loads(document) for id, document in rows}
 
 
 SECTIONS = {
@@ -43,7 +43,7 @@ PLACES = {
 
 @pytest.fixture(params=SECTIONS)
 def kept(mirror: World, request: pytest.FixtureRequest) -> str:
-    """Where the checkpoints are kept, as it is told; the place is made."""
+    """Creates the store; returns its location as commands print it."""
     section = SECTIONS[request.param].replace("ENDPOINT", endpoint(mirror)).replace("POSTGRES", mirror.postgres.url)
     if section:
         keep(mirror, section)
@@ -55,32 +55,32 @@ def kept(mirror: World, request: pytest.FixtureRequest) -> str:
 
 
 def test_a_pipeline_works_with_every_store(mirror: World, kept: str) -> None:
-    """Backfill, restart, parked changes looked at, tried again and given up, all beside the next claim."""
+    """Backfill and restart; parked changes are listed, retried and discarded between runs."""
     mirror.hook(NEEDS_TOTAL)
     mirror.db.put("orders", {"id": "good", "total": 1})
     for id in ("bad", "worse"):
         mirror.db.put("orders", {"id": id})
     code, out, err = mirror.shell.run("run", mirror.config, "--until", "caught-up", "--json")
     assert code == 6, err
-    said = [json.loads(line) for line in (out + err).splitlines() if line.startswith("{")]
-    assert [line["place"].startswith(kept) for line in said if "place" in line] == [True]
+    events = [json.loads(line) for line in (out + err).splitlines() if line.startswith("{")]
+    assert [line["place"].startswith(kept) for line in events if "place" in line] == [True]
 
     mirror.db.delete("orders", {"id": "good"})
     mirror.db.put("orders", {"id": "late", "total": 2})
     mirror.catch_up()
     assert rows(mirror) == {"late": {"total": 2}}
 
-    mirror.hook(MENDED)
+    mirror.hook(FIXED)
     loaded = settings.load(mirror.config)
     with ends(loaded) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, 0.0))
         assert mirror.call("parked", "retry", mirror.config, '["bad"]')[0] == 0
         assert mirror.call("parked", "drop", mirror.config, "--yes", '["worse"]')[0] == 0
-        found = mirror.lines("status", mirror.config)[0]
+        status = mirror.lines("status", mirror.config)[0]
         checkpoints.save([])  # still the owner
     assert rows(mirror) == {"late": {"total": 2}, "bad": {"total": 0}}
-    counts = found["counts"]
-    assert found["parked"] == 0
+    counts = status["counts"]
+    assert status["parked"] == 0
     assert counts["filtered"] in (1, 2), "the item was scanned, and streamed too if the stream came first"
     assert counts["read"] == counts["applied"] + counts["superseded"] + counts["filtered"] + counts["parked"]
 

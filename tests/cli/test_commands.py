@@ -1,4 +1,4 @@
-"""The command line itself: what comes out at once, exit codes, and where errors go."""
+"""The command line itself: start-up time, exit codes, and where errors go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``replicator parked``: what was refused can be looked at, tried again at its own version, or given up."""
+"""``replicator parked``: rejected changes can be listed, retried at their own version, or discarded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.operations.test_parked import Moving
 
 command_line = import_module("replicator.cli.parked")  # the package has the command under this name
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
-MENDED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
+FIXED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
 COLUMNS = "{columns: {total: {type: numeric}}}"
 FAN_OUT = """
 from replicator import Document, documents
@@ -52,9 +52,9 @@ def parked(world: World) -> World:
 
 
 def counts(world: World) -> dict[str, int]:
-    found: dict[str, int] = world.lines("status", world.config)[0]["counts"]
-    assert found["read"] == found["applied"] + found["superseded"] + found["filtered"] + found["parked"], found
-    return found
+    summed: dict[str, int] = world.lines("status", world.config)[0]["counts"]
+    assert summed["read"] == summed["applied"] + summed["superseded"] + summed["filtered"] + summed["parked"], summed
+    return summed
 
 
 def test_list_shows_items_and_reasons(parked: World) -> None:
@@ -81,9 +81,9 @@ def test_values_are_shown_only_on_request(parked: World) -> None:
     for command in (["list"], ["show", "--all"]):
         assert "private" not in parked.call("parked", *command[:1], parked.config, *command[1:])[1]
 
-    (found,) = parked.lines("parked", "show", parked.config, '[ "bad" ]', "--show-values")
-    assert '"note":{"S":"private"}' in found["new"].replace(" ", "")
-    assert "KeyError" in found["traceback"]
+    (item,) = parked.lines("parked", "show", parked.config, '[ "bad" ]', "--show-values")
+    assert '"note":{"S":"private"}' in item["new"].replace(" ", "")
+    assert "KeyError" in item["traceback"]
     assert "private" in parked.call("parked", "show", parked.config, "--all", "--show-values", "--human")[1]
 
 
@@ -99,7 +99,7 @@ def test_retry_with_the_same_hook_changes_nothing_and_is_exit_code_6(parked: Wor
 
 def test_retry_with_a_fixed_hook_stores_what_was_parked(parked: World) -> None:
     before = counts(parked)
-    parked.hook(MENDED)
+    parked.hook(FIXED)
     code, out, _ = parked.call("parked", "retry", parked.config, '["bad"]', "--human")
 
     assert (code, out) == (0, '["bad"]  stored\n')
@@ -113,8 +113,8 @@ def test_retry_with_a_fixed_hook_stores_what_was_parked(parked: World) -> None:
 
 
 def test_a_retry_whose_config_names_another_table_is_refused_and_the_item_stays_parked(parked: World) -> None:
-    """It would be stored there, and missing for good where the pipeline goes on."""
-    parked.hook(MENDED)
+    """It would be stored there, and be missing forever where the pipeline continues."""
+    parked.hook(FIXED)
     parked.change("  table: orders\n", "  table: staging\n")
     parked.change("source:\n  table: staging", "source:\n  table: orders")
     code, _, err = parked.call("parked", "retry", parked.config, "--all")
@@ -127,7 +127,7 @@ def test_a_retry_whose_config_names_another_table_is_refused_and_the_item_stays_
 
 
 def test_a_retry_whose_config_defines_the_table_differently_is_refused(parked: World) -> None:
-    parked.hook(MENDED)
+    parked.hook(FIXED)
     parked.change(f"{parked.postgres.url}\n  table: orders", f"{parked.postgres.url}\n  tables: {{orders: {COLUMNS}}}")
     code, _, err = parked.call("parked", "retry", parked.config, "--all")
 
@@ -150,7 +150,7 @@ def test_retry_never_overwrites_a_newer_state(parked: World) -> None:
         connection.execute(
             "INSERT INTO orders (id, document, _version) VALUES ('bad', '{\"newer\": true}', 9000000000000000000)"
         )
-    parked.hook(MENDED)
+    parked.hook(FIXED)
 
     assert parked.call("parked", "retry", parked.config, '["bad"]')[0] == 0
     assert parked.rows("SELECT document FROM orders WHERE id = 'bad'") == [({"newer": True},)]
@@ -220,7 +220,7 @@ def test_all_parked_changes_of_an_item_are_retried_together(world: World) -> Non
 
 
 def park_scanned(world: World, *ids: str) -> None:
-    """Items that were there before the stream, and that the hook fails on."""
+    """Items from before the stream, on which the hook fails."""
     world.db.create_table("orders", view=None)
     for id in ids:
         world.db.put("orders", {"id": id, "tags": ["a"], "broken": 1})
@@ -273,7 +273,7 @@ def test_a_retry_during_a_run_does_not_take_over_the_pipeline(parked: World) -> 
     try:
         checkpoints = owner.checkpoints  # type: ignore[attr-defined]
         checkpoints.claim(Owner("run", "here", 1, 0.0))
-        parked.hook(MENDED)
+        parked.hook(FIXED)
         assert parked.call("parked", "retry", parked.config, "--all")[0] == 0
         checkpoints.save([])  # not fenced
     finally:
@@ -358,9 +358,9 @@ def test_an_item_that_a_run_keeps_parking_again_is_reported_with_exit_code_6(
         yield None, None, store
 
     monkeypatch.setattr(command_line, "_opened", opened)
-    found = CliRunner().invoke(main, ["parked", "drop", "orders.yaml", "--all", "--yes", "--json"])
-    assert found.exit_code == 6
-    assert [orjson.loads(line) for line in found.stdout.splitlines()] == [
+    result = CliRunner().invoke(main, ["parked", "drop", "orders.yaml", "--all", "--yes", "--json"])
+    assert result.exit_code == 6
+    assert [orjson.loads(line) for line in result.stdout.splitlines()] == [
         {"item": '["cold"]', "outcome": "dropped", "reason": None},
         {"item": '["hot"]', "outcome": "still parked", "reason": BUSY},
     ]
@@ -372,7 +372,7 @@ def test_a_retry_into_a_pristine_table_is_refused_while_a_run_may_be_alive(world
     world.hook(NEEDS_TOTAL)
     pristine(world)
     world.catch_up()
-    world.hook(MENDED)
+    world.hook(FIXED)
     with ends(load(world.config)) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, time.time()))
     code, out, err = world.call("parked", "retry", world.config, "--all")

@@ -1,4 +1,4 @@
-"""``replicator run``, ``resync`` and ``status`` as processes: events, signals, and what status knows by itself."""
+"""``replicator run``, ``resync`` and ``status`` as processes: events, signals, and what status reads by itself."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def await_that(holds: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 
 def phase(world: World) -> str:
-    found = world.lines("status", world.config)
-    return str(found[0]["phase"]) if found else "nothing is stored yet"
+    status = world.lines("status", world.config)
+    return str(status[0]["phase"]) if status else "nothing is stored yet"
 
 
 def fill(world: World, items: int = 20) -> None:
@@ -47,31 +47,31 @@ def fill(world: World, items: int = 20) -> None:
 def test_status_of_a_run_that_has_not_begun_to_copy_is_unknown_not_zero(world: World) -> None:
     with ends(settings.load(world.config)) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, 0.0))
-    (found,) = world.lines("status", world.config)
+    (status,) = world.lines("status", world.config)
 
-    assert found["phase"] == "stopped"
-    assert [found[k] for k in ("lag_seconds", "retention_left_hours", "backfill", "records_per_second")] == [None] * 4
+    assert status["phase"] == "stopped"
+    assert [status[k] for k in ("lag_seconds", "retention_left_hours", "backfill", "records_per_second")] == [None] * 4
     assert "unknown" in world.call("status", world.config, "--human")[1]
 
 
 def test_status_reports_what_a_run_has_stored(world: World) -> None:
     fill(world)
     world.catch_up()
-    (found,) = world.lines("status", world.config)
+    (status,) = world.lines("status", world.config)
 
-    assert found["phase"] == "stopped"
-    assert found["lag_seconds"] < 60
-    assert 23.9 < found["retention_left_hours"] <= 24
-    backfill = found["backfill"]
+    assert status["phase"] == "stopped"
+    assert status["lag_seconds"] < 60
+    assert 23.9 < status["retention_left_hours"] <= 24
+    backfill = status["backfill"]
     assert (backfill["segments"], backfill["segments_ended"], backfill["items"], backfill["eta_seconds"]) == (
         4,
         4,
         20,
         0,
     )
-    assert found["shards"] == {"open": 1, "ended": 0, "waiting": 0}
-    assert (found["gaps"], found["parked"]) == (0, 0)
-    counts = found["counts"]
+    assert status["shards"] == {"open": 1, "ended": 0, "waiting": 0}
+    assert (status["gaps"], status["parked"]) == (0, 0)
+    counts = status["counts"]
     assert counts["read"] == counts["applied"] + counts["superseded"] + counts["filtered"] + counts["parked"] >= 20
     human = world.call("status", world.config, "--human")[1]
     assert "20 items, 4 of 4 segments" in human
@@ -139,7 +139,7 @@ def test_a_terminal_shows_a_live_table(world: World) -> None:
 def _read(screen: int) -> bytes:
     try:
         return os.read(screen, 65536)
-    except OSError:  # nobody writes to the terminal any more
+    except OSError:  # the terminal was closed
         return b""
 
 
@@ -210,10 +210,10 @@ def test_a_hook_that_takes_too_long_parks_its_item_and_others_are_stored(world: 
     world.hook("def hook(item):\n    while item['id'] == '7':\n        pass\n    return {'n': 1}\n")
     world.change("target:", "hook_timeout: 0.3\ntarget:")
     world.shell.run("run", world.config, "--until", "caught-up")
-    (found,) = world.lines("parked", "list", world.config)
+    (item,) = world.lines("parked", "list", world.config)
 
-    assert found["item"] == '["7"]'
-    assert "hook hook took longer than 0.3 s (hook_timeout) and was interrupted at hooks.py:" in found["reason"]
+    assert item["item"] == '["7"]'
+    assert "hook hook took longer than 0.3 s (hook_timeout) and was interrupted at hooks.py:" in item["reason"]
     assert world.rows("SELECT count(*) FROM orders") == [(19,)]
     world.hook("def hook(item):\n    return {'n': 1}\n")
     world.call("parked", "retry", world.config, "--all")
@@ -221,7 +221,7 @@ def test_a_hook_that_takes_too_long_parks_its_item_and_others_are_stored(world: 
 
 
 def test_a_hanging_hook_does_not_keep_a_signal_from_ending_the_run(world: World) -> None:
-    """Its item, and all behind it, come with the next run."""
+    """The next run delivers its item and everything after it."""
     fill(world)
     begun = world.folder / "begun"
     hangs = f"import time\ndef hook(item):\n    open({str(begun)!r}, 'w').close()\n    time.sleep(3600)\n"
@@ -237,7 +237,7 @@ def test_a_hanging_hook_does_not_keep_a_signal_from_ending_the_run(world: World)
 
 
 def test_a_hook_that_kills_the_process_loses_nothing(world: World) -> None:
-    """Out of memory, a crash in a library: what was stored stays, and the next run goes on there."""
+    """Out of memory, or a crash in a library: what was stored stays, and the next run resumes there."""
     fill(world)
     world.hook("import os\ndef hook(item):\n    os.abort()\n")
     code, _, _ = world.shell.run("run", world.config)
@@ -285,8 +285,8 @@ def test_a_later_run_takes_over_and_the_earlier_one_ends_with_exit_code_5(world:
             _, err = first.communicate(timeout=60)
             assert first.returncode == 5
             assert f"It is owned by process {second.pid} on " in err  # who replaced it
-            (found,) = world.lines("status", world.config)
-            assert found["owner"]["pid"] == second.pid
+            (status,) = world.lines("status", world.config)
+            assert status["owner"]["pid"] == second.pid
             assert f"process {second.pid} on " in world.call("status", world.config, "--human")[1]
             await_that(lambda: phase(world) == "live", second)
             second.terminate()
@@ -320,15 +320,15 @@ def test_a_gap_ends_a_run_with_exit_code_3_and_a_resync_repairs_it(world: World)
     assert code == 3
     assert "the stream was replaced" in err
     assert "replicator resync CONFIG" in err
-    (found,) = world.lines("status", world.config)
-    assert (found["phase"], found["gaps"]) == ("gap", 1)
-    assert "the stream was replaced" in found["gap_list"][0]["reason"]
+    (status,) = world.lines("status", world.config)
+    assert (status["phase"], status["gaps"]) == ("gap", 1)
+    assert "the stream was replaced" in status["gap_list"][0]["reason"]
     assert "the stream was replaced" in world.call("status", world.config, "--human")[1]
 
     code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
     assert code == 0, err
     (after,) = world.lines("status", world.config)
-    assert (after["phase"], after["gaps"], after["epoch"]) == ("stopped", 0, found["epoch"] + 1)
+    assert (after["phase"], after["gaps"], after["epoch"]) == ("stopped", 0, status["epoch"] + 1)
     assert world.rows("SELECT count(*) FROM orders") == [(19,)]
 
 
@@ -361,10 +361,10 @@ def test_a_run_that_parks_items_catches_up_with_exit_code_6_and_so_does_status(w
     assert code == 6
     assert "caught up, except for 1 item(s) that this run parked because the hook or the target refused them" in err
     events = [orjson.loads(line) for line in out.splitlines() if '"event":' in line]
-    told = [e["changes"] for e in events if e["event"] == "parked"]
-    assert told
-    assert told == sorted(set(told)), "each reason with its count so far"
-    assert told[-1] <= 2, "scanned, and streamed"
+    counts = [e["changes"] for e in events if e["event"] == "parked"]
+    assert counts
+    assert counts == sorted(set(counts)), "each reason with its count so far"
+    assert counts[-1] <= 2, "scanned, and streamed"
     assert "most changes in this run were parked" in out
     assert world.shell.run("run", world.config, "--until", "caught-up")[0] == 0, "parked by an earlier run"
     assert world.call("status", world.config)[0] == 7

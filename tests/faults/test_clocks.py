@@ -1,4 +1,4 @@
-"""This machine's clock is set while a run goes on, or was wrong all the time: order and ownership rest on none."""
+"""The machine's clock is set during a run, or always wrong: order and ownership do not depend on it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_setting_the_clock_during_a_run_loses_nothing_and_causes_no_gap(faults: 
 
 @pytest.mark.parametrize("skew", JUMPS.values(), ids=JUMPS)
 def test_a_clock_wrong_by_hours_causes_no_gap_on_a_quiet_stream(faults: World, skew: float) -> None:
-    """As an emulator lets it pass; AWS refuses what is signed with such a clock."""
+    """An emulator accepts such a clock; AWS rejects its signatures."""
     set_to(faults, skew)
     faults.fill(shards=2)
     faults.copied()

@@ -1,4 +1,4 @@
-"""Records that are gone: exit code 3 with the reason, nothing skipped; a resync repairs the copy, deletes too."""
+"""Lost records: exit code 3 with the reason, nothing skipped; a resync repairs the copy, deletes included."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def trimmed_between_iterator_and_read(world: World) -> None:
 
 
 def answered_with_later_records(world: World) -> None:
-    """As an endpoint does that gives what is left instead of an error."""
+    """As on an endpoint that returns the remaining records instead of an error."""
     unseen(world)
     real = world.db.call
 
@@ -73,7 +73,7 @@ def vanished(world: World) -> None:
 
 
 def late_shard_without_its_head(world: World) -> None:
-    """A shard that appeared and lost its first records, all while nobody looked."""
+    """A shard that appeared and lost its first records while no run was up."""
     child = world.db.roll(TABLE, shard(world))
     world.clock.move(world.clock() + 23.8 * HOUR)
     unseen(world)
@@ -299,7 +299,7 @@ def test_a_run_that_was_live_for_long_may_be_away_for_23_hours(faults: World) ->
 
 
 class Down(MemoryIndex):
-    """A target without transactions that can be down for documents; a run goes on while it waits for it."""
+    """A target without transactions whose writes can fail; a run keeps working while it waits for it."""
 
     down = False
     _sent: Batch
@@ -324,7 +324,7 @@ class Down(MemoryIndex):
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_listing_counts_only_once_the_shards_it_showed_are_stored(faults: World, waits: bool) -> None:
-    """While a batch waits that holds them, heartbeats go past it; the next run may not take them for young."""
+    """Heartbeats overtake the waiting batch that holds them; the next run must not assume that they are young."""
     target = Down(faults.database, now=faults.clock)
     faults.target = lambda: target
     faults.fill(items=24, shards=6)

@@ -1,4 +1,4 @@
-"""Hooks that misbehave: the item they were given is parked with the reason, and the run and other items go on."""
+"""Misbehaving hooks: the item is parked with the reason; the run and other items continue."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_hook_that_misbehaves_parks_the_item_and_nothing_else(faults: World, b
 
 
 def test_a_document_whose_id_is_not_text_parks_its_item_and_nothing_else(faults: World) -> None:
-    """What is parked could not be stored with that id in it, and every run would end there."""
+    """A parked entry could not be stored with that id, and every run would end there."""
     faults.fill()
     faults.hook("from replicator import Document, documents\n@documents\ndef hook(item):\n"
                 "    bad = item['id'] == 'k1' and 'mended' not in item\n"
@@ -145,7 +145,7 @@ def test_a_document_whose_id_is_not_text_parks_its_item_and_nothing_else(faults:
 
 
 def test_modifying_an_items_values_in_a_hook_affects_only_its_result(faults: World) -> None:
-    """Each look at an attribute gives a value of its own."""
+    """Each access to an attribute returns a new value."""
     faults.fill(0)
     faults.put("k1", tags=["a"])
     faults.hook("def hook(item):\n    item['tags'].append('lost')\n    tags = item['tags']\n    tags.append('kept')\n"
@@ -178,7 +178,7 @@ def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_starts(faults: Wo
 
 
 def test_a_nondeterministic_hook_affects_documents_but_never_their_order(faults: World) -> None:
-    """Not promised: that a copy is what such a hook gave last. What is stored is of the item's newest image."""
+    """Not promised: that the copy is what such a hook last returned. Each comes from the newest image."""
     faults.fill(0)
     faults.hook("import itertools\ncount = itertools.count()\ndef hook(item):\n"
                 "    return {'n': item['n'], 'count': next(count)}\n")  # fmt: skip
@@ -189,7 +189,7 @@ def test_a_nondeterministic_hook_affects_documents_but_never_their_order(faults:
 
 
 def test_documents_whose_ids_a_changed_hook_no_longer_produces_stay_until_a_resync(faults: World) -> None:
-    """Not promised otherwise: from an item's images the hook of now does not tell what the one of before had made."""
+    """Not promised otherwise: the current hook cannot tell what an earlier one made of an item's images."""
     hook = (
         "from replicator import Document, documents\n@documents\ndef hook(item):\n    return [Document('{}', {{}})]\n"
     )
@@ -211,7 +211,7 @@ def test_documents_whose_ids_a_changed_hook_no_longer_produces_stay_until_a_resy
 def test_documents_of_an_item_discarded_before_the_sweep_of_a_resync_are_swept(
     faults: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing confirms what the target has of it; while it is parked, that is spared."""
+    """Nothing confirms its documents in the target; while it is parked, sweeps spare them."""
     faults.fill(2)
     assert faults.run().code == 0
     faults.hook("def hook(item):\n    if item['id'] == 'k1': raise ValueError('no')\n    return dict(item)\n")

@@ -1,4 +1,4 @@
-"""The source is slow, busy, empty or broken for a while: the run waits, says why, and loses and doubles nothing."""
+"""The source is slow, throttled, empty or failing for a while: the run waits, says why, and loses nothing."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_a_changed_number_of_segments_applies_from_the_next_backfill(faults: Wor
 
 @pytest.mark.parametrize("late", [False, True], ids=["before its change is read", "with its change in one page"])
 def test_an_ignored_expiry_removes_nothing_where_the_stream_shows_keys_only(faults: World, late: bool) -> None:
-    """What the item was when it changed last cannot be looked up any more; that it expired, the next record says."""
+    """The item's last state can no longer be looked up; the next record says that it expired."""
     faults.db.create_table(TABLE, view="KEYS_ONLY")
     faults.put("k1", "k2", "k3", n="1")
     faults.configure(ttl_deletes="ignore")

@@ -1,4 +1,4 @@
-"""The store of the checkpoints is apart from the target, and one of them cannot be reached."""
+"""The checkpoint store is separate from the target, and one of them cannot be reached."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_run_that_was_replaced_while_it_could_not_reach_its_store_ends_once_it
 def test_a_run_whose_checkpoints_are_reverted_ends_with_a_message_and_the_next_one_resumes(
     faults: World, apart: bool
 ) -> None:
-    """As by a standby that takes over without the last commits; the rows go back with their checkpoints, or stay."""
+    """E.g. a standby takes over without the last commits; the rows are reverted with their checkpoints, or stay."""
     faults.fill()
     if apart:
         Apart(faults, cut=math.inf, lasting=0)

@@ -1,4 +1,4 @@
-"""What a sweep must remove and the target does not let go: the run ends with the reason, and the next one continues."""
+"""A sweep that the target refuses: the run ends with the reason, and the next one continues."""
 
 from __future__ import annotations
 

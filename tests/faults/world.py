@@ -1,4 +1,4 @@
-"""``replicator run`` in this process on a virtual clock: days pass in milliseconds, faults come when a test says.
+"""Runs ``replicator run`` in this process on a virtual clock: days pass in milliseconds, faults are scheduled by tests.
 
 The command line, the config, the driver and the readers are the production code. In memory are the source, the target
 and its checkpoints; ``run`` gives what a person sees: exit code, events, and what was printed as an error.
@@ -60,7 +60,7 @@ class Ended:
 
 @dataclass
 class Clock:
-    """Seconds since 1970, and what is to happen when. ``skew``: how far this machine's clock is ahead of AWS's."""
+    """Seconds since 1970, and planned events. ``skew``: how far this machine's clock is ahead of AWS's."""
 
     now: float = 1_700_000_000.0
     skew: float = 0.0
@@ -74,7 +74,7 @@ class Clock:
         heapq.heappush(self.planned, (self.now + after, next(self.order), act))
 
     def move(self, to: float) -> None:
-        """Let time pass; what was planned happens on the way."""
+        """Advance the clock, running the events that become due."""
         while self.planned and self.planned[0][0] <= to:
             at, _, act = heapq.heappop(self.planned)
             self.now = max(self.now, at)
@@ -139,7 +139,7 @@ class OrderedScheduler(VirtualSteps):
 
 
 class Recorded:
-    """A wire that remembers what was asked when."""
+    """A client that records its calls with their times."""
 
     def __init__(self, db: DynamoDB, clock: Clock) -> None:
         self.db, self._clock = db, clock
@@ -198,14 +198,14 @@ class World:
         return Ended(done.exit_code, words(done.stderr), [orjson.loads(line) for line in done.stdout.splitlines()])
 
     def printed(self, name: str, *arguments: str) -> tuple[str, str]:
-        """What a command that goes well writes: standard output, standard error."""
+        """Run a command that must succeed: standard output, standard error."""
         self.stop.until = None
         done = CliRunner().invoke(main, [name, str(self.folder / "orders.yaml"), *arguments])
         assert done.exit_code == 0, done.stderr
         return done.stdout, done.stderr
 
     def copied(self) -> Ended:
-        """A run that has to catch up and to leave an equal copy."""
+        """A run that must catch up and leave an equal copy."""
         ended = self.run()
         assert ended.code == 0, ended
         self.assert_equal()
@@ -218,7 +218,7 @@ class World:
         return {id[0]: document for id, document in self.database.documents(TABLE).items()}
 
     def assert_equal(self) -> None:
-        """Every item is there as it is, nothing else is, and every change was counted once."""
+        """The copy equals the table, and every change was counted once."""
         assert self.documents == {i["id"]: {k: _plain(v) for k, v in i.items()} for i in self.db.items(TABLE)}
         total = self.counts
         assert total.read == total.applied + total.superseded + total.filtered + total.parked

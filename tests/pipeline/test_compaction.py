@@ -48,7 +48,7 @@ def kept(item: Item) -> Mapping[str, object] | None:
 
 @documents
 def fanned(item: Item) -> Iterator[Document]:
-    """One document a letter of ``to``; a "!" is poison."""
+    """One document per letter of ``to``; a "!" is poison."""
     for letter in item["to"]:
         if letter == "!":
             raise ValueError("not that one")
@@ -86,7 +86,7 @@ def entry(key: Key, ordinal: int, epoch: int = EPOCH) -> str:
 
 
 def parked(found: Compacted) -> dict[str, Parked | None]:
-    """What becomes of parked entries: put (as what) or removed (None)."""
+    """What happens to parked entries: the stored value, or None if removed."""
     assert all(s.kind == "parked" and s.expected == (1 if s.text is None else 0) for s in found.saves)
     assert len({s.id for s in found.saves}) == len(found.saves)
     return {s.id: None if s.text is None else decode("parked", s.id, s.text) for s in found.saves}  # type: ignore[misc]
@@ -110,23 +110,23 @@ def weighed(*changes: tuple[Change, int]) -> list[Latest]:
 
 def test_the_last_change_of_an_item_replaces_all_earlier_ones() -> None:
     numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2), record(A, 4, 3)], start=7)
-    found = {r.key: (v - version(EPOCH, 0), r.sequence, weight) for r, v, weight in latest(numbered, EPOCH)}
-    assert found == {A: (10, "4", 3), B: (8, "2", 1)}
+    last = {r.key: (v - version(EPOCH, 0), r.sequence, weight) for r, v, weight in latest(numbered, EPOCH)}
+    assert last == {A: (10, "4", 3), B: (8, "2", 1)}
 
 
 def test_the_changes_of_each_item_keep_their_order() -> None:
     numbered = enumerate([record(A, 1, 1), record(B, 2, 1), record(A, 3, 2)], start=7)
-    found = {key: [c.sequence for c in run] for key, run in runs(numbered, EPOCH).items()}
-    assert found == {A: ["1", "3"], B: ["2"]}
+    sequences = {key: [c.sequence for c in run] for key, run in runs(numbered, EPOCH).items()}
+    assert sequences == {A: ["1", "3"], B: ["2"]}
 
 
 # one document an item
 
 
 def test_without_a_hook_the_image_itself_is_stored() -> None:
-    found = compact_latest(weighed((change(A, 3, 1), 2)), PLAIN, at())
-    assert short(found.writes) == [("orders", A, {"v": 1}, 3, 2)]
-    assert (found.read, found.filtered, found.parked, found.saves) == (2, 0, 0, [])
+    compacted = compact_latest(weighed((change(A, 3, 1), 2)), PLAIN, at())
+    assert short(compacted.writes) == [("orders", A, {"v": 1}, 3, 2)]
+    assert (compacted.read, compacted.filtered, compacted.parked, compacted.saves) == (2, 0, 0, [])
 
 
 def test_without_a_hook_an_image_is_not_even_parsed() -> None:
@@ -137,27 +137,29 @@ def test_without_a_hook_an_image_is_not_even_parsed() -> None:
 
 
 def test_a_removal_deletes() -> None:
-    found = compact_latest(weighed((change(A, 3, None, 2), 4)), FILTER, at())
-    assert short(found.writes) == [("orders", A, None, 3, 4)]
-    assert (found.read, found.filtered) == (4, 0)
+    compacted = compact_latest(weighed((change(A, 3, None, 2), 4)), FILTER, at())
+    assert short(compacted.writes) == [("orders", A, None, 3, 4)]
+    assert (compacted.read, compacted.filtered) == (4, 0)
 
 
 def test_an_item_that_leaves_the_filter_is_deleted_and_counted_as_filtered_once() -> None:
-    found = compact_latest(weighed((change(A, 3, 1), 4)), FILTER, at())
-    assert short(found.writes) == [("orders", A, None, 3, 0)]
-    assert (found.read, found.filtered) == (4, 4)
+    compacted = compact_latest(weighed((change(A, 3, 1), 4)), FILTER, at())
+    assert short(compacted.writes) == [("orders", A, None, 3, 0)]
+    assert (compacted.read, compacted.filtered) == (4, 4)
 
 
 def test_a_scanned_item_outside_the_filter_needs_no_delete() -> None:
-    found = compact_latest(weighed((change(A, 0, 1, scanned=True), 1)), FILTER, at())
-    assert (found.writes, found.filtered) == ([], 1)
+    compacted = compact_latest(weighed((change(A, 0, 1, scanned=True), 1)), FILTER, at())
+    assert (compacted.writes, compacted.filtered) == ([], 1)
 
 
 def test_a_poison_item_is_parked_with_image_and_traceback_and_others_are_stored() -> None:
-    found = compact_latest(weighed((change(A, 1, 2), 1), (change(B, 2, 13, 2), 3), (change(C, 3, 4), 1)), FILTER, at())
-    assert [w.id for w in found.writes] == [A, C]
-    assert (found.read, found.parked) == (5, 3)
-    ((id, kept),) = parked(found).items()
+    compacted = compact_latest(
+        weighed((change(A, 1, 2), 1), (change(B, 2, 13, 2), 3), (change(C, 3, 4), 1)), FILTER, at()
+    )
+    assert [w.id for w in compacted.writes] == [A, C]
+    assert (compacted.read, compacted.parked) == (5, 3)
+    ((id, kept),) = parked(compacted).items()
     assert id == entry(B, 2)
     assert kept is not None
     assert (kept.key, kept.version, kept.sequence, kept.source, kept.parked) == (
@@ -174,9 +176,9 @@ def test_a_poison_item_is_parked_with_image_and_traceback_and_others_are_stored(
 
 def test_a_change_that_the_target_refused_is_parked_with_its_reason_without_calling_the_hook() -> None:
     refused = {(A, version(EPOCH, 1)): "too long"}
-    found = compact_latest(weighed((change(A, 1, 13), 1), (change(B, 2, 2), 1)), FILTER, at(refused=refused))
-    assert [w.id for w in found.writes] == [B]
-    assert parked(found)[entry(A, 1)].reason == "too long"  # type: ignore[union-attr]
+    compacted = compact_latest(weighed((change(A, 1, 13), 1), (change(B, 2, 2), 1)), FILTER, at(refused=refused))
+    assert [w.id for w in compacted.writes] == [B]
+    assert parked(compacted)[entry(A, 1)].reason == "too long"  # type: ignore[union-attr]
 
 
 def test_a_refusal_applies_to_one_version_only() -> None:
@@ -186,13 +188,13 @@ def test_a_refusal_applies_to_one_version_only() -> None:
 
 def test_an_image_that_is_not_valid_text_can_be_parked() -> None:
     bad = Change(A, version(EPOCH, 1), b'{"v":{"S":"\xff"}}', None, "1")
-    found = compact_latest(weighed((bad, 1)), FILTER, at())
-    assert parked(found)[entry(A, 1)].new == '{"v":{"S":"\ufffd"}}'  # type: ignore[union-attr]
+    compacted = compact_latest(weighed((bad, 1)), FILTER, at())
+    assert parked(compacted)[entry(A, 1)].new == '{"v":{"S":"\ufffd"}}'  # type: ignore[union-attr]
 
 
 def test_a_later_good_change_heals_the_item() -> None:
-    found = compact_latest(weighed((change(A, 5, 2), 1)), FILTER, at(entry(A, 3), entry(B, 4)))
-    assert parked(found) == {entry(A, 3): None}
+    compacted = compact_latest(weighed((change(A, 5, 2), 1)), FILTER, at(entry(A, 3), entry(B, 4)))
+    assert parked(compacted) == {entry(A, 3): None}
 
 
 @pytest.mark.parametrize("new", [None, 1], ids=["removed", "left the filter"])
@@ -201,25 +203,25 @@ def test_a_delete_heals_the_item_too(new: int | None) -> None:
 
 
 def test_only_the_newest_parked_change_of_an_item_is_kept() -> None:
-    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 3)))
-    assert {id: p is not None for id, p in parked(found).items()} == {entry(A, 3): False, entry(A, 5): True}
+    compacted = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 3)))
+    assert {id: p is not None for id, p in parked(compacted).items()} == {entry(A, 3): False, entry(A, 5): True}
 
 
 def test_a_replayed_poison_change_replaces_itself() -> None:
-    found = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 5)))
-    assert [(s.id, s.text is None) for s in found.saves] == [(entry(A, 5), False)]
+    compacted = compact_latest(weighed((change(A, 5, 13), 1)), FILTER, at(entry(A, 5)))
+    assert [(s.id, s.text is None) for s in compacted.saves] == [(entry(A, 5), False)]
 
 
 def test_a_scanned_item_does_not_heal_a_parked_change_of_the_stream() -> None:
-    """The page may have been read before the change was made; if not, a later record is still to come and heals it."""
-    found = compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(entry(A, 3)))
-    assert found.saves == []
-    assert [w.version for w in found.writes] == [version(EPOCH, 0)]
+    """The page may have been read before the change was made; if not, a later record will follow and resolve it."""
+    compacted = compact_latest(weighed((change(A, 0, 2, scanned=True), 1)), FILTER, at(entry(A, 3)))
+    assert compacted.saves == []
+    assert [w.version for w in compacted.writes] == [version(EPOCH, 0)]
 
 
 def test_a_poison_scanned_item_does_not_replace_a_parked_change_of_the_stream() -> None:
-    found = compact_latest(weighed((change(A, 0, 13, scanned=True), 1)), FILTER, at(entry(A, 3)))
-    assert (found.saves, found.writes, found.read, found.parked) == ([], [], 1, 1)
+    compacted = compact_latest(weighed((change(A, 0, 13, scanned=True), 1)), FILTER, at(entry(A, 3)))
+    assert (compacted.saves, compacted.writes, compacted.read, compacted.parked) == ([], [], 1, 1)
 
 
 def test_a_scanned_item_resolves_a_change_parked_in_an_earlier_epoch() -> None:
@@ -232,9 +234,9 @@ def test_a_scanned_item_resolves_a_change_parked_in_an_earlier_epoch() -> None:
 
 def writes(*run: Change) -> list[tuple[Any, ...]]:
     """(table, id of its own, body or None, ordinal, weight)"""
-    found = short(run_writes(run, FAN))
-    assert {id[0] for _, id, *_ in found} <= {key_text(A)}
-    return [(table, id[1], *rest) for table, id, *rest in found]
+    written = short(run_writes(run, FAN))
+    assert {id[0] for _, id, *_ in written} <= {key_text(A)}
+    return [(table, id[1], *rest) for table, id, *rest in written]
 
 
 def test_documents_are_stored_by_item_and_id_in_their_table() -> None:
@@ -250,8 +252,8 @@ def test_documents_that_only_the_old_image_has_are_deleted() -> None:
 
 
 def test_ids_in_between_are_deleted_because_another_run_may_have_stored_them() -> None:
-    found = writes(change(A, 4, "b", "a"), change(A, 5, "c", "b"), change(A, 6, "d", "c"))
-    assert found == [
+    written = writes(change(A, 4, "b", "a"), change(A, 5, "c", "b"), change(A, 6, "d", "c"))
+    assert written == [
         ("others", "d", {"to": "d"}, 6, 3),
         ("others", "b", None, 6, 0),
         ("others", "c", None, 6, 0),
@@ -260,7 +262,7 @@ def test_ids_in_between_are_deleted_because_another_run_may_have_stored_them() -
 
 
 def test_documents_of_an_expired_item_stay_beside_those_of_a_later_item() -> None:
-    """An item that is put under a key is new: nothing tells which documents one that expired before it left."""
+    """An item put under a key is new: nothing reveals which documents an expired one had."""
     shard = ShardState(None, "1", whole=True, since=0.0)
     expired = Record(A, "4", 1.0, None, _image("ab"), expired=True)
     pages = [Page("s", (expired,), False, 1.0), Page("s", (record(A, 5, "c"),), False, 1.0)]
@@ -289,26 +291,26 @@ def test_ids_of_different_items_never_collide() -> None:
 
 
 def test_changes_that_result_in_no_write_are_filtered() -> None:
-    found = compact_runs({A: [change(A, 1, ""), change(A, 2, "", "")]}, FAN, at())
-    assert (found.read, found.filtered, found.writes) == (2, 2, [])
+    compacted = compact_runs({A: [change(A, 1, ""), change(A, 2, "", "")]}, FAN, at())
+    assert (compacted.read, compacted.filtered, compacted.writes) == (2, 2, [])
 
 
 def test_an_item_whose_newest_image_is_poison_is_parked_whole_and_others_are_stored() -> None:
     items = {A: [change(A, 1, "a"), change(A, 2, "!", "a"), change(A, 4, "!b", "!")], B: [change(B, 3, "e")]}
-    found = compact_runs(items, FAN, at())
-    assert [w.item for w in found.writes] == [B]
-    assert (found.read, found.parked, found.filtered) == (4, 3, 0)
-    ((id, entry_),) = parked(found).items()
+    compacted = compact_runs(items, FAN, at())
+    assert [w.item for w in compacted.writes] == [B]
+    assert (compacted.read, compacted.parked, compacted.filtered) == (4, 3, 0)
+    ((id, entry_),) = parked(compacted).items()
     assert entry_ is not None
     assert (id, entry_.changes, entry_.leaves) == (entry(A, 4), {"shard:s": 3}, (("vowels", "a"),))
     assert entry_.reason.startswith("hook hook raised ValueError")
 
 
 def test_a_poison_intermediate_image_blocks_nothing() -> None:
-    """Nothing of it can be stored; what was before it and after it is known."""
-    found = compact_runs({A: [change(A, 1, "!", "a"), change(A, 2, "b", "!")]}, FAN, at())
-    assert [(type(w).__name__, w.id[1]) for w in found.writes] == [("Upsert", "b"), ("Delete", "a")]
-    assert found.parked == 0
+    """Nothing of it can be stored; the images before and after it are known."""
+    compacted = compact_runs({A: [change(A, 1, "!", "a"), change(A, 2, "b", "!")]}, FAN, at())
+    assert [(type(w).__name__, w.id[1]) for w in compacted.writes] == [("Upsert", "b"), ("Delete", "a")]
+    assert compacted.parked == 0
 
 
 def test_a_later_good_change_resolves_an_item_and_removes_what_its_parked_changes_left() -> None:
@@ -334,9 +336,9 @@ def test_a_later_good_change_resolves_an_item_and_removes_what_its_parked_change
 def test_what_a_discarded_change_left_is_removed_by_the_items_next_change() -> None:
     left = Held(entry(A, 3), leaves=frozenset({("vowels", "a")}))
     around = BatchContext({}, ParkedItems.of([], [left]), EPOCH, "shard:s", 5.0)
-    found = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, around)
-    assert {(type(w).__name__, w.id[1]) for w in found.writes} == {("Upsert", "b"), ("Delete", "a")}
-    assert found.saves == [Save("dropped", entry(A, 3), 1, None)]
+    compacted = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, around)
+    assert {(type(w).__name__, w.id[1]) for w in compacted.writes} == {("Upsert", "b"), ("Delete", "a")}
+    assert compacted.saves == [Save("dropped", entry(A, 3), 1, None)]
 
     parked_again = compact_runs({A: [change(A, 4, "!", "!")]}, FAN, around)
     (value,) = [m.value for m in parked_again.moves if m.value is not None]
@@ -345,24 +347,24 @@ def test_what_a_discarded_change_left_is_removed_by_the_items_next_change() -> N
 
 def test_a_scanned_image_older_than_a_parked_or_discarded_change_has_no_effect() -> None:
     scanned = {A: [change(A, 0, "a", scanned=True)]}
-    found = compact_runs(scanned, FAN, at(entry(A, 3)))
-    assert (found.parked, found.filtered, found.writes, found.saves) == (1, 0, [], [])
+    compacted = compact_runs(scanned, FAN, at(entry(A, 3)))
+    assert (compacted.parked, compacted.filtered, compacted.writes, compacted.saves) == (1, 0, [], [])
     around = BatchContext({}, ParkedItems.of([], [Held(entry(A, 3))]), EPOCH, "shard:s", 5.0)
-    found = compact_runs(scanned, FAN, around)
-    assert (found.parked, found.filtered, found.writes, found.saves) == (0, 1, [], [])
+    compacted = compact_runs(scanned, FAN, around)
+    assert (compacted.parked, compacted.filtered, compacted.writes, compacted.saves) == (0, 1, [], [])
 
 
 def test_a_poison_old_image_parks_the_item_only_if_an_earlier_hook_may_have_stored_its_documents() -> None:
     items = {A: [change(A, 1, "a", "!")]}
     assert compact_runs(items, FAN, at()).parked == 0
     mixed = replace(at(), mixed=True)
-    found = compact_runs(items, FAN, mixed)
-    ((_, value),) = parked(found).items()
+    compacted = compact_runs(items, FAN, mixed)
+    ((_, value),) = parked(compacted).items()
     assert value is not None
-    assert (found.parked, value.base) == (1, '{"to":{"S":"!"}}')
+    assert (compacted.parked, value.base) == (1, '{"to":{"S":"!"}}')
     assert value.reason.startswith("the hook fails on an earlier image of the item, whose documents must be removed: ")
 
-    held_ = found.moves[0].after
+    held_ = compacted.moves[0].after
     assert held_ is not None
     still = replace(mixed, parked=ParkedItems.of([held_]))
     assert compact_runs({A: [change(A, 2, "b", "a")]}, FAN, still).parked == 1
@@ -373,24 +375,24 @@ def test_a_poison_old_image_parks_the_item_only_if_an_earlier_hook_may_have_stor
 
 def test_a_refusal_by_the_target_parks_all_changes_of_the_item_with_its_reason() -> None:
     refused = {(A, version(EPOCH, 2)): "too long"}
-    found = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
-    assert (found.writes, found.refused) == ([], [(A, version(EPOCH, 2))])
-    assert {id: p and (p.reason, p.leaves) for id, p in parked(found).items()} == {
+    compacted = compact_runs({A: [change(A, 1, "a"), change(A, 2, "e", "a")]}, FAN, at(refused=refused))
+    assert (compacted.writes, compacted.refused) == ([], [(A, version(EPOCH, 2))])
+    assert {id: p and (p.reason, p.leaves) for id, p in parked(compacted).items()} == {
         entry(A, 2): ("too long", (("vowels", "a"), ("vowels", "e")))
     }
 
 
 def test_a_change_parked_in_an_earlier_epoch_blocks_nothing_and_is_resolved() -> None:
     before = entry(A, 99, EPOCH - 1)
-    found = compact_runs({A: [change(A, 0, "a", scanned=True)]}, FAN, at(before))
-    assert [w.item for w in found.writes] == [A]
-    assert parked(found) == {before: None}
+    compacted = compact_runs({A: [change(A, 0, "a", scanned=True)]}, FAN, at(before))
+    assert [w.item for w in compacted.writes] == [A]
+    assert parked(compacted) == {before: None}
 
 
 def test_a_poison_change_replaces_a_change_parked_in_an_earlier_epoch() -> None:
     before = entry(A, 99, EPOCH - 1)
-    found = compact_runs({A: [change(A, 4, "!")]}, FAN, at(before))
-    assert {id: p is not None for id, p in parked(found).items()} == {before: False, entry(A, 4): True}
+    compacted = compact_runs({A: [change(A, 4, "!")]}, FAN, at(before))
+    assert {id: p is not None for id, p in parked(compacted).items()} == {before: False, entry(A, 4): True}
 
 
 # parked items
@@ -411,7 +413,7 @@ def test_an_item_is_found_whatever_its_key_looks_like(key: Key) -> None:
 
 
 def conserved(found: Compacted) -> bool:
-    """Every change read is dropped, parked, or answered for by a write."""
+    """Every change read is filtered, parked, or counted with a write."""
     return found.read == found.filtered + found.parked + sum(w.weight for w in found.writes)
 
 
@@ -424,10 +426,10 @@ def test_every_change_is_counted_with_one_document_per_item(
     events: list[tuple[Key, int | None]], before: set[str]
 ) -> None:
     numbered = [(n, record(key, n, new)) for n, (key, new) in enumerate(events, start=4)]
-    found = compact_latest(latest(numbered, EPOCH), FILTER, at(*before))
-    assert found.read == len(events)
-    assert conserved(found)
-    assert len({w.id for w in found.writes}) == len(found.writes)
+    compacted = compact_latest(latest(numbered, EPOCH), FILTER, at(*before))
+    assert compacted.read == len(events)
+    assert conserved(compacted)
+    assert len({w.id for w in compacted.writes}) == len(compacted.writes)
 
 
 @given(
@@ -441,10 +443,10 @@ def test_every_change_is_counted_with_documents_with_their_own_ids(
     for n, (key, new) in enumerate(events, start=4):
         numbered.append((n, record(key, n, new, images.get(key))))
         images[key] = new
-    found = compact_runs(runs(numbered, EPOCH), FAN, at(*before))
-    assert found.read == len(events)
-    assert conserved(found)
-    assert len({(w.table, w.id) for w in found.writes}) == len(found.writes)
+    compacted = compact_runs(runs(numbered, EPOCH), FAN, at(*before))
+    assert compacted.read == len(events)
+    assert conserved(compacted)
+    assert len({(w.table, w.id) for w in compacted.writes}) == len(compacted.writes)
 
 
 @given(events=st.lists(st.sampled_from([None, "", "a", "bc", "ab", "e"]), min_size=1), cut=st.integers(0, 30))
@@ -468,8 +470,8 @@ def test_any_page_boundary_gives_the_same_documents(events: list[str | None], cu
 
 
 def test_a_batch_lists_its_counts_before_the_target_responds() -> None:
-    found = compact_latest(weighed((change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)), FILTER, at())
-    part = found.part("shard:s")
-    assert (part.source, part.writes) == ("shard:s", found.writes)
+    compacted = compact_latest(weighed((change(A, 1, 2), 2), (change(B, 2, 13), 1), (change(C, 3, 1), 3)), FILTER, at())
+    part = compacted.part("shard:s")
+    assert (part.source, part.writes) == ("shard:s", compacted.writes)
     assert (part.counts.read, part.counts.filtered, part.counts.parked, part.counts.applied) == (6, 3, 1, 0)
-    assert [type(s) for s in found.saves] == [Save]
+    assert [type(s) for s in compacted.saves] == [Save]

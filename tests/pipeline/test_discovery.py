@@ -1,4 +1,4 @@
-"""What listings mean for a running copy; none is believed alone."""
+"""What listings mean for a running copy; none is trusted alone."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_unfinished_shard_is_a_gap_when_the_third_listing_in_a_row_does_not_s
 
 
 def test_an_ended_shard_that_leaves_the_listings_before_its_children_were_seen_is_a_gap_after_a_day() -> None:
-    """For 23.5 hours nothing that came after it can be gone: its children would be listed, if it had any."""
+    """For 23.5 hours nothing after it can have been trimmed: any children would be listed."""
     discovery, known = Discovery(), {"a": state(ended=True), "z": state("y")}
     lists(discovery, known, Shard("z", "y"), times=2, at=23.5 * HOUR)
     with pytest.raises(GapFound, match="no longer listed, and its children were never listed") as found:
@@ -144,7 +144,7 @@ def test_a_childless_shard_does_not_prevent_listings_from_proving_later_shards_y
 
 
 def test_a_listing_that_shows_a_child_without_its_parent_proves_nothing_young() -> None:
-    """What else it left out may be as old as the parent."""
+    """Whatever else it omits may be as old as the parent."""
     discovery, known = Discovery(listed=10.0), {"q": ShardState(None, "1", whole=True, since=10.0)}
     discovery.news(known, listing(Shard("q"), Shard("x", "p"), at=50.0))
     news = discovery.news(known, listing(Shard("q", last="5"), Shard("p", "q", last="8"), Shard("x", "p"), at=51.0))

@@ -110,9 +110,9 @@ def test_an_unknown_parent_blocks_nothing() -> None:
 def test_new_shards_are_ordered_parents_first_regardless_of_listing_order() -> None:
     family = [Shard("a"), Shard("b", "a"), Shard("c", "b"), Shard("d", "b")]
     for order in permutations(family):
-        found = ids(newcomers({}, listed(*order)))
-        assert sorted(found) == ["a", "b", "c", "d"]
-        assert all(found.index(s.parent) < found.index(s.id) for s in family if s.parent is not None)
+        order_found = ids(newcomers({}, listed(*order)))
+        assert sorted(order_found) == ["a", "b", "c", "d"]
+        assert all(order_found.index(s.parent) < order_found.index(s.id) for s in family if s.parent is not None)
 
 
 def test_known_shards_are_not_new() -> None:
@@ -250,7 +250,7 @@ def test_a_child_is_not_forgotten_before_its_parent() -> None:
 
 
 def test_one_child_of_a_kept_parent_is_enough() -> None:
-    """Else nothing of a lineage would be forgotten as long as another one, from the same parent, never ends."""
+    """Otherwise nothing of a lineage would be forgotten while another one from the same parent never ends."""
     known = {"a": ENDED, "b": child("a"), "c": ended_child("a"), "d": ended_child("c"), "e": child("d")}
     assert forgettable(known, {}, LONG_AFTER) == {"c"}
 

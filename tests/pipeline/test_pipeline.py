@@ -1,4 +1,4 @@
-"""The passive pipeline, moved by hand: what it gives out, and what has to be stored before it gives more."""
+"""The passive pipeline, driven by hand: what it hands out, and what must be stored before it hands out more."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_anchor_is_stored_before_the_first_write_that_uses_it() -> None:
 
 
 def test_a_batch_that_is_applied_late_is_rejected_because_its_entries_have_moved() -> None:
-    """Also where an epoch began meanwhile, which does not know the shard that the batch makes known."""
+    """Even if an epoch started meanwhile that does not know the shard that the batch introduces."""
     database = MemoryDatabase()
     checkpoints = MemoryCheckpoints(database)
     pipeline = Pipeline(FILING, checkpoints.claim(owner("run")))
@@ -153,8 +153,8 @@ def test_a_batch_is_the_last_write_of_each_item_and_counts_all_changes() -> None
     opened(pipeline)
     pipeline.accept(page("a", record(1, "x", 1), record(2, "y", 2), record(3, "x", 3)))
     pipeline.accept(page("a", record(4, "y", None)))
-    found = writes(store(pipeline))
-    assert [(type(w).__name__, w.id, w.version & 0xFF, w.weight) for w in found] == [
+    written = writes(store(pipeline))
+    assert [(type(w).__name__, w.id, w.version & 0xFF, w.weight) for w in written] == [
         ("Upsert", ("x",), 3, 2),
         ("Delete", ("y",), 4, 2),
     ]
@@ -245,7 +245,7 @@ def test_batches_taken_after_a_refused_one_are_returned_too() -> None:
 
 
 def test_a_refused_item_is_parked_however_many_writes_its_neighbors_produce(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What came back goes first, as the same batch, and another batch that is stored is no reason to try it again."""
+    """Returned pages go first, as the same batch, and another stored batch is no reason to retry them."""
     monkeypatch.setattr(page_buffer, "BATCH_ROWS", 2)
     pipeline = begun(Shard("a"), Shard("b"))
     opened(pipeline)
@@ -319,8 +319,8 @@ def test_expiries_can_be_ignored_and_are_counted_as_filtered() -> None:
     pipeline = begun(Shard("a"), expired=True)
     opened(pipeline)
     pipeline.accept(page("a", record(1, "x", 1), record(2, "x", None, expired=True)))
-    found = writes(store(pipeline))
-    assert [(type(w).__name__, w.version & 0xFF) for w in found] == [("Upsert", 1)]
+    written = writes(store(pipeline))
+    assert [(type(w).__name__, w.version & 0xFF) for w in written] == [("Upsert", 1)]
     assert pipeline.total == Counts(read=2, applied=1, filtered=1)
 
 
@@ -337,9 +337,9 @@ def test_idle_shards_are_stored_with_the_heartbeat() -> None:
     pipeline.accept(Page("a", through=NOW + 5))
     pipeline.heartbeat(Heartbeat(NOW, "live"))
     (batch,) = store(pipeline)
-    told = values(batch, "shard")["a"]
-    assert isinstance(told, ShardState)
-    assert told.through == NOW + 5
+    state = values(batch, "shard")["a"]
+    assert isinstance(state, ShardState)
+    assert state.through == NOW + 5
 
 
 def test_a_restart_resumes_from_the_stored_entries() -> None:

@@ -1,4 +1,4 @@
-"""What `status` makes of checkpoints: phases, lag, the backfill; unknown is None, never 0."""
+"""What `status` derives from checkpoints: phase, lag, backfill; unknown is None, never 0."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def test_without_entries_the_phase_is_stopped_and_the_rest_unknown() -> None:
 
 @pytest.mark.parametrize(("age", "phase"), [(0, "live"), (15, "live"), (15.1, "stopped"), (9000, "stopped")])
 def test_a_run_without_a_heartbeat_for_15_seconds_is_stopped(age: float, phase: str) -> None:
-    found = seen({("pulse", ""): Heartbeat(NOW - age, "live", rate=7.0, waiting_for="waits")})
+    current = seen({("pulse", ""): Heartbeat(NOW - age, "live", rate=7.0, waiting_for="waits")})
 
-    assert found.phase == phase
-    assert (found.rate, found.waiting_for) == ((7.0, "waits") if phase == "live" else (None, None))
+    assert current.phase == phase
+    assert (current.rate, current.waiting_for) == ((7.0, "waits") if phase == "live" else (None, None))
 
 
 @pytest.mark.parametrize(("ahead", "phase"), [(300, "live"), (301, "stopped"), (86400, "stopped")])
 def test_a_heartbeat_from_the_future_proves_nothing(ahead: float, phase: str) -> None:
-    """A clock was wrong when it was given: else a run that is gone would be live until that time has come."""
+    """The clock was wrong when it was saved; otherwise a dead run would count as live until that time."""
     read = shard(through=NOW + ahead)
-    found = seen({("pulse", ""): Heartbeat(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
+    current = seen({("pulse", ""): Heartbeat(NOW + ahead, "live"), ("pipeline", ""): STATE, ("shard", "s"): read})
 
-    assert found.phase == phase
-    assert (found.lag_seconds, found.retention_left_hours) == ((0.0, 24.0) if phase == "live" else (None, None))
+    assert current.phase == phase
+    assert (current.lag_seconds, current.retention_left_hours) == ((0.0, 24.0) if phase == "live" else (None, None))
 
 
 def test_an_unrepaired_gap_of_this_epoch_is_the_phase_even_when_nothing_runs() -> None:
@@ -73,20 +73,20 @@ def test_a_gap_of_an_earlier_epoch_or_a_repaired_one_is_not_the_phase() -> None:
 
 
 def test_the_lag_is_that_of_the_shard_furthest_behind() -> None:
-    found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(NOW - 7200)})
+    current = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(NOW - 7200)})
 
-    assert (found.lag_seconds, found.retention_left_hours) == (7200, 22)
+    assert (current.lag_seconds, current.retention_left_hours) == (7200, 22)
 
 
 def test_the_lag_is_unknown_if_that_of_one_shard_is() -> None:
-    found = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(None)})
+    current = seen({("shard", "a"): shard(NOW - 5), ("shard", "b"): shard(None)})
 
-    assert (found.lag_seconds, found.retention_left_hours) == (None, None)
+    assert (current.lag_seconds, current.retention_left_hours) == (None, None)
 
 
 @pytest.mark.parametrize(("leaf", "lag"), [(False, 3600), (True, 60)])
 def test_an_ended_shard_has_a_lag_until_its_children_are_known(leaf: bool, lag: float) -> None:
-    """What they hold was not read, and may be as old as the last record before them."""
+    """Their records were not read, and may be as old as the last record before them."""
     ended = replace(shard(NOW, ended=True), since=NOW - 3600, leaf=leaf)
     shards = {("shard", "ended"): ended, ("shard", "other"): shard(NOW - 60)}
 
@@ -100,9 +100,9 @@ def test_shards_that_ended_or_wait_for_their_parents_have_no_lag_of_their_own() 
         ("shard", "parent"): shard(NOW - 60, "old"),
         ("shard", "child"): shard(None, "parent"),
     }
-    found = seen(shards)
+    current = seen(shards)
 
-    assert (found.lag_seconds, found.shards) == (60, Shards(open=1, ended=1, waiting=1))
+    assert (current.lag_seconds, current.shards) == (60, Shards(open=1, ended=1, waiting=1))
 
 
 def test_without_shards_the_lag_is_unknown() -> None:
@@ -140,12 +140,12 @@ def test_the_time_left_is_unknown_without_a_rate_or_past_the_estimate(items: int
 
 def test_counts_are_summed_over_sources_and_parked_counts_items() -> None:
     counts = {"shard:a": Counts(3, 2, 1, 0, 0), "segment:0": Counts(5, 1, 0, 2, 2)}
-    found = seen(
+    current = seen(
         {("parked", f'["a"]@{7:019d}'): None, ("parked", f'["a"]@{8:019d}'): None, ("parked", '["b"]'): None}, counts
     )
 
-    assert found.counts == Counts(8, 3, 1, 2, 2)
-    assert found.parked == 2
+    assert current.counts == Counts(8, 3, 1, 2, 2)
+    assert current.parked == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stages, and where shards stand as an epoch begins."""
+"""Stages, and the state of shards when an epoch starts."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> N
 
 CHECKED = ("Items", "Changes", "LookUpsForKeysOnly", "Copies", "Epochs", "Checkpoints")
 PATTERN = ("PatternForAnotherTable",)
-RUN = ("MakeEpochs", "MakeCopies", "ExpiryOfCopies")
+RUN = ("CreateEpochs", "CreateCopies", "ExpiryOfCopies")
 
 
 def listed(*statements: str) -> list[Permission]:
@@ -165,14 +165,14 @@ def test_later_runs_need_no_permission_to_create_tables_and_an_archive_reads_ttl
     assert bare.call("check", bare.config, "--create")[0] == 0
     assert bare.run()[0] == 0
     for account in bare.of.values():
-        account.denied = set(listed("MakeEpochs", "MakeCopies", "MakeCheckpoints", *lacking))
+        account.denied = set(listed("CreateEpochs", "CreateCopies", "CreateCheckpoints", *lacking))
     code, said = bare.run()
     assert code == (4 if lacking else 0), said
     for permission in listed(*lacking):
         assert f"{permission.action} on {bare.arn(permission)} is not permitted" in said
 
 
-@pytest.mark.parametrize("permission", listed("MakeCheckpoints"), ids=str)
+@pytest.mark.parametrize("permission", listed("CreateCheckpoints"), ids=str)
 def test_check_create_names_a_missing_permission(bare: Accounts, permission: Permission) -> None:
     bare.without(permission)
     code, said = bare.call("check", bare.config, "--create")
@@ -206,7 +206,7 @@ def test_preview_of_a_key_names_a_missing_permission(made: Accounts, permission:
 
 
 def test_each_permission_has_its_test() -> None:
-    assert set(listed(*CHECKED, *PATTERN, *RUN, "MakeCheckpoints", "SingleItems")) == set(TABLES)
+    assert set(listed(*CHECKED, *PATTERN, *RUN, "CreateCheckpoints", "SingleItems")) == set(TABLES)
 
 
 # What the source says, whatever any test runs

@@ -29,12 +29,12 @@ class Database:
         return self.server.url(self.name)
 
     def connect(self) -> psycopg.Connection:
-        """A plain client, autocommitting: what somebody else sees."""
+        """A plain autocommitting client, which sees what other sessions see."""
         return psycopg.connect(self.url, autocommit=True)
 
 
 def started(which: Which) -> Iterator[PostgresServer]:
-    """A running server; without its programs a loud skip, and a failure where CI promises them."""
+    """A running server. If its programs are missing, the test is skipped with a notice, and fails in CI."""
     try:
         server = PostgresServer(which, password=SECRET + secrets.token_hex(8), trusting=True)
         server.__enter__()

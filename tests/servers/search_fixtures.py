@@ -64,7 +64,7 @@ class Search:
 
 
 def started(which: Which) -> Iterator[SearchServer]:
-    """A running server; without its programs a loud skip, and a failure where CI promises them."""
+    """A running server. If its programs are missing, the test is skipped with a notice, and fails in CI."""
     try:
         server = SearchServer(which).__enter__()
     except ServerMissing as e:

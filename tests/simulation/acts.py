@@ -267,7 +267,7 @@ def resync(world: Universe, act: Act) -> None:
 
 
 def rehook(world: Universe, act: Act) -> None:
-    """The hook is changed, and the documents are to be made anew."""
+    """The hook is changed, and a resync is requested."""
     world.edition += 1
     world.order_resync()
     raise Killed

@@ -1,4 +1,4 @@
-"""Time in the simulation: it moves when the seed says so, and nobody really waits."""
+"""Time in the simulation: it advances as the seed decides, without real waiting."""
 
 from __future__ import annotations
 

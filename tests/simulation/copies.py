@@ -1,4 +1,4 @@
-"""What nothing tells of a copy of the store that is put back, so that only a person who orders a resync mends it.
+"""Restored copies of the store whose age nothing reveals, so that only an explicit resync repairs the target.
 
 Inside one epoch a store that was put back looks like one whose run was stopped then, which harms nothing: what comes
 again has the versions it had. Not so where a shard was begun since, and is begun elsewhere now.

@@ -58,7 +58,7 @@ def _retried(world: Universe, item: parked.ParkedItem, mapping: DocumentMapping,
 
 
 def retried_in_vain(world: Universe, item: parked.ParkedItem, command: Command) -> str:
-    """The requests of a retry get no answer, and may be carried out late."""
+    """The requests of a retry get no response, and may be applied late."""
     target = command.target
     if isinstance(target, UnreliableIndex):
         target.write = partial(_unanswered, target)  # type: ignore[method-assign]

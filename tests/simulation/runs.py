@@ -237,7 +237,7 @@ def settle(universe: Universe) -> None:
 
 
 def _outlive_doubt(universe: Universe) -> None:
-    """A run that goes on until nothing can be carried out late any more, and has cleared up after that."""
+    """A run that continues until no request can be applied late any more, and cleanup is done."""
     driver = driver_in(universe, copy_in(universe))
     in_doubt = driver._in_doubt
     assert in_doubt is not None

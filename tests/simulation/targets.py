@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 @dataclass(frozen=True)
 class Late:
-    """A request that nobody waits for any more, and when it will be carried out."""
+    """A request that was given up, and when it will be applied."""
 
     at: float
     to: str  # target or store
@@ -48,7 +48,7 @@ class Late:
 
 
 class Watched(MemoryRows):
-    """Rows whose versions never go back. A run is told only once that a write is refused."""
+    """Rows whose versions never decrease. A refused write is reported to a run only once."""
 
     _told: set[tuple[str, DocumentId, int]]
 
@@ -187,7 +187,7 @@ class Overlaps:
 
 
 class UnreliableIndex(Columned, MemoryIndex):
-    """A target without transactions: requests may fail, each for itself, or be carried out minutes later."""
+    """A target without transactions: requests may fail individually, or be applied minutes later."""
 
     _universe: Universe
 
@@ -290,7 +290,7 @@ class UnreliableIndex(Columned, MemoryIndex):
         return done
 
     def _drift(self, requests: Sequence[Callable[[], object]]) -> None:
-        """What becomes of requests without an answer: nothing, or they are carried out, now or later."""
+        """Requests without a response: they are lost, or applied now or later."""
         for request in requests:
             fate = self._universe.random.choice(["never", "now", "late", "late"])
             if fate == "now":

@@ -68,7 +68,7 @@ def test_the_documents_list_every_wrong_design() -> None:
 
 
 def test_a_seed_that_runs_differently_the_second_time_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one in a hundred is run twice, a clock or a hash that nobody drew from the seed would show."""
+    """As one in a hundred is run twice, a clock or hash that does not come from the seed would show."""
     again = iter(range(10))
     right = Universe.happen
 

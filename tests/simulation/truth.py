@@ -97,7 +97,7 @@ class Spared:
 
 
 def check_told(database: MemoryDatabase, told: Progress) -> None:
-    """Nobody is told that a copy is live before its backfill is stored, or while records are lost."""
+    """A copy is never reported as live before its backfill is stored, or while there is a gap."""
     if told.phase != "live":
         return
     state = _pipeline(database.entries)

@@ -201,7 +201,7 @@ class Universe:
         self._acts.setdefault(self.step + steps, []).append(Act(self.step + steps, what, (0.0, 0.0)))
 
     def later(self, to: str, carry_out: Callable[[], object]) -> None:
-        """A request that nobody waits for any more is carried out all the same, within minutes."""
+        """A request that was given up is applied nevertheless, within minutes."""
         self.late.append(Late(self.clock.now + LATEST * self.random.random(), to, carry_out))
 
     def arrive(self) -> None:

@@ -1,4 +1,4 @@
-"""A DynamoDB to replicate to, read with a plain boto3 client, and what happens on the way to it."""
+"""A DynamoDB target, read with a plain boto3 client, and failures on the way to it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def options(endpoint: str, **more: Any) -> dict[str, Any]:
 
 
 def port(endpoint: str) -> int:
-    found = urlsplit(endpoint).port
-    assert found is not None
-    return found
+    number = urlsplit(endpoint).port
+    assert number is not None
+    return number
 
 
 def items(endpoint: str, name: str) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def items(endpoint: str, name: str) -> list[dict[str, Any]]:
 
 
 def documents(endpoint: str, table: Table) -> Mapping[DocumentId, Any]:
-    """What people see: the items that are not marked as deleted, without what is ours."""
+    """What readers see: the items that are not marked as deleted, without our attributes."""
     return dict(_document(item, table) for item in items(endpoint, table.name) if DELETED not in item)
 
 
@@ -78,7 +78,7 @@ def emptied(endpoint: str) -> None:
 
 
 def made_anew(endpoint: str, table: Table) -> None:
-    """The table is deleted and made again, with the same key."""
+    """The table is deleted and recreated, with the same key."""
     api = client(endpoint)
     was = api.describe_table(TableName=table.name)["Table"]
     api.delete_table(TableName=table.name)
@@ -87,7 +87,7 @@ def made_anew(endpoint: str, table: Table) -> None:
 
 
 def late_after(requests: int) -> Callable[[float, float], bool]:
-    """In place of ``in_doubt.is_late``: a batch is late after so many requests since it began, or went on."""
+    """Replaces ``in_doubt.is_late``: a batch is late after so many requests since it started or resumed."""
     seen: Counter[float] = Counter()
 
     def late(began: float, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""What a run makes of DynamoDB tables that are not as the last one left them, by the command line."""
+"""How a run handles DynamoDB tables that changed since the last one, on the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ITEMS = 4
 
 @dataclass
 class Copy:
-    """A pipeline from a table in memory into two others, each in an account of its own."""
+    """A pipeline from an in-memory table into two others, each in its own account."""
 
     source: DynamoDB
     there: DynamoDB
@@ -76,9 +76,9 @@ def copy(tmp_path: Path) -> Iterator[Copy]:
         }
         (tmp_path / "hooks.py").write_text(HOOK)
         (tmp_path / "orders.yaml").write_text(json.dumps(config))
-        found = Copy(source, there, tmp_path / "orders.yaml")
-        assert found.run()[0] == 0
-        yield found
+        pipeline = Copy(source, there, tmp_path / "orders.yaml")
+        assert pipeline.run()[0] == 0
+        yield pipeline
 
 
 @pytest.mark.parametrize("how", ["empty", "restored", "with its note"])
@@ -91,10 +91,10 @@ def test_of_several_tables_the_recreated_one_is_named(copy: Copy, how: str) -> N
         note = copy.ask("GetItem", TableName=EPOCHS, Key={"table": {"S": "second"}})["Item"]
         identity = copy.ask("DescribeTable", TableName="second")["Table"]["TableId"]
         copy.ask("PutItem", TableName=EPOCHS, Item={**note, "identity": {"S": identity}})
-    code, said = copy.run()
-    assert code == 3, said
-    assert "table/second is not the table that the last run wrote to" in said
-    assert "table/first" not in said
+    code, output = copy.run()
+    assert code == 3, output
+    assert "table/second is not the table that the last run wrote to" in output
+    assert "table/first" not in output
     if how != "restored":  # its items are taken for somebody else's until adopt says otherwise
         assert copy.run("resync")[0] == 0
         assert copy.counts() == [ITEMS, ITEMS]
@@ -103,9 +103,9 @@ def test_of_several_tables_the_recreated_one_is_named(copy: Copy, how: str) -> N
 def test_a_table_that_was_emptied_by_hand_is_a_gap(copy: Copy) -> None:
     for item in copy.items("first"):
         copy.ask("DeleteItem", TableName="first", Key={name: item[name] for name in ("_item", "_id")})
-    code, said = copy.run()
-    assert code == 3, said
-    assert "table/first is empty, but held documents when the last run stopped" in said
+    code, output = copy.run()
+    assert code == 3, output
+    assert "table/first is empty, but held documents when the last run stopped" in output
     assert copy.run("resync")[0] == 0
     assert copy.counts() == [ITEMS, ITEMS]
 

@@ -25,7 +25,7 @@ from tests.servers.dynamodb_fixtures import StartLocal
 
 
 class OnDynamoDB(TargetContract):
-    """What both have in common: ``endpoint`` is where they are."""
+    """Common to both; ``endpoint`` is their address."""
 
     # DynamoDB itself takes no empty name.
     every_type: ClassVar[Document] = {**EVERY_TYPE, "map": {"null": None, "deep": {"er": {"est": [Decimal("1.5")]}}}}
@@ -67,7 +67,7 @@ class OnDynamoDB(TargetContract):
     def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
-        """If it is noticed in time that a connection broke nobody needs to know; else the write comes again."""
+        """If the broken connection is noticed in time, no error is raised; otherwise the write is sent again."""
         config, proxy = proxied
         target = build(config)
         target.open([table()], FIRST_EPOCH)
@@ -86,7 +86,7 @@ def _written(target: Target, write: Any) -> Outcome:
 
 @pytest.fixture(scope="module")
 def in_memory() -> Iterator[str]:
-    """In a process of its own: the suite counts the threads and sockets of this one."""
+    """In a separate process, because the suite counts the threads and sockets of this one."""
     command = [sys.executable, "-m", "replicator.testing.dynamodb.http"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

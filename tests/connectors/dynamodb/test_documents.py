@@ -105,13 +105,13 @@ def test_without_a_hook_the_images_bytes_are_sent_unchanged() -> None:
 
 def test_a_changed_item_keeps_what_the_hook_did_not_touch() -> None:
     body = Item(b'{"pk":{"S":"a"},"n":{"N":"1"},"x":{"N":"1.00"},"y":{"S":"old"}}') | {"y": "new"}
-    found = item_of(body)
-    assert (found["x"], found["y"]) == ({"N": "1.00"}, {"S": "new"})
+    item = item_of(body)
+    assert (item["x"], item["y"]) == ({"N": "1.00"}, {"S": "new"})
 
 
 def test_a_hook_may_leave_the_key_out() -> None:
-    found = item_of({"x": 1})
-    assert (found["pk"], found["n"]) == ({"S": "a"}, {"N": "1"})
+    item = item_of({"x": 1})
+    assert (item["pk"], item["n"]) == ({"S": "a"}, {"N": "1"})
 
 
 def test_equal_numbers_are_the_same_key() -> None:
@@ -125,8 +125,8 @@ def test_a_hook_may_not_change_the_key(body: Mapping[str, Any]) -> None:
 
 def test_documents_with_their_own_ids_are_stored_under_item_and_id() -> None:
     own = Layout("copy", OWN_IDS, "v", "d", pristine=False)
-    found = item_of(Item(image({"pk": "x", "n": 1})), own, ('["a"]', "line 1"))
-    assert found == {
+    item = item_of(Item(image({"pk": "x", "n": 1})), own, ('["a"]', "line 1"))
+    assert item == {
         "_item": {"S": '["a"]'},
         "_id": {"S": "line 1"},
         "pk": {"S": "x"},
@@ -136,7 +136,7 @@ def test_documents_with_their_own_ids_are_stored_under_item_and_id() -> None:
 
 
 def test_a_reserved_name_written_with_an_escape_is_refused_too() -> None:
-    """JSON allows it, and two fields of one name would leave the choice between them to the server."""
+    """JSON allows it, and two fields with one name would leave the choice to the server."""
     spelled = image({"pk": "a", "n": 1, "_replicator_version": 7}).replace(b'"_rep', b'"\\u005frep')
     assert b"_replicator_version" not in spelled
     assert "has an attribute _replicator_version, the name under which replicator" in reason(Item(spelled))

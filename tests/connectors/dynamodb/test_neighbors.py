@@ -1,4 +1,4 @@
-"""Nothing that replicator did not make is written or deleted in an account: each command beside tables of others."""
+"""No command writes or deletes anything in an account that replicator did not create."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def account(dynamodb_local: StartLocal) -> str:
 
 @dataclass(frozen=True)
 class Neighbors:
-    """A pipeline into the table ``orders`` of an account where others have tables and another pipeline."""
+    """A pipeline into the table ``orders`` of an account with other applications' tables and another pipeline."""
 
     account: str
     config: str
@@ -98,8 +98,8 @@ def test_a_command_leaves_the_tables_of_others_and_another_pipeline_as_they_are(
     assert [len(before[name][1]) for name in (*NAMES, "others")] == [4, 4, 4, 3]
     assert before["kept"]
     assert [item["pipeline"]["S"] for item in before["noted"]] == ["other"]
-    said = COMMANDS[command].run(SHELL, neighbors.config)
+    output = COMMANDS[command].run(SHELL, neighbors.config)
     assert neighbors.everything() == before
-    assert not re.search(r"my-orders|orders2|orders-copy|others?\b", said.replace("other run", "")), (
-        said
+    assert not re.search(r"my-orders|orders2|orders-copy|others?\b", output.replace("other run", "")), (
+        output
     )  # none is named

@@ -1,4 +1,4 @@
-"""What DynamoDB's answers to single writes mean."""
+"""What DynamoDB's responses to single writes mean."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from replicator.target.in_doubt import InDoubtWindow
 
 
 def meaning(answer: bytes | AwsError) -> tuple[Kind | None, type[ReplicatorError] | None]:
-    found = verdict(Request("PutItem", "copies", b"{}", answer=answer), "dynamodb.example")
-    return (None, None) if found is None else (found.kind, None if found.error is None else type(found.error))
+    result = verdict(Request("PutItem", "copies", b"{}", answer=answer), "dynamodb.example")
+    return (None, None) if result is None else (result.kind, None if result.error is None else type(result.error))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ class Refusing:
 
 
 def test_a_tombstone_that_the_table_refuses_ends_the_sweep() -> None:
-    """The pass would go on without it, and end as if the older document were removed."""
+    """The pass would continue without it, and end as if the older document were removed."""
     writing = Writer(Refusing(), InDoubtWindow(), DynamoDBOptions.model_validate({"region": "us-east-1"}))  # type: ignore[arg-type]
     words = r"DynamoDB at home: copies takes no tombstones \(a key attribute has another type than the table's key\)"
     with pytest.raises(ConfigError, match=words):

@@ -1,4 +1,4 @@
-"""The tables of a DynamoDB target: compared, made like the source's, refused in words."""
+"""The tables of a DynamoDB target: compared, created like the source's, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Make = Callable[..., Target]
 
 @dataclass
 class Scripted:
-    """A wire whose calls are a function."""
+    """A client whose calls are a function."""
 
     call: Callable[[str, Mapping[str, Any]], bytes]
 
@@ -91,7 +91,7 @@ def endpoint(db: DynamoDB) -> Iterator[str]:
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Makes targets, closed in the end."""
+    """Builds targets, and closes them at the end."""
     made: list[Target] = []
 
     def target(endpoint: str, pipeline: str = "copying", **options: Any) -> Target:
@@ -127,8 +127,8 @@ def shape(client: Client, name: str) -> Any:
 
 
 def _units(described: dict[str, Any]) -> Any:
-    found = described.get("ProvisionedThroughput", {})
-    return found.get("ReadCapacityUnits"), found.get("WriteCapacityUnits")
+    throughput = described.get("ProvisionedThroughput", {})
+    return throughput.get("ReadCapacityUnits"), throughput.get("WriteCapacityUnits")
 
 
 class TestMaking:
@@ -255,8 +255,8 @@ class TestComparing:
     def test_a_replica_of_the_source_is_refused(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         target = make(endpoint)
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
-        found = source(db)
-        there = replace(found, arn=found.arn.replace("us-east-1", "eu-west-1").replace("orders", "copy"), identity="x")
+        table = source(db)
+        there = replace(table, arn=table.arn.replace("us-east-1", "eu-west-1").replace("orders", "copy"), identity="x")
         db._catalog.tables["copy"].definition["Replicas"] = [{"RegionName": "eu-west-1"}]
         target.mirror(there, db)
         assert "and the source are replicas of one global table" in target.check([COPY])[0]
@@ -293,7 +293,7 @@ class TestComparing:
     def test_of_two_pipelines_that_start_on_a_table_at_once_one_is_refused(
         self, endpoint: str, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The second one looked at the table before the first one noted that it writes to it."""
+        """The second one read the table before the first one noted its ownership."""
         first, second = make(endpoint, pipeline="first"), make(endpoint, pipeline="second")
         right = Tables.make
 
@@ -330,7 +330,7 @@ class TestEpochs:
         assert make(endpoint).epoch([COPY]) == 0
 
     def test_if_the_epoch_is_lost_it_is_derived_from_the_items(self, db: DynamoDB, endpoint: str, make: Make) -> None:
-        """Else the versions of a new copy would be lower than theirs, and every write stale."""
+        """Otherwise the versions of a new copy would be lower than theirs, and every write superseded."""
         target = make(endpoint)
         target.open([COPY], FIRST_EPOCH)
         target.write(batch(put({"pk": "a", "at": 1}, 7, id=("a", "1"), table="copy")))
@@ -369,10 +369,10 @@ class TestEpochs:
         assert first.id != second.id != ""
 
     def test_an_account_with_nothing_of_the_pipeline_is_another_place(self, endpoint: str, make: Make) -> None:
-        found = make(endpoint).identities([COPY])["copy"]
-        assert found.place.startswith("the table copy at 127.0.0.1:")
-        assert found.place.endswith("where nothing of this pipeline is")
-        assert not found.known
+        identity = make(endpoint).identities([COPY])["copy"]
+        assert identity.place.startswith("the table copy at 127.0.0.1:")
+        assert identity.place.endswith("where nothing of this pipeline is")
+        assert not identity.known
 
     def test_an_account_is_identified_once_the_epochs_table_exists(
         self, db: DynamoDB, endpoint: str, make: Make
@@ -385,12 +385,12 @@ class TestEpochs:
         assert other_tables(early, make(endpoint).identities([COPY])) is None
 
     def test_a_table_with_an_item_or_a_tombstone_is_not_empty(self, db: DynamoDB, endpoint: str, make: Make) -> None:
-        found = make(endpoint)
-        assert found.empty([COPY]) == []
-        found.open([COPY], FIRST_EPOCH)
-        assert found.empty([COPY]) == ["copy"]
-        found.write(batch(Delete("copy", ("a", "1"), at(1), ("a",)), tombstones=True))
-        assert found.empty([COPY]) == []
+        target = make(endpoint)
+        assert target.empty([COPY]) == []
+        target.open([COPY], FIRST_EPOCH)
+        assert target.empty([COPY]) == ["copy"]
+        target.write(batch(Delete("copy", ("a", "1"), at(1), ("a",)), tombstones=True))
+        assert target.empty([COPY]) == []
 
     def test_an_interrupted_scan_of_all_versions_resumes(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)

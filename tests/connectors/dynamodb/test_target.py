@@ -62,11 +62,11 @@ def build(endpoint: str) -> Iterator[Build]:
     made: list[Target] = []
 
     def opened(**options: Any) -> Target:
-        found = built(kit.options(options.pop("endpoint_url", endpoint), **options))
-        assert isinstance(found, Target)
-        made.append(found)
-        found.open([table()], FIRST_EPOCH)
-        return found
+        one = built(kit.options(options.pop("endpoint_url", endpoint), **options))
+        assert isinstance(one, Target)
+        made.append(one)
+        one.open([table()], FIRST_EPOCH)
+        return one
 
     yield opened
     for target in made:
@@ -175,7 +175,7 @@ class TestThrottling:
         assert asked[-1]["ReturnConsumedCapacity"] == "TOTAL"
 
 
-class TestLostAnswers:
+class TestLostResponses:
     def test_a_write_applied_despite_a_lost_response_counts_as_applied(
         self, db: DynamoDB, endpoint: str, build: Build
     ) -> None:
@@ -308,7 +308,7 @@ class TestRefusals:
             target.write(batch(put({"pk": "a"}, 1)))
 
 
-class TestLeftovers:
+class TestCleanup:
     def test_one_pass_of_cleanup_scans_the_table_once(self, db: DynamoDB, build: Build) -> None:
         target = build()
         target.write(batch(*(remove(f"{n}", 1) for n in range(35)), tombstones=True))
@@ -318,7 +318,7 @@ class TestLeftovers:
         assert (db.items("contract"), db.calls["Scan"] - scans) == ([], 4)
 
     def test_a_long_scan_yields_between_pages(self, db: DynamoDB, build: Build) -> None:
-        """It goes on where it was."""
+        """The next call resumes where this one stopped."""
         target = build()
         target.write(batch(*(put({"pk": f"{n}"}, 1) for n in range(25))))
         db.page_sizes(items=10)
@@ -417,7 +417,7 @@ def test_items_reach_the_table_byte_for_byte(db: DynamoDB, build: Build) -> None
 
 class TestConnections:
     def test_a_refused_connection_opens_no_in_doubt_window(self, db: DynamoDB, build: Build) -> None:
-        """Nothing was sent, so nothing can be carried out later."""
+        """Nothing was sent, so nothing can be applied later."""
         with served(db) as endpoint:
             target = build(endpoint_url=endpoint)
         with pytest.raises(TransientError, match=r"DynamoDB at 127.0.0.1:\d+: cannot be reached: .*refused"):
@@ -480,7 +480,7 @@ class TestTls:
     def test_writes_go_through_tls(
         self, db: DynamoDB, secure: str, certificate: Path, build: Build, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With the authorities that botocore is told to trust."""
+        """With the authorities that botocore is configured to trust."""
         monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
         build(endpoint_url=secure).write(batch(*(put({"pk": f"{n}"}, 1) for n in range(20))))
         assert len(db.items("contract")) == 20

@@ -33,9 +33,9 @@ def typed(name: str = "contract", keys: KeySchema = PK, /, **columns: object) ->
 
 
 def opened(database: Database, *tables: Table, **options: Any) -> Postgres:
-    found = target(database, **options)
-    found.open(tables, FIRST_EPOCH)
-    return found
+    one = target(database, **options)
+    one.open(tables, FIRST_EPOCH)
+    return one
 
 
 def owner(run: str = "run") -> Owner:

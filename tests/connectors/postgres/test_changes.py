@@ -68,20 +68,20 @@ def copy(one_postgres: Database, tmp_path: Path) -> Iterator[Copy]:
         db.put("orders", {"id": f"k{n}", "n": n, "city": "Rome"})
     (tmp_path / "hooks.py").write_text(HOOK)
     with served(db) as endpoint:
-        found = Copy(tmp_path, endpoint, one_postgres)
-        found.configure(COLUMNS)
-        assert found.cli("run")[0] == 0
-        yield found
+        pipeline = Copy(tmp_path, endpoint, one_postgres)
+        pipeline.configure(COLUMNS)
+        assert pipeline.cli("run")[0] == 0
+        yield pipeline
 
 
 def test_a_new_column_is_offered_and_then_added_and_filled(copy: Copy) -> None:
     copy.configure(WIDER)
-    code, said = copy.cli("run")
-    assert code == 2, said
-    assert "orders: columns.city was added since the last run" in said
-    assert 'ALTER TABLE "public"."orders" ADD COLUMN' in said
-    code, said = copy.cli("run", "--apply-schema-changes")
-    assert code == 0, said
+    code, output = copy.cli("run")
+    assert code == 2, output
+    assert "orders: columns.city was added since the last run" in output
+    assert 'ALTER TABLE "public"."orders" ADD COLUMN' in output
+    code, output = copy.cli("run", "--apply-schema-changes")
+    assert code == 0, output
     assert copy.cities() == ITEMS
     assert copy.cli("run")[0] == 0
 
@@ -89,13 +89,13 @@ def test_a_new_column_is_offered_and_then_added_and_filled(copy: Copy) -> None:
 def test_after_a_refused_resync_a_run_can_still_add_the_column(copy: Copy) -> None:
     copy.configure(WIDER)
     assert copy.cli("resync")[0] == 2
-    code, said = copy.cli("run")
-    assert (code, "orders: columns.city was added since the last run" in said) == (2, True), said
+    code, output = copy.cli("run")
+    assert (code, "orders: columns.city was added since the last run" in output) == (2, True), output
     copy.configure(COLUMNS)
     assert copy.cli("run")[0] == 0
     copy.configure(WIDER)
-    code, said = copy.cli("run", "--apply-schema-changes")
-    assert code == 0, said
+    code, output = copy.cli("run", "--apply-schema-changes")
+    assert code == 0, output
     assert copy.cities() == ITEMS
 
 
@@ -103,7 +103,7 @@ def test_a_new_column_is_filled_also_if_a_gap_starts_the_epoch(copy: Copy) -> No
     with copy.postgres.connect() as client:
         client.execute("DELETE FROM orders")
     copy.configure(WIDER, on_gap="resync")
-    code, said = copy.cli("run", "--apply-schema-changes")
-    assert code == 0, said
-    assert "is empty, but held documents" in said
+    code, output = copy.cli("run", "--apply-schema-changes")
+    assert code == 0, output
+    assert "is empty, but held documents" in output
     assert copy.cities() == ITEMS

@@ -118,8 +118,8 @@ def test_a_damaged_entry_is_named_and_left_unchanged(one_postgres: Database) -> 
 def test_a_claim_waits_for_the_batch_in_progress(postgres: Database) -> None:
     """The later run reads entries only when no batch of the earlier one can still change them."""
     early, late = claimed(postgres, "early"), target(postgres)
-    with postgres.connect() as somebody, ThreadPoolExecutor(1) as threads:
-        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")  # holds the batch up inside its transaction
+    with postgres.connect() as session, ThreadPoolExecutor(1) as threads:
+        session.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")  # holds the batch up inside its transaction
         early.send(early.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
         until(postgres, "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND relation = 'contract'::regclass")
         claim = threads.submit(late.checkpoints.claim, owner("late"))
@@ -128,10 +128,10 @@ def test_a_claim_waits_for_the_batch_in_progress(postgres: Database) -> None:
             "SELECT count(*) = 2 FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
         )
         assert not claim.done()
-        somebody.execute("COMMIT")
-        found = claim.result(30)
+        session.execute("COMMIT")
+        state = claim.result(30)
     assert early.collect() == Outcome()
-    assert [(e.kind, e.revision) for e in found.entries] == [("owner", 2), ("shard", 1)]
+    assert [(e.kind, e.revision) for e in state.entries] == [("owner", 2), ("shard", 1)]
     with pytest.raises(Fenced, match="another run owns this pipeline"):
         early.write(batch(put({"pk": "b"}, 2)))
 

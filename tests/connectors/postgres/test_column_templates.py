@@ -64,9 +64,9 @@ def as_streamed(given: dict[str, Any]) -> Item:
 def sent(bodies: Sequence[Any], columns: dict[str, Any] = COLUMNS | OTHERS) -> list[bytes | None]:
     table = Table("t", KEYS, {"columns": columns})
     writes = [Upsert("t", (str(n),), body, n, (str(n),)) for n, body in enumerate(bodies)]
-    found = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
-    assert not found.rejections, found.rejections
-    (statement,) = found.statements
+    encoded_batch = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+    assert not encoded_batch.rejections, encoded_batch.rejections
+    (statement,) = encoded_batch.statements
     return list(statement.parameters)
 
 
@@ -153,9 +153,9 @@ def test_a_value_that_a_column_cannot_hold_is_refused_on_the_fast_path_too(odd: 
     given = items()
     for mixed in ([*given[:-1], given[-1] | odd], [g | odd for g in given]):
         writes = [Upsert("t", (str(n),), as_streamed(g), n, (str(n),)) for n, g in enumerate(mixed)]
-        found = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
-        assert {r.reason[: len(reason)] for r in found.rejections} == {reason}
-        assert len(found.rejections) == sum(odd.items() <= g.items() for g in mixed)
+        encoded_batch = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+        assert {r.reason[: len(reason)] for r in encoded_batch.rejections} == {reason}
+        assert len(encoded_batch.rejections) == sum(odd.items() <= g.items() for g in mixed)
 
 
 def test_two_columns_may_come_from_one_attribute() -> None:
@@ -172,8 +172,8 @@ def test_the_fast_path_is_rarely_tried_on_a_table_without_a_common_template(monk
         tries += 1
 
     monkeypatch.setattr(column_templates, "fast_template", counts)
-    found = ColumnTemplates([BodyColumn("name", "text", "name", nullable=True)])
+    templates = ColumnTemplates([BodyColumn("name", "text", "name", nullable=True)])
     images = [as_streamed(g).image for g in items()]
     for _ in range(10 * MAX_PAUSE):
-        assert found(images, frozenset()) == {}
+        assert templates(images, frozenset()) == {}
     assert tries < 20

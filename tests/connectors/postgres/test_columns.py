@@ -243,17 +243,17 @@ def test_any_text_array_literal_is_read_back_unchanged(one_postgres: Database) -
     with one_postgres.connect() as client:
         for texts in columns:
             sent: list[str | None] = [*texts, None]
-            found = client.execute("SELECT %s::text[]", (literal(sent).decode(),)).fetchone()
-            assert found == (sent,)
-            found = client.execute("SELECT %s::text[]", (array(texts),)).fetchone()
-            assert found == (texts,)
+            row = client.execute("SELECT %s::text[]", (literal(sent).decode(),)).fetchone()
+            assert row == (sent,)
+            row = client.execute("SELECT %s::text[]", (array(texts),)).fetchone()
+            assert row == (texts,)
 
 
 def test_any_json_literal_is_read_back_unchanged(one_postgres: Database) -> None:
     documents = ['{"a":"\\"\\\\ \\n \\u0001 {,}"}', "[]", "null", '"NULL"', None]
     with one_postgres.connect() as client:
-        found = client.execute("SELECT %s::jsonb[]::text[]", (json_literal(documents).decode(),)).fetchone()
-        assert found == ([None if d is None else _read_back(client, d) for d in documents],)
+        row = client.execute("SELECT %s::jsonb[]::text[]", (json_literal(documents).decode(),)).fetchone()
+        assert row == ([None if d is None else _read_back(client, d) for d in documents],)
 
 
 def _read_back(client: Connection, document: str) -> str:

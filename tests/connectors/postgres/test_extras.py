@@ -40,9 +40,9 @@ def reasons(*bodies: Any, keys: Any = PK, **options: Any) -> list[str]:
 
 def cells(body: Any, many: int = 1) -> list[bytes | None]:
     """What is sent for the columns of COLUMNS."""
-    found = encoded(*[body] * many)
-    assert not found.rejections, found.rejections
-    return list(found.statements[0].parameters[1:4])
+    encoded_batch = encoded(*[body] * many)
+    assert not encoded_batch.rejections, encoded_batch.rejections
+    return list(encoded_batch.statements[0].parameters[1:4])
 
 
 MISSPELT = {"citty": "Ulm", "location": {}}
@@ -84,9 +84,9 @@ def test_a_hook_cannot_set_replicators_own_columns(name: str) -> None:
     """On no way that a document is made, and not even by a column that says so."""
     item = Item(image({**ITEM, name: "9"}))
     for body in (item, item | {"city": "Bonn"}, {"city": "Bonn"}):
-        found = encoded(body, keys=OWN_IDS)
-        assert not found.rejections
-        parameters = found.statements[0].parameters
+        encoded_batch = encoded(body, keys=OWN_IDS)
+        assert not encoded_batch.rejections
+        parameters = encoded_batch.statements[0].parameters
         assert (parameters[0], parameters[1], parameters[5]) == (b'{"0"}', b'{"x"}', b"{0}")
     for said in ({name: "9"}, Item(image(ITEM)) | {name: "9"}):
         assert f"a field {name}, which no column" in reasons(said, keys=OWN_IDS)[0]
@@ -137,9 +137,9 @@ def test_a_map_may_be_one_column_and_its_parts_others() -> None:
     }
     item = {"pk": "1", "location": {"address": {"a.b": "Ring"}}, "x.y": "z", "x": {"y": "no"}}
     for body in (Item(image(item)), {name: item[name] for name in ("location", "x.y")}):
-        found = encoded(body, columns=columns)
-        assert not found.rejections
-        assert list(found.statements[0].parameters[2:4]) == [b'{"Ring"}', b'{"z"}']
+        encoded_batch = encoded(body, columns=columns)
+        assert not encoded_batch.rejections
+        assert list(encoded_batch.statements[0].parameters[2:4]) == [b'{"Ring"}', b'{"z"}']
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,6 @@ def test_a_map_may_be_one_column_and_its_parts_others() -> None:
 )
 def test_an_ambiguous_path_is_a_config_error(columns: Any, words: str) -> None:
     given = {"type": "postgres", "url": "postgresql://localhost/d", "tables": {"orders": {"columns": columns}}}
-    found, (problem,) = destination(given)
-    assert found is None
+    config, (problem,) = destination(given)
+    assert config is None
     assert words in problem.text

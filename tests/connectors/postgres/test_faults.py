@@ -33,9 +33,9 @@ def proxy(one_postgres: Database) -> Iterator[Proxy]:
 @pytest.fixture
 def one(one_postgres: Database, proxy: Proxy) -> Postgres:
     """Through the proxy, with little patience."""
-    found = opened(one_postgres, CONTRACT, url=through(one_postgres, proxy), timeout=1)
-    found.checkpoints.claim(owner())
-    return found
+    target = opened(one_postgres, CONTRACT, url=through(one_postgres, proxy), timeout=1)
+    target.checkpoints.claim(owner())
+    return target
 
 
 def through(database: Database, proxy: Proxy) -> str:
@@ -80,13 +80,13 @@ def test_a_server_that_is_still_working_on_our_statement_is_waited_for(
 ) -> None:
     """Three times as long as a silent one is."""
     begun = proxy.connections
-    with one_postgres.connect() as somebody:
-        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+    with one_postgres.connect() as session:
+        session.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
         one.send(one.encode(ONE))
         with ThreadPoolExecutor(1) as threads:
             outcome = threads.submit(one.collect)
             eventually(lambda: proxy.connections >= begun + 3, "a second connection asks again and again")
             assert not outcome.done()
-            somebody.execute("COMMIT")
+            session.execute("COMMIT")
             assert outcome.result(30) == Outcome()
     assert len(rows(one_postgres)) == 1

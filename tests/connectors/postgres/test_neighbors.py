@@ -81,6 +81,8 @@ def test_a_command_leaves_the_tables_of_others_and_another_pipeline_as_they_are(
     before = everything(neighbors)
     assert [len(rows) for rows in before[0]] == [4, 4, 4, 4, 3]
     assert all(before[1])
-    said = COMMANDS[command].run(neighbors.shell, neighbors.config)
+    output = COMMANDS[command].run(neighbors.shell, neighbors.config)
     assert everything(neighbors) == before
-    assert not re.search(r"Orders|orders2|orders_copy|others?\b", said.replace("other run", "")), said  # none is named
+    assert not re.search(r"Orders|orders2|orders_copy|others?\b", output.replace("other run", "")), (
+        output
+    )  # none is named

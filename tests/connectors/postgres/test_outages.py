@@ -1,4 +1,4 @@
-"""A server in trouble: what passes is waited for in words, what a person must mend is said, nothing is half done."""
+"""Server failures: transient ones are waited for with a reason, others say what to fix, and no batch is half stored."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def _position(done: int) -> Save:
 def test_a_connection_cut_between_sending_and_collecting_stores_nothing_and_is_replaced(
     one: Postgres, one_postgres: Database
 ) -> None:
-    with one_postgres.connect() as somebody:
-        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+    with one_postgres.connect() as blocker:
+        blocker.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
         one.send(one.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
         terminate(one_postgres)
     with pytest.raises(
@@ -112,8 +112,8 @@ def test_a_connection_cut_between_sending_and_collecting_stores_nothing_and_is_r
 def test_a_read_only_session_is_waited_out(one: Postgres, one_postgres: Database, setting: str, words: str) -> None:
     run(one_postgres, f'ALTER DATABASE "{one_postgres.name}" SET {setting}')
     one.close()
-    with one_postgres.connect() as somebody:
-        somebody.execute("BEGIN READ WRITE; LOCK TABLE contract IN SHARE MODE")
+    with one_postgres.connect() as blocker:
+        blocker.execute("BEGIN READ WRITE; LOCK TABLE contract IN SHARE MODE")
         _transient(one, words)
     run(one_postgres, f'SET transaction_read_only = off; ALTER DATABASE "{one_postgres.name}" RESET ALL')
     one.close()
@@ -121,8 +121,8 @@ def test_a_read_only_session_is_waited_out(one: Postgres, one_postgres: Database
 
 
 def test_a_transaction_that_exceeds_the_servers_time_limit_is_retried(one: Postgres, one_postgres: Database) -> None:
-    with one_postgres.connect() as somebody:
-        somebody.execute("BEGIN; LOCK TABLE contract")
+    with one_postgres.connect() as blocker:
+        blocker.execute("BEGIN; LOCK TABLE contract")
         for use in (lambda: one.empty([CONTRACT]), lambda: one.write(batch(put({"pk": "a"}, 1)))):
             with one._session.connection() as own:
                 own.execute("SET transaction_timeout = '200ms'")
@@ -135,8 +135,8 @@ def test_a_table_locked_by_another_session_is_waited_for(one: Postgres, one_post
     """The session gives up after a while, so that a run can say what it waits for."""
     with one._session.connection() as own:
         own.execute("SET lock_timeout = '100ms'")  # the test has less patience
-    with one_postgres.connect() as somebody:
-        somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+    with one_postgres.connect() as blocker:
+        blocker.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
         _transient(one, "another session holds a lock")
     _then_it_works(one, one_postgres)
 
@@ -146,11 +146,11 @@ def test_a_deadlock_is_waited_out(one: Postgres, one_postgres: Database) -> None
     one.write(batch(put({"pk": "a"}, 1), put({"pk": "z"}, 1)))
     run(one_postgres, f"ALTER DATABASE \"{one_postgres.name}\" SET deadlock_timeout = '50ms'")
     one.close()
-    with one_postgres.connect() as somebody, ThreadPoolExecutor(1) as threads:
-        somebody.execute("SET deadlock_timeout = '60s'; BEGIN; UPDATE contract SET document = '{}' WHERE pk = 'z'")
+    with one_postgres.connect() as blocker, ThreadPoolExecutor(1) as threads:
+        blocker.execute("SET deadlock_timeout = '60s'; BEGIN; UPDATE contract SET document = '{}' WHERE pk = 'z'")
         ours = threads.submit(one.write, batch(put({"pk": "a"}, 2), put({"pk": "z"}, 2)))
         until(one_postgres, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        somebody.execute("UPDATE contract SET document = '{}' WHERE pk = 'a'; COMMIT")
+        blocker.execute("UPDATE contract SET document = '{}' WHERE pk = 'a'; COMMIT")
         with pytest.raises(TransientError, match="a deadlock"):
             ours.result(30)
     assert one.write(batch(put({"pk": "a"}, 2), put({"pk": "z"}, 2))) == Outcome()
@@ -250,8 +250,8 @@ def test_rows_that_the_server_refuses_are_singled_out(constrained: Postgres, pos
         twice.id: "another row of contract has the same value under the unique constraint contract_email_key",
     }
     assert rows(postgres) == []
-    found = constrained.checkpoints.read()
-    assert ([e.kind for e in found.entries], found.counts) == (["owner"], {})
+    state = constrained.checkpoints.read()
+    assert ([e.kind for e in state.entries], state.counts) == (["owner"], {})
     assert constrained.purge(CONTRACT, at(9)) == 0
     assert constrained.write(batch(*good, remove("gone", 5), saves=saves, tombstones=True)) == Outcome()
     assert len(rows(postgres)) == 500
@@ -364,7 +364,7 @@ def test_a_constraint_that_is_deferrable_but_not_deferred_is_checked_when_it_is_
 
 
 def test_a_document_nested_too_deeply_for_the_server_is_refused(one: Postgres) -> None:
-    """Its own limit or ours: either way one document is refused and the session goes on."""
+    """The server's limit or ours: either way one document is refused and the session continues."""
     deep: Any = 1
     for _ in range(5000):
         deep = [deep]
@@ -382,15 +382,15 @@ def test_a_refusal_names_the_right_one_of_two_tables(postgres: Database) -> None
 
 
 def test_an_interrupt_while_waiting_leaves_a_usable_target(one: Postgres, one_postgres: Database) -> None:
-    """A signal's handler may raise in the middle of an answer; the next call starts on a fresh connection."""
+    """A signal handler may raise in the middle of a response; the next call opens a new connection."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        with one_postgres.connect() as somebody:
-            somebody.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
+        with one_postgres.connect() as blocker:
+            blocker.execute("BEGIN; LOCK TABLE contract IN SHARE MODE")
             one.send(one.encode(batch(put({"pk": "a"}, 1), saves=[Save("shard", "s", 0, "1")])))
             main = threading.main_thread().ident
             ringing = threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGUSR1])
@@ -435,8 +435,8 @@ def test_a_row_that_a_trigger_skips_is_refused_and_the_rest_of_its_batch_is_stor
     outcome = constrained.write(batch(*others, skipped, tombstones=tombstones))
     assert [(r.write, r.reason) for r in outcome.rejections] == [(skipped, SKIPPED)]
     assert constrained.write(batch(*others, tombstones=tombstones)).superseded == {"shard:contract": 1}
-    found = {row["pk"]: row["total"] for row in rows(postgres)}
-    assert found == {"a": 2, "newer": 9, "z": 2, "skip old": 1}
+    totals = {row["pk"]: row["total"] for row in rows(postgres)}
+    assert totals == {"a": 2, "newer": 9, "z": 2, "skip old": 1}
 
 
 @pytest.mark.parametrize("tombstones", [False, True])
@@ -490,13 +490,13 @@ def test_a_row_that_another_session_changes_meanwhile_is_not_mistaken_for_skippe
 ) -> None:
     """What it commits is newer than what the statement looked at; it is written again, and finds it."""
     one.write(batch(put({"pk": "a"}, 1), put({"pk": "b"}, 1)))
-    with one_postgres.connect() as somebody, ThreadPoolExecutor(1) as threads:
-        somebody.execute("BEGIN")
-        somebody.execute("UPDATE contract SET _version = %s WHERE pk = 'a'", (at(5),))
-        somebody.execute("DELETE FROM contract WHERE pk = 'b'")
+    with one_postgres.connect() as blocker, ThreadPoolExecutor(1) as threads:
+        blocker.execute("BEGIN")
+        blocker.execute("UPDATE contract SET _version = %s WHERE pk = 'a'", (at(5),))
+        blocker.execute("DELETE FROM contract WHERE pk = 'b'")
         ours = threads.submit(one.write, batch(put({"pk": "a"}, 2), remove("b", 2)))
         until(one_postgres, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        somebody.execute("COMMIT")
+        blocker.execute("COMMIT")
         assert ours.result(30) == Outcome(superseded={"shard:contract": 1})
     assert [row["_version"] for row in rows(one_postgres)] == [at(5)]
 

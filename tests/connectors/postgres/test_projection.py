@@ -1,4 +1,4 @@
-"""The quick way to columns gives what the careful way gives, and takes itself out of what is unusual."""
+"""The fast path to columns gives what the exact path gives, and leaves unusual images to it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def parameters(bodies: list[Any], columns: dict[str, Any] | None = None) -> list
     columns = COLUMNS if columns is None else columns
     table = Table("t", KEYS, {"columns": columns, "extra": "ignore"} if columns else {})
     writes = [Upsert("t", (str(n),), body, n, (str(n),)) for n, body in enumerate(bodies)]
-    found = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
-    assert not found.rejections, found.rejections
-    (statement,) = found.statements
+    encoded_batch = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+    assert not encoded_batch.rejections, encoded_batch.rejections
+    (statement,) = encoded_batch.statements
     return list(statement.parameters)
 
 
@@ -46,7 +46,7 @@ def items(*given: dict[str, Any]) -> list[Item]:
 
 
 def slowly(bodies: list[Any], monkeypatch: pytest.MonkeyPatch, columns: dict[str, Any] | None = None) -> list[Any]:
-    """The same with the careful way only."""
+    """The same with the exact path only."""
 
     def never(*_: object) -> None:
         raise TypeError
@@ -127,5 +127,5 @@ def test_an_item_nested_without_end_is_refused_alone(columns: dict[str, Any], le
     table = Table("t", KEYS, {"columns": columns} if columns else {})
     bodies = [Item(deep), *items(FULL)]
     writes = [Upsert("t", (str(n),), body, n, (str(n),)) for n, body in enumerate(bodies)]
-    found = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
-    assert [r.write for r in found.rejections] == writes[:1]
+    encoded_batch = Encoder(shapes([table], "public"), "reject", "p").encode(Batch([Part("shard:1", writes)]))
+    assert [r.write for r in encoded_batch.rejections] == writes[:1]

@@ -1,4 +1,4 @@
-"""Tables: made as planned, compared with what is there, and every name or privilege that is wrong said at once."""
+"""Tables: created as planned, compared with existing ones; mismatches and missing privileges are reported at once."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_table_that_cannot_be_written_to_is_reported(one_postgres: Database, m
 
 
 def test_a_table_of_another_pipeline_is_refused_and_can_be_handed_over(one_postgres: Database) -> None:
-    """Each would take the other's rows for what its scan did not confirm, and remove them."""
+    """Each would regard the other's rows as not confirmed by its scan, and remove them."""
     table = typed(total="numeric")
     opened(one_postgres, table)
     other = target(one_postgres, pipeline="it's another")
@@ -237,8 +237,8 @@ def test_a_table_that_becomes_unsafe_between_two_batches_is_noticed(
     assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
     assert list(one.recheck([Table("contract", PK)])) == []
     run(postgres, change)
-    (found,) = one.recheck([Table("contract", PK)])
-    assert problem in found
+    (hazard,) = one.recheck([Table("contract", PK)])
+    assert problem in hazard
     run(postgres, "DROP TABLE contract CASCADE")
     assert list(one.recheck([Table("contract", PK)])) == [], "that it is gone is said by the next write"
 
@@ -543,7 +543,7 @@ def test_a_database_that_cannot_hold_every_text_is_named(one_postgres: Database)
 
 
 def test_replicators_own_tables_do_not_break_a_publication_for_all_tables(one_postgres: Database) -> None:
-    """What updates or deletes rows of a published table must be able to tell them apart: our own tables, too."""
+    """Updates and deletes in a published table require a replica identity; that holds for our own tables, too."""
     run(one_postgres, "CREATE PUBLICATION everything FOR ALL TABLES")
     table = Table("contract", PK)
     one = opened(one_postgres, table)
@@ -555,8 +555,8 @@ def test_replicators_own_tables_do_not_break_a_publication_for_all_tables(one_po
     run(one_postgres, "UPDATE replicator.version SET number = 0; DROP PUBLICATION everything")
     unpublished = "SELECT relname FROM pg_class WHERE relnamespace = 'replicator'::regnamespace AND relkind = 'r' AND "
     keyless = "NOT EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisprimary)"
-    with one_postgres.connect() as somebody:
-        assert somebody.execute(unpublished + keyless).fetchall() == []
+    with one_postgres.connect() as session:
+        assert session.execute(unpublished + keyless).fetchall() == []
 
 
 def test_a_schema_of_a_newer_replicator_is_left_unchanged(one_postgres: Database) -> None:
@@ -595,8 +595,8 @@ TLS = [
 def test_a_password_is_never_sent_unencrypted(monkeypatch: pytest.MonkeyPatch, url: str, fine: bool) -> None:
     monkeypatch.delenv("PGHOST", raising=False)
     monkeypatch.delenv("PGSSLMODE", raising=False)
-    found, problems = destination({"type": "postgres", "url": url, "table": "t"})
-    assert (found is not None) == fine
+    config, problems = destination({"type": "postgres", "url": url, "table": "t"})
+    assert (config is not None) == fine
     assert fine or "add ?sslmode=verify-full (with &sslrootcert=system" in problems[0].text
     assert destination({"type": "postgres", "url": url, "table": "t", "insecure": True})[1] == []
 
@@ -610,8 +610,8 @@ def test_the_environment_counts_as_it_does_for_libpq(monkeypatch: pytest.MonkeyP
 
 
 def test_no_message_and_no_repr_shows_the_password() -> None:
-    found, problems = destination({"type": "postgres", "url": "postgresql://u:pa55@db/d?nonsense=pa55", "table": "t"})
-    assert found is None
+    config, problems = destination({"type": "postgres", "url": "postgresql://u:pa55@db/d?nonsense=pa55", "table": "t"})
+    assert config is None
     assert problems[0].text.startswith("is not a Postgres address; it must look like postgresql://user@host")
     assert "pa55" not in str(problems)
     assert "pa55" not in repr(PostgresOptions.model_validate({"url": "postgresql://u:pa55@localhost/d"}))
@@ -621,11 +621,11 @@ def test_columns_are_stored_as_configured(one_postgres: Database) -> None:
     """Short and long form; ``from`` keeps its name on the way through the config."""
     columns = {"total": "numeric", "placed": {"type": "timestamptz", "from": "at", "nullable": False}}
     given = {"type": "postgres", "url": one_postgres.url, "tables": {"orders": {"columns": columns}, "whole": None}}
-    found, problems = destination(given)
+    config, problems = destination(given)
     assert problems == []
-    assert found is not None
-    tables = found.wanted(PK, own_ids=False)
-    one = found.build("contract")
+    assert config is not None
+    tables = config.wanted(PK, own_ids=False)
+    one = config.build("contract")
     orders, whole = one.plan(tables)
     one.close()
     assert '  "total" numeric,\n  "placed" timestamptz NOT NULL,\n' in orders
@@ -644,8 +644,8 @@ def test_columns_are_stored_as_configured(one_postgres: Database) -> None:
 )
 def test_an_invalid_column_is_named_with_its_place(columns: Any, path: tuple[str, ...], words: str) -> None:
     tables = {"orders": {"columns": columns}}
-    found, problems = destination({"type": "postgres", "url": "postgresql://u@localhost/d", "tables": tables})
-    assert found is None
+    config, problems = destination({"type": "postgres", "url": "postgresql://u@localhost/d", "tables": tables})
+    assert config is None
     places = {p.path: p.text for p in problems}
     assert words in places["target", "tables", "orders", "columns", *path]
 
@@ -754,13 +754,13 @@ def test_the_advice_depends_on_why_a_login_is_refused(words: str, error: type[Re
 
 
 def _deleted_once(database: Database) -> None:
-    """A copy that was given up amid its backfill: its tombstones are there, its table is not."""
+    """A copy abandoned during its backfill: its tombstones remain, its table does not."""
     opened(database, Table("contract", PK)).write(batch(remove("a", 5), tombstones=True))
     run(database, "DROP TABLE contract")
 
 
 def test_a_table_recreated_by_hand_forgets_the_deletes_of_the_previous_one(postgres: Database) -> None:
-    """Another pipeline begins with the same epoch; with the old deletes it would leave scanned items out."""
+    """Another pipeline starts with the same epoch; with the old deletes it would skip scanned items."""
     _deleted_once(postgres)
     one = target(postgres, pipeline="second")
     run(postgres, one.plan([Table("contract", PK)])[0])
