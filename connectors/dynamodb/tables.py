@@ -39,7 +39,7 @@ class Tables:
 
     def problems(self, wanted: Mapping[str, Layout], epoch: int = 0) -> list[str]:
         """Reasons why a run cannot store documents, a sentence each. ``epoch``: the run's, 0 if not known yet."""
-        if wrong := list(_wrong_names(wanted)):
+        if wrong := list(wrong_names(wanted)):
             return wrong
         described = {name: self._described(name) for name in wanted}
         return [text for name, layout in wanted.items() for text in self._problems(layout, described[name], epoch)]
@@ -227,7 +227,7 @@ class Tables:
         return ttl
 
 
-def _wrong_names(names: Iterable[str]) -> Iterator[str]:
+def wrong_names(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         try:
             table_name(name)

@@ -9,7 +9,7 @@ from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout, layout, layouts
 from connectors.dynamodb.encode import Encoded, encode, refusals
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
-from connectors.dynamodb.tables import Tables
+from connectors.dynamodb.tables import Tables, wrong_names
 from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
@@ -68,7 +68,10 @@ class DynamoDB:
         return self._tables.plan(layouts(tables, self._options))
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
-        return list(refusals(writes, layouts(tables, self._options)))
+        wanted = layouts(tables, self._options)
+        if wrong := list(wrong_names(wanted)):
+            raise ConfigError(*wrong)
+        return list(refusals(writes, wanted))
 
     def epoch(self, tables: Sequence[Table]) -> int | None:
         return self._tables.epoch(layouts(tables, self._options))

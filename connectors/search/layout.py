@@ -15,7 +15,7 @@ from connectors.search.mappings import OURS, WRITER
 from connectors.search.options import LONGEST_NAME, SearchTable, index_name
 from replicator.batch import DocumentId
 from replicator.errors import ConfigError
-from replicator.target.contract import OWN_IDS, Table
+from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Table
 
 WHOLE = "document"  # the field with the whole item, in an index without a mapping
 FORMAT = 1  # version of this layout; newer ones are rejected
@@ -98,6 +98,8 @@ def _parts(table: Table) -> tuple[str, ...]:
 def _routing(table: Table, name: str | None) -> int | None:
     if name is None:
         return None
+    if table.keys == UNKNOWN_KEYS:
+        return 0
     if name not in table.keys.names:
         known = ", ".join(table.keys.names)
         raise ConfigError(f"{table.name}: routing must be an attribute of the key ({known}), and {name} is not")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
-from replicator.config.yaml_file import ConfigFile, Problem, read
+from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
 from replicator.errors import ConfigError
 from replicator.options import Access, Options, is_table_name
 
@@ -149,6 +149,41 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
         ordered = sorted(problems, key=lambda p: file.line(p))
         raise ConfigError(*dict.fromkeys(file.sentence(p) for p in ordered))
     return config
+
+
+_STAND_INS = ("1", "stand-in", "https://stand-in.invalid", "postgresql://localhost/stand-in")
+"""A value for each kind of option: numbers, flags and texts; names; addresses. Files: the config's own path."""
+
+
+def load_offline(path: str | Path, environ: Mapping[str, str] | None = None) -> tuple[Config, Sequence[str]]:
+    """Like ``load``, on a machine that lacks the environment of a run. ConfigError if the file is wrong anyway.
+
+    Also returns a sentence for each placeholder without a value. Those have a stand-in, so that all else is validated;
+    do not show these values, or connect with them.
+    """
+    given = os.environ if environ is None else environ
+    file = read(Path(path), given)
+    unset = [p for p in file.problems if isinstance(p, Unset)]
+    stand_ins: dict[str, str] = {}
+    for name in dict.fromkeys(p.name for p in unset):
+        choices = [{**stand_ins, name: value} for value in (*_STAND_INS, str(Path(path).resolve()))]
+        stand_ins = min(choices, key=lambda choice: len(_problems(read(Path(path), given, choice))))
+    filled = read(Path(path), given, stand_ins)
+    problems = list(filled.problems)
+    config = None if filled.values is None else _config(filled, problems)
+    unknown = {p.path for p in unset}
+    wrong = [filled.sentence(p) for p in sorted(problems, key=filled.line) if p.path not in unknown]
+    notes = [file.sentence(p) for p in unset]
+    if wrong or config is None:
+        raise ConfigError(*dict.fromkeys(wrong or [f"{n}; without it, nothing else can be checked" for n in notes]))
+    return config, notes
+
+
+def _problems(file: ConfigFile) -> Sequence[Problem]:
+    problems = list(file.problems)
+    if file.values is not None:
+        _config(file, problems)
+    return problems
 
 
 def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:

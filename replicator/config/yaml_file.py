@@ -33,6 +33,13 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Unset(Problem):
+    """A placeholder whose value this machine need not have: an environment variable, or a file outside the folder."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigFile:
     """A parsed file. ``values`` is None where nothing can be trusted; ``lines``: the line (from 1) of every path."""
 
@@ -54,14 +61,20 @@ class ConfigFile:
         return f"{self.path.name}:{self.line(problem)}: {dotted + ': ' if dotted else ''}{problem.text}"
 
 
-def read(path: Path, environ: Mapping[str, str]) -> ConfigFile:
-    """Read a file and expand its placeholders. ConfigError if it is not a YAML mapping."""
+NO_VALUES: Mapping[str, str] = {}
+
+
+def read(path: Path, environ: Mapping[str, str], stand_ins: Mapping[str, str] = NO_VALUES) -> ConfigFile:
+    """Read a file and expand its placeholders. ConfigError if it is not a YAML mapping.
+
+    ``stand_ins``: the values of placeholders, by what is between their braces, wherever those come from otherwise.
+    """
     node = _composed(path)
     lines: dict[PathInFile, int] = {}
     problems = list(_walk(node, (), lines))
     if problems:  # duplicate or non-string keys: their meaning is ambiguous
         return ConfigFile(path, None, lines, tuple(problems))
-    values = _filled(_constructed(path, node), (), _Sources(path.parent, environ), problems)
+    values = _filled(_constructed(path, node), (), _Sources(path.parent, environ, stand_ins), problems)
     return ConfigFile(path, values, lines, tuple(problems))
 
 
@@ -158,12 +171,17 @@ def _constructed(path: Path, node: yaml.MappingNode) -> Any:
         loader.dispose()
 
 
+class _NoValue(LookupError):
+    """The value is this machine's to provide; the config itself may be fine."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Sources:
     """The sources of placeholder values."""
 
     base: Path
     environ: Mapping[str, str]
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
     left: list[int] = field(default_factory=lambda: [_LARGEST])  # remaining bytes for all values together
 
     def find(self, name: str) -> str:
@@ -177,21 +195,24 @@ class _Sources:
         return value
 
     def _value(self, name: str) -> str:
+        if name in self.stand_ins:
+            return self.stand_ins[name]
         if name.startswith("file:"):
             return self._file(name.removeprefix("file:"))
         if _VARIABLE.fullmatch(name) is None:
             raise LookupError("contains a ${…} that is neither ${VARIABLE} nor ${file:path}")
         if name not in self.environ:
-            raise LookupError(f"environment variable {name} is not set")
+            raise _NoValue(f"environment variable {name} is not set")
         if not self.environ[name]:
-            raise LookupError(f"environment variable {name} is empty")
+            raise _NoValue(f"environment variable {name} is empty")
         return self.environ[name]
 
     def _file(self, name: str) -> str:
         try:
             return read_regular(self.base / name, _LARGEST).decode().removesuffix("\n")
         except OSError as e:
-            raise LookupError(f"cannot read file {name}: {e.strerror or type(e).__name__}") from e
+            missing = _NoValue if isinstance(e, FileNotFoundError) and Path(name).is_absolute() else LookupError
+            raise missing(f"cannot read file {name}: {e.strerror or type(e).__name__}") from e
         except ValueError as e:  # not UTF-8, or a NUL in its name
             raise LookupError(f"file {name} is not UTF-8 text") from e
 
@@ -214,6 +235,8 @@ def _expand(match: re.Match[str], path: PathInFile, sources: _Sources, problems:
         if not closed:
             raise LookupError("contains a ${ without a closing }")
         return sources.find(name)
+    except _NoValue as e:
+        problems.append(Unset(path, str(e.args[0]), name))
     except LookupError as e:
         problems.append(Problem(path, str(e.args[0])))
-        return ""
+    return ""

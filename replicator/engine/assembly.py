@@ -56,12 +56,17 @@ def introduce(config: Config, target: Target, table: SourceTable, client: Client
 def target_tables(config: Config, table: SourceTable, hook: Hook | None) -> tuple[Table, ...]:
     """The target's tables, keyed by the item's key or, for hooks that return ``Document``s, by document id."""
     own_ids = hook is not None and hook.declared
+    check_tables(config, own_ids=own_ids)
+    return config.target.wanted(table.keys, own_ids=own_ids)
+
+
+def check_tables(config: Config, *, own_ids: bool) -> None:
+    """ConfigError if the hook does not say which of several tables a document goes to."""
     if len(config.target.tables) > 1 and not own_ids:
         raise ConfigError(
             "target.tables: several tables need a transform hook that says where each document goes; "
             "decorate it with @documents and return Document(id, body, table)"
         )
-    return config.target.wanted(table.keys, own_ids=own_ids)
 
 
 @contextlib.contextmanager

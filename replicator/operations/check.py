@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,16 +11,16 @@ from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
-from replicator.engine.assembly import KEPT_EXPIRED, ends, introduce, target_tables
+from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.startup import check_source
-from replicator.errors import ConfigError, ReplicatorError
-from replicator.hooks import loading
+from replicator.errors import ConfigError
 from replicator.hooks.hook import DocumentMapping, Hook, Poison
 from replicator.hooks.time_limit import HookLimit
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.items.to_json import unreadable
 from replicator.key import key_text
+from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.dry_run import outlook
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
 from replicator.operations.parked import is_unguarded
@@ -46,34 +46,16 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     """All findings. ``create``: create the table or schema for the checkpoints; nothing else is ever changed."""
     findings: list[Finding] = []
     images: list[bytes] = []
-    hook = _tried(findings, "transform", lambda: _hook(config))
-    client = _tried(findings, "source", lambda: boto.connect(config.source))
-    table = None if client is None else _tried(findings, "source", lambda: describe_table(client, config.source.table))
-    if config.transform is not None and hook is not None:
-        findings.append(Finding("transform", "ok", f"{config.transform} is a {_kind(hook)}"))
+    hook = hook_of(config, findings)
+    client = tried(findings, "source", lambda: boto.connect(config.source))
+    table = None if client is None else tried(findings, "source", lambda: describe_table(client, config.source.table))
+    findings += choices(config)
     if client is not None and table is not None:
         findings += _source(config, client, table, hook, images)
-    findings += _gathered("target", _destination(config, client, table, hook, images, create=create))
+    findings += gathered("target", _destination(config, client, table, hook, images, create=create))
     if exit_code(findings):  # a run would not start
         return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
     return findings
-
-
-def _hook(config: Config) -> Hook | None:
-    return None if config.transform is None else loading.load(config.transform, config.base)
-
-
-def _kind(hook: Hook) -> str:
-    return "hook with its own document ids" if hook.declared else "hook with one document per item"
-
-
-def _tried(findings: list[Finding], subject: str, act: Callable[[], Any]) -> Any:
-    """The result of ``act``; None and a finding if it raises a ReplicatorError."""
-    try:
-        return act()
-    except ReplicatorError as e:
-        findings.append(failed(subject, e))
-        return None
 
 
 def _source(
@@ -99,7 +81,7 @@ def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Fin
 def _stream_calls(client: Client, arn: str) -> Iterator[Finding]:
     """Test the three permissions on the stream: describe it, get an iterator, read a record."""
     findings: list[Finding] = []
-    listing = _tried(findings, "permission", lambda: completed(client, describe_stream(arn)))
+    listing = tried(findings, "permission", lambda: completed(client, describe_stream(arn)))
     yield from findings or [_allowed("DescribeStream", arn)]
     shards = listing.shards if listing is not None else []
     if not shards:
@@ -108,7 +90,7 @@ def _stream_calls(client: Client, arn: str) -> Iterator[Finding]:
     body, finding = _permitted(client, "GetShardIterator", request, arn)
     yield finding
     if body is not None:
-        iterator = _tried(findings, "stream", lambda: decoded(body, _Iterator, "GetShardIterator").ShardIterator)
+        iterator = tried(findings, "stream", lambda: decoded(body, _Iterator, "GetShardIterator").ShardIterator)
         yield from findings
         if iterator is not None:
             _, finding = _permitted(client, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, arn)
@@ -135,13 +117,10 @@ def _table_calls(
         yield _permitted(client, "BatchGetItem", request, arn)[1]
     if hook is not None and hook.declared:  # parked retry looks at items that a scan found
         yield _single_item(config, client, table)
-    if config.ttl_deletes == "ignore":
-        yield Finding("ttl_deletes", "note", f"expired items stay in the target, until {KEPT_EXPIRED}")
     if not config.backfill.enabled:
-        yield Finding("source.backfill", "note", "disabled: only changes from now on will be copied")
         return
     findings: list[Finding] = []
-    _tried(findings, "permission", lambda: images.extend(sample.some(client, config.source.table, SAMPLED)))
+    tried(findings, "permission", lambda: images.extend(sample.some(client, config.source.table, SAMPLED)))
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
         yield from _determinism(config, hook, table, images)
@@ -223,12 +202,12 @@ def _destination(
             introduce(config, target, table, client)
             if is_unguarded(target) and not (hook is not None and hook.declared):
                 yield _single_item(config, client, table)  # parked retry looks at every item
-        findings = [*_gathered("target", _target(config, target, table, hook, images))]
+        findings = [*gathered("target", _target(config, target, table, hook, images))]
         if isinstance(checkpoints, Store):
-            findings += _gathered("checkpoints", _store(checkpoints, create=create))
+            findings += gathered("checkpoints", _store(checkpoints, create=create))
         if table is not None and (hook is not None or config.transform is None) and _readable(findings):
             reported = {finding.text for finding in findings}
-            start = _gathered("pipeline", _start(config, target, checkpoints, table, hook))
+            start = gathered("pipeline", _start(config, target, checkpoints, table, hook))
             findings += [finding for finding in start if finding.text not in reported]
         yield from findings
 
@@ -252,16 +231,6 @@ def _start(
     """How a run would start, or why it would not."""
     tables = target_tables(config, table, hook)
     yield Finding("pipeline", "ok", outlook(config, target, checkpoints, table, tables, hook))
-
-
-def _gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """``findings``, plus one for the error that ends them early."""
-    try:
-        yield from findings
-    except ConfigError as e:
-        yield from (problem(subject, p) for p in e.problems)
-    except ReplicatorError as e:
-        yield failed(subject, e)
 
 
 def _target(

@@ -145,7 +145,8 @@ class Forecasting(Protocol):
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
         """The ``writes`` that the config and the limits of the target's type rule out.
 
-        Contacts no server, so constraints and triggers at the destination are not considered.
+        Contacts no server, so constraints and triggers at the destination are not considered. ConfigError lists what
+        is wrong with the tables themselves, as far as that can be told; their keys may be ``UNKNOWN_KEYS``.
         """
 
 
@@ -234,3 +235,6 @@ class Pipelined(Protocol):
 
 
 OWN_IDS = KeySchema((KeyAttribute("_item", "S"), KeyAttribute("_id", "S")))  # the item's key text, the document's id
+
+UNKNOWN_KEYS = KeySchema((KeyAttribute("(unknown)", "S"),))
+"""The keys of a table whose source has not been asked (``check --offline``): nothing is wrong because of them."""

@@ -1,0 +1,102 @@
+"""What can be verified without any server: the config, the hook, and tables as the config describes them.
+
+``check`` verifies these with the same functions, and then everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from replicator.engine.assembly import KEPT_EXPIRED, check_tables
+from replicator.errors import ConfigError, ReplicatorError
+from replicator.hooks import loading
+from replicator.hooks.hook import Hook
+from replicator.operations.finding import Finding, failed, problem
+from replicator.operations.preview import forecast
+from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Forecasting
+
+if TYPE_CHECKING:
+    from replicator.config.settings import Config
+
+T = TypeVar("T")
+
+
+def check_offline(config: Config, unset: Sequence[str] = ()) -> list[Finding]:
+    """All findings. ``unset``: a sentence for each placeholder of the config that has a stand-in."""
+    findings = [Finding("config", "ok", f"{config.path.name} is valid")]
+    findings += (Finding("config", "note", f"not checked: {sentence}") for sentence in unset)
+    hook = hook_of(config, findings)
+    findings += choices(config)
+    if hook is not None or config.transform is None:
+        findings += gathered("target", _tables(config, hook))
+    findings += (Finding("offline", "note", f"not checked: {text}") for text in _unchecked(config, hook))
+    return findings
+
+
+def hook_of(config: Config, findings: list[Finding]) -> Hook | None:
+    """The hook, if the config names one that can be loaded. Appends what was found out about it."""
+    spec = config.transform
+    if spec is None:
+        return None
+    hook = tried(findings, "transform", lambda: loading.load(spec, config.base))
+    if hook is not None:
+        findings.append(Finding("transform", "ok", f"{spec} is a {_kind(hook)}"))
+    return hook
+
+
+def _kind(hook: Hook) -> str:
+    return "hook with its own document ids" if hook.declared else "hook with one document per item"
+
+
+def choices(config: Config) -> Iterator[Finding]:
+    """Options that reduce what is copied or removed."""
+    if config.ttl_deletes == "ignore":
+        yield Finding("ttl_deletes", "note", f"expired items stay in the target, until {KEPT_EXPIRED}")
+    if not config.backfill.enabled:
+        yield Finding("source.backfill", "note", "disabled: only changes from now on will be copied")
+
+
+def _tables(config: Config, hook: Hook | None) -> Iterator[Finding]:
+    """Whether the target's tables are possible, by the rules of its type."""
+    own_ids = hook is not None and hook.declared
+    check_tables(config, own_ids=own_ids)
+    wanted = config.target.wanted(OWN_IDS if own_ids else UNKNOWN_KEYS, own_ids=own_ids)
+    target = config.target.build(config.pipeline)  # does not connect
+    try:
+        forecast(target, wanted)(())
+    finally:
+        target.close()
+    if isinstance(target, Forecasting):
+        yield Finding("target", "ok", f"{config.target.type}: the options of its tables are valid")
+    else:
+        yield Finding("target", "note", f"not checked: the tables, which {config.target.type} only compares online")
+
+
+def _unchecked(config: Config, hook: Hook | None) -> Iterator[str]:
+    own_ids = hook is not None and hook.declared
+    yield "the source: region, credentials, permissions, the stream" + ("" if own_ids else ", and the table's key")
+    yield "the target: address, login, existing tables" + (" (and how the key fits in)" if not own_ids else "")
+    if not hasattr(config.target.connector, "checkpoints"):
+        yield "the checkpoint store, and so whether a run would resume"
+    if hook is not None:
+        yield f"what the hook returns: it was loaded, but not called (replicator.testing: hook_test({hook.name}))"
+
+
+def tried(findings: list[Finding], subject: str, act: Callable[[], T]) -> T | None:
+    """The result of ``act``; None and a finding if it raises a ReplicatorError."""
+    try:
+        return act()
+    except ReplicatorError as e:
+        findings.append(failed(subject, e))
+        return None
+
+
+def gathered(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """``findings``, plus one for the error that ends them early."""
+    try:
+        yield from findings
+    except ConfigError as e:
+        yield from (problem(subject, p) for p in e.problems)
+    except ReplicatorError as e:
+        yield failed(subject, e)
