@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from connectors.search.connection import Connection, Sign, node_configs
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
-from replicator.options import Options
+from replicator.aws.permissions import Needed
+from replicator.options import Access, Options
+from replicator.target.contract import Table
+
+_DOMAIN = re.compile(r"(search|vpc)-(?P<name>[a-z0-9-]+)-[a-z0-9]+\.(?P<region>[a-z0-9-]+)\.es\.amazonaws\.com(\.cn)?")
+_COLLECTION = re.compile(r"(?P<name>[a-z0-9]+)\.(?P<region>[a-z0-9-]+)\.aoss\.amazonaws\.com(\.cn)?")
 
 
 class Aws(Options):
@@ -61,10 +69,23 @@ class OpenSearch(SearchTarget):
         sign = None if options.aws is None else _signer(options.aws)
         super().__init__(options, pipeline, Connection(node_configs(options.url, options), "OpenSearch", sign))
 
+    @staticmethod
+    def permissions(options: OpenSearchOptions, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:
+        if options.aws is None:
+            return []
+        collection = options.aws.service == "aoss"
+        url = options.url if isinstance(options.url, str) else options.url[0]
+        host = (_COLLECTION if collection else _DOMAIN).fullmatch(urlsplit(url).hostname or "")
+        sid, word = ("Serverless", "COLLECTION") if collection else ("Domain", "DOMAIN")
+        names = {} if host is None else {word: host["name"], "REGION": host["region"]}
+        return [Needed("target", sid, _access(options.aws), names)]
+
 
 def _signer(aws: Aws) -> Sign:
     from replicator.aws.request_signer import signer  # imports boto3, which is slow and which most clusters do not need
-    from replicator.options import Access
 
-    access = Access(region=aws.region, profile=aws.profile, role_arn=aws.role_arn, external_id=aws.external_id)
-    return signer(access, aws.service, "target.aws")
+    return signer(_access(aws), aws.service, "target.aws")
+
+
+def _access(aws: Aws) -> Access:
+    return Access(region=aws.region, profile=aws.profile, role_arn=aws.role_arn, external_id=aws.external_id)

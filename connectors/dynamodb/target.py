@@ -9,9 +9,11 @@ from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout, layout, layouts
 from connectors.dynamodb.encode import Encoded, encode, refusals
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
+from connectors.dynamodb.permissions import needed
 from connectors.dynamodb.tables import Tables, wrong_names
 from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
+from replicator.aws.permissions import Needed
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
@@ -56,6 +58,10 @@ class DynamoDB:
 
     def mirror(self, source: SourceTable, client: Client, *, keep_expired: bool = False) -> None:
         self._tables.source, self._tables.keep_expired = (source, client), keep_expired
+
+    @staticmethod
+    def permissions(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:
+        return list(needed(options, tables, keep_expired=keep_expired))
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables, self._options)

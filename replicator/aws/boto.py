@@ -243,6 +243,19 @@ def connect(access: Access, place: str = "source") -> Boto:
         raise ConfigError(f"{place}: an endpoint in the environment or ~/.aws/config is not a valid URL") from e
 
 
+def region_and_partition(access: Access) -> tuple[str | None, str]:
+    """The region that calls would go to, None if nothing names one, and its partition (``aws``). Contacts no server."""
+    try:
+        session = boto3.Session(profile_name=access.profile)
+    except BotoCoreError:  # a profile of another machine
+        session = boto3.Session(region_name=access.region)
+    region = access.region or session.region_name
+    try:
+        return region, session.get_partition_for_region(region or "us-east-1")
+    except BotoCoreError:  # no region that botocore knows
+        return region, "aws"
+
+
 def _connected(access: Access, place: str) -> Boto:
     session = boto3.Session(profile_name=access.profile, region_name=access.region)
     if access.role_arn is not None:

@@ -17,6 +17,7 @@ from replicator.cli.check import check
 from replicator.cli.demo import demo
 from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_up, report
 from replicator.cli.parked import parked
+from replicator.cli.policy import policy
 from replicator.cli.preview import preview
 from replicator.cli.run import resync, run
 from replicator.cli.schema import schema
@@ -131,5 +132,5 @@ def main() -> None:
     """
 
 
-for command in (demo, check, preview, run, status, parked, resync, schema, version):
+for command in (demo, check, policy, preview, run, status, parked, resync, schema, version):
     main.add_command(command)

@@ -151,8 +151,9 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> Config:
     return config
 
 
-_STAND_INS = ("1", "stand-in", "https://stand-in.invalid", "postgresql://localhost/stand-in")
-"""A value for each kind of option: numbers, flags and texts; names; addresses. Files: the config's own path."""
+STAND_IN = "stand-in"
+_STAND_INS = (STAND_IN, "1", "https://stand-in.invalid", "postgresql://localhost/stand-in")
+"""A value for each kind of option: names and texts; numbers and flags; addresses. Files: the config's own path."""
 
 
 def load_offline(path: str | Path, environ: Mapping[str, str] | None = None) -> tuple[Config, Sequence[str]]:

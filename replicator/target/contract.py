@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from replicator.aws.client import Client
+from replicator.aws.permissions import Needed
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.checkpoints.contract import Checkpoints
 from replicator.identity import Change, Identity, Parts
@@ -158,6 +159,20 @@ class Mirroring(Protocol):
         """Called once, before anything else. ``client`` reads the source's account; do not use it yet.
 
         ``keep_expired``: items that expire in the source must be kept in the target.
+        """
+
+
+@runtime_checkable
+class CallsAws(Protocol):
+    """A target that calls AWS, for ``replicator policy``."""
+
+    @staticmethod
+    def permissions(options: Any, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:
+        """What a target with these ``Options`` needs to keep ``tables``, in its own account and (place ``source``) in
+        that of the source.
+
+        ``keep_expired``: see ``Mirroring``. The tables' keys may be ``UNKNOWN_KEYS``. The access of a need in the
+        source's account is ignored.
         """
 
 

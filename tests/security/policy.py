@@ -1,4 +1,4 @@
-"""The policies in docs/operations.md, and how recorded calls map to them."""
+"""The one table of permissions, the policies in docs/operations.md, and how recorded calls map to them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from replicator.aws.permissions import STATEMENTS
 from tests.security.process.aws_calls import Note
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "operations.md"
@@ -41,13 +42,14 @@ def permission(note: Note) -> Permission:
 
 
 def documented() -> dict[Permission, str]:
-    """Every documented permission, with the Sid of its statement."""
-    found = list(_statements())
-    assert len({p for p, _ in found}) == len(found), "a permission is listed twice"
-    return dict(found)
+    """Every permission of the table, which the documents repeat, with the Sid of its statement."""
+    listed = [(Permission(s.resource, action), s.sid) for s in STATEMENTS.values() for action in s.actions]
+    assert len({p for p, _ in listed}) == len(listed), "a permission is listed twice"
+    return dict(listed)
 
 
-def _statements() -> Iterator[tuple[Permission, str]]:
+def in_documents() -> Iterator[tuple[Permission, str]]:
+    """Every permission in docs/operations.md, with the Sid of its statement."""
     text = DOCUMENT.read_text().partition("## Permissions")[2].partition("\n## ")[0]
     for block in re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         for statement in json.loads(block)["Statement"]:

@@ -22,7 +22,7 @@ from tests.cli.command_line import Shell
 from tests.security.canary import SECRET, VALUE
 from tests.security.iam import Account, arn
 from tests.security.plugin import never_made, unlisted
-from tests.security.policy import RESOURCES, Permission, documented
+from tests.security.policy import RESOURCES, Permission, documented, in_documents
 from tests.security.process import aws_calls
 
 ROOT = Path(__file__).parent.parent.parent
@@ -121,6 +121,10 @@ def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> N
     copies = made.of["target"].db.items("copies")
     assert {item["id"] for item in copies if "_replicator_deleted" not in item} == {"1", "2"}
     assert made.used == set(TABLES)
+
+
+def test_the_documents_repeat_the_table_of_permissions() -> None:
+    assert sorted(in_documents()) == sorted(documented().items())
 
 
 CHECKED = ("Items", "Changes", "LookUpsForKeysOnly", "Copies", "Epochs", "Checkpoints")

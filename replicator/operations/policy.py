@@ -1,0 +1,197 @@
+"""The minimal IAM policies for a config, from the table in ``replicator.aws.permissions``. Contacts no server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from replicator.aws import boto
+from replicator.aws.permissions import STATEMENTS, Needed
+from replicator.config.settings import STAND_IN
+from replicator.errors import ConfigError
+from replicator.hooks import loading
+from replicator.options import Access
+from replicator.target.contract import UNKNOWN_KEYS, CallsAws
+
+if TYPE_CHECKING:
+    from replicator.config.settings import Config
+
+_VERSION = "2012-10-17"
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the config does not say. ``accounts``: by place, of tables that are named without their ARN.
+
+    ``setup``: for the first run and ``check --create``, which create what is missing.
+    """
+
+    accounts: Mapping[str, str] = field(default_factory=dict)
+    keys_only: bool = False
+    setup: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose credentials make calls: those of a profile or the AWS chain, or a role that these assume."""
+
+    profile: str | None
+    role_arn: str | None = None
+
+    @property
+    def label(self) -> str:
+        if self.role_arn is not None:
+            return self.role_arn
+        return "default" if self.profile is None else f"profile {self.profile}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One action of one identity on one resource."""
+
+    identity: Identity
+    sid: str
+    action: str
+    resource: str
+
+
+def policies(config: Config, at: Circumstances) -> dict[str, dict[str, Any]]:
+    """The policy of each identity of the config, by its label."""
+    granted = list(grants(config, at))
+    labels = dict.fromkeys(grant.identity for grant in granted)
+    return {identity.label: _policy([g for g in granted if g.identity == identity]) for identity in labels}
+
+
+def grants(config: Config, at: Circumstances) -> Iterator[Grant]:
+    """Everything the config's identities need, each action and resource once per statement."""
+    needs = [n for n in needed(config, at) if at.setup or not n.only_for_setup]
+    for need in needs:
+        resource = _resource(config, need, at)
+        yield from (Grant(_identity(need.access), need.sid, action, resource) for action in need.actions)
+    for access in _unique(need.access for need in needs if need.access.role_arn is not None):
+        role = STATEMENTS["Role"].resource if access.role_arn == STAND_IN else str(access.role_arn)
+        yield Grant(Identity(access.profile), "Role", "sts:AssumeRole", role)
+
+
+def needed(config: Config, at: Circumstances) -> Iterator[Needed]:
+    """The statements that the config needs, the source's first."""
+    hook = None if config.transform is None else loading.load(config.transform, config.base)
+    own_ids = hook is not None and hook.declared
+    connector, keep_expired = config.target.connector, config.ttl_deletes == "ignore"
+    others: Sequence[Needed] = []
+    if isinstance(connector, CallsAws):
+        tables = config.target.wanted(UNKNOWN_KEYS, own_ids=own_ids)
+        others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
+    yield Needed("source", "Items", config.source)
+    yield Needed("source", "Changes", config.source)
+    if at.keys_only:
+        yield Needed("source", "LookUpsForKeysOnly", config.source)
+    single = [Needed("source", "SingleItems", config.source)] if own_ids else []
+    theirs = [replace(n, access=config.source) if n.place == "source" else n for n in others]
+    yield from {(n.place, n.sid, *n.names.items()): n for n in (*single, *theirs)}.values()
+    if config.checkpoints is not None and config.checkpoints.type == "dynamodb":
+        options: Any = config.checkpoints.options
+        names = {"CHECKPOINTS": options.table}
+        yield Needed("checkpoints", "Checkpoints", options, names)
+        yield Needed("checkpoints", "MakeCheckpoints", options, names)
+
+
+def _resource(config: Config, need: Needed, at: Circumstances) -> str:
+    """The ARN of what the statement is about, with placeholders for what is unknown."""
+    region, partition = boto.region_and_partition(need.access)
+    names: dict[str, str | None] = {"ACCOUNT": _account(need, at), "REGION": region}
+    source = config.source.table
+    if source.startswith("arn:"):  # arn:aws:dynamodb:REGION:ACCOUNT:table/TABLE
+        _, _, _, _, account, table = source.split(":", 5)
+        names |= {"TABLE": table.partition("/")[2]}
+        names |= {"ACCOUNT": account or names["ACCOUNT"]} if need.place == "source" else {}
+    else:
+        names |= {"TABLE": source}
+    parts = need.statement.resource.split(":")
+    parts[1] = partition
+    return ":".join(_filled(part, {**names, **need.names}) for part in parts)
+
+
+def _filled(part: str, names: Mapping[str, str | None]) -> str:
+    """``part`` of an ARN with its placeholders replaced, except those that nothing but a stand-in is known for."""
+    return "/".join(word if names.get(word) in (None, STAND_IN) else str(names[word]) for word in part.split("/"))
+
+
+def _account(need: Needed, at: Circumstances) -> str | None:
+    role = (need.access.role_arn or "").split(":")  # arn:aws:iam::ACCOUNT:role/NAME
+    return role[4] if len(role) > 5 else at.accounts.get(need.place)
+
+
+def _identity(access: Access) -> Identity:
+    return Identity(None, access.role_arn) if access.role_arn is not None else Identity(access.profile)
+
+
+def _unique(accesses: Iterable[Access]) -> Sequence[Access]:
+    return list({(access.profile, access.role_arn): access for access in accesses}.values())
+
+
+def _policy(granted: Sequence[Grant]) -> dict[str, Any]:
+    """A policy document: a statement per Sid, with its actions and resources."""
+    statements = []
+    for sid in dict.fromkeys(grant.sid for grant in granted):
+        of = [grant for grant in granted if grant.sid == sid]
+        actions, resources = (
+            list(dict.fromkeys(values)) for values in ([g.action for g in of], [g.resource for g in of])
+        )
+        statements.append({"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources})
+    return {"Version": _VERSION, "Statement": statements}
+
+
+def unknown(documents: Mapping[str, Any]) -> list[str]:
+    """The placeholders that are left in policies: ACCOUNT, REGION, DOMAIN, …"""
+    arns = [arn for document in documents.values() for s in document["Statement"] for arn in s["Resource"]]
+    words = (word for arn in arns for word in arn.replace("/", ":").split(":"))
+    return list(dict.fromkeys(word for word in words if word in _PLACEHOLDERS))
+
+
+_PLACEHOLDERS = frozenset(word for s in STATEMENTS.values() for word in re.findall(r"[A-Z]{3,}", s.resource))
+
+
+def for_principal(config: Config, at: Circumstances, principal: str) -> dict[str, dict[str, Any]]:
+    """What other accounts must attach so that ``principal`` has access: trust policies by role, and by source resource.
+
+    A table of another account can be named in a config only as the source, by its ARN. So a target or a checkpoint
+    table in another account needs a role.
+    """
+    granted = [g for g in grants(config, at) if g.sid != "Role"]
+    trusts = {
+        str(need.access.role_arn): _trust(need.access, principal) for need in needed(config, at) if need.access.role_arn
+    }
+    direct = [g for g in granted if g.identity.role_arn is None and g.resource.startswith(f"{_table(config)}")]
+    resources = {
+        resource: _resource_policy([g for g in direct if g.resource == resource], principal)
+        for resource in dict.fromkeys(grant.resource for grant in direct)
+    }
+    if not trusts and not resources:
+        raise ConfigError(
+            "--principal: nothing in this config can be in another account: source.table is a name, not an ARN, and "
+            "neither source, target nor checkpoints assume a role (role_arn)"
+        )
+    return {**trusts, **resources}
+
+
+def _table(config: Config) -> str:
+    """What the ARNs of the source and its stream start with; what no ARN starts with if the config has a name only."""
+    return config.source.table if config.source.table.startswith("arn:") else "-"
+
+
+def _trust(access: Access, principal: str) -> dict[str, Any]:
+    statement: dict[str, Any] = {"Effect": "Allow", "Principal": {"AWS": principal}, "Action": "sts:AssumeRole"}
+    if access.external_id is not None:
+        statement["Condition"] = {"StringEquals": {"sts:ExternalId": access.external_id}}
+    return {"Version": _VERSION, "Statement": [statement]}
+
+
+def _resource_policy(granted: Sequence[Grant], principal: str) -> dict[str, Any]:
+    """A resource-based policy; DynamoDB has one for each table and each stream."""
+    policy = _policy(granted)
+    for statement in policy["Statement"]:
+        statement["Principal"] = {"AWS": principal}
+    return policy
