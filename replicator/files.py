@@ -34,6 +34,13 @@ def make_private(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE))
 
 
+def write_new(path: Path, text: str, mode: int = PRIVATE) -> None:
+    """Create a file with this text and mode. FileExistsError if the path exists, even as a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(path, "w", encoding="utf-8", opener=lambda path, _: os.open(path, flags, mode)) as opened:
+        opened.write(text)
+
+
 def exposure(path: Path) -> str:
     """Why other users may access the file; empty if they cannot, or the file does not exist."""
     try:

@@ -17,9 +17,9 @@ from replicator.target.contract import Table
 VERSION = "_version"
 DOCUMENT = "document"
 
-_LONGEST_NAME = 63  # bytes; Postgres silently truncates longer ones, and then they may collide
-_MOST_COLUMNS = 1600
-_SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})  # columns that every table has
+LONGEST_NAME = 63  # bytes; Postgres silently truncates longer ones, and then they may collide
+MOST_COLUMNS = 1600
+SYSTEM = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})  # columns that every table has
 _KEY_TYPES = {"S": "text", "N": "numeric", "B": "bytea"}
 
 
@@ -113,8 +113,8 @@ def _problems(shape: TableSchema) -> Iterator[str]:
     yield from (f"{where}: {text}" for text in _reserved(keys, shape))
     yield from (f"{where}.columns: {text}" for c in shape.columns for text in _unusable(c.name))
     total = len(shape.keys) + len(shape.columns) + 1
-    if total > _MOST_COLUMNS:
-        yield f"{where}: a Postgres table has at most {_MOST_COLUMNS} columns, this one would have {total}"
+    if total > MOST_COLUMNS:
+        yield f"{where}: a Postgres table has at most {MOST_COLUMNS} columns, this one would have {total}"
 
 
 def _unusable(name: str) -> Iterator[str]:
@@ -123,8 +123,8 @@ def _unusable(name: str) -> Iterator[str]:
     except UnicodeEncodeError:
         yield f"{name!r} cannot be written as UTF-8"
         return
-    if size > _LONGEST_NAME:
-        yield f"the name {name} has {size} bytes, but Postgres keeps only {_LONGEST_NAME}; choose a shorter one"
+    if size > LONGEST_NAME:
+        yield f"the name {name} has {size} bytes, but Postgres keeps only {LONGEST_NAME}; choose a shorter one"
     if not name or "\0" in name:
         yield f"{name!r} is not a valid name in Postgres"
 
@@ -135,7 +135,7 @@ def _reserved(keys: Sequence[str], shape: TableSchema) -> Iterator[str]:
         yield f"the key attribute {VERSION} has the name of replicator's own version column"
     if VERSION in names:
         yield f"the column {VERSION} is replicator's own; choose another name (from: {VERSION} reads the attribute)"
-    for name in sorted(_SYSTEM.intersection([*keys, *names])):
+    for name in sorted(SYSTEM.intersection([*keys, *names])):
         yield f"the column {name} has the name of a system column of Postgres"
     for name in keys:
         if name in names:

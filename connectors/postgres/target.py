@@ -13,6 +13,7 @@ from connectors.postgres.cleanup import Sweep
 from connectors.postgres.encode import Encoded, Encoder
 from connectors.postgres.errors import SKIPPED, StoredAlready, is_data_error
 from connectors.postgres.hazards import hazards, missing_privileges
+from connectors.postgres.inference import proposal
 from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.session import Rows, Session
@@ -21,6 +22,7 @@ from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
+from replicator.target.observed import Field, Proposal
 
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
@@ -52,6 +54,10 @@ class Postgres:
     def checkpoints(self) -> PostgresCheckpoints:
         """The pipeline's checkpoints. Must not be used while a batch is in flight."""
         return self._checkpoints
+
+    @staticmethod
+    def infer(table: Table, fields: Sequence[Field]) -> Proposal:
+        return proposal(table, fields)
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         try:

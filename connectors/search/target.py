@@ -13,6 +13,7 @@ from connectors.search.conflicts import Conflicts
 from connectors.search.connection import Connection
 from connectors.search.encode import Encoded, TableEncoder, encode
 from connectors.search.errors import ResponseLost
+from connectors.search.inference import proposal
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.responses import worst
@@ -22,6 +23,7 @@ from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientE
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
+from replicator.target.observed import Field, Proposal
 
 
 class SearchTarget:
@@ -55,6 +57,10 @@ class SearchTarget:
     @property
     def in_doubt(self) -> InDoubtWindow:
         return self._in_doubt
+
+    @staticmethod
+    def infer(table: Table, fields: Sequence[Field]) -> Proposal:
+        return proposal(table, fields)
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         try:

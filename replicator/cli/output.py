@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from replicator import files
 from replicator.errors import ConfigError, GapFound, ReplicatorError
 from replicator.escape import ascii_json, escaped, escaped_lines, escaped_paragraph
 
@@ -77,6 +79,16 @@ def put_json(text: str) -> None:
 def _out(text: str) -> None:
     click.echo(text)
     sys.stdout.flush()
+
+
+def write_new(path: str, text: str, mode: int) -> None:
+    """Write a new file. ConfigError if it exists or cannot be written."""
+    try:
+        files.write_new(Path(path), text, mode)
+    except FileExistsError as e:
+        raise ConfigError(f"{path} exists already, and no file is overwritten; name another one") from e
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be written: {e.strerror or type(e).__name__}") from e
 
 
 def aside() -> contextlib.AbstractContextManager[object]:

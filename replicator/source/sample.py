@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.key import Key, KeySchema
 
+_WHOLE: Mapping[str, int] = {}
 _PAGE = 100  # items per Scan request at most: small pages, because this is a production table
 
 
@@ -23,11 +24,11 @@ class _Item(msgspec.Struct):
     Item: msgspec.Raw = msgspec.Raw(b"null")  # what a missing item counts as
 
 
-def some(client: Client, table: str, limit: int) -> Iterator[bytes]:
-    """The images of up to ``limit`` items, in the order of a scan."""
+def some(client: Client, table: str, limit: int, part: Mapping[str, int] = _WHOLE) -> Iterator[bytes]:
+    """The images of up to ``limit`` items, in the order of a scan. ``part``: a segment of the table."""
     cursor: dict[str, Any] | None = None
     while limit > 0:
-        request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE)}
+        request = {"TableName": table, "ConsistentRead": True, "Limit": min(limit, _PAGE), **part}
         page = decoded(
             _call(client, "Scan", request | ({"ExclusiveStartKey": cursor} if cursor else {})), _Items, "Scan"
         )
@@ -36,6 +37,21 @@ def some(client: Client, table: str, limit: int) -> Iterator[bytes]:
         limit, cursor = limit - len(items), page.LastEvaluatedKey
         if cursor is None:
             return
+
+
+_SPREAD = 20  # parts of the table to read from
+
+
+def spread(client: Client, table: str, items: int, limit: int) -> Iterator[bytes]:
+    """The images of up to ``limit`` items from parts all over the table, which has about ``items``.
+
+    A scan returns items in the order of their hashed keys, so each part is a random choice. Reads everything of a small
+    table, and a few items of each part of a large one.
+    """
+    parts = min(_SPREAD, limit, max(1, items // limit))
+    for part in range(parts):
+        wanted = limit // parts + (part < limit % parts)
+        yield from some(client, table, wanted, {"Segment": part, "TotalSegments": parts})
 
 
 def one(client: Client, table: str, keys: KeySchema, key: Key) -> bytes | None:

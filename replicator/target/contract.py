@@ -14,6 +14,7 @@ from replicator.identity import Change, Identity, Parts
 from replicator.key import KeyAttribute, KeySchema
 from replicator.source.table import SourceTable
 from replicator.target.in_doubt import InDoubtWindow
+from replicator.target.observed import Field, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,15 @@ class Forecasting(Protocol):
         Contacts no server, so constraints and triggers at the destination are not considered. ConfigError lists what
         is wrong with the tables themselves, as far as that can be told; their keys may be ``UNKNOWN_KEYS``.
         """
+
+
+@runtime_checkable
+class Inferring(Protocol):
+    """A target that can propose the options of a table from sampled documents, for ``replicator infer``."""
+
+    @staticmethod
+    def infer(table: Table, fields: Sequence[Field]) -> Proposal:
+        """Options under which documents like the sampled ones are stored. ``fields``: what those contain."""
 
 
 @runtime_checkable
