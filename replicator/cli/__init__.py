@@ -16,6 +16,7 @@ from replicator import __version__
 from replicator.cli.check import check
 from replicator.cli.demo import demo
 from replicator.cli.infer import infer
+from replicator.cli.init import init
 from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_up, report
 from replicator.cli.parked import parked
 from replicator.cli.policy import policy
@@ -133,5 +134,5 @@ def main() -> None:
     """
 
 
-for command in (demo, infer, check, policy, preview, run, status, parked, resync, schema, version):
+for command in (demo, init, infer, check, policy, preview, run, status, parked, resync, schema, version):
     main.add_command(command)

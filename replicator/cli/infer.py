@@ -54,10 +54,10 @@ def _write(result: Inferred, config: str, output: str) -> None:
     from replicator.config import yaml_text
 
     tables = {table.table.name: table.options for table in result.tables}
-    text = yaml_text.with_tables(Path(config).read_text(), tables, dict(_comments(result)))
+    text = yaml_text.with_tables(Path(config).read_text(), tables, dict(comments(result)))
     write_new(output, text, Path(config).stat().st_mode & 0o777)
-    for line in _remarks(result):
-        say(line.removeprefix("# "))
+    for line in remarks(result):
+        say(line)
     say(f"written to {output}; next: replicator check {output}")
 
 
@@ -65,30 +65,33 @@ def _print(result: Inferred) -> None:
     from replicator.config import yaml_text
 
     tables = {table.table.name: dict(table.proposal.options) for table in result.tables}
-    comments = {("target", "tables", *path): text for path, text in _comments(result)}
+    about = {("target", "tables", *path): text for path, text in comments(result)}
     of = max(result.source.items, result.sampled)
     say(f"# Proposed from {result.sampled:,} of about {of:,} items. Review it, put it in the config in place of")
     say("# table: or tables:, and run: replicator check CONFIG")
-    for line in (*yaml_text.block({"target": {"tables": tables}}, comments), *_remarks(result)):
+    for line in yaml_text.block({"target": {"tables": tables}}, about):
         say(line)
+    for line in remarks(result):
+        say(f"# {line}")
 
 
-def _remarks(result: Inferred) -> Iterator[str]:
-    """What would be parked, and what the proposal leaves out, as comments."""
+def remarks(result: Inferred) -> Iterator[str]:
+    """What would be parked, and what the proposal leaves out."""
     for table in result.tables:
         name = table.table.name
         for reason, count in table.parked.items():
-            yield f"# {name}: {count:,} of {table.documents:,} documents would be parked: {reason}"
+            yield f"{name}: {count:,} of {table.documents:,} documents would be parked: {reason}"
         if not table.documents:
-            yield f"# {name}: none of the sampled items has a document there"
+            yield f"{name}: none of the sampled items has a document there"
         elif not table.parked:
-            yield f"# {name}: none of the {table.documents:,} sampled documents would be parked"
-        yield from (f"# {name}: {sentence}" for sentence in table.proposal.omitted)
+            yield f"{name}: none of the {table.documents:,} sampled documents would be parked"
+        yield from (f"{name}: {sentence}" for sentence in table.proposal.omitted)
     for reason, count in result.refused.items():
-        yield f"# {count:,} of {result.sampled:,} items would be parked: {reason}"
+        yield f"{count:,} of {result.sampled:,} items would be parked: {reason}"
 
 
-def _comments(result: Inferred) -> Iterator[tuple[tuple[str, ...], str]]:
+def comments(result: Inferred) -> Iterator[tuple[tuple[str, ...], str]]:
+    """A comment for each part of the proposed tables, by its path in them."""
     for table in result.tables:
         for path, field in table.proposal.about.items():
             yield (table.table.name, *path), describe(field, table.documents)

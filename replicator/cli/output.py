@@ -76,8 +76,13 @@ def put_json(text: str) -> None:
     _out(ascii_json(text))
 
 
-def _out(text: str) -> None:
-    click.echo(text)
+def note(text: str) -> None:
+    """Print one line about the output on standard error."""
+    _out(escaped(text), err=True)
+
+
+def _out(text: str, *, err: bool = False) -> None:
+    click.echo(text, err=err)
     sys.stdout.flush()
 
 

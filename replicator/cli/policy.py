@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from typing import Any
 
 import click
 
-from replicator.cli.output import config_argument, put_json
+from replicator.cli.output import config_argument, note, put_json
 from replicator.errors import ConfigError
-from replicator.escape import escaped
 
 _PLACES = ("source", "target", "checkpoints")
 _ACCOUNT = re.compile(rf"((?P<place>{'|'.join(_PLACES)})=)?(?P<id>[0-9]{{12}})")
@@ -58,8 +56,7 @@ def policy(
         raise ConfigError(f"--identity: no identity {identity} in this config; it has {', '.join(documents)}")
     chosen = documents if identity is None else {identity: documents[identity]}
     for word in operation.unknown(chosen):
-        note = f"note: the config does not say what {word} is; {_remedy(word)}"
-        click.echo(escaped(note), err=True)
+        note(f"note: the config does not say what {word} is; {_remedy(word)}")
     _print(chosen if len(chosen) > 1 else next(iter(chosen.values())))
 
 
@@ -83,4 +80,3 @@ def _remedy(word: str) -> str:
 
 def _print(document: Any) -> None:
     put_json(json.dumps(document, indent=2))
-    sys.stdout.flush()
