@@ -15,6 +15,7 @@ import click
 from replicator import __version__
 from replicator.cli.check import check
 from replicator.cli.demo import demo
+from replicator.cli.estimate import estimate
 from replicator.cli.infer import infer
 from replicator.cli.init import init
 from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_up, report
@@ -134,5 +135,5 @@ def main() -> None:
     """
 
 
-for command in (demo, init, infer, check, policy, preview, run, status, parked, resync, schema, version):
+for command in (demo, init, infer, estimate, check, policy, preview, run, status, parked, resync, schema, version):
     main.add_command(command)

@@ -1,0 +1,161 @@
+"""``replicator estimate``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from replicator.cli.output import aside, config_argument, json_option, put, say
+from replicator.errors import ConfigError
+
+if TYPE_CHECKING:
+    from replicator.operations.estimate import Estimate, Range
+
+_CHANGES = re.compile(r"(?P<low>\d{1,9}(\.\d{1,6})?)(-(?P<high>\d{1,9}(\.\d{1,6})?))?")
+
+
+@click.command
+@config_argument
+@click.option("--changes", default="0", show_default=True, help="Changes per second, e.g. 20 or 5-50.")
+@json_option
+def estimate(config: str, changes: str, as_json: bool) -> None:
+    """Estimate what a copy costs and how long it takes.
+
+    From the table's size, its open shards and 100 sampled items: read units, stream requests, writes to the target,
+    duration at the configured limits, and money by a table of list prices, as ranges. Writes nothing.
+    """
+    from replicator.aws.prices import PRICES
+    from replicator.config import settings as configs
+    from replicator.operations.estimate import estimate as estimated
+
+    rate = _rate(changes)
+    loaded = configs.load(config)
+    with aside():
+        result = estimated(loaded, rate, PRICES)
+    if as_json:
+        put(_as_json(result))
+        return
+    for line in lines(result):
+        say(line)
+
+
+def _rate(text: str) -> Range:
+    from replicator.operations.estimate import Range
+
+    match = _CHANGES.fullmatch(text)
+    if match is None or float(match["high"] or match["low"]) < float(match["low"]):
+        raise ConfigError(f"--changes: {text} must be a number per second, or a range such as 5-50")
+    return Range(float(match["low"]), float(match["high"] or match["low"]))
+
+
+def lines(e: Estimate) -> Iterator[str]:
+    """The estimate as text, two significant digits a number."""
+    from replicator.aws.prices import AS_OF, PRICES, SOURCE
+
+    f = e.facts
+    yield f"table      about {f.items:,} items, {_size(f.bytes)} (DynamoDB's statistics, up to 6 hours old)"
+    yield f"documents  {f.per_item:.2g} per item in the sample"
+    yield from _backfill(e)
+    yield from _month(e)
+    yield f"prices     US dollars, list prices of {PRICES.region} of {AS_OF} ({SOURCE})"
+    if f.region != PRICES.region:
+        yield f"           {f.region or 'another region'} may cost up to {PRICES.factor:g} times as much: included"
+    yield "not included: a target that is not DynamoDB, data transfer between regions, the machine that runs replicator"
+
+
+def _backfill(e: Estimate) -> Iterator[str]:
+    provisioned = "no charge beyond the table's provisioned capacity"
+    reads = provisioned if e.backfill_reads is None else _span(e.backfill_reads, _money)
+    yield "backfill"
+    yield f"  duration       {_span(e.seconds, _time)}, limited by {e.limited_by}"
+    yield f"  read units     {_span(e.read_units, _count)} in {_span(e.scan_requests, _count)} requests: {reads}"
+    yield f"  documents      {_span(e.documents, _count)} written"
+    if e.write_units is not None:
+        cost = _span(e.backfill_writes, _money)
+        yield f"  write units    {_span(e.write_units, _count)}, and more for indexes: {cost} if on demand"
+
+
+def _month(e: Estimate) -> Iterator[str]:
+    f = e.facts
+    shards = f"{f.shards} open shard{'s' * (f.shards != 1)}"
+    yield "following changes, 30 days"
+    yield f"  stream         {shards}, {_span(f.changes, _plain)} changes per second"
+    yield f"  requests       {_span(e.month_requests, _count)}, idle ones included: {_span(e.month_stream, _money)}"
+    if f.shards == 0:
+        yield "                 (the stream is off, so its shards are not known)"
+    if e.month_reads is not None:
+        yield f"  look-ups       {_span(e.month_reads, _money)} (the stream has keys only)"
+    if e.month_writes is not None:
+        yield f"  write units    {_span(e.month_writes, _money)} if on demand, and more for indexes"
+
+
+def _as_json(e: Estimate) -> dict[str, Any]:
+    from replicator.aws.prices import AS_OF, SOURCE
+
+    ranges = {
+        "changes_per_second": e.facts.changes,
+        "backfill_read_units": e.read_units,
+        "backfill_scan_requests": e.scan_requests,
+        "backfill_documents": e.documents,
+        "backfill_write_units": e.write_units,
+        "backfill_seconds": e.seconds,
+        "backfill_reads_usd": e.backfill_reads,
+        "backfill_writes_usd": e.backfill_writes,
+        "month_stream_requests": e.month_requests,
+        "month_stream_usd": e.month_stream,
+        "month_lookups_usd": e.month_reads,
+        "month_writes_usd": e.month_writes,
+    }
+    facts = {"items": e.facts.items, "bytes": e.facts.bytes, "open_shards": e.facts.shards, "region": e.facts.region}
+    prices = {"prices_as_of": AS_OF, "prices_source": SOURCE, "limited_by": e.limited_by}
+    return {**facts, **{name: None if r is None else [r.low, r.high] for name, r in ranges.items()}, **prices}
+
+
+def _span(given: Range | None, shown: Any) -> str:
+    """A range, or one value if both ends look the same."""
+    if given is None:
+        return "nothing"
+    low, high = shown(given.low), shown(given.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def _rounded(value: float, digits: int = 2) -> float:
+    if value == 0:
+        return 0.0
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return round(value, places)
+
+
+def _count(value: float) -> str:
+    for size, word in ((1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{_rounded(value / size):g} {word}"
+    return f"{_rounded(value):,.0f}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"
+
+
+def _money(value: float) -> str:
+    if 0 < value < 0.01:
+        return "less than $0.01"
+    return f"${_rounded(value):,.2f}" if value < 100 else f"${_rounded(value):,.0f}"
+
+
+def _time(seconds: float) -> str:
+    for size, word in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{_rounded(seconds / size):g} {word}"
+    return f"{max(1.0, _rounded(seconds)):g} s"
+
+
+def _size(count: float) -> str:
+    for size, word in ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")):
+        if count >= size:
+            return f"{_rounded(count / size):g} {word}"
+    return f"{count:.0f} bytes"

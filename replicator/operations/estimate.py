@@ -1,0 +1,263 @@
+"""What a copy costs and how long it takes, as ranges: from the table's size, its open shards and a sample of items.
+
+``calculated`` is pure; ``estimate`` reads the facts. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from replicator.aws import boto
+from replicator.aws.client import Client, completed
+from replicator.aws.errors import AwsError, decoded, failure
+from replicator.aws.prices import Prices
+from replicator.batch import Upsert
+from replicator.change import Shard
+from replicator.hooks import loading
+from replicator.hooks.hook import DocumentMapping
+from replicator.hooks.time_limit import HookLimit
+from replicator.operations.preview import preview
+from replicator.source import sample
+from replicator.source.decoding import KeyReader
+from replicator.source.stream import describe_stream
+from replicator.source.table import SourceTable, describe_table
+
+if TYPE_CHECKING:
+    from replicator.config.settings import Config
+
+SAMPLED = 100  # items
+_DAY = 86_400.0
+_MONTH = 30 * _DAY
+_READ_UNIT, _WRITE_UNIT, _PAGE = 4096, 1024, 1 << 20  # bytes
+_STALE = 0.1  # a table's statistics are up to six hours old: how much it may have grown since, as a guess
+_IDLE_POLL = (0.95, 1.1)  # seconds between the requests of an idle shard, with the time a response takes
+_SPEEDS = {"postgres": (5_000, 80_000), "elasticsearch": (2_000, 40_000), "opensearch": (2_000, 40_000)}
+_SPEED = (500, 5_000)  # items per second to other targets, which answer each write
+_OWN_BYTES = 40  # what replicator adds to an item in DynamoDB
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """From the lowest to the highest value that is plausible."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"a range from {self.low} to {self.high}")
+
+    def times(self, low: float, high: float | None = None) -> Range:
+        return Range(self.low * low, self.high * (low if high is None else high))
+
+    def plus(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the estimate is made from.
+
+    ``items``, ``bytes``: of the table, up to six hours old. ``shards``: open ones; 0 if the stream is off.
+    ``per_item``: documents per sampled item. ``document_bytes``: of an average sampled document, roughly.
+    ``on_demand``: whether reads are charged one by one. ``changes``: per second.
+    """
+
+    items: int
+    bytes: int
+    shards: int
+    per_item: float
+    document_bytes: float
+    region: str | None
+    on_demand: bool
+    keys_only: bool
+    changes: Range
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured."""
+
+    target: str
+    segments: int
+    read_units: float | None = None
+    write_units: float | None = None
+    poll_interval: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """``backfill``: once; ``month``: 30 days of following changes. Money is in US dollars; None: nothing is charged."""
+
+    facts: Facts
+    read_units: Range
+    scan_requests: Range
+    documents: Range
+    write_units: Range | None
+    seconds: Range
+    backfill_reads: Range | None
+    backfill_writes: Range | None
+    month_requests: Range
+    month_stream: Range
+    month_reads: Range | None
+    month_writes: Range | None
+    limited_by: str
+
+
+def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
+    growth = Range(1.0, 1.0 + _STALE)
+    items = growth.times(facts.items)
+    pages = growth.times(facts.bytes / _PAGE).plus(Range(limits.segments, limits.segments))
+    units = growth.times(facts.bytes / _READ_UNIT).plus(Range(0, pages.high))
+    documents = items.times(facts.per_item)
+    writes = _write_units(documents, facts, limits)
+    seconds, limited_by = _duration(items, units, writes, limits)
+    requests = _stream_requests(facts, limits)
+    factor = prices.of(facts.region)
+    lookups = _lookups(facts)
+    month_writes = _write_units(facts.changes.times(_MONTH * facts.per_item), facts, limits)
+    return Estimate(
+        facts=facts,
+        read_units=units,
+        scan_requests=pages,
+        documents=documents,
+        write_units=writes,
+        seconds=seconds,
+        backfill_reads=units.times(prices.reads / 1e6).times(*factor) if facts.on_demand else None,
+        backfill_writes=None if writes is None else writes.times(prices.writes / 1e6).times(*factor),
+        month_requests=requests,
+        month_stream=_beyond(requests, prices.free_stream_reads).times(prices.stream_reads / 1e6).times(*factor),
+        month_reads=None if lookups is None else lookups.times(prices.reads / 1e6).times(*factor),
+        month_writes=None if month_writes is None else month_writes.times(prices.writes / 1e6).times(*factor),
+        limited_by=limited_by,
+    )
+
+
+def _write_units(documents: Range, facts: Facts, limits: Limits) -> Range | None:
+    """Of a DynamoDB target: each write is rounded up to 1 KB; indexes come on top."""
+    if limits.target != "dynamodb":
+        return None
+    each = math.ceil((facts.document_bytes + _OWN_BYTES) / _WRITE_UNIT)
+    return Range(documents.low * max(1, each - 1), documents.high * (each + 1))
+
+
+def _lookups(facts: Facts) -> Range | None:
+    """Read units a month for the items that a stream of keys leads to; None if none is charged."""
+    if not (facts.keys_only and facts.on_demand):
+        return None
+    each = max(1, math.ceil(facts.bytes / max(1, facts.items) / _READ_UNIT))
+    return facts.changes.times(_MONTH).times(each, each + 1)
+
+
+def _duration(items: Range, units: Range, writes: Range | None, limits: Limits) -> tuple[Range, str]:
+    """Of the backfill: by the measured speed of such targets, unless a configured limit makes it longer."""
+    slow, fast = _SPEEDS.get(limits.target, _SPEED)
+    candidates = [(Range(items.low / fast, items.high / slow), "the speed of reading and of the target")]
+    if limits.read_units is not None:
+        candidates.append((units.times(1 / limits.read_units), "backfill.read_units"))
+    if limits.write_units is not None and writes is not None:
+        candidates.append((writes.times(1 / limits.write_units), "target.write_units"))
+    longest = Range(max(c.low for c, _ in candidates), max(c.high for c, _ in candidates))
+    return longest, max(candidates, key=lambda c: c[0].high)[1]
+
+
+def idle_requests(poll_interval: float | None, seconds: float = _DAY) -> Range:
+    """Requests that a shard without changes takes: each one is charged, like those that return records."""
+    quick, slow = _IDLE_POLL if poll_interval is None else (poll_interval, poll_interval + 0.1)
+    return Range(seconds / slow, seconds / quick)
+
+
+def _stream_requests(facts: Facts, limits: Limits) -> Range:
+    """Of a month. A change costs a request more at most: the next one follows its page at once."""
+    idle = idle_requests(limits.poll_interval, _MONTH).times(facts.shards)
+    changes = facts.changes.times(_MONTH)
+    return Range(idle.low, idle.high + changes.high) if facts.shards else Range(0, 0)
+
+
+def _beyond(requests: Range, free: int) -> Range:
+    """What is charged: nothing, if others in the account use none of the free requests, or all of it, if they do."""
+    return Range(max(0.0, requests.low - free), requests.high)
+
+
+class _Billing(msgspec.Struct):
+    BillingMode: str | None = None
+
+
+class _Billed(msgspec.Struct):
+    BillingModeSummary: _Billing | None = None
+
+
+class _Description(msgspec.Struct):
+    Table: _Billed
+
+
+def estimate(config: Config, changes: Range, prices: Prices) -> Estimate:
+    """Read the facts, and calculate. ``changes``: per second."""
+    hook = None if config.transform is None else loading.load(config.transform, config.base)
+    client = boto.connect(config.source)
+    table = describe_table(client, config.source.table)
+    images = list(sample.spread(client, config.source.table, table.items, SAMPLED))
+    mapping = DocumentMapping(hook, tuple(config.target.tables))
+    documents = _documents(images, table, mapping, config.hook_timeout)
+    facts = Facts(
+        items=max(table.items, len(images)),
+        bytes=max(table.bytes, sum(map(len, images))),
+        shards=_open_shards(client, table),
+        per_item=len(documents) / len(images) if images else 1.0,
+        document_bytes=sum(documents) / len(documents) if documents else 0.0,
+        region=boto.region_and_partition(config.source)[0],
+        on_demand=_is_on_demand(client, config.source.table),
+        keys_only=table.view == "KEYS_ONLY",
+        changes=changes,
+    )
+    return calculated(facts, limits_of(config), prices)
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(
+        target=config.target.type,
+        segments=config.backfill.segments,
+        read_units=config.backfill.read_units,
+        write_units=getattr(config.target.options, "write_units", None),
+        poll_interval=getattr(config.source, "poll_interval", None),
+    )
+
+
+def _documents(
+    images: Sequence[bytes], table: SourceTable, mapping: DocumentMapping, timeout: float | None
+) -> list[int]:
+    """The sizes of the sampled items' documents: that of the item for each, as if the hook kept everything."""
+    reader, sizes = KeyReader(table.keys), list[int]()
+    for image in images:
+        with HookLimit(timeout):
+            result = preview(reader.of(image), image, mapping)
+        writes = [write for write in result.writes if isinstance(write, Upsert)]
+        sizes += [len(image) // max(1, len(writes)) if mapping.own_ids else len(image)] * len(writes)
+    return sizes
+
+
+def _open_shards(client: Client, table: SourceTable) -> int:
+    if table.stream_arn is None or not table.streaming:
+        return 0
+    shards: list[Shard] = []
+    after: str | None = None
+    while True:
+        page = completed(client, describe_stream(table.stream_arn, after=after))
+        shards += page.shards
+        after = page.LastEvaluatedShardId
+        if after is None:
+            return sum(shard.open for shard in shards)
+
+
+def _is_on_demand(client: Client, name: str) -> bool:
+    try:
+        body = client.call("DescribeTable", {"TableName": name})
+    except AwsError as e:
+        raise failure(e, "DescribeTable", name) from e
+    summary = decoded(body, _Description, "DescribeTable").Table.BillingModeSummary
+    return summary is not None and summary.BillingMode == "PAY_PER_REQUEST"

@@ -1,0 +1,89 @@
+"""``replicator estimate``: facts of a live table, and ranges that a real run stays within."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.cli.command_line import World, pristine
+
+
+def estimated(world: World, *arguments: str) -> dict[str, Any]:
+    (result,) = world.lines("estimate", world.config, *arguments)
+    return dict(result)
+
+
+def filled(world: World, count: int = 50, size: int = 5000) -> None:
+    world.db.create_table("orders")
+    for n in range(count):
+        world.db.put("orders", {"id": str(n), "text": "x" * size})
+
+
+def test_a_real_backfill_stays_within_the_estimate(world: World) -> None:
+    filled(world)
+    e = estimated(world)
+    units: list[float] = []
+    asked = world.db.call
+
+    def noting(operation: str, request: Any) -> bytes:
+        body = asked(operation, request)
+        if operation == "Scan":
+            units.append(orjson.loads(body)["ConsumedCapacity"]["CapacityUnits"])
+        return body
+
+    world.db.call = noting  # type: ignore[method-assign]
+    world.catch_up()
+
+    assert e["items"] == 50
+    assert units, "the scan was noted"
+    assert e["backfill_documents"][0] <= 50 <= e["backfill_documents"][1]
+    assert e["backfill_scan_requests"][0] - 1 <= len(units) <= e["backfill_scan_requests"][1] + 1
+    assert e["backfill_read_units"][0] * 0.9 <= sum(units) <= e["backfill_read_units"][1] + 4
+
+
+def test_the_text_says_what_it_is_based_on_and_what_is_missing(world: World) -> None:
+    filled(world, 3)
+    code, out, _ = world.call("estimate", world.config, "--human", "--changes", "5-50")
+
+    assert code == 0
+    assert "table      about 3 items, 15 KB (DynamoDB's statistics, up to 6 hours old)" in out
+    assert "1 open shard, 5 to 50 changes per second" in out
+    assert "prices     US dollars, list prices of us-east-1 of 2025-07 (https://aws.amazon.com/dynamodb/pricing/" in out
+    assert "not included: a target that is not DynamoDB, data transfer" in out
+
+
+def test_limits_of_the_config_decide_and_a_hook_that_filters_counts(world: World) -> None:
+    filled(world, 10)
+    world.hook("def hook(item):\n    return item if int(item['id']) % 2 else None\n")
+    world.change("target:", "backfill: {read_units: 1}\ntarget:")
+    e = estimated(world)
+
+    assert e["limited_by"] == "backfill.read_units"
+    assert e["backfill_seconds"][0] == pytest.approx(e["backfill_read_units"][0])
+    assert e["backfill_documents"][0] == 5
+
+
+def test_a_dynamodb_target_costs_write_units(world: World) -> None:
+    filled(world, 3)
+    pristine(world)
+    e = estimated(world, "--changes", "1")
+
+    assert e["backfill_write_units"][0] <= 3 * 5 <= e["backfill_write_units"][1]
+    assert e["month_writes_usd"][0] > 0
+
+
+def test_a_table_without_a_stream_is_said(world: World) -> None:
+    world.db.create_table("orders", view=None)
+    code, out, _ = world.call("estimate", world.config, "--human")
+
+    assert (code, "the stream is off, so its shards are not known" in out) == (0, True)
+
+
+@pytest.mark.parametrize("changes", ["many", "-1", "5-1", "1e99", "5-", ""])
+def test_a_foolish_rate_is_a_plain_error(world: World, changes: str) -> None:
+    code, out, err = world.call("estimate", world.config, f"--changes={changes}")
+
+    assert (code, out) == (2, "")
+    assert f"--changes: {changes} must be a number per second, or a range such as 5-50" in err

@@ -1,0 +1,104 @@
+"""What ``replicator estimate`` calculates: ranges that contain what a copy really takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from replicator.aws.prices import PRICES
+from replicator.operations.estimate import Facts, Limits, Range, calculated, idle_requests
+
+FACTS = Facts(
+    items=1_000_000,
+    bytes=4 << 30,
+    shards=4,
+    per_item=1.0,
+    document_bytes=4000,
+    region="us-east-1",
+    on_demand=True,
+    keys_only=False,
+    changes=Range(0, 0),
+)
+LIMITS = Limits("postgres", segments=4)
+
+
+def test_a_scan_takes_a_unit_for_each_4_kb_and_at_most_one_more_for_each_page() -> None:
+    e = calculated(FACTS, LIMITS, PRICES)
+
+    assert e.read_units.low == (4 << 30) / 4096
+    assert e.read_units.high == pytest.approx(1.1 * (4 << 30) / 4096 + 1.1 * 4096 + 4)
+    assert e.backfill_reads is not None
+    assert e.backfill_reads.low == pytest.approx(e.read_units.low * 0.125 / 1e6)
+
+
+def test_a_read_limit_that_is_slower_than_everything_else_decides_the_duration() -> None:
+    e = calculated(FACTS, replace(LIMITS, read_units=100.0), PRICES)
+
+    assert (e.seconds.low, e.limited_by) == (e.read_units.low / 100, "backfill.read_units")
+    assert calculated(FACTS, replace(LIMITS, read_units=1e9), PRICES).limited_by.startswith("the speed of reading")
+
+
+def test_a_write_limit_decides_where_the_target_is_dynamodb() -> None:
+    e = calculated(FACTS, Limits("dynamodb", 4, read_units=1e6, write_units=10), PRICES)
+
+    assert e.limited_by == "target.write_units"
+    assert e.write_units is not None
+    assert e.write_units.low <= 4_000_000 <= e.write_units.high, "4 KB is four units of 1 KB"
+    assert e.seconds.high == pytest.approx(e.write_units.high / 10)
+
+
+def test_idle_polls_are_charged_for_every_open_shard_and_the_free_ones_may_be_used_by_others() -> None:
+    e = calculated(FACTS, LIMITS, PRICES)
+
+    assert e.month_requests == idle_requests(None, 30 * 86_400).times(4)
+    assert e.month_stream.low == pytest.approx((e.month_requests.low - 2_500_000) * 0.2 / 1e6)
+    assert e.month_stream.high == pytest.approx(e.month_requests.high * 0.2 / 1e6)
+    assert calculated(replace(FACTS, shards=1), LIMITS, PRICES).month_stream.low == 0
+
+
+def test_a_shorter_poll_interval_costs_more_requests() -> None:
+    usual, quick = idle_requests(None), idle_requests(0.1)
+
+    assert quick.low > 4 * usual.high
+    assert quick.high == 864_000
+
+
+def test_a_change_costs_at_most_one_more_request_and_a_write() -> None:
+    facts = replace(FACTS, changes=Range(5, 10))
+    e, still = (calculated(f, Limits("dynamodb", 4), PRICES) for f in (facts, FACTS))
+
+    assert e.month_requests.high - still.month_requests.high == pytest.approx(10 * 30 * 86_400)
+    assert e.month_requests.low == still.month_requests.low
+    assert e.month_writes is not None
+    assert e.month_writes.low > 0
+
+
+def test_provisioned_reads_are_not_charged_and_streams_of_keys_look_items_up() -> None:
+    assert calculated(replace(FACTS, on_demand=False), LIMITS, PRICES).backfill_reads is None
+    assert calculated(FACTS, LIMITS, PRICES).month_reads is None
+    e = calculated(replace(FACTS, keys_only=True, changes=Range(1, 1)), LIMITS, PRICES)
+    assert e.month_reads is not None
+    assert e.month_reads.low == pytest.approx(2 * 30 * 86_400 * 0.125 / 1e6)
+
+
+def test_another_region_makes_the_ranges_wider() -> None:
+    here, there = (calculated(replace(FACTS, region=r), LIMITS, PRICES) for r in ("us-east-1", "eu-west-1"))
+
+    assert here.backfill_reads is not None
+    assert there.backfill_reads is not None
+    assert there.backfill_reads.low == here.backfill_reads.low
+    assert there.backfill_reads.high == pytest.approx(1.6 * here.backfill_reads.high)
+
+
+def test_an_empty_table_takes_nothing_but_requests() -> None:
+    e = calculated(replace(FACTS, items=0, bytes=0, shards=0, per_item=0.0), LIMITS, PRICES)
+
+    assert (e.documents, e.month_requests, e.month_stream) == (Range(0, 0), Range(0, 0), Range(0, 0))
+    assert e.scan_requests == Range(4, 4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 0), (2, 1), (float("nan"), 1)])
+def test_a_range_begins_with_its_low_end(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="a range from"):
+        Range(low, high)
