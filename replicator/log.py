@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from replicator.escape import escaped, escaped_lines
 
 ROOT = "replicator"  # the logger whose events are shown
+PIPELINE = "pipeline"  # names of threads begin with it, a space and the name of the pipeline that runs there
 # Their messages contain credentials and items (headers, bodies, addresses), and our errors say what they mean. So they
 # stay silent, even if a hook calls ``basicConfig(level=DEBUG)``.
 LIBRARIES = ("boto3", "botocore", "elastic_transport", "psycopg", "urllib3")
@@ -61,6 +62,16 @@ def _details(fields: Mapping[str, Any], within: str = "") -> Iterator[str]:
             yield from _details(value, f"{within}{name}.")
         elif value is not None and value != []:
             yield f"{within}{name}={round(value, 1) if isinstance(value, float) else value}"
+
+
+class NamesPipeline(logging.Filter):
+    """Adds to an event the pipeline on whose thread it happened: see ``PIPELINE``."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        thread, _, pipeline = (record.threadName or "").partition(" ")
+        if thread == PIPELINE and not hasattr(record, "pipeline"):
+            record.pipeline = pipeline
+        return True
 
 
 class Events(logging.StreamHandler[TextIO]):

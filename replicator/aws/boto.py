@@ -5,9 +5,10 @@ For many concurrent calls, ``Boto.calls`` returns our own HTTP client, with boto
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,7 +30,9 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.httpsession import where
+from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
+from botocore.session import Session as BotoSession
 from botocore.utils import get_environ_proxies
 
 from replicator import __version__
@@ -257,7 +260,9 @@ def region_and_partition(access: Access) -> tuple[str | None, str]:
 
 
 def _connected(access: Access, place: str) -> Boto:
-    session = boto3.Session(profile_name=access.profile, region_name=access.region)
+    session = boto3.Session(
+        profile_name=access.profile, region_name=access.region, botocore_session=_botocore_session()
+    )
     if access.role_arn is not None:
         session = _assumed(session, access.role_arn, access.external_id, place)
     if session.region_name is None and access.region is None:
@@ -279,10 +284,21 @@ def _connected(access: Access, place: str) -> Boto:
     return Boto(dynamodb, streams, session, access.timeout)
 
 
+@cache
+def _models() -> Loader:
+    return create_loader(os.environ.get("AWS_DATA_PATH"))
+
+
+def _botocore_session() -> BotoSession:
+    """A session that shares the models of AWS's services with all others: a model of its own takes 11 MB."""
+    session = BotoSession()
+    session.register_component("data_loader", _models())
+    return session
+
+
 def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -> Any:
     """A session with the role's credentials, renewed before they expire."""
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
-    from botocore.session import Session as BotoSession
 
     own = session.get_credentials()
     if own is None:
@@ -299,7 +315,7 @@ def _assumed(session: Any, role_arn: str, external_id: str | None, place: str) -
         role_arn=role_arn,
         extra_args=extra,
     )
-    inner = BotoSession()
+    inner = _botocore_session()
     inner._credentials = DeferredRefreshableCredentials(
         partial(_fetch_role, fetcher, role_arn, place), method="assume-role"
     )

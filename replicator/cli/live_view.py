@@ -36,6 +36,59 @@ def view(as_json: bool, title: str = "") -> Iterator[Observe]:
             yield Events()
 
 
+@contextmanager
+def several(as_json: bool) -> Iterator[Callable[[str], Observe]]:
+    """Yields what makes, for each pipeline, the function that shows its progress.
+
+    Events name the pipeline on whose thread they happen.
+    """
+    from rich.console import Console
+
+    console = Console()
+    if as_json or not console.is_terminal:
+        if not as_json:
+            logs.start(logs.Human())
+        _name_pipelines()
+        with aside():
+            yield lambda _: Events()
+        return
+    from rich.live import Live
+
+    logs.install(_Above(console))
+    _name_pipelines()
+    table = PipelinesTable()
+    with Live(table, console=console, refresh_per_second=4, transient=False):
+        yield table.observer
+
+
+def _name_pipelines() -> None:
+    for handler in logging.getLogger(logs.ROOT).handlers:
+        handler.addFilter(logs.NamesPipeline())
+
+
+class PipelinesTable:
+    """Renders the latest progress of several pipelines, a line each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._latest: dict[str, tuple[Progress, float]] = {}
+
+    def observer(self, pipeline: str) -> Observe:
+        """Shows the progress of this pipeline."""
+
+        def observe(progress: Progress) -> None:
+            self._latest[pipeline] = progress, self._clock()
+
+        observe(Progress("starting"))
+        return observe
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from replicator.cli.render import as_lines
+
+        now = self._clock()
+        yield as_lines({name: (progress, now - at) for name, (progress, at) in self._latest.items()})
+
+
 class Events:
     """Progress as log events: when the phase or ``waiting_for`` changes, and every ``EVERY`` seconds."""
 

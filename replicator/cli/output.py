@@ -29,6 +29,11 @@ def config_argument(command: F) -> F:
     return click.argument("config", type=click.Path(dir_okay=False))(command)
 
 
+def configs_argument(command: F) -> F:
+    """One config, or several."""
+    return click.argument("configs", type=click.Path(dir_okay=False), nargs=-1, required=True)(command)
+
+
 def json_option(command: F) -> F:
     """Adds ``as_json``: the option if given, else True unless standard output is a terminal."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.progress_bar import ProgressBar
@@ -26,6 +26,30 @@ def as_table(progress: Progress, title: str = "", silent: float = 0.0) -> Table:
     for name, value in _rows(progress, silent):
         table.add_row(name, value)
     return table
+
+
+def as_lines(pipelines: Mapping[str, tuple[Progress, float]]) -> Table:
+    """A line for each pipeline: its progress, and the seconds since it last reported."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("pipeline", "phase", "lag", "retention left", "records", "parked", "backfill", "waiting for"):
+        table.add_column(heading, header_style="bold", no_wrap=heading != "waiting for")
+    for name, (p, silent) in pipelines.items():
+        rows = dict(_rows(p, silent))
+        table.add_row(
+            Text(escaped(name), style="bold"),
+            _phase(p, silent),
+            *(rows[heading] for heading in ("lag", "retention left", "records", "parked")),
+            _share(p.backfill),
+            rows.get("waiting for", ""),
+        )
+    return table
+
+
+def _share(b: Backfill | None) -> str:
+    if b is None or b.segments_ended == b.segments:
+        return ""
+    done = b.items / b.estimate if b.estimate else b.segments_ended / b.segments
+    return f"{min(done, 0.99):.0%}, {duration(b.eta_seconds)} left"
 
 
 def _phase(p: Progress, silent: float) -> Text:

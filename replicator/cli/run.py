@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from replicator import __version__
-from replicator.cli.output import config_argument, json_option, say
+from replicator.cli.output import config_argument, configs_argument, json_option, say
 from replicator.engine.stop_event import Stop
 from replicator.hooks.time_limit import EXIT_DEADLINE
 
@@ -43,7 +44,7 @@ _remove_expired = click.option(
 
 
 @click.command
-@config_argument
+@configs_argument
 @_until
 @click.option(
     "--accept-hook-change", is_flag=True, help="Continue with a changed hook; existing documents stay as they are."
@@ -51,14 +52,21 @@ _remove_expired = click.option(
 @_schema_changes
 @_remove_expired
 @json_option
-def run(config: str, as_json: bool, **how: Any) -> None:
+@click.pass_context
+def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any) -> None:
     """Copy the table and follow its changes until stopped.
 
     Resumes where the last run stopped. Ctrl-C or SIGTERM finishes the writes in flight and exits within seconds; a
     second signal exits at once and loses nothing either. A second run of the same pipeline takes over, and the first
     one stops.
+
+    With several configs, their pipelines run in one process. One that fails does not end the others; the exit code is
+    that of the most severe failure.
     """
-    _run(config, as_json, resync=False, **how)
+    if len(configs) == 1:
+        _run(configs[0], as_json, resync=False, **how)
+    else:
+        ctx.exit(_run_each(configs, as_json, resync=False, **how))
 
 
 @click.command
@@ -95,6 +103,48 @@ def _run(path: str, as_json: bool, **how: Any) -> None:
         run_pipeline(loaded, stop=stop, observe=observe, **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})
+
+
+def _run_each(paths: Sequence[str], as_json: bool, **how: Any) -> int:
+    """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
+    say_first(f"{len(paths)} pipelines", as_json)
+    from replicator.cli import live_view
+    from replicator.config import settings
+    from replicator.engine import several
+    from replicator.engine.run import run as run_pipeline
+
+    stop = stop_on_signals()
+    with live_view.several(as_json) as observer_of:
+        loaded, codes = _loaded(paths, settings.load)
+
+        def work(config: Config) -> None:
+            run_pipeline(config, stop=stop, observe=observer_of(config.pipeline), **how)
+            log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
+
+        runs = [several.PipelineRun(c.pipeline, partial(work, c), c.hook_timeout) for c in loaded]
+        return several.worst([*codes, *several.run_each(runs).values()])
+
+
+def _loaded(paths: Sequence[str], load: Callable[[str], Config]) -> tuple[list[Config], list[int]]:
+    """The configs, and the exit codes of those that cannot be used."""
+    from replicator.engine.several import log_failure
+    from replicator.errors import ConfigError, ReplicatorError
+
+    loaded: dict[str, Config] = {}
+    path_of: dict[str, str] = {}
+    codes: list[int] = []
+    for path in paths:
+        try:
+            config = load(path)
+            if config.pipeline in loaded:
+                first = path_of[config.pipeline]
+                raise ConfigError(f"{path}: pipeline {config.pipeline!r} is also that of {first}; names must differ")
+        except ReplicatorError as e:
+            log_failure(e, config=path)
+            codes.append(e.exit_code)
+        else:
+            loaded[config.pipeline], path_of[config.pipeline] = config, path
+    return list(loaded.values()), codes
 
 
 def _title(config: Config) -> str:

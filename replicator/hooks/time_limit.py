@@ -12,6 +12,7 @@ import gc
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -108,7 +109,7 @@ class HookLimit:
         if EXIT_DEADLINE.is_set or self._seconds is None:
             EXIT_DEADLINE.check()
             return
-        call = self._call_in(frame)
+        call = _call_in(frame)
         if call is None or call is not self._call:
             self._call, self._ticks = call, 0
             return
@@ -118,11 +119,6 @@ class HookLimit:
         if self._is_hook(frame, call):
             raise HookTimeout(self._seconds)
         signal.setitimer(signal.ITIMER_REAL, RETRY_AFTER, self._seconds / TICKS)
-
-    def _call_in(self, frame: FrameType | None) -> FrameType | None:
-        while frame is not None and frame.f_code not in self.calls:
-            frame = frame.f_back
-        return frame
 
     def _is_hook(self, frame: FrameType | None, call: FrameType) -> bool:
         """Whether an exception raised here ends the hook, and only the hook.
@@ -140,4 +136,32 @@ class HookLimit:
             if code.co_name == "__del__" or code.co_filename in _WEAKREF or code in collecting:
                 return False
             frame = frame.f_back
+        return True
+
+
+def _call_in(frame: FrameType | None) -> FrameType | None:
+    """The call of a hook that is on this stack."""
+    while frame is not None and frame.f_code not in HookLimit.calls:
+        frame = frame.f_back
+    return frame
+
+
+class HookWatch:
+    """Notices calls of hooks that take longer than ``seconds`` on another thread. It cannot interrupt them."""
+
+    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._now = seconds, now
+        self._call: FrameType | None = None
+        self._since = 0.0
+
+    def is_overdue(self, thread: int | None) -> bool:
+        """Whether the thread is in such a call. True once for each call."""
+        frame = sys._current_frames().get(thread) if thread is not None and self._seconds is not None else None
+        call = _call_in(frame)
+        if call is None or call is not self._call:
+            self._call, self._since = call, self._now()
+            return False
+        if self._seconds is None or self._now() - self._since < self._seconds:
+            return False
+        self._since = math.inf
         return True

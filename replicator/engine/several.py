@@ -1,0 +1,81 @@
+"""Runs several pipelines in one process, each on a thread of its own. One that fails does not end the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from replicator.errors import ConfigError, GapFound, ReplicatorError
+from replicator.hooks.time_limit import HookWatch
+from replicator.log import PIPELINE
+
+log = logging.getLogger("replicator")
+
+BUG = 1
+SEVERITY = (BUG, 3, 2, 4, 5, 7, 6, 8, 0)  # exit codes, most severe first: a bug, lost records, what only people can fix
+CHECK_EVERY = 1.0  # seconds between two looks at what the hooks do
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineRun:
+    """``hook_timeout``: seconds after which a call of its hook is reported; None: never."""
+
+    name: str
+    work: Callable[[], None]
+    hook_timeout: float | None = None
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The most severe of these exit codes; 0 if there is none."""
+    return min(codes, key=SEVERITY.index, default=0)
+
+
+def run_each(runs: Iterable[PipelineRun]) -> Mapping[str, int]:
+    """Run all of them until each has ended; their exit codes. Logs every error when it ends its pipeline.
+
+    An exception that is not a ReplicatorError is a bug, which ``threading.excepthook`` shows.
+    """
+    codes: dict[str, int] = {}
+
+    def work(run: PipelineRun) -> None:
+        codes[run.name] = BUG
+        try:
+            run.work()
+            codes[run.name] = 0
+        except ReplicatorError as e:
+            codes[run.name] = e.exit_code
+            log_failure(e)
+
+    threads = {run: threading.Thread(target=work, args=(run,), name=f"{PIPELINE} {run.name}") for run in runs}
+    watches = {run: HookWatch(run.hook_timeout) for run in threads}
+    for thread in threads.values():
+        thread.start()
+    for thread in threads.values():
+        while thread.is_alive():
+            thread.join(CHECK_EVERY)
+            for run, watch in watches.items():
+                if watch.is_overdue(threads[run].ident):
+                    _log_slow_hook(run)
+    return codes
+
+
+def _log_slow_hook(run: PipelineRun) -> None:
+    log.error(
+        "hook does not return",
+        extra={
+            "pipeline": run.name,
+            "hook_timeout": run.hook_timeout,
+            "do": "a hook can be interrupted, and its item parked, only where its pipeline is the only one of the "
+            "process: run it with a replicator run of its own",
+        },
+    )
+
+
+def log_failure(error: ReplicatorError, **where: str) -> None:
+    """Log an error that ends a pipeline while others go on."""
+    problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+    advice = {"do": "replicator resync CONFIG"} if isinstance(error, GapFound) else {}
+    fields = {"error": type(error).__name__, "exit_code": error.exit_code, "problems": problems}
+    log.error("pipeline failed", extra={**where, **fields, **advice})

@@ -1,0 +1,195 @@
+"""``replicator run`` with several configs: their pipelines run in one process, and do not depend on one another."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.cli.command_line import World
+from tests.cli.test_run import _read, await_that
+
+NAMES = ("orders", "users", "events")
+
+
+@pytest.fixture
+def configs(world: World) -> list[str]:
+    """Three configs, each of a table with as many items as its name has letters."""
+    text = Path(world.config).read_text()
+    paths = []
+    for name in NAMES:
+        world.db.create_table(name)
+        for n in range(len(name)):
+            world.db.put(name, {"id": str(n)})
+        path = world.folder / f"{name}.yaml"
+        path.write_text(text.replace("orders", name))
+        paths.append(str(path))
+    return paths
+
+
+def copied(world: World) -> dict[str, int]:
+    return {
+        name: world.rows(f"SELECT count(*) FROM {name}")[0][0] if world.has_table(name) else 0  # noqa: S608
+        for name in NAMES
+    }
+
+
+def events(out: str, name: str) -> list[dict[str, Any]]:
+    return [event for event in map(orjson.loads, out.splitlines()) if event["event"] == name]
+
+
+ALL = {name: len(name) for name in NAMES}
+
+
+def caught_up(world: World, configs: Sequence[str], *more: str) -> tuple[int, str]:
+    code, out, _ = world.call("run", *configs, "--until", "caught-up", *more)
+    return code, out
+
+
+def test_each_is_copied_and_each_event_names_its_pipeline(world: World, configs: list[str]) -> None:
+    code, out = caught_up(world, configs)
+
+    assert code == 0
+    assert copied(world) == ALL
+    assert {event["pipeline"] for event in events(out, "caught up")} == set(NAMES)
+    assert {event["pipeline"] for event in events(out, "progress")} == set(NAMES)
+    assert {event["pipeline"] for event in events(out, "snapshot started")} == set(NAMES)
+
+
+def test_one_that_fails_does_not_end_the_others(world: World, configs: list[str]) -> None:
+    Path(configs[0]).write_text(
+        Path(configs[0]).read_text().replace("table: orders\n  region", "table: gone\n  region")
+    )
+    code, out = caught_up(world, configs)
+
+    (failed,) = events(out, "pipeline failed")
+    assert code == failed["exit_code"] == 2
+    assert failed["pipeline"] == "orders"
+    assert "gone" in failed["problems"][0]
+    assert copied(world) == {**ALL, "orders": 0}
+
+
+def test_a_gap_in_one_decides_the_exit_code_and_says_how_to_repair_it(world: World, configs: list[str]) -> None:
+    caught_up(world, configs)
+    world.db.put("users", {"id": "lost"})
+    world.db.trim("users", world.db.open_shards("users")[0], 100)
+    world.db.put("orders", {"id": "new"})
+    (world.folder / "broken.yaml").write_text("pipeline: broken\n")
+    code, out = caught_up(world, [*configs, str(world.folder / "broken.yaml")])
+
+    assert code == 3
+    (gap,) = [event for event in events(out, "pipeline failed") if event["exit_code"] == 3]
+    assert (gap["pipeline"], gap["do"]) == ("users", "replicator resync CONFIG")
+    assert copied(world) == {**ALL, "orders": len("orders") + 1}
+
+
+def test_a_config_that_is_wrong_is_named_and_the_others_run(world: World, configs: list[str]) -> None:
+    Path(configs[1]).write_text("pipeline: users\nsource: {}\n")
+    code, out = caught_up(world, configs)
+
+    assert code == 2
+    (failed,) = events(out, "pipeline failed")
+    assert failed["config"] == configs[1]
+    assert "source.table" in "".join(failed["problems"])
+    assert copied(world) == {**ALL, "users": 0}
+
+
+def test_two_configs_of_the_same_pipeline_are_not_run_against_each_other(world: World, configs: list[str]) -> None:
+    twin = world.folder / "twin.yaml"
+    twin.write_text(Path(configs[0]).read_text())
+    code, out = caught_up(world, [*configs, str(twin)])
+
+    assert code == 2
+    (failed,) = events(out, "pipeline failed")
+    assert failed["config"] == str(twin)
+    assert failed["problems"] == [f"{twin}: pipeline 'orders' is also that of {configs[0]}; names must differ"]
+    assert copied(world) == ALL
+
+
+def test_a_signal_ends_all_of_them_in_good_order(world: World, configs: list[str]) -> None:
+    with world.shell.start("run", *configs) as process:
+        await_that(lambda: copied(world) == ALL, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, err) == (0, "")
+    assert {event["pipeline"] for event in events(out, "stopped")} == set(NAMES)
+
+
+def test_a_hook_that_never_returns_is_reported_and_delays_only_its_own_pipeline(
+    world: World, configs: list[str]
+) -> None:
+    (world.folder / "hooks.py").write_text("def hook(item):\n    while True:\n        pass\n")
+    slow = Path(configs[0])
+    slow.write_text(slow.read_text().replace("target:", "hook_timeout: 0.2\ntransform: hooks.py:hook\ntarget:"))
+    seen: list[str] = []
+    with world.shell.start("run", *configs) as process:
+        await_that(lambda: copied(world) == {**ALL, "orders": 0}, process)
+        assert process.stdout is not None
+        while not seen or "hook does not return" not in seen[-1]:
+            seen.append(process.stdout.readline())
+        process.terminate()
+        process.communicate(timeout=30)
+
+    event = orjson.loads(seen[-1])
+    assert (event["pipeline"], event["hook_timeout"]) == ("orders", 0.2)
+    assert "replicator run of its own" in event["do"]
+    assert process.returncode == 0
+
+
+def test_one_whose_items_are_parked_ends_with_6_and_the_others_are_copied(world: World, configs: list[str]) -> None:
+    (world.folder / "hooks.py").write_text("def hook(item):\n    raise ValueError\n")
+    path = Path(configs[0])
+    path.write_text(path.read_text().replace("target:", "transform: hooks.py:hook\ntarget:"))
+    code, out = caught_up(world, configs)
+
+    assert code == 6
+    assert [event["pipeline"] for event in events(out, "pipeline failed")] == ["orders"]
+    assert copied(world) == {**ALL, "orders": 0}
+
+
+def test_a_terminal_shows_a_line_for_each(world: World, configs: list[str]) -> None:
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "replicator", "run", *configs, "--until", "caught-up"]
+    environ = {**os.environ, **world.environ, "TERM": "xterm", "COLUMNS": "140"}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environ) as process:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: _read(screen), b"")).decode()
+    os.close(screen)
+
+    assert process.returncode == 0, shown
+    for part in ("3 pipelines", "retention left", *NAMES, "live"):
+        assert part in shown
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux shows how much memory a process ever had")
+def test_twenty_take_less_than_four_times_the_memory_of_one(world: World) -> None:
+    text, configs = Path(world.config).read_text(), []
+    for n in range(20):
+        world.db.create_table(f"table{n}")
+        world.db.put(f"table{n}", {"id": "1"})
+        configs.append(str(world.folder / f"{n}.yaml"))
+        Path(configs[-1]).write_text(text.replace("orders", f"table{n}"))
+
+    def peak(*run: str) -> int:
+        live: set[str] = set()
+        with world.shell.start("run", *run) as process:
+            assert process.stdout is not None
+            while len(live) < len(run):
+                event = orjson.loads(process.stdout.readline())
+                if event["event"] == "progress" and event["phase"] == "live":
+                    live.add(event.get("pipeline", "the only one"))
+            (most,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            process.terminate()
+            process.communicate(timeout=60)
+        return int(most)
+
+    assert peak(*configs) < 4 * peak(configs[0])

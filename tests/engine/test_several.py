@@ -1,0 +1,103 @@
+"""Several pipelines in one process: how each ends, and what that makes of the exit code."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from replicator.engine.several import SEVERITY, PipelineRun, run_each, worst
+from replicator.errors import ConfigError, Fenced, GapFound, ReplicatorError
+from replicator.hooks.hook import Hook
+from replicator.hooks.time_limit import HookWatch
+from replicator.items.item import Item
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_each_has_its_own_exit_code() -> None:
+    runs = [
+        PipelineRun("fine", lambda: None),
+        PipelineRun("lost records", failing(GapFound("trimmed"))),
+        PipelineRun("replaced", failing(Fenced("another run owns it"))),
+    ]
+    assert run_each(runs) == {"fine": 0, "lost records": 3, "replaced": 5}
+
+
+def test_a_bug_ends_only_its_own_pipeline_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, object]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda a: shown.append((a.thread.name, a.exc_value)))
+    bug = RuntimeError("a bug")
+    assert run_each([PipelineRun("broken", failing(bug)), PipelineRun("fine", lambda: None)]) == {
+        "broken": 1,
+        "fine": 0,
+    }
+    assert shown == [("pipeline broken", bug)]
+
+
+def test_each_error_is_logged_with_every_problem(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("replicator").propagate = True
+    run_each([PipelineRun("wrong", failing(ConfigError("no table", "no target")))])
+    (record,) = [r for r in caplog.records if r.getMessage() == "pipeline failed"]
+    assert vars(record)["problems"] == ["no table", "no target"]
+    assert (vars(record)["error"], vars(record)["exit_code"]) == ("ConfigError", 2)
+
+
+def test_the_most_severe_failure_decides() -> None:
+    assert worst([]) == 0
+    assert worst([0, 0]) == 0
+    assert worst([0, 6, 8]) == 6
+    assert worst([2, 6, 3, 0]) == 3
+    assert worst([3, 1]) == 1
+
+
+def test_every_exit_code_has_its_severity() -> None:
+    def codes(of: type[ReplicatorError]) -> set[int]:
+        return {of.exit_code}.union(*(codes(kind) for kind in of.__subclasses__()))
+
+    assert codes(ReplicatorError) <= set(SEVERITY)
+
+
+class TestHookWatch:
+    """A watch that is asked at times of a clock of its own about a thread in a hook."""
+
+    @pytest.fixture
+    def ident(self) -> int:
+        return threading.get_ident()
+
+    def overdue(self, watch: HookWatch, ident: int, clock: list[float], *at: float) -> list[bool]:
+        """Whether the thread is in an overdue call at these times, during one call of a hook."""
+        overdue: list[bool] = []
+
+        def hook(_: object) -> dict[str, int]:
+            for clock[0] in at:
+                overdue.append(watch.is_overdue(ident))
+            return {}
+
+        Hook("hook", hook, "", False).one(Item(b'{"v":{"S":"a"}}'))
+        return overdue
+
+    def test_a_call_is_overdue_once(self, ident: int) -> None:
+        clock = [0.0]
+        watch = HookWatch(10.0, lambda: clock[0])
+        assert self.overdue(watch, ident, clock, 0.0, 9.0, 10.0, 11.0, 99.0) == [False, False, True, False, False]
+
+    def test_many_short_calls_are_not(self, ident: int) -> None:
+        clock = [0.0]
+        watch = HookWatch(10.0, lambda: clock[0])
+        assert [self.overdue(watch, ident, clock, at) for at in (0.0, 9.0, 18.0, 27.0)] == [[False]] * 4
+
+    def test_nothing_is_without_a_limit_outside_of_hooks_or_before_the_thread_starts(self, ident: int) -> None:
+        clock = [0.0]
+        assert self.overdue(HookWatch(None, lambda: clock[0]), ident, clock, 0.0, 1e9) == [False, False]
+        watch = HookWatch(10.0, lambda: clock[0])
+        assert [watch.is_overdue(ident), watch.is_overdue(None)] == [False, False]
+        clock[0] = 1e9
+        assert [watch.is_overdue(ident), watch.is_overdue(None)] == [False, False]
