@@ -75,13 +75,21 @@ def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
     return ReplicatorError(f"Postgres at {server} refuses a statement: {_name(error)}. Its own log says more")
 
 
-def unreachable(error: psycopg.Error, server: str, setting: str) -> ReplicatorError:
-    """Our error for a failed connection attempt. libpq has no SQLSTATE for those, only a message."""
+def unreachable(error: psycopg.Error, server: str, setting: str, *, logged_in: bool = False) -> ReplicatorError:
+    """Our error for a failed connection attempt. libpq has no SQLSTATE for those, only a message.
+
+    ``logged_in``: the same login worked before, so its password is being rotated.
+    """
     text = _first_line(error)
     refused = f"Postgres at {server} refuses the login: {text.rpartition('FATAL:')[2].strip()}"
     if any(words in text for words in _WRONG):
         return ConfigError(f"{refused}; correct {setting}")
     if any(words in text for words in _UNKNOWN_LOGIN):
+        if logged_in:
+            return TransientError(
+                f"{refused}. It was accepted before, so the password was probably changed: a password file "
+                f"(passfile= in {setting}) is read at each attempt; after a change of {setting} itself restart the run"
+            )
         return NotAuthenticated(refused, "login", server, f"Correct the user and the password of {setting}")
     for words, advice in _LOGIN_DENIED.items():
         if words in text:

@@ -48,6 +48,7 @@ class Session:
         self._section = section
         self._server = address(self._url)
         self._connection: Watched | None = None
+        self._logged_in = False  # ever
         self._prepared: dict[bytes, bytes] = {}
         self._sent: list[bool] | None = None  # for each pending result: whether ``collect`` returns it
 
@@ -139,8 +140,8 @@ class Session:
         try:
             connection = connect(self._url, settings, self._patience, f"{self._section}.timeout")
         except psycopg.OperationalError as e:
-            raise unreachable(e, self._server, f"{self._section}.url") from e
-        self._connection = connection
+            raise unreachable(e, self._server, f"{self._section}.url", logged_in=self._logged_in) from e
+        self._connection, self._logged_in = connection, True
         connection.prepare_threshold = (
             None  # else psycopg deallocates our prepared statements with its own, after an ALTER
         )

@@ -119,12 +119,13 @@ class Connection:
         ]
         self._sign = sign
         self._transport: Transport | None = None
+        self._logged_in = False  # ever
 
     def request(self, method: str, path: str, body: bytes | None = None, *, form: str = JSON) -> Response:
         """Return the response, whatever its status.
 
-        Raises TransientError without a response: ResponseLost if the request may have reached the server. Raises
-        ConfigError where TLS is misconfigured.
+        Raises TransientError without a response: ResponseLost if the request may have reached the server; also if a
+        login that worked before is refused. Raises ConfigError where TLS is misconfigured.
         """
         headers = {"accept": JSON} | ({} if body is None else {"content-type": form})
         if self._sign is not None:
@@ -134,9 +135,19 @@ class Connection:
         except TransportError as e:
             raise no_response(e, self.server) from e
         body = response.body or b""
+        self._check_login(response.meta.status)
         if response.meta.status >= 300:
             body = redacted(body, {**self._nodes[0].headers, **headers})
         return Response(response.meta.status, body)
+
+    def _check_login(self, status: int) -> None:
+        """TransientError if a login that worked before is refused: its password is being rotated."""
+        if status == 401 and self._logged_in:
+            raise TransientError(
+                f"{self.server} refuses the login. It was accepted before, so the password or the API key was probably "
+                "changed: restart the run with the new one"
+            )
+        self._logged_in = self._logged_in or status < 300
 
     def ask(self, method: str, path: str, body: bytes | None = None, *, doing: str) -> Any:
         """Return the JSON of a successful response; raise ``failure`` for any other. ``doing``: for the message."""

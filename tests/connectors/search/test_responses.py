@@ -135,6 +135,20 @@ def opened(server: Server, **options: Any) -> SearchTarget:
     return found
 
 
+def test_a_login_that_worked_before_is_waited_for_and_one_that_never_did_is_not(server: Server) -> None:
+    refused = said(401, {"error": {"type": "security_exception", "reason": "x"}})
+    one = opened(server)
+    server.answers["POST /_bulk"] = server.answers["POST /contract"] = refused
+    with pytest.raises(TransientError, match=r"refuses the login\. It was accepted before, so the password or"):
+        one.write(batch(put({"pk": "a"}, 1)))
+    server.answers.clear()
+    assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+    server.answers["GET /"] = refused
+    with pytest.raises(NotAuthenticated, match=r"refuses the login\. Correct target"):
+        opened(server)
+
+
 HTML = b"<html><body>Welcome</body></html>"
 UNRECOVERED = {"type": "cluster_block_exception", "reason": "blocked by: state not recovered"}
 UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/write/bulk] is unauthorized for user [u]"}
@@ -143,7 +157,7 @@ UNAUTHORIZED = {"type": "security_exception", "reason": "action [indices:data/wr
 @pytest.mark.parametrize(
     ("told", "error", "text"),
     [
-        (said(401, {"error": {"type": "security_exception", "reason": "x"}}), NotAuthenticated, "refuses the login"),
+        (said(401, {"error": {"type": "security_exception", "reason": "x"}}), TransientError, "It was accepted before"),
         (said(403, {"message": "The security token included in the request is invalid."}), NotAuthenticated,
          "refuses the login: The security token included in the request is invalid. Correct the AWS credentials"),
         (said(403, {"error": UNAUTHORIZED}), NotPermitted, "[u]. Grant it to the login of the target"),
