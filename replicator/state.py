@@ -57,7 +57,9 @@ class Counts(msgspec.Struct, frozen=True):
         )
 
 
-LONGEST_IN_DOUBT = 300.0  # seconds after which an abandoned request has been applied or never will be
+APPLIED_WITHIN = 300.0  # seconds after which a request that was sent has been applied or never will be
+SENT_WITHIN = 60.0  # seconds after which a run that was replaced, or a command behind its note, sends nothing more
+LONGEST_IN_DOUBT = APPLIED_WITHIN + SENT_WITHIN  # seconds from a takeover or a note
 
 Place = tuple[str, str]
 """A document with an id chosen by the hook: its table, and that id."""

@@ -1,4 +1,4 @@
-"""docs/faults.md: all 70 faults are there, every test that it names exists, and what it quotes is in the code.
+"""docs/faults.md: every test that it names exists, and what it quotes is in the code.
 
 So do the tests that docs/guarantees.md names for its promises.
 """
@@ -61,8 +61,10 @@ def _texts(path: Path) -> Iterator[str]:
             yield "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
 
 
-def test_all_70_faults_are_there_in_order() -> None:
-    assert [int(row.number) for row in rows() if row.number] == list(range(1, 71))
+def test_the_faults_are_numbered_without_holes() -> None:
+    numbers = [int(row.number) for row in rows() if row.number]
+    assert len(numbers) >= 70
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("row", rows(), ids=name)

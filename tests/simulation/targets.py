@@ -18,11 +18,10 @@ from replicator.batch import Batch, DocumentId, Outcome, Upsert, Write
 from replicator.checkpoints.contract import NO_COUNTS
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.identity import Change, Parts
-from replicator.state import Counts, Save
+from replicator.state import APPLIED_WITHIN, Counts, Save
 from replicator.target import in_doubt
 from replicator.target.acks import place
 from replicator.target.contract import Table
-from replicator.target.in_doubt import WINDOW
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body, unspared
 from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation import truth
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
     from tests.simulation.world import Universe
 
-LATEST = WINDOW - 60  # seconds after which a lost request is carried out at the latest
+LATEST = APPLIED_WITHIN  # seconds after which a lost request is carried out at the latest
 
 
 class Killed(BaseException):
