@@ -227,7 +227,7 @@ def test_a_password_that_is_changed_under_a_run_is_waited_for_and_read_again(wor
             admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (user,))
             world.db.put("orders", {"id": "one more"})
             assert process.stdout is not None
-            waiting = {}
+            waiting: dict[str, str] = {}
             while "It was accepted before" not in waiting.get("reason", ""):
                 waiting = orjson.loads(process.stdout.readline())
             change("second")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_a_request_of_a_replaced_run_brings_nothing_back(world: World) -> None:
     claimed = store.claim(Owner("replaced", "elsewhere", 1, world.clock()))
     revision, text = world.database.entries["pipeline", ""]
     store.save([Save("pipeline", "", revision, encode(replace(decode_pipeline(text), lingers=WINDOW)))])
-    policy = RetryPolicy(world.stop, lambda _: None, world.clock, world.random)
+    policy = RetryPolicy(Event(), lambda _: None, world.clock, world.random)
     replaced = Delivery(target, store, Pipeline(DocumentMapping(None, (TABLE,)), claimed), policy, world.clock)
     replaced.confirm()
     applied: list[bool] = []
