@@ -64,10 +64,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class ScanPage(msgspec.Struct, frozen=True):
-    """The result of one step of a segment scan. ``cursor``: LastEvaluatedKey, None at the end of the segment."""
+    """The result of one step of a segment scan. ``cursor``: LastEvaluatedKey, None at the end of the segment.
+
+    ``items``: keys and images; the image is None if the item was asked for and does not exist.
+    """
 
     segment: int
-    items: Sequence[tuple[Key, msgspec.Raw | bytes]] = ()
+    items: Sequence[tuple[Key, msgspec.Raw | bytes | None]] = ()
     cursor: Mapping[str, Any] | None = None
     rest: float = 0.0
     waiting_for: str | None = None

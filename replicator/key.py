@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -61,6 +62,20 @@ class KeySchema:
     def values(self, key: Key) -> dict[str, str | Decimal | bytes]:
         """The key as Python values by attribute name."""
         return {a.name: _VALUE[a.kind](text) for a, text in zip(self.attributes, key, strict=True)}
+
+    def from_json(self, text: str) -> Key:
+        """A key as users write it: a JSON object, binary values in base64. ValueError says what is wrong with it."""
+        try:
+            values = json.loads(text, parse_float=Decimal)
+        except ValueError as e:
+            raise ValueError(f"invalid JSON: {e}") from e
+        if not isinstance(values, dict):
+            raise ValueError("a key is a JSON object such as " + json.dumps(dict.fromkeys(self.names, "...")))
+        binary = {a.name for a in self.attributes if a.kind == "B"}
+        try:
+            return self.parse({n: base64.b64decode(v, validate=True) if n in binary else v for n, v in values.items()})
+        except TypeError as e:
+            raise ValueError(str(e)) from e
 
     def parse(self, given: Mapping[str, object]) -> Key:
         """A key from plain Python values; ValueError says which attribute is missing or of the wrong kind."""

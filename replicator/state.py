@@ -14,6 +14,7 @@ together; otherwise in a separate store.
     dropped    key@version     Dropped: documents an item may have in the target, after its parked change was discarded
     spared     item            Spared: an item that was parked during a sweep and must be swept once it no longer is
     retried    epoch           Retried: the last retry that removed a document or wrote without transactions
+    request    ""              ResyncRequest: a rescan that a command requested, until a run starts it
     definition ""              Definition: the tables the pipeline is bound to, and what determines their documents
     pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
@@ -21,7 +22,7 @@ together; otherwise in a separate store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ import msgspec
 
 from replicator.errors import ReplicatorError
 from replicator.identity import Definition
+from replicator.key import Key
 from replicator.version import Position
 
 
@@ -97,6 +99,9 @@ class PipelineState:
     ``lingers_earlier``: the same for writes of earlier epochs; 0 if only a sweep is left to do. ``retried``: the
     number of notes of retries included in these two; ``retried_earlier``: how many of them are of earlier epochs
     (``pipeline.parked.Retries``).
+
+    ``full``: if this epoch rescans chosen items only, the last one that scanned the whole table; otherwise 0.
+    ``opening``: the tables may not have noted this epoch yet.
     """
 
     epoch: int
@@ -116,6 +121,18 @@ class PipelineState:
     retried: int = 0
     retried_earlier: int = 0
     format: int = FORMAT
+    full: int = 0
+    opening: bool = False
+
+    @property
+    def complete(self) -> int:
+        """The last epoch that scanned the whole table. What is older was not confirmed: sweeps remove it."""
+        return self.full or self.epoch
+
+    @property
+    def partial(self) -> bool:
+        """Whether this epoch rescans chosen items only."""
+        return self.full != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +167,19 @@ class ShardState:
 
 @dataclass(frozen=True, slots=True)
 class SegmentState:
-    """How far a scan segment is stored. ``cursor``: DynamoDB's LastEvaluatedKey as typed JSON. ``total``: segments."""
+    """How far a scan segment is stored. ``cursor``: DynamoDB's LastEvaluatedKey as typed JSON. ``total``: segments.
+
+    In a partial resync: ``keys``: the items to read, instead of a segment of the table; the cursor counts them.
+    ``where``: the condition on the segment's items (``source.condition``).
+    """
 
     total: int
     cursor: str | None = None
     ended: bool = False
     items: int = 0
+    keys: tuple[Key, ...] = ()
+    where: str = ""
+    number: int | None = None  # of the segment, if that is not the entry's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +231,45 @@ class Retried:
 
 
 @dataclass(frozen=True, slots=True)
+class ResyncRequest:
+    """A command requested a rescan: of the items with these ``keys`` and of those that match a condition of ``where``,
+    or of the whole table if there are neither.
+
+    ``config``: digest of what it is requested for (``engine.startup.digest``); a run with another hook, definition or
+    table does not carry it out. The rest is what the command's options allow, see ``engine.startup.Allowed``.
+    """
+
+    requested: float
+    config: str
+    keys: tuple[Key, ...] = ()
+    where: tuple[str, ...] = ()
+    identity_change: bool = False
+    schema_changes: bool = False
+    remove_expired: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return not self.keys and not self.where
+
+    def joined(self, earlier: ResyncRequest | None) -> ResyncRequest:
+        """This request and one that is still pending: what both ask for. One of the whole table covers all others."""
+        if earlier is None or (self.whole and not earlier.whole):
+            return self
+        if earlier.whole and not self.whole:
+            return earlier
+        keys, where = (*earlier.keys, *self.keys), (*earlier.where, *self.where)
+        return replace(
+            self,
+            requested=earlier.requested,
+            keys=tuple(dict.fromkeys(keys)),
+            where=tuple(dict.fromkeys(where)),
+            identity_change=earlier.identity_change or self.identity_change,
+            schema_changes=earlier.schema_changes or self.schema_changes,
+            remove_expired=earlier.remove_expired or self.remove_expired,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """Documents that an item may have in the target after its parked change was discarded; see ``Parked``.
 
@@ -255,6 +318,7 @@ VALUES: Mapping[str, type] = {
     "dropped": Dropped,
     "retried": Retried,
     "spared": Spared,
+    "request": ResyncRequest,
     "pulse": Heartbeat,
 }
 
@@ -298,6 +362,13 @@ def decode_pipeline(text: str) -> PipelineState:
     """The same of the pipeline's own entry."""
     value = decode("pipeline", "", text)
     assert isinstance(value, PipelineState)
+    return value
+
+
+def decode_request(text: str) -> ResyncRequest:
+    """The value of the request entry. DamagedCheckpoint as in ``decode``."""
+    value = decode("request", "", text)
+    assert isinstance(value, ResyncRequest)
     return value
 
 

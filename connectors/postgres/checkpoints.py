@@ -58,6 +58,9 @@ _PIPELINES = "SELECT DISTINCT pipeline FROM replicator.checkpoints ORDER BY pipe
 _COUNTS = "SELECT source, read, applied, stale, dropped, parked FROM replicator.counts WHERE pipeline = %s"
 _STATE = """
 SELECT value::text FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'pipeline' AND id = ''"""
+_REQUEST = """
+SELECT kind, id, revision, value::text FROM replicator.checkpoints
+WHERE pipeline = %s AND kind = 'request' AND id = ''"""
 _PARKED = """
 SELECT id FROM replicator.checkpoints
 WHERE pipeline = %s AND kind = 'parked' AND pg_catalog.starts_with(id, %s::text) ORDER BY id"""
@@ -115,6 +118,11 @@ class PostgresCheckpoints:
         with self._session.connection() as connection:
             row = connection.execute(_STATE, (self._pipeline,)).fetchone() if exists(connection) else None
         return None if row is None else decode_pipeline(row[0])
+
+    def request(self) -> Entry | None:
+        with self._session.connection() as connection:
+            row = connection.execute(_REQUEST, (self._pipeline,)).fetchone() if exists(connection) else None
+        return None if row is None else Entry(*row)
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         with self._session.connection() as connection:

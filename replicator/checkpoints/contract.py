@@ -48,6 +48,9 @@ class Checkpoints(Protocol):
     def pipeline(self) -> PipelineState | None:
         """The pipeline's own entry as it is, without a look at the others; None if no run has begun it."""
 
+    def request(self) -> Entry | None:
+        """The entry of the requested resync, likewise; None if there is none. A run reads it every few seconds."""
+
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         """Parked changes with their images, ordered by id: those whose id begins with ``prefix`` and is in ``ids``.
 

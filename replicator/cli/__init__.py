@@ -22,7 +22,8 @@ from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_u
 from replicator.cli.parked import parked
 from replicator.cli.policy import policy
 from replicator.cli.preview import preview
-from replicator.cli.run import resync, run
+from replicator.cli.resync import resync
+from replicator.cli.run import run
 from replicator.cli.schema import schema
 from replicator.cli.status import status
 from replicator.cli.version import version

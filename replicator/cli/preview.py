@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -65,29 +65,14 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
         for image in sample.some(client, config.source.table, limit):
             yield previewed(reader.of(image), image, mapping, refusals)
         return
-    parsed = _key(table.keys, key)
+    try:
+        parsed = table.keys.from_json(key)
+    except ValueError as e:
+        raise ConfigError(f"--key: {e}") from e
     item = sample.one(client, config.source.table, table.keys, parsed)
     if item is None:
         raise ConfigError(f"--key: no item {key} in {table.name}")
     yield previewed(parsed, item, mapping, refusals)
-
-
-def _key(keys: Any, text: str) -> Any:
-    """The key values as JSON on the command line."""
-    import base64
-    import json
-    from decimal import Decimal
-
-    from replicator.errors import ConfigError
-
-    try:
-        values = json.loads(text, parse_float=Decimal)
-        if not isinstance(values, dict):
-            raise ValueError("a key is a JSON object such as " + json.dumps(dict.fromkeys(keys.names, "...")))
-        binary = {a.name for a in keys.attributes if a.kind == "B"}
-        return keys.parse({n: base64.b64decode(v, validate=True) if n in binary else v for n, v in values.items()})
-    except (ValueError, TypeError) as e:
-        raise ConfigError(f"--key: {e}") from e
 
 
 def _print(result: Preview) -> None:

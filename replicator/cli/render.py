@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.progress_bar import ProgressBar
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from replicator.escape import escaped
 from replicator.pipeline.progress import Backfill, Progress
+from replicator.state import ResyncRequest
 
 SILENT = 1.5  # seconds without a report from the run, after which it is shown as waiting
 _COLORS = {"live": "green", "gap": "red", "stopped": "yellow"}
@@ -77,10 +79,26 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     for gap in p.gaps:
         place = f"shard {gap.shard or 'any'}, last position stored {gap.sequence or 'none'}"
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
+    if p.request is not None:
+        yield "resync", Text(escaped(requested(p.request)), style="yellow")
     if p.waiting_for:
         yield "waiting for", Text(escaped(p.waiting_for), style="red")
     elif silent >= SILENT:
         yield "waiting for", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
+
+
+def requested(request: ResyncRequest) -> str:
+    """What a pending request asks for."""
+    since = datetime.fromtimestamp(request.requested, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"requested for {scope(request)}, since {since}; no run has started it yet"
+
+
+def scope(request: ResyncRequest) -> str:
+    """Which items a request is for."""
+    if request.whole:
+        return "the whole table"
+    counts = [(len(request.keys), "item(s)"), (len(request.where), "condition(s)")]
+    return " and ".join(f"{count:,} {name}" for count, name in counts if count)
 
 
 def _bar(b: Backfill) -> Table:

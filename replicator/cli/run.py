@@ -1,4 +1,4 @@
-"""``replicator run`` and ``replicator resync``: run a pipeline until stopped."""
+"""``replicator run``: run a pipeline until stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from replicator import __version__
-from replicator.cli.output import config_argument, configs_argument, json_option, say
+from replicator.cli.output import configs_argument, json_option, say
 from replicator.engine.stop_event import Stop
 from replicator.hooks.time_limit import EXIT_DEADLINE
 
@@ -23,20 +23,20 @@ log = logging.getLogger(__name__)
 
 GRACE = 8.0  # seconds that writes in flight get to finish after SIGTERM
 
-_until = click.option(
+until_option = click.option(
     "--until",
     type=click.Choice(["caught-up"]),
     help="Exit once the backfill and all records that existed at the start are stored.",
 )
 
-_schema_changes = click.option(
+schema_changes_option = click.option(
     "--apply-schema-changes",
     is_flag=True,
     help="Add columns (or fields) that are new in the config, and rescan the table to fill them.",
 )
 
 
-_remove_expired = click.option(
+remove_expired_option = click.option(
     "--remove-expired",
     is_flag=True,
     help="With ttl_deletes: ignore: allow a rescan to remove expired items that the target has kept.",
@@ -45,12 +45,12 @@ _remove_expired = click.option(
 
 @click.command
 @configs_argument
-@_until
+@until_option
 @click.option(
     "--accept-hook-change", is_flag=True, help="Continue with a changed hook; existing documents stay as they are."
 )
-@_schema_changes
-@_remove_expired
+@schema_changes_option
+@remove_expired_option
 @json_option
 @click.pass_context
 def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any) -> None:
@@ -64,34 +64,13 @@ def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any
     that of the most severe failure.
     """
     if len(configs) == 1:
-        _run(configs[0], as_json, resync=False, **how)
+        run_until_stopped(configs[0], as_json, resync=False, **how)
     else:
         ctx.exit(_run_each(configs, as_json, resync=False, **how))
 
 
-@click.command
-@config_argument
-@_until
-@click.option(
-    "--accept-identity-change",
-    is_flag=True,
-    help="The source or target table was changed on purpose: make the target a copy of this source.",
-)
-@_schema_changes
-@_remove_expired
-@json_option
-def resync(config: str, as_json: bool, **how: Any) -> None:
-    """Rescan the table to repair the copy, then follow changes as run does.
-
-    Use it after a gap, a changed hook or a restored target. The copy stays readable; documents that the scan does not
-    confirm are removed when it ends. Refuses a pipeline that has never run and, unless --accept-identity-change is
-    given, a config whose source or target tables differ from what the pipeline has copied so far. With ttl_deletes:
-    ignore the target has expired items that a scan cannot confirm: --remove-expired allows their removal.
-    """
-    _run(config, as_json, resync=True, accept_hook_change=True, **how)
-
-
-def _run(path: str, as_json: bool, **how: Any) -> None:
+def run_until_stopped(path: str, as_json: bool, **how: Any) -> None:
+    """What ``run``, and ``resync --now``, do."""
     say_first(path, as_json)
     from replicator.cli import live_view
     from replicator.config import settings

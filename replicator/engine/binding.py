@@ -12,7 +12,7 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.engine import preexisting
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
-from replicator.engine.startup import Allowed, StartupState, start_mode
+from replicator.engine.startup import Allowed, StartupState, start_mode, with_request
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -83,5 +83,6 @@ def check_start(checkpoints: Checkpoints, inspect: Callable[[CheckpointView], St
     Called before the run claims the pipeline, so that a live run is not replaced by one that cannot start. A gap does
     not count: the run records it after its claim.
     """
+    view = CheckpointView(checkpoints.read())
     with contextlib.suppress(GapFound):
-        start_mode(inspect(CheckpointView(checkpoints.read())), allowed)
+        start_mode(inspect(view), with_request(allowed, view.request))

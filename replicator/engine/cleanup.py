@@ -72,6 +72,12 @@ class Cleanup:
     def _owes_sweep(self, state: PipelineState) -> bool:
         return state.resync and self.in_doubt is not None and self.in_doubt.owes_sweep
 
+    @property
+    def owes_sweep(self) -> bool:
+        """Whether a sweep of this epoch is still to come, although the stream is followed."""
+        state = self.pipeline.state
+        return state is not None and (self._owes_sweep(state) or self.pipeline.owes_sweep)
+
     def _do(self) -> bool:
         state = self.pipeline.state
         if state is None or state.stage == stages.SCANNING:
@@ -79,7 +85,7 @@ class Cleanup:
         if state.stage == stages.FOLLOWING:
             return self._after_window(state) or self._after_parking(state)
         self.delivery.settle()
-        left = self._sweep(state.epoch) if state.stage == stages.SWEEPING else self._purge(state.epoch)
+        left = self._sweep(state.complete) if state.stage == stages.SWEEPING else self._purge(state.epoch)
         if not left:
             self._through.clear()
             self.delivery.flush()
@@ -97,7 +103,7 @@ class Cleanup:
         if self.in_doubt is None:
             return False
         if self._owes_sweep(state):
-            self._sweep_again(self.in_doubt, state.epoch)
+            self._sweep_again(self.in_doubt, state.complete)
             return True
         if not self.in_doubt.over:
             return False
@@ -119,7 +125,7 @@ class Cleanup:
         if not self.pipeline.owes_sweep:
             return False
         self.delivery.settle()
-        if not self._sweep(state.epoch) and not self._purge(state.epoch):
+        if not self._sweep(state.complete) and not self._purge(state.epoch):
             self._through.clear()
             self._swept()
         return True

@@ -17,6 +17,8 @@ from replicator.state import Entry, Save
 from replicator.target.contract import AppliesLate, Pipelined, Target, Transactional
 from replicator.version import epoch_of
 
+REQUEST = "request"
+OF_COMMANDS = (PARKED, DROPPED, REQUEST)  # the kinds of entries that commands change during a run
 CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
 
 
@@ -102,6 +104,13 @@ class Delivery:
             self.offer(batch)
             self.settle()
 
+    def save(self) -> None:
+        """Store the next batch, and no other."""
+        self.settle()
+        if (batch := self.taken()) is not None:
+            self.offer(batch)
+            self.settle()
+
     def taken(self) -> Batch | None:
         """The next batch from the pipeline. Runs the hook."""
         with self._hook_limit:
@@ -177,9 +186,11 @@ class Delivery:
         elif not any(_moved(s, stored) for s in batch.saves):
             raise fenced
         self._pipeline.give_back()
+        if any(s.kind == REQUEST and _moved(s, stored) for s in batch.saves):
+            self._pipeline.request_changed(stored.get((REQUEST, "")))
         self.know_parked()
         if self._in_doubt is not None:  # the command's writes may still be applied, whatever is parked now
-            moved = [epoch_of(version_in(s.id)) for s in batch.saves if _moved(s, stored)]
+            moved = [epoch_of(version_in(s.id)) for s in batch.saves if s.kind != REQUEST and _moved(s, stored)]
             self._in_doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
         return False
 
@@ -217,11 +228,11 @@ def _went_back(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
     """Whether an entry that only runs change is older than what this run saved."""
     entry = stored.get((save.kind, save.id))
     there = 0 if entry is None else entry.revision
-    return save.kind not in (PARKED, DROPPED) and save.expected is not None and there < save.expected
+    return save.kind not in OF_COMMANDS and save.expected is not None and there < save.expected
 
 
 def _moved(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
     """Whether a command changed the entry that the save expects."""
     entry = stored.get((save.kind, save.id))
     there = 0 if entry is None else entry.revision
-    return save.kind in (PARKED, DROPPED) and save.expected is not None and there != save.expected
+    return save.kind in OF_COMMANDS and save.expected is not None and there != save.expected

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
+from replicator.aws.client import Call
 from replicator.change import Listing, Page, ScanPage
 from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
+from replicator.source import chosen
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.shard_reader import read
 from replicator.source.stream import LISTING_REST, Stream, children, listing
 from replicator.source.table import SourceTable
+from replicator.state import SegmentState
 
 LISTING_INTERVAL = 30.0  # seconds between full listings while the lineage is complete
 MIN_RELIST, MAX_RELIST = 0.5, 10.0  # seconds between listings while shards are missing from the lineage
@@ -54,11 +58,16 @@ class Fetcher:
             closed = shard in self.pipeline.discovery.closed
             self.steps.add(f"shard:{shard}", read(self.stream, shard, state, closed=closed))
         for segment, stored in self.pipeline.scans():
-            self.steps.add(f"segment:{segment}", scan(self.table, segment, stored))
+            self.steps.add(f"segment:{segment}", self._scan(segment, stored))
         for source in [s for s in self._paused if self.pages.room(s)]:
             self.steps.again(source, self._paused.pop(source))
         self._list()
         self.steps.begin()
+
+    def _scan(self, segment: int, stored: SegmentState) -> Generator[Call | ScanPage, Any, None]:
+        if stored.keys:
+            return chosen.read(self.table, segment, stored, keeps_expired=self.pipeline.ignore_expired)
+        return scan(self.table, segment, stored)
 
     def poll(self, timeout: float, accepting: Callable[[], bool]) -> bool:
         """Process step results until none is left, or a whole batch is buffered while ``accepting`` one.

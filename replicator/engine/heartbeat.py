@@ -100,6 +100,7 @@ class ProgressReporter:
             parked=len(pipeline.parked),
             counts=pipeline.total,
             now=self.now(),
+            request=pipeline.view.request,
         )
         return structs.replace(progress, phase=self._phase(progress))
 

@@ -19,6 +19,7 @@ from replicator.engine.delivery import Delivery
 from replicator.engine.fetcher import Fetcher, end_of_stream, explained
 from replicator.engine.heartbeat import ProgressReporter, warn_if_replacing
 from replicator.engine.parked_limits import ParkedWatch
+from replicator.engine.resync_request import RequestWatch
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import GapFound, ReplicatorError, TransientError
 from replicator.options import aws_options
@@ -29,7 +30,7 @@ from replicator.source.decoding import RecordsDecoder
 from replicator.source.scan import ReadBudget, Scanned
 from replicator.source.stream import Stream, listing
 from replicator.source.table import SourceTable, describe_table, find_table
-from replicator.state import Owner, PipelineState, Save, encode
+from replicator.state import Owner, PipelineState, ResyncRequest, Save, encode
 from replicator.target import in_doubt
 from replicator.target.contract import AppliesLate, Transactional
 
@@ -87,6 +88,9 @@ class Driver:
             monotonic,
             self._in_doubt,
         )
+        self._requests = RequestWatch(
+            checkpoints, self.pipeline, self._delivery, self._cleanup, self._retrying, monotonic
+        )
         self._budget = ReadBudget(context.config.backfill.read_units)
         self._steps = environment.steps(context.client)
         self._resyncs = 0
@@ -94,6 +98,7 @@ class Driver:
 
     def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
         """Replicate until stopped, caught up, or an error. Stores the batches in flight before it returns."""
+        allowed = startup.with_request(allowed, self.pipeline.view.request)
         self._may_extend = allowed.schema_changes
         try:
             self._delivery.know_parked()
@@ -114,12 +119,15 @@ class Driver:
         start = self._binding.inspect(self._table)
         if startup.start_mode(start, allowed) is not startup.StartMode.RESUME:
             self._begin(start)
+            self._end_request()
             return
         assert start.state is not None
         self._take_over_window(start.state)
         if start.state.hook != start.hook:
             self._change(startup.with_hook(self._state(), start.hook))
         self._binding.open(start)
+        if start.state.opening:
+            self._change(replace(self._state(), opening=False))
         self._fetch()
         log.info("resuming", extra={"stage": start.state.stage, "epoch": start.state.epoch})
 
@@ -148,6 +156,43 @@ class Driver:
         self._delivery.flush()
         log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
+    def _end_request(self) -> None:
+        """Remove the request that the epoch has just begun for."""
+        self.pipeline.end_request()
+        self._delivery.flush()
+
+    def _carry_out_request(self) -> None:
+        """Start the resync that a command has requested, if it is meant for this run's config."""
+        request = self._requests.due()
+        if request is None:
+            return
+        table = self._retrying(lambda: describe_table(self._context.client, self._context.config.source.table))
+        start = self._binding.inspect(table)
+        if startup.digest(start) != request.config:
+            self._requests.decline(request)
+        elif request.whole:
+            self._steps.clear()
+            self._table = table
+            self._begin(start)
+            self._end_request()
+        else:
+            self._rescan(request)
+
+    def _rescan(self, request: ResyncRequest) -> None:
+        """Start the epoch of a partial resync. Its tables are opened once it is stored, before anything is written."""
+        backfill = self._context.config.backfill
+        state = stages.partial(self._state(), self._now())
+        self.pipeline.rescan(state, stages.chosen_segments(request.keys, request.where, backfill.segments))
+        self._delivery.save()
+        if self._state().epoch != state.epoch:
+            return  # the request was changed in the meantime
+        self._retrying(lambda: self._context.target.open(self._context.tables, state.epoch))
+        self._change(replace(self._state(), opening=False))
+        log.info(
+            "partial resync started",
+            extra={"epoch": state.epoch, "items": len(request.keys), "conditions": len(request.where)},
+        )
+
     def _open_window(self, seconds: float = math.inf, *, earlier: bool = True) -> None:
         """Open the in-doubt window: an earlier run may have been killed with requests in flight."""
         if self._in_doubt is not None:
@@ -159,7 +204,7 @@ class Driver:
         A command may have sent writes of an earlier epoch, as its note says. A run of this epoch has not.
         """
         retries = self.pipeline.view.retries
-        retried, earlier = retries.all, retries.before(state.epoch)
+        retried, earlier = retries.all, retries.before(state.complete)
         if retried != state.retried:
             state = replace(state, lingers=in_doubt.WINDOW)
         if earlier != state.retried_earlier:
@@ -233,7 +278,7 @@ class Driver:
     def _run(self, until: str | None) -> None:
         while not self._environment.stop.is_set():
             caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
-            if caught_up and not self._cleanup.overdue:
+            if caught_up and not self._cleanup.overdue and not self._requests.pending:
                 return
             try:
                 self._turn()
@@ -262,6 +307,7 @@ class Driver:
             raise end_of_stream(self._table, self._current_table())
         self._watch.check()
         self._recheck.check()
+        self._carry_out_request()
 
     def _accepting(self) -> bool:
         """Send the encoded batch if its predecessor is stored. Returns whether another one may be encoded."""
@@ -279,7 +325,11 @@ class Driver:
             raise gap
         self._resyncs += 1
         self._table = self._retrying(lambda: describe_table(self._context.client, self._context.config.source.table))
-        self._begin(self._binding.inspect(self._table))
+        start = self._binding.inspect(self._table)
+        self._begin(start)
+        request = self.pipeline.view.request
+        if request is not None and request.config == startup.digest(start):
+            self._end_request()
 
     def _recorded(self, gap: GapFound) -> bool:
         gaps = self.pipeline.view.gaps.values()

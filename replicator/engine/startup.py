@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+
+import orjson
 
 from replicator.errors import ConfigError, GapFound
 from replicator.identity import (
@@ -20,7 +23,7 @@ from replicator.identity import (
 )
 from replicator.pipeline import stages
 from replicator.source.table import SourceTable
-from replicator.state import Gap, PipelineState, SegmentState, ShardState
+from replicator.state import Gap, PipelineState, ResyncRequest, SegmentState, ShardState
 from replicator.version import FIRST_EPOCH, LAST_EPOCH
 
 ACCEPT_IDENTITY = "replicator resync --accept-identity-change"
@@ -84,6 +87,27 @@ class Allowed:
 
 
 RESUMING = Allowed()
+
+
+def with_request(allowed: Allowed, request: ResyncRequest | None) -> Allowed:
+    """What a run may do as it starts if a resync of the whole table is requested."""
+    if request is None or not request.whole:
+        return allowed
+    return Allowed(
+        resync=True,
+        hook_change=True,
+        identity_change=allowed.identity_change or request.identity_change,
+        schema_changes=allowed.schema_changes or request.schema_changes,
+        sweep=allowed.sweep or request.remove_expired,
+    )
+
+
+def digest(found: StartupState) -> str:
+    """What a request to resync is meant for: the source, the target's tables, their definition, and the hook."""
+    places = {name: identity.at or identity.place for name, identity in found.identities.items()}
+    parts = {name: dict(part) for name, part in found.parts.items()}
+    text = orjson.dumps([found.table.arn, found.hook, places, parts], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()
 
 
 class StartMode(Enum):
@@ -179,7 +203,7 @@ def find_gap(found: StartupState) -> GapFound | None:
             )
         return None
     for gap in found.gaps.values():
-        if gap.repaired is None and gap.epoch >= state.epoch:
+        if gap.repaired is None and gap.epoch >= state.complete:
             return GapFound(gap.reason, gap.shard, gap.sequence)
     if state.table_id != found.table.id:
         return GapFound(f"table {found.table.name} was deleted and created again since the last run")
@@ -202,7 +226,8 @@ def _target_gap(found: StartupState, state: PipelineState) -> GapFound | None:
     if None in found.epochs.values():
         missing = _places(found, [name for name, epoch in found.epochs.items() if epoch is None])
         return GapFound(f"{missing} is gone from the target since the last run")
-    replaced = [*recreated_tables(found.definition.tables, found.identities), *_older(found, state.epoch)]
+    noted = state.epoch - 1 if state.opening else state.epoch
+    replaced = [*recreated_tables(found.definition.tables, found.identities), *_older(found, noted)]
     if replaced:
         names = ", ".join(dict.fromkeys(replaced))
         return GapFound(

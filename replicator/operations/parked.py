@@ -210,7 +210,7 @@ def retry(
     changes that a scan found, where documents have their own ids, and about all where the target compares no versions.
     """
     pipeline = pipeline_of(checkpoints)
-    if epoch_of(parked.entry.version) < pipeline.epoch:
+    if epoch_of(parked.entry.version) < pipeline.complete:
         return "parked before the last resync, which has rescanned the item; drop it"
     try:
         if is_unguarded(target) or (mapping.own_ids and is_scanned(parked.entry)):

@@ -11,14 +11,17 @@ from replicator.identity import UNKNOWN, Definition
 from replicator.pipeline.parked import RETRIED, Retries
 from replicator.state import (
     VALUES,
+    Entry,
     Gap,
     Heartbeat,
     PipelineState,
+    ResyncRequest,
     Save,
     SegmentState,
     ShardState,
     Spared,
     decode,
+    decode_request,
     encode,
 )
 
@@ -90,6 +93,19 @@ class CheckpointView:
     @property
     def retries(self) -> Retries:
         return Retries.of((id, revision) for (kind, id), revision in self._revisions.items() if kind == RETRIED)
+
+    @property
+    def request(self) -> ResyncRequest | None:
+        """The rescan that a command requested, as last read."""
+        return self._values["request"].get("")
+
+    def reread_request(self, entry: Entry | None) -> None:
+        """Take over the request's entry as it is stored now: commands change it during a run."""
+        self._revisions.pop(("request", ""), None)
+        self._values["request"].clear()
+        if entry is not None:
+            self._revisions["request", ""] = entry.revision
+            self._values["request"][""] = decode_request(entry.text)
 
     @property
     def heartbeat(self) -> Heartbeat | None:

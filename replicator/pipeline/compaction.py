@@ -57,7 +57,7 @@ class BatchContext:
     """What compaction depends on besides the changes.
 
     ``refused``: reasons of refused changes. ``now``: seconds since 1970. ``mixed``: the target may have documents of
-    this epoch from another hook.
+    this epoch from another hook. ``full``: in a partial resync, the last epoch that scanned the whole table, else 0.
     """
 
     refused: Mapping[Refused, str]
@@ -66,6 +66,12 @@ class BatchContext:
     source: str
     now: float
     mixed: bool = False
+    full: int = 0
+
+    @property
+    def complete(self) -> int:
+        """Parked entries of this epoch and later ones are still valid: no scan of the whole table came since."""
+        return self.full or self.epoch
 
 
 Latest = tuple[Record | Change, int, int]
@@ -124,7 +130,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
                 writes.append(Upsert(table, key, body, version, key, weight))
             else:
                 result.filtered += weight
-                if change.sequence is not None:  # after a scan, the sweep removes an existing document
+                if change.sequence is not None or at.full:  # after a full scan, the sweep removes an existing document
                     writes.append(Delete(table, key, version, key, 0))
         if healing:
             _heal(result, _change(change, version), at)
@@ -137,7 +143,7 @@ def compact_runs(items: Mapping[Key, Sequence[Change]], mapping: DocumentMapping
     for key, run in items.items():
         result.read += len(run)
         text = key_text(key)
-        parked, dropped = at.parked.left(text, at.epoch) if at.parked else (None, [])
+        parked, dropped = at.parked.left(text, at.complete) if at.parked else (None, [])
         if parked is not None and parked.version > run[-1].version:
             result.parked += len(run)  # a scanned image that a parked change of the stream has replaced
         elif any(d.version > run[-1].version for d in dropped):
@@ -260,7 +266,7 @@ def _park(result: Compacted, value: Parked, weight: int, at: BatchContext) -> No
     id = parked_id(value.key, value.version)
     text = item_of(id)
     before, dropped = at.parked.parked(text), at.parked.dropped(text)
-    current = before is not None and epoch_of(before.version) >= at.epoch
+    current = before is not None and epoch_of(before.version) >= at.complete
     changes = {**(before.changes if before is not None and current else {})}
     changes[value.source] = changes.get(value.source, 0) + weight
     since = before.since if before is not None and before.since is not None and current else value.parked

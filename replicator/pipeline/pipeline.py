@@ -30,7 +30,7 @@ from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
-from replicator.state import Counts, Gap, Heartbeat, PipelineState, Save, SegmentState, ShardState, Spared
+from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, Save, SegmentState, ShardState, Spared
 from replicator.version import LAST_EPOCH
 
 T = TypeVar("T")
@@ -103,10 +103,10 @@ class Pipeline:
             yield shard, stages.start(self.shards[shard], self.shards)
 
     def scans(self) -> Iterator[tuple[int, SegmentState]]:
-        """Segments to start scanning; none before the epoch's shard positions are stored."""
-        if self.state is None or self.state.stage != stages.SCANNING:
+        """Segments to start scanning; none before the epoch's shard positions are stored, and its tables opened."""
+        if self.state is None or self.state.stage != stages.SCANNING or self.state.opening:
             return
-        for id, segment in self.segments.items():
+        for id, segment in list(self.segments.items()):
             if not segment.ended and f"segment:{id}" not in self._opened:
                 self._opened.add(f"segment:{id}")
                 yield int(id), segment
@@ -142,6 +142,34 @@ class Pipeline:
         self.state = None  # nothing may be read until this is stored
         self.shards, self.segments = {}, {}
         self._readable = self._childless = None
+
+    def rescan(self, state: PipelineState, segments: Mapping[str, SegmentState]) -> None:
+        """Start an epoch that rescans chosen items, and end the request for it. Shards are read on as they are.
+
+        No batch may be in flight: it would have the versions of the earlier epoch. Nothing is written in the new epoch
+        before its tables are opened; the next batch has only these entries.
+        """
+        assert not self._in_flight, "collect or return the batches in flight before an epoch begins"
+        self._opened -= {source for source in self._opened if source.startswith("segment:")}
+        self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
+        self._pending += [("segment", id, segment) for id, segment in segments.items()]
+        self._pending += [("pipeline", "", state), ("request", "", None)]
+
+    def end_request(self) -> None:
+        """Remove the pending request with the next batch: the epoch that begins with it carries it out."""
+        if self.view.request is not None:
+            self._pending.append(("request", "", None))
+
+    def request_changed(self, entry: Entry | None) -> None:
+        """A command changed the request that a batch was to remove: it stays, and is looked at again.
+
+        Nothing of that batch was stored; an epoch that it was to begin for the request is not begun either.
+        """
+        begun = next((v for kind, _, v in self._pending if kind == "pipeline" and isinstance(v, PipelineState)), None)
+        if begun is not None and begun.opening:
+            self._pending = [p for p in self._pending if p[0] not in ("pipeline", "segment")]
+        self._pending = [p for p in self._pending if p[0] != "request"]
+        self.view.reread_request(entry)
 
     def listed(self, listing: Listing) -> None:
         """Process a shard listing. GapFound if it shows that records are lost."""
@@ -201,7 +229,7 @@ class Pipeline:
         after = stages.after_cleanup(self.state)
         self._pending.append(("pipeline", "", after))
         if after.stage == stages.FOLLOWING:
-            open_gaps = {id: g for id, g in self.view.gaps.items() if g.repaired is None and g.epoch < after.epoch}
+            open_gaps = {id: g for id, g in self.view.gaps.items() if g.repaired is None and g.epoch < after.complete}
             self._pending += [("gap", id, replace(g, repaired=now)) for id, g in open_gaps.items()]
 
     def change(self, state: PipelineState) -> None:
@@ -235,8 +263,8 @@ class Pipeline:
 
     @property
     def epoch(self) -> int:
-        """The one that it writes in; while another begins, all there were are earlier."""
-        return LAST_EPOCH + 1 if self.state is None else self.state.epoch
+        """The last epoch that scanned the whole table; while another begins, all there were are earlier."""
+        return LAST_EPOCH + 1 if self.state is None else self.state.complete
 
     def know(self, parked: ParkedItems) -> None:
         """Replace the parked items after a command changed them. No batch may be in flight."""
@@ -254,7 +282,7 @@ class Pipeline:
         for kind, id, value in taken.pending:
             self._put(taken, kind, id, value)
         self._put_heartbeat(taken)
-        parts = [] if self._put_anchors(taken) else self._fill(taken, now)
+        parts = [] if self._put_anchors(taken) or self._is_opening else self._fill(taken, now)
         if not taken.saves and not parts:
             return None
         self._put_fence(taken)
@@ -263,6 +291,11 @@ class Pipeline:
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=keep)
         self._in_flight.append(taken)
         return taken.batch
+
+    @property
+    def _is_opening(self) -> bool:
+        """Whether an epoch begins whose tables are not open yet."""
+        return self.view.pipeline is not None and self.view.pipeline.opening
 
     def stored(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """The oldest batch in flight is stored, and its checkpoint entries are durable."""
@@ -419,7 +452,7 @@ class Pipeline:
     def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
         state = self.view.pipeline
         assert state is not None
-        at = BatchContext(self._refused, self.parked, state.epoch, source, now, state.mixed)
+        at = BatchContext(self._refused, self.parked, state.epoch, source, now, state.mixed, state.full)
         kind, _, id = source.partition(":")
         after: ShardState | SegmentState
         if kind == "segment":

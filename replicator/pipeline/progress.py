@@ -10,7 +10,18 @@ from msgspec import structs
 
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
-from replicator.state import Counts, Entry, Gap, Heartbeat, Owner, PipelineState, SegmentState, ShardState, decode
+from replicator.state import (
+    Counts,
+    Entry,
+    Gap,
+    Heartbeat,
+    Owner,
+    PipelineState,
+    ResyncRequest,
+    SegmentState,
+    ShardState,
+    decode,
+)
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a run counts as stopped
@@ -41,7 +52,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``rate``: records per second. ``gaps``: those not repaired.
     ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
-    the stream starts to drop unread records.
+    the stream starts to drop unread records. ``request``: a rescan that no run has started yet.
     """
 
     phase: str
@@ -56,6 +67,7 @@ class Progress(msgspec.Struct, frozen=True):
     waiting_for: str | None = None
     epoch: int | None = None
     owner: Owner | None = None
+    request: ResyncRequest | None = None
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
@@ -71,6 +83,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         counts=sum(counts.values(), Counts()),
         now=now,
         owner=kinds["owner"].get(""),
+        request=kinds["request"].get(""),
     )
 
 
@@ -85,6 +98,7 @@ def measured(
     counts: Counts,
     now: float,
     owner: Owner | None = None,
+    request: ResyncRequest | None = None,
 ) -> Progress:
     """Progress from decoded entries.
 
@@ -107,6 +121,7 @@ def measured(
         waiting_for=alive.waiting_for if alive else None,
         epoch=state.epoch if state else None,
         owner=owner,
+        request=request,
     )
 
 
@@ -115,7 +130,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
 
     None: unknown, or no backfill was requested.
     """
-    b, o = progress.backfill, progress.owner
+    b, o, r = progress.backfill, progress.owner, progress.request
     return {
         "phase": progress.phase,
         "lag_seconds": progress.lag_seconds,
@@ -138,6 +153,8 @@ def as_values(progress: Progress) -> dict[str, Any]:
         "waiting_for": progress.waiting_for,
         "epoch": progress.epoch,
         "owner": o and {"run": o.run, "host": o.host, "pid": o.pid, "started_at": o.started},
+        "resync_requested": r
+        and {"requested_at": r.requested, "whole_table": r.whole, "keys": len(r.keys), "conditions": len(r.where)},
     }
 
 
@@ -158,7 +175,7 @@ def known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
     kinds: dict[str, dict[str, Any]] = {
-        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked")
+        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked", "request")
     }
     for entry in entries:
         if entry.kind == "parked":  # read without its text
@@ -169,7 +186,7 @@ def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
 
 
 def _phase(state: PipelineState | None, alive: Heartbeat | None, gaps: tuple[Gap, ...]) -> str:
-    if any(state is None or g.epoch >= state.epoch for g in gaps):
+    if any(state is None or g.epoch >= state.complete for g in gaps):
         return "gap"
     return alive.phase if alive else "stopped"
 

@@ -8,12 +8,15 @@ following   the stream alone is read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from replicator.change import Shard
+from replicator.key import Key
 from replicator.pipeline.lineage import ancestors
 from replicator.state import PipelineState, SegmentState, ShardState
+
+PORTION = 500  # keys in one segment's entry, which is saved with each of its pages
 
 SCANNING, SWEEPING, PURGING, FOLLOWING = "scanning", "sweeping", "purging", "following"
 
@@ -63,11 +66,36 @@ def segments(count: int) -> dict[str, SegmentState]:
     return {str(n): SegmentState(total=count) for n in range(count)}
 
 
+def chosen_segments(keys: Sequence[Key], where: Sequence[str], count: int) -> dict[str, SegmentState]:
+    """The segments of a partial resync: portions of the keys, and for each condition a scan in ``count`` segments."""
+    portions = [SegmentState(total=1, keys=tuple(keys[at : at + PORTION])) for at in range(0, len(keys), PORTION)]
+    scans = [SegmentState(total=count, where=condition, number=n) for condition in where for n in range(count)]
+    return {str(n): segment for n, segment in enumerate([*portions, *scans])}
+
+
+def partial(pipeline: PipelineState, now: float) -> PipelineState:
+    """The epoch in which chosen items are rescanned.
+
+    Their scan is older than every record that is not stored yet, and newer than everything that is: it replaces
+    whatever the target has of these items, and nothing that the stream brings from now on.
+    """
+    return replace(
+        pipeline,
+        epoch=pipeline.epoch + 1,
+        full=pipeline.complete,
+        opening=True,
+        stage=SCANNING,
+        scan_started=now,
+        scan_ended=None,
+    )
+
+
 def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: float) -> PipelineState | None:
     """The state after the scan; None while it is not fully stored, or in a stage that cleanup ends."""
     if pipeline.stage != SCANNING or not all(s.ended for s in segments):
         return None
-    return replace(pipeline, stage=SWEEPING if pipeline.resync else PURGING, scan_ended=now)
+    sweeps = pipeline.resync and not pipeline.partial  # what a partial resync does not read is still valid
+    return replace(pipeline, stage=SWEEPING if sweeps else PURGING, scan_ended=now)
 
 
 def after_cleanup(pipeline: PipelineState) -> PipelineState:

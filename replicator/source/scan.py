@@ -16,6 +16,7 @@ from replicator.backoff import backoff
 from replicator.change import ScanPage
 from replicator.errors import TransientError
 from replicator.key import KeySchema
+from replicator.source import condition
 from replicator.source.decoding import KeyReader
 from replicator.state import SegmentState
 
@@ -54,7 +55,7 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | 
     failures = 0
     while True:
         try:
-            page, size = yield from _page(table, segment, state.total, cursor)
+            page, size = yield from _page(table, segment, state, cursor)
             items = reader.keyed(page.Items or (), "Scan")
         except TransientError as e:
             failures += 1
@@ -69,15 +70,17 @@ def scan(table: Scanned, segment: int, state: SegmentState) -> Generator[Call | 
 
 
 def _page(
-    table: Scanned, segment: int, total: int, cursor: Mapping[str, Any] | None
+    table: Scanned, segment: int, state: SegmentState, cursor: Mapping[str, Any] | None
 ) -> Generator[Call, bytes, tuple[_Scanned, int]]:
     request: dict[str, Any] = {
         "TableName": table.table,
         "ConsistentRead": True,
         "ReturnConsumedCapacity": "TOTAL",
-        "Segment": segment,
-        "TotalSegments": total,
+        "Segment": segment if state.number is None else state.number,
+        "TotalSegments": state.total,
     }
+    if state.where:
+        request |= condition.parse(state.where).filter
     if cursor is not None:
         request["ExclusiveStartKey"] = cursor
     try:

@@ -80,6 +80,10 @@ class MemoryCheckpoints:
         found = self._database.entries.get(("pipeline", ""))
         return None if found is None else decode_pipeline(found[1])
 
+    def request(self) -> Entry | None:
+        found = self._database.entries.get(("request", ""))
+        return None if found is None else Entry("request", "", *found)
+
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         for id in sorted(id for kind, id in self._database.entries if kind == "parked" and id.startswith(prefix)):
             if (ids is None or id in ids) and (found := self._database.entries.get(("parked", id))) is not None:

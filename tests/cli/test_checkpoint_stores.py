@@ -91,7 +91,7 @@ NEED_A_PIPELINE = {
     "parked show": ("parked", "show", "--all"),
     "parked retry": ("parked", "retry", "--all"),
     "parked drop": ("parked", "drop", "--all", "--yes"),
-    "resync": ("resync", "--until", "caught-up"),
+    "resync": ("resync", "--now", "--until", "caught-up"),
 }
 
 

@@ -334,12 +334,12 @@ def test_a_later_run_takes_over_and_the_earlier_one_ends_with_exit_code_5(world:
     assert world.rows("SELECT count(*) FROM orders") == [(20,)]
 
 
-@pytest.mark.parametrize("command", ["run", "resync"])
+@pytest.mark.parametrize("command", ["run", "resync --now"])
 def test_a_second_pipeline_into_the_same_table_is_refused_and_removes_nothing(world: World, command: str) -> None:
     fill(world)
     world.catch_up()
     world.change("pipeline: orders", "pipeline: second")
-    code, _, err = world.shell.run(command, world.config, "--until", "caught-up")
+    code, _, err = world.shell.run(*command.split(), world.config, "--until", "caught-up")
 
     assert code == 2
     assert "is written by the pipeline orders; two copies in one table would overwrite each other" in err
@@ -362,7 +362,7 @@ def test_a_gap_ends_a_run_with_exit_code_3_and_a_resync_repairs_it(world: World)
     assert "the stream was replaced" in status["gap_list"][0]["reason"]
     assert "the stream was replaced" in world.call("status", world.config, "--human")[1]
 
-    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    code, _, err = world.shell.run("resync", world.config, "--now", "--until", "caught-up")
     assert code == 0, err
     (after,) = world.lines("status", world.config)
     assert (after["phase"], after["gaps"], after["epoch"]) == ("stopped", 0, status["epoch"] + 1)
@@ -383,7 +383,7 @@ def test_a_changed_hook_needs_a_decision(world: World) -> None:
     world.catch_up()
     assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2 ORDER BY 2") == [(19, "1"), (1, "2")]
 
-    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    code, _, err = world.shell.run("resync", world.config, "--now", "--until", "caught-up")
     assert code == 0, err
     assert world.rows("SELECT count(*), document->>'n' FROM orders GROUP BY 2") == [(20, "2")]
 

@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("preview", 0),
         Command("status", 7),  # nothing runs
         Command("run", 0, "--until caught-up"),
-        Command("resync", 6, "--until caught-up"),  # it parks the item again
+        Command("resync", 6, "--now --until caught-up"),  # it parks the item again
         Command("parked list", 0),
         Command("parked show", 0, "--all"),
         Command("parked retry", 6, "--all"),  # the hook refuses it still

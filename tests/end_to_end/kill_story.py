@@ -194,7 +194,8 @@ class Story:
     def run(self, command: str, *options: str, how: Sequence[str] = ()) -> Forked:
         self.pipeline.runs += 1
         log = self.pipeline.folder / f"{self.pipeline.name}-{self.pipeline.runs}.log"
-        return Forked([command, str(self.pipeline.path), "--json", *options], log, how)
+        now = ("--now",) if command == "resync" else ()
+        return Forked([command, str(self.pipeline.path), "--json", *now, *options], log, how)
 
     @property
     def marker(self) -> Path:

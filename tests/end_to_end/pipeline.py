@@ -179,7 +179,8 @@ class Pipeline(ABC):
 
     def caught_up(self, command: str = "run", *options: str) -> Ended:
         """The same until it has caught up, which has to go well; its code says whether it parked items."""
-        ended = self.command(command, "--until", "caught-up", *options)
+        now = ("--now",) if command == "resync" else ()
+        ended = self.command(command, *now, "--until", "caught-up", *options)
         assert ended.code == (6 if "item(s) that this run parked" in ended.err else 0), ended
         return ended
 

@@ -191,7 +191,8 @@ class World:
     def run(self, *arguments: str, seconds: float | None = None, name: str = "run") -> Ended:
         """A run that is stopped after so many seconds, or that ends when it has caught up."""
         self.stop.until = None if seconds is None else self.clock() + seconds
-        until = () if seconds is not None else ("--until", "caught-up")
+        now = ("--now",) if name == "resync" else ()
+        until = now if seconds is not None else (*now, "--until", "caught-up")
         done = CliRunner().invoke(main, [name, str(self.folder / "orders.yaml"), *until, *arguments])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception

@@ -219,6 +219,7 @@ OTHERS = (
     ["parked", "list", "--human"],
     ["parked", "retry", "--all", "--json"],
     ["resync", "--json"],
+    ["resync", "--now", "--json"],
 )
 
 

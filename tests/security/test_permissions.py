@@ -68,7 +68,8 @@ class Accounts:
 
     def run(self, command: str = "run") -> tuple[int, str]:
         """The same in a separate process, for a command that handles signals."""
-        code, out, err = Shell(ENVIRON).run(command, self.config, "--until", "caught-up", "--json")
+        now = ("--now",) if command == "resync" else ()
+        code, out, err = Shell(ENVIRON).run(command, self.config, *now, "--until", "caught-up", "--json")
         return code, out + err
 
 

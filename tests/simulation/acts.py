@@ -309,7 +309,7 @@ def roll_back(world: Universe, act: Act) -> None:
     backup, taken = copy.deepcopy(world.database), world.step
 
     def put_back() -> None:
-        needed = world.awaits_resync() or bool(world.edition)
+        needed = world.awaits_resync() or bool(world.edition) or ("request", "") in world.database.entries
         if world.scenario.index and not world.early:
             needed = needed or misleads(world, taken, backup.entries)
             world.database.entries, world.database.counts = backup.entries, backup.counts

@@ -27,7 +27,7 @@ from replicator.state import Owner
 from replicator.target.contract import OWN_IDS, Table
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.dynamodb import DynamoDB
-from tests.simulation import truth
+from tests.simulation import requests, truth
 from tests.simulation.clock import VirtualStop
 from tests.simulation.schedule import SeededSteps
 from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
@@ -228,6 +228,7 @@ def settle(universe: Universe) -> None:
         with suppress(Killed):
             universe.happen()
     universe.between_runs()
+    requests.renew(universe)
     universe.caught_up = False
     go(universe, PATIENCE)
     if not universe.caught_up:

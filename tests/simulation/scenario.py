@@ -54,6 +54,9 @@ Drawn from random streams of their own, act by act.
 CLEANING: Mapping[str, float] = {"straggle": 0.02, "cut short": 0.005, "overtake": 0.01, "doze": 0.01}
 """The same for what happens in the middle of sweeps and purges, in one seed of three."""
 
+REQUESTS: Mapping[str, float] = {"request a resync": 0.006, "request items": 0.03}
+"""The same for commands that request a resync of a run that is up, or of the next one, in one seed of three."""
+
 COMMANDS: Mapping[str, float] = {"slip in a command": 0.02, "retry at a start": 0.02, "retry with another hook": 0.01}
 """The same for commands with a wrong config, and beside a run that begins, in one seed of three."""
 
@@ -202,6 +205,7 @@ def draw(seed: int) -> Scenario:
     rates |= _in_one_of_three(seed, "identities", IDENTITIES)
     rates |= _in_one_of_three(seed, "cleaning", CLEANING)
     rates |= _in_one_of_three(seed, "commands", COMMANDS)
+    rates |= _in_one_of_three(seed, "requests", REQUESTS)
     drawn = Scenario(
         hook=hook,
         view=view,

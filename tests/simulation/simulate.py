@@ -15,7 +15,7 @@ from types import ModuleType
 
 from replicator.errors import ReplicatorError
 from replicator.pipeline import discovery, page_buffer
-from replicator.source import keys_only, shard_reader
+from replicator.source import chosen, keys_only, shard_reader
 from tests.simulation import plan, runs, scenario, truth
 from tests.simulation.plan import Plan
 from tests.simulation.scenario import Scenario
@@ -62,6 +62,7 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
     with (
         _set(page_buffer, "BATCH_ROWS", found.batch_rows),
         _set(keys_only, "PAGE_BYTES", found.looked_up_bytes),
+        _set(chosen, "AT_ONCE", found.items_a_page),
         _set(shard_reader, "PROOF_PAGES", PROOF_PAGES),
         _set(discovery, "SETTLED", SETTLED),
     ):

@@ -108,7 +108,7 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
         if kind == "gap":
             gap = decoded(kind, text)
             assert isinstance(gap, Gap)
-            assert gap.repaired is not None or gap.epoch < state.epoch, "live with an open gap"
+            assert gap.repaired is not None or gap.epoch < state.complete, "live with an open gap"
 
 
 def check_end(universe: Universe) -> None:
@@ -151,7 +151,9 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
     parked |= {key for kind, id in database.entries if kind == "spared" and (key := key_in(id)) is not None}
     for table, rows in database.rows.items():
-        older = [id for id, (v, _) in rows.items() if version.epoch_of(v) < epoch and not _of_parked(id, parked)]
+        older = [
+            id for id, (v, _) in rows.items() if version.epoch_of(v) < state.complete and not _of_parked(id, parked)
+        ]
         assert not older, f"{table} has {older} of an earlier epoch, and runs of {universe.undisturbed[1]:.0f} s"
 
 
@@ -169,7 +171,7 @@ Kept = tuple[int, Mapping[tuple[str, DocumentId], bytes]]
 
 def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
     """What is stored of an item that expires now; nothing where an older state of it is."""
-    epoch, rows = epoch_of(universe.database.entries), universe.database.rows
+    epoch, rows = complete_of(universe.database.entries), universe.database.rows
     key = (str(item["pk"]),)
     if (hook := universe.hook()) is not None and hook.declared:
         universe.outlived.append((key, item))  # also if the hook fails on it now: it may be fixed before it is read
@@ -178,7 +180,7 @@ def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
     except AssertionError:  # poison
         return epoch, {}
     there = {(table, id): rows.get(table, {}).get(id, (0, b"")) for table, id in wanted}
-    stored = all(version.epoch_of(v) == epoch and b == wanted[place] for place, (v, b) in there.items())
+    stored = all(version.epoch_of(v) >= epoch and b == wanted[place] for place, (v, b) in there.items())
     return epoch, wanted if stored and universe.scenario.view != "KEYS_ONLY" else {}
 
 
@@ -196,7 +198,7 @@ def _check_kept(universe: Universe, parked: set[tuple[str, ...]]) -> None:
     """What expired stays, if that is ignored, until the next epoch."""
     database = universe.database
     for key, (epoch, documents) in universe.expired.items():
-        if epoch == epoch_of(database.entries) and key not in parked:
+        if epoch == complete_of(database.entries) and key not in parked:
             for (table, id), document in documents.items():
                 assert database.rows[table].get(id, (0, b""))[1] == document, f"{id}, which expired, did not stay"
 
@@ -209,7 +211,7 @@ def _check_parked(universe: Universe) -> None:
     newest, given_up = _newest(universe), _given_up(universe)
     for key, entries in found.items():
         entries.sort(key=lambda parked: parked.version)
-        assert version.epoch_of(entries[0].version) == epoch_of(universe.database.entries), f"{key} is obsolete"
+        assert version.epoch_of(entries[0].version) >= complete_of(universe.database.entries), f"{key} is obsolete"
         if entries[0].sequence is not None and key not in given_up and key not in universe.expired:
             assert _same(entries[-1].new, newest.get(key)), f"{key} is parked with an image that is not its newest"
         assert len(entries) == 1, f"{key} has {len(entries)} entries"
@@ -220,9 +222,9 @@ def _given_up(universe: Universe) -> set[tuple[str, ...]]:
 
     In this epoch: anything may be stored of them.
     """
-    newest, epoch = _newest(universe), epoch_of(universe.database.entries)
+    newest, epoch = _newest(universe), complete_of(universe.database.entries)
     decided = [*universe.dropped, *universe.mistaken]
-    return {key for key, of, given in decided if of == epoch and _same(given, newest.get(key))}
+    return {key for key, of, given in decided if of >= epoch and _same(given, newest.get(key))}
 
 
 def _newest(universe: Universe) -> dict[tuple[str, ...], bytes]:
@@ -306,6 +308,12 @@ def _pipeline(entries: Entries) -> PipelineState | None:
     state = decoded("pipeline", entries["pipeline", ""][1])
     assert isinstance(state, PipelineState)
     return state
+
+
+def complete_of(entries: Entries) -> int:
+    """The last epoch that scanned the whole table; 0 before the first."""
+    state = _pipeline(entries)
+    return 0 if state is None else state.complete
 
 
 def epoch_of(entries: Entries) -> int:

@@ -21,11 +21,12 @@ from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock
 from tests.simulation.deciding import ACTS as DECISIONS
 from tests.simulation.plan import Act, Plan
+from tests.simulation.requests import ACTS as REQUESTS
 from tests.simulation.retention import Blanks, Records
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 
-ACTS = {**EVENTS, **DECISIONS}
+ACTS = {**EVENTS, **DECISIONS, **REQUESTS}
 
 
 HOUR = 3600.0
@@ -269,14 +270,16 @@ class Universe:
     @property
     def resync_ordered(self) -> bool:
         """Whether a resync was ordered in this epoch."""
-        return self._ordered == truth.epoch_of(self.database.entries)
+        return self._ordered == truth.complete_of(self.database.entries)
 
     def order_resync(self) -> None:
-        self._ordered = truth.epoch_of(self.database.entries)
+        self._ordered = truth.complete_of(self.database.entries)
 
     def awaits_resync(self) -> bool:
         """Whether a resync was ordered that has not come as far as the target: it still has to be done."""
-        return self._ordered is not None and self._ordered >= max(self.database.epochs.values(), default=0)
+        return self._ordered is not None and (
+            self.resync_ordered or self._ordered >= max(self.database.epochs.values(), default=0)
+        )
 
     def later_between_runs(self, steps: int, do: Callable[[], None]) -> None:
         """Do something when no run lives, at that many steps from now at the earliest."""

@@ -82,7 +82,8 @@ def test_a_step_is_one_call(db: DynamoDB) -> None:
 
 def test_an_item_comes_with_its_whole_image_and_what_it_cost(db: DynamoDB) -> None:
     page = next(pages(db))
-    assert [orjson.loads(bytes(image))["id"]["S"] for _, image in page.items] == [key for (key,) in keys([page])]
+    images = [bytes(image) for _, image in page.items if image is not None]
+    assert [orjson.loads(image)["id"]["S"] for image in images] == [key for (key,) in keys([page])]
     assert page.read_units > 0
     assert page.size > 0
 

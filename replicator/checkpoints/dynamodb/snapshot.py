@@ -16,7 +16,7 @@ from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb.layout import HEAD, Action, Blob, Head, Item, Known, Place
 from replicator.checkpoints.dynamodb.table import Changed, CheckpointTable, absent, is_, portions
 from replicator.errors import TransientError
-from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Save, forgotten, shard_of
+from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Save, forgotten, shard_of
 
 TRIES = 30  # attempts of a save or a read while other processes change the table
 _LISTED = ("revision", "sum", "blob")
@@ -118,6 +118,11 @@ class States:
 
     def text(self, kind: str, id: str) -> str | None:
         """The text of one entry; None if it does not exist."""
+        entry = self.entry(kind, id)
+        return None if entry is None else entry.text
+
+    def entry(self, kind: str, id: str) -> Entry | None:
+        """One entry; None if it does not exist."""
         key = layout.entry_key(kind, id)
         for _ in range(TRIES):
             before = self.head()
@@ -125,8 +130,10 @@ class States:
             if before.journal is not None:
                 item = {action.key: action.item for action in self._journal(before.journal) or ()}.get(key, item)
             texts = self._texts({} if item is None else {key: item}, key[:2])
-            if texts or (texts is not None and self.head().journal == before.journal):
-                return texts.get((kind, id))
+            if texts and item is not None:
+                return Entry(kind, id, layout.stored_of(item).revision, texts[kind, id])
+            if texts is not None and self.head().journal == before.journal:
+                return None
         raise TransientError(f"the checkpoints in {self._place} change all the time")
 
     def _items(self, wanted: Mapping[str, Sequence[str]], head: Head) -> dict[str, Item] | None:

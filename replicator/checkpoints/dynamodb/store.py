@@ -101,6 +101,9 @@ class DynamodbCheckpoints:
         text = self._states().text("pipeline", "")
         return None if text is None else decode_pipeline(text)
 
+    def request(self) -> Entry | None:
+        return self._states().entry("request", "")
+
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         states = self._states()
         few = ids is not None and len(ids) <= _PER_PAGE * self._parked_pages

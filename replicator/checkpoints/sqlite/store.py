@@ -20,6 +20,7 @@ from replicator.files import exposure, open_to_writers
 from replicator.options import Options
 from replicator.state import (
     Counts,
+    Entry,
     Owner,
     Parked,
     PipelineState,
@@ -134,6 +135,13 @@ class SqliteCheckpoints:
         with self._reading() as connection:
             found = [] if connection is None else list(self._texts(connection, "pipeline", ""))
         return decode_pipeline(found[0][1]) if found else None
+
+    def request(self) -> Entry | None:
+        with self._reading() as connection:
+            if connection is None or (text := next(self._texts(connection, "request", ""), None)) is None:
+                return None
+            row = Changes(connection, file.head(connection, self._path)).row("request", "")
+            return Entry("request", "", row.revision, text[1])
 
     def parked(self, prefix: str = "", ids: Collection[str] | None = None) -> Iterator[tuple[str, Parked]]:
         query = "SELECT id FROM entries WHERE kind = 'parked' AND id >= ? ORDER BY id"

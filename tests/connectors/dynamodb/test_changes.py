@@ -39,7 +39,8 @@ class Copy:
 
     def run(self, command: str = "run") -> tuple[int, str]:
         shell = Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"})
-        code, _, err = shell.run(command, str(self.config), "--until", "caught-up")
+        now = ("--now",) if command == "resync" else ()
+        code, _, err = shell.run(command, str(self.config), *now, "--until", "caught-up")
         return code, err
 
     def ask(self, operation: str, **request: Any) -> Any:

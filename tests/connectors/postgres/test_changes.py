@@ -88,7 +88,7 @@ def test_a_new_column_is_offered_and_then_added_and_filled(copy: Copy) -> None:
 
 def test_after_a_refused_resync_a_run_can_still_add_the_column(copy: Copy) -> None:
     copy.configure(WIDER)
-    assert copy.cli("resync")[0] == 2
+    assert copy.cli("resync", "--now")[0] == 2
     code, output = copy.cli("run")
     assert (code, "orders: columns.city was added since the last run" in output) == (2, True), output
     copy.configure(COLUMNS)

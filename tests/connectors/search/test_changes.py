@@ -161,7 +161,7 @@ def test_a_changed_field_type_needs_a_new_index(copy: Copy) -> None:
     assert "a type cannot be changed: create a new index: set index: NAME under the table" in copy.refused("check")
     copy.configure({copy.name: {"mapping": mapping, "index": f"{copy.name}-2"}})
     copy.search.ask("POST", "/_aliases", {"actions": [{"remove": {"index": copy.index, "alias": copy.name}}]})
-    code, said = copy.cli("resync", "--accept-identity-change", "--until", "caught-up")
+    code, said = copy.cli("resync", "--now", "--accept-identity-change", "--until", "caught-up")
     assert code == 0, said
     assert copy.hits({"term": {"n": "3"}}) == 1
 
@@ -201,7 +201,7 @@ def test_an_index_emptied_by_hand_is_a_gap(each_copy: Copy) -> None:
     assert code == 3, said
     assert f"the index {copy.index} of " in said
     assert "is empty, but held documents when the last run stopped" in said
-    assert copy.cli("resync", "--until", "caught-up")[0] == 0
+    assert copy.cli("resync", "--now", "--until", "caught-up")[0] == 0
     assert copy.hits() == ITEMS
 
 
@@ -238,7 +238,7 @@ def test_of_several_indices_the_recreated_one_is_named(one_search: Search, tmp_p
         assert f"the index {index} of " in said
         assert "is not the table that the last run wrote to" in said
         assert f"{names[0]}-1" not in said
-        assert copy.cli("resync", "--until", "caught-up")[0] == 0
+        assert copy.cli("resync", "--now", "--until", "caught-up")[0] == 0
         assert [copy.hits(name=name) for name in names] == [ITEMS, ITEMS]
 
 
@@ -293,7 +293,7 @@ WIDER = {**MAPPING, "properties": {**FIELDS, "city": {"type": "keyword"}}}
 def test_a_resync_that_the_index_refuses_leaves_both_ways_out_open(copy: Copy) -> None:
     """It starts an epoch before it opens the index; the definition is stored only after that."""
     copy.configure({copy.name: {"mapping": WIDER}})
-    code, said = copy.cli("resync", "--until", "caught-up")
+    code, said = copy.cli("resync", "--now", "--until", "caught-up")
     assert code == 2, said
     assert "field city is missing (type keyword" in said
     code, said = copy.caught_up()

@@ -212,7 +212,7 @@ def made_anew(copy: Copy) -> None:
 def restored(copy: Copy) -> None:
     """Restore the index over itself, from a snapshot of an earlier epoch, with the notes of that epoch."""
     restore = copy.search.snapshot(copy.index)
-    code, said = copy.cli("resync", "--until", "caught-up")
+    code, said = copy.cli("resync", "--now", "--until", "caught-up")
     assert code == 0, said
     restore()
 

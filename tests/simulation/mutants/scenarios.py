@@ -61,6 +61,20 @@ def lossy_resyncs(drawn: Scenario) -> Scenario:
     return replace(drawn, index=True, keys=15, steps=60, rates=rates)
 
 
+def requested(drawn: Scenario) -> Scenario:
+    """Others change documents by hand, and people request a resync of their items while these go on changing."""
+    rates = {"write": 0.8, "request items": 0.15, "request a resync": 0.005, "die": 0.01, "pause": 0.01, "expire": 0.05}
+    return replace(drawn, hook=None, view="NEW_AND_OLD_IMAGES", keys=6, steps=150, pace=0.3, slow=0.3, rates=rates)
+
+
+def requested_amid_deletes(drawn: Scenario) -> Scenario:
+    """Many items are written and deleted while some are read one by one, and answers are long on their way."""
+    rates = {"write": 1.0, "burst": 0.1, "request items": 0.02}
+    plain = replace(drawn, hook=None, view="NEW_AND_OLD_IMAGES", refuses=False, trims=False, months=False, cron=False)
+    busy = replace(plain, index=False, keys=25, steps=300, shards=3, items_a_page=1, records_a_page=7, rates=rates)
+    return replace(busy, pace=1.0, slow=0.3, hasty=0.1)
+
+
 def lossy(drawn: Scenario) -> Scenario:
     """Many requests are lost, of one run that nothing else disturbs for long, to an engine that forgets."""
     rates = {"write": 0.8, "lost": 0.15, "die": 0.003, "pause": 0.004, "unanswered": 0.02, "restart": 0.05}
