@@ -80,6 +80,11 @@ class Found:
         return self.kind in ("r", "p") and version is not None and version.type == "bigint"
 
     @property
+    def lacks_versions(self) -> bool:
+        """Whether it is a table without our version column: something else created it."""
+        return self.kind in ("r", "p") and VERSION not in self.columns
+
+    @property
     def _note(self) -> re.Match[str] | None:
         version = self.columns.get(VERSION)
         return _NOTE.fullmatch(version.comment or "") if version is not None else None
@@ -120,6 +125,15 @@ def is_new(connection: psycopg.Connection[Any], shape: TableSchema, table: Found
     return table.pipeline is None and table.has_versions and not filled(connection, shape)
 
 
+def adopts(connection: psycopg.Connection[Any], shape: TableSchema, table: Found) -> bool:
+    """Whether rows that something else wrote are taken over: no pipeline is noted on the table."""
+    if not shape.adopt or table.pipeline is not None:
+        return False
+    if table.lacks_versions:
+        return True
+    return table.has_versions and epoch(connection, shape, table) == 0 and filled(connection, shape)
+
+
 def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
     """That the table belongs to another pipeline: a sweep of either would remove the other's rows."""
     if table.pipeline not in (None, pipeline):
@@ -150,6 +164,14 @@ def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
         yield f"{shape.label} is {_RELATIONS.get(table.kind, 'not a table')}; replicator writes only to tables"
         return
     wanted = {name: (type, not_null) for name, type, not_null in _wanted(shape)}
+    if table.lacks_versions:
+        del wanted[VERSION]
+        if not shape.adopt:
+            yield (
+                f"{shape.label}: there is no column {VERSION}, so something else created the table. Name another one; "
+                "or set adopt: true under the table to turn it into a copy of the source, which replaces its rows and "
+                "removes those that no item has"
+            )
     for name, (type, not_null) in wanted.items():
         yield from (f"{shape.label}: {text}" for text in _differences(name, type, not_null, table.columns.get(name)))
     keys = [key.name for key in shape.keys]
@@ -197,6 +219,13 @@ def create_table(shape: TableSchema) -> sql.Composed:
     keys = sql.SQL(", ").join(sql.Identifier(key.name) for key in shape.keys)
     lines.append(sql.SQL("  PRIMARY KEY ({})").format(keys))
     return sql.SQL("CREATE TABLE {} (\n{}\n)").format(shape.qualified, sql.SQL(",\n").join(lines))
+
+
+def add_version(shape: TableSchema) -> sql.Composed:
+    """The statement that adopts a table. Its rows get a version below every epoch, without being rewritten."""
+    return sql.SQL("ALTER TABLE {} ADD COLUMN {} bigint NOT NULL DEFAULT 0").format(
+        shape.qualified, sql.Identifier(VERSION)
+    )
 
 
 def add_column(shape: TableSchema, column: BodyColumn) -> sql.Composed:

@@ -84,6 +84,10 @@ class PostgresTable(Options):
     extra: Extra = Field(
         default="reject", description="fields a hook returns that no column is made from: park the item, or ignore them"
     )
+    adopt: bool = Field(
+        default=False,
+        description="take over a table that something else filled: replace its rows, and remove those that no item has",
+    )
 
     @field_validator("columns")
     @classmethod

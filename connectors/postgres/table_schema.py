@@ -58,6 +58,7 @@ class TableSchema:
     keys: tuple[KeyColumn, ...]
     columns: tuple[BodyColumn, ...]
     extra: Extra = "ignore"  # for fields of a document that no column is made from
+    adopt: bool = False
 
     def keys_are(self, keys: KeySchema) -> bool:
         return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
@@ -91,7 +92,8 @@ def _shape(table: Table, schema: str) -> TableSchema:
         raise ConfigError(*(f"target.tables.{table.name}.{text}" for text in wrong)) from None
     keys = tuple(KeyColumn(a.name, a.kind) for a in table.keys.attributes)
     whole = options.columns is None
-    return TableSchema(table.name, schema, keys, tuple(_columns(options)), "ignore" if whole else options.extra)
+    extra: Extra = "ignore" if whole else options.extra
+    return TableSchema(table.name, schema, keys, tuple(_columns(options)), extra, options.adopt)
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:

@@ -74,8 +74,10 @@ class Postgres:
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = self._shapes(tables)
         with self._session.connection() as connection:
-            missing = [shape for shape in wanted if catalog.found(connection, shape) is None]
-        return [catalog.create_table(shape).as_string(None) + ";" for shape in missing]
+            there = [(shape, catalog.found(connection, shape)) for shape in wanted]
+        statements = [catalog.create_table(shape) for shape, table in there if table is None]
+        statements += [catalog.add_version(s) for s, table in there if s.adopt and table and table.lacks_versions]
+        return [f"{statement.as_string(None)};" for statement in statements]
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
         """By encoding alone: writing in a transaction that is rolled back would run triggers and take locks."""
@@ -92,6 +94,12 @@ class Postgres:
                 return None
             noted = [(shape, t, catalog.epoch(connection, shape, t)) for shape, t in there]
             return max((max(e, self._deleted(connection, shape, t)) for shape, t, e in noted), default=None)
+
+    def adopted(self, tables: Sequence[Table]) -> Sequence[str]:
+        with self._session.connection() as connection:
+            wanted = shapes(tables, self._options.schema_).items()
+            there = [(name, shape, catalog.found(connection, shape)) for name, shape in wanted]
+            return [name for name, shape, t in there if t is not None and catalog.adopts(connection, shape, t)]
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         wanted = self._shapes(tables)
@@ -243,7 +251,7 @@ class Postgres:
 
     def _deleted(self, connection: psycopg.Connection[Any], shape: TableSchema, table: catalog.Found) -> int:
         """The latest epoch of the table's tombstones; 0 if ``open`` deletes them, see ``_make``."""
-        if not exists(connection) or catalog.is_new(connection, shape, table):
+        if not exists(connection) or catalog.is_new(connection, shape, table) or table.lacks_versions:
             return 0
         return cleanup.newest(connection, shape)
 
@@ -251,7 +259,9 @@ class Postgres:
         table = catalog.found(connection, shape)
         if table is None:
             connection.execute(catalog.create_table(shape))
-        if table is None or catalog.is_new(connection, shape, table):
+        elif table.lacks_versions:
+            connection.execute(catalog.add_version(shape))
+        if table is None or table.lacks_versions or catalog.is_new(connection, shape, table):
             connection.execute(cleanup.FORGET, (shape.label,))  # tombstones of an earlier table with that name
         if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync starts a later one
             connection.execute(catalog.comment(shape, self._pipeline, epoch))

@@ -14,7 +14,7 @@ from replicator.hooks.hook import Hook
 from replicator.identity import Change, Definition, Identity, Parts, changes
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import SourceTable
-from replicator.target.contract import Defining, Identifying, Inspectable, Table, Target
+from replicator.target.contract import Adopting, Defining, Identifying, Inspectable, Table, Target
 
 _OPTIONS = "options"  # the single part of a target that is not Defining
 
@@ -39,6 +39,7 @@ def inspect(
         hook=hook.fingerprint if hook is not None else "",
         additions=_additions(target, tables, changed),
         emptied=_emptied(view, target, tables),
+        adopted=target.adopted(tables) if isinstance(target, Adopting) else (),
     )
 
 

@@ -37,7 +37,7 @@ class StartupState:
     ``epochs``: ``Target.epoch`` of each table. ``identities``, ``parts``: of the tables in the current config.
     ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
     definition, None if that takes a resync. ``emptied``: tables that are empty now and were not when the last run
-    stopped.
+    stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over.
     """
 
     state: PipelineState | None
@@ -52,6 +52,7 @@ class StartupState:
     hook: str
     additions: Sequence[str] | None = None
     emptied: Sequence[str] = ()
+    adopted: Sequence[str] = ()
 
     @property
     def highest(self) -> int:
@@ -289,7 +290,7 @@ def new_epoch(found: StartupState, *, enabled: bool, now: float) -> PipelineStat
             f"the target's table has versions of epoch {last}, and {LAST_EPOCH} is the highest possible epoch: nothing "
             "newer could overwrite them. Empty the table, or use another one"
         )
-    again = last >= FIRST_EPOCH
+    again = last >= FIRST_EPOCH or bool(found.adopted)
     assert found.table.stream_arn is not None
     return PipelineState(
         epoch=max(FIRST_EPOCH, last + 1),

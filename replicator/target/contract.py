@@ -198,6 +198,17 @@ class Identifying(Protocol):
 
 
 @runtime_checkable
+class Adopting(Protocol):
+    """A target that can turn a table which something else filled into a copy, under some option."""
+
+    def adopted(self, tables: Sequence[Table]) -> Sequence[str]:
+        """The names of tables whose rows no pipeline wrote, and that the config says to take over.
+
+        Their versions are below those of every epoch: the first scan replaces them, and a sweep removes the others.
+        """
+
+
+@runtime_checkable
 class Inspectable(Protocol):
     """A target that can cheaply tell whether a table is empty.
 

@@ -20,7 +20,7 @@ import pytest
 
 from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import Fenced
-from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Owner, Parked, PipelineState, Save, encode
+from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Owner, Parked, PipelineState, Save, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
 Place = tuple[str, str]
@@ -291,6 +291,20 @@ class Texts(_Fixtures):
             state = PipelineState(epoch, "stream", "table", "id", "following", hook="\u00e9")
             claimed.save([Save("pipeline", "", epoch - 1024, encode(state)), Save("pulse", "", None, "{}")])
             assert (command.pipeline(), claimed.pipeline(), another.pipeline()) == (state, state, None)
+
+    def test_a_requested_resync_is_read_by_itself_and_changed_by_compare_and_set(
+        self, build: Build, claimed: Checkpoints
+    ) -> None:
+        command, another = build(), build("another")
+        assert claimed.request() is None
+        for revision, text in enumerate(("1", "2"), 1):
+            command.save([Save("request", "", revision - 1, text)])
+            expected = Entry("request", "", revision, text)
+            assert (claimed.request(), command.request(), another.request()) == (expected, expected, None)
+        with pytest.raises(Fenced):
+            claimed.save([Save("request", "", 1, None)])
+        claimed.save([Save("request", "", 2, None)])
+        assert (claimed.request(), command.request()) == (None, None)
 
     def test_parked_changes_are_listed_without_their_images(self, claimed: Checkpoints) -> None:
         names = ['["b"]', '["a"]', '["a"]@7', "%", "_", "\\", "\u00e9\U0001f600", "sha256:00"]

@@ -70,7 +70,8 @@ class Accounts:
         assert result.exit_code == 0, result.output
 
     def run(self, command: str = "run") -> None:
-        code, out, err = Shell(ENVIRON).run(command, str(self.config), "--until", "caught-up")
+        now = ("--now",) if command == "resync" else ()
+        code, out, err = Shell(ENVIRON).run(command, str(self.config), *now, "--until", "caught-up")
         assert code == 0, out + err
 
     def assert_all_used(self) -> None:
