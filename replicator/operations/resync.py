@@ -66,12 +66,15 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
         view = _known(config, checkpoints, lambda: any(target.epoch([one]) for one in tables))
         start = preexisting.inspect(view, table, target, tables, hook)
         _check(start, config, wanted, target, hook)
+        keys = _keys(table.keys, wanted.keys)
+        if keys:
+            _try_to_read(client, table, keys[0])
         for text in wanted.where:
             _try(client, table, condition.parse(text))
         request = ResyncRequest(
             requested=now(),
             config=digest(start),
-            keys=_keys(table.keys, wanted.keys),
+            keys=keys,
             where=tuple(dict.fromkeys(wanted.where)),
             identity_change=wanted.identity_change,
             schema_changes=wanted.schema_changes,
@@ -156,6 +159,15 @@ def _keys(schema: KeySchema, given: Iterable[tuple[str, str]]) -> tuple[Key, ...
         except ValueError as e:
             raise ConfigError(f"{where}: {e}") from e
     return tuple(dict.fromkeys(keys))
+
+
+def _try_to_read(client: Client, table: SourceTable, key: Key) -> None:
+    """NotPermitted if items may not be looked up: the run would end with that, again and again."""
+    request = {"RequestItems": {table.name: {"Keys": [table.keys.typed(key)]}}}
+    try:
+        client.call("BatchGetItem", request)
+    except AwsError as e:
+        raise failure(e, "BatchGetItem", table.name) from e
 
 
 def _try(client: Client, table: SourceTable, parsed: condition.Condition) -> None:

@@ -231,6 +231,14 @@ def test_what_cannot_be_requested_is_refused_with_the_reason(orders: World, argu
     assert requested(orders) is None
 
 
+def test_items_that_may_not_be_looked_up_are_not_requested(orders: World) -> None:
+    orders.catch_up()
+    orders.db.fail("BatchGetItem", "AccessDeniedException", times=1)
+    code, said = told(orders, "--key", '{"id": "0"}')
+    assert (code, "dynamodb:BatchGetItem on orders is not permitted" in said) == (4, True), said
+    assert requested(orders) is None
+
+
 def test_a_line_of_a_file_that_is_no_key_is_named(orders: World, tmp_path: Path) -> None:
     orders.catch_up()
     file = tmp_path / "keys"
