@@ -23,6 +23,7 @@ from benchmarks import (
     decoding,
     destination,
     dynamodb,
+    latency,
     memory,
     product,
     references,
@@ -163,7 +164,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--changes", type=int, default=data.CHANGES)
     parser.add_argument(
-        "--only", choices=["end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory"]
+        "--only",
+        choices=["end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"],
     )
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
@@ -190,6 +192,8 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         yield dynamodb.lines(given.rounds, alone)
     if given.only in (None, "target-memory"):
         yield target_memory.lines(alone)
+    if given.only in (None, "latency"):
+        yield latency.lines(url)
 
 
 def _search_lines(rounds: int) -> Iterator[str]:

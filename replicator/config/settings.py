@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
 from replicator.config.target import Destination, destination, target_schema
@@ -20,6 +20,7 @@ from replicator.options import Access, Options, is_table_name
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
+_DURATION = re.compile(r"(?P<number>[0-9]{1,6}(\.[0-9]{1,6})?) ?(?P<unit>ms|s)")
 _HOOK = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
 
 
@@ -41,6 +42,28 @@ def _hook_name(name: str) -> str:
     return name
 
 
+def _seconds(given: object) -> object:
+    """Seconds of a duration such as 100ms or 2s; a number is seconds already."""
+    if not isinstance(given, str):
+        return given
+    match = _DURATION.fullmatch(given)
+    if match is None:
+        raise ValueError("must be a duration such as 100ms or 2s")
+    return float(match["number"]) / (1000 if match["unit"] == "ms" else 1)
+
+
+def _pollable(seconds: float) -> float:
+    if not SHORTEST_POLL <= seconds <= LONGEST_POLL:
+        raise ValueError("must be from 50ms to 10s")
+    return seconds
+
+
+PollInterval = Annotated[
+    float, BeforeValidator(_seconds, json_schema_input_type=float | str), AfterValidator(_pollable)
+]
+SHORTEST_POLL, LONGEST_POLL = 0.05, 10.0  # seconds
+
+
 class _Named(Options):
     table: Annotated[str, AfterValidator(_table_name)] = Field(description="name or ARN of the table")
 
@@ -49,6 +72,11 @@ class Source(Access, _Named):  # in this order ``table`` is validated first, and
     """The DynamoDB table to read. Settings left out come from the usual AWS chain (environment, profile, instance)."""
 
     region: str | None = Field(default=None, validate_default=True, description="e.g. eu-west-1; implied by an ARN")
+    poll_interval: PollInterval | None = Field(
+        default=None,
+        description="how often a shard without new records is asked, e.g. 100ms, at most 10s; each request is charged. "
+        "By default every 250 ms at first, then more rarely, up to 1 s",
+    )
 
     @field_validator("region")
     @classmethod

@@ -246,6 +246,7 @@ class Driver:
             now=self._now,
             random=environment.random,
             keys_only=table.view == "KEYS_ONLY",
+            poll_interval=self._context.config.source.poll_interval,
         )
         scanned = Scanned(name, table.keys, environment.random)
         self._fetcher = Fetcher(

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from replicator.aws.prices import PRICES
 from replicator.engine.assembly import KEPT_EXPIRED, check_tables
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
 from replicator.hooks.hook import Hook
+from replicator.operations.estimate import idle_requests
 from replicator.operations.finding import Finding, failed, problem
 from replicator.operations.preview import forecast
 from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Forecasting
@@ -53,8 +55,21 @@ def choices(config: Config) -> Iterator[Finding]:
     """Options that reduce what is copied or removed."""
     if config.ttl_deletes == "ignore":
         yield Finding("ttl_deletes", "note", f"expired items stay in the target, until {KEPT_EXPIRED}")
+    if (interval := config.source.poll_interval) is not None:
+        yield Finding("source.poll_interval", "note", _polling(interval))
     if not config.backfill.enabled:
         yield Finding("source.backfill", "note", "disabled: only changes from now on will be copied")
+
+
+def _polling(interval: float) -> str:
+    """What a poll interval costs: every request is charged, also one that returns nothing."""
+    requests = idle_requests(interval)
+    usual = idle_requests(None)
+    dollars = requests.high * 30 / 1e6 * PRICES.stream_reads
+    return (
+        f"{interval * 1000:g} ms: {requests.low:,.0f} to {requests.high:,.0f} requests per open shard and day "
+        f"(by default up to {usual.high:,.0f}), which costs up to ${dollars:.2f} per shard and month in {PRICES.region}"
+    )
 
 
 def _tables(config: Config, hook: Hook | None) -> Iterator[Finding]:

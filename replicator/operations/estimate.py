@@ -224,7 +224,7 @@ def limits_of(config: Config) -> Limits:
         segments=config.backfill.segments,
         read_units=config.backfill.read_units,
         write_units=getattr(config.target.options, "write_units", None),
-        poll_interval=getattr(config.source, "poll_interval", None),
+        poll_interval=config.source.poll_interval,
     )
 
 

@@ -7,6 +7,7 @@ iterator opens AT the last record, whose reappearance proves that none after it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from replicator.state import ShardState
 OVERLAP = 600.0  # seconds by which AT_TIMESTAMP precedes the epoch: two clocks may each be five minutes off
 IDLE_PAGES = 3  # consecutive empty pages after which a shard counts as read up to now
 PROOF_PAGES = 600  # consecutive empty pages that pass all there was at the first: ten minutes of an idle reader
+IDLE_SECONDS, PROOF_SECONDS = 0.75, 600.0  # what those pages take, however short ``poll_interval`` is
 SLOWEST_POLL = 1.0
 QUICKEST_POLL = 0.25
 LONGEST_BACKOFF = 20.0
@@ -47,7 +49,7 @@ class _Cursor:
     ``last``: sequence number of the last record returned. ``expected``: the record that the iterator was opened at,
     until it reappears. ``since``, ``through``: as in ``Page``. ``created``: the time of ``last``. ``silent``:
     consecutive empty pages since ``began``, each of which passes a part of the shard. ``horizon``: opened at the oldest
-    remaining record. ``keys``: how many to look up at once.
+    remaining record. ``keys``: how many to look up at once. ``poll``: the configured seconds between idle polls.
     """
 
     shard: str
@@ -66,6 +68,7 @@ class _Cursor:
     iterator: str | None = None
     ended: bool = False
     keys: int = FIRST_KEYS
+    poll: float | None = None
 
     @property
     def untouched(self) -> bool:
@@ -82,6 +85,7 @@ def read(stream: Stream, shard: str, state: ShardState, *, closed: bool = False)
     expected = state.sequence or state.anchor
     since = max(state.since, state.created or 0.0)
     at = _Cursor(shard, state, closed, state.sequence, expected, since, state.created, through=state.through)
+    at.poll = stream.poll_interval
     while not at.ended:
         yield (yield from _step(stream, at))  # not kept in a variable: many readers wait for long
 
@@ -293,8 +297,18 @@ def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> 
         at.through = started if at.ended else max(at.through or 0.0, created)
         return Page(at.shard, records, at.ended, at.through, 0.0, None, size, at.since)
     _count_empty(at, started)
-    rest = 0.0 if at.ended or at.closed else min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4))
+    rest = 0.0 if at.ended or at.closed else _idle_rest(at)
     return Page(at.shard, records, at.ended, at.through, rest, since=at.since)
+
+
+def _idle_rest(at: _Cursor) -> float:
+    """Seconds until an open shard without new records is asked again."""
+    return min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4)) if at.poll is None else at.poll
+
+
+def _enough(pages: int, seconds: float, at: _Cursor) -> int:
+    """How many consecutive empty pages prove what ``pages`` do that take ``seconds``: quicker ones prove less."""
+    return pages if at.poll is None else max(pages, math.ceil(seconds / at.poll) + 1)
 
 
 def _count_empty(at: _Cursor, started: float) -> None:
@@ -305,10 +319,10 @@ def _count_empty(at: _Cursor, started: float) -> None:
     at.idle += 1
     if at.expected is not None:
         return
-    if at.ended or (at.idle >= IDLE_PAGES and not at.closed):
+    if at.ended or (at.idle >= _enough(IDLE_PAGES, IDLE_SECONDS, at) and not at.closed):
         at.through = started
     if at.silent == 0:
         at.began = started
     at.silent += 1
-    if at.silent > PROOF_PAGES:
+    if at.silent > _enough(PROOF_PAGES, PROOF_SECONDS, at):
         at.since, at.silent = max(at.since, at.began), 0

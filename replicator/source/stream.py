@@ -23,7 +23,8 @@ LISTING_REST = 0.11  # seconds between DescribeStream calls: AWS allows 10 per s
 class Stream:
     """A stream and what its readers need apart from their calls; time and randomness are injected.
 
-    ``now``: seconds since 1970. ``keys_only``: the view has no images, so items must be looked up.
+    ``now``: seconds since 1970. ``keys_only``: the view has no images, so items must be looked up. ``poll_interval``:
+    seconds between the requests of a shard without new records; None: a quarter at first, then up to one.
     """
 
     arn: str
@@ -33,6 +34,7 @@ class Stream:
     now: Callable[[], float]
     random: random.Random
     keys_only: bool = False
+    poll_interval: float | None = None
 
 
 def listing(stream: Stream) -> Generator[Call | Listing | float, Any, None]:

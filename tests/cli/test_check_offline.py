@@ -202,3 +202,15 @@ def test_check_finds_what_check_offline_finds(world: World, name: str) -> None:
     assert [f for f in shared if f not in there] == []
     assert world.call("check", "--offline", world.config)[0] == world.call("check", world.config)[0]
     assert any(f["verdict"] == "problem" for f in shared) == (name not in ("notes", "nothing"))
+
+
+def test_what_a_poll_interval_costs_is_said_by_both(world: World) -> None:
+    world.db.create_table("orders")
+    world.change("  region: us-east-1\n", "  region: us-east-1\n  poll_interval: 100ms\n")
+    for option in ((), ("--offline",)):
+        (note,) = [f for f in world.lines("check", *option, world.config) if f["subject"] == "source.poll_interval"]
+        assert (note["verdict"], note["text"]) == (
+            "note",
+            "100 ms: 432,000 to 864,000 requests per open shard and day (by default up to 90,947), which costs up to "
+            "$5.18 per shard and month in us-east-1",
+        )

@@ -56,6 +56,24 @@ def test_ten_lines_are_enough(write: Write) -> None:
     assert (loaded.on_gap, loaded.ttl_deletes, loaded.parked_limit, loaded.transform) == ("stop", "apply", 10_000, None)
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("100ms", 0.1), ("50 ms", 0.05), ("1.5s", 1.5), ("10s", 10.0), ("0.2", 0.2), ('"${P}"', 0.25)],
+)
+def test_a_poll_interval_is_a_duration_or_a_number_of_seconds(write: Write, given: str, seconds: float) -> None:
+    path = write(RIGHT.replace("  region: eu-west-1\n", f"  region: eu-west-1\n  poll_interval: {given}\n"))
+
+    assert config.load(path, {"P": "250ms"}).source.poll_interval == seconds
+
+
+@pytest.mark.parametrize("given", ["49ms", "11s", "1m", "fast", "-1", "0", ".nan", "[1]"])
+def test_another_poll_interval_is_a_mistake(write: Write, given: str) -> None:
+    path = write(RIGHT.replace("  region: eu-west-1\n", f"  region: eu-west-1\n  poll_interval: {given}\n"))
+
+    (problem,) = problems(path)
+    assert problem.startswith("orders.yaml:5: source.poll_interval: must be ")
+
+
 def test_a_loaded_config_cannot_be_changed(write: Write) -> None:
     loaded = config.load(write(RIGHT), {})
 

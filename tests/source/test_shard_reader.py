@@ -29,6 +29,7 @@ class World:
 
     def __init__(self, dialect: Dialect = AWS, view: str = "NEW_AND_OLD_IMAGES") -> None:
         self.now, self.view = 1_700_000_000.0, view
+        self.poll_interval: float | None = None
         self.source = DynamoDB(now=lambda: self.now, random=random.Random(1), dialect=dialect)
         self.source.create_table("orders", keys={"pk": "S"}, view=view)
         self.shard = self.source.open_shards("orders")[0]
@@ -44,6 +45,7 @@ class World:
             now=lambda: self.now,
             random=random.Random(2),
             keys_only=self.view == "KEYS_ONLY",
+            poll_interval=self.poll_interval,
         )
 
     def write(self, *values: int) -> None:
@@ -255,6 +257,37 @@ def test_an_idle_shard_costs_four_calls_in_its_first_second_and_then_one() -> No
     rests = [next(reader).rest for _ in range(2000)]
     assert rests[0] == 0.25
     assert rests[2:] == [1.0] * 1998
+
+
+def test_a_poll_interval_is_the_rest_of_an_idle_shard_and_of_no_other() -> None:
+    world = World()
+    world.poll_interval = 0.1
+    reader = world.read()
+    next(reader)
+    assert [next(reader).rest for _ in range(20)] == [0.1] * 20
+    world.write(1)
+    assert next(reader).rest == 0.0
+
+
+def test_quicker_polls_must_be_more_to_prove_that_a_shard_was_read_up_to_now() -> None:
+    world = World()
+    world.poll_interval = 0.1
+    world.write(1)
+    reader = world.read()
+    pages = [next(reader) for _ in range(2 + 8)]
+    assert pages[-1].through == pytest.approx(1_700_000_000, abs=1), "eight polls take less than 0.75 s"
+    world.now += 5
+    assert next(reader).through == world.now
+
+
+def test_slower_polls_need_to_be_as_many_as_by_default() -> None:
+    world = World()
+    world.poll_interval = 5.0
+    world.write(1)
+    reader = world.read()
+    assert [next(reader) for _ in range(2 + IDLE_PAGES - 1)][-1].through == pytest.approx(1_700_000_000, abs=1)
+    world.now += 5
+    assert next(reader).through == world.now
 
 
 def test_a_busy_shard_is_read_back_to_back() -> None:
@@ -549,6 +582,17 @@ class TestSilence:
             pages.append(next(reader))
             world.now += 1
         assert (pages[600].since, pages[601].since) == (began, began + 1)
+
+    def test_quicker_polls_need_ten_minutes_as_well(self) -> None:
+        world = World()
+        world.poll_interval = 0.1
+        reader, began = world.read(), world.now
+        pages = []
+        for _ in range(1 + 6002):
+            pages.append(next(reader))
+            world.now += 0.1
+        assert {page.since for page in pages[:6001]} == {began}
+        assert pages[-1].since > began
 
     def test_a_record_and_a_new_iterator_restart_the_count(self) -> None:
         world = World()
