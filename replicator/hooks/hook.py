@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from replicator.hooks.models import fields_of
 from replicator.hooks.redaction import Trace, safe_message, storable, trace
 from replicator.hooks.time_limit import HookLimit, HookTimeout
 from replicator.items.item import Amended, Item
@@ -30,11 +31,12 @@ _USUAL = {dict, Amended}  # checked first, because isinstance(x, Mapping) takes 
 class Document:
     """A document with its own id, which must be unique among the documents of one item and table.
 
-    ``table``: the target table; optional if the target has only one.
+    ``body``: a mapping, a dataclass or a pydantic model. ``table``: the target table; optional if the target has only
+    one.
     """
 
     id: str | int
-    body: Mapping[str, object]
+    body: Any
     table: str | None = None
 
 
@@ -81,6 +83,8 @@ class Hook:
                 return result  # type: ignore[no-any-return]
             if isinstance(result, Mapping):
                 return dict(result)  # here, because reading it may raise
+            if type(result) is not Document and (fields := fields_of(result)) is not None:
+                return fields
         except BaseException as e:  # whatever user code does parks one item and affects nothing else
             raise _poison(self, e) from e
         raise Poison(f"hook {self.name} returned {_a(result)}; a plain hook must return a mapping or None")
@@ -110,7 +114,8 @@ class Hook:
             raise Poison(f"hook {self.name} yielded {_a(document)} instead of a Document")
         if not isinstance(document.id, str | int) or isinstance(document.id, bool):
             raise Poison(f"hook {self.name} returned a document whose id is {_a(document.id)}, not a str or int")
-        if not isinstance(document.body, Mapping):
+        body = document.body if isinstance(document.body, Mapping) else _as_fields(self, document.body)
+        if body is None:
             raise Poison(f"hook {self.name} returned a document whose body is {_a(document.body)}, not a mapping")
         if document.table is None and len(tables) > 1:
             raise Poison(f"hook {self.name} returned a document without a table; the target has {', '.join(tables)}")
@@ -118,7 +123,7 @@ class Hook:
         if table not in tables:
             reason = f"hook {self.name} returned a document for an unknown table; the target has {', '.join(tables)}"
             raise Poison(reason, Trace("", str(table)))
-        return table, _id(self, document.id), document.body
+        return table, _id(self, document.id), body
 
 
 def _id(hook: Hook, value: str | int) -> str:
@@ -140,6 +145,14 @@ def _as_list(hook: Hook, result: Iterable[object]) -> list[object]:
         raise _poison(hook, e) from e
 
 
+def _as_fields(hook: Hook, body: object) -> Mapping[str, object] | None:
+    """A dataclass or pydantic model as a dict; None for anything else."""
+    try:
+        return fields_of(body)
+    except BaseException as e:
+        raise _poison(hook, e) from e
+
+
 def _as_dict(hook: Hook, body: Mapping[str, object]) -> Mapping[str, object]:
     """A mapping of some class of the user's as a dict: reading it may raise."""
     try:
@@ -148,7 +161,7 @@ def _as_dict(hook: Hook, body: Mapping[str, object]) -> Mapping[str, object]:
         raise _poison(hook, e) from e
 
 
-HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _as_list.__code__, _as_dict.__code__}
+HookLimit.calls |= {Hook.one.__code__, Hook.many.__code__, _as_list.__code__, _as_dict.__code__, _as_fields.__code__}
 
 
 def _poison(hook: Hook, error: BaseException) -> Poison:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
 from decimal import getcontext
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,7 @@ from types import ModuleType
 from replicator.errors import ConfigError
 from replicator.hooks.hook import DIGITS, Hook, is_declared
 from replicator.hooks.redaction import safe_message
+from replicator.hooks.sources import imported
 from replicator.log import silence_libraries
 
 _HIDDEN = "(message hidden: it may contain a secret)"
@@ -31,6 +34,7 @@ def load(spec: str, base: Path) -> Hook:
     if not place or not name:
         raise ConfigError(f"transform: {spec!r} must have the form hooks.py:function or package.module:function")
     module, path = _from_file(place, base) if place.endswith(".py") else _from_package(place, base)
+    above = 0 if place.endswith(".py") else place.count(".") + (path.name == "__init__.py")
     silence_libraries()  # undo what the module may have configured
     function = getattr(module, name, None)
     if not callable(function):
@@ -40,9 +44,44 @@ def load(spec: str, base: Path) -> Hook:
     return Hook(
         name=name,
         function=function,
-        fingerprint=hashlib.sha256(path.read_bytes() + b"\0" + name.encode()).hexdigest(),
+        fingerprint=_fingerprint(path, name, path.parents[above]),
         declared=is_declared(function),
     )
+
+
+def _fingerprint(path: Path, name: str, root: Path) -> str:
+    """Changes with the hook's file and with every file beside it that it imports."""
+    digest = hashlib.sha256(path.read_bytes() + b"\0" + name.encode())
+    for file in imported(path, root):
+        digest.update(b"\0" + str(file.relative_to(root)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Modules in ``folder`` can be imported, then and later, but none of an installed package's name.
+
+    Modules that the hooks of other folders imported are forgotten first: each folder has its own of a name.
+    """
+    for name in _of_hooks:
+        sys.modules.pop(name, None)
+    _of_hooks.clear()
+    before, place = set(sys.modules), str(folder)
+    others = [path for path in sys.path if path in _folders and path != place]
+    sys.path[:] = [path for path in sys.path if path not in (*others, place)] + [place]
+    importlib.invalidate_caches()  # a file may be newer than what was listed
+    try:
+        yield
+    finally:
+        sys.path[:] = [*sys.path, *others]
+        _folders.add(place)
+        loaded = [(name, getattr(sys.modules[name], "__file__", None)) for name in set(sys.modules) - before]
+        _of_hooks.update(name for name, file in loaded if file is not None and Path(file).is_relative_to(folder))
+
+
+_folders: set[str] = set()
+_of_hooks: set[str] = set()
+"""Folders whose modules hooks import, and the names of those modules. A hook keeps what it imported."""
 
 
 def _from_file(place: str, base: Path) -> tuple[ModuleType, Path]:
@@ -56,7 +95,8 @@ def _from_file(place: str, base: Path) -> tuple[ModuleType, Path]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look it up there
     try:
-        spec.loader.exec_module(module)
+        with _beside(path.parent):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         raise _unimportable(place, path, e) from e
     return module, path

@@ -379,7 +379,7 @@ def test_a_declared_hook_that_returns_no_iterable_of_documents_is_poison(found: 
             "returned a document id with half of a surrogate pair, which is not valid text",
         ),
         (Document(1.5, {}, "orders"), "returned a document whose id is a float, not a str or int"),  # type: ignore[arg-type]
-        (Document("a", [], "orders"), "returned a document whose body is a list, not a mapping"),  # type: ignore[arg-type]
+        (Document("a", [], "orders"), "returned a document whose body is a list, not a mapping"),
         (Document("a", {}), "returned a document without a table; the target has orders, lines"),
         (Document("a", {}, "order"), "returned a document for an unknown table; the target has orders, lines"),
     ],
