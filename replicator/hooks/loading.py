@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from decimal import getcontext
@@ -79,6 +80,7 @@ def _beside(folder: Path) -> Iterator[None]:
         _of_hooks.update(name for name, file in loaded if file is not None and Path(file).is_relative_to(folder))
 
 
+_loading = threading.RLock()  # pipelines of one process may load at the same time
 _folders: set[str] = set()
 _of_hooks: set[str] = set()
 """Folders whose modules hooks import, and the names of those modules. A hook keeps what it imported."""
@@ -95,7 +97,7 @@ def _from_file(place: str, base: Path) -> tuple[ModuleType, Path]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look it up there
     try:
-        with _beside(path.parent):
+        with _loading, _beside(path.parent):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         raise _unimportable(place, path, e) from e
