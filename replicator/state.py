@@ -16,6 +16,8 @@ together; otherwise in a separate store.
     retried    epoch           Retried: the last retry that removed a document or wrote without transactions
     request    ""              ResyncRequest: a rescan that a command requested, until a run starts it
     definition ""              Definition: the tables the pipeline is bound to, and what determines their documents
+    verified   ""              Verified: the last pass of `verify`
+    repair     ""              Repair: a command repairs documents, so deletes must leave tombstones
     pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
 
@@ -293,7 +295,8 @@ class Heartbeat:
 
     ``who``: the run (``Owner.who``). ``listed``: time of the last stored complete listing; shards not in it are
     younger. ``filled``: after a clean stop, the target's nonempty tables. ``retried``: the number of notes of retries
-    at that time; a later retry may have emptied tables.
+    at that time; a later retry may have emptied tables. ``repair``: the token of the ``Repair`` for which every delete
+    leaves a tombstone, "" if there is none.
     """
 
     at: float
@@ -305,9 +308,46 @@ class Heartbeat:
     who: str = ""
     filled: tuple[str, ...] = ()
     retried: int = 0
+    repair: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The last pass that compared items with their documents; in progress while ``ended`` is None.
+
+    ``scope``: "full", or the share of a sample ("1 %"). ``total``: number of the scan's segments; ``segments``: those
+    that are done; ``tables``: those of the target that are. ``hashed``: there were documents whose ids only have a hash
+    of their item's key.
+    """
+
+    started: float
+    updated: float
+    epoch: int
+    scope: str
+    total: int
+    segments: tuple[int, ...] = ()
+    tables: tuple[str, ...] = ()
+    items: int = 0
+    documents: int = 0
+    differences: int = 0
+    repaired: int = 0
+    parked: int = 0
+    unconfirmed: int = 0
+    ended: float | None = None
+    hashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A command that repairs documents. ``token`` identifies it; ``ended``: it sends nothing any more."""
+
+    token: str
+    ended: bool = False
 
 
 VALUES: Mapping[str, type] = {
+    "verified": Verified,
+    "repair": Repair,
     "owner": Owner,
     "pipeline": PipelineState,
     "shard": ShardState,
@@ -376,6 +416,13 @@ def decode_dropped(id: str, text: str) -> Dropped:
     """The value of a dropped entry. DamagedCheckpoint as in ``decode``."""
     value = decode("dropped", id, text)
     assert isinstance(value, Dropped)
+    return value
+
+
+def decode_repair(text: str) -> Repair:
+    """The value of the entry of repairs. DamagedCheckpoint as in ``decode``."""
+    value = decode("repair", "", text)
+    assert isinstance(value, Repair)
     return value
 
 

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("aws",),
     ("source", "checkpoints"),
     ("target", "pipeline"),
+    ("verification",),
     ("config",),
     ("engine",),
     ("operations",),

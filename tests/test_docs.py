@@ -27,7 +27,7 @@ from replicator.items.attributes import image
 from replicator.operations.preview import preview
 from replicator.pipeline.progress import Backfill as BackfillProgress
 from replicator.pipeline.progress import Progress, as_values
-from replicator.state import Gap, Owner, ResyncRequest
+from replicator.state import Gap, Owner, ResyncRequest, Verified
 from replicator.target import contract
 from tests.cli.command_line import World
 from tests.test_faults_table import is_said
@@ -98,13 +98,13 @@ def orders(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.mark.parametrize("arguments", REPLICATOR, ids=" ".join)
 def test_every_command_does_what_is_said(orders: World, arguments: list[str]) -> None:
-    if arguments[0] in ("parked", "status", "resync"):
+    if arguments[0] in ("parked", "status", "resync", "verify"):
         orders.catch_up()
     if (arguments[0] == "run" or "--now" in arguments) and "--until" not in arguments:
         assert stopped_once_live(orders, arguments) == 0
         return
     code, out, err = orders.call(*arguments)
-    expected = {"parked retry": 6, "run orders.yaml": 6, "status orders.yaml": 7}
+    expected = {"parked retry": 6, "run orders.yaml": 6, "status orders.yaml": 7, "verify orders.yaml": 6}
     waits = 6 if "--now" in arguments else 0
     assert code == expected.get(" ".join(arguments[:2]), waits), err  # an item is parked, and no run is up
     assert out
@@ -228,6 +228,7 @@ def test_every_json_field_of_status_is_documented_and_no_other() -> None:
         gaps=(Gap("trimmed", 0.0, 1024, "shard", "17"),),
         owner=Owner("run", "host", 1, 0.0),
         request=ResyncRequest(0.0, ""),
+        verified=Verified(0.0, 1.0, 1024, "full", 4),
     )
 
     given = json_fields(as_values(progress)) | {"pipeline", "reduced_guarantee"}

@@ -14,7 +14,7 @@ def needed(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: b
         yield from _copy(options, table, keep_expired=keep_expired)
     epochs = {"EPOCHS": options.epochs_table}
     yield Needed("target", "Epochs", options, epochs)
-    yield Needed("target", "MakeEpochs", options, epochs)
+    yield Needed("target", "CreateEpochs", options, epochs)
     if any(_is_like_source(options, table) for table in tables):
         yield Needed("source", "PatternForAnotherTable", options, without=_untagged(options, "ListTagsOfResource"))
     if options.pristine:  # `parked retry` looks whether the source still has the item
@@ -24,14 +24,15 @@ def needed(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: b
 def _copy(options: DynamoDBOptions, table: Table, *, keep_expired: bool) -> Iterator[Needed]:
     names = {"TARGET": table.name}
     yield Needed("target", "Copies", options, names)
+    yield Needed("target", "VerifyCopies", options, names)
     like_source = _is_like_source(options, table)
     if like_source or keep_expired:
         yield Needed("target", "ExpiryOfCopies", options, names, setup=not keep_expired)
     if like_source:
-        yield Needed("target", "MakeCopies", options, names, _untagged(options, "TagResource"))
+        yield Needed("target", "CreateCopies", options, names, _untagged(options, "TagResource"))
     elif options.create:
         nothing_like_it = frozenset({"dynamodb:TagResource", "dynamodb:UpdateTimeToLive"})
-        yield Needed("target", "MakeCopies", options, names, nothing_like_it)
+        yield Needed("target", "CreateCopies", options, names, nothing_like_it)
 
 
 def _is_like_source(options: DynamoDBOptions, table: Table) -> bool:

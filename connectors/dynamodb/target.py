@@ -11,15 +11,18 @@ from connectors.dynamodb.encode import Encoded, encode, refusals
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.permissions import needed
 from connectors.dynamodb.tables import Tables, wrong_names
+from connectors.dynamodb.verification import TableVerification
 from connectors.dynamodb.writer import Writer
+from replicator.aws.batch_get import BatchReader
 from replicator.aws.client import Client
 from replicator.aws.permissions import Needed
-from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
+from replicator.target.verification import Comparison, Walked
 
 _PRISTINE = (
     "pristine: items have no versions, so nothing guards writes against older ones. Let only one run write to the "
@@ -41,6 +44,7 @@ class DynamoDB:
         self._in_doubt = InDoubtWindow()
         self._layouts: Mapping[str, Layout] = {}
         self._opened: tuple[Writer, ScanCleanup] | None = None
+        self._verifications: dict[str, TableVerification] = {}
 
     @property
     def in_doubt(self) -> InDoubtWindow:
@@ -137,7 +141,44 @@ class DynamoDB:
             return 0
         return self._cleanup.purge(layout(table, self._options), below, spare)
 
+    @property
+    def unrepairable(self) -> str:
+        """Why documents cannot be repaired; empty if they can."""
+        if not self._options.pristine:
+            return ""
+        return (
+            "a pristine table keeps no versions, so a repair could undo a newer change. Rescan the table instead: "
+            "replicator resync"
+        )
+
+    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
+        return self._verification(table).compare(expected)
+
+    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
+        return self._verification(table).versions(ids)
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        return self._verification(table).walk(cursor, within)
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return self._verification(table).replace(writes)
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return self._verification(table).remove(writes)
+
+    def _verification(self, table: Table) -> TableVerification:
+        known = self._verifications.get(table.name)
+        if known is None:
+            client = self._account.client
+            reader = BatchReader(client, table.name, "target")
+            known = TableVerification(client, layout(table, self._options), reader)
+            self._verifications[table.name] = known
+        return known
+
     def close(self) -> None:
+        for verification in self._verifications.values():
+            verification.reader.close()
+        self._verifications = {}
         if self._opened is not None:
             self._writer.drop()
         self._opened = None

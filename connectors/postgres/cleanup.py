@@ -37,7 +37,7 @@ _FIRST_PART = r'^\["(?:[^"\\]|\\.)*"'  # of an id as JSON
 _MOST_HELD = 5000  # undeletable documents after which a sweep stops searching
 _MOST_REASONS = 3  # in a message
 
-_FROM_TEXT: Mapping[str, Callable[[str], str]] = {
+FROM_TEXT: Mapping[str, Callable[[str], str]] = {
     "S": str,
     "N": canonical_number,
     "B": lambda text: base64.b64encode(bytes.fromhex(text)).decode(),
@@ -97,7 +97,7 @@ def older(
 ) -> list[DocumentId]:
     """Ids of some documents with a version below ``below``, except those that start with an id in ``spare``."""
     query = sql.SQL("SELECT {} FROM {} AS t WHERE t.{} < {}{} LIMIT {}").format(
-        sql.SQL(", ").join(_as_text(key) for key in shape.keys),
+        sql.SQL(", ").join(as_text(key) for key in shape.keys),
         shape.qualified,
         sql.Identifier(VERSION),
         sql.Literal(below),
@@ -107,10 +107,10 @@ def older(
     with connection.transaction():
         connection.execute("SET LOCAL enable_seqscan = on")
         rows = connection.execute(query).fetchall()
-    return [tuple(_FROM_TEXT[k.kind](text) for k, text in zip(shape.keys, row, strict=True)) for row in rows]
+    return [tuple(FROM_TEXT[k.kind](text) for k, text in zip(shape.keys, row, strict=True)) for row in rows]
 
 
-def _as_text(key: KeyColumn) -> sql.Composed:
+def as_text(key: KeyColumn) -> sql.Composed:
     column = sql.SQL("t.{}").format(sql.Identifier(key.name))
     return sql.SQL("pg_catalog.encode({}, 'hex'::text)" if key.kind == "B" else "{}::text").format(column)
 

@@ -93,7 +93,7 @@ class TableEncoder:
         self._unknown = UnknownColumns(shape)
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
-        self.lock = Statement(_LOCK, [shape.label.encode()])
+        self.lock = Statement(LOCK, [shape.label.encode()])
 
     def deletes(self, rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[Statement]:
         wanted = [row for row in rows if type(row[1]) is Delete]
@@ -120,6 +120,17 @@ class TableEncoder:
         keys = _key_literals(self._keys, wanted)
         parameters = [*keys, *columns, *_bookkeeping(wanted, shared, tombstones=tombstones)]
         yield Statement(text, parameters, planned_once=not tombstones)
+
+    def expected(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
+        """Keys and columns of upserts as array literals; or, instead, why some of the rows cannot be stored."""
+        reasons = _unfit_keys(self._keys, rows)
+        columns = self._body_literals(rows, reasons)
+        return ([], reasons) if reasons else ([*_key_literals(self._keys, rows), *columns], {})
+
+    def keys(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
+        """Keys of rows as array literals; or, instead, why some of the ids cannot be keys."""
+        reasons = _unfit_keys(self._keys, rows)
+        return ([], reasons) if reasons else (list(_key_literals(self._keys, rows)), {})
 
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
         bodies: list[Any] = [row[1].body for row in rows]  # type: ignore[union-attr]
@@ -158,7 +169,7 @@ class TableEncoder:
         return [done or cut.get(c.attribute or "") or c.usual(next(rest)) for c, done in columns]
 
 
-_LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0::bigint))"
+LOCK = b"SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator ' || $1::text, 0::bigint))"
 
 
 def _typeds(bodies: Sequence[Any], reasons: Reasons) -> list[Typeds]:

@@ -18,11 +18,13 @@ from connectors.postgres.migrations import exists, install
 from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.session import Rows, Session
 from connectors.postgres.table_schema import TableSchema, shapes
-from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
+from connectors.postgres.verification import TableVerification
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Upsert, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.observed import Field, Proposal
+from replicator.target.verification import Comparison, Walked
 
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
@@ -49,6 +51,7 @@ class Postgres:
         self._sent: Encoded | None = None
         self._sweeps: dict[tuple[str, int], Sweep] = {}
         self._repeated = 0
+        self._verifications: dict[str, TableVerification] = {}
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
@@ -207,6 +210,32 @@ class Postgres:
         except psycopg.Error as e:
             raise self._session.translated(e) from e
         return int(rows[0][0] or 0)
+
+    @property
+    def unrepairable(self) -> str:
+        return ""
+
+    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
+        return self._verification(table).compare(expected)
+
+    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
+        return self._verification(table).versions(ids)
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        return self._verification(table).walk(cursor, within)
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return self._verification(table).replace(writes)
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return self._verification(table).remove(writes)
+
+    def _verification(self, table: Table) -> TableVerification:
+        known = self._verifications.get(table.name)
+        if known is None:
+            (shape,) = self._shapes([table])
+            known = self._verifications[table.name] = TableVerification.of(self._session, shape, self._options.nul)
+        return known
 
     def close(self) -> None:
         self._sent = None

@@ -17,13 +17,15 @@ from connectors.search.inference import proposal
 from connectors.search.layout import Layout, layouts
 from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.responses import worst
+from connectors.search.verification import IndexVerification
 from connectors.search.writer import Writer
-from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.observed import Field, Proposal
+from replicator.target.verification import Comparison, Walked
 
 
 class SearchTarget:
@@ -48,6 +50,7 @@ class SearchTarget:
         """The next piece of each purge, and what was spared when it was found."""
         self._purge_window = 0  # in-doubt windows opened when those pieces were found
         self._encoders: Mapping[str, TableEncoder] = {}
+        self._verifications: dict[str, IndexVerification] = {}
 
     @property
     def server(self) -> str:
@@ -164,6 +167,33 @@ class SearchTarget:
         if piece.lines:
             self._to_purge[place] = piece, frozenset(spare)
         return len(piece.lines)
+
+    @property
+    def unrepairable(self) -> str:
+        return ""
+
+    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
+        return self._verification(table).compare(expected)
+
+    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
+        return self._verification(table).versions(ids)
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        return self._verification(table).walk(cursor, within)
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return self._verification(table).replace(writes)
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return self._verification(table).remove(writes)
+
+    def _verification(self, table: Table) -> IndexVerification:
+        known = self._verifications.get(table.name)
+        if known is None:
+            (layout,) = layouts([table]).values()
+            known = IndexVerification(self._connection, self._bulk, layout, TableEncoder(layout))
+            self._verifications[table.name] = known
+        return known
 
     def close(self) -> None:
         self._writing.drop()

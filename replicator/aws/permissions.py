@@ -48,10 +48,11 @@ STATEMENTS: Mapping[str, Statement] = {
         _dynamodb("SingleItems", "TABLE", "GetItem"),
         _dynamodb("PatternForAnotherTable", "TABLE", "DescribeTimeToLive", "ListTagsOfResource"),
         _dynamodb("Copies", "TARGET", "DescribeTable", "Scan", "PutItem", "DeleteItem"),
+        _dynamodb("VerifyCopies", "TARGET", "BatchGetItem", "Query"),
         _dynamodb("Epochs", "EPOCHS", "DescribeTable", "GetItem", "PutItem"),
         _dynamodb("ExpiryOfCopies", "TARGET", "DescribeTimeToLive"),
-        _dynamodb("MakeEpochs", "EPOCHS", "CreateTable", setup=True),
-        _dynamodb("MakeCopies", "TARGET", "CreateTable", "UpdateTimeToLive", "TagResource", setup=True),
+        _dynamodb("CreateEpochs", "EPOCHS", "CreateTable", setup=True),
+        _dynamodb("CreateCopies", "TARGET", "CreateTable", "UpdateTimeToLive", "TagResource", setup=True),
         _dynamodb(
             "Checkpoints",
             "CHECKPOINTS",
@@ -62,7 +63,7 @@ STATEMENTS: Mapping[str, Statement] = {
             "DeleteItem",
             "ConditionCheckItem",
         ),
-        _dynamodb("MakeCheckpoints", "CHECKPOINTS", "CreateTable", setup=True),
+        _dynamodb("CreateCheckpoints", "CHECKPOINTS", "CreateTable", setup=True),
         Statement("Role", ("sts:AssumeRole",), "arn:aws:iam::ACCOUNT:role/ROLE"),
         Statement(
             "Domain",

@@ -26,6 +26,7 @@ from replicator.cli.resync import resync
 from replicator.cli.run import run
 from replicator.cli.schema import schema
 from replicator.cli.status import status
+from replicator.cli.verify import verify
 from replicator.cli.version import version
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.escape import escaped
@@ -122,6 +123,7 @@ def main() -> None:
       replicator demo                  try it on this machine, without an AWS account
       replicator check orders.yaml     verify access, tables and the transform hook
       replicator run orders.yaml       copy the table, then follow changes until stopped
+      replicator verify orders.yaml    prove that the copy equals the table
 
     \b
     Exit codes: 0 done, or stopped cleanly
@@ -130,11 +132,12 @@ def main() -> None:
                 3 gap: records were lost (replicator resync repairs the copy)
                 4 not permitted
                 5 another run has taken over the pipeline
-                6 items are parked, so the copy differs from the table
-                7 status: the pipeline is stopped, or blocked by a failure
+                6 items are parked, or differ, so the copy does not equal the table
+                7 status: the pipeline is stopped, or blocked by a failure; verify: unconfirmed
                 8 a server cannot be reached (run retries instead)
     """
 
 
-for command in (demo, init, infer, estimate, check, policy, preview, run, status, parked, resync, schema, version):
+_PLANNING = (demo, init, infer, estimate, check, policy, preview)
+for command in (*_PLANNING, run, status, verify, parked, resync, schema, version):
     main.add_command(command)

@@ -25,13 +25,20 @@ _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:(iam|sts)::[0-9]{12}:[A-Za-z0-9_+=,.@/-
     help="The account of tables named without their ARN; PLACE: only of source, target or checkpoints.",
 )
 @click.option("--keys-only", is_flag=True, help="The stream's view type is KEYS_ONLY.")
+@click.option("--verify", "for_verify", is_flag=True, help="Include what `verify` needs.")
 @click.option("--no-setup", is_flag=True, help="For later runs: nothing is created any more.")
 @click.option("--identity", help="Only the policy of this identity: default, profile NAME, or the ARN of a role.")
 @click.option(
     "--principal", metavar="ARN", help="What other accounts must attach so that this user or role has access."
 )
 def policy(
-    config: str, account: tuple[str, ...], keys_only: bool, no_setup: bool, identity: str | None, principal: str | None
+    config: str,
+    account: tuple[str, ...],
+    keys_only: bool,
+    no_setup: bool,
+    for_verify: bool,
+    identity: str | None,
+    principal: str | None,
 ) -> None:
     """Print the minimal IAM policy for a config, as JSON.
 
@@ -47,7 +54,7 @@ def policy(
             f"--principal: {principal} must be the ARN of a user or role, arn:aws:iam::123456789012:role/NAME"
         )
     loaded, _ = configs.load_offline(config)
-    at = operation.Circumstances(_accounts(account), keys_only, not no_setup)
+    at = operation.Circumstances(_accounts(account), keys_only, not no_setup, for_verify)
     if principal is not None:
         _print(operation.for_principal(loaded, at, principal))
         return

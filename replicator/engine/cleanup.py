@@ -14,9 +14,9 @@ from replicator.engine.retry import RetryPolicy
 from replicator.errors import SweepRefused
 from replicator.key import Key
 from replicator.pipeline import stages
-from replicator.pipeline.parked import item_of, key_in, parked_keys, version_in
+from replicator.pipeline.parked import REPAIR, item_of, key_in, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import PipelineState
+from replicator.state import PipelineState, Repair, Save
 from replicator.target.contract import Table, Target
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.version import epoch_of, version
@@ -24,6 +24,7 @@ from replicator.version import epoch_of, version
 Pass = tuple[str, int, int]
 """Operation ("sweep" or "purge"), version limit, and in-doubt round; when one of them changes, a new pass starts."""
 
+ABANDONED = 900.0  # seconds without a sign of it after which a repair counts as killed
 PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long as the last piece took
 
 
@@ -46,6 +47,9 @@ class Cleanup:
     _keys: Mapping[str, Key] = field(default_factory=dict)  # of parked entries, as last read
     _removed: bool = False  # whether another table made progress since one was refused
     _paused_until: float = -math.inf
+    _repair: tuple[Repair, int] | None = None  # as last seen
+    _repair_seen: float = -math.inf  # when it last changed
+    _owes_purge: bool = False
 
     def do(self, *, idle: bool = True) -> bool:
         """Do one piece of the work that is due; return False if there is none. The last piece enters the next stage.
@@ -83,7 +87,7 @@ class Cleanup:
         if state is None or state.stage == stages.SCANNING:
             return False
         if state.stage == stages.FOLLOWING:
-            return self._after_window(state) or self._after_parking(state)
+            return self._after_window(state) or self._after_parking(state) or self._after_repair(state)
         self.delivery.settle()
         left = self._sweep(state.complete) if state.stage == stages.SWEEPING else self._purge(state.epoch)
         if not left:
@@ -128,6 +132,29 @@ class Cleanup:
         if not self._sweep(state.complete) and not self._purge(state.epoch):
             self._through.clear()
             self._swept()
+        return True
+
+    def _after_repair(self, state: PipelineState) -> bool:
+        """Once a command has repaired documents, or was killed while it did, purge the tombstones that it needed.
+
+        The entry goes first, so that the command repairs nothing more: it is part of the transaction of each insert.
+        Where writes may be applied late, the in-doubt window began again, and the purge follows when it has closed.
+        """
+        repair, now = self.pipeline.parked.repair, self.monotonic()
+        if repair is not None and repair != self._repair:
+            self._repair, self._repair_seen = repair, now
+        if repair is not None and (repair[0].ended or now - self._repair_seen >= ABANDONED):
+            self.delivery.settle()
+            self.retrying(lambda: self.checkpoints.save([Save(REPAIR, "", None, None)]))
+            self.pipeline.parked.repair = None
+            self._owes_purge = self.in_doubt is None
+            return True
+        if not self._owes_purge:
+            return False
+        self.delivery.settle()
+        if not self._purge(state.epoch):
+            self._through.clear()
+            self._owes_purge = False
         return True
 
     def _swept(self) -> None:

@@ -109,7 +109,8 @@ class ProgressReporter:
         return None if hours is None else round(hours, 1)
 
     def _heartbeat(self, phase: str) -> Heartbeat:
-        return Heartbeat(self.now(), phase, self._rate.value, self._scan_rate.value, self.waiting_for, who=self.who)
+        rates, repair = (self._rate.value, self._scan_rate.value), self.pipeline.parked.repairing
+        return Heartbeat(self.now(), phase, *rates, self.waiting_for, who=self.who, repair=repair)
 
     def _phase(self, progress: Progress) -> str:
         state = self.pipeline.state

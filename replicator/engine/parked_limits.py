@@ -50,7 +50,8 @@ class ParkedWatch:
         now = self.monotonic()
         if self._new and (now - self._logged_at >= LOG_INTERVAL or any(r not in self._totals for r in self._new)):
             self._log(now)
-        due = now - self._parked_at >= REREAD_INTERVAL if self.pipeline.parked else now - self._read_at >= IDLE_INTERVAL
+        often = self.pipeline.parked or self.pipeline.parked.repairing
+        due = now - self._parked_at >= REREAD_INTERVAL if often else now - self._read_at >= IDLE_INTERVAL
         if due:
             self.delivery.settle()
             self.delivery.know_parked()

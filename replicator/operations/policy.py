@@ -25,12 +25,13 @@ _VERSION = "2012-10-17"
 class Circumstances:
     """What the config does not say. ``accounts``: by place, of tables that are named without their ARN.
 
-    ``setup``: for the first run and ``check --create``, which create what is missing.
+    ``setup``: for the first run and ``check --create``, which create what is missing. ``verify``: for ``verify``, too.
     """
 
     accounts: Mapping[str, str] = field(default_factory=dict)
     keys_only: bool = False
     setup: bool = True
+    verify: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def policies(config: Config, at: Circumstances) -> dict[str, dict[str, Any]]:
 def grants(config: Config, at: Circumstances) -> Iterator[Grant]:
     """Everything the config's identities need, each action and resource once per statement."""
     needs = [n for n in needed(config, at) if at.setup or not n.only_for_setup]
+    needs = [n for n in needs if at.verify or n.sid != "VerifyCopies"]
     for need in needs:
         resource = _resource(config, need, at)
         yield from (Grant(_identity(need.access), need.sid, action, resource) for action in need.actions)
@@ -86,7 +88,7 @@ def needed(config: Config, at: Circumstances) -> Iterator[Needed]:
         others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
     yield Needed("source", "Items", config.source)
     yield Needed("source", "Changes", config.source)
-    if at.keys_only:
+    if at.keys_only or at.verify:
         yield Needed("source", "LookUpsForKeysOnly", config.source)
     single = [Needed("source", "SingleItems", config.source)] if own_ids else []
     theirs = [replace(n, access=config.source) if n.place == "source" else n for n in others]
@@ -95,7 +97,7 @@ def needed(config: Config, at: Circumstances) -> Iterator[Needed]:
         options: Any = config.checkpoints.options
         names = {"CHECKPOINTS": options.table}
         yield Needed("checkpoints", "Checkpoints", options, names)
-        yield Needed("checkpoints", "MakeCheckpoints", options, names)
+        yield Needed("checkpoints", "CreateCheckpoints", options, names)
 
 
 def _resource(config: Config, need: Needed, at: Circumstances) -> str:

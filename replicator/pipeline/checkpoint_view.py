@@ -28,7 +28,8 @@ from replicator.state import (
 Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # the entry's previous revision and value; 0 and None if there was none
 
-_UNREAD = ("owner", "parked", "dropped")  # the store checks the owner; the others are tracked by ParkedItems
+# The store checks the owner; ParkedItems tracks parked and dropped entries and repairs; commands write the last.
+_UNREAD = ("owner", "parked", "dropped", "repair", "verified")
 
 
 class CheckpointView:

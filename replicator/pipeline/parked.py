@@ -19,10 +19,10 @@ import orjson
 from replicator.checkpoints.contract import Checkpoints
 from replicator.errors import ConfigError
 from replicator.key import Key, key_text
-from replicator.state import Dropped, Entry, Parked, Place, Save, decode_dropped, encode
+from replicator.state import Dropped, Entry, Parked, Place, Repair, Save, decode_dropped, decode_repair, encode
 from replicator.version import epoch_of
 
-PARKED, DROPPED, RETRIED = "parked", "dropped", "retried"
+PARKED, DROPPED, RETRIED, REPAIR = "parked", "dropped", "retried", "repair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,11 @@ NO_RETRIES = Retries()
 class ParkedItems:
     """The parked and dropped entries, by key text of their items.
 
-    ``retries``: what commands had noted when these were read.
+    ``retries``: what commands had noted when these were read. ``repair``: the entry of the
+    command that repairs documents, if there is one, and its revision.
     """
+
+    repair: tuple[Repair, int] | None = None
 
     def __init__(self, retries: Retries = NO_RETRIES) -> None:
         self._parked: dict[str, Held] = {}
@@ -126,7 +129,16 @@ class ParkedItems:
         by_kind = {kind: [e for e in entries if e.kind == kind] for kind in (PARKED, DROPPED, RETRIED)}
         dropped = [held(e.id, e.revision, decode_dropped(e.id, e.text)) for e in by_kind[DROPPED]]
         parked = [known.get(e.id) or held(e.id, e.revision, None) for e in by_kind[PARKED]]
-        return cls.of(parked, dropped, Retries.of((e.id, e.revision) for e in by_kind[RETRIED]))
+        items = cls.of(parked, dropped, Retries.of((e.id, e.revision) for e in by_kind[RETRIED]))
+        for entry in entries:
+            if entry.kind == REPAIR:
+                items.repair = decode_repair(entry.text), entry.revision
+        return items
+
+    @property
+    def repairing(self) -> str:
+        """The token of the command that repairs documents at present; "" if there is none."""
+        return self.repair[0].token if self.repair is not None and not self.repair[0].ended else ""
 
     @classmethod
     def of(cls, entries: Iterable[Held], dropped: Iterable[Held] = (), retries: Retries = NO_RETRIES) -> ParkedItems:

@@ -287,7 +287,7 @@ class Pipeline:
             return None
         self._put_fence(taken)
         state = self.view.pipeline
-        keep = state is not None and stages.remembers_deletes(state)
+        keep = (state is not None and stages.remembers_deletes(state)) or self.parked.repairing != ""
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=keep)
         self._in_flight.append(taken)
         return taken.batch

@@ -20,6 +20,7 @@ from replicator.state import (
     ResyncRequest,
     SegmentState,
     ShardState,
+    Verified,
     decode,
 )
 
@@ -52,7 +53,8 @@ class Progress(msgspec.Struct, frozen=True):
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``rate``: records per second. ``gaps``: those not repaired.
     ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
-    the stream starts to drop unread records. ``request``: a rescan that no run has started yet.
+    the stream starts to drop unread records. ``request``: a rescan that no run has started yet. ``verified``: the last
+    pass of ``verify``.
     """
 
     phase: str
@@ -68,12 +70,13 @@ class Progress(msgspec.Struct, frozen=True):
     epoch: int | None = None
     owner: Owner | None = None
     request: ResyncRequest | None = None
+    verified: Verified | None = None
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
     """Progress from a pipeline's checkpoint entries at ``now`` (seconds since 1970)."""
     kinds = _by_kind(entries)
-    return measured(
+    current = measured(
         state=kinds["pipeline"].get(""),
         heartbeat=kinds["pulse"].get(""),
         shards=kinds["shard"],
@@ -85,6 +88,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         owner=kinds["owner"].get(""),
         request=kinds["request"].get(""),
     )
+    return structs.replace(current, verified=kinds["verified"].get(""))
 
 
 def measured(
@@ -130,7 +134,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
 
     None: unknown, or no backfill was requested.
     """
-    b, o, r = progress.backfill, progress.owner, progress.request
+    b, o, r, v = progress.backfill, progress.owner, progress.request, progress.verified
     return {
         "phase": progress.phase,
         "lag_seconds": progress.lag_seconds,
@@ -155,6 +159,18 @@ def as_values(progress: Progress) -> dict[str, Any]:
         "owner": o and {"run": o.run, "host": o.host, "pid": o.pid, "started_at": o.started},
         "resync_requested": r
         and {"requested_at": r.requested, "whole_table": r.whole, "keys": len(r.keys), "conditions": len(r.where)},
+        "verified": v
+        and {
+            "started_at": v.started,
+            "ended_at": v.ended,
+            "scope": v.scope,
+            "items": v.items,
+            "documents": v.documents,
+            "differences": v.differences,
+            "repaired": v.repaired,
+            "parked": v.parked,
+            "unconfirmed": v.unconfirmed,
+        },
     }
 
 
@@ -175,7 +191,7 @@ def known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
     kinds: dict[str, dict[str, Any]] = {
-        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked", "request")
+        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked", "request", "verified")
     }
     for entry in entries:
         if entry.kind == "parked":  # read without its text

@@ -30,6 +30,7 @@ from replicator.state import (
     forgotten,
 )
 from replicator.target.contract import Table
+from replicator.target.verification import CHANGED, Comparison, Walked
 from replicator.version import epoch_of
 
 
@@ -226,8 +227,64 @@ class MemoryRows:
         del self._database.tombstones[table.name][id]
         return 1
 
+    @property
+    def unrepairable(self) -> str:
+        return ""
+
+    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
+        return [self._comparison(table, write) for write in expected]
+
+    def _comparison(self, table: Table, write: Upsert) -> Comparison:
+        row = self._database.rows[table.name].get(write.id)
+        version = None if row is None else row[0]
+        if (reason := self._refuse(write)) is not None:
+            return Comparison(version, refused=reason)
+        if row is None:
+            return Comparison(None)
+        was, wanted = orjson.loads(row[1]), orjson.loads(body(write.body))
+        names = sorted(was.keys() | wanted.keys())
+        return Comparison(version, tuple(n for n in names if was.get(n, ...) != wanted.get(n, ...)))
+
+    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
+        rows = self._database.rows[table.name]
+        return [rows[id][0] if id in rows else None for id in ids]
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        after = () if cursor is None else tuple(orjson.loads(cursor))
+        rows = sorted(id for id in self._database.rows[table.name] if id > after and id[: len(within)] == within)
+        ids = rows[:_PIECE]
+        return Walked(ids, orjson.dumps(ids[-1]).decode() if len(rows) > _PIECE else None)
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return [self._replaced(table, write) for write in writes]
+
+    def _replaced(self, table: Table, write: Upsert) -> str:
+        rows = self._database.rows[table.name]
+        if rows.get(write.id, (None,))[0] != write.version:
+            return CHANGED
+        if (reason := self._refuse(write)) is not None:
+            return reason
+        rows[write.id] = (write.version, body(write.body))
+        return ""
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return [self._removed(table, write) for write in writes]
+
+    def _removed(self, table: Table, write: Delete) -> str:
+        rows, tombstones = self._database.rows[table.name], self._database.tombstones[table.name]
+        if rows.get(write.id, (None,))[0] != write.version:
+            return CHANGED
+        if (reason := self._database.keeps(table.name, write.id)) is not None:
+            return reason
+        del rows[write.id]
+        tombstones[write.id] = write.version
+        return ""
+
     def close(self) -> None:
         pass
+
+
+_PIECE = 100  # ids of a walk
 
 
 class MemoryTarget(MemoryRows):

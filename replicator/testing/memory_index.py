@@ -90,11 +90,11 @@ class MemoryIndex(MemoryRows):
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         """Remove what the previous call found, see ``AppliesLate``; by version alone, as in a search engine."""
         for id, version in self._doomed.pop((table.name, below), ()):
-            self.remove(table, id, version)
+            self.remove_buried(table, id, version)
         found = self._doomed[table.name, below] = unspared(self.buried(table, below), spare)
         return len(found)
 
-    def remove(self, table: Table, id: DocumentId, version: int) -> int:
+    def remove_buried(self, table: Table, id: DocumentId, version: int) -> int:
         """Remove the tombstone, or the document that replaced it, unless it is newer."""
         at = self._database.rows[table.name].get(id, (-1, b""))[0]
         if 0 <= at <= version:

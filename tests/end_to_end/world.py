@@ -165,6 +165,11 @@ class Copy(Pipeline):
             set_json_loads(lambda text: json.loads(text, parse_float=Decimal), connection)
             return connection.execute(filled).fetchall()
 
+    def execute(self, statement: str) -> None:
+        """A change behind replicator's back, its braces filled with the table."""
+        with psycopg.connect(self.database.url, autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(self.name)))
+
     def documents(self) -> dict[str, dict[str, Any]]:
         return {row["pk"]: row["document"] for row in self.query("SELECT pk, document FROM {}", self.name)}
 

@@ -119,6 +119,8 @@ def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> N
     assert made.call("status", made.config)[0] == 7, "nothing runs"
     code, said = made.run("resync")
     assert code == 0, said
+    for options in ([], ["--key", '{"id": "1"}']):
+        assert made.call("verify", made.config, *options)[0] == 0
     copies = made.of["target"].db.items("copies")
     assert {item["id"] for item in copies if "_replicator_deleted" not in item} == {"1", "2"}
     assert made.used == set(TABLES)
@@ -210,8 +212,15 @@ def test_preview_of_a_key_names_a_missing_permission(made: Accounts, permission:
     assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
 
 
+@pytest.mark.parametrize("permission", listed("VerifyCopies"), ids=str)
+def test_verify_names_a_missing_permission(made: Accounts, permission: Permission) -> None:
+    made.without(permission)
+    code, said = made.call("verify", made.config, "--key", '{"id": "1"}')
+    assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
+
+
 def test_each_permission_has_its_test() -> None:
-    assert set(listed(*CHECKED, *PATTERN, *RUN, "CreateCheckpoints", "SingleItems")) == set(TABLES)
+    assert set(listed(*CHECKED, *PATTERN, *RUN, "CreateCheckpoints", "SingleItems", "VerifyCopies")) == set(TABLES)
 
 
 # What the source says, whatever any test runs

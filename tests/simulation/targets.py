@@ -324,7 +324,7 @@ class Searches:
             self._found, self._window_of = {}, self._index.in_doubt.begun
         place = table.name, below
         doomed = self._found.get(place, ())
-        self._index.each([partial(self._index.remove, table, id, version) for id, version in doomed])
+        self._index.each([partial(self._index.remove_buried, table, id, version) for id, version in doomed])
         self._found[place] = unspared(self._index.buried(table, below), spare)[: self._most]
         return len(self._found[place])
 

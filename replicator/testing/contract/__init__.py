@@ -44,9 +44,12 @@ from replicator.testing.contract.late_writes import LateWrites
 from replicator.testing.contract.moves import Moves
 from replicator.testing.contract.tombstones import Tombstones
 from replicator.testing.contract.transactions import Transactions
+from replicator.testing.contract.verification import Verification
 
 
-class TargetContract(Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Failures, Transactions):
+class TargetContract(
+    Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Failures, Transactions, Verification
+):
     """The whole contract of ``replicator.target.contract``."""
 
 

@@ -28,6 +28,7 @@ class OnDynamoDB(TargetContract):
     """Common to both; ``endpoint`` is their address."""
 
     # DynamoDB itself takes no empty name.
+    many = 300
     every_type: ClassVar[Document] = {**EVERY_TYPE, "map": {"null": None, "deep": {"er": {"est": [Decimal("1.5")]}}}}
 
     @pytest.fixture(autouse=True)

@@ -196,7 +196,7 @@ def retries_count_as_earlier(patch: Patch) -> None:
 def purges_what_it_finds(patch: Patch) -> None:
     def at_once(self: Searches, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         found = self._index.buried(table, below)[: self._most]
-        self._index.each([partial(self._index.remove, table, id, version) for id, version in found])
+        self._index.each([partial(self._index.remove_buried, table, id, version) for id, version in found])
         return len(found)
 
     patch.setattr(Searches, "purge", at_once)

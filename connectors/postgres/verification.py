@@ -1,0 +1,266 @@
+"""Compares rows with expected documents inside the server, by value, and repairs them by compare-and-set.
+
+The expected values go through the same encoding and casts as in an upsert, and the server compares them as values of
+the column's type. Texts are compared byte by byte, whatever the column's collation.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg import sql
+
+from connectors.postgres.cells import binary
+from connectors.postgres.cleanup import FROM_TEXT, as_text
+from connectors.postgres.encode import Row, TableEncoder, fits
+from connectors.postgres.errors import is_data_error, refusal
+from connectors.postgres.options import Nul
+from connectors.postgres.session import Session
+from connectors.postgres.table_schema import VERSION, TableSchema
+from connectors.postgres.text import literal
+from replicator.batch import Delete, DocumentId, Upsert, Write
+from replicator.key import key_text
+from replicator.target.verification import CHANGED, Comparison, Walked
+
+_PIECE = 2000  # ids of a walk
+_CASTS = {"text[]", "numeric[]"}  # unnest flattens nested arrays, so these are sent as text literals
+_COLLATED = {"text", "text[]"}
+
+_COMPARE = """
+SELECT d.n::int, t.{version}, {differs}
+FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n) JOIN {table} AS t ON {matches}"""
+_DIFFERING_NAMES = """
+CASE WHEN t.{column} IS DISTINCT FROM {given} THEN
+  CASE WHEN pg_catalog.jsonb_typeof(t.{column}) = 'object' THEN ARRAY(
+    SELECT coalesce(a.key, b.key) FROM pg_catalog.jsonb_each(t.{column}) AS a
+    FULL JOIN pg_catalog.jsonb_each({given}) AS b ON a.key = b.key
+    WHERE a.value IS DISTINCT FROM b.value ORDER BY 1)
+  ELSE ARRAY[{name}] END
+END"""
+_STORED = (
+    "SELECT d.n::int, t.{version} FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n) JOIN {table} AS t ON {matches}"
+)
+_WALK = "SELECT {columns} FROM {table} AS t WHERE {after} ORDER BY {keys} LIMIT {limit}"
+_REPLACE = """
+UPDATE {table} AS t SET {assignments}
+FROM unnest({arrays}, {versions}::bigint[]) WITH ORDINALITY AS d({names}, v, n)
+WHERE {matches} AND t.{version} = d.v RETURNING d.n::int"""
+_REMOVE = """
+WITH gone AS (
+  DELETE FROM {table} AS t
+  USING unnest({arrays}, {versions}::bigint[], {ids}::text[]) WITH ORDINALITY AS d({names}, v, i, n)
+  WHERE {matches} AND t.{version} = d.v RETURNING d.n::int AS n, d.i AS i, d.v AS v
+), kept AS (
+  INSERT INTO replicator.tombstones AS x (target, id, version) SELECT {label}, i, v FROM gone
+  ON CONFLICT (target, id) DO UPDATE SET version = EXCLUDED.version WHERE x.version < EXCLUDED.version
+) SELECT n FROM gone"""
+
+
+@dataclass(frozen=True, slots=True)
+class TableVerification:
+    """Comparison and repair of one table."""
+
+    session: Session
+    shape: TableSchema
+    encoder: TableEncoder
+
+    @classmethod
+    def of(cls, session: Session, shape: TableSchema, nul: Nul) -> TableVerification:
+        return cls(session, shape, TableEncoder(shape, nul))
+
+    def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
+        rows: list[Row] = [(write.id, write, 0) for write in expected]
+        refused, literals = self._encoded(rows)
+        found = {number: Comparison(None, refused=reason) for number, reason in refused.items()}
+        sent = [number for number in range(len(rows)) if number not in refused]
+        if sent:
+            for at, version, *differs in self._query(self._compare_sql(), literals):
+                found[sent[at - 1]] = Comparison(version, self._names_of(differs))
+        absent = Comparison(None)
+        return [found.get(number, absent) for number in range(len(rows))]
+
+    def _names_of(self, differs: Sequence[Any]) -> tuple[str, ...]:
+        """What differs: of a whole document the names in it, else the columns."""
+        if self.shape.columns[0].attribute is None:
+            return tuple(differs[0] or ())
+        return tuple(c.name for c, differ in zip(self.shape.columns, differs, strict=True) if differ)
+
+    def versions(self, ids: Sequence[DocumentId]) -> list[int | None]:
+        possible = [number for number, id in enumerate(ids) if fits(self.shape.keys, id)]
+        versions: list[int | None] = [None] * len(ids)
+        if possible:
+            literals, _ = self.encoder.keys([(ids[number], _key_only(ids[number]), 0) for number in possible])
+            for at, version in self._query(self._keyed(_STORED), literals):
+                versions[possible[at - 1]] = version
+        return versions
+
+    def walk(self, cursor: str | None, within: DocumentId) -> Walked:
+        """By the primary key, whose index makes each piece cheap."""
+        keys = self.shape.keys
+        after = [*self._is_within(within), *([] if cursor is None else [self._is_after(orjson.loads(cursor))])]
+        query = sql.SQL(_WALK).format(
+            columns=sql.SQL(", ").join(as_text(key) for key in keys),
+            table=self.shape.qualified,
+            after=sql.SQL(" AND ").join(after) if after else sql.SQL("true"),
+            keys=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(key.name)) for key in keys),
+            limit=sql.Literal(_PIECE),
+        )
+        with self.session.connection() as connection:
+            rows = connection.execute(query).fetchall()
+        ids = [tuple(FROM_TEXT[k.kind](text) for k, text in zip(keys, row, strict=True)) for row in rows]
+        last = orjson.dumps(list(rows[-1])).decode() if len(rows) == _PIECE else None
+        return Walked(ids, last)
+
+    def replace(self, writes: Sequence[Upsert]) -> list[str]:
+        refused, literals = self._encoded([(write.id, write, 0) for write in writes])
+        sent = [number for number in range(len(writes)) if number not in refused]
+        versions = literal([writes[number].version for number in sent])
+        done = self._tried(self._replace_sql(), [*literals, versions], len(sent)) if sent else {}
+        results = {sent[at]: reason for at, reason in done.items()} | refused
+        return [results.get(number, CHANGED) for number in range(len(writes))]
+
+    def remove(self, writes: Sequence[Delete]) -> list[str]:
+        """Under the same lock as every batch that leaves tombstones."""
+        literals, unfit = self.encoder.keys([(write.id, write, 0) for write in writes])
+        assert not unfit, "such a row cannot exist"
+        ids = literal([key_text(write.id) for write in writes])
+        versions = literal([write.version for write in writes])
+        done = self._tried(self._remove_sql(), [*literals, versions, ids], len(writes), lock=True)
+        return [done.get(number, CHANGED) for number in range(len(writes))]
+
+    def _encoded(self, rows: Sequence[Row]) -> tuple[dict[int, str], list[bytes]]:
+        """Why rows cannot be stored, by number, and the literals of the others."""
+        literals, reasons = self.encoder.expected(rows)
+        if not reasons:
+            return {}, literals
+        fitting = [row for number, row in enumerate(rows) if number not in reasons]
+        return dict(reasons), self.encoder.expected(fitting)[0] if fitting else []
+
+    def _query(self, query: sql.Composed, literals: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        with self.session.connection() as connection:
+            return psycopg.RawCursor(connection).execute(query, _texts(literals)).fetchall()
+
+    def _tried(
+        self, query: sql.Composed, literals: Sequence[bytes], count: int, *, lock: bool = False
+    ) -> dict[int, str]:
+        """Change rows; "" for each row that was changed, by its place. A constraint that fails refuses all of them."""
+        with self.session.connection() as connection:
+            try:
+                with connection.transaction():
+                    if lock:
+                        psycopg.RawCursor(connection).execute(
+                            self.encoder.lock.sql, _texts(self.encoder.lock.parameters)
+                        )
+                    rows = psycopg.RawCursor(connection).execute(query, _texts(literals)).fetchall()
+            except psycopg.Error as e:
+                if not is_data_error(e):
+                    raise
+                return dict.fromkeys(range(count), refusal(e, self.shape.name))
+        return {number - 1: "" for (number,) in rows}
+
+    def _compare_sql(self) -> sql.Composed:
+        first = len(self.shape.keys)
+        differs: list[sql.Composed] = []
+        for number, column in enumerate(self.shape.columns, start=first):
+            if column.attribute is None:
+                differs.append(
+                    sql.SQL(_DIFFERING_NAMES).format(
+                        column=sql.Identifier(column.name), given=_raw(f"d.c{number}"), name=sql.Literal(column.name)
+                    )
+                )
+                continue
+            given = f"d.c{number}::{column.type}" if column.type in _CASTS else f"d.c{number}"
+            collate = ' COLLATE pg_catalog."C"' if column.type in _COLLATED else ""
+            name = sql.Identifier(column.name)
+            differs.append(_raw("t.{}" + collate + " IS DISTINCT FROM " + given).format(name))
+        return sql.SQL(_COMPARE).format(
+            version=sql.Identifier(VERSION),
+            differs=sql.SQL(", ").join(differs),
+            arrays=self._arrays(),
+            names=self._names(),
+            table=self.shape.qualified,
+            matches=self._matches(),
+        )
+
+    def _replace_sql(self) -> sql.Composed:
+        first, after = len(self.shape.keys), len(self._types()) + 1
+        assignments = [
+            _raw("{} = d." + f"c{n}" + (f"::{c.type}" if c.type in _CASTS else "")).format(sql.Identifier(c.name))
+            for n, c in enumerate(self.shape.columns, start=first)
+        ]
+        return sql.SQL(_REPLACE).format(
+            table=self.shape.qualified,
+            assignments=sql.SQL(", ").join(assignments),
+            arrays=self._arrays(),
+            versions=_raw(f"${after}"),
+            names=self._names(),
+            matches=self._matches(),
+            version=sql.Identifier(VERSION),
+        )
+
+    def _remove_sql(self) -> sql.Composed:
+        after = len(self.shape.keys) + 1
+        return sql.SQL(_REMOVE).format(
+            table=self.shape.qualified,
+            arrays=self._arrays(keys_only=True),
+            versions=_raw(f"${after}"),
+            ids=_raw(f"${after + 1}"),
+            names=self._names(keys_only=True),
+            matches=self._matches(),
+            version=sql.Identifier(VERSION),
+            label=sql.Literal(self.shape.label),
+        )
+
+    def _keyed(self, statement: str) -> sql.Composed:
+        return _raw(statement).format(
+            version=sql.Identifier(VERSION),
+            arrays=self._arrays(keys_only=True),
+            names=self._names(keys_only=True),
+            table=self.shape.qualified,
+            matches=self._matches(),
+        )
+
+    def _types(self, *, keys_only: bool = False) -> list[str]:
+        columns = () if keys_only else self.shape.columns
+        return [k.type for k in self.shape.keys] + ["text" if c.type in _CASTS else c.type for c in columns]
+
+    def _arrays(self, *, keys_only: bool = False) -> sql.SQL:
+        types = self._types(keys_only=keys_only)
+        return _raw(", ".join(f"${n}::{type}[]" for n, type in enumerate(types, start=1)))
+
+    def _names(self, *, keys_only: bool = False) -> sql.SQL:
+        return _raw(", ".join(f"c{n}" for n in range(len(self._types(keys_only=keys_only)))))
+
+    def _matches(self) -> sql.Composed:
+        pairs = [_raw("t.{} = d." + f"c{n}").format(sql.Identifier(key.name)) for n, key in enumerate(self.shape.keys)]
+        return sql.SQL(" AND ").join(pairs)
+
+    def _is_within(self, within: DocumentId) -> Iterator[sql.Composed]:
+        for key, text in zip(self.shape.keys, within, strict=False):
+            value = binary(base64.b64decode(text)) if key.kind == "B" else text
+            yield sql.SQL("t.{} = {}::{}").format(sql.Identifier(key.name), sql.Literal(value), _raw(key.type))
+
+    def _is_after(self, texts: Sequence[str]) -> sql.Composed:
+        keys = self.shape.keys
+        values = [f"\\x{t}" if k.kind == "B" else t for k, t in zip(keys, texts, strict=True)]
+        typed = [sql.SQL("{}::{}").format(sql.Literal(v), _raw(k.type)) for k, v in zip(keys, values, strict=True)]
+        names = [sql.SQL("t.{}").format(sql.Identifier(key.name)) for key in keys]
+        return sql.SQL("({}) > ({})").format(sql.SQL(", ").join(names), sql.SQL(", ").join(typed))
+
+
+def _raw(text: str) -> sql.SQL:
+    """SQL from our own constants, numbers and type names only; never a name from a config."""
+    return sql.SQL(text)
+
+
+def _key_only(id: DocumentId) -> Write:
+    return Delete("", id, 0, id)
+
+
+def _texts(parameters: Sequence[bytes | None]) -> list[str | None]:
+    return [None if p is None else p.decode() for p in parameters]

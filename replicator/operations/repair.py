@@ -1,0 +1,206 @@
+"""Repairs confirmed differences by compare-and-set, while a run leaves tombstones for every delete.
+
+different   replaced where the stored version is exactly the one that was read; it keeps that version
+extra       deleted under the same condition
+missing     inserted at the version of a scanned item. Any change of the item has a higher one, and so has the tombstone
+            of a delete. So the item must be read after the run has begun to leave tombstones
+
+The command announces itself by a checkpoint entry. The run that is up notices it within a minute, leaves tombstones
+from then on, and names the entry in its heartbeat. When the entry says that the command has ended, the run purges them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from replicator.batch import Batch, Delete, Part, Rejection, Upsert
+from replicator.errors import ConfigError, Fenced, Unfinished
+from replicator.state import Heartbeat, Repair, Save, decode, encode
+from replicator.target.contract import Transactional
+from replicator.target.verification import CHANGED, UNVERSIONED, Repairable
+from replicator.verification.differences import Finding
+from replicator.verification.verifier import Result, Verifier, with_version
+from replicator.version import epoch_of, version
+
+if TYPE_CHECKING:
+    from replicator.operations.verify import Ends, Report
+
+AT_ONCE = 500  # documents in one write
+REFRESH = 60.0  # seconds between signs that the command is at work
+_LATER_EPOCH = (
+    "its version is of a later epoch than the pipeline's, so nothing newer would replace it: replicator resync"
+)
+
+
+class Repairs:
+    """The repairs of one pass; none unless they are ``wanted``. A context manager: announces them, and ends them."""
+
+    def __init__(self, both: Ends, report: Report, stop: threading.Event, *, wanted: bool) -> None:
+        self._both, self._report, self._stop, self._wanted = both, report, stop, wanted
+        self._token = uuid.uuid4().hex
+        self._revision = 0
+        self._acknowledged = False
+        self._refreshed_at = 0.0
+        self._offered: list[Result] = []
+        self.repaired = 0
+
+    def __enter__(self) -> Repairs:
+        if self._wanted:
+            target = self._both.target
+            if not isinstance(target, Repairable):
+                raise ConfigError(f"--repair: {self._both.config.target.type} cannot repair documents")
+            if target.unrepairable:
+                raise ConfigError(f"--repair: {target.unrepairable}")
+            target.open(list(self._both.tables.values()), self._both.state.epoch)
+            self._announce()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        entry = self._entry() if self._wanted else None
+        if entry is not None and entry[0].token == self._token:
+            self._save(Repair(self._token, ended=True))
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing may be confirmed yet: items must be read after the run has begun to leave tombstones."""
+        return self._wanted and not self._acknowledged
+
+    @property
+    def pending(self) -> int:
+        return len(self._offered)
+
+    def offer(self, result: Result) -> None:
+        if self._wanted:
+            self._offered.append(result)
+
+    def flush(self, verifier: Verifier) -> None:
+        """Repair what was offered. Documents that changed meanwhile become candidates again."""
+        if self._wanted:
+            self._acknowledge()
+            offered, self._offered = self._offered, []
+            for start in range(0, len(offered), AT_ONCE):
+                self._repair(offered[start : start + AT_ONCE], verifier)
+
+    def _repair(self, results: Sequence[Result], verifier: Verifier) -> None:
+        floor = version(self._both.state.epoch, 0)
+        inserts, replacements, removals = [], [], []
+        for result in results:
+            finding = result.finding
+            known = finding.version
+            if known is not None and known != UNVERSIONED and epoch_of(known) > self._both.state.epoch:
+                self._report.repair(finding, _LATER_EPOCH)
+            elif finding.kind == "extra":
+                removals.append(result)
+            elif finding.kind == "missing" or known is None or known < floor:
+                inserts.append(result)
+            else:
+                replacements.append(result)
+        self._in_tables(inserts, self._insert, verifier)
+        self._in_tables(replacements, self._replace, verifier)
+        self._in_tables(removals, self._remove, verifier)
+
+    def _in_tables(
+        self, results: Iterable[Result], change: Callable[[str, Sequence[Result]], Sequence[str]], verifier: Verifier
+    ) -> None:
+        tables: dict[str, list[Result]] = {}
+        for result in results:
+            tables.setdefault(result.finding.table, []).append(result)
+        for name, some in tables.items():
+            for result, reason in zip(some, change(name, some), strict=True):
+                self._done(result.finding, reason, verifier)
+
+    def _done(self, finding: Finding, reason: str, verifier: Verifier) -> None:
+        if reason == CHANGED:
+            verifier.look_again(finding)
+            return
+        self.repaired += not reason
+        self._report.repair(finding, reason)
+
+    def _insert(self, name: str, results: Sequence[Result]) -> Sequence[str]:
+        """Insert documents at the version of a scanned item, under the guard, as long as the run leaves tombstones."""
+        writes = [result.expected for result in results if result.expected is not None]
+        assert len(writes) == len(results)
+        if not self._still_announced():
+            return [CHANGED] * len(results)
+        try:
+            rejections = self._written(writes)
+        except (Fenced, Unfinished):
+            self._acknowledged = False
+            return [CHANGED] * len(results)
+        refused = {r.write.id: r.reason for r in rejections}
+        if refused:  # the others were not stored
+            return [refused.get(write.id, CHANGED) for write in writes]
+        there = self._both.comparing.versions(self._both.tables[name], [write.id for write in writes])
+        return ["" if known == write.version else CHANGED for write, known in zip(writes, there, strict=True)]
+
+    def _written(self, writes: Sequence[Upsert]) -> Sequence[Rejection]:
+        target = self._both.target
+        if not isinstance(target, Transactional):
+            return target.write(Batch([Part("verify", writes)], tombstones=True)).rejections
+        # In the transaction of the rows: it fails if the run has given these repairs up in the meantime.
+        save = Save("repair", "", self._revision, encode(Repair(self._token)))
+        outcome = target.write(Batch([Part("verify", writes)], [save], tombstones=True))
+        self._revision += not outcome.rejections
+        return outcome.rejections
+
+    def _replace(self, name: str, results: Sequence[Result]) -> Sequence[str]:
+        target, table = self._both.target, self._both.tables[name]
+        assert isinstance(target, Repairable)
+        writes = [with_version(r.expected, r.finding.version) for r in results if r.expected and r.finding.version]
+        assert len(writes) == len(results)
+        return target.replace(table, writes)
+
+    def _remove(self, name: str, results: Sequence[Result]) -> Sequence[str]:
+        target, table = self._both.target, self._both.tables[name]
+        assert isinstance(target, Repairable)
+        findings = [result.finding for result in results]
+        return target.remove(table, [Delete(f.table, f.id, f.version or 0, f.item or f.id, 0) for f in findings])
+
+    # The entry
+
+    def _announce(self) -> None:
+        self._save(Repair(self._token))
+        entry = self._entry()
+        self._revision = 0 if entry is None else entry[1]
+        self._acknowledged, self._refreshed_at = False, time.monotonic()
+
+    def _acknowledge(self) -> None:
+        """Look whether a run has noticed; show from time to time that this command is still at work."""
+        if not self._acknowledged:
+            if not self._still_announced():
+                self._announce()
+            entries = self._both.checkpoints.read().entries
+            beats = [decode(e.kind, e.id, e.text) for e in entries if e.kind == "pulse"]
+            self._acknowledged = any(isinstance(b, Heartbeat) and b.repair == self._token for b in beats)
+            self._report.waiting(None if self._acknowledged else "the run to leave tombstones (up to a minute)")
+        elif time.monotonic() - self._refreshed_at >= REFRESH:
+            if not self._still_announced():
+                self._acknowledged = False
+                return
+            self._announce()
+            self._acknowledged = True  # the same entry
+
+    def _still_announced(self) -> bool:
+        """Whether the entry is there. Fenced if another command has taken over."""
+        entry = self._entry()
+        if entry is None or entry[0].ended:
+            return False
+        if entry[0].token != self._token:
+            raise Fenced("another `replicator verify --repair` of this pipeline has taken over; this one must stop")
+        return True
+
+    def _entry(self) -> tuple[Repair, int] | None:
+        for e in self._both.checkpoints.read().entries:
+            if e.kind == "repair":
+                value = decode(e.kind, e.id, e.text)
+                assert isinstance(value, Repair)
+                return value, e.revision
+        return None
+
+    def _save(self, repair: Repair) -> None:
+        self._both.checkpoints.save([Save("repair", "", None, encode(repair))])

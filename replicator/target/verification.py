@@ -1,0 +1,87 @@
+"""Comparison and repair of what a target stores: optional capabilities, for ``replicator verify``.
+
+Documents are compared in the target's own stored form: the expected document is encoded as a write would encode it, and
+values are compared as values, never as text that a server reformats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from replicator.batch import Delete, DocumentId, Upsert
+from replicator.target.contract import Table
+
+UNVERSIONED = -1  # the version of a stored document that has none
+VERSION_FIELD = "version"  # how a wrong version is listed among the fields that differ
+CHANGED = "the document changed meanwhile"
+
+
+class Comparison(msgspec.Struct, frozen=True, gc=False):
+    """A stored document next to the expected one.
+
+    ``version``: of the stored document; None if there is none. ``fields``: the names of the columns, fields or
+    attributes whose values differ. ``refused``: why the target cannot store the expected document.
+    """
+
+    version: int | None
+    fields: tuple[str, ...] = ()
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """A piece of a walk: ids of documents, and where the next piece begins; None at the end."""
+
+    ids: Sequence[DocumentId]
+    cursor: str | None
+
+
+@runtime_checkable
+class Verifiable(Protocol):
+    """A target whose documents can be compared with what they should be.
+
+    Used without ``open``, on its own connections, beside a run that writes. Nothing is changed. Tombstones count as
+    absent. TransientError if the server cannot respond now; ConfigError if a table is missing.
+    """
+
+    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
+        """Compare each expected document, whatever its version, with the stored one. Ids are distinct."""
+
+    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
+        """The version of each document; None if it is absent, UNVERSIONED if the table keeps no versions."""
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        """The ids of some documents after ``cursor`` (None: the first): of all whose ids begin with ``within``.
+
+        Every document that is stored during the whole walk is returned at least once. A cursor may be used again
+        later; CursorExpired if the target no longer knows it.
+        """
+
+
+@runtime_checkable
+class Repairable(Verifiable, Protocol):
+    """A target that can change a document if, and only if, its version is exactly the one that was read."""
+
+    @property
+    def unrepairable(self) -> str:
+        """Why documents cannot be repaired under the current options; empty if they can."""
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        """Replace the body of each document whose stored version is exactly that of the write, and keep the version.
+
+        Returns "" for each that was replaced, CHANGED, or why the target refuses the document.
+        """
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        """Delete each document whose stored version is exactly that of the write, leaving a tombstone of that version.
+
+        Returns as ``replace`` does.
+        """
+
+
+class CursorExpired(Exception):
+    """The walk cannot continue from this cursor; start again."""

@@ -1,0 +1,195 @@
+"""Compares items with their documents, at one moment: the hook says what there must be, the target what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+import orjson
+
+from replicator.batch import DocumentId, Upsert
+from replicator.hooks.hook import DocumentMapping, Poison
+from replicator.items.attributes import Malformed
+from replicator.items.item import Item
+from replicator.key import Key, key_text
+from replicator.target.contract import Table
+from replicator.target.verification import VERSION_FIELD, Comparison, Verifiable
+from replicator.verification.differences import Finding
+from replicator.version import epoch_of
+
+Image = msgspec.Raw | bytes
+Place = tuple[str, DocumentId]
+AT_ONCE = 2000  # documents that are compared in one call
+
+
+class Look(NamedTuple):
+    """An item's findings by document, and the writes that would put each of them right (None: a delete)."""
+
+    findings: Mapping[Place, Finding]
+    expected: Mapping[Place, Upsert]
+
+
+NOTHING = Look({}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The versions that documents may have. After a scan of ``epoch`` none is lower; none of a later epoch exists."""
+
+    lowest: int
+    epoch: int
+
+    def is_wrong(self, version: int | None) -> bool:
+        return version is not None and version >= 0 and (version < self.lowest or epoch_of(version) > self.epoch)
+
+
+@dataclass(slots=True)
+class Examiner:
+    """Compares items with the documents in ``tables`` of ``target``. ``limit``: of the hook's time.
+
+    ``hashed``: documents of items whose keys are too long to be part of an id, as hashes: they cannot be looked up by
+    the document, so those that the scan came across are remembered.
+    """
+
+    mapping: DocumentMapping
+    tables: Mapping[str, Table]
+    target: Verifiable
+    floor: Floor
+    limit: AbstractContextManager[object] = field(default_factory=nullcontext)
+    documents: int = 0
+    hashed: set[bytes] = field(default_factory=set)
+    forgot_hashed: bool = False  # an earlier part of the pass came across such documents
+
+    def scanned(self, items: Sequence[tuple[Key, Image]]) -> list[Finding]:
+        """The findings about the documents that these items must have."""
+        expected, findings = self._expected(items)
+        if self.mapping.own_ids:
+            self._remember(expected)
+        self.documents += len(expected)
+        return findings + list(self._compared(expected).values())
+
+    def walked(
+        self, table: Table, ids: Sequence[DocumentId], read: Callable[[Collection[Key]], Mapping[Key, Image]]
+    ) -> list[Finding]:
+        """The findings about stored documents whose items are gone, or have no such document any more."""
+        keys = {id: self.item_of(id) for id in ids}
+        images = read({key for key in keys.values() if key is not None})
+        expected = self._places(images)
+        extra = [id for id in ids if not self._is_expected(table, id, keys[id], expected)]
+        stored = zip(extra, self.target.versions(table, extra) if extra else (), strict=True)
+        return [Finding("extra", table.name, id, keys[id], version) for id, version in stored if version is not None]
+
+    def look(self, key: Key, image: Image | None, places: Collection[Place]) -> Look:
+        """What is found about the documents at ``places``, which may be an item's, and what must be there."""
+        expected, findings = ([], []) if image is None else self._expected([(key, image)])
+        if findings:
+            return Look({place: findings[0] for place in places}, {})
+        wanted = {(w.table, w.id): w for w in expected if (w.table, w.id) in places}
+        found = self._compared(list(wanted.values()))
+        for (table, id), version in self.versions([place for place in places if place not in wanted]).items():
+            if version is not None:
+                found[table, id] = Finding("extra", table, id, key, version)
+        return Look(found, wanted)
+
+    def versions(self, places: Collection[Place]) -> dict[Place, int | None]:
+        """The version of each stored document; None if there is none."""
+        found: dict[Place, int | None] = {}
+        for name, ids in _by_table(places).items():
+            for id, version in zip(ids, self.target.versions(self.tables[name], ids), strict=True):
+                found[name, id] = version
+        return found
+
+    def places(self, key: Key, image: Image | None) -> list[Place]:
+        """The documents that an item must have."""
+        return [] if image is None else [(w.table, w.id) for w in self._expected([(key, image)])[0]]
+
+    @property
+    def has_hashed(self) -> bool:
+        return bool(self.hashed) or self.forgot_hashed
+
+    def item_of(self, id: DocumentId) -> Key | None:
+        """The key of a document's item; None if the id only has its hash."""
+        if not self.mapping.own_ids:
+            return id
+        return tuple(orjson.loads(id[0])) if id[0].startswith("[") else None
+
+    def _expected(self, items: Iterable[tuple[Key, Image]]) -> tuple[list[Upsert], list[Finding]]:
+        """The documents of these items, and a finding for each on which the hook fails."""
+        expected: list[Upsert] = []
+        rejected: list[Finding] = []
+        with self.limit:
+            for key, image in items:
+                try:
+                    expected += self._documents(key, bytes(image))
+                except (Poison, Malformed) as e:
+                    id = (key_text(key), "") if self.mapping.own_ids else key
+                    rejected.append(Finding("rejected", self.mapping.tables[0], id, key, reason=str(e)))
+        return expected, rejected
+
+    def _documents(self, key: Key, image: bytes) -> list[Upsert]:
+        hook, version = self.mapping.hook, self.floor.lowest
+        if hook is not None and hook.declared:
+            text = key_text(key)
+            placed = hook.many(Item(image, hook.profile), self.mapping.tables)
+            return [Upsert(table, (text, id), body, version, key, 0) for (table, id), body in placed.items()]
+        body = Item(image) if hook is None else hook.one(Item(image, hook.profile))
+        return [] if body is None else [Upsert(self.mapping.tables[0], key, body, version, key, 0)]
+
+    def _compared(self, expected: Sequence[Upsert]) -> dict[Place, Finding]:
+        found: dict[Place, Finding] = {}
+        tables: dict[str, list[Upsert]] = {}
+        for write in expected:
+            tables.setdefault(write.table, []).append(write)
+        for name, writes in tables.items():
+            for start in range(0, len(writes), AT_ONCE):
+                piece = writes[start : start + AT_ONCE]
+                for write, comparison in zip(piece, self.target.compare(self.tables[name], piece), strict=True):
+                    if (finding := self._finding(write, comparison)) is not None:
+                        found[name, write.id] = finding
+        return found
+
+    def _finding(self, write: Upsert, comparison: Comparison) -> Finding | None:
+        version, fields = comparison.version, comparison.fields
+        if comparison.refused:
+            return Finding("rejected", write.table, write.id, write.item, version, reason=comparison.refused)
+        if version is None:
+            return Finding("missing", write.table, write.id, write.item)
+        if self.floor.is_wrong(version):
+            fields = (*fields, VERSION_FIELD)
+        return Finding("different", write.table, write.id, write.item, version, fields) if fields else None
+
+    def _places(self, images: Mapping[Key, Image]) -> Mapping[Key, set[Place] | None]:
+        """The documents of each item; None where the hook fails, so that it cannot be told."""
+        if self.mapping.hook is None:
+            return {key: {(self.mapping.tables[0], key)} for key in images}
+        found: dict[Key, set[Place] | None] = {}
+        for key, image in images.items():
+            expected, rejected = self._expected([(key, image)])
+            found[key] = None if rejected else {(w.table, w.id) for w in expected}
+        return found
+
+    def _is_expected(
+        self, table: Table, id: DocumentId, key: Key | None, expected: Mapping[Key, set[Place] | None]
+    ) -> bool:
+        if key is None:
+            return self.forgot_hashed or _hash(table.name, id) in self.hashed
+        places = expected.get(key, set())
+        return places is None or (table.name, id) in places
+
+    def _remember(self, expected: Sequence[Upsert]) -> None:
+        self.hashed.update(_hash(w.table, w.id) for w in expected if not w.id[0].startswith("["))
+
+
+def _hash(table: str, id: DocumentId) -> bytes:
+    return blake2b(repr((table, id)).encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _by_table(places: Iterable[Place]) -> dict[str, list[DocumentId]]:
+    tables: dict[str, list[DocumentId]] = {}
+    for table, id in places:
+        tables.setdefault(table, []).append(id)
+    return tables

@@ -1,0 +1,213 @@
+"""Tells real differences from those that lag explains: keeps the candidates, and looks at each of them again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from replicator.batch import Upsert
+from replicator.key import Key, key_text
+from replicator.verification.differences import (
+    Candidate,
+    Finding,
+    Positions,
+    Verdict,
+    by_item,
+    digest,
+    is_due,
+    looked_again,
+    verdict,
+)
+from replicator.verification.examiner import Examiner, Image, Place
+
+MOST_PENDING = 10_000  # candidates in memory; no more is read until some of them are settled
+PIECE = 200  # items that are looked at again at once
+STALLED = 120.0  # seconds without any progress of the positions after which candidates count as unconfirmed
+UNKNOWN = b"unknown"  # the digest of an item as it was before a repair that came too late
+_HASHED = "the item's key is too long to be read from the document's id, so the item cannot be looked up"
+
+Outcome = Literal["difference", "parked", "unconfirmed", "kept"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a candidate. ``expected``: the write that stores the document; None if there must be none."""
+
+    outcome: Outcome
+    finding: Finding
+    expected: Upsert | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Verifier:
+    """The candidates of one pass.
+
+    ``read``: items by key, consistently. ``exists``: the same, with as little of each item as possible. ``now``: wall
+    clock. ``monotonic``: for intervals. ``keeps_expired``: the copy keeps documents of items that expired. ``parked``:
+    the key texts of parked items.
+    """
+
+    examiner: Examiner
+    read: Callable[[Collection[Key]], Mapping[Key, Image]]
+    exists: Callable[[Collection[Key]], Mapping[Key, Image]]
+    now: Callable[[], float]
+    monotonic: Callable[[], float]
+    keeps_expired: bool = False
+    parked: Collection[str] = frozenset()
+    _pending: dict[Place, Candidate] = field(default_factory=dict)
+    _told: set[Key] = field(default_factory=set)  # parked items that were reported
+    _through: float | None = None
+    _moved_at: float | None = None
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    @property
+    def full(self) -> bool:
+        return len(self._pending) >= MOST_PENDING
+
+    def origins(self) -> set[str]:
+        """The segments and tables that candidates are left of."""
+        return {candidate.origin for candidate in self._pending.values()}
+
+    def scanned(self, items: Sequence[tuple[Key, Image]], at: float, origin: str) -> Iterator[Result]:
+        """Compare items, which had been read at ``at``, with their documents."""
+        findings = self.examiner.scanned(items)
+        if findings:
+            images = dict(items)
+            yield from self._add(findings, images, at, origin)
+
+    def walked(self, table: str, ids: Sequence[tuple[str, ...]], origin: str) -> Iterator[Result]:
+        """Look for the items of stored documents."""
+        images: dict[Key, Image] = {}
+        at = [0.0]
+
+        def read(keys: Collection[Key]) -> Mapping[Key, Image]:
+            whole = self.examiner.mapping.hook is not None
+            images.update(self.read(keys) if whole else self.exists(keys))
+            at[0] = self.now()
+            return images
+
+        findings = self.examiner.walked(self.examiner.tables[table], ids, read)
+        yield from self._add(findings, images, at[0], origin)
+
+    def look_at(self, key: Key, origin: str) -> Iterator[Result]:
+        """Compare a single item with its documents; ``walked`` finds those that it should not have."""
+        image = self.read([key]).get(key)
+        at = self.now()
+        places = self.examiner.places(key, image)
+        if image is None and not self.examiner.mapping.own_ids:
+            places = [(self.examiner.mapping.tables[0], key)]
+        findings = self.examiner.look(key, image, places).findings if places else {}
+        if not places and image is not None:
+            findings = {(f.table, f.id): f for f in self.examiner.scanned([(key, image)])}
+        yield from self._add(findings.values(), {} if image is None else {key: image}, at, origin)
+
+    def settle(self, positions: Positions) -> Iterator[Result]:
+        """Look again at the candidates that are due. Without a run, or if its positions stand still, give them up."""
+        if not self._pending:
+            return
+        if self._stands_still(positions):
+            yield from self.give_up(positions.blocked_by or "the run makes no progress")
+            return
+        due = [c for c in self._pending.values() if is_due(c, positions.through)]
+        items = list(by_item(due).items())
+        for start in range(0, len(items), PIECE):
+            yield from self._looked(items[start : start + PIECE])
+
+    def give_up(self, reason: str) -> Iterator[Result]:
+        pending, self._pending = list(self._pending.values()), {}
+        for candidate in pending:
+            yield Result("unconfirmed", candidate.finding, reason=reason)
+
+    def look_again(self, finding: Finding) -> None:
+        """A repair came too late: the document had changed, and may differ again."""
+        self._pending[finding.place] = Candidate(finding, UNKNOWN, self.now(), "repair")
+
+    def _stands_still(self, positions: Positions) -> bool:
+        if positions.blocked_by:
+            return True
+        now = self.monotonic()
+        if self._moved_at is None or positions.through != self._through:
+            self._through, self._moved_at = positions.through, now
+        return now - self._moved_at > STALLED
+
+    def _add(
+        self, findings: Iterable[Finding], images: Mapping[Key, Image], at: float, origin: str
+    ) -> Iterator[Result]:
+        for finding in findings:
+            item = finding.item
+            if item is None:
+                yield Result("unconfirmed", finding, reason=_HASHED)
+            elif key_text(item) in self.parked:
+                yield from self._parked(finding)
+            elif self._is_kept(finding, images.get(item)):
+                yield Result("kept", finding)
+            else:
+                image = digest(_bytes(images.get(item)))
+                self._pending[finding.place] = Candidate(finding, image, at, origin)
+
+    def _looked(self, items: Sequence[tuple[Key, list[Candidate]]]) -> Iterator[Result]:
+        before = self.examiner.versions([c.finding.place for _, candidates in items for c in candidates])
+        images = self.read([key for key, _ in items])
+        at = self.now()
+        for key, candidates in items:
+            yield from self._looked_at(key, candidates, images.get(key), before, at)
+
+    def _looked_at(
+        self,
+        key: Key,
+        candidates: Sequence[Candidate],
+        image: Image | None,
+        versions: Mapping[Place, int | None],
+        at: float,
+    ) -> Iterator[Result]:
+        """``versions``: of the documents before the item was read, at ``at``."""
+        hashed, places = digest(_bytes(image)), {c.finding.place for c in candidates}
+        if any(c.finding.kind == "rejected" for c in candidates):
+            places |= set(self.examiner.places(key, image))  # none of its documents was compared
+        look = self.examiner.look(key, image, places)
+        others = [f for place, f in look.findings.items() if place not in self._pending]
+        for candidate in candidates:
+            place = candidate.finding.place
+            del self._pending[place]
+            after = look.findings.get(place)
+            found = verdict(candidate, after, hashed)
+            if after is None:
+                continue
+            if found is Verdict.AGAIN:
+                steady = versions.get(place) == after.version
+                self._pending[place] = looked_again(candidate, after, hashed, at, steady=steady)
+            else:
+                yield from self._confirmed(after, image, look.expected.get(place))
+        yield from self._add(others, {} if image is None else {key: image}, at, candidates[0].origin)
+
+    def _confirmed(self, finding: Finding, image: Image | None, expected: Upsert | None) -> Iterator[Result]:
+        assert finding.item is not None
+        if finding.kind == "rejected" or key_text(finding.item) in self.parked:
+            yield from self._parked(finding)
+        elif self._is_kept(finding, image):
+            yield Result("kept", finding)
+        else:
+            yield Result("difference", finding, expected)
+
+    def _is_kept(self, finding: Finding, image: Image | None) -> bool:
+        """Whether it is a document that ``ttl_deletes: ignore`` may keep: of an item that no longer exists."""
+        return self.keeps_expired and finding.kind == "extra" and image is None
+
+    def _parked(self, finding: Finding) -> Iterator[Result]:
+        assert finding.item is not None
+        if finding.item not in self._told:
+            self._told.add(finding.item)
+            yield Result("parked", finding, reason=finding.reason)
+
+
+def with_version(write: Upsert, version: int) -> Upsert:
+    return Upsert(write.table, write.id, write.body, version, write.item, 0)
+
+
+def _bytes(image: Image | None) -> bytes | None:
+    return None if image is None else bytes(image)
