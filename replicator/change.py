@@ -63,6 +63,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     expired: bool = False
 
 
+class OwnWrite(Record, frozen=True, gc=False):
+    """A record, without images, that must not be copied: a pipeline wrote it, see ``replicator.marks``.
+
+    It counts as the item's latest change all the same: it replaced what applications had written before.
+    """
+
+
 class ScanPage(msgspec.Struct, frozen=True):
     """The result of one step of a segment scan. ``cursor``: LastEvaluatedKey, None at the end of the segment.
 

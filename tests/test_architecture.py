@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("items", "errors", "version", "options", "escape", "files", "response_limits", "retention", "backoff"),
     ("log", "key", "identity"),
     ("hooks",),
-    ("state",),
+    ("state", "marks"),
     ("batch", "change"),
     ("aws",),
     ("source", "checkpoints"),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The packages and shared modules of ``replicator``, lowest first. Each imports only itself and lower layers."""
 
 FOR_CONNECTORS = {"items", "target", "aws", "errors", "version", "options", "escape", "files", "response_limits"}
-FOR_CONNECTORS |= {"retention", "log", "key", "identity", "state", "batch", "change"}
+FOR_CONNECTORS |= {"retention", "log", "key", "identity", "state", "marks", "batch", "change"}
 SINGLE_MODULES_FOR_CONNECTORS = {"replicator.checkpoints.contract", "replicator.source.table", "replicator.__version__"}
 SHARED = {"elasticsearch": ("search",), "opensearch": ("search",)}
 """Code that connectors share: two products, one engine."""
@@ -98,7 +98,7 @@ def test_a_package_imports_only_lower_ones(package: str) -> None:
 def test_pure_modules_import_no_clock_and_no_threads() -> None:
     """Time and randomness are arguments."""
     pure = [name for package in ("items", "pipeline") for name in modules(f"replicator.{package}")]
-    pure += [f"replicator.{name}" for name in ("batch", "change", "key", "state", "version", "retention")]
+    pure += [f"replicator.{name}" for name in ("batch", "change", "key", "marks", "state", "version", "retention")]
     used = {name: {found.split(".")[0] for found in imports(NAMES[name])} & OUTSIDE_WORLD for name in pure}
     assert {name: found for name, found in used.items() if found} == {}
 

@@ -86,6 +86,13 @@ def mismatches(layout: Layout, table: Described, source: SourceTable | None) -> 
             f"the target's table {layout.name} and the source are replicas of one global table, which DynamoDB keeps "
             "in sync already; name another table"
         )
+    if layout.mark is not None and layout.own_ids:
+        yield (
+            f"the hook chooses document ids (@documents), so the target's table {layout.name} has another key than the "
+            "source, and no opposite pipeline can copy it back; remove loops from the config, or use a hook that "
+            "returns one document per item"
+        )
+        return
     if table.keys != layout.keys:
         yield (
             f"the target's table {layout.name} has the key {_keys(table.keys)}, but the documents' key is "
@@ -96,7 +103,7 @@ def mismatches(layout: Layout, table: Described, source: SourceTable | None) -> 
             yield (
                 f"{name} is a key attribute of the target's table {layout.name} or of one of its indexes, so "
                 "replicator cannot store its own values in it; choose another name (target.version_attribute, "
-                "target.deleted_attribute)"
+                "target.deleted_attribute, target.mark_attribute)"
             )
 
 
@@ -112,10 +119,11 @@ def _keys(keys: KeySchema) -> str:
 
 def notes(layout: Layout, table: Described) -> Iterator[str]:
     """What users should know about an existing table, though it prevents nothing."""
-    if table.streaming:
+    if table.streaming and layout.mark is None:
         yield (
             f"nothing, but note: the target's table {layout.name} has a stream. Its readers see each copied item as a "
-            "change; if one of them writes back to the source, items circulate forever"
+            "change; if one of them writes back to the source, items circulate forever (two opposite pipelines need "
+            "loops: true)"
         )
     if table.replicas:
         yield (

@@ -61,7 +61,8 @@ class Stored:
             if name in raws:
                 raise Unfit(
                     f"has an attribute {name}, the name under which replicator stores its own values; "
-                    "configure another one (target.version_attribute, target.deleted_attribute)"
+                    "configure another one (target.version_attribute, target.deleted_attribute). If a pipeline that "
+                    "copies in the opposite direction stored it, set loops: true in the target of both"
                 )
 
     def _with_key(self, raws: Raws, write: Upsert) -> Raws:
@@ -97,7 +98,7 @@ def _fragment(value: object) -> orjson.Fragment:
 class Layout:
     """A table's ``name`` and ``keys``, and the attributes that replicator adds to items: ``version`` and ``deleted``.
 
-    ``pristine``: it adds none.
+    ``mark``: with an opposite pipeline, the attribute for its marks; None without. ``pristine``: it adds none.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Layout:
     version: str
     deleted: str
     pristine: bool
+    mark: str | None = None
 
     @property
     def own_ids(self) -> bool:
@@ -113,7 +115,8 @@ class Layout:
     @property
     def ours(self) -> tuple[str, ...]:
         """Attribute names that documents must not use."""
-        return () if self.pristine else (self.version, self.deleted)
+        marks = () if self.mark is None else (self.mark,)
+        return () if self.pristine else (self.version, self.deleted, *marks)
 
 
 def layouts(tables: Sequence[Table], options: DynamoDBOptions) -> Mapping[str, Layout]:
@@ -121,7 +124,9 @@ def layouts(tables: Sequence[Table], options: DynamoDBOptions) -> Mapping[str, L
 
 
 def layout(table: Table, options: DynamoDBOptions) -> Layout:
-    return Layout(table.name, table.keys, options.version_attribute, options.deleted_attribute, options.pristine)
+    version, deleted = options.version_attribute, options.deleted_attribute
+    mark = options.mark_attribute if options.loops else None
+    return Layout(table.name, table.keys, version, deleted, options.pristine, mark)
 
 
 _DIGITS = 38

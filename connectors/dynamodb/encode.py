@@ -18,6 +18,7 @@ from replicator.errors import ReplicatorError
 from replicator.items.attributes import Malformed, Typed
 from replicator.items.to_json import Unfit
 from replicator.key import KeySchema
+from replicator.marks import mark_of
 
 _SHOWS = b',"ReturnValuesOnConditionCheckFailure":"ALL_OLD"'
 _COUNTS = b',"ReturnConsumedCapacity":"TOTAL"'
@@ -30,6 +31,7 @@ class Request:
     """``operation`` on ``table`` with its JSON ``body``. ``units``: estimated cost in write capacity units.
 
     ``answer``: the response's body or an error, also one that prevented sending it; None if it was not tried.
+    ``then``: is sent once this one is stored.
     """
 
     operation: str
@@ -37,22 +39,30 @@ class Request:
     body: bytes
     units: float = 1.0
     answer: bytes | AwsError | ReplicatorError | None = None
+    then: Request | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """A write as a request's body, without its end. ``source``: the part of the batch it belongs to.
 
-    ``plain``: of a delete, the body that leaves no tombstone; ``body`` then puts one.
+    ``plain``: of a delete, the body that leaves no tombstone; ``body`` then puts one. ``removal``: of a delete that
+    must be marked, the body that removes its tombstone again; there is no way to mark a removal by itself.
     """
 
     write: Write
     source: str
     body: bytes
     plain: bytes | None = None
+    removal: bytes | None = None
 
     def request(self, *, tombstones: bool, shows: bool, counts: bool) -> Request:
         """``shows``: a failed condition returns the stored item; ``counts``: the response tells its cost."""
         plainly = self.plain is not None and not tombstones
+        if plainly and self.removal is not None:
+            then = Request("DeleteItem", self.write.table, self.removal + (_COUNTS if counts else b"") + b"}")
+            request = self.request(tombstones=True, shows=shows, counts=counts)
+            request.then = then
+            return request
         body = self.plain if self.plain is not None and plainly else self.body
         body += (_SHOWS if shows else b"") + (_COUNTS if counts else b"") + b"}"
         operation = "DeleteItem" if plainly else "PutItem"
@@ -98,12 +108,21 @@ class Encoder:
         self._delete = b'{"TableName":' + orjson.dumps(layout.name) + b',"Key":'
         self._version = b"," + version + b":"
         self._deleted = b"," + deleted + b':{"BOOL":true}}'
-        self._guard = (
-            b',"ConditionExpression":"attribute_not_exists(#v) OR #v %b :v","ExpressionAttributeNames":{"#v":'
-            % (b"<=" if same else b"<")
+        self._mark = b"" if layout.mark is None else b"," + orjson.dumps(layout.mark) + b':{"S":"'
+        self._is_tombstone = (
+            b',"ConditionExpression":"attribute_exists(#d) AND #v = :v","ExpressionAttributeNames":{"#v":'
             + version
+            + b',"#d":'
+            + deleted
             + b'},"ExpressionAttributeValues":{":v":'
         )
+        older = b',"ConditionExpression":"attribute_not_exists(#v) OR #v %b :v' % (b"<=" if same else b"<")
+        values = b'},"ExpressionAttributeValues":{'
+        if layout.mark is None:
+            self._guard_of = older + b'","ExpressionAttributeNames":{"#v":' + version + values
+        else:
+            foreign = b' OR (attribute_exists(#m) AND #m <> :m)","ExpressionAttributeNames":{"#m":'
+            self._guard_of = older + foreign + orjson.dumps(layout.mark) + b',"#v":' + version + values + b'":m":{"S":"'
 
     def holds(self, id: DocumentId) -> bool:
         """Whether an item can have this id. Hooks may return any id; the source's own keys always fit."""
@@ -120,22 +139,34 @@ class Encoder:
         """The body of a put that replaces an older document by a tombstone."""
         number = b'{"N":"%d"}' % version
         key = orjson.dumps(self._layout.keys.typed(id))
-        return self._put + key[:-1] + self._version + number + self._deleted + self._guard + number + b"}"
+        marked = self._marked(id)
+        return self._put + key[:-1] + self._version + number + marked + self._deleted + self._guard(id) + number + b"}"
+
+    def _guard(self, id: DocumentId) -> bytes:
+        """The condition of a write, up to its version."""
+        return self._guard_of + (mark_of(id).encode() + b'"},":v":' if self._mark else b'":v":')
+
+    def _marked(self, id: DocumentId) -> bytes:
+        """The mark as an attribute; empty without an opposite pipeline."""
+        return self._mark + mark_of(id).encode() + b'"}' if self._mark else b""
 
     def _upsert(self, write: Upsert) -> bytes:
         item = self._stored.item(write)
         if self._layout.pristine:
             return self._put + item
         number = b'{"N":"%d"}' % write.version
-        return b"".join((self._put, item.rstrip()[:-1], self._version, number, b"}", self._guard, number, b"}"))
+        parts = (self._put, item.rstrip()[:-1], self._version, number, self._marked(write.id))
+        return b"".join((*parts, b"}", self._guard(write.id), number, b"}"))
 
     def _removal(self, write: Delete, source: str) -> Entry:
         key = orjson.dumps(self._layout.keys.typed(write.id))
         if self._layout.pristine:
             plain = self._delete + key
             return Entry(write, source, plain, plain)
-        plain = self._delete + key + self._guard + b'{"N":"%d"}}' % write.version
-        return Entry(write, source, self.tombstone(write.id, write.version), plain)
+        number = b'{"N":"%d"}}' % write.version
+        plain = self._delete + key + self._guard(write.id) + number
+        removal = self._delete + key + self._is_tombstone + number if self._mark else None
+        return Entry(write, source, self.tombstone(write.id, write.version), plain, removal)
 
 
 _LARGEST = 400 * 1024  # bytes of an item, names included

@@ -29,6 +29,14 @@ class DynamoDBOptions(Access):
     deleted_attribute: Attribute = Field(
         default="_replicator_deleted", description="marks tombstones: what remains of deleted items for a while"
     )
+    loops: bool = Field(
+        default=False,
+        description="an opposite pipeline copies the target back to the source: mark writes, and skip those of the "
+        "other one. Both need it",
+    )
+    mark_attribute: Attribute = Field(
+        default="_replicator_mark", description="with loops: tells replicator's writes from those of applications"
+    )
     pristine: bool = Field(default=False, description="add nothing to items; reduced guarantee")
     create: bool = Field(
         default=False, description="create missing tables, with the source's keys, indexes, capacity and time to live"
@@ -51,6 +59,20 @@ class DynamoDBOptions(Access):
         if name == info.data.get("version_attribute"):
             raise ValueError("must differ from version_attribute")
         return name
+
+    @field_validator("mark_attribute")
+    @classmethod
+    def _three_names(cls, name: str, info: ValidationInfo) -> str:
+        if name in (info.data.get("version_attribute"), info.data.get("deleted_attribute")):
+            raise ValueError("must differ from version_attribute and deleted_attribute")
+        return name
+
+    @field_validator("pristine")
+    @classmethod
+    def _marks_are_additions(cls, pristine: bool, info: ValidationInfo) -> bool:
+        if pristine and info.data.get("loops"):
+            raise ValueError("cannot be combined with loops: true, which marks items")
+        return pristine
 
     @field_validator("adopt")
     @classmethod

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from connectors.dynamodb.encode import Request
-from connectors.dynamodb.responses import is_throttled, units_of
+from connectors.dynamodb.responses import is_stored, is_throttled, units_of
 from replicator.aws.client import Call, Calls
 from replicator.aws.errors import AwsError, NotConnected
 from replicator.errors import ReplicatorError
@@ -133,10 +133,12 @@ class Sender:
         elif isinstance(answer, AwsError) and answer.status == 0:
             work.stop(answer.message)
         else:
-            self._answered(request, answer)
+            self._answered(work, request, answer)
 
-    def _answered(self, request: Request, answer: bytes | AwsError) -> None:
+    def _answered(self, work: Work, request: Request, answer: bytes | AwsError) -> None:
         self._pace.answered()
+        if request.then is not None and is_stored(answer) and not work.blocked_by:
+            work.queue.append(request.then)
         if self._pace.write_units is not None and isinstance(answer, bytes):
             self._pace.consumed(units_of(answer, request.units) - request.units)
 

@@ -19,6 +19,7 @@ from replicator.aws.permissions import Needed
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
+from replicator.marks import Marks
 from replicator.source.table import SourceTable
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
@@ -49,6 +50,14 @@ class DynamoDB:
     @property
     def in_doubt(self) -> InDoubtWindow:
         return self._in_doubt
+
+    @property
+    def marks(self) -> Marks | None:
+        """The attributes that this pipeline and the opposite one add to items; None without an opposite one."""
+        options = self._options
+        if not options.loops:
+            return None
+        return Marks(options.version_attribute, options.deleted_attribute, options.mark_attribute)
 
     @property
     def reduced_guarantee(self) -> str:

@@ -78,12 +78,24 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         return sent.done.done()
 
     def _all_stored(self, sent: _Sent) -> bool:
-        return not sent.done.result() and all(is_stored(request.answer) for _, request in sent.requests)
+        return not sent.done.result() and all(
+            is_stored(request.answer) and (request.then is None or is_stored(request.then.answer))
+            for _, request in sent.requests
+        )
 
     def _results(self, sent: _Sent) -> list[Result[Entry, Verdict]]:
         sent.done.result()
+        if any(map(self._may_remain, (request for _, request in sent.requests))):
+            self._in_doubt.begin()  # a purge follows once it is over
         verdicts = ((entry, verdict(request, self._sender.server)) for entry, request in sent.requests)
         return [Result(entry, v) for entry, v in verdicts if v is not None]
+
+    def _may_remain(self, request: Request) -> bool:
+        """Whether a tombstone was stored and not removed again. A conflict means that something replaced it."""
+        if request.then is None or not isinstance(request.answer, bytes):
+            return False
+        removal = verdict(request.then, self._sender.server)
+        return removal is None or removal.kind not in ("stored", "conflict")
 
     def _is_in_doubt(self, verdict: Verdict) -> bool:
         return verdict.kind == "unsure"

@@ -43,16 +43,20 @@ def _next(previews: Iterator[Preview], limit: HookLimit) -> Preview | None:
 
 
 def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
+    from functools import partial
+
     from replicator.aws import boto
     from replicator.engine.assembly import target_tables
     from replicator.errors import ConfigError
     from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
+    from replicator.marks import unmarked
     from replicator.operations.preview import forecast
     from replicator.operations.preview import preview as previewed
     from replicator.source import sample
     from replicator.source.decoding import KeyReader
     from replicator.source.table import describe_table
+    from replicator.target.contract import marks_of
 
     hook = loading.load(config.transform, config.base) if config.transform else None
     client = boto.connect(config.source)
@@ -60,9 +64,10 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     mapping = DocumentMapping(hook, tuple(config.target.tables))
     target = config.target.build(config.pipeline)  # does not connect
     refusals = forecast(target, target_tables(config, table, hook))
+    shown = partial(unmarked, marks_of(target))
     if key is None:
         reader = KeyReader(table.keys)
-        for image in sample.some(client, config.source.table, limit):
+        for image in filter(None, map(shown, sample.some(client, config.source.table, limit))):
             yield previewed(reader.of(image), image, mapping, refusals)
         return
     try:
@@ -70,6 +75,7 @@ def _previews(config: Config, limit: int, key: str | None) -> Iterator[Preview]:
     except ValueError as e:
         raise ConfigError(f"--key: {e}") from e
     item = sample.one(client, config.source.table, table.keys, parsed)
+    item = None if item is None else shown(item)
     if item is None:
         raise ConfigError(f"--key: no item {key} in {table.name}")
     yield previewed(parsed, item, mapping, refusals)

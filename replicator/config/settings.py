@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -225,6 +225,7 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         return None
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
+    problems += _loops(sections, target)
     return Config(
         pipeline=sections.pipeline,
         source=sections.source,
@@ -238,6 +239,21 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         checkpoints=checkpoints,
         path=file.path,
     )
+
+
+def _loops(sections: Sections, target: Destination) -> Iterator[Problem]:
+    """What must not rescan the source unasked: a target that an opposite pipeline copies back to the source.
+
+    A scan may find the copy of an item that has changed in the target meanwhile, and would restore that older state.
+    """
+    if not getattr(target.options, "loops", False):
+        return
+    if sections.on_gap == "resync":
+        text = "would overwrite what applications wrote to the target since; with target.loops, leave out on_gap"
+        yield Problem(("on_gap",), text)
+    if sections.backfill.enabled and getattr(target.options, "adopt", False):
+        text = "must be false with target.loops and adopt: a scan would restore older states of the target's own items"
+        yield Problem(("backfill", "enabled"), text)
 
 
 def schema() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from replicator.source.stream import Stream, listing
 from replicator.source.table import SourceTable, describe_table, find_table
 from replicator.state import Owner, PipelineState, ResyncRequest, Save, encode
 from replicator.target import in_doubt
-from replicator.target.contract import AppliesLate, Transactional
+from replicator.target.contract import AppliesLate, Transactional, marks_of
 
 log = logging.getLogger("replicator")
 
@@ -57,6 +57,7 @@ class Driver:
             claimed,
             pages=self._pages,
             ignore_expired=context.config.ttl_deletes == "ignore",
+            marks=marks_of(context.target),
             now=self._started,
         )
         self._reporter = ProgressReporter(self.pipeline, environment.observe, self._now, monotonic, who=owner.who)
@@ -143,6 +144,7 @@ class Driver:
         startup.check_source(
             self._table,
             own_ids=self._context.mapping.own_ids,
+            loops=self.pipeline.marks is not None,
             options=aws_options(self._context.config.source, self._table.arn),
         )
         if self._may_extend and start.additions is not None:

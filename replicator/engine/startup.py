@@ -170,7 +170,7 @@ def check_sweep(found: StartupState, allowed: Allowed) -> None:
         )
 
 
-def check_source(table: SourceTable, *, own_ids: bool, options: str = "") -> None:
+def check_source(table: SourceTable, *, own_ids: bool, loops: bool = False, options: str = "") -> None:
     """ConfigError if the table has no stream, or one that cannot be replicated. ``options``: see ``aws_options``."""
     enable = (
         f"aws dynamodb update-table --table-name {table.name}{options} "
@@ -189,6 +189,11 @@ def check_source(table: SourceTable, *, own_ids: bool, options: str = "") -> Non
             f"the stream of {table.name} has view type {table.view}, but the hook chooses document ids (@documents): "
             "without old images, obsolete documents of an item cannot be identified. "
             f"{recreate}"
+        )
+    if loops and table.view != "NEW_AND_OLD_IMAGES":
+        raise ConfigError(
+            f"the stream of {table.name} has view type {table.view}, but target.loops needs old images: without them, "
+            f"the opposite pipeline's writes cannot be told from an application's. {recreate}"
         )
 
 

@@ -20,6 +20,7 @@ from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.items.to_json import unreadable
 from replicator.key import key_text
+from replicator.marks import unmarked
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.dry_run import outlook
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
@@ -30,7 +31,7 @@ from replicator.source import sample
 from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
-from replicator.target.contract import Denied, Target
+from replicator.target.contract import Denied, Target, marks_of
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
@@ -63,15 +64,17 @@ def _source(
 ) -> Iterator[Finding]:
     """The source's findings. Appends the images of some live items to ``images``."""
     yield Finding("source.table", "ok", f"{table.arn or table.name}, about {table.items:,} items")
-    yield from _stream(table, hook, aws_options(config.source, table.arn))
+    yield from _stream(config, table, hook)
     if table.stream_arn is not None and table.streaming:
         yield from _stream_calls(client, table.stream_arn)
     yield from _table_calls(config, client, table, hook, images)
 
 
-def _stream(table: SourceTable, hook: Hook | None, options: str) -> Iterator[Finding]:
+def _stream(config: Config, table: SourceTable, hook: Hook | None) -> Iterator[Finding]:
+    loops = marks_of(config.target.build(config.pipeline)) is not None
+    options = aws_options(config.source, table.arn)
     try:
-        check_source(table, own_ids=hook is not None and hook.declared, options=options)
+        check_source(table, own_ids=hook is not None and hook.declared, loops=loops, options=options)
     except ConfigError as e:
         yield from (Finding("source.stream", "problem", p) for p in e.problems)
     else:
@@ -120,10 +123,17 @@ def _table_calls(
     if not config.backfill.enabled:
         return
     findings: list[Finding] = []
-    tried(findings, "permission", lambda: images.extend(sample.some(client, config.source.table, SAMPLED)))
+    tried(findings, "permission", lambda: images.extend(_sampled(config, client)))
     yield from findings or [_allowed("Scan", arn)]
     if hook is not None and images:
         yield from _determinism(config, hook, table, images)
+
+
+def _sampled(config: Config, client: Client) -> Iterator[bytes]:
+    """The images of some items, as the hook sees them."""
+    marks = marks_of(config.target.build(config.pipeline))
+    items = (unmarked(marks, image) for image in sample.some(client, config.source.table, SAMPLED))
+    return (image for image in items if image is not None)
 
 
 def _single_item(config: Config, client: Client, table: SourceTable) -> Finding:

@@ -5,23 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import msgspec
 import orjson
+from msgspec import structs
 
-from replicator.change import Change, Page, Record, ScanPage
+from replicator.change import Change, OwnWrite, Page, Record, ScanPage
 from replicator.hooks.hook import DocumentMapping
+from replicator.key import Key
+from replicator.marks import Marks
 from replicator.pipeline.compaction import BatchContext, Compacted, compact_latest, compact_runs, latest, runs
 from replicator.state import SegmentState, ShardState
 from replicator.version import version
 
 
 def streamed(
-    state: ShardState, pages: Sequence[Page], mapping: DocumentMapping, at: BatchContext, *, ignore_expired: bool
+    state: ShardState,
+    pages: Sequence[Page],
+    mapping: DocumentMapping,
+    at: BatchContext,
+    *,
+    ignore_expired: bool,
+    marks: Marks | None = None,
 ) -> tuple[ShardState, Compacted]:
-    """The shard's state after ``pages``, and their writes. Every record gets an ordinal, even if it is filtered out."""
+    """The shard's state after ``pages``, and their writes. Every record gets an ordinal, even if it is filtered out.
+
+    ``marks``: of the opposite pipeline, whose writes are passed over; None if there is none.
+    """
     records = [r for page in pages for r in page.records]
     numbered: Iterable[tuple[int, Record]] = enumerate(records, state.ordinal + 1)
     if ignore_expired:
         numbered = ((n, r) for n, r in numbered if not r.expired)
+    if marks is not None:
+        numbered = ((n, unmarked(r, marks)) for n, r in numbered)
     if mapping.own_ids:
         compacted = compact_runs(runs(numbered, at.epoch), mapping, at)
     else:
@@ -49,10 +64,20 @@ def moved(state: ShardState, pages: Sequence[Page], records: Sequence[Record]) -
 
 
 def scanned(
-    state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext
+    state: SegmentState,
+    pages: Sequence[ScanPage],
+    mapping: DocumentMapping,
+    at: BatchContext,
+    *,
+    marks: Marks | None = None,
 ) -> tuple[SegmentState, Compacted]:
     """The segment's state after ``pages``, and their writes. Scanned items have ordinal 0: every record is newer."""
-    changes = [Change(key, version(at.epoch, 0), new=image) for page in pages for key, image in page.items]
+    first = version(at.epoch, 0)
+    changes: list[Change | OwnWrite]
+    if marks is None:
+        changes = [Change(key, first, new=image) for page in pages for key, image in page.items]
+    else:
+        changes = [_unmarked_item(key, image, first, marks) for page in pages for key, image in page.items]
     cursor = pages[-1].cursor
     after = replace(
         state,
@@ -61,5 +86,30 @@ def scanned(
         items=state.items + len(changes),
     )
     if mapping.own_ids:
-        return after, compact_runs({c.key: [c] for c in changes}, mapping, at)
-    return after, compact_latest(((c, c.version, 1) for c in changes), mapping, at)
+        return after, compact_runs({c.key: [c] for c in changes if isinstance(c, Change)}, mapping, at)
+    return after, compact_latest(((c, first, 1) for c in changes), mapping, at)
+
+
+def unmarked(record: Record, marks: Marks) -> Record:
+    """The record as if only applications wrote to the table: without marks, an ``OwnWrite`` if a pipeline made it."""
+    old = None if record.old is None else marks.read(record.old)
+    before = None if old is None or old.deleted else old.image
+    if record.new is None:
+        purged = old is not None and old.deleted
+        return _own_write(record) if purged else structs.replace(record, old=before)
+    new = marks.read(record.new)
+    if new.is_own(record.key, old):
+        return _own_write(record)
+    return structs.replace(record, new=None if new.deleted else new.image, old=before)
+
+
+def _own_write(record: Record) -> OwnWrite:
+    return OwnWrite(record.key, record.sequence, record.created)
+
+
+def _unmarked_item(key: Key, image: msgspec.Raw | bytes | None, version: int, marks: Marks) -> Change | OwnWrite:
+    """A scanned item without marks; None: it does not exist. A tombstone is no item."""
+    if image is None:
+        return Change(key, version)
+    item = marks.read(image)
+    return OwnWrite(key, "", 0.0) if item.deleted else Change(key, version, new=item.image)

@@ -14,7 +14,7 @@ import msgspec
 
 from replicator import version as versions
 from replicator.batch import Delete, Part, Upsert, Write
-from replicator.change import Change, Record
+from replicator.change import Change, OwnWrite, Record
 from replicator.hooks.hook import NO_TRACE, DocumentMapping, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
@@ -117,7 +117,10 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             _park_latest(result, _change(change, version), weight, Poison(reason), at)
             continue
         if change.new is None:
-            writes.append(Delete(table, key, version, key, weight))
+            if type(change) is OwnWrite:
+                result.filtered += weight
+            else:
+                writes.append(Delete(table, key, version, key, weight))
         elif hook is None:
             writes.append(Upsert(table, key, Item(change.new), version, key, weight))
         else:

@@ -23,6 +23,7 @@ from replicator.checkpoints.contract import Claimed
 from replicator.errors import GapFound
 from replicator.hooks.hook import DocumentMapping
 from replicator.identity import UNKNOWN, Definition
+from replicator.marks import Marks
 from replicator.pipeline import lineage, stages
 from replicator.pipeline.advance import scanned, streamed
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
@@ -54,7 +55,8 @@ class _Taken:
 class Pipeline:
     """The state of one pipeline, starting from the checkpoint entries that its run ``claimed`` at ``now``.
 
-    ``pages``: the buffer that the fetcher fills and batches are cut from. ``parked``: see ``parked.known``.
+    ``pages``: the buffer that the fetcher fills and batches are cut from. ``parked``: see ``parked.known``. ``marks``:
+    of the opposite pipeline, if there is one.
     Not thread-safe.
     """
 
@@ -66,9 +68,11 @@ class Pipeline:
         pages: PageBuffer | None = None,
         parked: ParkedItems | None = None,
         ignore_expired: bool = False,
+        marks: Marks | None = None,
         now: float = math.inf,
     ) -> None:
         self.mapping = mapping
+        self.marks = marks
         self.ignore_expired = ignore_expired
         self.view = CheckpointView(claimed)
         self.view.discard_times_after(now)
@@ -457,11 +461,12 @@ class Pipeline:
         after: ShardState | SegmentState
         if kind == "segment":
             scan_pages = [p for p in pages if isinstance(p, ScanPage)]
-            after, compacted = scanned(self.view.segments[id], scan_pages, self.mapping, at)
+            after, compacted = scanned(self.view.segments[id], scan_pages, self.mapping, at, marks=self.marks)
         else:
             shard = stages.start(self.view.shards[id], self.view.shards)
             shard_pages = [p for p in pages if isinstance(p, Page)]
-            after, compacted = streamed(shard, shard_pages, self.mapping, at, ignore_expired=self.ignore_expired)
+            ignored, marks = self.ignore_expired, self.marks
+            after, compacted = streamed(shard, shard_pages, self.mapping, at, ignore_expired=ignored, marks=marks)
         self._put(taken, kind, id, after)
         self._move(taken, compacted.moves)
         taken.refused += compacted.refused

@@ -12,6 +12,7 @@ from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.checkpoints.contract import Checkpoints
 from replicator.identity import Change, Identity, Parts
 from replicator.key import KeyAttribute, KeySchema
+from replicator.marks import Marks
 from replicator.source.table import SourceTable
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.observed import Field, Proposal
@@ -138,6 +139,20 @@ class Unguarded(Protocol):
 
     @property
     def unguarded(self) -> bool: ...
+
+
+@runtime_checkable
+class Looping(Protocol):
+    """A target that may be the source of an opposite pipeline, which writes to the source of this one."""
+
+    @property
+    def marks(self) -> Marks | None:
+        """The attributes that both pipelines add to items; None if there is no opposite pipeline."""
+
+
+def marks_of(target: object) -> Marks | None:
+    """The marks of a target that loops."""
+    return target.marks if isinstance(target, Looping) else None
 
 
 @runtime_checkable

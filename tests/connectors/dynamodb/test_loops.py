@@ -1,0 +1,182 @@
+"""Two opposite pipelines between two tables of real servers, by the command line."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replicator.config.settings import load
+from replicator.errors import ConfigError
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import served
+from tests.cli.command_line import Shell
+from tests.connectors.dynamodb import dynamodb_kit as kit
+from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
+
+OURS = {"_replicator_version", "_replicator_deleted", "_replicator_mark"}
+
+
+@dataclass
+class Loop:
+    """A table ``here`` and its copy ``there``, a pipeline in each direction, and a plain client."""
+
+    folder: Path
+    endpoint: str
+    here: str
+    there: str
+
+    def __post_init__(self) -> None:
+        self.api = kit.client(self.endpoint)
+        self.shell = Shell({"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"})
+        self.api.create_table(
+            TableName=self.here,
+            KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+            StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+        )
+        self.configure("forward", self.here, self.there, create=True)
+        self.configure("back", self.there, self.here, adopt=True)
+
+    def configure(self, name: str, source: str, target: str, **options: Any) -> None:
+        access = {"region": "us-east-1", "endpoint_url": self.endpoint}
+        config = {
+            "pipeline": f"{name}-{self.here}",
+            "source": {"table": source, **access},
+            "target": {"type": "dynamodb", "table": target, "loops": True, **access, **options},
+            **({"backfill": {"enabled": False}} if options.get("adopt") else {}),
+        }
+        (self.folder / f"{name}.yaml").write_text(json.dumps(config))
+
+    def run(self, name: str, command: str = "run") -> dict[str, Any]:
+        """Catch up; the counts."""
+        path = str(self.folder / f"{name}.yaml")
+        code, _, err = self.shell.run(command, path, "--until", "caught-up")
+        assert code == 0, err
+        code, out, err = self.shell.run("status", path, "--json", "--no-exit-code")
+        assert code == 0, err
+        counts: dict[str, Any] = json.loads(out)["counts"]
+        return counts
+
+    def enable_stream_there(self) -> None:
+        self.api.update_table(
+            TableName=self.there,
+            StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+        )
+
+    def put(self, table: str, key: str, n: int, **more: Any) -> None:
+        self.api.put_item(TableName=table, Item={"pk": {"S": key}, "n": {"N": str(n)}, **more})
+
+    def update(self, table: str, key: str, n: int) -> None:
+        values = {":n": {"N": str(n)}}
+        self.api.update_item(
+            TableName=table, Key={"pk": {"S": key}}, UpdateExpression="SET n = :n", ExpressionAttributeValues=values
+        )
+
+    def items(self, table: str) -> dict[str, int]:
+        """What people see."""
+        return {
+            item["pk"]["S"]: int(item["n"]["N"])
+            for item in kit.items(self.endpoint, table)
+            if "_replicator_deleted" not in item
+        }
+
+
+@pytest.fixture(scope="module")
+def server(dynamodb_local: StartLocal) -> DynamoDBLocal:
+    return dynamodb_local()
+
+
+@pytest.fixture(params=["memory", pytest.param("local", marks=pytest.mark.dynamodb_local)])
+def loop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Loop]:
+    here = f"here-{uuid.uuid4().hex[:8]}"
+    if request.param == "memory":
+        with served(DynamoDB(now=time.time, random=random.Random(1))) as endpoint:
+            yield Loop(tmp_path, endpoint, here, f"copy-of-{here}")
+    else:
+        server: DynamoDBLocal = request.getfixturevalue("server")
+        yield Loop(tmp_path, server.endpoint, here, f"copy-of-{here}")
+
+
+def test_two_opposite_pipelines_settle_whoever_writes(loop: Loop) -> None:
+    for n in range(4):
+        loop.put(loop.here, f"k{n}", n)
+    loop.run("forward")
+    loop.enable_stream_there()
+    loop.run("back")
+    loop.update(loop.there, "k0", 10)  # keeps the marks
+    loop.put(loop.there, "k1", 11)  # drops them
+    copied = loop.api.get_item(TableName=loop.there, Key={"pk": {"S": "k2"}})["Item"]
+    loop.api.put_item(TableName=loop.there, Item={**copied, "pk": {"S": "new"}})
+    loop.api.delete_item(TableName=loop.there, Key={"pk": {"S": "k3"}})
+    loop.run("back")
+    wanted = {"k0": 10, "k1": 11, "k2": 2, "new": 2}
+    assert loop.items(loop.here) == loop.items(loop.there) == wanted
+    forward = loop.run("forward")
+    assert forward["filtered"] == 3 + 2, "the upserts of the pipeline back are passed over, a tombstone and its removal"
+    loop.put(loop.here, "k0", 20)
+    loop.update(loop.here, "new", 21)
+    loop.api.delete_item(TableName=loop.here, Key={"pk": {"S": "k1"}})
+    loop.run("forward")
+    before = loop.run("back")
+    wanted = {"k0": 20, "k2": 2, "new": 21}
+    assert loop.items(loop.here) == loop.items(loop.there) == wanted
+    assert loop.run("back") == before
+    assert loop.run("forward")["applied"] == forward["applied"] + 3, "each change was copied once"
+
+
+def test_the_source_gets_no_attribute_of_the_pipeline_that_copied_it(loop: Loop) -> None:
+    loop.put(loop.here, "k", 1, word={"S": "x"})
+    loop.run("forward")
+    loop.enable_stream_there()
+    loop.run("back")
+    assert set(next(i for i in kit.items(loop.endpoint, loop.here))) == {"pk", "n", "word"}, "nothing came back"
+    loop.update(loop.there, "k", 2)
+    loop.run("back")
+    (item,) = kit.items(loop.endpoint, loop.here)
+    assert set(item) - OURS == {"pk", "n", "word"}
+    assert item["n"] == {"N": "2"}
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "said"),
+    [
+        ({}, {"loops": True, "adopt": True}, "backfill.enabled: must be false with target.loops and adopt"),
+        ({"on_gap": "resync"}, {"loops": True}, "on_gap: would overwrite what applications wrote to the target since"),
+        ({}, {"loops": True, "pristine": True}, "target.pristine: cannot be combined with loops: true"),
+        ({}, {"loops": True, "mark_attribute": "_replicator_version"}, "must differ from version_attribute"),
+    ],
+)
+def test_what_would_undo_the_other_sides_writes_is_refused(
+    tmp_path: Path, more: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    target = {"type": "dynamodb", "region": "eu-west-1", "table": "copy", **options}
+    path = tmp_path / "loop.yaml"
+    path.write_text(json.dumps({"pipeline": "p", "source": {"table": "orders"}, "target": target, **more}))
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert said in str(refused.value)
+
+
+def test_a_stream_without_old_images_is_refused(tmp_path: Path) -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    db.create_table("orders", view="NEW_IMAGE")
+    with served(db) as endpoint:
+        access = {"region": "us-east-1", "endpoint_url": endpoint}
+        target = {"type": "dynamodb", "table": "copy", "create": True, "loops": True, **access}
+        path = tmp_path / "loop.yaml"
+        path.write_text(json.dumps({"pipeline": "p", "source": {"table": "orders", **access}, "target": target}))
+        shell = Shell({"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"})
+        for command in (("check", str(path)), ("run", str(path), "--until", "caught-up")):
+            code, out, err = shell.run(*command)
+            assert code == 2
+            assert "has view type NEW_IMAGE, but target.loops needs old images" in out + err
