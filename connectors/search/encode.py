@@ -13,6 +13,7 @@ from connectors.search.layout import WHOLE, Layout, index_id, index_ids
 from connectors.search.mappings import OURS, is_ours
 from replicator.batch import Batch, Rejection, Upsert, Write
 from replicator.items.extraction import BULK_SIZE
+from replicator.items.item import Amended, Item
 from replicator.items.line_template import LineTemplate
 from replicator.items.to_json import DocumentText, Unfit, encode_each
 
@@ -85,6 +86,7 @@ class TableEncoder:
 
     def __init__(self, layout: Layout) -> None:
         self._whole = layout.whole
+        self._added = layout.added
         self._parts = len(layout.parts)
         self._routed_by = layout.routed_by
         self._in_action = 2 if layout.routed_by is None else 3
@@ -104,7 +106,7 @@ class TableEncoder:
             some = writes[start : start + BULK_SIZE]
             upserts = [write for write in some if type(write) is Upsert]
             keys = self._keys(upserts)
-            lines = self._body.framed(self._frame, keys, [write.body for write in upserts]) if keys else None
+            lines = self._body.framed(self._frame, keys, [self._document(w) for w in upserts]) if keys else None
             if lines is not None and len(lines) == len(some):
                 yield from map(Entry, some, repeat(source), lines)
             else:
@@ -159,10 +161,18 @@ class TableEncoder:
         routing = () if self._routed_by is None else (parts[self._routed_by],)
         return list(zip(texts[: len(ids)], versions, *routing, versions, *parts, strict=True))
 
+    def _document(self, write: Upsert) -> Mapping[str, object]:
+        """The document, with the key if it must have it: an item has it, and what a hook returned may lack it."""
+        body = write.body
+        if self._added is None or type(body) is Item or type(body) is Amended:
+            return body
+        missing = {name: value for name, value in self._added.values(write.id).items() if name not in body}
+        return {**missing, **body} if missing else body
+
     def _rest(self, write: Upsert) -> bytes:
         """The rest of the document line, after our own object."""
         try:
-            body = self._body(write.body)
+            body = self._body(self._document(write))
         except Unfit as e:
             raise Unfit(f"the document {e}") from None
         if self._whole:

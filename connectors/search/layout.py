@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connectors.search.mappings import OURS, WRITER
+from connectors.search.mappings import OURS, WRITER, is_ours
 from connectors.search.options import LONGEST_NAME, SearchTable, index_name
 from replicator.batch import DocumentId
 from replicator.errors import ConfigError
+from replicator.key import KeySchema
 from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Table
 
 WHOLE = "document"  # the field with the whole item, in an index without a mapping
@@ -29,7 +30,7 @@ class Layout:
 
     ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as one
     object that is not searchable; otherwise its attributes are fields. ``routed_by``: the position in ``parts`` of the
-    routing value.
+    routing value. ``added``: the key that each document must contain, as its hook may have left it out.
     """
 
     alias: str
@@ -41,6 +42,7 @@ class Layout:
     shards: int | None = None
     routed_by: int | None = None
     adopt: bool = False
+    added: KeySchema | None = None
 
     @property
     def writer(self) -> str:
@@ -85,10 +87,12 @@ def _layout(table: Table) -> Layout:
         raise ConfigError(f"{name}: the alias and the index behind it need different names; leave out index")
     routed_by = _routing(table, options.routing)
     parts = _parts(table)
-    mapping = _mapping(options.mapping, parts, routed=routed_by is not None)
-    settings = _settings(options)
     whole = options.mapping is None
-    return Layout(table.name, name, parts, whole, mapping, settings, options.shards, routed_by, options.adopt)
+    keys = _key_fields(table, whole=whole) if options.keys else {}
+    mapping = _mapping(options.mapping, parts, keys, routed=routed_by is not None)
+    settings = _settings(options)
+    added = table.keys if keys and not whole else None
+    return Layout(table.name, name, parts, whole, mapping, settings, options.shards, routed_by, options.adopt, added)
 
 
 def _parts(table: Table) -> tuple[str, ...]:
@@ -106,14 +110,36 @@ def _routing(table: Table, name: str | None) -> int | None:
     return table.keys.names.index(name)
 
 
-def _mapping(given: Mapping[str, Any] | None, parts: Sequence[str], *, routed: bool) -> dict[str, Any]:
+def _key_fields(table: Table, *, whole: bool) -> dict[str, Any]:
+    """The mapping of the key attributes. Where the item is kept as a whole, they are other names of replicator's own
+    fields; otherwise each document has them.
+    """
+    if table.keys == OWN_IDS:
+        raise ConfigError(
+            f"{table.name}: keys cannot be true if the hook chooses the documents' ids; it may return the key "
+            "attributes itself"
+        )
+    if table.keys == UNKNOWN_KEYS:
+        return {}
+    for name in table.keys.names:
+        if is_ours(name) or name.startswith("_") or "." in name or not name.strip() or (whole and name == WHOLE):
+            raise ConfigError(f"{table.name}: keys cannot be true, because no field can be called {name} like the key")
+    if whole:
+        pairs = zip(table.keys.names, _parts(table), strict=True)
+        return {name: {"type": "alias", "path": f"{OURS}.{part}"} for name, part in pairs}
+    return {name: {"type": "keyword", "ignore_above": _LONGEST_TERM} for name in table.keys.names}
+
+
+def _mapping(
+    given: Mapping[str, Any] | None, parts: Sequence[str], keys: Mapping[str, Any], *, routed: bool
+) -> dict[str, Any]:
     fields = {} if given is None else given["properties"]
     whole = {WHOLE: {"type": "object", "enabled": False}} if given is None else {}
     return {
         "dynamic": "strict",
         **(given or {}),
         **({"_routing": {"required": True}} if routed else {}),
-        "properties": {OURS: {"properties": own_fields(parts)}, **whole, **fields},
+        "properties": {OURS: {"properties": own_fields(parts)}, **whole, **keys, **fields},
     }
 
 

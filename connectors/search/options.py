@@ -86,6 +86,9 @@ class SearchTable(Options):
     replicas: int | None = Field(
         default=None, ge=0, le=100, description="replicas of each shard; used when the index is created"
     )
+    keys: bool = Field(
+        default=False, description="true: the item's key attributes are fields, also where the hook leaves them out"
+    )
     routing: str | None = Field(default=None, description="key attribute that decides the shard of a document")
     adopt: bool = Field(
         default=False, description="take over an index that another tool or pipeline created and filled"

@@ -32,6 +32,7 @@ TABLES = (
     Table("contract", PAIR, MAPPED),
     Table("contract", PAIR, {**MAPPED, "routing": "sk"}),
     Table("contract", OWN_IDS, {"routing": "_item"}),
+    Table("contract", PAIR, {"keys": True}),
 )
 PARTS = (
     "a", "b", "order#1", "Grüße", "漢字", "", "|", "%", "a|b", "100%", "%7C", "sha256:", "sha256:a", '["a"]', "back\\",
