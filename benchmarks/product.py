@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ from benchmarks import data
 from connectors.postgres import Postgres
 from connectors.postgres.options import PostgresOptions
 from replicator.batch import Outcome
+from replicator.config.monitoring import Address
 from replicator.config.settings import Backfill, Config, Source
 from replicator.config.target import Destination
 from replicator.engine import run
+from replicator.monitoring.monitor import Monitor, Subject
+from replicator.monitoring.server import serving
+from replicator.pipeline.progress import Progress
 from replicator.target.contract import Table
+from replicator.testing.servers.programs import free_port
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 TYPED: Mapping[str, Mapping[str, Any]] = {data.TABLE: {"columns": dict(data.COLUMNS)}}
@@ -77,7 +83,12 @@ def config(
 
 
 def copy(
-    endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int
+    endpoint: str,
+    url: str,
+    tables: Mapping[str, Mapping[str, Any]],
+    transform: str | None,
+    expected: int,
+    monitor: Monitor | None = None,
 ) -> Result:
     """Copy ``expected`` changes, as ``replicator run`` does."""
     os.environ.update(CREDENTIALS)
@@ -89,10 +100,43 @@ def copy(
         return built[-1]
 
     wanted = config(endpoint, tables, connector, url, transform)
-    run.run(wanted, until=None, resync=False, accept_hook_change=False, stop=stop, observe=lambda _: None)
+    observe: Callable[[Progress], None] = (lambda _: None) if monitor is None else monitor.observe
+    run.run(
+        wanted,
+        until=None,
+        resync=False,
+        accept_hook_change=False,
+        stop=stop,
+        observe=observe,
+        measurements=monitor,
+    )
     (target,) = built
     seconds, cpu = (after - before for before, after in zip(target.began, target.finished, strict=True))
     return Result(target.stored, seconds, cpu)
+
+
+def monitored(
+    endpoint: str, url: str, tables: Mapping[str, Mapping[str, Any]], transform: str | None, expected: int
+) -> Result:
+    """The same with its metrics scraped, and its page updated, every second."""
+    address = Address("127.0.0.1", free_port())
+    monitor = Monitor(Subject("benchmark", "benchmark.yaml", "DynamoDB", "postgres"))
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(address, ended))
+    with serving(monitor, address):
+        watcher.start()
+        try:
+            return copy(endpoint, url, tables, transform, expected, monitor)
+        finally:
+            ended.set()
+            watcher.join()
+
+
+def _watch(address: Address, ended: threading.Event) -> None:
+    while not ended.wait(1.0):
+        for path in ("metrics", "fragment"):
+            with urllib.request.urlopen(f"http://{address}/{path}") as response:
+                response.read()
 
 
 def _clocks() -> tuple[float, float]:

@@ -17,7 +17,7 @@ ROOT = "replicator"  # the logger whose events are shown
 PIPELINE = "pipeline"  # names of threads begin with it, a space and the name of the pipeline that runs there
 # Their messages contain credentials and items (headers, bodies, addresses), and our errors say what they mean. So they
 # stay silent, even if a hook calls ``basicConfig(level=DEBUG)``.
-LIBRARIES = ("boto3", "botocore", "elastic_transport", "psycopg", "urllib3")
+LIBRARIES = ("asyncio", "boto3", "botocore", "elastic_transport", "psycopg", "urllib3", "uvicorn")
 _SILENT = logging.CRITICAL + 1
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

@@ -13,7 +13,7 @@ FILES = sorted(p for top in ("replicator", "connectors") for p in (ROOT / top).r
 NAMES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("items", "errors", "version", "options", "escape", "files", "response_limits", "retention", "backoff"),
+    ("items", "errors", "version", "options", "escape", "files", "response_limits", "retention", "backoff", "duration"),
     ("log", "key", "identity"),
     ("hooks",),
     ("state", "marks"),
@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("target", "pipeline"),
     ("verification",),
     ("config",),
-    ("engine",),
+    ("engine", "monitoring"),
     ("operations",),
     ("cli",),
 )

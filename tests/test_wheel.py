@@ -99,6 +99,8 @@ def test_the_wheel_has_the_packages_and_nothing_for_development(wheel: Path) -> 
         f"replicator-{__version__}.dist-info",
     }
     assert {"replicator/py.typed", "connectors/py.typed"} <= set(names)
+    pages = {f"replicator/monitoring/pages/{path.name}" for path in (ROOT / "replicator/monitoring/pages").iterdir()}
+    assert {"replicator/monitoring/pages/page.css"} <= pages <= set(names)
     shipped = {name for name in names if name.startswith("replicator/testing/servers/")}
     assert {Path(name).stem for name in shipped} == {"__init__", "programs", "postgres", "ministack"}
 

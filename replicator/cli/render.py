@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from replicator.duration import duration
 from replicator.escape import escaped
 from replicator.pipeline.progress import Backfill, Progress
 from replicator.state import ResyncRequest
+
+if TYPE_CHECKING:
+    from replicator.operations.status import Reading
 
 SILENT = 1.5  # seconds without a report from the run, after which it is shown as waiting
 _COLORS = {"live": "green", "gap": "red", "stopped": "yellow"}
@@ -101,6 +105,51 @@ def scope(request: ResyncRequest) -> str:
     return " and ".join(f"{count:,} {name}" for count, name in counts if count)
 
 
+def overview(readings: Sequence[Reading]) -> Table:
+    """One line for each pipeline."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("pipeline", "phase", "lag", "left", "records", "parked", "gaps", ""):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=None if name else 60)
+    for reading in readings:
+        table.add_row(*_cells(reading))
+    return table
+
+
+def _cells(reading: Reading) -> Iterator[Any]:
+    values = reading.values
+    yield Text(escaped(reading.pipeline or reading.config))
+    if values is None:
+        yield Text("unknown", "red")
+        yield from [""] * 5
+    else:
+        waits = values["waiting_for"] is not None
+        style = "yellow" if waits else _COLORS.get(values["phase"], "cyan")
+        yield Text(escaped(values["phase"]), style)
+        yield duration(values["lag_seconds"])
+        left = values["retention_left_hours"]
+        yield "unknown" if left is None else _hours(left)
+        rate = values["records_per_second"]
+        yield "unknown" if rate is None else f"{rate:,.0f}/s"
+        yield Text(f"{values['parked']:,}", "yellow" if values["parked"] else "")
+        yield Text(f"{values['gaps']}", "red" if values["gaps"] else "")
+    yield Text(escaped(_remark(reading)), "red")
+
+
+def _remark(reading: Reading) -> str:
+    """What a person should know first: why nothing is known, what it waits for, or how far the backfill is."""
+    values = reading.values
+    if values is None:
+        return reading.problems[0].splitlines()[0]
+    if values["waiting_for"] is not None:
+        return f"waiting for: {values['waiting_for']}"
+    if reading.error is not None:
+        return "reported by the run; the checkpoints cannot be read"
+    b = values["backfill"]
+    if b is not None and b["segments_ended"] < b["segments"]:
+        return f"backfill: {b['items']:,} items, {duration(b['eta_seconds'])} left"
+    return ""
+
+
 def _bar(b: Backfill) -> Table:
     done = f"{b.items:,} items, {b.segments_ended} of {b.segments} segments"
     if b.segments_ended < b.segments:
@@ -113,16 +162,6 @@ def _bar(b: Backfill) -> Table:
     row = Table.grid(padding=(0, 1))
     row.add_row(ProgressBar(total=whole, completed=min(part, whole), width=30), done)
     return row
-
-
-def duration(seconds: float | None) -> str:
-    """``3 s``, ``4 min 10 s``, ``2 h 5 min``, or ``unknown``."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _hours(hours: float) -> Text:

@@ -14,6 +14,7 @@ import click
 from replicator import __version__
 from replicator.cli.output import configs_argument, json_option, say
 from replicator.engine.stop_event import Stop
+from replicator.errors import ConfigError
 from replicator.hooks.time_limit import EXIT_DEADLINE
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ schema_changes_option = click.option(
 )
 
 
+listen_option = click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Serve metrics and a status page on this loopback address, e.g. 127.0.0.1:9464.",
+)
+
 remove_expired_option = click.option(
     "--remove-expired",
     is_flag=True,
@@ -51,6 +58,7 @@ remove_expired_option = click.option(
 )
 @schema_changes_option
 @remove_expired_option
+@listen_option
 @json_option
 @click.pass_context
 def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any) -> None:
@@ -69,25 +77,29 @@ def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any
         ctx.exit(_run_each(configs, as_json, resync=False, **how))
 
 
-def run_until_stopped(path: str, as_json: bool, **how: Any) -> None:
+def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **how: Any) -> None:
     """What ``run``, and ``resync --now``, do."""
     say_first(path, as_json)
     from replicator.cli import live_view
+    from replicator.cli.monitored import monitored
     from replicator.config import settings
     from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
     loaded = settings.load(path)
-    with live_view.view(as_json, _title(loaded)) as observe:
-        run_pipeline(loaded, stop=stop, observe=observe, **how)
+    with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
+        run_pipeline(loaded, stop=stop, **more, **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})
 
 
-def _run_each(paths: Sequence[str], as_json: bool, **how: Any) -> int:
+def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how: Any) -> int:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
+    if listen is not None:
+        raise ConfigError("--listen: each of several pipelines needs a port of its own: set monitoring in its config")
     say_first(f"{len(paths)} pipelines", as_json)
     from replicator.cli import live_view
+    from replicator.cli.monitored import monitored
     from replicator.config import settings
     from replicator.engine import several
     from replicator.engine.run import run as run_pipeline
@@ -97,7 +109,8 @@ def _run_each(paths: Sequence[str], as_json: bool, **how: Any) -> int:
         loaded, codes = _loaded(paths, settings.load)
 
         def work(config: Config) -> None:
-            run_pipeline(config, stop=stop, observe=observer_of(config.pipeline), **how)
+            with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
+                run_pipeline(config, stop=stop, **more, **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
         runs = [several.PipelineRun(c.pipeline, partial(work, c), c.hook_timeout) for c in loaded]
@@ -107,7 +120,7 @@ def _run_each(paths: Sequence[str], as_json: bool, **how: Any) -> int:
 def _loaded(paths: Sequence[str], load: Callable[[str], Config]) -> tuple[list[Config], list[int]]:
     """The configs, and the exit codes of those that cannot be used."""
     from replicator.engine.several import log_failure
-    from replicator.errors import ConfigError, ReplicatorError
+    from replicator.errors import ReplicatorError
 
     loaded: dict[str, Config] = {}
     path_of: dict[str, str] = {}

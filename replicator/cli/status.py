@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from replicator.cli.output import config_argument, json_option, put
+from replicator.cli.output import json_option, note, put
 
 if TYPE_CHECKING:
-    from replicator.pipeline.progress import Progress
+    from replicator.operations.status import Reading
 
 
 @click.command
-@config_argument
+@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...", type=click.Path(dir_okay=False))
 @click.option(
     "--exit-code/--no-exit-code",
     "report_health",
@@ -23,40 +24,69 @@ if TYPE_CHECKING:
 )
 @json_option
 @click.pass_context
-def status(ctx: click.Context, config: str, report_health: bool, as_json: bool) -> None:
-    """Show a pipeline's progress, read from its checkpoints.
+def status(ctx: click.Context, configs: Sequence[str], report_health: bool, as_json: bool) -> None:
+    """Show the progress of pipelines, read from their checkpoints.
 
-    Works whether or not the pipeline is running. The phase is backfill, catching-up, live, gap or stopped. Unknown
+    Works whether or not a pipeline is running. The phase is backfill, catching-up, live, gap or stopped. Unknown
     values are shown as "unknown" (null in JSON), never as 0. Exits with 0 if the pipeline is live or catching up, 3
-    after a gap, 7 if it is stopped or blocked by a failure, 6 if items are parked.
+    after a gap, 7 if it is stopped or blocked by a failure, 6 if items are parked. With several configs, prints one
+    line for each, and exits with the most severe code.
     """
-    from replicator.checkpoints.presence import check_known
-    from replicator.cli.render import as_table
-    from replicator.config import settings as configs
-    from replicator.engine.assembly import ends, reduced_guarantee
+    from replicator.engine.several import worst
+    from replicator.operations.status import read
+
+    if len(configs) > 1:
+        readings = [read(config, time.time()) for config in configs]
+        _put_each(readings) if as_json else _print_each(readings)
+        codes = [reading.exit_code for reading in readings]
+        unread = [reading.exit_code for reading in readings if reading.values is None]
+        ctx.exit(worst(codes if report_health else unread))
+    (config,) = configs
+    reading = read(config, time.time())
+    if reading.values is None:
+        assert reading.error is not None
+        raise reading.error
+    _put_one(reading) if as_json else _print_one(reading)
+    ctx.exit(reading.exit_code if report_health else 0)
+
+
+def _put_one(reading: Reading) -> None:
+    put(reading.values)
+    _note_source(reading)
+
+
+def _put_each(readings: Sequence[Reading]) -> None:
+    """One object for each config; without a phase if nothing is known."""
+    for reading in readings:
+        values = reading.values or {"pipeline": reading.pipeline, "phase": None}
+        put({"config": reading.config, **values, "problems": list(reading.problems), "exit_code": reading.exit_code})
+
+
+def _print_one(reading: Reading) -> None:
+    from rich.console import Console
+
+    from replicator.cli.render import as_table, overview
     from replicator.escape import escaped
-    from replicator.pipeline.progress import as_values, progress
 
-    loaded = configs.load(config)
-    with ends(loaded) as (target, checkpoints):
-        claimed, reduced = checkpoints.read(), reduced_guarantee(target)
-        check_known(loaded.pipeline, checkpoints, claimed)
-    current = progress(claimed.entries, claimed.counts, time.time())
-    if as_json:
-        put({"pipeline": loaded.pipeline, **as_values(current), "reduced_guarantee": reduced or None})
+    console = Console()
+    if reading.progress is not None:
+        console.print(as_table(reading.progress, reading.pipeline or ""))
     else:
-        from rich.console import Console
-
-        Console().print(as_table(current, loaded.pipeline))
-        if reduced:
-            Console().print(escaped(f"reduced guarantee: {reduced}"), style="yellow", markup=False)
-    ctx.exit(exit_code(current) if report_health else 0)
+        console.print(overview([reading]))
+    if reading.reduced_guarantee:
+        console.print(escaped(f"reduced guarantee: {reading.reduced_guarantee}"), style="yellow", markup=False)
+    _note_source(reading)
 
 
-def exit_code(progress: Progress) -> int:
-    """The pipeline's health for monitors; the most severe condition decides."""
-    if progress.phase == "gap":
-        return 3
-    if progress.phase == "stopped" or progress.waiting_for is not None:
-        return 7
-    return 6 if progress.parked else 0
+def _print_each(readings: Sequence[Reading]) -> None:
+    from rich.console import Console
+
+    from replicator.cli.render import overview
+
+    Console().print(overview(readings))
+
+
+def _note_source(reading: Reading) -> None:
+    """Say if these are not the stored values."""
+    if reading.error is not None:
+        note(f"the checkpoints cannot be read ({reading.problems[0]}); this is what the run itself reports")

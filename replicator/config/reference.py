@@ -88,6 +88,8 @@ def _parts() -> Iterator[str]:
         yield from _described(store.Options)
     yield "## backfill"
     yield from _model(whole["$defs"]["Backfill"])
+    yield "## monitoring"
+    yield from _model(whole["$defs"]["Monitoring"])
 
 
 def _installed(group: str) -> list[tuple[str, Any]]:
@@ -182,7 +184,11 @@ def _number(value: float) -> str:
 
 
 def _reference(name: str) -> str:
-    return {"Source": "[section](#source)", "Backfill": "[section](#backfill)"}.get(name, f"`{name}`")
+    return {
+        "Source": "[section](#source)",
+        "Backfill": "[section](#backfill)",
+        "Monitoring": "[section](#monitoring)",
+    }.get(name, f"`{name}`")
 
 
 if __name__ == "__main__":

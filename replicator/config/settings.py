@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with_checkpoints
+from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
 from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
@@ -130,6 +131,9 @@ class Sections(Options):
         description="seconds the hook may take per image before its item is parked; null: no limit",
     )
     parked_limit: int = Field(default=10_000, ge=0, description="the run stops if more items than this are parked")
+    monitoring: Monitoring | None = Field(
+        default=None, description="serve metrics, health checks and a status page while the pipeline runs"
+    )
 
     @field_validator("ttl_deletes")
     @classmethod
@@ -160,6 +164,7 @@ class Config:
     parked_limit: int = 10_000
     hook_timeout: float | None = 10.0
     checkpoints: Keeping | None = None
+    monitoring: Monitoring | None = None
     path: Path = Path("config.yaml")
 
     @property
@@ -237,6 +242,7 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         parked_limit=sections.parked_limit,
         hook_timeout=sections.hook_timeout,
         checkpoints=checkpoints,
+        monitoring=sections.monitoring,
         path=file.path,
     )
 

@@ -14,6 +14,7 @@ from replicator.aws.client import Client
 from replicator.aws.threaded import calls_of
 from replicator.checkpoints.contract import Checkpoints
 from replicator.config.settings import Config
+from replicator.engine.measurements import MeasuredCalls, Measurements, Unmeasured
 from replicator.engine.scheduler import Scheduler
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.progress import Progress
@@ -42,7 +43,8 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Time, randomness, the scheduler, the stop signal, and the receiver of progress reports; tests replace them.
+    """Time, randomness, the scheduler, the stop signal, and the receivers of progress reports and measurements; tests
+    replace them.
 
     ``now``: wall clock, in seconds since 1970; it may be set back. ``monotonic``: for intervals.
     """
@@ -51,9 +53,22 @@ class Environment:
     observe: Callable[[Progress], None]
     now: Callable[[], float] = time.time
     random: random.Random = field(default_factory=random.Random)
-    steps: Callable[[Client], Scheduler] = lambda client: Scheduler(calls_of(client))
+    steps: Callable[[Client], Scheduler] | None = None  # None: over the client's own calls
     monotonic: Callable[[], float] = time.monotonic
     hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
+    measurements: Measurements = field(default_factory=Unmeasured)
+
+    def scheduler(self, client: Client) -> Scheduler:
+        if self.steps is not None:
+            return self.steps(client)
+        calls = calls_of(client)
+        measured = not isinstance(self.measurements, Unmeasured)
+        return Scheduler(MeasuredCalls(calls, self.measurements) if measured else calls)
+
+    def waiting(self, reason: str | None) -> None:
+        """Report that the startup waits or (None) continues."""
+        log_wait(reason)
+        self.measurements.waiting(reason)
 
 
 def log_wait(waiting_for: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,7 +26,8 @@ CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
 class Delivery:
     """Stores batches in order. For a ``Pipelined`` target, the next batch is encoded while one is in flight.
 
-    ``still_at_it`` is called periodically during a batch that takes long.
+    ``still_at_it`` is called periodically during a batch that takes long; ``stored`` with the number of changes in each
+    stored batch and the seconds that took.
     """
 
     def __init__(
@@ -37,7 +39,12 @@ class Delivery:
         now: Callable[[], float],
         hook_limit: AbstractContextManager[object] | None = None,
         still_at_it: Callable[[], None] = lambda: None,
+        stored: Callable[[int, float], None] = lambda changes, seconds: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._report_stored = stored
+        self._monotonic = monotonic
+        self._sent_at = 0.0
         self._still_at_it = still_at_it
         self._hook_limit = nullcontext() if hook_limit is None else hook_limit
         self._target = target
@@ -58,6 +65,11 @@ class Delivery:
         return self._in_flight is not None or self.full
 
     @property
+    def in_flight(self) -> int:
+        """Batches that are encoded or sent, and not stored."""
+        return (self._in_flight is not None) + self.full
+
+    @property
     def full(self) -> bool:
         """Whether an encoded batch is waiting, so that no other may be offered."""
         return self._waiting is not None
@@ -66,6 +78,7 @@ class Delivery:
         """Store ``batch`` after all earlier ones. It returns to the pipeline if one of those is refused."""
         assert not self.full, "a batch is waiting: push it first"
         if self._overlapping is None:
+            self._sent_at = self._monotonic()
             self._finish(batch, lambda: self._written_out(batch))
             return
         self._waiting = batch, self._overlapping.encode(batch)
@@ -118,6 +131,7 @@ class Delivery:
 
     def _sent(self, encoded: Any) -> None:
         assert self._overlapping is not None
+        self._sent_at = self._monotonic()
         try:
             self.confirm()
             self._overlapping.send(encoded)
@@ -162,11 +176,13 @@ class Delivery:
                 return False
             if not self._transactional:
                 counts = outcome_counts(batch, outcome)
-                self._retrying(lambda: self._checkpoints.save(batch.saves, counts))
+                self._retrying(lambda: self._checkpoints.save(batch.saves, counts), asks="checkpoints")
                 self._confirmed = self._now()
         except Fenced as e:
             return self._overtaken(batch, e)
         self._pipeline.stored(batch, outcome, self._now())
+        if changes := sum(part.counts.read for part in batch.parts):
+            self._report_stored(changes, self._monotonic() - self._sent_at)
         return True
 
     def _overtaken(self, batch: Batch, fenced: Fenced) -> bool:
@@ -174,8 +190,8 @@ class Delivery:
 
         If the batch had been stored before that and only the response was lost, the pipeline entry shows it.
         """
-        self._retrying(lambda: self._checkpoints.save(()))
-        stored = {(e.kind, e.id): e for e in self._retrying(self._checkpoints.read).entries}
+        self._retrying(lambda: self._checkpoints.save(()), asks="checkpoints")
+        stored = {(e.kind, e.id): e for e in self._retrying(self._checkpoints.read, asks="checkpoints").entries}
         if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
             self._pipeline.stored(batch, Outcome(), self._now())
         elif any(_went_back(s, stored) for s in batch.saves):
@@ -201,7 +217,7 @@ class Delivery:
         sweep starts over only if they are of an earlier epoch: otherwise frequent retries would postpone it forever.
         """
         before = self._pipeline.parked
-        found = self._retrying(lambda: known(self._checkpoints, before))
+        found = self._retrying(lambda: known(self._checkpoints, before), asks="checkpoints")
         if self._in_doubt is not None and found.retries != before.retries:
             epoch = self._pipeline.epoch
             self._in_doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))

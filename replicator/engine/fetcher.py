@@ -9,6 +9,7 @@ from typing import Any
 
 from replicator.aws.client import Call
 from replicator.change import Listing, Page, ScanPage
+from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.pipeline.page_buffer import PageBuffer
@@ -41,6 +42,7 @@ class Fetcher:
     steps: Scheduler
     now: Callable[[], float]
     random: random.Random
+    measurements: Measurements = field(default_factory=Unmeasured)
     waiting_for: dict[str, str] = field(default_factory=dict)
     disabled: bool = False
     _paused: dict[str, float] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class Fetcher:
     def _scan_page(self, source: str, page: ScanPage) -> None:
         self.pipeline.accept_scan(page)
         self._set_waiting(source, page.waiting_for)
+        self.measurements.scanned(page.read_units)
         self._schedule(source, max(page.rest, self.budget.spend(page.read_units, self.now())))
 
     def _set_waiting(self, source: str, waiting_for: str | None) -> None:
@@ -118,6 +121,7 @@ class Fetcher:
             self.waiting_for.pop(source, None)
         else:
             self.waiting_for[source] = f"{source}: {waiting_for}"
+            self.measurements.retried("source")
 
     def _schedule(self, source: str, rest: float) -> None:
         if self.pages.room(source):

@@ -42,6 +42,7 @@ class ProgressReporter:
     """Sends heartbeats to the checkpoints and progress to ``observe``.
 
     ``waiting_for``: what blocks the run at the moment, or None. ``who``: the owner named in heartbeats.
+    ``beat``: called with each heartbeat.
     ``now``: wall clock, for timestamps. ``monotonic``: for intervals.
     """
 
@@ -51,6 +52,7 @@ class ProgressReporter:
     monotonic: Callable[[], float]
     waiting_for: str | None = None
     who: str = ""
+    beat: Callable[[], None] = lambda: None
     _rate: Rate = field(default_factory=Rate)
     _scan_rate: Rate = field(default_factory=Rate)
     _beat_at: float = -math.inf
@@ -70,6 +72,7 @@ class ProgressReporter:
         if beat_due:
             self._beat_at = now
             self.pipeline.heartbeat(self._heartbeat(progress.phase))
+            self.beat()
         if observe_due:
             self._observed_at = now
             self.observe(progress)

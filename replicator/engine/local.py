@@ -14,7 +14,7 @@ from replicator.change import Listing
 from replicator.engine import preexisting, startup
 from replicator.engine.binding import Binding, Recheck
 from replicator.engine.cleanup import Cleanup
-from replicator.engine.context import Environment, RunContext, log_wait
+from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
 from replicator.engine.fetcher import Fetcher, end_of_stream, explained
 from replicator.engine.heartbeat import ProgressReporter, warn_if_replacing
@@ -24,6 +24,7 @@ from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import GapFound, ReplicatorError, TransientError
 from replicator.options import aws_options
 from replicator.pipeline import stages
+from replicator.pipeline.details import Details, parked_details, shard_details
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.decoding import RecordsDecoder
@@ -49,8 +50,11 @@ class Driver:
         self._context, self._environment, self._now = context, environment, environment.now
         stop, random, monotonic = environment.stop, environment.random, environment.monotonic
         self._started, self._table = self._now(), context.table
-        claimed = RetryPolicy(stop, log_wait, self._now, random)(lambda: context.checkpoints.claim(owner))
-        self._retrying = RetryPolicy(stop, self._report, self._now, random)
+        self._owner, self._measurements = owner, environment.measurements
+        retried = self._measurements.retried
+        starting = RetryPolicy(stop, environment.waiting, self._now, random, retried)
+        claimed = starting(lambda: context.checkpoints.claim(owner), asks="checkpoints")
+        self._retrying = RetryPolicy(stop, self._report, self._now, random, retried)
         self._pages = PageBuffer()
         self.pipeline = Pipeline(
             context.mapping,
@@ -61,6 +65,7 @@ class Driver:
             now=self._started,
         )
         self._reporter = ProgressReporter(self.pipeline, environment.observe, self._now, monotonic, who=owner.who)
+        self._reporter.beat = lambda: self._measurements.detailed(self._details)
         warn_if_replacing(claimed, self._started)
         target, tables, checkpoints = context.target, context.tables, context.checkpoints
         self._delivery = Delivery(
@@ -71,6 +76,7 @@ class Driver:
             self._now,
             environment.hook_limit,
             self._save_heartbeat,
+            self._measurements.stored,
         )
         self._binding = Binding(target, tables, context.hook, self.pipeline, self._retrying)
         self._watch = ParkedWatch(
@@ -93,7 +99,7 @@ class Driver:
             checkpoints, self.pipeline, self._delivery, self._cleanup, self._retrying, monotonic
         )
         self._budget = ReadBudget(context.config.backfill.read_units)
-        self._steps = environment.steps(context.client)
+        self._steps = environment.scheduler(context.client)
         self._resyncs = 0
         self._may_extend = False  # whether tables may be extended
 
@@ -260,6 +266,7 @@ class Driver:
             self._steps,
             environment.monotonic,
             environment.random,
+            self._measurements,
         )
 
     def _full_listing(self) -> Listing:
@@ -271,10 +278,11 @@ class Driver:
             for step in steps:
                 if isinstance(step, Listing):
                     return step
+                self._measurements.active()
                 self._environment.stop.wait(step)
             raise AssertionError("a listing ends with a Listing")
 
-        return self._retrying(list_all)
+        return self._retrying(list_all, asks="source")
 
     # Running
 
@@ -290,7 +298,9 @@ class Driver:
 
     def _current_table(self) -> SourceTable | None:
         """The source table as it is now; None if it no longer exists."""
-        return self._retrying(lambda: find_table(self._context.client, self._context.config.source.table))
+        return self._retrying(
+            lambda: find_table(self._context.client, self._context.config.source.table), asks="source"
+        )
 
     def _turn(self) -> None:
         """One iteration: start reads, deliver a batch, do a piece of cleanup, process results, run periodic checks."""
@@ -327,7 +337,8 @@ class Driver:
         if self._context.config.on_gap != "resync" or self._resyncs >= MAX_RESYNCS:
             raise gap
         self._resyncs += 1
-        self._table = self._retrying(lambda: describe_table(self._context.client, self._context.config.source.table))
+        name = self._context.config.source.table
+        self._table = self._retrying(lambda: describe_table(self._context.client, name), asks="source")
         start = self._binding.inspect(self._table)
         self._begin(start)
         request = self.pipeline.view.request
@@ -352,6 +363,21 @@ class Driver:
         self._reporter.show()
         if not isinstance(self._context.target, Transactional):
             self._save_heartbeat()
+
+    def _details(self) -> Details:
+        pipeline, window = self.pipeline, self._in_doubt
+        waiting_for = self._fetcher.waiting_for if self._fetcher is not None else {}
+        return Details(
+            shards=shard_details(pipeline.seen(), waiting_for),
+            shards_total=len(pipeline.shards),
+            parked=parked_details(pipeline.parked.all_parked),
+            in_doubt_seconds=window.left if window is not None else None,
+            buffered=self._pages.rows,
+            batches=self._delivery.in_flight,
+            requests=self._steps.in_flight,
+            stage=pipeline.state.stage if pipeline.state is not None else "",
+            owner=self._owner,
+        )
 
     def _save_heartbeat(self) -> None:
         """Save a heartbeat ahead of the batch that waits for the target; needs a store of its own."""

@@ -11,6 +11,7 @@ from tenacity import RetryCallState, RetryError, Retrying, retry_if_exception_ty
 from tenacity.nap import sleep_using_event
 
 from replicator.backoff import backoff
+from replicator.engine.measurements import Cause
 from replicator.errors import TransientError
 
 T = TypeVar("T")
@@ -25,7 +26,8 @@ class Stopped(Exception):
 class RetryPolicy:
     """Calls a function until it raises no ``TransientError``. Raises ``Stopped`` once ``stop`` is set.
 
-    ``report`` receives the reason before each wait, and None when the function succeeds after a wait.
+    ``report`` receives the reason before each wait, and None when the function succeeds after a wait. ``retried``
+    receives what the function asks, as the caller says.
     """
 
     def __init__(
@@ -34,10 +36,13 @@ class RetryPolicy:
         report: Callable[[str | None], None],
         now: Callable[[], float],
         random: random.Random,
+        retried: Callable[[Cause], None] = lambda cause: None,
     ) -> None:
         self._random = random
         self._report = report
         self._now = now
+        self._retried = retried
+        self._cause: Cause = "target"
         self._failing_since: float | None = None
         self._retrying = Retrying(
             retry=retry_if_exception_type(TransientError),
@@ -47,7 +52,8 @@ class RetryPolicy:
             before_sleep=self._before_sleep,
         )
 
-    def __call__(self, function: Callable[[], T]) -> T:
+    def __call__(self, function: Callable[[], T], *, asks: Cause = "target") -> T:
+        self._cause = asks
         try:
             result = self._retrying(function)
         except RetryError as e:
@@ -65,4 +71,5 @@ class RetryPolicy:
         error = state.outcome.exception() if state.outcome is not None else None
         wait = state.next_action.sleep if state.next_action is not None else 0.0
         elapsed = self._now() - self._failing_since
+        self._retried(self._cause)
         self._report(f"{error} (failing for {elapsed:.0f} s, next attempt in {wait:.1f} s)")

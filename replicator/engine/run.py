@@ -19,10 +19,11 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
 from replicator.engine import preexisting
-from replicator.engine.assembly import assemble, ends
+from replicator.engine.assembly import assemble, ends, reduced_guarantee
 from replicator.engine.binding import check_start
-from replicator.engine.context import Environment, log_wait
+from replicator.engine.context import Environment
 from replicator.engine.local import Driver
+from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import Allowed
 from replicator.errors import Fenced, ItemsParked, ReplicatorError
@@ -51,6 +52,7 @@ def run(
     accept_identity_change: bool = False,
     apply_schema_changes: bool = False,
     remove_expired: bool = False,
+    measurements: Measurements | None = None,
 ) -> None:
     """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first.
 
@@ -60,11 +62,16 @@ def run(
     allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes, sweep)
     hook = load(config.transform, config.base) if config.transform is not None else None
     client = connect(config.source)
-    environment = Environment(stop, observe, hook_limit=HookLimit(config.hook_timeout))
+    environment = Environment(
+        stop, observe, hook_limit=HookLimit(config.hook_timeout), measurements=measurements or Unmeasured()
+    )
     with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped during startup
-        retrying = RetryPolicy(stop, log_wait, environment.now, environment.random)
-        table = retrying(lambda: describe_table(client, config.source.table))
+        retrying = RetryPolicy(
+            stop, environment.waiting, environment.now, environment.random, environment.measurements.retried
+        )
+        table = retrying(lambda: describe_table(client, config.source.table), asks="source")
         context = assemble(config, client, target, checkpoints, hook, table)
+        environment.measurements.guarantee_reduced(reduced_guarantee(target))
         if resync:
             retrying(lambda: _check_copied(config, target, checkpoints, context.tables))
         retrying(

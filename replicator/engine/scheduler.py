@@ -60,6 +60,11 @@ class Scheduler:
     def has(self, name: str) -> bool:
         return name in self._generators
 
+    @property
+    def in_flight(self) -> int:
+        """Requests without a response yet."""
+        return self._in_flight
+
     def clear(self) -> None:
         """Drop all generators and results; responses to requests in flight are discarded."""
         self._due.clear()

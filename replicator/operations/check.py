@@ -21,6 +21,7 @@ from replicator.items.item import Item
 from replicator.items.to_json import unreadable
 from replicator.key import key_text
 from replicator.marks import unmarked
+from replicator.monitoring.server import require_packages, require_usable
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.dry_run import outlook
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
@@ -53,10 +54,24 @@ def check(config: Config, *, create: bool = False) -> list[Finding]:
     findings += choices(config)
     if client is not None and table is not None:
         findings += _source(config, client, table, hook, images)
+    if config.monitoring is not None:
+        tried(findings, "monitoring", lambda: _monitoring(findings, config))
     findings += gathered("target", _destination(config, client, table, hook, images, create=create))
     if exit_code(findings):  # a run would not start
         return [f for f in findings if (f.subject, f.verdict) != ("pipeline", "ok")]
     return findings
+
+
+def _monitoring(findings: list[Finding], config: Config) -> None:
+    """ConfigError if a run could not listen. A port in use is no error: the pipeline's own run may be up."""
+    assert config.monitoring is not None
+    address = config.monitoring.address
+    require_packages()
+    require_usable(address)
+    findings.append(Finding("monitoring", "ok", f"http://{address}/"))
+    if not address.loopback:
+        text = "others can see the page: it has no login, and shows keys, errors and names of tables"
+        findings.append(Finding("monitoring", "note", text))
 
 
 def _source(

@@ -48,6 +48,11 @@ class PageBuffer:
         return self._size < BUFFER_BYTES and len(self._queues.get(source, ())) < SOURCE_PAGES
 
     @property
+    def rows(self) -> int:
+        """Changes in the buffer."""
+        return self._rows
+
+    @property
     def full(self) -> bool:
         """Whether no page of any source may be fetched."""
         return self._size >= BUFFER_BYTES

@@ -10,7 +10,7 @@ one compares its revision.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -29,6 +29,8 @@ PARKED, DROPPED, RETRIED, REPAIR = "parked", "dropped", "retried", "repair"
 class Held:
     """An entry without its images. ``since``: when the item was first parked; None if only the id was read.
 
+    ``reason``: why, without item values; "" if it was not read.
+
     See ``Parked`` for the other fields.
     """
 
@@ -38,6 +40,7 @@ class Held:
     base: str | None = None
     changes: Mapping[str, int] = field(default_factory=dict)
     since: float | None = None
+    reason: str = ""
 
     @property
     def version(self) -> int:
@@ -54,8 +57,8 @@ def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
     if value is None:
         return Held(id, revision)
     leaves, since = frozenset(value.leaves or ()), value.parked if isinstance(value, Parked) else None
-    changes = value.changes if isinstance(value, Parked) else {}
-    return Held(id, revision, leaves, value.base, changes, since)
+    changes, reason = (value.changes, value.reason) if isinstance(value, Parked) else ({}, "")
+    return Held(id, revision, leaves, value.base, changes, since, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,10 @@ class ParkedItems:
     def ids(self) -> list[str]:
         """Ids of the parked entries."""
         return [held.id for held in self._parked.values()]
+
+    @property
+    def all_parked(self) -> Collection[Held]:
+        return self._parked.values()
 
     def parked(self, item: str) -> Held | None:
         return self._parked.get(item)

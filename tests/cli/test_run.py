@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from replicator.cli.status import exit_code
 from replicator.config import settings
 from replicator.engine.assembly import ends
-from replicator.pipeline.progress import Progress
+from replicator.operations.status import health_code
+from replicator.pipeline.progress import Progress, as_values
 from replicator.state import Owner
 from tests.cli.command_line import World
 from tests.security.canary import VALUE, look_at_command
@@ -420,4 +420,4 @@ def test_a_run_that_parks_items_catches_up_with_exit_code_6_and_so_does_status(w
     ],
 )
 def test_status_exits_with_the_most_severe_problem(found: Progress, code: int) -> None:
-    assert exit_code(found) == code
+    assert health_code(as_values(found)) == code

@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from replicator.batch import Batch, Outcome
 from replicator.cli import main
-from replicator.engine import assembly
+from replicator.engine.assembly import reduced_guarantee
 from replicator.engine.delivery import CONFIRMED, Delivery
 from replicator.engine.retry import RetryPolicy
 from replicator.errors import Fenced, TransientError, Unfinished
 from replicator.hooks.hook import DocumentMapping
+from replicator.operations import status
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Heartbeat, Owner, decode
 from replicator.testing.contract.kit import batch, owner, put, table
@@ -134,7 +135,7 @@ def modest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         MemoryCheckpoints(database).claim(Owner("a run", "host", 1, 0.0))
         yield Modest(database), MemoryCheckpoints(database)
 
-    monkeypatch.setattr(assembly, "ends", ends)
+    monkeypatch.setattr(status, "ends", ends)
     path = tmp_path / "modest.yaml"
     url = "postgresql://localhost/shop"
     path.write_text(f"pipeline: p\nsource: {{table: orders}}\ntarget: {{type: postgres, url: {url}, table: t}}\n")
@@ -150,5 +151,5 @@ def test_status_shows_the_reduced_guarantee(modest: Path) -> None:
 
 
 def test_targets_with_the_full_guarantee_report_none() -> None:
-    assert assembly.reduced_guarantee(MemoryIndex(MemoryDatabase())) == ""
-    assert assembly.reduced_guarantee(Modest(MemoryDatabase())) == REDUCED
+    assert reduced_guarantee(MemoryIndex(MemoryDatabase())) == ""
+    assert reduced_guarantee(Modest(MemoryDatabase())) == REDUCED

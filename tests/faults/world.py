@@ -253,10 +253,10 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         target = world.target()
         yield target, getattr(target, "checkpoints", None) or world.store()
 
-    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any) -> context.Environment:
+    def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any, **more: Any) -> context.Environment:
         clock = world.clock
         return context.Environment(
-            stop, observe, clock.machine, world.random, partial(OrderedScheduler, clock), clock, hook_limit
+            stop, observe, clock.machine, world.random, partial(OrderedScheduler, clock), clock, hook_limit, **more
         )
 
     monkeypatch.setattr(running, "connect", lambda *_: world.client)

@@ -301,7 +301,7 @@ def test_a_retry_of_a_scanned_item_does_not_bring_back_a_deleted_document(
 def purging(target: MemoryTarget, store: MemoryCheckpoints, mapping: DocumentMapping = AS_IS) -> Cleanup:
     """The cleanup of a run that is about to purge, and knows what is parked."""
     pipeline = Pipeline(mapping, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    at_once = cast(RetryPolicy, lambda act: act())
+    at_once = cast(RetryPolicy, lambda act, **_: act())
     delivery = Delivery(target, target.checkpoints, pipeline, at_once, lambda: 0.0)
     pipeline.begin(replace(STATE, stage="purging"), Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
@@ -613,7 +613,7 @@ class Meanwhile(MemoryIndex):
 def following(index: MemoryIndex, checkpoints: MemoryCheckpoints, state: PipelineState = STATE) -> Delivery:
     """A run that knows what is parked."""
     pipeline = Pipeline(AS_IS, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(index, checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(index, checkpoints, pipeline, cast(RetryPolicy, lambda act, **_: act()), lambda: 0.0)
     pipeline.begin(state, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
     list(pipeline.openings())
@@ -1075,7 +1075,7 @@ def test_a_run_that_loses_to_a_command_reads_the_entries_again(
     one = target if transactional else index
     checkpoints = target.checkpoints
     pipeline = Pipeline(BROKEN, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(one, checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(one, checkpoints, pipeline, cast(RetryPolicy, lambda act, **_: act()), lambda: 0.0)
     state = replace(STATE, hook="1")
     pipeline.begin(state, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     delivery.flush()
@@ -1126,7 +1126,7 @@ def test_a_run_is_in_doubt_from_when_it_learns_that_a_command_sent_something(
 def test_another_run_that_took_over_still_ends_this_one(target: MemoryTarget) -> None:
     checkpoints = target.checkpoints
     pipeline = Pipeline(BROKEN, checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(target, checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(target, checkpoints, pipeline, cast(RetryPolicy, lambda act, **_: act()), lambda: 0.0)
     MemoryTarget(target._database).checkpoints.claim(Owner("other", "there", 2, 0.0))
     pipeline.begin(STATE, Listing((Shard("s"),), True, "ENABLED", 0.0), {})
     with pytest.raises(Fenced):
@@ -1178,7 +1178,7 @@ def test_a_retry_that_began_before_a_resync_brings_nothing_back_behind_its_sweep
     command.checkpoints.pipeline = lambda: STATE  # type: ignore[method-assign] # it looked before
     swept.meanwhile = lambda: retry(found, AS_IS, command, command.checkpoints, STATE)
     pipeline = Pipeline(AS_IS, target.checkpoints.claim(Owner("run", "here", 1, 0.0)))
-    delivery = Delivery(swept, target.checkpoints, pipeline, cast(RetryPolicy, lambda act: act()), lambda: 0.0)
+    delivery = Delivery(swept, target.checkpoints, pipeline, cast(RetryPolicy, lambda act, **_: act()), lambda: 0.0)
     pipeline.begin(
         replace(STATE, epoch=1025, stage="sweeping", resync=True), Listing((Shard("s"),), True, "ENABLED", 0.0), {}
     )
@@ -1186,7 +1186,15 @@ def test_a_retry_that_began_before_a_resync_brings_nothing_back_behind_its_sweep
     delivery.know_parked()
     now = lambda: 0.0  # noqa: E731
     cleanup = Cleanup(
-        swept, target.checkpoints, [TABLE], pipeline, delivery, cast(RetryPolicy, lambda act: act()), now, now, None
+        swept,
+        target.checkpoints,
+        [TABLE],
+        pipeline,
+        delivery,
+        cast(RetryPolicy, lambda act, **_: act()),
+        now,
+        now,
+        None,
     )
     while cleanup.do():
         pass

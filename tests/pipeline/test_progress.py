@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from replicator.cli.render import duration
+from replicator.duration import duration
 from replicator.pipeline.progress import Backfill, Progress, Shards, as_values, progress
 from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, SegmentState, ShardState, encode
 

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_a_mistyped_command_is_escaped() -> None:
     """The command line may come from another program."""
     words = HOSTILE.replace("\udc80", "")
     for form in ("--human", "--json"):
-        command = [sys.executable, "-m", "replicator", "status", "no.yaml", form, words]
+        command = [sys.executable, "-m", "replicator", "check", "no.yaml", form, words]
         found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert found.returncode == 2
         harmless(found.stderr)
@@ -156,11 +157,20 @@ WRITERS = {
     "replicator/cli/output.py": {"_out", "failed", "report"},
     "replicator/config/reference.py": {""},  # for docs/configuration.md: the text of our own models
     "replicator/cli/live_view.py": {"emit"},
-    "replicator/cli/status.py": {"status"},
+    "replicator/cli/status.py": {"_print_each", "_print_one"},
     "replicator/hooks/redaction.py": {"print_trace"},
     "replicator/operations/demo.py": {"say"},
     "replicator/testing/dynamodb/http.py": {"main"},  # for tests: its own address
 }
+
+
+def test_a_config_with_a_hostile_name_is_escaped_in_the_list_of_pipelines() -> None:
+    words = HOSTILE.replace("\udc80", "")
+    for form in ("--human", "--json"):
+        command = [sys.executable, "-m", "replicator", "status", "no.yaml", form, words]
+        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "400"})
+        assert found.returncode == 2
+        harmless(found.stdout)
 
 
 def test_nothing_is_printed_elsewhere() -> None:

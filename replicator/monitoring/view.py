@@ -1,0 +1,329 @@
+"""What the page shows, computed from a monitor: texts and curves, no HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from replicator import __version__
+from replicator.duration import duration
+from replicator.monitoring import charts
+from replicator.monitoring.charts import Band, Curve
+from replicator.monitoring.health import Verdict
+from replicator.monitoring.history import Sample
+from replicator.monitoring.monitor import Monitor
+from replicator.pipeline.details import MOST_PARKED, ShardDetail
+from replicator.pipeline.progress import Backfill, Progress
+from replicator.state import Counts, Gap
+
+LOW_RETENTION = 6.0  # hours
+DEEPEST = 8  # level of the shard tree that is still indented further
+_LABELS = {"catching-up": "catching up"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure with its unit and a line of explanation. ``tone``: a CSS class: "", good, warn or bad."""
+
+    name: str
+    value: str
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves over time. ``points``: for each sample its x and its text, as JSON would have them."""
+
+    title: str
+    value: str
+    top: str
+    since: str
+    curves: tuple[Curve, ...]
+    points: tuple[tuple[float, str], ...]
+    names: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A shard in the tree. ``depth``: number of ancestors that are shown."""
+
+    id: str
+    depth: int
+    state: str
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """A share of all changes: its place in a bar of width 100."""
+
+    name: str
+    count: str
+    x: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The backfill. ``percent``: None if the total is unknown."""
+
+    percent: float
+    ended: bool
+    items: str
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something a person should know: a sentence and, if there is one, the command that helps."""
+
+    tone: str
+    title: str
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything on the page."""
+
+    pipeline: str
+    route: str
+    phase: str
+    label: str
+    headline: str
+    healthy: bool
+    facts: tuple[Fact, ...]
+    alarms: tuple[Alarm, ...]
+    scan: Scan | None
+    charts: tuple[Chart, ...]
+    bands: tuple[Band, ...]
+    phases: tuple[tuple[str, str], ...]
+    since: str
+    fates: tuple[Fate, ...]
+    read: str
+    shards: tuple[Row, ...]
+    shards_note: str
+    parked: tuple[tuple[str, str, str], ...]
+    parked_note: str
+    config: str
+    footer: tuple[str, ...]
+    at: str
+
+
+def view(monitor: Monitor) -> View:
+    progress, samples, now = monitor.progress(), monitor.history.samples(), monitor.now()
+    samples = (*samples, Sample.of(progress, now))
+    span, details, verdict = charts.covered(samples), monitor.details, monitor.health()
+    phase = _phase(progress, verdict)
+    bands = charts.bands(samples, span)
+    return View(
+        pipeline=monitor.subject.pipeline,
+        route=f"{monitor.subject.source} → {monitor.subject.target} {', '.join(monitor.subject.tables)}",
+        phase=phase,
+        label=_label(progress, phase),
+        headline=headline(progress, verdict, details.stage),
+        healthy=verdict.ok,
+        facts=tuple(_facts(progress)),
+        alarms=tuple(_alarms(monitor, progress)),
+        scan=_scan(progress.backfill),
+        charts=tuple(_charts(samples, span)),
+        bands=bands,
+        phases=tuple((b, _LABELS.get(b, b)) for b in dict.fromkeys(band.phase for band in bands)),
+        since=_ago(span),
+        fates=_fates(progress.counts),
+        read=f"{progress.counts.read:,}",
+        shards=_rows(details.shards, now),
+        shards_note=_shards_note(progress, len(details.shards), details.shards_total),
+        parked=tuple((p.key, p.reason or "unknown", _age(p.since, now)) for p in details.parked),
+        parked_note=f"the {MOST_PARKED} oldest of {progress.parked:,}" if progress.parked > MOST_PARKED else "",
+        config=monitor.subject.config,
+        footer=tuple(_footer(monitor, progress)),
+        at=_clock(now),
+    )
+
+
+def _phase(progress: Progress, verdict: Verdict) -> str:
+    """The phase as a CSS class; a run that waits or is stalled must not look healthy."""
+    if progress.phase == "gap":
+        return "gap"
+    if progress.waiting_for is not None:
+        return "waiting"
+    return progress.phase if verdict.ok else "stalled"
+
+
+def _label(progress: Progress, phase: str) -> str:
+    label = _LABELS.get(progress.phase, progress.phase)
+    return f"{label}, {phase}" if phase in ("waiting", "stalled") else label
+
+
+def headline(progress: Progress, verdict: Verdict, stage: str = "") -> str:
+    """The state of the copy in one sentence."""
+    lag = brief(progress.lag_seconds)
+    if progress.phase == "gap":
+        return "Records can no longer be read. The copy keeps what it has until it is rescanned."
+    if progress.waiting_for is not None:
+        return "Nothing is stored at the moment. The run continues by itself once it can."
+    if not verdict.ok:
+        return "The run is up, but makes no progress."
+    if progress.phase == "backfill":
+        if stage in ("sweeping", "purging"):
+            return "Every item is copied; what no longer exists is being removed."
+        return "Existing items are being copied, and changes are followed at the same time."
+    return {
+        "live": f"The copy has every change up to {lag} ago.",
+        "catching-up": f"The copy is {lag} behind and catching up.",
+        "starting": "The run is starting: it looks at the table, its stream and the target.",
+    }.get(progress.phase, "")
+
+
+def brief(seconds: float | None) -> str:
+    """Like ``duration``, with tenths of a second where they matter and without units that are zero."""
+    if seconds is not None and 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
+    text = duration(seconds)
+    return re.sub(r" 0 (s|min|h)$", "", text) if " 0 " in text else text
+
+
+def _facts(p: Progress) -> Iterator[Fact]:
+    unknown = p.lag_seconds is None
+    tone = "" if unknown else "good" if p.phase == "live" else "warn" if p.phase == "catching-up" else ""
+    yield Fact("Lag", "–" if unknown else brief(p.lag_seconds), "unknown yet" if unknown else "behind the table", tone)
+    yield Fact("Changes", "–" if p.rate is None else f"{p.rate:,.0f}/s", f"{p.counts.read:,} read in all")
+    hours = p.retention_left_hours
+    low = hours is not None and hours < LOW_RETENTION
+    yield Fact(
+        "Retention left",
+        "–" if hours is None else brief(hours * 3600),
+        "until changes are lost",
+        "bad" if low else "",
+    )
+    yield Fact("Parked", f"{p.parked:,}", "items that were rejected", "warn" if p.parked else "")
+    yield Fact("Gaps", f"{len(p.gaps)}", "ranges that cannot be read", "bad" if p.gaps else "")
+
+
+def _alarms(monitor: Monitor, p: Progress) -> Iterator[Alarm]:
+    verdict, config = monitor.health(), monitor.subject.config
+    for gap in p.gaps:
+        yield Alarm("bad", "Gap", _gap(gap), f"replicator resync {config}")
+    if p.waiting_for is not None:
+        yield Alarm("warn", "Waiting", p.waiting_for)
+    if not verdict.ok and p.waiting_for is None:
+        yield Alarm("bad", "Stalled", verdict.reason)
+    if p.parked:
+        text = "Fix the hook or the table, then store them again. Other items are not held up."
+        yield Alarm("warn", f"{p.parked:,} parked", text, f"replicator parked retry {config} --all")
+    doubt = monitor.details.in_doubt_seconds
+    if doubt:
+        text = f"For {duration(doubt)} writes without a response may still be applied; versions keep them harmless."
+        yield Alarm("info", "In-doubt window", text)
+    if monitor.reduced_guarantee:
+        yield Alarm("info", "Reduced guarantee", monitor.reduced_guarantee)
+
+
+def _gap(gap: Gap) -> str:
+    return (
+        f"{gap.reason} (shard {gap.shard or 'any'}, last position stored {gap.sequence or 'none'}; {_clock(gap.found)})"
+    )
+
+
+def _scan(b: Backfill | None) -> Scan | None:
+    if b is None:
+        return None
+    if b.segments_ended == b.segments:
+        return Scan(100.0, True, f"{b.items:,} items", "done")
+    known = b.estimate is not None and b.estimate > b.items
+    percent = 100 * b.items / b.estimate if known and b.estimate else 100 * b.segments_ended / b.segments
+    of = f" of about {b.estimate:,}" if known else ""
+    rate = "rate unknown yet" if b.rate is None else f"{b.rate:,.0f}/s"
+    eta = "" if b.eta_seconds is None else f", about {duration(b.eta_seconds)} left"
+    return Scan(round(percent, 1), False, f"{b.items:,}{of} items", f"{rate}{eta}")
+
+
+def _charts(samples: Sequence[Sample], span: float) -> Iterator[Chart]:
+    since, last = _ago(span), samples[-1]
+    lags = [s.lag for s in samples if s.lag is not None]
+    top = charts.time_ceiling(max(lags, default=0.0))
+    curve = charts.curve("lag", samples, lambda s: s.lag, top, span)
+    points = _points(samples, span, lambda s: brief(s.lag))
+    yield Chart("Lag", brief(last.lag), brief(top), since, (curve,), points)
+    rates = [r for s in samples for r in (s.rate, s.scan_rate) if r is not None]
+    top = charts.ceiling(max(rates, default=0.0), 10.0)
+    stream = charts.curve("rate", samples, lambda s: s.rate, top, span)
+    scanned = charts.curve("scan", samples, lambda s: s.scan_rate, top, span)
+    curves = (stream, *((scanned,) if scanned.line else ()))
+    names = (("rate", "all changes"), ("scan", "scanned items")) if scanned.line else ()
+    points = _points(samples, span, lambda s: _rate(s.rate))
+    yield Chart("Changes", _rate(last.rate), f"{top:,.0f}/s", since, curves, points, names)
+    hours = charts.curve("retention", samples, lambda s: s.retention_left, 86400.0, span)
+    points = _points(samples, span, lambda s: brief(s.retention_left))
+    yield Chart("Retention left", brief(last.retention_left), "24 h", since, (hours,), points)
+
+
+def _rate(rate: float | None) -> str:
+    return "unknown" if rate is None else f"{rate:,.0f}/s"
+
+
+def _points(samples: Sequence[Sample], span: float, text: Callable[[Sample], str]) -> tuple[tuple[float, str], ...]:
+    last = samples[-1].at
+    return tuple((charts.place(s.at, last, span), f"{text(s)} at {_clock(s.at)}") for s in samples)
+
+
+def _fates(counts: Counts) -> tuple[Fate, ...]:
+    found, x = [], 0.0
+    for name in ("applied", "superseded", "filtered", "parked"):
+        count = getattr(counts, name)
+        width = 100 * count / counts.read if counts.read else 0.0
+        found.append(Fate(name, f"{count:,}", round(x, 2), round(max(width, 0.4 if count else 0.0), 2)))
+        x += width
+    return tuple(found)
+
+
+def _rows(shards: Sequence[ShardDetail], now: float) -> tuple[Row, ...]:
+    depths: dict[str, int] = {}
+    rows = []
+    for shard in shards:
+        depths[shard.id] = depths[shard.parent] + 1 if shard.parent in depths else 0
+        state = "blocked" if shard.blocked_by is not None else shard.state
+        rows.append(
+            Row(shard.id, min(depths[shard.id], DEEPEST), state, _shard_text(shard, now), shard.blocked_by or "")
+        )
+    return tuple(rows)
+
+
+def _shard_text(shard: ShardDetail, now: float) -> str:
+    if shard.state == "ended":
+        return "read to its end"
+    if shard.state == "waiting":
+        return "waits for its parent"
+    return "lag unknown" if shard.through is None else f"lag {brief(max(0.0, now - shard.through))}"
+
+
+def _shards_note(p: Progress, shown: int, total: int) -> str:
+    counts = f"{p.shards.open} open, {p.shards.waiting} waiting, {p.shards.ended} ended"
+    return counts if shown >= total else f"{counts}; the {shown} most important are listed"
+
+
+def _age(since: float | None, now: float) -> str:
+    return "unknown" if since is None else duration(max(0.0, now - since))
+
+
+def _ago(span: float) -> str:
+    return f"{span / 60:.0f} min ago"
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
+def _footer(monitor: Monitor, p: Progress) -> Iterator[str]:
+    yield f"replicator {__version__}"
+    yield f"run up for {duration(max(0.0, monitor.now() - monitor.began))}"
+    if p.owner is not None:
+        yield f"process {p.owner.pid} on {p.owner.host}"
+    if p.epoch is not None:
+        yield f"epoch {p.epoch}"
