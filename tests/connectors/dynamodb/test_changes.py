@@ -37,6 +37,13 @@ class Copy:
     there: DynamoDB
     config: Path
 
+    def request(self, *keys: str) -> tuple[int, str]:
+        """Request a resync of these items."""
+        shell = Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"})
+        options = [part for key in keys for part in ("--key", json.dumps({"id": key}))]
+        code, _, err = shell.run("resync", str(self.config), *options)
+        return code, err
+
     def run(self, command: str = "run") -> tuple[int, str]:
         shell = Shell({"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"})
         now = ("--now",) if command == "resync" else ()
@@ -117,3 +124,22 @@ def test_tables_emptied_by_the_stream_are_not_a_gap(copy: Copy) -> None:
     assert copy.run()[0] == 0
     assert copy.counts() == [0, 0]
     assert copy.run()[0] == 0
+
+
+def test_items_that_others_changed_are_repaired_by_a_resync_of_them(copy: Copy) -> None:
+    config = json.loads(copy.config.read_text())
+    del config["transform"]
+    copy.config.write_text(
+        json.dumps(config | {"pipeline": "plain", "target": config["target"] | {"tables": {"third": {}}}})
+    )
+    assert copy.run()[0] == 0
+    (one, *_) = copy.items("third")
+    copy.ask("PutItem", TableName="third", Item={**one, "id": {"S": "ghost"}})
+    copy.ask("PutItem", TableName="third", Item={**one, "id": {"S": "k0"}, "n": {"N": "99"}})
+    copy.ask("PutItem", TableName="third", Item={**one, "id": {"S": "k2"}, "n": {"N": "99"}})
+    copy.ask("DeleteItem", TableName="third", Key={"id": {"S": "k1"}})
+    assert copy.request("k0", "k1", "ghost") == (0, "")
+    code, output = copy.run()
+    assert code == 0, output
+    stored = {item["id"]["S"]: item["n"]["N"] for item in copy.items("third")}
+    assert stored == {"k0": "0", "k1": "1", "k2": "99", "k3": "3"}  # k2 was not asked for

@@ -313,3 +313,24 @@ def test_fields_are_added_also_when_a_gap_starts_the_epoch(copy: Copy) -> None:
     assert code == 0, said
     assert "is empty, but held documents" in said
     assert copy.hits({"term": {"city": "Rome"}}) == ITEMS
+
+
+def test_documents_that_others_changed_are_repaired_by_a_resync_of_their_items(copy: Copy) -> None:
+    for id in ("k0", "k2"):
+        copy.search.ask("POST", f"/{copy.index}/_update/{id}?refresh=true", {"doc": {"n": 99}})
+    other = copy.search.ask("GET", f"/{copy.index}/_doc/k2")["_source"]
+    copy.search.ask("PUT", f"/{copy.index}/_doc/ghost?refresh=true", other)
+    copy.search.ask("DELETE", f"/{copy.index}/_doc/k1?refresh=true")
+    code, said = copy.cli(
+        "resync", *(part for key in ("k0", "k1", "ghost") for part in ("--key", f'{{"id": "{key}"}}'))
+    )
+    assert code == 0, said
+    before = copy.epoch()
+    code, said = copy.caught_up()
+    assert code == 0, said
+    assert copy.epoch() == before + 1
+    assert [copy.hits({"term": {"n": n}}) for n in (0, 1, 2, 99)] == [1, 1, 0, 1]  # k2 was not asked for
+    copy.db.put("orders", {"id": "k0", "n": 50})
+    copy.db.delete("orders", {"id": "k1"})
+    assert copy.caught_up()[0] == 0
+    assert [copy.hits({"term": {"n": n}}) for n in (0, 1, 50)] == [0, 0, 1]
