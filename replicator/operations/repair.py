@@ -87,7 +87,7 @@ class Repairs:
                 self._repair(offered[start : start + AT_ONCE], verifier)
 
     def _repair(self, results: Sequence[Result], verifier: Verifier) -> None:
-        floor = version(self._both.state.epoch, 0)
+        floor = version(self._both.state.complete, 0)
         inserts, replacements, removals = [], [], []
         for result in results:
             finding = result.finding

@@ -252,7 +252,7 @@ class Pass:
         self._repairs = repairs
         self._random = random.Random()
         self._retrying = RetryPolicy(stop, report.waiting, time.time, self._random)
-        floor = Floor(version(both.state.epoch, 0), both.state.epoch)
+        floor = Floor(version(both.state.complete, 0), both.state.epoch)
         limit = HookLimit(both.config.hook_timeout)
         self._examiner = Examiner(both.mapping, both.tables, both.comparing, floor, limit)
         expiring = both.config.ttl_deletes == "ignore"

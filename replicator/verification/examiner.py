@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import orjson
 
+from replicator import version as versions
 from replicator.batch import DocumentId, Upsert
 from replicator.hooks.hook import DocumentMapping, Poison
 from replicator.items.attributes import Malformed
@@ -38,7 +39,8 @@ NOTHING = Look({}, {})
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The versions that documents may have. After a scan of ``epoch`` none is lower; none of a later epoch exists."""
+    """The versions that documents may have. After a scan of the whole table none is lower; none of a later epoch than
+    ``epoch`` exists. (A resync of some items takes an epoch, too.)"""
 
     lowest: int
     epoch: int
@@ -131,7 +133,7 @@ class Examiner:
         return expected, rejected
 
     def _documents(self, key: Key, image: bytes) -> list[Upsert]:
-        hook, version = self.mapping.hook, self.floor.lowest
+        hook, version = self.mapping.hook, versions.version(self.floor.epoch, 0)
         if hook is not None and hook.declared:
             text = key_text(key)
             placed = hook.many(Item(image, hook.profile), self.mapping.tables)

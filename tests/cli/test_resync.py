@@ -153,6 +153,15 @@ def test_chosen_items_are_repaired_and_no_others_touched(orders: World) -> None:
     assert totals(orders) == source(orders) | {"5": None}
 
 
+def test_after_a_resync_of_some_items_all_are_equal(orders: World) -> None:
+    orders.catch_up()
+    vandalize(orders)
+    assert told(orders, *(part for key in ("0", "1", "5", "ghost") for part in ("--key", f'{{"id": "{key}"}}')))[0] == 0
+    orders.catch_up()
+    code, out, err = orders.call("verify", orders.config, "--json")
+    assert code == 0, out + err
+
+
 def test_a_later_resync_of_the_whole_table_sweeps_what_came_before_chosen_items(orders: World) -> None:
     orders.catch_up()
     vandalize(orders)

@@ -155,7 +155,7 @@ class World:
             target=target,
             comparing=target,
             tables={NAME: TABLE},
-            state=SimpleNamespace(epoch=FIRST_EPOCH),
+            state=SimpleNamespace(epoch=FIRST_EPOCH, complete=FIRST_EPOCH),
             checkpoints=self.checkpoints,
         )
         return Repairs(cast(Any, both), cast(Any, self), cast(Any, None), wanted=True)
