@@ -295,7 +295,8 @@ class Heartbeat:
 
     ``who``: the run (``Owner.who``). ``listed``: time of the last stored complete listing; shards not in it are
     younger. ``filled``: after a clean stop, the target's nonempty tables. ``retried``: the number of notes of retries
-    at that time; a later retry may have emptied tables. ``repair``: the token of the ``Repair`` for which every delete
+    at that time; a later retry may have emptied tables. ``in_doubt``: seconds for which requests without a response
+    may still be applied; None or 0 if none can be. ``repair``: the token of the ``Repair`` for which every delete
     leaves a tombstone, "" if there is none.
     """
 
@@ -308,6 +309,7 @@ class Heartbeat:
     who: str = ""
     filled: tuple[str, ...] = ()
     retried: int = 0
+    in_doubt: float | None = None
     repair: str = ""
 
 

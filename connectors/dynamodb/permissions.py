@@ -15,8 +15,11 @@ def needed(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: b
     epochs = {"EPOCHS": options.epochs_table}
     yield Needed("target", "Epochs", options, epochs)
     yield Needed("target", "CreateEpochs", options, epochs)
-    if any(_is_like_source(options, table) for table in tables):
-        yield Needed("source", "PatternForAnotherTable", options, without=_untagged(options, "ListTagsOfResource"))
+    if options.loops or any(_is_like_source(options, table) for table in tables):
+        untagged = frozenset[str]() if options.loops else _untagged(options, "ListTagsOfResource")
+        yield Needed("source", "PatternForAnotherTable", options, without=untagged)
+    if options.loops:  # a table moves, so `cutover` compares its settings
+        yield Needed("source", "SettingsOfSource", options)
     if options.pristine:  # `parked retry` looks whether the source still has the item
         yield Needed("source", "SingleItems", options)
 
@@ -26,8 +29,11 @@ def _copy(options: DynamoDBOptions, table: Table, *, keep_expired: bool) -> Iter
     yield Needed("target", "Copies", options, names)
     yield Needed("target", "VerifyCopies", options, names)
     like_source = _is_like_source(options, table)
-    if like_source or keep_expired:
-        yield Needed("target", "ExpiryOfCopies", options, names, setup=not keep_expired)
+    if like_source or keep_expired or options.loops:
+        only_first = not keep_expired and not options.loops
+        yield Needed("target", "ExpiryOfCopies", options, names, setup=only_first)
+    if options.loops:
+        yield Needed("target", "SettingsOfCopies", options, names)
     if like_source:
         yield Needed("target", "CreateCopies", options, names, _untagged(options, "TagResource"))
     elif options.create:

@@ -266,7 +266,7 @@ def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, t
     table = ask(client, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
     ttl = ask(client, "DescribeTimeToLive", {"TableName": source.name}, source.name)["TimeToLiveDescription"]
     request = _like(layout.name, table)
-    if tags and (copied := _tags(client, source.arn)):
+    if tags and (copied := tags_of(client, source.arn)):
         request["Tags"] = copied
     enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
     return Plan(request, ttl.get("AttributeName") if enabled else None)
@@ -313,7 +313,7 @@ def _units(described: Mapping[str, Any]) -> dict[str, int]:
     return {name: described["ProvisionedThroughput"][name] for name in _UNITS}
 
 
-def _tags(client: Client, arn: str) -> list[dict[str, str]]:
+def tags_of(client: Client, arn: str) -> list[dict[str, str]]:
     """The table's tags, without those that AWS manages."""
     tags: list[dict[str, str]] = []
     after: dict[str, str] = {}

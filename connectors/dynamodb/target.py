@@ -10,6 +10,7 @@ from connectors.dynamodb.documents import Layout, layout, layouts
 from connectors.dynamodb.encode import Encoded, encode, refusals
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.permissions import needed
+from connectors.dynamodb.settings import differing
 from connectors.dynamodb.tables import Tables, wrong_names
 from connectors.dynamodb.verification import TableVerification
 from connectors.dynamodb.writer import Writer
@@ -21,7 +22,7 @@ from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
 from replicator.marks import Marks
 from replicator.source.table import SourceTable
-from replicator.target.contract import Table
+from replicator.target.contract import OWN_IDS, Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import Comparison, Walked
 
@@ -75,6 +76,13 @@ class DynamoDB:
     @staticmethod
     def permissions(options: DynamoDBOptions, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:
         return list(needed(options, tables, keep_expired=keep_expired))
+
+    def differing_settings(self, tables: Sequence[Table]) -> Sequence[str]:
+        if self._tables.source is None or any(table.keys == OWN_IDS for table in tables):
+            return ()
+        source, client = self._tables.source
+        pairs = [((client, source.name), (self._account.client, table.name)) for table in tables]
+        return [line for pair in pairs for line in differing(*pair)]
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables, self._options)

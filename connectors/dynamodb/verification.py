@@ -18,6 +18,7 @@ from replicator.aws.errors import AwsError, failure
 from replicator.batch import Delete, DocumentId, Upsert
 from replicator.items.attributes import Malformed, Typed, exact
 from replicator.items.to_json import Unfit
+from replicator.marks import mark_of
 from replicator.target.verification import CHANGED, UNVERSIONED, Comparison, Walked
 
 _REFUSED = ("ValidationException", "ItemCollectionSizeLimitExceededException")
@@ -104,6 +105,8 @@ class TableVerification:
         except (Unfit, Malformed) as e:
             return f"the document {e}"
         item[self.layout.version] = {"N": str(write.version)}
+        if self.layout.mark is not None:
+            item[self.layout.mark] = {"S": mark_of(write.id)}
         return self._put(item, write.version)
 
     def remove(self, writes: Sequence[Delete]) -> list[str]:

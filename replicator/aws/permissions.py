@@ -47,10 +47,12 @@ STATEMENTS: Mapping[str, Statement] = {
         _dynamodb("LookUpsForKeysOnly", "TABLE", "BatchGetItem"),
         _dynamodb("SingleItems", "TABLE", "GetItem"),
         _dynamodb("PatternForAnotherTable", "TABLE", "DescribeTimeToLive", "ListTagsOfResource"),
+        _dynamodb("SettingsOfSource", "TABLE", "DescribeContinuousBackups"),
         _dynamodb("Copies", "TARGET", "DescribeTable", "Scan", "PutItem", "DeleteItem"),
         _dynamodb("VerifyCopies", "TARGET", "BatchGetItem", "Query"),
         _dynamodb("Epochs", "EPOCHS", "DescribeTable", "GetItem", "PutItem"),
         _dynamodb("ExpiryOfCopies", "TARGET", "DescribeTimeToLive"),
+        _dynamodb("SettingsOfCopies", "TARGET", "ListTagsOfResource", "DescribeContinuousBackups"),
         _dynamodb("CreateEpochs", "EPOCHS", "CreateTable", setup=True),
         _dynamodb("CreateCopies", "TARGET", "CreateTable", "UpdateTimeToLive", "TagResource", setup=True),
         _dynamodb(

@@ -14,6 +14,7 @@ import click
 
 from replicator import __version__
 from replicator.cli.check import check
+from replicator.cli.cutover import cutover
 from replicator.cli.demo import demo
 from replicator.cli.estimate import estimate
 from replicator.cli.infer import infer
@@ -133,11 +134,11 @@ def main() -> None:
                 4 not permitted
                 5 another run has taken over the pipeline
                 6 items are parked, or differ, so the copy does not equal the table
-                7 status: the pipeline is stopped, or blocked by a failure; verify: unconfirmed
+                7 the pipeline is stopped, blocked by a failure, or not ready for a cutover; verify: unconfirmed
                 8 a server cannot be reached (run retries instead)
     """
 
 
 _PLANNING = (demo, init, infer, estimate, check, policy, preview)
-for command in (*_PLANNING, run, status, verify, parked, resync, schema, version):
+for command in (*_PLANNING, run, status, verify, parked, resync, cutover, schema, version):
     main.add_command(command)

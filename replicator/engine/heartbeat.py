@@ -14,6 +14,7 @@ from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT, Progress, measured
 from replicator.state import Heartbeat, decode
+from replicator.target.in_doubt import InDoubtWindow
 
 log = logging.getLogger("replicator")
 
@@ -43,6 +44,7 @@ class ProgressReporter:
 
     ``waiting_for``: what blocks the run at the moment, or None. ``who``: the owner named in heartbeats.
     ``beat``: called with each heartbeat.
+    ``in_doubt``: of a target that applies requests late.
     ``now``: wall clock, for timestamps. ``monotonic``: for intervals.
     """
 
@@ -53,6 +55,7 @@ class ProgressReporter:
     waiting_for: str | None = None
     who: str = ""
     beat: Callable[[], None] = lambda: None
+    in_doubt: InDoubtWindow | None = None
     _rate: Rate = field(default_factory=Rate)
     _scan_rate: Rate = field(default_factory=Rate)
     _beat_at: float = -math.inf
@@ -113,7 +116,8 @@ class ProgressReporter:
 
     def _heartbeat(self, phase: str) -> Heartbeat:
         rates, repair = (self._rate.value, self._scan_rate.value), self.pipeline.parked.repairing
-        return Heartbeat(self.now(), phase, *rates, self.waiting_for, who=self.who, repair=repair)
+        left = None if self.in_doubt is None else self.in_doubt.left
+        return Heartbeat(self.now(), phase, *rates, self.waiting_for, who=self.who, repair=repair, in_doubt=left)
 
     def _phase(self, progress: Progress) -> str:
         state = self.pipeline.state

@@ -84,6 +84,7 @@ class Driver:
         )
         self._recheck = Recheck(target, tables, self._delivery, self._retrying, monotonic)
         self._in_doubt = target.in_doubt if isinstance(target, AppliesLate) else None
+        self._reporter.in_doubt = self._in_doubt
         self._cleanup = Cleanup(
             target,
             checkpoints,

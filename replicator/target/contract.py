@@ -150,6 +150,14 @@ class Looping(Protocol):
         """The attributes that both pipelines add to items; None if there is no opposite pipeline."""
 
 
+@runtime_checkable
+class ComparingSettings(Protocol):
+    """A target whose tables have settings like the source's, which should be equal before a table moves there."""
+
+    def differing_settings(self, tables: Sequence[Table]) -> Sequence[str]:
+        """A line for each setting that differs from the source's, or cannot be compared. Called after ``mirror``."""
+
+
 def marks_of(target: object) -> Marks | None:
     """The marks of a target that loops."""
     return target.marks if isinstance(target, Looping) else None

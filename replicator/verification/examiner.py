@@ -17,7 +17,8 @@ from replicator.hooks.hook import DocumentMapping, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
 from replicator.key import Key, key_text
-from replicator.target.contract import Table
+from replicator.marks import unmarked
+from replicator.target.contract import Table, marks_of
 from replicator.target.verification import VERSION_FIELD, Comparison, Verifiable
 from replicator.verification.differences import Finding
 from replicator.version import epoch_of
@@ -123,10 +124,12 @@ class Examiner:
         """The documents of these items, and a finding for each on which the hook fails."""
         expected: list[Upsert] = []
         rejected: list[Finding] = []
+        marks = marks_of(self.target)
         with self.limit:
             for key, image in items:
                 try:
-                    expected += self._documents(key, bytes(image))
+                    if (plain := unmarked(marks, bytes(image))) is not None:
+                        expected += self._documents(key, plain)
                 except (Poison, Malformed) as e:
                     id = (key_text(key), "") if self.mapping.own_ids else key
                     rejected.append(Finding("rejected", self.mapping.tables[0], id, key, reason=str(e)))

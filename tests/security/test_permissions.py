@@ -132,6 +132,7 @@ def test_the_documents_repeat_the_table_of_permissions() -> None:
 
 CHECKED = ("Items", "Changes", "LookUpsForKeysOnly", "Copies", "Epochs", "Checkpoints")
 PATTERN = ("PatternForAnotherTable",)
+SETTINGS = ("SettingsOfSource", "SettingsOfCopies")  # tests/cli/test_cutover.py denies them
 RUN = ("CreateEpochs", "CreateCopies", "ExpiryOfCopies")
 
 
@@ -220,7 +221,9 @@ def test_verify_names_a_missing_permission(made: Accounts, permission: Permissio
 
 
 def test_each_permission_has_its_test() -> None:
-    assert set(listed(*CHECKED, *PATTERN, *RUN, "CreateCheckpoints", "SingleItems", "VerifyCopies")) == set(TABLES)
+    assert set(listed(*CHECKED, *PATTERN, *RUN, "CreateCheckpoints", "SingleItems", "VerifyCopies", *SETTINGS)) == set(
+        TABLES
+    )
 
 
 # What the source says, whatever any test runs

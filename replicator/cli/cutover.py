@@ -1,0 +1,69 @@
+"""``replicator cutover``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from replicator.cli.output import config_argument, json_option, put, say
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """Seconds, written as 30s, 5m, 24h or 7d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        matched = re.fullmatch(r"([1-9]\d{0,5})([smhd])", str(value))
+        if matched is None:
+            self.fail(f"{value!r} is not a duration such as 30s, 5m, 24h or 7d", param, ctx)
+        return int(matched[1]) * _UNITS[matched[2]]
+
+
+@click.command
+@config_argument
+@click.option("--wait", is_flag=True, help="Wait until the pipeline is live and drained.")
+@click.option(
+    "--quiet", default="30s", show_default=True, type=Duration(), help="How long no record may have been written."
+)
+@click.option(
+    "--verified-within", default="24h", show_default=True, type=Duration(), help="How old a verify pass may be."
+)
+@json_option
+@click.pass_context
+def cutover(ctx: click.Context, config: str, wait: bool, quiet: float, verified_within: float, as_json: bool) -> None:
+    """Say whether readers or writers may switch to the copy now: yes, or no and why.
+
+    Yes needs a live run, no gap, nothing parked, a recent verify pass without differences, no request in doubt, and a
+    drained stream: every shard was read after this command began, and the last record is older than --quiet. Prints a
+    certificate, the table settings that differ (DynamoDB), and the command that freezes the source's writers, which
+    is never run. Exits with 0 for yes, otherwise by the first reason: 3 gap, 6 the copy is not equal, 7 not live, not
+    verified or not drained.
+    """
+    from replicator.config import settings as configs
+    from replicator.operations import cutover as operation
+
+    answer = operation.cutover(configs.load(config), wait=wait, quiet=quiet, verified_within=verified_within)
+    freeze, allow = answer.freeze
+    if as_json:
+        put({**answer.certificate, "freeze": freeze, "allow_again": allow})
+        ctx.exit(answer.code)
+    say("yes: the copy may take over" if not answer.reasons else "no:")
+    for reason in answer.reasons:
+        say(f"  {reason.text}")
+    for difference in answer.settings:
+        say(f"note: {difference}")
+    say(f"to freeze the source's writers: {freeze}")
+    say(f"to allow them again: {allow}")
+    certificate = answer.certificate
+    through = certificate["read_through"]
+    verified = certificate["verify"] and certificate["verify"]["ended"]
+    say(
+        f"every record before {operation.moment(through) if through else 'unknown'} is stored; "
+        f"verified {operation.moment(verified) if verified else 'never'}; --json prints the certificate"
+    )
+    ctx.exit(answer.code)

@@ -1,0 +1,339 @@
+"""Says whether people may switch to the copy now: yes with a certificate, or no with reasons. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import structs
+
+from replicator import __version__
+from replicator.aws.boto import connect
+from replicator.aws.client import Client
+from replicator.aws.errors import AwsError, decoded
+from replicator.checkpoints.contract import Claimed
+from replicator.checkpoints.presence import check_known
+from replicator.config.settings import Config
+from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.errors import ReplicatorError
+from replicator.hooks import loading
+from replicator.key import key_text
+from replicator.options import aws_options
+from replicator.pipeline.lineage import childless, readable
+from replicator.pipeline.parked import item_of
+from replicator.pipeline.progress import Progress, progress
+from replicator.source.decoding import RecordsDecoder
+from replicator.source.table import SourceTable, describe_table
+from replicator.state import FORMAT, Heartbeat, PipelineState, ShardState, Verified, decode
+from replicator.target.contract import ComparingSettings, Target, marks_of
+
+READ_WITHIN = 15.0  # seconds in which a live run reads every shard: without --wait, that is waited for
+INTERVAL = 1.0  # seconds between looks at the checkpoints
+_NAMED = 3  # parked items that a reason names
+_WRITES = (
+    *("PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem"),
+    *("PartiQLInsert", "PartiQLUpdate", "PartiQLDelete"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What must hold. ``asked``: every shard must be read after this moment, seconds since 1970.
+
+    ``quiet``: seconds without a record. ``verified_within``: seconds since a verify pass ended.
+    """
+
+    asked: float
+    quiet: float = 30.0
+    verified_within: float = 86_400.0
+
+    def __post_init__(self) -> None:
+        if self.quiet <= 0 or self.verified_within <= 0:
+            raise ValueError("durations are positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the checkpoints say of a pipeline ``at`` a moment.
+
+    ``in_doubt``: seconds for which requests without a response may still be applied. ``parked``: keys of items.
+    """
+
+    at: float
+    progress: Progress
+    state: PipelineState | None
+    shards: Mapping[str, ShardState]
+    in_doubt: float | None = None
+    verification: Verified | None = None
+    parked: Sequence[str] = ()
+
+    @property
+    def read_through(self) -> float | None:
+        """Every record created before this time is stored; None if that is unknown."""
+        times = [self.shards[id].through for id in readable(self.shards)]
+        known = [through for through in times if through is not None]
+        return min(known) if known and len(known) == len(times) else None
+
+    @property
+    def last(self) -> tuple[str, ShardState] | None:
+        """The shard with the newest stored record."""
+        read = [(s.created, id) for id, s in self.shards.items() if s.created is not None]
+        return (max(read)[1], self.shards[max(read)[1]]) if read else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why the answer is no. ``code``: the exit code. ``passing``: waiting may help."""
+
+    code: Literal[3, 6, 7]
+    text: str
+    passing: bool = False
+    about: Literal["", "unread", "late"] = ""
+
+
+def standing(claimed: Claimed, now: float) -> Standing:
+    """The standing at ``now``, from a pipeline's entries."""
+    entries = claimed.entries
+    values = {(e.kind, e.id): decode(e.kind, e.id, e.text) for e in entries if e.kind in ("pipeline", "pulse", "shard")}
+    state, heartbeat = values.get(("pipeline", "")), values.get(("pulse", ""))
+    current = progress(entries, claimed.counts, now)
+    left = None
+    if isinstance(heartbeat, Heartbeat) and heartbeat.in_doubt is not None:
+        left = max(0.0, heartbeat.in_doubt - max(0.0, now - heartbeat.at))
+    return Standing(
+        at=now,
+        progress=current,
+        state=state if isinstance(state, PipelineState) else None,
+        shards={id: s for (_, id), s in values.items() if isinstance(s, ShardState)},
+        in_doubt=left,
+        verification=current.verified,
+        parked=sorted({item_of(e.id) for e in entries if e.kind == "parked"}),
+    )
+
+
+def reasons(at: Standing, wish: Wish) -> list[Reason]:
+    """Why people may not switch now, the most severe first; empty if they may."""
+    found = [*_gaps(at), *_unequal(at), *_not_live(at), *_unverified(at, wish), *_undrained(at, wish)]
+    return sorted(found, key=lambda reason: reason.code)
+
+
+def _gaps(at: Standing) -> Iterator[Reason]:
+    for gap in at.progress.gaps:
+        where = f" (shard {gap.shard})" if gap.shard else ""
+        yield Reason(3, f"records were lost: {gap.reason}{where}; repair the copy with: replicator resync CONFIG")
+
+
+def _unequal(at: Standing) -> Iterator[Reason]:
+    if at.parked:
+        more = " and others" if len(at.parked) > _NAMED else ""
+        named = ", ".join(at.parked[:_NAMED])
+        yield Reason(6, f"{len(at.parked):,} item(s) are parked: {named}{more}; see: replicator parked list CONFIG")
+    if (last := at.verification) is not None and last.differences:
+        repaired = f", {last.repaired:,} of them repaired" if last.repaired else ""
+        yield Reason(6, f"the last verify pass found {last.differences:,} difference(s){repaired}; verify again")
+
+
+def _not_live(at: Standing) -> Iterator[Reason]:
+    phase, waiting_for = at.progress.phase, at.progress.waiting_for
+    if phase == "stopped":
+        yield Reason(7, "no run is up, so nothing is copied; start it with: replicator run CONFIG")
+    elif waiting_for is not None:
+        yield Reason(7, f"the run waits: {waiting_for}", passing=True)
+    elif phase not in ("live", "gap"):
+        yield Reason(7, f"the pipeline is not live yet, but in phase {phase}", passing=True)
+
+
+def _unverified(at: Standing, wish: Wish) -> Iterator[Reason]:
+    last, advice = at.verification, "run: replicator verify CONFIG"
+    if last is None:
+        yield Reason(7, f"the copy was not verified; {advice}")
+    elif last.ended is None:
+        yield Reason(7, f"the last verify pass did not end; {advice}")
+    elif at.state is not None and last.epoch != at.state.epoch:
+        yield Reason(7, f"the table was rescanned since the last verify pass; {advice}")
+    elif last.scope != "full":
+        yield Reason(7, f"the last verify pass compared only a part ({last.scope}); {advice}")
+    elif last.unconfirmed:
+        yield Reason(7, f"the last verify pass left {last.unconfirmed:,} item(s) unconfirmed; {advice}")
+    elif at.at - last.ended > wish.verified_within:
+        hours = (at.at - last.ended) / 3600
+        yield Reason(7, f"the last verify pass ended {hours:,.1f} hours ago, too long for --verified-within; {advice}")
+
+
+def _undrained(at: Standing, wish: Wish) -> Iterator[Reason]:
+    current, ended = readable(at.shards), childless(at.shards)
+    waiting = sum(not s.ended for s in at.shards.values()) - len(current) + len(ended)
+    if not current or waiting:
+        yield Reason(7, f"not drained: {waiting} shard(s) cannot be read yet", passing=True)
+        return
+    unread = [id for id in current if (at.shards[id].through or 0.0) < wish.asked]
+    if unread:
+        text = f"not drained: {len(unread)} of {len(current)} open shard(s) were not read after {moment(wish.asked)}"
+        yield Reason(7, text, passing=True, about="unread")
+    through, last = at.read_through, at.last
+    created = None if last is None else last[1].created
+    if through is not None and created is not None and through - created < wish.quiet:
+        text = f"not drained: the last record is of {moment(created)}, not {wish.quiet:g} s before the last read"
+        yield Reason(7, text, passing=True, about="late")
+    if at.in_doubt:
+        text = f"requests without a response may still be applied to the target for {at.in_doubt:.0f} s"
+        yield Reason(7, text, passing=True)
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``reasons``: empty for yes. ``settings``: table settings that differ from the source's.
+
+    ``freeze``: statements for people to run: stop all writers of the source, and allow them again.
+    """
+
+    reasons: Sequence[Reason]
+    certificate: Mapping[str, Any]
+    settings: Sequence[str]
+    freeze: tuple[str, str]
+
+    @property
+    def code(self) -> int:
+        return self.reasons[0].code if self.reasons else 0
+
+
+def cutover(
+    config: Config,
+    *,
+    wait: bool,
+    quiet: float,
+    verified_within: float,
+    now: Callable[[], float] = time.time,
+    pause: Callable[[float], object] = time.sleep,
+) -> Answer:
+    """The answer. ``wait``: as long as waiting may help; else only until every shard is read."""
+    client = connect(config.source)
+    table = describe_table(client, config.source.table)
+    wish = Wish(now(), quiet, verified_within)
+    with ends(config) as (target, checkpoints):
+        while True:
+            claimed = checkpoints.read()
+            check_known(config.pipeline, checkpoints, claimed)
+            at = standing(claimed, now())
+            found = reasons(at, wish)
+            if not _waits(found, wait=wait, overdue=at.at - wish.asked > READ_WITHIN):
+                break
+            pause(INTERVAL)
+        found = [_named(reason, at, client, table) for reason in found]
+        settings = _settings(config, target, table, client)
+        freeze = freezing(table, aws_options(config.source, table.arn), loops=marks_of(target) is not None)
+    return Answer(found, certificate(config, table, at, wish, found, settings), settings, freeze)
+
+
+def _waits(found: Sequence[Reason], *, wait: bool, overdue: bool) -> bool:
+    if not found or not all(reason.passing for reason in found):
+        return False
+    return wait or (not overdue and any(reason.about == "unread" for reason in found))
+
+
+def _named(reason: Reason, at: Standing, client: Client, table: SourceTable) -> Reason:
+    """The reason, with the key of the item that was written last."""
+    if reason.about != "late" or at.last is None:
+        return reason
+    shard, state = at.last
+    key = late_key(client, table, shard, state.sequence or "")
+    named = f"by a change of item {key}" if key else "by a change whose record cannot be read"
+    return Reason(reason.code, f"{reason.text}, {named}; stop its writer", reason.passing, reason.about)
+
+
+class _Iterator(msgspec.Struct):
+    ShardIterator: str
+
+
+def late_key(client: Client, table: SourceTable, shard: str, sequence: str) -> str:
+    """The key of the item of one record, as text; empty if the record cannot be read."""
+    position = {"ShardIteratorType": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence}
+    try:
+        body = client.call("GetShardIterator", {"StreamArn": table.stream_arn or "", "ShardId": shard, **position})
+        iterator = decoded(body, _Iterator, "GetShardIterator").ShardIterator
+        page = client.call("GetRecords", {"ShardIterator": iterator, "Limit": 1})
+        records = RecordsDecoder(table.keys, images=False)(page).records
+    except (AwsError, ReplicatorError):
+        return ""
+    return key_text(records[0].key) if records and records[0].sequence == sequence else ""
+
+
+def _settings(config: Config, target: Target, table: SourceTable, client: Client) -> Sequence[str]:
+    if not isinstance(target, ComparingSettings):
+        return ()
+    hook = loading.load(config.transform, config.base) if config.transform is not None else None
+    introduce(config, target, table, client)
+    return target.differing_settings(target_tables(config, table, hook))
+
+
+def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str]:
+    """Commands that deny all writes to the source, and that allow them again. ``loops``: but for the pipeline back."""
+    statement: dict[str, Any] = {
+        "Sid": "FrozenForCutover",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": [f"dynamodb:{action}" for action in _WRITES],
+        "Resource": table.arn,
+    }
+    if loops:
+        statement["Condition"] = {"ArnNotEquals": {"aws:PrincipalArn": "ROLE_OF_THE_PIPELINE_BACK"}}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    resource = f"{options} --resource-arn {shlex.quote(table.arn)}"
+    return (
+        f"aws dynamodb put-resource-policy{resource} --policy {shlex.quote(policy)}",
+        f"aws dynamodb delete-resource-policy{resource}",
+    )
+
+
+def certificate(
+    config: Config, table: SourceTable, at: Standing, wish: Wish, found: Sequence[Reason], settings: Sequence[str]
+) -> dict[str, Any]:
+    """All that the answer is based on, as JSON values. Times are in seconds since 1970."""
+    last = at.last
+    return {
+        "verdict": "no" if found else "yes",
+        "reasons": [{"exit_code": reason.code, "text": reason.text} for reason in found],
+        "pipeline": config.pipeline,
+        "source": {"table": table.arn or table.name, "stream": table.stream_arn},
+        "target": {"type": config.target.type, "tables": list(config.target.tables)},
+        "asked_at": wish.asked,
+        "decided_at": at.at,
+        "quiet_seconds": wish.quiet,
+        "read_through": at.read_through,
+        "last_record_at": None if last is None else last[1].created,
+        "phase": at.progress.phase,
+        "epoch": at.progress.epoch,
+        "positions": {id: _position(shard) for id, shard in sorted(at.shards.items())},
+        "counts": structs.asdict(at.progress.counts),
+        "parked": len(at.parked),
+        "gaps": len(at.progress.gaps),
+        "verify": None if at.verification is None else _verify_values(at.verification),
+        "settings": list(settings),
+        "versions": {"replicator": __version__, "checkpoints": FORMAT, "python": platform.python_version()},
+    }
+
+
+def _verify_values(last: Verified) -> dict[str, Any]:
+    found = {name: getattr(last, name) for name in ("scope", "items", "documents", "differences", "repaired", "parked")}
+    return {**found, "unconfirmed": last.unconfirmed, "started": last.started, "ended": last.ended}
+
+
+def _position(shard: ShardState) -> dict[str, Any]:
+    return {
+        "sequence": shard.sequence,
+        "ordinal": shard.ordinal,
+        "last_record_at": shard.created,
+        "read_through": shard.through,
+        "ended": shard.ended,
+    }

@@ -1,0 +1,155 @@
+"""``replicator cutover`` beside a real run, into a real Postgres and into another table."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from replicator.config.settings import load
+from replicator.engine.assembly import ends
+from replicator.state import Save
+from tests.cli.command_line import World, endpoint
+
+HOSTILE = "k\x1b[31m<script>"
+
+
+def verified(world: World, **change: Any) -> None:
+    """Note a pass of verify, as it does itself."""
+    with ends(load(world.config)) as (_, checkpoints):
+        state = checkpoints.pipeline()
+        assert state is not None
+        now = time.time()
+        note = {"started": now, "updated": now, "epoch": state.epoch, "scope": "full", "total": 1, "ended": now}
+        checkpoints.save([Save("verified", "", None, json.dumps(note | change))])
+
+
+@contextmanager
+def live(world: World) -> Iterator[None]:
+    """A run that is live."""
+    with world.shell.start("run", world.config, "--json") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("phase") == "live":
+                break
+        yield
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def asked(world: World, *more: str) -> tuple[int, dict[str, Any]]:
+    code, out, err = world.call("cutover", world.config, "--json", *more)
+    assert out, err
+    return code, json.loads(out)
+
+
+@pytest.fixture
+def orders(world: World) -> World:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 1})
+    return world
+
+
+def test_yes_comes_with_a_certificate_once_the_stream_is_quiet(orders: World) -> None:
+    with live(orders):
+        verified(orders)
+        code, certificate = asked(orders, "--wait", "--quiet", "1s")
+    assert (code, certificate["verdict"], certificate["reasons"]) == (0, "yes", [])
+    (position,) = certificate["positions"].values()
+    assert position["read_through"] >= certificate["asked_at"]
+    assert position["sequence"].isdigit()
+    assert certificate["counts"]["applied"] + certificate["counts"]["superseded"] == certificate["counts"]["read"]
+    assert certificate["verify"]["differences"] == 0
+    assert certificate["versions"]["checkpoints"] == 1
+    assert orders.db.calls["PutResourcePolicy"] == 0
+
+
+def test_a_late_writer_is_named_by_its_key_which_is_escaped(orders: World) -> None:
+    with live(orders):
+        verified(orders)
+        orders.db.put("orders", {"id": HOSTILE, "n": 1})
+        deadline = time.monotonic() + 60
+        text = ""
+        while "by a change of item" not in text and time.monotonic() < deadline:
+            code, text, _ = orders.call("cutover", orders.config, "--human", "--quiet", "1h")
+    assert code == 7
+    assert re.search(r"not drained: the last record is of .*, by a change of item .*<script>.*; stop its writer", text)
+    assert "\x1b" not in text
+    assert "to freeze the source's writers: aws dynamodb put-resource-policy" in text
+
+
+def test_without_a_run_the_answer_is_no_and_waiting_is_useless(orders: World) -> None:
+    orders.catch_up()
+    code, certificate = asked(orders, "--wait")
+    assert code == 7
+    texts = " ".join(reason["text"] for reason in certificate["reasons"])
+    assert "no run is up" in texts
+    assert "the copy was not verified" in texts
+
+
+def test_parked_items_are_exit_code_6(orders: World) -> None:
+    orders.hook("def hook(item):\n    return {'n': item['missing']}\n")
+    orders.catch_up()
+    code, certificate = asked(orders)
+    assert code == 6
+    assert '1 item(s) are parked: ["a"]' in certificate["reasons"][0]["text"]
+
+
+def test_settings_of_a_table_that_differ_are_printed(orders: World) -> None:
+    orders.change(
+        f"type: postgres\n  url: {orders.postgres.url}\n  table: orders",
+        f"type: dynamodb\n  region: us-east-1\n  endpoint_url: {endpoint(orders)}\n  create: true\n  table: copy",
+    )
+    orders.catch_up()
+    arn = json.loads(orders.db.call("DescribeTable", {"TableName": "orders"}))["Table"]["TableArn"]
+    orders.db.call("TagResource", {"ResourceArn": arn, "Tags": [{"Key": "team", "Value": "shop"}]})
+    specification = {"Enabled": True, "AttributeName": "until"}
+    orders.db.call("UpdateTimeToLive", {"TableName": "orders", "TimeToLiveSpecification": specification})
+    _, certificate = asked(orders)
+    lines = certificate["settings"]
+    assert "time to live of copy: off, but in the source: by until" in lines
+    assert "stream of copy: off, but in the source: NEW_AND_OLD_IMAGES" in lines
+    assert "tags of copy: none, but in the source: team=shop" in lines
+    assert any(line.startswith("point-in-time recovery of copy cannot be compared") for line in lines)
+    assert not any(line.startswith(("key of", "indexes of", "capacity of")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("action", "setting"),
+    [
+        ("DescribeTimeToLive", "time to live"),
+        ("ListTagsOfResource", "tags"),
+        ("DescribeContinuousBackups", "point-in-time recovery"),
+    ],
+)
+def test_a_setting_that_may_not_be_read_is_named_and_decides_nothing(orders: World, action: str, setting: str) -> None:
+    orders.change(
+        f"type: postgres\n  url: {orders.postgres.url}\n  table: orders",
+        f"type: dynamodb\n  region: us-east-1\n  endpoint_url: {endpoint(orders)}\n  create: true\n  table: copy",
+    )
+    orders.catch_up()
+    if action != "DescribeContinuousBackups":  # which the in-memory DynamoDB does not know anyway
+        orders.db.fail(action, "AccessDeniedException", times=None)
+    code, certificate = asked(orders)
+    assert code == 7, "no run is up"
+    assert any(line.startswith(f"{setting} of copy cannot be compared: ") for line in certificate["settings"])
+
+
+def test_an_unknown_pipeline_is_an_error(world: World) -> None:
+    world.db.create_table("orders")
+    code, _, err = world.call("cutover", world.config)
+    assert code == 2
+    assert "there is no pipeline orders" in err
+
+
+@pytest.mark.parametrize("given", ["30", "0s", "-1s", "1w", "s"])
+def test_a_duration_has_a_unit(world: World, given: str) -> None:
+    code, _, err = world.call("cutover", world.config, "--quiet", given)
+    assert code == 2
+    assert "is not a duration such as 30s, 5m, 24h or 7d" in err

@@ -1,0 +1,185 @@
+"""When a copy may take over, and what each no says; without servers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from replicator.aws.errors import AwsError
+from replicator.checkpoints.contract import Claimed
+from replicator.key import KeyAttribute, KeySchema
+from replicator.operations.cutover import READ_WITHIN, Wish, _waits, freezing, late_key, reasons, standing
+from replicator.source.table import SourceTable
+from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, ShardState, encode
+
+NOW = 1_700_000_000.0
+STATE = PipelineState(1024, "stream", "arn", "id", "following")
+SHARD = ShardState(None, "1", False, NOW - 9000, "1", "5", 5, created=NOW - 100, through=NOW - 1)
+BEAT = Heartbeat(NOW - 1, "live")
+PASS: dict[str, Any] = {
+    "started": NOW - 900,
+    "updated": NOW - 800,
+    "ended": NOW - 800,
+    "epoch": 1024,
+    "scope": "full",
+    "total": 1,
+}
+WISH = Wish(asked=NOW - 5)
+KEYS = KeySchema((KeyAttribute("pk", "S"),))
+ARN = "arn:aws:dynamodb:eu-west-1:1:table/t"
+TABLE = SourceTable("t", ARN, "id", KEYS, 0, 0, "s", streaming=True, view="NEW_AND_OLD_IMAGES")
+
+
+def entry(kind: str, id: str, value: object) -> Entry:
+    return Entry(kind, id, 1, value if isinstance(value, str) else encode(value))
+
+
+def said(
+    shards: dict[str, ShardState] | None = None,
+    beat: Heartbeat | None = BEAT,
+    verified: dict[str, Any] | None = PASS,
+    *more: Entry,
+    wish: Wish = WISH,
+) -> list[tuple[int, str]]:
+    entries = [entry("pipeline", "", STATE), *more]
+    entries += [entry("shard", id, s) for id, s in (shards or {"a": SHARD}).items()]
+    entries += [entry("pulse", "", beat)] if beat is not None else []
+    entries += [entry("verified", "", json.dumps(verified))] if verified is not None else []
+    at = standing(Claimed(1, entries, {"shard:a": Counts(read=5, applied=5)}), NOW)
+    return [(reason.code, reason.text) for reason in reasons(at, wish)]
+
+
+def test_a_live_verified_and_drained_copy_may_take_over() -> None:
+    assert said() == []
+
+
+@pytest.mark.parametrize(
+    ("created", "through", "wanted"),
+    [
+        (NOW - 32, NOW - 1, ""),
+        (NOW - 30, NOW - 1, "the last record is of 2023-11-14 22:12:50 UTC, not 30 s before the last read"),
+        (NOW - 100, NOW - 6, "1 of 1 open shard(s) were not read after 2023-11-14 22:13:15 UTC"),
+        (NOW - 100, None, "1 of 1 open shard(s) were not read after"),
+        (None, NOW - 1, ""),
+    ],
+)
+def test_drained_is_no_record_for_a_while_before_a_read_after_the_moment_asked_about(
+    created: float | None, through: float | None, wanted: str
+) -> None:
+    found = said({"a": replace(SHARD, created=created, through=through)})
+    assert [code for code, _ in found] == ([7] if wanted else [])
+    assert wanted in "".join(text for _, text in found)
+
+
+def test_a_shard_that_was_not_read_is_no_quiet_one() -> None:
+    ((code, text),) = said({"a": SHARD, "b": replace(SHARD, created=None, through=NOW - 60)})
+    assert (code, "1 of 2 open shard(s) were not read" in text) == (7, True)
+
+
+def test_an_ended_shard_whose_children_are_unknown_may_have_records_behind_it() -> None:
+    ((code, text),) = said({"a": SHARD, "b": replace(SHARD, ended=True)})
+    assert (code, "1 shard(s) cannot be read yet" in text) == (7, True)
+
+
+def test_the_last_record_of_an_ended_shard_counts() -> None:
+    late = replace(SHARD, ended=True, leaf=True, created=NOW - 3)
+    ((_, text),) = said({"a": SHARD, "b": late})
+    assert "the last record is of 2023-11-14 22:13:17 UTC" in text
+
+
+@pytest.mark.parametrize(
+    ("beat", "wanted"),
+    [
+        (None, "no run is up"),
+        (replace(BEAT, at=NOW - 60), "no run is up"),
+        (replace(BEAT, phase="backfill"), "not live yet, but in phase backfill"),
+        (replace(BEAT, waiting_for="the target"), "the run waits: the target"),
+        (replace(BEAT, in_doubt=200.0), "may still be applied to the target for 199 s"),
+    ],
+)
+def test_a_copy_must_be_live_and_nothing_in_doubt(beat: Heartbeat | None, wanted: str) -> None:
+    ((code, text),) = said(None, beat)
+    assert (code, wanted in text) == (7, True), text
+
+
+def test_an_in_doubt_window_that_is_over_is_no_reason() -> None:
+    assert said(None, replace(BEAT, in_doubt=0.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "wanted"),
+    [
+        (None, 7, "was not verified; run: replicator verify CONFIG"),
+        ({"ended": None}, 7, "did not end"),
+        ({"ended": NOW - 90_000}, 7, "ended 25.0 hours ago"),
+        ({"scope": "1 %"}, 7, "compared only a part (1 %)"),
+        ({"epoch": 1023}, 7, "rescanned since"),
+        ({"unconfirmed": 2}, 7, "left 2 item(s) unconfirmed"),
+        ({"differences": 3}, 6, "found 3 difference(s); verify again"),
+        ({"differences": 3, "repaired": 3}, 6, "found 3 difference(s), 3 of them repaired; verify again"),
+    ],
+)
+def test_a_recent_full_verify_pass_without_differences_is_needed(
+    change: dict[str, Any] | None, code: int, wanted: str
+) -> None:
+    ((found, text),) = said(None, BEAT, None if change is None else PASS | change)
+    assert (found, wanted in text) == (code, True), text
+
+
+def test_the_most_severe_reason_comes_first_and_decides_the_exit_code() -> None:
+    gap = entry("gap", "1", Gap("records expired", NOW, 1024, "a", "5"))
+    parked = [Entry("parked", f'["k{n}"]@{1:019d}', 1, "") for n in range(5)]
+    found = said(None, None, None, gap, *parked)
+    assert [code for code, _ in found] == [3, 6, 7]
+    assert "records were lost: records expired (shard a)" in found[0][1]
+    assert '5 item(s) are parked: ["k0"], ["k1"], ["k2"] and others' in found[1][1]
+
+
+def test_only_what_may_pass_is_waited_for() -> None:
+    def found(**more: Any) -> Any:
+        entries = [entry("pipeline", "", STATE), entry("shard", "a", more.get("shard", SHARD))]
+        entries += [entry("pulse", "", more.get("beat", BEAT))]
+        entries += [entry("verified", "", json.dumps(PASS))] if more.get("verified", True) else []
+        return reasons(standing(Claimed(1, entries), NOW), WISH)
+
+    unread, late = replace(SHARD, through=NOW - 20), replace(SHARD, created=NOW - 3)
+    assert not _waits(found(), wait=True, overdue=False)
+    assert _waits(found(shard=late), wait=True, overdue=True)
+    assert not _waits(found(shard=late), wait=False, overdue=False)
+    assert _waits(found(shard=unread), wait=False, overdue=False), f"a live run reads within {READ_WITHIN} s"
+    assert not _waits(found(shard=unread), wait=False, overdue=True)
+    assert not _waits(found(shard=late, verified=False), wait=True, overdue=False)
+
+
+@pytest.mark.parametrize("values", [{"quiet": 0.0}, {"verified_within": -1.0}])
+def test_durations_are_positive(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Wish(NOW, **values)
+
+
+def test_freezing_denies_every_way_to_write_but_to_the_pipeline_back() -> None:
+    freeze, allow = freezing(TABLE, " --region eu-west-1", loops=False)
+    assert freeze.startswith("aws dynamodb put-resource-policy --region eu-west-1 --resource-arn arn:aws:dynamodb:")
+    statement = json.loads(freeze.partition("--policy '")[2][:-1])["Statement"][0]
+    assert (statement["Effect"], statement["Resource"]) == ("Deny", TABLE.arn)
+    assert {"dynamodb:UpdateItem", "dynamodb:PartiQLInsert"} <= set(statement["Action"])
+    assert "Condition" not in statement
+    assert "ROLE_OF_THE_PIPELINE_BACK" in freezing(TABLE, "", loops=True)[0]
+    assert allow == f"aws dynamodb delete-resource-policy --region eu-west-1 --resource-arn {TABLE.arn}"
+
+
+def test_a_late_record_that_cannot_be_read_has_no_key() -> None:
+    class Denied:
+        def call(self, operation: str, request: Any) -> bytes:
+            raise AwsError("AccessDeniedException", "no", 400)
+
+    assert late_key(Denied(), TABLE, "a", "5") == ""
+
+
+def test_a_heartbeat_of_an_earlier_version_has_no_window() -> None:
+    text = msgspec.json.encode({"at": NOW, "phase": "live"}).decode()
+    assert said(None, None, PASS, entry("pulse", "", text)) == []

@@ -1,0 +1,151 @@
+"""docs/migrating.md, step by step: its configs and commands, between two servers, with a writer where it says so."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from replicator.testing.dynamodb import DynamoDB
+from replicator.testing.dynamodb.http import served
+from tests.cli.command_line import Shell
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "migrating.md"
+OURS = {"_replicator_version", "_replicator_mark", "_replicator_deleted"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Move:
+    """The folder with both configs, the old and the new server, and the runs that are up."""
+
+    folder: Path
+    old: DynamoDB
+    new: DynamoDB
+    shell: Shell = field(default_factory=lambda: Shell({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}))
+    runs: list[subprocess.Popen[str]] = field(default_factory=list)
+    said: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def carry_out(self, command: str) -> None:
+        """A documented command, with a shorter --quiet. A run stays up once it is live."""
+        _, name, *arguments = shlex.split(command)
+        if name == "run":
+            self.run(arguments)
+            return
+        quiet = ["--quiet", "1s"] if name == "cutover" else []
+        code, out, err = self.shell.run(name, *arguments, *quiet, "--json", cwd=self.folder)
+        self.said.append((command, code, out + err))
+
+    def run(self, arguments: list[str]) -> None:
+        process = self.shell.start("run", *arguments, "--json", cwd=self.folder)
+        self.runs.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("phase") == "live":
+                return
+        raise AssertionError("the run ended before it was live")
+
+    def stop(self) -> list[int]:
+        for process in self.runs:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+        return [process.returncode for process in self.runs]
+
+    def last(self) -> tuple[str, int, Any]:
+        command, code, out = self.said[-1]
+        return command, code, json.loads(out.splitlines()[-1]) if "cutover" in command else out
+
+    def items(self, db: DynamoDB) -> dict[str, Any]:
+        """What people see of a table."""
+        found = [item for item in db.items("orders") if "_replicator_deleted" not in item]
+        return {item["id"]: {n: v for n, v in item.items() if n not in OURS} for item in found}
+
+
+@pytest.fixture
+def move(tmp_path: Path) -> Iterator[Move]:
+    servers = [DynamoDB(now=time.time, random=random.Random(n), region=f"eu-{n}") for n in (1, 2)]
+    with ExitStack() as stack:
+        endpoints = [stack.enter_context(served(db)) for db in servers]
+        for text in blocks("yaml"):
+            config = yaml.safe_load(text)
+            for section in (config["source"], config["target"]):
+                section["endpoint_url"] = endpoints[section["region"] != "eu-west-1"]
+                section.pop("profile", None)
+            (tmp_path / f"{config['pipeline']}.yaml").write_text(yaml.safe_dump(config))
+        old, new = servers
+        found = Move(tmp_path, old, new)
+        try:
+            yield found
+        finally:
+            found.stop()
+
+
+def test_the_runbook_leads_to_the_copy_and_back(move: Move) -> None:
+    commands = [line for text in blocks("sh") for line in text.splitlines()]
+    assert commands == [
+        "replicator check orders.yaml",
+        "replicator run orders.yaml",
+        "replicator verify orders.yaml",
+        "replicator run orders-back.yaml",
+        "replicator cutover orders.yaml",
+        "replicator cutover orders.yaml --wait",
+        "replicator verify orders-back.yaml",
+        "replicator cutover orders-back.yaml --wait",
+    ]
+    check, run, verify, run_back, ask, wait, verify_back, wait_back = commands
+    move.old.create_table("orders")
+    for n in range(20):
+        move.old.put("orders", {"id": f"k{n}", "n": n})
+    move.carry_out(check)
+    assert move.last()[1] == 0, move.last()
+    move.carry_out(run)
+    move.new.enable_stream("orders")
+    move.carry_out(verify)
+    assert move.last()[1] == 0, move.last()
+    move.carry_out(run_back)
+
+    move.old.put("orders", {"id": "late", "n": 1})
+    move.carry_out(ask)
+    _, code, certificate = move.last()
+    assert "put-resource-policy" in certificate["freeze"]
+    assert "ROLE_OF_THE_PIPELINE_BACK" in certificate["freeze"]
+    assert code in (0, 7), "drained already, or not"
+    move.carry_out(wait)
+    _, code, certificate = move.last()
+    assert (code, certificate["verdict"]) == (0, "yes"), certificate
+    assert move.items(move.new) == move.items(move.old)
+    assert "late" in move.items(move.new)
+
+    update = {"TableName": "orders", "Key": {"id": {"S": "k1"}}, "UpdateExpression": "SET n = :n"}
+    move.new.call("UpdateItem", update | {"ExpressionAttributeValues": {":n": {"N": "100"}}})
+    move.new.put("orders", {"id": "k2", "n": 200})
+    move.new.delete("orders", {"id": "k3"})
+    move.carry_out(verify_back)
+    move.carry_out(wait_back)
+    _, code, certificate = move.last()
+    assert (code, certificate["verdict"]) == (0, "yes"), certificate
+    items = move.items(move.old)
+    assert items == move.items(move.new)
+    assert (items["k1"]["n"], items["k2"]["n"], "k3" in items) == (100, 200, False)
+
+    move.old.put("orders", {"id": "k4", "n": 400})  # and forward again
+    move.carry_out(wait)
+    assert move.last()[1] == 0, move.last()
+    assert move.items(move.new) == move.items(move.old)
+    assert move.stop() == [0, 0]
+    move.runs.clear()
