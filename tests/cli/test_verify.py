@@ -1,0 +1,185 @@
+"""``replicator verify``: what is asked for, what is printed, and what is refused with which words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import orjson
+import pytest
+
+from replicator.state import Verified, encode
+from tests.cli.command_line import World
+
+HOOK = """from replicator import Document, documents
+
+@documents
+def hook(item):
+    for n in range(int(item["n"])):
+        yield Document(f"line-{n}", {"n": n})
+"""
+
+
+@contextmanager
+def live(world: World) -> Iterator[None]:
+    with world.shell.start("run", world.config, "--json") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if orjson.loads(line).get("phase") == "live":
+                break
+        yield
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture
+def copied(world: World) -> World:
+    """Ten items, copied; no run is up."""
+    world.db.create_table("orders")
+    for n in range(10):
+        world.db.put("orders", {"id": str(n), "n": n})
+    world.catch_up()
+    return world
+
+
+def change(world: World, statement: str) -> None:
+    with world.postgres.connect() as connection:
+        connection.execute(statement.encode())
+        connection.commit()
+
+
+def test_a_pass_is_noted_and_shown_by_status(copied: World) -> None:
+    (total,) = copied.lines("verify", copied.config)
+    assert (total["result"], total["scope"], total["items"], total["documents"]) == ("equal", "full", 10, 10)
+    (status,) = copied.lines("status", copied.config)
+    noted = status["verified"]
+    assert (noted["scope"], noted["items"], noted["differences"], noted["unconfirmed"]) == ("full", 10, 0, 0)
+    assert noted["ended_at"] >= noted["started_at"] > 0
+
+
+def test_differences_are_named_in_text_by_key_and_fields_without_values(copied: World) -> None:
+    change(copied, "UPDATE orders SET document = document || '{\"n\": -5}' WHERE id = '3'")
+    change(copied, "DELETE FROM orders WHERE id = '4'")
+    with live(copied):
+        code, out, _ = copied.call("verify", copied.config, "--human")
+        key_code, key_out, _ = copied.call("verify", copied.config, "--key", '{"id": "3"}', "--human")
+        other_code, *_ = copied.call("verify", copied.config, "--key", '{"id": "5"}', "--human")
+    assert code == key_code == 6
+    assert other_code == 0
+    assert 'different   ["3"] in orders: n' in out.splitlines()
+    assert 'missing     ["4"] in orders' in out.splitlines()
+    assert "10 items and 10 documents compared: 2 differences (1 missing, 0 extra, 1 different)" in out
+    assert out.splitlines()[-1] == "the copy does not equal the source"
+    assert 'different   ["3"] in orders: n' in key_out.splitlines()
+    assert "-5" not in out
+
+
+def test_documents_with_ids_of_their_own_are_compared_as_the_set_of_their_item(world: World) -> None:
+    world.hook(HOOK)
+    world.db.create_table("orders", view="NEW_AND_OLD_IMAGES")
+    world.db.put("orders", {"id": "a", "n": 2})
+    world.db.put("orders", {"id": "k" * 600, "n": 1})
+    world.catch_up()
+    assert world.lines("verify", world.config)[-1]["result"] == "equal"
+    change(world, "UPDATE orders SET _id = 'line-7' WHERE _id = 'line-1'")
+    with live(world):
+        *found, total = world.lines("verify", world.config)
+        *of_key, _ = world.lines("verify", world.config, "--key", '{"id": "a"}')
+    wanted = {("missing", "line-1"), ("extra", "line-7")}
+    assert {(line["kind"], line["id"][1]) for line in found} == wanted
+    assert {(line["kind"], line["id"][1]) for line in of_key} == wanted
+    assert (total["items"], total["missing"], total["extra"]) == (2, 1, 1)
+
+
+def test_a_sample_tells_its_confidence(copied: World) -> None:
+    (total,) = copied.lines("verify", copied.config, "--sample", "99%")
+    assert (total["result"], total["scope"], total["confidence"]) == ("equal", "99 %", 0.95)
+    assert 0 < total["items"] <= 10
+    assert total["at_most"] == pytest.approx(1 - 0.05 ** (1 / total["items"]), rel=1e-6)
+    _, out, _ = copied.call("verify", copied.config, "--sample", "99%", "--human")
+    assert f"0 of {total['items']} sampled items differ: at most" in out or "sampled items differ: at most" in out
+    assert "with 95 % confidence" in out
+
+
+def test_what_a_run_parked_is_told_apart(world: World) -> None:
+    world.hook("def hook(item):\n    return {'n': item['n']}\n")
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "n": 1})
+    world.db.put("orders", {"id": "2"})
+    world.catch_up()
+    *found, total = world.lines("verify", world.config)
+    assert [(line["result"], line["id"]) for line in found] == [("parked", ["2"])]
+    assert (total["result"], total["parked"], total["differences"]) == ("not equal", 1, 0)
+
+
+def note(world: World, value: Verified) -> None:
+    """Store the note of a pass."""
+    with world.postgres.connect() as connection:
+        connection.execute(
+            "INSERT INTO replicator.checkpoints (pipeline, kind, id, revision, value) "
+            "VALUES ('orders', 'verified', '', 1, %s)",
+            (encode(value),),
+        )
+        connection.commit()
+
+
+def test_an_interrupted_pass_is_resumed_where_it_was(copied: World) -> None:
+    note(copied, Verified(1.0, 2.0, 1024, "full", 4, (0, 1, 2, 3), (), items=10, documents=10, differences=1))
+    (total,) = copied.lines("verify", copied.config, "--resume")
+    assert (total["items"], total["documents"], total["differences"]) == (10, 10, 1)
+    assert total["result"] == "not equal"
+
+
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [
+        (None, "--resume: there is no unfinished pass of this epoch"),
+        (Verified(1.0, 2.0, 1024, "full", 4, ended=3.0), "--resume: there is no unfinished pass of this epoch"),
+        (Verified(1.0, 2.0, 1023, "full", 4), "--resume: there is no unfinished pass of this epoch"),
+        (Verified(1.0, 2.0, 1024, "5 %", 4), "--resume: the unfinished pass is of scope 5 %, not full"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(copied: World, noted: Verified | None, words: str) -> None:
+    if noted is not None:
+        note(copied, noted)
+    code, _, err = copied.call("verify", copied.config, "--resume")
+    assert (code, words in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sample", "0%"], "'0%' is not a percentage; expected for example 1%"),
+        (["--sample", "some"], "'some' is not a percentage"),
+        (["--full", "--key", '{"id": "1"}'], "--full, --sample and --key exclude each other"),
+        (["--resume", "--key", '{"id": "1"}'], "--resume: a single item is not a pass to continue"),
+        (["--key", '{"pk": "1"}'], "--key: the key has the attributes id"),
+    ],
+)
+def test_a_wrong_option_is_refused(copied: World, options: list[str], words: str) -> None:
+    code, _, err = copied.call("verify", copied.config, *options)
+    assert (code, words in err) == (2, True), err
+
+
+def test_a_pipeline_that_never_ran_is_refused(world: World) -> None:
+    world.db.create_table("orders")
+    code, _, err = world.call("verify", world.config)
+    assert (code, "there is no pipeline orders" in err) == (2, True), err
+
+
+def test_a_target_that_cannot_compare_documents_is_refused(mirror: World) -> None:
+    mirror.db.put("orders", {"id": "1"})
+    mirror.catch_up()
+    code, _, err = mirror.call("verify", mirror.config)
+    assert (code, "target.type: sqlite cannot compare documents" in err) == (2, True), err
+
+
+def test_a_pass_keeps_to_its_read_units(copied: World) -> None:
+    (total,) = copied.lines("verify", copied.config, "--read-units", "1000")
+    assert total["result"] == "equal"
+
+
+def test_a_changed_hook_is_refused_as_by_a_run(copied: World) -> None:
+    copied.hook("def hook(item):\n    return dict(item)\n")
+    code, _, err = copied.call("verify", copied.config)
+    assert (code, "transform: the hook was added since the last run" in err) == (2, True), err
