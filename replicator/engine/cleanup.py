@@ -174,8 +174,8 @@ class Cleanup:
         return self._piece("sweep", below, partial(self.target.sweep, below=below, spare=spare))
 
     def _purge(self, epoch: int) -> bool:
-        if self.in_doubt:
-            return False  # the tombstones are purged after the in-doubt window
+        if self.in_doubt or self.pipeline.parked.repairing:
+            return False  # the tombstones are purged after the in-doubt window, or once the repair has ended
         below, spare = version(epoch + 1, 0), self._of_parked(self._parked_by_run())
         return self._piece("purge", below, partial(self.target.purge, below=below, spare=spare))
 
