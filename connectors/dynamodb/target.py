@@ -25,6 +25,7 @@ from replicator.source.table import SourceTable
 from replicator.target.contract import OWN_IDS, Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import Comparison, Walked
+from replicator.version import LAST_EPOCH
 
 _PRISTINE = (
     "pristine: items have no versions, so nothing guards writes against older ones. Let only one run write to the "
@@ -108,6 +109,9 @@ class DynamoDB:
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         return self._tables.empty(layouts(tables, self._options))
+
+    def epoch_problems(self, tables: Sequence[Table]) -> Sequence[str]:
+        return self._tables.problems(layouts(tables, self._options), LAST_EPOCH)
 
     def parts(self, table: Table) -> Parts:
         """What replicator adds to items: the names of its attributes."""

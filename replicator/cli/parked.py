@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -90,7 +91,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     Each change keeps its version, so a newer state in the target is not overwritten. Of an item with its own
     document ids, what a scan found is stored only if the source still has it; otherwise it is superseded. For a
     pristine DynamoDB table this holds for every item, and no run may be active. What is rejected again stays parked
-    (exit code 6). Refuses a config whose tables differ from what the pipeline has copied so far.
+    (exit code 6). Refuses a config whose tables differ from what the pipeline has copied so far, and
+    tables that were dropped, replaced or emptied (exit code 3).
     """
     from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
@@ -106,7 +108,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
         mapping = DocumentMapping(hook, tuple(loaded.target.tables))
         chosen = _chosen(checkpoints, items, every=every)
         source = _open_tables(loaded, target, checkpoints, hook, pipeline.epoch)
-        no_run = NoRun(checkpoints) if is_unguarded(target) else None
+        no_run = NoRun(checkpoints, _wait_for_heartbeat) if is_unguarded(target) else None
         for item in chosen:
             if no_run is not None:
                 no_run.check()
@@ -121,19 +123,26 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     ctx.exit(6 if refused else 0)
 
 
+def _wait_for_heartbeat(seconds: float) -> None:
+    click.echo(f"the last run did not stop cleanly; waiting {seconds:.0f} s to see whether it is up", err=True)
+    time.sleep(seconds)
+
+
 def _open_tables(
     config: Config, target: Target, checkpoints: Checkpoints, hook: Hook | None, epoch: int
 ) -> SourceItems:
-    """Open the target's tables; ConfigError if the config names or defines them differently from the pipeline.
+    """Open the target's tables. ConfigError if the config names or defines them differently from the pipeline,
+    GapFound if they are not the ones that the pipeline wrote to.
 
     Returns the items of the source.
     """
     from replicator.aws import boto
     from replicator.engine import preexisting
     from replicator.engine.assembly import introduce, target_tables
-    from replicator.engine.binding import check_start
-    from replicator.engine.startup import Allowed
+    from replicator.engine.startup import check_tables
+    from replicator.operations.parked import is_unguarded
     from replicator.operations.scanned import SourceItems
+    from replicator.pipeline.checkpoint_view import CheckpointView
     from replicator.source import sample
     from replicator.source.table import describe_table
 
@@ -141,11 +150,10 @@ def _open_tables(
     source = describe_table(client, config.source.table)
     introduce(config, target, source, client)
     tables = target_tables(config, source, hook)
-    check_start(
-        checkpoints, lambda view: preexisting.inspect(view, source, target, tables, hook), Allowed(hook_change=True)
-    )
+    check_tables(preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook))
     target.open(tables, epoch)
-    return SourceItems(partial(sample.one, client, source.name, source.keys), config.ttl_deletes == "ignore")
+    keeps_expired = config.ttl_deletes == "ignore" and not is_unguarded(target)  # else a removed item could come back
+    return SourceItems(partial(sample.one, client, source.name, source.keys), keeps_expired)
 
 
 @parked.command

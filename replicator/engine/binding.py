@@ -12,12 +12,13 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.engine import preexisting
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
-from replicator.engine.startup import Allowed, StartupState, start_mode, with_request
+from replicator.engine.startup import Allowed, StartMode, StartupState, start_mode, with_request
 from replicator.errors import ConfigError, GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
+from replicator.state import ResyncRequest
 from replicator.target.contract import Defining, Rechecking, Table, Target
 
 log = logging.getLogger("replicator")
@@ -45,6 +46,10 @@ class Binding:
         assert isinstance(target, Defining)
         log.info("extending tables", extra={"statements": list(startup.additions or ())})
         self.retrying(lambda: target.extend(self.tables, startup.changes))
+
+    def check_new_epoch(self) -> None:
+        request = self.pipeline.view.request
+        self.retrying(lambda: preexisting.check_new_epoch(self.target, self.tables, request))
 
     def open(self, startup: StartupState) -> None:
         """Open the tables and store their identities."""
@@ -77,12 +82,21 @@ class Recheck:
             raise ConfigError(*problems)
 
 
-def check_start(checkpoints: Checkpoints, inspect: Callable[[CheckpointView], StartupState], allowed: Allowed) -> None:
+def check_start(
+    checkpoints: Checkpoints,
+    inspect: Callable[[CheckpointView], StartupState],
+    allowed: Allowed,
+    check_new_epoch: Callable[[ResyncRequest | None], None],
+) -> None:
     """ConfigError if a run must not start with this config.
 
-    Called before the run claims the pipeline, so that a live run is not replaced by one that cannot start. A gap does
-    not count: the run records it after its claim.
+    Called before the run claims the pipeline, so that a live run is not replaced by one that cannot start, and nothing
+    is stored of an epoch that the target refuses. A gap does not count: the run records it after its claim. Tables that
+    the run will extend are checked after that.
     """
     view = CheckpointView(checkpoints.read())
     with contextlib.suppress(GapFound):
-        start_mode(inspect(view), with_request(allowed, view.request))
+        found = inspect(view)
+        begins = start_mode(found, with_request(allowed, view.request)) is StartMode.BEGIN
+        if begins and found.has_documents and not found.additions:
+            check_new_epoch(view.request)

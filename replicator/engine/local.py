@@ -146,7 +146,7 @@ class Driver:
         refuse it, the next run compares against the old definition again.
         """
         backfill = self._context.config.backfill
-        if start.state is not None or start.highest:
+        if start.has_documents:
             self._open_window()
         startup.check_source(
             self._table,
@@ -156,6 +156,8 @@ class Driver:
         )
         if self._may_extend and start.additions is not None:
             self._binding.extend(start)
+        if start.has_documents:
+            self._binding.check_new_epoch()
         state = startup.new_epoch(start, enabled=backfill.enabled, now=self._now())
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._fetch()

@@ -14,7 +14,17 @@ from replicator.hooks.hook import Hook
 from replicator.identity import Change, Definition, Identity, Parts, changes
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import SourceTable
-from replicator.target.contract import Adopting, Defining, Identifying, Inspectable, Table, Target
+from replicator.state import ResyncRequest
+from replicator.target.contract import (
+    Adopting,
+    Defining,
+    Denied,
+    EpochChecking,
+    Identifying,
+    Inspectable,
+    Table,
+    Target,
+)
 
 _OPTIONS = "options"  # the single part of a target that is not Defining
 
@@ -53,6 +63,17 @@ def filled(checkpoints: Checkpoints, target: Target, tables: Sequence[Table]) ->
     retried = CheckpointView(checkpoints.read()).retries.all
     empty = target.empty(tables)
     return [table.name for table in tables if table.name not in empty], retried
+
+
+def check_new_epoch(target: Target, tables: Sequence[Table], request: ResyncRequest | None = None) -> None:
+    """ConfigError if ``open`` would refuse a new epoch. To be called before anything of that epoch is stored.
+
+    ``request``: a pending one, which keeps runs from resuming.
+    """
+    problems = target.epoch_problems(tables) if isinstance(target, EpochChecking) else target.check(tables)
+    if refused := [problem for problem in problems if not isinstance(problem, Denied)]:
+        withdraw = ["a resync is requested; to resume without it: replicator resync CONFIG --cancel"] if request else []
+        raise ConfigError(*refused, *withdraw)
 
 
 def _emptied(view: CheckpointView, target: Target, tables: Sequence[Table]) -> Sequence[str]:

@@ -76,7 +76,10 @@ def run(
             retrying(lambda: _check_copied(config, target, checkpoints, context.tables))
         retrying(
             lambda: check_start(
-                checkpoints, lambda view: preexisting.inspect(view, table, target, context.tables, hook), allowed
+                checkpoints,
+                lambda view: preexisting.inspect(view, table, target, context.tables, hook),
+                allowed,
+                lambda request: preexisting.check_new_epoch(target, context.tables, request),
             )
         )
         tune_allocator()

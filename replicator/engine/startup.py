@@ -60,6 +60,11 @@ class StartupState:
         return max((epoch for epoch in self.epochs.values() if epoch is not None), default=0)
 
     @property
+    def has_documents(self) -> bool:
+        """Whether an epoch has begun before."""
+        return self.state is not None or self.highest > 0
+
+    @property
     def changes(self) -> list[Change]:
         """Differences between the current definition of the tables and the one their documents were written with."""
         return changes(self.definition.parts, self.parts)
@@ -125,7 +130,7 @@ def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
     if allowed.resync:
         check_sweep(found, allowed)
         return StartMode.BEGIN
-    if found.state is None and not found.highest:
+    if not found.has_documents:
         return StartMode.BEGIN
     if (gap := find_gap(found)) is not None:
         raise gap
@@ -158,6 +163,18 @@ def check_identity(found: StartupState) -> None:
             "Restore the target in the config, or use a separate pipeline for the other table. To write to the other "
             f"table from now on and leave the first one as it is: {ACCEPT_IDENTITY}"
         )
+
+
+def check_tables(found: StartupState) -> None:
+    """ConfigError or GapFound if a command must not write to these tables, because runs write to others.
+
+    Gaps in the source do not matter: what a command stores is replaced or confirmed by the resync that repairs them.
+    """
+    check_identity(found)
+    if found.changes:
+        raise _redefined(found, found.additions)
+    if found.state is not None and (gap := _target_gap(found, found.state)) is not None:
+        raise gap
 
 
 def check_sweep(found: StartupState, allowed: Allowed) -> None:

@@ -36,6 +36,7 @@ def outlook(
     except GapFound as e:
         if config.on_gap != "resync":
             raise
+        preexisting.check_new_epoch(target, tables)
         return f"run will rescan the table (on_gap: resync): {e.reason}"
     check_parked(parked, config.parked_limit)
     if how is StartMode.RESUME:

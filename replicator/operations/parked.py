@@ -30,6 +30,7 @@ from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
 from replicator.state import (
     Counts,
     Dropped,
+    Entry,
     Heartbeat,
     Owner,
     Parked,
@@ -240,43 +241,48 @@ def is_unguarded(target: Target) -> bool:
 class NoRun:
     """Checks that no run is alive, before each retry into a target where the last write wins.
 
-    At most once per CHECK_INTERVAL, because it reads all entries, and a command may retry thousands of items.
+    A run that did not stop cleanly is given HEARTBEAT_TIMEOUT to change its heartbeat; clocks are not compared. At most
+    one check per CHECK_INTERVAL, because it reads all entries, and a command may retry thousands of items.
     """
 
     def __init__(
         self,
         checkpoints: Checkpoints,
-        now: Callable[[], float] = time.time,
+        wait: Callable[[float], object] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._checkpoints, self._now, self._monotonic = checkpoints, now, monotonic
+        self._checkpoints, self._wait, self._monotonic = checkpoints, wait, monotonic
+        self._seen: Mapping[str, Entry] | None = None
         self._checked_at = -math.inf
 
     def check(self) -> None:
-        """ConfigError if a run may be alive."""
-        if self._monotonic() - self._checked_at >= CHECK_INTERVAL:
-            check_no_run(self._checkpoints, self._now())
-            self._checked_at = self._monotonic()
+        """ConfigError if a run is alive."""
+        if self._monotonic() - self._checked_at < CHECK_INTERVAL:
+            return
+        now = self._signs()
+        if self._seen is None and not _ended(now):
+            self._seen = now
+            self._wait(HEARTBEAT_TIMEOUT)
+            now = self._signs()
+        if self._seen not in (None, now):
+            raise ConfigError(
+                "a run of this pipeline is up, and this target compares no versions, so a retry could replace what the "
+                "run stores. The remaining items were not changed. Stop the run, retry, and start it again"
+            )
+        self._seen, self._checked_at = now, self._monotonic()
+
+    def _signs(self) -> Mapping[str, Entry]:
+        """The entries that change as long as a run is alive."""
+        return {e.kind: e for e in self._checkpoints.read().entries if e.kind in ("pulse", "owner")}
 
 
-def check_no_run(checkpoints: Checkpoints, now: float) -> None:
-    """ConfigError if a run may be alive."""
-    found = {e.kind: decode(e.kind, e.id, e.text) for e in checkpoints.read().entries if e.kind in ("pulse", "owner")}
+def _ended(signs: Mapping[str, Entry]) -> bool:
+    """Whether the last run stopped cleanly, or there was none."""
+    found = {kind: decode(e.kind, e.id, e.text) for kind, e in signs.items()}
     heartbeat, owner = found.get("pulse"), found.get("owner")
-    assert heartbeat is None or isinstance(heartbeat, Heartbeat)
-    assert owner is None or isinstance(owner, Owner)
-    alive = heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT
-    begins = (
-        owner is not None
-        and now - owner.started <= HEARTBEAT_TIMEOUT
-        and (heartbeat is None or heartbeat.who != owner.who)
-    )
-    if alive or begins:
-        raise ConfigError(
-            "a run of this pipeline is up, or ended uncleanly less than a minute ago, and this target compares no "
-            "versions, so a retry could replace what the run stores. Nothing was changed by it. Stop the run, wait a "
-            "minute, retry, and start it again"
-        )
+    if not isinstance(owner, Owner):
+        return True
+    return isinstance(heartbeat, Heartbeat) and heartbeat.phase == "stopped" and heartbeat.who == owner.who
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:

@@ -66,6 +66,8 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
         view = _known(config, checkpoints, lambda: any(target.epoch([one]) for one in tables))
         start = preexisting.inspect(view, table, target, tables, hook)
         _check(start, config, wanted, target, hook)
+        if wanted.whole and not start.additions:
+            preexisting.check_new_epoch(target, tables)
         keys = _keys(table.keys, wanted.keys)
         if keys:
             _try_to_read(client, table, keys[0])

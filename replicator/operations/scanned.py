@@ -23,7 +23,8 @@ _SETS = frozenset({"SS", "NS", "BS"})
 
 @dataclass(frozen=True, slots=True)
 class SourceItems:
-    """The source table's items. ``read``: an item's image, or None, consistently. ``keeps_expired``: the copy does."""
+    """The source table's items. ``read``: an item's image, or None, consistently. ``keeps_expired``: the copy keeps
+    what expired there."""
 
     read: Callable[[Key], bytes | None]
     keeps_expired: bool = False

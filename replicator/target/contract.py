@@ -243,6 +243,14 @@ class Inspectable(Protocol):
 
 
 @runtime_checkable
+class EpochChecking(Protocol):
+    """A target that refuses a new epoch in tables in which it would continue the current one."""
+
+    def epoch_problems(self, tables: Sequence[Table]) -> Sequence[str]:
+        """What ``open`` would refuse for a new epoch, one sentence each. Changes nothing."""
+
+
+@runtime_checkable
 class Rechecking(Protocol):
     """A target whose tables others can alter so that rows are lost or kept although our writes succeed."""
 

@@ -19,7 +19,7 @@ from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.operations import parked as parking
 from replicator.operations.parked import BUSY, CHANGED, SUPERSEDED, ParkedItem
-from replicator.state import Owner, Parked, Save, encode
+from replicator.state import Heartbeat, Owner, Parked, Save, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from tests.cli.command_line import World, pristine
 from tests.operations.test_parked import Moving
@@ -366,7 +366,9 @@ def test_an_item_that_a_run_keeps_parking_again_is_reported_with_exit_code_6(
     ]
 
 
-def test_a_retry_into_a_pristine_table_is_refused_while_a_run_may_be_alive(world: World) -> None:
+def test_a_retry_into_a_pristine_table_is_refused_while_a_run_is_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "bad"})
     world.hook(NEEDS_TOTAL)
@@ -375,12 +377,59 @@ def test_a_retry_into_a_pristine_table_is_refused_while_a_run_may_be_alive(world
     world.hook(FIXED)
     with ends(load(world.config)) as (_, checkpoints):
         checkpoints.claim(Owner("run", "here", 1, time.time()))
-    code, out, err = world.call("parked", "retry", world.config, "--all")
+
+        def heartbeat(_seconds: float) -> None:
+            checkpoints.save([Save("pulse", "", None, encode(Heartbeat(1.0, "live")))])
+
+        monkeypatch.setattr(time, "sleep", heartbeat)
+        code, out, err = world.call("parked", "retry", world.config, "--all")
     assert (code, out) == (2, "")
-    assert "Stop the run, wait a minute, retry, and start it again" in err
+    assert "waiting 15 s to see whether it is up" in err
+    assert "Stop the run, retry, and start it again" in err
     assert world.db.items("copy") == []
 
-    with ends(load(world.config)) as (_, checkpoints):
-        checkpoints.claim(Owner("run", "here", 1, 0.0))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     assert world.call("parked", "retry", world.config, "--all", "--human")[:2] == (0, '["bad"]  stored\n')
     assert [item["id"] for item in world.db.items("copy")] == ["bad"]
+
+
+def test_without_versions_a_retry_never_stores_what_the_source_no_longer_has(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where expired items are kept: a removed one would stay for ever, because a pristine copy has no resync."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "bad"})
+    world.hook(NEEDS_TOTAL)
+    pristine(world)
+    world.change("pipeline: orders", "pipeline: orders\nttl_deletes: ignore")
+    world.catch_up()
+    world.hook(FIXED)
+    world.db.delete("orders", {"id": "bad"})
+
+    assert world.call("parked", "retry", world.config, "--all", "--human")[1].startswith('["bad"]  superseded')
+    assert world.db.items("copy") == []
+
+
+@pytest.mark.parametrize("gap", [False, True], ids=["without a gap", "with a gap"])
+def test_a_retry_into_redefined_tables_is_refused_whether_or_not_a_gap_is_open(parked: World, *, gap: bool) -> None:
+    world = parked
+    if gap:
+        world.db.disable_stream("orders")
+        world.db.enable_stream("orders")
+        assert world.call("run", world.config)[0] == 3
+    world.change(f"{world.postgres.url}\n  table: orders", f"{world.postgres.url}\n  tables: {{orders: {COLUMNS}}}")
+    code, out, err = world.call("parked", "retry", world.config, "--all")
+
+    assert (code, out) == (2, "")
+    assert "since the last run" in err
+
+
+def test_a_retry_creates_no_table_in_the_place_of_one_that_is_gone(parked: World) -> None:
+    world = parked
+    with world.postgres.connect() as admin:
+        admin.execute("DROP TABLE orders")
+    code, out, err = world.call("parked", "retry", world.config, "--all")
+
+    assert (code, out) == (3, "")
+    assert "is gone from the target since the last run" in err
+    assert not world.has_table("orders")

@@ -1308,39 +1308,56 @@ def test_without_versions_to_compare_a_retry_stores_only_what_the_source_still_h
     assert database.documents("orders") == {}
 
 
+WHO = "process 1 on here, since 1970-01-01 00:16:40 UTC"
+ENDED = Heartbeat(1000.0, "stopped", who=WHO)
+
+
 @pytest.mark.parametrize(
-    ("heartbeat", "refused"),
+    ("heartbeat", "waits"),
     [
-        (Heartbeat(1000.0, "following", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), True),
-        (Heartbeat(1000.0, "stopped", who="process 1 on here, since 1970-01-01 00:16:40 UTC"), False),
-        (Heartbeat(0.0, "following", who="an earlier run"), True),
+        (Heartbeat(1000.0, "following", who=WHO), True),
+        (Heartbeat(9e9, "following", who=WHO), True),  # of a machine whose clock is wrong
+        (ENDED, False),
+        (Heartbeat(0.0, "stopped", who="an earlier run"), True),
         (None, True),
     ],
+    ids=["up", "in the future", "stopped", "just claimed", "without a heartbeat"],
 )
-def test_a_run_that_may_be_alive_is_noticed(
-    target: MemoryTarget, heartbeat: Heartbeat | None, *, refused: bool
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_run_that_did_not_stop_cleanly_is_given_time_to_show_that_it_is_alive(
+    target: MemoryTarget, heartbeat: Heartbeat | None, *, waits: bool, alive: bool
 ) -> None:
-    target.checkpoints.claim(Owner("run", "here", 1, 1000.0))
+    store, waited = target.checkpoints, []
+    store.claim(Owner("run", "here", 1, 1000.0))
     if heartbeat is not None:
-        target.checkpoints.save([Save("pulse", "", None, encode(heartbeat))])
-    if refused:
-        with pytest.raises(ConfigError, match="Stop the run, wait a minute, retry, and start it again"):
-            parked.check_no_run(target.checkpoints, 1001.0)
+        store.save([Save("pulse", "", None, encode(heartbeat))])
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if alive:
+            store.save([Save("pulse", "", None, encode(Heartbeat(1.0, "following", who=WHO)))])
+
+    no_run = parked.NoRun(store, wait)
+    if waits and alive:
+        with pytest.raises(
+            ConfigError, match=r"a run of this pipeline is up.* Stop the run, retry, and start"
+        ):
+            no_run.check()
     else:
-        parked.check_no_run(target.checkpoints, 1001.0)
-    parked.check_no_run(target.checkpoints, 2000.0)
+        no_run.check()
+    assert waited == ([15.0] if waits else [])
 
 
 def test_a_retry_looks_for_a_run_every_few_seconds_and_not_for_each_item(target: MemoryTarget) -> None:
     store, monotonic = Counting(target._database), Clock()
-    no_run = parked.NoRun(store, lambda: 1001.0, monotonic)
+    no_run = parked.NoRun(store, monotonic=monotonic)
     for _ in range(1000):
         no_run.check()
     assert store.looks == 1
     target.checkpoints.claim(Owner("run", "here", 1, 1000.0))
     monotonic.now += parked.CHECK_INTERVAL
     for _ in range(2):
-        with pytest.raises(ConfigError, match="Stop the run, wait a minute"):
+        with pytest.raises(ConfigError, match="The remaining items were not changed"):
             no_run.check()
 
 

@@ -1,0 +1,87 @@
+"""A resync that the target would refuse is refused before it stores anything: the copy can be followed as before."""
+
+from __future__ import annotations
+
+import pytest
+
+from replicator.config.settings import load
+from replicator.engine.assembly import ends
+from tests.cli.command_line import World, pristine
+from tests.cli.test_check_agrees_with_run import Wrong, assert_agreed, stream_replaced
+from tests.cli.test_run import await_that, phase
+
+NOT_EMPTY = "is not empty, but a pristine copy starts with an empty table"
+
+
+@pytest.fixture
+def copied(world: World) -> World:
+    """A pristine copy of one item."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    pristine(world)
+    world.catch_up()
+    return world
+
+
+def stored(world: World) -> set[tuple[str, str, str]]:
+    with ends(load(world.config)) as (_, checkpoints):
+        return {(e.kind, e.id, e.text) for e in checkpoints.read().entries}
+
+
+def ids(world: World) -> list[str]:
+    return sorted(item["id"] for item in world.db.items("copy"))
+
+
+def test_a_pristine_copy_is_followed_as_before(copied: World) -> None:
+    before = stored(copied)
+    code, _, err = copied.shell.run("resync", copied.config, "--until", "caught-up")
+    assert (code, NOT_EMPTY in err) == (2, True)
+    assert stored(copied) == before
+
+    copied.db.put("orders", {"id": "2"})
+    assert copied.call("check", copied.config)[0] == 0
+    copied.catch_up()
+    assert ids(copied) == ["1", "2"]
+
+
+def test_check_and_run_agree_that_a_gap_in_a_pristine_copy_is_not_repaired_automatically(copied: World) -> None:
+    copied.change("target:", "on_gap: resync\ntarget:")
+    stream_replaced(copied)
+    assert_agreed(copied, Wrong(lambda _: None, 2, NOT_EMPTY))
+    before = {(kind, id): text for kind, id, text in stored(copied)}
+    assert '"epoch":1024' in before["pipeline", ""]
+
+
+def test_a_run_that_is_up_goes_on(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    pristine(world)
+    world.change("target:", f"checkpoints: {{type: postgres, url: '{world.postgres.url}'}}\ntarget:")
+    with world.shell.start("run", world.config) as process:
+        await_that(lambda: phase(world) == "live", process)
+        code, _, err = world.shell.run("resync", world.config)
+        assert (code, NOT_EMPTY in err) == (2, True)
+        world.db.put("orders", {"id": "2"})
+        await_that(lambda: ids(world) == ["1", "2"], process)
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_table_that_does_not_fit_leaves_the_epoch_as_it_is(world: World) -> None:
+    """On Postgres, whose checkpoints are in the target."""
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "total": "a"})
+    tables = f"{world.postgres.url}\n  tables: {{orders: {{columns: {{total: text}}}}}}"
+    world.change(f"{world.postgres.url}\n  table: orders", tables)
+    world.catch_up()
+    before = stored(world)
+    world.change("total: text", "total: bigint")
+    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    assert (code, "total" in err) == (2, True)
+    assert stored(world) == before
+
+    world.change("total: bigint", "total: text")
+    world.db.put("orders", {"id": "2", "total": "b"})
+    world.catch_up()
+    assert world.rows("SELECT id, total FROM orders ORDER BY id") == [("1", "a"), ("2", "b")]
