@@ -9,7 +9,7 @@ from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.fetcher import end_of_stream
 from replicator.engine.parked_limits import check_parked
-from replicator.engine.startup import Allowed, StartMode, new_epoch, start_mode
+from replicator.engine.startup import Allowed, StartMode, new_epoch, start_mode, with_request
 from replicator.errors import GapFound
 from replicator.hooks.hook import Hook
 from replicator.pipeline.checkpoint_view import CheckpointView
@@ -27,10 +27,11 @@ def outlook(
     hook: Hook | None,
 ) -> str:
     """What a run would do first, in one sentence. Raises the ConfigError or GapFound that would end it."""
-    existing = preexisting.inspect(CheckpointView(checkpoints.read()), source, target, tables, hook)
+    view = CheckpointView(checkpoints.read())
+    existing = preexisting.inspect(view, source, target, tables, hook)
     parked = known(checkpoints)
     try:
-        how = start_mode(existing, Allowed())
+        how = start_mode(existing, with_request(Allowed(sweep=config.ttl_deletes == "apply"), view.request))
         if how is StartMode.RESUME and not source.streaming:
             raise end_of_stream(source, source)
     except GapFound as e:
@@ -42,6 +43,10 @@ def outlook(
     if how is StartMode.RESUME:
         assert existing.state is not None
         return f"run will resume where the last one stopped (epoch {existing.state.epoch})"
+    if existing.has_documents and not existing.additions:
+        preexisting.check_new_epoch(target, tables, view.request)
     if source.stream_arn is not None:
         new_epoch(existing, enabled=config.backfill.enabled, now=0.0)  # raises if no epoch is left
+    if existing.has_documents:
+        return "run will rescan the table: a resync is requested"
     return f"run will start with {'a backfill' if config.backfill.enabled else 'changes from now on'}"

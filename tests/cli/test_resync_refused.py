@@ -6,6 +6,7 @@ import pytest
 
 from replicator.config.settings import load
 from replicator.engine.assembly import ends
+from replicator.state import ResyncRequest, Save, encode
 from tests.cli.command_line import World, pristine
 from tests.cli.test_check_agrees_with_run import Wrong, assert_agreed, stream_replaced
 from tests.cli.test_run import await_that, phase
@@ -32,9 +33,10 @@ def ids(world: World) -> list[str]:
     return sorted(item["id"] for item in world.db.items("copy"))
 
 
-def test_a_pristine_copy_is_followed_as_before(copied: World) -> None:
+@pytest.mark.parametrize("now", [["--now", "--until", "caught-up"], []], ids=["now", "requested"])
+def test_a_pristine_copy_is_followed_as_before(copied: World, now: list[str]) -> None:
     before = stored(copied)
-    code, _, err = copied.shell.run("resync", copied.config, "--until", "caught-up")
+    code, _, err = copied.shell.run("resync", copied.config, *now)
     assert (code, NOT_EMPTY in err) == (2, True)
     assert stored(copied) == before
 
@@ -59,7 +61,7 @@ def test_a_run_that_is_up_goes_on(world: World) -> None:
     world.change("target:", f"checkpoints: {{type: postgres, url: '{world.postgres.url}'}}\ntarget:")
     with world.shell.start("run", world.config) as process:
         await_that(lambda: phase(world) == "live", process)
-        code, _, err = world.shell.run("resync", world.config)
+        code, _, err = world.shell.run("resync", world.config, "--now")
         assert (code, NOT_EMPTY in err) == (2, True)
         world.db.put("orders", {"id": "2"})
         await_that(lambda: ids(world) == ["1", "2"], process)
@@ -77,7 +79,7 @@ def test_a_table_that_does_not_fit_leaves_the_epoch_as_it_is(world: World) -> No
     world.catch_up()
     before = stored(world)
     world.change("total: text", "total: bigint")
-    code, _, err = world.shell.run("resync", world.config, "--until", "caught-up")
+    code, _, err = world.shell.run("resync", world.config, "--now", "--until", "caught-up")
     assert (code, "total" in err) == (2, True)
     assert stored(world) == before
 
@@ -85,3 +87,21 @@ def test_a_table_that_does_not_fit_leaves_the_epoch_as_it_is(world: World) -> No
     world.db.put("orders", {"id": "2", "total": "b"})
     world.catch_up()
     assert world.rows("SELECT id, total FROM orders ORDER BY id") == [("1", "a"), ("2", "b")]
+
+
+def test_check_says_that_a_resync_is_requested(world: World) -> None:
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1"})
+    world.catch_up()
+    world.call("resync", world.config)
+    assert "run will rescan the table: a resync is requested" in world.call("check", world.config, "--human")[1]
+
+
+def test_a_pending_request_that_the_target_refuses_can_be_withdrawn(copied: World) -> None:
+    """It was made before the copy became one that cannot be resynced."""
+    with ends(load(copied.config)) as (_, checkpoints):
+        request = ResyncRequest(requested=0.0, config="")
+        checkpoints.save([Save("request", "", None, encode(request))])
+    assert_agreed(copied, Wrong(lambda _: None, 2, "a resync is requested; to resume without it"))
+    assert copied.call("resync", copied.config, "--cancel")[0] == 0
+    assert copied.call("check", copied.config)[0] == 0

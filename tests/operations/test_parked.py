@@ -1339,9 +1339,7 @@ def test_a_run_that_did_not_stop_cleanly_is_given_time_to_show_that_it_is_alive(
 
     no_run = parked.NoRun(store, wait)
     if waits and alive:
-        with pytest.raises(
-            ConfigError, match=r"a run of this pipeline is up.* Stop the run, retry, and start"
-        ):
+        with pytest.raises(ConfigError, match=r"a run of this pipeline is up.* Stop the run, retry, and start"):
             no_run.check()
     else:
         no_run.check()

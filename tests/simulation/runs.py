@@ -96,6 +96,7 @@ def admitted(universe: Universe, slip: Slip | None = None, *, resync: bool = Fal
         copy.checkpoints,
         lambda view: preexisting.inspect(view, copy.table, copy.target, copy.tables, copy.hook),
         Allowed(resync=resync, hook_change=universe.fixed, schema_changes=universe.scenario.columns),
+        lambda request: preexisting.check_new_epoch(copy.target, copy.tables, request),
     )
     return copy
 
