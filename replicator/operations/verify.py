@@ -171,7 +171,12 @@ def opened(config: Config) -> Iterator[Ends]:
         source = describe_table(client, config.source.table)
         introduce(config, target, source, client)
         tables = target_tables(config, source, hook)
-        check_start(checkpoints, lambda view: preexisting.inspect(view, source, target, tables, hook), RESUMING)
+        check_start(
+            checkpoints,
+            lambda view: preexisting.inspect(view, source, target, tables, hook),
+            RESUMING,
+            lambda _: None,  # verify begins no epoch
+        )
         yield Ends(
             config,
             client,
