@@ -66,6 +66,11 @@ def say(text: str = "") -> None:
     _out(escaped(text))
 
 
+def say_aside(text: str) -> None:
+    """Print one line on standard error, where it does not mix with the output."""
+    click.echo(escaped(text), err=True)
+
+
 def say_lines(text: str, indent: str = "") -> None:
     """Print text of several lines; its line ends are trusted."""
     _out(escaped_lines(text, indent))

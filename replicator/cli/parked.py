@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.output import aside, config_argument, json_option, put, say, say_lines
+from replicator.cli.output import aside, config_argument, json_option, put, say, say_aside, say_lines
 from replicator.errors import ConfigError
 from replicator.escape import escaped_paragraph
 
@@ -124,7 +124,7 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
 
 
 def _wait_for_heartbeat(seconds: float) -> None:
-    click.echo(f"the last run did not stop cleanly; waiting {seconds:.0f} s to see whether it is up", err=True)
+    say_aside(f"the last run did not stop cleanly; waiting {seconds:.0f} s to see whether it is up")
     time.sleep(seconds)
 
 

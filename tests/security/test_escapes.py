@@ -154,7 +154,7 @@ def test_a_mistyped_command_is_escaped() -> None:
 # There is no other exit
 
 WRITERS = {
-    "replicator/cli/output.py": {"_out", "failed", "report"},
+    "replicator/cli/output.py": {"_out", "failed", "report", "say_aside"},
     "replicator/config/reference.py": {""},  # for docs/configuration.md: the text of our own models
     "replicator/cli/live_view.py": {"emit"},
     "replicator/cli/status.py": {"_print_each", "_print_one"},
