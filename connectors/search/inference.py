@@ -49,7 +49,7 @@ class _Mapping:
         return ""
 
     def _field(self, one: Field, path: tuple[str, ...], depth: int) -> dict[str, Any]:
-        if one.members is not None and one.only("list", "set", "set of texts", "set of numbers", "set of binarys"):
+        if one.members is not None and one.only("list", "set", "set of texts", "set of numbers", "set of binaries"):
             return self._field(one.members, path, depth)  # engines have no arrays: a field may have several values
         if one.fields and one.only("map"):
             if depth >= _DEEPEST or len(one.fields) > _MOST_INSIDE:

@@ -105,7 +105,7 @@ def describe(field: Field, documents: int) -> str:
     if field.nulls and field.kinds:
         details.append(f"null {field.nulls:,}")
     if field.longest:
-        details.append(f"at most {field.longest:,} bytes")
+        details.append(f"up to {field.longest:,} byte{'s' * (field.longest != 1)}")
     return "; ".join(filter(None, details))
 
 

@@ -54,7 +54,7 @@ def policy(
             f"--principal: {principal} must be the ARN of a user or role, arn:aws:iam::123456789012:role/NAME"
         )
     loaded, _ = configs.load_offline(config)
-    at = operation.Circumstances(_accounts(account), keys_only, not no_setup, for_verify)
+    at = operation.PolicyContext(_accounts(account), keys_only, not no_setup, for_verify)
     if principal is not None:
         _print(operation.for_principal(loaded, at, principal))
         return

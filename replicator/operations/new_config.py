@@ -81,7 +81,7 @@ class Answers:
             raise ConfigError(f"--target: {self.target} must be one of {', '.join(KINDS)}")
         if self.url is not None and has_password(self.url):
             raise ConfigError(
-                "--url: contains a password, which does not belong into a file; leave it out and set "
+                "--url: contains a password, which does not belong in a file; leave it out and set "
                 f"{self.kind.url or 'an environment variable'} instead"
             )
         if self.url is not None and self.kind.url is None:

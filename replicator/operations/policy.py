@@ -22,7 +22,7 @@ _VERSION = "2012-10-17"
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class PolicyContext:
     """What the config does not say. ``accounts``: by place, of tables that are named without their ARN.
 
     ``setup``: for the first run and ``check --create``, which create what is missing. ``verify``: for ``verify``, too.
@@ -58,14 +58,14 @@ class Grant:
     resource: str
 
 
-def policies(config: Config, at: Circumstances) -> dict[str, dict[str, Any]]:
+def policies(config: Config, at: PolicyContext) -> dict[str, dict[str, Any]]:
     """The policy of each identity of the config, by its label."""
     granted = list(grants(config, at))
     labels = dict.fromkeys(grant.identity for grant in granted)
     return {identity.label: _policy([g for g in granted if g.identity == identity]) for identity in labels}
 
 
-def grants(config: Config, at: Circumstances) -> Iterator[Grant]:
+def grants(config: Config, at: PolicyContext) -> Iterator[Grant]:
     """Everything the config's identities need, each action and resource once per statement."""
     needs = [n for n in needed(config, at) if at.setup or not n.only_for_setup]
     needs = [n for n in needs if at.verify or n.sid != "VerifyCopies"]
@@ -77,7 +77,7 @@ def grants(config: Config, at: Circumstances) -> Iterator[Grant]:
         yield Grant(Identity(access.profile), "Role", "sts:AssumeRole", role)
 
 
-def needed(config: Config, at: Circumstances) -> Iterator[Needed]:
+def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
     """The statements that the config needs, the source's first."""
     hook = None if config.transform is None else loading.load(config.transform, config.base)
     own_ids = hook is not None and hook.declared
@@ -100,7 +100,7 @@ def needed(config: Config, at: Circumstances) -> Iterator[Needed]:
         yield Needed("checkpoints", "CreateCheckpoints", options, names)
 
 
-def _resource(config: Config, need: Needed, at: Circumstances) -> str:
+def _resource(config: Config, need: Needed, at: PolicyContext) -> str:
     """The ARN of what the statement is about, with placeholders for what is unknown."""
     region, partition = boto.region_and_partition(need.access)
     names: dict[str, str | None] = {"ACCOUNT": _account(need, at), "REGION": region}
@@ -121,7 +121,7 @@ def _filled(part: str, names: Mapping[str, str | None]) -> str:
     return "/".join(word if names.get(word) in (None, STAND_IN) else str(names[word]) for word in part.split("/"))
 
 
-def _account(need: Needed, at: Circumstances) -> str | None:
+def _account(need: Needed, at: PolicyContext) -> str | None:
     role = (need.access.role_arn or "").split(":")  # arn:aws:iam::ACCOUNT:role/NAME
     return role[4] if len(role) > 5 else at.accounts.get(need.place)
 
@@ -156,7 +156,7 @@ def unknown(documents: Mapping[str, Any]) -> list[str]:
 _PLACEHOLDERS = frozenset(word for s in STATEMENTS.values() for word in re.findall(r"[A-Z]{3,}", s.resource))
 
 
-def for_principal(config: Config, at: Circumstances, principal: str) -> dict[str, dict[str, Any]]:
+def for_principal(config: Config, at: PolicyContext, principal: str) -> dict[str, dict[str, Any]]:
     """What other accounts must attach so that ``principal`` has access: trust policies by role, and by source resource.
 
     A table of another account can be named in a config only as the source, by its ARN. So a target or a checkpoint

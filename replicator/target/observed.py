@@ -74,6 +74,9 @@ def _field(name: str, given: Sequence[Any], depth: int) -> Field:
     )
 
 
+_SETS = {"text": "set of texts", "number": "set of numbers", "binary": "set of binaries"}
+
+
 def _kind(value: object) -> str:
     match value:
         case bool():
@@ -90,7 +93,7 @@ def _kind(value: object) -> str:
             return "list"
         case Set():
             kinds = {_kind(member) for member in value}
-            return f"set of {kinds.pop()}s" if len(kinds) == 1 else "set"
+            return _SETS.get(kinds.pop(), "set") if len(kinds) == 1 else "set"
         case date():  # datetime too
             return "time" if isinstance(value, datetime) else "date"
     return "other"

@@ -134,9 +134,9 @@ def test_the_comments_say_how_often_which_types_and_how_long(world: World) -> No
     lines = {line.split(":")[0].strip(): line.partition("# ")[2] for line in out.splitlines()}
 
     assert out.startswith("# Proposed from 3 of about 3 items.")
-    assert lines["customer"] == "100 %; text; at most 2 bytes"
-    assert lines["note"] == "33.3 %; text; at most 50 bytes"
-    assert lines["mixed"] == "100 %; text 2, number 1; at most 1 bytes"
+    assert lines["customer"] == "100 %; text; up to 2 bytes"
+    assert lines["note"] == "33.3 %; text; up to 50 bytes"
+    assert lines["mixed"] == "100 %; text 2, number 1; up to 1 byte"
     assert lines["gone"] == "0 %; always null"
     assert out.endswith("# orders: none of the 3 sampled documents would be parked\n")
 
