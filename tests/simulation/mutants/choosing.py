@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from replicator.change import Change, ScanPage
 from replicator.hooks.hook import DocumentMapping
@@ -26,9 +27,9 @@ def written_blindly(patch: Patch) -> None:
     right = advance.scanned
 
     def scanned(
-        state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext
+        state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext, **marks: Any
     ) -> tuple[SegmentState, Compacted]:
-        after, compacted = right(state, pages, mapping, at)
+        after, compacted = right(state, pages, mapping, at, **marks)
         if state.keys:
             newest = version(at.epoch, (1 << 47) - 1)
             for write in compacted.writes:
@@ -57,10 +58,10 @@ def keeps_what_is_gone(patch: Patch) -> None:
     right = advance.scanned
 
     def scanned(
-        state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext
+        state: SegmentState, pages: Sequence[ScanPage], mapping: DocumentMapping, at: BatchContext, **marks: Any
     ) -> tuple[SegmentState, Compacted]:
         there = [replace_items(page) for page in pages]
-        return right(state, there, mapping, at)
+        return right(state, there, mapping, at, **marks)
 
     patch.setattr(pipeline, "scanned", scanned)
 

@@ -162,7 +162,7 @@ def spared_for_ever(patch: Patch) -> None:
 @mutant("an expiry that must be ignored is applied as a removal", 7, shape=expiring)
 def expiries_count(patch: Patch) -> None:
     right = advance.streamed
-    patch.setattr(pipeline, "streamed", lambda *given, ignore_expired: right(*given, ignore_expired=False))
+    patch.setattr(pipeline, "streamed", lambda *given, **named: right(*given, **{**named, "ignore_expired": False}))
 
 
 @mutant("documents that a retry stored with another hook are unknown to the item's next change", 8, shape=edited)
