@@ -14,7 +14,7 @@ from tests.simulation import scenario
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.mutants.scenarios import Shape, as_drawn
 from tests.simulation.simulate import Failure, failing, failure, prepare, simulate, traced
-from tests.simulation.table import BEGIN, DOCUMENT, END, first_catch
+from tests.simulation.table import BEGIN, DOCUMENT, END, first_catch, listed
 from tests.simulation.world import Universe
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400"))
@@ -55,8 +55,11 @@ def test_the_scenarios_for_wrong_designs_hold_without_them(shape: Shape) -> None
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
 def test_a_wrong_design_is_caught(mutant: Mutant) -> None:
+    """The seed that the documents list is tried first: after a change of the code another one may be the first."""
     logging.getLogger("replicator").setLevel(logging.CRITICAL)
-    assert first_catch(mutant) is not None, f"{mutant.seeds} seeds did not notice: {mutant.name}"
+    likely = [seed for seed in (listed().get(mutant.name),) if seed is not None and seed < mutant.seeds]
+    caught = first_catch(mutant, [*likely, *range(mutant.seeds)])
+    assert caught is not None, f"{mutant.seeds} seeds did not notice: {mutant.name}"
 
 
 def test_the_documents_list_every_wrong_design() -> None:
