@@ -361,7 +361,7 @@ class Pipeline:
         shards = dict(self.shards)
         for id in self._idle.keys() & shards.keys():
             state, through = shards[id], self._read_through(id, shards[id])
-            if through != state.through:
+            if through > (state.through or 0.0):  # a page that failed shows nothing: unknown stays unknown
                 shards[id] = replace(state, through=through)
         return shards
 
@@ -412,7 +412,7 @@ class Pipeline:
                 continue
             through, since = max(state.through or 0.0, page.through or 0.0), max(state.since, page.since)
             if (through, since) != (state.through or 0.0, state.since):
-                self._put(taken, "shard", shard, replace(state, through=through, since=since))
+                self._put(taken, "shard", shard, replace(state, through=through or None, since=since))
         self._idle.clear()
         self._put(taken, "pulse", "", replace(self._heartbeat, listed=self.discovery.listed))
         # Unconditional: while a batch waits for the target, the driver saves heartbeats ahead of it.

@@ -342,6 +342,19 @@ def test_idle_shards_are_stored_with_the_heartbeat() -> None:
     assert state.through == NOW + 5
 
 
+def test_a_first_page_that_failed_leaves_the_lag_unknown() -> None:
+    """Otherwise the lag would be counted from 1970, and no retention would be left."""
+    pipeline = begun(Shard("a"))
+    opened(pipeline)
+    pipeline.accept(Page("a", since=NOW + 5, waiting_for="throttled"))
+    assert pipeline.seen()["a"].through is None
+    pipeline.heartbeat(Heartbeat(NOW, "live"))
+    (batch,) = store(pipeline)
+    state = values(batch, "shard")["a"]
+    assert isinstance(state, ShardState)
+    assert (state.through, state.since) == (None, NOW + 5)
+
+
 def test_a_restart_resumes_from_the_stored_entries() -> None:
     pipeline = begun(Shard("a"))
     opened(pipeline)
