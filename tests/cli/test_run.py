@@ -205,43 +205,6 @@ signal.raise_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, process.stderr[-500:]
 
 
-def test_a_password_that_is_changed_under_a_run_is_waited_for_and_read_again(world: World) -> None:
-    """With a password file, as libpq and Kubernetes' mounted secrets have it."""
-    fill(world)
-    user, password = "rotated", world.postgres.server.password
-    passwords = world.folder / "passwords"
-
-    def change(value: str) -> None:
-        passwords.write_text(f"*:*:*:{user}:{value}\n")
-        passwords.chmod(0o600)
-
-    with world.postgres.connect() as admin:
-        admin.execute(f"DROP ROLE IF EXISTS {user}")
-        admin.execute(f"CREATE ROLE {user} SUPERUSER LOGIN PASSWORD 'first'")
-        change("first")
-        world.change(f"postgres:{password}@", f"{user}@")
-        world.change(world.postgres.name, f"{world.postgres.name}?passfile={passwords}")
-        with world.shell.start("run", world.config) as process:
-            await_that(lambda: phase(world) == "live", process)
-            admin.execute(f"ALTER ROLE {user} PASSWORD 'second'")
-            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (user,))
-            world.db.put("orders", {"id": "one more"})
-            assert process.stdout is not None
-            waiting: dict[str, str] = {}
-            while "It was accepted before" not in waiting.get("reason", ""):
-                waiting = orjson.loads(process.stdout.readline())
-            change("second")
-            await_that(lambda: world.rows("SELECT count(*) FROM orders") == [(21,)], process)
-            process.terminate()
-            process.communicate(timeout=30)
-        admin.execute(f"DROP OWNED BY {user} CASCADE")
-        admin.execute(f"DROP ROLE {user}")
-
-    assert process.returncode == 0
-    assert "password authentication failed" in waiting["reason"]
-    assert "a password file (passfile= in target.url) is read at each attempt" in waiting["reason"]
-
-
 def test_a_hook_that_takes_too_long_parks_its_item_and_others_are_stored(world: World) -> None:
     fill(world)
     world.hook("def hook(item):\n    while item['id'] == '7':\n        pass\n    return {'n': 1}\n")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from connectors.postgres import Postgres, cleanup
+from connectors.postgres.options import Server as ServerOptions
+from connectors.postgres.session import Session
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.state import Save
 from replicator.target.contract import Table
 from replicator.testing.contract import at, batch, put, remove
 from replicator.testing.contract.kit import exhaust
+from replicator.testing.servers.postgres import PostgresServer
 from replicator.version import FIRST_EPOCH
 from tests.connectors.postgres.postgres_kit import PK, opened, owner, rows, run, target, typed, until
 from tests.connectors.postgres.test_target import terminate
@@ -568,3 +573,30 @@ def test_a_sweep_stops_looking_after_too_many_rows_that_cannot_be_deleted(
     with pytest.raises(SweepRefused, match=r"cannot be deleted \(at least 2\)"):
         _swept(one)
     assert len(rows(one_postgres)) == 7
+
+
+def test_a_password_that_is_changed_is_waited_for_and_its_file_is_read_again(tmp_path: Path) -> None:
+    """A password file, as libpq and mounted secrets have it. The server is one that trusts nobody."""
+    passwords = tmp_path / "passwords"
+
+    def write(password: str) -> None:
+        passwords.write_text(f"*:*:*:app:{password}\n")
+        passwords.chmod(0o600)
+
+    with PostgresServer(password="administrator") as server, psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
+        url = server.url(user="app").replace(":administrator@", "@")
+        write("first")
+        session = Session(ServerOptions.model_validate({"url": f"{url}?passfile={passwords}"}))
+        with session.connection():
+            pass
+        admin.execute("ALTER ROLE app PASSWORD 'second'")
+        session.close()
+        refused = pytest.raises(TransientError, match=r"password authentication failed .*It was accepted before")
+        with refused as waiting, session.connection():
+            pass
+        assert "a password file (passfile= in target.url) is read at each attempt" in str(waiting.value)
+        write("second")
+        with session.connection():
+            pass
+        session.close()
