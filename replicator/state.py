@@ -276,10 +276,12 @@ class Dropped:
     """Documents that an item may have in the target after its parked change was discarded; see ``Parked``.
 
     A retry with a different hook also leaves one, because the pipeline's hook may not produce the same documents.
+    ``discarded``: the item's key if a person discarded the change, so that sweeps leave its documents as they are.
     """
 
     leaves: tuple[Place, ...]
     base: str | None = None
+    discarded: Key = ()
 
 
 @dataclass(frozen=True, slots=True)

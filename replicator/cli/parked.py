@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from replicator.target.contract import Target
 
 
+NO_LONGER = "no longer parked"
+
+
 @click.group
 def parked() -> None:
     """Inspect and retry rejected changes.
@@ -91,13 +94,14 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
     Each change keeps its version, so a newer state in the target is not overwritten. Of an item with its own
     document ids, what a scan found is stored only if the source still has it; otherwise it is superseded. For a
     pristine DynamoDB table this holds for every item, and no run may be active. What is rejected again stays parked
-    (exit code 6). Refuses a config whose tables differ from what the pipeline has copied so far, and
-    tables that were dropped, replaced or emptied (exit code 3).
+    (exit code 6). What a run or another command settled meanwhile is no longer parked, and left alone. Refuses a
+    config whose tables differ from what the pipeline has copied so far, and tables that were dropped, replaced or
+    emptied (exit code 3).
     """
     from replicator.hooks import loading
     from replicator.hooks.hook import DocumentMapping
     from replicator.hooks.time_limit import HookLimit
-    from replicator.operations.parked import OVERTAKEN, SUPERSEDED, NoRun, is_unguarded, pipeline_of
+    from replicator.operations.parked import GONE, OVERTAKEN, SUPERSEDED, NoRun, is_unguarded, pipeline_of
     from replicator.operations.parked import retry as tried
 
     refused = 0
@@ -116,7 +120,8 @@ def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as
                 reason = _unless_busy(
                     item, checkpoints, lambda i: tried(i, mapping, target, checkpoints, source=source)
                 )
-            outcome = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt"}.get(reason, "still parked")
+            outcomes = {"": "stored", SUPERSEDED: "superseded", OVERTAKEN: "in doubt", GONE: NO_LONGER}
+            outcome = outcomes.get(reason, "still parked")
             refused += outcome in ("in doubt", "still parked")
             _tell(item.item, outcome, reason, as_json)
         refused += _tell_unread(chosen, as_json)
@@ -165,11 +170,12 @@ def _open_tables(
 def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes: bool, as_json: bool) -> None:
     """Discard parked changes.
 
-    The target keeps what it has of these items until they change again. Items that are discarded before a resync has
-    ended are removed by its cleanup, because nothing confirms them.
+    The target keeps what it has of these items as it is, until they change again or the next resync of the whole table
+    rescans them. The cleanup at the end of a resync leaves them alone, also if it is in progress.
 
     Asks for confirmation unless --yes is given; without a terminal, --yes is required.
     """
+    from replicator.operations.parked import GONE
     from replicator.operations.parked import drop as given_up
 
     kept = 0
@@ -180,8 +186,9 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
             return
         for item in chosen:
             reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
-            kept += bool(reason)
-            _tell(item.item, "still parked" if reason else "dropped", reason, as_json)
+            outcome = {"": "dropped", GONE: NO_LONGER}.get(reason, "still parked")
+            kept += outcome == "still parked"
+            _tell(item.item, outcome, reason, as_json)
         kept += _tell_unread(chosen, as_json)
     ctx.exit(6 if kept else 0)
 
@@ -194,7 +201,7 @@ def _confirmed(count: int) -> bool:
 
 def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[ParkedItem], str]) -> str:
     """Call ``act``, again if a run changed the item meanwhile. Returns why it failed, "" if it succeeded."""
-    from replicator.operations.parked import CHANGED, TRIES, ListedItems
+    from replicator.operations.parked import CHANGED, GONE, TRIES, ListedItems
 
     reason = act(item)
     for _ in range(TRIES - 1):
@@ -203,7 +210,7 @@ def _unless_busy(item: ParkedItem, checkpoints: Checkpoints, act: Callable[[Park
         listed = ListedItems(checkpoints, [item.item])
         now = next(iter(listed), None)
         if now is None:
-            return CHANGED if listed.unread else ""  # a later change healed it
+            return CHANGED if listed.unread else GONE
         reason = act(now)
     return reason
 
@@ -288,9 +295,12 @@ def _tell(item: str, outcome: str, reason: str, as_json: bool) -> None:
 
 
 def _tell_unread(listed: ListedItems, as_json: bool) -> int:
-    """Report the items that changed each time they were about to be read; returns how many."""
-    from replicator.operations.parked import BUSY
+    """Report the items that were not parked any more when they were about to be read, and those that changed each
+    time; returns how many of these."""
+    from replicator.operations.parked import BUSY, GONE
 
+    for item in sorted(listed.gone):
+        _tell(item, NO_LONGER, GONE, as_json)
     for item in sorted(listed.unread):
         _tell(item, "still parked", BUSY, as_json)
     return len(listed.unread)

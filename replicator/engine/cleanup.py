@@ -14,7 +14,7 @@ from replicator.engine.retry import RetryPolicy
 from replicator.errors import SweepRefused
 from replicator.key import Key
 from replicator.pipeline import stages
-from replicator.pipeline.parked import REPAIR, item_of, key_in, parked_keys, version_in
+from replicator.pipeline.parked import REPAIR, item_of, kept_keys, key_in, parked_keys, version_in
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import PipelineState, Repair, Save
 from replicator.target.contract import Table, Target
@@ -125,7 +125,7 @@ class Cleanup:
             self._swept()
 
     def _after_parking(self, state: PipelineState) -> bool:
-        """Sweep again after an item that the last sweep spared is no longer parked: it may have older documents."""
+        """Sweep again after an item that the last sweep spared is settled: it may have older documents."""
         if not self.pipeline.owes_sweep:
             return False
         self.delivery.settle()
@@ -162,13 +162,13 @@ class Cleanup:
         self._spared_items.clear()
 
     def _sweep(self, epoch: int) -> bool:
-        parked = self._parked()
+        parked, discarded = self._kept()
         if obsolete := [id for id in parked if epoch_of(version_in(id)) < epoch]:
             # Their items no longer exist, and a later retry would write documents of an earlier epoch behind the sweep.
             self.pipeline.unpark(obsolete)
             self.delivery.flush()
-            parked = self._parked()
-        spare = self._spared(parked, epoch)
+            parked, discarded = self._kept()
+        spare = self._spared({**parked, **discarded}, epoch)
         self._spared_items.update(id[0] for id in spare)
         below = version(epoch, 0)
         return self._piece("sweep", below, partial(self.target.sweep, below=below, spare=spare))
@@ -227,6 +227,11 @@ class Cleanup:
         self._keys = self.retrying(lambda: parked_keys(self.checkpoints, self._keys))
         return self._keys
 
+    def _kept(self) -> tuple[Mapping[str, Key], Mapping[str, Key]]:
+        """Ids and keys of the parked and of the discarded entries."""
+        self._keys, discarded = self.retrying(lambda: kept_keys(self.checkpoints, self._keys))
+        return self._keys, discarded
+
     def _parked_by_run(self) -> Mapping[str, Key]:
         """The same as the run knows them: ahead of the store, and at most a reread behind the commands.
 
@@ -246,7 +251,7 @@ class Cleanup:
         return {id: key for id in ids if (key := self._keys.get(id) or key_in(id)) is not None}
 
     def _spared(self, parked: Mapping[str, Key], epoch: int) -> list[DocumentId]:
-        """The documents to spare: those of items parked in this epoch."""
+        """The documents to spare: those of items parked, or parked and discarded, in this epoch."""
         return self._of_parked({id: key for id, key in parked.items() if epoch_of(version_in(id)) >= epoch})
 
     def _of_parked(self, parked: Mapping[str, Key]) -> list[DocumentId]:

@@ -23,10 +23,12 @@ from replicator.errors import ConfigError, Fenced, Unfinished
 from replicator.hooks.hook import DocumentMapping, Poison
 from replicator.items.attributes import Malformed
 from replicator.items.item import Item
+from replicator.key import Key
 from replicator.operations.scanned import SourceItems, is_scanned, is_superseded
 from replicator.pipeline.compaction import run_writes
 from replicator.pipeline.parked import DROPPED, PARKED, RETRIED, Held, held, item_of
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
+from replicator.pipeline.stages import FOLLOWING
 from replicator.state import (
     Counts,
     Dropped,
@@ -55,6 +57,7 @@ OVERTAKEN = (
     "a run changed it while this command was suspended, so the parked change may have been stored after the newer one: "
     "compare the item in the target with its source; its next change replaces it"
 )
+GONE = "a run stored a later change of it, or another command retried or dropped it; this command changed nothing"
 SUPERSEDED = "it has changed in the source since, and what the stream brings of it is newer"
 
 
@@ -91,11 +94,17 @@ class ParkedItem:
         """The images that the item's entries keep, because documents of them may exist."""
         return [base for base in (self.entry.base, *(one.base for one in self.dropped)) if base is not None]
 
-    def discarded(self) -> Batch:
-        """The batch that discards the parked changes, which then count as filtered."""
+    def discarded(self, pipeline: PipelineState | None) -> Batch:
+        """The batch that discards the parked changes, which then count as filtered.
+
+        It leaves an entry where the item may have documents of which only that tells, or where a scanned page or a
+        sweep may follow in this epoch: these leave the item's documents as they are.
+        """
         parts = [Part(source, (), Counts(parked=-n, filtered=n)) for source, n in self.changes.items()]
         left = self.leaves
-        return Batch(parts, [self.removal, *(self._merged(left) if left is not None else [])])
+        settled = pipeline is not None and pipeline.stage == FOLLOWING and not pipeline.resync
+        saves = [] if left is None and settled else self._merged(left or (), discarded=self.entry.key)
+        return Batch(parts, [self.removal, *saves])
 
     def superseded(self) -> Batch:
         """The batch that takes the entry away because the stream has something newer, which counts in its place."""
@@ -103,13 +112,14 @@ class ParkedItem:
         left = self.leaves or ()
         return Batch(parts, [self.removal, *(self._merged(left) if left or self.entry.base is not None else [])])
 
-    def _merged(self, leaves: Sequence[Place]) -> list[Save]:
+    def _merged(self, leaves: Sequence[Place], discarded: Key = ()) -> list[Save]:
         """The saves that list these in one dropped entry. Others that have an image stay: an entry holds only one."""
-        return distinct([*(gone(one) for one in self.dropped if one.base is None), self.left(leaves, self.entry.base)])
+        left = self.left(leaves, self.entry.base, discarded)
+        return distinct([*(gone(one) for one in self.dropped if one.base is None), left])
 
-    def left(self, leaves: Sequence[Place], base: str | None = None) -> Save:
+    def left(self, leaves: Sequence[Place], base: str | None = None, discarded: Key = ()) -> Save:
         """The save that lists what the item's next change must delete besides the documents of its old image."""
-        return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base)))
+        return Save(DROPPED, self.id, None, encode(Dropped(tuple(leaves), base, discarded)))
 
 
 def gone(dropped: Held) -> Save:
@@ -128,7 +138,7 @@ class ListedItems:
     Iteration reads them with their images, a few in memory at a time. Revisions are those at construction, so an entry
     that changes before its turn cannot be modified by mistake. An item that was parked again meanwhile is returned in
     its new state; one that was first parked later is not returned. Afterwards ``unread`` has the items that changed
-    before each attempt to read them.
+    before each attempt to read them, and ``gone`` those that were not parked any more.
     """
 
     def __init__(self, checkpoints: Checkpoints, items: Collection[str] | None = None) -> None:
@@ -136,6 +146,7 @@ class ListedItems:
         self._listing = _Listing(checkpoints, items)
         self._all = items is None
         self.unread: set[str] = set()
+        self.gone: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._listing.items)
@@ -148,7 +159,8 @@ class ListedItems:
         for attempt in range(TRIES):
             if attempt > 0 and self.unread:
                 listing = _Listing(self._checkpoints, self.unread)
-                self.unread &= listing.items  # the others were healed or discarded
+                self.gone |= self.unread - listing.items  # healed, retried or discarded
+                self.unread &= listing.items
             if not self.unread:
                 return
             yield from self._read(listing, everything=self._all and attempt == 0)
@@ -287,7 +299,8 @@ def _ended(signs: Mapping[str, Entry]) -> bool:
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
     """Discard an item's parked changes. Returns "" if they are gone, otherwise why not."""
-    return _unless_changed(partial(_saved, checkpoints, parked.discarded(), Outcome()))
+    batch = parked.discarded(checkpoints.pipeline())
+    return _unless_changed(partial(_saved, checkpoints, batch, Outcome()))
 
 
 def _superseded(parked: ParkedItem, checkpoints: Checkpoints) -> Outcome:
@@ -419,7 +432,7 @@ def retried(parked: ParkedItem, mapping: DocumentMapping, pipeline: PipelineStat
     if mapping.own_ids and mapping.hook is not None and mapping.hook.fingerprint != pipeline.hook:
         saves.append(parked.left([(w.table, w.id[-1]) for w in writes if isinstance(w, Upsert)]))
     # A scanned item may have been deleted before the retry: then its tombstone must be respected.
-    keeps = is_scanned(p) or pipeline.stage != "following"
+    keeps = is_scanned(p) or pipeline.stage != FOLLOWING
     return Batch(list(_parts(parked, writes)), distinct(saves), tombstones=keeps, replaces_same=True)
 
 

@@ -7,7 +7,7 @@ page boundaries, or a scan, may have stored it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -109,7 +109,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
     result = Compacted()
     table, hook = mapping.tables[0], mapping.hook
     writes, healing = result.writes, bool(at.parked)
-    for change, version, weight in changes:
+    for change, version, weight in _current(result, changes, at) if at.parked.any_dropped else changes:
         key = change.key
         result.read += weight
         if at.refused and (reason := at.refused.get((key, version))) is not None:
@@ -138,6 +138,18 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
         if healing:
             _heal(result, _change(change, version), at)
     return result
+
+
+def _current(result: Compacted, changes: Iterable[Latest], at: BatchContext) -> Iterator[Latest]:
+    """The changes without scanned images that a later, discarded change of the stream has replaced."""
+    for change in changes:
+        record, version, weight = change
+        _, dropped = at.parked.left(key_text(record.key), at.complete)
+        if any(one.version > version for one in dropped):
+            result.read += weight
+            result.filtered += weight
+        else:
+            yield change
 
 
 def compact_runs(items: Mapping[Key, Sequence[Change]], mapping: DocumentMapping, at: BatchContext) -> Compacted:
@@ -170,15 +182,18 @@ def _compact_run(
     leaves = _places(earlier(run), mapping)
     for known in [*dropped] if parked is None else [parked, *dropped]:
         leaves |= known.leaves | _places([_image(known.base)], mapping)
+    unknown = _unknown(_bases(run, parked, dropped), mapping) if at.mixed else {}
+    base = next(iter(unknown), None)
     given_up = bool(dropped) and parked is None
-    base, unknown = _base(run, parked, mapping) if at.mixed and not given_up else (None, None)
     refusal = at.refused.get((newest.key, newest.version))
     if refusal is not None:
         result.refused.append((newest.key, newest.version))
         failed = Poison(refusal)
-    if (failed := failed or unknown) is not None:
+    if failed is None and base is not None and not given_up:
+        failed = unknown[base]
+    if failed is not None:
         value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
-        _park(result, value, len(run), at)
+        _park(result, value, len(run), at, unknown)
         return
     writes = _writes(text, now, leaves, newest, len(run))
     result.writes += writes
@@ -187,15 +202,25 @@ def _compact_run(
     _heal(result, newest, at)
 
 
-def _base(run: Sequence[Change], parked: Held | None, mapping: DocumentMapping) -> tuple[str | None, Poison | None]:
-    """An image on which the hook fails although another hook may have stored documents of it, and the reason to park
-    the item; (None, None) if there is none."""
-    base = parked.base if parked is not None else _text(run[0].old)
-    _, failed = _documents(_image(base), mapping)
-    if failed is None:
-        return None, None
-    reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
-    return base, Poison(reason, getattr(failed, "trace", NO_TRACE))
+def _bases(run: Sequence[Change], parked: Held | None, dropped: Sequence[Held]) -> list[str | None]:
+    """The images of which documents may exist besides those of the run: of the item's entries, or the old image.
+
+    Of an item with an entry, the old image is the one that was parked or discarded: no documents of it were stored.
+    """
+    entries = [*dropped] if parked is None else [parked, *dropped]
+    return [entry.base for entry in entries] or [_text(run[0].old)]
+
+
+def _unknown(bases: Iterable[str | None], mapping: DocumentMapping) -> dict[str, Poison]:
+    """Those on which the hook fails although another hook may have stored documents of them, and the reason to park
+    the item."""
+    unknown = {}
+    for base in bases:
+        _, failed = _documents(_image(base), mapping)
+        if base is not None and failed is not None:
+            reason = f"the hook fails on an earlier image of the item, whose documents must be removed: {failed}"
+            unknown[base] = Poison(reason, getattr(failed, "trace", NO_TRACE))
+    return unknown
 
 
 def run_writes(run: Sequence[Change], mapping: DocumentMapping, leaves: Iterable[Place] = ()) -> list[Write]:
@@ -263,8 +288,13 @@ def _parked(change: Change, failed: Failed, at: BatchContext) -> Parked:
     )
 
 
-def _park(result: Compacted, value: Parked, weight: int, at: BatchContext) -> None:
-    """Park a change. Its entry replaces the item's earlier parked and dropped entries."""
+def _park(
+    result: Compacted, value: Parked, weight: int, at: BatchContext, unknown: Collection[str] = frozenset()
+) -> None:
+    """Park a change. Its entry replaces the item's earlier parked and dropped entries.
+
+    Dropped entries with an ``unknown`` image stay, unless the entry has the same: an entry holds only one.
+    """
     result.parked += weight
     id = parked_id(value.key, value.version)
     text = item_of(id)
@@ -276,7 +306,7 @@ def _park(result: Compacted, value: Parked, weight: int, at: BatchContext) -> No
     value = replace(value, changes=changes, parked=since)
     revision = before.revision + 1 if before is not None and before.id == id else 1
     result.moves.append(Move(PARKED, before, held(id, revision, value), value))
-    result.moves += [Move(DROPPED, one) for one in dropped]
+    result.moves += [Move(DROPPED, one) for one in dropped if one.base == value.base or one.base not in unknown]
 
 
 def _heal(result: Compacted, change: Change, at: BatchContext) -> None:

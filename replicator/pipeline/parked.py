@@ -29,7 +29,7 @@ PARKED, DROPPED, RETRIED, REPAIR = "parked", "dropped", "retried", "repair"
 class Held:
     """An entry without its images. ``since``: when the item was first parked; None if only the id was read.
 
-    ``reason``: why, without item values; "" if it was not read.
+    ``reason``: why, without item values; "" if it was not read. ``discarded``: a person discarded the change.
 
     See ``Parked`` for the other fields.
     """
@@ -41,6 +41,7 @@ class Held:
     changes: Mapping[str, int] = field(default_factory=dict)
     since: float | None = None
     reason: str = ""
+    discarded: bool = False
 
     @property
     def version(self) -> int:
@@ -58,7 +59,8 @@ def held(id: str, revision: int, value: Parked | Dropped | None) -> Held:
         return Held(id, revision)
     leaves, since = frozenset(value.leaves or ()), value.parked if isinstance(value, Parked) else None
     changes, reason = (value.changes, value.reason) if isinstance(value, Parked) else ({}, "")
-    return Held(id, revision, leaves, value.base, changes, since, reason)
+    discarded = isinstance(value, Dropped) and bool(value.discarded)
+    return Held(id, revision, leaves, value.base, changes, since, reason, discarded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,14 @@ class ParkedItems:
         current = parked if parked is not None and epoch_of(parked.version) >= epoch else None
         return current, [d for d in dropped if epoch_of(d.version) >= epoch]
 
+    @property
+    def any_dropped(self) -> bool:
+        return bool(self._dropped)
+
+    def is_discarded(self, item: str) -> bool:
+        """Whether a person discarded the item's change, and it has not changed since."""
+        return any(held.discarded for held in self.dropped(item))
+
     def all_dropped(self) -> list[Held]:
         return [held for of_item in self._dropped.values() for held in of_item.values()]
 
@@ -261,7 +271,21 @@ def _unchanged(before: ParkedItems | None, id: str, revision: int) -> Held | Non
 
 def parked_keys(checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})) -> dict[str, Key]:
     """Ids and keys of the parked entries. Reads an entry only if its key is neither in its id nor known ``before``."""
-    ids = [e.id for e in checkpoints.read().entries if e.kind == PARKED]
+    return _parked_keys(checkpoints, checkpoints.read().entries, before)
+
+
+def kept_keys(
+    checkpoints: Checkpoints, before: Mapping[str, Key] = MappingProxyType({})
+) -> tuple[dict[str, Key], dict[str, Key]]:
+    """The same, and ids and keys of the discarded entries, both as of one moment."""
+    entries = checkpoints.read().entries
+    dropped = {e.id: decode_dropped(e.id, e.text) for e in entries if e.kind == DROPPED}
+    discarded = {id: value.discarded for id, value in dropped.items() if value.discarded}
+    return _parked_keys(checkpoints, entries, before), discarded
+
+
+def _parked_keys(checkpoints: Checkpoints, entries: Iterable[Entry], before: Mapping[str, Key]) -> dict[str, Key]:
+    ids = [e.id for e in entries if e.kind == PARKED]
     found = {id: key for id in ids if (key := before.get(id) or key_in(id)) is not None}
     if unknown := [id for id in ids if id not in found]:
         found |= {id: parked.key for id, parked in checkpoints.parked(ids=unknown)}

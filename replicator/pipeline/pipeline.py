@@ -254,7 +254,7 @@ class Pipeline:
         self._pending += [(PARKED, id, None) for id in ids]
 
     def swept(self, spared: Iterable[str]) -> None:
-        """Record a finished sweep of this epoch, which spared the documents of these parked items."""
+        """Record a finished sweep of this epoch, which spared the documents of these items."""
         assert self.state is not None
         wanted = set(spared) if self.mapping.own_ids else set()
         self._pending += [("spared", item, None) for item in self.view.spared if item not in wanted]
@@ -262,8 +262,12 @@ class Pipeline:
 
     @property
     def owes_sweep(self) -> bool:
-        """Whether an item that the last sweep spared is no longer parked: its earlier documents must be swept."""
-        return any(self.parked.parked(item) is None for item in self.view.spared)
+        """Whether an item that the last sweep spared is settled: its earlier documents must be swept.
+
+        That is, neither parked nor discarded: what a person discards stays as it is until the item's next change.
+        """
+        parked = self.parked
+        return any(parked.parked(item) is None and not parked.is_discarded(item) for item in self.view.spared)
 
     @property
     def epoch(self) -> int:

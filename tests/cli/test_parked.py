@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -18,7 +19,7 @@ from replicator.cli import main
 from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.operations import parked as parking
-from replicator.operations.parked import BUSY, CHANGED, SUPERSEDED, ParkedItem
+from replicator.operations.parked import BUSY, CHANGED, GONE, SUPERSEDED, ParkedItem
 from replicator.state import Heartbeat, Owner, Parked, Save, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from tests.cli.command_line import World, pristine
@@ -26,6 +27,7 @@ from tests.operations.test_parked import Moving
 
 command_line = import_module("replicator.cli.parked")  # the package has the command under this name
 NEEDS_TOTAL = "def hook(item):\n    return {'total': item['total'], 'note': item.get('note')}\n"
+BAD = '["bad"]'
 FIXED = "def hook(item):\n    return {'total': item.get('total', 0), 'note': item.get('note')}\n"
 COLUMNS = "{columns: {total: {type: numeric}}}"
 FAN_OUT = """
@@ -341,7 +343,52 @@ def test_an_item_that_a_run_changes_at_the_same_time_is_retried() -> None:
     assert tried == [1, 2, 2]
     assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == CHANGED
     database.entries.clear()
-    assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == ""
+    assert command_line._unless_busy(seen, target.checkpoints, lambda _: CHANGED) == GONE
+
+
+@pytest.mark.parametrize("command", ["retry", "drop"])
+@pytest.mark.parametrize("other", ["retry", "drop"])
+def test_an_item_that_another_command_settled_meanwhile_is_no_longer_parked(
+    parked: World, monkeypatch: pytest.MonkeyPatch, command: str, other: str
+) -> None:
+    parked.hook(FIXED)
+    act = getattr(parking, command)
+    flags = ["--yes"] if command == "drop" else []
+
+    def behind(item: ParkedItem, *given: Any, **named: Any) -> str:
+        monkeypatch.setattr(parking, command, act)
+        assert parked.call("parked", other, parked.config, BAD, *(["--yes"] if other == "drop" else []))[0] == 0
+        return str(act(item, *given, **named))
+
+    monkeypatch.setattr(parking, command, behind)
+    code, out, _ = parked.call("parked", command, parked.config, BAD, "--json", *flags)
+    assert (code, [orjson.loads(line) for line in out.splitlines()]) == (
+        0,
+        [{"item": BAD, "outcome": "no longer parked", "reason": GONE}],
+    )
+
+
+def test_an_item_that_was_settled_before_it_was_read_is_no_longer_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryCheckpoints(MemoryDatabase())
+    for key in ("a", "b"):
+        store.save([Save("parked", f'["{key}"]@{1:019d}', 0, encode(Parked((key,), 1, "no", 0.0)))])
+
+    @contextmanager
+    def opened(config: str) -> Iterator[tuple[None, None, MemoryCheckpoints]]:
+        yield None, None, store
+
+    def settled(found: Any, *_: Any, **__: Any) -> bool:
+        store.save([Save("parked", f'["b"]@{1:019d}', None, None)])
+        return True
+
+    monkeypatch.setattr(command_line, "_opened", opened)
+    monkeypatch.setattr(command_line, "_confirmed", settled)
+    result = CliRunner().invoke(main, ["parked", "drop", "orders.yaml", "--all", "--json"])
+    assert result.exit_code == 0
+    assert [orjson.loads(line) for line in result.stdout.splitlines()] == [
+        {"item": '["a"]', "outcome": "dropped", "reason": None},
+        {"item": '["b"]', "outcome": "no longer parked", "reason": GONE},
+    ]
 
 
 def test_an_item_that_a_run_keeps_parking_again_is_reported_with_exit_code_6(

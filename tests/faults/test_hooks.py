@@ -13,7 +13,9 @@ from replicator.engine.cleanup import Cleanup
 from replicator.operations import parked as parking
 from replicator.operations.parked import drop, parked_items
 from replicator.state import Parked
+from replicator.target.in_doubt import WINDOW
 from replicator.testing.memory import MemoryCheckpoints
+from replicator.testing.memory_index import MemoryIndex
 from tests.faults.world import TABLE, World
 
 PLAIN = """
@@ -208,24 +210,96 @@ def test_documents_whose_ids_a_changed_hook_no_longer_produces_stay_until_a_resy
     assert list(faults.database.documents(TABLE)) == [('["k0"]', "after")]
 
 
-def test_documents_of_an_item_discarded_before_the_sweep_of_a_resync_are_swept(
+FAILS = "def hook(item):\n    if item['id'] == 'k1': raise ValueError('no')\n    return dict(item)\n"
+FAILS_WITH_OWN_IDS = """
+from replicator import Document, documents
+@documents
+def hook(item):
+    if item["id"] == "k1" and {fails}: raise ValueError("no")
+    yield Document(item["id"] + item.get("v", "-0"), dict(item))
+"""
+
+
+def test_documents_of_an_item_discarded_before_the_sweep_of_a_resync_stay_until_the_next_one(
     faults: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing confirms its documents in the target; while it is parked, sweeps spare them."""
     faults.fill(2)
     assert faults.run().code == 0
-    faults.hook("def hook(item):\n    if item['id'] == 'k1': raise ValueError('no')\n    return dict(item)\n")
-    assert faults.run(name="resync").code == 6
-    assert set(faults.documents) == {"k0", "k1"}
-
+    faults.hook(FAILS)
     right = Cleanup._sweep
 
     def dropped_before(self: Cleanup, epoch: int) -> bool:
-        store = MemoryCheckpoints(faults.database)
-        for item in parked_items(store):
-            assert drop(item, store) == ""
+        discard(faults)
         return right(self, epoch)
 
-    monkeypatch.setattr(Cleanup, "_sweep", dropped_before)
-    faults.run(name="resync")
+    with monkeypatch.context() as patch:
+        patch.setattr(Cleanup, "_sweep", dropped_before)
+        faults.run(name="resync")
+    assert not faults.states("parked")
+    assert set(faults.documents) == {"k0", "k1"}
+
+    faults.db.delete(TABLE, {"id": "k1"})
+    assert faults.run().code == 0
     assert set(faults.documents) == {"k0"}
+
+
+def discard(faults: World) -> None:
+    store = MemoryCheckpoints(faults.database)
+    for item in parked_items(store):
+        assert drop(item, store) == ""
+
+
+def test_documents_of_an_item_discarded_between_two_sweeps_of_a_resync_stay(faults: World) -> None:
+    """The second follows minutes later, where requests may be applied late."""
+    faults.target = lambda: MemoryIndex(faults.database, now=faults.clock)
+    faults.fill(2)
+    assert faults.run().code == 0
+    faults.hook(FAILS)
+    assert faults.run(name="resync").code == 6
+    discard(faults)
+    assert faults.run(seconds=2 * WINDOW).code == 0
+    assert set(faults.documents) == {"k0", "k1"}
+
+
+def test_documents_with_their_own_ids_of_an_item_discarded_after_a_resync_stay_until_its_next_change(
+    faults: World,
+) -> None:
+    faults.fill(2)
+    faults.hook(FAILS_WITH_OWN_IDS.format(fails="False"))
+    assert faults.run().code == 0
+    faults.hook(FAILS_WITH_OWN_IDS.format(fails="'v' not in item"))
+    assert faults.run(name="resync").code == 6
+    discard(faults)
+    assert faults.run().code == 0
+    assert sorted(id[-1] for id in faults.database.documents(TABLE)) == ["k0-0", "k1-0"]
+
+    faults.put("k1", v="-1")
+    assert faults.run().code == 0
+    assert faults.run(seconds=60).code == 0
+    assert sorted(id[-1] for id in faults.database.documents(TABLE)) == ["k0-0", "k1-1"]
+
+
+def test_a_discarded_change_leaves_the_image_whose_documents_the_next_retry_must_remove(
+    faults: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boto, "connect", lambda *given: faults.client)
+    works = FAILS_WITH_OWN_IDS.format(fails="False")
+    faults.fill(0)
+    faults.put("k1", v="-1")
+    faults.hook(works)
+    assert faults.run().code == 0
+    faults.hook(FAILS_WITH_OWN_IDS.format(fails="item['v'] in ('-1', '-3')"))
+    assert faults.run("--accept-hook-change").code == 0
+    faults.put("k1", v="-2")
+    assert faults.run().code == 6
+    discard(faults)
+    faults.put("k1", v="-3")
+    assert faults.run().code == 6
+    faults.hook(works)
+    assert faults.run("--accept-hook-change").code == 0
+    assert retried_all(faults) == 0
+    assert [id[-1] for id in faults.database.documents(TABLE)] == ["k1-3"]
+
+
+def retried_all(faults: World) -> int:
+    return CliRunner().invoke(main, ["parked", "retry", str(faults.folder / "orders.yaml"), "--all"]).exit_code

@@ -41,7 +41,7 @@ from replicator.operations.parked import (
 from replicator.operations.scanned import SourceItems
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.compaction import BatchContext, compact_runs
-from replicator.pipeline.parked import Held, ParkedItems, held, known, parked_id, parked_keys
+from replicator.pipeline.parked import Held, ParkedItems, held, kept_keys, known, parked_id, parked_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source.table import SourceTable
 from replicator.state import Counts, Dropped, Heartbeat, Owner, Parked, PipelineState, Save, encode
@@ -909,12 +909,39 @@ def test_a_sweep_knows_what_to_spare_without_any_image(target: MemoryTarget) -> 
     assert store.images == 1, "a sweep asks before each of its pieces"
 
 
+def test_a_sweep_knows_the_key_of_a_discarded_item_whose_entrys_id_has_only_a_hash(target: MemoryTarget) -> None:
+    long = "k" * 600
+    change = Parked((long,), version(1024, 3), "because", 0.0)
+    target.checkpoints.save([Save("parked", parked_id(change.key, change.version), 0, encode(change))])
+    (item,) = parked_items(target.checkpoints)
+    target.checkpoints.save(item.discarded(replace(STATE, resync=True)).saves)
+    parked_now, discarded = kept_keys(target.checkpoints)
+    assert (parked_now, list(discarded.values())) == ({}, [(long,)])
+
+
+@pytest.mark.parametrize(
+    ("state", "entries"),
+    [
+        (STATE, 0),
+        (replace(STATE, resync=True), 1),
+        (replace(STATE, stage="scanning"), 1),
+    ],
+)
+def test_a_drop_leaves_an_entry_while_a_sweep_or_a_scanned_page_may_follow(
+    target: MemoryTarget, state: PipelineState, entries: int
+) -> None:
+    target.checkpoints.save([Save("pipeline", "", None, encode(state))])
+    park(target, "a", 1)
+    assert drop(only(target), target.checkpoints) == ""
+    assert len(known(target.checkpoints).all_dropped()) == entries
+
+
 def test_a_drop_notes_what_the_item_left(target: MemoryTarget) -> None:
     found = park_tags(target, ["y"], leaves=(("orders", "x"),), changes={SOURCE: 2})
 
     assert drop(found, target.checkpoints) == ""
     left = known(target.checkpoints)
-    assert (len(left), left.dropped('["a"]')) == (0, [Held(found.id, 1, frozenset({("orders", "x")}))])
+    assert (len(left), left.dropped('["a"]')) == (0, [Held(found.id, 1, frozenset({("orders", "x")}), discarded=True)])
 
 
 def left_late(target: MemoryTarget, *tags: str) -> Held:
@@ -986,7 +1013,7 @@ def test_a_drop_lists_in_one_entry_what_all_of_the_items_entries_left(target: Me
 
     assert drop(only(target), target.checkpoints) == ""
     left = known(target.checkpoints).all_dropped()
-    assert left == [Held(found.id, 1, frozenset({("orders", "x"), ("orders", "z")}))]
+    assert left == [Held(found.id, 1, frozenset({("orders", "x"), ("orders", "z")}), discarded=True)]
 
 
 def test_a_drop_keeps_the_image_of_another_entry(target: MemoryTarget) -> None:

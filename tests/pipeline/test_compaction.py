@@ -354,6 +354,38 @@ def test_a_scanned_image_older_than_a_parked_or_discarded_change_has_no_effect()
     assert (compacted.parked, compacted.filtered, compacted.writes, compacted.saves) == (0, 1, [], [])
 
 
+def test_with_one_document_per_item_too_a_scanned_image_older_than_a_discarded_change_has_no_effect() -> None:
+    around = replace(at(), parked=ParkedItems.of([], [Held(entry(A, 3), discarded=True)]))
+    compacted = compact_latest(
+        weighed((change(A, 0, 2, scanned=True), 1), (change(B, 0, 4, scanned=True), 1)), FILTER, around
+    )
+    assert [w.id for w in compacted.writes] == [B]
+    assert (compacted.read, compacted.filtered, compacted.saves) == (2, 1, [])
+
+    compacted = compact_latest(weighed((change(A, 4, 2), 1)), FILTER, around)
+    assert [w.id for w in compacted.writes] == [A]
+    assert compacted.saves == [Save("dropped", entry(A, 3), 1, None)]
+
+
+def test_the_image_that_a_discarded_change_kept_is_kept_when_the_item_is_parked_again() -> None:
+    base, other = '{"to":{"S":"x!"}}', '{"to":{"S":"y!"}}'
+    left = [Held(entry(A, 2), base=base), Held(entry(A, 3), base=other), Held(entry(A, 1), base='{"to":{"S":"a"}}')]
+    around = replace(at(), mixed=True, parked=ParkedItems.of([], left))
+    compacted = compact_runs({A: [change(A, 4, "!", "!")]}, FAN, around)
+    (value,) = [move.value for move in compacted.moves if move.value is not None]
+    assert (value.base, value.leaves) == (base, (("vowels", "a"),))
+    gone = {s.id for s in compacted.saves if s.kind == "dropped"}
+    assert gone == {entry(A, 1), entry(A, 2)}, "an entry holds one image: the other's stays"
+
+    for move in compacted.moves:
+        around.parked.apply(move)
+    both = compact_runs({A: [change(A, 5, "b", "!")]}, FAN, around)
+    assert both.parked == 1, "documents of these images may exist"
+
+    good = compact_runs({A: [change(A, 4, "b", "!")]}, FAN, replace(around, parked=ParkedItems.of([], left)))
+    assert good.parked == 0, "a person gave it up: its next change is stored"
+
+
 def test_a_poison_old_image_parks_the_item_only_if_an_earlier_hook_may_have_stored_its_documents() -> None:
     items = {A: [change(A, 1, "a", "!")]}
     assert compact_runs(items, FAN, at()).parked == 0

@@ -292,6 +292,10 @@ def test_another_sweep_is_due_once_an_item_that_the_last_one_spared_is_no_longer
     pipeline.swept(['["x"]'])
     store(pipeline)
     assert not pipeline.owes_sweep
+    pipeline.know(ParkedItems.of([], [replace(entry, discarded=True)]))
+    assert not pipeline.owes_sweep, "what is discarded stays as it is until the item's next change"
+    pipeline.know(ParkedItems.of([], [entry]))
+    assert pipeline.owes_sweep, "a retry left it"
     pipeline.know(ParkedItems())
     assert pipeline.owes_sweep
     pipeline.swept([])

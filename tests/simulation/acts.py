@@ -289,6 +289,7 @@ def restore(world: Universe, act: Act) -> None:
     def put_back() -> None:
         if world.early:  # a backup from before such a shard was begun would be read as if it was young
             return
+        world.left.clear()
         for part in ("rows", "tombstones", "epochs") if world.scenario.index else backup.__slots__:
             setattr(world.database, part, getattr(backup, part))
         world.used.clear()
@@ -316,6 +317,7 @@ def roll_back(world: Universe, act: Act) -> None:
             world.used.clear()
             world.late.clear()
             world.put_back.append((taken, world.step))
+            world.left.clear()
         if needed:
             world.order_resync()
 

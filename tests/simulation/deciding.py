@@ -16,7 +16,7 @@ from replicator.operations.scanned import SourceItems
 from replicator.source import sample
 from replicator.target.contract import Table
 from replicator.version import epoch_of
-from tests.simulation import hooks, runs
+from tests.simulation import hooks, runs, truth
 from tests.simulation.identities import slipped
 from tests.simulation.plan import Act
 from tests.simulation.targets import Killed, Unreliable, UnreliableIndex, UnreliableStore
@@ -73,8 +73,14 @@ def _unanswered(target: UnreliableIndex, batch: Batch) -> Outcome:
 def dropped(world: Universe, item: parked.ParkedItem, command: Command) -> str:
     given_up = (item.entry.key, epoch_of(item.entry.version), item.entry.new)
     world.dropped.append(given_up)  # also if the answer is lost
-    if reason := parked.drop(item, command.checkpoints):
-        world.dropped.remove(given_up)
+    try:
+        reason = parked.drop(item, command.checkpoints)
+        if reason:
+            world.dropped.remove(given_up)
+            return reason
+    finally:  # also if the answer is lost
+        if given_up in world.dropped:
+            world.left[item.entry.key] = truth.left(world, item.entry)
     return reason
 
 

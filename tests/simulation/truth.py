@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -115,7 +115,9 @@ def check_end(universe: Universe) -> None:
     """The target is what the hook gives for each item; parked items are excepted, and listed."""
     database = universe.database
     _check_parked(universe)
-    parked = {p.key for _, p in MemoryCheckpoints(database).parked()} | _given_up(universe)
+    parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
+    _check_left(universe, parked)
+    parked |= _given_up(universe)
     _check_kept(universe, parked)
     parked |= universe.expired.keys()  # what a rescan does not find goes with it
     outlived = _outlived(universe)
@@ -150,6 +152,7 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
         return
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
     parked |= {key for kind, id in database.entries if kind == "spared" and (key := key_in(id)) is not None}
+    parked |= {key for kind, id in database.entries if kind == "dropped" and (key := key_in(id)) is not None}
     for table, rows in database.rows.items():
         older = [
             id for id, (v, _) in rows.items() if version.epoch_of(v) < state.complete and not _of_parked(id, parked)
@@ -182,6 +185,55 @@ def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
     there = {(table, id): rows.get(table, {}).get(id, (0, b"")) for table, id in wanted}
     stored = all(version.epoch_of(v) >= epoch and b == wanted[place] for place, (v, b) in there.items())
     return epoch, wanted if stored and universe.scenario.view != "KEYS_ONLY" else {}
+
+
+class Left(NamedTuple):
+    """What the target had of an item when its parked change was given up: its image and epoch, and the documents.
+
+    ``scanned``: a scan had found the item, and the change that made it so may have been stored since.
+    """
+
+    image: str | None
+    epoch: int
+    scanned: bool
+    documents: Mapping[tuple[str, DocumentId], bytes]
+
+
+def left(universe: Universe, entry: Parked) -> Left:
+    epoch, scanned = version.epoch_of(entry.version), entry.sequence is None
+    return Left(entry.new, epoch, scanned, _documents_of(universe, entry.key))
+
+
+def _documents_of(universe: Universe, key: tuple[str, ...]) -> Mapping[tuple[str, DocumentId], bytes]:
+    tables = universe.database.rows.items()
+    return {(table, id): row for table, rows in tables for id, (_, row) in rows.items() if _of_parked(id, {key})}
+
+
+def _check_left(universe: Universe, parked: set[tuple[str, ...]]) -> None:
+    """What a person gave up of an item that exists stays as it was, until its next change or the next full scan."""
+    newest, epoch = _newest(universe), complete_of(universe.database.entries)
+    passed_over = parked | universe.expired.keys() | {key for key, _, _ in universe.mistaken}
+    items: dict[tuple[str, ...], Mapping[str, object]] = {
+        (str(item["pk"]),): item for item in universe.source.items(universe.TABLE)
+    }
+    for key, (given, of, scanned, documents) in universe.left.items():
+        if of >= epoch and key not in passed_over and given is not None and _same(given, newest.get(key)):
+            now = _documents_of(universe, key)
+            stored = scanned and _is_stored(universe, key, items[key], now)
+            assert stored or now == documents, f"{key} was given up with {documents}, and has {now}"
+
+
+def _is_stored(
+    universe: Universe,
+    key: tuple[str, ...],
+    item: Mapping[str, object],
+    documents: Mapping[tuple[str, DocumentId], bytes],
+) -> bool:
+    try:
+        wanted = _documents(universe, key, item)
+        return documents == {(table, id): _stored(universe, table, document) for table, id, document in wanted}
+    except AssertionError:  # poison
+        return False
 
 
 def _outlived(universe: Universe) -> Mapping[str, set[DocumentId]]:

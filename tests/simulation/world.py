@@ -68,6 +68,7 @@ class Universe:
         self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
         self.mistaken: list[tuple[tuple[str, ...], int, str | None]] = []  # the same, of a retry with another hook
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
+        self.left: dict[tuple[str, ...], truth.Left] = {}  # what the target had of items when they were given up
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:

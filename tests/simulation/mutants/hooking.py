@@ -11,13 +11,14 @@ from msgspec import structs
 
 from replicator.batch import Batch, Outcome, Upsert, Write
 from replicator.change import Change
+from replicator.engine import cleanup
 from replicator.engine.delivery import Delivery
 from replicator.hooks.hook import DocumentMapping
 from replicator.operations import parked as parking
 from replicator.pipeline import advance, compaction, parked, pipeline
 from replicator.pipeline.compaction import BatchContext, Compacted, Documents, Latest
 from replicator.pipeline.page_buffer import PageBuffer, Pages
-from replicator.pipeline.parked import Held
+from replicator.pipeline.parked import Held, kept_keys
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Parked, Place
 from tests.simulation.mutants.mutant import Patch, mutant
@@ -25,6 +26,7 @@ from tests.simulation.mutants.scenarios import (
     decided,
     edited,
     expiring,
+    given_up,
     hooked,
     refusing,
     resynced_poison,
@@ -124,7 +126,7 @@ def retry_of_ends(patch: Patch) -> None:
 @mutant("a discarded change leaves no entry", 8, hooked("rekeyed", "fanned", "poisoned fan"))
 def drop_leaves_nothing(patch: Patch) -> None:
     right = parking.ParkedItem.discarded
-    patch.setattr(parking.ParkedItem, "discarded", lambda self: replace(right(self), saves=[self.removal]))
+    patch.setattr(parking.ParkedItem, "discarded", lambda self, at: replace(right(self, at), saves=[self.removal]))
 
 
 @mutant("a run overwrites parked entries that a command changed", 8, shape=decided)
@@ -157,6 +159,24 @@ def _at_the_end(self: PageBuffer, pages: Pages) -> None:
 )
 def spared_for_ever(patch: Patch) -> None:
     patch.setattr(Pipeline, "owes_sweep", property(lambda self: False))
+
+
+@mutant("a sweep removes what a person discarded in its epoch", 9, hooked("poisoned", "poisoned fan"), shape=given_up)
+def discarded_is_swept(patch: Patch) -> None:
+    patch.setattr(cleanup, "kept_keys", lambda *given: (kept_keys(*given)[0], {}))
+
+
+@mutant(
+    "an item that a sweep spared must be swept once its change is discarded",
+    9,
+    hooked("poisoned fan"),
+    shape=given_up,
+)
+def discarded_is_settled(patch: Patch) -> None:
+    def settled(self: Pipeline) -> bool:
+        return any(self.parked.parked(item) is None for item in self.view.spared)
+
+    patch.setattr(Pipeline, "owes_sweep", property(settled))
 
 
 @mutant("an expiry that must be ignored is applied as a removal", 7, shape=expiring)

@@ -105,6 +105,15 @@ def decided(drawn: Scenario) -> Scenario:
     return replace(drawn, hook="poisoned fan", view="NEW_AND_OLD_IMAGES", refuses=True, keys=3, steps=100, rates=rates)
 
 
+def given_up(drawn: Scenario) -> Scenario:
+    """People resync items that are parked, and give up what is parked again, before and behind the sweeps."""
+    rates = {"write": 0.3, "pause": 0.1, "resync": 0.03, "give up": 0.15, "fix hook": 0.004, "die": 0.02}
+    hook = "poisoned" if drawn.keys % 2 else "poisoned fan"
+    return replace(
+        drawn, hook=hook, view="NEW_AND_OLD_IMAGES", refuses=True, columns=False, keys=8, steps=60, rates=rates
+    )
+
+
 def dawdling(drawn: Scenario) -> Scenario:
     """The target takes its time for large batches, and other runs take over in the middle of them."""
     rates = {"write": 0.8, "burst": 0.1, "dawdle": 0.1, "restart": 0.1}
