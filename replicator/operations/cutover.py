@@ -37,9 +37,9 @@ from replicator.target.contract import ComparingSettings, Target, marks_of
 READ_WITHIN = 15.0  # seconds in which a live run reads every shard: without --wait, that is waited for
 INTERVAL = 1.0  # seconds between looks at the checkpoints
 _NAMED = 3  # parked items that a reason names
-_WRITES = (
-    *("PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem"),
-    *("PartiQLInsert", "PartiQLUpdate", "PartiQLDelete"),
+_WRITES = (  # IAM actions to deny; none of them is called
+    *("dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:BatchWriteItem"),
+    *("dynamodb:PartiQLInsert", "dynamodb:PartiQLUpdate", "dynamodb:PartiQLDelete"),
 )
 
 
@@ -283,7 +283,7 @@ def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str
         "Sid": "FrozenForCutover",
         "Effect": "Deny",
         "Principal": "*",
-        "Action": [f"dynamodb:{action}" for action in _WRITES],
+        "Action": list(_WRITES),
         "Resource": table.arn,
     }
     if loops:

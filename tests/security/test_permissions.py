@@ -121,6 +121,7 @@ def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> N
     assert code == 0, said
     for options in ([], ["--key", '{"id": "1"}']):
         assert made.call("verify", made.config, *options)[0] == 0
+    assert made.call("cutover", made.config)[0] == 7, "nothing runs"
     copies = made.of["target"].db.items("copies")
     assert {item["id"] for item in copies if "_replicator_deleted" not in item} == {"1", "2"}
     assert made.used == set(TABLES)

@@ -30,7 +30,7 @@ def request_all(world: Universe, act: Act) -> None:
 
 
 def request_items(world: Universe, act: Act) -> None:
-    """Others change, remove and add documents, and somebody requests a resync of their items."""
+    """Others change, remove and add documents, and a resync is requested of their items."""
     hook = world.hook()
     if hook is not None and hook.declared:
         return

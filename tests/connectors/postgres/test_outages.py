@@ -576,7 +576,7 @@ def test_a_sweep_stops_looking_after_too_many_rows_that_cannot_be_deleted(
 
 
 def test_a_password_that_is_changed_is_waited_for_and_its_file_is_read_again(tmp_path: Path) -> None:
-    """A password file, as libpq and mounted secrets have it. The server is one that trusts nobody."""
+    """A password file, as libpq and mounted secrets have it. The server requires a password of every role."""
     passwords = tmp_path / "passwords"
 
     def write(password: str) -> None:
