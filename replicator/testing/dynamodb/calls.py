@@ -41,6 +41,8 @@ CALLS: Mapping[str, Call] = {
     "DeleteTable": _call("TableName"),
     "DescribeTimeToLive": _call("TableName"),
     "UpdateTimeToLive": _call("TableName TimeToLiveSpecification"),
+    "DescribeContinuousBackups": _call("TableName"),
+    "UpdateContinuousBackups": _call("TableName PointInTimeRecoverySpecification"),
     "PutItem": _call("TableName Item", _CONDITION),
     "DeleteItem": _call("TableName Key", _CONDITION),
     "UpdateItem": _call("TableName Key", f"UpdateExpression {_CONDITION}"),

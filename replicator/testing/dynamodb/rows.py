@@ -39,6 +39,7 @@ class Table:
         self.stream: Stream | None = None
         self.latest_stream: Stream | None = None
         self.ttl_attribute: str | None = None
+        self.recoverable = False  # to a point in time
         self.tags: dict[str, str] = {}
         self._rows: dict[Key, Row] = {}
         self._walk: list[tuple[Place, Key]] = []  # sorted, except for items put since the last scan
