@@ -17,14 +17,14 @@ from connectors.dynamodb.writer import Writer
 from replicator.aws.batch_get import BatchReader
 from replicator.aws.client import Client
 from replicator.aws.permissions import Needed
-from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
+from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
 from replicator.marks import Marks
 from replicator.source.table import SourceTable
 from replicator.target.contract import OWN_IDS, Table
 from replicator.target.in_doubt import InDoubtWindow
-from replicator.target.verification import Comparison, Walked
+from replicator.target.verification import ComparesByTable
 from replicator.version import LAST_EPOCH
 
 _PRISTINE = (
@@ -34,7 +34,7 @@ _PRISTINE = (
 )
 
 
-class DynamoDB:
+class DynamoDB(ComparesByTable):
     """Tables of one account and region. Every write has a condition on the version that is stored with the item."""
 
     Options = DynamoDBOptions
@@ -171,21 +171,6 @@ class DynamoDB:
             "a pristine table keeps no versions, so a repair could undo a newer change. Rescan the table instead: "
             "replicator resync"
         )
-
-    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
-        return self._verification(table).compare(expected)
-
-    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
-        return self._verification(table).versions(ids)
-
-    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
-        return self._verification(table).walk(cursor, within)
-
-    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
-        return self._verification(table).replace(writes)
-
-    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
-        return self._verification(table).remove(writes)
 
     def _verification(self, table: Table) -> TableVerification:
         known = self._verifications.get(table.name)

@@ -19,12 +19,12 @@ from connectors.postgres.options import PostgresOptions, PostgresTable
 from connectors.postgres.session import Rows, Session
 from connectors.postgres.table_schema import TableSchema, shapes
 from connectors.postgres.verification import TableVerification
-from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Rejection, Upsert, Write
+from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.observed import Field, Proposal
-from replicator.target.verification import Comparison, Walked
+from replicator.target.verification import ComparesByTable
 
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
@@ -32,7 +32,7 @@ SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator 
 _REPEATS = 3  # of a batch that conflicts with another session
 
 
-class Postgres:
+class Postgres(ComparesByTable):
     """Tables in one schema of a Postgres database (15 or newer), and everything durable in the schema ``replicator``.
 
     A batch is one transaction and one round trip: entries, deletes, upserts and counts commit together or not at all.
@@ -214,21 +214,6 @@ class Postgres:
     @property
     def unrepairable(self) -> str:
         return ""
-
-    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
-        return self._verification(table).compare(expected)
-
-    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
-        return self._verification(table).versions(ids)
-
-    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
-        return self._verification(table).walk(cursor, within)
-
-    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
-        return self._verification(table).replace(writes)
-
-    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
-        return self._verification(table).remove(writes)
 
     def _verification(self, table: Table) -> TableVerification:
         known = self._verifications.get(table.name)

@@ -19,16 +19,16 @@ from connectors.search.options import SearchOptions, SearchTable
 from connectors.search.responses import worst
 from connectors.search.verification import IndexVerification
 from connectors.search.writer import Writer
-from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
+from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.target.contract import Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.observed import Field, Proposal
-from replicator.target.verification import Comparison, Walked
+from replicator.target.verification import ComparesByTable
 
 
-class SearchTarget:
+class SearchTarget(ComparesByTable):
     """Indices of one cluster. Every write is guarded by its version (``version_type=external``).
 
     Deletes that must be remembered are stored as tombstones, documents that the alias hides, because the engine
@@ -171,21 +171,6 @@ class SearchTarget:
     @property
     def unrepairable(self) -> str:
         return ""
-
-    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
-        return self._verification(table).compare(expected)
-
-    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
-        return self._verification(table).versions(ids)
-
-    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
-        return self._verification(table).walk(cursor, within)
-
-    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
-        return self._verification(table).replace(writes)
-
-    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
-        return self._verification(table).remove(writes)
 
     def _verification(self, table: Table) -> IndexVerification:
         known = self._verifications.get(table.name)

@@ -6,6 +6,7 @@ values are compared as values, never as text that a server reformats.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -81,6 +82,38 @@ class Repairable(Verifiable, Protocol):
 
         Returns as ``replace`` does.
         """
+
+
+class TableComparer(Protocol):
+    """What ``Repairable`` does, for one table."""
+
+    def compare(self, expected: Sequence[Upsert]) -> Sequence[Comparison]: ...
+    def versions(self, ids: Sequence[DocumentId]) -> Sequence[int | None]: ...
+    def walk(self, cursor: str | None, within: DocumentId) -> Walked: ...
+    def replace(self, writes: Sequence[Upsert]) -> Sequence[str]: ...
+    def remove(self, writes: Sequence[Delete]) -> Sequence[str]: ...
+
+
+class ComparesByTable(ABC):
+    """Makes a target ``Repairable`` that has a ``TableComparer`` for each of its tables."""
+
+    @abstractmethod
+    def _verification(self, table: Table) -> TableComparer: ...
+
+    def compare(self, table: Table, expected: Sequence[Upsert]) -> Sequence[Comparison]:
+        return self._verification(table).compare(expected)
+
+    def versions(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[int | None]:
+        return self._verification(table).versions(ids)
+
+    def walk(self, table: Table, cursor: str | None, within: DocumentId = ()) -> Walked:
+        return self._verification(table).walk(cursor, within)
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return self._verification(table).replace(writes)
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return self._verification(table).remove(writes)
 
 
 class CursorExpired(Exception):
