@@ -75,7 +75,8 @@ class OpenSearch(SearchTarget):
             return []
         collection = options.aws.service == "aoss"
         url = options.url if isinstance(options.url, str) else options.url[0]
-        host = (_COLLECTION if collection else _DOMAIN).fullmatch(urlsplit(url).hostname or "")
+        name = urlsplit(url).hostname or ""
+        host = _COLLECTION.fullmatch(name) if collection else _DOMAIN.fullmatch(name)
         sid, word = ("Serverless", "COLLECTION") if collection else ("Domain", "DOMAIN")
         names = {} if host is None else {word: host["name"], "REGION": host["region"]}
         return [Needed("target", sid, _access(options.aws), names)]

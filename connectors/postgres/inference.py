@@ -13,6 +13,7 @@ from replicator.target.contract import OWN_IDS, Table
 from replicator.target.observed import Field, Proposal
 
 ENOUGH = 100  # values from which on a narrower type than the safe one is proposed
+_SPECIAL = re.compile(r"\W", re.ASCII)
 _TYPES: dict[str, ColumnType] = {
     "text": "text",
     "number": "numeric",
@@ -64,6 +65,6 @@ def _candidates(name: str) -> Iterator[str]:
     reserved = name == VERSION or name in SYSTEM
     if not reserved and "." not in name and "\0" not in name and len(name.encode()) <= LONGEST_NAME:
         yield name
-    plain = re.sub(r"\W", "_", name, flags=re.ASCII)[: LONGEST_NAME - 9]
+    plain = _SPECIAL.sub("_", name)[: LONGEST_NAME - 9]
     yield f"{plain}_" if reserved else plain
     yield f"{plain}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

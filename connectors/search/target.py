@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
@@ -66,12 +66,11 @@ class SearchTarget(ComparesByTable):
         return proposal(table, fields)
 
     def check(self, tables: Sequence[Table]) -> Sequence[str]:
-        try:
-            wanted = list(layouts(tables).values())
-            missing = list(checks.missing_privileges(self._connection, wanted))
-            return missing or [text for layout in wanted for text in self._problems(layout)]
-        except ConfigError as e:
-            return e.problems
+        return self._checked(tables, self._problems)
+
+    def epoch_problems(self, tables: Sequence[Table]) -> Sequence[str]:
+        """What ``check`` reports, except that an index was replaced: a new epoch fills it again."""
+        return self._checked(tables, self._epoch_problems)
 
     def plan(self, tables: Sequence[Table]) -> Sequence[str]:
         wanted = layouts(tables).values()
@@ -243,12 +242,24 @@ class SearchTarget(ComparesByTable):
             raise ConfigError(f"{self.server}: {layout.index} takes no tombstones ({refused}); run check")
         return len(lines)
 
-    def _problems(self, layout: Layout) -> Sequence[str]:
-        state = catalog.state(self._connection, layout)
-        problems = [*self._mismatches(layout, state)]
+    def _checked(
+        self, tables: Sequence[Table], problems: Callable[[Layout, catalog.State], Sequence[str]]
+    ) -> Sequence[str]:
+        try:
+            wanted = list(layouts(tables).values())
+            if missing := list(checks.missing_privileges(self._connection, wanted)):
+                return missing
+            return [text for layout in wanted for text in problems(layout, catalog.state(self._connection, layout))]
+        except ConfigError as e:
+            return e.problems
+
+    def _problems(self, layout: Layout, state: catalog.State) -> Sequence[str]:
         if state.index is not None and state.index.replaced:
-            problems.append(catalog.replaced(layout))
-        problems = problems or [*self._foreseen(layout, state)]
+            return [*self._mismatches(layout, state), catalog.replaced(layout)]
+        return self._epoch_problems(layout, state)
+
+    def _epoch_problems(self, layout: Layout, state: catalog.State) -> Sequence[str]:
+        problems = [*self._mismatches(layout, state)] or [*self._foreseen(layout, state)]
         if problems or not state.complete:
             return problems
         try:

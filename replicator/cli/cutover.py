@@ -9,6 +9,7 @@ import click
 
 from replicator.cli.output import config_argument, json_option, put, say
 
+_DURATION = re.compile(r"([1-9]\d{0,5})([smhd])")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -18,7 +19,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        matched = re.fullmatch(r"([1-9]\d{0,5})([smhd])", str(value))
+        matched = _DURATION.fullmatch(str(value))
         if matched is None:
             self.fail(f"{value!r} is not a duration such as 30s, 5m, 24h or 7d", param, ctx)
         return int(matched[1]) * _UNITS[matched[2]]

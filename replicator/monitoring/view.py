@@ -20,6 +20,7 @@ from replicator.state import Counts, Gap
 
 LOW_RETENTION = 6.0  # hours
 DEEPEST = 8  # level of the shard tree that is still indented further
+_ZERO = re.compile(r" 0 (s|min|h)$")
 _LABELS = {"catching-up": "catching up"}
 
 
@@ -186,7 +187,7 @@ def brief(seconds: float | None) -> str:
     if seconds is not None and 0 < seconds < 9.95:
         return f"{seconds:.1f} s"
     text = duration(seconds)
-    return re.sub(r" 0 (s|min|h)$", "", text) if " 0 " in text else text
+    return _ZERO.sub("", text) if " 0 " in text else text
 
 
 def _facts(p: Progress) -> Iterator[Fact]:

@@ -153,7 +153,8 @@ def unknown(documents: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(word for word in words if word in _PLACEHOLDERS))
 
 
-_PLACEHOLDERS = frozenset(word for s in STATEMENTS.values() for word in re.findall(r"[A-Z]{3,}", s.resource))
+_PLACEHOLDER = re.compile(r"[A-Z]{3,}")
+_PLACEHOLDERS = frozenset(word for s in STATEMENTS.values() for word in _PLACEHOLDER.findall(s.resource))
 
 
 def for_principal(config: Config, at: PolicyContext, principal: str) -> dict[str, dict[str, Any]]:

@@ -36,9 +36,14 @@ COMMANDS: Mapping[str, Command] = {
         Command("parked show", 0, "--all"),
         Command("parked retry", 6, "--all"),  # the hook refuses it still
         Command("parked drop", 0, "--all --yes"),
+        Command("verify", 6, "--repair"),  # the parked item
+        Command("cutover", 6),
+        Command("infer", 0),
+        Command("estimate", 0),
+        Command("policy", 0),
     )
 }
-WITHOUT_TARGET = {"demo", "schema", "version"}
+WITHOUT_TARGET = {"demo", "init", "schema", "version"}
 HOOK = "def hook(item):\n    return {'n': item['n']}\n"
 IDS = ("a", "b", "gone", "parked")
 

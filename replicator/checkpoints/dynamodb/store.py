@@ -122,7 +122,7 @@ class DynamodbCheckpoints:
         """The state that the save builds on: the remembered one if it is certain, otherwise the table's."""
         if self._claim is None:
             return states.touched(states.settled_head(), saves, counts)
-        if self._known is not None and (saves or counts) and self._unsure is None:
+        if self._known is not None and (saves or counts) and self._unsure is None and _fits(self._known, saves):
             return self._known
         if not (saves or counts):  # only checks the ownership
             return Known(self._mine(states.settled_head()))
@@ -177,6 +177,15 @@ class DynamodbCheckpoints:
 
     def _busy(self) -> TransientError:
         return TransientError(f"the checkpoints in {self.place} keep being changed by other processes")
+
+
+def _fits(known: Known, saves: Sequence[Save]) -> bool:
+    """Whether each entry has the revision that its save expects.
+
+    Where one has not, a command changed it (a requested resync), which the remembered state does not show.
+    """
+    rows = known.rows()
+    return all(s.expected in (None, rows.get((s.kind, s.id), Row()).revision) for s in saves)
 
 
 def _is_known(known: Known, shard: str) -> bool:

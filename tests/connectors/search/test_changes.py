@@ -238,7 +238,8 @@ def test_of_several_indices_the_recreated_one_is_named(one_search: Search, tmp_p
         assert f"the index {index} of " in said
         assert "is not the table that the last run wrote to" in said
         assert f"{names[0]}-1" not in said
-        assert copy.cli("resync", "--now", "--until", "caught-up")[0] == 0
+        code, said = copy.cli("resync", "--now", "--until", "caught-up")
+        assert code == 0, said
         assert [copy.hits(name=name) for name in names] == [ITEMS, ITEMS]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +102,9 @@ def poison_of_many_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
 
-def _forgets(found: Compacted, value: Parked, weight: int, at: BatchContext) -> None:
+def _forgets(
+    found: Compacted, value: Parked, weight: int, at: BatchContext, unknown: Collection[str] = frozenset()
+) -> None:
     found.parked += weight
 
 
@@ -187,7 +189,7 @@ def expiries_count(patch: Patch) -> None:
 
 @mutant("documents that a retry stored with another hook are unknown to the item's next change", 8, shape=edited)
 def other_hooks_leave_nothing(patch: Patch) -> None:
-    patch.setattr(parking.ParkedItem, "left", lambda self, leaves, base=None: self.removal)
+    patch.setattr(parking.ParkedItem, "left", lambda self, *_: self.removal)
 
 
 @mutant("a retry of a scanned item relies on the parked image alone", 8, shape=scanned_poison)
