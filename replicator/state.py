@@ -386,7 +386,7 @@ def decode(kind: str, id: str, text: str) -> object:
     except (msgspec.DecodeError, KeyError) as e:
         raise DamagedCheckpoint(
             f"the checkpoint entry {kind} {id!r} is damaged or from a newer replicator: {e}. Nothing was changed. "
-            "Restore the checkpoints, or start over with: replicator resync"
+            "Restore the checkpoints, or remove this pipeline's and start over with: replicator resync CONFIG --now"
         ) from e
     if isinstance(value, PipelineState) and value.format > FORMAT:
         raise DamagedCheckpoint(

@@ -182,7 +182,7 @@ def test_the_message_about_damage_says_what_to_do(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"the checkpoints in {path} cannot be trusted: ")
     assert str(caught.value).endswith(
         "Nothing was changed. Restore the file as the last run left it; or move it away together with "
-        "orders.checkpoints-wal and orders.checkpoints.lock, and start over with: replicator resync"
+        "orders.checkpoints-wal and orders.checkpoints.lock, and start over with: replicator resync CONFIG --now"
     )
 
 

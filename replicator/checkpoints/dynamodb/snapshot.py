@@ -183,7 +183,7 @@ class States:
         return DamagedCheckpoint(
             f"the checkpoints in {self._place} cannot be trusted: {what}; something else changed the table. Restore it "
             "to an earlier point in time, or remove the pipeline's items from it and start over with: "
-            "replicator resync"
+            "replicator resync CONFIG --now"
         )
 
     # Writing

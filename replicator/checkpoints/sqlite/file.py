@@ -53,7 +53,7 @@ def damaged(path: Path, what: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(
         f"the checkpoints in {path} cannot be trusted: {what}. Nothing was changed. Restore the file as the last run "
         f"left it; or move it away together with {path.name}-wal and {path.name}.lock, "
-        "and start over with: replicator resync"
+        "and start over with: replicator resync CONFIG --now"
     )
 
 
