@@ -69,10 +69,12 @@ lint: install ## check style and formatting
 types: install ## run mypy in strict mode
 	$(BIN)/mypy
 
-lock: install ## regenerate requirements/lock.txt: what a container image installs, with hashes
+lock: install ## regenerate requirements/lock.txt and build.txt: what a container image installs and is built with, with hashes
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
 		--extra postgres --extra elasticsearch --extra opensearch --extra dynamodb --extra web pyproject.toml -o requirements/lock.txt
+	printf 'hatchling\nuv\n' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \
+		- -o requirements/build.txt
 
 audit: ## look up known vulnerabilities of requirements/lock.txt (needs the internet)
 	test -d .venv-audit || $(PYTHON) -m venv .venv-audit
