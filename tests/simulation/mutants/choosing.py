@@ -13,16 +13,16 @@ from replicator.pipeline.compaction import BatchContext, Compacted, compact_late
 from replicator.state import PipelineState, SegmentState
 from replicator.version import epoch_of, version
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import requested, requested_amid_deletes
+from tests.simulation.mutants.scenarios import requested_resyncs, requested_resyncs_beside_deletes
 
 
-@mutant("chosen items are rescanned in the epoch that there is", 9, shape=requested)
+@mutant("chosen items are rescanned in the epoch that there is", 9, shape=requested_resyncs)
 def no_epoch_of_their_own(patch: Patch) -> None:
     right = stages.partial
     patch.setattr(stages, "partial", lambda state, now: replace(right(state, now), epoch=state.epoch))
 
 
-@mutant("chosen items replace whatever is stored by then", 5, shape=requested)
+@mutant("chosen items replace whatever is stored by then", 5, shape=requested_resyncs)
 def written_blindly(patch: Patch) -> None:
     right = advance.scanned
 
@@ -41,19 +41,19 @@ def written_blindly(patch: Patch) -> None:
     patch.setattr(pipeline, "scanned", scanned)
 
 
-@mutant("deletes leave no tombstones while chosen items are read", 5, shape=requested_amid_deletes)
+@mutant("deletes leave no tombstones while chosen items are read", 5, shape=requested_resyncs_beside_deletes)
 def forgets_deletes(patch: Patch) -> None:
     right = stages.remembers_deletes
     patch.setattr(stages, "remembers_deletes", lambda state: right(state) and not state.partial)
 
 
-@mutant("what a resync of chosen items did not read is swept", 9, shape=requested)
+@mutant("what a resync of chosen items did not read is swept", 9, shape=requested_resyncs)
 def sweeps_the_rest(patch: Patch) -> None:
     patch.setattr(PipelineState, "partial", property(lambda self: False))
     patch.setattr(PipelineState, "complete", property(lambda self: self.epoch))
 
 
-@mutant("an item that is gone keeps its document in a resync of chosen items", 7, shape=requested)
+@mutant("an item that is gone keeps its document in a resync of chosen items", 7, shape=requested_resyncs)
 def keeps_what_is_gone(patch: Patch) -> None:
     right = advance.scanned
 

@@ -15,10 +15,10 @@ from replicator.state import ShardState
 from replicator.testing.memory import MemoryTarget
 from tests.simulation.mutants import reading
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import days, hooked, lossy_resyncs, trimmed
+from tests.simulation.mutants.scenarios import hours_skipped, resyncs_with_losses, trims, with_hook
 
 
-@mutant("a gap is logged and ignored", 9, trimmed)
+@mutant("a gap is logged and ignored", 9, trims)
 def gap_is_ignored(patch: Patch) -> None:
     def goes_on(self: Driver, found: GapFound) -> None:
         state = self.pipeline.view.shards.get(found.shard or "")
@@ -29,12 +29,17 @@ def gap_is_ignored(patch: Patch) -> None:
     patch.setattr(Driver, "_gap", goes_on)
 
 
-@mutant("a rescan is not followed by a sweep", 9, trimmed)
+@mutant("a rescan is not followed by a sweep", 9, trims)
 def no_sweep(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "sweep", lambda self, table, below, spare: 0)
 
 
-@mutant("the sweep asks which items are gone, not which documents are unconfirmed", 9, hooked("kept"), shape=days)
+@mutant(
+    "the sweep asks which items are gone, not which documents are unconfirmed",
+    9,
+    with_hook("kept"),
+    shape=hours_skipped,
+)
 def sweep_by_absence(patch: Patch) -> None:
     right = MemoryTarget.sweep
 
@@ -45,13 +50,15 @@ def sweep_by_absence(patch: Patch) -> None:
     patch.setattr(MemoryTarget, "sweep", absent_only)
 
 
-@mutant("writes that are applied behind a sweep stay", 9, shape=lossy_resyncs)
+@mutant("writes that are applied behind a sweep stay", 9, shape=resyncs_with_losses)
 def one_sweep_only(patch: Patch) -> None:
     right = Cleanup._after_window
     patch.setattr(Cleanup, "_after_window", lambda self, state: right(self, replace(state, resync=False)))
 
 
-@mutant("an epoch starts at the oldest record of every shard, closed ones included", 9, trimmed, 10_000, shape=days)
+@mutant(
+    "an epoch starts at the oldest record of every shard, closed ones included", 9, trims, 10_000, shape=hours_skipped
+)
 def epochs_begin_at_the_oldest(patch: Patch) -> None:
     right = stages.first_shards
 

@@ -23,19 +23,19 @@ from replicator.pipeline.pipeline import Pipeline
 from replicator.state import Parked, Place
 from tests.simulation.mutants.mutant import Patch, mutant
 from tests.simulation.mutants.scenarios import (
-    decided,
-    edited,
-    expiring,
-    given_up,
-    hooked,
-    refusing,
-    resynced_poison,
-    retried_late,
-    scanned_poison,
+    discards_around_sweeps,
+    kept_expired_items,
+    late_retries,
+    repeated_decisions,
+    resyncs_of_parked_items,
+    retries_of_scanned_items,
+    retries_with_another_hook,
+    with_hook,
+    with_refusals,
 )
 
 
-@mutant("an item that leaves the filter is skipped", 7, hooked("kept"))
+@mutant("an item that leaves the filter is skipped", 7, with_hook("kept"))
 def leaving_is_skipped(patch: Patch) -> None:
     right = compaction.compact_latest
 
@@ -47,7 +47,7 @@ def leaving_is_skipped(patch: Patch) -> None:
     patch.setattr(advance, "compact_latest", skips)
 
 
-@mutant("documents are deleted only when their item is removed", 7, hooked("rekeyed"))
+@mutant("documents are deleted only when their item is removed", 7, with_hook("rekeyed"))
 def deletes_only_on_remove(patch: Patch) -> None:
     right = compaction._writes
 
@@ -57,17 +57,17 @@ def deletes_only_on_remove(patch: Patch) -> None:
     patch.setattr(compaction, "_writes", deletes_when_removed)
 
 
-@mutant("a poison change is skipped, and later changes of its item are applied", 8, hooked("poisoned"))
+@mutant("a poison change is skipped, and later changes of its item are applied", 8, with_hook("poisoned"))
 def poison_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
 
-@mutant("a later change forgets the documents that its item's parked changes left", 8, hooked("poisoned fan"))
+@mutant("a later change forgets the documents that its item's parked changes left", 8, with_hook("poisoned fan"))
 def leaves_are_forgotten(patch: Patch) -> None:
     patch.setattr(compaction, "held", lambda id, revision, value: Held(id, revision))
 
 
-@mutant("a batch keeps the first old and the last new image only", 12, hooked("fanned"))
+@mutant("a batch keeps the first old and the last new image only", 12, with_hook("fanned"))
 def ends_only(patch: Patch) -> None:
     patch.setattr(compaction, "earlier", lambda run: [run[0].old])
 
@@ -86,7 +86,7 @@ def compacted_are_not_counted(patch: Patch) -> None:
 @mutant(
     "the positions of a partly refused batch are stored",
     8,
-    refusing,
+    with_refusals,
 )
 def refused_is_stored(patch: Patch) -> None:
     right = Delivery._finish
@@ -97,7 +97,7 @@ def refused_is_stored(patch: Patch) -> None:
     patch.setattr(Delivery, "_finish", whatever)
 
 
-@mutant("a poison change of an item with several documents is skipped", 8, hooked("poisoned fan"))
+@mutant("a poison change of an item with several documents is skipped", 8, with_hook("poisoned fan"))
 def poison_of_many_is_skipped(patch: Patch) -> None:
     patch.setattr(compaction, "_park", _forgets)
 
@@ -109,13 +109,13 @@ def _forgets(
 
 
 @mutant(
-    "a batch keeps the first old and the last new image only, of an item whose documents move", 12, hooked("rekeyed")
+    "a batch keeps the first old and the last new image only, of an item whose documents move", 12, with_hook("rekeyed")
 )
 def ends_only_of_moving(patch: Patch) -> None:
     ends_only.apply(patch)
 
 
-@mutant("a retry considers the first old and the last new image only", 8, shape=retried_late)
+@mutant("a retry considers the first old and the last new image only", 8, shape=late_retries)
 def retry_of_ends(patch: Patch) -> None:
     right = parking._own
 
@@ -125,13 +125,13 @@ def retry_of_ends(patch: Patch) -> None:
     patch.setattr(parking, "_own", lambda change, p, mapping: right(change, without(p), mapping))
 
 
-@mutant("a discarded change leaves no entry", 8, hooked("rekeyed", "fanned", "poisoned fan"))
+@mutant("a discarded change leaves no entry", 8, with_hook("rekeyed", "fanned", "poisoned fan"))
 def drop_leaves_nothing(patch: Patch) -> None:
     right = parking.ParkedItem.discarded
     patch.setattr(parking.ParkedItem, "discarded", lambda self, at: replace(right(self, at), saves=[self.removal]))
 
 
-@mutant("a run overwrites parked entries that a command changed", 8, shape=decided)
+@mutant("a run overwrites parked entries that a command changed", 8, shape=repeated_decisions)
 def blind_saves(patch: Patch) -> None:
     right = vars(parked.Move)["saves"].fget
     patch.setattr(parked.Move, "saves", property(lambda self: [structs.replace(s, expected=None) for s in right(self)]))
@@ -157,13 +157,21 @@ def _at_the_end(self: PageBuffer, pages: Pages) -> None:
 
 
 @mutant(
-    "items that a sweep spared are never swept", 9, hooked("rekeyed", "fanned", "poisoned fan"), shape=resynced_poison
+    "items that a sweep spared are never swept",
+    9,
+    with_hook("rekeyed", "fanned", "poisoned fan"),
+    shape=resyncs_of_parked_items,
 )
 def spared_for_ever(patch: Patch) -> None:
     patch.setattr(Pipeline, "owes_sweep", property(lambda self: False))
 
 
-@mutant("a sweep removes what a person discarded in its epoch", 9, hooked("poisoned", "poisoned fan"), shape=given_up)
+@mutant(
+    "a sweep removes what a person discarded in its epoch",
+    9,
+    with_hook("poisoned", "poisoned fan"),
+    shape=discards_around_sweeps,
+)
 def discarded_is_swept(patch: Patch) -> None:
     patch.setattr(cleanup, "kept_keys", lambda *given: (kept_keys(*given)[0], {}))
 
@@ -171,8 +179,8 @@ def discarded_is_swept(patch: Patch) -> None:
 @mutant(
     "an item that a sweep spared must be swept once its change is discarded",
     9,
-    hooked("poisoned fan"),
-    shape=given_up,
+    with_hook("poisoned fan"),
+    shape=discards_around_sweeps,
 )
 def discarded_is_settled(patch: Patch) -> None:
     def settled(self: Pipeline) -> bool:
@@ -181,17 +189,21 @@ def discarded_is_settled(patch: Patch) -> None:
     patch.setattr(Pipeline, "owes_sweep", property(settled))
 
 
-@mutant("an expiry that must be ignored is applied as a removal", 7, shape=expiring)
+@mutant("an expiry that must be ignored is applied as a removal", 7, shape=kept_expired_items)
 def expiries_count(patch: Patch) -> None:
     right = advance.streamed
     patch.setattr(pipeline, "streamed", lambda *given, **named: right(*given, **{**named, "ignore_expired": False}))
 
 
-@mutant("documents that a retry stored with another hook are unknown to the item's next change", 8, shape=edited)
+@mutant(
+    "documents that a retry stored with another hook are unknown to the item's next change",
+    8,
+    shape=retries_with_another_hook,
+)
 def other_hooks_leave_nothing(patch: Patch) -> None:
     patch.setattr(parking.ParkedItem, "left", lambda self, *_: self.removal)
 
 
-@mutant("a retry of a scanned item relies on the parked image alone", 8, shape=scanned_poison)
+@mutant("a retry of a scanned item relies on the parked image alone", 8, shape=retries_of_scanned_items)
 def retries_old_images(patch: Patch) -> None:
     patch.setattr(parking, "is_superseded", lambda *_: False)

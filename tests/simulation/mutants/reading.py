@@ -16,7 +16,13 @@ from replicator.source.decoding import Records, RecordsDecoder
 from replicator.source.stream import Stream
 from replicator.state import ShardState
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import at_timestamp, days, longer, set_back, trimmed
+from tests.simulation.mutants.scenarios import (
+    clock_steps,
+    growing_sequence_numbers,
+    has_at_timestamp,
+    hours_skipped,
+    trims,
+)
 from tests.simulation.runs import Touched
 
 Step = Generator[Call | Page, Any, Page]
@@ -32,7 +38,7 @@ def late_positions(patch: Patch) -> None:
     patch.setattr(shard_reader, "_place", latest)
 
 
-@mutant("the resume probe is skipped", 2, trimmed, 10_000)
+@mutant("the resume probe is skipped", 2, trims, 10_000)
 def no_probe(patch: Patch) -> None:
     def open_at_what_is_left(at: Any) -> dict[str, Any]:
         at.expected = None
@@ -49,7 +55,7 @@ def no_probe(patch: Patch) -> None:
     patch.setattr(shard_reader, "_new_records", only_newer)
 
 
-@mutant("a late shard is opened at its oldest remaining record, whatever its age", 2, shape=days)
+@mutant("a late shard is opened at its oldest remaining record, whatever its age", 2, shape=hours_skipped)
 def late_shards_at_what_is_left(patch: Patch) -> None:
     patch.setattr(shard_reader, "_require_young", lambda *_: None)
     right = shard_reader._place
@@ -116,7 +122,7 @@ def positions_after_the_scan(patch: Patch) -> None:
     late_positions.apply(patch)
 
 
-@mutant("the scan is not consistent, and positions are taken when it starts", 1, at_timestamp, 10_000)
+@mutant("the scan is not consistent, and positions are taken when it starts", 1, has_at_timestamp, 10_000)
 def inconsistent_scan(patch: Patch) -> None:
     right = Touched.call
 
@@ -127,7 +133,7 @@ def inconsistent_scan(patch: Patch) -> None:
     patch.setattr(shard_reader, "OVERLAP", 0.0)
 
 
-@mutant("a shard's sequence numbers are compared as strings", 2, longer)
+@mutant("a shard's sequence numbers are compared as strings", 2, growing_sequence_numbers)
 def compared_as_strings(patch: Patch) -> None:
     class Digits(str):
         def __le__(self, other: object) -> bool:
@@ -136,7 +142,7 @@ def compared_as_strings(patch: Patch) -> None:
     patch.setattr(shard_reader, "int", Digits, raising=False)
 
 
-@mutant("stored times that lie in the future are believed", 2, shape=set_back)
+@mutant("stored times that lie in the future are believed", 2, shape=clock_steps)
 def future_is_believed(patch: Patch) -> None:
     patch.setattr(CheckpointView, "discard_times_after", lambda self, now: None)
 

@@ -10,32 +10,32 @@ from replicator.pipeline.discovery import Discovery
 from replicator.source import shard_reader
 from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import forgetting, long_lived, suspended
+from tests.simulation.mutants.scenarios import over_months, suspended_for_hours, trimmed_shards
 
 
-@mutant("the children of a closed shard are looked up forever", 3, long_lived)
+@mutant("the children of a closed shard are looked up forever", 3, over_months)
 def every_shard_has_children(patch: Patch) -> None:
     patch.setattr(Discovery, "_leaves", lambda self, *_: None)
 
 
-@mutant("a trimmed position is skipped, however long the run was away", 2, long_lived)
+@mutant("a trimmed position is skipped, however long the run was away", 2, over_months)
 def trimmed_is_passed(patch: Patch) -> None:
     patch.setattr(shard_reader, "_complete", lambda stream, at: True)
 
 
-@mutant("an ended shard without known children is never a gap", 3, long_lived, 10_000)
+@mutant("an ended shard without known children is never a gap", 3, over_months, 10_000)
 def lost_children(patch: Patch) -> None:
     patch.setattr(
         lineage, "vanished", lambda known, listed: {i for i, s in known.items() if not s.ended} - listed.keys()
     )
 
 
-@mutant("the counts of a shard outlive its entry", 13, long_lived)
+@mutant("the counts of a shard outlive its entry", 13, over_months)
 def counts_stay(patch: Patch) -> None:
     patch.setattr(memory, "forgotten", lambda saves: [])
 
 
-@mutant("empty pages before the last record reappears count as those after it", 2, shape=suspended)
+@mutant("empty pages before the last record reappears count as those after it", 2, shape=suspended_for_hours)
 def counts_before_the_record(patch: Patch) -> None:
     inner = shard_reader._count_empty
 
@@ -47,7 +47,7 @@ def counts_before_the_record(patch: Patch) -> None:
     patch.setattr(shard_reader, "_count_empty", counts)
 
 
-@mutant("the age of children is bounded by how far their ended parent was read", 3, long_lived)
+@mutant("the age of children is bounded by how far their ended parent was read", 3, over_months)
 def children_are_young(patch: Patch) -> None:
     inner = progress._lag
     patch.setattr(
@@ -57,6 +57,6 @@ def children_are_young(patch: Patch) -> None:
     )
 
 
-@mutant("the age of a quiet shard is that of its last record, however far it was read", 2, shape=forgetting)
+@mutant("the age of a quiet shard is that of its last record, however far it was read", 2, shape=trimmed_shards)
 def quiet_is_old(patch: Patch) -> None:
     patch.setattr(shard_reader, "_complete", lambda stream, at: stream.now() - at.since < retention.SAFE_AGE)

@@ -15,27 +15,27 @@ def anywhere(_: Scenario) -> bool:
     return True
 
 
-def hooked(*names: str) -> Where:
+def with_hook(*names: str) -> Where:
     return lambda s: s.hook in names
 
 
-def trimmed(s: Scenario) -> bool:
+def trims(s: Scenario) -> bool:
     return s.trims
 
 
-def long_lived(s: Scenario) -> bool:
+def over_months(s: Scenario) -> bool:
     return s.months
 
 
-def index(s: Scenario) -> bool:
+def without_transactions(s: Scenario) -> bool:
     return s.index
 
 
-def transacted(s: Scenario) -> bool:
+def with_transactions(s: Scenario) -> bool:
     return not s.index
 
 
-def refusing(s: Scenario) -> bool:
+def with_refusals(s: Scenario) -> bool:
     return s.index and s.refuses
 
 
@@ -43,31 +43,31 @@ def as_drawn(drawn: Scenario) -> Scenario:
     return drawn
 
 
-def long_scan(drawn: Scenario) -> Scenario:
+def slow_scan(drawn: Scenario) -> Scenario:
     """Many items, a page each, beside many deletes; answers are long on their way."""
     rates = {"write": 1.0, "die": 0.003}
     return replace(drawn, index=False, keys=25, steps=150, items_a_page=1, records_a_page=7, slow=0.3, rates=rates)
 
 
-def days(drawn: Scenario) -> Scenario:
+def hours_skipped(drawn: Scenario) -> Scenario:
     """Time passes in jumps of hours, shards come and go, and runs end."""
     rates = {**RATES, "jump": 0.04, "split": 0.06, "roll": 0.06, "trim": 0.0, "die": 0.05}
     return replace(drawn, trims=True, steps=200, records_a_page=3, rates=rates)
 
 
-def lossy_resyncs(drawn: Scenario) -> Scenario:
+def resyncs_with_losses(drawn: Scenario) -> Scenario:
     """Requests are lost, runs die, and people resync."""
     rates = {**RATES, "write": 1.0, "lost": 0.1, "late": 0.1, "die": 0.04, "resync": 0.05, "straggle": 0.05}
     return replace(drawn, index=True, keys=15, steps=60, rates=rates)
 
 
-def requested(drawn: Scenario) -> Scenario:
+def requested_resyncs(drawn: Scenario) -> Scenario:
     """Others change documents by hand, and people request a resync of their items while these go on changing."""
     rates = {"write": 0.8, "request items": 0.15, "request a resync": 0.005, "die": 0.01, "pause": 0.01, "expire": 0.05}
     return replace(drawn, hook=None, view="NEW_AND_OLD_IMAGES", keys=6, steps=150, pace=0.3, slow=0.3, rates=rates)
 
 
-def requested_amid_deletes(drawn: Scenario) -> Scenario:
+def requested_resyncs_beside_deletes(drawn: Scenario) -> Scenario:
     """Many items are written and deleted while some are read one by one, and answers are long on their way."""
     rates = {"write": 1.0, "burst": 0.1, "request items": 0.02}
     plain = replace(drawn, hook=None, view="NEW_AND_OLD_IMAGES", refuses=False, trims=False, months=False, cron=False)
@@ -75,37 +75,37 @@ def requested_amid_deletes(drawn: Scenario) -> Scenario:
     return replace(busy, pace=1.0, slow=0.3, hasty=0.1)
 
 
-def lossy(drawn: Scenario) -> Scenario:
+def lost_requests(drawn: Scenario) -> Scenario:
     """Many requests are lost, of one run that nothing else disturbs for long, to an engine that forgets."""
     rates = {"write": 0.8, "lost": 0.15, "die": 0.003, "pause": 0.004, "unanswered": 0.02, "restart": 0.05}
     return replace(drawn, index=True, forgetful=True, keys=12, steps=180, pace=0.3, rates=rates)
 
 
-def resynced_poison(drawn: Scenario) -> Scenario:
+def resyncs_of_parked_items(drawn: Scenario) -> Scenario:
     """Items are parked when people resync, long after their last change, and the target takes them later."""
     rates = {"write": 0.4, "pause": 0.15, "resync": 0.04, "relent": 0.02, "retry": 0.1}
     return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=8, steps=100, rates=rates)
 
 
-def retried(drawn: Scenario) -> Scenario:
+def retries_beside_a_run(drawn: Scenario) -> Scenario:
     """What the target refused is retried beside a run, and removed soon after; the engine forgets deletes."""
     rates = {"write": 0.6, "relent": 0.03, "retry again": 0.1, "pause": 0.01, "restart": 0.1, "die": 0.002}
     return replace(drawn, hook=None, index=True, forgetful=True, refuses=True, keys=8, steps=150, pace=2.0, rates=rates)
 
 
-def retried_late(drawn: Scenario) -> Scenario:
+def late_retries(drawn: Scenario) -> Scenario:
     """Items change often while they are parked, and seldom once the target takes them, so that a retry stores them."""
     rates = {"write": 0.4, "retry": 0.25, "relent": 0.015, "pause": 0.05}
     return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=8, steps=150, rates=rates)
 
 
-def decided(drawn: Scenario) -> Scenario:
+def repeated_decisions(drawn: Scenario) -> Scenario:
     """People decide about few parked items again and again, beside a run that parks them again and again."""
     rates = {"write": 0.5, "retry": 0.1, "give up": 0.1, "decide later": 0.05, "relent": 0.02, "hammer": 0.02}
     return replace(drawn, hook="poisoned fan", view="NEW_AND_OLD_IMAGES", refuses=True, keys=3, steps=100, rates=rates)
 
 
-def given_up(drawn: Scenario) -> Scenario:
+def discards_around_sweeps(drawn: Scenario) -> Scenario:
     """People resync items that are parked, and give up what is parked again, before and behind the sweeps."""
     rates = {"write": 0.3, "pause": 0.1, "resync": 0.03, "give up": 0.15, "fix hook": 0.004, "die": 0.02}
     hook = "poisoned" if drawn.keys % 2 else "poisoned fan"
@@ -114,19 +114,19 @@ def given_up(drawn: Scenario) -> Scenario:
     )
 
 
-def dawdling(drawn: Scenario) -> Scenario:
+def slow_batches(drawn: Scenario) -> Scenario:
     """The target takes its time for large batches, and other runs take over in the middle of them."""
     rates = {"write": 0.8, "burst": 0.1, "dawdle": 0.1, "restart": 0.1}
     return replace(drawn, index=True, forgetful=True, keys=12, batch_rows=20, steps=100, pace=20.0, rates=rates)
 
 
-def suspended(drawn: Scenario) -> Scenario:
+def suspended_for_hours(drawn: Scenario) -> Scenario:
     """A machine sleeps for hours again and again, and shards that stay open answer with empty pages when it wakes."""
     rates = {"write": 0.4, "jump": 0.06, "blank": 0.15}
     return replace(drawn, months=False, trims=True, keys=6, steps=100, shards=1, rates=rates)
 
 
-def set_back(drawn: Scenario) -> Scenario:
+def clock_steps(drawn: Scenario) -> Scenario:
     """The machine's clock is set again and again, and runs end. Little is written: shards are read up to the clock."""
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
 
@@ -137,23 +137,23 @@ def short_runs(drawn: Scenario) -> Scenario:
     return replace(drawn, index=True, trims=True, steps=120, records_a_page=7, rates=rates)
 
 
-def stopped_soon(drawn: Scenario) -> Scenario:
+def clean_stops_after_losses(drawn: Scenario) -> Scenario:
     """Requests are lost, and runs end in good order soon after."""
     rates = {"write": 0.8, "late": 0.1, "lost": 0.05, "die": 0.002}
     return replace(drawn, index=True, forgetful=True, keys=6, steps=150, pace=0.3, rates=rates)
 
 
-def leaking_runs(drawn: Scenario) -> Scenario:
+def runs_that_lose_a_response(drawn: Scenario) -> Scenario:
     """Short runs for hours, each of which loses a response, behind resyncs of runs that were killed."""
     return replace(drawn, index=True, cron=True, trims=False, keys=2, steps=600, rest=60.0, pace=2.0, rates=LEAKING)
 
 
-def pestered(drawn: Scenario) -> Scenario:
+def runs_that_lose_a_response_beside_retries(drawn: Scenario) -> Scenario:
     """The same runs beside people who retry every few minutes what the target refuses."""
-    return replace(leaking_runs(drawn), refuses=True, rates={**LEAKING, **PESTERING})
+    return replace(runs_that_lose_a_response(drawn), refuses=True, rates={**LEAKING, **PESTERING})
 
 
-def widened(drawn: Scenario) -> Scenario:
+def added_columns(drawn: Scenario) -> Scenario:
     """Tables get columns, and runs die."""
     return replace(drawn, columns=True, refuses=False, keeps_expired=False, trims=False, rates=WIDENING)
 
@@ -163,43 +163,43 @@ def two_tables(drawn: Scenario) -> Scenario:
     return replace(drawn, index=True, forgetful=True, hook="fanned", view="NEW_AND_OLD_IMAGES", piece=1, keys=12)
 
 
-def seldom_written(drawn: Scenario) -> Scenario:
+def rarely_written_item(drawn: Scenario) -> Scenario:
     """One item, deleted and written again with long pauses between."""
     rates = {"write": 0.1, "pause": 0.1, "die": 0.02, "lost": 0.02}
     return replace(drawn, index=True, forgetful=False, keys=1, steps=150, rates=rates)
 
 
-def replaced(drawn: Scenario) -> Scenario:
+def takeovers(drawn: Scenario) -> Scenario:
     """Runs are stopped for minutes, and others take over meanwhile."""
     rates = {"write": 0.8, "takeover": 0.03, "pause": 0.15, "lost": 0.02, "unanswered": 0.02, "restart": 0.03}
     return replace(drawn, index=True, forgetful=True, steps=180, rates=rates)
 
 
-def longer(s: Scenario) -> bool:
+def growing_sequence_numbers(s: Scenario) -> bool:
     """Sequence numbers become longer on the way."""
-    return s.numbering.first is not None and plain(s)
+    return s.numbering.first is not None and nothing_parked(s)
 
 
-def among_shards(s: Scenario) -> bool:
+def unordered_across_shards(s: Scenario) -> bool:
     """Sequence numbers of one shard say nothing about those of another."""
-    return not s.numbering.across_shards and plain(s)
+    return not s.numbering.across_shards and nothing_parked(s)
 
 
-def plain(s: Scenario) -> bool:
+def nothing_parked(s: Scenario) -> bool:
     """Nothing is parked: its entries are named by versions as they should be."""
     return s.hook in (None, "kept", "rekeyed", "fanned") and not s.refuses
 
 
-def at_timestamp(s: Scenario) -> bool:
+def has_at_timestamp(s: Scenario) -> bool:
     return s.dialect.at_timestamp
 
 
-def keeps_in_mind(s: Scenario) -> bool:
+def remembers_deletes(s: Scenario) -> bool:
     """A target without transactions that remembers deletes by itself, as search engines do."""
     return s.index and not s.forgetful
 
 
-def forgetting(drawn: Scenario) -> Scenario:
+def trimmed_shards(drawn: Scenario) -> Scenario:
     """Shards come and go for days and hold nothing for hours; listings show empty ones for long; runs stay away."""
     rates = {"write": 0.01, "split": 0.005, "absence": 0.005, "brink": 0.02, "pause": 0.05}
     return replace(
@@ -207,19 +207,19 @@ def forgetting(drawn: Scenario) -> Scenario:
     )
 
 
-def expiring(drawn: Scenario) -> Scenario:
+def kept_expired_items(drawn: Scenario) -> Scenario:
     """Items expire, and stay in the target."""
     view = "NEW_AND_OLD_IMAGES"
     return replace(drawn, keeps_expired=True, view=view, rates={"write": 0.5, "expire": 0.1, "die": 0.01})
 
 
-def edited(drawn: Scenario) -> Scenario:
+def retries_with_another_hook(drawn: Scenario) -> Scenario:
     """Parked items are retried with another hook, and change again later."""
     rates = {"write": 0.5, "retry with another hook": 0.1, "relent": 0.02, "fix hook": 0.02, "die": 0.01}
     return replace(drawn, hook="rekeyed", view="NEW_AND_OLD_IMAGES", refuses=True, keys=4, steps=100, rates=rates)
 
 
-def scanned_poison(drawn: Scenario) -> Scenario:
+def retries_of_scanned_items(drawn: Scenario) -> Scenario:
     """Pages of a scan, an item each, come behind later changes, and what the hook refused is retried."""
     rates = {"write": 0.5, "retry": 0.1, "fix hook": 0.02, "die": 0.003}
     return replace(
@@ -241,7 +241,7 @@ def scanned_poison(drawn: Scenario) -> Scenario:
     )
 
 
-def cleaned_up(drawn: Scenario) -> Scenario:
+def disturbed_cleanup(drawn: Scenario) -> Scenario:
     """Runs are replaced, and requests lost, in the middle of sweeps and purges."""
     rates = {
         "write": 0.8,

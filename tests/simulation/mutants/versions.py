@@ -13,7 +13,13 @@ from replicator.pipeline.compaction import latest, runs
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import ShardState
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import among_shards, hooked, longer, plain, short_runs
+from tests.simulation.mutants.scenarios import (
+    growing_sequence_numbers,
+    nothing_parked,
+    short_runs,
+    unordered_across_shards,
+    with_hook,
+)
 
 
 @mutant("a child's ordinals start at zero", 4)
@@ -21,7 +27,7 @@ def child_begins_at_nothing(patch: Patch) -> None:
     patch.setattr(stages, "start", lambda state, known: state)
 
 
-@mutant("ordinals count only records that the hook keeps", 4, hooked("kept"))
+@mutant("ordinals count only records that the hook keeps", 4, with_hook("kept"))
 def only_kept_count(patch: Patch) -> None:
     right = advance.moved
 
@@ -32,17 +38,17 @@ def only_kept_count(patch: Patch) -> None:
     patch.setattr(advance, "moved", kept_only)
 
 
-@mutant("versions are sequence numbers", 4, among_shards)
+@mutant("versions are sequence numbers", 4, unordered_across_shards)
 def versions_are_sequences(patch: Patch) -> None:
     _number(patch, lambda records: ((int(r.sequence), r) for r in records))
 
 
-@mutant("versions are sequence numbers, compared as strings", 4, longer)
+@mutant("versions are sequence numbers, compared as strings", 4, growing_sequence_numbers)
 def versions_are_strings(patch: Patch) -> None:
     _number(patch, lambda records: ((int(r.sequence.ljust(22, "0")), r) for r in records))
 
 
-@mutant("versions are timestamps, with a counter within each second", 4, plain)
+@mutant("versions are timestamps, with a counter within each second", 4, nothing_parked)
 def versions_are_times(patch: Patch) -> None:
     def timed(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
         seconds: Counter[int] = Counter()  # of this process, in this batch
