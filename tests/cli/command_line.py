@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ from replicator.errors import ConfigError
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from replicator.testing.servers.ministack import MiniStack
-from tests.security.canary import SECRET, VALUE, Watched
+from tests.forked import can_fork
+from tests.security.canary import SECRET, VALUE, Watched, WatchedInterpreter
 from tests.servers.postgres_fixtures import Database
 
 PATIENCE = 90.0
@@ -54,7 +55,17 @@ class Shell:
     environ: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-        return Watched(
+        environ = {**os.environ, **self.environ}
+        return self._started(Watched if can_fork(environ) else WatchedInterpreter, arguments, cwd)
+
+    def start_interpreter(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same in a new interpreter."""
+        return self._started(WatchedInterpreter, arguments, None)
+
+    def _started(
+        self, process: type[subprocess.Popen[str]], arguments: Sequence[str], cwd: Path | None
+    ) -> subprocess.Popen[str]:
+        return process(
             [sys.executable, "-m", "replicator", *arguments],
             env={**os.environ, **self.environ},
             cwd=cwd,

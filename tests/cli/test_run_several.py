@@ -181,7 +181,7 @@ def test_twenty_take_less_than_four_times_the_memory_of_one(world: World) -> Non
 
     def peak(*run: str) -> int:
         live: set[str] = set()
-        with world.shell.start("run", *run) as process:
+        with world.shell.start_interpreter("run", *run) as process:
             assert process.stdout is not None
             while len(live) < len(run):
                 event = orjson.loads(process.stdout.readline())

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self, TypeVar
 import yaml
 
 from tests.cli.command_line import words
+from tests.forked import Forked, can_fork
 from tests.security.canary import SECRET, look_at_command
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Run:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._log, self._errors, self._arguments = log, log.with_suffix(".err"), arguments
         with log.open("wb") as out, self._errors.open("wb") as err:
-            self.process = subprocess.Popen(
+            self.process = (Forked if can_fork(environment) else subprocess.Popen[str])(
                 [sys.executable, "-m", "replicator", *arguments], env=environment, stdout=out, stderr=err
             )
 

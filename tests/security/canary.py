@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from replicator import log
 from replicator.hooks import redaction
+from tests.forked import Forked
 
 SECRET = "s3cr3tk4n4r13"
 """Used in logins, keys and tokens: must never be shown."""
@@ -59,13 +60,19 @@ def _forms(token: str) -> tuple[str, ...]:
     return (token, *(middle.rstrip("=")[:-2] for middle in middles), data.hex(), quote(token))
 
 
-class Watched(subprocess.Popen[str]):
-    """A command in a separate process; its output is scanned once it has been read completely."""
-
+class _Watching(subprocess.Popen[str]):
     def communicate(self, *given: Any, **named: Any) -> tuple[str, str]:
         out, err = super().communicate(*given, **named)
         look_at_command(f"{out}{err}", [str(a) for a in self.args][3:])  # type: ignore[union-attr]
         return out, err
+
+
+class Watched(_Watching, Forked):
+    """A command in a process of its own; its output is scanned once it has been read completely."""
+
+
+class WatchedInterpreter(_Watching):
+    """The same in a new interpreter."""
 
 
 def _commands(invoke: Any) -> Any:
