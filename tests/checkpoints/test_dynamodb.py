@@ -24,7 +24,7 @@ from replicator.state import Counts, DamagedCheckpoint, Save, encode
 from replicator.testing.checkpoints_contract import Build, CheckpointsContract, counts, entries, owner, parked
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
-from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 TABLE = "arn:aws:dynamodb:us-east-1:*:table/checkpoints"
 
@@ -57,8 +57,8 @@ _tables = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def endpoint(dynamodb_local: StartLocal) -> str:
-    return dynamodb_local().endpoint
+def endpoint(tables_local: DynamoDBLocal) -> str:
+    return tables_local.endpoint
 
 
 @pytest.mark.dynamodb_local

@@ -12,7 +12,6 @@ import pytest
 from tests.end_to_end.targets import Index, Mirror, OtherTable
 from tests.end_to_end.test_verify import breathe, differences, summary
 from tests.end_to_end.world import Load, Source
-from tests.servers.dynamodb_fixtures import StartLocal
 from tests.servers.dynamodb_local import DynamoDBLocal
 from tests.servers.search_fixtures import Search
 
@@ -122,17 +121,12 @@ class Injected:
         return found
 
 
-@pytest.fixture(scope="module")
-def other_server(dynamodb_local: StartLocal) -> DynamoDBLocal:
-    return dynamodb_local()
-
-
 @pytest.mark.dynamodb_local
 def test_injected_differences_of_a_table_are_found_and_repaired(
-    tmp_path: Path, source: Source, other_server: DynamoDBLocal
+    tmp_path: Path, source: Source, tables_local: DynamoDBLocal
 ) -> None:
-    other = OtherTable(tmp_path, source, other_server, name=f"copy-of-{source.table}")
-    found_and_repaired(other, source, Injected(other.table, other_server))
+    other = OtherTable(tmp_path, source, tables_local, name=f"copy-of-{source.table}")
+    found_and_repaired(other, source, Injected(other.table, tables_local))
 
 
 class Pristine(OtherTable):
@@ -144,12 +138,12 @@ class Pristine(OtherTable):
 
 @pytest.mark.dynamodb_local
 def test_a_pristine_table_is_compared_and_not_repaired(
-    tmp_path: Path, source: Source, other_server: DynamoDBLocal
+    tmp_path: Path, source: Source, tables_local: DynamoDBLocal
 ) -> None:
-    other = Pristine(tmp_path, source, other_server, name=f"pristine-{source.table}")
+    other = Pristine(tmp_path, source, tables_local, name=f"pristine-{source.table}")
     other.configured(None)
     source.fill(30, prefix="v", big=BIG, tags={"a", "b"})
-    inject = Injected(other.table, other_server)
+    inject = Injected(other.table, tables_local)
     with other.start() as run:
         run.until("progress", phase="live")
         equal = other.command("verify", "--json")

@@ -31,6 +31,12 @@ def dynamodb_local() -> Iterator[StartLocal]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def tables_local(dynamodb_local: StartLocal) -> DynamoDBLocal:
+    """One for tables without a stream, which any test may remove once another test has begun."""
+    return dynamodb_local()
+
+
 def _missing(reason: str) -> NoReturn:
     """In CI a server that cannot start is a failure: a skipped test proves nothing."""
     if os.environ.get("CI"):

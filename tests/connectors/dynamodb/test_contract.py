@@ -21,7 +21,7 @@ from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
 from replicator.version import FIRST_EPOCH
 from tests.connectors.dynamodb import dynamodb_kit as kit
-from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 
 class OnDynamoDB(TargetContract):
@@ -96,8 +96,8 @@ def in_memory() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def local(dynamodb_local: StartLocal) -> str:
-    return dynamodb_local().endpoint
+def local(tables_local: DynamoDBLocal) -> str:
+    return tables_local.endpoint
 
 
 class TestInMemory(OnDynamoDB):

@@ -18,7 +18,7 @@ from replicator.testing.dynamodb.http import served
 from tests.cli.command_line import Shell
 from tests.connectors.dynamodb.dynamodb_kit import DELETED, EPOCHS, VERSION, client, emptied, items
 from tests.connectors.neighbors_kit import COMMANDS, HOOK, IDS, change, fill
-from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 NAMES = ("my-orders", "orders2", "orders-copy")  # DynamoDB Local takes names for the same whose case differs
 KEPT = "kept"
@@ -26,9 +26,9 @@ SHELL = Shell({"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"})
 
 
 @pytest.fixture(scope="module")
-def account(dynamodb_local: StartLocal) -> str:
+def account(tables_local: DynamoDBLocal) -> str:
     """The endpoint of a DynamoDB Local."""
-    return dynamodb_local().endpoint
+    return tables_local.endpoint
 
 
 @dataclass(frozen=True)
