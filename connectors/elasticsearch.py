@@ -7,7 +7,8 @@ from typing import Annotated
 from elastic_transport.client_utils import parse_cloud_id
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from connectors.search.connection import Connection, node_configs
+from connectors.search.connection import Connection
+from connectors.search.nodes import node_configs, proxy_of
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
 
@@ -63,4 +64,4 @@ class Elasticsearch(SearchTarget):
     def __init__(self, options: ElasticsearchOptions, pipeline: str) -> None:
         authorization = None if options.api_key is None else f"ApiKey {options.api_key.get_secret_value()}"
         nodes = node_configs(options.url or _cloud_url(options.cloud_id or ""), options, authorization)
-        super().__init__(options, pipeline, Connection(nodes, "Elasticsearch"))
+        super().__init__(options, pipeline, Connection(nodes, "Elasticsearch", proxy=proxy_of(options)))

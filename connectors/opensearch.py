@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from connectors.search.connection import Connection, Sign, node_configs
+from connectors.search.connection import Connection, Sign
+from connectors.search.nodes import node_configs, proxy_of
 from connectors.search.options import Address, SearchOptions, safe_addresses
 from connectors.search.target import SearchTarget
 from replicator.aws.permissions import Needed
@@ -67,7 +68,8 @@ class OpenSearch(SearchTarget):
 
     def __init__(self, options: OpenSearchOptions, pipeline: str) -> None:
         sign = None if options.aws is None else _signer(options.aws)
-        super().__init__(options, pipeline, Connection(node_configs(options.url, options), "OpenSearch", sign))
+        connection = Connection(node_configs(options.url, options), "OpenSearch", sign, proxy_of(options))
+        super().__init__(options, pipeline, connection)
 
     @staticmethod
     def permissions(options: OpenSearchOptions, tables: Sequence[Table], *, keep_expired: bool) -> Sequence[Needed]:

@@ -54,6 +54,19 @@ def exposure(path: Path) -> str:
     return ""
 
 
+def key_exposure(path: Path) -> str:
+    """Why others may read a private key, by libpq's rule; empty if they cannot. OSError if it does not exist.
+
+    It follows links, and accepts a file of root that a group may read: Kubernetes mounts secrets so.
+    """
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to another user (id {status.st_uid})"
+    if status.st_mode & (0o037 if status.st_uid == 0 else 0o077):
+        return f"other users may access {path} (mode {stat.S_IMODE(status.st_mode):04o}); chmod 600 {path}"
+    return ""
+
+
 def open_to_writers(folder: Path) -> bool:
     """Whether other users may replace files in a folder."""
     mode = folder.stat().st_mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -49,6 +50,14 @@ def table_name(name: str) -> str:
         raise ValueError("must be a DynamoDB table name (3 to 255 letters, digits, _ . -)")
     return name
 
+
+def _from_config(path: str, info: ValidationInfo) -> str:
+    base: Path = (info.context or {}).get("base", Path())
+    return str(base / path)
+
+
+FileName = Annotated[str, AfterValidator(_from_config)]
+"""The name of a file, relative to the config."""
 
 TableName = Annotated[str, AfterValidator(table_name)]
 

@@ -41,6 +41,7 @@ ENVIRON = {
     "API_KEY": "a2V5",
     "ELASTICSEARCH_KEY": "a2V5",
     "OPENSEARCH_PASSWORD": "p",
+    "PROXY_PASSWORD": "p",
 }
 DEPLOYING = {"bash", "dockerfile", "ini"}  # only in docs/deploying.md: tests/deploy carries them out
 BASE = {

@@ -16,42 +16,13 @@ from elastic_transport import (
     TlsError,
     Transport,
     TransportError,
-    Urllib3HttpNode,
 )
-from elastic_transport.client_utils import basic_auth_to_header, url_to_node_config
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
 
 from connectors.search.errors import Response, ResponseLost, failure
-from connectors.search.options import SearchOptions
+from connectors.search.nodes import Proxy, check_certificates, node_class
 from replicator import __version__
-from replicator.errors import ConfigError, ReplicatorError, TransientError
-from replicator.response_limits import WHOLE, body_of
-
-
-def node_configs(
-    urls: str | Sequence[str], options: SearchOptions, authorization: str | None = None
-) -> list[NodeConfig]:
-    """A node per address. ``authorization``: the header for logins other than basic authentication."""
-    header = authorization or _basic(options)
-    return [_node(url, options, header) for url in ([urls] if isinstance(urls, str) else urls)]
-
-
-def _basic(options: SearchOptions) -> str | None:
-    if options.username is None or options.password is None:
-        return None
-    return basic_auth_to_header((options.username, options.password.get_secret_value()))
-
-
-def _node(url: str, options: SearchOptions, authorization: str | None) -> NodeConfig:
-    node = url_to_node_config(url, use_default_ports_for_scheme=True)
-    return node.replace(
-        headers={} if authorization is None else {"authorization": authorization},
-        ca_certs=options.ca_certs,
-        http_compress=options.compress,
-        request_timeout=options.timeout,
-        connections_per_node=options.in_flight + 1,
-    )
-
+from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
 # Our own errors report what it logs about nodes; without a handler Python would print it to stderr.
 logging.getLogger("elastic_transport").addHandler(logging.NullHandler())
@@ -81,28 +52,6 @@ class _Bytes(Serializer):
 _SERIALIZERS = {name: _Bytes() for name in (JSON, NDJSON, "application/*", "text/*")}
 
 
-class _Whole:
-    """A response whose body was read within the limits."""
-
-    def __init__(self, response: Any, seconds: float) -> None:
-        self.status, self.headers = response.status, response.headers
-        self.data = body_of(response, response.headers.get("content-encoding"), seconds)
-
-
-class _Node(Urllib3HttpNode):
-    """Bounds the size and duration of responses; the transport's own node reads and decompresses any amount."""
-
-    def __init__(self, config: NodeConfig) -> None:
-        super().__init__(config)
-        self._urlopen = self.pool.urlopen
-        self._seconds = WHOLE * float(config.request_timeout or 60.0)
-        self.pool.urlopen = self._opened  # type: ignore[method-assign, assignment]
-
-    def _opened(self, *args: Any, **kwargs: Any) -> _Whole:
-        unread = {**kwargs, "preload_content": False, "decode_content": False}
-        return _Whole(self._urlopen(*args, **unread), self._seconds)
-
-
 class Connection:
     """Pooled connections to the nodes of one cluster, opened on demand. Thread-safe.
 
@@ -110,7 +59,9 @@ class Connection:
     retries, in one place, and reports it.
     """
 
-    def __init__(self, nodes: Sequence[NodeConfig], product: str, sign: Sign | None = None) -> None:
+    def __init__(
+        self, nodes: Sequence[NodeConfig], product: str, sign: Sign | None = None, proxy: Proxy | None = None
+    ) -> None:
         first = nodes[0]
         self.product = product
         self.server = f"{product} at {first.host}:{first.port}"
@@ -118,6 +69,7 @@ class Connection:
             node.replace(headers={**node.headers, "user-agent": f"replicator/{__version__}"}) for node in nodes
         ]
         self._sign = sign
+        self._proxy = proxy
         self._transport: Transport | None = None
         self._logged_in = False  # ever
 
@@ -125,7 +77,8 @@ class Connection:
         """Return the response, whatever its status.
 
         Raises TransientError without a response: ResponseLost if the request may have reached the server; also if a
-        login that worked before is refused. Raises ConfigError where TLS is misconfigured.
+        login that worked before is refused. Raises ConfigError where TLS is misconfigured, NotPermitted where the
+        client certificate or the proxy's login is refused.
         """
         headers = {"accept": JSON} | ({} if body is None else {"content-type": form})
         if self._sign is not None:
@@ -133,7 +86,7 @@ class Connection:
         try:
             response = self._open().perform_request(method, path, body=body, headers=HttpHeaders(headers))
         except TransportError as e:
-            raise no_response(e, self.server) from e
+            raise self._no_response(e) from e
         body = response.body or b""
         self._check_login(response.meta.status)
         if response.meta.status >= 300:
@@ -148,6 +101,15 @@ class Connection:
                 "changed: restart the run with the new one"
             )
         self._logged_in = self._logged_in or status < 300
+
+    def _no_response(self, error: TransportError) -> ReplicatorError:
+        found = no_response(error, self.server, self._proxy)
+        if self._logged_in and isinstance(found, NotPermitted):
+            return TransientError(f"{found.problem}. It was accepted before: was it changed, or has it expired?")
+        closed = isinstance(error, TlsError | ConnectionError) and isinstance(found, ResponseLost)
+        if closed and not self._logged_in and self._nodes[0].scheme == "https":
+            return ResponseLost(f"{found} {_CLOSED_EARLY}")
+        return found
 
     def ask(self, method: str, path: str, body: bytes | None = None, *, doing: str) -> Any:
         """Return the JSON of a successful response; raise ``failure`` for any other. ``doing``: for the message."""
@@ -168,9 +130,10 @@ class Connection:
 
     def _open(self) -> Transport:
         if self._transport is None:
+            check_certificates(self._nodes[0])
             self._transport = Transport(
                 self._nodes,
-                node_class=_Node,
+                node_class=node_class(self._proxy),
                 max_retries=0,
                 retry_on_status=(),
                 serializers=_SERIALIZERS,
@@ -187,18 +150,38 @@ def redacted(body: bytes, headers: Mapping[str, str]) -> bytes:
     return body
 
 
-def no_response(error: TransportError, server: str) -> ReplicatorError:
+def no_response(error: TransportError, server: str, proxy: Proxy | None = None) -> ReplicatorError:
     """Our error for a request without a response."""
     cause = error.__cause__ or error
+    if proxy is not None and (refused := _innermost(cause).partition("Tunnel connection failed: ")[2]):
+        return _no_tunnel(refused[:_SHOWN], server, proxy)
     if isinstance(error, TlsError):
         return _no_tls(str(cause), server)
-    if isinstance(cause, NewConnectionError | ConnectTimeoutError):
-        return TransientError(f"{server} cannot be reached: {_short(cause)}")
+    if isinstance(cause, NewConnectionError | ConnectTimeoutError | ProxyError):
+        through = "" if proxy is None else f" through the proxy {proxy.shown}"
+        return TransientError(f"{server} cannot be reached{through}: {_short(cause)}")
     if isinstance(error, ConnectionTimeout):
         return ResponseLost(f"{server} did not respond in time (target.timeout)")
     if isinstance(error, ConnectionError):
         return ResponseLost(f"{server}: the connection was lost: {_short(cause)}")
     return ResponseLost(f"{server}: {_short(error)}")
+
+
+# With TLS 1.3 a server learns that there is no certificate when the request is on its way already, and what it says
+# about that may be lost as it closes the connection.
+_CLOSED_EARLY = "(does it require a client certificate, or another one? See target.client_cert)"
+_SHOWN = 200  # characters of a proxy's reason
+
+
+def _no_tunnel(refused: str, server: str, proxy: Proxy) -> ReplicatorError:
+    """``refused``: the status with which the proxy responded to CONNECT, and its reason."""
+    if refused.startswith("407"):
+        text = f"the proxy {proxy.shown} refuses the login ({refused})"
+        return NotAuthenticated(text, "login", proxy.shown, "Correct the user name and password in target.proxy")
+    if refused.startswith("403"):
+        text = f"the proxy {proxy.shown} does not permit connections to {server} ({refused})"
+        return NotPermitted(text, "connect", proxy.shown, "Allow them there, or correct target.proxy")
+    return TransientError(f"{server} cannot be reached through the proxy {proxy.shown}: {refused}")
 
 
 def _no_tls(text: str, server: str) -> ReplicatorError:
@@ -207,6 +190,9 @@ def _no_tls(text: str, server: str) -> ReplicatorError:
             f"{server} has a certificate that is not trusted or is for another host name; "
             "set target.ca_certs to its certificate authority"
         )
+    if "_ALERT_" in text and ("CERTIFICATE" in text or "UNKNOWN_CA" in text):
+        advice = "Set target.client_cert and target.client_key to one that it accepts"
+        return NotAuthenticated(f"{server} refuses the client certificate, or lacks one", "login", server, advice)
     if "WRONG_VERSION_NUMBER" in text or "record layer" in text:
         return ConfigError(f"{server} does not speak TLS on that port; should target.url use http?")
     return ResponseLost(
@@ -214,9 +200,12 @@ def _no_tls(text: str, server: str) -> ReplicatorError:
     )  # perhaps after the request was sent: its response may be damaged
 
 
-def _short(error: object) -> str:
+def _innermost(error: object) -> str:
     """The innermost message of urllib3's nested exceptions."""
     inner = next((part for part in getattr(error, "args", ()) if isinstance(part, BaseException)), None)
-    if inner is not None:
-        return _short(inner)
-    return str(error).rpartition(": ")[2].strip("()'\" ") or type(error).__name__
+    return _innermost(inner) if inner is not None else str(error) or type(error).__name__
+
+
+def _short(error: object) -> str:
+    """That message without what precedes its reason."""
+    return _innermost(error).rpartition(": ")[2].strip("()'\" ") or type(error).__name__

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import SplitResult
 
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from connectors.search import mappings
 from connectors.search.mappings import OURS, is_ours
-from replicator.options import UNENCRYPTED, Options, is_loopback, split_url
+from replicator.options import UNENCRYPTED, FileName, Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
 LONGEST_NAME = 255  # bytes of the name of an index or alias
@@ -113,14 +114,39 @@ def _file(path: str) -> str:
     return path
 
 
+def _has_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is not None
+    except ValueError:
+        return False
+
+
+def _proxy(url: SecretStr) -> SecretStr:
+    parts = split_url(url.get_secret_value())
+    odd = parts.path not in ("", "/") or parts.query or parts.fragment
+    if parts.scheme != "http" or not parts.hostname or not _has_port(parts) or odd:
+        raise ValueError("must have the form http://proxy:3128 or http://USER:PASSWORD@proxy:3128")
+    return url
+
+
 class SearchOptions(Options):
     """Login, trust, timeout and request sizes."""
 
     insecure: bool = Field(default=False, description="allow plain http to other hosts")
     username: str | None = Field(default=None, description="for basic authentication, with password")
     password: SecretStr | None = Field(default=None, description="for basic authentication, with username")
-    ca_certs: Annotated[str, AfterValidator(_file)] | None = Field(
+    ca_certs: Annotated[FileName, AfterValidator(_file)] | None = Field(
         default=None, description="file with the certificate authorities to trust instead of the public ones"
+    )
+    client_cert: FileName | None = Field(
+        default=None, description="file with a certificate to present to the server (mutual TLS), with client_key"
+    )
+    client_key: FileName | None = Field(
+        default=None, description="file with its private key, without a passphrase, which only its owner may read"
+    )
+    proxy: Annotated[SecretStr, AfterValidator(_proxy)] | None = Field(
+        default=None,
+        description="forward proxy, http://proxy:3128 or http://USER:PASSWORD@proxy:3128; url must be https",
     )
     compress: bool = Field(default=False, description="gzip requests and responses: less traffic, more CPU")
     timeout: float = Field(
@@ -139,13 +165,21 @@ class SearchOptions(Options):
     def _complete_login(self) -> SearchOptions:
         if (self.username is None) != (self.password is None):
             raise ValueError("needs both username and password")
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("needs both client_cert and client_key")
         return self
 
 
 def safe_addresses(urls: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
-    """Reject plain http to other hosts unless ``insecure`` is set."""
+    """Reject plain http to other hosts unless ``insecure`` is set, and options that need https."""
     for url in [urls] if isinstance(urls, str) else urls or []:
         parts = split_url(url)
+        if parts.scheme == "http" and info.data.get("proxy") is not None:
+            raise ValueError(
+                "is plain http, which proxy does not forward: items would be readable on the way; use https"
+            )
+        if parts.scheme == "http" and info.data.get("client_cert") is not None:
+            raise ValueError("is plain http, where no client_cert can be presented; use https")
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not info.data.get("insecure"):
             raise ValueError(UNENCRYPTED)
     return urls

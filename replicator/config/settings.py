@@ -223,7 +223,7 @@ def _problems(file: ConfigFile) -> Sequence[Problem]:
 def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
     reported = {p.path for p in problems}  # a placeholder without a value is reported once
     sections, wrong = validated(Sections, file.values, ())
-    target, wrong_target = destination(file.values.get("target"))
+    target, wrong_target = destination(file.values.get("target"), file.path.resolve().parent)
     checkpoints, wrong_store = keeping(file.values.get("checkpoints"))
     problems += [p for p in (*wrong, *wrong_target, *wrong_store) if p.path not in reported]
     if sections is None or target is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -43,15 +44,15 @@ class Destination:
         return tuple(Table(name, keys, options) for name, options in self.tables.items())
 
 
-def destination(given: object) -> tuple[Destination | None, list[Problem]]:
-    """The destination that the target section describes, or all that is wrong with it."""
+def destination(given: object, base: Path | None = None) -> tuple[Destination | None, list[Problem]]:
+    """The destination that the target section describes, or all that is wrong with it. ``base``: see ``validated``."""
     if not isinstance(given, Mapping):
         return None, []  # reported by the model of the sections
     connector, problems = _connector(given)
     if connector is None:
         return None, problems
     rest = {name: value for name, value in given.items() if name not in _OURS}
-    options, wrong = validated(connector.Options, rest, ("target",))
+    options, wrong = validated(connector.Options, rest, ("target",), base)
     tables, wrong_tables = _tables(connector, given)
     problems = [*(_renamed(p) for p in wrong), *wrong_tables]
     if problems or options is None:

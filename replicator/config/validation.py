@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -13,10 +14,15 @@ from replicator.config.yaml_file import PathInFile, Problem
 M = TypeVar("M", bound=BaseModel)
 
 
-def validated(model: type[M], values: object, prefix: PathInFile) -> tuple[M | None, list[Problem]]:
-    """The validated model, or all problems with ``values``, which are at ``prefix`` in the file."""
+def validated(
+    model: type[M], values: object, prefix: PathInFile, base: Path | None = None
+) -> tuple[M | None, list[Problem]]:
+    """The validated model, or all problems with ``values``, which are at ``prefix`` in the file.
+
+    ``base``: the directory that file names are relative to; by default the working directory.
+    """
     try:
-        return model.model_validate(values), []
+        return model.model_validate(values, context={"base": base or Path()}), []
     except ValidationError as e:
         errors = [(_in_file(e["loc"], values, e["type"]), e) for e in e.errors(include_url=False)]
         problems: dict[PathInFile, str] = {}

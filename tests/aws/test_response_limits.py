@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import pytest
 
 from connectors.elasticsearch import ElasticsearchOptions
-from connectors.search.connection import Connection, node_configs
+from connectors.search.connection import Connection
 from connectors.search.errors import ResponseLost
+from connectors.search.nodes import node_configs
 from replicator import response_limits
 from replicator.aws.boto import connect
 from replicator.aws.errors import AwsError, failure

@@ -527,6 +527,9 @@ HARMLESS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+PROXIES = ("p:3128", "https://p:3128", "http://p", "http://p:x", "http://p:3128/path", "http://:3128", "socks5://p:1")
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -541,6 +544,17 @@ HARMLESS: Mapping[str, Any] = {
         ({**ES, "username": "u"}, "needs both username and password"),
         ({**ES, "username": "u", "password": "p", "api_key": "k"}, "has both api_key and username; keep one"),
         ({**ES, "ca_certs": "/nowhere"}, "target.ca_certs must be a file of certificates, and there is none"),
+        ({**ES, "client_cert": "crt"}, "needs both client_cert and client_key"),
+        ({**ES, "client_key": "key"}, "needs both client_cert and client_key"),
+        (
+            {**ES, "url": "http://127.0.0.1:9", "client_cert": "crt", "client_key": "key"},
+            "target.url is plain http, where no client_cert can be presented; use https",
+        ),
+        *(({**ES, "proxy": proxy}, "target.proxy must have the form http://proxy:3128") for proxy in PROXIES),
+        (
+            {**OS, "url": "http://127.0.0.1:9", "proxy": "http://p:3128"},
+            "target.url is plain http, which proxy does not forward: items would be readable on the way; use https",
+        ),
         ({**OS, "aws": {}, "username": "u", "password": "p"}, "has both aws and username; keep one"),
         ({**OS, "url": ["https://a", "https://b"], "aws": {}}, "has aws and several addresses"),
         ({**OS, "aws": {}, "compress": True}, "has both aws and compress"),
