@@ -18,6 +18,7 @@ together; otherwise in a separate store.
     definition ""              Definition: the tables the pipeline is bound to, and what determines their documents
     verified   ""              Verified: the last pass of `verify`
     repair     ""              Repair: a command repairs documents, so deletes must leave tombstones
+    rebuild    ""              Rebuild: a second generation of the tables is kept beside the first
     pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
 
@@ -349,7 +350,19 @@ class Repair:
     ended: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """A rebuild is in progress: a second generation of the tables is built, by a pipeline of its own.
+
+    ``switched``: it has the tables' names, and the first generation is kept beside it.
+    """
+
+    started: float
+    switched: bool = False
+
+
 VALUES: Mapping[str, type] = {
+    "rebuild": Rebuild,
     "verified": Verified,
     "repair": Repair,
     "owner": Owner,

@@ -256,7 +256,7 @@ SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'replicator' AND c.relname = 'checkpoints'"""
 
 
-def identities(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema]) -> Mapping[str, Identity]:
+def identities(connection: psycopg.Connection[Any], shapes: Mapping[str, TableSchema]) -> Mapping[str, Identity]:
     """Each table's oid, which changes when a table is re-created.
 
     Restoring a database from a dump changes all oids; the oid of our own table, restored with it, tells these cases
@@ -264,9 +264,9 @@ def identities(connection: psycopg.Connection[Any], shapes: Sequence[TableSchema
     """
     row = connection.execute(_GIVER).fetchone()
     within = "" if row is None else str(row[0])
-    there = {shape.name: found(connection, shape) for shape in shapes}
+    there = {name: found(connection, shape) for name, shape in shapes.items()}
     ids = {name: "" if table is None else str(table.oid) for name, table in there.items()}
-    return {shape.name: Identity(shape.label, ids[shape.name], within) for shape in shapes}
+    return {name: Identity(shape.label, ids[name], within) for name, shape in shapes.items()}
 
 
 def parts(shape: TableSchema) -> Parts:
@@ -289,10 +289,10 @@ def _origin(column: BodyColumn) -> str:
     return f"from inside {json.dumps([column.attribute, *column.inside])}"
 
 
-def additions(shapes: Sequence[TableSchema], changes: Sequence[Change]) -> list[sql.Composed] | None:
+def additions(shapes: Mapping[str, TableSchema], changes: Sequence[Change]) -> list[sql.Composed] | None:
     """The statements for added columns; None if another change is among them, or a column is NOT NULL."""
     added = {(change.table, change.part) for change in changes}
-    columns = [(s, column) for s in shapes for column in s.columns if (s.name, _part(column)) in added]
+    columns = [(s, c) for name, s in shapes.items() for c in s.columns if (name, _part(c)) in added]
     if len(columns) < len(changes) or not all(column.nullable for _, column in columns):
         return None
     return [add_column(shape, column) for shape, column in columns]

@@ -85,6 +85,11 @@ class PostgresCheckpoints:
             Counter()
         )  # superseded changes as stored, by source: tells what a lost response said
 
+    @property
+    def claimed(self) -> bool:
+        """Whether this is a run's session: one that another run would fence off."""
+        return self._owner is not None
+
     def claim(self, owner: Owner) -> Claimed:
         with self._session.connection() as connection:
             install(connection)

@@ -51,7 +51,7 @@ class BodyColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """A table as the config describes it."""
+    """A table as the config describes it. ``name``: in the database."""
 
     name: str
     schema: str
@@ -81,7 +81,7 @@ def shapes(tables: Sequence[Table], schema: str) -> dict[str, TableSchema]:
     problems += [f"target: the table {name} is listed twice" for name in twice]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return {shape.name: shape for shape in found}
+    return {table.name: shape for table, shape in zip(tables, found, strict=True)}
 
 
 def _shape(table: Table, schema: str) -> TableSchema:
@@ -93,7 +93,7 @@ def _shape(table: Table, schema: str) -> TableSchema:
     keys = tuple(KeyColumn(a.name, a.kind) for a in table.keys.attributes)
     whole = options.columns is None
     extra: Extra = "ignore" if whole else options.extra
-    return TableSchema(table.name, schema, keys, tuple(_columns(options)), extra, options.adopt)
+    return TableSchema(table.stored_as or table.name, schema, keys, tuple(_columns(options)), extra, options.adopt)
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
 
-from connectors.postgres import bisection, catalog, cleanup
+from connectors.postgres import bisection, catalog, cleanup, generations
 from connectors.postgres.checkpoints import PostgresCheckpoints
 from connectors.postgres.cleanup import Sweep
-from connectors.postgres.encode import Encoded, Encoder
+from connectors.postgres.encode import Encoded, Encoder, Statement
 from connectors.postgres.errors import SKIPPED, StoredAlready, is_data_error
 from connectors.postgres.hazards import hazards, missing_privileges
 from connectors.postgres.inference import proposal
@@ -22,7 +23,8 @@ from connectors.postgres.verification import TableVerification
 from replicator.batch import Batch, DocumentId, Outcome, Part, Rejection, Write
 from replicator.errors import ConfigError, SweepRefused, TransientError
 from replicator.identity import Change, Identity, Parts
-from replicator.target.contract import Table
+from replicator.state import Save
+from replicator.target.contract import Exchange, Table
 from replicator.target.observed import Field, Proposal
 from replicator.target.verification import ComparesByTable
 
@@ -52,6 +54,7 @@ class Postgres(ComparesByTable):
         self._sweeps: dict[tuple[str, int], Sweep] = {}
         self._repeated = 0
         self._verifications: dict[str, TableVerification] = {}
+        self._opened: dict[str, int] = {}  # the oids of the opened tables, by label
 
     @property
     def checkpoints(self) -> PostgresCheckpoints:
@@ -105,9 +108,8 @@ class Postgres(ComparesByTable):
             return [name for name, shape, t in there if t is not None and catalog.adopts(connection, shape, t)]
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
-        wanted = self._shapes(tables)
         with self._session.connection() as connection:
-            return catalog.identities(connection, wanted)
+            return catalog.identities(connection, shapes(tables, self._options.schema_))
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         with self._session.connection() as connection:
@@ -120,12 +122,12 @@ class Postgres(ComparesByTable):
         return catalog.parts(shape)
 
     def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
-        statements = catalog.additions(self._shapes(tables), changes)
+        statements = catalog.additions(shapes(tables, self._options.schema_), changes)
         return None if statements is None else [f"{s.as_string(None)};" for s in statements]
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
         with self._session.connection() as connection, connection.transaction():
-            for statement in catalog.additions(self._shapes(tables), changes) or ():
+            for statement in catalog.additions(shapes(tables, self._options.schema_), changes) or ():
                 connection.execute(statement)
 
     def open(self, tables: Sequence[Table], epoch: int) -> None:
@@ -139,6 +141,8 @@ class Postgres(ComparesByTable):
                     raise ConfigError(*problems)
                 for shape in wanted.values():
                     self._make(connection, shape, epoch)
+                there = {shape.label: catalog.found(connection, shape) for shape in wanted.values()}
+        self._opened |= {label: table.oid for label, table in there.items() if table is not None}
         self._encoder = Encoder(wanted, self._options.nul, self._pipeline)
 
     def recheck(self, tables: Sequence[Table]) -> Sequence[str]:
@@ -158,7 +162,8 @@ class Postgres(ComparesByTable):
             batch = encoded.batch
             first = self._checkpoints.advance(batch.saves, batch.parts)
             last = self._checkpoints.folding(batch.saves, (part.source for part in batch.parts))
-            self._session.send([first, *encoded.statements, *last])
+            same = () if self._checkpoints.claimed else map(Statement, generations.still(self._opened))
+            self._session.send([first, *same, *encoded.statements, *last])
         self._sent = encoded
 
     def ready(self) -> bool:
@@ -211,6 +216,45 @@ class Postgres(ComparesByTable):
             raise self._session.translated(e) from e
         return int(rows[0][0] or 0)
 
+    def rebuild_problems(self, live: Sequence[Table], new: Sequence[Table]) -> Sequence[str]:
+        with self._session.connection() as connection:
+            return list(generations.problems(connection, self._shapes(live), self._shapes(new)))
+
+    def prepare(self, live: Sequence[Table], new: Sequence[Table], pipeline: str, save: Save) -> Sequence[str]:
+        with self._exclusively() as connection:
+            generations.save(connection, self._pipeline, save)
+            generations.forget(connection, pipeline)
+            pairs = zip(self._shapes(live), self._shapes(new), strict=True)
+            return [text for old, made in pairs for text in generations.create(connection, old, made, pipeline)]
+
+    def exchange(self, exchange: Exchange) -> None:
+        with self._exclusively() as connection:
+            try:
+                generations.exchange(connection, self._shapes(exchange.live), exchange)
+            except psycopg.Error as e:
+                raise generations.explained(self._session.translated(e), e) from e
+
+    def discard(self, tables: Sequence[Table], pipeline: str, save: Save) -> None:
+        with self._exclusively() as connection:
+            generations.save(connection, self._pipeline, save)
+            for shape in self._shapes(tables):
+                generations.remove(connection, shape, pipeline)
+            generations.forget(connection, pipeline)
+
+    def succeed(self, retired: Sequence[Table], live: Sequence[Table], pipeline: str, save: Save) -> None:
+        with self._exclusively() as connection:
+            generations.save(connection, self._pipeline, save)
+            for shape in self._shapes(retired):
+                generations.remove(connection, shape, self._pipeline)
+            generations.succeed(connection, self._shapes(live), self._pipeline, pipeline)
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[psycopg.Connection[Any]]:
+        """A transaction during which no table is opened or exchanged by others."""
+        with self._session.connection() as connection, connection.transaction():
+            connection.execute(_LOCK)
+            yield connection
+
     @property
     def unrepairable(self) -> str:
         return ""
@@ -219,7 +263,9 @@ class Postgres(ComparesByTable):
         known = self._verifications.get(table.name)
         if known is None:
             (shape,) = self._shapes([table])
-            known = self._verifications[table.name] = TableVerification.of(self._session, shape, self._options.nul)
+            known = self._verifications[table.name] = TableVerification.of(
+                self._session, shape, self._options.nul, self._opened
+            )
         return known
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ the column's type. Texts are compared byte by byte, whatever the column's collat
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 import psycopg
 from psycopg import sql
 
+from connectors.postgres import generations
 from connectors.postgres.cells import binary
 from connectors.postgres.cleanup import FROM_TEXT, as_text
 from connectors.postgres.encode import Row, TableEncoder, fits
@@ -68,10 +69,11 @@ class TableVerification:
     session: Session
     shape: TableSchema
     encoder: TableEncoder
+    opened: Mapping[str, int]  # oids by label
 
     @classmethod
-    def of(cls, session: Session, shape: TableSchema, nul: Nul) -> TableVerification:
-        return cls(session, shape, TableEncoder(shape, nul))
+    def of(cls, session: Session, shape: TableSchema, nul: Nul, opened: Mapping[str, int]) -> TableVerification:
+        return cls(session, shape, TableEncoder(shape, nul), opened)
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         rows: list[Row] = [(write.id, write, 0) for write in expected]
@@ -152,6 +154,8 @@ class TableVerification:
         with self.session.connection() as connection:
             try:
                 with connection.transaction():
+                    for statement in generations.still(self.opened):
+                        connection.execute(statement)
                     if lock:
                         psycopg.RawCursor(connection).execute(
                             self.encoder.lock.sql, _texts(self.encoder.lock.parameters)

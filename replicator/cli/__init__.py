@@ -23,6 +23,7 @@ from replicator.cli.output import ERRORS_AS_JSON, errors_as_json, failed, hang_u
 from replicator.cli.parked import parked
 from replicator.cli.policy import policy
 from replicator.cli.preview import preview
+from replicator.cli.rebuild import rebuild
 from replicator.cli.resync import resync
 from replicator.cli.run import run
 from replicator.cli.schema import schema
@@ -140,5 +141,5 @@ def main() -> None:
 
 
 _PLANNING = (demo, init, infer, estimate, check, policy, preview)
-for command in (*_PLANNING, run, status, verify, parked, resync, cutover, schema, version):
+for command in (*_PLANNING, run, status, verify, parked, resync, rebuild, cutover, schema, version):
     main.add_command(command)

@@ -52,9 +52,10 @@ def check(ctx: click.Context, config: str, create: bool, offline: bool, as_json:
 
 def _online(config: str, *, create: bool) -> list[Finding]:
     from replicator.config import settings as configs
+    from replicator.engine.generations import resolved
     from replicator.operations import check as preflight
 
-    return preflight.check(configs.load(config), create=create)
+    return preflight.check(resolved(configs.load(config)), create=create)
 
 
 def _offline(config: str) -> list[Finding]:

@@ -46,9 +46,10 @@ def cutover(ctx: click.Context, config: str, wait: bool, quiet: float, verified_
     verified or not drained.
     """
     from replicator.config import settings as configs
+    from replicator.engine.generations import resolved
     from replicator.operations import cutover as operation
 
-    answer = operation.cutover(configs.load(config), wait=wait, quiet=quiet, verified_within=verified_within)
+    answer = operation.cutover(resolved(configs.load(config)), wait=wait, quiet=quiet, verified_within=verified_within)
     freeze, allow = answer.freeze
     if as_json:
         put({**answer.certificate, "freeze": freeze, "allow_again": allow})

@@ -221,8 +221,9 @@ def _opened(path: str) -> Iterator[tuple[Config, Target, Checkpoints]]:
     from replicator.checkpoints.presence import check_known
     from replicator.config import settings as configs
     from replicator.engine.assembly import ends
+    from replicator.engine.generations import resolved
 
-    loaded = configs.load(path)
+    loaded = resolved(configs.load(path))
     with ends(loaded) as (target, checkpoints):
         check_known(loaded.pipeline, checkpoints, checkpoints.read())
         yield loaded, target, checkpoints

@@ -117,7 +117,8 @@ def overview(readings: Sequence[Reading]) -> Table:
 
 def _cells(reading: Reading) -> Iterator[Any]:
     values = reading.values
-    yield Text(escaped(reading.pipeline or reading.config))
+    which = {None: "", True: " (live)", False: " (not live)"}[reading.live]
+    yield Text(escaped(reading.pipeline or reading.config) + which)
     if values is None:
         yield Text("unknown", "red")
         yield from [""] * 5

@@ -82,6 +82,7 @@ def _request(path: str, as_json: bool, keys: list[tuple[str, str]], where: tuple
 
     from replicator.cli.output import aside
     from replicator.config import settings
+    from replicator.engine.generations import resolved
     from replicator.operations.resync import Wanted, note
 
     wanted = Wanted(
@@ -92,7 +93,7 @@ def _request(path: str, as_json: bool, keys: list[tuple[str, str]], where: tuple
         remove_expired=allowed["remove_expired"],
     )
     with aside():
-        noted = note(settings.load(path), wanted, time.time)
+        noted = note(resolved(settings.load(path)), wanted, time.time)
     _tell(noted, as_json)
 
 
@@ -110,9 +111,10 @@ def _tell(noted: Noted, as_json: bool) -> None:
 
 def _cancel(path: str, as_json: bool) -> None:
     from replicator.config import settings
+    from replicator.engine.generations import resolved
     from replicator.operations.resync import cancel
 
-    withdrawn = cancel(settings.load(path))
+    withdrawn = cancel(resolved(settings.load(path)))
     if as_json:
         put({"withdrawn": withdrawn})
     else:

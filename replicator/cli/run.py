@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,12 +69,24 @@ def run(ctx: click.Context, /, configs: Sequence[str], as_json: bool, **how: Any
     one stops.
 
     With several configs, their pipelines run in one process. One that fails does not end the others; the exit code is
-    that of the most severe failure.
+    that of the most severe failure. During a rebuild, a config with replaces: runs the pipelines of both copies.
     """
-    if len(configs) == 1:
-        run_until_stopped(configs[0], as_json, resync=False, **how)
-    else:
+    if len(configs) > 1 or _may_be_two(configs[0]):
         ctx.exit(_run_each(configs, as_json, resync=False, **how))
+    run_until_stopped(configs[0], as_json, resync=False, **how)
+
+
+def _may_be_two(path: str) -> bool:
+    """Whether the config may run two pipelines, as it does during a rebuild. Loading all others here would be slow."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except OSError:
+        return False  # loading it says why
+    if "replaces" not in text:
+        return False
+    from replicator.config import settings
+
+    return settings.load(path).replaces is not None
 
 
 def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **how: Any) -> None:
@@ -83,10 +95,11 @@ def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **
     from replicator.cli import live_view
     from replicator.cli.monitored import monitored
     from replicator.config import settings
+    from replicator.engine.generations import resolved
     from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
-    loaded = settings.load(path)
+    loaded = resolved(settings.load(path))
     with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
         run_pipeline(loaded, stop=stop, **more, **how)
         if not stop.is_set():
@@ -97,23 +110,23 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
     if listen is not None:
         raise ConfigError("--listen: each of several pipelines needs a port of its own: set monitoring in its config")
-    say_first(f"{len(paths)} pipelines", as_json)
+    say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
     from replicator.cli.monitored import monitored
     from replicator.config import settings
-    from replicator.engine import several
+    from replicator.engine import generations, several
     from replicator.engine.run import run as run_pipeline
 
     stop = stop_on_signals()
     with live_view.several(as_json) as observer_of:
         loaded, codes = _loaded(paths, settings.load)
 
-        def work(config: Config) -> None:
+        def work(config: Config, confirm: Callable[[], None]) -> None:
             with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
-                run_pipeline(config, stop=stop, **more, **how)
+                run_pipeline(config, stop=stop, confirm=confirm, **more, **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
-        runs = [several.PipelineRun(c.pipeline, partial(work, c), c.hook_timeout) for c in loaded]
+        runs = [run for config in loaded for run in generations.runs(config, work, stop)]
         return several.worst([*codes, *several.run_each(runs).values()])
 
 

@@ -30,19 +30,18 @@ def status(ctx: click.Context, configs: Sequence[str], report_health: bool, as_j
     Works whether or not a pipeline is running. The phase is backfill, catching-up, live, gap or stopped. Unknown
     values are shown as "unknown" (null in JSON), never as 0. Exits with 0 if the pipeline is live or catching up, 3
     after a gap, 7 if it is stopped or blocked by a failure, 6 if items are parked. With several configs, prints one
-    line for each, and exits with the most severe code.
+    line for each, and exits with the most severe code; during a rebuild likewise one for each copy.
     """
     from replicator.engine.several import worst
-    from replicator.operations.status import read
+    from replicator.operations.status import read_each
 
-    if len(configs) > 1:
-        readings = [read(config, time.time()) for config in configs]
+    readings = [reading for config in configs for reading in read_each(config, time.time())]
+    if len(readings) > 1:
         _put_each(readings) if as_json else _print_each(readings)
         codes = [reading.exit_code for reading in readings]
         unread = [reading.exit_code for reading in readings if reading.values is None]
         ctx.exit(worst(codes if report_health else unread))
-    (config,) = configs
-    reading = read(config, time.time())
+    (reading,) = readings
     if reading.values is None:
         assert reading.error is not None
         raise reading.error
@@ -59,7 +58,16 @@ def _put_each(readings: Sequence[Reading]) -> None:
     """One object for each config; without a phase if nothing is known."""
     for reading in readings:
         values = reading.values or {"pipeline": reading.pipeline, "phase": None}
-        put({"config": reading.config, **values, "problems": list(reading.problems), "exit_code": reading.exit_code})
+        which = {} if reading.live is None else {"live_copy": reading.live}
+        put(
+            {
+                "config": reading.config,
+                **which,
+                **values,
+                "problems": [*reading.problems],
+                "exit_code": reading.exit_code,
+            }
+        )
 
 
 def _print_one(reading: Reading) -> None:

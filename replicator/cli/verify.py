@@ -71,6 +71,7 @@ def verify(
     source, 6 if it does not or items are parked, 7 if that cannot be confirmed.
     """
     from replicator.config import settings as configs
+    from replicator.engine.generations import resolved
     from replicator.errors import ConfigError
     from replicator.operations.verify import Wish
     from replicator.operations.verify import verify as verified
@@ -87,7 +88,7 @@ def verify(
         read_units=read_units,
     )
     with aside():
-        loaded = configs.load(config)
+        loaded = resolved(configs.load(config))
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

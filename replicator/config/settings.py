@@ -131,6 +131,11 @@ class Sections(Options):
         description="seconds the hook may take per image before its item is parked; null: no limit",
     )
     parked_limit: int = Field(default=10_000, ge=0, description="the run stops if more items than this are parked")
+    replaces: str | None = Field(
+        default=None,
+        min_length=1,
+        description="during a rebuild: the config of the copy that this one replaces, relative to this file",
+    )
     monitoring: Monitoring | None = Field(
         default=None, description="serve metrics, health checks and a status page while the pipeline runs"
     )
@@ -165,6 +170,7 @@ class Config:
     hook_timeout: float | None = 10.0
     checkpoints: Keeping | None = None
     monitoring: Monitoring | None = None
+    replaces: str | None = None
     path: Path = Path("config.yaml")
 
     @property
@@ -243,6 +249,7 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         hook_timeout=sections.hook_timeout,
         checkpoints=checkpoints,
         monitoring=sections.monitoring,
+        replaces=sections.replaces,
         path=file.path,
     )
 

@@ -32,6 +32,7 @@ class Destination:
     connector: Any
     options: BaseModel
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    suffix: str = ""  # during a rebuild, of the tables' names in the destination
 
     def build(self, pipeline: str) -> Target:
         """The target, not yet connected; its own state is stored under ``pipeline``."""
@@ -41,7 +42,8 @@ class Destination:
     def wanted(self, keys: KeySchema, *, own_ids: bool) -> tuple[Table, ...]:
         """The tables as configured, keyed by the item's ``keys`` or by the hook's own document ids."""
         keys = OWN_IDS if own_ids else keys
-        return tuple(Table(name, keys, options) for name, options in self.tables.items())
+        stored_as = {name: name + self.suffix if self.suffix else "" for name in self.tables}
+        return tuple(Table(name, keys, options, stored_as[name]) for name, options in self.tables.items())
 
 
 def destination(given: object, base: Path | None = None) -> tuple[Destination | None, list[Problem]]:

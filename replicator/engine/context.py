@@ -57,6 +57,7 @@ class Environment:
     monotonic: Callable[[], float] = time.monotonic
     hook_limit: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     measurements: Measurements = field(default_factory=Unmeasured)
+    confirm: Callable[[], None] = lambda: None  # called when the pipeline is claimed, before anything is looked at
 
     def scheduler(self, client: Client) -> Scheduler:
         if self.steps is not None:

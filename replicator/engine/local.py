@@ -54,6 +54,7 @@ class Driver:
         retried = self._measurements.retried
         starting = RetryPolicy(stop, environment.waiting, self._now, random, retried)
         claimed = starting(lambda: context.checkpoints.claim(owner), asks="checkpoints")
+        environment.confirm()
         self._retrying = RetryPolicy(stop, self._report, self._now, random, retried)
         self._pages = PageBuffer()
         self.pipeline = Pipeline(

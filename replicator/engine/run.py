@@ -53,8 +53,10 @@ def run(
     apply_schema_changes: bool = False,
     remove_expired: bool = False,
     measurements: Measurements | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> None:
-    """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first.
+    """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first. ``confirm`` is called
+    once the run owns the pipeline, and may raise to end it before it has looked at the target.
 
     Raises a ReplicatorError if the run cannot start or continue.
     """
@@ -63,7 +65,11 @@ def run(
     hook = load(config.transform, config.base) if config.transform is not None else None
     client = connect(config.source)
     environment = Environment(
-        stop, observe, hook_limit=HookLimit(config.hook_timeout), measurements=measurements or Unmeasured()
+        stop,
+        observe,
+        hook_limit=HookLimit(config.hook_timeout),
+        measurements=measurements or Unmeasured(),
+        confirm=confirm,
     )
     with ends(config) as (target, checkpoints), contextlib.suppress(Stopped):  # stopped during startup
         retrying = RetryPolicy(

@@ -284,7 +284,8 @@ def check_hook(found: StartupState) -> None:
         what = "changed" if state.hook and found.hook else "was removed" if state.hook else "was added"
         raise ConfigError(
             f"transform: the hook {what} since the last run. Either resume and leave existing documents as they are "
-            "(run --accept-hook-change), or rebuild all documents (resync)"
+            "(run --accept-hook-change), or make all documents again: beside them, with a switch at once (replicator "
+            "rebuild start), or in place (resync)"
             + ("" if found.hook else ". To keep the documents' shape, restore transform: in the config")
         )
 
@@ -295,7 +296,8 @@ def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigEr
     if additions is None:
         return ConfigError(
             f"target.tables: {changed} since the last run, so existing documents do not match the definition. "
-            "Undo the change, or rebuild all documents: replicator resync"
+            "Undo the change, or make all documents again: beside them, with a switch at once (replicator rebuild "
+            "start), or in place (replicator resync)"
         )
     statements = "".join(f"\n{statement}" for statement in additions)
     return ConfigError(

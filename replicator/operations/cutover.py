@@ -120,8 +120,13 @@ def standing(claimed: Claimed, now: float) -> Standing:
 
 def reasons(at: Standing, wish: Wish) -> list[Reason]:
     """Why people may not switch now, the most severe first; empty if they may."""
-    found = [*_gaps(at), *_unequal(at), *_not_live(at), *_unverified(at, wish), *_undrained(at, wish)]
-    return sorted(found, key=lambda reason: reason.code)
+    return sorted([*ready(at, wish), *_undrained(at, wish)], key=lambda reason: reason.code)
+
+
+def ready(at: Standing, wish: Wish, *, verified: bool = True) -> list[Reason]:
+    """Why the copy is not as good as the source, if nothing new were written; ``verified``: and that is proven."""
+    found = [*_gaps(at), *_unequal(at), *_not_live(at)]
+    return [*found, *_unverified(at, wish)] if verified else found
 
 
 def _gaps(at: Standing) -> Iterator[Reason]:

@@ -6,13 +6,14 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from replicator.checkpoints.presence import check_known
 from replicator.config import settings
 from replicator.config.settings import Config
 from replicator.engine.assembly import ends, reduced_guarantee
+from replicator.engine.generations import SECOND, decoded, first_of, rebuild_entry, second_of
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.pipeline.progress import Progress, as_values, progress
 
@@ -32,6 +33,7 @@ class Reading:
     reduced_guarantee: str = ""
     reported: Mapping[str, Any] | None = None
     error: ReplicatorError | None = None
+    live: bool | None = None  # during a rebuild: whether readers see this generation
 
     @property
     def values(self) -> dict[str, Any] | None:
@@ -64,11 +66,25 @@ def health_code(values: Mapping[str, Any]) -> int:
     return 6 if values["parked"] else 0
 
 
-def read(config: str, now: float) -> Reading:
-    """Errors that are meant for users are part of the result."""
-    loaded: Config | None = None
+def read_each(config: str, now: float) -> Sequence[Reading]:
+    """One reading, or during a rebuild that of each generation, the live one first."""
     try:
         loaded = settings.load(config)
+        rebuild = decoded(rebuild_entry(loaded)) if loaded.replaces is not None else None
+        if rebuild is None:
+            return [read(config, now)]
+        both = first_of(loaded, rebuild), second_of(loaded, rebuild)
+    except ReplicatorError:
+        return [read(config, now)]
+    live, other = both[::-1] if rebuild.switched else both
+    return [replace(read(config, now, live), live=True), replace(read(config, now, other), live=False)]
+
+
+def read(config: str, now: float, generation: Config | None = None) -> Reading:
+    """Errors that are meant for users are part of the result. ``generation``: the config to use instead."""
+    loaded = generation
+    try:
+        loaded = generation or settings.load(config)
         return _stored(config, loaded, now)
     except TransientError as e:
         assert loaded is not None
@@ -80,7 +96,8 @@ def read(config: str, now: float) -> Reading:
 def _stored(config: str, loaded: Config, now: float) -> Reading:
     with ends(loaded) as (target, checkpoints):
         claimed = checkpoints.read()
-        check_known(loaded.pipeline, checkpoints, claimed)
+        if not loaded.pipeline.endswith(SECOND):  # which no run has begun until one is restarted
+            check_known(loaded.pipeline, checkpoints, claimed)
         return Reading(
             config, loaded.pipeline, progress(claimed.entries, claimed.counts, now), reduced_guarantee(target)
         )

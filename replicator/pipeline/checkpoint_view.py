@@ -29,7 +29,7 @@ Place = tuple[str, str]  # kind, id
 Undo = tuple[Place, int, Any]  # the entry's previous revision and value; 0 and None if there was none
 
 # The store checks the owner; ParkedItems tracks parked and dropped entries and repairs; commands write the last.
-_UNREAD = ("owner", "parked", "dropped", "repair", "verified")
+_UNREAD = ("owner", "parked", "dropped", "repair", "verified", "rebuild")
 
 
 class CheckpointView:

@@ -10,10 +10,12 @@ from replicator.aws.client import Client
 from replicator.aws.permissions import Needed
 from replicator.batch import Batch, DocumentId, Outcome, Rejection, Write
 from replicator.checkpoints.contract import Checkpoints
+from replicator.errors import TransientError
 from replicator.identity import Change, Identity, Parts
 from replicator.key import KeyAttribute, KeySchema
 from replicator.marks import Marks
 from replicator.source.table import SourceTable
+from replicator.state import Save
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.observed import Field, Proposal
 
@@ -23,12 +25,14 @@ class Table:
     """One table (or index) of a target.
 
     ``keys``: the parts of a document's id: the item's key attributes, or ``_item`` and ``_id`` (both text) if the hook
-    chooses document ids. ``options``: from the config; interpreted by the connector.
+    chooses document ids. ``options``: from the config; interpreted by the connector. ``stored_as``: its name in the
+    destination, if that differs, as it does during a rebuild; only for targets that are ``Rebuilding``.
     """
 
     name: str
     keys: KeySchema
     options: Mapping[str, Any] = field(default_factory=dict)
+    stored_as: str = ""
 
 
 class Target(Protocol):
@@ -279,6 +283,54 @@ class Defining(Protocol):
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
         """Execute the additions. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What exchanges two generations of tables.
+
+    ``live``: the tables under their own names, as they are before. ``away``: what is appended to their names then;
+    ``here``: what is appended to the names of the tables that take their place. ``pipelines``: of both generations,
+    whose runs must stop. ``save``: the entry, of the first of them, that notes it.
+    """
+
+    live: Sequence[Table]
+    away: str
+    here: str
+    pipelines: tuple[str, str]
+    save: Save
+
+
+class TablesBusy(TransientError):
+    """Readers hold the tables, so they were not exchanged. Trying again may help."""
+
+
+@runtime_checkable
+class Rebuilding(Protocol):
+    """A target that can keep two generations of its tables and exchange them in one step, unnoticed by readers.
+
+    It is built for the first pipeline, whose tables are live when the rebuild starts. Each method is one transaction,
+    with the entry ``save`` of that pipeline; Fenced if that entry is not as expected.
+    """
+
+    def rebuild_problems(self, live: Sequence[Table], new: Sequence[Table]) -> Sequence[str]:
+        """Why ``new`` cannot be built beside ``live``, or could not take its place. Changes nothing."""
+
+    def prepare(self, live: Sequence[Table], new: Sequence[Table], pipeline: str, save: Save) -> Sequence[str]:
+        """Create the tables ``new`` for ``pipeline``; returns what of the live ones they lack, a sentence each."""
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Give the live tables' names to the other generation, and fence off both runs.
+
+        ConfigError if something that depends on the live tables would not survive; TablesBusy while readers hold them.
+        """
+
+    def discard(self, tables: Sequence[Table], pipeline: str, save: Save) -> None:
+        """Remove tables that ``pipeline`` wrote, and all that is stored of it. ConfigError if they are not its own."""
+
+    def succeed(self, retired: Sequence[Table], live: Sequence[Table], pipeline: str, save: Save) -> None:
+        """Remove the ``retired`` tables of the first pipeline and all that is stored of it; ``pipeline``, which wrote
+        the ``live`` ones, takes its name."""
 
 
 @runtime_checkable

@@ -1,0 +1,117 @@
+"""``replicator rebuild``: build a second copy beside the live one, and switch to it at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from replicator.cli.cutover import Duration
+from replicator.cli.output import aside, config_argument, json_option, note, put, say
+
+if TYPE_CHECKING:
+    from replicator.operations.rebuild import Outcome
+
+
+@click.group
+def rebuild() -> None:
+    """Build a second copy beside the live one after a change of the hook or the columns, and switch to it at once.
+
+    CONFIG is the new config; its replaces: names the one that the pipeline has run with. A run with CONFIG keeps both
+    copies up to date. Readers see the old copy until the switch, and the complete new one from then on.
+    """
+
+
+@rebuild.command
+@config_argument
+@click.option("--wait", is_flag=True, help="Wait until a run has built the new copy.")
+@json_option
+def start(config: str, wait: bool, as_json: bool) -> None:
+    """Note the new copy and create its tables. A run with CONFIG builds it: restart the run with this config."""
+    from replicator.config import settings
+    from replicator.operations import rebuild as operation
+
+    loaded = settings.load(config)
+    with aside():
+        outcome = operation.start(loaded)
+    what = "already started" if outcome.already else "started"
+    if as_json:
+        put({"rebuild": what, "notes": list(outcome.notes)})
+    else:
+        for text in outcome.notes:
+            say(f"note: {text}")
+        say(f"rebuild {what}; a run with this config builds the new copy: replicator run CONFIG")
+    if wait:
+        operation.await_built(loaded, note)
+
+
+@rebuild.command
+@config_argument
+@click.option(
+    "--verified-within", default="24h", show_default=True, type=Duration(), help="How old a verify pass may be."
+)
+@click.option("--unverified", is_flag=True, help="Switch without a verify pass of the new copy.")
+@json_option
+@click.pass_context
+def switch(ctx: click.Context, config: str, verified_within: float, unverified: bool, as_json: bool) -> None:
+    """Give the tables' names to the new copy, in one transaction. Both are kept up to date, for a rollback.
+
+    Refuses unless a run is up and live, nothing is lost or parked, and a verify pass of the new copy found no
+    difference. Exits with 0, or by the first reason: 3 gap, 6 the copy is not equal, 7 not live or not verified.
+    """
+    from replicator.config import settings
+    from replicator.operations import rebuild as operation
+
+    outcome = operation.switch(settings.load(config), verified_within=verified_within, unverified=unverified)
+    _report(ctx, outcome, "switched: readers see the new copy", as_json)
+
+
+@rebuild.command
+@config_argument
+@click.option("--unchecked", is_flag=True, help="Even if the old copy is behind, or no run is up.")
+@json_option
+@click.pass_context
+def rollback(ctx: click.Context, config: str, unchecked: bool, as_json: bool) -> None:
+    """Give the tables' names back to the old copy, which was kept up to date, in one transaction."""
+    from replicator.config import settings
+    from replicator.operations import rebuild as operation
+
+    outcome = operation.rollback(settings.load(config), unchecked=unchecked)
+    _report(ctx, outcome, "rolled back: readers see the old copy", as_json)
+
+
+@rebuild.command
+@config_argument
+@json_option
+@click.pass_context
+def finish(ctx: click.Context, config: str, as_json: bool) -> None:
+    """Remove the old copy after the switch. There is no way back then."""
+    from replicator.config import settings
+    from replicator.operations import rebuild as operation
+
+    _report(ctx, operation.finish(settings.load(config)), "finished: the old copy is removed", as_json)
+
+
+@rebuild.command
+@config_argument
+@json_option
+@click.pass_context
+def cancel(ctx: click.Context, config: str, as_json: bool) -> None:
+    """Give the rebuild up: remove the new copy, which is not live."""
+    from replicator.config import settings
+    from replicator.operations import rebuild as operation
+
+    _report(ctx, operation.cancel(settings.load(config)), "canceled: the new copy is removed", as_json)
+
+
+def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> None:
+    reasons = [reason.text for reason in outcome.reasons]
+    if as_json:
+        put({"done": not reasons, "already": outcome.already, "reasons": reasons})
+    elif reasons:
+        say("no:")
+        for text in reasons:
+            say(f"  {text}")
+    else:
+        say("nothing to do: that is the case already" if outcome.already else done)
+    ctx.exit(outcome.reasons[0].code if outcome.reasons else 0)

@@ -1,0 +1,145 @@
+"""Two generations of a pipeline's tables during a rebuild, each kept up to date by a pipeline of its own.
+
+The first generation's pipeline has the name in the config, and the old config. The second one's has that name with
+``SECOND`` appended, which no config can, and the new config, whose ``replaces`` names the old one. The generation that
+is live has the tables' names; the other's tables have them with a suffix. Finishing a rebuild gives the second pipeline
+the first one's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from replicator.config import settings
+from replicator.config.settings import Config
+from replicator.engine.assembly import ends
+from replicator.engine.context import log_wait
+from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.engine.several import PipelineRun
+from replicator.errors import ConfigError, Fenced, ReplicatorError
+from replicator.log import PIPELINE
+from replicator.state import Entry, Rebuild, decode
+
+log = logging.getLogger("replicator")
+
+SECOND = "@new"
+BUILT, RETIRED = "_new", "_old"  # suffixes of tables: of the second generation until it is live, then of the first
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """The config of each generation. ``first`` None: no rebuild is in progress, so ``second`` is the only one."""
+
+    first: Config | None
+    second: Config
+
+
+def rebuild_entry(config: Config) -> Entry | None:
+    """The entry of the rebuild in progress, as it is stored now."""
+    with ends(config) as (_, checkpoints):
+        return next((e for e in checkpoints.read().entries if e.kind == "rebuild"), None)
+
+
+def decoded(entry: Entry | None) -> Rebuild | None:
+    if entry is None:
+        return None
+    value = decode(entry.kind, entry.id, entry.text)
+    assert isinstance(value, Rebuild)
+    return value
+
+
+def resolved(config: Config) -> Config:
+    """The config as commands use it: during a rebuild, one with ``replaces`` is of the second generation."""
+    if config.replaces is None:
+        return config
+    rebuild = decoded(rebuild_entry(config))
+    return config if rebuild is None else second_of(config, rebuild)
+
+
+def generations(config: Config, rebuild: Rebuild | None) -> Generations:
+    """Both generations. ConfigError if the config that this one ``replaces`` cannot be loaded."""
+    if rebuild is None:
+        return Generations(None, config)
+    return Generations(first_of(config, rebuild), second_of(config, rebuild))
+
+
+def second_of(config: Config, rebuild: Rebuild) -> Config:
+    suffix = "" if rebuild.switched else BUILT
+    return replace(config, pipeline=config.pipeline + SECOND, target=replace(config.target, suffix=suffix))
+
+
+def first_of(config: Config, rebuild: Rebuild) -> Config:
+    """The old config. Without monitoring if it would listen where the new one does."""
+    old = replaced(config)
+    suffix = RETIRED if rebuild.switched else ""
+    same = old.monitoring is not None and config.monitoring is not None
+    same = same and str(old.monitoring.address) == str(config.monitoring.address)  # type: ignore[union-attr]
+    monitoring = None if same else old.monitoring
+    return replace(old, target=replace(old.target, suffix=suffix), monitoring=monitoring)
+
+
+def replaced(config: Config) -> Config:
+    """The config that this one ``replaces``. ConfigError unless it is of the same pipeline."""
+    assert config.replaces is not None
+    old = settings.load(config.base / config.replaces)
+    if old.pipeline != config.pipeline:
+        raise ConfigError(
+            f"replaces: {config.replaces} is of the pipeline {old.pipeline}, not of {config.pipeline}; a rebuild "
+            "needs the config that the pipeline was last run with"
+        )
+    if old.path.resolve() == config.path.resolve() or old.replaces is not None:
+        raise ConfigError(
+            f"replaces: {config.replaces} must be the config that the pipeline was last run with, without replaces:"
+        )
+    return old
+
+
+Work = Callable[[Config, Callable[[], None]], None]
+"""Runs a pipeline: its config, and what must be called when the run owns it."""
+
+
+def runs(config: Config, work: Work, stop: threading.Event) -> list[PipelineRun]:
+    """What a run with this config runs: one pipeline, or during a rebuild one for each generation."""
+    if config.replaces is None:
+        return [PipelineRun(config.pipeline, partial(work, config, lambda: None), config.hook_timeout)]
+    second = partial(follow, config, lambda both: both.second, work, stop)
+    first = partial(follow, config, lambda both: both.first, work, stop)
+    return [
+        PipelineRun(config.pipeline, first, config.hook_timeout),
+        PipelineRun(config.pipeline + SECOND, second, config.hook_timeout),
+    ]
+
+
+def follow(config: Config, of: Callable[[Generations], Config | None], work: Work, stop: threading.Event) -> None:
+    """Run one of the generations; again under its new tables' names whenever a command has exchanged them.
+
+    Returns when that generation has ended. A run that owns its pipeline is fenced off by the next exchange. One that
+    read the tables' names before an exchange and claims its pipeline after it must not look at them: it would find the
+    table gone, and record a gap.
+    """
+    retrying = RetryPolicy(stop, log_wait, time.time, random.Random())  # spreads retries
+    read = partial(retrying, partial(rebuild_entry, config), asks="checkpoints")
+    with contextlib.suppress(Stopped):
+        entry = read()
+        while not stop.is_set() and (current := of(generations(config, decoded(entry)))) is not None:
+            threading.current_thread().name = f"{PIPELINE} {current.pipeline}"
+            try:
+                work(current, partial(_confirm, read, entry))
+                return
+            except ReplicatorError:
+                before, entry = entry, read()
+                if entry == before:
+                    raise
+            log.info("rebuild moved on", extra={"do": "the run resumes with the tables as they are named now"})
+
+
+def _confirm(read: Callable[[], Entry | None], entry: Entry | None) -> None:
+    if read() != entry:
+        raise Fenced("the tables were exchanged while the run started")

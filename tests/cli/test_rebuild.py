@@ -1,0 +1,270 @@
+"""``replicator rebuild`` beside a real run and a reader that never stops, into a real Postgres."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.cli.command_line import World
+from tests.cli.test_run import await_that
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "rebuilding.md"
+BLOCKS = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+OLD = "def hook(item):\n    return {'made': 'old', 'n': int(item['n'])}\n"
+NEW = "def hook(item):\n    return {'made': 'new', 'n': int(item['n']) * 10}\n"
+ITEMS = 50
+
+
+def use(world: World, hook: str) -> None:
+    """Keep the config and its hook under other names, and change both, as docs/rebuilding.md says."""
+    folder = world.folder
+    (folder / "hooks-old.py").write_text((folder / "hooks.py").read_text())
+    text = (folder / "orders.yaml").read_text()
+    (folder / "orders-old.yaml").write_text(text.replace("hooks.py", "hooks-old.py"))
+    (folder / "orders.yaml").write_text(text + "replaces: orders-old.yaml\n")
+    (folder / "hooks.py").write_text(hook)
+
+
+@pytest.fixture
+def orders(world: World) -> World:
+    """A copy that the old hook made, and the config of a new one."""
+    world.db.create_table("orders")
+    for n in range(ITEMS):
+        world.db.put("orders", {"id": f"{n:02}", "n": n})
+    world.hook(OLD)
+    world.catch_up()
+    use(world, NEW)
+    return world
+
+
+@contextmanager
+def running(world: World) -> Iterator[subprocess.Popen[str]]:
+    with world.shell.start("run", world.config, "--json") as process:
+        yield process
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, out + err
+
+
+def phases(world: World) -> list[str]:
+    return [str(line["phase"]) for line in world.lines("status", world.config)]
+
+
+def done(world: World, step: str, *more: str) -> None:
+    code, out, err = world.call("rebuild", step, world.config, *more)
+    assert code == 0, out + err
+
+
+@dataclass
+class Reader:
+    """Reads a table and a view over it all the time, until it is stopped; each answer is of one copy, and whole."""
+
+    url: str
+    reads: int = 0
+    seen: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> None:
+        queries = [f"SELECT document->>'made', count(*) FROM {name} GROUP BY 1" for name in ("orders", "seen")]  # noqa: S608
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            while not self.stop.is_set():
+                for query in queries:
+                    self._take(connection, query)
+
+    def _take(self, connection: psycopg.Connection[Any], query: str) -> None:
+        try:
+            found = connection.execute(query.encode()).fetchall()
+        except psycopg.Error as e:
+            self.errors.append(str(e))
+            return
+        self.reads += 1
+        if len(found) != 1 or found[0][1] < ITEMS:
+            self.errors.append(str(found))
+        elif not self.seen or self.seen[-1] != found[0][0]:
+            self.seen.append(found[0][0])
+
+
+@contextmanager
+def reading(world: World) -> Iterator[Reader]:
+    with world.postgres.connect() as connection:
+        connection.execute("CREATE VIEW seen AS SELECT id, document FROM orders")
+    reader = Reader(world.postgres.url)
+    thread = threading.Thread(target=reader)
+    thread.start()
+    try:
+        yield reader
+    finally:
+        reader.stop.set()
+        thread.join()
+
+
+def documents(world: World, table: str) -> dict[str, Any]:
+    return dict(world.rows(f"SELECT id, document FROM {table}"))  # noqa: S608
+
+
+def expected(world: World, made: str, factor: int) -> dict[str, Any]:
+    items = [f"{n:02}" for n in range(ITEMS)], range(ITEMS)
+    more = [f"more {n}" for n in range(20)], range(20)
+    return {key: {"made": made, "n": n * factor} for part in (items, more) for key, n in zip(*part, strict=True)}
+
+
+def test_twenty_switches_and_rollbacks_beside_a_run_and_a_reader_that_never_stops(orders: World) -> None:
+    """The run finds itself fenced off in whatever it does; commands do not wait until it is up again."""
+    done(orders, "start")
+    with running(orders) as process, reading(orders) as reader:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        for n in range(20):
+            step, how = ("rollback", "--unchecked") if n % 2 else ("switch", "--unverified")
+            await_that(lambda: refusal(orders, step, how) == (0, []), process)  # noqa: B023  # not while it catches up
+            orders.db.put("orders", {"id": f"more {n}", "n": n})
+        await_that(lambda: documents(orders, "orders") == expected(orders, "old", 1), process)
+        await_that(lambda: documents(orders, "orders_new") == expected(orders, "new", 10), process)
+    assert reader.errors == []
+    assert reader.seen == ["old", *["new", "old"] * 10]
+    assert reader.reads > 1000
+    assert [line["parked"] for line in orders.lines("status", orders.config)] == [0, 0]
+
+
+def test_the_documented_steps_lead_from_a_changed_hook_to_a_new_copy(
+    orders: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = [line for text in BLOCKS.findall(DOCUMENT.read_text()) for line in text.splitlines()]
+    start, run, status, verify, switch, rollback, _cancel, finish = (line.split()[1:] for line in commands)
+    monkeypatch.chdir(orders.folder)
+
+    def carry_out(command: list[str]) -> None:
+        code, out, err = orders.call(*command)
+        assert code == 0, out + err
+
+    carry_out(start)
+    carry_out(start)  # again, as after a kill
+    assert phases(orders) == ["stopped", "stopped"]
+    assert run == ["run", "orders.yaml"]
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        carry_out(status)
+        assert refusal(orders, "switch") == (7, ["the copy was not verified; run: replicator verify CONFIG"])
+        carry_out(verify)
+        carry_out(switch)
+        live, other = orders.lines("status", orders.config)
+        assert (live["live_copy"], live["pipeline"], live["verified"]["differences"]) == (True, "orders@new", 0)
+        assert (other["live_copy"], other["pipeline"]) == (False, "orders")
+        orders.db.put("orders", {"id": "later", "n": 1})
+        await_that(lambda: len(documents(orders, "orders_old")) == ITEMS + 1, process)
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        carry_out(rollback)
+        assert documents(orders, "orders")["later"] == {"made": "old", "n": 1}
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        carry_out(switch)
+        carry_out(finish)
+        carry_out(finish)
+        orders.db.put("orders", {"id": "latest", "n": 2})
+        await_that(lambda: documents(orders, "orders").get("latest") == {"made": "new", "n": 20}, process)
+    assert not orders.has_table("orders_old")
+    assert not orders.has_table("orders_new")
+    (left,) = orders.lines("status", orders.config)
+    assert left["pipeline"] == "orders"
+    assert orders.rows("SELECT DISTINCT pipeline FROM replicator.checkpoints") == [("orders",)]
+    orders.change("replaces: orders-old.yaml\n", "")
+    orders.catch_up()
+
+
+def refusal(world: World, step: str, *more: str) -> tuple[int, list[str]]:
+    code, out, err = world.call("rebuild", step, world.config, "--json", *more)
+    return code, json.loads(out)["reasons"] if out else err.rstrip().split("\n")
+
+
+def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World) -> None:
+    before = orders.rows("SELECT kind, id, revision FROM replicator.checkpoints ORDER BY 1, 2")
+    done(orders, "start")
+    assert orders.has_table("orders_new")
+    assert refusal(orders, "switch", "--unverified") == (
+        7,
+        ["no run is up, so nothing is copied; start it with: replicator run CONFIG"],
+    )
+    code, (text,) = refusal(orders, "finish")
+    assert (code, text.partition(". ")[0]) == (2, "the new tables are not live, so the old ones are not removed")
+    done(orders, "cancel")
+    done(orders, "cancel")
+    assert not orders.has_table("orders_new")
+    assert orders.rows("SELECT kind, id, revision FROM replicator.checkpoints ORDER BY 1, 2") == before
+    assert refusal(orders, "switch") == (
+        2,
+        ["no rebuild is in progress; start one with: replicator rebuild start CONFIG"],
+    )
+
+
+def test_a_changed_hook_or_column_leads_to_rebuild(orders: World) -> None:
+    code, out, _ = orders.shell.run("run", orders.config, "--until", "caught-up")
+    assert code == 2
+    assert "beside them, with a switch at once (replicator rebuild start), or in place (resync)" in out
+
+
+def test_start_needs_the_config_and_the_hook_that_made_the_copy(orders: World) -> None:
+    old = orders.folder / "orders-old.yaml"
+    text = old.read_text()
+    cases = {
+        text.replace("pipeline: orders", "pipeline: other"): "replaces: orders-old.yaml is of the pipeline other",
+        text + "replaces: x.yaml\n": "replaces: orders-old.yaml must be the config that the pipeline was last run with",
+        text.replace("table: orders\n", "table: others\n").replace("others\n  region", "orders\n  region"): (
+            "target.tables: the new config must name the same tables as the one that it replaces: others"
+        ),
+        text.replace("hooks-old.py", "hooks.py"): "transform: the hook changed since the last run",
+    }
+    for changed, sentence in cases.items():
+        old.write_text(changed)
+        code, (text, *_) = refusal(orders, "start")
+        assert (code, text[: len(sentence)]) == (2, sentence)
+    old.unlink()
+    assert refusal(orders, "start")[0] == 2
+    orders.change("replaces: orders-old.yaml\n", "")
+    code, (text,) = refusal(orders, "start")
+    assert (code, text.partition(". ")[0]) == (2, "replaces: is missing")
+    assert not orders.has_table("orders_new")
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        (
+            "type: elasticsearch\n  url: http://127.0.0.1:9200",
+            "rebuild is not there for elasticsearch yet. Use a second config with another pipeline: and other tables "
+            "(orders and orders-2)",
+        ),
+        (
+            "type: dynamodb\n  region: eu-west-1",
+            "a DynamoDB table cannot be renamed, so applications must change the name that they read (orders and "
+            "orders-2)",
+        ),
+    ],
+)
+def test_targets_without_a_rebuild_say_what_to_do_instead(world: World, target: str, sentence: str) -> None:
+    world.change(f"type: postgres\n  url: {world.postgres.url}", target)
+    with Path(world.config).open("a") as file:
+        file.write("replaces: old.yaml\n")
+    for step in ("start", "switch", "rollback", "finish", "cancel"):
+        code, (text, *_) = refusal(world, step)
+        assert (code, text[: len(sentence)]) == (2, sentence)
+
+
+def test_after_the_switch_the_old_config_alone_writes_nothing(orders: World) -> None:
+    done(orders, "start")
+    with running(orders) as process:
+        await_that(lambda: phases(orders) == ["live", "live"], process)
+        done(orders, "switch", "--unverified")
+    code, _, err = orders.shell.run("run", str(orders.folder / "orders-old.yaml"), "--until", "caught-up")
+    assert (code, "is written by the pipeline orders@new" in err) == (2, True)
+    assert set(d["made"] for d in documents(orders, "orders").values()) == {"new"}
