@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from replicator.operations import rebuild
 from tests.cli.command_line import World
-from tests.connectors.neighbors_kit import COMMANDS, HOOK, change, fill
+from tests.connectors.neighbors_kit import COMMANDS, HOOK, REBUILD, change, fill
 
 TABLES = ('public."Orders"', "public.orders2", "public.orders_copy", "other.orders", "public.others")
 MADE = """
@@ -86,3 +87,21 @@ def test_a_command_leaves_the_tables_of_others_and_another_pipeline_as_they_are(
     assert not re.search(r"Orders|orders2|orders_copy|others?\b", output.replace("other run", "")), (
         output
     )  # none is named
+
+
+def test_a_rebuild_leaves_the_tables_of_others_and_another_pipeline_as_they_are(
+    neighbors: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "ready", lambda *_, **__: [])  # with one item parked, and without a run
+    for name in ("orders.yaml", "hooks.py"):
+        (neighbors.folder / f"old-{name}").write_text(
+            (neighbors.folder / name).read_text().replace(" hooks", " old-hooks")
+        )
+    neighbors.change("pipeline:", "replaces: old-orders.yaml\npipeline:")
+    before = everything(neighbors)
+    for step in REBUILD:
+        code, out, err = neighbors.call("rebuild", step, neighbors.config)
+        assert code == 0, out + err
+        found = everything(neighbors)
+        found[2] = [r for r in found[2] if not re.match(r"orders_(new_|old_)?(pkey_)?(new|old|pkey)$", r[1])]
+        assert found == before

@@ -17,7 +17,7 @@ from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.dynamodb.http import served
 from replicator.version import FIRST_EPOCH
 from tests.cli.command_line import Shell
-from tests.connectors.neighbors_kit import COMMANDS, HOOK, IDS, WITHOUT_TARGET, change, fill
+from tests.connectors.neighbors_kit import COMMANDS, HOOK, IDS, REBUILD, WITHOUT_TARGET, change, fill
 from tests.connectors.search.search_kit import table, target
 from tests.servers.search_fixtures import Search
 
@@ -68,7 +68,8 @@ def shell(one_search: Search, tmp_path: Path) -> Iterator[tuple[Shell, str, Dyna
 def test_every_command_is_tested() -> None:
     groups = {name: getattr(command, "commands", {}) for name, command in main.commands.items()}
     known = {f"{name} {inner}" for name, inners in groups.items() for inner in inners}
-    assert known | {name for name, inners in groups.items() if not inners} == {*COMMANDS, *WITHOUT_TARGET}
+    tested = {*COMMANDS, *WITHOUT_TARGET, *(f"rebuild {step}" for step in REBUILD)}
+    assert known | {name for name, inners in groups.items() if not inners} == tested
 
 
 @pytest.mark.parametrize("command", COMMANDS)
