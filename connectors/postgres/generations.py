@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, LiteralString
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import errors, sql
@@ -23,6 +23,7 @@ from replicator.target.contract import Exchange, TablesBusy
 
 Connection = psycopg.Connection[Any]
 
+LONGEST_CALM = 10_000  # ms for the locks that readers and writers do not notice
 LONGEST_WAIT = 500  # ms for all locks: readers queue behind us, and one of them may hold a table that we wait for
 
 _SAVE = """
@@ -197,13 +198,15 @@ class _Dependents:
 def exchange(connection: Connection, live: Sequence[TableSchema], wanted: Exchange) -> None:
     """Exchange the tables, in the transaction that is open. Both runs' next batches find their pipelines claimed.
 
-    The locks come in the order of a batch: first the owners' entries, then the tables.
+    The locks come in the order of a batch: first the owners' entries, then the tables. Before both, one that only a
+    VACUUM has to wait for: an automatic one gives way after a second, which is longer than readers may wait.
     """
+    waiting = [named(shape, wanted.here) for shape in live]
+    _lock(connection, [], [*live, *waiting], LONGEST_CALM, "SHARE UPDATE EXCLUSIVE")
     connection.execute(_FENCE, (list(wanted.pipelines),))
     save(connection, wanted.pipelines[0], wanted.save)
-    waiting = [named(shape, wanted.here) for shape in live]
     views = _views(connection, live)
-    _lock(connection, list(views.values()), [*live, *waiting])
+    _lock(connection, list(views.values()), [*live, *waiting], LONGEST_WAIT, "ACCESS EXCLUSIVE")
     if _views(connection, live).keys() != views.keys():
         raise TablesBusy("a view over the tables was created or dropped at the same time")
     pairs = [
@@ -256,19 +259,25 @@ def _views(connection: Connection, tables: Sequence[TableSchema]) -> Mapping[int
     return {row[0]: lock.format(sql.Identifier(*row[1:3]), sql.Identifier(row[5])) for row in found}
 
 
-def _lock(connection: Connection, views: Sequence[sql.Composed], tables: Sequence[TableSchema]) -> None:
-    """Lock all of them within ``LONGEST_WAIT``, or none: readers wait behind us meanwhile.
+def _lock(
+    connection: Connection,
+    views: Sequence[sql.Composed],
+    tables: Sequence[TableSchema],
+    limit: int,
+    mode: Literal["SHARE UPDATE EXCLUSIVE", "ACCESS EXCLUSIVE"],
+) -> None:
+    """Lock all of them within ``limit`` milliseconds, or none: with the second mode readers wait behind us meanwhile.
 
     Views first, as readers do. One that locks tables in another order and waits for us would be told of a deadlock
     after a second (Postgres' deadlock_timeout); we give up before. One statement, because the limit is that of each.
     """
     names = sql.SQL(", ").join(shape.qualified for shape in tables)
-    locks = sql.SQL("; ").join([*views, sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(names)])
-    connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(LONGEST_WAIT)))
+    locks = sql.SQL("; ").join([*views, sql.SQL("LOCK TABLE {} IN " + mode + " MODE").format(names)])
+    connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(sql.Literal(limit)))
     try:
         connection.execute(sql.SQL("DO {}").format(sql.Literal(f"BEGIN {locks.as_string(None)}; END")))
     except (errors.QueryCanceled, errors.LockNotAvailable, errors.DeadlockDetected) as e:
-        raise TablesBusy("transactions hold the tables, or a backup or a VACUUM FULL does") from e
+        raise TablesBusy("transactions hold the tables, or a backup, a VACUUM or CREATE INDEX does") from e
     connection.execute("SET LOCAL statement_timeout = 0")
 
 

@@ -297,11 +297,16 @@ def _exchange(
     away, here = suffixes
     pipelines = (config.pipeline, config.pipeline + SECOND)
     save = Save(entry.kind, entry.id, entry.revision, encode(rebuild))
+    exchanged(lambda: target.exchange(Exchange(live, away, here, pipelines, save)), pause)
+
+
+def exchanged(exchange: Callable[[], None], pause: Callable[[float], object]) -> None:
+    """Exchange the tables, in several attempts while readers hold them."""
     for _ in range(ATTEMPTS - 1):
         try:
-            target.exchange(Exchange(live, away, here, pipelines, save))
+            exchange()
         except TablesBusy:
             pause(PAUSE)
-            continue
-        return
-    target.exchange(Exchange(live, away, here, pipelines, save))
+        else:
+            return
+    exchange()

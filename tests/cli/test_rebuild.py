@@ -154,8 +154,9 @@ def test_the_documented_steps_lead_from_a_changed_hook_to_a_new_copy(
     assert phases(orders) == ["stopped", "stopped"]
     assert run == ["run", "orders.yaml"]
     with running(orders) as process:
-        await_that(lambda: phases(orders) == ["live", "live"], process)
+        carry_out([*start, "--wait"])
         carry_out(status)
+        assert "orders (live)" in orders.call(*status, "--human")[1]
         assert refusal(orders, "switch") == (7, ["the copy was not verified; run: replicator verify CONFIG"])
         carry_out(verify)
         carry_out(switch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from replicator.errors import ConfigError, Fenced
 from replicator.state import Rebuild, Save, encode
 from replicator.target.contract import Exchange, Table, TablesBusy
 from replicator.testing.contract import batch, put
-from tests.connectors.postgres.postgres_kit import PK, opened, owner, rows, run, target
+from tests.connectors.postgres.postgres_kit import PK, opened, owner, rows, run, target, until
 from tests.servers.postgres_fixtures import Database
 
 pytestmark = pytest.mark.postgres
@@ -196,9 +197,13 @@ def test_after_the_finish_the_second_pipeline_has_the_firsts_name_and_no_earlier
     first: Postgres, second: Postgres, command: Postgres, one_postgres: Database
 ) -> None:
     command.exchange(switch())
+    resumed = target(one_postgres, FIRST), target(one_postgres, SECOND)
+    for one, table in zip(resumed, (replace(OLD, stored_as="contract_old"), replace(NEW, stored_as="")), strict=True):
+        one.checkpoints.claim(owner("resumed"))
+        one.open([table], 1024)
     finished(command)
     assert command.checkpoints.pipelines() == ["contract"]
-    for one in (first, second):
+    for one in (first, second, *resumed):
         with pytest.raises(Fenced):
             one.write(batch(put({"pk": "b", "made": "late"}, 2)))
     later = target(one_postgres)
@@ -348,6 +353,21 @@ def test_what_the_new_table_lacks_is_told_at_the_start(
         '"public"."contract_new" lacks the index made_at: column "made" does not exist',
         '"public"."contract_new" lacks the constraint known; add it if you need it',
     ]
+
+
+def test_a_vacuum_is_waited_for_while_readers_and_runs_go_on(
+    first: Postgres, second: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    """An automatic one gives way after a second; nothing else may wait for us until then."""
+    with one_postgres.connect() as vacuum, ThreadPoolExecutor(1) as threads:
+        vacuum.execute("BEGIN; LOCK TABLE public.contract_new IN SHARE UPDATE EXCLUSIVE MODE")
+        exchange = threads.submit(command.exchange, switch())
+        until(one_postgres, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        first.write(batch(put({"pk": "b", "made": "old"}, 2)))
+        assert made(one_postgres) == ["old", "old"]
+        vacuum.execute("COMMIT")
+        exchange.result(30)
+    assert made(one_postgres) == ["new"]
 
 
 def test_readers_that_hold_the_table_are_not_waited_for_long(
