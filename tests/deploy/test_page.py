@@ -33,20 +33,19 @@ def commands(heading: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-def carry_out(folder: Path, heading: str, environ: dict[str, str] | None = None) -> None:
-    """A section's commands in a folder that stands for the root, as far as this machine has their programs."""
-    for given in blocks("bash", heading):
-        script = re.sub(r"(?<=[ \"=])/(etc|var|opt)/", rf"{folder}/\1/", given)
-        stubs = "".join(f"{name}() {{ :; }}\n" for name in ELSEWHERE)
-        path = f"{programs('wheel')}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euc", stubs + script],
-            cwd=folder,
-            env={**os.environ, "PATH": path, **(environ or {})},
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode, done.stderr) == (0, ""), script
+def carry_out(folder: Path, commands: str, environ: dict[str, str] | None = None) -> None:
+    """Commands in a folder that stands for the root, as far as this machine has their programs."""
+    script = re.sub(r"(?<=[ \"=])/(etc|var|opt)/", rf"{folder}/\1/", commands)
+    script = script.replace(" -o replicator -g replicator", "")
+    stubs = "".join(f"{name}() {{ :; }}\n" for name in ELSEWHERE)
+    done = subprocess.run(
+        ["bash", "-euc", stubs + script],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{programs('wheel')}:{os.environ['PATH']}", **(environ or {})},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), script
 
 
 def test_every_file_that_a_command_names_is_there() -> None:
@@ -79,7 +78,7 @@ def test_the_unit_is_installed_with_its_config_beside_it(tmp_path: Path) -> None
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     for name in ("orders.yaml", "hooks.py", "orders.env"):
         (tmp_path / name).write_text("")
-    carry_out(tmp_path, "## systemd")
+    carry_out(tmp_path, blocks("bash", "## systemd")[0])
 
     found = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in (tmp_path / "etc").rglob("*.*")}
     assert {name: mode for name, mode in found.items() if "systemd" not in name} == {
@@ -216,18 +215,19 @@ def test_an_older_version_refuses_what_a_newer_one_wrote_and_changes_nothing(cop
     assert len(ids(copied)) == 5
 
 
-def test_going_back_without_checkpoints_starts_over(copied: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "step"), [("entry", 0), ("schema", 1)])
+def test_going_back_without_checkpoints_starts_over(copied: World, tmp_path: Path, what: str, step: int) -> None:
+    statement, refusal = NEWER[what]
     with copied.postgres.connect() as connection:
-        connection.execute(NEWER["entry"][0].encode())
+        connection.execute(statement.encode())
     change(copied.db)
     refused = copied.call("resync", copied.config, "--now", "--until", "caught-up")[0]
-    carry_out(
-        tmp_path, "## Upgrade", {"POSTGRES_URL": copied.postgres.url, "PGOPTIONS": "-c client_min_messages=error"}
-    )
+    quiet = {"PGOPTIONS": "-c client_min_messages=error"}
+    carry_out(tmp_path, blocks("bash", "## Upgrade")[step], {"POSTGRES_URL": copied.postgres.url, **quiet})
     lost, err = run(copied)
     again = copied.call("resync", copied.config, "--now", "--until", "caught-up")[0]
 
-    assert (refused, lost, again) == (3, 3, 0), err
+    assert (refused, lost, again) == (refusal, 3, 0), err
     assert ids(copied) == CHANGED
 
 
@@ -236,17 +236,11 @@ def dumped(copied: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     """Backed up as documented, changed, and copied again."""
     dump, _ = blocks("bash", "### Postgres, with its checkpoints")
     monkeypatch.setenv("POSTGRES_URL", copied.postgres.url)
-    monkeypatch.setenv("PATH", f"{programs('wheel')}:{os.environ['PATH']}")
-    shell(dump, tmp_path)
+    carry_out(tmp_path, dump)
     change(copied.db)
     assert run(copied)[0] == 0
     assert ids(copied) == CHANGED
     return copied
-
-
-def shell(command: str, folder: Path) -> None:
-    done = subprocess.run(["bash", "-euc", command], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, ""), command
 
 
 def restore(*more: str) -> str:
@@ -268,7 +262,7 @@ def is_told(name: str, code: int, err: str) -> bool:
 
 
 def test_a_whole_database_that_is_restored_is_read_on_from_its_positions(dumped: World, tmp_path: Path) -> None:
-    shell(restore(), tmp_path)
+    carry_out(tmp_path, restore())
     assert len(ids(dumped)) == 5, "the older rows"
     code, err = run(dumped)
 
@@ -277,7 +271,7 @@ def test_a_whole_database_that_is_restored_is_read_on_from_its_positions(dumped:
 
 
 def test_a_table_that_is_restored_without_the_checkpoints_is_noticed(dumped: World, tmp_path: Path) -> None:
-    shell(restore("--table=orders"), tmp_path)
+    carry_out(tmp_path, restore("--table=orders"))
     code, err = run(dumped)
     assert is_told("a table of Postgres", code, err), err
 
@@ -293,7 +287,7 @@ def test_a_table_that_is_restored_without_the_checkpoints_is_noticed(dumped: Wor
 def test_rows_that_are_restored_into_the_table_are_repaired_by_the_resync_alone(dumped: World, tmp_path: Path) -> None:
     with dumped.postgres.connect() as connection:
         connection.execute("TRUNCATE orders")
-    shell(restore("--table=orders", "--data-only").replace("--clean --if-exists", ""), tmp_path)
+    carry_out(tmp_path, restore("--table=orders", "--data-only").replace("--clean --if-exists", ""))
     unnoticed = run(dumped)[0]
     old = ids(dumped)
     assert "nothing reveals it" in restored_row("rows into the existing table")
@@ -307,13 +301,13 @@ def test_rows_that_are_restored_into_the_table_are_repaired_by_the_resync_alone(
 def test_checkpoints_that_are_restored_without_rows_are_read_on_unless_a_resync_came_after(
     dumped: World, tmp_path: Path
 ) -> None:
-    shell(restore("--schema=replicator"), tmp_path)
+    carry_out(tmp_path, restore("--schema=replicator"))
     code, err = run(dumped)
     assert code == 0, err
     assert ids(dumped) == CHANGED
 
     assert dumped.call("resync", dumped.config, "--now", "--until", "caught-up")[0] == 0
-    shell(restore("--schema=replicator"), tmp_path)
+    carry_out(tmp_path, restore("--schema=replicator"))
     code, err = run(dumped)
     assert is_told("the schema `replicator`", code, err), err
 
@@ -328,7 +322,7 @@ def filed(world: World, tmp_path: Path) -> World:
     Path(world.config).write_text(dynamodb_config(world, section))
     assert run(world)[0] == 0
     backup, _ = blocks("bash", "### An SQLite checkpoint file")
-    shell(backup.replace("/var/", f"{tmp_path}/var/"), tmp_path)
+    carry_out(tmp_path, backup)
     world.db.put("orders", {"id": "2"})
     world.db.delete("orders", {"id": "1"})
     assert run(world)[0] == 0
@@ -341,7 +335,7 @@ def copies(world: World) -> set[str]:
 
 def test_an_sqlite_file_is_backed_up_and_restored_by_the_steps(filed: World, tmp_path: Path) -> None:
     _, steps = blocks("bash", "### An SQLite checkpoint file")
-    shell(steps.replace("/var/", f"{tmp_path}/var/").replace("-o replicator -g replicator", ""), tmp_path)
+    carry_out(tmp_path, steps)
     requested = filed.call("resync", filed.config)[0]
     code, err = run(filed)
 
