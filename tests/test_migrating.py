@@ -49,7 +49,7 @@ class Move:
             return
         quiet = ["--quiet", "1s"] if name == "cutover" else []
         code, out, err = self.shell.run(name, *arguments, *quiet, "--json", cwd=self.folder)
-        self.said.append((command, code, out + err))
+        self.said.append((command, code, err + out))
 
     def run(self, arguments: list[str]) -> None:
         process = self.shell.start("run", *arguments, "--json", cwd=self.folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from replicator.cli.output import config_argument, json_option, put, say
+from replicator.cli.output import config_argument, json_option, note, put, say
 
 _DURATION = re.compile(r"([1-9]\d{0,5})([smhd])")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -49,7 +49,13 @@ def cutover(ctx: click.Context, config: str, wait: bool, quiet: float, verified_
     from replicator.engine.generations import resolved
     from replicator.operations import cutover as operation
 
-    answer = operation.cutover(resolved(configs.load(config)), wait=wait, quiet=quiet, verified_within=verified_within)
+    answer = operation.cutover(
+        resolved(configs.load(config)),
+        wait=wait,
+        quiet=quiet,
+        verified_within=verified_within,
+        tell=lambda text: note(f"waiting: {text}"),
+    )
     freeze, allow = answer.freeze
     if as_json:
         put({**answer.certificate, "freeze": freeze, "allow_again": allow})

@@ -36,6 +36,7 @@ from replicator.target.contract import ComparingSettings, Target, marks_of
 
 READ_WITHIN = 15.0  # seconds in which a live run reads every shard: without --wait, that is waited for
 INTERVAL = 1.0  # seconds between looks at the checkpoints
+TOLD = 10.0  # seconds between two mentions of what is waited for
 _NAMED = 3  # parked items that a reason names
 _WRITES = (  # IAM actions to deny; none of them is called
     *("dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:BatchWriteItem"),
@@ -219,10 +220,15 @@ def cutover(
     wait: bool,
     quiet: float,
     verified_within: float,
+    tell: Callable[[str], object] = lambda text: None,
     now: Callable[[], float] = time.time,
     pause: Callable[[float], object] = time.sleep,
 ) -> Answer:
-    """The answer. ``wait``: as long as waiting may help; else only until every shard is read."""
+    """The answer. ``wait``: as long as waiting may help; else only until every shard is read.
+
+    ``tell`` gets what is waited for, at most every ``TOLD`` seconds.
+    """
+    told: float | None = None
     client = connect(config.source)
     table = describe_table(client, config.source.table)
     wish = Wish(now(), quiet, verified_within)
@@ -232,8 +238,13 @@ def cutover(
             check_known(config.pipeline, checkpoints, claimed)
             at = standing(claimed, now())
             found = reasons(at, wish)
-            if not _waits(found, wait=wait, overdue=at.at - wish.asked > READ_WITHIN):
+            overdue = at.at - wish.asked > READ_WITHIN
+            if not _waits(found, wait=wait, overdue=overdue):
                 break
+            notable = overdue or any(reason.about != "unread" for reason in found)  # reading takes seconds anyway
+            if wait and notable and (told is None or at.at - told >= TOLD):
+                tell("; ".join(_named(reason, at, client, table).text for reason in found))
+                told = at.at
             pause(INTERVAL)
         found = [_named(reason, at, client, table) for reason in found]
         settings = _settings(config, target, table, client)

@@ -84,6 +84,20 @@ def test_a_late_writer_is_named_by_its_key_which_is_escaped(orders: World) -> No
     assert "to freeze the source's writers: aws dynamodb put-resource-policy" in text
 
 
+def test_while_it_waits_it_says_for_what_and_names_the_late_writer(orders: World) -> None:
+    with live(orders):
+        verified(orders)
+        orders.db.put("orders", {"id": "late", "n": 1})
+        with orders.shell.start("cutover", orders.config, "--wait", "--quiet", "6s", "--json") as process:
+            out, err = process.communicate(timeout=90)
+    told = [line for line in err.splitlines() if line.startswith("waiting: ")]
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["verdict"] == "yes", "and standard output has the certificate alone"
+    assert any('by a change of item ["late"]; stop its writer' in line for line in told), err
+    assert len(told) <= 2, "not every second"
+
+
 def test_without_a_run_the_answer_is_no_and_waiting_is_useless(orders: World) -> None:
     orders.catch_up()
     code, certificate = asked(orders, "--wait")
