@@ -106,10 +106,7 @@ def _routing(table: Table, name: str | None) -> int | None:
         return 0
     if name not in table.keys.names:
         known = ", ".join(table.keys.names)
-        raise ConfigError(
-            f"{table.name}: routing must be an attribute of the key ({known}), which never changes, and {name} is not: "
-            "if it changed, a delete would not reach the shard with the item's document"
-        )
+        raise ConfigError(f"{table.name}: routing must be an attribute of the key ({known}), and {name} is not")
     return table.keys.names.index(name)
 
 

@@ -11,12 +11,11 @@ from then on, and names the entry in its heartbeat. When the entry says that the
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from replicator.batch import Batch, Delete, Part, Rejection, Upsert
 from replicator.errors import ConfigError, Fenced, Unfinished
@@ -28,7 +27,7 @@ from replicator.verification.verifier import Result, Verifier, with_version
 from replicator.version import epoch_of, version
 
 if TYPE_CHECKING:
-    from replicator.operations.verify import Ends, Report
+    from replicator.operations.verify import Ends
 
 AT_ONCE = 500  # documents in one write
 REFRESH = 60.0  # seconds between signs that the command is at work
@@ -37,12 +36,31 @@ _LATER_EPOCH = (
 )
 
 
-class Repairs:
-    """The repairs of one pass; none unless they are ``wanted``. A context manager: announces them, and ends them."""
+class Announced(Protocol):
+    """Receives what becomes of the repairs."""
 
-    def __init__(self, both: Ends, report: Report, stop: threading.Event, *, wanted: bool) -> None:
-        self._both, self._report, self._stop, self._wanted = both, report, stop, wanted
-        self._token = uuid.uuid4().hex
+    def waiting(self, reason: str | None) -> None: ...
+    def repair(self, finding: Finding, reason: str) -> None:
+        """A difference was repaired; or was not, for the ``reason``."""
+
+
+class Repairs:
+    """The repairs of one pass; none unless they are ``wanted``. A context manager: announces them, and ends them.
+
+    ``token``: names them among those of other commands; random by default.
+    """
+
+    def __init__(
+        self,
+        both: Ends,
+        report: Announced,
+        *,
+        wanted: bool,
+        monotonic: Callable[[], float] = time.monotonic,
+        token: str = "",
+    ) -> None:
+        self._both, self._report, self._wanted, self._monotonic = both, report, wanted, monotonic
+        self._token = token or uuid.uuid4().hex
         self._revision = 0
         self._acknowledged = False
         self._refreshed_at = 0.0
@@ -167,7 +185,7 @@ class Repairs:
         self._save(Repair(self._token))
         entry = self._entry()
         self._revision = 0 if entry is None else entry[1]
-        self._acknowledged, self._refreshed_at = False, time.monotonic()
+        self._acknowledged, self._refreshed_at = False, self._monotonic()
 
     def _acknowledge(self) -> None:
         """Look whether a run has noticed; show from time to time that this command is still at work."""
@@ -178,7 +196,7 @@ class Repairs:
             beats = [decode(e.kind, e.id, e.text) for e in entries if e.kind == "pulse"]
             self._acknowledged = any(isinstance(b, Heartbeat) and b.repair == self._token for b in beats)
             self._report.waiting(None if self._acknowledged else "the run to leave tombstones (up to a minute)")
-        elif time.monotonic() - self._refreshed_at >= REFRESH:
+        elif self._monotonic() - self._refreshed_at >= REFRESH:
             if not self._still_announced():
                 self._acknowledged = False
                 return

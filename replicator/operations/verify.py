@@ -33,7 +33,7 @@ from replicator.hooks import loading
 from replicator.hooks.hook import DocumentMapping
 from replicator.hooks.time_limit import HookLimit
 from replicator.key import Key, key_text
-from replicator.operations.repair import Repairs
+from replicator.operations.repair import Announced, Repairs
 from replicator.pipeline.parked import item_of
 from replicator.source.decoding import KeyReader
 from replicator.source.scan import ReadBudget, Scanned, scan
@@ -51,7 +51,7 @@ from replicator.state import (
 )
 from replicator.target.contract import Table, Target
 from replicator.target.verification import CursorExpired, Verifiable
-from replicator.verification.differences import Finding, Positions, has_scanned, positions
+from replicator.verification.differences import Positions, has_scanned, positions
 from replicator.verification.examiner import Examiner, Floor, Image
 from replicator.verification.verifier import Result, Verifier
 from replicator.version import version
@@ -103,14 +103,11 @@ class Progress:
     differences: int
 
 
-class Report(Protocol):
+class Report(Announced, Protocol):
     """Receives what a pass finds."""
 
     def result(self, result: Result) -> None: ...
     def progress(self, progress: Progress) -> None: ...
-    def waiting(self, reason: str | None) -> None: ...
-    def repair(self, finding: Finding, reason: str) -> None:
-        """A difference was repaired; or was not, for the ``reason``."""
 
 
 @dataclass(slots=True)
@@ -214,7 +211,7 @@ def verify(config: Config, wish: Wish, report: Report, stop: threading.Event) ->
     """One pass. Stops early, with what was found so far, once ``stop`` is set."""
     with opened(config) as both:
         source = Source(both, wish.read_units)
-        with contextlib.closing(source), Repairs(both, report, stop, wanted=wish.repair) as repairs:
+        with contextlib.closing(source), Repairs(both, report, wanted=wish.repair) as repairs:
             one = Pass(both, wish, report, stop, source, repairs)
             one.run()
             return one.tally

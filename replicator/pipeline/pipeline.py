@@ -294,11 +294,15 @@ class Pipeline:
         if not taken.saves and not parts:
             return None
         self._put_fence(taken)
-        state = self.view.pipeline
-        keep = (state is not None and stages.remembers_deletes(state)) or self.parked.repairing != ""
-        taken.batch = Batch(parts, list(taken.saves.values()), tombstones=keep)
+        taken.batch = Batch(parts, list(taken.saves.values()), tombstones=self._remembers_deletes)
         self._in_flight.append(taken)
         return taken.batch
+
+    @property
+    def _remembers_deletes(self) -> bool:
+        """Whether deletes leave tombstones: during the scan, and while a command inserts documents."""
+        state = self.view.pipeline
+        return (state is not None and stages.remembers_deletes(state)) or self.parked.repairing != ""
 
     @property
     def _is_opening(self) -> bool:

@@ -64,6 +64,7 @@ def expire(world: Universe, act: Act) -> None:
         item = items[act.pick(len(items))]
         if world.scenario.keeps_expired:
             world.expired[str(item["pk"]),] = truth.kept(world, item)
+        world.damage.changed((str(item["pk"]),))
         world.source.expire(world.TABLE, {"pk": item["pk"]})
         world.records.note(world)
 

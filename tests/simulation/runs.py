@@ -235,20 +235,37 @@ def settle(universe: Universe) -> None:
     if not universe.caught_up:
         raise NeverSettled(f"the last run did not catch up within {PATIENCE} turns")
     if universe.scenario.index:
-        _outlive_doubt(universe)
+        _outlive(universe, _has_doubt)
+    if "repair" in universe.scenario.rates:
+        _outlive(universe, _has_repair)
 
 
-def _outlive_doubt(universe: Universe) -> None:
-    """A run that continues until no request can be applied late any more, and cleanup is done."""
-    driver = driver_in(universe, copy_in(universe))
+def _has_doubt(universe: Universe, driver: Driver) -> bool:
     in_doubt = driver._in_doubt
-    assert in_doubt is not None
+    return in_doubt is not None and (bool(in_doubt) or in_doubt.over)
+
+
+def _has_repair(universe: Universe, driver: Driver) -> bool:
+    """Whether a command repairs, or was killed while it did, or the tombstones that it needed are left to purge."""
+    cleanup, repairs = driver._cleanup, ("repair", "") in universe.database.entries
+    busy = universe.repairer is not None or bool(universe.late)
+    return busy or repairs or cleanup._owes_purge or _has_doubt(universe, driver)
+
+
+def _outlive(universe: Universe, lasts: Callable[[Universe, Driver], bool]) -> None:
+    """A run that continues until no request can be applied late any more, and cleanup is done: until nothing ``lasts``.
+
+    A command that repairs is given time to end before hours pass.
+    """
+    driver = driver_in(universe, copy_in(universe))
 
     def passes(left: int) -> None:
-        if left % 100 == 85:  # again, because a run that resyncs begins to doubt anew
+        if universe.repairer is not None:
+            universe.clock.now += 1.0
+        elif left % 100 == 85:  # again, because a run that resyncs begins to doubt anew
             universe.clock.now += WINDOW
             universe.arrive()
-        if left < 985 and not (in_doubt or in_doubt.over):
+        if left < 985 and not lasts(universe, driver):
             raise Killed
 
     limit_turns(driver, 1000, passes)

@@ -119,6 +119,29 @@ WIDENING: Mapping[str, float] = {
 }
 """The acts of a world in which the tables have columns, and get more of them."""
 
+REPAIRING: Mapping[str, float] = {
+    "write": 0.12,
+    "burst": 0.003,
+    "expire": 0.01,
+    "damage": 0.15,
+    "repair": 0.02,
+    "stop repair": 0.003,
+    "suspend repair": 0.02,
+    "kill repair": 0.003,
+    "split": 0.01,
+    "roll": 0.02,
+    "throttle": 0.01,
+    "pause": 0.001,
+    "die": 0.006,
+    "takeover": 0.002,
+    "lost": 0.01,
+    "unanswered": 0.01,
+    "late": 0.02,
+    "restart": 0.02,
+    "resync": 0.002,
+}
+"""The acts of a world in which others damage the copy, and people repair it beside the runs."""
+
 MONTHS: Mapping[str, float] = {
     "write": 0.3,
     "expire": 0.02,
@@ -240,6 +263,9 @@ def draw(seed: int) -> Scenario:
     widens = random.Random(f"widens {seed}")
     if not (hook is not None and HOOKS[hook].poisons) and widens.random() < 0.08:
         return widening(drawn, widens)
+    repairs = random.Random(f"repairs {seed}")
+    if repairs.random() < 0.06:
+        return repairing(drawn, repairs)
     lives = _in_months(drawn, random.Random(f"a long life {seed}"))
     return replace(lives, rates={**lives.rates, "brink": _swung(seed, "brink", 0.02)}) if lives.months else lives
 
@@ -300,6 +326,23 @@ def widening(drawn: Scenario, chance: random.Random) -> Scenario:
     """Tables of columns, to which people add one while nothing else changes, and runs that die."""
     rates = {what: min(1.0, rate * 10 ** chance.uniform(-0.5, 0.5)) for what, rate in WIDENING.items()}
     return replace(drawn, columns=True, refuses=False, keeps_expired=False, trims=False, rates=rates)
+
+
+def repairing(drawn: Scenario, chance: random.Random) -> Scenario:
+    """A copy that others damage, and `verify --repair` beside runs that die, for minutes. Nothing is parked."""
+    return replace(
+        drawn,
+        hook=chance.choice([None, "kept", "rekeyed", "fanned"]),
+        view="NEW_AND_OLD_IMAGES",
+        refuses=False,
+        trims=False,
+        keeps_expired=False,
+        columns=False,
+        keys=chance.choice([1, 3, 8, 20]),
+        steps=400,
+        pace=chance.choice([0.3, 1.0, 3.0]),
+        rates={what: min(1.0, rate * 10 ** chance.uniform(-0.7, 0.5)) for what, rate in REPAIRING.items()},
+    )
 
 
 def _swung(seed: int, what: str, rate: float) -> float:

@@ -16,7 +16,7 @@ from types import ModuleType
 from replicator.errors import ReplicatorError
 from replicator.pipeline import discovery, page_buffer
 from replicator.source import chosen, keys_only, shard_reader
-from tests.simulation import plan, runs, scenario, truth
+from tests.simulation import plan, repairing, runs, scenario, truth
 from tests.simulation.plan import Plan
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import Universe
@@ -67,7 +67,10 @@ def play(seed: int, found: Scenario, acts: Plan, trace: list[str] | None = None)
         _set(discovery, "SETTLED", SETTLED),
     ):
         universe = Universe(seed, found, acts, trace)
-        runs.settle(universe)
+        try:
+            runs.settle(universe)
+        finally:
+            repairing.end(universe)
         truth.check_end(universe)
     return universe
 

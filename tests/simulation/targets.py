@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
 
 from connectors.dynamodb.cleanup import Page, ScanCleanup
 from connectors.dynamodb.writer import Writer
 from replicator.aws.client import Client
-from replicator.batch import Batch, DocumentId, Outcome, Upsert, Write
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Upsert, Write
 from replicator.checkpoints.contract import NO_COUNTS
 from replicator.errors import ConfigError, Fenced, TransientError, Unfinished
 from replicator.identity import Change, Parts
@@ -22,6 +22,7 @@ from replicator.state import APPLIED_WITHIN, Counts, Save
 from replicator.target import in_doubt
 from replicator.target.acks import place
 from replicator.target.contract import Table
+from replicator.target.verification import CHANGED
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryRows, MemoryTarget, body, unspared
 from replicator.testing.memory_index import MemoryIndex, Request
 from tests.simulation import truth
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
     from tests.simulation.world import Universe
 
+W = TypeVar("W", Upsert, Delete)
 LATEST = APPLIED_WITHIN  # seconds after which a lost request is carried out at the latest
 
 
@@ -62,6 +64,18 @@ class Watched(MemoryRows):
         applied = super()._apply(write, keep=keep, same=same)
         truth.check_version(write, before, applied=applied, same=same)
         return applied
+
+    def _replaced(self, table: Table, write: Upsert) -> str:
+        before = self._known(write)
+        reason = super()._replaced(table, write)
+        truth.check_repaired(write, before, self._known(write))
+        return reason
+
+    def _removed(self, table: Table, write: Delete) -> str:
+        before = self._known(write)
+        reason = super()._removed(table, write)
+        truth.check_repaired(write, before, self._known(write))
+        return reason
 
 
 class Columned(Watched):
@@ -153,6 +167,25 @@ class Unreliable(Columned, MemoryTarget):
         with suppress(Fenced):
             MemoryTarget.write(self, batch)
 
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return self._repaired(partial(super().replace, table, writes))
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return self._repaired(partial(super().remove, table, writes))
+
+    def _repaired(self, statement: Callable[[], Sequence[str]]) -> Sequence[str]:
+        universe = self._universe
+        universe.effect("repair")
+        if universe.take("lost"):
+            raise TransientError("the target did not answer; nothing was repaired")
+        if universe.take("late"):
+            universe.later("target", statement)
+            raise TransientError("the target did not answer; it repairs it all the same")
+        done = statement()
+        if universe.take("unanswered"):
+            raise TransientError("the target repaired it, but the answer was lost")
+        return done
+
 
 class Overlaps:
     """Makes a target one that stores a batch while the next is encoded: what was sent is carried out when collected."""
@@ -239,6 +272,30 @@ class UnreliableIndex(Columned, MemoryIndex):
         if late and not self.refused(batch):
             raise Unfinished("the batch takes long")
         return self.tells(self.outcome(batch))
+
+    def replace(self, table: Table, writes: Sequence[Upsert]) -> Sequence[str]:
+        return self._repaired(table, writes, super()._replaced)
+
+    def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
+        return self._repaired(table, writes, super()._removed)
+
+    def _repaired(self, table: Table, writes: Sequence[W], conditional: Callable[[Table, W], str]) -> Sequence[str]:
+        """As in DynamoDB, on condition of the version; or as in a search engine, which refuses only what is older."""
+        forgetful, there = self._universe.scenario.forgetful, self.versions(table, [write.id for write in writes])
+        self._universe.effect("repair")
+        done = [CHANGED] * len(writes)
+        for n, (write, version) in enumerate(zip(writes, there, strict=True)):
+            if version != write.version and not forgetful:
+                continue
+            request = partial(conditional, table, write) if forgetful else partial(self._insisted, write)
+            if self._universe.take("lost") or self._universe.take("late"):
+                self._drift([request])
+                raise TransientError("some answers to repairs were lost")
+            done[n] = request()
+        return done
+
+    def _insisted(self, write: Write) -> str:
+        return "" if self.carry_out(Request(write, "verify", keep=True, same=True)) else CHANGED
 
     @property
     def piece(self) -> int:

@@ -45,6 +45,11 @@ def check_version(write: Write, before: int, *, applied: bool, same: bool) -> No
     assert not applied or newer, f"{write.id} went back from {before} to {write.version}"
 
 
+def check_repaired(write: Write, before: int, after: int) -> None:
+    """A repair replaces nothing by something older."""
+    assert after >= before, f"a repair took {write.id} back from {before} to {after}"
+
+
 def check_saved(before: Entries, entries: Entries) -> None:
     """Inside an epoch no position ever goes back, and what has ended stays ended. The epoch only rises.
 
@@ -100,7 +105,7 @@ def check_told(database: MemoryDatabase, told: Progress) -> None:
     """A copy is never reported as live before its backfill is stored, or while there is a gap."""
     if told.phase != "live":
         return
-    state = _pipeline(database.entries)
+    state = pipeline_of(database.entries)
     assert state is not None
     if told.waiting_for and told.epoch is not None and told.epoch < state.epoch:
         return  # whether the next epoch is stored is what the run waits to learn
@@ -121,6 +126,7 @@ def check_end(universe: Universe) -> None:
     _check_left(universe, parked)
     parked |= _given_up(universe)
     _check_kept(universe, parked)
+    parked |= universe.damage.keys
     parked |= universe.expired.keys()  # what a rescan does not find goes with it
     outlived = _outlived(universe)
     want: dict[str, dict[DocumentId, bytes]] = {name: {} for name in universe.tables}
@@ -149,7 +155,7 @@ def check_swept(universe: Universe, began_in: int, lasted: float) -> None:
         return
     of, before = universe.undisturbed
     universe.undisturbed = epoch, lasted + (before if of == epoch else 0.0)
-    state = _pipeline(database.entries)
+    state = pipeline_of(database.entries)
     if state is None or state.stage != stages.FOLLOWING or universe.undisturbed[1] < WINDOW:
         return
     parked = {p.key for _, p in MemoryCheckpoints(database).parked()}
@@ -356,7 +362,7 @@ def _own(
         yield table, (key_text(key), id), body(document)
 
 
-def _pipeline(entries: Entries) -> PipelineState | None:
+def pipeline_of(entries: Entries) -> PipelineState | None:
     if ("pipeline", "") not in entries:
         return None
     state = decoded("pipeline", entries["pipeline", ""][1])
@@ -366,10 +372,10 @@ def _pipeline(entries: Entries) -> PipelineState | None:
 
 def complete_of(entries: Entries) -> int:
     """The last epoch that scanned the whole table; 0 before the first."""
-    state = _pipeline(entries)
+    state = pipeline_of(entries)
     return 0 if state is None else state.complete
 
 
 def epoch_of(entries: Entries) -> int:
-    state = _pipeline(entries)
+    state = pipeline_of(entries)
     return 0 if state is None else state.epoch

@@ -16,17 +16,19 @@ from replicator.state import ShardState
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryDatabase
 from replicator.version import epoch_of
-from tests.simulation import hooks, truth
+from tests.simulation import hooks, repairing, truth
 from tests.simulation.acts import ACTS as EVENTS
 from tests.simulation.clock import Clock
 from tests.simulation.deciding import ACTS as DECISIONS
 from tests.simulation.plan import Act, Plan
+from tests.simulation.repairing import ACTS as REPAIRS
+from tests.simulation.repairing import Damage, Repairer
 from tests.simulation.requests import ACTS as REQUESTS
 from tests.simulation.retention import Blanks, Records
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
 
-ACTS = {**EVENTS, **DECISIONS, **REQUESTS}
+ACTS = {**EVENTS, **DECISIONS, **REQUESTS, **REPAIRS}
 
 
 HOUR = 3600.0
@@ -69,6 +71,8 @@ class Universe:
         self.mistaken: list[tuple[tuple[str, ...], int, str | None]] = []  # the same, of a retry with another hook
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.left: dict[tuple[str, ...], truth.Left] = {}  # what the target had of items when they were given up
+        self.repairer: Repairer | None = None  # a command that repairs documents beside the runs
+        self.repairs, self.damage = random.Random(f"repairs {seed}"), Damage()
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
@@ -101,6 +105,8 @@ class Universe:
         )
 
     def write(self, key: str, *, removes: bool) -> None:
+        if not removes or any(item["pk"] == key for item in self.source.items(self.TABLE)):
+            self.damage.changed((key,))
         if removes:
             self.source.delete(self.TABLE, {"pk": key})
         else:
@@ -184,6 +190,7 @@ class Universe:
             self.roll_old()
         if self.late:
             self.arrive()
+        repairing.advance(self)
         self.effect("step")
 
     def calm(self) -> None:
@@ -192,6 +199,8 @@ class Universe:
         self.armed.clear()
         self.doomed.clear()
         self.leaks = False
+        if self.repairs.random() < 0.5:
+            repairing.end(self)
         self.source.heal()
         self.fuse, self.clock.skew = 0, 0.0
         self.pace, self.slow, self.sluggish = min(0.1, self.pace), 0.0, 0.0

@@ -158,7 +158,7 @@ class World:
             state=SimpleNamespace(epoch=FIRST_EPOCH, complete=FIRST_EPOCH),
             checkpoints=self.checkpoints,
         )
-        return Repairs(cast(Any, both), cast(Any, self), cast(Any, None), wanted=True)
+        return Repairs(cast(Any, both), self, wanted=True)
 
     def repair(self, finding: Finding, reason: str) -> None:
         self.repaired.append((finding, reason))

@@ -81,53 +81,6 @@ def test_a_document_is_in_the_shard_of_its_routing(search: Search) -> None:
     assert set(behind(search, of)) == {"a|3"}
 
 
-def test_every_kind_of_request_for_a_document_finds_it_by_its_routing(one_search: Search) -> None:
-    """Ids alone would lead to another shard: with five of them, most of nine items' documents would not be found."""
-    of = table(one_search, keys=PAIR, routing="pk", shards=5, mapping=PLAIN | {"dynamic": False})
-    found = opened(one_search, of)
-
-    def item(n: int, ordinal: int, note: str = "as it should be") -> Upsert:
-        return put({"pk": f"{n}", "sk": n, "title": note}, ordinal, id=(f"{n}", f"{n}"), table=of.name)
-
-    def gone(n: int, ordinal: int) -> Delete:
-        return Delete(of.name, (f"{n}", f"{n}"), at(ordinal), (f"{n}", f"{n}"))
-
-    found.write(batch(*(item(n, 1, "behind") for n in range(9)), tombstones=True))
-    found.write(batch(*(item(n, 3) for n in range(8)), gone(8, 3), tombstones=True))  # updates and a delete
-    found.write(batch(*(item(n, 2, "late") for n in range(9)), tombstones=True))  # the tombstone holds, too
-    expected = [item(n, 3) for n in range(9)]
-    assert [c.version for c in found.compare(of, expected)] == [at(3)] * 8 + [None]
-    assert not any(c.fields for c in found.compare(of, expected))
-    assert found.versions(of, [write.id for write in expected]) == [at(3)] * 8 + [None]
-    assert list(found.replace(of, [item(n, 3, "repaired") for n in range(4)])) == [""] * 4
-    assert list(found.remove(of, [gone(n, 3) for n in range(4, 6)])) == [""] * 2
-    assert {hit["_id"]: hit["_source"]["title"] for hit in hits(one_search, of)} == {
-        **{f"{n}|{n}": "repaired" for n in range(4)},
-        **{f"{n}|{n}": "as it should be" for n in range(6, 8)},
-    }
-    exhaust(lambda: found.sweep(of, at(4), [("0", "0"), ("6",)]))
-    assert ids(one_search, of) == {"0|0", "6|6"}
-    exhaust(lambda: found.purge(of, at(5)))
-    assert {id: hit["_routing"] for id, hit in behind(one_search, of).items()} == {"0|0": "0", "6|6": "6"}
-
-
-@pytest.mark.parametrize("mapped", [True, False])
-def test_a_search_as_documented_shows_nothing_of_replicators(one_search: Search, mapped: bool) -> None:
-    """With the setting for searches without a field, too."""
-    given: Mapping[str, Any] = {"mapping": PLAIN, "settings": {"query.default_field": ["title"]}} if mapped else {}
-    of = table(one_search, **given)
-    written = batch(hooked(of, "green", 1, {"title": "tea"}), hooked(of, "b", 1, {"title": "green"}))
-    assert opened(one_search, of).write(written) == Outcome()
-    one_search.ask("POST", f"/{of.name}/_refresh")
-    asked = {"_source": {"excludes": ["replicator"]}}
-    every = one_search.ask("POST", f"/{of.name}/_search", asked)["hits"]["hits"]
-    assert {hit["_id"]: set(hit["_source"]) for hit in every} == dict.fromkeys(
-        ("green", "b"), {"title"} if mapped else {"document"}
-    )
-    found = one_search.ask("POST", f"/{of.name}/_search?q=green", asked)["hits"]["hits"]
-    assert [hit["_id"] for hit in found] == (["b"] if mapped else ["green"])
-
-
 # refusals
 
 

@@ -241,6 +241,27 @@ def retries_of_scanned_items(drawn: Scenario) -> Scenario:
     )
 
 
+def repaired_copies(drawn: Scenario) -> Scenario:
+    """Others damage many documents, and a command repairs them while some items change and vanish."""
+    rates = {"write": 0.015, "damage": 0.03, "repair": 0.1, "suspend repair": 0.05, "late": 0.001}
+    return replace(
+        drawn,
+        hook=None,
+        view="NEW_AND_OLD_IMAGES",
+        refuses=False,
+        trims=False,
+        months=False,
+        cron=False,
+        columns=False,
+        keeps_expired=False,
+        keys=1 + drawn.keys % 2,
+        steps=400,
+        shards=1,
+        pace=5.0,
+        rates=rates,
+    )
+
+
 def disturbed_cleanup(drawn: Scenario) -> Scenario:
     """Runs are replaced, and requests lost, in the middle of sweeps and purges."""
     rates = {
