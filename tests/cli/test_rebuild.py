@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from replicator.config.settings import load
+from replicator.engine.assembly import ends
+from replicator.operations import rebuild
+from replicator.state import Heartbeat, Repair, Save, Verified, encode
 from tests.cli.command_line import World
 from tests.cli.test_run import await_that
 
@@ -196,6 +201,14 @@ def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World)
         7,
         ["no run is up, so nothing is copied; start it with: replicator run CONFIG"],
     )
+    with ends(load(orders.config)) as (_, checkpoints):
+        note = Verified(started=time.time(), updated=time.time(), epoch=1024, scope="full", total=4)
+        checkpoints.save([Save("verified", "", 0, encode(note)), Save("repair", "", 0, encode(Repair("token")))])
+        assert refusal(orders, "switch", "--unverified")[1][1:] == [
+            "a verify --repair of the old tables is in progress; wait for its end",
+            "a verify pass is in progress; wait for its end",
+        ]
+        checkpoints.save([Save("verified", "", 1, None), Save("repair", "", 1, None)])
     code, (text,) = refusal(orders, "finish")
     assert (code, text.partition(". ")[0]) == (2, "the new tables are not live, so the old ones are not removed")
     done(orders, "cancel")
@@ -268,4 +281,58 @@ def test_after_the_switch_the_old_config_alone_writes_nothing(orders: World) -> 
         done(orders, "switch", "--unverified")
     code, _, err = orders.shell.run("run", str(orders.folder / "orders-old.yaml"), "--until", "caught-up")
     assert (code, "is written by the pipeline orders@new" in err) == (2, True)
-    assert set(d["made"] for d in documents(orders, "orders").values()) == {"new"}
+    assert {d["made"] for d in documents(orders, "orders").values()} == {"new"}
+    for step in ("start", "cancel"):
+        code, (text,) = refusal(orders, step)
+        assert (code, text.partition(":")[0]) == (2, "the new tables are live")
+    with ends(load(orders.config)) as (_, checkpoints):
+        checkpoints.save([Save("pulse", "", None, encode(Heartbeat(1.0, "stopped")))])
+    assert refusal(orders, "rollback") == (
+        7,
+        ["no run is up, so nothing is copied; start it with: replicator run CONFIG"],
+    )
+    done(orders, "rollback", "--unchecked")
+    assert {d["made"] for d in documents(orders, "orders").values()} == {"old"}
+
+
+LINES = """from replicator import Document, documents
+
+
+@documents
+def hook(item):
+    yield Document(item["id"], {{"made": "{made}"}}, "orders")
+    yield Document(item["id"], {{"n": {n}}}, "lines")
+"""
+
+
+def test_several_tables_with_changed_columns_are_exchanged_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "ready", lambda *_, **__: [])  # without a run
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "a", "n": 7})
+    tables = "tables:\n    orders: {columns: {made: text}}\n    lines: {columns: {n: text}}\n"
+    text = Path(world.config).read_text()
+    Path(world.config).write_text(text.removesuffix("table: orders\n") + tables)
+    world.hook(LINES.format(made="old", n="str(item['n'])"))
+    world.catch_up()
+    use(world, LINES.format(made="new", n="int(item['n']) * 10"))
+    world.change("{n: text}", "{n: bigint}")
+    done(world, "start")
+    world.catch_up()
+    both = "SELECT made, n FROM orders JOIN lines USING (_item, _id)"
+    assert world.rows(both) == [("old", "7")]
+    done(world, "switch")
+    assert world.rows(both) == [("new", 70)]
+    done(world, "rollback")
+    assert world.rows(both) == [("old", "7")]
+    done(world, "switch")
+    world.db.put("orders", {"id": "a", "n": 8})
+    world.catch_up()
+    assert world.rows(both) == [("new", 80)]
+    assert world.rows("SELECT n FROM lines_old") == [("8",)]
+    done(world, "finish")
+    world.db.put("orders", {"id": "a", "n": 9})
+    world.catch_up()
+    assert world.rows(both) == [("new", 90)]
+    assert not world.has_table("lines_old")

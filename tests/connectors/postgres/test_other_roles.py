@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,16 @@ def test_a_trigger_that_needs_a_search_path_is_explained(shared: Database) -> No
     )
     run(shared, "ALTER FUNCTION public.audit() SET search_path = public")
     assert one.write(batch(put({"pk": "a"}, 1))) == Outcome()
+
+
+def test_a_view_of_another_role_keeps_tables_from_being_exchanged(shared: Database) -> None:
+    """Only its owner could make it again, and it would go on with the old table."""
+    run(shared, "GRANT CREATE ON SCHEMA public TO ours")
+    one = _ours(shared)
+    one.open([TABLE], FIRST_EPOCH)
+    _as(shared, "ours", "GRANT SELECT ON contract TO mallory; CREATE VIEW public.mine AS SELECT pk FROM contract")
+    _as(shared, "mallory", "CREATE VIEW public.theirs AS SELECT pk FROM public.contract")
+    assert one.rebuild_problems([TABLE], [replace(TABLE, stored_as="contract_new")]) == [
+        '"public"."contract" cannot be exchanged because of the view public.theirs, which belongs to the role mallory, '
+        "which would stay with the old table: drop it, and create it again after the switch"
+    ]
