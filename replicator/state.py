@@ -322,7 +322,7 @@ class Verified:
 
     ``scope``: "full", or the share of a sample ("1 %"). ``total``: number of the scan's segments; ``segments``: those
     that are done; ``tables``: those of the target that are. ``hashed``: there were documents whose ids only have a hash
-    of their item's key.
+    of their item's key. ``hook``: the fingerprint of the hook that said what the documents should be.
     """
 
     started: float
@@ -340,6 +340,7 @@ class Verified:
     unconfirmed: int = 0
     ended: float | None = None
     hashed: bool = False
+    hook: str = ""
 
 
 @dataclass(frozen=True, slots=True)

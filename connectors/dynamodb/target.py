@@ -165,6 +165,12 @@ class DynamoDB(ComparesByTable):
     @property
     def unrepairable(self) -> str:
         """Why documents cannot be repaired; empty if they can."""
+        if self._options.loops:
+            return (
+                "with loops: true applications may write to this table, too, and a repair could overwrite what they "
+                "wrote before it is copied back. Stop the writers on both sides, let both pipelines catch up, and "
+                "rescan instead: replicator resync"
+            )
         if not self._options.pristine:
             return ""
         return (

@@ -175,7 +175,7 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
 
     Asks for confirmation unless --yes is given; without a terminal, --yes is required.
     """
-    from replicator.operations.parked import GONE
+    from replicator.operations.parked import GONE, void_verified
     from replicator.operations.parked import drop as given_up
 
     kept = 0
@@ -184,6 +184,8 @@ def drop(ctx: click.Context, config: str, items: Sequence[str], every: bool, yes
         count = len(chosen)
         if count and not yes and not _confirmed(count):
             return
+        if count:
+            void_verified(checkpoints)
         for item in chosen:
             reason = _unless_busy(item, checkpoints, lambda i: given_up(i, checkpoints))
             outcome = {"": "dropped", GONE: NO_LONGER}.get(reason, "still parked")

@@ -22,6 +22,7 @@ from replicator.checkpoints.contract import Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
 from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.errors import ReplicatorError
 from replicator.hooks import loading
 from replicator.key import key_text
@@ -65,6 +66,7 @@ class Standing:
     """What the checkpoints say of a pipeline ``at`` a moment.
 
     ``in_doubt``: seconds for which requests without a response may still be applied. ``parked``: keys of items.
+    ``heartbeat``: when the run showed last that it is up, by its own clock. ``requested``: a resync is pending.
     """
 
     at: float
@@ -74,6 +76,8 @@ class Standing:
     in_doubt: float | None = None
     verification: Verified | None = None
     parked: Sequence[str] = ()
+    heartbeat: float | None = None
+    requested: bool = False
 
     @property
     def read_through(self) -> float | None:
@@ -116,7 +120,15 @@ def standing(claimed: Claimed, now: float) -> Standing:
         in_doubt=left,
         verification=current.verified,
         parked=sorted({item_of(e.id) for e in entries if e.kind == "parked"}),
+        heartbeat=heartbeat.at if isinstance(heartbeat, Heartbeat) else None,
+        requested=any(e.kind == "request" for e in entries),
     )
+
+
+def asked(at: Standing) -> float:
+    """The moment that a look is made, or a little later, by the clock of the run, which may be ahead of this one: it is
+    the run that says until when it has read."""
+    return at.at if at.heartbeat is None else max(at.at, at.heartbeat + 2 * HEARTBEAT_INTERVAL)
 
 
 def reasons(at: Standing, wish: Wish) -> list[Reason]:
@@ -154,6 +166,8 @@ def _not_live(at: Standing) -> Iterator[Reason]:
         yield Reason(7, f"the run waits: {waiting_for}", passing=True)
     elif phase not in ("live", "gap"):
         yield Reason(7, f"the pipeline is not live yet, but in phase {phase}", passing=True)
+    if at.requested:
+        yield Reason(7, "a requested resync has not begun yet", passing=True)
 
 
 def _unverified(at: Standing, wish: Wish) -> Iterator[Reason]:
@@ -164,8 +178,12 @@ def _unverified(at: Standing, wish: Wish) -> Iterator[Reason]:
         yield Reason(7, f"the last verify pass did not end; {advice}")
     elif at.state is not None and last.epoch != at.state.epoch:
         yield Reason(7, f"the table was rescanned since the last verify pass; {advice}")
+    elif at.state is not None and last.hook != at.state.hook:
+        yield Reason(7, f"the hook has changed since the last verify pass; {advice}")
     elif last.scope != "full":
         yield Reason(7, f"the last verify pass compared only a part ({last.scope}); {advice}")
+    elif last.parked:
+        yield Reason(7, f"the last verify pass could not compare {last.parked:,} item(s), which were parked; {advice}")
     elif last.unconfirmed:
         yield Reason(7, f"the last verify pass left {last.unconfirmed:,} item(s) unconfirmed; {advice}")
     elif at.at - last.ended > wish.verified_within:
@@ -231,12 +249,14 @@ def cutover(
     told: float | None = None
     client = connect(config.source)
     table = describe_table(client, config.source.table)
-    wish = Wish(now(), quiet, verified_within)
+    Wish(now(), quiet, verified_within)  # before anything is asked
+    wish: Wish | None = None
     with ends(config) as (target, checkpoints):
         while True:
             claimed = checkpoints.read()
             check_known(config.pipeline, checkpoints, claimed)
             at = standing(claimed, now())
+            wish = wish or Wish(asked(at), quiet, verified_within)
             found = reasons(at, wish)
             overdue = at.at - wish.asked > READ_WITHIN
             if not _waits(found, wait=wait, overdue=overdue):

@@ -297,6 +297,15 @@ def _ended(signs: Mapping[str, Entry]) -> bool:
     return isinstance(heartbeat, Heartbeat) and heartbeat.phase == "stopped" and heartbeat.who == owner.who
 
 
+def void_verified(checkpoints: Checkpoints) -> None:
+    """Forget the last verify pass: it proves nothing of items whose changes are about to be discarded.
+
+    A pass that is in progress notices, and notes itself no more.
+    """
+    if any(e.kind == "verified" for e in checkpoints.read().entries):
+        checkpoints.save([Save("verified", "", None, None)])
+
+
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:
     """Discard an item's parked changes. Returns "" if they are gone, otherwise why not."""
     batch = parked.discarded(checkpoints.pipeline())

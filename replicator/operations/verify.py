@@ -268,6 +268,7 @@ class Pass:
         )
         self.tally = Tally()
         self._settled_at = self._saved_at = -math.inf
+        self._noted = False
         self._note = self._first_note()
         self._phase, self._share = "reading the source", 0.0
 
@@ -426,6 +427,8 @@ class Pass:
         if wish.resume:
             if stored is None or stored.ended is not None or stored.epoch != self._both.state.epoch:
                 raise ConfigError("--resume: there is no unfinished pass of this epoch; start one without --resume")
+            if stored.hook != self._both.state.hook:
+                raise ConfigError("--resume: the hook has changed since that pass began; start one without --resume")
             if stored.scope != wish.scope:
                 raise ConfigError(f"--resume: the unfinished pass is of scope {stored.scope}, not {wish.scope}")
             self.tally = Tally(stored.items, stored.documents, 0, 0, 0, stored.differences, stored.repaired)
@@ -436,7 +439,8 @@ class Pass:
         total = max(FEWEST, items // PER_SEGMENT)
         if wish.share < 1.0:
             total = max(total, items // 1000, math.ceil(SAMPLED / wish.share))
-        return Verified(now, now, self._both.state.epoch, wish.scope, min(total, FINEST))
+        state = self._both.state
+        return Verified(now, now, state.epoch, wish.scope, min(total, FINEST), hook=state.hook)
 
     def _ended(self, segment: int | None = None, table: str | None = None) -> None:
         note = self._note
@@ -451,7 +455,7 @@ class Pass:
             return
         self._saved_at = time.monotonic()
         open_origins, tally = self._verifier.origins(), self.tally
-        if "repair" in open_origins:
+        if "repair" in open_origins or self._is_void():
             return
         note = replace(
             self._note,
@@ -468,6 +472,11 @@ class Pass:
             hashed=self._examiner.has_hashed,
         )
         self._retrying(lambda: self._both.checkpoints.save([Save("verified", "", None, encode(note))]))
+        self._noted = True
+
+    def _is_void(self) -> bool:
+        """Whether `parked drop` removed the note: the pass proves nothing of items discarded since it began."""
+        return self._noted and self._retrying(lambda: last(self._both.checkpoints.read().entries)) is None
 
     def _finish(self) -> None:
         if self._stop.is_set():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ class Examiner:
         """What is found about the documents at ``places``, which may be an item's, and what must be there."""
         expected, findings = ([], []) if image is None else self._expected([(key, image)])
         if findings:
-            return Look({place: findings[0] for place in places}, {})
+            return Look({place: replace(findings[0], table=place[0], id=place[1]) for place in places}, {})
         wanted = {(w.table, w.id): w for w in expected if (w.table, w.id) in places}
         found = self._compared(list(wanted.values()))
         for (table, id), version in self.versions([place for place in places if place not in wanted]).items():

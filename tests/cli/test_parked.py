@@ -20,7 +20,7 @@ from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.operations import parked as parking
 from replicator.operations.parked import BUSY, CHANGED, GONE, SUPERSEDED, ParkedItem
-from replicator.state import Heartbeat, Owner, Parked, Save, encode
+from replicator.state import Heartbeat, Owner, Parked, Save, Verified, encode
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, MemoryTarget
 from tests.cli.command_line import World, pristine
 from tests.operations.test_parked import Moving
@@ -178,6 +178,14 @@ def test_drop_discards_the_item_and_counts_its_changes(parked: World) -> None:
     assert given_up in (1, 2), "the item was scanned, and streamed too if the stream came first"
     assert after["parked"] == before["parked"] - given_up
     assert parked.rows("SELECT id FROM orders") == [("good",)]
+
+
+def test_after_a_drop_no_earlier_verify_pass_vouches_for_the_copy(parked: World) -> None:
+    with ends(load(parked.config)) as (_, checkpoints):
+        checkpoints.save([Save("verified", "", None, encode(Verified(1.0, 2.0, 1024, "full", 1, ended=3.0)))])
+    assert parked.call("parked", "drop", parked.config, "--yes", '["bad"]')[0] == 0
+    (status,) = parked.lines("status", parked.config, "--no-exit-code")
+    assert status["verified"] is None
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "drop"])

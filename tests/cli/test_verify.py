@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import orjson
 import pytest
 
+from replicator.config.settings import load
+from replicator.engine.assembly import ends
+from replicator.operations.parked import void_verified
+from replicator.operations.verify import Progress, Wish, last, verify
 from replicator.state import Verified, encode
+from replicator.verification.differences import Finding
+from replicator.verification.verifier import Result
 from tests.cli.command_line import World
 
 HOOK = """from replicator import Document, documents
@@ -55,6 +62,28 @@ def test_a_pass_is_noted_and_shown_by_status(copied: World) -> None:
     noted = status["verified"]
     assert (noted["scope"], noted["items"], noted["differences"], noted["unconfirmed"]) == ("full", 10, 0, 0)
     assert noted["ended_at"] >= noted["started_at"] > 0
+
+
+def test_a_pass_during_which_parked_changes_were_discarded_is_not_noted(
+    copied: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Discarding:
+        """Another command discards parked changes once the pass has noted itself."""
+
+        def progress(self, progress: Progress) -> None:
+            void_verified(checkpoints)
+
+        def result(self, result: Result) -> None: ...
+        def waiting(self, reason: str | None) -> None: ...
+        def repair(self, finding: Finding, reason: str) -> None: ...
+
+    for name, value in copied.environ.items():
+        monkeypatch.setenv(name, value)
+    config = load(copied.config)
+    with ends(config) as (_, checkpoints):
+        tally = verify(config, Wish(), Discarding(), threading.Event())
+        assert tally.exit_code == 0
+        assert last(checkpoints.read().entries) is None
 
 
 def test_differences_are_named_in_text_by_key_and_fields_without_values(copied: World) -> None:
@@ -136,6 +165,7 @@ def test_an_interrupted_pass_is_resumed_where_it_was(copied: World) -> None:
         (None, "--resume: there is no unfinished pass of this epoch"),
         (Verified(1.0, 2.0, 1024, "full", 4, ended=3.0), "--resume: there is no unfinished pass of this epoch"),
         (Verified(1.0, 2.0, 1023, "full", 4), "--resume: there is no unfinished pass of this epoch"),
+        (Verified(1.0, 2.0, 1024, "full", 4, hook="another"), "--resume: the hook has changed since that pass began"),
         (Verified(1.0, 2.0, 1024, "5 %", 4), "--resume: the unfinished pass is of scope 5 %, not full"),
     ],
 )

@@ -11,10 +11,11 @@ import pytest
 
 from replicator.aws.errors import AwsError
 from replicator.checkpoints.contract import Claimed
+from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.key import KeyAttribute, KeySchema
-from replicator.operations.cutover import READ_WITHIN, Wish, _waits, freezing, late_key, reasons, standing
+from replicator.operations.cutover import READ_WITHIN, Wish, _waits, asked, freezing, late_key, reasons, standing
 from replicator.source.table import SourceTable
-from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, ShardState, encode
+from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, ResyncRequest, ShardState, encode
 
 NOW = 1_700_000_000.0
 STATE = PipelineState(1024, "stream", "arn", "id", "following")
@@ -119,6 +120,8 @@ def test_an_in_doubt_window_that_is_over_is_no_reason() -> None:
         ({"scope": "1 %"}, 7, "compared only a part (1 %)"),
         ({"epoch": 1023}, 7, "rescanned since"),
         ({"unconfirmed": 2}, 7, "left 2 item(s) unconfirmed"),
+        ({"parked": 2}, 7, "could not compare 2 item(s), which were parked"),
+        ({"hook": "another"}, 7, "the hook has changed since the last verify pass"),
         ({"differences": 3}, 6, "found 3 difference(s); verify again"),
         ({"differences": 3, "repaired": 3}, 6, "found 3 difference(s), 3 of them repaired; verify again"),
     ],
@@ -137,6 +140,22 @@ def test_the_most_severe_reason_comes_first_and_decides_the_exit_code() -> None:
     assert [code for code, _ in found] == [3, 6, 7]
     assert "records were lost: records expired (shard a)" in found[0][1]
     assert '5 item(s) are parked: ["k0"], ["k1"], ["k2"] and others' in found[1][1]
+
+
+def test_a_requested_resync_that_has_not_begun_is_waited_for() -> None:
+    ((code, text),) = said(None, BEAT, PASS, entry("request", "", ResyncRequest(NOW - 3, "digest")))
+    assert (code, text) == (7, "a requested resync has not begun yet")
+
+
+def test_a_run_whose_clock_is_ahead_must_read_beyond_the_moment_asked_about_by_its_own_clock() -> None:
+    ahead = 60.0
+    beat = replace(BEAT, at=NOW - HEARTBEAT_INTERVAL + ahead)
+    at = standing(Claimed(1, [entry("pulse", "", beat)], {}), NOW)
+    assert asked(at) >= NOW + ahead
+    before = replace(SHARD, through=NOW - 1 + ahead)
+    ((_, text),) = said({"a": before}, beat, wish=Wish(asked(at)))
+    assert "1 of 1 open shard(s) were not read after" in text
+    assert asked(standing(Claimed(1, [], {}), NOW)) == NOW
 
 
 def test_only_what_may_pass_is_waited_for() -> None:

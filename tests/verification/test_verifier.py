@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from replicator.hooks.hook import Document, DocumentMapping, Hook
+from replicator.items.item import Item
 from replicator.pipeline import stages
 from replicator.state import Heartbeat, PipelineState, ShardState
 from replicator.testing.memory import body
@@ -172,6 +174,26 @@ def test_parked_items_are_told_apart_and_reported_once() -> None:
         world._take(verifier.scanned(world.scanned(), world.now, "segment:0"), None)
     assert world.found("parked") == {"k0": "missing"}
     assert len(world.results) == 1
+    assert verifier.pending == 0
+
+
+def test_an_item_that_the_hook_comes_to_refuse_is_parked_whatever_its_documents_are_called() -> None:
+    def hook(item: Item) -> list[Document]:
+        if "bad" in item:
+            raise ValueError("bad")
+        return [Document("a", {})]
+
+    world = World(pauses=True)
+    world.put("k0")
+    verifier = world.verifier()
+    verifier.examiner.mapping = DocumentMapping(Hook("hook", hook, "", declared=True), (NAME,))
+    list(verifier.scanned(world.scanned(), world.now, "segment:0"))
+    world.put("k0", bad=True)
+    world.catch_up()
+    for _ in range(3):
+        world.now += 10
+        world._take(verifier.settle(world.positions), None)
+    assert [r.outcome for r in world.results] == ["parked"]
     assert verifier.pending == 0
 
 

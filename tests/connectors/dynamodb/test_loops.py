@@ -162,6 +162,16 @@ def test_copies_in_both_directions_are_verified_without_their_marks(loop: Loop) 
         assert '"differences": 0' in out, out
 
 
+def test_a_repair_is_refused_because_it_could_undo_what_applications_wrote_to_the_copy(loop: Loop) -> None:
+    loop.put(loop.here, "a", 1)
+    loop.run("forward")
+    loop.update(loop.there, "a", 2)  # it keeps the version: a repair could not tell
+    code, _, err = loop.shell.run("verify", str(loop.folder / "forward.yaml"), "--repair")
+    assert code == 2
+    assert "with loops: true applications may write to this table, too" in err
+    assert loop.items(loop.there) == {"a": 2}
+
+
 @pytest.mark.parametrize(
     ("more", "options", "said"),
     [
