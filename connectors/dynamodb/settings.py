@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from connectors.dynamodb.catalog import ask
@@ -10,8 +11,18 @@ from connectors.dynamodb.tables import tags_of
 from replicator.aws.client import Client
 from replicator.errors import ReplicatorError
 
-Setting = Callable[[Client, str, Mapping[str, Any]], str]
-"""A setting as text, of a client's table by its name and description."""
+Setting = Callable[[Client, str, Mapping[str, Any]], "str | Tags"]
+"""A setting, of a client's table by its name and description. Its ``str`` is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """A table's tags. Only their keys are shown: values may be secret or personal."""
+
+    values: Mapping[str, str] = field(repr=False)
+
+    def __str__(self) -> str:
+        return ", ".join(sorted(self.values)) or "none"
 
 
 def differing(source: tuple[Client, str], target: tuple[Client, str]) -> Iterator[str]:
@@ -29,7 +40,11 @@ def differing(source: tuple[Client, str], target: tuple[Client, str]) -> Iterato
         except ReplicatorError as e:
             yield f"{label} of {target[1]} cannot be compared: {e}"
             continue
-        if values[0] != values[1]:
+        if values[0] == values[1]:
+            continue
+        if str(values[0]) == str(values[1]):
+            yield f"{label} of {target[1]}: {values[1]}, but with other values in the source"
+        else:
             yield f"{label} of {target[1]}: {values[1]}, but in the source: {values[0]}"
 
 
@@ -75,9 +90,8 @@ def _class(client: Client, name: str, table: Mapping[str, Any]) -> str:
     return str(table.get("TableClassSummary", {}).get("TableClass", "STANDARD"))
 
 
-def _tag_names(client: Client, name: str, table: Mapping[str, Any]) -> str:
-    tags = {tag["Key"]: tag["Value"] for tag in tags_of(client, table["TableArn"])}
-    return ", ".join(f"{key}={tags[key]}" for key in sorted(tags)) or "none"
+def _tags(client: Client, name: str, table: Mapping[str, Any]) -> Tags:
+    return Tags({tag["Key"]: tag["Value"] for tag in tags_of(client, table["TableArn"])})
 
 
 def _recovery(client: Client, name: str, table: Mapping[str, Any]) -> str:
@@ -93,6 +107,6 @@ _SETTINGS: Mapping[str, Setting] = {
     "stream": _stream,
     "capacity": _billing,
     "table class": _class,
-    "tags": _tag_names,
+    "tags": _tags,
     "point-in-time recovery": _recovery,
 }

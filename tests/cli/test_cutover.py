@@ -131,9 +131,16 @@ def test_settings_of_a_table_that_differ_are_printed(orders: World) -> None:
     lines = certificate["settings"]
     assert "time to live of copy: off, but in the source: by until" in lines
     assert "stream of copy: off, but in the source: NEW_AND_OLD_IMAGES" in lines
-    assert "tags of copy: none, but in the source: team=shop" in lines
+    assert "tags of copy: none, but in the source: team" in lines
     assert "point-in-time recovery of copy: off, but in the source: on" in lines
     assert not any(line.startswith(("key of", "indexes of", "capacity of")) for line in lines)
+    copy = arn.replace("table/orders", "table/copy")
+    orders.db.call("TagResource", {"ResourceArn": copy, "Tags": [{"Key": "team", "Value": "other"}]})
+    _, certificate = asked(orders)
+    assert "tags of copy: team, but with other values in the source" in certificate["settings"]
+    assert not {"shop", "other"} & set(
+        re.findall(r"[a-z]+", json.dumps(certificate["settings"]).replace("other values", ""))
+    )
 
 
 @pytest.mark.parametrize(
