@@ -26,12 +26,14 @@ class PolicyContext:
     """What the config does not say. ``accounts``: by place, of tables that are named without their ARN.
 
     ``setup``: for the first run and ``check --create``, which create what is missing. ``verify``: for ``verify``, too.
+    ``resync_keys``: for a resync of chosen items, whose keys a run looks up.
     """
 
     accounts: Mapping[str, str] = field(default_factory=dict)
     keys_only: bool = False
     setup: bool = True
     verify: bool = False
+    resync_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
     yield Needed("source", "Items", config.source)
     yield Needed("source", "Changes", config.source)
-    if at.keys_only or at.verify:
+    if at.keys_only or at.verify or at.resync_keys:
         yield Needed("source", "LookUpsForKeysOnly", config.source)
     single = [Needed("source", "SingleItems", config.source)] if own_ids else []
     theirs = [replace(n, access=config.source) if n.place == "source" else n for n in others]

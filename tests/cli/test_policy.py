@@ -149,6 +149,20 @@ def test_later_runs_need_only_what_is_left_without_setup(tmp_path: Path, create:
         accounts.assert_all_used()
 
 
+def test_a_resync_of_keys_needs_look_ups_which_the_policy_includes_if_asked(tmp_path: Path) -> None:
+    with serving(tmp_path, dynamodb(", create: true")) as accounts:
+        accounts.allow()
+        accounts.call("check", "--create")
+        accounts.run()
+        keys = ("resync", str(accounts.config), "--key", '{"id": "1"}')
+        refused = CliRunner().invoke(main, keys, env=ENVIRON)
+        assert (refused.exit_code, "dynamodb:BatchGetItem" in refused.output) == (4, True), refused.output
+        accounts.allow("--resync-keys")
+        accounts.call("resync", *keys[2:])
+        accounts.run()
+        assert Permission(RESOURCES["source", "table"], "dynamodb:BatchGetItem") in accounts.of["source"].used
+
+
 def test_postgres_needs_the_source_alone(tmp_path: Path, one_postgres: Database) -> None:
     with serving(tmp_path, f"{{{{type: postgres, url: '{one_postgres.url}', table: orders}}}}") as accounts:
         accounts.allow()
