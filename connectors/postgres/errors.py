@@ -88,7 +88,8 @@ def unreachable(error: psycopg.Error, server: str, setting: str, *, logged_in: b
         if logged_in:
             return TransientError(
                 f"{refused}. It was accepted before, so the password was probably changed: a password file "
-                f"(passfile= in {setting}) is read at each attempt; after a change of {setting} itself restart the run"
+                f"(password_file, or passfile= in {setting}) is read at each attempt; after a change of {setting} "
+                "itself restart the run"
             )
         return NotAuthenticated(refused, "login", server, f"Correct the user and the password of {setting}")
     for words, advice in _LOGIN_DENIED.items():

@@ -32,6 +32,12 @@ def _conninfo(url: SecretStr) -> SecretStr:
     return url
 
 
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return path
+
+
 def _is_split(url: str) -> bool:
     """Whether part of the password would be parsed as host or database, and shown as such."""
     _, found, rest = url.partition("://")
@@ -107,6 +113,11 @@ class Server(Options):
     url: Annotated[SecretStr, AfterValidator(_conninfo)] = Field(
         description="postgresql://user:password@host:5432/database"
     )
+    password_file: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        default=None,
+        description="absolute path of a file with the password alone; read at each login, so that a changed password "
+        "needs no restart",
+    )
     insecure: bool = Field(default=False, description="allow remote hosts without verified TLS")
     timeout: float = Field(
         default=20.0,
@@ -114,6 +125,12 @@ class Server(Options):
         le=240,
         description="seconds of silence before a second connection checks whether the server is still working",
     )
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.password_file is not None and conninfo_to_dict(self.url.get_secret_value()).get("password"):
+            raise ValueError("password_file: url has a password, too; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _encrypted(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from connectors.postgres.encode import Statement
 from connectors.postgres.errors import translated, unreachable
 from connectors.postgres.liveness import Watched, connect, connect_timeout
 from connectors.postgres.options import Server, address
+from replicator.errors import ConfigError, TransientError
 
 Rows = list[tuple[bytes | None, ...]]
 
@@ -44,6 +46,7 @@ class Session:
 
     def __init__(self, options: Server, section: str = "target") -> None:
         self._url = options.url.get_secret_value()
+        self._password_file = options.password_file
         self._patience = options.timeout
         self._section = section
         self._server = address(self._url)
@@ -112,6 +115,19 @@ class Session:
         if connection is not None:
             connection.close()
 
+    def _password(self, path: str) -> str:
+        """What the file contains now, without a line end. A file that is being replaced may be missing or empty."""
+        problem = "is empty"
+        try:
+            if password := Path(path).read_text().rstrip("\r\n"):
+                return password
+        except OSError as e:
+            problem = f"cannot be read: {e.strerror}"
+        except UnicodeDecodeError:
+            problem = "is not text"
+        text = f"{self._section}.password_file: {path} {problem}"
+        raise TransientError(text) if self._logged_in else ConfigError(text)
+
     def _queue(self, connection: pq.abc.PGconn, statement: Statement) -> None:
         assert self._sent is not None
         if not statement.planned_once:
@@ -137,6 +153,8 @@ class Session:
         given = conninfo_to_dict(self._url)
         wanted = _CONNECT | {"connect_timeout": connect_timeout(self._patience)}
         settings = {name: value for name, value in wanted.items() if name not in given}
+        if self._password_file is not None:
+            settings["password"] = self._password(self._password_file)
         try:
             connection = connect(self._url, settings, self._patience, f"{self._section}.timeout")
         except psycopg.OperationalError as e:

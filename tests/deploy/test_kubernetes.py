@@ -53,8 +53,8 @@ def test_one_run_at_a_time_and_the_old_one_ends_first() -> None:
 def test_a_pod_has_what_the_image_needs_and_nothing_more(kind: str) -> None:
     (container,) = pod(kind)["containers"]
     user, _, group = last("USER").partition(":")
-    (volume,) = pod(kind)["volumes"]
-    (mount,) = container["volumeMounts"]
+    volume, secrets = pod(kind)["volumes"]
+    mount, mounted = container["volumeMounts"]
 
     assert (pod(kind)["securityContext"]["runAsUser"], pod(kind)["securityContext"]["runAsGroup"]) == (
         int(user),
@@ -64,7 +64,8 @@ def test_a_pod_has_what_the_image_needs_and_nothing_more(kind: str) -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert volume["configMap"]["name"] == one("ConfigMap")["metadata"]["name"]
     assert container["args"][1] == f"{mount['mountPath']}/{next(iter(one('ConfigMap')['data']))}"
-    assert container["envFrom"] == [{"secretRef": {"name": "replicator-orders"}}]
+    assert secrets == {"name": mounted["name"], "secret": {"secretName": "replicator-orders"}}
+    assert f"password_file: {mounted['mountPath']}/password" in one("ConfigMap")["data"]["orders.yaml"]
 
 
 def test_the_jobs_pod_does_not_belong_to_the_deployment() -> None:
@@ -78,7 +79,7 @@ def test_the_jobs_pod_does_not_belong_to_the_deployment() -> None:
 def test_the_probes_ask_where_the_config_listens(tmp_path: Path) -> None:
     for name, text in one("ConfigMap")["data"].items():
         (tmp_path / name).write_text(text)
-    config = settings.load(tmp_path / "orders.yaml", {"POSTGRES_URL": "postgresql://localhost/shop"})
+    config = settings.load(tmp_path / "orders.yaml", {})
     (container,) = pod("Deployment")["containers"]
     (port,) = container["ports"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import ValidationError
 
 from connectors.postgres import Postgres, cleanup
 from connectors.postgres.options import Server as ServerOptions
@@ -595,8 +596,52 @@ def test_a_password_that_is_changed_is_waited_for_and_its_file_is_read_again(tmp
         refused = pytest.raises(TransientError, match=r"password authentication failed .*It was accepted before")
         with refused as waiting, session.connection():
             pass
-        assert "a password file (passfile= in target.url) is read at each attempt" in str(waiting.value)
+        assert "a password file (password_file, or passfile= in target.url) is read at each attempt" in str(
+            waiting.value
+        )
         write("second")
         with session.connection():
             pass
         session.close()
+
+
+def test_a_file_with_the_password_alone_is_read_at_each_login(tmp_path: Path) -> None:
+    """As Kubernetes mounts a secret: others may read it, and it is replaced, so for a moment it may be missing."""
+    file = tmp_path / "password"
+
+    def refused(kind: type[Exception], words: str) -> None:
+        with pytest.raises(kind, match=words), session.connection():
+            pass
+
+    with PostgresServer(password="administrator") as server, psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
+        url = server.url(user="app").replace(":administrator@", "@")
+        session = Session(ServerOptions.model_validate({"url": url, "password_file": str(file)}))
+        refused(ConfigError, f"target.password_file: {file} cannot be read: No such file")
+        file.write_bytes(b"\xff")
+        refused(ConfigError, "is not text")
+        file.write_text("first\n")
+        file.chmod(0o644)
+        with session.connection():
+            pass
+        admin.execute("ALTER ROLE app PASSWORD 'second'")
+        session.close()
+        refused(TransientError, "It was accepted before")
+        file.write_text("")
+        refused(TransientError, f"target.password_file: {file} is empty")
+        file.write_text("second")
+        with session.connection():
+            pass
+        session.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "file", "problem"),
+    [
+        ("postgresql://app@localhost/shop", "password", "must be an absolute path"),
+        ("postgresql://app:secret@localhost/shop", "/run/password", "url has a password, too; remove one of them"),
+    ],
+)
+def test_a_password_has_one_place_which_does_not_depend_on_a_folder(url: str, file: str, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        ServerOptions.model_validate({"url": url, "password_file": file})
