@@ -192,6 +192,9 @@ def _targets() -> Iterator[Trouble]:
     yield Trouble("search, closed", "target", {"type": "elasticsearch", **away, **KEY})
     yield Trouble("search, no TLS", "target", {"type": "opensearch", **SEARCH, **BASIC, "url": "https://REPEATING"})
     yield Trouble("search, login in it", "target", {"type": "opensearch", **away, "url": f"http://{LOGIN}@{CLOSED}"})
+    behind = {"type": "elasticsearch", **SEARCH, **KEY, "url": "https://search.invalid"}
+    yield Trouble("search, proxy refuses", "target", {**behind, "proxy": f"http://{LOGIN}@REPEATING"})
+    yield Trouble("search, proxy's address", "target", {**behind, "proxy": f"http//{LOGIN}@{CLOSED}"})
 
 
 def _refused(name: str, server: Mapping[str, Any]) -> Iterator[Trouble]:
