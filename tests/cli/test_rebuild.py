@@ -126,17 +126,27 @@ def expected(world: World, made: str, factor: int) -> dict[str, Any]:
     return {key: {"made": made, "n": n * factor} for part in (items, more) for key, n in zip(*part, strict=True)}
 
 
+def exchanged(world: World, process: subprocess.Popen[str], numbers: range) -> None:
+    """Switch and roll back by turns, each time as soon as the command agrees, and change an item after each."""
+    for n in numbers:
+        step, how = ("rollback", "--unchecked") if n % 2 else ("switch", "--unverified")
+        await_that(lambda: refusal(world, step, how) == (0, []), process)  # noqa: B023  # not while it catches up
+        world.db.put("orders", {"id": f"more {n}", "n": n})
+
+
 def test_twenty_switches_and_rollbacks_beside_a_run_and_a_reader_that_never_stops(orders: World) -> None:
-    """The run finds itself fenced off in whatever it does; commands do not wait until it is up again."""
+    """The run finds itself fenced off in whatever it does, and is killed on the way."""
     done(orders, "start")
-    with running(orders) as process, reading(orders) as reader:
-        await_that(lambda: phases(orders) == ["live", "live"], process)
-        for n in range(20):
-            step, how = ("rollback", "--unchecked") if n % 2 else ("switch", "--unverified")
-            await_that(lambda: refusal(orders, step, how) == (0, []), process)  # noqa: B023  # not while it catches up
-            orders.db.put("orders", {"id": f"more {n}", "n": n})
-        await_that(lambda: documents(orders, "orders") == expected(orders, "old", 1), process)
-        await_that(lambda: documents(orders, "orders_new") == expected(orders, "new", 10), process)
+    with reading(orders) as reader:
+        with orders.shell.start("run", orders.config, "--json") as killed:
+            await_that(lambda: phases(orders) == ["live", "live"], killed)
+            exchanged(orders, killed, range(9))
+            killed.kill()
+            killed.communicate()
+        with running(orders) as process:
+            exchanged(orders, process, range(9, 20))
+            await_that(lambda: documents(orders, "orders") == expected(orders, "old", 1), process)
+            await_that(lambda: documents(orders, "orders_new") == expected(orders, "new", 10), process)
     assert reader.errors == []
     assert reader.seen == ["old", *["new", "old"] * 10]
     assert reader.reads > 1000
