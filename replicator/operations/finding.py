@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
@@ -17,6 +17,10 @@ _CODES = {
     "problem": ConfigError.exit_code,
     "unreachable": TransientError.exit_code,
 }
+
+_UNREACHABLE = (
+    "check the address, and that the server is up and lets this machine connect; a run would retry until then"
+)
 
 Verdict = Literal["ok", "note", "problem", "gap", "forbidden", "unreachable"]
 
@@ -48,7 +52,9 @@ def failed(subject: str, error: ReplicatorError) -> Finding:
         return Finding(subject, "gap", str(error), "to repair the copy: replicator resync CONFIG")
     if isinstance(error, DamagedCheckpoint):
         return problem(subject, str(error), "gap")
-    return problem(subject, str(error), "unreachable" if isinstance(error, TransientError) else "problem")
+    if isinstance(error, TransientError):
+        return replace(problem(subject, str(error), "unreachable"), do=_UNREACHABLE)
+    return problem(subject, str(error))
 
 
 def problem(subject: str, sentence: str, verdict: Verdict = "problem") -> Finding:

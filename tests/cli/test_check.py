@@ -200,6 +200,16 @@ def test_all_problems_are_reported_at_once(world: World) -> None:
     assert any("cannot be reached" in p for p in problems)
 
 
+def test_an_unreachable_server_has_its_remedy(world: World) -> None:
+    world.db.create_table("orders")
+    world.change(world.postgres.url, "postgresql://me@127.0.0.1:1/none")
+    findings = [line for line in world.lines("check", world.config) if line["verdict"] == "unreachable"]
+
+    assert world.call("check", world.config)[0] == 8
+    assert findings
+    assert all(f["do"].startswith("check the address, and that the server is up") for f in findings)
+
+
 def test_a_nondeterministic_hook_is_a_problem(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
