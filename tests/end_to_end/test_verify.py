@@ -92,6 +92,19 @@ def _set(column: str | None, name: str, value: str) -> str:
     return " ".join(("UPDATE {} SET", change, "WHERE pk = '%s'"))
 
 
+def make_neighbor(copy: Copy) -> None:
+    """Someone else's table of the same name, whose rows have the keys of all differences."""
+    copy.execute(
+        "CREATE SCHEMA other; CREATE TABLE other.{0} (pk text PRIMARY KEY, document jsonb, _version bigint DEFAULT 1); "
+        "INSERT INTO other.{0} (pk) SELECT p || n FROM generate_series(0, 200) n, unnest('{{v,gone-v}}'::text[]) p"
+    )
+
+
+def neighbors(copy: Copy) -> list[dict[str, Any]]:
+    """Its rows, each with its place and the transaction that wrote it."""
+    return copy.query("SELECT ctid::text, xmin::text, * FROM other.{} ORDER BY ctid", copy.name)
+
+
 @pytest.mark.parametrize("form", ["typed", "jsonb"])
 def test_every_injected_difference_is_found_and_repaired_beside_live_writes(
     copy: Copy, source: Source, form: str
@@ -99,6 +112,8 @@ def test_every_injected_difference_is_found_and_repaired_beside_live_writes(
     copy.name = form
     hook, tables = (HOOK, {"typed": {"columns": COLUMNS}}) if form == "typed" else (None, {"jsonb": {}})
     copy.configure(hook, tables)
+    make_neighbor(copy)
+    others = neighbors(copy)
     filled(source, 2 * DIFFERENCES + 100)
     with copy.start() as run:
         live(run, copy)
@@ -114,6 +129,7 @@ def test_every_injected_difference_is_found_and_repaired_beside_live_writes(
     assert (repaired.code, differences(repaired)) == (0, wanted), repaired
     assert summary(repaired)["repaired"] == len(wanted)
     assert (again.code, again.lines) == (0, [summary(again)]), again
+    assert neighbors(copy) == others
     assert Counter(
         json.dumps(line).count("123") for line in found.lines
     )  # a report has no values, checked by the canary

@@ -20,13 +20,22 @@ pytestmark = [pytest.mark.timeout(600)]
 ACTS = ("missing", "value", "digit", "set", "extra", "stale")
 EACH = 3
 BIG = 11111111111111111111111111111111111111
+NEIGHBORS = [f"{prefix}{number}" for prefix in ("v", "gone") for number in range(len(ACTS) * EACH)]
 WANTED = {"missing": "missing", "value": "different", "digit": "different", "set": "different", "stale": "different"}
 
 
 def found_and_repaired(
-    mirror: Mirror, source: Source, inject: Callable[[str, str], None], acts: Sequence[str] = ACTS
+    mirror: Mirror,
+    source: Source,
+    inject: Callable[[str, str], None],
+    neighbor: Callable[[], Any],
+    acts: Sequence[str] = ACTS,
 ) -> None:
-    """Injected beside live writes: all of it is found, nothing else, all of it is repaired."""
+    """Injected beside live writes: all of it is found, nothing else, all of it is repaired, and nothing next to it.
+
+    ``neighbor``: what is in a table of someone else whose ids are those of the injected differences.
+    """
+    others = neighbor()
     mirror.configured(None)
     source.fill(len(acts) * EACH + 40, prefix="v", big=BIG, tags={"a", "b"})
     wanted: dict[str, str] = {}
@@ -45,6 +54,8 @@ def found_and_repaired(
     assert (again.code, again.lines) == (0, [summary(again)]), again
     mirror.caught_up()
     assert without_sets(mirror.documents()) == without_sets(source.items())
+    assert others
+    assert neighbor() == others
 
 
 def without_sets(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -83,7 +94,18 @@ def test_injected_differences_of_an_index_are_found_and_repaired(
             whole["tags"] = ["a", "c"]
         store(pk, version, body)
 
-    found_and_repaired(index, source, inject, ACTS[:-1])  # no version of an index goes back
+    beside = f"{index.table}-1-copy"
+    one_search.ask("PUT", f"/{beside}")
+    for pk in NEIGHBORS:
+        one_search.ask("PUT", f"/{beside}/_doc/{pk}", {"mine": pk})
+
+    def neighbor() -> Any:
+        one_search.ask("POST", f"/{beside}/_refresh")
+        query = {"size": 1000, "version": True, "seq_no_primary_term": True, "sort": ["_doc"]}
+        definition, found = one_search.ask("GET", f"/{beside}"), one_search.ask("POST", f"/{beside}/_search", query)
+        return definition, found["hits"]["hits"]
+
+    found_and_repaired(index, source, inject, neighbor, ACTS[:-1])  # no version of an index goes back
 
 
 class Injected:
@@ -116,6 +138,18 @@ class Injected:
             item["_replicator_version"] = {"N": "5"}
         self._client.put_item(TableName=self._table, Item=item)
 
+    def beside(self, table: str) -> Callable[[], Any]:
+        """Make another application's table, and return what is in it."""
+        self._client.create_table(
+            TableName=table,
+            KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        for pk in NEIGHBORS:
+            self._client.put_item(TableName=table, Item={"pk": {"S": pk}, "_replicator_version": {"N": "1"}})
+        return lambda: sorted(self._client.scan(TableName=table, ConsistentRead=True)["Items"], key=repr)
+
     def _get(self, pk: str) -> dict[str, Any]:
         found: dict[str, Any] = self._client.get_item(TableName=self._table, Key={"pk": {"S": pk}})["Item"]
         return found
@@ -126,7 +160,9 @@ def test_injected_differences_of_a_table_are_found_and_repaired(
     tmp_path: Path, source: Source, tables_local: DynamoDBLocal
 ) -> None:
     other = OtherTable(tmp_path, source, tables_local, name=f"copy-of-{source.table}")
-    found_and_repaired(other, source, Injected(other.table, tables_local))
+    inject = Injected(other.table, tables_local)
+    beside = inject.beside(f"{other.table}-2")
+    found_and_repaired(other, source, inject, beside)
 
 
 class Pristine(OtherTable):
