@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
 from replicator.items.attributes import Malformed
 from replicator.key import Key
 from replicator.state import Parked
+from replicator.verification.differences import unordered
 from replicator.version import epoch_of, version
-
-_SETS = frozenset({"SS", "NS", "BS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +49,6 @@ def _equal(one: str | None, other: str) -> bool:
     if one is None or one == other:
         return one == other
     try:
-        return bool(_unordered(orjson.loads(one)) == _unordered(orjson.loads(other)))
+        return bool(unordered(orjson.loads(one)) == unordered(orjson.loads(other)))
     except orjson.JSONDecodeError as e:
         raise Malformed("not DynamoDB's typed JSON, so it cannot be compared with the source") from e
-
-
-def _unordered(part: Any, name: str = "") -> Any:
-    """A part of an image with its sets sorted: a list under one of their names is always a set."""
-    if isinstance(part, dict):
-        return {inner: _unordered(value, inner) for inner, value in part.items()}
-    if isinstance(part, list):
-        return sorted(part) if name in _SETS else [_unordered(value) for value in part]
-    return part

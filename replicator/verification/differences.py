@@ -152,15 +152,16 @@ def digest(image: bytes | None) -> bytes:
     """A hash of an item's content: independent of the order of attributes, and of elements in sets."""
     if image is None:
         return b""
-    content = orjson.dumps(_unordered(orjson.loads(image)), option=orjson.OPT_SORT_KEYS)
+    content = orjson.dumps(unordered(orjson.loads(image)), option=orjson.OPT_SORT_KEYS)
     return blake2b(content, digest_size=16).digest()
 
 
-def _unordered(part: Any, name: str = "") -> Any:
+def unordered(part: Any, name: str = "") -> Any:
+    """A part of an image with its sets sorted: a list under one of their names is always a set."""
     if isinstance(part, dict):
-        return {inner: _unordered(value, inner) for inner, value in part.items()}
+        return {inner: unordered(value, inner) for inner, value in part.items()}
     if isinstance(part, list):
-        return sorted(part) if name in _SETS else [_unordered(value) for value in part]
+        return sorted(part) if name in _SETS else [unordered(value) for value in part]
     return part
 
 

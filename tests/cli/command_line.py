@@ -29,6 +29,7 @@ from replicator.testing.servers.ministack import MiniStack
 from tests.forked import can_fork
 from tests.security.canary import SECRET, VALUE, Watched, WatchedInterpreter
 from tests.servers.postgres_fixtures import Database
+from tests.servers.starting import started
 
 PATIENCE = 90.0
 _OWN_TARGET = Path(__file__).parents[2] / "docs" / "own_target" / "sqlite_target.py"
@@ -82,18 +83,7 @@ class Shell:
 
 
 def ministack() -> Iterator[MiniStack]:
-    """A running MiniStack. If it is missing, the test is skipped with a notice, and fails in CI."""
-    try:
-        server = MiniStack()
-        server.__enter__()
-    except ConfigError as e:
-        if os.environ.get("CI"):
-            pytest.fail(str(e))
-        pytest.skip(f"NOT TESTED: {e}")
-    try:
-        yield server
-    finally:
-        server.__exit__(None, None, None)
+    return started("MiniStack", MiniStack, ConfigError)
 
 
 def make_table(server: MiniStack, name: str, keys: Mapping[str, str], view: str | None = "NEW_AND_OLD_IMAGES") -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import pytest
 
 from tests.servers.dynamodb_local import DynamoDBLocal, ServerMissing
+from tests.servers.starting import not_tested
 
 
 class StartLocal(Protocol):
@@ -26,7 +26,7 @@ def dynamodb_local() -> Iterator[StartLocal]:
             try:
                 return running.enter_context(DynamoDBLocal(clock=clock, directory=directory))
             except ServerMissing as e:
-                _missing(str(e))
+                not_tested(f"DynamoDB Local is missing: {e}")
 
         yield start
 
@@ -35,10 +35,3 @@ def dynamodb_local() -> Iterator[StartLocal]:
 def tables_local(dynamodb_local: StartLocal) -> DynamoDBLocal:
     """One for tables without a stream, which any test may remove once another test has begun."""
     return dynamodb_local()
-
-
-def _missing(reason: str) -> NoReturn:
-    """In CI a server that cannot start is a failure: a skipped test proves nothing."""
-    if os.environ.get("CI"):
-        pytest.fail(f"DynamoDB Local is missing: {reason}")
-    pytest.skip(f"NOT TESTED, DynamoDB Local is missing: {reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import uuid
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 
 from replicator.testing.servers.postgres import PostgresServer, ServerMissing, Which
 from tests.security.canary import SECRET
+from tests.servers import starting
 
 SERVERS: tuple[Which, ...] = ("debian", "wheel")
 
@@ -34,18 +34,11 @@ class Database:
 
 
 def started(which: Which) -> Iterator[PostgresServer]:
-    """A running server. If its programs are missing, the test is skipped with a notice, and fails in CI."""
-    try:
-        server = PostgresServer(which, password=SECRET + secrets.token_hex(8), trusting=True)
-        server.__enter__()
-    except ServerMissing as e:
-        if os.environ.get("CI"):
-            pytest.fail(f"Postgres ({which}) is missing: {e}")
-        pytest.skip(f"NOT TESTED on a real Postgres ({which}): {e}")
-    try:
-        yield server
-    finally:
-        server.__exit__(None, None, None)
+    return starting.started(
+        f"Postgres ({which})",
+        lambda: PostgresServer(which, password=SECRET + secrets.token_hex(8), trusting=True),
+        ServerMissing,
+    )
 
 
 def database(server: PostgresServer) -> Iterator[Database]:

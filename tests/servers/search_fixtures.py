@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from tests.servers import starting
 from tests.servers.search import SearchServer, ServerMissing, Which
 
 SERVERS: tuple[Which, ...] = ("elasticsearch-8", "elasticsearch-9", "opensearch-2", "opensearch-3")
@@ -63,18 +63,10 @@ class Search:
             self.ask("DELETE", f"/{index}")
 
 
-def started(which: Which) -> Iterator[SearchServer]:
-    """A running server. If its programs are missing, the test is skipped with a notice, and fails in CI."""
-    try:
-        server = SearchServer(which).__enter__()
-    except ServerMissing as e:
-        if os.environ.get("CI"):
-            pytest.fail(f"{which} is missing: {e}")
-        pytest.skip(f"NOT TESTED on a real {which}: {e}")
-    try:
-        yield server
-    finally:
-        server.__exit__(None, None, None)
+def started(
+    which: Which, settings: Mapping[str, str] | None = None, *, files: Mapping[str, str] | None = None
+) -> Iterator[SearchServer]:
+    return starting.started(which, lambda: SearchServer(which, settings, files=files), ServerMissing)
 
 
 def indices(server: SearchServer) -> Iterator[Search]:

@@ -27,7 +27,7 @@ from replicator.source.table import SourceTable, describe_table
 from replicator.target.contract import OWN_IDS, Mirroring, Table
 from replicator.testing.contract import at, batch, put
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.dynamodb.http import UnsignedClient, served
+from replicator.testing.dynamodb.http import UnsignedClient
 from replicator.version import FIRST_EPOCH
 from tests.connectors.dynamodb import dynamodb_kit as kit
 from tests.servers.dynamodb_fixtures import StartLocal
@@ -70,23 +70,6 @@ class Scripted:
     """A client whose calls are a function."""
 
     call: Callable[[str, Mapping[str, Any]], bytes]
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-
-
-@pytest.fixture
-def db() -> DynamoDB:
-    return DynamoDB(now=time.time, random=random.Random(7))
-
-
-@pytest.fixture
-def endpoint(db: DynamoDB) -> Iterator[str]:
-    with served(db) as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,23 +36,6 @@ from tests.certificates import certificate_in, presenting
 from tests.connectors.dynamodb import dynamodb_kit as kit
 
 Build = Callable[..., Target]
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-
-
-@pytest.fixture
-def db() -> DynamoDB:
-    return DynamoDB(now=time.time, random=random.Random(7))
-
-
-@pytest.fixture
-def endpoint(db: DynamoDB) -> Iterator[str]:
-    with served(db) as found:
-        yield found
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from replicator.testing.servers.programs import free_port
 from tests.end_to_end.pipeline import Run
 from tests.servers.search import SearchServer, ServerMissing
 from tests.servers.search_fixtures import Search
+from tests.servers.starting import not_tested
 
 pytestmark = pytest.mark.search
 
@@ -162,9 +163,7 @@ def two_nodes() -> Iterator[tuple[SearchServer, SearchServer]]:
         try:
             nodes = [stack.enter_context(SearchServer("opensearch-3", {**shared, **of})) for of in (leads, holds)]
         except ServerMissing as e:
-            if os.environ.get("CI"):
-                pytest.fail(f"OpenSearch is missing: {e}")
-            pytest.skip(f"NOT TESTED on a real OpenSearch: {e}")
+            not_tested(f"OpenSearch is missing: {e}")
         yield nodes[0], nodes[1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +12,8 @@ from replicator.batch import Batch, Outcome
 from replicator.errors import TransientError
 from replicator.testing.contract.kit import batch, put
 from tests.connectors.search.search_kit import ids, opened, table
-from tests.servers.search import SearchServer, ServerMissing, Which
-from tests.servers.search_fixtures import Search, indices
+from tests.servers.search import SearchServer
+from tests.servers.search_fixtures import Search, indices, started
 
 pytestmark = pytest.mark.search
 
@@ -23,15 +22,7 @@ LITTLE = {"http.max_content_length": "300kb", "indexing_pressure.memory.limit": 
 
 @pytest.fixture(scope="module", params=["elasticsearch-9", "opensearch-3"])
 def small_server(request: pytest.FixtureRequest) -> Iterator[SearchServer]:
-    which: Which = request.param
-    try:
-        server = SearchServer(which, LITTLE).__enter__()
-    except ServerMissing as e:
-        if os.environ.get("CI"):
-            pytest.fail(f"{which} is missing: {e}")
-        pytest.skip(f"NOT TESTED on a real {which}: {e}")
-    yield server
-    server.__exit__(None, None, None)
+    yield from started(request.param, LITTLE)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from replicator.target.contract import Table
 from replicator.testing.contract.kit import PK, batch, put, remove
 from replicator.version import FIRST_EPOCH
 from tests.connectors.search.search_kit import client
-from tests.servers.search import SearchServer, ServerMissing, Which
+from tests.servers.search import SearchServer
+from tests.servers.search_fixtures import started
 
 pytestmark = pytest.mark.search
 
@@ -37,15 +38,7 @@ TABLE = Table("secured", PK)
 
 @pytest.fixture(scope="module", params=["elasticsearch-8", "elasticsearch-9"])
 def secured(request: pytest.FixtureRequest) -> Iterator[SearchServer]:
-    which: Which = request.param
-    try:
-        server = SearchServer(which, SECURED, files=files()).__enter__()
-    except ServerMissing as e:
-        if os.environ.get("CI"):
-            pytest.fail(f"{which} is missing: {e}")
-        pytest.skip(f"NOT TESTED on a real {which}: {e}")
-    yield server
-    server.__exit__(None, None, None)
+    yield from started(request.param, SECURED, files=files())
 
 
 def files() -> Mapping[str, str]:
