@@ -43,7 +43,7 @@ ENVIRON = {
     "OPENSEARCH_PASSWORD": "p",
     "PROXY_PASSWORD": "p",
 }
-DEPLOYING = {"bash", "dockerfile", "ini"}  # only in docs/deploying.md: tests/deploy carries them out
+DEPLOYING = {"bash", "dockerfile", "ini"}  # in docs/deploying.md and README.md: see tests/deploy
 BASE = {
     "pipeline": "p",
     "source": {"table": "orders"},

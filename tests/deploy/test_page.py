@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.servers.postgres import programs
@@ -60,10 +60,18 @@ def test_every_file_that_a_command_names_is_there() -> None:
 
 def test_the_extras_that_are_named_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (_, install) = commands("## Install")
+    text = (ROOT / "README.md").read_text() + PAGE.read_text()
+    named = [set(found.split(",")) for found in re.findall(r"(?:replicator|'\.)\[([a-z,]+)\]", text)]
 
-    assert Requirement(install[-1]).extras == {"postgres", "web"}
-    assert {"postgres", "elasticsearch", "opensearch", "dynamodb", "web"} <= extras.keys()
+    assert len(named) >= 4
+    assert set().union(*named) <= extras.keys()
+    for kind in own_targets():
+        assert f"`{kind}`" in text, f"the extra of {kind} is not explained"
+        assert kind in extras
+
+
+def own_targets() -> set[str]:
+    return {point.name for point in entry_points(group="replicator.targets") if point.value.startswith("connectors.")}
 
 
 def test_an_image_with_config_and_hook_extends_the_one_that_was_built() -> None:
