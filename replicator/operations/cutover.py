@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 import time
@@ -126,9 +127,13 @@ def standing(claimed: Claimed, now: float) -> Standing:
 
 
 def asked(at: Standing) -> float:
-    """The moment that a look is made, or a little later, by the clock of the run, which may be ahead of this one: it is
-    the run that says until when it has read."""
-    return at.at if at.heartbeat is None else max(at.at, at.heartbeat + 2 * HEARTBEAT_INTERVAL)
+    """The moment that a look is made, or a little later, by the clock of the run: it says until when it has read.
+
+    That clock may be ahead of this one, or may have been set back since the run noted what it had read.
+    """
+    beats = [] if at.heartbeat is None else [at.heartbeat + 2 * HEARTBEAT_INTERVAL]
+    read = [math.nextafter(through, math.inf) for s in at.shards.values() if (through := s.through) is not None]
+    return max([at.at, *beats, *read])
 
 
 def reasons(at: Standing, wish: Wish) -> list[Reason]:

@@ -267,6 +267,7 @@ class Pass:
             keeps_expired=expiring,
         )
         self.tally = Tally()
+        self._examiner.forgot_hashed = wish.share < 1.0  # those of items that the sample does not read are unknown
         self._settled_at = self._saved_at = -math.inf
         self._noted = False
         self._note = self._first_note()
@@ -433,7 +434,7 @@ class Pass:
                 raise ConfigError(f"--resume: the unfinished pass is of scope {stored.scope}, not {wish.scope}")
             self.tally = Tally(stored.items, stored.documents, 0, 0, 0, stored.differences, stored.repaired)
             self.tally.parked, self.tally.unconfirmed = stored.parked, stored.unconfirmed
-            self._examiner.forgot_hashed = stored.hashed
+            self._examiner.forgot_hashed |= stored.hashed
             return stored
         items = max(self._both.source.items, 1)
         total = max(FEWEST, items // PER_SEGMENT)

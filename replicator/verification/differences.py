@@ -109,11 +109,13 @@ def looked_again(before: Candidate, after: Finding, image: bytes, at: float, *, 
 class Positions:
     """How far a pipeline is stored. ``through``: every change made before that time is; None if it is unknown.
 
-    ``blocked_by``: why no difference can be confirmed at present; empty if it can.
+    ``blocked_by``: why no difference can be confirmed at present; empty if it can. ``ahead``: seconds by which the
+    run's clock is ahead of this one at least, as its heartbeat shows.
     """
 
     through: float | None = None
     blocked_by: str = ""
+    ahead: float = 0.0
 
 
 NO_RUN = "no run of this pipeline is up, so a change may simply not be copied yet"
@@ -135,7 +137,8 @@ def positions(
         return Positions(blocked_by=NO_RUN)
     times = [shards[id].through for id in readable(shards)] + [shards[id].since for id in childless(shards)]
     known = [time for time in times if time is not None]
-    return Positions(min(known)) if known and len(known) == len(times) else Positions()
+    ahead = max(0.0, heartbeat.at - now)
+    return Positions(min(known) if known and len(known) == len(times) else None, ahead=ahead)
 
 
 def has_scanned(state: PipelineState) -> bool:
@@ -143,9 +146,9 @@ def has_scanned(state: PipelineState) -> bool:
     return state.stage in (stages.PURGING, stages.FOLLOWING)
 
 
-def is_due(candidate: Candidate, through: float | None) -> bool:
-    """Whether every change that the candidate's item may owe its state to is stored."""
-    return through is not None and candidate.at + MARGIN < through
+def is_due(candidate: Candidate, through: float | None, ahead: float = 0.0) -> bool:
+    """Whether every change that the candidate's item may owe its state to is stored. ``ahead``: as in ``Positions``."""
+    return through is not None and candidate.at + MARGIN + ahead < through
 
 
 def digest(image: bytes | None) -> bytes:

@@ -60,6 +60,8 @@ class Verifier:
     _told: set[Key] = field(default_factory=set)  # parked items that were reported
     _through: float | None = None
     _moved_at: float | None = None
+    _ahead: float = 0.0  # seconds by which the run's clock is ahead, as far as its heartbeats have shown
+    _read: float = 0.0  # the latest time until which the run had read
 
     @property
     def pending(self) -> int:
@@ -88,7 +90,7 @@ class Verifier:
         def read(keys: Collection[Key]) -> Mapping[Key, Image]:
             whole = self.examiner.mapping.hook is not None
             images.update(self.read(keys) if whole else self.exists(keys))
-            at[0] = self.now()
+            at[0] = self._moment()
             return images
 
         findings = self.examiner.walked(self.examiner.tables[table], ids, read)
@@ -97,7 +99,7 @@ class Verifier:
     def look_at(self, key: Key, origin: str) -> Iterator[Result]:
         """Compare a single item with its documents; ``walked`` finds those that it should not have."""
         image = self.read([key]).get(key)
-        at = self.now()
+        at = self._moment()
         places = self.examiner.places(key, image)
         if image is None and not self.examiner.mapping.own_ids:
             places = [(self.examiner.mapping.tables[0], key)]
@@ -108,12 +110,14 @@ class Verifier:
 
     def settle(self, positions: Positions) -> Iterator[Result]:
         """Look again at the candidates that are due. Without a run, or if its positions stand still, give them up."""
+        self._ahead = max(self._ahead, positions.ahead)
+        self._read = max(self._read, positions.through or 0.0)
         if not self._pending:
             return
         if self._stands_still(positions):
             yield from self.give_up(positions.blocked_by or "the run makes no progress")
             return
-        due = [c for c in self._pending.values() if is_due(c, positions.through)]
+        due = [c for c in self._pending.values() if is_due(c, positions.through, self._ahead)]
         items = list(by_item(due).items())
         for start in range(0, len(items), PIECE):
             yield from self._looked(items[start : start + PIECE])
@@ -125,7 +129,11 @@ class Verifier:
 
     def look_again(self, finding: Finding) -> None:
         """A repair came too late: the document had changed, and may differ again."""
-        self._pending[finding.place] = Candidate(finding, UNKNOWN, self.now(), "repair")
+        self._pending[finding.place] = Candidate(finding, UNKNOWN, self._moment(), "repair")
+
+    def _moment(self) -> float:
+        """Now, but nothing that was stored before: the clock may have been set back since."""
+        return max(self.now(), self._read)
 
     def _stands_still(self, positions: Positions) -> bool:
         if positions.blocked_by:
@@ -148,12 +156,12 @@ class Verifier:
                 yield Result("kept", finding)
             else:
                 image = digest(_bytes(images.get(item)))
-                self._pending[finding.place] = Candidate(finding, image, at, origin)
+                self._pending[finding.place] = Candidate(finding, image, max(at, self._read), origin)
 
     def _looked(self, items: Sequence[tuple[Key, list[Candidate]]]) -> Iterator[Result]:
         before = self.examiner.versions([c.finding.place for _, candidates in items for c in candidates])
         images = self.read([key for key, _ in items])
-        at = self.now()
+        at = self._moment()
         for key, candidates in items:
             yield from self._looked_at(key, candidates, images.get(key), before, at)
 

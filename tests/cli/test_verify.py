@@ -130,6 +130,16 @@ def test_a_sample_tells_its_confidence(copied: World) -> None:
     assert "with 95 % confidence" in out
 
 
+def test_documents_of_long_keys_that_a_sample_does_not_read_are_not_reported(world: World) -> None:
+    world.hook(HOOK)
+    world.db.create_table("orders")
+    for n in range(30):
+        world.db.put("orders", {"id": f"{n}{'k' * 600}", "n": 2})
+    world.catch_up()
+    code, out, err = world.call("verify", world.config, "--sample", "50%", "--json")
+    assert code == 0, (out, err)
+
+
 def test_what_a_run_parked_is_told_apart(world: World) -> None:
     world.hook("def hook(item):\n    return {'n': item['n']}\n")
     world.db.create_table("orders")

@@ -158,6 +158,14 @@ def test_a_run_whose_clock_is_ahead_must_read_beyond_the_moment_asked_about_by_i
     assert asked(standing(Claimed(1, [], {}), NOW)) == NOW
 
 
+def test_after_the_runs_clock_was_set_back_it_must_read_beyond_what_it_had_read_before() -> None:
+    before = replace(SHARD, created=NOW - 100, through=NOW + 10)
+    at = standing(Claimed(1, [entry("pulse", "", BEAT), entry("shard", "a", before)], {}), NOW)
+    ((_, text),) = said({"a": before}, wish=Wish(asked(at)))
+    assert "1 of 1 open shard(s) were not read after" in text
+    assert said({"a": replace(before, through=NOW + 11)}, wish=Wish(asked(at))) == []
+
+
 def test_only_what_may_pass_is_waited_for() -> None:
     def found(**more: Any) -> Any:
         entries = [entry("pipeline", "", STATE), entry("shard", "a", more.get("shard", SHARD))]

@@ -16,6 +16,7 @@ from replicator.verification.differences import (
     NO_RUN,
     Candidate,
     Finding,
+    Positions,
     Verdict,
     at_most,
     digest,
@@ -113,6 +114,26 @@ def test_why_no_difference_can_be_confirmed(
     state: PipelineState, beat: Heartbeat | None, now: float, reason: str
 ) -> None:
     assert positions(state, FIRST_EPOCH, SHARDS, beat, now).blocked_by.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("first", "per_second", "ahead"),
+    [(-5.0, 1.0, 60.0), (59.5, 0.0, 0.0)],
+    ids=["the run's clock is ahead", "the clock was set back"],
+)
+def test_lag_is_no_difference_whatever_the_clocks_say(first: float, per_second: float, ahead: float) -> None:
+    """By its own clock the run has read beyond the moment that an item was read, but not that item's last change."""
+    world = World(pauses=True)
+    verifier, read = world.verifier(), world.now + first
+    list(verifier.settle(Positions(read, ahead=ahead)))
+    world.put("k0", n=1)
+    list(verifier.scanned(world.scanned(), world.now, "segment:0"))
+    for _ in range(59):
+        world.now, read = world.now + 1, read + per_second
+        world._take(verifier.settle(Positions(read, ahead=ahead)), None)
+    assert world.results == []
+    assert verifier.pending == 1
+    assert positions(STATE, FIRST_EPOCH, SHARDS, replace(BEAT, at=161.0), 101.0).ahead == 60.0
 
 
 def test_an_equal_copy_is_equal_whatever_is_written_meanwhile() -> None:
