@@ -290,7 +290,7 @@ def _models() -> Loader:
 
 
 def _botocore_session() -> BotoSession:
-    """A session that shares the models of AWS's services with all others: a model of its own takes 11 MB."""
+    """A session that shares the models of AWS's services with all others: each copy of the models takes 11 MB."""
     session = BotoSession()
     session.register_component("data_loader", _models())
     return session

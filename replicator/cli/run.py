@@ -109,7 +109,7 @@ def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **
 def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how: Any) -> int:
     """Run the pipelines of several configs; the exit code. A config that cannot be loaded does not stop the others."""
     if listen is not None:
-        raise ConfigError("--listen: each of several pipelines needs a port of its own: set monitoring in its config")
+        raise ConfigError("--listen: each of several pipelines needs its own port: set monitoring in its config")
     say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
     from replicator.cli.monitored import monitored

@@ -260,7 +260,7 @@ def _summarize(tally: Tally, wish: Wish, *, as_json: bool, stopped: bool) -> Non
     if tally.parked:
         say(f"{tally.parked:,} items parked; see why with: replicator parked list CONFIG")
     if tally.unconfirmed:
-        say(f"{tally.unconfirmed:,} unconfirmed: only while a run is up can they be told from changes on their way")
+        say(f"{tally.unconfirmed:,} unconfirmed: possibly changes not applied yet; verify again while a run is up")
     if tally.kept:
         say(f"{tally.kept:,} documents of expired items kept (ttl_deletes: ignore)")
     say("stopped before the end" if stopped else _SENTENCES[tally.exit_code])

@@ -384,7 +384,7 @@ class Driver:
         )
 
     def _save_heartbeat(self) -> None:
-        """Save a heartbeat ahead of the batch that waits for the target; needs a store of its own."""
+        """Save a heartbeat ahead of the batch that waits for the target; needs a store that is not the target."""
         heartbeat = Save("pulse", "", None, encode(self._reporter.current()))
         with contextlib.suppress(TransientError):  # the store itself may be what the run waits for
             self._context.checkpoints.save([heartbeat])

@@ -1,4 +1,4 @@
-"""Runs several pipelines in one process, each on a thread of its own. One that fails does not end the others."""
+"""Runs several pipelines in one process, each on its own thread. One that fails does not end the others."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _log_slow_hook(run: PipelineRun) -> None:
         extra={
             "pipeline": run.name,
             "hook_timeout": run.hook_timeout,
-            "do": "a hook can be interrupted, and its item parked, only where its pipeline is the only one of the "
-            "process: run it with a replicator run of its own",
+            "do": "a hook can be interrupted, and its item parked, only where its pipeline is the only one in the "
+            "process: start a separate replicator run for it",
         },
     )
 

@@ -83,7 +83,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def bands(samples: Sequence[Sample], span: float) -> tuple[Band, ...]:
-    """The phases over time. A wait is a phase of its own."""
+    """The phases over time. Waiting counts as a phase."""
     found: list[tuple[str, float, float]] = []
     for sample in samples:
         phase, end = _phase(sample), place(sample.at, samples[-1].at, span)

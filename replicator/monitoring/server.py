@@ -128,7 +128,7 @@ def _reason(error: OSError, address: Address) -> str:
         return "cannot be resolved: use an address of this machine, such as 127.0.0.1"
     if error.errno == errno.EADDRINUSE:
         return (
-            "is in use by another process, perhaps another run: give each pipeline a port of its own, or stop what "
+            "is in use by another process, perhaps another run: give each pipeline its own port, or stop what "
             "uses this one"
         )
     if error.errno == errno.EADDRNOTAVAIL:

@@ -120,7 +120,7 @@ class AppliesLate(Protocol):
     a run that was replaced during a batch stops soon, before the next run has purged its tombstones.
 
     A ``purge`` removes only tombstones that an earlier call found, each only if it is unchanged. The run confirms its
-    ownership before each call. So it never removes a tombstone that a later run needs for in-doubt writes of its own,
+    ownership before each call. So it never removes a tombstone that a later run needs for its own in-doubt writes,
     even if this run was suspended for hours during a call.
     """
 

@@ -141,7 +141,7 @@ def test_a_hook_that_never_returns_is_reported_and_delays_only_its_own_pipeline(
 
     event = orjson.loads(seen[-1])
     assert (event["pipeline"], event["hook_timeout"]) == ("orders", 0.2)
-    assert "replicator run of its own" in event["do"]
+    assert "start a separate replicator run for it" in event["do"]
     assert process.returncode == 0
 
 

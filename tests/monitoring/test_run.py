@@ -111,5 +111,5 @@ def test_a_port_in_use_is_said_before_anything_is_read(world: World) -> None:
         code, out, err = world.shell.run("run", world.config, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
 
     assert code == 2
-    assert "is in use by another process, perhaps another run: give each pipeline a port of its own" in err
+    assert "is in use by another process, perhaps another run: give each pipeline its own port" in err
     assert "snapshot started" not in out
