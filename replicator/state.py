@@ -19,6 +19,7 @@ together; otherwise in a separate store.
     verified   ""              Verified: the last pass of `verify`
     repair     ""              Repair: a command repairs documents, so deletes must leave tombstones
     rebuild    ""              Rebuild: a second generation of the tables is kept beside the first
+    stripped   ""              Stripped: `strip` removes versions from the target, so no run may write to it any more
     pulse      ""              Heartbeat: the run's last heartbeat, and what `status` shows besides the positions
 """
 
@@ -362,7 +363,24 @@ class Rebuild:
     switched: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Stripped:
+    """A command removes what replicator added to the target's items, for good. ``ended``: it found nothing more.
+
+    ``table``: the one that it is at, behind ``cursor`` (empty: at its beginning); tables before it, by name, are done.
+    ``items``, ``tombstones``: how many it has changed and removed.
+    """
+
+    started: float
+    table: str = ""
+    cursor: str = ""
+    items: int = 0
+    tombstones: int = 0
+    ended: float | None = None
+
+
 VALUES: Mapping[str, type] = {
+    "stripped": Stripped,
     "rebuild": Rebuild,
     "verified": Verified,
     "repair": Repair,

@@ -104,17 +104,17 @@ def test_every_command_does_what_is_said(orders: World, arguments: list[str]) ->
         pytest.skip("tests/test_migrating.py carries it out")
     if arguments[0] == "rebuild":
         pytest.skip("tests/cli/test_rebuild.py carries it out")
-    if arguments[0] in ("parked", "status", "resync", "verify", "cutover"):
+    if arguments[0] in ("parked", "status", "resync", "verify", "cutover", "strip"):
         orders.catch_up()
     if (arguments[0] == "run" or "--now" in arguments) and "--until" not in arguments:
         assert stopped_once_live(orders, arguments) == 0
         return
     code, out, err = orders.call(*arguments)
     expected = {"parked retry": 6, "run orders.yaml": 6, "status orders.yaml": 7, "verify orders.yaml": 6}
-    expected |= {"cutover orders.yaml": 6}
+    expected |= {"cutover orders.yaml": 6, "strip orders.yaml": 2}  # tests/test_migrating.py strips a table
     waits = 6 if "--now" in arguments else 0
     assert code == expected.get(" ".join(arguments[:2]), waits), err  # an item is parked, and no run is up
-    assert out
+    assert out or code == 2
 
 
 @pytest.mark.parametrize(("document", "text"), blocks("console"))

@@ -106,8 +106,9 @@ def test_the_runbook_leads_to_the_copy_and_back(move: Move) -> None:
         "replicator cutover orders.yaml --wait",
         "replicator verify orders-back.yaml",
         "replicator cutover orders-back.yaml --wait",
+        "replicator strip orders.yaml --yes",
     ]
-    check, run, verify, run_back, ask, wait, verify_back, wait_back = commands
+    check, run, verify, run_back, ask, wait, verify_back, wait_back, strip = commands
     move.old.create_table("orders")
     for n in range(20):
         move.old.put("orders", {"id": f"k{n}", "n": n})
@@ -149,3 +150,12 @@ def test_the_runbook_leads_to_the_copy_and_back(move: Move) -> None:
     assert move.items(move.new) == move.items(move.old)
     assert move.stop() == [0, 0]
     move.runs.clear()
+
+    move.carry_out(strip)
+    assert "an opposite pipeline needs these attributes" in move.last()[2]
+    config = move.folder / "orders.yaml"
+    config.write_text(config.read_text().replace("loops: true", "loops: false"))
+    seen = move.items(move.new)
+    move.carry_out(strip)
+    assert move.last()[1] == 0, move.last()
+    assert {item["id"]: item for item in move.new.items("orders")} == seen

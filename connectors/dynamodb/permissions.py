@@ -28,6 +28,7 @@ def _copy(options: DynamoDBOptions, table: Table, *, keep_expired: bool) -> Iter
     names = {"TARGET": table.name}
     yield Needed("target", "Copies", options, names)
     yield Needed("target", "VerifyCopies", options, names)
+    yield Needed("target", "StripCopies", options, names)
     like_source = _is_like_source(options, table)
     if like_source or keep_expired or options.loops:
         only_first = not keep_expired and not options.loops

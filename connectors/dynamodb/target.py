@@ -11,6 +11,7 @@ from connectors.dynamodb.encode import Encoded, encode, refusals
 from connectors.dynamodb.options import DynamoDBOptions, DynamoDBTable
 from connectors.dynamodb.permissions import needed
 from connectors.dynamodb.settings import differing
+from connectors.dynamodb.stripping import strip_page
 from connectors.dynamodb.tables import Tables, wrong_names
 from connectors.dynamodb.verification import TableVerification
 from connectors.dynamodb.writer import Writer
@@ -22,7 +23,7 @@ from replicator.errors import ConfigError
 from replicator.identity import Change, Identity, Parts
 from replicator.marks import Marks
 from replicator.source.table import SourceTable
-from replicator.target.contract import OWN_IDS, Table
+from replicator.target.contract import OWN_IDS, Page, Table
 from replicator.target.in_doubt import InDoubtWindow
 from replicator.target.verification import ComparesByTable
 from replicator.version import LAST_EPOCH
@@ -161,6 +162,22 @@ class DynamoDB(ComparesByTable):
         if self._options.pristine:
             return 0
         return self._cleanup.purge(layout(table, self._options), below, spare)
+
+    @property
+    def unstrippable(self) -> str:
+        """Why nothing can be removed from items; empty if it can."""
+        if self._options.pristine:
+            return "a pristine table has nothing that replicator added"
+        if self._options.loops:
+            return (
+                "an opposite pipeline needs these attributes (loops: true). Once both pipelines are stopped for good, "
+                "remove loops from this config"
+            )
+        return ""
+
+    def strip(self, table: Table, after: str) -> Page:
+        names = (self._options.version_attribute, self._options.deleted_attribute, self._options.mark_attribute)
+        return strip_page(self._account.client, self._writer, layout(table, self._options), names, after)
 
     @property
     def unrepairable(self) -> str:

@@ -82,7 +82,7 @@ _REFUSED = _DENYING | _NOT_AUTHENTICATED
 
 # Operations whose requests contain items or keys, and the codes whose messages may quote them.
 _WITH_ITEMS = frozenset(
-    {"PutItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"}
+    {"PutItem", "UpdateItem", "DeleteItem", "GetItem", "BatchGetItem", "TransactWriteItems", "ConditionCheckItem"}
 )
 _QUOTING = frozenset({"ValidationException", "SerializationException"})
 

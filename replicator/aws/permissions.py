@@ -50,6 +50,7 @@ STATEMENTS: Mapping[str, Statement] = {
         _dynamodb("SettingsOfSource", "TABLE", "DescribeContinuousBackups"),
         _dynamodb("Copies", "TARGET", "DescribeTable", "Scan", "PutItem", "DeleteItem"),
         _dynamodb("VerifyCopies", "TARGET", "BatchGetItem", "Query"),
+        _dynamodb("StripCopies", "TARGET", "UpdateItem"),
         _dynamodb("Epochs", "EPOCHS", "DescribeTable", "GetItem", "PutItem"),
         _dynamodb("ExpiryOfCopies", "TARGET", "DescribeTimeToLive"),
         _dynamodb("SettingsOfCopies", "TARGET", "ListTagsOfResource", "DescribeContinuousBackups"),

@@ -28,6 +28,7 @@ from replicator.cli.resync import resync
 from replicator.cli.run import run
 from replicator.cli.schema import schema
 from replicator.cli.status import status
+from replicator.cli.strip import strip
 from replicator.cli.verify import verify
 from replicator.cli.version import version
 from replicator.errors import ConfigError, ReplicatorError
@@ -141,5 +142,5 @@ def main() -> None:
 
 
 _PLANNING = (demo, init, infer, estimate, check, policy, preview)
-for command in (*_PLANNING, run, status, verify, parked, resync, rebuild, cutover, schema, version):
+for command in (*_PLANNING, run, status, verify, parked, resync, rebuild, cutover, strip, schema, version):
     main.add_command(command)

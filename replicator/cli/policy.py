@@ -27,6 +27,7 @@ _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:(iam|sts)::[0-9]{12}:[A-Za-z0-9_+=,.@/-
 @click.option("--keys-only", is_flag=True, help="The stream's view type is KEYS_ONLY.")
 @click.option("--verify", "for_verify", is_flag=True, help="Include what `verify` needs.")
 @click.option("--resync-keys", is_flag=True, help="Include what `resync --key` and `--keys` need.")
+@click.option("--strip", "for_strip", is_flag=True, help="Include what `strip` needs.")
 @click.option("--no-setup", is_flag=True, help="For later runs: nothing is created any more.")
 @click.option("--identity", help="Only the policy of this identity: default, profile NAME, or the ARN of a role.")
 @click.option(
@@ -39,6 +40,7 @@ def policy(
     no_setup: bool,
     for_verify: bool,
     resync_keys: bool,
+    for_strip: bool,
     identity: str | None,
     principal: str | None,
 ) -> None:
@@ -56,7 +58,7 @@ def policy(
             f"--principal: {principal} must be the ARN of a user or role, arn:aws:iam::123456789012:role/NAME"
         )
     loaded, _ = configs.load_offline(config)
-    at = operation.PolicyContext(_accounts(account), keys_only, not no_setup, for_verify, resync_keys)
+    at = operation.PolicyContext(_accounts(account), keys_only, not no_setup, for_verify, resync_keys, for_strip)
     if principal is not None:
         _print(operation.for_principal(loaded, at, principal))
         return

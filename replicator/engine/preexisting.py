@@ -50,6 +50,7 @@ def inspect(
         additions=_additions(target, tables, changed),
         emptied=_emptied(view, target, tables),
         adopted=target.adopted(tables) if isinstance(target, Adopting) else (),
+        stripped=view.stripped,
     )
 
 

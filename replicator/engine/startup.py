@@ -23,7 +23,7 @@ from replicator.identity import (
 )
 from replicator.pipeline import stages
 from replicator.source.table import SourceTable
-from replicator.state import Gap, PipelineState, ResyncRequest, SegmentState, ShardState
+from replicator.state import Gap, PipelineState, ResyncRequest, SegmentState, ShardState, Stripped
 from replicator.version import FIRST_EPOCH, LAST_EPOCH
 
 ACCEPT_IDENTITY = "replicator resync --accept-identity-change"
@@ -53,6 +53,7 @@ class StartupState:
     additions: Sequence[str] | None = None
     emptied: Sequence[str] = ()
     adopted: Sequence[str] = ()
+    stripped: Stripped | None = None
 
     @property
     def highest(self) -> int:
@@ -125,6 +126,7 @@ class StartMode(Enum):
 
 def start_mode(found: StartupState, allowed: Allowed) -> StartMode:
     """How to start. ConfigError if something must be changed or allowed first, GapFound if records are lost."""
+    check_not_stripped(found)
     if not (allowed.resync and allowed.identity_change):
         check_identity(found)
     if allowed.resync:
@@ -165,11 +167,24 @@ def check_identity(found: StartupState) -> None:
         )
 
 
+def check_not_stripped(found: StartupState) -> None:
+    """ConfigError if `strip` has removed versions from the target: nothing would protect what others write there."""
+    if found.stripped is None:
+        return
+    tables = ", ".join(found.identities) or "the target"
+    raise ConfigError(
+        f"target: replicator strip has removed the versions from {tables}, which other writers own now: this pipeline "
+        "would overwrite their changes, so it never writes there again. To copy the source again, use another "
+        "pipeline: name and another target table"
+    )
+
+
 def check_tables(found: StartupState) -> None:
     """ConfigError or GapFound if a command must not write to these tables, because runs write to others.
 
     Gaps in the source do not matter: what a command stores is replaced or confirmed by the resync that repairs them.
     """
+    check_not_stripped(found)
     check_identity(found)
     if found.changes:
         raise _redefined(found, found.additions)

@@ -26,7 +26,7 @@ class PolicyContext:
     """What the config does not say. ``accounts``: by place, of tables that are named without their ARN.
 
     ``setup``: for the first run and ``check --create``, which create what is missing. ``verify``: for ``verify``, too.
-    ``resync_keys``: for a resync of chosen items, whose keys a run looks up.
+    ``resync_keys``: for a resync of chosen items, whose keys a run looks up. ``strip``: for ``strip``, too.
     """
 
     accounts: Mapping[str, str] = field(default_factory=dict)
@@ -34,6 +34,7 @@ class PolicyContext:
     setup: bool = True
     verify: bool = False
     resync_keys: bool = False
+    strip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def policies(config: Config, at: PolicyContext) -> dict[str, dict[str, Any]]:
 def grants(config: Config, at: PolicyContext) -> Iterator[Grant]:
     """Everything the config's identities need, each action and resource once per statement."""
     needs = [n for n in needed(config, at) if at.setup or not n.only_for_setup]
-    needs = [n for n in needs if at.verify or n.sid != "VerifyCopies"]
+    unasked = {"VerifyCopies": not at.verify, "StripCopies": not at.strip}
+    needs = [n for n in needs if not unasked.get(n.sid)]
     for need in needs:
         resource = _resource(config, need, at)
         yield from (Grant(_identity(need.access), need.sid, action, resource) for action in need.actions)

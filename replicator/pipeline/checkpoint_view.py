@@ -20,6 +20,7 @@ from replicator.state import (
     SegmentState,
     ShardState,
     Spared,
+    Stripped,
     decode,
     decode_request,
     encode,
@@ -111,6 +112,11 @@ class CheckpointView:
     @property
     def heartbeat(self) -> Heartbeat | None:
         return self._values["pulse"].get("")
+
+    @property
+    def stripped(self) -> Stripped | None:
+        """What `strip` has done; None unless it began."""
+        return self._values["stripped"].get("")
 
     @property
     def definition(self) -> Definition:

@@ -162,6 +162,30 @@ class ComparingSettings(Protocol):
         """A line for each setting that differs from the source's, or cannot be compared. Called after ``mirror``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a table that was stripped: where the next one starts (None: nowhere), and what was changed in it."""
+
+    after: str | None
+    items: int
+    tombstones: int
+
+
+@runtime_checkable
+class Strippable(Protocol):
+    """A target that can remove what replicator added to a table's documents, once other writers own the table."""
+
+    @property
+    def unstrippable(self) -> str:
+        """Why not, in a sentence; empty if it can."""
+
+    def strip(self, table: Table, after: str) -> Page:
+        """Strip the page of ``table`` behind ``after`` (empty: the first): each document whose version is unchanged.
+
+        If that takes long, the page ends where it began: the same call follows, once ownership is confirmed.
+        """
+
+
 def marks_of(target: object) -> Marks | None:
     """The marks of a target that loops."""
     return target.marks if isinstance(target, Looping) else None

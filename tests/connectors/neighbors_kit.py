@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("parked drop", 0, "--all --yes"),
         Command("verify", 6, "--repair"),  # the parked item
         Command("cutover", 6),
+        Command("strip", 2, "--yes"),  # the parked item; of another target nothing can be stripped
         Command("infer", 0),
         Command("estimate", 0),
         Command("policy", 0),

@@ -124,7 +124,7 @@ def test_the_documented_permissions_are_enough_and_all_used(made: Accounts) -> N
     assert made.call("cutover", made.config)[0] == 7, "nothing runs"
     copies = made.of["target"].db.items("copies")
     assert {item["id"] for item in copies if "_replicator_deleted" not in item} == {"1", "2"}
-    assert made.used == set(TABLES)
+    assert made.used == set(TABLES) - set(listed("StripCopies"))
 
 
 def test_the_documents_repeat_the_table_of_permissions() -> None:
@@ -221,10 +221,22 @@ def test_verify_names_a_missing_permission(made: Accounts, permission: Permissio
     assert (code, f"{permission.action} on {made.arn(permission)} is not permitted" in said) == (4, True), said
 
 
+@pytest.mark.parametrize("permission", listed("StripCopies"), ids=str)
+def test_strip_names_a_missing_permission(bare: Accounts, permission: Permission) -> None:
+    assert bare.call("check", bare.config, "--create")[0] == 0
+    assert bare.run()[0] == 0
+    bare.without(permission)
+    code, said = bare.call("strip", bare.config, "--yes")
+    assert (code, f"{permission.action} on {bare.arn(permission)} is not permitted" in said) == (4, True), said
+    for account in bare.of.values():
+        account.denied = set()
+    code, said = bare.call("strip", bare.config, "--yes")
+    assert code == 0, said
+
+
 def test_each_permission_has_its_test() -> None:
-    assert set(listed(*CHECKED, *PATTERN, *RUN, "CreateCheckpoints", "SingleItems", "VerifyCopies", *SETTINGS)) == set(
-        TABLES
-    )
+    single = ("CreateCheckpoints", "SingleItems", "VerifyCopies", "StripCopies")
+    assert set(listed(*CHECKED, *PATTERN, *RUN, *single, *SETTINGS)) == set(TABLES)
 
 
 # What the source says, whatever any test runs

@@ -1,0 +1,161 @@
+"""Removes what replicator added to the target's items, once other writers own the table. The pipeline ends with that.
+
+Versions are what turns late and old writes away. So nothing that this pipeline sent may still be on its way, and from
+the first removal on no run of it may write: the checkpoints say so before anything is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from replicator.aws.boto import connect
+from replicator.checkpoints.contract import Checkpoints, Claimed
+from replicator.checkpoints.presence import check_known
+from replicator.config.settings import Config
+from replicator.engine import preexisting, startup
+from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.errors import ConfigError, Fenced
+from replicator.hooks import loading
+from replicator.pipeline import stages
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
+from replicator.source.table import describe_table
+from replicator.state import LONGEST_IN_DOUBT, Heartbeat, Owner, PipelineState, Save, Stripped, decode_repair, encode
+from replicator.target.contract import Strippable, Table
+
+MOST_PASSES = 3  # an application that writes back what it read earlier brings attributes back
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done by this and earlier calls. ``left``: attributes that the last pass found, and perhaps not all."""
+
+    items: int
+    tombstones: int
+    left: int
+
+
+def strip(
+    config: Config,
+    confirmed: Callable[[Sequence[str]], bool],
+    report: Callable[[Stripped], None],
+    now: Callable[[], float],
+) -> Outcome | None:
+    """Strip the tables whose names ``confirmed`` is called with; None if it returns False."""
+    hook = loading.load(config.transform, config.base) if config.transform is not None else None
+    client = connect(config.source)
+    with ends(config) as (target, checkpoints):
+        if not isinstance(target, Strippable):
+            raise ConfigError(
+                f"strip: only a DynamoDB table has attributes of replicator, and this is {config.target.type}"
+            )
+        if target.unstrippable:
+            raise ConfigError(f"strip: {target.unstrippable}")
+        claimed = checkpoints.read()
+        check_known(config.pipeline, checkpoints, claimed)
+        source = describe_table(client, config.source.table)
+        introduce(config, target, source, client)
+        tables = sorted(target_tables(config, source, hook), key=lambda table: table.name)
+        found = preexisting.inspect(CheckpointView(claimed), source, target, tables, hook)
+        startup.check_tables(replace(found, stripped=None))
+        _check(claimed, now())
+        if not confirmed([table.name for table in tables]):
+            return None
+        claimed = checkpoints.claim(Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now()))
+        _check(claimed, now())  # a run may have been up in the meantime
+        return _Stripping(target, checkpoints, claimed, report, now).all(tables)
+
+
+def _check(claimed: Claimed, now: float) -> None:
+    """ConfigError if the versions may still be needed."""
+    view = CheckpointView(claimed)
+    repairs = [decode_repair(e.text) for e in claimed.entries if e.kind == "repair"]
+    parked = sum(e.kind == "parked" for e in claimed.entries)
+    reason = needed(view, parked=parked, repairing=any(not repair.ended for repair in repairs), now=now)
+    if reason:
+        raise ConfigError(f"strip: {reason}. Nothing was removed" if view.stripped is None else f"strip: {reason}")
+
+
+def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) -> str:
+    """Why the pipeline still needs the versions; empty if it does not."""
+    state, heartbeat = view.pipeline, view.heartbeat
+    once_more = "start the run once more, until it is live, and stop it"
+    if state is None or state.stage != stages.FOLLOWING or any(gap.repaired is None for gap in view.gaps.values()):
+        return f"the copy is not complete (see: replicator status CONFIG), so it cannot have taken over; {once_more}"
+    if heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT:
+        return "a run of this pipeline is up, or was killed seconds ago; stop it, and what restarts it, for good"
+    if parked:
+        return f"{parked:,} change(s) are parked, and could not be stored any more: replicator parked retry, or drop"
+    if repairing:
+        return f"verify --repair is at work, or was killed; wait until it has ended, or {once_more}"
+    if view.retries.all > state.retried:
+        return f"parked changes were retried since the last run, and those writes may still be applied; {once_more}"
+    if (left := in_doubt(state, heartbeat, now)) > 0:
+        return f"requests without a response may still be applied for {left:.0f} s; repeat this command then"
+    return ""
+
+
+def in_doubt(state: PipelineState, heartbeat: Heartbeat | None, now: float) -> float:
+    """Seconds for which requests of the last run may still be applied."""
+    if heartbeat is None or heartbeat.phase != "stopped":  # killed
+        left = LONGEST_IN_DOUBT
+    else:
+        left = max(state.lingers or 0.0, state.lingers_earlier or 0.0)
+    return left - max(0.0, now - heartbeat.at) if heartbeat is not None else left
+
+
+class _Stripping:
+    """Passes through the tables. What is done is saved after each page, which also confirms the ownership."""
+
+    def __init__(
+        self,
+        target: Strippable,
+        checkpoints: Checkpoints,
+        claimed: Claimed,
+        report: Callable[[Stripped], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._target, self._checkpoints, self._report, self._now = target, checkpoints, report, now
+        self._revision = sum(e.revision for e in claimed.entries if e.kind == "stripped")
+        earlier = CheckpointView(claimed).stripped
+        self._note = Stripped(now()) if earlier is None else earlier
+        if self._note.ended is not None:
+            self._note = replace(self._note, table="", cursor="", ended=None)
+
+    def all(self, tables: Sequence[Table]) -> Outcome:
+        self._save(self._note)
+        changed = 0
+        for _ in range(MOST_PASSES):
+            changed = self._pass(tables)
+            if not changed:
+                break
+            self._save(replace(self._note, table="", cursor=""))
+        self._save(replace(self._note, ended=self._now()))
+        return Outcome(self._note.items, self._note.tombstones, changed)
+
+    def _pass(self, tables: Sequence[Table]) -> int:
+        """Strip the rest of the tables; how many documents were changed."""
+        before = self._note.items + self._note.tombstones
+        for table in tables:
+            if table.name < self._note.table:
+                continue
+            cursor: str | None = self._note.cursor if table.name == self._note.table else ""
+            while cursor is not None:
+                page = self._target.strip(table, cursor)
+                cursor, note = page.after, self._note
+                items, tombstones = note.items + page.items, note.tombstones + page.tombstones
+                self._save(replace(note, table=table.name, cursor=cursor or "", items=items, tombstones=tombstones))
+        return self._note.items + self._note.tombstones - before
+
+    def _save(self, note: Stripped) -> None:
+        try:
+            self._checkpoints.save([Save("stripped", "", self._revision, encode(note))])
+        except Fenced as e:
+            raise Fenced(f"{e}. What was removed so far is noted; repeat the command once nothing else runs") from e
+        self._revision += 1
+        self._note = note
+        self._report(note)
