@@ -31,13 +31,18 @@ class Upsert(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False):
-    """Remove the document, unless the target has this version or a newer one."""
+    """Remove the document, unless the target has this version or a newer one.
+
+    ``created``: time of the change, seconds since 1970; None if no change of the stream says that it is gone. For
+    targets that mark rows instead of removing them.
+    """
 
     table: str
     id: DocumentId
     version: int
     item: Key
     weight: int = 1
+    created: float | None = None
 
 
 Write = Upsert | Delete

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 UNENCRYPTED = "is plain http to another host, so items would be sent unencrypted; use https, or set insecure: true"
@@ -19,6 +19,16 @@ class Options(BaseModel):
     """Base of all config models: frozen, rejects unknown keys, and keeps values out of its errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _applied(given: object) -> object:
+    if given == "mark":
+        raise ValueError("mark is supported by the target postgres only; this one removes what is deleted (apply)")
+    return given
+
+
+AppliedDeletes = Annotated[Literal["apply"], BeforeValidator(_applied)]
+"""The table option ``deletes`` of a target that cannot mark what is deleted."""
 
 
 def is_loopback(host: str | None) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from replicator.options import Access, Options, table_name
+from replicator.options import Access, AppliedDeletes, Options, table_name
 
 
 def _attribute(name: str) -> str:
@@ -19,7 +19,9 @@ Attribute = Annotated[str, AfterValidator(_attribute)]
 
 
 class DynamoDBTable(Options):
-    """Options of one table: none yet."""
+    """Options of one table."""
+
+    deletes: AppliedDeletes = Field(default="apply", description="items that are deleted in the source are removed")
 
 
 class DynamoDBOptions(Access):

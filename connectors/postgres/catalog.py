@@ -11,10 +11,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.postgres.table_schema import VERSION, BodyColumn, TableSchema
+from connectors.postgres.table_schema import DELETED, VERSION, BodyColumn, TableSchema
 from replicator.identity import Change, Identity, Parts
 from replicator.version import FIRST_EPOCH, epoch_of
 
+_MARKS = "replicator: when the row's item was deleted; NULL while there is one"
 _NOTE = re.compile(r"replicator: pipeline (.*), epoch (\d+)", re.DOTALL)
 
 _TABLE = """
@@ -80,6 +81,12 @@ class Found:
         return self.kind in ("r", "p") and version is not None and version.type == "bigint"
 
     @property
+    def marks(self) -> bool:
+        """Whether a pipeline has marked deleted rows in it."""
+        deleted = self.columns.get(DELETED)
+        return deleted is not None and deleted.comment == _MARKS
+
+    @property
     def lacks_versions(self) -> bool:
         """Whether it is a table without our version column: something else created it."""
         return self.kind in ("r", "p") and VERSION not in self.columns
@@ -134,6 +141,11 @@ def adopts(connection: psycopg.Connection[Any], shape: TableSchema, table: Found
     return table.has_versions and epoch(connection, shape, table) == 0 and filled(connection, shape)
 
 
+def lacks_marks(shape: TableSchema, table: Found) -> bool:
+    """Whether ``open`` adds the time of deletion: to a table that is adopted."""
+    return shape.marks and shape.adopt and table.pipeline is None and DELETED not in table.columns
+
+
 def taken(shape: TableSchema, table: Found, pipeline: str) -> Iterator[str]:
     """That the table belongs to another pipeline: a sweep of either would remove the other's rows."""
     if table.pipeline not in (None, pipeline):
@@ -172,6 +184,9 @@ def mismatches(shape: TableSchema, table: Found) -> Iterator[str]:
                 "or set adopt: true under the table to turn it into a copy of the source, which replaces its rows and "
                 "removes those that no item has"
             )
+    if lacks_marks(shape, table):
+        del wanted[DELETED]
+    yield from _left_marks(shape, table)
     for name, (type, not_null) in wanted.items():
         yield from (f"{shape.label}: {text}" for text in _differences(name, type, not_null, table.columns.get(name)))
     keys = [key.name for key in shape.keys]
@@ -187,6 +202,20 @@ def _wanted(shape: TableSchema) -> Iterator[tuple[str, str, bool]]:
     yield from ((key.name, key.type, True) for key in shape.keys)
     yield from ((c.name, c.type, not c.nullable) for c in shape.columns)
     yield VERSION, "bigint", True
+    if shape.marks:
+        yield DELETED, "timestamptz", False
+
+
+def _left_marks(shape: TableSchema, table: Found) -> Iterator[str]:
+    """That rows are marked in a table in which they are no longer: readers would take them for live ones."""
+    if not shape.marks and table.marks:
+        names = {"table": shape.qualified, "column": sql.Identifier(DELETED)}
+        fix = sql.SQL("DELETE FROM {table} WHERE {column} IS NOT NULL; ALTER TABLE {table} DROP COLUMN {column}")
+        yield (
+            f"{shape.label} was written with deletes: mark, and its column {DELETED} tells which rows are deleted. Set "
+            f"deletes: mark again; or remove those rows and the column: {fix.format(**names).as_string(None)}; then: "
+            "replicator resync"
+        )
 
 
 def _differences(name: str, type: str, not_null: bool, column: Existing | None) -> Iterator[str]:
@@ -217,6 +246,8 @@ def create_table(shape: TableSchema) -> sql.Composed:
         lines.append(sql.SQL("  {} {}{}").format(sql.Identifier(column.name), _type(column.type), null))
     lines.append(sql.SQL("  {} bigint NOT NULL").format(sql.Identifier(VERSION)))
     keys = sql.SQL(", ").join(sql.Identifier(key.name) for key in shape.keys)
+    if shape.marks:
+        lines.append(sql.SQL("  {} timestamptz").format(sql.Identifier(DELETED)))
     lines.append(sql.SQL("  PRIMARY KEY ({})").format(keys))
     return sql.SQL("CREATE TABLE {} (\n{}\n)").format(shape.qualified, sql.SQL(",\n").join(lines))
 
@@ -225,6 +256,19 @@ def add_version(shape: TableSchema) -> sql.Composed:
     """The statement that adopts a table. Its rows get a version below every epoch, without being rewritten."""
     return sql.SQL("ALTER TABLE {} ADD COLUMN {} bigint NOT NULL DEFAULT 0").format(
         shape.qualified, sql.Identifier(VERSION)
+    )
+
+
+def add_marks(shape: TableSchema) -> sql.Composed:
+    """The statement that adds the time of deletion; every existing row is a live one."""
+    return sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} timestamptz").format(
+        shape.qualified, sql.Identifier(DELETED)
+    )
+
+
+def comment_on_marks(shape: TableSchema) -> sql.Composed:
+    return sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(
+        shape.qualified, sql.Identifier(DELETED), sql.Literal(_MARKS)
     )
 
 
@@ -250,6 +294,7 @@ def absent(found: Sequence[Found | None]) -> bool:
 
 
 _COLUMN = "columns."  # prefix of the parts that are columns
+_DELETES = "deletes"
 
 _GIVER = """
 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -274,7 +319,8 @@ def parts(shape: TableSchema) -> Parts:
 
     Not ``nul`` and ``extra``: they decide which items are parked from now on, and what is stored stays right.
     """
-    return {_part(column): _column(column) for column in shape.columns}
+    deletes = {_DELETES: "mark"} if shape.marks else {}
+    return {**{_part(column): _column(column) for column in shape.columns}, **deletes}
 
 
 def _column(column: BodyColumn) -> str:
@@ -293,9 +339,10 @@ def additions(shapes: Mapping[str, TableSchema], changes: Sequence[Change]) -> l
     """The statements for added columns; None if another change is among them, or a column is NOT NULL."""
     added = {(change.table, change.part) for change in changes}
     columns = [(s, c) for name, s in shapes.items() for c in s.columns if (name, _part(c)) in added]
-    if len(columns) < len(changes) or not all(column.nullable for _, column in columns):
+    marking = [s for name, s in shapes.items() if s.marks and (name, _DELETES) in added]
+    if len(columns) + len(marking) < len(changes) or not all(column.nullable for _, column in columns):
         return None
-    return [add_column(shape, column) for shape, column in columns]
+    return [*(add_column(shape, column) for shape, column in columns), *map(add_marks, marking)]
 
 
 def _part(column: BodyColumn) -> str:

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from connectors.postgres.encode import Statement, fits
-from connectors.postgres.table_schema import VERSION, KeyColumn, TableSchema
+from connectors.postgres.table_schema import DELETED, VERSION, KeyColumn, TableSchema
 from connectors.postgres.text import literal
 from replicator.batch import Batch, Delete, DocumentId, Part
 from replicator.items.attributes import canonical_number
@@ -95,12 +95,16 @@ def newest(connection: psycopg.Connection[Any], shape: TableSchema) -> int:
 def older(
     connection: psycopg.Connection[Any], shape: TableSchema, below: int, spare: Sequence[DocumentId]
 ) -> list[DocumentId]:
-    """Ids of some documents with a version below ``below``, except those that start with an id in ``spare``."""
-    query = sql.SQL("SELECT {} FROM {} AS t WHERE t.{} < {}{} LIMIT {}").format(
+    """Ids of some documents with a version below ``below``, except those that start with an id in ``spare``.
+
+    Rows that are marked as deleted are none: they keep their version, which is of the change that deleted them.
+    """
+    query = sql.SQL("SELECT {} FROM {} AS t WHERE t.{} < {}{}{} LIMIT {}").format(
         sql.SQL(", ").join(as_text(key) for key in shape.keys),
         shape.qualified,
         sql.Identifier(VERSION),
         sql.Literal(below),
+        live(shape),
         sql.Composed(list(_without(shape, spare))),
         sql.Literal(_PIECE),
     )
@@ -108,6 +112,11 @@ def older(
         connection.execute("SET LOCAL enable_seqscan = on")
         rows = connection.execute(query).fetchall()
     return [tuple(FROM_TEXT[k.kind](text) for k, text in zip(shape.keys, row, strict=True)) for row in rows]
+
+
+def live(shape: TableSchema) -> sql.Composed:
+    """A condition, after AND, that only rows which are not marked as deleted meet."""
+    return sql.SQL(" AND t.{} IS NULL").format(sql.Identifier(DELETED)) if shape.marks else sql.Composed([])
 
 
 def as_text(key: KeyColumn) -> sql.Composed:

@@ -93,6 +93,7 @@ class TableEncoder:
         self._unknown = UnknownColumns(shape)
         self._projection = Projection(shape.columns)
         self._statements = statements(shape)
+        self._marks = shape.marks
         self.lock = Statement(LOCK, [shape.label.encode()])
 
     def deletes(self, rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[Statement]:
@@ -102,8 +103,9 @@ class TableEncoder:
         reasons = _unfit_keys(self._keys, wanted)  # no row can have such a key, so there is nothing to delete
         wanted = [row for i, row in enumerate(wanted) if i not in reasons]
         text = self._statements.delete_for_good if tombstones else self._statements.delete
-        parameters = [*_key_literals(self._keys, wanted), *_bookkeeping(wanted, shared, tombstones=tombstones)]
-        yield Statement(text, parameters, planned_once=False)
+        times = [_times(wanted)] if self._marks else []
+        guard, counting = _guard(wanted, tombstones=tombstones), _counting(wanted, shared)
+        yield Statement(text, [*_key_literals(self._keys, wanted), *guard, *times, *counting], planned_once=False)
 
     def upserts(
         self, rows: Sequence[Row], shared: tuple[bytes, bytes], rejections: list[Rejection], *, tombstones: bool
@@ -118,7 +120,7 @@ class TableEncoder:
             return
         text = self._statements.upsert_unless_deleted if tombstones else self._statements.upsert
         keys = _key_literals(self._keys, wanted)
-        parameters = [*keys, *columns, *_bookkeeping(wanted, shared, tombstones=tombstones)]
+        parameters = [*keys, *columns, *_guard(wanted, tombstones=tombstones), *_counting(wanted, shared)]
         yield Statement(text, parameters, planned_once=not tombstones)
 
     def expected(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
@@ -195,11 +197,18 @@ def _whole(index: int, body: Body, reasons: Reasons) -> Body:
         return {}
 
 
-def _bookkeeping(rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[bytes]:
-    sources, pipeline = shared
+def _guard(rows: Sequence[Row], *, tombstones: bool) -> Iterator[bytes]:
     yield literal([row[1].version for row in rows])
     if tombstones:
         yield literal([key_text(row[0]) for row in rows])
+
+
+def _times(rows: Sequence[Row]) -> bytes:
+    return literal([row[1].created if type(row[1]) is Delete else None for row in rows])
+
+
+def _counting(rows: Sequence[Row], shared: tuple[bytes, bytes]) -> Iterator[bytes]:
+    sources, pipeline = shared
     yield literal([row[2] for row in rows])
     yield literal([row[1].weight for row in rows])
     yield sources

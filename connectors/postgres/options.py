@@ -16,6 +16,7 @@ from replicator.options import Options, is_loopback
 ColumnType = Literal["text", "numeric", "bigint", "boolean", "timestamptz", "bytea", "jsonb", "text[]", "numeric[]"]
 Nul = Literal["reject", "replace"]
 Extra = Literal["reject", "ignore"]
+Deletes = Literal["apply", "mark"]
 
 _PORTS = re.compile(r"[0-9,]*")
 _DECISIVE = ("host", "hostaddr", "sslmode", "channel_binding", "service")
@@ -89,6 +90,10 @@ class PostgresTable(Options):
     )
     extra: Extra = Field(
         default="reject", description="fields a hook returns that no column is made from: park the item, or ignore them"
+    )
+    deletes: Deletes = Field(
+        default="apply",
+        description="apply: remove rows whose item is gone; mark: keep them, with the time in the column deleted_at",
     )
     adopt: bool = Field(
         default=False,

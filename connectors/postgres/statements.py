@@ -3,6 +3,10 @@
 A row or a tombstone of the same or a newer version wins. The same statement counts the
 writes that were superseded, looking them up only if fewer rows were affected than sent. A row that neither its version
 nor its absence explains was skipped by a trigger (BEFORE … RETURN NULL), and aborts the transaction.
+
+Where rows are marked as deleted, a delete is an UPDATE under the same guard: the row keeps its last image, and the
+delete's version, so that it holds back older writes as a tombstone does. A row that is marked already keeps the time
+that belongs to its image.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from connectors.postgres.table_schema import VERSION, TableSchema
+from connectors.postgres.table_schema import DELETED, VERSION, TableSchema
 
 _CASTS = {"text[]", "numeric[]"}  # unnest flattens nested arrays, so these are sent as text literals
 
@@ -39,6 +43,13 @@ _DELETE = """WITH done AS (
   WHERE {matches} AND t.{version} < d.v RETURNING {returned}
 ),{tombstones}{stale}"""
 
+_MARK = """WITH done AS (
+  UPDATE {table} AS t SET {version} = d.v,
+    {deleted} = coalesce(t.{deleted}, pg_catalog.to_timestamp(d.at), pg_catalog.now())
+  FROM (SELECT {rows}) AS d
+  WHERE {matches} AND t.{version} < d.v RETURNING {returned}
+),{tombstones}{stale}"""
+
 _UPSERT_HELD_BACK = "CASE WHEN {not_done} THEN CASE WHEN {newer} THEN true ELSE replicator.skipped() END ELSE false END"
 
 _DELETE_HELD_BACK = """CASE WHEN {tombstone} THEN true ELSE
@@ -61,8 +72,8 @@ _TOMBSTONES = """ kept AS (
 class Statements:
     """One table's statements.
 
-    Parameters: keys, columns (upserts only), versions, ids (with tombstones only); then each write's source, as an
-    index, and its weight; the sources' names, and the pipeline.
+    Parameters: keys, columns (upserts only), versions, ids (with tombstones only), times (deletes that mark rows only);
+    then each write's source, as an index, and its weight; the sources' names, and the pipeline.
     """
 
     upsert: bytes
@@ -84,12 +95,15 @@ class _Parameters:
     """The numbers and types of the parameters."""
 
     def __init__(self, shape: TableSchema, *, tombstones: bool, columns: bool = True) -> None:
+        times = shape.marks and not columns
         types = [key.type for key in shape.keys]
         if columns:
             types += ["text" if c.type in _CASTS else c.type for c in shape.columns]
         self.count = len(types)
-        self.types = [*types, "bigint", *(["text"] if tombstones else [])]
-        self.names = [f"c{i}" for i in range(self.count)] + ["v"] + (["i"] if tombstones else [])
+        self.types = [*types, "bigint", *(["text"] if tombstones else []), *(["float8"] if times else [])]
+        self.names = [f"c{i}" for i in range(self.count)] + ["v"]
+        self.names += (["i"] if tombstones else []) + (["at"] if times else [])
+        self.times = [len(self.types) - 1] if times else []
         self.tombstones = tombstones
         self.versions = self.dollar(self.count)
         self.ids = self.dollar(self.count + 1)
@@ -125,16 +139,20 @@ def _names(names: Sequence[str], prefix: str = "") -> sql.Composed:
 def _upsert(shape: TableSchema, p: _Parameters) -> bytes:
     keys = [key.name for key in shape.keys]
     body = [*(c.name for c in shape.columns), VERSION]
+    marks = [DELETED] if shape.marks else []
     held_back = sql.SQL(_UPSERT_HELD_BACK).format(not_done=_not_done(keys), newer=_newer(shape, p))
     casts = [""] * len(keys) + [f"::{c.type}" if c.type in _CASTS else "" for c in shape.columns] + [""]
+    values = (f"d.{name}{cast}" for name, cast in zip(p.names, casts, strict=False))
     found = sql.SQL(_UPSERT).format(
         table=shape.qualified,
-        columns=_names([*keys, *body]),
-        values=_raw(", ".join(f"d.{name}{cast}" for name, cast in zip(p.names, casts, strict=False))),
+        columns=_names([*keys, *body, *marks]),
+        values=_raw(", ".join([*values, *("NULL" for _ in marks)])),
         rows=p.rows(),
         unless_deleted=sql.SQL(_UNLESS_DELETED).format(label=sql.Literal(shape.label)) if p.tombstones else _raw(""),
         keys=_names(keys),
-        assignments=_raw(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in body),
+        assignments=_raw(", ").join(
+            sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(name)) for name in [*body, *marks]
+        ),
         version=sql.Identifier(VERSION),
         returned=_names(keys, "t."),
         stale=_stale(p, [*range(len(keys)), *range(p.count, len(p.types))], held_back),
@@ -149,7 +167,7 @@ def _not_done(keys: Sequence[str]) -> sql.Composed:
 
 
 def _delete(shape: TableSchema, p: _Parameters) -> bytes:
-    keyed = [*range(p.count), p.count]
+    keyed = [*range(p.count), p.count, *p.times]
     table = sql.SQL(_TOMBSTONES).format(label=sql.Literal(shape.label), ids=p.ids, versions=p.versions)
     keys = [key.name for key in shape.keys]
     held_back = sql.SQL(_DELETE_HELD_BACK).format(
@@ -159,14 +177,15 @@ def _delete(shape: TableSchema, p: _Parameters) -> bytes:
         matches=_matches(shape, "s"),
         not_done=_not_done(keys),
     )
-    found = sql.SQL(_DELETE).format(
+    found = sql.SQL(_MARK if shape.marks else _DELETE).format(
         table=shape.qualified,
         rows=p.rows(keyed),
         matches=_matches(shape, "d"),
         version=sql.Identifier(VERSION),
+        deleted=sql.Identifier(DELETED),
         returned=_names(keys, "t."),
         tombstones=table if p.tombstones else _raw(""),
-        stale=_stale(p, range(len(p.types)), held_back),
+        stale=_stale(p, [n for n in range(len(p.types)) if n not in p.times], held_back),
     )
     return found.as_bytes(None)
 

@@ -16,6 +16,7 @@ from replicator.target.contract import Table
 
 VERSION = "_version"
 DOCUMENT = "document"
+DELETED = "deleted_at"  # with deletes: mark; NULL in rows that have an item
 
 LONGEST_NAME = 63  # bytes; Postgres silently truncates longer ones, and then they may collide
 MOST_COLUMNS = 1600
@@ -59,6 +60,7 @@ class TableSchema:
     columns: tuple[BodyColumn, ...]
     extra: Extra = "ignore"  # for fields of a document that no column is made from
     adopt: bool = False
+    marks: bool = False  # rows whose item is gone stay, and have a time in the column DELETED
 
     def keys_are(self, keys: KeySchema) -> bool:
         return tuple((key.name, key.kind) for key in self.keys) == tuple((a.name, a.kind) for a in keys.attributes)
@@ -93,7 +95,8 @@ def _shape(table: Table, schema: str) -> TableSchema:
     keys = tuple(KeyColumn(a.name, a.kind) for a in table.keys.attributes)
     whole = options.columns is None
     extra: Extra = "ignore" if whole else options.extra
-    return TableSchema(table.stored_as or table.name, schema, keys, tuple(_columns(options)), extra, options.adopt)
+    name = table.stored_as or table.name
+    return TableSchema(name, schema, keys, tuple(_columns(options)), extra, options.adopt, options.deletes == "mark")
 
 
 def _columns(options: PostgresTable) -> Iterator[BodyColumn]:
@@ -114,7 +117,7 @@ def _problems(shape: TableSchema) -> Iterator[str]:
     yield from (f"{where}: key attribute {text}" for name in keys for text in _unusable(name))
     yield from (f"{where}: {text}" for text in _reserved(keys, shape))
     yield from (f"{where}.columns: {text}" for c in shape.columns for text in _unusable(c.name))
-    total = len(shape.keys) + len(shape.columns) + 1
+    total = len(shape.keys) + len(shape.columns) + 1 + shape.marks
     if total > MOST_COLUMNS:
         yield f"{where}: a Postgres table has at most {MOST_COLUMNS} columns, this one would have {total}"
 
@@ -137,6 +140,8 @@ def _reserved(keys: Sequence[str], shape: TableSchema) -> Iterator[str]:
         yield f"the key attribute {VERSION} has the name of replicator's own version column"
     if VERSION in names:
         yield f"the column {VERSION} is replicator's own; choose another name (from: {VERSION} reads the attribute)"
+    if shape.marks and DELETED in [*keys, *names]:
+        yield f"the column {DELETED} holds the time of deletion under deletes: mark; nothing else can be stored in it"
     for name in sorted(SYSTEM.intersection([*keys, *names])):
         yield f"the column {name} has the name of a system column of Postgres"
     for name in keys:

@@ -83,6 +83,7 @@ class Postgres(ComparesByTable):
             there = [(shape, catalog.found(connection, shape)) for shape in wanted]
         statements = [catalog.create_table(shape) for shape, table in there if table is None]
         statements += [catalog.add_version(s) for s, table in there if s.adopt and table and table.lacks_versions]
+        statements += [catalog.add_marks(s) for s, table in there if table and catalog.lacks_marks(s, table)]
         return [f"{statement.as_string(None)};" for statement in statements]
 
     def refusals(self, tables: Sequence[Table], writes: Sequence[Write]) -> Sequence[Rejection]:
@@ -321,6 +322,10 @@ class Postgres(ComparesByTable):
             connection.execute(catalog.create_table(shape))
         elif table.lacks_versions:
             connection.execute(catalog.add_version(shape))
+        if table is not None and catalog.lacks_marks(shape, table):
+            connection.execute(catalog.add_marks(shape))
+        if shape.marks and (table is None or not table.marks):
+            connection.execute(catalog.comment_on_marks(shape))
         if table is None or table.lacks_versions or catalog.is_new(connection, shape, table):
             connection.execute(cleanup.FORGET, (shape.label,))  # tombstones of an earlier table with that name
         if table is None or table.epoch < epoch:  # `parked retry` may open it while a resync starts a later one

@@ -17,12 +17,12 @@ from psycopg import sql
 
 from connectors.postgres import generations
 from connectors.postgres.cells import binary
-from connectors.postgres.cleanup import FROM_TEXT, as_text
+from connectors.postgres.cleanup import FROM_TEXT, as_text, live
 from connectors.postgres.encode import Row, TableEncoder, fits
 from connectors.postgres.errors import is_data_error, refusal
 from connectors.postgres.options import Nul
 from connectors.postgres.session import Session
-from connectors.postgres.table_schema import VERSION, TableSchema
+from connectors.postgres.table_schema import DELETED, VERSION, TableSchema
 from connectors.postgres.text import literal
 from replicator.batch import Delete, DocumentId, Upsert, Write
 from replicator.key import key_text
@@ -33,7 +33,7 @@ _CASTS = {"text[]", "numeric[]"}  # unnest flattens nested arrays, so these are 
 _COLLATED = {"text", "text[]"}
 
 _COMPARE = """
-SELECT d.n::int, t.{version}, {differs}
+SELECT d.n::int, t.{version}, {marked}, {differs}
 FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n) JOIN {table} AS t ON {matches}"""
 _DIFFERING_NAMES = """
 CASE WHEN t.{column} IS DISTINCT FROM {given} THEN
@@ -43,10 +43,10 @@ CASE WHEN t.{column} IS DISTINCT FROM {given} THEN
     WHERE a.value IS DISTINCT FROM b.value ORDER BY 1)
   ELSE ARRAY[{name}] END
 END"""
-_STORED = (
-    "SELECT d.n::int, t.{version} FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n) JOIN {table} AS t ON {matches}"
-)
-_WALK = "SELECT {columns} FROM {table} AS t WHERE {after} ORDER BY {keys} LIMIT {limit}"
+_STORED = """
+SELECT d.n::int, t.{version} FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n)
+JOIN {table} AS t ON {matches}{live}"""
+_WALK = "SELECT {columns} FROM {table} AS t WHERE {after}{live} ORDER BY {keys} LIMIT {limit}"
 _REPLACE = """
 UPDATE {table} AS t SET {assignments}
 FROM unnest({arrays}, {versions}::bigint[]) WITH ORDINALITY AS d({names}, v, n)
@@ -56,7 +56,14 @@ WITH gone AS (
   DELETE FROM {table} AS t
   USING unnest({arrays}, {versions}::bigint[], {ids}::text[]) WITH ORDINALITY AS d({names}, v, i, n)
   WHERE {matches} AND t.{version} = d.v RETURNING d.n::int AS n, d.i AS i, d.v AS v
-), kept AS (
+), {kept}"""
+_MARK = """
+WITH gone AS (
+  UPDATE {table} AS t SET {deleted} = pg_catalog.now()
+  FROM unnest({arrays}, {versions}::bigint[], {ids}::text[]) WITH ORDINALITY AS d({names}, v, i, n)
+  WHERE {matches}{live} AND t.{version} = d.v RETURNING d.n::int AS n, d.i AS i, d.v AS v
+), {kept}"""
+_KEPT = """kept AS (
   INSERT INTO replicator.tombstones AS x (target, id, version) SELECT {label}, i, v FROM gone
   ON CONFLICT (target, id) DO UPDATE SET version = EXCLUDED.version WHERE x.version < EXCLUDED.version
 ) SELECT n FROM gone"""
@@ -81,8 +88,8 @@ class TableVerification:
         found = {number: Comparison(None, refused=reason) for number, reason in refused.items()}
         sent = [number for number in range(len(rows)) if number not in refused]
         if sent:
-            for at, version, *differs in self._query(self._compare_sql(), literals):
-                found[sent[at - 1]] = Comparison(version, self._names_of(differs))
+            for at, version, marked, *differs in self._query(self._compare_sql(), literals):
+                found[sent[at - 1]] = Comparison(version, (DELETED,) if marked else self._names_of(differs))
         absent = Comparison(None)
         return [found.get(number, absent) for number in range(len(rows))]
 
@@ -110,6 +117,7 @@ class TableVerification:
             table=self.shape.qualified,
             after=sql.SQL(" AND ").join(after) if after else sql.SQL("true"),
             keys=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(key.name)) for key in keys),
+            live=live(self.shape),
             limit=sql.Literal(_PIECE),
         )
         with self.session.connection() as connection:
@@ -184,6 +192,7 @@ class TableVerification:
             differs.append(_raw("t.{}" + collate + " IS DISTINCT FROM " + given).format(name))
         return sql.SQL(_COMPARE).format(
             version=sql.Identifier(VERSION),
+            marked=_raw("t.{} IS NOT NULL").format(sql.Identifier(DELETED)) if self.shape.marks else _raw("false"),
             differs=sql.SQL(", ").join(differs),
             arrays=self._arrays(),
             names=self._names(),
@@ -197,6 +206,8 @@ class TableVerification:
             _raw("{} = d." + f"c{n}" + (f"::{c.type}" if c.type in _CASTS else "")).format(sql.Identifier(c.name))
             for n, c in enumerate(self.shape.columns, start=first)
         ]
+        if self.shape.marks:
+            assignments.append(_raw("{} = NULL").format(sql.Identifier(DELETED)))
         return sql.SQL(_REPLACE).format(
             table=self.shape.qualified,
             assignments=sql.SQL(", ").join(assignments),
@@ -209,7 +220,7 @@ class TableVerification:
 
     def _remove_sql(self) -> sql.Composed:
         after = len(self.shape.keys) + 1
-        return sql.SQL(_REMOVE).format(
+        return sql.SQL(_MARK if self.shape.marks else _REMOVE).format(
             table=self.shape.qualified,
             arrays=self._arrays(keys_only=True),
             versions=_raw(f"${after}"),
@@ -217,7 +228,9 @@ class TableVerification:
             names=self._names(keys_only=True),
             matches=self._matches(),
             version=sql.Identifier(VERSION),
-            label=sql.Literal(self.shape.label),
+            deleted=sql.Identifier(DELETED),
+            live=live(self.shape),
+            kept=sql.SQL(_KEPT).format(label=sql.Literal(self.shape.label)),
         )
 
     def _keyed(self, statement: str) -> sql.Composed:
@@ -227,6 +240,7 @@ class TableVerification:
             names=self._names(keys_only=True),
             table=self.shape.qualified,
             matches=self._matches(),
+            live=live(self.shape),
         )
 
     def _types(self, *, keys_only: bool = False) -> list[str]:

@@ -120,7 +120,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             if type(change) is OwnWrite:
                 result.filtered += weight
             else:
-                writes.append(Delete(table, key, version, key, weight))
+                writes.append(Delete(table, key, version, key, weight, change.created))
         elif hook is None:
             writes.append(Upsert(table, key, Item(change.new), version, key, weight))
         else:
@@ -134,7 +134,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             else:
                 result.filtered += weight
                 if change.sequence is not None or at.full:  # after a full scan, the sweep removes an existing document
-                    writes.append(Delete(table, key, version, key, 0))
+                    writes.append(Delete(table, key, version, key, 0, change.created))
         if healing:
             _heal(result, _change(change, version), at)
     return result
@@ -257,7 +257,8 @@ def _places(images: Iterable[Image], mapping: DocumentMapping) -> set[Place]:
 def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
     version, key = newest.version, newest.key
     writes: list[Write] = [Upsert(table, (text, id), body, version, key, 0) for (table, id), body in now.items()]
-    writes += [Delete(table, (text, id), version, key, 0) for table, id in sorted(leaves - now.keys())]
+    gone = sorted(leaves - now.keys())
+    writes += [Delete(table, (text, id), version, key, 0, newest.created) for table, id in gone]
     if writes:  # one write answers for the item in the counts
         writes[0] = msgspec.structs.replace(writes[0], weight=weight)
     return writes

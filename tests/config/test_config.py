@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replicator.config import settings as config
+from replicator.config.target import destination
 from replicator.errors import ConfigError
 
 RIGHT = """\
@@ -137,6 +138,10 @@ _TYPED = """url: postgresql://me@127.0.0.1:5432/shop
         (
             ("shop\n  table: orders", "shop\n  tables:\n    orders:\n      columns:\n        total: numerik"),
             "orders.yaml:11: target.tables.orders.columns.total: must be one of text, numeric,",
+        ),
+        (
+            ("shop\n  table: orders", "shop\n  tables: {orders: {deletes: keep}}"),
+            "target.tables.orders.deletes: must be one of apply, mark",
         ),
         (
             ("shop\n  table: orders", "shop\n  tables: {orders: {colums: {}}}"),
@@ -406,3 +411,10 @@ class TestFuzz:
         path.write_bytes(text)
         with contextlib.suppress(ConfigError):
             config.load(path, {"A": "a"})
+
+
+@pytest.mark.parametrize("kind", ["dynamodb", "elasticsearch", "opensearch"])
+def test_deletes_are_marked_in_postgres_only(kind: str) -> None:
+    for value, problems in (("apply", []), ("mark", ["mark is supported by the target postgres only"])):
+        _, found = destination({"type": kind, "tables": {"orders": {"deletes": value}}})
+        assert [p.text.partition(";")[0] for p in found if p.path[-1] == "deletes"] == problems

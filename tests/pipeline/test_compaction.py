@@ -507,3 +507,15 @@ def test_a_batch_lists_its_counts_before_the_target_responds() -> None:
     assert (part.source, part.writes) == ("shard:s", compacted.writes)
     assert (part.counts.read, part.counts.filtered, part.counts.parked, part.counts.applied) == (6, 3, 1, 0)
     assert [type(s) for s in compacted.saves] == [Save]
+
+
+def test_a_delete_carries_the_time_of_its_change() -> None:
+    """Of the last change of a run; a scanned item has none."""
+    removed = compact_latest(latest([(1, record(A, 1, None, 2)), (2, record(B, 2, 3, 2))], EPOCH), FILTER, at()).writes
+    assert [(w.id, w.created) for w in removed if isinstance(w, Delete)] == [(A, 1.0), (B, 1.0)]
+    run = [at_time(change(A, 1, "ab"), 5.0), at_time(change(A, 2, None, "ab"), 9.0)]
+    assert {w.created for w in run_writes(run, FAN) if isinstance(w, Delete)} == {9.0}
+
+
+def at_time(given: Change, created: float) -> Change:
+    return Change(given.key, given.version, given.new, given.old, given.sequence, created)

@@ -29,6 +29,8 @@
         def recreated(self): ...    # like remade, if only a whole run can notice it (optional)
         @pytest.fixture
         def options(self): ...      # table options with additions, see Options (optional)
+        @pytest.fixture
+        def marking(self): ...      # table options that mark deleted documents, see Marking (optional)
 
 The suite reads the destination only through ``stored``, so it sees what any other client sees.
 """
@@ -41,6 +43,7 @@ from replicator.testing.contract.documents import Documents
 from replicator.testing.contract.failures import Failures
 from replicator.testing.contract.kit import as_json, at, batch, put, remove, table
 from replicator.testing.contract.late_writes import LateWrites
+from replicator.testing.contract.marked import MarkedDeletes
 from replicator.testing.contract.moves import Moves
 from replicator.testing.contract.tombstones import Tombstones
 from replicator.testing.contract.transactions import Transactions
@@ -48,7 +51,16 @@ from replicator.testing.contract.verification import Verification
 
 
 class TargetContract(
-    Documents, Batches, Tombstones, LateWrites, Moves, Definitions, Failures, Transactions, Verification
+    Documents,
+    Batches,
+    Tombstones,
+    MarkedDeletes,
+    LateWrites,
+    Moves,
+    Definitions,
+    Failures,
+    Transactions,
+    Verification,
 ):
     """The whole contract of ``replicator.target.contract``."""
 

@@ -17,6 +17,7 @@ from replicator.items.attributes import canonical_number
 from replicator.target.contract import Table
 from replicator.testing.contract import TargetContract
 from replicator.testing.contract.definitions import Options
+from replicator.testing.contract.marked import Marking
 from replicator.testing.contract.moves import Remade
 from replicator.testing.proxy import Proxy
 from tests.servers.postgres_fixtures import Database
@@ -84,6 +85,10 @@ class TestPostgres(TargetContract):
         )
 
     @pytest.fixture
+    def marking(self, postgres: Database) -> Marking:
+        return Marking({"deletes": "mark"}, partial(marked, postgres))
+
+    @pytest.fixture
     def sever(self, postgres: Database) -> Callable[[], None]:
         return partial(terminate, postgres)
 
@@ -96,6 +101,15 @@ def documents(postgres: Database, table: Table) -> dict[tuple[str, ...], Any]:
         set_json_loads(partial(json.loads, parse_float=Decimal, parse_int=Decimal), client)
         rows = client.execute(query).fetchall()
     return {tuple(_key(value) for value in key): document for document, *key in rows}
+
+
+def marked(postgres: Database, table: Table) -> dict[tuple[str, ...], Any]:
+    """The jsonb documents of a table by key, and when they were deleted."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, table.keys.names))
+    query = sql.SQL("SELECT document, deleted_at, {} FROM {}").format(columns, sql.Identifier("public", table.name))
+    with postgres.connect() as client:
+        rows = client.execute(query).fetchall()
+    return {tuple(key): (document, at and at.timestamp()) for document, at, *key in rows}
 
 
 def _key(value: object) -> str:
