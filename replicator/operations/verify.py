@@ -272,6 +272,7 @@ class Pass:
         self._noted = False
         self._note = self._first_note()
         self._phase, self._share = "reading the source", 0.0
+        self._by_segment: dict[int, tuple[int, int]] = {}  # items and documents that this part of the pass compared
 
     def run(self) -> None:
         self._verifier.parked, _ = self._retrying(self._positions)
@@ -328,7 +329,10 @@ class Pass:
         at, items = time.time(), [(key, image) for key, image in page.items if image is not None]
         self._take(self._retrying(lambda: list(self._verifier.scanned(items, at, f"segment:{page.segment}"))))
         self.tally.items += len(page.items)
-        self.tally.documents = self._note.documents + self._examiner.documents
+        documents = self._note.documents + self._examiner.documents
+        before = self._by_segment.get(page.segment, (0, 0))
+        self._by_segment[page.segment] = before[0] + len(page.items), before[1] + documents - self.tally.documents
+        self.tally.documents = documents
 
     # The target's documents
 
@@ -458,13 +462,15 @@ class Pass:
         open_origins, tally = self._verifier.origins(), self.tally
         if "repair" in open_origins or self._is_void():
             return
+        segments = tuple(n for n in self._note.segments if f"segment:{n}" not in open_origins)
+        repeated = [self._by_segment[n] for n in self._by_segment.keys() - set(segments)]  # if the pass is resumed
         note = replace(
             self._note,
             updated=time.time(),
-            segments=tuple(n for n in self._note.segments if f"segment:{n}" not in open_origins),
+            segments=segments,
             tables=tuple(name for name in self._note.tables if f"table:{name}" not in open_origins),
-            items=tally.items,
-            documents=tally.documents,
+            items=tally.items - sum(items for items, _ in repeated),
+            documents=tally.documents - sum(documents for _, documents in repeated),
             differences=tally.differences,
             repaired=tally.repaired,
             parked=tally.parked,

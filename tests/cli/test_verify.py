@@ -13,10 +13,11 @@ from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.operations.parked import void_verified
 from replicator.operations.verify import Progress, Wish, last, verify
-from replicator.state import Verified, encode
+from replicator.state import Verified, decode, encode
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result
 from tests.cli.command_line import World
+from tests.end_to_end.pipeline import eventually
 
 HOOK = """from replicator import Document, documents
 
@@ -169,8 +170,34 @@ def test_an_interrupted_pass_is_resumed_where_it_was(copied: World) -> None:
     assert total["result"] == "not equal"
 
 
+def noted(world: World) -> Verified | None:
+    """What is noted of the last pass."""
+    with world.postgres.connect() as connection:
+        row = connection.execute("SELECT value::text FROM replicator.checkpoints WHERE kind = 'verified'").fetchone()
+    value = None if row is None else decode("verified", "", row[0])
+    assert value is None or isinstance(value, Verified)
+    return value
+
+
+def test_a_pass_that_was_killed_is_resumed(copied: World) -> None:
+    process = copied.shell.start("verify", copied.config, "--read-units", "1")
+    try:
+        eventually(lambda: noted(copied), "a note of the pass")
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    left = noted(copied)
+    assert left is not None
+    assert left.ended is None
+    (total,) = copied.lines("verify", copied.config, "--resume")
+    assert (total["result"], total["items"], total["documents"]) == ("equal", 10, 10)
+    after = noted(copied)
+    assert after is not None
+    assert (after.started, after.ended is None) == (left.started, False)
+
+
 @pytest.mark.parametrize(
-    ("noted", "words"),
+    ("stored", "words"),
     [
         (None, "--resume: there is no unfinished pass of this epoch"),
         (Verified(1.0, 2.0, 1024, "full", 4, ended=3.0), "--resume: there is no unfinished pass of this epoch"),
@@ -179,9 +206,9 @@ def test_an_interrupted_pass_is_resumed_where_it_was(copied: World) -> None:
         (Verified(1.0, 2.0, 1024, "5 %", 4), "--resume: the unfinished pass is of scope 5 %, not full"),
     ],
 )
-def test_what_cannot_be_resumed_is_refused(copied: World, noted: Verified | None, words: str) -> None:
-    if noted is not None:
-        note(copied, noted)
+def test_what_cannot_be_resumed_is_refused(copied: World, stored: Verified | None, words: str) -> None:
+    if stored is not None:
+        note(copied, stored)
     code, _, err = copied.call("verify", copied.config, "--resume")
     assert (code, words in err) == (2, True), err
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import pytest
+
+from replicator.engine.cleanup import ABANDONED
+from replicator.engine.parked_limits import REREAD_INTERVAL
 from replicator.state import Repair, Save, encode
 from replicator.testing.memory import MemoryCheckpoints
 from replicator.version import FIRST_EPOCH, version
 from tests.simulation import runs
 from tests.simulation.scenario import Scenario
+from tests.simulation.targets import Killed
 from tests.simulation.world import Universe
 
 
@@ -27,3 +34,52 @@ def test_a_resync_beside_a_repair_leaves_the_tombstones_that_the_repair_needs() 
     announce(universe, Repair("token", ended=True))
     runs.go(universe, 500, until=None)
     assert tombstones == {}
+
+
+@pytest.mark.parametrize("index", [False, True], ids=["transactions", "no transactions"])
+def test_what_a_killed_repair_needed_is_purged_once_it_gave_no_sign_for_15_minutes(index: bool) -> None:
+    universe = Universe(0, Scenario(rates={}, steps=1_000_000, keys=3, index=index))
+    universe.write("a", removes=False)
+    runs.go(universe, 5000)
+    announce(universe, Repair("killed"))
+    database, clock = universe.database, universe.clock
+    tombstones = database.tombstones[universe.TABLE]
+    tombstones["gone",] = version(FIRST_EPOCH, 5)
+    driver = runs.driver_in(universe, runs.copy_in(universe))
+    seen: list[float] = []  # how long the repair is known to the run
+
+    def passes(left: int) -> None:
+        clock.now += 5.0
+        if ("repair", "") in database.entries:
+            assert tombstones
+            seen.append(clock.now)
+        elif not tombstones:
+            raise Killed
+
+    runs.limit_turns(driver, 1000, passes)
+    with suppress(Killed):
+        driver.run(until=None)
+    assert ABANDONED <= seen[-1] - seen[0] < ABANDONED + REREAD_INTERVAL + 60
+    assert tombstones == {}
+
+
+def test_a_repair_that_shows_that_it_is_at_work_is_not_given_up() -> None:
+    universe = Universe(0, Scenario(rates={}, steps=1_000_000, keys=3))
+    universe.write("a", removes=False)
+    runs.go(universe, 5000)
+    tombstones = universe.database.tombstones[universe.TABLE]
+    tombstones["gone",] = version(FIRST_EPOCH, 5)
+    driver = runs.driver_in(universe, runs.copy_in(universe))
+    began = universe.clock.now
+
+    def passes(left: int) -> None:
+        universe.clock.now += 5.0
+        if left % 12 == 0:
+            announce(universe, Repair("at work"))
+
+    runs.limit_turns(driver, 400, passes)
+    with suppress(Killed):
+        driver.run(until=None)
+    assert universe.clock.now - began > 2 * ABANDONED
+    assert ("repair", "") in universe.database.entries
+    assert tombstones
