@@ -17,7 +17,7 @@ def dynamodb_config(world: World, *sections: str) -> str:
     access = {"region": "us-east-1", "endpoint_url": endpoint(world)}
     config = {
         "pipeline": "orders",
-        "source": {"table": "orders", **access},
+        "source": {"table": "orders", "poll_interval": "50ms", **access},
         "target": {"type": "dynamodb", "table": "copy", "create": True, **access},
     }
     return "\n".join([yaml.safe_dump(config), *sections, ""])

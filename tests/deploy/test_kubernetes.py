@@ -105,6 +105,7 @@ def mounted(folder: Path, generation: str, files: dict[str, str]) -> None:
 
 
 def test_a_config_map_that_is_mounted_anew_is_no_changed_hook(world: World, tmp_path: Path) -> None:
+    world.change("  region: us-east-1", "  region: us-east-1\n  poll_interval: 50ms")
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1", "total": 5})
     world.hook("def hook(item):\n    return {'total': item['total']}\n")
@@ -112,10 +113,10 @@ def test_a_config_map_that_is_mounted_anew_is_no_changed_hook(world: World, tmp_
     folder = tmp_path / "mounted"
     folder.mkdir()
     mounted(folder, "..2026_01_01", files)
-    first = world.shell.run("run", str(folder / "orders.yaml"), "--until", "caught-up")
+    first = world.call("run", str(folder / "orders.yaml"), "--until", "caught-up")
     mounted(folder, "..2026_01_02", {**files, "orders.yaml": files["orders.yaml"] + "parked_limit: 5\n"})
     world.db.put("orders", {"id": "2", "total": 6})
-    second = world.shell.run("run", str(folder / "orders.yaml"), "--until", "caught-up")
+    second = world.call("run", str(folder / "orders.yaml"), "--until", "caught-up")
 
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert '"resuming"' in second[1]
