@@ -19,6 +19,7 @@ from connectors.dynamodb.sender import Pace
 from connectors.dynamodb.target import DynamoDB as Target
 from replicator.aws.boto import Boto
 from replicator.aws.endpoint import Endpoint
+from replicator.aws.errors import AwsError
 from replicator.aws.http_client import HttpClient, Route
 from replicator.aws.sigv4 import Keys
 from replicator.batch import Outcome, Upsert
@@ -298,6 +299,24 @@ class TestCleanup:
         scans = db.calls["Scan"]
         assert exhaust(lambda: target.purge(table(), at(5))) == 35
         assert (db.items("contract"), db.calls["Scan"] - scans) == ([], 4)
+
+    def test_an_update_of_a_tombstone_is_lost_but_not_a_put_and_the_documented_condition_tells(
+        self, db: DynamoDB, build: Build
+    ) -> None:
+        target = build()
+        target.write(batch(remove("a", 1), remove("b", 1), tombstones=True))
+        update = {
+            "TableName": "contract",
+            "UpdateExpression": "SET n = :n",
+            "ExpressionAttributeValues": {":n": {"N": "1"}},
+        }
+        db.call("UpdateItem", {**update, "Key": {"pk": {"S": "a"}}})
+        condition = {"ConditionExpression": "attribute_not_exists(#d)", "ExpressionAttributeNames": {"#d": kit.DELETED}}
+        with pytest.raises(AwsError, match="ConditionalCheckFailedException"):
+            db.call("UpdateItem", {**update, **condition, "Key": {"pk": {"S": "b"}}})
+        db.put("contract", {"pk": "b", "n": 2})
+        exhaust(lambda: target.purge(table(), at(5)))
+        assert db.items("contract") == [{"pk": "b", "n": 2}]
 
     def test_a_long_scan_yields_between_pages(self, db: DynamoDB, build: Build) -> None:
         """The next call resumes where this one stopped."""
