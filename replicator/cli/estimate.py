@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,16 +14,25 @@ from replicator.cli.output import aside, config_argument, json_option, put, say
 from replicator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from replicator.aws.prices import Prices
     from replicator.operations.estimate import Estimate, Range
 
+_PRICE = re.compile(r"(?P<name>reads|writes|stream-reads)=(?P<usd>\d{1,6}(\.\d{1,6})?)")
 _CHANGES = re.compile(r"(?P<low>\d{1,9}(\.\d{1,6})?)(-(?P<high>\d{1,9}(\.\d{1,6})?))?")
 
 
 @click.command
 @config_argument
 @click.option("--changes", default="0", show_default=True, help="Changes per second, e.g. 20 or 5-50.")
+@click.option(
+    "--price",
+    "given",
+    multiple=True,
+    metavar="NAME=USD",
+    help="Your price per million of reads, writes or stream-reads, e.g. stream-reads=0.20.",
+)
 @json_option
-def estimate(config: str, changes: str, as_json: bool) -> None:
+def estimate(config: str, changes: str, given: tuple[str, ...], as_json: bool) -> None:
     """Estimate what a copy costs and how long it takes.
 
     From the table's size, its open shards and 100 sampled items: read units, stream requests, writes to the target,
@@ -32,14 +42,14 @@ def estimate(config: str, changes: str, as_json: bool) -> None:
     from replicator.config import settings as configs
     from replicator.operations.estimate import estimate as estimated
 
-    rate = _rate(changes)
+    rate, prices = _rate(changes), _prices(given, PRICES)
     loaded = configs.load(config)
     with aside():
-        result = estimated(loaded, rate, PRICES)
+        result = estimated(loaded, rate, prices)
     if as_json:
         put(_as_json(result))
         return
-    for line in lines(result):
+    for line in lines(result, prices):
         say(line)
 
 
@@ -52,18 +62,30 @@ def _rate(text: str) -> Range:
     return Range(float(match["low"]), float(match["high"] or match["low"]))
 
 
-def lines(e: Estimate) -> Iterator[str]:
+def _prices(given: tuple[str, ...], listed: Prices) -> Prices:
+    """The list prices, with those that are given in their place."""
+    own: dict[str, float] = {}
+    for text in given:
+        match = _PRICE.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"--price: {text} must be reads, writes or stream-reads, and dollars: e.g. reads=0.125")
+        own[match["name"].replace("-", "_")] = float(match["usd"])
+    return replace(listed, **own, given=frozenset(own))  # type: ignore[arg-type]
+
+
+def lines(e: Estimate, prices: Prices) -> Iterator[str]:
     """The estimate as text, two significant digits a number."""
-    from replicator.aws.prices import AS_OF, PRICES, SOURCE
+    from replicator.aws.prices import AS_OF, SOURCE
 
     f = e.facts
     yield f"table      about {f.items:,} items, {_size(f.bytes)} (DynamoDB's statistics, up to 6 hours old)"
     yield f"documents  {f.per_item:.2g} per item in the sample"
     yield from _backfill(e)
     yield from _month(e)
-    yield f"prices     US dollars, list prices of {PRICES.region} of {AS_OF} ({SOURCE})"
-    if f.region != PRICES.region:
-        yield f"           {f.region or 'another region'} may cost up to {PRICES.factor:g} times as much: included"
+    yield f"prices     US dollars, list prices of {prices.region} as noted in {AS_OF} ({SOURCE})"
+    yield "           check them against your bill; --price replaces them"
+    if f.region != prices.region:
+        yield f"           {f.region or 'another region'} may cost about {prices.factor:g} times as much: included"
     yield "not included: a target that is not DynamoDB, data transfer between regions, the machine that runs replicator"
 
 

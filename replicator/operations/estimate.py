@@ -118,7 +118,7 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
     writes = _write_units(documents, facts, limits)
     seconds, limited_by = _duration(items, units, writes, limits)
     requests = _stream_requests(facts, limits)
-    factor = prices.of(facts.region)
+    read, write, stream = (prices.of(name, facts.region) for name in ("reads", "writes", "stream_reads"))
     lookups = _lookups(facts)
     month_writes = _write_units(facts.changes.times(_MONTH * facts.per_item), facts, limits)
     return Estimate(
@@ -128,12 +128,12 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         documents=documents,
         write_units=writes,
         seconds=seconds,
-        backfill_reads=units.times(prices.reads / 1e6).times(*factor) if facts.on_demand else None,
-        backfill_writes=None if writes is None else writes.times(prices.writes / 1e6).times(*factor),
+        backfill_reads=units.times(prices.reads / 1e6).times(*read) if facts.on_demand else None,
+        backfill_writes=None if writes is None else writes.times(prices.writes / 1e6).times(*write),
         month_requests=requests,
-        month_stream=_beyond(requests, prices.free_stream_reads).times(prices.stream_reads / 1e6).times(*factor),
-        month_reads=None if lookups is None else lookups.times(prices.reads / 1e6).times(*factor),
-        month_writes=None if month_writes is None else month_writes.times(prices.writes / 1e6).times(*factor),
+        month_stream=_beyond(requests, prices.free_stream_reads).times(prices.stream_reads / 1e6).times(*stream),
+        month_reads=None if lookups is None else lookups.times(prices.reads / 1e6).times(*read),
+        month_writes=None if month_writes is None else month_writes.times(prices.writes / 1e6).times(*write),
         limited_by=limited_by,
     )
 

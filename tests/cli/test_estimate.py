@@ -50,7 +50,11 @@ def test_the_text_says_what_it_is_based_on_and_what_is_missing(world: World) -> 
     assert code == 0
     assert "table      about 3 items, 15 KB (DynamoDB's statistics, up to 6 hours old)" in out
     assert "1 open shard, 5 to 50 changes per second" in out
-    assert "prices     US dollars, list prices of us-east-1 of 2025-07 (https://aws.amazon.com/dynamodb/pricing/" in out
+    assert (
+        "prices     US dollars, list prices of us-east-1 as noted in 2025-07 (https://aws.amazon.com/dynamodb/pri"
+        in out
+    )
+    assert "check them against your bill; --price replaces them" in out
     assert "not included: a target that is not DynamoDB, data transfer" in out
 
 
@@ -87,3 +91,21 @@ def test_a_foolish_rate_is_a_plain_error(world: World, changes: str) -> None:
 
     assert (code, out) == (2, "")
     assert f"--changes: {changes} must be a number per second, or a range such as 5-50" in err
+
+
+def test_own_prices_replace_the_list_prices_without_an_allowance_for_the_region(world: World) -> None:
+    filled(world, 3)
+    listed, own = (
+        estimated(world, "--changes", "100"),
+        estimated(world, "--changes", "100", "--price", "stream-reads=2"),
+    )
+    assert own["month_stream_requests"] == listed["month_stream_requests"]
+    low, high = own["month_stream_requests"]
+    assert own["month_stream_usd"] == pytest.approx([max(0.0, low - 2.5e6) * 2 / 1e6, high * 2 / 1e6])
+
+
+@pytest.mark.parametrize("text", ["reads", "reads=x", "storage=1", "stream_reads=0.2"])
+def test_a_foolish_price_is_a_plain_error(world: World, text: str) -> None:
+    code, _, err = world.call("estimate", world.config, "--price", text)
+    assert code == 2
+    assert f"--price: {text} must be reads, writes or stream-reads, and dollars" in err
