@@ -1,16 +1,13 @@
-"""docs/migrating.md, step by step: its configs and commands, between two servers, with a writer where it says so."""
+"""docs/migrating.md, step by step: its configs and commands, between two DynamoDB Locals, with writers as it says."""
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.dynamodb.http import served
+from connectors.dynamodb.documents import fields
+from replicator.testing.dynamodb.http import UnsignedClient
 from tests.cli.command_line import Shell
+from tests.connectors.dynamodb.dynamodb_kit import plain
+from tests.servers.dynamodb_fixtures import StartLocal
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "migrating.md"
 OURS = {"_replicator_version", "_replicator_mark", "_replicator_deleted"}
@@ -30,13 +29,45 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@dataclass(frozen=True)
+class Account:
+    """A DynamoDB Local as one of the accounts, used as an application does."""
+
+    endpoint: str
+
+    def call(self, operation: str, request: dict[str, Any]) -> Any:
+        return json.loads(UnsignedClient(self.endpoint).call(operation, request))
+
+    def create_table(self, name: str) -> Any:
+        keys = {"KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}]}
+        kinds = {"AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}]}
+        request = {"TableName": name, **keys, **kinds, "BillingMode": "PAY_PER_REQUEST"}
+        return self.call("CreateTable", {**request, "StreamSpecification": STREAM})
+
+    def enable_stream(self, table: str) -> Any:
+        return self.call("UpdateTable", {"TableName": table, "StreamSpecification": STREAM})
+
+    def put(self, table: str, item: dict[str, Any]) -> Any:
+        return self.call("PutItem", {"TableName": table, "Item": fields(item)})
+
+    def delete(self, table: str, key: dict[str, Any]) -> Any:
+        return self.call("DeleteItem", {"TableName": table, "Key": fields(key)})
+
+    def items(self, table: str) -> list[dict[str, Any]]:
+        found = self.call("Scan", {"TableName": table, "ConsistentRead": True})["Items"]
+        return [{name: plain(value) for name, value in item.items()} for item in found]
+
+
+STREAM = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+
+
 @dataclass
 class Move:
     """The folder with both configs, the old and the new server, and the runs that are up."""
 
     folder: Path
-    old: DynamoDB
-    new: DynamoDB
+    old: Account
+    new: Account
     shell: Shell = field(default_factory=lambda: Shell({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}))
     runs: list[subprocess.Popen[str]] = field(default_factory=list)
     said: list[tuple[str, int, str]] = field(default_factory=list)
@@ -70,31 +101,31 @@ class Move:
         command, code, out = self.said[-1]
         return command, code, json.loads(out.splitlines()[-1]) if "cutover" in command else out
 
-    def items(self, db: DynamoDB) -> dict[str, Any]:
+    def items(self, db: Account) -> dict[str, Any]:
         """What people see of a table."""
         found = [item for item in db.items("orders") if "_replicator_deleted" not in item]
         return {item["id"]: {n: v for n, v in item.items() if n not in OURS} for item in found}
 
 
 @pytest.fixture
-def move(tmp_path: Path) -> Iterator[Move]:
-    servers = [DynamoDB(now=time.time, random=random.Random(n), region=f"eu-{n}") for n in (1, 2)]
-    with ExitStack() as stack:
-        endpoints = [stack.enter_context(served(db)) for db in servers]
-        for text in blocks("yaml"):
-            config = yaml.safe_load(text)
-            for section in (config["source"], config["target"]):
-                section["endpoint_url"] = endpoints[section["region"] != "eu-west-1"]
-                section.pop("profile", None)
-            (tmp_path / f"{config['pipeline']}.yaml").write_text(yaml.safe_dump(config))
-        old, new = servers
-        found = Move(tmp_path, old, new)
-        try:
-            yield found
-        finally:
-            found.stop()
+def move(dynamodb_local: StartLocal, tmp_path: Path) -> Iterator[Move]:
+    accounts = [Account(dynamodb_local().endpoint) for _ in range(2)]
+    for text in blocks("yaml"):
+        config = yaml.safe_load(text)
+        for section in (config["source"], config["target"]):
+            section["endpoint_url"] = accounts[section["region"] != "eu-west-1"].endpoint
+            section.pop("profile", None)
+            section.pop("tags", None)  # DynamoDB Local has none
+        (tmp_path / f"{config['pipeline']}.yaml").write_text(yaml.safe_dump(config))
+    old, new = accounts
+    found = Move(tmp_path, old, new)
+    try:
+        yield found
+    finally:
+        found.stop()
 
 
+@pytest.mark.dynamodb_local
 def test_the_runbook_leads_to_the_copy_and_back(move: Move) -> None:
     commands = [line for text in blocks("sh") for line in text.splitlines()]
     assert commands == [
