@@ -97,6 +97,6 @@ def check_start(
     view = CheckpointView(checkpoints.read())
     with contextlib.suppress(GapFound):
         found = inspect(view)
-        begins = start_mode(found, with_request(allowed, view.request)) is StartMode.BEGIN
+        begins = start_mode(found, with_request(allowed, view.request, found)) is StartMode.BEGIN
         if begins and found.has_documents and not found.additions:
             check_new_epoch(view.request)

@@ -107,8 +107,6 @@ class Driver:
 
     def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
         """Replicate until stopped, caught up, or an error. Stores the batches in flight before it returns."""
-        allowed = startup.with_request(allowed, self.pipeline.view.request)
-        self._may_extend = allowed.schema_changes
         try:
             self._delivery.know_parked()
             try:
@@ -126,9 +124,11 @@ class Driver:
 
     def _start(self, allowed: startup.Allowed) -> None:
         start = self._binding.inspect(self._table)
+        allowed = startup.with_request(allowed, self.pipeline.view.request, start)
+        self._may_extend = allowed.schema_changes
         if startup.start_mode(start, allowed) is not startup.StartMode.RESUME:
             self._begin(start)
-            self._end_request()
+            self._end_request(start)
             return
         assert start.state is not None
         self._take_over_window(start.state)
@@ -168,9 +168,11 @@ class Driver:
         self._delivery.flush()
         log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
 
-    def _end_request(self) -> None:
-        """Remove the request that the epoch has just begun for."""
-        self.pipeline.end_request()
+    def _end_request(self, start: startup.StartupState) -> None:
+        """Remove the request that the epoch has just begun for; one for another config stays."""
+        request = self.pipeline.view.request
+        if request is not None and request.config == startup.digest(start):
+            self.pipeline.end_request()
         self._delivery.flush()
 
     def _carry_out_request(self) -> None:
@@ -186,7 +188,7 @@ class Driver:
             self._steps.clear()
             self._table = table
             self._begin(start)
-            self._end_request()
+            self._end_request(start)
         else:
             self._rescan(request)
 
@@ -345,9 +347,7 @@ class Driver:
         self._table = self._retrying(lambda: describe_table(self._context.client, name), asks="source")
         start = self._binding.inspect(self._table)
         self._begin(start)
-        request = self.pipeline.view.request
-        if request is not None and request.config == startup.digest(start):
-            self._end_request()
+        self._end_request(start)
 
     def _recorded(self, gap: GapFound) -> bool:
         gaps = self.pipeline.view.gaps.values()

@@ -96,9 +96,9 @@ class Allowed:
 RESUMING = Allowed()
 
 
-def with_request(allowed: Allowed, request: ResyncRequest | None) -> Allowed:
-    """What a run may do as it starts if a resync of the whole table is requested."""
-    if request is None or not request.whole:
+def with_request(allowed: Allowed, request: ResyncRequest | None, found: StartupState) -> Allowed:
+    """What a run may do as it starts if a resync of the whole table is requested, for what it has ``found``."""
+    if request is None or not request.whole or request.config != digest(found):
         return allowed
     return Allowed(
         resync=True,

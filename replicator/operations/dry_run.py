@@ -31,7 +31,7 @@ def outlook(
     existing = preexisting.inspect(view, source, target, tables, hook)
     parked = known(checkpoints)
     try:
-        how = start_mode(existing, with_request(Allowed(sweep=config.ttl_deletes == "apply"), view.request))
+        how = start_mode(existing, with_request(Allowed(sweep=config.ttl_deletes == "apply"), view.request, existing))
         if how is StartMode.RESUME and not source.streaming:
             raise end_of_stream(source, source)
     except GapFound as e:

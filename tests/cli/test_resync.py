@@ -95,6 +95,29 @@ def test_a_request_is_shown_until_the_next_run_carries_it_out(orders: World) -> 
     assert requested(orders) is None
 
 
+def into(world: World, table: str) -> None:
+    """Let the config name this target table."""
+    path = world.folder / "orders.yaml"
+    path.write_text(path.read_text().rpartition("table: ")[0] + f"table: {table}\n")
+
+
+def test_a_request_for_one_table_allows_no_run_to_write_to_another(orders: World) -> None:
+    orders.catch_up()
+    into(orders, "others")
+    code, said = told(orders, "--accept-identity-change")
+    assert code == 0, said
+    into(orders, "mistaken")
+    code, _, err = orders.shell.run("run", orders.config, "--until", "caught-up")
+    assert (code, "but the config names" in err) == (2, True), err
+    into(orders, "orders")
+    orders.catch_up()
+    assert requested(orders) is not None
+    into(orders, "others")
+    orders.catch_up()
+    assert requested(orders) is None
+    assert len(orders.rows("SELECT * FROM others")) == 6
+
+
 def test_a_request_can_be_withdrawn(orders: World) -> None:
     orders.catch_up()
     assert told(orders)[0] == 0

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from replicator.aws import boto
 from replicator.config.settings import load
-from replicator.engine.assembly import ends
+from replicator.engine import preexisting
+from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.startup import digest
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.source.table import describe_table
 from replicator.state import ResyncRequest, Save, encode
 from tests.cli.command_line import World, pristine
 from tests.cli.test_check_agrees_with_run import Wrong, assert_agreed, stream_replaced
@@ -97,10 +102,20 @@ def test_check_says_that_a_resync_is_requested(world: World) -> None:
     assert "run will rescan the table: a resync is requested" in world.call("check", world.config, "--human")[1]
 
 
-def test_a_pending_request_that_the_target_refuses_can_be_withdrawn(copied: World) -> None:
+def test_a_pending_request_that_the_target_refuses_can_be_withdrawn(
+    copied: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was made before the copy became one that cannot be resynced."""
-    with ends(load(copied.config)) as (_, checkpoints):
-        request = ResyncRequest(requested=0.0, config="")
+    for name, value in copied.environ.items():
+        monkeypatch.setenv(name, value)
+    config = load(copied.config)
+    client = boto.connect(config.source)
+    with ends(config) as (target, checkpoints):
+        table = describe_table(client, config.source.table)
+        introduce(config, target, table, client)
+        tables = target_tables(config, table, None)
+        found = preexisting.inspect(CheckpointView(checkpoints.read()), table, target, tables, None)
+        request = ResyncRequest(requested=0.0, config=digest(found))
         checkpoints.save([Save("request", "", None, encode(request))])
     assert_agreed(copied, Wrong(lambda _: None, 2, "a resync is requested; to resume without it"))
     assert copied.call("resync", copied.config, "--cancel")[0] == 0
