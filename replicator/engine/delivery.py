@@ -6,15 +6,16 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from replicator.batch import Batch, Outcome, outcome_counts
 from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.retry import RetryPolicy
 from replicator.errors import CheckpointsReverted, Fenced, TransientError, Unfinished
-from replicator.pipeline.parked import DROPPED, PARKED, known, version_in
+from replicator.pipeline.parked import DROPPED, PARKED, REPAIR, known, version_in
 from replicator.pipeline.pipeline import Pipeline
-from replicator.state import Entry, Save
+from replicator.state import Entry, Save, encode
 from replicator.target.contract import AppliesLate, Pipelined, Target, Transactional
 from replicator.version import epoch_of
 
@@ -224,6 +225,20 @@ class Delivery:
         if self._in_doubt is not None and (found.repairing or before.repairing):
             self._in_doubt.begin()  # its inserts may be applied late: deletes leave tombstones, which are purged later
         self._pipeline.know(found)
+
+    def fence_repairs(self) -> None:
+        """Before an epoch: make a command's inserts of what it read until now fail, which could come behind the sweep.
+
+        They save its entry in their transactions, expecting the revision before this one.
+        """
+        while (repair := self._pipeline.parked.repair) is not None:
+            again = Save(REPAIR, "", repair[1], encode(repair[0]))
+            try:
+                return self._retrying(partial(self._checkpoints.save, [again]), asks="checkpoints")
+            except Fenced:
+                self._retrying(lambda: self._checkpoints.save(()), asks="checkpoints")  # unless the run was replaced
+                self.know_parked()
+        return None
 
     def confirm(self, *, afresh: bool = False) -> None:
         """Fenced if another run took over. Does nothing if the target's transactions check that.

@@ -161,6 +161,7 @@ class Driver:
             self._binding.check_new_epoch()
         state = startup.new_epoch(start, enabled=backfill.enabled, now=self._now())
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
+        self._delivery.fence_repairs()
         self._fetch()
         self.pipeline.begin(state, self._full_listing(), segments, start.as_defined)
         self._delivery.flush()

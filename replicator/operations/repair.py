@@ -183,21 +183,25 @@ class Repairs:
 
     def _announce(self) -> None:
         self._save(Repair(self._token))
-        entry = self._entry()
-        self._revision = 0 if entry is None else entry[1]
+        self._revision = self._stored_revision()
         self._acknowledged, self._refreshed_at = False, self._monotonic()
 
     def _acknowledge(self) -> None:
-        """Look whether a run has noticed; show from time to time that this command is still at work."""
+        """Look whether a run has noticed; show from time to time that this command is still at work.
+
+        A run that begins an epoch saves the entry again, so that inserts confirmed before that fail: they could come
+        behind the sweep. What is confirmed afterwards may be inserted.
+        """
         if not self._acknowledged:
             if not self._still_announced():
                 self._announce()
+            self._revision = self._stored_revision()
             entries = self._both.checkpoints.read().entries
             beats = [decode(e.kind, e.id, e.text) for e in entries if e.kind == "pulse"]
             self._acknowledged = any(isinstance(b, Heartbeat) and b.repair == self._token for b in beats)
             self._report.waiting(None if self._acknowledged else "the run to leave tombstones (up to a minute)")
         elif self._monotonic() - self._refreshed_at >= REFRESH:
-            if not self._still_announced():
+            if not self._still_announced() or self._stored_revision() != self._revision:
                 self._acknowledged = False
                 return
             self._announce()
@@ -211,6 +215,10 @@ class Repairs:
         if entry[0].token != self._token:
             raise Fenced("another `replicator verify --repair` of this pipeline has taken over; this one must stop")
         return True
+
+    def _stored_revision(self) -> int:
+        entry = self._entry()
+        return 0 if entry is None else entry[1]
 
     def _entry(self) -> tuple[Repair, int] | None:
         for e in self._both.checkpoints.read().entries:

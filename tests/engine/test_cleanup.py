@@ -36,6 +36,19 @@ def test_a_resync_beside_a_repair_leaves_the_tombstones_that_the_repair_needs() 
     assert tombstones == {}
 
 
+def test_a_resync_lets_no_insert_pass_that_a_repair_confirmed_before() -> None:
+    universe = Universe(0, Scenario(rates={}, steps=1_000_000, keys=3))
+    universe.write("a", removes=False)
+    runs.go(universe, 5000)
+    announce(universe, Repair("token"))
+    (before, text) = universe.database.entries["repair", ""]
+    runs.go(universe, 5000)
+    assert universe.database.entries["repair", ""] == (before, text)
+    universe.order_resync()
+    runs.go(universe, 5000)
+    assert universe.database.entries["repair", ""] == (before + 1, text)
+
+
 @pytest.mark.parametrize("index", [False, True], ids=["transactions", "no transactions"])
 def test_what_a_killed_repair_needed_is_purged_once_it_gave_no_sign_for_15_minutes(index: bool) -> None:
     universe = Universe(0, Scenario(rates={}, steps=1_000_000, keys=3, index=index))

@@ -13,6 +13,7 @@ import pytest
 
 from replicator.batch import Delete, Upsert
 from replicator.errors import Fenced
+from replicator.operations.repair import REFRESH
 from replicator.state import Repair, Save, encode
 from replicator.target.contract import Table
 from replicator.testing.memory import MemoryRows, body
@@ -154,6 +155,38 @@ def test_an_insert_fails_once_the_run_has_given_the_repair_up() -> None:
         repairs.flush(verifier)
         assert world.documents == {}
         assert repairs.waits
+
+
+@pytest.mark.parametrize("refreshing", [False, True])
+def test_an_insert_confirmed_before_an_epoch_fails_and_is_made_once_it_is_confirmed_again(refreshing: bool) -> None:
+    """It could come behind the epoch's sweep. The run saves the entry again as the epoch begins."""
+    world = World(pauses=True)
+    world.put("k0", n=1)
+    world.catch_up()
+    del world.database.rows[NAME]["k0",]
+    with world.repairs() as repairs:
+        verifier = world.verifier()
+        world.notice()
+        repairs.flush(verifier)
+        world.verified_until_offered(verifier, repairs)
+        original = repairs._still_announced
+
+        def suspended() -> bool:
+            (entry,) = (e for e in world.checkpoints.read().entries if e.kind == "repair")
+            world.checkpoints.save([Save("repair", "", entry.revision, entry.text)])
+            repairs._still_announced = original  # type: ignore[method-assign]
+            return original()
+
+        if refreshing:  # the command is about to show that it is at work
+            repairs._refreshed_at = -REFRESH
+        repairs._still_announced = suspended  # type: ignore[method-assign]
+        repairs.flush(verifier)
+        assert world.documents == {}
+        for _ in range(7):
+            repairs.flush(verifier)
+            world.now += 10
+            world._take(verifier.settle(world.positions) if not repairs.waits else (), repairs)
+        assert world.documents == world.wanted
 
 
 def test_another_repair_takes_over() -> None:
