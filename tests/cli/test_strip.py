@@ -41,6 +41,7 @@ from replicator.testing.dynamodb.http import served
 from tests.cli.command_line import Shell, words
 from tests.connectors.dynamodb import dynamodb_kit as kit
 from tests.servers.dynamodb_fixtures import StartLocal
+from tests.servers.dynamodb_local import DynamoDBLocal
 
 ENVIRON = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 OURS = {"_replicator_version", "_replicator_deleted", "_replicator_mark"}
@@ -130,6 +131,11 @@ class Copy:
         return decode(kind, id, text)
 
 
+@pytest.fixture(scope="module")
+def server(dynamodb_local: StartLocal) -> DynamoDBLocal:
+    return dynamodb_local()
+
+
 @pytest.fixture(params=["memory", pytest.param("local", marks=pytest.mark.dynamodb_local)])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Copy]:
     for name, value in ENVIRON.items():
@@ -141,8 +147,8 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
             copy.make()
             yield copy
     else:
-        start: StartLocal = request.getfixturevalue("dynamodb_local")
-        copy = Copy(tmp_path, start().endpoint, name)
+        local: DynamoDBLocal = request.getfixturevalue("server")
+        copy = Copy(tmp_path, local.endpoint, name)
         copy.make()
         yield copy
 
@@ -173,6 +179,18 @@ def test_only_the_applications_attributes_are_left_and_no_tombstone(anywhere: Co
     items = anywhere.items()
     assert items.pop("marked")["_replicator_mark"] == {"S": "an application's own"}
     assert items == expected
+
+
+def test_another_pipelines_copy_of_the_same_items_is_left_as_it_is(anywhere: Copy) -> None:
+    other = replace(anywhere, folder=anywhere.folder / "other")
+    other.folder.mkdir()
+    other.configure(table=f"{anywhere.table}-another-copy")
+    other.run()
+    before = kit.items(anywhere.endpoint, f"{anywhere.table}-another-copy")
+    assert len(before) == ITEMS
+    assert all("_replicator_version" in item for item in before)
+    assert anywhere.strip()["items"] == ITEMS
+    assert kit.items(anywhere.endpoint, f"{anywhere.table}-another-copy") == before
 
 
 def test_what_applications_write_meanwhile_stays_theirs(anywhere: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
