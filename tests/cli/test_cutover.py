@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.state import Save
 from tests.cli.command_line import World, endpoint
+from tests.cli.test_run import await_that
 
 HOSTILE = "k\x1b[31m<script>"
 
@@ -31,14 +33,14 @@ def verified(world: World, **change: Any) -> None:
 
 
 @contextmanager
-def live(world: World) -> Iterator[None]:
+def live(world: World) -> Iterator[subprocess.Popen[str]]:
     """A run that is live."""
     with world.shell.start("run", world.config, "--json") as process:
         assert process.stdout is not None
         for line in process.stdout:
             if json.loads(line).get("phase") == "live":
                 break
-        yield
+        yield process
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
 
@@ -85,9 +87,10 @@ def test_a_late_writer_is_named_by_its_key_which_is_escaped(orders: World) -> No
 
 
 def test_while_it_waits_it_says_for_what_and_names_the_late_writer(orders: World) -> None:
-    with live(orders):
+    with live(orders) as run:
         verified(orders)
         orders.db.put("orders", {"id": "late", "n": 1})
+        await_that(lambda: len(orders.rows("SELECT FROM orders")) == 2, run)
         with orders.shell.start("cutover", orders.config, "--wait", "--quiet", "6s", "--json") as process:
             out, err = process.communicate(timeout=90)
     told = [line for line in err.splitlines() if line.startswith("waiting: ")]
