@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 WORDS = {"five": 5, "5": 5, "six": 6, "6": 6}
 # Clocks that differ are another subject, and so are heartbeats of the future.
 SUBJECT = re.compile(r"tombstone|lost response|late\b|kill|in flight|the hook again")
-MINUTES = re.compile(r"\b(five|six|5|6)\s+minutes")
+MINUTES = re.compile(r"\b(five|six|5|6)\s+(?:more\s+)?minutes")
 SINCE_SENT = re.compile(r"within 5 minutes|more than 5 minutes late|applied five minutes after")
 
 

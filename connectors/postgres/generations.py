@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from connectors.postgres import catalog, cleanup
 from connectors.postgres.errors import FENCED
 from connectors.postgres.migrations import exists
-from connectors.postgres.table_schema import LONGEST_NAME, VERSION, TableSchema
+from connectors.postgres.table_schema import DELETED, LONGEST_NAME, VERSION, TableSchema
 from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.state import Save
 from replicator.target.contract import Exchange, TablesBusy
@@ -85,8 +85,18 @@ UNION ALL
 SELECT 'the publication ' || p.pubname FROM pg_catalog.pg_publication_rel m
 JOIN pg_catalog.pg_publication p ON p.oid = m.prpubid WHERE m.prrelid = %(table)s
 UNION ALL
+SELECT 'the policy ' || p.polname || ' of ' || p.polrelid::regclass FROM pg_catalog.pg_depend d
+JOIN pg_catalog.pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid AND p.polrelid <> %(table)s
+WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s
+UNION ALL
+SELECT 'the rule ' || r.rulename || ' of ' || r.ev_class::regclass FROM pg_catalog.pg_depend d
+JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+JOIN pg_catalog.pg_class v ON v.oid = r.ev_class AND v.relkind = 'v'
+WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(table)s AND r.rulename <> '_RETURN'
+UNION ALL
 SELECT 'its partitions' FROM pg_catalog.pg_class c WHERE c.oid = %(table)s AND c.relkind = 'p'
 ORDER BY 1"""
+_PARENTS = "SELECT inhparent::regclass::text FROM pg_catalog.pg_inherits WHERE inhrelid = %s"
 _CONSTRAINTS = """
 SELECT conname::text FROM pg_catalog.pg_constraint
 WHERE conrelid = %s AND contype IN ('c', 'f', 'x', 'u') ORDER BY 1"""
@@ -140,6 +150,11 @@ def problems(connection: Connection, live: Sequence[TableSchema], new: Sequence[
 
 def bound(connection: Connection, shape: TableSchema, table: catalog.Found) -> Iterator[str]:
     """What would go on with the old table, not with its name."""
+    for (parent,) in connection.execute(_PARENTS, (table.oid,)):
+        yield (
+            f"{shape.label} cannot be exchanged: it is a partition or child of {parent}, whose readers would keep the "
+            "old table. Detach it, and attach it again after the switch"
+        )
     for (what,) in connection.execute(_BOUND, {"table": table.oid}):
         yield (
             f"{shape.label} cannot be exchanged because of {what}, which would stay with the old table: drop it, and "
@@ -297,6 +312,8 @@ def _refused(
         yield f"{shape.label} and {other.label} are not those of the rebuild: their notes name other pipelines"
     yield from bound(connection, shape, leaving)
     own = {VERSION, *leaving.primary, *(column.name for column in shape.columns)}
+    if shape.marks:  # the other generation keeps no rows of deleted items
+        own.add(DELETED)
     for name, column in leaving.columns.items():
         if name not in own and name not in coming.columns:
             yield (
@@ -364,7 +381,7 @@ def _move(connection: Connection, live: TableSchema, retired: TableSchema, found
             state = sql.SQL("ALTER TABLE {} " + _ENABLED[enabled] + " TRIGGER {}")
             connection.execute(state.format(live.qualified, trigger))
     for grantee in {role for _, role, *_ in connection.execute(_GRANTS, {"table": _there(connection, live).oid})}:
-        connection.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(live.qualified, _role(grantee)))
+        connection.execute(sql.SQL("REVOKE ALL ON {} FROM {} CASCADE").format(live.qualified, _role(grantee)))
     columns = _there(connection, live).columns
     for column, grantee, privilege, grantable in found.grants:
         if column and column not in columns:

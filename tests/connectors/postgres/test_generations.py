@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -281,6 +282,12 @@ BOUND = {
     CREATE FUNCTION public.of(public.contract) RETURNS int LANGUAGE sql AS 'SELECT 1'""",
     "the table public.whole, which has a column of its row type": "CREATE TABLE public.whole (c public.contract)",
     "row level security": "ALTER TABLE public.contract ENABLE ROW LEVEL SECURITY",
+    "the policy own of public.notes": """
+    CREATE TABLE public.notes (pk text);
+    CREATE POLICY own ON public.notes USING (EXISTS (SELECT FROM public.contract c WHERE c.pk = notes.pk))""",
+    "the rule gone of public.seen": """
+    CREATE VIEW public.seen AS SELECT pk FROM public.contract;
+    CREATE RULE gone AS ON DELETE TO public.seen DO INSTEAD DELETE FROM public.contract""",
     "the publication changes": "CREATE PUBLICATION changes FOR TABLE public.contract",
 }
 
@@ -300,6 +307,51 @@ def test_what_would_stay_with_the_old_table_is_refused_by_name(
         command.exchange(switch())
     assert sentence in refused.value.problems
     assert (entry(command), made(one_postgres)) == (1, ["old"])
+
+
+def test_a_child_of_another_table_is_refused(second: Postgres, command: Postgres, one_postgres: Database) -> None:
+    run(
+        one_postgres,
+        'CREATE TABLE public.all_of_them (pk text COLLATE "C" NOT NULL); '
+        "ALTER TABLE public.contract INHERIT public.all_of_them",
+    )
+    with pytest.raises(
+        ConfigError, match=r"it is a partition or child of (public\.)?all_of_them, whose readers would keep"
+    ):
+        command.exchange(switch())
+    assert made(one_postgres) == ["old"]
+
+
+def test_a_privilege_that_was_passed_on_keeps_nobody_from_going_back(
+    second: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    run(
+        one_postgres,
+        "GRANT SELECT ON public.contract TO pg_monitor WITH GRANT OPTION; SET ROLE pg_monitor; "
+        "GRANT SELECT ON public.contract TO pg_read_all_stats; RESET ROLE",
+    )
+    granted = {(grantee, privilege) for _, _, grantee, privilege, _ in access(one_postgres)}
+    for n, exchange in enumerate((switch, rollback, switch), 1):
+        command.exchange(exchange(n))
+        assert {(grantee, privilege) for _, _, grantee, privilege, _ in access(one_postgres)} == granted
+
+
+@pytest.mark.parametrize("marking", ["old", "new"])
+def test_the_column_of_deleted_rows_is_no_reason_against_an_exchange(
+    marking: str, command: Postgres, one_postgres: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[__name__]
+    name = marking.upper()
+    table: Table = getattr(module, name)
+    monkeypatch.setattr(module, name, replace(table, options={**table.options, "deletes": "mark"}))
+    one = opened(one_postgres, OLD)
+    one.checkpoints.claim(owner("first"))
+    one.write(batch(put({"pk": "a", "made": "old"}, 1)))
+    build(command, one_postgres)
+    command.exchange(switch())
+    assert made(one_postgres) == ["new"]
+    command.exchange(rollback())
+    assert made(one_postgres) == ["old"]
 
 
 def test_names_that_exist_or_are_too_long_are_refused_before_anything_is_made(
