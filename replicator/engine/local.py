@@ -131,6 +131,8 @@ class Driver:
             self._end_request(start)
             return
         assert start.state is not None
+        if self.pipeline.marks is not None:
+            startup.check_old_images(self._table)
         self._take_over_window(start.state)
         if start.state.hook != start.hook:
             self._change(startup.with_hook(self._state(), start.hook))

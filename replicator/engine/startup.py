@@ -222,10 +222,16 @@ def check_source(table: SourceTable, *, own_ids: bool, loops: bool = False, opti
             "without old images, obsolete documents of an item cannot be identified. "
             f"{recreate}"
         )
-    if loops and table.view != "NEW_AND_OLD_IMAGES":
+    if loops:
+        check_old_images(table, recreate)
+
+
+def check_old_images(table: SourceTable, remedy: str = "Recreate the stream with view type NEW_AND_OLD_IMAGES") -> None:
+    """ConfigError if the stream lacks what ``loops`` needs; also for a run that resumes, which may not have had it."""
+    if table.view not in (None, "NEW_AND_OLD_IMAGES"):
         raise ConfigError(
             f"the stream of {table.name} has view type {table.view}, but target.loops needs old images: without them, "
-            f"the opposite pipeline's writes cannot be told from an application's. {recreate}"
+            f"the opposite pipeline's writes cannot be told from an application's. {remedy}"
         )
 
 

@@ -192,15 +192,20 @@ def test_what_would_undo_the_other_sides_writes_is_refused(
     assert said in str(refused.value)
 
 
-def test_a_stream_without_old_images_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_stream_without_old_images_is_refused(tmp_path: Path, resumes: bool) -> None:
     db = DynamoDB(now=time.time, random=random.Random(1))
     db.create_table("orders", view="NEW_IMAGE")
     with served(db) as endpoint:
         access = {"region": "us-east-1", "endpoint_url": endpoint}
-        target = {"type": "dynamodb", "table": "copy", "create": True, "loops": True, **access}
+        target = {"type": "dynamodb", "table": "copy", "create": True, **access}
         path = tmp_path / "loop.yaml"
-        path.write_text(json.dumps({"pipeline": "p", "source": {"table": "orders", **access}, "target": target}))
+        config = {"pipeline": "p", "source": {"table": "orders", **access}, "target": target}
         shell = Shell({"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"})
+        if resumes:  # a copy that was made without loops
+            path.write_text(json.dumps(config))
+            assert shell.run("run", str(path), "--until", "caught-up")[0] == 0
+        path.write_text(json.dumps({**config, "target": {**target, "loops": True}}))
         for command in (("check", str(path)), ("run", str(path), "--until", "caught-up")):
             code, out, err = shell.run(*command)
             assert code == 2
