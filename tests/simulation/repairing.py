@@ -191,7 +191,7 @@ def repair(world: Universe, act: Act) -> None:
 
 
 def stop_repair(world: Universe, act: Act) -> None:
-    """Somebody stops the command, which cleans up."""
+    """The command is stopped, and cleans up."""
     if world.repairer is not None:
         world.repairer.stopping = True
 
