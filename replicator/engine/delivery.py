@@ -234,11 +234,11 @@ class Delivery:
         while (repair := self._pipeline.parked.repair) is not None:
             again = Save(REPAIR, "", repair[1], encode(repair[0]))
             try:
-                return self._retrying(partial(self._checkpoints.save, [again]), asks="checkpoints")
-            except Fenced:
-                self._retrying(lambda: self._checkpoints.save(()), asks="checkpoints")  # unless the run was replaced
+                self._retrying(partial(self._checkpoints.save, [again]), asks="checkpoints")
+                return
+            except Fenced:  # the command has changed its entry, unless this run was replaced
+                self._retrying(lambda: self._checkpoints.save(()), asks="checkpoints")
                 self.know_parked()
-        return None
 
     def confirm(self, *, afresh: bool = False) -> None:
         """Fenced if another run took over. Does nothing if the target's transactions check that.

@@ -113,11 +113,17 @@ def failed(world: World) -> bool:
         return True
 
 
-def test_nothing_is_repaired_before_the_run_leaves_tombstones() -> None:
+def lacking_one() -> World:
+    """A copy that lacks its only document, in which nothing happens by itself."""
     world = World(pauses=True)
     world.put("k0", n=1)
     world.catch_up()
     del world.database.rows[NAME]["k0",]
+    return world
+
+
+def test_nothing_is_repaired_before_the_run_leaves_tombstones() -> None:
+    world = lacking_one()
     with world.repairs() as repairs:
         verifier = world.verifier()
         with pytest.raises(AssertionError, match="1 candidates"):
@@ -135,10 +141,7 @@ def test_nothing_is_repaired_before_the_run_leaves_tombstones() -> None:
 
 def test_an_insert_fails_once_the_run_has_given_the_repair_up() -> None:
     """In the transaction that would insert the row: the command may have been suspended for hours."""
-    world = World(pauses=True)
-    world.put("k0", n=1)
-    world.catch_up()
-    del world.database.rows[NAME]["k0",]
+    world = lacking_one()
     with world.repairs() as repairs:
         verifier = world.verifier()
         world.notice()
@@ -160,10 +163,7 @@ def test_an_insert_fails_once_the_run_has_given_the_repair_up() -> None:
 @pytest.mark.parametrize("refreshing", [False, True])
 def test_an_insert_confirmed_before_an_epoch_fails_and_is_made_once_it_is_confirmed_again(refreshing: bool) -> None:
     """It could come behind the epoch's sweep. The run saves the entry again as the epoch begins."""
-    world = World(pauses=True)
-    world.put("k0", n=1)
-    world.catch_up()
-    del world.database.rows[NAME]["k0",]
+    world = lacking_one()
     with world.repairs() as repairs:
         verifier = world.verifier()
         world.notice()
