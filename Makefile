@@ -25,7 +25,7 @@ demo: install ## replicate a table on this machine while it is written to, then 
 	$(BIN)/replicator demo
 
 test: install ## run all tests; tests whose servers are missing are skipped with a notice (with CI=true they fail)
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 3 --dist loadgroup
 
 # Tests of everything the dependencies are used for, in about a minute.
 OLDEST := tests/config/test_config.py tests/aws/test_client.py tests/aws/test_boto.py tests/aws/test_http_client.py tests/aws/test_response_limits.py tests/items/test_item.py \

@@ -74,7 +74,7 @@ class Recheck:
     def check(self) -> None:
         """ConfigError if ``open`` would now refuse a table although writes to it succeed."""
         now, target = self.monotonic(), self.target
-        if not isinstance(target, Rechecking) or now - self._checked_at < RECHECK_INTERVAL:
+        if now - self._checked_at < RECHECK_INTERVAL or not isinstance(target, Rechecking):
             return
         self._checked_at = now
         self.delivery.settle()

@@ -29,12 +29,16 @@ class Records:
         self.by_shard: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.opened: dict[str, float] = {}
         self.parents: dict[str, str | None] = {}
+        self._ended: set[tuple[float, str]] = set()  # what an epoch, by its start, read to its end: it may forget it
         self.live = self._excused = 0.0
 
     def note(self, universe: Universe) -> None:
-        """Remember the newest record of each shard."""
+        """Remember the newest record of each shard, and which shards were read to their end."""
         if not (universe.scenario.months and universe.streaming):
             return
+        shards, state = _stored(universe)
+        if state is not None:
+            self._ended |= {(state.started, id) for id, shard in shards.items() if shard.ended}
         for shard in universe.source.shards(universe.TABLE):
             self.opened[shard.id] = shard.opened
             self.parents[shard.id] = shard.parent
@@ -93,6 +97,8 @@ class Records:
     def _unread_of(self, id: str, shards: Mapping[str, ShardState], state: PipelineState) -> Iterator[tuple[int, int]]:
         shard = shards.get(id)
         if (shard is None and self.opened[id] < state.started) or (shard and shard.ended):
+            return
+        if shard is None and (state.started, id) in self._ended:
             return
         position = int(shard.sequence) if shard is not None and shard.sequence is not None else -1
         yield from ((s, created) for s, created in self.by_shard[id] if s > position and created >= state.started)

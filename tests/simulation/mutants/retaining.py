@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+import msgspec
 
 from replicator import retention
+from replicator.change import Page, Record
 from replicator.pipeline import lineage, progress
 from replicator.pipeline.discovery import Discovery
 from replicator.source import shard_reader
 from replicator.testing import memory
 from tests.simulation.mutants.mutant import Patch, mutant
-from tests.simulation.mutants.scenarios import over_months, suspended_for_hours, trimmed_shards
+from tests.simulation.mutants.scenarios import hours_away, over_months, suspended_for_hours, trimmed_shards
 
 
 @mutant("the children of a closed shard are looked up forever", 3, over_months)
@@ -28,6 +33,18 @@ def lost_children(patch: Patch) -> None:
     patch.setattr(
         lineage, "vanished", lambda known, listed: {i for i, s in known.items() if not s.ended} - listed.keys()
     )
+
+
+@mutant("an ended shard is forgotten before its parent, which then seems childless", 3, shape=hours_away)
+def forgotten_before_their_parents(patch: Patch) -> None:
+    inner = shard_reader._page
+
+    def as_old_as_its_last_record(at: shard_reader._Cursor, records: Sequence[Record], *rest: Any) -> Page:
+        page = inner(at, records, *rest)
+        return msgspec.structs.replace(page, through=at.created) if page.ended and records else page
+
+    patch.setattr(shard_reader, "_page", as_old_as_its_last_record)
+    patch.setattr(lineage, "_last_children", lambda known, gone: set())
 
 
 @mutant("the counts of a shard outlive its entry", 13, over_months)

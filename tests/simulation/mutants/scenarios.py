@@ -126,6 +126,12 @@ def suspended_for_hours(drawn: Scenario) -> Scenario:
     return replace(drawn, months=False, trims=True, keys=6, steps=100, shards=1, rates=rates)
 
 
+def hours_away(drawn: Scenario) -> Scenario:
+    """Runs end, and others begin hours later, for months. Few changes: most shards have none."""
+    rates = {"write": 0.15, "absence": 0.03}
+    return replace(drawn, months=True, trims=True, cron=False, keys=4, steps=800, shards=1, pace=60.0, rates=rates)
+
+
 def clock_steps(drawn: Scenario) -> Scenario:
     """The machine's clock is set again and again, and runs end. Little is written: shards are read up to the clock."""
     return replace(drawn, rates={"write": 0.3, "skew": 0.1, "die": 0.05, "roll": 0.02}, steps=100, shards=1)
