@@ -198,7 +198,7 @@ def kept(universe: Universe, item: Mapping[str, object]) -> Kept:
 class Left(NamedTuple):
     """What the target had of an item when its parked change was given up: its image and epoch, and the documents.
 
-    ``scanned``: a scan had found the item, and the change that made it so may have been stored since.
+    ``scanned``: a scan, or a look-up, had found the item, and the change that made it so may have been stored since.
     """
 
     image: str | None
@@ -208,8 +208,9 @@ class Left(NamedTuple):
 
 
 def left(universe: Universe, entry: Parked) -> Left:
-    epoch, scanned = version.epoch_of(entry.version), entry.sequence is None
-    return Left(entry.new, epoch, scanned, _documents_of(universe, entry.key))
+    looked_up = universe.scenario.view == "KEYS_ONLY"
+    scanned = entry.sequence is None or looked_up
+    return Left(entry.new, version.epoch_of(entry.version), scanned, _documents_of(universe, entry.key))
 
 
 def _documents_of(universe: Universe, key: tuple[str, ...]) -> Mapping[tuple[str, DocumentId], bytes]:
