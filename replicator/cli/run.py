@@ -117,9 +117,10 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
     from replicator.engine import generations, several
     from replicator.engine.run import run as run_pipeline
 
-    stop = stop_on_signals()
+    codes: list[int] = []
+    stop = stop_on_signals(lambda: several.worst(codes))
     with live_view.several(as_json) as observer_of:
-        loaded, codes = _loaded(paths, settings.load)
+        loaded = _loaded(paths, settings.load, codes)
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
@@ -127,17 +128,17 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
         runs = [run for config in loaded for run in generations.runs(config, work, stop)]
-        return several.worst([*codes, *several.run_each(runs).values()])
+        several.run_each(runs, lambda _, code: codes.append(code))
+        return several.worst(codes)
 
 
-def _loaded(paths: Sequence[str], load: Callable[[str], Config]) -> tuple[list[Config], list[int]]:
-    """The configs, and the exit codes of those that cannot be used."""
+def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int]) -> list[Config]:
+    """The configs; the exit codes of those that cannot be used are added to ``codes``."""
     from replicator.engine.several import log_failure
     from replicator.errors import ReplicatorError
 
     loaded: dict[str, Config] = {}
     path_of: dict[str, str] = {}
-    codes: list[int] = []
     for path in paths:
         try:
             config = load(path)
@@ -149,7 +150,7 @@ def _loaded(paths: Sequence[str], load: Callable[[str], Config]) -> tuple[list[C
             codes.append(e.exit_code)
         else:
             loaded[config.pipeline], path_of[config.pipeline] = config, path
-    return list(loaded.values()), codes
+    return list(loaded.values())
 
 
 def _title(config: Config) -> str:
@@ -168,10 +169,11 @@ def say_first(path: str, as_json: bool) -> None:
         say(f"replicator {__version__}: {path}")
 
 
-def stop_on_signals() -> Stop:
+def stop_on_signals(code: Callable[[], int] = lambda: 0) -> Stop:
     """An event that SIGTERM and SIGINT set; the second signal exits at once.
 
-    If the writes in flight are not stored within ``GRACE`` (the target hangs), the process exits without them.
+    If the writes in flight are not stored within ``GRACE`` (the target hangs), the process exits without them, with
+    the ``code`` of what has ended by then.
     """
     stop = Stop()
     leave: Callable[[int], None] = os._exit  # without any cleanup: the stored positions are valid at all times
@@ -182,7 +184,7 @@ def stop_on_signals() -> Stop:
         if signaled:
             leave(128 + number)
         signaled = True  # first: the next signal can arrive anywhere below
-        EXIT_DEADLINE.set(GRACE, lambda: leave(0))
+        EXIT_DEADLINE.set(GRACE, lambda: leave(code()))
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

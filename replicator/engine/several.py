@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from replicator.errors import ConfigError, GapFound, ReplicatorError
-from replicator.hooks.time_limit import HookWatch
+from replicator.hooks.loading import load
+from replicator.hooks.time_limit import HookLimit, HookWatch
 from replicator.log import PIPELINE
 
 log = logging.getLogger("replicator")
@@ -16,15 +17,19 @@ log = logging.getLogger("replicator")
 BUG = 1
 SEVERITY = (BUG, 3, 2, 4, 5, 7, 6, 8, 0)  # exit codes, most severe first: a bug, lost records, what only people can fix
 CHECK_EVERY = 1.0  # seconds between two looks at what the hooks do
+IMPORT_TIMEOUT = 30.0  # seconds; large libraries take several to load
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineRun:
-    """``hook_timeout``: seconds after which a call of its hook is reported; None: never."""
+    """``hook_timeout``: seconds after which a call of its hook is reported; None: never. ``import_timeout``: the same
+    of the hook's import.
+    """
 
     name: str
     work: Callable[[], None]
     hook_timeout: float | None = None
+    import_timeout: float = IMPORT_TIMEOUT
 
 
 def worst(codes: Iterable[int]) -> int:
@@ -32,33 +37,53 @@ def worst(codes: Iterable[int]) -> int:
     return min(codes, key=SEVERITY.index, default=0)
 
 
-def run_each(runs: Iterable[PipelineRun]) -> Mapping[str, int]:
-    """Run all of them until each has ended; their exit codes. Logs every error when it ends its pipeline.
+def run_each(runs: Iterable[PipelineRun], ended: Callable[[str, int], None], check_every: float = CHECK_EVERY) -> None:
+    """Run all of them until each has ended. ``ended`` is called with the name and the exit code of each.
 
-    An exception that is not a ReplicatorError is a bug, which ``threading.excepthook`` shows.
+    Logs every error when it ends its pipeline. An exception that is not a ReplicatorError is a bug, which
+    ``threading.excepthook`` shows.
     """
-    codes: dict[str, int] = {}
 
     def work(run: PipelineRun) -> None:
-        codes[run.name] = BUG
+        code = BUG
         try:
             run.work()
-            codes[run.name] = 0
+            code = 0
         except ReplicatorError as e:
-            codes[run.name] = e.exit_code
+            code = e.exit_code
             log_failure(e)
+        finally:
+            ended(run.name, code)
 
     threads = {run: threading.Thread(target=work, args=(run,), name=f"{PIPELINE} {run.name}") for run in runs}
-    watches = {run: HookWatch(run.hook_timeout) for run in threads}
+    watched = [
+        (run, thread, HookWatch(seconds, calls=calls), report)
+        for run, thread in threads.items()
+        for seconds, calls, report in (
+            (run.hook_timeout, HookLimit.calls, _log_slow_hook),
+            (run.import_timeout, {load.__code__}, _log_slow_import),
+        )
+    ]
     for thread in threads.values():
         thread.start()
     for thread in threads.values():
         while thread.is_alive():
-            thread.join(CHECK_EVERY)
-            for run, watch in watches.items():
-                if watch.is_overdue(threads[run].ident):
-                    _log_slow_hook(run)
-    return codes
+            thread.join(check_every)
+            for run, its_thread, watch, report in watched:
+                if watch.is_overdue(its_thread.ident):
+                    report(run)
+
+
+def _log_slow_import(run: PipelineRun) -> None:
+    log.error(
+        "hook is not imported",
+        extra={
+            "pipeline": run.name,
+            "seconds": run.import_timeout,
+            "do": "the pipeline starts when the file that transform names, and all that it imports, has been executed: "
+            "look there for code outside of functions that waits or loops",
+        },
+    )
 
 
 def _log_slow_hook(run: PipelineRun) -> None:

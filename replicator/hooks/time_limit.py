@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -76,6 +76,7 @@ class HookLimit:
     """
 
     calls: set[CodeType] = set()  # noqa: RUF012 - of the functions that call hooks; see ``hook``
+    passed: set[CodeType] = set()  # noqa: RUF012 - of ours that a hook's import statements call; see ``namespace``
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
@@ -109,7 +110,7 @@ class HookLimit:
         if EXIT_DEADLINE.is_set or self._seconds is None:
             EXIT_DEADLINE.check()
             return
-        call = _call_in(frame)
+        call = _call_in(frame, self.calls)
         if call is None or call is not self._call:
             self._call, self._ticks = call, 0
             return
@@ -126,11 +127,12 @@ class HookLimit:
         It would not in the code that calls the hook, in our own code called by it, or in callbacks of the garbage
         collector.
         """
-        if frame is None or frame.f_code in self.calls:
+        if frame is None or frame.f_code in self.calls | self.passed:
             return False
+        between = self.calls | self.passed
         collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
         while frame is not None and frame is not call:
-            if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in self.calls:
+            if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in between:
                 return False
             code = frame.f_code
             if code.co_name == "__del__" or code.co_filename in _WEAKREF or code in collecting:
@@ -139,25 +141,30 @@ class HookLimit:
         return True
 
 
-def _call_in(frame: FrameType | None) -> FrameType | None:
-    """The call of a hook that is on this stack."""
-    while frame is not None and frame.f_code not in HookLimit.calls:
+def _call_in(frame: FrameType | None, calls: Set[CodeType]) -> FrameType | None:
+    """The innermost of these calls that is on this stack."""
+    while frame is not None and frame.f_code not in calls:
         frame = frame.f_back
     return frame
 
 
 class HookWatch:
-    """Notices calls of hooks that take longer than ``seconds`` on another thread. It cannot interrupt them."""
+    """Notices calls that take longer than ``seconds`` on another thread. It cannot interrupt them.
 
-    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._now = seconds, now
+    ``calls``: of which functions; those that call hooks, unless given.
+    """
+
+    def __init__(
+        self, seconds: float | None, now: Callable[[], float] = time.monotonic, calls: Set[CodeType] = HookLimit.calls
+    ) -> None:
+        self._seconds, self._now, self._calls = seconds, now, calls
         self._call: FrameType | None = None
         self._since = 0.0
 
     def is_overdue(self, thread: int | None) -> bool:
         """Whether the thread is in such a call. True once for each call."""
         frame = sys._current_frames().get(thread) if thread is not None and self._seconds is not None else None
-        call = _call_in(frame)
+        call = _call_in(frame, self._calls)
         if call is None or call is not self._call:
             self._call, self._since = call, self._now()
             return False

@@ -260,6 +260,20 @@ finally:
     assert process.returncode == 128 + signal.SIGINT
 
 
+def test_a_process_that_cannot_end_in_time_leaves_with_the_code_of_what_has_ended() -> None:
+    code = """
+import signal, sys, time
+from replicator.cli.run import stop_on_signals
+sys.modules["replicator.cli.run"].GRACE = 0.0
+codes = [0]
+stop_on_signals(lambda: max(codes))
+codes.append(3)
+signal.raise_signal(signal.SIGTERM)
+time.sleep(60)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
+
+
 def test_a_demo_without_its_dependencies_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "replicator.operations.demo", raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)

@@ -127,11 +127,13 @@ def test_a_signal_ends_all_of_them_in_good_order(world: World, configs: list[str
 def test_a_hook_that_never_returns_is_reported_and_delays_only_its_own_pipeline(
     world: World, configs: list[str]
 ) -> None:
+    """Nor does it hide that another has failed."""
+    (world.folder / "broken.yaml").write_text("pipeline: broken\n")
     (world.folder / "hooks.py").write_text("def hook(item):\n    while True:\n        pass\n")
     slow = Path(configs[0])
     slow.write_text(slow.read_text().replace("target:", "hook_timeout: 0.2\ntransform: hooks.py:hook\ntarget:"))
     seen: list[str] = []
-    with world.shell.start("run", *configs) as process:
+    with world.shell.start("run", *configs, str(world.folder / "broken.yaml")) as process:
         await_that(lambda: copied(world) == {**ALL, "orders": 0}, process)
         assert process.stdout is not None
         while not seen or "hook does not return" not in seen[-1]:
@@ -142,7 +144,7 @@ def test_a_hook_that_never_returns_is_reported_and_delays_only_its_own_pipeline(
     event = orjson.loads(seen[-1])
     assert (event["pipeline"], event["hook_timeout"]) == ("orders", 0.2)
     assert "start a separate replicator run for it" in event["do"]
-    assert process.returncode == 0
+    assert process.returncode == 2
 
 
 def test_one_whose_items_are_parked_ends_with_6_and_the_others_are_copied(world: World, configs: list[str]) -> None:

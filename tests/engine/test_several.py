@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from replicator.engine.several import SEVERITY, PipelineRun, run_each, worst
 from replicator.errors import ConfigError, Fenced, GapFound, ReplicatorError
 from replicator.hooks.hook import Hook
+from replicator.hooks.loading import load
 from replicator.hooks.time_limit import HookWatch
 from replicator.items.item import Item
 
@@ -22,20 +25,26 @@ def failing(error: BaseException) -> Callable[[], None]:
     return work
 
 
+def codes_of(runs: Sequence[PipelineRun]) -> dict[str, int]:
+    codes: dict[str, int] = {}
+    run_each(runs, codes.__setitem__)
+    return codes
+
+
 def test_each_has_its_own_exit_code() -> None:
     runs = [
         PipelineRun("fine", lambda: None),
         PipelineRun("lost records", failing(GapFound("trimmed"))),
         PipelineRun("replaced", failing(Fenced("another run owns it"))),
     ]
-    assert run_each(runs) == {"fine": 0, "lost records": 3, "replaced": 5}
+    assert codes_of(runs) == {"fine": 0, "lost records": 3, "replaced": 5}
 
 
 def test_a_bug_ends_only_its_own_pipeline_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, object]] = []
     monkeypatch.setattr(threading, "excepthook", lambda a: shown.append((a.thread.name, a.exc_value)))
     bug = RuntimeError("a bug")
-    assert run_each([PipelineRun("broken", failing(bug)), PipelineRun("fine", lambda: None)]) == {
+    assert codes_of([PipelineRun("broken", failing(bug)), PipelineRun("fine", lambda: None)]) == {
         "broken": 1,
         "fine": 0,
     }
@@ -44,7 +53,7 @@ def test_a_bug_ends_only_its_own_pipeline_and_is_shown(monkeypatch: pytest.Monke
 
 def test_each_error_is_logged_with_every_problem(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("replicator").propagate = True
-    run_each([PipelineRun("wrong", failing(ConfigError("no table", "no target")))])
+    codes_of([PipelineRun("wrong", failing(ConfigError("no table", "no target")))])
     (record,) = [r for r in caplog.records if r.getMessage() == "pipeline failed"]
     assert vars(record)["problems"] == ["no table", "no target"]
     assert (vars(record)["error"], vars(record)["exit_code"]) == ("ConfigError", 2)
@@ -63,6 +72,37 @@ def test_every_exit_code_has_its_severity() -> None:
         return {of.exit_code}.union(*(codes(kind) for kind in of.__subclasses__()))
 
     assert codes(ReplicatorError) <= set(SEVERITY)
+
+
+def test_an_import_that_hangs_is_reported_with_its_pipeline_while_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("replicator").propagate = True
+    gate, codes = threading.Event(), dict[str, int]()
+    monkeypatch.setattr(sys, "hang", gate.wait, raising=False)
+    (tmp_path / "hooks.py").write_text("import sys\nsys.hang()\ndef hook(item):\n    return item\n")
+
+    class Ending(logging.Handler):
+        """Lets the import go on once it was reported and the other pipeline has ended."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "hook is not imported" and codes == {"other": 0}:
+                gate.set()
+
+    handler = Ending()
+    logging.getLogger("replicator").addHandler(handler)
+
+    def hanging() -> None:
+        load("hooks.py:hook", tmp_path)
+
+    runs = [PipelineRun("other", lambda: None), PipelineRun("hanging", hanging, import_timeout=0.0)]
+    run_each(runs, codes.__setitem__, check_every=0.001)
+    logging.getLogger("replicator").removeHandler(handler)
+
+    assert codes == {"other": 0, "hanging": 0}
+    (record,) = [r for r in caplog.records if r.getMessage() == "hook is not imported"]
+    assert (vars(record)["pipeline"], vars(record)["seconds"]) == ("hanging", 0.0)
+    assert "code outside of functions that waits or loops" in vars(record)["do"]
 
 
 class TestHookWatch:

@@ -264,7 +264,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(running, "ends", ends)
     monkeypatch.setattr(running, "Environment", outside)
     monkeypatch.setattr(running, "tune_allocator", lambda: None)
-    monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda: world.stop)
+    monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda *_: world.stop)
     logger = logging.getLogger("replicator")
     before = (logger.handlers[:], logger.level, logger.propagate)
     yield world
