@@ -33,8 +33,9 @@ class Upsert(msgspec.Struct, frozen=True, gc=False):
 class Delete(msgspec.Struct, frozen=True, gc=False):
     """Remove the document, unless the target has this version or a newer one.
 
-    ``created``: time of the change, seconds since 1970; None if no change of the stream says that it is gone. For
-    targets that mark rows instead of removing them.
+    For targets that mark documents instead of removing them: ``created``, the time of the change that made it vanish,
+    seconds since 1970, None if no change of the stream says so; and ``last``, the document as it was before that
+    change, None if no image tells. ``last`` is given only with ``created``.
     """
 
     table: str
@@ -43,6 +44,7 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
     item: Key
     weight: int = 1
     created: float | None = None
+    last: Mapping[str, object] | None = None
 
 
 Write = Upsert | Delete

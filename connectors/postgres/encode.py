@@ -97,20 +97,19 @@ class TableEncoder:
         self.lock = Statement(LOCK, [shape.label.encode()])
 
     def deletes(self, rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[Statement]:
-        wanted = [row for row in rows if type(row[1]) is Delete]
+        wanted = [row for row in rows if not self._stores(row[1])]
         if not wanted:
             return
         reasons = _unfit_keys(self._keys, wanted)  # no row can have such a key, so there is nothing to delete
         wanted = [row for i, row in enumerate(wanted) if i not in reasons]
         text = self._statements.delete_for_good if tombstones else self._statements.delete
-        times = [_times(wanted)] if self._marks else []
-        guard, counting = _guard(wanted, tombstones=tombstones), _counting(wanted, shared)
-        yield Statement(text, [*_key_literals(self._keys, wanted), *guard, *times, *counting], planned_once=False)
+        parameters = [*_key_literals(self._keys, wanted), *self._bookkeeping(wanted, shared, tombstones=tombstones)]
+        yield Statement(text, parameters, planned_once=False)
 
     def upserts(
         self, rows: Sequence[Row], shared: tuple[bytes, bytes], rejections: list[Rejection], *, tombstones: bool
     ) -> Iterator[Statement]:
-        wanted = [row for row in rows if type(row[1]) is Upsert]
+        wanted = [row for row in rows if self._stores(row[1])]
         if not wanted:
             return
         reasons = _unfit_keys(self._keys, wanted)
@@ -120,8 +119,18 @@ class TableEncoder:
             return
         text = self._statements.upsert_unless_deleted if tombstones else self._statements.upsert
         keys = _key_literals(self._keys, wanted)
-        parameters = [*keys, *columns, *_guard(wanted, tombstones=tombstones), *_counting(wanted, shared)]
+        parameters = [*keys, *columns, *self._bookkeeping(wanted, shared, tombstones=tombstones)]
         yield Statement(text, parameters, planned_once=not tombstones)
+
+    def _stores(self, write: Write) -> bool:
+        """Whether it stores a document, live or marked; others concern the one that is stored."""
+        return type(write) is Upsert or (self._marks and write.last is not None)  # type: ignore[union-attr]
+
+    def _bookkeeping(self, rows: Sequence[Row], shared: tuple[bytes, bytes], *, tombstones: bool) -> Iterator[bytes]:
+        yield from _guard(rows, tombstones=tombstones)
+        if self._marks:
+            yield _times(rows)
+        yield from _counting(rows, shared)
 
     def expected(self, rows: Sequence[Row]) -> tuple[list[bytes], Reasons]:
         """Keys and columns of upserts as array literals; or, instead, why some of the rows cannot be stored."""
@@ -135,7 +144,7 @@ class TableEncoder:
         return ([], reasons) if reasons else (list(_key_literals(self._keys, rows)), {})
 
     def _body_literals(self, rows: Sequence[Row], reasons: Reasons) -> list[bytes]:
-        bodies: list[Any] = [row[1].body for row in rows]  # type: ignore[union-attr]
+        bodies: list[Any] = [row[1].body if type(row[1]) is Upsert else row[1].last for row in rows]  # type: ignore[union-attr]
         kinds = set(map(type, bodies))
         self._unknown.reject(bodies, kinds, reasons)
         with contextlib.suppress(*UNUSUAL):

@@ -6,7 +6,7 @@ nor its absence explains was skipped by a trigger (BEFORE … RETURN NULL), and 
 
 Where rows are marked as deleted, a delete is an UPDATE under the same guard: the row keeps its last image, and the
 delete's version, so that it holds back older writes as a tombstone does. A row that is marked already keeps the time
-that belongs to its image.
+that belongs to its image. A delete with the last document is an upsert of it, with the time of deletion.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _TOMBSTONES = """ kept AS (
 class Statements:
     """One table's statements.
 
-    Parameters: keys, columns (upserts only), versions, ids (with tombstones only), times (deletes that mark rows only);
+    Parameters: keys, columns (upserts only), versions, ids (with tombstones only), times (where rows are marked only);
     then each write's source, as an index, and its weight; the sources' names, and the pipeline.
     """
 
@@ -95,7 +95,7 @@ class _Parameters:
     """The numbers and types of the parameters."""
 
     def __init__(self, shape: TableSchema, *, tombstones: bool, columns: bool = True) -> None:
-        times = shape.marks and not columns
+        times = shape.marks
         types = [key.type for key in shape.keys]
         if columns:
             types += ["text" if c.type in _CASTS else c.type for c in shape.columns]
@@ -146,7 +146,7 @@ def _upsert(shape: TableSchema, p: _Parameters) -> bytes:
     found = sql.SQL(_UPSERT).format(
         table=shape.qualified,
         columns=_names([*keys, *body, *marks]),
-        values=_raw(", ".join([*values, *("NULL" for _ in marks)])),
+        values=_raw(", ".join([*values, *("pg_catalog.to_timestamp(d.at)" for _ in marks)])),
         rows=p.rows(),
         unless_deleted=sql.SQL(_UNLESS_DELETED).format(label=sql.Literal(shape.label)) if p.tombstones else _raw(""),
         keys=_names(keys),
@@ -155,7 +155,7 @@ def _upsert(shape: TableSchema, p: _Parameters) -> bytes:
         ),
         version=sql.Identifier(VERSION),
         returned=_names(keys, "t."),
-        stale=_stale(p, [*range(len(keys)), *range(p.count, len(p.types))], held_back),
+        stale=_stale(p, [*range(len(keys)), *(n for n in range(p.count, len(p.types)) if n not in p.times)], held_back),
     )
     return found.as_bytes(None)
 

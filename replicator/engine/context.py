@@ -19,7 +19,7 @@ from replicator.engine.scheduler import Scheduler
 from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.pipeline.progress import Progress
 from replicator.source.table import SourceTable
-from replicator.target.contract import Table, Target
+from replicator.target.contract import Table, Target, marking
 
 log = logging.getLogger("replicator")
 
@@ -38,7 +38,7 @@ class RunContext:
 
     @property
     def mapping(self) -> DocumentMapping:
-        return DocumentMapping(self.hook, tuple(t.name for t in self.tables))
+        return DocumentMapping(self.hook, tuple(t.name for t in self.tables), marking(self.tables))
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,10 +181,14 @@ def _poison(hook: Hook, error: BaseException) -> Poison:
 
 @dataclass(frozen=True, slots=True)
 class DocumentMapping:
-    """How items become documents: by which hook (None: unchanged), in which target tables."""
+    """How items become documents: by which hook (None: unchanged), in which target tables.
+
+    ``marks``: the tables that mark documents instead of removing them.
+    """
 
     hook: Hook | None
     tables: tuple[str, ...]
+    marks: frozenset[str] = frozenset()
 
     @property
     def own_ids(self) -> bool:

@@ -13,7 +13,7 @@ from replicator.change import Change, OwnWrite, Page, Record, ScanPage
 from replicator.hooks.hook import DocumentMapping
 from replicator.key import Key
 from replicator.marks import Marks
-from replicator.pipeline.compaction import BatchContext, Compacted, compact_latest, compact_runs, latest, runs
+from replicator.pipeline.compaction import BatchContext, Compacted, compact_latest, compact_runs, latest, newest, runs
 from replicator.state import SegmentState, ShardState
 from replicator.version import version
 
@@ -39,6 +39,9 @@ def streamed(
         numbered = ((n, unmarked(r, marks)) for n, r in numbered)
     if mapping.own_ids:
         compacted = compact_runs(runs(numbered, at.epoch), mapping, at)
+    elif mapping.marks:
+        items = runs(numbered, at.epoch)
+        compacted = compact_latest(newest(items), mapping, at, items)
     else:
         compacted = compact_latest(latest(numbered, at.epoch), mapping, at)
     if ignore_expired:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
@@ -26,6 +27,9 @@ from replicator.version import epoch_of
 Image = msgspec.Raw | bytes | None
 Documents = Mapping[Place, Mapping[str, object]]
 Failed = Poison | Malformed
+Last = tuple[Mapping[str, object], float | None]
+"""A document as it was last, and the time of the change after which it was gone; None: the run's last change."""
+NOTHING: Mapping[Place, Last] = {}
 Refused = tuple[Key, int]
 """An item's change that the target refuses: its key and version."""
 
@@ -58,6 +62,7 @@ class BatchContext:
 
     ``refused``: reasons of refused changes. ``now``: seconds since 1970. ``mixed``: the target may have documents of
     this epoch from another hook. ``full``: in a partial resync, the last epoch that scanned the whole table, else 0.
+    ``unmarkable``: changes whose deletes the target refuses to mark with the last document: they go without one.
     """
 
     refused: Mapping[Refused, str]
@@ -67,6 +72,7 @@ class BatchContext:
     now: float
     mixed: bool = False
     full: int = 0
+    unmarkable: Collection[Refused] = frozenset()
 
     @property
     def complete(self) -> int:
@@ -100,15 +106,27 @@ def runs(numbered: Iterable[tuple[int, Record]], epoch: int) -> dict[Key, list[C
     return changes
 
 
+def newest(items: Mapping[Key, Sequence[Change]]) -> Iterator[Latest]:
+    """The last change of each run."""
+    for run in items.values():
+        yield run[-1], run[-1].version, len(run)
+
+
 def _change(r: Record | Change, version: int) -> Change:
     return Change(r.key, version, r.new, r.old, r.sequence, r.created, r.expired)
 
 
-def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: BatchContext) -> Compacted:
-    """Writes for pipelines with one document per item."""
+def compact_latest(
+    changes: Iterable[Latest],
+    mapping: DocumentMapping,
+    at: BatchContext,
+    items: Mapping[Key, Sequence[Change]] | None = None,
+) -> Compacted:
+    """Writes for pipelines with one document per item. ``items``: all changes of each item, where deletes only mark."""
     result = Compacted()
     table, hook = mapping.tables[0], mapping.hook
     writes, healing = result.writes, bool(at.parked)
+    vanished = partial(_vanished, result, mapping, at, items)
     for change, version, weight in _current(result, changes, at) if at.parked.any_dropped else changes:
         key = change.key
         result.read += weight
@@ -120,7 +138,7 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             if type(change) is OwnWrite:
                 result.filtered += weight
             else:
-                writes.append(Delete(table, key, version, key, weight, change.created))
+                writes.append(Delete(table, key, version, key, weight, *vanished(change, version)))
         elif hook is None:
             writes.append(Upsert(table, key, Item(change.new), version, key, weight))
         else:
@@ -134,10 +152,27 @@ def compact_latest(changes: Iterable[Latest], mapping: DocumentMapping, at: Batc
             else:
                 result.filtered += weight
                 if change.sequence is not None or at.full:  # after a full scan, the sweep removes an existing document
-                    writes.append(Delete(table, key, version, key, 0, change.created))
+                    writes.append(Delete(table, key, version, key, 0, *vanished(change, version)))
         if healing:
             _heal(result, _change(change, version), at)
     return result
+
+
+def _vanished(
+    result: Compacted,
+    mapping: DocumentMapping,
+    at: BatchContext,
+    items: Mapping[Key, Sequence[Change]] | None,
+    change: Record | Change,
+    version: int,
+) -> tuple[float | None, Mapping[str, object] | None]:
+    """When an item's only document vanished, and what it was last."""
+    if items is None:
+        return change.created, None
+    if (change.key, version) in at.unmarkable:
+        result.refused.append((change.key, version))
+        return change.created, None
+    return _deletion(next(iter(_last(items[change.key], mapping).values()), None), change.created)
 
 
 def _current(result: Compacted, changes: Iterable[Latest], at: BatchContext) -> Iterator[Latest]:
@@ -179,7 +214,8 @@ def _compact_run(
 ) -> None:
     newest = run[-1]
     now, failed = _documents(newest.new, mapping)
-    leaves = _places(earlier(run), mapping)
+    last = _last(run, mapping) if mapping.marks else {}
+    leaves = set(last) if mapping.marks else _places(earlier(run), mapping)
     for known in [*dropped] if parked is None else [parked, *dropped]:
         leaves |= known.leaves | _places([_image(known.base)], mapping)
     unknown = _unknown(_bases(run, parked, dropped), mapping) if at.mixed else {}
@@ -195,7 +231,10 @@ def _compact_run(
         value = replace(_parked(newest, failed, at), leaves=tuple(sorted(leaves | now.keys())), base=base)
         _park(result, value, len(run), at, unknown)
         return
-    writes = _writes(text, now, leaves, newest, len(run))
+    if (newest.key, newest.version) in at.unmarkable:
+        result.refused.append((newest.key, newest.version))
+        last = {}
+    writes = _writes(text, now, leaves, newest, len(run), {p: one for p, one in last.items() if p[0] in mapping.marks})
     result.writes += writes
     if not writes:
         result.filtered += len(run)
@@ -249,16 +288,60 @@ def _documents(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poiso
         return {}, e
 
 
+def _document(image: Image, mapping: DocumentMapping) -> tuple[Documents, Poison | Malformed | None]:
+    """The same of a pipeline with one document per item, whose id is its key."""
+    place, hook = (mapping.tables[0], ""), mapping.hook
+    try:
+        item = None if image is None else Item(image, hook.profile) if hook is not None else Item(image)
+        body = item if hook is None or item is None else hook.one(item)
+    except (Poison, Malformed) as e:
+        return {}, e
+    return ({} if body is None else {place: body}), None
+
+
+def _last(run: Sequence[Change], mapping: DocumentMapping) -> dict[Place, Last]:
+    """The documents of a run's images but the last one: what each was last, and when it vanished.
+
+    An image on which the hook fails is parked, and leaves the documents as they are.
+    """
+    documents = _documents if mapping.own_ids else _document
+    found: dict[Place, Last] = {}
+    for n, image in enumerate(earlier(run)):
+        there, failed = documents(image, mapping)
+        if n > 0 and failed is None:
+            gone = [place for place, (_, at) in found.items() if at is None and place not in there]
+            found |= {place: (found[place][0], run[n - 1].created) for place in gone}
+        found |= {place: (body, None) for place, body in there.items()}
+    return found
+
+
+def _deletion(last: Last | None, created: float | None) -> tuple[float | None, Mapping[str, object] | None]:
+    """The time and the last document of a delete. ``created``: the time of the run's last change."""
+    if last is None or created is None:
+        return created, None
+    body, at = last
+    return (created if at is None else at), body
+
+
 def _places(images: Iterable[Image], mapping: DocumentMapping) -> set[Place]:
     """The ids of all documents of these images. An image on which the hook fails has none in the target."""
     return {place for image in images if image is not None for place in _documents(image, mapping)[0]}
 
 
-def _writes(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
+def _writes(
+    text: str,
+    now: Documents,
+    leaves: set[Place],
+    newest: Change,
+    weight: int,
+    last: Mapping[Place, Last] = NOTHING,
+) -> list[Write]:
     version, key = newest.version, newest.key
     writes: list[Write] = [Upsert(table, (text, id), body, version, key, 0) for (table, id), body in now.items()]
     gone = sorted(leaves - now.keys())
-    writes += [Delete(table, (text, id), version, key, 0, newest.created) for table, id in gone]
+    for table, id in gone:
+        at, body = _deletion(last.get((table, id)), newest.created)
+        writes.append(Delete(table, (text, id), version, key, 0, at, body))
     if writes:  # one write answers for the item in the counts
         writes[0] = msgspec.structs.replace(writes[0], weight=weight)
     return writes

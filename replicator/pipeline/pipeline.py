@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from msgspec import structs
 
-from replicator.batch import Batch, Outcome, Part, Rejection, outcome_counts
+from replicator.batch import Batch, Delete, Outcome, Part, Rejection, outcome_counts
 from replicator.change import Listing, Page, ScanPage
 from replicator.checkpoints.contract import Claimed
 from replicator.errors import GapFound
@@ -93,6 +93,7 @@ class Pipeline:
         self._pending: list[Pending] = []
         self._in_flight: deque[_Taken] = deque()
         self._refused: dict[Refused, str] = {}
+        self._unmarkable: set[Refused] = set()  # their deletes go without the last document, which was refused
         self._reasons: Counter[str] = Counter()  # of changes parked since the last parked_now()
         self.parked_here: set[str] = set()  # items that this run parked
 
@@ -324,12 +325,16 @@ class Pipeline:
 
     def refused(self, batch: Batch, rejections: Sequence[Rejection]) -> None:
         """The target refused part of the oldest batch and stored none of it. Its changes are taken again, with the
-        refused ones parked.
+        refused ones parked. A delete is not: it only goes without the document that was to be marked.
 
         Later batches are returned too: they may have changes of the items that are parked now.
         """
         assert self._in_flight[0].batch is batch
-        self._refused |= {(r.write.item, r.write.version): r.reason for r in rejections}
+        for write, reason in ((r.write, r.reason) for r in rejections):
+            if isinstance(write, Delete) and write.last is not None:
+                self._unmarkable.add((write.item, write.version))
+            else:
+                self._refused[write.item, write.version] = reason
         self.give_back()
 
     def give_back(self) -> None:
@@ -389,6 +394,7 @@ class Pipeline:
         self._opened.clear()
         self._idle.clear()
         self._refused.clear()
+        self._unmarkable.clear()
         self._pending = [p for p in self._pending if p[0] == "gap"]
 
     def _put(self, taken: _Taken, kind: str, id: str, value: object | None) -> None:
@@ -464,7 +470,9 @@ class Pipeline:
     def _part(self, taken: _Taken, source: str, pages: Sequence[Page | ScanPage], now: float) -> Part:
         state = self.view.pipeline
         assert state is not None
-        at = BatchContext(self._refused, self.parked, state.epoch, source, now, state.mixed, state.full)
+        at = BatchContext(
+            self._refused, self.parked, state.epoch, source, now, state.mixed, state.full, self._unmarkable
+        )
         kind, _, id = source.partition(":")
         after: ShardState | SegmentState
         if kind == "segment":
@@ -498,6 +506,7 @@ class Pipeline:
     def _parked_durably(self, taken: _Taken) -> None:
         for refused in taken.refused:
             self._refused.pop(refused, None)
+            self._unmarkable.discard(refused)
         for move in taken.moves:
             if move.value is not None:
                 self._reasons[move.value.reason] += 1

@@ -35,6 +35,11 @@ class Table:
     stored_as: str = ""
 
 
+def marking(tables: Sequence[Table]) -> frozenset[str]:
+    """The tables that mark documents instead of removing them."""
+    return frozenset(table.name for table in tables if table.options.get("deletes") == "mark")
+
+
 class Target(Protocol):
     """A destination for documents. Used by one thread at a time.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,17 +34,27 @@ from replicator.target.verification import CHANGED, Comparison, Walked
 from replicator.version import epoch_of
 
 
+class Marked(NamedTuple):
+    """A document whose item is gone: it has the version of its delete, and its last body. ``at``: when it vanished."""
+
+    version: int
+    body: bytes
+    at: float | None
+
+
 @dataclass(slots=True)
 class MemoryDatabase:
     """The durable state: rows and tombstones by table and document id, checkpoint entries, counts.
 
-    A row is (version, body as JSON bytes); a tombstone is a version. ``volatile``: version and time of deletes that a
+    A row is (version, body as JSON bytes); a tombstone is a version. ``marked``: the documents that tables with
+    ``deletes: mark`` kept, apart from the live ones. ``volatile``: version and time of deletes that a
     search engine remembers for a while, until it restarts. ``made``: how often a table was created, which identifies
     it among tables of the same name. ``keeps``: why a document cannot be deleted, None if it can.
     """
 
     rows: dict[str, dict[DocumentId, tuple[int, bytes]]] = field(default_factory=dict)
     tombstones: dict[str, dict[DocumentId, int]] = field(default_factory=dict)
+    marked: dict[str, dict[DocumentId, Marked]] = field(default_factory=dict)
     volatile: dict[tuple[str, DocumentId], tuple[int, float]] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
@@ -143,7 +153,8 @@ class MemoryRows:
 
     def empty(self, tables: Sequence[Table]) -> Sequence[str]:
         """As in Postgres, where tombstones do not count."""
-        return [t.name for t in tables if self._database.rows.get(t.name) == {}]
+        rows, marked = self._database.rows, self._database.marked
+        return [t.name for t in tables if rows.get(t.name) == {} and not marked.get(t.name)]
 
     def _epoch(self, table: str) -> int | None:
         """The stored epoch, or that of the newest version."""
@@ -151,7 +162,8 @@ class MemoryRows:
         if noted != 0:
             return noted
         rows, tombstones = self._database.rows[table], self._database.tombstones[table]
-        return epoch_of(max((*(v for v, _ in rows.values()), *tombstones.values()), default=0))
+        marked = [one.version for one in self._database.marked.get(table, {}).values()]
+        return epoch_of(max((*(v for v, _ in rows.values()), *tombstones.values(), *marked), default=0))
 
     def identities(self, tables: Sequence[Table]) -> Mapping[str, Identity]:
         made, rows = self._database.made, self._database.rows
@@ -165,12 +177,15 @@ class MemoryRows:
             if table.name not in self._database.rows:
                 self._database.rows[table.name] = {}
                 self._database.tombstones[table.name] = {}  # of an earlier table of the same name
+                self._database.marked.pop(table.name, None)
+            if table.options.get("deletes") == "mark":
+                self._database.marked.setdefault(table.name, {})
             self._database.epochs[table.name] = max(epoch, self._database.epochs.get(table.name, 0))
 
     def _reason(self, write: Write) -> str | None:
         """Why the database rejects a write, None if it does not."""
-        if isinstance(write, Upsert):
-            return self._refuse(write)
+        if (document := stored_by(write)) is not None:
+            return self._refuse(document)
         there = write.id in self._database.rows[write.table]
         return self._database.keeps(write.table, write.id) if there else None
 
@@ -178,21 +193,43 @@ class MemoryRows:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
         if not self._is_newer(write, keep=keep, same=same):
             return False
+        marked = self._database.marked.get(write.table, {})
         tombstones.pop(write.id, None)
         if isinstance(write, Delete):
-            rows.pop(write.id, None)
-            if keep:
+            if not self._mark(write) and keep:
                 tombstones[write.id] = write.version
+            rows.pop(write.id, None)
         else:
             rows[write.id] = (write.version, body(write.body))
+            marked.pop(write.id, None)
         return True
+
+    def _mark(self, write: Delete) -> bool:
+        """Keep the document, as it was last, where the table marks; whether there is one.
+
+        One that is marked already stays as it is, but for its version, unless another one has vanished since.
+        """
+        marked, row = self._database.marked.get(write.table), self._database.rows[write.table].get(write.id)
+        if marked is None:
+            return False
+        if write.last is not None:
+            marked[write.id] = Marked(write.version, body(write.last), write.created)
+        elif row is not None:
+            marked[write.id] = Marked(write.version, row[1], write.created)
+        elif write.id in marked:
+            marked[write.id] = marked[write.id]._replace(version=write.version)
+        return write.id in marked
 
     def _is_newer(self, write: Write, *, keep: bool, same: bool) -> bool:
         return write.version > self._known(write)
 
     def _known(self, write: Write) -> int:
         rows, tombstones = self._database.rows[write.table], self._database.tombstones[write.table]
-        return max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1))
+        return max(rows.get(write.id, (-1, b""))[0], tombstones.get(write.id, -1), self._marked(write.table, write.id))
+
+    def _marked(self, table: str, id: DocumentId) -> int:
+        """The version of a marked document, -1 if there is none."""
+        return self._database.marked.get(table, {}).get(id, Marked(-1, b"", None)).version
 
     def sweep(self, table: Table, below: int, spare: Sequence[DocumentId]) -> int:
         return self.bury(table, self.removable(table, self.older(table, below, spare)), below)
@@ -239,6 +276,8 @@ class MemoryRows:
         version = None if row is None else row[0]
         if (reason := self._refuse(write)) is not None:
             return Comparison(version, refused=reason)
+        if row is None and (marked := self._marked(table.name, write.id)) >= 0:
+            return Comparison(marked, ("deleted_at",))
         if row is None:
             return Comparison(None)
         was, wanted = orjson.loads(row[1]), orjson.loads(body(write.body))
@@ -260,11 +299,12 @@ class MemoryRows:
 
     def _replaced(self, table: Table, write: Upsert) -> str:
         rows = self._database.rows[table.name]
-        if rows.get(write.id, (None,))[0] != write.version:
+        if write.version not in (rows.get(write.id, (None,))[0], self._marked(table.name, write.id)):
             return CHANGED
         if (reason := self._refuse(write)) is not None:
             return reason
         rows[write.id] = (write.version, body(write.body))
+        self._database.marked.get(table.name, {}).pop(write.id, None)
         return ""
 
     def remove(self, table: Table, writes: Sequence[Delete]) -> Sequence[str]:
@@ -276,8 +316,9 @@ class MemoryRows:
             return CHANGED
         if (reason := self._database.keeps(table.name, write.id)) is not None:
             return reason
+        if not self._mark(write):
+            tombstones[write.id] = write.version
         del rows[write.id]
-        tombstones[write.id] = write.version
         return ""
 
     def close(self) -> None:
@@ -309,7 +350,8 @@ class MemoryTarget(MemoryRows):
         """As in Postgres, whose upserts look for no tombstone unless the batch keeps them."""
         if keep or isinstance(write, Delete):
             return super()._is_newer(write, keep=keep, same=same)
-        return write.version > self._database.rows[write.table].get(write.id, (-1, b""))[0]
+        row = self._database.rows[write.table].get(write.id, (-1, b""))[0]
+        return write.version > max(row, self._marked(write.table, write.id))
 
     def write(self, batch: Batch) -> Outcome:
         writes = [w for part in batch.parts for w in part.writes]
@@ -326,6 +368,13 @@ class MemoryTarget(MemoryRows):
         outcome = Outcome((), superseded)
         self.checkpoints.save(batch.saves, outcome_counts(batch, outcome))
         return outcome
+
+
+def stored_by(write: Write) -> Upsert | None:
+    """The document that a write stores, live or marked; None if it stores none."""
+    if isinstance(write, Upsert):
+        return write
+    return None if write.last is None else Upsert(write.table, write.id, write.last, write.version, write.item)
 
 
 def body(document: Mapping[str, object]) -> bytes:

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import msgspec
+import orjson
+from msgspec import structs
 
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write
 from replicator.target.acks import AckTracker, place
 from replicator.target.contract import Table
 from replicator.target.guarded_writes import acknowledge, outcome
 from replicator.target.in_doubt import InDoubtWindow
-from replicator.testing.memory import MemoryDatabase, MemoryRows, unspared
+from replicator.testing.memory import MemoryDatabase, MemoryRows, stored_by, unspared
 
 GC_DELETES = 60.0  # seconds: the default of index.gc_deletes in Elasticsearch and OpenSearch
 
@@ -30,8 +32,8 @@ class Request(msgspec.Struct, frozen=True):
 
     @property
     def plain(self) -> bool | None:
-        """Whether a delete may be sent without a tombstone; None for upserts."""
-        return True if isinstance(self.write, Delete) else None
+        """Whether a delete may be sent without a tombstone; None for upserts, and for deletes that only mark."""
+        return True if stored_by(self.write) is None else None
 
 
 class MemoryIndex(MemoryRows):
@@ -59,7 +61,19 @@ class MemoryIndex(MemoryRows):
     def requests(self, batch: Batch) -> Sequence[Request]:
         """The unfinished writes of a batch."""
         keep = batch.tombstones or bool(self.in_doubt)
-        return self.acknowledged.unfinished(_requests(batch, keep), tombstones=keep)
+        unfinished = self.acknowledged.unfinished(_requests(batch, keep), tombstones=keep)
+        if not self._database.marked:
+            return unfinished
+        return [structs.replace(request, write=self._read(request.write)) for request in unfinished]
+
+    def _read(self, write: Write) -> Write:
+        """The write that is sent: a document is marked by storing the whole of it, so it is read if no image tells."""
+        if isinstance(write, Upsert) or write.last is not None or write.table not in self._database.marked:
+            return write
+        row, marked = self._database.rows[write.table].get(write.id), self._database.marked[write.table].get(write.id)
+        if row is not None:
+            return structs.replace(write, last=orjson.loads(row[1]))
+        return write if marked is None else structs.replace(write, last=orjson.loads(marked.body), created=marked.at)
 
     def carry_out(self, request: Request) -> bool:
         """Apply a request on the server, whenever it arrives. False if it is superseded."""
@@ -99,6 +113,8 @@ class MemoryIndex(MemoryRows):
         at = self._database.rows[table.name].get(id, (-1, b""))[0]
         if 0 <= at <= version:
             del self._database.rows[table.name][id]
+        if 0 <= self._marked(table.name, id) <= version:
+            del self._database.marked[table.name][id]
         return self.forget(table, id, version)
 
     def forget(self, table: Table, id: DocumentId, version: int) -> int:
@@ -127,7 +143,7 @@ class MemoryIndex(MemoryRows):
         if applied:
             at = (write.table, write.id)
             self._database.volatile.pop(at, None)
-            if isinstance(write, Delete) and not keep:
+            if isinstance(write, Delete) and not keep and self._marked(write.table, write.id) < 0:
                 self._database.volatile[at] = write.version, self._now()
         return applied
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from replicator.pipeline.compaction import (
     compact_latest,
     compact_runs,
     latest,
+    newest,
     run_writes,
     runs,
 )
@@ -140,6 +142,57 @@ def test_a_removal_deletes() -> None:
     compacted = compact_latest(weighed((change(A, 3, None, 2), 4)), FILTER, at())
     assert short(compacted.writes) == [("orders", A, None, 3, 4)]
     assert (compacted.read, compacted.filtered) == (4, 0)
+
+
+def odd(item: Item) -> Any:
+    """Filters even values, and fails on 0."""
+    return {"odd": item["v"]} if 1 // item["v"] >= 0 and item["v"] % 2 else None
+
+
+@pytest.mark.parametrize(
+    ("images", "last", "vanished"),
+    [
+        ([1, 3, None], {"odd": 3}, 2),
+        ([None, 1, None], {"odd": 1}, 2),  # the item came and went
+        ([1, 2, None], {"odd": 1}, 1),  # it had left the filter before it was deleted
+        ([1, 0, None], {"odd": 1}, 2),  # the hook failed on the image between: the document was still there
+        ([2, 4, None], None, 2),
+        ([1, 2, 4], {"odd": 1}, 1),
+        ([1, 3], None, None),  # it is there
+    ],
+)
+def test_a_delete_that_marks_has_the_last_document_and_the_time_when_it_vanished(
+    images: Sequence[int | None], last: Mapping[str, object] | None, vanished: int | None
+) -> None:
+    """However the changes are cut into batches: each of them may come with those before it, or alone."""
+    for declared in (False, True):
+        function = documents(lambda item: [] if odd(item) is None else [Document("d", odd(item))]) if declared else odd
+        marks = DocumentMapping(Hook("hook", function, "", declared), ("orders",), frozenset({"orders"}))
+        pairs = enumerate(itertools.pairwise(images), start=1)
+        run = [Change(A, version(EPOCH, n), _image(new), _image(old), str(n), float(n)) for n, (old, new) in pairs]
+        write = next(iter(_compacted({A: run}, marks).writes), None)
+        if vanished is None:
+            assert isinstance(write, Upsert)
+        elif write is None:
+            assert last is None
+        else:
+            assert isinstance(write, Delete)
+            assert (write.last, write.created) == (last, float(vanished))
+
+
+def _compacted(items: Mapping[Key, Sequence[Change]], marks: DocumentMapping) -> Compacted:
+    return compact_runs(items, marks, at()) if marks.own_ids else compact_latest(newest(items), marks, at(), items)
+
+
+def test_a_table_that_does_not_mark_gets_no_last_document() -> None:
+    two = DocumentMapping(FAN.hook, FAN.tables, frozenset({"vowels"}))
+    run = [change(A, 3, None, "ab")]
+    assert [
+        (w.table, dict(w.last or {})) for w in compact_runs({A: run}, two, at()).writes if isinstance(w, Delete)
+    ] == [
+        ("others", {}),
+        ("vowels", {"to": "ab"}),
+    ]
 
 
 def test_an_item_that_leaves_the_filter_is_deleted_and_counted_as_filtered_once() -> None:

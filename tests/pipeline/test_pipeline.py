@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from replicator import Document, documents
 from replicator.batch import Batch, Delete, Outcome, Rejection, Upsert
 from replicator.change import Listing, Page, Record, ScanPage, Shard
 from replicator.checkpoints.contract import Claimed
@@ -224,6 +225,27 @@ def test_refused_changes_are_parked_and_the_rest_is_written() -> None:
     assert isinstance(parked, Parked)
     assert (parked.key, parked.reason, parked.version) == (("bad",), "too large", version(FIRST_EPOCH, 2))
     assert pipeline.total == Counts(read=2, applied=1, parked=1)
+
+
+@pytest.mark.parametrize("own_ids", [False, True])
+def test_a_delete_whose_last_document_is_refused_goes_without_it(own_ids: bool) -> None:
+    """It marks what is stored, and nothing is parked; not so if that is refused too."""
+    hook = Hook("hook", documents(lambda item: [Document("d", item)]), "", True) if own_ids else None
+    pipeline = begun(Shard("a"), mapping=DocumentMapping(hook, ("orders",), frozenset({"orders"})))
+    opened(pipeline)
+    pipeline.accept(page("a", Record(("k",), "1", NOW, None, image({"pk": "k", "v": 1}))))
+    anchor = pipeline.take(NOW)
+    assert anchor is not None
+    pipeline.stored(anchor, Outcome(), NOW)
+    for kept in (True, False):
+        batch = pipeline.take(NOW)
+        assert batch is not None
+        (delete,) = writes([batch])
+        assert isinstance(delete, Delete)
+        assert (delete.last is not None) == kept
+        pipeline.refused(batch, [Rejection(delete, "no")])
+    (parked,) = values(store(pipeline)[0], "parked").values()
+    assert isinstance(parked, Parked)
 
 
 def test_batches_taken_after_a_refused_one_are_returned_too() -> None:

@@ -66,6 +66,7 @@ def expire(world: Universe, act: Act) -> None:
             world.expired[str(item["pk"]),] = truth.kept(world, item)
         world.damage.changed((str(item["pk"]),))
         world.source.expire(world.TABLE, {"pk": item["pk"]})
+        world.lives.changed((str(item["pk"]),), world.clock.now, None)
         world.records.note(world)
 
 
@@ -291,8 +292,10 @@ def restore(world: Universe, act: Act) -> None:
         if world.early:  # a backup from before such a shard was begun would be read as if it was young
             return
         world.left.clear()
-        for part in ("rows", "tombstones", "epochs") if world.scenario.index else backup.__slots__:
+        for part in ("rows", "tombstones", "marked", "epochs") if world.scenario.index else backup.__slots__:
             setattr(world.database, part, getattr(backup, part))
+        for table, rows in world.database.rows.items():
+            world.lives.replaced(table, [*rows, *world.database.marked.get(table, {})])
         world.used.clear()
         world.database.volatile.clear()
         if not world.scenario.index:

@@ -91,7 +91,8 @@ def clone(world: Universe, act: Act) -> None:
 def _cloned(world: Universe, before: MemoryDatabase | None, luck: float, *, noted: bool) -> None:
     name, origin = _table(world, luck), before or world.database
     if name is not None and name in origin.rows:
-        world.remake(name, dict(origin.rows[name]), dict(origin.tombstones.get(name, {})), noted=noted)
+        marked, tombstones = origin.marked.get(name, {}), dict(origin.tombstones.get(name, {}))
+        world.remake(name, dict(origin.rows[name]), tombstones, noted=noted, marked=marked)
         if noted:  # by the table that was copied, perhaps one of before a backup was restored
             world.database.epochs[name] = origin.epochs.get(name, 0)
 
@@ -106,7 +107,8 @@ def seed(world: Universe, act: Act) -> None:
         for name in world.tables:
             if name in world.database.rows:
                 tombstones = world.database.tombstones[name] if world.scenario.index else {}
-                world.remake(name, world.database.rows[name], tombstones, noted=False)
+                marked = world.database.marked.get(name, {})
+                world.remake(name, world.database.rows[name], tombstones, noted=False, marked=marked)
 
     world.later_between_runs(1 + act.pick(40), fill)
 
@@ -121,6 +123,9 @@ def empty(world: Universe, act: Act) -> None:
         name = _table(world, act.luck[1])
         if name is not None and _stopped(world) and not world.late:
             world.database.rows[name] = {}
+            if world.scenario.marks:
+                world.database.marked[name] = {}
+            world.lives.replaced(name, [])
             if world.scenario.index:
                 world.database.tombstones[name] = {}
             world.database.volatile.clear()

@@ -170,7 +170,12 @@ def _damaged(world: Universe, table: str, key: Key, chance: random.Random, oldes
     there = [id for id in rows if id == key or id[0] == key_text(key)]
     if not there:
         id: DocumentId = key if not mapping.own_ids else (key_text(key), "9")
-        if id not in world.database.tombstones[table] and (table, id) not in world.database.volatile:
+        marked = world.database.marked.get(table, {})
+        if (
+            id not in world.database.tombstones[table]
+            and (table, id) not in world.database.volatile
+            and id not in marked
+        ):
             rows[id] = oldest, b'{"by": "hand"}'
             world.damage.done((table, id), key, extra=mapping.own_ids)
         return
@@ -179,6 +184,7 @@ def _damaged(world: Universe, table: str, key: Key, chance: random.Random, oldes
         rows[id] = rows[id][0], b'{"by": "hand"}'
     else:
         del rows[id]
+        world.lives.held.discard((table, id))
     if (table, id) not in world.damage.extra:
         world.damage.done((table, id), key, extra=False)
     elif id not in rows:

@@ -49,7 +49,7 @@ def request_items(world: Universe, act: Act) -> None:
 
 def _change_by_hand(world: Universe, id: DocumentId, luck: float, oldest: int) -> None:
     rows, tombstones = world.database.rows.get(world.TABLE), world.database.tombstones.get(world.TABLE, {})
-    if rows is None or id in tombstones:
+    if rows is None or id in tombstones or id in world.database.marked.get(world.TABLE, {}):
         return
     if id not in rows:
         rows[id] = oldest, b'{"by": "hand"}'
@@ -57,6 +57,7 @@ def _change_by_hand(world: Universe, id: DocumentId, luck: float, oldest: int) -
         rows[id] = rows[id][0], b'{"by": "hand"}'
     else:
         del rows[id]
+        world.lives.held.discard((world.TABLE, id))
 
 
 def renew(world: Universe) -> None:

@@ -172,6 +172,7 @@ class Scenario:
     ``batch_rows``: changes that make a batch full; with the 2,000 of outside, the few pages here never do.
     ``keeps_expired``: what expires stays in the target (``ttl_deletes: ignore``).
     ``looked_up_bytes``: what makes a page of looked-up images; with the 1 MB of outside, the small items here never do.
+    ``marks``: the tables mark documents instead of removing them (``deletes: mark``).
     ``months``: shards roll over every four hours, and runs stay away for hours; ``cron``: each run ends once it has
     caught up, and the next one begins minutes later. ``lingering``: how long empty shards stay listed, at most.
     ``piece``: how many documents are swept, or purged, at once. ``hasty``: chance that a batch goes out, or that its
@@ -189,6 +190,7 @@ class Scenario:
     trims: bool = False
     keeps_expired: bool = False
     columns: bool = False
+    marks: bool = False
     months: bool = False
     cron: bool = False
     lingering: float = 0.0
@@ -238,6 +240,7 @@ def draw(seed: int) -> Scenario:
         forgetful=chance.random() < 0.5,
         trims=trims,
         keeps_expired=random.Random(f"expired {seed}").random() < 0.1,
+        marks=random.Random(f"marks {seed}").random() < 0.15,
         numbering=_numbering(chance),
         keys=int(2 * 12 ** chance.random()),
         steps=int(15 * 12 ** chance.random()),
@@ -325,7 +328,7 @@ def pestering(seed: int, drawn: Scenario) -> Scenario:
 def widening(drawn: Scenario, chance: random.Random) -> Scenario:
     """Tables of columns, to which people add one while nothing else changes, and runs that die."""
     rates = {what: min(1.0, rate * 10 ** chance.uniform(-0.5, 0.5)) for what, rate in WIDENING.items()}
-    return replace(drawn, columns=True, refuses=False, keeps_expired=False, trims=False, rates=rates)
+    return replace(drawn, columns=True, marks=False, refuses=False, keeps_expired=False, trims=False, rates=rates)
 
 
 def repairing(drawn: Scenario, chance: random.Random) -> Scenario:

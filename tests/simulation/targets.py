@@ -52,6 +52,7 @@ class Watched(MemoryRows):
     """Rows whose versions never decrease. A refused write is reported to a run only once."""
 
     _told: set[tuple[str, DocumentId, int]]
+    _universe: Universe
 
     def tells(self, outcome: Outcome) -> Outcome:
         refused = {(r.write.table, r.write.id, r.write.version) for r in outcome.rejections}
@@ -63,12 +64,19 @@ class Watched(MemoryRows):
         before = self._known(write)
         applied = super()._apply(write, keep=keep, same=same)
         truth.check_version(write, before, applied=applied, same=same)
+        self._hold(write)
         return applied
+
+    def _hold(self, write: Write) -> None:
+        lives, here = self._universe.lives, self._database is self._universe.database
+        if here and self._universe.scenario.marks and write.id in self._database.rows[write.table]:
+            lives.held.add((write.table, write.id))
 
     def _replaced(self, table: Table, write: Upsert) -> str:
         before = self._known(write)
         reason = super()._replaced(table, write)
         truth.check_repaired(write, before, self._known(write))
+        self._hold(write)
         return reason
 
     def _removed(self, table: Table, write: Delete) -> str:
@@ -304,7 +312,8 @@ class UnreliableIndex(Columned, MemoryIndex):
 
     def ids(self, table: Table) -> list[DocumentId]:
         """Where there is something, a document or a tombstone."""
-        return sorted({**self._database.rows[table.name], **self._database.tombstones[table.name]})
+        there = (self._database.rows, self._database.tombstones, self._database.marked)
+        return sorted({id for ids in there for id in ids.get(table.name, ())})
 
     def _float(self, requests: Sequence[Request]) -> None:
         self._drift([partial(self.carry_out, request) for request in requests])

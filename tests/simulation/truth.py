@@ -22,6 +22,7 @@ from replicator.state import Counts, Gap, Parked, PipelineState, Save, ShardStat
 from replicator.target.in_doubt import WINDOW
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase, body
 from replicator.version import FIRST_EPOCH
+from tests.simulation import vanished
 
 if TYPE_CHECKING:
     from tests.simulation.world import Universe
@@ -137,6 +138,7 @@ def check_end(universe: Universe) -> None:
                 want[table][id] = _stored(universe, table, document)
     for table in universe.tables:
         _check_table(table, want[table], database.rows.get(table, {}), parked, outlived[table])
+        vanished.check(universe, table, parked)
         left = [id for id in database.tombstones.get(table, ()) if not universe.spared.has(table, id)]
         assert not left, f"tombstones are left in {table}: {left}"
     _check_counts(database)

@@ -14,7 +14,7 @@ from replicator.batch import Batch, DocumentId, Upsert
 from replicator.hooks.hook import Hook
 from replicator.state import ShardState
 from replicator.testing.dynamodb import DynamoDB
-from replicator.testing.memory import MemoryDatabase
+from replicator.testing.memory import Marked, MemoryDatabase
 from replicator.version import epoch_of
 from tests.simulation import hooks, repairing, truth
 from tests.simulation.acts import ACTS as EVENTS
@@ -27,11 +27,13 @@ from tests.simulation.requests import ACTS as REQUESTS
 from tests.simulation.retention import Blanks, Records
 from tests.simulation.scenario import Scenario
 from tests.simulation.targets import LATEST, Killed, Late, Unreliable, UnreliableIndex, target_of
+from tests.simulation.vanished import Lives
 
 ACTS = {**EVENTS, **DECISIONS, **REQUESTS, **REPAIRS}
 
 
 HOUR = 3600.0
+NONE: Mapping[DocumentId, Marked] = {}
 FIELDS = ("edition", "v", "pk")  # of documents, in the order in which a table gets columns for them
 
 
@@ -73,6 +75,7 @@ class Universe:
         self.left: dict[tuple[str, ...], truth.Left] = {}  # what the target had of items when they were given up
         self.repairer: Repairer | None = None  # a command that repairs documents beside the runs
         self.repairs, self.damage = random.Random(f"repairs {seed}"), Damage()
+        self.lives = Lives()
         self.caught_up = self.early = False  # early: records were trimmed before their time
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
@@ -109,8 +112,10 @@ class Universe:
             self.damage.changed((key,))
         if removes:
             self.source.delete(self.TABLE, {"pk": key})
+            self.lives.changed((key,), self.clock.now, None)
         else:
             self.value += 1
+            self.lives.changed((key,), self.clock.now, self.value)
             self.expired.pop((key,), None)
             self.source.put(self.TABLE, {"pk": key, "v": self.value})
         self.records.note(self)
@@ -132,7 +137,7 @@ class Universe:
             self.used |= {(epoch_of(write.version), part.source.removeprefix("shard:")) for write in part.writes}
 
     def refuse(self, write: Upsert) -> str | None:
-        poor = self.scenario.refuses and not self.lenient and int(str(write.body["v"])) % 5 == 1
+        poor = self.scenario.refuses and not self.lenient and int(str(write.body.get("v", 0))) % 5 == 1
         return "the target does not like this value" if poor else None
 
     def remake(
@@ -142,10 +147,14 @@ class Universe:
         tombstones: dict[DocumentId, int],
         *,
         noted: bool,
+        marked: Mapping[DocumentId, Marked] = NONE,
     ) -> None:
         """Put another table in a target table's place, with this in it; ``noted``: the note of its epoch was copied."""
         database = self.database
         database.rows[table], database.tombstones[table] = rows, tombstones
+        if self.scenario.marks:
+            database.marked[table] = dict(marked)
+        self.lives.replaced(table, [*rows, *marked])
         database.made[table] = database.made.get(table, 1) + 1
         if not noted:
             database.epochs[table] = 0
@@ -307,7 +316,9 @@ class Universe:
     @property
     def tables(self) -> Mapping[str, Mapping[str, Any]]:
         hook = self.hook()
-        options = {"fields": list(FIELDS[: self.fields])} if self.scenario.columns else {}
+        options: dict[str, Any] = {"fields": list(FIELDS[: self.fields])} if self.scenario.columns else {}
+        if self.scenario.marks:
+            options["deletes"] = "mark"
         names = ("even", "odd") if hook is not None and hook.declared else (self.TABLE,)
         return dict.fromkeys(names, options)
 

@@ -20,6 +20,21 @@ MARK = Table("contract", PK, {"deletes": "mark"})
 APPLY = Table("contract", PK)
 
 
+TAGS = """
+from replicator import Document, documents
+
+@documents
+def hook(item):
+    for tag in item["tags"]:
+        yield Document(tag, {"n": item["n"]})
+"""
+
+
+def mark(world: World, options: str) -> None:
+    old = f"url: {world.postgres.url}\n  table: orders"
+    world.change(old, f"url: {world.postgres.url}\n  tables:\n    orders:\n      deletes: mark\n      {options}")
+
+
 def live(world: World) -> list[tuple[str, bool]]:
     return [(str(id), bool(live)) for id, live in world.rows("SELECT id, deleted_at IS NULL FROM orders ORDER BY id")]
 
@@ -48,6 +63,83 @@ def test_deleted_rows_stay_marked_through_adoption_stream_and_resync(world: Worl
     world.db.put("orders", {"id": "1", "total": 7})
     world.catch_up()
     assert live(world) == [("0", True), ("1", True), ("2", True), ("legacy", False)]
+
+
+def test_a_row_is_marked_with_its_last_image_however_the_changes_are_cut_into_batches(world: World) -> None:
+    """An update and the delete in one batch, an item that came and went, and items that time to live removes."""
+    mark(world, "columns: {total: numeric}")
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "updated", "total": 1})
+    world.catch_up()
+    for total in (2, 3):
+        world.db.put("orders", {"id": "updated", "total": total})
+    world.db.delete("orders", {"id": "updated"})
+    world.db.put("orders", {"id": "came and went", "total": 4})
+    world.db.delete("orders", {"id": "came and went"})
+    world.db.put("orders", {"id": "expired", "total": 5})
+    world.db.expire("orders", {"id": "expired"})
+    world.catch_up()
+    assert live(world) == [("came and went", False), ("expired", False), ("updated", False)]
+    assert world.rows("SELECT total FROM orders ORDER BY id") == [(4,), (5,), (3,)]
+
+
+def test_a_row_whose_last_image_the_table_refuses_is_marked_as_it_was_stored(world: World) -> None:
+    mark(world, "columns: {total: numeric}")
+    world.db.create_table("orders")
+    for id in ("parked", "same batch"):
+        world.db.put("orders", {"id": id, "total": 1})
+    world.catch_up()
+    world.db.put("orders", {"id": "parked", "total": "not a number"})
+    world.catch_up()
+    world.db.delete("orders", {"id": "parked"})
+    world.db.put("orders", {"id": "same batch", "total": "not a number"})
+    world.db.delete("orders", {"id": "same batch"})
+    world.db.put("orders", {"id": "never", "total": "not a number"})
+    world.db.delete("orders", {"id": "never"})
+    world.catch_up()
+    assert live(world) == [("parked", False), ("same batch", False)]
+    assert world.rows("SELECT total FROM orders") == [(1,), (1,)]
+    assert world.lines("parked", "list", world.config) == []
+
+
+def test_ids_of_a_hooks_own_are_marked_as_they_were_last(world: World) -> None:
+    world.hook(TAGS)
+    mark(world, "columns: {n: numeric}")
+    world.db.create_table("orders")
+    world.db.put("orders", {"id": "1", "tags": ["a", "b"], "n": 1})
+    world.catch_up()
+    world.db.put("orders", {"id": "1", "tags": ["a"], "n": 2})
+    world.db.put("orders", {"id": "1", "tags": ["a"], "n": 3})
+    world.catch_up()
+    query = "SELECT _id, n, deleted_at IS NULL FROM orders ORDER BY _id"
+    assert world.rows(query) == [("a", 3, True), ("b", 1, False)]
+    world.db.delete("orders", {"id": "1"})
+    world.catch_up()
+    assert world.rows(query) == [("a", 3, False), ("b", 1, False)]
+    world.db.put("orders", {"id": "1", "tags": ["b"], "n": 4})
+    world.catch_up()
+    assert world.rows(query) == [("a", 3, False), ("b", 4, True)]
+
+
+def test_retried_and_dropped_changes_leave_marked_rows_as_they_are(world: World) -> None:
+    """What was parked when its item was deleted is marked with the image that the hook takes by now."""
+    world.hook("def hook(item): return {'total': 100 // item['total']}")
+    mark(world, "columns: {total: numeric}")
+    world.db.create_table("orders")
+    for id in ("retried", "dropped", "gone"):
+        world.db.put("orders", {"id": id, "total": 1})
+    world.catch_up()
+    for id in ("retried", "dropped", "gone"):
+        world.db.put("orders", {"id": id, "total": 0})
+    world.catch_up()
+    world.db.delete("orders", {"id": "gone"})
+    world.hook("def hook(item): return {'total': 100 // (item['total'] or 50)}")
+    world.catch_up("--accept-hook-change")
+    for decision in (("drop", world.config, '["dropped"]', "--yes"), ("retry", world.config, '["retried"]')):
+        code, _, err = world.call("parked", *decision)
+        assert code == 0, err
+    assert live(world) == [("dropped", True), ("gone", False), ("retried", True)]
+    assert world.rows("SELECT total FROM orders ORDER BY id") == [(100,), (2,), (2,)]
 
 
 def test_turning_marks_on_adds_a_column_to_a_copy(one_postgres: Database) -> None:

@@ -3,9 +3,19 @@
 A mutant is a patch that a test applies and takes back, in the file that is named for what it gets wrong.
 """
 
-from tests.simulation.mutants import choosing, gaps, guarding, hooking, reading, repairing, retaining, versions
+from tests.simulation.mutants import (
+    choosing,
+    gaps,
+    guarding,
+    hooking,
+    marking,
+    reading,
+    repairing,
+    retaining,
+    versions,
+)
 from tests.simulation.mutants.mutant import Mutant, among
 
-MUTANTS = among(reading, versions, guarding, hooking, gaps, retaining, choosing, repairing)
+MUTANTS = among(reading, versions, guarding, hooking, gaps, retaining, choosing, repairing, marking)
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -268,6 +268,16 @@ def repaired_copies(drawn: Scenario) -> Scenario:
     )
 
 
+def marked_deletes(drawn: Scenario) -> Scenario:
+    """Tables mark what is gone. Those with columns are as drawn: what is marked is compared with whole documents."""
+    return replace(drawn, marks=not drawn.columns)
+
+
+def marked_copies(drawn: Scenario) -> Scenario:
+    """The same beside a command that repairs."""
+    return replace(repaired_copies(drawn), marks=True)
+
+
 def disturbed_cleanup(drawn: Scenario) -> Scenario:
     """Runs are replaced, and requests lost, in the middle of sweeps and purges."""
     rates = {
