@@ -100,6 +100,7 @@ def server() -> Iterator[Server]:
 
 def served(found: Server, secure: Callable[[ThreadingHTTPServer], None]) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
+        disable_nagle_algorithm = True  # else the body waits 40 ms for the acknowledgment of the headers
         protocol_version = "HTTP/1.1"
 
         def do(self) -> None:
