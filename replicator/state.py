@@ -6,6 +6,8 @@ together; otherwise in a separate store.
 
     kind       id              value
     owner      ""              Owner: the run that may write
+    owner      slot            Owner: the worker of that run that may write the slot's entries
+    slot       slot            Slot: the fence of a slot, saved with every batch of its worker
     pipeline   ""              PipelineState: epoch, stream, hook, stage
     shard      shard id        ShardState
     segment    number          SegmentState
@@ -71,6 +73,12 @@ Place = tuple[str, str]
 """A document with an id chosen by the hook: its table, and that id."""
 
 FORMAT = 1  # of the entries' values; newer formats are refused
+
+FENCES = ("owner", "pipeline", "slot")
+"""The kinds of entries that are never removed: each batch compares one, so a late batch finds that it has moved.
+
+An entry that is removed and created again has its first revisions again, which a batch from before may expect.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,19 @@ class PipelineState:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """The fence of a slot: a part of the shards and segments that one worker writes at a time.
+
+    ``epoch``, ``stage``: of the pipeline, as the worker knows them: it has no batch of an earlier one any more.
+    ``lingers``: as in PipelineState, of the slot's worker.
+    """
+
+    epoch: int
+    stage: str
+    lingers: float | None = LONGEST_IN_DOUBT
+
+
+@dataclass(frozen=True, slots=True)
 class ShardState:
     """How far a shard is stored. Times are in seconds since 1970.
 
@@ -149,7 +170,7 @@ class ShardState:
     record may predate the epoch, and those after it are needed then. ``anchor``: sequence number of the first record,
     stored before any write that uses its ordinal. ``sequence``, ``ordinal``: the position; ``created``: the time of its
     record. ``through``: every record created before that time is stored, as far as a few empty pages can tell; None if
-    unknown. ``leaf``: ended, without children.
+    unknown. ``leaf``: ended, without children. ``slot``: whose worker writes the entry, "" if none does.
     """
 
     parent: str | None
@@ -163,6 +184,7 @@ class ShardState:
     ended: bool = False
     through: float | None = None
     leaf: bool = False
+    slot: str = ""
 
     @property
     def position(self) -> Position:
@@ -174,7 +196,7 @@ class SegmentState:
     """How far a scan segment is stored. ``cursor``: DynamoDB's LastEvaluatedKey as typed JSON. ``total``: segments.
 
     In a partial resync: ``keys``: the items to read, instead of a segment of the table; the cursor counts them.
-    ``where``: the condition on the segment's items (``source.condition``).
+    ``where``: the condition on the segment's items (``source.condition``). ``slot``: as in ShardState.
     """
 
     total: int
@@ -184,6 +206,7 @@ class SegmentState:
     keys: tuple[Key, ...] = ()
     where: str = ""
     number: int | None = None  # of the segment, if that is not the entry's id
+    slot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +409,7 @@ VALUES: Mapping[str, type] = {
     "repair": Repair,
     "owner": Owner,
     "pipeline": PipelineState,
+    "slot": Slot,
     "shard": ShardState,
     "segment": SegmentState,
     "gap": Gap,
@@ -481,6 +505,9 @@ class Save(msgspec.Struct, frozen=True):
     id: str
     expected: int | None
     text: str | None
+
+    def __post_init__(self) -> None:
+        assert self.text is not None or self.kind not in FENCES, f"{self.kind} entries are never removed"
 
 
 FORGOTTEN = "shard:"

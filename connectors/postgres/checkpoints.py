@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from connectors.postgres.session import Session
 from connectors.postgres.text import literal
 from replicator.batch import Part
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
+from replicator.errors import Fenced
 from replicator.state import (
     FORGOTTEN,
     Counts,
@@ -35,6 +37,7 @@ from replicator.state import (
 
 _ADVANCE = b"""SELECT replicator.advance($1::text, $2::bigint, $3::text[], $4::text[], $5::bigint[], $6::text[],
   $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])"""
+_HOLDS = b"SELECT replicator.holds($1::text, $2::text, $3::bigint)"
 _FOLD = b"""WITH gone AS (
   DELETE FROM replicator.counts AS c WHERE c.pipeline = $1::text AND c.source = ANY ($2::text[]) AND NOT EXISTS (
     SELECT FROM replicator.checkpoints AS e
@@ -49,8 +52,10 @@ ON CONFLICT (pipeline, source) DO UPDATE SET
   read = c.read + EXCLUDED.read, applied = c.applied + EXCLUDED.applied, stale = c.stale + EXCLUDED.stale,
   dropped = c.dropped + EXCLUDED.dropped, parked = c.parked + EXCLUDED.parked"""
 _CLAIM = """
-INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value) VALUES (%s, 'owner', '', 1, %s)
+INSERT INTO replicator.checkpoints AS c (pipeline, kind, id, revision, value) VALUES (%s, 'owner', %s, 1, %s)
 ON CONFLICT (pipeline, kind, id) DO UPDATE SET revision = c.revision + 1, value = EXCLUDED.value RETURNING revision"""
+_RUN = """
+SELECT FROM replicator.checkpoints WHERE pipeline = %s AND kind = 'owner' AND id = '' AND revision = %s FOR SHARE"""
 _ENTRIES = """
 SELECT kind, id, revision, CASE kind WHEN 'parked' THEN '' ELSE value::text END
 FROM replicator.checkpoints WHERE pipeline = %s ORDER BY kind, id"""
@@ -80,7 +85,7 @@ class PostgresCheckpoints:
     def __init__(self, session: Session, pipeline: str) -> None:
         self._session = session
         self._pipeline = pipeline
-        self._owner: int | None = None
+        self._claims: dict[str, int] = {}  # revisions of the owner entries that were claimed, by id
         self._stale: Counter[str] = (
             Counter()
         )  # superseded changes as stored, by source: tells what a lost response said
@@ -88,22 +93,38 @@ class PostgresCheckpoints:
     @property
     def claimed(self) -> bool:
         """Whether this is a run's session: one that another run would fence off."""
-        return self._owner is not None
+        return bool(self._claims)
 
     def claim(self, owner: Owner) -> Claimed:
         with self._session.connection() as connection:
             install(connection)
             with connection.transaction():
-                row = connection.execute(_CLAIM, (self._pipeline, encode(owner))).fetchone()
-                assert row is not None
+                self._claim(connection, owner, "")
                 claimed = self._read(connection)
-        self._owner = row[0]
+        return self._claimed({"": claimed.revision}, claimed)
+
+    def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
+        with self._session.connection() as connection, connection.transaction():
+            held = connection.execute(_RUN, (self._pipeline, run)).fetchone()
+            if held is None:
+                raise Fenced("another run owns this pipeline now: this worker must stop")
+            revision = self._claim(connection, owner, slot)
+            claimed = self._read(connection)
+        return self._claimed({"": run, slot: revision}, replace(claimed, revision=revision))
+
+    def _claim(self, connection: psycopg.Connection[Any], owner: Owner, slot: str) -> int:
+        row = connection.execute(_CLAIM, (self._pipeline, slot, encode(owner))).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def _claimed(self, claims: dict[str, int], claimed: Claimed) -> Claimed:
+        self._claims = claims
         self._stale = Counter({source: counts.superseded for source, counts in claimed.counts.items()})
         return claimed
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         try:
-            self._session.send([self._advance(saves, counts), *self.folding(saves, counts)])
+            self._session.send([*self._advance(saves, counts), *self.folding(saves, counts)])
             self._session.collect()
         except psycopg.Error as e:
             found = self._session.translated(e)
@@ -141,8 +162,8 @@ class PostgresCheckpoints:
             rows = connection.execute(_IMAGES, (self._pipeline, list(ids))).fetchall()
         return [(id, decode_parked(id, text)) for id, text in rows]
 
-    def advance(self, saves: Sequence[Save], parts: Sequence[Part]) -> Statement:
-        """The statement that saves entries and counts. First in its transaction, since it also fences and locks.
+    def advance(self, saves: Sequence[Save], parts: Sequence[Part]) -> list[Statement]:
+        """The statements that save entries and counts. First in their transaction, since they also fence and lock.
 
         It counts all writes as applied; the statements that find some of them superseded correct that.
         """
@@ -150,16 +171,20 @@ class PostgresCheckpoints:
 
     def folding(self, saves: Sequence[Save], sources: Iterable[str]) -> list[Statement]:
         """The statements, last in the transaction, that fold the counts of forgotten shards into one row."""
-        shards = [source for source in sources if shard_of(source) is not None] if self._owner is None else []
+        shards = [source for source in sources if shard_of(source) is not None] if not self._claims else []
         gone = sorted({*forgotten(saves), *shards})
         parameters = [self._pipeline.encode(), literal(gone), FORGOTTEN.encode()]
         return [Statement(_FOLD, parameters)] if gone else []
 
-    def _advance(self, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Statement:
+    def _advance(self, saves: Sequence[Save], counts: Mapping[str, Counts]) -> list[Statement]:
+        run = str(self._claims[""]).encode() if self._claims else None
+        name = self._pipeline.encode()
+        slots = {slot: revision for slot, revision in self._claims.items() if slot}
+        held = [Statement(_HOLDS, [name, slot.encode(), str(r).encode()]) for slot, r in slots.items()]
         ordered = sorted(saves, key=lambda save: (save.kind, save.id))
         parameters = [
-            self._pipeline.encode(),
-            None if self._owner is None else str(self._owner).encode(),
+            name,
+            run,
             literal([save.kind for save in ordered]),
             literal([save.id for save in ordered]),
             literal([save.expected for save in ordered]),
@@ -171,7 +196,7 @@ class PostgresCheckpoints:
             literal([c.filtered for c in counts.values()]),
             literal([c.parked for c in counts.values()]),
         ]
-        return Statement(_ADVANCE, parameters)
+        return [*held, Statement(_ADVANCE, parameters)]
 
     def noted(self, stale: Mapping[str, int]) -> None:
         """Remember the superseded counts of a response."""
@@ -179,7 +204,7 @@ class PostgresCheckpoints:
 
     def missed(self, parts: Sequence[Part]) -> dict[str, int]:
         """The superseded counts that a lost response contained: those stored, minus those noted."""
-        if self._owner is None:
+        if not self._claims:
             return {}  # a run updates the same counts
         with self._session.connection() as connection:
             stored = {row[0]: row[3] for row in connection.execute(_COUNTS, (self._pipeline,))}
@@ -191,7 +216,7 @@ class PostgresCheckpoints:
     def _read(self, connection: psycopg.Connection[Any]) -> Claimed:
         entries = [Entry(*row) for row in connection.execute(_ENTRIES, (self._pipeline,))]
         rows = connection.execute(_COUNTS, (self._pipeline,)).fetchall()
-        owner = next((e.revision for e in entries if e.kind == "owner"), 0)
+        owner = next((e.revision for e in entries if (e.kind, e.id) == ("owner", "")), 0)
         return Claimed(owner, entries, {row[0]: Counts(*row[1:]) for row in rows})
 
 

@@ -40,7 +40,7 @@ _WAIT = {
 }
 _WAIT_CLASSES = ("08", "40", "53", "57", "58")
 _CHANGED_CLASSES = ("42", "3F", "3D")  # a name in our statements no longer exists, or has changed
-_OURS = "PL/pgSQL function replicator.advance("
+_OURS = "PL/pgSQL function replicator."
 _DATA_CLASSES = ("22", "23", "27", "54", "P0")  # 27, P0: raised by a user's trigger or function
 _RELATIONS = ("23503", "23505", "23P01")  # a foreign key, a unique constraint, an exclusion constraint
 

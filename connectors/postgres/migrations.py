@@ -116,10 +116,25 @@ BEGIN
 END $$;
 """
 
+_THIRD: LiteralString = """
+CREATE FUNCTION replicator.holds(_pipeline text, _slot text, _owner bigint)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  -- shared, as in advance, which follows and compares the run's entry: that is locked first here, too, because a claim
+  -- of the slot locks both in this order
+  PERFORM FROM replicator.checkpoints WHERE pipeline = _pipeline AND kind = 'owner' AND id = '' FOR SHARE;
+  PERFORM FROM replicator.checkpoints
+    WHERE pipeline = _pipeline AND kind = 'owner' AND id = _slot AND revision = _owner FOR SHARE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'another worker owns slot % of pipeline %', _slot, _pipeline USING ERRCODE = 'RP001';
+  END IF;
+END $$;
+"""
+
 _LOCK: LiteralString = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator schema'::text, 0::bigint))"""
 # Append only: each step brings a database from one version to the next.
-_STEPS: tuple[LiteralString, ...] = (_FIRST, _SECOND)
+_STEPS: tuple[LiteralString, ...] = (_FIRST, _SECOND, _THIRD)
 
 _UNLOGGED_OWN: LiteralString = """
 SELECT n.nspname::text, c.relname::text

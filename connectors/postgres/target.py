@@ -164,7 +164,7 @@ class Postgres(ComparesByTable):
             first = self._checkpoints.advance(batch.saves, batch.parts)
             last = self._checkpoints.folding(batch.saves, (part.source for part in batch.parts))
             same = () if self._checkpoints.claimed else map(Statement, generations.still(self._opened))
-            self._session.send([first, *same, *encoded.statements, *last])
+            self._session.send([*first, *same, *encoded.statements, *last])
         self._sent = encoded
 
     def ready(self) -> bool:
@@ -210,9 +210,9 @@ class Postgres(ComparesByTable):
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (shape,) = self._shapes([table])
-        self._session.send([self._checkpoints.advance((), ()), cleanup.purge(shape, below, spare)])
+        self._session.send([*self._checkpoints.advance((), ()), cleanup.purge(shape, below, spare)])
         try:
-            _, rows = self._session.collect()
+            *_, rows = self._session.collect()
         except psycopg.Error as e:
             raise self._session.translated(e) from e
         return int(rows[0][0] or 0)

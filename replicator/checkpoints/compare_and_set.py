@@ -17,16 +17,18 @@ class Row(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
-def saved_already(saves: Sequence[Save], found: Mapping[tuple[str, str], Row], owner: int, mine: int | None) -> bool:
-    """True if this run has already made exactly these saves. Fenced if they must not be made.
+def saved_already(
+    saves: Sequence[Save], found: Mapping[tuple[str, str], Row], owners: Mapping[str, int], claims: Mapping[str, int]
+) -> bool:
+    """True if this process has already made exactly these saves. Fenced if they must not be made.
 
-    ``owner``: revision of the stored owner entry. ``mine``: the revision that this run claimed; None for a command.
+    ``claims``: the revisions of the owner entries that this process claimed, by id; none for a command. ``owners``: as
+    they are stored.
     """
-    if mine is not None and owner != mine:
-        raise Fenced("another run owns this pipeline now: this run must stop")
+    check_owned(owners, claims)
     compared = [(save, found[save.kind, save.id]) for save in saves if save.expected is not None]
     telling = [save for save, _ in compared if save.expected or save.text is not None]
-    if mine is not None and telling and all(_is_made(save, row) for save, row in compared):
+    if claims and telling and all(_is_made(save, row) for save, row in compared):
         return True
     for save, row in compared:
         if save.expected != row.revision:
@@ -35,6 +37,14 @@ def saved_already(saves: Sequence[Save], found: Mapping[tuple[str, str], Row], o
                 "another process changed this pipeline's checkpoints"
             )
     return False
+
+
+def check_owned(owners: Mapping[str, int], claims: Mapping[str, int]) -> None:
+    """Fenced unless what is stored is what was claimed."""
+    for slot, revision in claims.items():
+        if owners[slot] != revision:
+            what, who = (f"slot {slot}", "worker") if slot else ("this pipeline", "run")
+            raise Fenced(f"another {who} owns {what} now: this {who} must stop")
 
 
 def _is_made(save: Save, row: Row) -> bool:

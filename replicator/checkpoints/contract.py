@@ -17,7 +17,10 @@ from replicator.state import Counts, Entry, Owner, Parked, PipelineState, Save
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """All entries of a pipeline. ``revision``: of the owner entry. ``counts``: by source, see ``Part.source``."""
+    """All entries of a pipeline. ``counts``: by source, see ``Part.source``.
+
+    ``revision``: of the owner entry that was claimed; where nothing was, of the run's.
+    """
 
     revision: int
     entries: Sequence[Entry] = ()
@@ -56,6 +59,19 @@ class Checkpoints(Protocol):
 
         Streams them, a few in memory at a time, because all of them may be gigabytes. The store may be used between
         two results. A change made during iteration may or may not be reflected in the results.
+        """
+
+
+@runtime_checkable
+class Slotted(Checkpoints, Protocol):
+    """Checkpoints that several workers of one run may write, each the entries of its slots."""
+
+    def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
+        """Make ``owner`` the only one that may save for ``slot``. Returns all entries.
+
+        ``run``: the revision of the run's claim, which started this worker. Fenced if another run has claimed the
+        pipeline since. From now on saves fail if either was claimed again, or if a save has changed the slot's owner
+        entry: that takes the slot away from its worker.
         """
 
 

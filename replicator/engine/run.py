@@ -113,7 +113,7 @@ def _naming_the_owner(checkpoints: Checkpoints) -> Iterator[None]:
 
 def _owner_of(checkpoints: Checkpoints) -> str:
     try:
-        entries = [e for e in checkpoints.read().entries if e.kind == "owner"]
+        entries = [e for e in checkpoints.read().entries if (e.kind, e.id) == ("owner", "")]
         owners = [decode(e.kind, e.id, e.text) for e in entries]
     except ReplicatorError:
         return ""

@@ -285,7 +285,7 @@ class NoRun:
 
     def _signs(self) -> Mapping[str, Entry]:
         """The entries that change as long as a run is alive."""
-        return {e.kind: e for e in self._checkpoints.read().entries if e.kind in ("pulse", "owner")}
+        return {e.kind: e for e in self._checkpoints.read().entries if e.kind in ("pulse", "owner") and not e.id}
 
 
 def _ended(signs: Mapping[str, Entry]) -> bool:

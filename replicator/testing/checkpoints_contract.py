@@ -4,6 +4,8 @@
         @pytest.fixture
         def store(self): ...  # a function from a pipeline's name to its Checkpoints, all in one empty store
 
+A store that the workers of one run may share (``Slotted``) keeps ``SlottedContract`` as well.
+
 By default a later run takes over and the earlier one is fenced. If your store refuses a later run instead, like a file
 locked by one process, set ``takes_over = False``.
 """
@@ -18,9 +20,20 @@ from typing import Any, ClassVar
 
 import pytest
 
-from replicator.checkpoints.contract import Checkpoints
+from replicator.checkpoints.contract import Checkpoints, Slotted
 from replicator.errors import Fenced
-from replicator.state import FORGOTTEN, Counts, DamagedCheckpoint, Entry, Owner, Parked, PipelineState, Save, encode
+from replicator.state import (
+    FENCES,
+    FORGOTTEN,
+    Counts,
+    DamagedCheckpoint,
+    Entry,
+    Owner,
+    Parked,
+    PipelineState,
+    Save,
+    encode,
+)
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
 Place = tuple[str, str]
@@ -372,6 +385,132 @@ class Texts(_Fixtures):
         assert [(id, found.key) for id, found in claimed.parked(ids={*ids, "0"})] == [(id, (id,)) for id in sorted(ids)]
         assert list(claimed.parked("1", ids={"04"})) == []
         assert list(claimed.parked(ids=())) == []
+
+
+class SlottedContract(_Fixtures):
+    """Workers of one run, each with a slot."""
+
+    def worker(self, build: Build, slot: str, run: int = 1) -> Slotted:
+        one = build()
+        assert isinstance(one, Slotted)
+        one.claim_slot(owner(f"worker of {slot}"), slot, run)
+        return one
+
+    def test_a_workers_claim_returns_everything(self, build: Build, claimed: Checkpoints) -> None:
+        claimed.save(
+            [Save("shard", "a", 0, '"1"'), Save("slot", "0", 0, '"1"')], {"shard:a": Counts(read=2, applied=2)}
+        )
+        self.worker(build, "0")
+        one, again = build(), Owner("w", "host", 7, 1.5)
+        assert isinstance(one, Slotted)
+        found = one.claim_slot(again, "0", 1)
+        assert found.revision == 2
+        assert {(e.kind, e.id, e.revision) for e in found.entries} == {
+            ("owner", "", 1),
+            ("owner", "0", 2),
+            ("shard", "a", 1),
+            ("slot", "0", 1),
+        }
+        assert [e.text for e in found.entries if (e.kind, e.id) == ("owner", "0")] == [encode(again)]
+        assert found.counts == {"shard:a": Counts(read=2, applied=2)}
+        assert claimed.read().revision == 1, "of the run"
+
+    def test_workers_of_several_slots_save_beside_one_another(self, build: Build, claimed: Checkpoints) -> None:
+        workers = {slot: self.worker(build, slot) for slot in ("0", "1", "coordinator")}
+        for revision in range(3):
+            for slot, worker in workers.items():
+                saves = [Save("slot", slot, revision, f'"{revision}"'), Save("pulse", slot, None, "{}")]
+                worker.save(saves, {f"segment:{slot}": Counts(read=1, applied=1)})
+                worker.save([])
+        claimed.save([])
+        assert {place: text for place, (_, text) in entries(claimed).items() if place[0] == "slot"} == {
+            ("slot", slot): '"2"' for slot in workers
+        }
+        assert counts(claimed) == {f"segment:{slot}": Counts(read=3, applied=3) for slot in workers}
+
+    def test_a_later_worker_of_a_slot_fences_the_earlier_one_and_no_other(
+        self, build: Build, claimed: Checkpoints
+    ) -> None:
+        early, other = self.worker(build, "0"), self.worker(build, "1")
+        late = self.worker(build, "0")
+        for saves in ([Save("slot", "0", 0, '"1"')], [Save("pulse", "0", None, '"1"')], []):
+            with pytest.raises(Fenced, match="owns"):
+                early.save(saves, {"segment:0": Counts(read=1)} if saves else {})
+        late.save([Save("slot", "0", 0, '"1"')])
+        other.save([Save("slot", "1", 0, '"1"')])
+        claimed.save([])
+        assert set(entries(claimed)) == {("slot", "0"), ("slot", "1")}
+        assert counts(claimed) == {}
+
+    def test_a_save_takes_a_slot_away_together_with_what_else_it_changes(
+        self, build: Build, claimed: Checkpoints
+    ) -> None:
+        """As a coordinator moves a stage: no batch of an earlier one can be stored from then on."""
+        workers, coordinator = [self.worker(build, slot) for slot in "01"], self.worker(build, "coordinator")
+        taken = [Save("owner", slot, None, encode(owner("coordinator"))) for slot in "01"]
+        coordinator.save([*taken, Save("pipeline", "", 0, '"sweeping"')])
+        for slot, worker in enumerate(workers):
+            with pytest.raises(Fenced):
+                worker.save([Save("slot", f"{slot}", 0, '"1"')])
+        again = self.worker(build, "0")
+        again.save([Save("slot", "0", 0, '"2"')])
+        assert entries(claimed) == {("pipeline", ""): (1, '"sweeping"'), ("slot", "0"): (1, '"2"')}
+
+    def test_of_two_coordinators_the_later_one_goes_on(self, build: Build, claimed: Checkpoints) -> None:
+        first, worker = self.worker(build, "coordinator"), self.worker(build, "0")
+        second = self.worker(build, "coordinator")
+        with pytest.raises(Fenced):
+            first.save([Save("owner", "0", None, encode(owner())), Save("pipeline", "", 0, "1")])
+        worker.save([Save("slot", "0", 0, '"1"')])
+        second.save([Save("pipeline", "", 0, "2")])
+        assert entries(claimed) == {("pipeline", ""): (1, "2"), ("slot", "0"): (1, '"1"')}
+
+    def test_a_later_run_fences_the_workers_of_the_earlier_one(self, build: Build, claimed: Checkpoints) -> None:
+        """Whatever engine it has: one process, or workers of its own."""
+        worker = self.worker(build, "0")
+        worker.save([Save("slot", "0", 0, '"1"')])
+        if not self.takes_over:
+            _close(claimed)
+        later = build()
+        assert later.claim(owner("later")).revision == 2
+        for saves in ([Save("slot", "0", 1, '"9"')], []):
+            with pytest.raises(Fenced):
+                worker.save(saves)
+        with pytest.raises(Fenced):
+            self.worker(build, "0", run=1)
+        later.save([Save("slot", "0", 1, '"2"')])
+        with pytest.raises(Fenced):
+            self.worker(build, "0", run=3)
+        self.worker(build, "0", run=2).save([Save("slot", "0", 2, '"3"')])
+        assert entries(later) == {("slot", "0"): (3, '"3"')}
+
+    def test_a_workers_save_whose_response_was_lost_is_applied_once(self, build: Build, claimed: Checkpoints) -> None:
+        worker, other = self.worker(build, "0"), self.worker(build, "1")
+        worker.save([Save("slot", "0", 0, '"1"')])
+        for revision in range(3):
+            worker.save([Save("slot", "0", 1, '"2"'), Save("shard", "a", 0, "1")], {"shard:a": Counts(read=5)})
+            other.save([Save("slot", "1", revision, f'"{revision}"')])
+        assert entries(claimed)["slot", "0"] == (2, '"2"')
+        assert counts(claimed) == {"shard:a": Counts(read=5)}
+
+    def test_workers_that_save_at_the_same_time_lose_nothing(self, build: Build, claimed: Checkpoints) -> None:
+        workers = {slot: self.worker(build, slot) for slot in "0123"}
+
+        def work(slot: str) -> None:
+            for revision in range(5):
+                shared = {"segment:0": Counts(read=1, filtered=1)}
+                workers[slot].save([Save("slot", slot, revision, f'"{revision}"')], shared)
+
+        with ThreadPoolExecutor(len(workers)) as threads:
+            for done in [threads.submit(work, slot) for slot in workers]:
+                done.result()
+        assert entries(claimed) == {("slot", slot): (5, '"4"') for slot in workers}
+        assert counts(claimed) == {"segment:0": Counts(read=20, filtered=20)}
+
+    @pytest.mark.parametrize("kind", FENCES)
+    def test_no_save_removes_what_fences(self, kind: str) -> None:
+        with pytest.raises(AssertionError, match="never removed"):
+            Save(kind, "0", 1, None)
 
 
 class CheckpointsContract(Ownership, Saving, Commands, Texts):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
 
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Rejection, Upsert, Write, outcome_counts
-from replicator.checkpoints.compare_and_set import Row, saved_already
+from replicator.checkpoints.compare_and_set import Row, check_owned, saved_already
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.errors import SweepRefused
 from replicator.identity import Identity
@@ -72,20 +72,31 @@ class MemoryCheckpoints:
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
-        self._owner: int | None = None
+        self._claims: dict[str, int] = {}
 
     def claim(self, owner: Owner) -> Claimed:
-        entries = self._database.entries
-        self._owner = entries.get(("owner", ""), (0, ""))[0] + 1
-        entries["owner", ""] = (self._owner, encode(owner))
+        self._claims = {"": self._claim(owner, "")}
         return self.read()
+
+    def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
+        check_owned(self._owners([""]), {"": run})
+        self._claims = {"": run, slot: self._claim(owner, slot)}
+        return replace(self.read(), revision=self._claims[slot])
+
+    def _claim(self, owner: Owner, slot: str) -> int:
+        revision = self._owners([slot])[slot] + 1
+        self._database.entries["owner", slot] = (revision, encode(owner))
+        return revision
+
+    def _owners(self, slots: Iterable[str]) -> dict[str, int]:
+        return {slot: self._database.entries.get(("owner", slot), (0, ""))[0] for slot in slots}
 
     def read(self) -> Claimed:
         listed = [
             Entry(kind, id, revision, "" if kind == "parked" else text)
             for (kind, id), (revision, text) in self._database.entries.items()
         ]
-        return Claimed(self._owner or 0, listed, dict(self._database.counts))
+        return Claimed(self._owners([""])[""], listed, dict(self._database.counts))
 
     def pipeline(self) -> PipelineState | None:
         found = self._database.entries.get(("pipeline", ""))
@@ -104,13 +115,12 @@ class MemoryCheckpoints:
         """Whether this run has already made exactly these saves (the response was lost). Fenced if they conflict."""
         entries = self._database.entries
         found = {(s.kind, s.id): Row(*entries.get((s.kind, s.id), ())) for s in saves}
-        owner, _ = entries.get(("owner", ""), (0, ""))
-        return saved_already(saves, found, owner, self._owner)
+        return saved_already(saves, found, self._owners(self._claims), self._claims)
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         if self.saved_already(saves):
             return
-        if self._owner is None:
+        if not self._claims:
             counts = counted(counts, lambda shard: ("shard", shard) in self._database.entries)
         for source, more in counts.items():
             self._count(source, more)

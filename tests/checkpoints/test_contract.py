@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.testing.checkpoints_contract import Build, CheckpointsContract
+from replicator.testing.checkpoints_contract import Build, CheckpointsContract, SlottedContract
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 
 
-class TestMemory(CheckpointsContract):
+class TestMemory(CheckpointsContract, SlottedContract):
     @pytest.fixture
     def store(self) -> Build:
         databases: dict[str, MemoryDatabase] = {}

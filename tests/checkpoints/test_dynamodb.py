@@ -21,7 +21,15 @@ from replicator.checkpoints.dynamodb.store import DynamodbCheckpoints, DynamodbO
 from replicator.checkpoints.dynamodb.table import CheckpointTable
 from replicator.errors import ConfigError, Fenced, NotPermitted, TransientError
 from replicator.state import Counts, DamagedCheckpoint, Save, encode
-from replicator.testing.checkpoints_contract import Build, CheckpointsContract, counts, entries, owner, parked
+from replicator.testing.checkpoints_contract import (
+    Build,
+    CheckpointsContract,
+    SlottedContract,
+    counts,
+    entries,
+    owner,
+    parked,
+)
 from replicator.testing.dynamodb import DynamoDB
 from replicator.testing.memory import MemoryCheckpoints, MemoryDatabase
 from tests.servers.dynamodb_local import DynamoDBLocal
@@ -47,7 +55,7 @@ def db() -> DynamoDB:
     return made()
 
 
-class TestInMemory(CheckpointsContract):
+class TestInMemory(CheckpointsContract, SlottedContract):
     @pytest.fixture
     def store(self, db: DynamoDB) -> Build:
         return lambda pipeline: store(db, pipeline)
@@ -62,7 +70,7 @@ def endpoint(tables_local: DynamoDBLocal) -> str:
 
 
 @pytest.mark.dynamodb_local
-class TestOnDynamoDBLocal(CheckpointsContract):
+class TestOnDynamoDBLocal(CheckpointsContract, SlottedContract):
     """Through boto3, with the options of a config."""
 
     @pytest.fixture

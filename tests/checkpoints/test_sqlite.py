@@ -21,12 +21,12 @@ from replicator.checkpoints.sqlite import file
 from replicator.checkpoints.sqlite.store import SqliteCheckpoints, SqliteOptions
 from replicator.errors import ConfigError, Fenced, TransientError
 from replicator.state import Counts, DamagedCheckpoint, Save
-from replicator.testing.checkpoints_contract import Build, CheckpointsContract, owner, parked
+from replicator.testing.checkpoints_contract import Build, CheckpointsContract, SlottedContract, owner, parked
 
 Sight = tuple[list[Any], dict[str, Counts], list[Any]]
 
 
-class TestSqlite(CheckpointsContract):
+class TestSqlite(CheckpointsContract, SlottedContract):
     takes_over = False
 
     @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from replicator.aws import boto
 from replicator.aws.client import Client
-from replicator.checkpoints.compare_and_set import Row, saved_already
+from replicator.checkpoints.compare_and_set import Row, check_owned, saved_already
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.dynamodb import layout as layout
 from replicator.checkpoints.dynamodb import setup as setup
@@ -45,7 +46,7 @@ class DynamodbCheckpoints:
     def __init__(self, options: DynamodbOptions, pipeline: str, base: Path) -> None:
         self._options, self._pipeline = options, pipeline
         self._client: Client | None = None
-        self._claim: int | None = None
+        self._claims: dict[str, int] = {}
         self._parked_pages = 1  # that all parked entries made when they were last listed
         self._known: Known | None = None  # everything, as this run's last save left it
         self._unsure: tuple[list[Save], Mapping[str, Counts], str] | None = None
@@ -68,12 +69,28 @@ class DynamodbCheckpoints:
         for _ in range(TRIES):
             head, pieces = states.settled_head(), states.pieces()
             try:
-                self._claim, self._unsure = states.take_over(head, encode(owner)).claim, None
+                self._claims, self._unsure = {"": states.take_over(head, encode(owner)).claim}, None
             except Changed:
                 continue
             known, texts = self._everything(states)
             states.collect_garbage(pieces, known)
             return _claimed(known, texts)
+        raise self._busy()
+
+    def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
+        states = self._states()
+        for _ in range(TRIES):
+            known, texts = states.all(settled=True)
+            check_owned(_owners(known, [""]), {"": run})
+            place = ("owner", slot)
+            revision, text = known.rows().get(place, Row()).revision, encode(owner)
+            claim = [Save(*place, revision, text)]
+            try:
+                self._known = states.commit(known, claim, NO_COUNTS, (uuid.uuid4().hex, known.head.last))
+            except Changed:
+                continue
+            self._claims, self._unsure = {"": run, slot: revision + 1}, None
+            return replace(_claimed(self._known, {**texts, place: text}), revision=revision + 1)
         raise self._busy()
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
@@ -85,7 +102,7 @@ class DynamodbCheckpoints:
             if self._is_made(known, saves, counts):
                 self._unsure = None
                 return
-            if self._claim is None:
+            if not self._claims:
                 counts = counted(counts, partial(_is_known, known))
             if self._saved(states, known, saves, counts):
                 return
@@ -114,46 +131,52 @@ class DynamodbCheckpoints:
 
     def close(self) -> None:
         client, self._client = self._client, None
-        self._known = self._claim = None
+        self._known, self._claims = None, {}
         if isinstance(client, boto.Boto):
             client.close()
 
     def _current(self, states: States, saves: Sequence[Save], counts: Mapping[str, Counts]) -> Known:
         """The state that the save builds on: the remembered one if it is certain, otherwise the table's."""
-        if self._claim is None:
+        if not self._claims:
             return states.touched(states.settled_head(), saves, counts)
         if self._known is not None and (saves or counts) and self._unsure is None and _fits(self._known, saves):
             return self._known
         if not (saves or counts):  # only checks the ownership
-            return Known(self._mine(states.settled_head()))
+            return self._mine(self._owned(states))
         return self._everything(states)[0]
 
     def _everything(self, states: States) -> tuple[Known, Mapping[layout.Place, str]]:
         self._known, texts = states.all(settled=True)
-        self._mine(self._known.head)
-        return self._known, texts
+        return self._mine(self._known), texts
 
-    def _mine(self, head: Head) -> Head:
-        if head.claim != self._claim:
+    def _owned(self, states: States) -> Known:
+        """The owner entries of what this process claimed, and nothing else."""
+        owners = [Save("owner", slot, None, "") for slot in self._claims if slot]
+        return states.touched(states.settled_head(), owners, ())
+
+    def _mine(self, known: Known) -> Known:
+        try:
+            check_owned(_owners(known, self._claims), self._claims)
+        except Fenced:
             self._known = None
-            raise Fenced("another run owns this pipeline now: this run must stop")
-        return head
+            raise
+        return known
 
     def _is_made(self, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
         """Whether this save was already made: the last one, whose response was lost, or judging by its entries."""
-        if self._unsure is not None and self._claim is not None:
+        if self._unsure is not None and self._claims:
             before, more, token = self._unsure
             if known.head.last == token and (before, more) == (list(saves), counts):
                 return True
         rows = known.rows()
         found = {(s.kind, s.id): rows.get((s.kind, s.id), Row()) for s in saves}
         summed = [Save(s.kind, s.id, s.expected, None if s.text is None else layout.text_sum(s.text)) for s in saves]
-        return saved_already(summed, found, known.head.claim, self._claim)
+        return saved_already(summed, found, _owners(known, self._claims), self._claims)
 
     def _saved(self, states: States, known: Known, saves: Sequence[Save], counts: Mapping[str, Counts]) -> bool:
         """Try the save; False if another process saved first."""
         token = uuid.uuid4().hex
-        mine = self._claim is not None
+        mine = bool(self._claims)
         again = self._unsure is not None and (self._unsure[0], self._unsure[1]) == (list(saves), counts)
         name = self._unsure[2] if self._unsure is not None and again else token
         self._unsure = (list(saves), counts, name) if mine else None
@@ -186,6 +209,11 @@ def _fits(known: Known, saves: Sequence[Save]) -> bool:
     """
     rows = known.rows()
     return all(s.expected in (None, rows.get((s.kind, s.id), Row()).revision) for s in saves)
+
+
+def _owners(known: Known, slots: Iterable[str]) -> dict[str, int]:
+    rows = known.rows()
+    return {slot: rows.get(("owner", slot), Row()).revision if slot else known.head.claim for slot in slots}
 
 
 def _is_known(known: Known, shard: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 from pydantic import Field
 
-from replicator.checkpoints.compare_and_set import saved_already
+from replicator.checkpoints.compare_and_set import check_owned, saved_already
 from replicator.checkpoints.contract import NO_COUNTS, Claimed
 from replicator.checkpoints.sqlite import file as file
 from replicator.checkpoints.sqlite.lock import Lock
@@ -44,7 +45,8 @@ class SqliteOptions(Options):
 class SqliteCheckpoints:
     """``Checkpoints`` in a file. Every save is on disk when it returns.
 
-    A run holds ``PATH.lock`` from its claim to its end. A second run gets Fenced, which names the holder.
+    A run holds ``PATH.lock`` from its claim to its end. A second run gets Fenced, which names the holder. The workers
+    of the run, on the same machine, do not lock it.
     """
 
     Options = SqliteOptions
@@ -56,7 +58,7 @@ class SqliteCheckpoints:
         self._lock = Lock(self._path)
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None
-        self._owner: int | None = None
+        self._claims: dict[str, int] = {}
 
     @property
     def place(self) -> str:
@@ -106,15 +108,21 @@ class SqliteCheckpoints:
             connection = self._open()
             self._verify_all(connection)
             with self._changing(connection) as changes:
-                self._owner = changes.put("owner", "", encode(owner))
+                self._claims = {"": changes.put("owner", "", encode(owner))}
         return self.read()
+
+    def claim_slot(self, owner: Owner, slot: str, run: int) -> Claimed:
+        with file.guarded(self._path), self._changing(self._open_still()) as changes:
+            check_owned(_owners(changes, [""]), {"": run})
+            self._claims = {"": run, slot: changes.put("owner", slot, encode(owner))}
+        return replace(self.read(), revision=self._claims[slot])
 
     def save(self, saves: Sequence[Save], counts: Mapping[str, Counts] = NO_COUNTS) -> None:
         with file.guarded(self._path), self._changing(self._open_still()) as changes:
             found = {(save.kind, save.id): changes.row(save.kind, save.id) for save in saves}
-            if saved_already(saves, found, changes.row("owner", "").revision, self._owner):
+            if saved_already(saves, found, _owners(changes, self._claims), self._claims):
                 return
-            if self._owner is None:
+            if not self._claims:
                 counts = counted(counts, lambda shard: changes.row("shard", shard).revision > 0)
             for save in saves:
                 changes.put(save.kind, save.id, save.text)
@@ -128,7 +136,7 @@ class SqliteCheckpoints:
             if connection is None:
                 return Claimed(0)
             found = self._verified(connection)
-            owner = next((e.revision for e in found.entries if e.kind == "owner"), 0)
+            owner = next((e.revision for e in found.entries if (e.kind, e.id) == ("owner", "")), 0)
             return Claimed(owner, found.entries, found.counts)
 
     def pipeline(self) -> PipelineState | None:
@@ -158,7 +166,7 @@ class SqliteCheckpoints:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        self._owner = None
+        self._claims = {}
         self._lock.release()
 
     @contextlib.contextmanager
@@ -242,6 +250,10 @@ class SqliteCheckpoints:
             if not file.is_text(text, sum):
                 raise file.damaged(self._path, f"its entry {kind!r} {id!r} does not match its checksum")
             yield id, text
+
+
+def _owners(changes: Changes, slots: Iterable[str]) -> dict[str, int]:
+    return {slot: changes.row("owner", slot).revision for slot in slots}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from connectors.postgres import PostgresStore
 from connectors.postgres.options import Server
 from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.state import Counts, Save
-from replicator.testing.checkpoints_contract import Build, CheckpointsContract, owner
+from replicator.testing.checkpoints_contract import Build, CheckpointsContract, SlottedContract, owner
 from replicator.testing.proxy import Proxy
 from tests.connectors.postgres.postgres_kit import run, target
 from tests.servers.postgres_fixtures import Database
@@ -22,13 +22,13 @@ def store(url: str, pipeline: str = "contract") -> PostgresStore:
     return PostgresStore(Server.model_validate({"url": url}), pipeline, Path("/"))
 
 
-class TestPostgresStore(CheckpointsContract):
+class TestPostgresStore(CheckpointsContract, SlottedContract):
     @pytest.fixture
     def store(self, postgres: Database) -> Build:
         return lambda pipeline: store(postgres.url, pipeline)
 
 
-class TestPostgresTarget(CheckpointsContract):
+class TestPostgresTarget(CheckpointsContract, SlottedContract):
     """The checkpoints that a Postgres target keeps beside its rows."""
 
     @pytest.fixture
