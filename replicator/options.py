@@ -23,7 +23,10 @@ class Options(BaseModel):
 
 def _applied(given: object) -> object:
     if given == "mark":
-        raise ValueError("mark is supported by the target postgres only; this one removes what is deleted (apply)")
+        raise ValueError(
+            "mark is supported by the targets postgres, elasticsearch and opensearch; this one removes what is deleted "
+            "(apply)"
+        )
     return given
 
 

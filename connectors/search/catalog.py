@@ -12,7 +12,7 @@ import orjson
 from connectors.search import mappings
 from connectors.search.connection import Connection, filtered
 from connectors.search.errors import failure
-from connectors.search.layout import FORMAT, LIVE, Layout, own_fields
+from connectors.search.layout import DELETED_AT, FORMAT, LIVE, Layout
 from connectors.search.mappings import OURS, differences, own_differences, roundings, settings_differences
 
 
@@ -220,7 +220,13 @@ def _of_index(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
             "use a newer one"
         )
     yield from differences(_without_ours(layout.mapping), index.mapping)
-    yield from own_differences(own_fields(layout.parts), index.mapping.get("properties", {}).get(OURS))
+    own = index.mapping.get("properties", {}).get(OURS)
+    yield from own_differences(layout.own, own)
+    if not layout.marks and own is not None and DELETED_AT in own.get("properties", {}):
+        yield (
+            f"it was written with deletes: mark, and its field {OURS}.{DELETED_AT} tells which documents are deleted. "
+            f"Set deletes: mark again; or {mappings.NEW}"
+        )
     yield from settings_differences(layout.settings, index.settings)
     yield from mappings.mapping_hazards(index.mapping)
     yield from _broken_guarantees(layout, index)
@@ -284,7 +290,7 @@ def create(connection: Connection, layout: Layout, state: State, notes: Mapping[
 def note(connection: Connection, layout: Layout, index: Index, notes: Mapping[str, Any]) -> None:
     """Store ``notes`` in the mapping of an existing index, together with the index's id."""
     noted = {**notes, **({"uuid": index.id} if index.id else {})}
-    own, fields = index.mapping.get("properties", {}).get(OURS, {}), own_fields(layout.parts)
+    own, fields = index.mapping.get("properties", {}).get(OURS, {}), layout.own
     if dict(index.notes) == noted and fields.keys() <= own.get("properties", {}).keys():
         return
     meta = {**index.mapping.get("_meta", {}), OURS: noted}

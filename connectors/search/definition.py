@@ -17,6 +17,7 @@ from replicator.identity import Change, Identity, Parts
 from replicator.version import FIRST_EPOCH, epoch_of
 
 _FIELD = "mapping."  # prefix of the parts that are fields
+_DELETES = "deletes"
 _OUTSIDE = ("properties", "_meta", "_routing")  # mapping keys that are parts of their own or none
 _CLUSTER_INFO = ("/", f"/_cluster/state/version?{filtered('cluster_uuid')}")  # some services do not serve /
 
@@ -79,7 +80,7 @@ def parts(layout: Layout) -> Parts:
     outside = {name: _text(value) for name, value in around.items()}
     fields = {f"{_FIELD}{path}": _text(field) for path, field in _fields(layout.mapping["properties"])}
     routing = {} if layout.routed_by is None else {"routing": layout.parts[layout.routed_by]}
-    return {**outside, **fields, **routing}
+    return {**outside, **fields, **routing, **({_DELETES: "mark"} if layout.marks else {})}
 
 
 def _fields(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,7 +96,8 @@ def _fields(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def additions(layouts: Mapping[str, Layout], changes: Sequence[Change]) -> list[tuple[str, dict[str, Any]]] | None:
     """The path and body of each request that adds fields; None if anything other than a field was added."""
-    if not all(change.part.startswith(_FIELD) for change in changes):
+    marking = {name for name, layout in layouts.items() if layout.marks}
+    if not all(c.part.startswith(_FIELD) or (c.part == _DELETES and c.table in marking) for c in changes):
         return None
     return [
         (f"/{quote(layouts[name].index, safe='')}/_mapping", {"properties": _added(layouts[name], changes)})
@@ -105,12 +107,13 @@ def additions(layouts: Mapping[str, Layout], changes: Sequence[Change]) -> list[
 
 def _added(layout: Layout, changes: Sequence[Change]) -> dict[str, Any]:
     """The top-level fields that contain the added ones; the engine leaves their existing parts unchanged."""
+    marks = any(change.part == _DELETES and change.table == layout.alias for change in changes)
     paths = [change.part.removeprefix(_FIELD) for change in changes if change.table == layout.alias]
     properties: Mapping[str, Any] = layout.mapping["properties"]
     return {
         name: field
         for name, field in sorted(properties.items())
-        if any(path == name or path.startswith(f"{name}.") for path in paths)
+        if any(path == name or path.startswith(f"{name}.") for path in paths) or (marks and name == OURS)
     }
 
 

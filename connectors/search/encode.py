@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain, repeat
 
 import msgspec
 import orjson
 
-from connectors.search.layout import WHOLE, Layout, index_id, index_ids
+from connectors.search.layout import DELETED_AT, WHOLE, Layout, index_id, index_ids
 from connectors.search.mappings import OURS, is_ours
-from replicator.batch import Batch, Rejection, Upsert, Write
+from replicator.batch import Batch, Delete, Rejection, Upsert, Write
 from replicator.items.extraction import BULK_SIZE
 from replicator.items.item import Amended, Item
 from replicator.items.line_template import LineTemplate
@@ -21,7 +22,8 @@ from replicator.items.to_json import DocumentText, Unfit, encode_each
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """A write as NDJSON lines. ``source``: the source of its part of the batch.
 
-    For a delete, ``lines`` leave a tombstone behind, and ``plain`` does not.
+    For a delete, ``lines`` leave a tombstone behind, and ``plain`` does not; if it marks the document, there is no
+    ``plain``.
     """
 
     write: Write
@@ -97,6 +99,8 @@ class TableEncoder:
         self._delete = b'{"delete":' + target
         self._tombstone = b'{"index":' + target + ours + b',"deleted":true}}\n'
         self._upsert = b'{"index":' + target + ours + b"}%b\n"
+        self._mark = b'{"index":' + target + ours + b',"%b":%%b}%%b\n' % DELETED_AT.encode()
+        self._marks = layout.marks
         fields = self._upsert.removesuffix(b"%b\n") + (b',"%b":{' % WHOLE.encode() if layout.whole else b",")
         self._frame = LineTemplate(fields, b"}}\n" if layout.whole else b"}\n", None if layout.whole else OURS)
 
@@ -119,7 +123,7 @@ class TableEncoder:
         """``made``: what is already encoded of each upsert."""
         for write in writes:
             try:
-                if type(write) is Upsert:
+                if isinstance(write, Upsert):
                     key, line = next(made)
                     yield Entry(write, source, self._stored(write, key) if line is None else line)
                 elif (entry := self._removed(write, source)) is not None:
@@ -135,11 +139,15 @@ class TableEncoder:
             raise Unfit("the key contains half of a surrogate pair, which is not valid text") from None
         return self._upsert % (*key, self._rest(write))
 
-    def _removed(self, write: Write, source: str) -> Entry | None:
+    def _removed(self, write: Delete, source: str) -> Entry | None:
+        """A delete; one that marks the last document stores it. Raises Unfit as ``_stored`` does."""
         try:
             key = self._key(write)
         except (UnicodeEncodeError, TypeError):
             return None
+        if self._marks and write.last is not None and write.created is not None:
+            last = Upsert(write.table, write.id, write.last, write.version, write.item)
+            return Entry(write, source, self._mark % (*key, _text(marked_time(write.created)), self._rest(last)))
         return Entry(write, source, self._tombstone % key, self._delete % key[: self._in_action])
 
     def _key(self, write: Write) -> _Values:
@@ -182,6 +190,11 @@ class TableEncoder:
                 f"the document has a field named {OURS} or {OURS}.…, which is where replicator keeps version and key"
             )
         return b"," + body[1:] if len(body) > 2 else b"}"
+
+
+def marked_time(at: float) -> str:
+    """The time of a deletion as its field has it: to the millisecond, like a date of the engine."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def insisting(lines: bytes) -> bytes:

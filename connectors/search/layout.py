@@ -1,7 +1,8 @@
 """The layout of an index: its names, its mapping, the ids of its documents.
 
-Replicator's own fields are in one object, ``replicator``: the version, the parts of the key, and whether it is a
-tombstone. Its name has no leading underscore, because the engines reserve such names.
+Replicator's own fields are in one object, ``replicator``: the version, the parts of the key, whether it is a tombstone,
+and when its item was deleted, if documents are marked. Its name has no leading underscore, because the engines reserve
+such names.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from replicator.target.contract import OWN_IDS, UNKNOWN_KEYS, Table
 WHOLE = "document"  # the field with the whole item, in an index without a mapping
 FORMAT = 1  # version of this layout; newer ones are rejected
 LIVE = {"bool": {"must_not": {"term": {f"{OURS}.deleted": True}}}}  # the alias's filter: hides tombstones
+DELETED_AT = "deleted_at"  # in ``replicator``, of a document that is marked
+MARKED: Mapping[str, Any] = {"exists": {"field": f"{OURS}.{DELETED_AT}"}}
 _LONGEST_TERM = 8191  # characters of up to 4 bytes that fit a keyword
 
 
@@ -30,7 +33,8 @@ class Layout:
 
     ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as one
     object that is not searchable; otherwise its attributes are fields. ``routed_by``: the position in ``parts`` of the
-    routing value. ``added``: the key that each document must contain, as its hook may have left it out.
+    routing value. ``added``: the key that each document must contain, as its hook may have left it out. ``marks``:
+    documents whose item is gone stay, and are marked.
     """
 
     alias: str
@@ -43,6 +47,12 @@ class Layout:
     routed_by: int | None = None
     adopt: bool = False
     added: KeySchema | None = None
+    marks: bool = False
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The mapping of the fields under ``replicator``."""
+        return own_fields(self.parts, marks=self.marks)
 
     @property
     def writer(self) -> str:
@@ -89,10 +99,12 @@ def _layout(table: Table) -> Layout:
     parts = _parts(table)
     whole = options.mapping is None
     keys = _key_fields(table, whole=whole) if options.keys else {}
-    mapping = _mapping(options.mapping, parts, keys, routed=routed_by is not None)
+    marks = options.deletes == "mark"
+    mapping = _mapping(options.mapping, own_fields(parts, marks=marks), keys, routed=routed_by is not None)
     settings = _settings(options)
     added = table.keys if keys and not whole else None
-    return Layout(table.name, name, parts, whole, mapping, settings, options.shards, routed_by, options.adopt, added)
+    shards, adopt = options.shards, options.adopt
+    return Layout(table.name, name, parts, whole, mapping, settings, shards, routed_by, adopt, added, marks)
 
 
 def _parts(table: Table) -> tuple[str, ...]:
@@ -131,7 +143,7 @@ def _key_fields(table: Table, *, whole: bool) -> dict[str, Any]:
 
 
 def _mapping(
-    given: Mapping[str, Any] | None, parts: Sequence[str], keys: Mapping[str, Any], *, routed: bool
+    given: Mapping[str, Any] | None, own: Mapping[str, Any], keys: Mapping[str, Any], *, routed: bool
 ) -> dict[str, Any]:
     fields = {} if given is None else given["properties"]
     whole = {WHOLE: {"type": "object", "enabled": False}} if given is None else {}
@@ -139,14 +151,14 @@ def _mapping(
         "dynamic": "strict",
         **(given or {}),
         **({"_routing": {"required": True}} if routed else {}),
-        "properties": {OURS: {"properties": own_fields(parts)}, **whole, **keys, **fields},
+        "properties": {OURS: {"properties": own}, **whole, **keys, **fields},
     }
 
 
-def own_fields(parts: Sequence[str]) -> dict[str, Any]:
-    """The mapping of the fields under ``replicator``."""
+def own_fields(parts: Sequence[str], *, marks: bool) -> dict[str, Any]:
     key = {"type": "keyword", "ignore_above": _LONGEST_TERM}
-    return {"version": {"type": "long"}, "deleted": {"type": "boolean"}, **{part: key for part in parts}}
+    marked = {DELETED_AT: {"type": "date"}} if marks else {}
+    return {"version": {"type": "long"}, "deleted": {"type": "boolean"}, **marked, **{part: key for part in parts}}
 
 
 def _settings(options: SearchTable) -> dict[str, Any]:

@@ -133,7 +133,7 @@ _ROUNDED = {
     "unsigned_long": "refuses fractions and negative numbers", "rank_feature": "keeps 3 digits",
 }  # fmt: skip
 
-_NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
+NEW = "create a new index: set index: NAME under the table, and run: replicator resync --accept-identity-change"
 
 
 def differences(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _fields(wanted: Mapping[str, Any], actual: Mapping[str, Any], prefix: str) -
         if name not in actual:
             yield (
                 f"field {path} is missing (type {field.get('type', 'object')}; if fields were only added to mapping, "
-                f"replicator run --apply-schema-changes adds it; otherwise {_NEW})"
+                f"replicator run --apply-schema-changes adds it; otherwise {NEW})"
             )
             continue
         yield from _field(path, field, actual[name])
@@ -177,7 +177,7 @@ def _fields(wanted: Mapping[str, Any], actual: Mapping[str, Any], prefix: str) -
 def _field(path: str, wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[str]:
     type, present = wanted.get("type", "object"), actual.get("type", "object")
     if type != present:
-        yield f"field {path} must be {type}, but is {present} (a type cannot be changed: {_NEW})"
+        yield f"field {path} must be {type}, but is {present} (a type cannot be changed: {NEW})"
         return
     for name, value in wanted.items():
         if name not in ("type", "properties", "fields"):

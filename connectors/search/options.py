@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult
 
 import orjson
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from connectors.search import mappings
 from connectors.search.mappings import OURS, is_ours
-from replicator.options import UNENCRYPTED, AppliedDeletes, FileName, Options, is_loopback, split_url
+from replicator.options import UNENCRYPTED, FileName, Options, is_loopback, split_url
 
 MEGABYTE = 1 << 20
 LONGEST_NAME = 255  # bytes of the name of an index or alias
@@ -84,7 +84,11 @@ class SearchTable(Options):
         default={}, description="the index's settings, e.g. analysis; used when it is created"
     )
     shards: int | None = Field(default=None, ge=1, le=1024, description="primary shards; cannot be changed later")
-    deletes: AppliedDeletes = Field(default="apply", description="documents whose item is gone are removed")
+    deletes: Literal["apply", "mark"] = Field(
+        default="apply",
+        description="apply: remove documents whose item is gone; mark: keep them, with the time in "
+        "replicator.deleted_at",
+    )
     replicas: int | None = Field(
         default=None, ge=0, le=100, description="replicas of each shard; used when the index is created"
     )

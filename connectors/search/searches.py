@@ -17,7 +17,7 @@ import orjson
 from connectors.search import catalog, mappings
 from connectors.search.connection import Connection, filtered
 from connectors.search.errors import READING, engine_failure
-from connectors.search.layout import Layout, index_id
+from connectors.search.layout import MARKED, Layout, index_id
 from connectors.search.mappings import OURS
 from replicator.batch import DocumentId
 from replicator.errors import ReplicatorError, TransientError
@@ -103,15 +103,16 @@ Document = tuple[str, int, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Documents, and the NDJSON lines that remove them."""
+    """Documents, and the NDJSON lines that remove them. ``addresses``: id and routing of each line's document."""
 
     documents: frozenset[Document]
     lines: Sequence[bytes]
+    addresses: Sequence[tuple[str, str | None]] = ()
 
 
 def swept(connection: Connection, layout: Layout, below: int, spare: Sequence[DocumentId]) -> Piece:
     """The next documents older than ``below``, with lines that replace them by tombstones of that version."""
-    spared = list(_spared(layout, spare))
+    spared = [*_spared(layout, spare), *([MARKED] if layout.marks else ())]
     query = {"filter": [_older(below)], "must_not": [{"term": {f"{OURS}.deleted": True}}, *spared]}
     hits = _search(connection, layout, query, [OURS])
     if not hits:
@@ -141,7 +142,9 @@ def stored(connection: Connection, layout: Layout, documents: Iterable[Document]
 
 
 def _piece(hits: Sequence[Any], lines: Sequence[bytes]) -> Piece:
-    return Piece(frozenset((hit["_id"], hit["_version"], hit.get("_routing")) for hit in hits), lines)
+    addresses = [(hit["_id"], hit.get("_routing")) for hit in hits]
+    documents = ((id, hit["_version"], routing) for (id, routing), hit in zip(addresses, hits, strict=True))
+    return Piece(frozenset(documents), lines, addresses)
 
 
 def _older(below: int) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import orjson
 
-from connectors.search import catalog, checks, definition, forecast, searches
+from connectors.search import catalog, checks, definition, forecast, marking, searches
 from connectors.search.bulk import Bulk, Size
 from connectors.search.checks import Opened, Watch
 from connectors.search.conflicts import Conflicts
@@ -43,7 +46,7 @@ class SearchTarget(ComparesByTable):
         self._bulk = Bulk(connection, Size(options.bulk_bytes, options.bulk_documents), options.in_flight)
         self._in_doubt = InDoubtWindow()
         self._conflicts = Conflicts(connection)
-        self._writing = Writer(self._bulk, self._in_doubt, self._conflicts)
+        self._writing = Writer(self._bulk, self._in_doubt, self._conflicts, partial(marking.read, connection))
         self._watch = Watch(connection)
         self._gone: dict[tuple[str, str], frozenset[searches.Document]] = {}  # what the last piece removed
         self._to_purge: dict[tuple[str, int], tuple[searches.Piece, frozenset[DocumentId]]] = {}
@@ -147,8 +150,17 @@ class SearchTarget(ComparesByTable):
         (layout,) = layouts([table]).values()
         self._watch.look()
         piece = searches.swept(self._connection, layout, below, spare)
+        if layout.marks:
+            piece = self._marking(layout, piece, below)
         self._check_gone("swept", layout, piece)
         return self._removed("swept", layout, piece)
+
+    def _marking(self, layout: Layout, piece: searches.Piece, below: int) -> searches.Piece:
+        """The piece with lines that mark the documents; those that are gone by now get tombstones all the same."""
+        stored, now = marking.read_all(self._connection, layout, piece.addresses), time.time()
+        found = zip(piece.addresses, piece.lines, stored, strict=True)
+        lines = [line if one is None else marking.mark_at(address, below, one, now) for address, line, one in found]
+        return replace(piece, lines=lines)
 
     def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
         (layout,) = layouts([table]).values()

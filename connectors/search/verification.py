@@ -7,54 +7,30 @@ source as it was sent, so that equal documents are equal bytes; others are compa
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
 import orjson
 from msgspec import structs
 
-from connectors.search import searches
+from connectors.search import marking, searches
 from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
 from connectors.search.encode import TableEncoder, insisting
-from connectors.search.errors import READING, failure
-from connectors.search.layout import LIVE, WHOLE, Layout, index_id
+from connectors.search.errors import failure
+from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout
 from connectors.search.mappings import OURS
+from connectors.search.marking import Stored
 from connectors.search.responses import worst
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
-from replicator.errors import TransientError
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
 
-_PIECE = 300  # documents that are read at once, with their sources
 _WALK_PIECE = 2000  # ids
 _KEEP_ALIVE = "5m"  # of a walk, between two pieces; the engine frees it afterwards
-
-
-class _Document(msgspec.Struct):
-    found: bool = False
-    version: int | None = msgspec.field(name="_version", default=None)
-    source: msgspec.Raw = msgspec.field(name="_source", default=msgspec.Raw(b"{}"))
-    error: dict[str, Any] | None = None
-
-
-class _Documents(msgspec.Struct):
-    docs: list[_Document]
-
-
-class _Own(msgspec.Struct):
-    deleted: bool = False
-
-
-class _Source(msgspec.Struct):
-    ours: _Own = msgspec.field(name=OURS, default_factory=_Own)
-
-
-_decode = msgspec.json.Decoder(_Documents)
-_own = msgspec.json.Decoder(_Source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +44,29 @@ class IndexVerification:
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         found: list[Comparison] = []
-        for start in range(0, len(expected), _PIECE):
-            found += self._compared(expected[start : start + _PIECE])
+        for start in range(0, len(expected), marking.PIECE):
+            found += self._compared(expected[start : start + marking.PIECE])
         return found
 
     def _compared(self, expected: Sequence[Upsert]) -> Iterator[Comparison]:
         documents = self._read([write.id for write in expected])
         writes = [
-            write if document is None else structs.replace(write, version=document[0])
+            write if document is None else structs.replace(write, version=document.version)
             for write, document in zip(expected, documents, strict=True)
         ]
         rejections: list[Rejection] = []
         lines = {entry.write.id: entry.lines for entry in self.encoder.entries(writes, "", rejections)}
         refused = {rejection.write.id: rejection.reason for rejection in rejections}
         for write, document in zip(writes, documents, strict=True):
-            version = None if document is None else document[0]
+            version = None if document is None else document.version
             if write.id in refused:
                 yield Comparison(version, refused=refused[write.id])
             elif document is None:
                 yield Comparison(None)
+            elif self._is_marked(document):
+                yield Comparison(version, (f"{OURS}.{DELETED_AT}",))
             else:
-                yield Comparison(version, self._differing(document[1], lines[write.id].split(b"\n", 2)[1]))
+                yield Comparison(version, self._differing(document.source, lines[write.id].split(b"\n", 2)[1]))
 
     def _differing(self, stored: bytes, expected: bytes) -> tuple[str, ...]:
         """The names of the fields that differ."""
@@ -100,10 +78,7 @@ class IndexVerification:
         return tuple(n for n in sorted(was.keys() | wanted.keys()) if was.get(n, ...) != wanted.get(n, ...))
 
     def versions(self, ids: Sequence[DocumentId]) -> list[int | None]:
-        found: list[int | None] = []
-        for start in range(0, len(ids), _PIECE):
-            found += [None if d is None else d[0] for d in self._read(ids[start : start + _PIECE])]
-        return found
+        return [None if d is None or self._is_marked(d) else d.version for d in self._read(ids)]
 
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
         """By the scroll API, which both engines have: a snapshot of the ids, in no order."""
@@ -112,7 +87,7 @@ class IndexVerification:
             plain = searches.undisturbed(self.connection, searches.settings(self.connection, self.layout))
             path = f"/{quote(self.layout.index, safe='')}/_search?{searches.WHOLE}&scroll={_KEEP_ALIVE}{plain}"
             filters = [{"term": {f"{OURS}.{p}": text}} for p, text in zip(self.layout.parts, within, strict=False)]
-            query = {"bool": {"filter": [LIVE, *filters]}}
+            query = {"bool": {"filter": [LIVE, *filters], "must_not": [MARKED] if self.layout.marks else []}}
             wanted = {"size": _WALK_PIECE, "_source": [OURS], "sort": ["_doc"], "query": query}
         else:
             path, wanted = "/_search/scroll", {"scroll": _KEEP_ALIVE, "scroll_id": cursor}
@@ -131,57 +106,38 @@ class IndexVerification:
         rejections: list[Rejection] = []
         lines = {entry.write.id: entry.lines for entry in self.encoder.entries(writes, "", rejections)}
         refused = {rejection.write.id: rejection.reason for rejection in rejections}
-        done = self._changed([write for write in writes if write.id not in refused], lines)
+        there = {write.id: d.version for write, d in self._stored(writes) if d is not None}
+        done = self._changed([write for write in writes if write.id not in refused], lines, there)
         return [refused.get(write.id) or done.get(write.id, CHANGED) for write in writes]
 
     def remove(self, writes: Sequence[Delete]) -> list[str]:
         lines = {entry.write.id: entry.lines for entry in self.encoder.entries(writes, "", [])}
-        done = self._changed(writes, lines)
+        live = {write.id: d for write, d in self._stored(writes) if d is not None and not self._is_marked(d)}
+        if self.layout.marks:
+            now, of = time.time(), self.layout
+            lines |= {w.id: marking.mark(of, w.id, w.version, live[w.id], now) for w in writes if w.id in live}
+        done = self._changed(writes, lines, {id: d.version for id, d in live.items()})
         return [done.get(write.id, CHANGED) for write in writes]
 
-    def _changed(self, writes: Sequence[Write], lines: Mapping[DocumentId, bytes]) -> dict[DocumentId, str]:
-        """Send lines at the versions that are stored now; the engine turns away those that are newer by then."""
-        there = self.versions([write.id for write in writes])
-        same = [write for write, version in zip(writes, there, strict=True) if version == write.version]
+    def _changed(
+        self, writes: Sequence[Write], lines: Mapping[DocumentId, bytes], there: Mapping[DocumentId, int]
+    ) -> dict[DocumentId, str]:
+        """Send lines at the versions that are ``there``; the engine turns away those that are newer by then."""
+        same = [write for write in writes if there.get(write.id) == write.version]
         verdicts = self.bulk.store(self.layout, [insisting(lines[write.id]) for write in same])
         if (error := worst(verdicts)) is not None:
             raise error
         results = {"stored": "", "conflict": CHANGED}
         return {w.id: results.get(v.kind, v.reason) for w, v in zip(same, verdicts, strict=True)}
 
-    def _read(self, ids: Sequence[DocumentId]) -> list[tuple[int, bytes] | None]:
-        """Version and source of each document; None if it is absent, or a tombstone."""
-        known = {id: text for id in ids if (text := _text(id)) is not None}
-        if not known:
-            return [None] * len(ids)
-        by = self.layout.routed_by
-        wanted = [{"_id": text, **({} if by is None else {"routing": id[by]})} for id, text in known.items()]
-        # Without filter_path: the engine would write the sources anew, with rounded numbers.
-        path = f"/{quote(self.layout.index, safe='')}/_mget"
-        response = self.connection.request("POST", path, orjson.dumps({"docs": wanted}))
-        if response.status != 200:
-            raise failure(response, self.connection.server, READING)
-        try:
-            documents = _decode.decode(response.body).docs
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise TransientError(f"{self.connection.server}: the response to {READING} is not complete") from e
-        if len(documents) != len(wanted) or any(d.error is not None for d in documents):
-            raise TransientError(f"{self.connection.server}: a shard of {self.layout.index} fails {READING}")
-        found = dict(zip(known, map(_live, documents), strict=True))
-        return [found.get(id) for id in ids]
+    def _read(self, ids: Sequence[DocumentId]) -> list[Stored | None]:
+        return marking.read(self.connection, self.layout, ids)
 
+    def _stored(self, writes: Sequence[Write]) -> Iterator[tuple[Write, Stored | None]]:
+        return zip(writes, self._read([write.id for write in writes]), strict=True)
 
-def _live(document: _Document) -> tuple[int, bytes] | None:
-    if not document.found or document.version is None or _own.decode(document.source).ours.deleted:
-        return None
-    return document.version, bytes(document.source)
-
-
-def _text(id: DocumentId) -> str | None:
-    try:
-        return index_id(id) or None  # the engines have no empty id
-    except UnicodeEncodeError:
-        return None
+    def _is_marked(self, document: Stored) -> bool:
+        return self.layout.marks and document.deleted_at is not None
 
 
 def _id(own: Mapping[str, str], layout: Layout) -> DocumentId:

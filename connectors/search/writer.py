@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 import orjson
 
+from connectors.search import marking
 from connectors.search.bulk import SMALLEST, Bulk, Sent
 from connectors.search.conflicts import Conflicts, Progress
 from connectors.search.encode import Encoded, Entry, insisting
 from connectors.search.errors import ResponseLost
 from connectors.search.layout import Layout
+from connectors.search.marking import Stored
 from connectors.search.responses import STORED, Verdict, worst
-from replicator.batch import Rejection
+from replicator.batch import Delete, DocumentId, Rejection
 from replicator.errors import ReplicatorError
 from replicator.target import guarded_writes
 from replicator.target.acks import Place, place
@@ -35,22 +38,37 @@ _Sent = Sequence[tuple[Sequence[Entry], Sent]]
 class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
     """Writes to one cluster. ``layouts``: the indices, by table."""
 
-    def __init__(self, bulk: Bulk, in_doubt: InDoubtWindow, conflicts: Conflicts) -> None:
+    def __init__(
+        self,
+        bulk: Bulk,
+        in_doubt: InDoubtWindow,
+        conflicts: Conflicts,
+        read: Callable[[Layout, Sequence[DocumentId]], Sequence[Stored | None]],
+    ) -> None:
         self._progress = Progress()
         super().__init__(in_doubt, self._progress)
         self._bulk = bulk
         self._conflicts = conflicts
+        self._read = read
         self.layouts: Mapping[str, Layout] = {}
 
     def _start(self, encoded: Encoded, *, tombstones: bool) -> _Sent:
         sent = []
         for table, entries in encoded.tables.items():
             pending = self._progress.unfinished(entries, tombstones=tombstones)
+            if self.layouts[table].marks:
+                pending = self._marking(self.layouts[table], pending)
             lines = [entry.sent(tombstones=tombstones) for entry in pending]
             if encoded.batch.replaces_same:
                 lines = list(map(insisting, lines))
             sent.append((pending, self._bulk.start(self.layouts[table], lines)))
         return sent
+
+    def _marking(self, layout: Layout, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """The entries with deletes that mark the stored document; those that find none stay as they are."""
+        ids = [entry.write.id for entry in entries if entry.plain is not None]
+        stored = {id: one for id, one in zip(ids, self._read(layout, ids), strict=True) if one is not None}
+        return [_mark(layout, e, stored[e.write.id]) if e.write.id in stored else e for e in entries]
 
     def _is_done(self, sent: _Sent) -> bool:
         return all(done.done() for _, requests in sent for _, done in requests)
@@ -137,6 +155,13 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         )
         (verdict,) = self._bulk.store(layout, [orjson.dumps({"delete": {**_PROBE, "routing": routing}}) + b"\n"])
         return verdict.kind in ("stored", "conflict", "refused")
+
+
+def _mark(layout: Layout, entry: Entry, stored: Stored) -> Entry:
+    write = entry.write
+    at = write.created if isinstance(write, Delete) else None
+    lines = marking.mark(layout, write.id, write.version, stored, time.time() if at is None else at)
+    return Entry(write, entry.source, lines)
 
 
 def _results(entries: Sequence[Entry], requests: Sent) -> list[Result]:

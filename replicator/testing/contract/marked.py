@@ -43,10 +43,10 @@ class Marking:
 class MarkedDeletes(Contract):
     """A marked document keeps its last image, and the version of its deletion, which holds back what is older.
 
-    One more fixture: ``marking``. ``steps``: the length of a random history.
+    One more fixture: ``marking``. ``histories``: how many random ones are compared, of ``steps`` each.
     """
 
-    steps = 40
+    histories, steps = 10, 40
 
     @pytest.fixture
     def marking(self) -> Marking:
@@ -117,7 +117,7 @@ class MarkedDeletes(Contract):
         assert marking.deleted()["a"][0]["n"] == 1
 
     def test_random_histories_end_as_in_memory(self, marks: Target, marking: Marking) -> None:
-        for seed in range(self.seeds):
+        for seed in range(self.histories):
             _History(marks, marking, random.Random(seed), f"{seed}-").play(self.steps)
 
     def test_a_sweep_marks_what_no_scan_found_and_leaves_what_is_marked(self, marks: Target, marking: Marking) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from replicator.testing.contract import TargetContract, batch, put, table
 from replicator.testing.contract.definitions import Options
 from replicator.testing.contract.kit import Stored
 from replicator.testing.contract.late_writes import Proxied
+from replicator.testing.contract.marked import Marking
 from replicator.testing.contract.moves import Diverted, Remade
 from replicator.testing.proxy import Proxy
 from replicator.version import FIRST_EPOCH
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.search
 
 class TestSearch(TargetContract):
     races = 100
+    histories, steps = 2, 12
 
     @pytest.fixture(autouse=True)
     def _empty(self, search: Search) -> Iterator[None]:
@@ -87,6 +90,10 @@ class TestSearch(TargetContract):
             {"mapping": {"properties": {**more, "inner": inside}}},
         )
 
+    @pytest.fixture
+    def marking(self, search: Search) -> Marking:
+        return Marking({"deletes": "mark"}, partial(marked, search))
+
     def test_recovers_from_a_cut_connection(  # type: ignore[override]
         self, proxied: Proxied, build: Callable[[Mapping[str, Any]], Target], stored: Stored
     ) -> None:
@@ -123,6 +130,18 @@ def led_elsewhere(search: Search, table: Table) -> Callable[[], Any]:
     remove, add = {"index": f"{table.name}-1", "alias": table.name}, {"index": "elsewhere", "alias": table.name}
     search.ask("POST", "/_aliases", {"actions": [{"remove": remove}, {"add": add}]})
     return partial(everything, search, "elsewhere")
+
+
+def marked(search: Search, table: Table) -> dict[tuple[str, ...], Any]:
+    """The documents that a search through the alias finds, by key, and when they were deleted."""
+    search.ask("POST", f"/{table.name}/_refresh")
+    found: dict[tuple[str, ...], Any] = {}
+    for hit in search.ask("GET", f"/{table.name}/_search?size=10000")["hits"]["hits"]:
+        own = hit["_source"].pop("replicator")
+        id = (own["item"], own["id"]) if "item" in own else (own["partition"],)
+        at = own.get("deleted_at")
+        found[id] = hit["_source"]["document"], at and datetime.fromisoformat(at).timestamp()
+    return found
 
 
 def everything(search: Search, index: str) -> Any:

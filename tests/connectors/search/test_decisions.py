@@ -37,7 +37,7 @@ class Copy:
         self.in_doubt = InDoubtWindow()
         self.conflicts = Conflicts(engine)
         self.conflicts.epoch = FIRST_EPOCH
-        self._writing = Writer(Bulk(engine, Size(8 << 20, 1000), 1), self.in_doubt, self.conflicts)
+        self._writing = Writer(Bulk(engine, Size(8 << 20, 1000), 1), self.in_doubt, self.conflicts, lambda *_: [])
         self._writing.layouts = self.layouts
 
     def write(self, written: Batch) -> Outcome:
