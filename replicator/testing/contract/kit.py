@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 import pytest
 
 from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Upsert, Write
+from replicator.checkpoints.contract import Slotted
 from replicator.config.target import destination
 from replicator.items.attributes import image
 from replicator.items.item import Item
@@ -212,6 +213,16 @@ def transactional(target: Target) -> Transactional:
 
 def owner(run: str) -> Owner:
     return Owner(run, "host", 1, 0.0)
+
+
+def claim_slots(workers: Sequence[Target]) -> None:
+    """Make the targets those of workers of one run, each with a slot, where their transactions tell workers apart."""
+    run = None
+    for slot, worker in enumerate(workers):
+        if not isinstance(worker, Transactional) or not isinstance(worker.checkpoints, Slotted):
+            return
+        run = worker.checkpoints.claim(owner("run")).revision if run is None else run
+        worker.checkpoints.claim_slot(owner(f"worker {slot}"), f"{slot}", run)
 
 
 def in_epoch(pk: str, ordinal: int) -> Upsert:

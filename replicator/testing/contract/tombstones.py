@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Upsert
+from replicator.batch import Batch, Delete, DocumentId, Outcome, Part, Upsert, Write
 from replicator.errors import ConfigError
-from replicator.state import Counts
+from replicator.state import Counts, Save
 from replicator.target import in_doubt
 from replicator.target.contract import OWN_IDS, Table, Target
 from replicator.testing.contract.kit import (
@@ -19,6 +19,7 @@ from replicator.testing.contract.kit import (
     at,
     at_once,
     batch,
+    claim_slots,
     exhaust,
     in_epoch,
     put,
@@ -26,6 +27,22 @@ from replicator.testing.contract.kit import (
     table,
 )
 from replicator.version import FIRST_EPOCH
+
+_GOING, _STAYING = (1, 3, 4), (0, 2, 5)  # items of a race; shard:1 has the changes of the first three
+
+
+def _raced(source: str, race: int, slot: int) -> Batch:
+    """A page of a scan with all items of a race, or the records of a shard that delete and change some of them."""
+    writes: list[Write] = [put({"pk": f"{race} {item}", "n": 0}, 0) for item in (5, 4, 3, 2, 1, 0)]
+    if source != "segment:0":
+        mine = (2, 0, 1) if source == "shard:1" else (3, 5, 4)
+        writes = [_change(f"{race} {item}", going=item in _GOING) for item in mine]
+    saves = [Save("slot", f"{slot}", race, f"{race}")]
+    return Batch([Part(source, writes, Counts(read=len(writes)))], saves, tombstones=True)
+
+
+def _change(pk: str, *, going: bool) -> Write:
+    return remove(pk, 5) if going else put({"pk": pk, "n": 5}, 5)
 
 
 class Tombstones(Contract):
@@ -64,19 +81,22 @@ class Tombstones(Contract):
     def test_scans_and_live_deletes_race_without_ghosts(
         self, opened: Target, build: Callable[[], Target], stored: Stored
     ) -> None:
-        scanner = build()
-        scanner.open([table()], FIRST_EPOCH)
-        with ThreadPoolExecutor(2) as threads:
+        """Each worker has a slot, and connections of its own."""
+        workers = {"segment:0": opened, "shard:1": build(), "shard:2": build()}
+        for worker in workers.values():
+            worker.open([table()], FIRST_EPOCH)
+        claim_slots(list(workers.values()))
+        with ThreadPoolExecutor(len(workers)) as threads:
             for race in range(self.races):
-                start = threading.Barrier(2)
-                page = Batch([Part("segment:1", [put({"pk": f"{race}"}, 0)], Counts(read=1))], tombstones=True)
-                live = Batch([Part("shard:1", [remove(f"{race}", 5)], Counts(read=1))], tombstones=True)
+                start = threading.Barrier(len(workers))
                 racing = [
-                    threads.submit(at_once, start, scanner, page),
-                    threads.submit(at_once, start, opened, live),
+                    threads.submit(at_once, start, worker, _raced(source, race, slot))
+                    for slot, (source, worker) in enumerate(workers.items())
                 ]
                 assert all(not done.result().rejections for done in racing)
-        assert stored(table()) == {}
+        assert {id: row["n"] for (id,), row in stored(table()).items()} == {
+            f"{race} {item}": 5 for race in range(self.races) for item in _STAYING
+        }
 
     def test_a_purge_spares_what_a_retry_of_a_parked_item_must_not_bring_back(
         self, opened: Target, stored: Stored

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.postgres
 
 
 class TestPostgres(TargetContract):
-    races = 600
+    races = 150
     seeds = 20
 
     @pytest.fixture
