@@ -106,6 +106,13 @@ class Index(Mirror):
         hidden = {"query": {"term": {"replicator.deleted": True}}}
         return sum(self._asked("POST", f"/{index}/_count", hidden)["count"] for index in self._refreshed())
 
+    def marked(self) -> set[str]:
+        """The keys of the documents that ``deletes: mark`` kept."""
+        self._refreshed()
+        wanted = {"size": 10_000, "query": {"exists": {"field": "replicator.deleted_at"}}}
+        hits = self._asked("POST", f"/{self.table}/_search", wanted)["hits"]["hits"]
+        return {hit["_source"]["replicator"]["partition"] for hit in hits}
+
     def writes(self) -> int:
         stats = [self._asked("GET", f"/{index}/_stats/indexing")["_all"] for index in self.search.indices()]
         return sum(s["primaries"]["indexing"]["index_total"] for s in stats)

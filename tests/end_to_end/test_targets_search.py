@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,43 @@ def test_tombstones_outlive_a_crash_of_the_server_in_the_middle_of_a_backfill(in
     assert scan["segments_ended"] < scan["segments"]
     assert kept > 5
     assert index.documents() == targets.through_the_hook(source.items().values())
+
+
+def test_what_is_deleted_is_marked_through_kills_a_resync_and_verify(
+    tmp_path: Path, source: Source, one_search: Search
+) -> None:
+    """Live writes and deletes beside the backfill, a run that is killed, and one that catches up."""
+    index = Index(tmp_path, source, one_search, options={"mapping": MAPPING, "deletes": "mark"})
+    source.fill(200)
+    first = targets.through_the_hook(source.items().values())
+    index.configured(backfill={"segments": 2, "read_units": 30})
+    with index.start() as run:
+        index.begun(run)
+        with Load(source, seed=14, keys=200, pause=targets.PAUSE) as load:
+            targets.advances(index, run, "written")
+            load.wait(100)
+            run.kill()
+    index.configured(backfill={"segments": 2})
+    index.caught_up()
+    _is_live_or_marked(index, source, first)
+    before = index.documents()
+
+    gone = sorted(source.alive)[:5]
+    for pk in gone:
+        source.delete(pk)
+    assert index.command("resync", "--now", "--until", "caught-up").code == 0
+    _is_live_or_marked(index, source, first)
+    assert {pk: body for pk, body in before.items() if pk not in gone}.items() <= index.documents().items()
+    verified = index.command("verify", "--json")
+    assert (verified.code, verified.lines[-1]["extra"]) == (0, 0), verified
+
+
+def _is_live_or_marked(index: Index, source: Source, first: Mapping[str, Any]) -> None:
+    """What the hook makes of each item is live; what it made of those that are gone is marked."""
+    documents, marked, live = index.documents(), index.marked(), targets.through_the_hook(source.items().values())
+    assert {pk: body for pk, body in documents.items() if pk not in marked} == live
+    assert not (lost := first.keys() - live.keys() - marked), f"neither live nor marked: {lost}"
+    assert marked
 
 
 def test_whole_items_without_a_mapping_keep_their_numbers_exactly(
