@@ -34,7 +34,7 @@ from typing import TypeVar
 
 import msgspec
 
-from replicator.errors import ReplicatorError
+from replicator.errors import ConfigError, ReplicatorError
 from replicator.identity import Definition
 from replicator.key import Key
 from replicator.version import Position
@@ -279,9 +279,18 @@ class ResyncRequest:
         return not self.keys and not self.where
 
     def joined(self, earlier: ResyncRequest | None) -> ResyncRequest:
-        """This request and one that is still pending: what both ask for. One of the whole table covers all others."""
-        if earlier is None or (self.whole and not earlier.whole):
+        """This request and one that is still pending: what both ask for. One of the whole table covers all others.
+
+        ConfigError if the pending one is meant for another config: no run would carry out both.
+        """
+        if earlier is None or (self.whole and not (earlier.whole and earlier.config == self.config)):
             return self
+        if earlier.config != self.config:
+            raise ConfigError(
+                "a resync is pending that was requested with another config (another hook, definition or table): no "
+                "run carries out both. Let a run with that config carry it out, or withdraw it with: "
+                "replicator resync CONFIG --cancel"
+            )
         if earlier.whole and not self.whole:
             return earlier
         keys, where = (*earlier.keys, *self.keys), (*earlier.where, *self.where)

@@ -21,12 +21,13 @@ from replicator.engine.heartbeat import ProgressReporter, warn_if_replacing
 from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.resync_request import RequestWatch
 from replicator.engine.retry import RetryPolicy, Stopped
-from replicator.errors import GapFound, ReplicatorError, TransientError
+from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.options import aws_options
 from replicator.pipeline import stages
 from replicator.pipeline.details import Details, parked_details, shard_details
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
+from replicator.source import chosen
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.scan import ReadBudget, Scanned
 from replicator.source.stream import Stream, listing
@@ -103,6 +104,7 @@ class Driver:
         self._budget = ReadBudget(context.config.backfill.read_units)
         self._steps = environment.scheduler(context.client)
         self._resyncs = 0
+        self._allowed = startup.RESUMING
         self._may_extend = False  # whether tables may be extended
 
     def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
@@ -124,6 +126,7 @@ class Driver:
 
     def _start(self, allowed: startup.Allowed) -> None:
         start = self._binding.inspect(self._table)
+        self._allowed = allowed
         allowed = startup.with_request(allowed, self.pipeline.view.request, start)
         self._may_extend = allowed.schema_changes
         if startup.start_mode(start, allowed) is not startup.StartMode.RESUME:
@@ -185,15 +188,28 @@ class Driver:
             return
         table = self._retrying(lambda: describe_table(self._context.client, self._context.config.source.table))
         start = self._binding.inspect(table)
-        if startup.digest(start) != request.config:
-            self._requests.decline(request)
-        elif request.whole:
+        try:
+            self._check_request(request, start)
+        except (ConfigError, NotPermitted) as e:
+            self._requests.decline(request, e)
+            return
+        if request.whole:
             self._steps.clear()
             self._table = table
             self._begin(start)
             self._end_request(start)
         else:
             self._rescan(request)
+
+    def _check_request(self, request: ResyncRequest, start: startup.StartupState) -> None:
+        """ConfigError or NotPermitted if this run could not carry it out: it goes on with what it does instead."""
+        if startup.digest(start) != request.config:
+            raise ConfigError("it was requested for another config than that of this run")
+        if request.whole:
+            startup.start_mode(start, startup.with_request(self._allowed, request, start))
+        elif request.keys:
+            client = self._context.client
+            self._retrying(lambda: chosen.check_permitted(client, self._table, request.keys[0]), asks="source")
 
     def _rescan(self, request: ResyncRequest) -> None:
         """Start the epoch of a partial resync. Its tables are opened once it is stored, before anything is written."""

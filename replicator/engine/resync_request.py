@@ -11,6 +11,7 @@ from replicator.checkpoints.contract import Checkpoints
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.delivery import Delivery
 from replicator.engine.retry import RetryPolicy
+from replicator.errors import ReplicatorError
 from replicator.pipeline import stages
 from replicator.pipeline.pipeline import Pipeline
 from replicator.state import ResyncRequest
@@ -57,11 +58,15 @@ class RequestWatch:
         state = self.pipeline.state
         return state is not None and state.stage == stages.FOLLOWING and not self.cleanup.owes_sweep
 
-    def decline(self, request: ResyncRequest) -> None:
-        """Leave the request to a later run, because it was made with another config than that of this run."""
+    def decline(self, request: ResyncRequest, reason: ReplicatorError) -> None:
+        """Leave the request to a later run, which may have another config or more permissions."""
         if request != self._declined:
             self._declined = request
             log.warning(
-                "resync requested for another config",
-                extra={"do": "restart the run, so that it reads the config again and starts the resync"},
+                "requested resync not started",
+                extra={
+                    "reason": str(reason),
+                    "do": "correct that and restart the run, which then starts the resync; or withdraw the request "
+                    "with: replicator resync CONFIG --cancel",
+                },
             )

@@ -21,6 +21,7 @@ from replicator.key import Key, KeySchema
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.progress import progress
 from replicator.source import condition
+from replicator.source.chosen import check_permitted
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import ResyncRequest, Save, decode_request, encode
 from replicator.target.contract import Target, Unguarded
@@ -70,7 +71,7 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
             preexisting.check_new_epoch(target, tables)
         keys = _keys(table.keys, wanted.keys)
         if keys:
-            _try_to_read(client, table, keys[0])
+            check_permitted(client, table, keys[0])
         for text in wanted.where:
             _try(client, table, condition.parse(text))
         request = ResyncRequest(
@@ -161,15 +162,6 @@ def _keys(schema: KeySchema, given: Iterable[tuple[str, str]]) -> tuple[Key, ...
         except ValueError as e:
             raise ConfigError(f"{where}: {e}") from e
     return tuple(dict.fromkeys(keys))
-
-
-def _try_to_read(client: Client, table: SourceTable, key: Key) -> None:
-    """NotPermitted if items may not be looked up: the run would end with that, again and again."""
-    request = {"RequestItems": {table.name: {"Keys": [table.keys.typed(key)]}}}
-    try:
-        client.call("BatchGetItem", request)
-    except AwsError as e:
-        raise failure(e, "BatchGetItem", table.name) from e
 
 
 def _try(client: Client, table: SourceTable, parsed: condition.Condition) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from replicator.aws.client import Call
+from replicator.aws.client import Call, Client
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.backoff import backoff
 from replicator.change import ScanPage
@@ -16,6 +16,7 @@ from replicator.errors import TransientError
 from replicator.key import Key
 from replicator.source.decoding import KeyReader
 from replicator.source.scan import LONGEST_BACKOFF, QUICKEST_BACKOFF, Scanned
+from replicator.source.table import SourceTable
 from replicator.state import SegmentState
 
 AT_ONCE = 25  # keys in a request: 10 MB of images at most
@@ -35,6 +36,15 @@ class _Responses(msgspec.Struct):
     Responses: dict[str, list[msgspec.Raw] | None]
     UnprocessedKeys: dict[str, _Unprocessed | None] | None = None
     ConsumedCapacity: list[_Consumed] | None = None
+
+
+def check_permitted(client: Client, table: SourceTable, key: Key) -> None:
+    """NotPermitted if items may not be looked up: a run would end with that, again and again."""
+    request = {"RequestItems": {table.name: {"Keys": [table.keys.typed(key)]}}}
+    try:
+        client.call("BatchGetItem", request)
+    except AwsError as e:
+        raise failure(e, "BatchGetItem", table.name) from e
 
 
 def read(

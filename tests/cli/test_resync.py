@@ -150,11 +150,66 @@ def test_a_request_for_a_changed_hook_waits_for_a_run_that_has_it(orders: World)
         assert told(orders)[0] == 0
         assert process.stdout is not None
         for line in process.stdout:
-            if orjson.loads(line)["event"] == "resync requested for another config":
+            if orjson.loads(line)["event"] == "requested resync not started":
                 break
         assert requested(orders) is not None
     orders.catch_up()
     assert orders.rows("SELECT DISTINCT document ->> 'by' FROM orders") == [("new",)]
+
+
+def test_items_are_not_added_to_a_request_for_another_config(orders: World) -> None:
+    orders.hook(HOOK.format(by="old"))
+    orders.catch_up()
+    orders.hook(HOOK.format(by="new"))
+    assert told(orders)[0] == 0
+    orders.hook(HOOK.format(by="old"))
+    vandalize(orders)
+    code, said = told(orders, "--key", '{"id": "0"}')
+    assert (code, "a resync is pending that was requested with another config" in said) == (2, True), said
+
+    assert told(orders)[0] == 0, "one of the whole table replaces it"
+    orders.catch_up()
+    assert totals(orders) == source(orders)
+    assert requested(orders) is None
+
+
+def until_told(process: subprocess.Popen[str], event: str) -> str:
+    """The line of the first such event."""
+    assert process.stdout is not None
+    return next(line for line in process.stdout if orjson.loads(line)["event"] == event)
+
+
+def test_a_run_that_may_not_look_items_up_goes_on_without_the_resync(orders: World) -> None:
+    """The command may, and the run's role may not: the optional statement of its policy is missing."""
+    orders.catch_up()
+    vandalize(orders)
+    assert told(orders, "--key", '{"id": "0"}')[0] == 0
+    orders.db.fail("BatchGetItem", "AccessDeniedException", times=1000)
+    with running(orders) as process:
+        said = until_told(process, "requested resync not started")
+        assert "dynamodb:BatchGetItem on orders is not permitted" in said
+        orders.db.put("orders", {"id": "new", "total": 7})
+        await_that(lambda: totals(orders).get("new") == "7", process)
+        assert requested(orders) is not None
+    orders.db.heal()
+    orders.catch_up()
+    assert totals(orders)["0"] == "0"
+    assert requested(orders) is None
+
+
+def test_a_run_that_keeps_expired_items_starts_no_resync_that_was_requested_without_them(orders: World) -> None:
+    text = Path(orders.config).read_text()
+    orders.change("source:", "ttl_deletes: ignore\nsource:")
+    orders.catch_up()
+    orders.db.expire("orders", {"id": "2"})
+    with running(orders) as process:
+        ignoring = Path(orders.config).read_text()
+        Path(orders.config).write_text(text)
+        assert told(orders)[0] == 0
+        assert "To allow their removal, add --remove-expired" in until_told(process, "requested resync not started")
+        Path(orders.config).write_text(ignoring)
+        assert told(orders, "--remove-expired")[0] == 0
+        await_that(lambda: requested(orders) is None, process)
 
 
 def test_chosen_items_are_repaired_and_no_others_touched(orders: World) -> None:

@@ -168,7 +168,7 @@ def test_a_changed_hook_is_rolled_out_by_a_request_and_a_restart(copied: World) 
         copied.hook("def hook(item):\n    return {'total': -item['total']}\n")
         requested, *_ = copied.call("resync", copied.config)
         assert up.stdout is not None
-        said = next(line for line in up.stdout if "requested for another config" in line)
+        said = next(line for line in up.stdout if "requested resync not started" in line)
         up.terminate()
         up.communicate(timeout=60)
     code, err = run(copied)

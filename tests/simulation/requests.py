@@ -86,7 +86,8 @@ def _startup(world: Universe, allowed: Allowed) -> StartupState | None:
 
 def _note(world: Universe, request: ResyncRequest) -> None:
     earlier = CheckpointView(MemoryCheckpoints(world.database).read()).request
-    _save(world, request.joined(earlier))
+    with suppress(ConfigError):  # the pending one is for another config
+        _save(world, request.joined(earlier))
 
 
 def _save(world: Universe, request: ResyncRequest) -> None:
