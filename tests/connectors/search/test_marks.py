@@ -13,6 +13,7 @@ from replicator.batch import Delete, DocumentId, Outcome
 from replicator.errors import ConfigError
 from replicator.identity import Change
 from replicator.target.contract import Table
+from replicator.target.verification import Comparison
 from replicator.testing.contract.kit import PAIR, at, batch, exhaust, put
 from replicator.version import FIRST_EPOCH
 from tests.connectors.search.search_kit import PLAIN, behind, hits, hooked, opened, table, target
@@ -43,6 +44,8 @@ def test_readers_leave_marked_documents_out_by_an_alias_of_their_own_or_ask_for_
     (hit,) = hits(one_search, of, before)
     own = {"version": at(2), "partition": "a", "deleted_at": "2023-11-14T22:13:20.500Z"}
     assert hit["_source"] == {"replicator": own, "title": "a"}
+    (comparison,) = found.compare(of, [hooked(of, "a", 1, {"title": "a"})])  # as if its item was there
+    assert comparison == Comparison(at(2), ("replicator.deleted_at",))
 
 
 def test_a_document_that_is_read_to_be_marked_keeps_every_digit_and_its_routing(one_search: Search) -> None:
