@@ -29,10 +29,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 @config_argument
 @click.option("--wait", is_flag=True, help="Wait until the pipeline is live and drained.")
 @click.option(
-    "--quiet", default="30s", show_default=True, type=Duration(), help="How long no record may have been written."
+    "--quiet", default="30s", show_default=True, type=Duration(), help="How long the stream must have been idle."
 )
 @click.option(
-    "--verified-within", default="24h", show_default=True, type=Duration(), help="How old a verify pass may be."
+    "--verified-within", default="24h", show_default=True, type=Duration(), help="Maximum age of the verify pass."
 )
 @json_option
 @click.pass_context

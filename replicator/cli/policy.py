@@ -28,7 +28,7 @@ _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:(iam|sts)::[0-9]{12}:[A-Za-z0-9_+=,.@/-
 @click.option("--verify", "for_verify", is_flag=True, help="Include what `verify` needs.")
 @click.option("--resync-keys", is_flag=True, help="Include what `resync --key` and `--keys` need.")
 @click.option("--strip", "for_strip", is_flag=True, help="Include what `strip` needs.")
-@click.option("--no-setup", is_flag=True, help="For later runs: nothing is created any more.")
+@click.option("--no-setup", is_flag=True, help="Omit what only the first run needs, to create tables.")
 @click.option("--identity", help="Only the policy of this identity: default, profile NAME, or the ARN of a role.")
 @click.option(
     "--principal", metavar="ARN", help="What other accounts must attach so that this user or role has access."

@@ -48,7 +48,7 @@ def start(config: str, wait: bool, as_json: bool) -> None:
 @rebuild.command
 @config_argument
 @click.option(
-    "--verified-within", default="24h", show_default=True, type=Duration(), help="How old a verify pass may be."
+    "--verified-within", default="24h", show_default=True, type=Duration(), help="Maximum age of the verify pass."
 )
 @click.option("--unverified", is_flag=True, help="Switch without a verify pass of the new copy.")
 @json_option
@@ -85,7 +85,7 @@ def rollback(ctx: click.Context, config: str, unchecked: bool, as_json: bool) ->
 @json_option
 @click.pass_context
 def finish(ctx: click.Context, config: str, as_json: bool) -> None:
-    """Remove the old copy after the switch. There is no way back then."""
+    """Remove the old copy after the switch. After that, there is no rollback."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
@@ -97,7 +97,7 @@ def finish(ctx: click.Context, config: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def cancel(ctx: click.Context, config: str, as_json: bool) -> None:
-    """Give the rebuild up: remove the new copy, which is not live."""
+    """Abandon the rebuild: remove the new copy, which is not live."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @config_argument
 @click.option("--key", "keys", multiple=True, metavar="JSON", help="Only the item with this key; may be repeated.")
 @click.option(
-    "--keys", "file", type=click.File(encoding="utf-8"), help="Only the items with the keys in this file, one a line."
+    "--keys", "file", type=click.File(encoding="utf-8"), help="Only the items with the keys in this file, one per line."
 )
 @click.option(
     "--where",

@@ -1,4 +1,4 @@
-"""Says whether people may switch to the copy now: yes with a certificate, or no with reasons. Changes nothing."""
+"""Decides whether applications may switch to the copy: yes with a certificate, no with reasons. Changes nothing."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def asked(at: Standing) -> float:
 
 
 def reasons(at: Standing, wish: Wish) -> list[Reason]:
-    """Why people may not switch now, the most severe first; empty if they may."""
+    """Why applications may not switch now, the most severe reason first; empty if they may."""
     return sorted([*ready(at, wish), *_undrained(at, wish)], key=lambda reason: reason.code)
 
 
@@ -319,7 +319,7 @@ def _settings(config: Config, target: Target, table: SourceTable, client: Client
 
 
 def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str]:
-    """Commands that deny all writes to the source, and that allow them again. ``loops``: but for the pipeline back."""
+    """Commands that deny writes to the source, and allow them again. ``loops``: except the opposite pipeline's."""
     statement: dict[str, Any] = {
         "Sid": "FrozenForCutover",
         "Effect": "Deny",

@@ -64,7 +64,7 @@ def infer(config: Config, limit: int) -> Inferred:
     source = describe_table(client, config.source.table)
     images = list(sample.spread(client, config.source.table, source.items, limit))
     if not images:
-        raise ConfigError(f"source.table: {source.name} has no items to infer anything from")
+        raise ConfigError(f"source.table: {source.name} has no items to infer from")
     tables = target_tables(config, source, hook)
     writes, refused = _documents(
         images, source, DocumentMapping(hook, tuple(config.target.tables)), config.hook_timeout

@@ -35,7 +35,7 @@ from replicator.state import Entry, Rebuild, Save, Verified, decode_repair, enco
 from replicator.target.contract import UNKNOWN_KEYS, Exchange, Rebuilding, Table, TablesBusy
 
 ATTEMPTS = 60  # to lock the tables
-PAUSE = 0.5  # seconds between two, in which readers go on
+PAUSE = 0.5  # seconds between two, in which readers get their turn
 ABANDONED = 900.0  # seconds after which a verify pass that shows no progress counts as killed
 INTERVAL = 2.0  # seconds between looks at a build that is waited for
 
@@ -154,7 +154,7 @@ def finish(config: Config) -> Outcome:
         if not rebuild.switched:
             raise ConfigError(
                 "the new tables are not live, so the old ones are not removed. First: replicator rebuild switch "
-                "CONFIG; or give the rebuild up with: replicator rebuild cancel CONFIG"
+                "CONFIG; or abandon the rebuild with: replicator rebuild cancel CONFIG"
             )
         retired = _tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save = Save(entry.kind, entry.id, entry.revision, None)
@@ -202,8 +202,8 @@ def unsupported(config: Config) -> str:
             "application reads the old table any more, stop its run"
         )
     return (
-        f"rebuild is not there for {config.target.type} yet. Use a second config with another pipeline: and other "
-        f"tables ({names}), run both, verify the new one, and let readers change to it; or rebuild in place: "
+        f"rebuild does not support {config.target.type} yet. Use a second config with another pipeline: and other "
+        f"tables ({names}), run both, verify the new one, and move readers to it; or rebuild in place: "
         "replicator resync CONFIG"
     )
 

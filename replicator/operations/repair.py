@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from replicator.operations.verify import Ends
 
 AT_ONCE = 500  # documents in one write
-REFRESH = 60.0  # seconds between signs that the command is at work
+REFRESH = 60.0  # seconds between notes that the command is still running
 _LATER_EPOCH = (
     "its version is of a later epoch than the pipeline's, so nothing newer would replace it: replicator resync"
 )
@@ -151,7 +151,7 @@ class Repairs:
             self._acknowledged = False
             return [CHANGED] * len(results)
         refused = {r.write.id: r.reason for r in rejections}
-        if refused:  # the others were not stored
+        if refused:  # then nothing of the batch was stored
             return [refused.get(write.id, CHANGED) for write in writes]
         there = self._both.comparing.versions(self._both.tables[name], [write.id for write in writes])
         return ["" if known == write.version else CHANGED for write, known in zip(writes, there, strict=True)]

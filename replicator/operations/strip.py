@@ -89,9 +89,9 @@ def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) ->
     if heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT:
         return "a run of this pipeline is up, or was killed seconds ago; stop it, and what restarts it, for good"
     if parked:
-        return f"{parked:,} change(s) are parked, and could not be stored any more: replicator parked retry, or drop"
+        return f"{parked:,} change(s) are parked, and cannot be stored afterwards: replicator parked retry, or drop"
     if repairing:
-        return f"verify --repair is at work, or was killed; wait until it has ended, or {once_more}"
+        return f"verify --repair is running, or was killed; wait until it has ended, or {once_more}"
     if view.retries.all > state.retried:
         return f"parked changes were retried since the last run, and those writes may still be applied; {once_more}"
     if (left := in_doubt(state, heartbeat, now)) > 0:

@@ -147,7 +147,7 @@ def has_scanned(state: PipelineState) -> bool:
 
 
 def is_due(candidate: Candidate, through: float | None, ahead: float = 0.0) -> bool:
-    """Whether every change that the candidate's item may owe its state to is stored. ``ahead``: as in ``Positions``."""
+    """Whether every change that may explain the item's state is stored. ``ahead``: as in ``Positions``."""
     return through is not None and candidate.at + MARGIN + ahead < through
 
 

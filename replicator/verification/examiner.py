@@ -1,4 +1,4 @@
-"""Compares items with their documents, at one moment: the hook says what there must be, the target what there is."""
+"""Compares items with their documents, at one moment: what the hook returns, and what the target stores."""
 
 from __future__ import annotations
 

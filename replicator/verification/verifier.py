@@ -109,7 +109,7 @@ class Verifier:
         yield from self._add(findings.values(), {} if image is None else {key: image}, at, origin)
 
     def settle(self, positions: Positions) -> Iterator[Result]:
-        """Look again at the candidates that are due. Without a run, or if its positions stand still, give them up."""
+        """Look again at the candidates that are due. If no run advances, all are unconfirmed."""
         self._ahead = max(self._ahead, positions.ahead)
         self._read = max(self._read, positions.through or 0.0)
         if not self._pending:

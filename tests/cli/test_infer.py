@@ -215,7 +215,7 @@ def test_an_empty_table_and_a_target_without_columns_are_plain_errors(
     assert world.call("infer", world.config)[0] == 2, "no table"
     world.db.create_table("orders")
     code, out, err = world.call("infer", world.config)
-    assert (code, out, err) == (2, "", "source.table: orders has no items to infer anything from\n")
+    assert (code, out, err) == (2, "", "source.table: orders has no items to infer from\n")
     pristine(world)
     code, out, err = world.call("infer", world.config)
     assert (code, out) == (2, "")

@@ -265,7 +265,7 @@ def test_start_needs_the_config_and_the_hook_that_made_the_copy(orders: World) -
     [
         (
             "type: elasticsearch\n  url: http://127.0.0.1:9200",
-            "rebuild is not there for elasticsearch yet. Use a second config with another pipeline: and other tables "
+            "rebuild does not support elasticsearch yet. Use a second config with another pipeline: and other tables "
             "(orders and orders-2)",
         ),
         (

@@ -416,8 +416,8 @@ def test_a_pipeline_that_stopped_cleanly_needs_nothing() -> None:
         (view(heartbeat=None), {}, f"may still be applied for {LONGEST_IN_DOUBT:.0f} s"),
         (view(lingering(lingers=50.0)), {}, "may still be applied for 40 s"),
         (view(lingering(lingers_earlier=60.0)), {}, "may still be applied for 50 s"),
-        (view(), {"parked": 3}, "3 change(s) are parked, and could not be stored any more"),
-        (view(), {"repairing": True}, "verify --repair is at work, or was killed"),
+        (view(), {"parked": 3}, "3 change(s) are parked, and cannot be stored afterwards"),
+        (view(), {"repairing": True}, "verify --repair is running, or was killed"),
     ],
 )
 def test_reasons_why_versions_are_needed(of: CheckpointView, more: dict[str, Any], reason: str) -> None:

@@ -46,7 +46,7 @@ class DynamoDBLocal:
     """One server: ``with DynamoDBLocal() as server: UnsignedClient(server.endpoint)``. Stops with the block or Python.
 
     ``clock``: its clock can be moved. ``directory``: keep tables there instead of in memory, beyond ``stop``.
-    One table with a stream a server: a second one makes it slow, and spoils the iterators of idle shards.
+    At most one table with a stream per server: a second one makes it slow, and breaks the iterators of idle shards.
     """
 
     def __init__(self, *, clock: bool = False, directory: Path | None = None, patience: float = 60.0) -> None:
