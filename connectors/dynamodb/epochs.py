@@ -24,10 +24,11 @@ KEYS = KeySchema((KeyAttribute("table", "S"),))
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """The ``pipeline`` that writes to a table, and its latest ``epoch`` there."""
+    """The ``pipeline`` that writes to a table, and its latest ``epoch`` there. ``stripped``: it has ended."""
 
     pipeline: str
     epoch: int
+    stripped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,13 @@ class Epochs:
         item = ask(self.client, "GetItem", request, self.name).get("Item")
         if item is None or item["identity"]["S"] != table.identity:
             return None
-        return Note(item["pipeline"]["S"], int(item["epoch"]["N"]))
+        return Note(item["pipeline"]["S"], int(item["epoch"]["N"]), "stripped" in item)
 
     def write(self, table: Described, note: Note) -> None:
         """Store a note, unless the same table has one with a later epoch.
 
-        ConfigError if another pipeline's note is there: two may have started on one table at the same moment.
+        ConfigError if another pipeline's note is there: two may have started on one table at the same moment. The same
+        if the table was stripped: its own checkpoints say so, too, unless they were lost.
         """
         request = {
             "TableName": self.name,
@@ -71,8 +73,10 @@ class Epochs:
                 "pipeline": {"S": note.pipeline},
                 "epoch": {"N": str(note.epoch)},
             },
-            "ConditionExpression": "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND #e < :e)",
-            "ExpressionAttributeNames": {"#e": "epoch", "#i": "identity", "#p": "pipeline"},
+            "ConditionExpression": (
+                "attribute_not_exists(#e) OR #i <> :i OR (#p = :p AND #e < :e AND attribute_not_exists(#s))"
+            ),
+            "ExpressionAttributeNames": {"#e": "epoch", "#i": "identity", "#p": "pipeline", "#s": "stripped"},
             "ExpressionAttributeValues": {
                 ":e": {"N": str(note.epoch)},
                 ":i": {"S": table.identity},
@@ -87,6 +91,29 @@ class Epochs:
             stored = self.read(table)
             if stored is not None and stored.pipeline != note.pipeline:
                 raise ConfigError(taken(table.name, stored, self.name)) from e
+            if stored is not None and stored.stripped:
+                raise ConfigError(ended(table.name, self.name)) from e
+
+    def end(self, table: Described, pipeline: str) -> None:
+        """Note that the table is stripped: no epoch of the pipeline may begin in it, whatever its checkpoints say."""
+        note = self.read(table)
+        item = {
+            "table": {"S": table.name},
+            "identity": {"S": table.identity},
+            "pipeline": {"S": pipeline},
+            "epoch": {"N": str(note.epoch if note is not None else 0)},
+            "stripped": {"BOOL": True},
+        }
+        ask(self.client, "PutItem", {"TableName": self.name, "Item": item}, self.name)
+
+
+def ended(table: str, epochs_table: str) -> str:
+    """Why the table's own pipeline must not write to it any more."""
+    return (
+        f"target: replicator strip has removed the versions from {table}, which other writers own now, according to "
+        f"the table {epochs_table}: this pipeline would overwrite their changes. To copy the source again, use another "
+        "pipeline: name and another target table"
+    )
 
 
 def taken(table: str, note: Note, epochs_table: str) -> str:

@@ -12,7 +12,7 @@ from connectors.dynamodb import catalog
 from connectors.dynamodb.catalog import Described, ask
 from connectors.dynamodb.connection import Account
 from connectors.dynamodb.documents import Layout
-from connectors.dynamodb.epochs import KEYS, EpochScan, Note, taken
+from connectors.dynamodb.epochs import KEYS, EpochScan, Note, ended, taken
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
@@ -160,11 +160,25 @@ class Tables:
             return
         wrong = list(catalog.mismatches(layout, table, self.source[0] if self.source is not None else None))
         note = self._note(table)
-        yield from wrong or [*self._others(layout, note), *self._contents(layout, note, epoch), *self._expiry(layout)]
+        yield from wrong or [
+            *self._others(layout, note),
+            *self._ended(layout, note),
+            *self._contents(layout, note, epoch),
+            *self._expiry(layout),
+        ]
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
         if note is not None and note.pipeline != self._pipeline:
             yield taken(layout.name, note, self._options.epochs_table)
+
+    def _ended(self, layout: Layout, note: Note | None) -> Iterator[str]:
+        if note is not None and note.stripped:
+            yield ended(layout.name, self._options.epochs_table)
+
+    def end(self, layout: Layout) -> None:
+        """Note that nothing of the pipeline may write to the table any more."""
+        if (table := self._described(layout.name)) is not None:
+            self._account.epochs.end(table, self._pipeline)
 
     def _expiry(self, layout: Layout) -> Iterator[str]:
         ttl = self._time_to_live(layout.name) if self.keep_expired else {}

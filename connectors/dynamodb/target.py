@@ -176,6 +176,8 @@ class DynamoDB(ComparesByTable):
         return ""
 
     def strip(self, table: Table, after: str) -> Page:
+        if not after:
+            self._tables.end(layout(table, self._options))
         names = (self._options.version_attribute, self._options.deleted_attribute, self._options.mark_attribute)
         return strip_page(self._account.client, self._writer, layout(table, self._options), names, after)
 

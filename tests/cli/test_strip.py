@@ -287,6 +287,21 @@ def test_afterwards_nothing_of_the_pipeline_writes_any_more_and_says_why(copied:
     assert copied.strip() == {"items": ITEMS, "tombstones": 0, "left": 0}, "repeated, it finds nothing more"
 
 
+def test_lost_checkpoints_let_no_run_write_to_it_either(copied: Copy) -> None:
+    copied.strip()
+    copied.update("k1", 100)
+    for file in copied.folder.glob("orders.checkpoints*"):
+        file.unlink()
+    assert copied.call("run", copied.config)[0] == 3
+    code, _, err = copied.call("resync", copied.config, "--now")
+    assert (code, "replicator strip has removed the versions from orders-copy" in err) == (2, True), err
+    config = json.loads(Path(copied.config).read_text())
+    Path(copied.config).write_text(json.dumps({**config, "on_gap": "resync"}))
+    code, _, err = copied.call("run", copied.config, "--until", "caught-up")
+    assert (code, "replicator strip has removed the versions from orders-copy" in err) == (2, True), err
+    assert copied.items()["k1"]["n"] == {"N": "100"}
+
+
 def test_a_run_that_takes_over_stops_it_before_the_next_page(copied: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     scans_of(10, monkeypatch)
     copied.configure(checkpoints="kept", table="second")  # SQLite lets no other process in
