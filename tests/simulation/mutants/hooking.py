@@ -39,8 +39,8 @@ from tests.simulation.mutants.scenarios import (
 def leaving_is_skipped(patch: Patch) -> None:
     right = compaction.compact_latest
 
-    def skips(changes: Iterable[Latest], mapping: DocumentMapping, at: BatchContext) -> Compacted:
-        found = right(changes, mapping, at)
+    def skips(changes: Iterable[Latest], mapping: DocumentMapping, at: BatchContext, *items: Any) -> Compacted:
+        found = right(changes, mapping, at, *items)
         found.writes = [w for w in found.writes if isinstance(w, Upsert) or w.weight]
         return found
 
@@ -51,8 +51,10 @@ def leaving_is_skipped(patch: Patch) -> None:
 def deletes_only_on_remove(patch: Patch) -> None:
     right = compaction._writes
 
-    def deletes_when_removed(text: str, now: Documents, leaves: set[Place], newest: Change, weight: int) -> list[Write]:
-        return right(text, now, leaves if newest.new is None else set(), newest, weight)
+    def deletes_when_removed(
+        text: str, now: Documents, leaves: set[Place], newest: Change, *rest: Any, **more: Any
+    ) -> list[Write]:
+        return right(text, now, leaves if newest.new is None else set(), newest, *rest, **more)
 
     patch.setattr(compaction, "_writes", deletes_when_removed)
 
