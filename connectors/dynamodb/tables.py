@@ -164,7 +164,7 @@ class Tables:
             *self._others(layout, note),
             *self._ended(layout, note),
             *self._contents(layout, note, epoch),
-            *self._expiry(layout),
+            *self._expiry(layout, note),
         ]
 
     def _others(self, layout: Layout, note: Note | None) -> Iterator[str]:
@@ -180,7 +180,9 @@ class Tables:
         if (table := self._described(layout.name)) is not None:
             self._account.epochs.end(table, self._pipeline)
 
-    def _expiry(self, layout: Layout) -> Iterator[str]:
+    def _expiry(self, layout: Layout, note: Note | None) -> Iterator[str]:
+        if layout.mark is not None and not self.keep_expired:
+            yield from self._unequal_expiry(layout, note)
         ttl = self._time_to_live(layout.name) if self.keep_expired else {}
         if ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
             yield (
@@ -189,6 +191,23 @@ class Tables:
                 f"{layout.name}{aws_options(self._options)} --time-to-live-specification "
                 f"Enabled=false,AttributeName={ttl.get('AttributeName', '')}"
             )
+
+    def _unequal_expiry(self, layout: Layout, note: Note | None) -> Iterator[str]:
+        """With ``loops`` each table expires its own items, so the copy needs the source's time to live."""
+        if self.source is None:
+            return
+        wanted = expiring_attribute(self.source[1], self.source[0].name)
+        existing = self._time_to_live(layout.name)
+        will_be_enabled = self._options.create and note is None and existing.get("TimeToLiveStatus") == "DISABLED"
+        if wanted is None or will_be_enabled or wanted == _enabled_attribute(existing):
+            return
+        yield (
+            f"the source has a time to live ({wanted}), and the target's table {layout.name} has not the same. With "
+            "loops: true an expiry is not copied, because the other table's item may have been renewed: each table "
+            "removes its own items. Turn it on: aws dynamodb update-time-to-live --table-name "
+            f"{layout.name}{aws_options(self._options)} --time-to-live-specification "
+            f"Enabled=true,AttributeName={wanted}"
+        )
 
     def _contents(self, layout: Layout, note: Note | None, epoch: int) -> Iterator[str]:
         """Why items that are already in the table prevent a run."""
@@ -278,12 +297,20 @@ def table_plan(layout: Layout, mirrored: tuple[SourceTable, Client] | None, *, t
         return Plan(_minimal(layout.name, layout.keys))
     source, client = mirrored
     table = ask(client, "DescribeTable", {"TableName": source.name}, source.name)["Table"]
-    ttl = ask(client, "DescribeTimeToLive", {"TableName": source.name}, source.name)["TimeToLiveDescription"]
     request = _like(layout.name, table)
     if tags and (copied := tags_of(client, source.arn)):
         request["Tags"] = copied
-    enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
-    return Plan(request, ttl.get("AttributeName") if enabled else None)
+    return Plan(request, expiring_attribute(client, source.name))
+
+
+def expiring_attribute(client: Client, table: str) -> str | None:
+    """The attribute by which the table's items expire; None without a time to live."""
+    ttl = ask(client, "DescribeTimeToLive", {"TableName": table}, table)["TimeToLiveDescription"]
+    return _enabled_attribute(ttl)
+
+
+def _enabled_attribute(ttl: Mapping[str, Any]) -> str | None:
+    return ttl.get("AttributeName") if ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING") else None
 
 
 def _minimal(name: str, keys: KeySchema) -> dict[str, Any]:

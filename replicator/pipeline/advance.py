@@ -29,11 +29,13 @@ def streamed(
 ) -> tuple[ShardState, Compacted]:
     """The shard's state after ``pages``, and their writes. Every record gets an ordinal, even if it is filtered out.
 
-    ``marks``: of the opposite pipeline, whose writes are passed over; None if there is none.
+    ``marks``: of the opposite pipeline, whose writes are passed over; None if there is none. With one, so are
+    expiries: the other table has the same time to live, and its item may have been renewed since.
     """
+    passes_over_expired = ignore_expired or marks is not None
     records = [r for page in pages for r in page.records]
     numbered: Iterable[tuple[int, Record]] = enumerate(records, state.ordinal + 1)
-    if ignore_expired:
+    if passes_over_expired:
         numbered = ((n, r) for n, r in numbered if not r.expired)
     if marks is not None:
         numbered = ((n, unmarked(r, marks)) for n, r in numbered)
@@ -44,7 +46,7 @@ def streamed(
         compacted = compact_latest(newest(items), mapping, at, items)
     else:
         compacted = compact_latest(latest(numbered, at.epoch), mapping, at)
-    if ignore_expired:
+    if passes_over_expired:
         expired = sum(r.expired for r in records)
         compacted.read += expired
         compacted.filtered += expired

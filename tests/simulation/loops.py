@@ -3,7 +3,8 @@
 Driver, readers, pipeline, the DynamoDB target and its encoding are the production code; in memory are the tables, their
 streams and the checkpoints. One seed decides everything. In each phase an item has one side on which applications write
 to it. Before another phase begins, both pipelines have caught up and no request of theirs is in doubt any more, as
-``replicator cutover`` requires.
+``replicator cutover`` requires. Both tables have a time to live: the service removes items past their time in
+either one whenever it likes, also those that have been renewed in the other.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ ACTS = 25  # in a phase
 ROUNDS = 12  # within which two pipelines settle
 TURNS = 3000  # within which a run that nothing disturbs has caught up
 MARKS = Marks("_replicator_version", "_replicator_deleted", "_replicator_mark")
+EXPIRY = {"Enabled": True, "AttributeName": "ttl"}
 OPTIONS: Mapping[str, Any] = {"region": "us-east-1", "loops": True}
 
 Name = Literal["here", "there"]
@@ -228,7 +230,7 @@ class Pipeline:
 
 
 class World:
-    """One seed's world. ``model``: what applications wrote last, by key."""
+    """One seed's world. ``model``: what applications wrote last, by key: the value and the time of its expiry."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(f"loops {seed}")
@@ -237,7 +239,7 @@ class World:
         self.stored = 0  # documents that pipelines stored
         self.calm = True
         self.value = 0
-        self.model: dict[str, int] = {}
+        self.model: dict[str, tuple[int, int | None]] = {}
         self.here, self.there = (
             DynamoDB(now=self.clock, random=random.Random(f"{side} {seed}"), shards=self.random.choice([1, 2]))
             for side in ("here", "there")
@@ -245,6 +247,7 @@ class World:
         self.snapshots: dict[tuple[Name, str], dict[str, Any]] = {}
         for db in (self.here, self.there):
             db.create_table(TABLE, keys={"pk": "S"})
+            db.call("UpdateTimeToLive", {"TableName": TABLE, "TimeToLiveSpecification": EXPIRY})
         self.forward = Pipeline(self, "forward", self.here, self.there)
         self.back = Pipeline(self, "back", self.there, self.here, adopt=True)
 
@@ -264,10 +267,20 @@ class World:
         if image is not None:
             self.snapshots[side, key] = image
         self.random.choice([self.put, self.put_back, self.update, self.delete, self.copy])(db, side, key)
+        self._remember(db, key)
+
+    def _remember(self, db: DynamoDB, key: str) -> None:
+        image = self._image(db, key)
+        if image is None or MARKS.deleted in image:
+            self.model.pop(key, None)
+        else:
+            self.model[key] = int(image["v"]["N"]), _expiry(image)
 
     def put(self, db: DynamoDB, side: Name, key: str) -> None:
-        """The whole item, as the application knows it."""
-        self._store(db, {"pk": {"S": key}}, key)
+        """The whole item, as the application knows it: without a time to live, past it already, or renewed."""
+        due = self.random.choice([None, -60, 1_000_000])
+        more = {} if due is None else {"ttl": {"N": str(int(self.clock.now) + due)}}
+        self._store(db, {"pk": {"S": key}, **more}, key)
 
     def put_back(self, db: DynamoDB, side: Name, key: str) -> None:
         """The item as it was read, now or long ago, with a new value. An item without marks gets none of old."""
@@ -290,11 +303,9 @@ class World:
             self.put(db, side, key)
         else:
             db.call("UpdateItem", request)
-            self.model[key] = self.value
 
     def delete(self, db: DynamoDB, side: Name, key: str) -> None:
         db.delete(TABLE, {"pk": key})
-        self.model.pop(key, None)
 
     def copy(self, db: DynamoDB, side: Name, key: str) -> None:
         """Another item with all its attributes, under this key; not one that was itself a copy of this item."""
@@ -307,11 +318,25 @@ class World:
     def _store(self, db: DynamoDB, item: Mapping[str, Any], key: str) -> None:
         kept = {name: value for name, value in item.items() if name != MARKS.deleted}
         db.call("PutItem", {"TableName": TABLE, "Item": {**kept, "v": {"N": str(self.value)}}})
-        self.model[key] = self.value
 
     def _image(self, db: DynamoDB, key: str) -> dict[str, Any] | None:
         found: dict[str, Any] = orjson.loads(db.call("GetItem", {"TableName": TABLE, "Key": {"pk": {"S": key}}}))
         return found.get("Item")
+
+    # The service
+
+    def expire(self, side: Name, key: str, owner: Name) -> None:
+        """Remove an item past its time; not while a request is in doubt, which could store an older state again."""
+        db = self.here if side == "here" else self.there
+        image = self._image(db, key)
+        if image is None or MARKS.deleted in image or not self._is_past(_expiry(image)) or self.late:
+            return
+        db.expire(TABLE, {"pk": key})
+        if side == owner:
+            self.model.pop(key, None)
+
+    def _is_past(self, expiry: int | None) -> bool:
+        return expiry is not None and expiry <= self.clock.now
 
     # Phases
 
@@ -323,6 +348,9 @@ class World:
             if self.random.random() < 0.6:
                 key = self.random.choice(sorted(keys))
                 self.act(keys[key], key)
+            elif self.random.random() < 0.4:
+                key = self.random.choice(sorted(keys))
+                self.expire(self.random.choice(["here", "there"]), key, keys[key])
             elif self.random.random() < 0.1:
                 self.random.choice([self.here, self.there]).roll_all(TABLE)
             else:
@@ -345,10 +373,17 @@ class World:
         raise AssertionError(f"the pipelines do not settle: {self.stored - before} writes in the last round")
 
     def check(self) -> None:
+        """Both tables hold what applications wrote last, but for items past their time: each may have those or not."""
+        wanted = {key: value for key, (value, expiry) in self.model.items() if not self._is_past(expiry)}
         for name, db in (("here", self.here), ("there", self.there)):
             items = orjson.loads(db.call("Scan", {"TableName": TABLE}))["Items"]
-            seen = {i["pk"]["S"]: int(i["v"]["N"]) for i in items if MARKS.deleted not in i}
-            assert seen == self.model, f"{name}: {seen} instead of {self.model}"
+            live = [i for i in items if MARKS.deleted not in i and not self._is_past(_expiry(i))]
+            seen = {i["pk"]["S"]: int(i["v"]["N"]) for i in live}
+            assert seen == wanted, f"{name}: {seen} instead of {wanted}"
+
+
+def _expiry(image: Mapping[str, Any]) -> int | None:
+    return int(image["ttl"]["N"]) if "ttl" in image else None
 
 
 def simulate(seed: int) -> World:

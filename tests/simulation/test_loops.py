@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.encode import Encoder, Entry
 from replicator.batch import Delete, DocumentId
+from replicator.change import Page
 from replicator.key import Key
 from replicator.marks import Marked
+from replicator.pipeline import advance
+from replicator.pipeline.compaction import Compacted
+from replicator.state import ShardState
 from tests.simulation.loops import simulate
 
 SEEDS = int(os.environ.get("REPLICATOR_SEEDS", "400")) // 20
@@ -83,6 +89,19 @@ def unmarked_deletes(patch: Patch) -> None:
     patch.setattr(Encoder, "_removal", plainly)
 
 
+def copied_expiry(patch: Patch) -> None:
+    """An expiry is copied like an application's delete, although the other table's item may have been renewed."""
+    right = advance.streamed
+
+    def blindly(state: ShardState, pages: Sequence[Page], *given: Any, **named: Any) -> tuple[ShardState, Compacted]:
+        seen = [
+            structs.replace(page, records=[structs.replace(r, expired=False) for r in page.records]) for page in pages
+        ]
+        return right(state, seen, *given, **named)
+
+    patch.setattr("replicator.pipeline.pipeline.streamed", blindly)
+
+
 WRONG: tuple[Callable[[Patch], None], ...] = (
     echo,
     any_version,
@@ -90,6 +109,7 @@ WRONG: tuple[Callable[[Patch], None], ...] = (
     any_mark,
     any_guard,
     unmarked_deletes,
+    copied_expiry,
 )
 
 

@@ -210,3 +210,46 @@ def test_a_stream_without_old_images_is_refused(tmp_path: Path, resumes: bool) -
             code, out, err = shell.run(*command)
             assert code == 2
             assert "has view type NEW_IMAGE, but target.loops needs old images" in out + err
+
+
+def expiring(db: DynamoDB, table: str, attribute: str, *, enabled: bool = True) -> None:
+    wanted = {"Enabled": enabled, "AttributeName": attribute}
+    db.call("UpdateTimeToLive", {"TableName": table, "TimeToLiveSpecification": wanted})
+
+
+def test_an_item_that_was_renewed_in_one_table_survives_the_expiry_of_its_older_copy(tmp_path: Path) -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    with served(db) as endpoint:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        expiring(db, "orders", "ttl")
+        loop.put("orders", "lasting", 1)
+        loop.put("orders", "session", 1, ttl={"N": str(int(time.time()) - 60)})
+        loop.run("forward")
+        loop.enable_stream_there()
+        loop.run("back")
+        loop.put("orders", "session", 2, ttl={"N": str(int(time.time()) + 86400)})  # not copied yet
+        db.expire("copy", {"pk": "session"})
+        passed_over = loop.run("back")
+        assert loop.items("orders") == {"lasting": 1, "session": 2}
+        assert passed_over["applied"] == 0
+        loop.run("forward")
+        loop.run("back")
+        assert loop.items("orders") == loop.items("copy") == {"lasting": 1, "session": 2}
+
+
+@pytest.mark.parametrize("attribute", [None, "other"])
+def test_a_copy_whose_items_would_not_expire_like_the_sources_is_refused(tmp_path: Path, attribute: str | None) -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    with served(db) as endpoint:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        loop.run("forward")
+        expiring(db, "orders", "ttl")
+        expiring(db, "copy", attribute or "x", enabled=attribute is not None)
+        path = str(tmp_path / "forward.yaml")
+        for command in (("check", path), ("run", path, "--until", "caught-up")):
+            code, out, err = loop.shell.run(*command)
+            assert code == 2
+            assert "the source has a time to live (ttl), and the target's table copy has not the same" in out + err
+            assert "Enabled=true,AttributeName=ttl" in out + err
+        expiring(db, "copy", "ttl")
+        loop.run("forward")
