@@ -152,11 +152,13 @@ class Slot:
     """The fence of a slot: a part of the shards and segments that one worker writes at a time.
 
     ``epoch``, ``stage``: of the pipeline, as the worker knows them: it has no batch of an earlier one any more.
-    ``lingers``: as in PipelineState, of the slot's worker.
+    ``in_doubt``: seconds for which requests of the worker may still be applied, stored before any delete relies on a
+    tombstone because of them. ``lingers``: as in PipelineState, of the slot's worker.
     """
 
     epoch: int
     stage: str
+    in_doubt: float = 0.0
     lingers: float | None = LONGEST_IN_DOUBT
 
 

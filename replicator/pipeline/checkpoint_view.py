@@ -19,6 +19,7 @@ from replicator.state import (
     Save,
     SegmentState,
     ShardState,
+    Slot,
     Spared,
     Stripped,
     decode,
@@ -79,6 +80,16 @@ class CheckpointView:
     @property
     def shards(self) -> Mapping[str, ShardState]:
         return self._values["shard"]
+
+    def learn_shard(self, entry: Entry) -> ShardState:
+        """Take over a shard's entry that another process has stored."""
+        state: ShardState = decode(entry.kind, entry.id, entry.text)  # type: ignore[assignment]
+        self._revisions["shard", entry.id], self._values["shard"][entry.id] = entry.revision, state
+        return state
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        return self._values["slot"]
 
     @property
     def segments(self) -> Mapping[str, SegmentState]:

@@ -31,7 +31,19 @@ from replicator.pipeline.compaction import BatchContext, Refused
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
-from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, Save, SegmentState, ShardState, Spared
+from replicator.state import (
+    LONGEST_IN_DOUBT,
+    Counts,
+    Entry,
+    Gap,
+    Heartbeat,
+    PipelineState,
+    Save,
+    SegmentState,
+    ShardState,
+    Slot,
+    Spared,
+)
 from replicator.version import LAST_EPOCH
 
 T = TypeVar("T")
@@ -56,7 +68,9 @@ class Pipeline:
     """The state of one pipeline, starting from the checkpoint entries that its run ``claimed`` at ``now``.
 
     ``pages``: the buffer that the fetcher fills and batches are cut from. ``parked``: see ``parked.known``. ``marks``:
-    of the opposite pipeline, if there is one.
+    of the opposite pipeline, if there is one. ``slot``: the part of the shards and segments that this worker claimed
+    (``Slotted.claim_slot``); "" for a run that has all of them. A worker knows the other slots' shards as they were
+    stored when it claimed its own, and is told of later ones (``learn``). Listings, epochs and stages are not its work.
     Not thread-safe.
     """
 
@@ -69,9 +83,11 @@ class Pipeline:
         parked: ParkedItems | None = None,
         ignore_expired: bool = False,
         marks: Marks | None = None,
+        slot: str = "",
         now: float = math.inf,
     ) -> None:
         self.mapping = mapping
+        self.slot = slot
         self.marks = marks
         self.ignore_expired = ignore_expired
         self.view = CheckpointView(claimed)
@@ -102,7 +118,7 @@ class Pipeline:
     def openings(self) -> Iterator[tuple[str, ShardState]]:
         """Shards to start reading, with their positions. Each shard is returned once."""
         if self._readable is None:
-            self._readable = lineage.readable(self.shards)
+            self._readable = {id for id in lineage.readable(self.shards) if self._owns(self.shards[id])}
         for shard in sorted(self._readable - self._opened):
             self._opened.add(shard)
             yield shard, stages.start(self.shards[shard], self.shards)
@@ -112,9 +128,12 @@ class Pipeline:
         if self.state is None or self.state.stage != stages.SCANNING or self.state.opening:
             return
         for id, segment in list(self.segments.items()):
-            if not segment.ended and f"segment:{id}" not in self._opened:
+            if not segment.ended and f"segment:{id}" not in self._opened and self._owns(segment):
                 self._opened.add(f"segment:{id}")
                 yield int(id), segment
+
+    def _owns(self, state: ShardState | SegmentState) -> bool:
+        return not self.slot or state.slot == self.slot
 
     @property
     def childless(self) -> set[str]:
@@ -159,6 +178,27 @@ class Pipeline:
         self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
         self._pending += [("segment", id, segment) for id, segment in segments.items()]
         self._pending += [("pipeline", "", state), ("request", "", None)]
+
+    def acknowledge(self, *, in_doubt: float = 0.0, lingers: float | None = LONGEST_IN_DOUBT) -> None:
+        """Store with the next batch that this worker knows the pipeline's epoch and stage, and its in-doubt window.
+
+        A coordinator waits for this: no batch of an earlier epoch or stage can follow it. Nothing is written before the
+        first time, so that a slot is known to be idle, or to have a worker that says what it has sent.
+        """
+        assert self.state is not None
+        self._pending.append(("slot", self.slot, Slot(self.state.epoch, self.state.stage, in_doubt, lingers)))
+
+    def learn(self, shards: Iterable[Entry]) -> None:
+        """Entries of shards as a coordinator has stored them: those it gave to this slot, and their parents in others.
+
+        What this worker already owns only it has changed since, so there is nothing to learn of that.
+        """
+        assert self.slot, "a run that has all shards lists them itself"
+        for entry in shards:
+            known = self.view.shards.get(entry.id)
+            if known is None or not self._owns(known):
+                self.shards[entry.id] = self.view.learn_shard(entry)
+        self._readable = self._childless = None
 
     def end_request(self) -> None:
         """Remove the pending request with the next batch: the epoch that begins with it carries it out."""
@@ -222,7 +262,8 @@ class Pipeline:
     def gap(self, gap: GapFound, now: float) -> None:
         """Record that records are lost."""
         epoch = self.state.epoch if self.state is not None else 0
-        self._pending.append(("gap", f"{now:017.3f}", Gap(gap.reason, now, epoch, gap.shard, gap.sequence)))
+        id = f"{now:017.3f}@{self.slot}" if self.slot else f"{now:017.3f}"  # two workers may find one at the same time
+        self._pending.append(("gap", id, Gap(gap.reason, now, epoch, gap.shard, gap.sequence)))
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:
         """Store a heartbeat with the next batch, along with the progress of idle shards."""
@@ -291,13 +332,17 @@ class Pipeline:
         for kind, id, value in taken.pending:
             self._put(taken, kind, id, value)
         self._put_heartbeat(taken)
-        parts = [] if self._put_anchors(taken) or self._is_opening else self._fill(taken, now)
+        nothing = self._put_anchors(taken) or self._is_opening or self._acknowledges(taken)
+        parts = [] if nothing else self._fill(taken, now)
         if not taken.saves and not parts:
             return None
         self._put_fence(taken)
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=self._remembers_deletes)
         self._in_flight.append(taken)
         return taken.batch
+
+    def _acknowledges(self, taken: _Taken) -> bool:
+        return ("slot", self.slot) in taken.saves
 
     @property
     def _remembers_deletes(self) -> bool:
@@ -318,6 +363,8 @@ class Pipeline:
             self._became_durable(kind, id, value)
         self.total = sum(outcome_counts(batch, outcome).values(), self.total)
         self._parked_durably(taken)
+        if self.slot:
+            return  # a worker's own part of the scan says nothing of the others'
         if self.state is not None and self.view.pipeline == self.state and not self._changing_stage():
             after = stages.next_stage(self.state, self.segments.values(), now)
             if after is not None:
@@ -428,20 +475,24 @@ class Pipeline:
             if (through, since) != (state.through or 0.0, state.since):
                 self._put(taken, "shard", shard, replace(state, through=through or None, since=since))
         self._idle.clear()
-        self._put(taken, "pulse", "", replace(self._heartbeat, listed=self.discovery.listed))
+        self._put(taken, "pulse", self.slot, replace(self._heartbeat, listed=self.discovery.listed))
         # Unconditional: while a batch waits for the target, the driver saves heartbeats ahead of it.
-        taken.saves["pulse", ""] = structs.replace(taken.saves["pulse", ""], expected=None)
+        place = ("pulse", self.slot)
+        taken.saves[place] = structs.replace(taken.saves[place], expected=None)
         self._heartbeat = None
 
     def _put_fence(self, taken: _Taken) -> None:
-        """Save the pipeline entry with every batch. It is never removed, so its revision only increases.
+        """Save the pipeline's or the slot's entry with every batch. It is never removed: its revision only increases.
 
         Other entries are removed and created again. Without the fence, a batch that was given up as lost and applied
         late could pass its compare-and-set after a new epoch, because a shard is as absent as it was back then.
         """
         moves = any(kind != "pulse" for kind, _ in taken.saves)
-        if moves and ("pipeline", "") not in taken.saves and (state := self.view.pipeline) is not None:
-            self._put(taken, "pipeline", "", state)
+        place = ("slot", self.slot) if self.slot else ("pipeline", "")
+        fence = self.view.slots.get(self.slot) if self.slot else self.view.pipeline
+        assert fence is not None or not self.slot, "acknowledge first"
+        if moves and place not in taken.saves and fence is not None:
+            self._put(taken, *place, fence)
 
     def _put_anchors(self, taken: _Taken) -> bool:
         """Store a shard's first sequence number before any write uses its ordinals; a restart could renumber them.

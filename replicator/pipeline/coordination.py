@@ -1,0 +1,145 @@
+"""What a coordinator of several workers decides, from what is stored. Pure functions.
+
+It alone lists shards, gives them to slots, moves slots between workers, and changes epochs and stages. It keeps nothing
+that is not in the checkpoints, so that another one can go on from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from replicator.pipeline import stages
+from replicator.pipeline.lineage import readable
+from replicator.state import (
+    LONGEST_IN_DOUBT,
+    Owner,
+    PipelineState,
+    Save,
+    SegmentState,
+    ShardState,
+    Slot,
+    encode,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A shard for a slot. ``window``: seconds for which its worker must keep its in-doubt window open from now on."""
+
+    state: ShardState
+    window: float = 0.0
+
+
+def loads(shards: Mapping[str, ShardState], segments: Mapping[str, SegmentState], slots: Iterable[str]) -> Counter[str]:
+    """How many unended shards and segments each slot has."""
+    load = Counter(dict.fromkeys(slots, 0))
+    load.update(s.slot for s in shards.values() if not s.ended and s.slot in load)
+    load.update(s.slot for s in segments.values() if not s.ended and s.slot in load)
+    return load
+
+
+def give_shards(
+    shards: Mapping[str, ShardState], segments: Mapping[str, SegmentState], slots: Mapping[str, Slot]
+) -> dict[str, Given]:
+    """Shards that may be read and that no slot has, each for the slot with the least to do.
+
+    ``shards``: as stored, so that the end of a parent is durable. The ordinals go on from there, and any slot may take
+    the child. Where writes may be applied late, those of the parent's last batches may still come: then the child's
+    deletes must leave tombstones for as long, as if its own worker had sent them.
+    """
+    load, given = loads(shards, segments, slots), {}
+    for id in sorted(id for id in readable(shards) if shards[id].slot not in slots):
+        slot = _least(load)
+        load[slot] += 1
+        state = replace(stages.start(shards[id], shards), slot=slot)
+        given[id] = Given(state, _inherited_window(state, shards, slots))
+    return given
+
+
+def give_segments(
+    shards: Mapping[str, ShardState], segments: Mapping[str, SegmentState], slots: Iterable[str]
+) -> dict[str, SegmentState]:
+    """Segments that are to be scanned and that no slot has, each for the slot with the least to do."""
+    slots = list(slots)
+    load, given = loads(shards, segments, slots), {}
+    for id in sorted(id for id, segment in segments.items() if not segment.ended and segment.slot not in slots):
+        slot = _least(load)
+        load[slot] += 1
+        given[id] = replace(segments[id], slot=slot)
+    return given
+
+
+def _least(load: Counter[str]) -> str:
+    return min(load, key=lambda slot: (load[slot], slot))
+
+
+def _inherited_window(child: ShardState, shards: Mapping[str, ShardState], slots: Mapping[str, Slot]) -> float:
+    parent = shards.get(child.parent) if child.parent is not None else None
+    if parent is None or parent.slot == child.slot:
+        return 0.0
+    if not parent.slot:
+        return 0.0  # a run in one process ended it; where that was killed, the workers began with a window
+    return slots[parent.slot].in_doubt if parent.slot in slots else LONGEST_IN_DOUBT
+
+
+def moves(workers: Sequence[str], holders: Mapping[str, str]) -> dict[str, str]:
+    """The slots that need another worker, and which: as few as leave every worker with as many, or one more.
+
+    ``holders``: the worker of each slot, perhaps one that is gone.
+    """
+    held = Counter({worker: 0 for worker in workers})
+    fewest, more = divmod(len(holders), len(workers))
+    moved: list[str] = []
+    for slot, worker in sorted(holders.items()):
+        most = fewest + (1 if sum(n > fewest for n in held.values()) < more else 0)
+        if worker in held and held[worker] < most:
+            held[worker] += 1
+        else:
+            moved.append(slot)
+    placed = {}
+    for slot in moved:
+        placed[slot] = worker = min(workers, key=lambda w: (held[w], w))
+        held[worker] += 1
+    return {slot: worker for slot, worker in placed.items() if holders[slot] != worker}
+
+
+def taking_away(slots: Iterable[str], coordinator: Owner) -> list[Save]:
+    """The saves that take slots from their workers. A new epoch or stage goes with those of all slots, in one save."""
+    nobody = replace(coordinator, run="")
+    return [Save("owner", slot, None, encode(nobody)) for slot in sorted(slots)]
+
+
+def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: float) -> PipelineState | None:
+    """The stage after the scan once all slots' segments are stored to their ends; None before."""
+    return stages.next_stage(pipeline, segments, now)
+
+
+def may_sweep(pipeline: PipelineState, slots: Mapping[str, Slot], owners: Mapping[str, Owner], now: float) -> bool:
+    """Whether the sweep may begin, or the purge if nothing may be applied late: every worker knows of this stage.
+
+    A worker that is away is waited for, as long as what it sent before its slot was taken away may be applied.
+    ``owners``: of the slots, as stored; of one that was taken away, the coordinator and the time.
+    """
+    return all(_knows(slot, pipeline) or _outlasted(owners.get(id), now) for id, slot in slots.items())
+
+
+def may_purge(pipeline: PipelineState, slots: Mapping[str, Slot], owners: Mapping[str, Owner], now: float) -> bool:
+    """Whether tombstones may be purged that were listed before ``slots`` and ``owners`` were read.
+
+    Besides, no worker's writes are in doubt. One whose writes come to be in doubt later stores that before it leaves
+    the tombstones that it needs for them: so these were not listed.
+    """
+    return all(
+        not slot.in_doubt if _knows(slot, pipeline) else _outlasted(owners.get(id), now) for id, slot in slots.items()
+    )
+
+
+def _knows(slot: Slot, pipeline: PipelineState) -> bool:
+    return (slot.epoch, slot.stage) == (pipeline.epoch, pipeline.stage)
+
+
+def _outlasted(owner: Owner | None, now: float) -> bool:
+    """Whether the slot has had no worker for so long that nothing of the last one can still be applied."""
+    return owner is not None and owner.run == "" and now - owner.started >= LONGEST_IN_DOUBT
