@@ -155,7 +155,7 @@ def test_the_runbook_leads_to_the_copy_and_back(move: Move) -> None:
     move.carry_out(ask)
     _, code, certificate = move.last()
     assert "put-resource-policy" in certificate["freeze"]
-    assert "ROLE_OF_THE_PIPELINE_BACK" in certificate["freeze"]
+    assert "ROLE_OF_THE_OPPOSITE_PIPELINE" in certificate["freeze"]
     assert code in (0, 7), "drained already, or not"
     move.carry_out(wait)
     _, code, certificate = move.last()

@@ -237,7 +237,7 @@ def _nullness(not_null: bool) -> str:
 
 
 def create_table(shape: TableSchema) -> sql.Composed:
-    """The CREATE TABLE statement, formatted for people."""
+    """The CREATE TABLE statement, formatted for reading."""
     lines = [
         sql.SQL("  {} {} NOT NULL").format(sql.Identifier(key.name), _type(key.type, key=True)) for key in shape.keys
     ]

@@ -149,7 +149,7 @@ def problems(connection: Connection, live: Sequence[TableSchema], new: Sequence[
 
 
 def bound(connection: Connection, shape: TableSchema, table: catalog.Found) -> Iterator[str]:
-    """What would go on with the old table, not with its name."""
+    """What would stay with the old table, not with its name."""
     for (parent,) in connection.execute(_PARENTS, (table.oid,)):
         yield (
             f"{shape.label} cannot be exchanged: it is a partition or child of {parent}, whose readers would keep the "
@@ -423,7 +423,7 @@ def forget(connection: Connection, pipeline: str) -> None:
 
 
 def succeed(connection: Connection, live: Sequence[TableSchema], first: str, second: str) -> None:
-    """Give the second pipeline the first one's name. The owner's revision is higher than both, so no run goes on."""
+    """Give the second pipeline the first one's name. The owner's revision is higher than both, so no run continues."""
     row = connection.execute(_OWNERS, ([first, second],)).fetchone()
     forget(connection, first)
     for statement in _SUCCEED:

@@ -51,7 +51,7 @@ DECLARE
   already int := 0;
 BEGIN
   IF _owner IS NOT NULL THEN
-    -- shared with other batches of this run; a new run's claim waits for them, and then they wait for nobody
+    -- shared with other batches of this run; a new run's claim waits for them, and then they wait for no one
     PERFORM FROM replicator.checkpoints
       WHERE pipeline = _pipeline AND kind = 'owner' AND id = '' AND revision = _owner FOR SHARE;
     IF NOT FOUND THEN

@@ -76,7 +76,7 @@ def read_all(connection: Connection, layout: Layout, addresses: Sequence[Address
 
 def _read(connection: Connection, layout: Layout, addresses: Sequence[Address]) -> Iterator[Stored | None]:
     wanted = [{"_id": id, **({} if routing is None else {"routing": routing})} for id, routing in addresses]
-    # Without filter_path: the engine would write the sources anew, with rounded numbers.
+    # Without filter_path: the engine would re-serialize the sources, with rounded numbers.
     response = connection.request("POST", f"/{quote(layout.index, safe='')}/_mget", orjson.dumps({"docs": wanted}))
     if response.status != 200:
         raise failure(response, connection.server, READING)

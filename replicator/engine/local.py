@@ -202,7 +202,7 @@ class Driver:
             self._rescan(request)
 
     def _check_request(self, request: ResyncRequest, start: startup.StartupState) -> None:
-        """ConfigError or NotPermitted if this run could not carry it out: it goes on with what it does instead."""
+        """ConfigError or NotPermitted if this run could not carry it out: then it continues as before."""
         if startup.digest(start) != request.config:
             raise ConfigError("it was requested for another config than that of this run")
         if request.whole:

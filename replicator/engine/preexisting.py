@@ -122,7 +122,7 @@ def _parts_of(stored: Parts, target: Defining, table: Table | None) -> Parts:
 
 
 def _additions(target: Target, tables: Sequence[Table], changed: Sequence[Change]) -> Sequence[str] | None:
-    """The statements that apply ``changed`` to tables with documents; None if it takes a resync."""
+    """The statements that apply ``changed`` to tables with documents; None if it requires a resync."""
     if not changed or not isinstance(target, Defining) or not all(change.added for change in changed):
         return None
     return target.additions(tables, changed)

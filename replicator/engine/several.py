@@ -15,7 +15,7 @@ from replicator.log import PIPELINE
 log = logging.getLogger("replicator")
 
 BUG = 1
-SEVERITY = (BUG, 3, 2, 4, 5, 7, 6, 8, 0)  # exit codes, most severe first: a bug, lost records, what only people can fix
+SEVERITY = (BUG, 3, 2, 4, 5, 7, 6, 8, 0)  # exit codes, most severe first: a bug, lost records, what only a user can fix
 CHECK_EVERY = 1.0  # seconds between two looks at what the hooks do
 IMPORT_TIMEOUT = 30.0  # seconds; large libraries take several to load
 
@@ -99,7 +99,7 @@ def _log_slow_hook(run: PipelineRun) -> None:
 
 
 def log_failure(error: ReplicatorError, **where: str) -> None:
-    """Log an error that ends a pipeline while others go on."""
+    """Log an error that ends a pipeline while others continue."""
     problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
     advice = {"do": "replicator resync CONFIG"} if isinstance(error, GapFound) else {}
     fields = {"error": type(error).__name__, "exit_code": error.exit_code, "problems": problems}

@@ -36,7 +36,7 @@ class StartupState:
 
     ``epochs``: ``Target.epoch`` of each table. ``identities``, ``parts``: of the tables in the current config.
     ``hook``: the hook's fingerprint, "" without a hook. ``additions``: statements that bring the tables to the current
-    definition, None if that takes a resync. ``emptied``: tables that are empty now and were not when the last run
+    definition, None if that requires a resync. ``emptied``: tables that are empty now and were not when the last run
     stopped. ``adopted``: tables with rows that no pipeline wrote, to be taken over.
     """
 
@@ -305,8 +305,8 @@ def check_hook(found: StartupState) -> None:
         what = "changed" if state.hook and found.hook else "was removed" if state.hook else "was added"
         raise ConfigError(
             f"transform: the hook {what} since the last run. Either resume and leave existing documents as they are "
-            "(run --accept-hook-change), or make all documents again: beside them, with a switch at once (replicator "
-            "rebuild start), or in place (resync)"
+            "(run --accept-hook-change), or recompute all documents: in a second copy, with a switch at the end "
+            "(replicator rebuild start), or in place (resync)"
             + ("" if found.hook else ". To keep the documents' shape, restore transform: in the config")
         )
 
@@ -317,8 +317,8 @@ def _redefined(found: StartupState, additions: Sequence[str] | None) -> ConfigEr
     if additions is None:
         return ConfigError(
             f"target.tables: {changed} since the last run, so existing documents do not match the definition. "
-            "Undo the change, or make all documents again: beside them, with a switch at once (replicator rebuild "
-            "start), or in place (replicator resync)"
+            "Undo the change, or recompute all documents: in a second copy, with a switch at the end (replicator "
+            "rebuild start), or in place (replicator resync)"
         )
     statements = "".join(f"\n{statement}" for statement in additions)
     return ConfigError(

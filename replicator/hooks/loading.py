@@ -90,7 +90,9 @@ def _unimportable(place: str, path: Path, error: BaseException, modules: Namespa
         imported = [f for f in frames if "importlib" not in f.filename and f.filename not in _OURS]
         own = [f for f in imported if Path(f.filename) == path] or imported
         where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
-    safe = str(error) if isinstance(error, ImportError | SyntaxError | NameError) else safe_message(error)
+    safe = str(error) if isinstance(error, ImportError | NameError) else safe_message(error)
+    if isinstance(error, SyntaxError):
+        safe = error.msg  # str(error) would repeat the place
     safe = modules.plain(safe)
     message = f": {safe}" if safe else f" {_HIDDEN}"  # other messages may quote the environment
     return ConfigError(f"transform: {place} cannot be imported: {type(error).__name__}{message} ({where})")

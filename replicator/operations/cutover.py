@@ -224,7 +224,7 @@ def moment(at: float) -> str:
 class Answer:
     """``reasons``: empty for yes. ``settings``: table settings that differ from the source's.
 
-    ``freeze``: statements for people to run: stop all writers of the source, and allow them again.
+    ``freeze``: commands for the user to run: stop all writers of the source, and allow them again.
     """
 
     reasons: Sequence[Reason]
@@ -328,7 +328,7 @@ def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str
         "Resource": table.arn,
     }
     if loops:
-        statement["Condition"] = {"ArnNotEquals": {"aws:PrincipalArn": "ROLE_OF_THE_PIPELINE_BACK"}}
+        statement["Condition"] = {"ArnNotEquals": {"aws:PrincipalArn": "ROLE_OF_THE_OPPOSITE_PIPELINE"}}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     resource = f"{options} --resource-arn {shlex.quote(table.arn)}"
     return (

@@ -160,7 +160,7 @@ class Repairs:
         target = self._both.target
         if not isinstance(target, Transactional):
             return target.write(Batch([Part("verify", writes)], tombstones=True)).rejections
-        # In the transaction of the rows: it fails if the run has given these repairs up in the meantime.
+        # In the transaction of the rows: it fails if the run has abandoned these repairs in the meantime.
         save = Save("repair", "", self._revision, encode(Repair(self._token)))
         outcome = target.write(Batch([Part("verify", writes)], [save], tombstones=True))
         self._revision += not outcome.rejections
@@ -187,7 +187,7 @@ class Repairs:
         self._acknowledged, self._refreshed_at = False, self._monotonic()
 
     def _acknowledge(self) -> None:
-        """Look whether a run has noticed; show from time to time that this command is still at work.
+        """Look whether a run has noticed; show from time to time that this command is still running.
 
         A run that begins an epoch saves the entry again, so that inserts confirmed before that fail: they could come
         behind the sweep. What is confirmed afterwards may be inserted.

@@ -298,7 +298,7 @@ class Rechecking(Protocol):
 class Defining(Protocol):
     """A target that knows which options determine its documents, and what can be added to a table with rows.
 
-    For other targets, every change of a table's options takes a resync.
+    For other targets, every change of a table's options requires a resync.
     """
 
     def parts(self, table: Table) -> Parts:
@@ -308,7 +308,7 @@ class Defining(Protocol):
         """
 
     def additions(self, tables: Sequence[Table], changes: Sequence[Change]) -> Sequence[str] | None:
-        """The statements that add what ``changes`` added to the tables; None if a change takes a resync."""
+        """The statements that add what ``changes`` added to the tables; None if a change requires a resync."""
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
         """Execute the additions. Idempotent."""

@@ -234,7 +234,7 @@ def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World)
 def test_a_changed_hook_or_column_leads_to_rebuild(orders: World) -> None:
     code, out, _ = orders.shell.run("run", orders.config, "--until", "caught-up")
     assert code == 2
-    assert "beside them, with a switch at once (replicator rebuild start), or in place (resync)" in out
+    assert "in a second copy, with a switch at the end (replicator rebuild start), or in place (resync)" in out
 
 
 def test_start_needs_the_config_and_the_hook_that_made_the_copy(orders: World) -> None:

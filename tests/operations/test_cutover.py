@@ -195,7 +195,7 @@ def test_freezing_denies_every_way_to_write_but_to_the_pipeline_back() -> None:
     assert (statement["Effect"], statement["Resource"]) == ("Deny", TABLE.arn)
     assert {"dynamodb:UpdateItem", "dynamodb:PartiQLInsert"} <= set(statement["Action"])
     assert "Condition" not in statement
-    assert "ROLE_OF_THE_PIPELINE_BACK" in freezing(TABLE, "", loops=True)[0]
+    assert "ROLE_OF_THE_OPPOSITE_PIPELINE" in freezing(TABLE, "", loops=True)[0]
     assert allow == f"aws dynamodb delete-resource-policy --region eu-west-1 --resource-arn {TABLE.arn}"
 
 

@@ -133,7 +133,7 @@ def trim(world: Universe, act: Act) -> None:
     begun = [id for id in parents if world.begun(id)]
     if begun:
         chosen = begun[act.pick(len(begun))]
-        world.early = True
+        world.trimmed_early = True
         world.source.trim(world.TABLE, chosen, int(act.between(1, 9)))
         for older in ancestors([chosen], parents) & parents.keys():
             world.source.trim(world.TABLE, older, sys.maxsize)
@@ -224,7 +224,7 @@ def abandon(world: Universe, act: Act) -> None:
 
 def overtake(world: Universe, act: Act) -> None:
     """Another run takes over in the middle of the next piece of a sweep or purge."""
-    world.overtaker = partial(runs.go, world, int(act.between(5, 60)))
+    world.during_cleanup = partial(runs.go, world, int(act.between(5, 60)))
 
 
 def doze(world: Universe, act: Act) -> None:
@@ -234,7 +234,7 @@ def doze(world: Universe, act: Act) -> None:
         runs.go(world, int(act.between(5, 60)))
         world.clock.now += act.luck[0] ** 4 * HOUR
 
-    world.sleeper = asleep
+    world.before_purge = asleep
 
 
 def die(world: Universe, act: Act) -> None:
@@ -250,9 +250,9 @@ def takeover(world: Universe, act: Act) -> None:
 
 def dawdle(world: Universe, act: Act) -> None:
     """The target takes its time for each request, or does no longer; another run takes over in the midst of a batch."""
-    world.sluggish = act.between(1.0, 40.0) if act.luck[0] < 0.8 else 0.0
+    world.request_delay = act.between(1.0, 40.0) if act.luck[0] < 0.8 else 0.0
     if act.luck[0] < 0.5:
-        world.meanwhile = partial(runs.go, world, int(act.between(5, 60)))
+        world.during_batch = partial(runs.go, world, int(act.between(5, 60)))
 
 
 def restart(world: Universe, act: Act) -> None:
@@ -289,7 +289,7 @@ def restore(world: Universe, act: Act) -> None:
     backup = copy.deepcopy(world.database)
 
     def put_back() -> None:
-        if world.early:  # a backup from before such a shard was begun would be read as if it was young
+        if world.trimmed_early:  # a backup from before such a shard was begun would be read as if it was young
             return
         world.left.clear()
         for part in ("rows", "tombstones", "marked", "epochs") if world.scenario.index else backup.__slots__:
@@ -315,7 +315,7 @@ def roll_back(world: Universe, act: Act) -> None:
 
     def put_back() -> None:
         needed = world.awaits_resync() or bool(world.edition) or ("request", "") in world.database.entries
-        if world.scenario.index and not world.early:
+        if world.scenario.index and not world.trimmed_early:
             needed = needed or misleads(world, taken, backup.entries)
             world.database.entries, world.database.counts = backup.entries, backup.counts
             world.used.clear()

@@ -116,8 +116,8 @@ def retry_with_another_hook(world: Universe, act: Act) -> None:
 def retry_at_a_start(world: Universe, act: Act) -> None:
     """A command gets between the requests with which the next run begins."""
     decision = (retried, retried_in_vain, dropped)[int(act.luck[1] * 3)]
-    world.ambush = partial(decide, world, act, decision)
-    world.ambush_after = act.pick(12)
+    world.during_start = partial(decide, world, act, decision)
+    world.during_start_after = act.pick(12)
     if act.luck[1] < 0.5:
         raise Killed
 

@@ -153,8 +153,8 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
     turned: list[float] = []
     try:
         copy = admitted(universe, resync=resync)
-        if universe.ambush is not None:
-            _beset(universe, copy)
+        if universe.during_start is not None:
+            _interrupt_start(universe, copy)
         driver = driver_in(universe, copy)
         limit_turns(driver, turns, lambda left: turned.append(universe.clock.now))
         epoch = truth.epoch_of(universe.database.entries)
@@ -174,16 +174,16 @@ def go(universe: Universe, turns: int, until: Literal["caught-up"] | None = "cau
         universe.depth -= 1
 
 
-def _beset(universe: Universe, copy: RunContext) -> None:
+def _interrupt_start(universe: Universe, copy: RunContext) -> None:
     """Let a command get between the requests with which a run begins."""
-    wait = universe.ambush_after
+    wait = universe.during_start_after
 
     def call(request: Callable[..., Any], *given: Any, **named: Any) -> Any:
         nonlocal wait
         wait -= 1
-        if wait < 0 and universe.ambush is not None:
-            ambush, universe.ambush = universe.ambush, None
-            ambush()
+        if wait < 0 and universe.during_start is not None:
+            interrupt, universe.during_start = universe.during_start, None
+            interrupt()
         return request(*given, **named)
 
     for end, names in ((copy.checkpoints, ("claim", "read", "parked", "save")), (copy.target, ("open", "write"))):

@@ -61,22 +61,22 @@ class Universe:
         self.edition = self.depth = self.runs = self.fuse = self.value = 0
         self.armed: dict[str, int] = {}
         self.late: list[Late] = []
-        self.sluggish = 0.0  # seconds that each request of a batch takes at most
-        self.meanwhile: Callable[[], object] | None = None  # what happens in the middle of a batch
-        self.ambush: Callable[[], object] | None = None  # what happens between two requests of a run that begins,
-        self.ambush_after = 0  # after so many
+        self.request_delay = 0.0  # seconds that each request of a batch takes at most
+        self.during_batch: Callable[[], object] | None = None  # called once in the middle of a batch
+        self.during_start: Callable[[], object] | None = None  # called once between two requests of a run that starts,
+        self.during_start_after = 0  # after so many requests
         self.expired: dict[tuple[str, ...], truth.Kept] = {}  # items that expired last, where that is ignored
         self.outlived: list[tuple[tuple[str, ...], Mapping[str, object]]] = []  # all that did, under ids of their own
-        self.overtaker: Callable[[], object] | None = None  # and in the middle of a piece of a sweep or purge
-        self.sleeper: Callable[[], object] | None = None  # and between the question who owns the pipeline and a purge
-        self.lenient = self.fixed = False  # the target takes everything by now; the hook fails on nothing any more
-        self.mistaken: list[tuple[tuple[str, ...], int, str | None]] = []  # the same, of a retry with another hook
+        self.during_cleanup: Callable[[], object] | None = None  # called once in the middle of a sweep or purge
+        self.before_purge: Callable[[], object] | None = None  # called once between an ownership check and a purge
+        self.lenient = self.fixed = False  # the target rejects nothing any more; the hook raises nothing any more
+        self.mistaken: list[tuple[tuple[str, ...], int, str | None]] = []  # the same of a retry with another hook
         self.dropped: list[tuple[tuple[str, ...], int, str | None]] = []  # key, epoch, and the image given up
         self.left: dict[tuple[str, ...], truth.Left] = {}  # what the target had of items when they were given up
         self.repairer: Repairer | None = None  # a command that repairs documents beside the runs
         self.repairs, self.damage = random.Random(f"repairs {seed}"), Damage()
         self.lives = Lives()
-        self.caught_up = self.early = False  # early: records were trimmed before their time
+        self.caught_up = self.trimmed_early = False  # records were trimmed before their 24 hours
         self._between: list[tuple[int, Callable[[], None]]] = []
         self.doomed: set[tuple[str, ...]] = set()  # items; a run that sends one is killed, and this happens:
         self.perishing: Callable[[], None] = lambda: None
@@ -212,8 +212,8 @@ class Universe:
             repairing.end(self)
         self.source.heal()
         self.fuse, self.clock.skew = 0, 0.0
-        self.pace, self.slow, self.sluggish = min(0.1, self.pace), 0.0, 0.0
-        self.meanwhile = self.overtaker = self.sleeper = self.ambush = None
+        self.pace, self.slow, self.request_delay = min(0.1, self.pace), 0.0, 0.0
+        self.during_batch = self.during_cleanup = self.before_purge = self.during_start = None
         ACTS["enable"](self, Act(self.step, "enable", (0.0, 0.0)))
 
     def soon(self, steps: int, what: str) -> None:
@@ -243,23 +243,23 @@ class Universe:
 
     def dawdle(self) -> None:
         """Time passes between two requests of a batch, and perhaps another run takes over."""
-        if self.sluggish:
-            self.clock.now += self.sluggish * self.answers.random()
-        if self.meanwhile is not None and self.depth < 2:
-            meanwhile, self.meanwhile = self.meanwhile, None
-            meanwhile()
+        if self.request_delay:
+            self.clock.now += self.request_delay * self.answers.random()
+        if self.during_batch is not None and self.depth < 2:
+            interrupt, self.during_batch = self.during_batch, None
+            interrupt()
 
     def overtake(self) -> None:
         """In the middle of a piece of a sweep or purge another run may take over."""
-        if self.overtaker is not None and self.depth < 2:
-            overtaker, self.overtaker = self.overtaker, None
-            overtaker()
+        if self.during_cleanup is not None and self.depth < 2:
+            interrupt, self.during_cleanup = self.during_cleanup, None
+            interrupt()
 
     def doze(self) -> None:
         """A run that is about to purge may be stopped, and wake up when others have written for long."""
-        if self.sleeper is not None and self.depth < 2:
-            sleeper, self.sleeper = self.sleeper, None
-            sleeper()
+        if self.before_purge is not None and self.depth < 2:
+            interrupt, self.before_purge = self.before_purge, None
+            interrupt()
 
     def perish(self) -> None:
         """A run is killed as it sends what it must not survive."""

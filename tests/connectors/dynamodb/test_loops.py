@@ -122,7 +122,7 @@ def test_two_opposite_pipelines_settle_whoever_writes(loop: Loop) -> None:
     wanted = {"k0": 10, "k1": 11, "k2": 2, "new": 2}
     assert loop.items(loop.here) == loop.items(loop.there) == wanted
     forward = loop.run("forward")
-    assert forward["filtered"] == 3 + 2, "the upserts of the pipeline back are passed over, a tombstone and its removal"
+    assert forward["filtered"] == 3 + 2, "the upserts of the opposite pipeline are skipped, a tombstone and its removal"
     loop.put(loop.here, "k0", 20)
     loop.update(loop.here, "new", 21)
     loop.api.delete_item(TableName=loop.here, Key={"pk": {"S": "k1"}})
