@@ -82,8 +82,16 @@ SELECT 'row level security' FROM pg_catalog.pg_class c WHERE c.oid = %(table)s A
 UNION ALL
 SELECT 'the rule ' || r.rulename FROM pg_catalog.pg_rewrite r WHERE r.ev_class = %(table)s
 UNION ALL
-SELECT 'the publication ' || p.pubname FROM pg_catalog.pg_publication_rel m
-JOIN pg_catalog.pg_publication p ON p.oid = m.prpubid WHERE m.prrelid = %(table)s
+SELECT 'the publication ' || p.pubname FROM pg_catalog.pg_publication p WHERE p.oid IN (
+  SELECT m.prpubid FROM pg_catalog.pg_publication_rel m WHERE m.prrelid = %(table)s)
+OR EXISTS (
+  SELECT FROM pg_catalog.pg_publication_tables m JOIN pg_catalog.pg_class c ON c.relname = m.tablename
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = m.schemaname
+  WHERE m.pubname = p.pubname AND c.oid = %(table)s)
+UNION ALL
+SELECT 'the replica identity, the index ' || i.indexrelid::regclass FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indrelid AND c.relreplident = 'i'
+WHERE i.indrelid = %(table)s AND i.indisreplident
 UNION ALL
 SELECT 'the policy ' || p.polname || ' of ' || p.polrelid::regclass FROM pg_catalog.pg_depend d
 JOIN pg_catalog.pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid AND p.polrelid <> %(table)s
@@ -127,6 +135,8 @@ UNION ALL
 SELECT t.attname::text, coalesce(r.rolname::text, ''), a.privilege_type, a.is_grantable
 FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
 WHERE t.attrelid = %(table)s AND NOT t.attisdropped"""
+_IDENTITY = "SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = %s"
+_IDENTITIES: Mapping[str, LiteralString] = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}  # an index's is refused
 _ENABLED: Mapping[str, LiteralString] = {"D": "DISABLE", "R": "ENABLE REPLICA", "A": "ENABLE ALWAYS"}
 
 
@@ -208,6 +218,7 @@ class _Dependents:
     views: Mapping[int, tuple[str, sql.Composed]]  # names and statements
     triggers: Sequence[tuple[str, str, str]]
     grants: Sequence[tuple[str, str, str, bool]]
+    identity: str  # what UPDATE and DELETE log for logical replication
 
 
 def exchange(connection: Connection, live: Sequence[TableSchema], wanted: Exchange) -> None:
@@ -326,7 +337,9 @@ def _dependents(connection: Connection, table: catalog.Found) -> _Dependents:
     found = connection.execute(_VIEWS, (table.oid,)).fetchall()
     views = {oid: (sql.Identifier(*view[:2]).as_string(None), _view(*view[:4])) for oid, *view in found}
     triggers = connection.execute(_TRIGGERS, (table.oid,)).fetchall()
-    return _Dependents(views, triggers, connection.execute(_GRANTS, {"table": table.oid}).fetchall())
+    grants = connection.execute(_GRANTS, {"table": table.oid}).fetchall()
+    (identity,) = connection.execute(_IDENTITY, (table.oid,)).fetchone() or ("d",)
+    return _Dependents(views, triggers, grants, identity)
 
 
 def _view(schema: str, name: str, definition: str, options: Sequence[str] | None) -> sql.Composed:
@@ -372,7 +385,13 @@ def _rename_one(connection: Connection, kind: LiteralString, shape: TableSchema,
 
 
 def _move(connection: Connection, live: TableSchema, retired: TableSchema, found: _Dependents) -> None:
-    """Give triggers and grants to the table that is live now. Triggers leave the other: it would fire them again."""
+    """Give triggers, grants and the replica identity to the table that is live now.
+
+    Triggers leave the other: it would fire them again.
+    """
+    if found.identity in _IDENTITIES:
+        identity = sql.SQL("ALTER TABLE {} REPLICA IDENTITY " + _IDENTITIES[found.identity])
+        connection.execute(identity.format(live.qualified))
     for name, definition, enabled in found.triggers:
         trigger = sql.Identifier(name)
         connection.execute(sql.SQL("DROP TRIGGER {} ON {}").format(trigger, retired.qualified))

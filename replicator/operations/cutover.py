@@ -143,8 +143,13 @@ def reasons(at: Standing, wish: Wish) -> list[Reason]:
 
 def ready(at: Standing, wish: Wish, *, verified: bool = True) -> list[Reason]:
     """Why the copy is not as good as the source, if nothing new were written; ``verified``: and that is proven."""
-    found = [*_gaps(at), *_unequal(at), *_not_live(at)]
+    found = [*incomplete(at), *_not_live(at)]
     return [*found, *_unverified(at, wish)] if verified else found
+
+
+def incomplete(at: Standing) -> list[Reason]:
+    """Why the copy is known not to equal the source."""
+    return [*_gaps(at), *_unequal(at)]
 
 
 def _gaps(at: Standing) -> Iterator[Reason]:

@@ -28,7 +28,7 @@ from replicator.engine.generations import (
 from replicator.engine.startup import RESUMING, start_mode
 from replicator.errors import ConfigError
 from replicator.hooks import loading
-from replicator.operations.cutover import Reason, Standing, Wish, ready, standing
+from replicator.operations.cutover import Reason, Standing, Wish, incomplete, ready, standing
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
 from replicator.state import Entry, Rebuild, Save, Verified, decode_repair, encode
@@ -132,8 +132,8 @@ def rollback(
         if not rebuild.switched:
             return Outcome(already=True)
         first, second = standing(claimed, now()), _standing(second_of(config, rebuild), now())
-        found = [] if unchecked else ready(first, Wish(now()), verified=False)
-        found += _busy(claimed, second)
+        checks = [*ready(first, Wish(now()), verified=False), *_verifying(claimed, second)]
+        found = [*_repairing(claimed), *([] if unchecked else checks)]
         if found:
             return Outcome(sorted(found, key=lambda reason: reason.code))
         live = _tables_of(second_of(config, rebuild))
@@ -141,8 +141,11 @@ def rollback(
         return Outcome()
 
 
-def finish(config: Config) -> Outcome:
-    """Remove the first generation. The second takes the pipeline's name."""
+def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
+    """Remove the first generation, unless the second is known not to equal the source: it may still be wanted.
+
+    The second takes the pipeline's name.
+    """
     with _opened(config) as (target, checkpoints):
         claimed = checkpoints.read()
         check_known(config.pipeline, checkpoints, claimed)
@@ -156,6 +159,11 @@ def finish(config: Config) -> Outcome:
                 "the new tables are not live, so the old ones are not removed. First: replicator rebuild switch "
                 "CONFIG; or abandon the rebuild with: replicator rebuild cancel CONFIG"
             )
+        with ends(second_of(config, rebuild)) as (_, of_second):
+            second = of_second.read()
+        found = [*incomplete(standing(second, now())), *_repairing(claimed), *_repairing(second)]
+        if found:
+            return Outcome(sorted(found, key=lambda reason: reason.code))
         retired = _tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save = Save(entry.kind, entry.id, entry.revision, None)
         target.succeed(retired, _tables_of(second_of(config, rebuild)), config.pipeline + SECOND, save)
@@ -274,8 +282,16 @@ def _standing(config: Config, now: float) -> Standing:
 
 def _busy(first: Claimed, second: Standing) -> Iterator[Reason]:
     """Commands that compare or repair tables under their present names."""
-    if any(e.kind == "repair" and not decode_repair(e.text).ended for e in first.entries):
-        yield Reason(7, "a verify --repair of the old tables is in progress; wait for its end", passing=True)
+    yield from _repairing(first)
+    yield from _verifying(first, second)
+
+
+def _repairing(claimed: Claimed) -> Iterator[Reason]:
+    if any(e.kind == "repair" and not decode_repair(e.text).ended for e in claimed.entries):
+        yield Reason(7, "a verify --repair of these tables is in progress; wait for its end", passing=True)
+
+
+def _verifying(first: Claimed, second: Standing) -> Iterator[Reason]:
     passes = (standing(first, second.at).verification, second.verification)
     if any(last is not None and _in_progress_pass(last, second.at) for last in passes):
         yield Reason(7, "a verify pass is in progress; wait for its end", passing=True)

@@ -19,8 +19,9 @@ import pytest
 
 from replicator.config.settings import load
 from replicator.engine.assembly import ends
+from replicator.engine.generations import resolved
 from replicator.operations import rebuild
-from replicator.state import Heartbeat, Repair, Save, Verified, encode
+from replicator.state import Gap, Heartbeat, Repair, Save, Verified, encode
 from tests.cli.command_line import World
 from tests.cli.test_run import await_that
 
@@ -181,10 +182,27 @@ def test_the_documented_steps_lead_from_a_changed_hook_to_a_new_copy(
         orders.db.put("orders", {"id": "later", "n": 1})
         await_that(lambda: len(documents(orders, "orders_old")) == ITEMS + 1, process)
         await_that(lambda: phases(orders) == ["live", "live"], process)
-        carry_out(rollback)
+        with ends(load(str(orders.folder / "orders-old.yaml"))) as (_, checkpoints):  # a verify that was killed
+            note = Verified(started=time.time(), updated=time.time(), epoch=1024, scope="full", total=4)
+            checkpoints.save([Save("verified", "", 0, encode(note))])
+            assert refusal(orders, "rollback") == (7, ["a verify pass is in progress; wait for its end"])
+            carry_out([*rollback, "--unchecked"])
+            checkpoints.save([Save("verified", "", 1, None)])
         assert documents(orders, "orders")["later"] == {"made": "old", "n": 1}
         await_that(lambda: phases(orders) == ["live", "live"], process)
         carry_out(switch)
+        with ends(resolved(load(orders.config))) as (_, checkpoints):
+            lost = [("gap", "lost", Gap("trimmed", 1.0, 1024)), ("repair", "", Repair("token"))]
+            checkpoints.save([Save(kind, id, 0, encode(value)) for kind, id, value in lost])
+            assert refusal(orders, "finish") == (
+                3,
+                [
+                    "records were lost: trimmed; repair the copy with: replicator resync CONFIG",
+                    "a verify --repair of these tables is in progress; wait for its end",
+                ],
+            )
+            assert orders.has_table("orders_old")
+            checkpoints.save([Save(kind, id, 1, None) for kind, id, _ in lost])
         carry_out(finish)
         carry_out(finish)
         orders.db.put("orders", {"id": "latest", "n": 2})
@@ -215,7 +233,7 @@ def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World)
         note = Verified(started=time.time(), updated=time.time(), epoch=1024, scope="full", total=4)
         checkpoints.save([Save("verified", "", 0, encode(note)), Save("repair", "", 0, encode(Repair("token")))])
         assert refusal(orders, "switch", "--unverified")[1][1:] == [
-            "a verify --repair of the old tables is in progress; wait for its end",
+            "a verify --repair of these tables is in progress; wait for its end",
             "a verify pass is in progress; wait for its end",
         ]
         checkpoints.save([Save("verified", "", 1, None), Save("repair", "", 1, None)])

@@ -266,6 +266,23 @@ def test_grants_triggers_views_and_the_names_of_indexes_go_with_the_live_table(
     del second
 
 
+def test_the_replica_identity_goes_with_the_live_table(
+    second: Postgres, command: Postgres, one_postgres: Database
+) -> None:
+    def identity() -> object:
+        with one_postgres.connect() as client:
+            return client.execute("SELECT relreplident FROM pg_class WHERE relname = 'contract'").fetchone()
+
+    run(one_postgres, "ALTER TABLE public.contract REPLICA IDENTITY FULL")
+    full = identity()
+    command.exchange(switch())
+    assert identity() == full
+    run(one_postgres, "ALTER TABLE public.contract REPLICA IDENTITY DEFAULT")
+    default = identity()
+    command.exchange(rollback())
+    assert identity() == default != full
+
+
 def access(database: Database) -> Sequence[tuple[Any, ...]]:
     query = """
     SELECT '', (pg_catalog.aclexplode(relacl)).* FROM pg_catalog.pg_class WHERE relname = 'contract' UNION ALL
@@ -289,6 +306,10 @@ BOUND = {
     CREATE VIEW public.seen AS SELECT pk FROM public.contract;
     CREATE RULE gone AS ON DELETE TO public.seen DO INSTEAD DELETE FROM public.contract""",
     "the publication changes": "CREATE PUBLICATION changes FOR TABLE public.contract",
+    "the publication all_of_it": "CREATE PUBLICATION all_of_it FOR TABLES IN SCHEMA public",
+    "the replica identity, the index public.by_pk": """
+    CREATE UNIQUE INDEX by_pk ON public.contract (pk);
+    ALTER TABLE public.contract REPLICA IDENTITY USING INDEX by_pk""",
 }
 
 
