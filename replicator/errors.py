@@ -32,10 +32,12 @@ class SweepRefused(ConfigError):
 class GapFound(ReplicatorError):
     """Records can no longer be read. ``shard`` is None if the whole stream is affected.
 
-    ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted.
+    ``gone``: the endpoint no longer knows the stream or the shard, perhaps because the table was deleted. ``caution``:
+    what a resync would do to this target, empty if nothing but repair it.
     """
 
     exit_code = 3
+    caution = ""
 
     def __init__(
         self, reason: str, shard: str | None = None, sequence: str | None = None, *, gone: bool = False

@@ -10,13 +10,18 @@ import pytest
 from connectors.dynamodb.documents import Layout
 from connectors.dynamodb.encode import encode
 from replicator.batch import Delete, Upsert
-from replicator.change import OwnWrite, Record
+from replicator.change import OwnWrite, Record, ScanPage
+from replicator.hooks.hook import DocumentMapping
 from replicator.items.attributes import image
 from replicator.items.item import Item
 from replicator.key import KeyAttribute, KeySchema
 from replicator.marks import Marks, mark_of, unmarked
 from replicator.pipeline import advance
+from replicator.pipeline.compaction import BatchContext
+from replicator.pipeline.parked import ParkedItems
+from replicator.state import SegmentState
 from replicator.testing.contract import at, batch
+from replicator.version import FIRST_EPOCH
 
 MARKS = Marks("_replicator_version", "_replicator_deleted", "_replicator_mark")
 LAYOUT = Layout("copy", KeySchema((KeyAttribute("pk", "S"),)), *MARKS.names[:2], pristine=False, mark=MARKS.mark)
@@ -126,3 +131,11 @@ def test_a_marked_delete_is_a_tombstone_that_is_removed_at_once() -> None:
 def test_while_tombstones_must_stay_a_marked_delete_leaves_one() -> None:
     (entry,) = encode(batch(Delete("copy", KEY, at(1), KEY)), {"copy": LAYOUT}).entries
     assert entry.request(tombstones=True, shows=False, counts=False).then is None
+
+
+@pytest.mark.parametrize(("full", "deletes"), [(0, 0), (FIRST_EPOCH, 1)], ids=["a sweep follows", "a partial resync"])
+def test_a_scanned_tombstone_is_a_delete_only_where_no_sweep_removes_what_it_leaves(full: int, deletes: int) -> None:
+    pages = [ScanPage(0, [(KEY, orjson.dumps(tombstone(1)))])]
+    around = BatchContext({}, ParkedItems.of([]), FIRST_EPOCH + 4, "segment:0", 0.0, full=full)
+    _, compacted = advance.scanned(SegmentState(1), pages, DocumentMapping(None, ("copy",)), around, marks=MARKS)
+    assert [type(write) for write in compacted.writes] == [Delete] * deletes

@@ -121,7 +121,7 @@ def hang_up() -> None:
 def report(error: ReplicatorError, *, as_json: bool = False) -> None:
     """Print an error on standard error: as text, or as one JSON object like a log event."""
     problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
-    advice = _REPAIR if isinstance(error, GapFound) else ""
+    advice = f"{_REPAIR}\n{error.caution}".rstrip() if isinstance(error, GapFound) else ""
     if as_json:
         failed(type(error).__name__, error.exit_code, problems, **({"do": advice} if advice else {}))
         return

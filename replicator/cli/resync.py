@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from replicator.cli.output import config_argument, json_option, put, say
+from replicator.cli.output import config_argument, json_option, put, say, say_aside
 from replicator.cli.run import remove_expired_option, run_until_stopped, schema_changes_option, until_option
 from replicator.errors import ConfigError
 
@@ -99,6 +99,8 @@ def _request(path: str, as_json: bool, keys: list[tuple[str, str]], where: tuple
 
 def _tell(noted: Noted, as_json: bool) -> None:
     request = noted.request
+    if noted.caution:
+        say_aside(f"{noted.caution}. To withdraw the request: replicator resync CONFIG --cancel")
     if as_json:
         what = {"whole_table": request.whole, "keys": len(request.keys), "conditions": len(request.where)}
         put({"requested_at": request.requested, **what, "run": noted.run})

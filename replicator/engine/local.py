@@ -34,7 +34,7 @@ from replicator.source.stream import Stream, listing
 from replicator.source.table import SourceTable, describe_table, find_table
 from replicator.state import Owner, PipelineState, ResyncRequest, Save, encode
 from replicator.target import in_doubt
-from replicator.target.contract import AppliesLate, Transactional, marks_of
+from replicator.target.contract import AppliesLate, Transactional, caution_of, marks_of
 
 log = logging.getLogger("replicator")
 
@@ -360,6 +360,7 @@ class Driver:
             self.pipeline.gap(gap, self._now())
         self._delivery.flush()
         if self._context.config.on_gap != "resync" or self._resyncs >= MAX_RESYNCS:
+            gap.caution = caution_of(self._context.target)
             raise gap
         self._resyncs += 1
         name = self._context.config.source.table

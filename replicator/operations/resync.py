@@ -24,7 +24,7 @@ from replicator.source import condition
 from replicator.source.chosen import check_permitted
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import ResyncRequest, Save, decode_request, encode
-from replicator.target.contract import Target, Unguarded
+from replicator.target.contract import Target, Unguarded, caution_of
 from replicator.version import LAST_EPOCH
 
 TRIES = 5  # to note a request while others note theirs
@@ -50,10 +50,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """The request as it is stored now, and the run that will carry it out; None if no run is up."""
+    """The request as it is stored now, and the run that will carry it out; None if no run is up. ``caution``: see
+    ``caution_of``."""
 
     request: ResyncRequest
     run: str | None
+    caution: str = ""
 
 
 def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
@@ -83,7 +85,7 @@ def note(config: Config, wanted: Wanted, now: Callable[[], float]) -> Noted:
             schema_changes=wanted.schema_changes,
             remove_expired=wanted.remove_expired,
         )
-        return Noted(_joined(checkpoints, request), _run(checkpoints, now()))
+        return Noted(_joined(checkpoints, request), _run(checkpoints, now()), caution_of(target))
 
 
 def cancel(config: Config) -> bool:

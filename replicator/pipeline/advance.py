@@ -82,7 +82,7 @@ def scanned(
     if marks is None:
         changes = [Change(key, first, new=image) for page in pages for key, image in page.items]
     else:
-        changes = [_unmarked_item(key, image, first, marks) for page in pages for key, image in page.items]
+        changes = [_unmarked_item(key, image, marks, at) for page in pages for key, image in page.items]
     cursor = pages[-1].cursor
     after = replace(
         state,
@@ -112,9 +112,16 @@ def _own_write(record: Record) -> OwnWrite:
     return OwnWrite(record.key, record.sequence, record.created)
 
 
-def _unmarked_item(key: Key, image: msgspec.Raw | bytes | None, version: int, marks: Marks) -> Change | OwnWrite:
-    """A scanned item without marks; None: it does not exist. A tombstone is no item."""
+def _unmarked_item(key: Key, image: msgspec.Raw | bytes | None, marks: Marks, at: BatchContext) -> Change | OwnWrite:
+    """A scanned item without marks; None: it does not exist.
+
+    A tombstone is no item. What it leaves in the target is removed by a sweep, or here if none follows: after a partial
+    resync.
+    """
+    first = version(at.epoch, 0)
     if image is None:
-        return Change(key, version)
+        return Change(key, first)
     item = marks.read(image)
-    return OwnWrite(key, "", 0.0) if item.deleted else Change(key, version, new=item.image)
+    if not item.deleted:
+        return Change(key, first, new=item.image)
+    return Change(key, first) if at.full else OwnWrite(key, "", 0.0)

@@ -191,6 +191,18 @@ class Strippable(Protocol):
         """
 
 
+_CAUTION = (
+    "With loops: true a resync overwrites what applications wrote to the target and the opposite pipeline has not "
+    "copied back, and leaves items that only applications wrote there. Stop writers in the target first, and let the "
+    "opposite pipeline catch up"
+)
+
+
+def caution_of(target: object) -> str:
+    """What to mind before a resync of this target; empty if nothing."""
+    return "" if marks_of(target) is None else _CAUTION
+
+
 def marks_of(target: object) -> Marks | None:
     """The marks of a target that loops."""
     return target.marks if isinstance(target, Looping) else None

@@ -212,6 +212,23 @@ def test_a_stream_without_old_images_is_refused(tmp_path: Path, resumes: bool) -
             assert "has view type NEW_IMAGE, but target.loops needs old images" in out + err
 
 
+def test_after_a_gap_a_run_and_the_command_say_that_a_resync_overwrites_what_applications_wrote(tmp_path: Path) -> None:
+    with served(DynamoDB(now=time.time, random=random.Random(1))) as endpoint:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        loop.put("orders", "a", 1)
+        loop.run("forward")
+        for specification in (
+            {"StreamEnabled": False},
+            {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+        ):
+            loop.api.update_table(TableName="orders", StreamSpecification=specification)
+        path = str(tmp_path / "forward.yaml")
+        for code, command in ((3, ("run", path, "--until", "caught-up")), (0, ("resync", path))):
+            ended, _, err = loop.shell.run(*command)
+            assert ended == code
+            assert "a resync overwrites what applications wrote to the target" in err
+
+
 def expiring(db: DynamoDB, table: str, attribute: str, *, enabled: bool = True) -> None:
     wanted = {"Enabled": enabled, "AttributeName": attribute}
     db.call("UpdateTimeToLive", {"TableName": table, "TimeToLiveSpecification": wanted})
