@@ -211,8 +211,8 @@ def unsupported(config: Config) -> str:
         )
     return (
         f"rebuild does not support {config.target.type} yet. Use a second config with another pipeline: and other "
-        f"tables ({names}), run both, verify the new one, and move readers to it; or rebuild in place: "
-        "replicator resync CONFIG"
+        f"tables ({names}), run both, verify the new one, and move an alias of the readers' own to it, in one request "
+        "(docs/rebuilding.md has the steps); or rebuild in place: replicator resync CONFIG"
     )
 
 
