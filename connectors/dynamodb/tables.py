@@ -111,6 +111,10 @@ class Tables:
         if (own := epochs.described()) is not None:
             catalog.try_put(client, own)
 
+    def expiry(self, name: str) -> str:
+        """The attribute by which the table's items expire; empty without a time to live."""
+        return _enabled_attribute(self._time_to_live(name)) or ""
+
     def _described(self, name: str) -> Described | None:
         return catalog.describe(self._account.client, name)
 

@@ -202,7 +202,8 @@ class DynamoDB(ComparesByTable):
         if known is None:
             client = self._account.client
             reader = BatchReader(client, table.name, "target")
-            known = TableVerification(client, layout(table, self._options), reader)
+            expiry = self._tables.expiry(table.name) if self._options.loops else ""
+            known = TableVerification(client, layout(table, self._options), reader, expiry)
             self._verifications[table.name] = known
         return known
 

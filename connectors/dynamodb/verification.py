@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,23 @@ from replicator.items.to_json import Unfit
 from replicator.marks import mark_of
 from replicator.target.verification import CHANGED, UNVERSIONED, Comparison, Walked
 
+_EXPIRES = 5 * 365 * 86400  # seconds after its time in which DynamoDB still removes an item
 _REFUSED = ("ValidationException", "ItemCollectionSizeLimitExceededException")
 
 
 @dataclass(frozen=True, slots=True)
 class TableVerification:
-    """Comparison and repair of one table."""
+    """Comparison and repair of one table.
+
+    ``expiry``: the attribute by which items expire here and in the source, each on its own; empty if they do not. An
+    item past its time may be in either table or in both, so its absence is no difference. ``now``: wall clock.
+    """
 
     client: Client
     layout: Layout
     reader: BatchReader
+    expiry: str = ""
+    now: Callable[[], float] = time.time
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
         refused: dict[DocumentId, str] = {}
@@ -55,9 +63,9 @@ class TableVerification:
         version = None if item is None else self._version(item)
         if id in refused:
             return Comparison(version, refused=refused[id])
-        if item is None:
-            return Comparison(None)
         expected = wanted[id]
+        if item is None:
+            return Comparison(UNVERSIONED if self._is_due(expected) else None)
         names = sorted((item.keys() | expected.keys()) - set(self.layout.ours))
         return Comparison(version, tuple(n for n in names if not _equal(item.get(n), expected.get(n))))
 
@@ -72,11 +80,12 @@ class TableVerification:
             request["ExclusiveStartKey"] = orjson.loads(cursor)
         page = ask(self.client, "Query" if within else "Scan", request, self.layout.name)
         after = page.get("LastEvaluatedKey")
-        ids = [self.layout.keys.key(item) for item in page["Items"] if self._is_live(item)]
+        ids = [self.layout.keys.key(item) for item in page["Items"] if self._is_live(item) and not self._is_due(item)]
         return Walked(ids, None if after is None else orjson.dumps(after).decode())
 
     def _scan(self) -> dict[str, Any]:
-        names = {f"#k{n}": name for n, name in enumerate(self.layout.keys.names)}
+        wanted = dict.fromkeys((*self.layout.keys.names, *filter(None, [self.expiry])))
+        names = {f"#k{n}": name for n, name in enumerate(wanted)}
         request = {"TableName": self.layout.name, "ConsistentRead": True, "ProjectionExpression": ", ".join(names)}
         if self.layout.pristine:
             return {**request, "ExpressionAttributeNames": names}
@@ -95,6 +104,11 @@ class TableVerification:
 
     def _is_live(self, item: Mapping[str, Typed]) -> bool:
         return self.layout.pristine or self.layout.deleted not in item
+
+    def _is_due(self, item: Mapping[str, Typed]) -> bool:
+        """Whether the table's time to live may remove the item."""
+        digits = item.get(self.expiry, {}).get("N") if self.expiry else None
+        return digits is not None and self.now() - _EXPIRES < float(digits) <= self.now()
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         return [self._replaced(write) for write in writes]

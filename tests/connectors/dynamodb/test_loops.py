@@ -270,3 +270,24 @@ def test_a_copy_whose_items_would_not_expire_like_the_sources_is_refused(tmp_pat
             assert "Enabled=true,AttributeName=ttl" in out + err
         expiring(db, "copy", "ttl")
         loop.run("forward")
+
+
+def test_an_item_past_its_time_is_no_difference_in_whichever_table_it_expired_first(tmp_path: Path) -> None:
+    db = DynamoDB(now=time.time, random=random.Random(1))
+    with served(db) as endpoint:
+        loop = Loop(tmp_path, endpoint, "orders", "copy")
+        expiring(db, "orders", "ttl")
+        past, future = ({"N": str(int(time.time()) + seconds)} for seconds in (-60, 86400))
+        for key, due in (("here", past), ("there", past), ("lasting", future)):
+            loop.put("orders", key, 1, ttl=due)
+        loop.run("forward")
+        db.expire("copy", {"pk": "here"})
+        db.expire("orders", {"pk": "there"})
+        loop.run("forward")
+        verify = ("verify", str(tmp_path / "forward.yaml"), "--json")
+        code, out, err = loop.shell.run(*verify)
+        assert (code, json.loads(out)["result"]) == (0, "equal"), err
+        loop.api.delete_item(TableName="copy", Key={"pk": {"S": "lasting"}})
+        loop.put("copy", "extra", 1, ttl=future)
+        code, out, err = loop.shell.run(*verify)
+        assert (code, json.loads(out.splitlines()[-1])["unconfirmed"]) == (7, 2), "no run is up that could confirm them"
