@@ -27,7 +27,7 @@ from replicator.items.attributes import image
 from replicator.operations.preview import preview
 from replicator.pipeline.progress import Backfill as BackfillProgress
 from replicator.pipeline.progress import Progress, as_values
-from replicator.state import Gap, Owner, ResyncRequest, Verified
+from replicator.state import Gap, Owner, ResyncRequest, Stripped, Verified
 from replicator.target import contract
 from tests.cli.command_line import World
 from tests.test_faults_table import is_said
@@ -236,6 +236,7 @@ def test_every_json_field_of_status_is_documented_and_no_other() -> None:
         owner=Owner("run", "host", 1, 0.0),
         request=ResyncRequest(0.0, ""),
         verified=Verified(0.0, 1.0, 1024, "full", 4),
+        stripped=Stripped(0.0),
     )
 
     given = json_fields(as_values(progress)) | {"pipeline", "reduced_guarantee"}

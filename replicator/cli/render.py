@@ -67,6 +67,9 @@ def _phase(p: Progress, silent: float) -> Text:
 
 def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     yield "phase", _phase(p, silent)
+    if p.stripped is not None:
+        ended = "has removed" if p.stripped.ended is not None else "removes, and must be repeated to remove all of,"
+        yield "stripped", f"replicator strip {ended} the versions in the target: this pipeline never runs again"
     if p.owner is not None:
         yield "owner", Text(escaped(p.owner.who))
     if p.backfill is not None:

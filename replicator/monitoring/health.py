@@ -9,6 +9,7 @@ from replicator.pipeline.progress import Progress
 
 STALLED = 20.0  # seconds without progress after which a run is unhealthy
 MOVED = 0.01  # seconds by which the stored time must advance to count; less is rounding
+SET_BACK = 1.0  # seconds by which it falls if the clock was set back; less is the delay of a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class Mark:
         if self.through is None:
             return False
         return before.through is None or self.through > before.through + MOVED
+
+    def is_set_back(self, before: Mark) -> bool:
+        """Whether times of before cannot be compared with later ones: the clock was set back. That is no progress."""
+        return self.through is not None and before.through is not None and self.through < before.through - SET_BACK
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ class Monitor:
         mark, at = Mark.of(progress, self._details.stage, self._now()), self._monotonic()
         if mark.is_ahead(self._mark):
             self._mark, self._moved = mark, at
+        elif mark.is_set_back(self._mark):
+            self._mark = mark
         self._progress, self._reported = progress, at
 
     def guarantee_reduced(self, reduced: str) -> None:

@@ -20,6 +20,7 @@ from replicator.state import (
     ResyncRequest,
     SegmentState,
     ShardState,
+    Stripped,
     Verified,
     decode,
 )
@@ -54,7 +55,7 @@ class Progress(msgspec.Struct, frozen=True):
     ``phase``: backfill, catching-up, live, gap or stopped. ``rate``: records per second. ``gaps``: those not repaired.
     ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
     the stream starts to drop unread records. ``request``: a rescan that no run has started yet. ``verified``: the last
-    pass of ``verify``.
+    pass of ``verify``. ``stripped``: `strip` has ended the pipeline.
     """
 
     phase: str
@@ -71,6 +72,7 @@ class Progress(msgspec.Struct, frozen=True):
     owner: Owner | None = None
     request: ResyncRequest | None = None
     verified: Verified | None = None
+    stripped: Stripped | None = None
 
 
 def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float) -> Progress:
@@ -88,7 +90,7 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         owner=kinds["owner"].get(""),
         request=kinds["request"].get(""),
     )
-    return structs.replace(current, verified=kinds["verified"].get(""))
+    return structs.replace(current, verified=kinds["verified"].get(""), stripped=kinds["stripped"].get(""))
 
 
 def measured(
@@ -135,6 +137,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
     None: unknown, or no backfill was requested.
     """
     b, o, r, v = progress.backfill, progress.owner, progress.request, progress.verified
+    s = progress.stripped
     return {
         "phase": progress.phase,
         "lag_seconds": progress.lag_seconds,
@@ -171,6 +174,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "parked": v.parked,
             "unconfirmed": v.unconfirmed,
         },
+        "stripped": s and {"started_at": s.started, "ended_at": s.ended},
     }
 
 
@@ -190,9 +194,8 @@ def known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_kind(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
-    kinds: dict[str, dict[str, Any]] = {
-        kind: {} for kind in ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked", "request", "verified")
-    }
+    of = ("owner", "pipeline", "pulse", "gap", "shard", "segment", "parked", "request", "verified", "stripped")
+    kinds: dict[str, dict[str, Any]] = {kind: {} for kind in of}
     for entry in entries:
         if entry.kind == "parked":  # read without its text
             kinds["parked"][entry.id] = None

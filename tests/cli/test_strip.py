@@ -287,6 +287,16 @@ def test_afterwards_nothing_of_the_pipeline_writes_any_more_and_says_why(copied:
     assert copied.strip() == {"items": ITEMS, "tombstones": 0, "left": 0}, "repeated, it finds nothing more"
 
 
+def test_status_says_that_the_pipeline_was_stripped(copied: Copy) -> None:
+    assert json.loads(copied.call("status", copied.config)[1])["stripped"] is None
+    copied.strip()
+    code, out, _ = copied.call("status", copied.config)
+    stripped = json.loads(out)["stripped"]
+    assert (code, stripped["started_at"] <= stripped["ended_at"]) == (7, True)
+    said = " ".join(copied.call("status", copied.config, "--human")[1].split())
+    assert "replicator strip has removed the versions in the target: this pipeline never runs again" in said
+
+
 def test_lost_checkpoints_let_no_run_write_to_it_either(copied: Copy) -> None:
     copied.strip()
     copied.update("k1", 100)

@@ -50,6 +50,23 @@ def test_an_idle_stream_is_healthy_as_long_as_it_is_read_to_its_end() -> None:
         assert run.healthy
 
 
+def test_an_idle_run_stays_healthy_when_the_clock_is_set_back_and_a_stalled_one_does_not_become_so() -> None:
+    wall, clock = Clock(), Clock()
+    monitor = Monitor(SUBJECT, now=wall, monotonic=clock)
+    monitor.observe(LIVE)
+    wall.time -= 3600
+    for _ in range(60):
+        wall.time, clock.time = wall.time + 1, clock.time + 1
+        monitor.observe(structs.replace(LIVE, lag_seconds=0.0))
+        assert monitor.health().ok
+
+    wall.time -= 3600
+    for second in range(30):
+        wall.time, clock.time = wall.time + 1, clock.time + 1
+        monitor.observe(structs.replace(LIVE, lag_seconds=float(second)))
+    assert not monitor.health().ok
+
+
 @pytest.mark.parametrize(
     "more",
     [
