@@ -91,10 +91,10 @@ def show(config: str, items: Sequence[str], every: bool, show_values: bool, as_j
 def retry(ctx: click.Context, config: str, items: Sequence[str], every: bool, as_json: bool) -> None:
     """Run the hook again and store the result.
 
-    Each change keeps its version, so a newer state in the target is not overwritten. Of an item with its own
-    document ids, what a scan found is stored only if the source still has it; otherwise it is superseded. For a
+    Each change keeps its version, so a newer state in the target is not overwritten. If the hook
+    chooses document ids, what a scan found is stored only if the source still has it; otherwise it is superseded. For a
     pristine DynamoDB table this holds for every item, and no run may be active. What is rejected again stays parked
-    (exit code 6). What a run or another command settled meanwhile is no longer parked, and left alone. Refuses a
+    (exit code 6). What a run or another command settled meanwhile is no longer parked, and is left alone. Refuses a
     config whose tables differ from what the pipeline has copied so far, and tables that were dropped, replaced or
     emptied (exit code 3).
     """

@@ -75,8 +75,8 @@ class Source(Access, _Named):  # in this order ``table`` is validated first, and
     region: str | None = Field(default=None, validate_default=True, description="e.g. eu-west-1; implied by an ARN")
     poll_interval: PollInterval | None = Field(
         default=None,
-        description="how often a shard without new records is asked, e.g. 100ms, at most 10s; each request is charged. "
-        "By default every 250 ms at first, then more rarely, up to 1 s",
+        description="how often a shard without new records is polled, e.g. 100ms, at most 10s; each request is "
+        "charged. By default after 250 ms at first, then less often, up to 1 s",
     )
 
     @field_validator("region")

@@ -19,7 +19,7 @@ _CODES = {
 }
 
 _UNREACHABLE = (
-    "check the address, and that the server is up and lets this machine connect; a run would retry until then"
+    "check the {place}, and that the server is up and lets this machine connect; a run would retry until then"
 )
 
 Verdict = Literal["ok", "note", "problem", "gap", "forbidden", "unreachable"]
@@ -53,7 +53,8 @@ def failed(subject: str, error: ReplicatorError) -> Finding:
     if isinstance(error, DamagedCheckpoint):
         return problem(subject, str(error), "gap")
     if isinstance(error, TransientError):
-        return replace(problem(subject, str(error), "unreachable"), do=_UNREACHABLE)
+        place = "region and the address" if ".amazonaws.com" in str(error) else "address"
+        return replace(problem(subject, str(error), "unreachable"), do=_UNREACHABLE.format(place=place))
     return problem(subject, str(error))
 
 

@@ -302,7 +302,7 @@ def _page(at: _Cursor, records: Sequence[Record], size: int, started: float) -> 
 
 
 def _idle_rest(at: _Cursor) -> float:
-    """Seconds until an open shard without new records is asked again."""
+    """Seconds until an open shard without new records is polled again."""
     return min(SLOWEST_POLL, QUICKEST_POLL * 2 ** min(at.idle - 1, 4)) if at.poll is None else at.poll
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
+from replicator.errors import TransientError
+from replicator.operations.finding import failed
 from tests.cli.command_line import World, pristine
 from tests.security.canary import VALUE
 
@@ -208,6 +210,11 @@ def test_an_unreachable_server_has_its_remedy(world: World) -> None:
     assert world.call("check", world.config)[0] == 8
     assert findings
     assert all(f["do"].startswith("check the address, and that the server is up") for f in findings)
+
+
+def test_an_unreachable_address_of_aws_may_have_a_wrong_region() -> None:
+    error = TransientError('Could not connect to the endpoint URL: "https://dynamodb.eu-wset-1.amazonaws.com/"')
+    assert str(failed("source", error).do).startswith("check the region and the address, and that the server is up")
 
 
 def test_a_nondeterministic_hook_is_a_problem(world: World) -> None:
