@@ -13,7 +13,7 @@ import click
 from replicator.cli.output import aside, config_argument, json_option, note, put, say
 
 if TYPE_CHECKING:
-    from replicator.operations.verify import Progress, Tally, Wish
+    from replicator.operations.verify import Progress, Request, Tally
     from replicator.verification.differences import Finding
     from replicator.verification.verifier import Result
 
@@ -73,14 +73,14 @@ def verify(
     from replicator.config import settings as configs
     from replicator.engine.generations import resolved
     from replicator.errors import ConfigError
-    from replicator.operations.verify import Wish
+    from replicator.operations.verify import Request
     from replicator.operations.verify import verify as verified
 
     if sum((full, sample is not None, key is not None)) > 1:
         raise ConfigError("--full, --sample and --key exclude each other")
     if resume and key is not None:
         raise ConfigError("--resume: a single item is not a pass to continue")
-    wish = Wish(
+    request = Request(
         share=1.0 if sample is None else sample,
         key=None if key is None else _keyed(key),
         resume=resume,
@@ -93,10 +93,10 @@ def verify(
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         with _report(as_json) as report:
-            tally = verified(loaded, wish, report, stop)
+            tally = verified(loaded, request, report, stop)
     finally:
         signal.signal(signal.SIGTERM, before)
-    _summarize(tally, wish, as_json=as_json, stopped=stop.is_set())
+    _summarize(tally, request, as_json=as_json, stopped=stop.is_set())
     ctx.exit(tally.exit_code if not stop.is_set() else 7)
 
 
@@ -223,16 +223,16 @@ def _fields(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _summarize(tally: Tally, wish: Wish, *, as_json: bool, stopped: bool) -> None:
+def _summarize(tally: Tally, request: Request, *, as_json: bool, stopped: bool) -> None:
     from replicator.verification.differences import at_most
 
-    sampled = wish.share < 1.0 and wish.key is None
+    sampled = request.share < 1.0 and request.key is None
     bound = at_most(tally.differences, tally.items) if sampled else None
     if as_json:
         put(
             {
                 "result": "stopped" if stopped else _VERDICTS[tally.exit_code],
-                "scope": wish.scope,
+                "scope": request.scope,
                 "items": tally.items,
                 "documents": tally.documents,
                 "differences": tally.differences,
@@ -255,7 +255,7 @@ def _summarize(tally: Tally, wish: Wish, *, as_json: bool, stopped: bool) -> Non
     )
     if bound is not None:
         say(f"{tally.differences:,} of {tally.items:,} sampled items differ: at most {bound:.3%} with 95 % confidence")
-    if wish.repair:
+    if request.repair:
         say(f"{tally.repaired:,} repaired")
     if tally.parked:
         say(f"{tally.parked:,} items parked; see why with: replicator parked list CONFIG")

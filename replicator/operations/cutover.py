@@ -36,9 +36,9 @@ from replicator.source.table import SourceTable, describe_table
 from replicator.state import FORMAT, Heartbeat, PipelineState, ShardState, Verified, decode
 from replicator.target.contract import ComparingSettings, Target, marks_of
 
-READ_WITHIN = 15.0  # seconds in which a live run reads every shard: without --wait, that is waited for
-INTERVAL = 1.0  # seconds between looks at the checkpoints
-TOLD = 10.0  # seconds between two mentions of what is waited for
+READ_WITHIN = 15.0  # seconds in which a live run reads every shard: even without --wait, the command waits that long
+INTERVAL = 1.0  # seconds between reads of the checkpoints
+REPORT_INTERVAL = 10.0  # seconds between two reports of what it is waiting for
 _NAMED = 3  # parked items that a reason names
 _WRITES = (  # IAM actions to deny; none of them is called
     *("dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:BatchWriteItem"),
@@ -47,8 +47,8 @@ _WRITES = (  # IAM actions to deny; none of them is called
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What must hold. ``asked``: every shard must be read after this moment, seconds since 1970.
+class Criteria:
+    """What must hold for a yes. ``asked``: every shard must be read after this moment, seconds since 1970.
 
     ``quiet``: seconds without a record. ``verified_within``: seconds since a verify pass ended.
     """
@@ -136,15 +136,15 @@ def asked(at: Standing) -> float:
     return max([at.at, *beats, *read])
 
 
-def reasons(at: Standing, wish: Wish) -> list[Reason]:
+def reasons(at: Standing, criteria: Criteria) -> list[Reason]:
     """Why applications may not switch now, the most severe reason first; empty if they may."""
-    return sorted([*ready(at, wish), *_undrained(at, wish)], key=lambda reason: reason.code)
+    return sorted([*ready(at, criteria), *_undrained(at, criteria)], key=lambda reason: reason.code)
 
 
-def ready(at: Standing, wish: Wish, *, verified: bool = True) -> list[Reason]:
+def ready(at: Standing, criteria: Criteria, *, verified: bool = True) -> list[Reason]:
     """Why the copy is not as good as the source, if nothing new were written; ``verified``: and that is proven."""
     found = [*incomplete(at), *_not_live(at)]
-    return [*found, *_unverified(at, wish)] if verified else found
+    return [*found, *_unverified(at, criteria)] if verified else found
 
 
 def incomplete(at: Standing) -> list[Reason]:
@@ -180,7 +180,7 @@ def _not_live(at: Standing) -> Iterator[Reason]:
         yield Reason(7, "a requested resync has not begun yet", passing=True)
 
 
-def _unverified(at: Standing, wish: Wish) -> Iterator[Reason]:
+def _unverified(at: Standing, criteria: Criteria) -> Iterator[Reason]:
     last, advice = at.verification, "run: replicator verify CONFIG"
     if last is None:
         yield Reason(7, f"the copy was not verified; {advice}")
@@ -196,25 +196,27 @@ def _unverified(at: Standing, wish: Wish) -> Iterator[Reason]:
         yield Reason(7, f"the last verify pass could not compare {last.parked:,} item(s), which were parked; {advice}")
     elif last.unconfirmed:
         yield Reason(7, f"the last verify pass left {last.unconfirmed:,} item(s) unconfirmed; {advice}")
-    elif at.at - last.ended > wish.verified_within:
+    elif at.at - last.ended > criteria.verified_within:
         hours = (at.at - last.ended) / 3600
         yield Reason(7, f"the last verify pass ended {hours:,.1f} hours ago, too long for --verified-within; {advice}")
 
 
-def _undrained(at: Standing, wish: Wish) -> Iterator[Reason]:
+def _undrained(at: Standing, criteria: Criteria) -> Iterator[Reason]:
     current, ended = readable(at.shards), childless(at.shards)
     waiting = sum(not s.ended for s in at.shards.values()) - len(current) + len(ended)
     if not current or waiting:
         yield Reason(7, f"not drained: {waiting} shard(s) cannot be read yet", passing=True)
         return
-    unread = [id for id in current if (at.shards[id].through or 0.0) < wish.asked]
+    unread = [id for id in current if (at.shards[id].through or 0.0) < criteria.asked]
     if unread:
-        text = f"not drained: {len(unread)} of {len(current)} open shard(s) were not read after {moment(wish.asked)}"
+        text = (
+            f"not drained: {len(unread)} of {len(current)} open shard(s) were not read after {moment(criteria.asked)}"
+        )
         yield Reason(7, text, passing=True, about="unread")
     through, last = at.read_through, at.last
     created = None if last is None else last[1].created
-    if through is not None and created is not None and through - created < wish.quiet:
-        text = f"not drained: the last record is of {moment(created)}, not {wish.quiet:g} s before the last read"
+    if through is not None and created is not None and through - created < criteria.quiet:
+        text = f"not drained: the last record is of {moment(created)}, not {criteria.quiet:g} s before the last read"
         yield Reason(7, text, passing=True, about="late")
     if at.in_doubt:
         text = f"requests without a response may still be applied to the target for {at.in_doubt:.0f} s"
@@ -254,32 +256,32 @@ def cutover(
 ) -> Answer:
     """The answer. ``wait``: as long as waiting may help; else only until every shard is read.
 
-    ``tell`` gets what is waited for, at most every ``TOLD`` seconds.
+    ``tell`` gets what the command is waiting for, at most every ``REPORT_INTERVAL`` seconds.
     """
     told: float | None = None
     client = connect(config.source)
     table = describe_table(client, config.source.table)
-    Wish(now(), quiet, verified_within)  # before anything is asked
-    wish: Wish | None = None
+    Criteria(now(), quiet, verified_within)  # before anything is asked
+    criteria: Criteria | None = None
     with ends(config) as (target, checkpoints):
         while True:
             claimed = checkpoints.read()
             check_known(config.pipeline, checkpoints, claimed)
             at = standing(claimed, now())
-            wish = wish or Wish(asked(at), quiet, verified_within)
-            found = reasons(at, wish)
-            overdue = at.at - wish.asked > READ_WITHIN
+            criteria = criteria or Criteria(asked(at), quiet, verified_within)
+            found = reasons(at, criteria)
+            overdue = at.at - criteria.asked > READ_WITHIN
             if not _waits(found, wait=wait, overdue=overdue):
                 break
             notable = overdue or any(reason.about != "unread" for reason in found)  # reading takes seconds anyway
-            if wait and notable and (told is None or at.at - told >= TOLD):
+            if wait and notable and (told is None or at.at - told >= REPORT_INTERVAL):
                 tell("; ".join(_named(reason, at, client, table).text for reason in found))
                 told = at.at
             pause(INTERVAL)
         found = [_named(reason, at, client, table) for reason in found]
         settings = _settings(config, target, table, client)
         freeze = freezing(table, aws_options(config.source, table.arn), loops=marks_of(target) is not None)
-    return Answer(found, certificate(config, table, at, wish, found, settings), settings, freeze)
+    return Answer(found, certificate(config, table, at, criteria, found, settings), settings, freeze)
 
 
 def _waits(found: Sequence[Reason], *, wait: bool, overdue: bool) -> bool:
@@ -343,7 +345,12 @@ def freezing(table: SourceTable, options: str, *, loops: bool) -> tuple[str, str
 
 
 def certificate(
-    config: Config, table: SourceTable, at: Standing, wish: Wish, found: Sequence[Reason], settings: Sequence[str]
+    config: Config,
+    table: SourceTable,
+    at: Standing,
+    criteria: Criteria,
+    found: Sequence[Reason],
+    settings: Sequence[str],
 ) -> dict[str, Any]:
     """All that the answer is based on, as JSON values. Times are in seconds since 1970."""
     last = at.last
@@ -353,9 +360,9 @@ def certificate(
         "pipeline": config.pipeline,
         "source": {"table": table.arn or table.name, "stream": table.stream_arn},
         "target": {"type": config.target.type, "tables": list(config.target.tables)},
-        "asked_at": wish.asked,
+        "asked_at": criteria.asked,
         "decided_at": at.at,
-        "quiet_seconds": wish.quiet,
+        "quiet_seconds": criteria.quiet,
         "read_through": at.read_through,
         "last_record_at": None if last is None else last[1].created,
         "phase": at.progress.phase,

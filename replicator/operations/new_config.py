@@ -116,7 +116,7 @@ def table_of(table: str) -> str:
 
 
 def default_pipeline(table: str) -> str:
-    """A pipeline's name for a table, whose name may begin with what no pipeline may."""
+    """A pipeline's name for a table, without the first characters that only a table's name may have."""
     return table_of(table).lstrip("_.-")[:63] or "pipeline"
 
 

@@ -28,7 +28,7 @@ from replicator.engine.generations import (
 from replicator.engine.startup import RESUMING, start_mode
 from replicator.errors import ConfigError
 from replicator.hooks import loading
-from replicator.operations.cutover import Reason, Standing, Wish, incomplete, ready, standing
+from replicator.operations.cutover import Criteria, Reason, Standing, incomplete, ready, standing
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
 from replicator.state import Entry, Rebuild, Save, Verified, decode_repair, encode
@@ -37,7 +37,7 @@ from replicator.target.contract import UNKNOWN_KEYS, Exchange, Rebuilding, Table
 ATTEMPTS = 60  # to lock the tables
 PAUSE = 0.5  # seconds between two, in which readers get their turn
 ABANDONED = 900.0  # seconds after which a verify pass that shows no progress counts as killed
-INTERVAL = 2.0  # seconds between looks at a build that is waited for
+INTERVAL = 2.0  # seconds between reads of the checkpoints, with --wait
 
 _EXPIRED = ("expired items that the old copy keeps (ttl_deletes: ignore) are not in the new one",)
 _START = "replicator rebuild start CONFIG"
@@ -108,9 +108,9 @@ def switch(
         entry, rebuild = _in_progress(claimed)
         if rebuild.switched:
             return Outcome(already=True)
-        wish = Wish(now(), verified_within=verified_within)
+        criteria = Criteria(now(), verified_within=verified_within)
         at = _standing(second_of(config, rebuild), now())
-        found = [*ready(at, wish, verified=not unverified), *_busy(claimed, at)]
+        found = [*ready(at, criteria, verified=not unverified), *_busy(claimed, at)]
         if found:
             return Outcome(sorted(found, key=lambda reason: reason.code))
         live = _tables_of(first_of(config, rebuild))
@@ -132,7 +132,7 @@ def rollback(
         if not rebuild.switched:
             return Outcome(already=True)
         first, second = standing(claimed, now()), _standing(second_of(config, rebuild), now())
-        checks = [*ready(first, Wish(now()), verified=False), *_verifying(claimed, second)]
+        checks = [*ready(first, Criteria(now()), verified=False), *_verifying(claimed, second)]
         found = [*_repairing(claimed), *([] if unchecked else checks)]
         if found:
             return Outcome(sorted(found, key=lambda reason: reason.code))

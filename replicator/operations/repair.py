@@ -37,11 +37,11 @@ _LATER_EPOCH = (
 
 
 class Announced(Protocol):
-    """Receives what becomes of the repairs."""
+    """Receives the outcome of each repair."""
 
     def waiting(self, reason: str | None) -> None: ...
     def repair(self, finding: Finding, reason: str) -> None:
-        """A difference was repaired; or was not, for the ``reason``."""
+        """A difference was repaired; or not, for the ``reason``."""
 
 
 class Repairs:
@@ -85,7 +85,7 @@ class Repairs:
 
     @property
     def waits(self) -> bool:
-        """Whether nothing may be confirmed yet: items must be read after the run has begun to leave tombstones."""
+        """Whether nothing may be confirmed yet: items must be read after the run has started to leave tombstones."""
         return self._wanted and not self._acknowledged
 
     @property
@@ -187,7 +187,7 @@ class Repairs:
         self._acknowledged, self._refreshed_at = False, self._monotonic()
 
     def _acknowledge(self) -> None:
-        """Look whether a run has noticed; show from time to time that this command is still running.
+        """Check whether a run has noticed; show from time to time that this command is still running.
 
         A run that begins an epoch saves the entry again, so that inserts confirmed before that fail: they could come
         behind the sweep. What is confirmed afterwards may be inserted.

@@ -57,7 +57,7 @@ from replicator.verification.verifier import Result, Verifier
 from replicator.version import version
 
 SETTLE_INTERVAL = 1.0  # seconds between reads of the positions
-SAVE_INTERVAL = 10.0  # seconds between notes of what is done
+SAVE_INTERVAL = 10.0  # seconds between saves of the progress
 POLL = 0.2  # seconds
 FEWEST = 4  # segments of a scan
 PER_SEGMENT = 50_000  # items of a segment: what a pass that is resumed repeats at most
@@ -66,13 +66,13 @@ FINEST = 1_000_000  # segments of a scan at most
 
 
 class Unconfirmed(ReplicatorError):
-    """Whether the copy equals the source cannot be told at present."""
+    """It cannot be decided at present whether the copy equals the source."""
 
     exit_code = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Request:
     """What to verify. ``share``: of the table, 1.0 for all of it. ``key``: a single item, as given.
 
     ``resume``: continue a pass that did not end. ``read_units``: read capacity units per second that may be used.
@@ -93,7 +93,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a pass is. ``done``: share of the work, None if unknown; ``pending``: candidates to look at again."""
+    """The progress of a pass. ``done``: share of the work, None if unknown; ``pending``: candidates to read again."""
 
     phase: str
     items: int
@@ -145,7 +145,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What is compared with what, and how it is asked."""
+    """Source and target, and how to read them."""
 
     config: Config
     client: Client
@@ -207,12 +207,12 @@ def scanned_state(checkpoints: Checkpoints) -> PipelineState:
     return state
 
 
-def verify(config: Config, wish: Wish, report: Report, stop: threading.Event) -> Tally:
+def verify(config: Config, request: Request, report: Report, stop: threading.Event) -> Tally:
     """One pass. Stops early, with what was found so far, once ``stop`` is set."""
     with opened(config) as both:
-        source = Source(both, wish.read_units)
-        with contextlib.closing(source), Repairs(both, report, wanted=wish.repair) as repairs:
-            one = Pass(both, wish, report, stop, source, repairs)
+        source = Source(both, request.read_units)
+        with contextlib.closing(source), Repairs(both, report, wanted=request.repair) as repairs:
+            one = Pass(both, request, report, stop, source, repairs)
             one.run()
             return one.tally
 
@@ -248,9 +248,9 @@ class Pass:
     """One pass: scans the source's segments, walks the target's tables, and settles the candidates in between."""
 
     def __init__(
-        self, both: Ends, wish: Wish, report: Report, stop: threading.Event, source: Source, repairs: Repairs
+        self, both: Ends, request: Request, report: Report, stop: threading.Event, source: Source, repairs: Repairs
     ) -> None:
-        self._both, self._wish, self._report, self._stop, self._source = both, wish, report, stop, source
+        self._both, self._request, self._report, self._stop, self._source = both, request, report, stop, source
         self._repairs = repairs
         self._random = random.Random()
         self._retrying = RetryPolicy(stop, report.waiting, time.time, self._random)
@@ -267,7 +267,7 @@ class Pass:
             keeps_expired=expiring,
         )
         self.tally = Tally()
-        self._examiner.forgot_hashed = wish.share < 1.0  # those of items that the sample does not read are unknown
+        self._examiner.forgot_hashed = request.share < 1.0  # those of items that the sample does not read are unknown
         self._settled_at = self._saved_at = -math.inf
         self._noted = False
         self._note = self._first_note()
@@ -276,8 +276,8 @@ class Pass:
 
     def run(self) -> None:
         self._verifier.parked, _ = self._retrying(self._positions)
-        if self._wish.key is not None:
-            self._one(self._wish.key(self._both.source))
+        if self._request.key is not None:
+            self._one(self._request.key(self._both.source))
         else:
             self._scan()
             self._walk()
@@ -317,9 +317,9 @@ class Pass:
                 self._settle()
 
     def _segments(self) -> Sequence[int]:
-        if self._wish.share >= 1.0:
+        if self._request.share >= 1.0:
             return range(self._note.total)
-        count = max(1, round(self._note.total * self._wish.share))
+        count = max(1, round(self._note.total * self._request.share))
         return random.Random(self._note.started).sample(range(self._note.total), count)
 
     def _page(self, page: ScanPage) -> None:
@@ -372,10 +372,10 @@ class Pass:
                 return
 
     def _is_sampled(self, id: DocumentId) -> bool:
-        if self._wish.share >= 1.0:
+        if self._request.share >= 1.0:
             return True
         text = repr((self._note.started, id)).encode(errors="surrogatepass")
-        return int.from_bytes(blake2b(text, digest_size=8).digest()) / 2**64 < self._wish.share
+        return int.from_bytes(blake2b(text, digest_size=8).digest()) / 2**64 < self._request.share
 
     # One item
 
@@ -407,7 +407,7 @@ class Pass:
                 self._phase,
                 self.tally.items,
                 self.tally.documents,
-                None if self._wish.key else self._share,
+                None if self._request.key else self._share,
                 self._verifier.pending,
                 self.tally.differences,
             )
@@ -427,25 +427,25 @@ class Pass:
     # What is noted
 
     def _first_note(self) -> Verified:
-        now, wish = time.time(), self._wish
+        now, request = time.time(), self._request
         stored = last(self._both.checkpoints.read().entries)
-        if wish.resume:
+        if request.resume:
             if stored is None or stored.ended is not None or stored.epoch != self._both.state.epoch:
                 raise ConfigError("--resume: there is no unfinished pass of this epoch; start one without --resume")
             if stored.hook != self._both.state.hook:
                 raise ConfigError("--resume: the hook has changed since that pass began; start one without --resume")
-            if stored.scope != wish.scope:
-                raise ConfigError(f"--resume: the unfinished pass is of scope {stored.scope}, not {wish.scope}")
+            if stored.scope != request.scope:
+                raise ConfigError(f"--resume: the unfinished pass is of scope {stored.scope}, not {request.scope}")
             self.tally = Tally(stored.items, stored.documents, 0, 0, 0, stored.differences, stored.repaired)
             self.tally.parked, self.tally.unconfirmed = stored.parked, stored.unconfirmed
             self._examiner.forgot_hashed |= stored.hashed
             return stored
         items = max(self._both.source.items, 1)
         total = max(FEWEST, items // PER_SEGMENT)
-        if wish.share < 1.0:
-            total = max(total, items // 1000, math.ceil(SAMPLED / wish.share))
+        if request.share < 1.0:
+            total = max(total, items // 1000, math.ceil(SAMPLED / request.share))
         state = self._both.state
-        return Verified(now, now, state.epoch, wish.scope, min(total, FINEST), hook=state.hook)
+        return Verified(now, now, state.epoch, request.scope, min(total, FINEST), hook=state.hook)
 
     def _ended(self, segment: int | None = None, table: str | None = None) -> None:
         note = self._note
@@ -456,7 +456,7 @@ class Pass:
 
     def _save(self, ended: float | None = None) -> None:
         """Note what is done: segments and tables of which no candidate is left."""
-        if self._wish.key is not None:
+        if self._request.key is not None:
             return
         self._saved_at = time.monotonic()
         open_origins, tally = self._verifier.origins(), self.tally

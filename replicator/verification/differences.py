@@ -37,14 +37,14 @@ from replicator.state import Heartbeat, PipelineState, ShardState
 Kind = Literal["missing", "extra", "different", "rejected"]
 """``rejected``: the hook or the target refuses the item, so it has no documents to compare."""
 
-LOOKS = {"missing": 3}  # how many looks it takes before a candidate can be confirmed; one by default
+LOOKS = {"missing": 3}  # how many reads in a row must show it before it is confirmed; one by default
 MARGIN = 1.0  # seconds that a shard must be read beyond a candidate's time: clocks differ, and streams lag
 _SETS = frozenset({"SS", "NS", "BS"})
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A document that is not what its item says, at one moment.
+    """A document that differs from what its item requires, at one moment.
 
     ``item``: the item's key; None if the document only has its hash. ``version``: of the stored document. ``fields``:
     names whose values differ. ``reason``: why the item or the document is refused.
@@ -64,7 +64,7 @@ class Finding:
 
     @property
     def state(self) -> tuple[Kind, int | None]:
-        """What must be the same when it is looked at again."""
+        """What must be the same when it is read again."""
         return self.kind, self.version
 
 

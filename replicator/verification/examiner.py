@@ -29,7 +29,7 @@ AT_ONCE = 2000  # documents that are compared in one call
 
 
 class Look(NamedTuple):
-    """An item's findings by document, and the writes that would put each of them right (None: a delete)."""
+    """An item's findings by document, and the writes that would repair each of them (None: a delete)."""
 
     findings: Mapping[Place, Finding]
     expected: Mapping[Place, Upsert]
@@ -168,7 +168,7 @@ class Examiner:
         return Finding("different", write.table, write.id, write.item, version, fields) if fields else None
 
     def _places(self, images: Mapping[Key, Image]) -> Mapping[Key, set[Place] | None]:
-        """The documents of each item; None where the hook fails, so that it cannot be told."""
+        """The documents of each item; None where the hook fails, because then they are unknown."""
         if self.mapping.hook is None:
             return {key: {(self.mapping.tables[0], key)} for key in images}
         found: dict[Key, set[Place] | None] = {}

@@ -1,4 +1,4 @@
-"""Tells real differences from those that lag explains: keeps the candidates, and looks at each of them again."""
+"""Distinguishes real differences from those that lag explains: keeps the candidates, and reads each of them again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from replicator.verification.differences import (
 from replicator.verification.examiner import Examiner, Image, Place
 
 MOST_PENDING = 10_000  # candidates in memory; no more is read until some of them are settled
-PIECE = 200  # items that are looked at again at once
-STALLED = 120.0  # seconds without any progress of the positions after which candidates count as unconfirmed
+PIECE = 200  # items that are read again in one go
+STALLED = 120.0  # seconds without progress of the positions, after which candidates count as unconfirmed
 UNKNOWN = b"unknown"  # the digest of an item as it was before a repair that came too late
 _HASHED = "the item's key is too long to be read from the document's id, so the item cannot be looked up"
 

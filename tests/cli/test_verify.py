@@ -12,7 +12,7 @@ import pytest
 from replicator.config.settings import load
 from replicator.engine.assembly import ends
 from replicator.operations.parked import void_verified
-from replicator.operations.verify import Progress, Wish, last, verify
+from replicator.operations.verify import Progress, Request, last, verify
 from replicator.state import Verified, decode, encode
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result
@@ -82,7 +82,7 @@ def test_a_pass_during_which_parked_changes_were_discarded_is_not_noted(
         monkeypatch.setenv(name, value)
     config = load(copied.config)
     with ends(config) as (_, checkpoints):
-        tally = verify(config, Wish(), Discarding(), threading.Event())
+        tally = verify(config, Request(), Discarding(), threading.Event())
         assert tally.exit_code == 0
         assert last(checkpoints.read().entries) is None
 

@@ -13,7 +13,7 @@ from replicator.aws.errors import AwsError
 from replicator.checkpoints.contract import Claimed
 from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
 from replicator.key import KeyAttribute, KeySchema
-from replicator.operations.cutover import READ_WITHIN, Wish, _waits, asked, freezing, late_key, reasons, standing
+from replicator.operations.cutover import READ_WITHIN, Criteria, _waits, asked, freezing, late_key, reasons, standing
 from replicator.source.table import SourceTable
 from replicator.state import Counts, Entry, Gap, Heartbeat, PipelineState, ResyncRequest, ShardState, encode
 
@@ -29,7 +29,7 @@ PASS: dict[str, Any] = {
     "scope": "full",
     "total": 1,
 }
-WISH = Wish(asked=NOW - 5)
+CRITERIA = Criteria(asked=NOW - 5)
 KEYS = KeySchema((KeyAttribute("pk", "S"),))
 ARN = "arn:aws:dynamodb:eu-west-1:1:table/t"
 TABLE = SourceTable("t", ARN, "id", KEYS, 0, 0, "s", streaming=True, view="NEW_AND_OLD_IMAGES")
@@ -44,14 +44,14 @@ def said(
     beat: Heartbeat | None = BEAT,
     verified: dict[str, Any] | None = PASS,
     *more: Entry,
-    wish: Wish = WISH,
+    criteria: Criteria = CRITERIA,
 ) -> list[tuple[int, str]]:
     entries = [entry("pipeline", "", STATE), *more]
     entries += [entry("shard", id, s) for id, s in (shards or {"a": SHARD}).items()]
     entries += [entry("pulse", "", beat)] if beat is not None else []
     entries += [entry("verified", "", json.dumps(verified))] if verified is not None else []
     at = standing(Claimed(1, entries, {"shard:a": Counts(read=5, applied=5)}), NOW)
-    return [(reason.code, reason.text) for reason in reasons(at, wish)]
+    return [(reason.code, reason.text) for reason in reasons(at, criteria)]
 
 
 def test_a_live_verified_and_drained_copy_may_take_over() -> None:
@@ -153,7 +153,7 @@ def test_a_run_whose_clock_is_ahead_must_read_beyond_the_moment_asked_about_by_i
     at = standing(Claimed(1, [entry("pulse", "", beat)], {}), NOW)
     assert asked(at) >= NOW + ahead
     before = replace(SHARD, through=NOW - 1 + ahead)
-    ((_, text),) = said({"a": before}, beat, wish=Wish(asked(at)))
+    ((_, text),) = said({"a": before}, beat, criteria=Criteria(asked(at)))
     assert "1 of 1 open shard(s) were not read after" in text
     assert asked(standing(Claimed(1, [], {}), NOW)) == NOW
 
@@ -161,9 +161,9 @@ def test_a_run_whose_clock_is_ahead_must_read_beyond_the_moment_asked_about_by_i
 def test_after_the_runs_clock_was_set_back_it_must_read_beyond_what_it_had_read_before() -> None:
     before = replace(SHARD, created=NOW - 100, through=NOW + 10)
     at = standing(Claimed(1, [entry("pulse", "", BEAT), entry("shard", "a", before)], {}), NOW)
-    ((_, text),) = said({"a": before}, wish=Wish(asked(at)))
+    ((_, text),) = said({"a": before}, criteria=Criteria(asked(at)))
     assert "1 of 1 open shard(s) were not read after" in text
-    assert said({"a": replace(before, through=NOW + 11)}, wish=Wish(asked(at))) == []
+    assert said({"a": replace(before, through=NOW + 11)}, criteria=Criteria(asked(at))) == []
 
 
 def test_only_what_may_pass_is_waited_for() -> None:
@@ -171,7 +171,7 @@ def test_only_what_may_pass_is_waited_for() -> None:
         entries = [entry("pipeline", "", STATE), entry("shard", "a", more.get("shard", SHARD))]
         entries += [entry("pulse", "", more.get("beat", BEAT))]
         entries += [entry("verified", "", json.dumps(PASS))] if more.get("verified", True) else []
-        return reasons(standing(Claimed(1, entries), NOW), WISH)
+        return reasons(standing(Claimed(1, entries), NOW), CRITERIA)
 
     unread, late = replace(SHARD, through=NOW - 20), replace(SHARD, created=NOW - 3)
     assert not _waits(found(), wait=True, overdue=False)
@@ -185,7 +185,7 @@ def test_only_what_may_pass_is_waited_for() -> None:
 @pytest.mark.parametrize("values", [{"quiet": 0.0}, {"verified_within": -1.0}])
 def test_durations_are_positive(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="positive"):
-        Wish(NOW, **values)
+        Criteria(NOW, **values)
 
 
 def test_freezing_denies_every_way_to_write_but_to_the_pipeline_back() -> None:
