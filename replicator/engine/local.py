@@ -208,8 +208,8 @@ class Driver:
         if request.whole:
             startup.start_mode(start, startup.with_request(self._allowed, request, start))
         elif request.keys:
-            client = self._context.client
-            self._retrying(lambda: chosen.check_permitted(client, self._table, request.keys[0]), asks="source")
+            with contextlib.suppress(TransientError):  # retried as it reads: nothing else may wait for that
+                chosen.check_permitted(self._context.client, self._table, request.keys[0])
 
     def _rescan(self, request: ResyncRequest) -> None:
         """Start the epoch of a partial resync. Its tables are opened once it is stored, before anything is written."""

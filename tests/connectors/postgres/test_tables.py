@@ -565,7 +565,7 @@ def test_a_schema_of_a_newer_replicator_is_left_unchanged(one_postgres: Database
     run(one_postgres, "UPDATE replicator.version SET number = 99")
     one = target(one_postgres)
     assert one.check([Table("contract", PK)]) == [
-        "the schema replicator has version 99, but this replicator knows up to 2: use a newer one"
+        "the schema replicator has version 99, but this replicator knows up to 3: use a newer one"
     ]
     with pytest.raises(ConfigError, match="version 99"):
         one.open([Table("contract", PK)], FIRST_EPOCH)
