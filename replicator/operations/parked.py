@@ -237,12 +237,17 @@ def retry(
     try:
         batch = retried(parked, mapping, pipeline)
     except (Poison, Malformed) as e:
-        return str(e)
+        return str(e) if _is_current(parked, checkpoints) else CHANGED
     if any(isinstance(write, Delete) for part in batch.parts for write in part.writes):  # possibly of the last document
         batch = replace(batch, saves=[*batch.saves, _told(parked)])
     if isinstance(target, Transactional):
         return _unless_changed(partial(target.write, batch))
     return _unless_changed(partial(_in_two_places, parked, batch, target, checkpoints, now))
+
+
+def _is_current(parked: ParkedItem, checkpoints: Checkpoints) -> bool:
+    """Whether the entry is as it was read: a run may have settled the item while the hook was called."""
+    return any(entry == parked.entry for _, entry in checkpoints.parked(parked.id, {parked.id}))
 
 
 def is_unguarded(target: Target) -> bool:

@@ -203,6 +203,25 @@ def test_an_entry_that_a_run_changed_meanwhile_stays(database: MemoryDatabase, t
     assert database.documents("orders") == {}
 
 
+def test_an_item_that_a_run_settles_while_the_hook_fails_on_it_is_not_called_parked(
+    database: MemoryDatabase, target: MemoryTarget
+) -> None:
+    park(target, "a", 7)
+    item = only(target)
+    settles = [True]
+
+    def fails(_: Item) -> NoReturn:
+        if settles.pop():
+            target.checkpoints.save([item.removal])
+        raise ValueError
+
+    mapping = DocumentMapping(Hook("fails", fails, "", False), ("orders",))
+    assert retry(item, mapping, target, target.checkpoints) == CHANGED, "the command looks again, and finds it gone"
+    park(target, "a", 8)
+    settles.append(False)
+    assert "hook fails raised ValueError" in retry(only(target), mapping, target, target.checkpoints)
+
+
 def test_a_change_parked_before_a_resync_is_not_brought_back(database: MemoryDatabase, target: MemoryTarget) -> None:
     park(target, "a", 7)
 
