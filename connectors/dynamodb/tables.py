@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from connectors.dynamodb.epochs import KEYS, EpochScan, Note, ended, taken
 from connectors.dynamodb.options import DynamoDBOptions
 from replicator.aws.client import Client
 from replicator.aws.errors import AwsError, failure
-from replicator.errors import ConfigError, TransientError
+from replicator.errors import ConfigError, NotPermitted, TransientError
 from replicator.identity import Identity
 from replicator.key import KeySchema
 from replicator.options import aws_options, table_name
@@ -122,8 +123,18 @@ class Tables:
         return self._account.epochs.read(table) if self._account.epochs.described() is not None else None
 
     def empty(self, wanted: Mapping[str, Layout]) -> list[str]:
-        """The existing tables without an item. Tombstones are items, so deletes alone never empty a table."""
-        return [name for name in wanted if self._described(name) is not None and self._is_empty(name)]
+        """The existing tables without an item. Tombstones are items, so deletes alone never empty a table.
+
+        A time to live may; so a table with one is left out.
+        """
+        there = [name for name in wanted if self._described(name) is not None]
+        return [name for name in there if self._is_empty(name) and not self._may_expire(name)]
+
+    def _may_expire(self, name: str) -> bool:
+        """Whether items may have expired. Not if that cannot be asked: most roles have no need to."""
+        with contextlib.suppress(NotPermitted):
+            return bool(self.expiry(name))
+        return False
 
     def _is_empty(self, name: str) -> bool:
         request: dict[str, Any] = {"TableName": name, "Limit": 1, "ConsistentRead": True}

@@ -375,6 +375,17 @@ class TestEpochs:
         target.write(batch(Delete("copy", ("a", "1"), at(1), ("a",)), tombstones=True))
         assert target.empty([COPY]) == []
 
+    def test_an_empty_table_with_a_time_to_live_may_have_been_emptied_by_that(
+        self, db: DynamoDB, endpoint: str, make: Make
+    ) -> None:
+        target = make(endpoint)
+        target.open([COPY], FIRST_EPOCH)
+        ttl = {"Enabled": True, "AttributeName": "ttl"}
+        ask(db, "UpdateTimeToLive", TableName="copy", TimeToLiveSpecification=ttl)
+        assert target.empty([COPY]) == []
+        db.fail("DescribeTimeToLive", "AccessDeniedException")
+        assert target.empty([COPY]) == ["copy"]
+
     def test_an_interrupted_scan_of_all_versions_resumes(self, db: DynamoDB, endpoint: str, make: Make) -> None:
         db.create_table("copy", keys={"pk": "S", "at": "N"}, view=None)
         for n in range(5):

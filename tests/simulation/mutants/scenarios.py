@@ -161,7 +161,8 @@ def runs_that_lose_a_response_beside_retries(drawn: Scenario) -> Scenario:
 
 def added_columns(drawn: Scenario) -> Scenario:
     """Tables get columns, and runs die."""
-    return replace(drawn, columns=True, refuses=False, keeps_expired=False, trims=False, rates=WIDENING)
+    plain = replace(drawn, marks=False, refuses=False, keeps_expired=False, trims=False)
+    return replace(plain, columns=True, rates=WIDENING)
 
 
 def two_tables(drawn: Scenario) -> Scenario:
