@@ -53,16 +53,20 @@ class Writer(GuardedWriter[Entry, Verdict, Encoded, _Sent]):
         self.layouts: Mapping[str, Layout] = {}
 
     def _start(self, encoded: Encoded, *, tombstones: bool) -> _Sent:
+        pending = {
+            table: self._pending(table, entries, tombstones=tombstones) for table, entries in encoded.tables.items()
+        }  # all of them first: what is read may fail, and nothing may be in flight then
         sent = []
-        for table, entries in encoded.tables.items():
-            pending = self._progress.unfinished(entries, tombstones=tombstones)
-            if self.layouts[table].marks:
-                pending = self._marking(self.layouts[table], pending)
-            lines = [entry.sent(tombstones=tombstones) for entry in pending]
+        for table, entries in pending.items():
+            lines = [entry.sent(tombstones=tombstones) for entry in entries]
             if encoded.batch.replaces_same:
                 lines = list(map(insisting, lines))
-            sent.append((pending, self._bulk.start(self.layouts[table], lines)))
+            sent.append((entries, self._bulk.start(self.layouts[table], lines)))
         return sent
+
+    def _pending(self, table: str, entries: Sequence[Entry], *, tombstones: bool) -> Sequence[Entry]:
+        unfinished = self._progress.unfinished(entries, tombstones=tombstones)
+        return self._marking(self.layouts[table], unfinished) if self.layouts[table].marks else unfinished
 
     def _marking(self, layout: Layout, entries: Sequence[Entry]) -> Sequence[Entry]:
         """The entries with deletes that mark the stored document; those that find none stay as they are."""
