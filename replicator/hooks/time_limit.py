@@ -76,7 +76,6 @@ class HookLimit:
     """
 
     calls: set[CodeType] = set()  # noqa: RUF012 - of the functions that call hooks; see ``hook``
-    passed: set[CodeType] = set()  # noqa: RUF012 - of ours that a hook's import statements call; see ``namespace``
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
@@ -127,12 +126,11 @@ class HookLimit:
         It would not in the code that calls the hook, in our own code called by it, or in callbacks of the garbage
         collector.
         """
-        if frame is None or frame.f_code in self.calls | self.passed:
+        if frame is None or frame.f_code in self.calls:
             return False
-        between = self.calls | self.passed
         collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}
         while frame is not None and frame is not call:
-            if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in between:
+            if frame.f_code.co_filename.startswith(_OURS) and frame.f_code not in self.calls:
                 return False
             code = frame.f_code
             if code.co_name == "__del__" or code.co_filename in _WEAKREF or code in collecting:

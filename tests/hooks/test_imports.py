@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from replicator.errors import ConfigError
-from replicator.hooks import namespace
-from replicator.hooks.hook import Poison
 from replicator.hooks.loading import load
-from replicator.hooks.time_limit import HookLimit
 from replicator.items.attributes import image
 from replicator.items.item import Item
 
@@ -27,8 +23,7 @@ Write = Callable[[str, str], None]
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     before = set(sys.modules)
-    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if isinstance(finder, type)])
-    monkeypatch.setattr(namespace, "_plain", namespace._Plain())  # without the folders of other tests' hooks
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file may change within its time stamp's resolution
 
     def write(name: str, source: str) -> None:
@@ -132,126 +127,6 @@ def test_each_folder_has_its_own_file_of_a_name(tmp_path: Path, write: Write) ->
 
     assert [hook.one(ITEM) for hook in hooks] == [{"v": "a"}, {"v": "b"}]
     assert load("hooks.py:hook", tmp_path / "a").one(ITEM) == {"v": "a"}
-
-
-LAZY = "def hook(item):\n    from helpers import value\n    return {'v': value()}\n"
-BY_NAME = "import importlib\n\ndef hook(item):\n    return {'v': importlib.import_module('helpers').value()}\n"
-INSTALLED = "def value():\n    return 'installed'\n"
-
-
-@pytest.mark.parametrize(
-    ("spec", "file", "source"),
-    [
-        ("hooks.py:hook", "hooks.py", LAZY),
-        ("shop.hooks:hook", "shop/hooks.py", HOOK),
-        ("shop.hooks:hook", "shop/hooks.py", "from shop import rules\n\ndef hook(item):\n    return {'v': rules.V}\n"),
-        ("shop.hooks:hook", "shop/hooks.py", "import shop.rules as r\n\ndef hook(item):\n    return {'v': r.V}\n"),
-        (
-            "shop.hooks:hook",
-            "shop/hooks.py",
-            "def hook(item):\n    import shop.rules\n    return {'v': shop.rules.V}\n",
-        ),
-        ("shop.hooks:hook", "shop/hooks.py", "def hook(item):\n    from .rules import V\n    return {'v': V}\n"),
-    ],
-)
-def test_pipelines_of_one_process_import_each_their_own_file_of_a_name_whenever_and_however_they_do(
-    tmp_path: Path, write: Write, spec: str, file: str, source: str
-) -> None:
-    for folder in ("a", "b"):
-        write(f"{folder}/helpers.py", f"def value():\n    return {folder!r}\n")
-        write(f"{folder}/shop/__init__.py", "")
-        write(f"{folder}/shop/rules.py", f"V = {folder!r}\n")
-        write(f"{folder}/{file}", source)
-    hooks = [load(spec, tmp_path / folder) for folder in ("a", "b")]
-
-    assert [hook.one(ITEM) for hook in hooks] == [{"v": "a"}, {"v": "b"}]
-
-
-def test_an_import_by_a_name_in_a_string_finds_the_file_and_is_refused_where_two_folders_have_one(
-    tmp_path: Path, write: Write
-) -> None:
-    for folder in ("a", "b"):
-        write(f"{folder}/helpers.py", f"def value():\n    return {folder!r}\n")
-        write(f"{folder}/hooks.py", BY_NAME)
-    a = load("hooks.py:hook", tmp_path / "a")
-    assert a.one(ITEM) == {"v": "a"}
-
-    b = load("hooks.py:hook", tmp_path / "b")
-
-    for hook in (a, b):
-        with pytest.raises(ImportError) as raised:
-            hook.function(ITEM)
-        assert str(raised.value) == (
-            f"helpers is in the folders of several hooks of this process, {tmp_path / 'a'} and {tmp_path / 'b'}: "
-            "import it with an import statement, which takes the file beside the hook"
-        )
-
-
-@pytest.mark.parametrize(("spec", "found"), [("hooks.py:hook", "installed"), ("shop.hooks:hook", "beside")])
-def test_an_installed_package_precedes_the_files_beside_a_file_but_not_those_of_the_configs_folder(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, spec: str, found: str
-) -> None:
-    write("site-packages/helpers.py", INSTALLED)
-    monkeypatch.syspath_prepend(tmp_path / "site-packages")
-    write("helpers.py", "def value():\n    return 'beside'\n")
-    write("hooks.py", HOOK)
-    write("shop/hooks.py", HOOK)
-
-    assert load(spec, tmp_path).one(ITEM) == {"v": found}
-
-
-def test_a_file_whose_import_hangs_does_not_hold_up_the_import_of_another(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, gate = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        begun.set()
-        gate.wait()
-
-    monkeypatch.setattr(sys, "hang", hang, raising=False)
-    for folder, source in (("a", "import sys\nsys.hang()\n"), ("b", "")):
-        write(f"{folder}/helpers.py", source)
-        write(f"{folder}/hooks.py", "import helpers\n\ndef hook(item):\n    return {}\n")
-    hanging = threading.Thread(target=load, args=("hooks.py:hook", tmp_path / "a"))
-    hanging.start()
-    begun.wait()
-    other = threading.Thread(target=load, args=("hooks.py:hook", tmp_path / "b"))
-    other.start()
-    other.join(30)
-    held_up = other.is_alive()
-    gate.set()
-    for thread in (hanging, other):
-        thread.join()
-
-    assert not held_up
-
-
-def test_a_hook_that_loops_in_a_file_it_imports_late_is_interrupted(tmp_path: Path, write: Write) -> None:
-    write("helpers.py", "while True:\n    pass\n")
-    write("hooks.py", LAZY)
-
-    with HookLimit(0.1), pytest.raises(Poison, match=r"was interrupted at hooks.py:2|helpers.py:1"):
-        load("hooks.py:hook", tmp_path).one(ITEM)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("import shop.gone\n", "ModuleNotFoundError: No module named 'shop.gone'"),
-        ("from .gone import x\n", "ModuleNotFoundError: No module named 'shop.gone'"),
-        ("from shop.rules import gone\n", "ImportError: cannot import name 'gone' from 'shop.rules'"),
-    ],
-)
-def test_a_failing_import_is_reported_under_the_name_that_the_user_wrote(
-    tmp_path: Path, write: Write, source: str, message: str
-) -> None:
-    write("shop/rules.py", "")
-    write("shop/hooks.py", source)
-
-    with pytest.raises(ConfigError) as raised:
-        load("shop.hooks:hook", tmp_path)
-    assert str(raised.value).startswith(f"transform: shop.hooks cannot be imported: {message}")
 
 
 def test_a_file_does_not_replace_a_module_of_the_standard_library(tmp_path: Path, write: Write) -> None:
