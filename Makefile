@@ -24,6 +24,7 @@ install: .venv/.installed .venv-ministack/.installed ## install everything the o
 demo: install ## replicate a table on this machine while it is written to, then verify the copy
 	$(BIN)/replicator demo
 
+# Three processes on two cores: tests mostly wait for servers.
 test: install ## run all tests; tests whose servers are missing are skipped with a notice (with CI=true they fail)
 	$(BIN)/pytest -n 3 --dist loadgroup
 

@@ -61,7 +61,7 @@ def give_shards(
 def give_segments(
     shards: Mapping[str, ShardState], segments: Mapping[str, SegmentState], slots: Iterable[str]
 ) -> dict[str, SegmentState]:
-    """Segments that are to be scanned and that no slot has, each for the slot with the least to do."""
+    """Segments left to scan that no slot has, each for the slot with the least to do."""
     slots = list(slots)
     load, given = loads(shards, segments, slots), {}
     for id in sorted(id for id, segment in segments.items() if not segment.ended and segment.slot not in slots):
@@ -107,8 +107,8 @@ def moves(workers: Sequence[str], holders: Mapping[str, str]) -> dict[str, str]:
 
 def taking_away(slots: Iterable[str], coordinator: Owner) -> list[Save]:
     """The saves that take slots from their workers. A new epoch or stage goes with those of all slots, in one save."""
-    nobody = replace(coordinator, run="")
-    return [Save("owner", slot, None, encode(nobody)) for slot in sorted(slots)]
+    unowned = replace(coordinator, run="")
+    return [Save("owner", slot, None, encode(unowned)) for slot in sorted(slots)]
 
 
 def next_stage(pipeline: PipelineState, segments: Iterable[SegmentState], now: float) -> PipelineState | None:

@@ -104,7 +104,7 @@ def test_a_child_of_another_slots_shard_opens_with_its_parents_ordinals_once_the
     assert late.opened == {}, "the parent is not stored to its end"
     early.pipeline.accept(page("p", 4, ended=True))
     early.store()
-    assert late.opened == {}, "nobody has told it"
+    assert late.opened == {}, "it has not been told"
     late.pipeline.learn([entry(stored, "p")])
     assert late.opened["c"].ordinal == 4
     late.pipeline.accept(page("c", 5))
