@@ -55,13 +55,27 @@ class RetryPolicy:
     def __call__(self, function: Callable[[], T], *, asks: Cause = "target") -> T:
         self._cause = asks
         try:
-            result = self._retrying(function)
-        except RetryError as e:
-            raise Stopped from e
+            result = function()
+        except TransientError as e:
+            result = self._again(function, e)
         if self._failing_since is not None:
             self._failing_since = None
             self._report(None)
         return result
+
+    def _again(self, function: Callable[[], T], error: TransientError) -> T:
+        """After the first attempt, which needs no state of tenacity's: most calls are no more than that."""
+        failed = [error]
+
+        def attempt() -> T:
+            if failed:
+                raise failed.pop()
+            return function()
+
+        try:
+            return self._retrying(attempt)
+        except RetryError as e:
+            raise Stopped from e
 
     def _wait(self, state: RetryCallState) -> float:
         return backoff(state.attempt_number, self._random, base=BASE_WAIT, limit=LONGEST_WAIT)
