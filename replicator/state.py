@@ -390,11 +390,14 @@ class Repair:
 class Rebuild:
     """A rebuild is in progress: a second generation of the tables is built, by a pipeline of its own.
 
-    ``switched``: it has the tables' names, and the first generation is kept beside it.
+    ``switched``: it has the tables' names, and the first generation is kept beside it. The others are for targets whose
+    alias tells that (``Aliased``). ``finishing``: the first generation is removed. ``canceled``: the second one is.
     """
 
     started: float
     switched: bool = False
+    finishing: bool = False
+    canceled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

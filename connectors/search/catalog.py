@@ -129,6 +129,7 @@ def mismatches(layout: Layout, state: State, pipeline: str) -> Iterator[str]:
         yield from renamed(layout, state)
         return
     yield from _foreign_targets(layout, state)
+    yield from _unseen(layout, state)
     if state.index is not None:
         yield from (f"{layout.index}: {text}" for text in _of_index(layout, state.index, pipeline))
 
@@ -146,12 +147,28 @@ def renamed(layout: Layout, state: State) -> Iterator[str]:
 
 
 def _foreign_targets(layout: Layout, state: State) -> Iterator[str]:
-    for alias, targets in ((layout.alias, state.searched), (layout.writer, state.written)):
+    searched = tuple(name for name in state.searched if name != layout.beside)
+    for alias, targets in ((layout.alias, searched), (layout.writer, state.written)):
         if others := _others(layout, targets):
             yield (
                 f"the alias {alias} points to {', '.join(others)}; it must point to {layout.index} only "
-                "(rollover, ILM and reindexing scripts move aliases: keep them off this one)"
+                "(rollover, ILM and reindexing scripts move aliases: keep them off this one). To build a new index "
+                "beside the one that readers see, and switch at once: replicator rebuild start CONFIG"
             )
+    if layout.index in searched and layout.beside in state.searched:
+        yield (
+            f"the alias {layout.alias} points to both {layout.index} and {layout.beside}, so searches find documents "
+            "twice; remove it from the copy that is not verified"
+        )
+
+
+def _unseen(layout: Layout, state: State) -> Iterator[str]:
+    """Whether no index has the alias while there are two that might; neither run creates it then."""
+    if layout.beside and not state.searched:
+        yield (
+            f"the alias {layout.alias} is gone, so searches find nothing. To put it on the old copy again: replicator "
+            "rebuild rollback CONFIG --unchecked"
+        )
 
 
 def changed(layout: Layout, state: State, id: str) -> Iterator[str]:
@@ -164,9 +181,10 @@ def changed(layout: Layout, state: State, id: str) -> Iterator[str]:
         yield replaced(layout)
     else:
         yield from _foreign_targets(layout, state)
-        if not state.searched:
+        yield from _unseen(layout, state)
+        if not state.searched and not layout.beside:
             yield f"the alias {layout.alias} is gone, so searches find nothing; the next run recreates it"
-        yield from (f"{layout.index}: {text}" for text in _broken_guarantees(layout, state.index))
+        yield from (f"{layout.index}: {text}" for text in broken_guarantees(layout, state.index))
 
 
 def replaced(layout: Layout) -> str:
@@ -229,14 +247,14 @@ def _of_index(layout: Layout, index: Index, pipeline: str) -> Iterator[str]:
         )
     yield from settings_differences(layout.settings, index.settings)
     yield from mappings.mapping_hazards(index.mapping)
-    yield from _broken_guarantees(layout, index)
+    yield from broken_guarantees(layout, index)
     if not _routed_alike(layout, index):
         yield (
             "its documents are routed differently than routing says, so they would be stored twice; create a new index"
         )
 
 
-def _broken_guarantees(layout: Layout, index: Index) -> Iterator[str]:
+def broken_guarantees(layout: Layout, index: Index) -> Iterator[str]:
     """What breaks a guarantee among the settings and aliases, which can change at any time."""
     yield from mappings.settings_hazards(index.settings)
     searched = index.aliases.get(layout.alias)
@@ -306,8 +324,12 @@ def _creation(layout: Layout, notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _aliases(layout: Layout) -> dict[str, Any]:
-    """The public alias, for searches, and the one for writes. Both hide tombstones."""
-    return {layout.alias: {"filter": LIVE}, layout.writer: {"filter": LIVE, "is_hidden": True}}
+    """The public alias, for searches, and the one for writes. Both hide tombstones.
+
+    During a rebuild the public one exists, and only ``rebuild`` moves it.
+    """
+    searched = {} if layout.beside else {layout.alias: {"filter": LIVE}}
+    return {**searched, layout.writer: {"filter": LIVE, "is_hidden": True}}
 
 
 def _actions(layout: Layout, state: State) -> dict[str, Any]:

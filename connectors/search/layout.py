@@ -34,7 +34,8 @@ class Layout:
     ``parts``: the names, inside ``replicator``, of the parts of a document's id. ``whole``: an item is kept as one
     object that is not searchable; otherwise its attributes are fields. ``routed_by``: the position in ``parts`` of the
     routing value. ``added``: the key that each document must contain, as its hook may have left it out. ``marks``:
-    documents whose item is gone stay, and are marked.
+    documents whose item is gone stay, and are marked. ``beside``: during a rebuild, the index of the other generation,
+    to which the alias may point as well.
     """
 
     alias: str
@@ -48,6 +49,7 @@ class Layout:
     adopt: bool = False
     added: KeySchema | None = None
     marks: bool = False
+    beside: str = ""
 
     @property
     def own(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _shared(layouts: Sequence[Layout]) -> list[str]:
 
 def _layout(table: Table) -> Layout:
     options = SearchTable.model_validate(dict(table.options))
-    name = options.index or f"{table.name.lower()}-1"
+    name = _index_of(table)
     for candidate in (table.name.lower(), name):
         try:
             index_name(candidate)
@@ -95,6 +97,12 @@ def _layout(table: Table) -> Layout:
         )
     if name == table.name:
         raise ConfigError(f"{name}: the alias and the index behind it need different names; leave out index")
+    beside = "" if table.beside is None else _index_of(table.beside)
+    if name == beside:
+        raise ConfigError(
+            f"{table.name}: both copies would have the index {name}: give the new one another name with index: NAME "
+            "under the table, in the new config"
+        )
     routed_by = _routing(table, options.routing)
     parts = _parts(table)
     whole = options.mapping is None
@@ -104,7 +112,11 @@ def _layout(table: Table) -> Layout:
     settings = _settings(options)
     added = table.keys if keys and not whole else None
     shards, adopt = options.shards, options.adopt
-    return Layout(table.name, name, parts, whole, mapping, settings, shards, routed_by, adopt, added, marks)
+    return Layout(table.name, name, parts, whole, mapping, settings, shards, routed_by, adopt, added, marks, beside)
+
+
+def _index_of(table: Table) -> str:
+    return str(table.options.get("index") or f"{table.name.lower()}-1")
 
 
 def _parts(table: Table) -> tuple[str, ...]:

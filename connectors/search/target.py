@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import orjson
 
-from connectors.search import catalog, checks, definition, forecast, marking, searches
+from connectors.search import catalog, checks, definition, forecast, generations, marking, searches
 from connectors.search.bulk import Bulk, Size
 from connectors.search.checks import Opened, Watch
 from connectors.search.conflicts import Conflicts
@@ -178,6 +178,33 @@ class SearchTarget(ComparesByTable):
         if piece.lines:
             self._to_purge[place] = piece, frozenset(spare)
         return len(piece.lines)
+
+    def seen(self, tables: Sequence[Table]) -> Collection[str]:
+        wanted = layouts(tables)
+        found = dict(zip(wanted, catalog.states(self._connection, list(wanted.values())), strict=True))
+        return [name for name, layout in wanted.items() if found[name].searched == (layout.index,)]
+
+    def rebuild_problems(
+        self, live: Sequence[Table], new: Sequence[Table], pipelines: tuple[str, str]
+    ) -> Sequence[str]:
+        pairs = list(zip(self._generations(live, pipelines[0]), self._generations(new, pipelines[1]), strict=True))
+        return [text for pair in pairs for text in generations.unbuildable(*pair)]
+
+    def carried(self, live: Sequence[Table]) -> Sequence[str]:
+        return sorted({name for one in self._generations(live, "") for name in one.others})
+
+    def point(self, away: Sequence[Table], here: Sequence[Table], pipelines: tuple[str, str]) -> bool:
+        old, new = self._generations(away, pipelines[0]), self._generations(here, pipelines[1])
+        return generations.point(self._connection, old, new)
+
+    def drop_problems(self, tables: Sequence[Table], pipeline: str) -> Sequence[str]:
+        return [text for one in self._generations(tables, pipeline) for text in generations.undroppable(one)]
+
+    def drop(self, tables: Sequence[Table], pipeline: str) -> None:
+        generations.drop(self._connection, self._generations(tables, pipeline))
+
+    def _generations(self, tables: Sequence[Table], pipeline: str) -> list[generations.Generation]:
+        return generations.read(self._connection, list(layouts(tables).values()), pipeline)
 
     @property
     def unrepairable(self) -> str:

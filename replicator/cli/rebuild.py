@@ -10,12 +10,13 @@ from replicator.cli.cutover import Duration
 from replicator.cli.output import aside, config_argument, json_option, note, put, say
 
 if TYPE_CHECKING:
-    from replicator.operations.rebuild import Outcome
+    from replicator.operations.rebuild_checks import Outcome
 
 
 @click.group
 def rebuild() -> None:
-    """Build a second copy beside the live one after a change of the hook or the columns, and switch to it at once.
+    """Build a second copy beside the live one after a change of the hook, the columns or the mapping, and switch to it
+    at once.
 
     CONFIG is the new config; its replaces: names the one that the pipeline has run with. A run with CONFIG keeps both
     copies up to date. Readers see the old copy until the switch, and the complete new one from then on.
@@ -27,7 +28,7 @@ def rebuild() -> None:
 @click.option("--wait", is_flag=True, help="Wait until a run has built the new copy.")
 @json_option
 def start(config: str, wait: bool, as_json: bool) -> None:
-    """Note the new copy and create its tables. A run with CONFIG builds it: restart the run with this config."""
+    """Note the new copy. A run with CONFIG builds it: restart the run with this config."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
@@ -54,7 +55,9 @@ def start(config: str, wait: bool, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def switch(ctx: click.Context, config: str, verified_within: float, unverified: bool, as_json: bool) -> None:
-    """Give the tables' names to the new copy, in one transaction. Both are kept up to date, for a rollback.
+    """Show readers the new copy, in one step. Both are kept up to date, for a rollback.
+
+    Postgres: the new tables get the names, in one transaction. Search engines: the aliases move, in one request.
 
     Refuses unless a run is up and live, nothing is lost or parked, and a verify pass of the new copy found no
     difference. Exits with 0, or by the first reason: 3 gap, 6 the copy is not equal, 7 not live or not verified.
@@ -72,7 +75,7 @@ def switch(ctx: click.Context, config: str, verified_within: float, unverified: 
 @json_option
 @click.pass_context
 def rollback(ctx: click.Context, config: str, unchecked: bool, as_json: bool) -> None:
-    """Give the tables' names back to the old copy, which was kept up to date, in one transaction."""
+    """Show readers the old copy again, which was kept up to date, in one step."""
     from replicator.config import settings
     from replicator.operations import rebuild as operation
 
@@ -107,11 +110,13 @@ def cancel(ctx: click.Context, config: str, as_json: bool) -> None:
 def _report(ctx: click.Context, outcome: Outcome, done: str, as_json: bool) -> None:
     reasons = [reason.text for reason in outcome.reasons]
     if as_json:
-        put({"done": not reasons, "already": outcome.already, "reasons": reasons})
+        put({"done": not reasons, "already": outcome.already, "reasons": reasons, "notes": list(outcome.notes)})
     elif reasons:
         say("no:")
         for text in reasons:
             say(f"  {text}")
     else:
         say("nothing to do: that is the case already" if outcome.already else done)
+        for text in outcome.notes:
+            say(f"note: {text}")
     ctx.exit(outcome.reasons[0].code if outcome.reasons else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,19 @@ def _loaded(paths: Sequence[str], load: Callable[[str], Config], codes: list[int
             codes.append(e.exit_code)
         else:
             loaded[config.pipeline], path_of[config.pipeline] = config, path
+    for old, new in _replaced(loaded.values()):
+        problem = f"{path_of[old]}: {path_of[new]} replaces it and runs both copies during a rebuild; leave it out"
+        log_failure(ConfigError(problem), config=path_of[old])
+        codes.append(ConfigError.exit_code)
+        del loaded[old]
     return list(loaded.values())
+
+
+def _replaced(configs: Collection[Config]) -> Sequence[tuple[str, str]]:
+    """The pipelines whose config is given although another one replaces it, and the pipelines of those."""
+    at = {config.path.resolve(): config.pipeline for config in configs}
+    pairs = [(at.get((c.base / c.replaces).resolve()), c.pipeline) for c in configs if c.replaces is not None]
+    return [(old, new) for old, new in pairs if old is not None]
 
 
 def _title(config: Config) -> str:

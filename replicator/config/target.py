@@ -33,6 +33,7 @@ class Destination:
     options: BaseModel
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     suffix: str = ""  # during a rebuild, of the tables' names in the destination
+    beside: Destination | None = None  # during a rebuild of tables with an alias: that of the other generation
 
     def build(self, pipeline: str) -> Target:
         """The target, not yet connected; its own state is stored under ``pipeline``."""
@@ -43,7 +44,10 @@ class Destination:
         """The tables as configured, keyed by the item's ``keys`` or by the hook's own document ids."""
         keys = OWN_IDS if own_ids else keys
         stored_as = {name: name + self.suffix if self.suffix else "" for name in self.tables}
-        return tuple(Table(name, keys, options, stored_as[name]) for name, options in self.tables.items())
+        others = {} if self.beside is None else {table.name: table for table in self.beside.wanted(keys, own_ids=False)}
+        return tuple(
+            Table(name, keys, options, stored_as[name], others.get(name)) for name, options in self.tables.items()
+        )
 
 
 def destination(given: object, base: Path | None = None) -> tuple[Destination | None, list[Problem]]:

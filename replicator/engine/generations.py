@@ -4,6 +4,9 @@ The first generation's pipeline has the name in the config, and the old config. 
 ``SECOND`` appended, which no config can, and the new config, whose ``replaces`` names the old one. The generation that
 is live has the tables' names; the other's tables have them with a suffix. Finishing a rebuild gives the second pipeline
 the first one's name.
+
+Where readers use an alias (``Aliased``), the second generation has a name of its own in its config, and so have its
+tables; the rebuild is noted in its checkpoints. The alias alone tells which generation is live.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from replicator.engine.several import PipelineRun
 from replicator.errors import ConfigError, Fenced, ReplicatorError
 from replicator.log import PIPELINE
 from replicator.state import Entry, Rebuild, decode
+from replicator.target.contract import Aliased
 
 log = logging.getLogger("replicator")
 
@@ -35,10 +39,19 @@ BUILT, RETIRED = "_new", "_old"  # suffixes of tables: of the second generation 
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """The config of each generation. ``first`` None: no rebuild is in progress, so ``second`` is the only one."""
+    """The config of each generation. ``first`` None: no rebuild is in progress, so ``second`` is the only one.
+
+    ``second`` None: the rebuild was canceled.
+    """
 
     first: Config | None
-    second: Config
+    second: Config | None
+
+
+def by_alias(config: Config) -> bool:
+    """Whether the generations have names of their own, and an alias tells which one is live."""
+    connector = config.target.connector
+    return isinstance(connector, type) and issubclass(connector, Aliased)
 
 
 def rebuild_entry(config: Config) -> Entry | None:
@@ -60,17 +73,27 @@ def resolved(config: Config) -> Config:
     if config.replaces is None:
         return config
     rebuild = decoded(rebuild_entry(config))
-    return config if rebuild is None else second_of(config, rebuild)
+    if rebuild is None:
+        return config
+    if rebuild.canceled:
+        raise ConfigError(
+            f"the rebuild was canceled, so there is no copy with this config: use {config.replaces}, or start again "
+            "with: replicator rebuild start CONFIG"
+        )
+    return second_of(config, rebuild)
 
 
 def generations(config: Config, rebuild: Rebuild | None) -> Generations:
     """Both generations. ConfigError if the config that this one ``replaces`` cannot be loaded."""
     if rebuild is None:
         return Generations(None, config)
-    return Generations(first_of(config, rebuild), second_of(config, rebuild))
+    first = None if rebuild.finishing else first_of(config, rebuild)
+    return Generations(first, None if rebuild.canceled else second_of(config, rebuild))
 
 
 def second_of(config: Config, rebuild: Rebuild) -> Config:
+    if by_alias(config):
+        return replace(config, target=replace(config.target, beside=replaced(config).target))
     suffix = "" if rebuild.switched else BUILT
     return replace(config, pipeline=config.pipeline + SECOND, target=replace(config.target, suffix=suffix))
 
@@ -78,18 +101,23 @@ def second_of(config: Config, rebuild: Rebuild) -> Config:
 def first_of(config: Config, rebuild: Rebuild) -> Config:
     """The old config. Without monitoring if it would listen where the new one does."""
     old = replaced(config)
-    suffix = RETIRED if rebuild.switched else ""
+    if by_alias(config):
+        target = replace(old.target, beside=config.target)
+    else:
+        target = replace(old.target, suffix=RETIRED if rebuild.switched else "")
     same = old.monitoring is not None and config.monitoring is not None
     same = same and str(old.monitoring.address) == str(config.monitoring.address)  # type: ignore[union-attr]
     monitoring = None if same else old.monitoring
-    return replace(old, target=replace(old.target, suffix=suffix), monitoring=monitoring)
+    return replace(old, target=target, monitoring=monitoring)
 
 
 def replaced(config: Config) -> Config:
-    """The config that this one ``replaces``. ConfigError unless it is of the same pipeline."""
+    """The config that this one ``replaces``. ConfigError unless its pipeline has the name that it must have."""
     assert config.replaces is not None
     old = settings.load(config.base / config.replaces)
-    if old.pipeline != config.pipeline:
+    if by_alias(config):
+        _check_names(config, old)
+    elif old.pipeline != config.pipeline:
         raise ConfigError(
             f"replaces: {config.replaces} is of the pipeline {old.pipeline}, not of {config.pipeline}; a rebuild "
             "needs the config that the pipeline was last run with"
@@ -99,6 +127,20 @@ def replaced(config: Config) -> Config:
             f"replaces: {config.replaces} must be the config that the pipeline was last run with, without replaces:"
         )
     return old
+
+
+def _check_names(new: Config, old: Config) -> None:
+    """ConfigError unless both generations can be kept side by side behind the same aliases."""
+    if old.pipeline == new.pipeline:
+        raise ConfigError(
+            f"pipeline: {new.replaces} has the same name, {old.pipeline}; the new copy is a pipeline of its own and "
+            f"keeps its name: choose another one, such as {old.pipeline}-2"
+        )
+    if old.target.type != new.target.type or set(old.target.tables) != set(new.target.tables):
+        raise ConfigError(
+            "target.tables: the new config must name the same tables, of the same type of target, as the one that it "
+            f"replaces: {', '.join(sorted(old.target.tables))}. The indices behind them differ (index: NAME)"
+        )
 
 
 Work = Callable[[Config, Callable[[], None]], None]
@@ -111,10 +153,8 @@ def runs(config: Config, work: Work, stop: threading.Event) -> list[PipelineRun]
         return [PipelineRun(config.pipeline, partial(work, config, lambda: None), config.hook_timeout)]
     second = partial(follow, config, lambda both: both.second, work, stop)
     first = partial(follow, config, lambda both: both.first, work, stop)
-    return [
-        PipelineRun(config.pipeline, first, config.hook_timeout),
-        PipelineRun(config.pipeline + SECOND, second, config.hook_timeout),
-    ]
+    names = (config.replaces, config.pipeline) if by_alias(config) else (config.pipeline, config.pipeline + SECOND)
+    return [PipelineRun(name, run, config.hook_timeout) for name, run in zip(names, (first, second), strict=True)]
 
 
 def follow(config: Config, of: Callable[[Generations], Config | None], work: Work, stop: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """Builds a second generation of the tables beside the first, and exchanges them: start, switch, rollback, finish.
 
-Each step is one transaction of the target, so a step that was killed has happened or not, and is safe to repeat.
+Here for targets that rename tables: each step is one transaction of the target, so a step that was killed has happened
+or not, and is safe to repeat. ``rebuild_by_alias`` has the same steps for those whose readers use an alias.
 """
 
 from __future__ import annotations
@@ -8,77 +9,80 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from replicator.aws.boto import connect
-from replicator.checkpoints.contract import Checkpoints, Claimed
+from replicator.checkpoints.contract import Checkpoints
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
-from replicator.engine import preexisting
-from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.assembly import ends
 from replicator.engine.generations import (
     BUILT,
     RETIRED,
     SECOND,
+    by_alias,
     decoded,
     first_of,
     replaced,
     second_of,
 )
-from replicator.engine.startup import RESUMING, start_mode
 from replicator.errors import ConfigError
-from replicator.hooks import loading
-from replicator.operations.cutover import Criteria, Reason, Standing, incomplete, ready, standing
-from replicator.pipeline.checkpoint_view import CheckpointView
-from replicator.source.table import describe_table
-from replicator.state import Entry, Rebuild, Save, Verified, decode_repair, encode
-from replicator.target.contract import UNKNOWN_KEYS, Exchange, Rebuilding, Table, TablesBusy
+from replicator.operations import rebuild_by_alias
+from replicator.operations.cutover import Criteria, Standing, incomplete, ready, standing
+from replicator.operations.rebuild_checks import (
+    EXPIRED,
+    Outcome,
+    busy,
+    check_alike,
+    complete_tables,
+    in_progress,
+    not_live,
+    rebuild_of,
+    refusing,
+    repairing,
+    require_replaces,
+    required,
+    standing_of,
+    still_live,
+    tables_of,
+    verifying,
+)
+from replicator.state import Entry, Rebuild, Save, encode
+from replicator.target.contract import Exchange, Rebuilding, Table, TablesBusy
 
 ATTEMPTS = 60  # to lock the tables
 PAUSE = 0.5  # seconds between two, in which readers get their turn
-ABANDONED = 900.0  # seconds after which a verify pass that shows no progress counts as killed
 INTERVAL = 2.0  # seconds between reads of the checkpoints, with --wait
-
-_EXPIRED = ("expired items that the old copy keeps (ttl_deletes: ignore) are not in the new one",)
-_START = "replicator rebuild start CONFIG"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a step did. ``reasons``: why it did nothing. ``already``: it had been done before. ``notes``: sentences."""
-
-    reasons: Sequence[Reason] = ()
-    already: bool = False
-    notes: Sequence[str] = ()
 
 
 def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
     """Note the second generation and create its tables; a run with this config builds it."""
+    if by_alias(config):
+        return rebuild_by_alias.start(config, now)
     with _opened(config) as (target, checkpoints):
         old = replaced(config)
         claimed = checkpoints.read()
         check_known(config.pipeline, checkpoints, claimed)
-        if (entry := _entry(claimed)) is not None:
+        if (entry := rebuild_of(claimed)) is not None:
             _require_unswitched(entry)
             return Outcome(already=True)
         rebuild = Rebuild(now())
-        live, new = _tables_of(old), _tables_of(second_of(config, rebuild))
-        _check_alike(old, config, target)
-        made = _wanted(second_of(config, rebuild))
+        live, new = tables_of(old), tables_of(second_of(config, rebuild))
+        check_alike(old, config, target)  # type: ignore[arg-type]
+        made = complete_tables(second_of(config, rebuild))
         if problems := [*target.rebuild_problems(live, new), *target.check(made)]:  # type: ignore[attr-defined]
             raise ConfigError(*dict.fromkeys(problems))
         save = Save("rebuild", "", 0, encode(rebuild))
         notes = target.prepare(live, made, config.pipeline + SECOND, save)
-        return Outcome(notes=[*notes, *(_EXPIRED if config.ttl_deletes == "ignore" else ())])
+        return Outcome(notes=[*notes, *(EXPIRED if config.ttl_deletes == "ignore" else ())])
 
 
 def built(config: Config, now: Callable[[], float] = time.time) -> Standing:
     """The standing of the second generation."""
     with ends(config) as (_, checkpoints):
-        entry = _require(_entry(checkpoints.read()))
+        entry = required(rebuild_of(checkpoints.read()))
     rebuild = decoded(entry)
     assert rebuild is not None
-    return _standing(second_of(config, rebuild), now())
+    return standing_of(second_of(config, rebuild), now())
 
 
 def await_built(config: Config, tell: Callable[[str], None], pause: Callable[[float], object] = time.sleep) -> None:
@@ -103,17 +107,19 @@ def switch(
     pause: Callable[[float], object] = time.sleep,
 ) -> Outcome:
     """Give the tables' names to the second generation, if it is ready; the first is kept up to date beside it."""
+    if by_alias(config):
+        return rebuild_by_alias.switch(config, verified_within=verified_within, unverified=unverified, now=now)
     with _opened(config) as (target, checkpoints):
         claimed = checkpoints.read()
-        entry, rebuild = _in_progress(claimed)
+        entry, rebuild = in_progress(claimed)
         if rebuild.switched:
             return Outcome(already=True)
         criteria = Criteria(now(), verified_within=verified_within)
-        at = _standing(second_of(config, rebuild), now())
-        found = [*ready(at, criteria, verified=not unverified), *_busy(claimed, at)]
+        at = standing_of(second_of(config, rebuild), now())
+        found = [*ready(at, criteria, verified=not unverified), *busy(claimed, at)]
         if found:
-            return Outcome(sorted(found, key=lambda reason: reason.code))
-        live = _tables_of(first_of(config, rebuild))
+            return refusing(found)
+        live = tables_of(first_of(config, rebuild))
         _exchange(target, config, live, (RETIRED, BUILT), entry, replace(rebuild, switched=True), pause)
         return Outcome()
 
@@ -126,17 +132,19 @@ def rollback(
     pause: Callable[[float], object] = time.sleep,
 ) -> Outcome:
     """Give the tables' names back to the first generation. ``unchecked``: even if it is behind."""
+    if by_alias(config):
+        return rebuild_by_alias.rollback(config, unchecked=unchecked, now=now)
     with _opened(config) as (target, checkpoints):
         claimed = checkpoints.read()
-        entry, rebuild = _in_progress(claimed)
+        entry, rebuild = in_progress(claimed)
         if not rebuild.switched:
             return Outcome(already=True)
-        first, second = standing(claimed, now()), _standing(second_of(config, rebuild), now())
-        checks = [*ready(first, Criteria(now()), verified=False), *_verifying(claimed, second)]
-        found = [*_repairing(claimed), *([] if unchecked else checks)]
+        first, second = standing(claimed, now()), standing_of(second_of(config, rebuild), now())
+        checks = [*ready(first, Criteria(now()), verified=False), *verifying(claimed, second)]
+        found = [*repairing(claimed), *([] if unchecked else checks)]
         if found:
-            return Outcome(sorted(found, key=lambda reason: reason.code))
-        live = _tables_of(second_of(config, rebuild))
+            return refusing(found)
+        live = tables_of(second_of(config, rebuild))
         _exchange(target, config, live, (BUILT, RETIRED), entry, replace(rebuild, switched=False), pause)
         return Outcome()
 
@@ -146,42 +154,43 @@ def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
 
     The second takes the pipeline's name.
     """
+    if by_alias(config):
+        return rebuild_by_alias.finish(config, now)
     with _opened(config) as (target, checkpoints):
         claimed = checkpoints.read()
         check_known(config.pipeline, checkpoints, claimed)
-        entry = _entry(claimed)
+        entry = rebuild_of(claimed)
         if entry is None:
             return Outcome(already=True)
         rebuild = decoded(entry)
         assert rebuild is not None
         if not rebuild.switched:
-            raise ConfigError(
-                "the new tables are not live, so the old ones are not removed. First: replicator rebuild switch "
-                "CONFIG; or abandon the rebuild with: replicator rebuild cancel CONFIG"
-            )
+            raise not_live()
         with ends(second_of(config, rebuild)) as (_, of_second):
             second = of_second.read()
-        found = [*incomplete(standing(second, now())), *_repairing(claimed), *_repairing(second)]
+        found = [*incomplete(standing(second, now())), *repairing(claimed), *repairing(second)]
         if found:
-            return Outcome(sorted(found, key=lambda reason: reason.code))
-        retired = _tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
+            return refusing(found)
+        retired = tables_of(replace(config, target=replace(config.target, suffix=RETIRED)))
         save = Save(entry.kind, entry.id, entry.revision, None)
-        target.succeed(retired, _tables_of(second_of(config, rebuild)), config.pipeline + SECOND, save)
+        target.succeed(retired, tables_of(second_of(config, rebuild)), config.pipeline + SECOND, save)
         return Outcome()
 
 
 def cancel(config: Config) -> Outcome:
     """Remove the second generation, which is not live."""
+    if by_alias(config):
+        return rebuild_by_alias.cancel(config)
     with _opened(config) as (target, checkpoints):
         claimed = checkpoints.read()
         check_known(config.pipeline, checkpoints, claimed)
-        entry = _entry(claimed)
+        entry = rebuild_of(claimed)
         if entry is None:
             return Outcome(already=True)
         _require_unswitched(entry)
         rebuild = decoded(entry)
         assert rebuild is not None
-        new = _tables_of(second_of(config, rebuild))
+        new = tables_of(second_of(config, rebuild))
         target.discard(new, config.pipeline + SECOND, Save(entry.kind, entry.id, entry.revision, None))
         return Outcome()
 
@@ -189,11 +198,7 @@ def cancel(config: Config) -> Outcome:
 @contextmanager
 def _opened(config: Config) -> Iterator[tuple[Rebuilding, Checkpoints]]:
     """The target and the checkpoints of the first generation's pipeline."""
-    if config.replaces is None:
-        raise ConfigError(
-            "replaces: is missing. Keep the config that the pipeline runs with, and its hook, under other names; then "
-            "name it here, e.g. replaces: orders-old.yaml (docs/rebuilding.md)"
-        )
+    require_replaces(config)
     with ends(config) as (target, checkpoints):
         if not isinstance(target, Rebuilding):
             raise ConfigError(unsupported(config))
@@ -210,95 +215,16 @@ def unsupported(config: Config) -> str:
             "application reads the old table any more, stop its run"
         )
     return (
-        f"rebuild does not support {config.target.type} yet. Use a second config with another pipeline: and other "
-        f"tables ({names}), run both, verify the new one, and move an alias of the readers' own to it, in one request "
-        "(docs/rebuilding.md has the steps); or rebuild in place: replicator resync CONFIG"
+        f"there is no rebuild for the target type {config.target.type}. Use a second config with another pipeline: and "
+        f"other tables ({names}), run both, verify the new one, and let readers change to it; or rebuild in place: "
+        "replicator resync CONFIG"
     )
-
-
-def _entry(claimed: Claimed) -> Entry | None:
-    return next((e for e in claimed.entries if e.kind == "rebuild"), None)
-
-
-def _require(entry: Entry | None) -> Entry:
-    if entry is None:
-        raise ConfigError(f"no rebuild is in progress; start one with: {_START}")
-    return entry
-
-
-def _in_progress(claimed: Claimed) -> tuple[Entry, Rebuild]:
-    entry = _require(_entry(claimed))
-    rebuild = decoded(entry)
-    assert rebuild is not None
-    return entry, rebuild
 
 
 def _require_unswitched(entry: Entry) -> None:
     rebuild = decoded(entry)
     if rebuild is not None and rebuild.switched:
-        raise ConfigError(
-            "the new tables are live: end this rebuild first, with replicator rebuild finish CONFIG, or go back with "
-            "replicator rebuild rollback CONFIG"
-        )
-
-
-def _tables_of(config: Config) -> tuple[Table, ...]:
-    """The tables of one generation, of which only names and columns are needed."""
-    return config.target.wanted(UNKNOWN_KEYS, own_ids=False)
-
-
-def _wanted(config: Config) -> tuple[Table, ...]:
-    """The same with their keys, which the source and the hook determine."""
-    hook = loading.load(config.transform, config.base) if config.transform is not None else None
-    return target_tables(config, describe_table(connect(config.source), config.source.table), hook)
-
-
-def _check_alike(old: Config, new: Config, target: Rebuilding) -> None:
-    """ConfigError or GapFound unless the old config could resume, and both have the same source and tables."""
-    if set(old.target.tables) != set(new.target.tables):
-        raise ConfigError(
-            "target.tables: the new config must name the same tables as the one that it replaces: "
-            f"{', '.join(sorted(old.target.tables))}"
-        )
-    hook = loading.load(old.transform, old.base) if old.transform is not None else None
-    client = connect(old.source)
-    source = describe_table(client, old.source.table)
-    if source.arn != describe_table(connect(new.source), new.source.table).arn:
-        raise ConfigError("source: the new config must read the same table as the one that it replaces")
-    with ends(old) as (old_target, checkpoints):
-        introduce(old, old_target, source, client)
-        tables = target_tables(old, source, hook)
-        places = preexisting.identities(old_target, tables)
-        if places != preexisting.identities(target, tables):  # type: ignore[arg-type]
-            raise ConfigError("target: the new config must name the same tables of the same server as the old one")
-        view = CheckpointView(checkpoints.read())
-        start_mode(preexisting.inspect(view, source, old_target, tables, hook), RESUMING)
-
-
-def _standing(config: Config, now: float) -> Standing:
-    with ends(config) as (_, checkpoints):
-        return standing(checkpoints.read(), now)
-
-
-def _busy(first: Claimed, second: Standing) -> Iterator[Reason]:
-    """Commands that compare or repair tables under their present names."""
-    yield from _repairing(first)
-    yield from _verifying(first, second)
-
-
-def _repairing(claimed: Claimed) -> Iterator[Reason]:
-    if any(e.kind == "repair" and not decode_repair(e.text).ended for e in claimed.entries):
-        yield Reason(7, "a verify --repair of these tables is in progress; wait for its end", passing=True)
-
-
-def _verifying(first: Claimed, second: Standing) -> Iterator[Reason]:
-    passes = (standing(first, second.at).verification, second.verification)
-    if any(last is not None and _in_progress_pass(last, second.at) for last in passes):
-        yield Reason(7, "a verify pass is in progress; wait for its end", passing=True)
-
-
-def _in_progress_pass(last: Verified, now: float) -> bool:
-    return last.ended is None and now - last.updated < ABANDONED
+        raise still_live()
 
 
 def _exchange(

@@ -13,9 +13,10 @@ from replicator.checkpoints.presence import check_known
 from replicator.config import settings
 from replicator.config.settings import Config
 from replicator.engine.assembly import ends, reduced_guarantee
-from replicator.engine.generations import SECOND, decoded, first_of, rebuild_entry, second_of
+from replicator.engine.generations import SECOND, by_alias, decoded, generations, rebuild_entry
 from replicator.errors import ConfigError, ReplicatorError, TransientError
 from replicator.pipeline.progress import Progress, as_values, progress
+from replicator.target.contract import UNKNOWN_KEYS, Aliased
 
 RUN_TIMEOUT = 2.0  # seconds to wait for a run's own report
 LARGEST_REPORT = 1 << 20  # bytes
@@ -73,11 +74,31 @@ def read_each(config: str, now: float) -> Sequence[Reading]:
         rebuild = decoded(rebuild_entry(loaded)) if loaded.replaces is not None else None
         if rebuild is None:
             return [read(config, now)]
-        both = first_of(loaded, rebuild), second_of(loaded, rebuild)
+        both = generations(loaded, rebuild)
     except ReplicatorError:
         return [read(config, now)]
-    live, other = both[::-1] if rebuild.switched else both
-    return [replace(read(config, now, live), live=True), replace(read(config, now, other), live=False)]
+    if both.first is None or both.second is None:
+        return [read(config, now, both.first or both.second)]
+    switched = _is_switched(both.first, both.second) if by_alias(loaded) else rebuild.switched
+    first = replace(read(config, now, both.first), live=None if switched is None else not switched)
+    second = replace(read(config, now, both.second), live=switched)
+    return [second, first] if switched else [first, second]
+
+
+def _is_switched(first: Config, second: Config) -> bool | None:
+    """Whether readers see the second generation, as the aliases say; None if that is unknown."""
+    try:
+        seen = [_all_seen(config) for config in (first, second)]
+    except ReplicatorError:
+        return None
+    return seen[1] if seen[0] != seen[1] else None
+
+
+def _all_seen(config: Config) -> bool:
+    with ends(config) as (target, _):
+        assert isinstance(target, Aliased)
+        tables = config.target.wanted(UNKNOWN_KEYS, own_ids=False)
+        return set(target.seen(tables)) == {table.name for table in tables}
 
 
 def read(config: str, now: float, generation: Config | None = None) -> Reading:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,13 +26,15 @@ class Table:
 
     ``keys``: the parts of a document's id: the item's key attributes, or ``_item`` and ``_id`` (both text) if the hook
     chooses document ids. ``options``: from the config; interpreted by the connector. ``stored_as``: its name in the
-    destination, if that differs, as it does during a rebuild; only for targets that are ``Rebuilding``.
+    destination, if that differs, as it does during a rebuild; only for targets that are ``Rebuilding``. ``beside``: the
+    same table of the other generation, during a rebuild of targets that are ``Aliased``.
     """
 
     name: str
     keys: KeySchema
     options: Mapping[str, Any] = field(default_factory=dict)
     stored_as: str = ""
+    beside: Table | None = None
 
 
 def marking(tables: Sequence[Table]) -> frozenset[str]:
@@ -372,6 +374,38 @@ class Rebuilding(Protocol):
     def succeed(self, retired: Sequence[Table], live: Sequence[Table], pipeline: str, save: Save) -> None:
         """Remove the ``retired`` tables of the first pipeline and all that is stored of it; ``pipeline``, which wrote
         the ``live`` ones, takes its name."""
+
+
+@runtime_checkable
+class Aliased(Protocol):
+    """A target whose readers use a name that one request moves from one generation of tables to another: an alias.
+
+    Both generations are written all the time, each by a pipeline of its own, and neither is disturbed by the move. What
+    the alias points to is the only record of which one is live. ``pipelines``: of the two sequences of tables.
+    """
+
+    def seen(self, tables: Sequence[Table]) -> Collection[str]:
+        """The names of those ``tables`` that readers see, and nothing else with them."""
+
+    def rebuild_problems(
+        self, live: Sequence[Table], new: Sequence[Table], pipelines: tuple[str, str]
+    ) -> Sequence[str]:
+        """Why ``new`` cannot be built beside ``live``, or the aliases could not be moved to it. Changes nothing."""
+
+    def carried(self, live: Sequence[Table]) -> Sequence[str]:
+        """Aliases of others over the ``live`` tables, which move, too."""
+
+    def point(self, away: Sequence[Table], here: Sequence[Table], pipelines: tuple[str, str]) -> bool:
+        """Move all aliases from the tables ``away`` to those ``here``, in one step. False if they were there already.
+
+        ConfigError names what cannot be moved; nothing is changed then. TransientError if the result is unknown.
+        """
+
+    def drop_problems(self, tables: Sequence[Table], pipeline: str) -> Sequence[str]:
+        """Why the tables cannot be removed: another pipeline wrote them, they were replaced, or they are in use."""
+
+    def drop(self, tables: Sequence[Table], pipeline: str) -> None:
+        """Remove those of the tables that exist. ConfigError with ``drop_problems``, and nothing is removed then."""
 
 
 @runtime_checkable

@@ -41,6 +41,7 @@ def stored_as(config: Config) -> list[str]:
 def test_only_the_live_generation_has_the_tables_names(config: Callable[[int], Config], switched: bool) -> None:
     both = generations.generations(config(9465), Rebuild(0.0, switched))
     assert both.first is not None
+    assert both.second is not None
     assert (both.first.pipeline, both.second.pipeline) == ("orders", "orders@new")
     plain, old, new = ["orders", "lines"], ["orders_old", "lines_old"], ["orders_new", "lines_new"]
     assert [stored_as(c) for c in (both.first, both.second)] == ([old, plain] if switched else [plain, new])

@@ -1,0 +1,216 @@
+"""The steps of a rebuild where readers use an alias: see ``Aliased``.
+
+The new generation has a pipeline name and tables of its own, so nothing is ever renamed. The rebuild is noted in its
+pipeline's checkpoints. Which generation is live is noted nowhere: the alias tells, and one request moves it. So a
+switch that was killed has happened or not. What removes tables is noted first, and resumed by the same command.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from replicator.checkpoints.contract import Checkpoints, Claimed, Store
+from replicator.checkpoints.presence import check_known
+from replicator.config.settings import Config
+from replicator.engine.assembly import ends
+from replicator.engine.generations import decoded, first_of, replaced, second_of
+from replicator.errors import ConfigError
+from replicator.operations.cutover import Criteria, incomplete, ready, standing
+from replicator.operations.rebuild_checks import (
+    EXPIRED,
+    Outcome,
+    busy,
+    check_alike,
+    complete_tables,
+    in_progress,
+    not_live,
+    rebuild_of,
+    refusing,
+    repairing,
+    require_replaces,
+    still_live,
+    tables_of,
+    verifying,
+)
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.state import Entry, Owner, Rebuild, Save, encode
+from replicator.target.contract import Aliased, Table, Target
+
+
+@dataclass(frozen=True, slots=True)
+class _Generations:
+    """Both generations. ``checkpoints``: of the second pipeline, which has the note of the rebuild."""
+
+    first: Config
+    second: Config
+    any_target: Target
+    checkpoints: Checkpoints
+    of_first: Checkpoints
+
+    @property
+    def target(self) -> Aliased:
+        assert isinstance(self.any_target, Aliased)
+        return self.any_target
+
+    @property
+    def old(self) -> Sequence[Table]:
+        return tables_of(self.first)
+
+    @property
+    def new(self) -> Sequence[Table]:
+        return tables_of(self.second)
+
+    @property
+    def pipelines(self) -> tuple[str, str]:
+        return self.first.pipeline, self.second.pipeline
+
+    def known(self) -> Claimed:
+        """The second pipeline's entries. ConfigError if it has none."""
+        claimed = self.checkpoints.read()
+        check_known(self.second.pipeline, self.checkpoints, claimed)
+        return claimed
+
+    def note(self, entry: Entry, rebuild: Rebuild | None) -> Entry:
+        """Store the note of the rebuild; Fenced if another command has changed it."""
+        text = None if rebuild is None else encode(rebuild)
+        self.checkpoints.save([Save(entry.kind, entry.id, entry.revision, text)])
+        return Entry(entry.kind, entry.id, entry.revision + 1, text or "")
+
+
+def start(config: Config, now: Callable[[], float] = time.time) -> Outcome:
+    """Note the second generation; a run with this config builds it."""
+    with _opened(config) as both:
+        claimed = both.checkpoints.read()
+        entry = rebuild_of(claimed)
+        rebuild = decoded(entry)
+        if rebuild is not None and not rebuild.canceled:
+            if rebuild.finishing or _seen(both.target, both.new):
+                raise still_live()
+            return Outcome(already=True)
+        _check_unused(config, claimed)
+        check_alike(replaced(config), config, both.any_target)
+        problems = both.target.rebuild_problems(both.old, both.new, both.pipelines)
+        if problems := problems or both.any_target.check(complete_tables(both.second)):
+            raise ConfigError(*dict.fromkeys(problems))
+        if isinstance(both.checkpoints, Store):
+            both.checkpoints.create()
+        both.checkpoints.claim(Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now()))
+        both.note(entry or Entry("rebuild", "", 0, ""), Rebuild(now()))
+        carried = [f"the alias {name} goes along with the switch" for name in both.target.carried(both.old)]
+        return Outcome(notes=[*carried, *(EXPIRED if config.ttl_deletes == "ignore" else ())])
+
+
+def switch(
+    config: Config, *, verified_within: float, unverified: bool = False, now: Callable[[], float] = time.time
+) -> Outcome:
+    """Move the aliases to the second generation, if it is ready; the first is kept up to date beside it."""
+    with _opened(config) as both:
+        second = both.checkpoints.read()
+        _require_open(second)
+        if _seen(both.target, both.new) == _names(both.new):
+            return Outcome(already=True)
+        at = standing(second, now())
+        criteria = Criteria(now(), verified_within=verified_within)
+        reasons = [*ready(at, criteria, verified=not unverified), *busy(both.of_first.read(), at)]
+        if reasons:
+            return refusing(reasons)
+        return Outcome(already=not both.target.point(both.old, both.new, both.pipelines))
+
+
+def rollback(config: Config, *, unchecked: bool = False, now: Callable[[], float] = time.time) -> Outcome:
+    """Move the aliases back to the first generation. ``unchecked``: even if it is behind."""
+    with _opened(config) as both:
+        second = both.checkpoints.read()
+        _require_open(second)
+        if _seen(both.target, both.old) == _names(both.old):
+            return Outcome(already=True)
+        claimed = both.of_first.read()
+        first = standing(claimed, now())
+        checks = [*ready(first, Criteria(now()), verified=False), *verifying(claimed, standing(second, now()))]
+        if reasons := [*repairing(claimed), *([] if unchecked else checks)]:
+            return refusing(reasons)
+        pipelines = (both.second.pipeline, both.first.pipeline)
+        return Outcome(already=not both.target.point(both.new, both.old, pipelines))
+
+
+def finish(config: Config, now: Callable[[], float] = time.time) -> Outcome:
+    """Remove the first generation, unless the second is known not to equal the source: it may still be wanted."""
+    with _opened(config) as both:
+        claimed = both.known()
+        if rebuild_of(claimed) is None:
+            return Outcome(already=True)
+        entry, rebuild = in_progress(claimed)
+        if not rebuild.finishing:
+            if _seen(both.target, both.new) != _names(both.new):
+                raise not_live()
+            first = both.of_first.read()
+            reasons = [*incomplete(standing(claimed, now())), *repairing(first), *repairing(claimed)]
+            if reasons:
+                return refusing(reasons)
+            _require_droppable(both.target.drop_problems(both.old, both.first.pipeline))
+            entry = both.note(entry, replace(rebuild, finishing=True))
+        both.target.drop(both.old, both.first.pipeline)
+        both.note(entry, None)
+        return Outcome(notes=[f"the checkpoints of {both.first.pipeline} are kept, but nothing needs them any more"])
+
+
+def cancel(config: Config) -> Outcome:
+    """Remove the second generation, which is not live. The note stays, so that no run builds it again."""
+    with _opened(config) as both:
+        claimed = both.known()
+        entry = rebuild_of(claimed)
+        rebuild = decoded(entry)
+        if entry is None or rebuild is None:
+            return Outcome(already=True)
+        if rebuild.finishing or _seen(both.target, both.new):
+            raise still_live()
+        _require_droppable(both.target.drop_problems(both.new, both.second.pipeline))
+        if not rebuild.canceled:
+            both.note(entry, replace(rebuild, canceled=True))
+        both.target.drop(both.new, both.second.pipeline)
+        return Outcome(already=rebuild.canceled)
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[_Generations]:
+    require_replaces(config)
+    first, second = first_of(config, Rebuild(0.0)), second_of(config, Rebuild(0.0))
+    with ends(second) as (target, checkpoints), ends(first) as (_, of_first):
+        yield _Generations(first, second, target, checkpoints, of_first)
+
+
+def _seen(target: Aliased, tables: Sequence[Table]) -> Collection[str]:
+    return frozenset(target.seen(tables))
+
+
+def _names(tables: Sequence[Table]) -> Collection[str]:
+    return frozenset(table.name for table in tables)
+
+
+def _require_open(claimed: Claimed) -> None:
+    """ConfigError unless the aliases may still move."""
+    _, rebuild = in_progress(claimed)
+    if rebuild.finishing:
+        raise ConfigError("the old copy is being removed; complete that with: replicator rebuild finish CONFIG")
+
+
+def _require_droppable(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_unused(config: Config, claimed: Claimed) -> None:
+    """ConfigError if the second pipeline has stored anything before: its positions are of another copy."""
+    view = CheckpointView(claimed)
+    streamed = any(shard.sequence is not None for shard in view.shards.values())
+    if streamed or any(segment.cursor is not None or segment.ended for segment in view.segments.values()):
+        raise ConfigError(
+            f"pipeline: {config.pipeline} has checkpoints already, of an earlier copy. Choose another name, or remove "
+            "those checkpoints if nothing runs with them"
+        )

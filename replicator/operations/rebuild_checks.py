@@ -1,0 +1,140 @@
+"""What the steps of a rebuild check and say, whatever the target: see ``rebuild`` and ``rebuild_by_alias``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from replicator.aws.boto import connect
+from replicator.checkpoints.contract import Claimed
+from replicator.config.settings import Config
+from replicator.engine import preexisting
+from replicator.engine.assembly import ends, introduce, target_tables
+from replicator.engine.generations import decoded
+from replicator.engine.startup import RESUMING, start_mode
+from replicator.errors import ConfigError
+from replicator.hooks import loading
+from replicator.operations.cutover import Reason, Standing, standing
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.source.table import describe_table
+from replicator.state import Entry, Rebuild, Verified, decode_repair
+from replicator.target.contract import UNKNOWN_KEYS, Table, Target
+
+ABANDONED = 900.0  # seconds after which a verify pass that shows no progress counts as killed
+EXPIRED = ("expired items that the old copy keeps (ttl_deletes: ignore) are not in the new one",)
+_START = "replicator rebuild start CONFIG"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step did. ``reasons``: why it did nothing. ``already``: it had been done before. ``notes``: sentences."""
+
+    reasons: Sequence[Reason] = ()
+    already: bool = False
+    notes: Sequence[str] = ()
+
+
+def refusing(reasons: Sequence[Reason]) -> Outcome:
+    """Nothing was done, for these reasons; the most severe one comes first."""
+    return Outcome(sorted(reasons, key=lambda reason: reason.code))
+
+
+def rebuild_of(claimed: Claimed) -> Entry | None:
+    return next((e for e in claimed.entries if e.kind == "rebuild"), None)
+
+
+def required(entry: Entry | None) -> Entry:
+    rebuild = decoded(entry)
+    if entry is None or rebuild is None or rebuild.canceled:
+        raise ConfigError(f"no rebuild is in progress; start one with: {_START}")
+    return entry
+
+
+def in_progress(claimed: Claimed) -> tuple[Entry, Rebuild]:
+    entry = required(rebuild_of(claimed))
+    rebuild = decoded(entry)
+    assert rebuild is not None
+    return entry, rebuild
+
+
+def still_live() -> ConfigError:
+    """The new tables cannot be built or removed, as readers see them."""
+    return ConfigError(
+        "the new tables are live: end this rebuild first, with replicator rebuild finish CONFIG, or go back with "
+        "replicator rebuild rollback CONFIG"
+    )
+
+
+def not_live() -> ConfigError:
+    """The old tables cannot be removed, as readers see them."""
+    return ConfigError(
+        "the new tables are not live, so the old ones are not removed. First: replicator rebuild switch "
+        "CONFIG; or abandon the rebuild with: replicator rebuild cancel CONFIG"
+    )
+
+
+def tables_of(config: Config) -> tuple[Table, ...]:
+    """The tables of one generation, of which only names and columns are needed."""
+    return config.target.wanted(UNKNOWN_KEYS, own_ids=False)
+
+
+def complete_tables(config: Config) -> tuple[Table, ...]:
+    """The same with their keys, which the source and the hook determine."""
+    hook = loading.load(config.transform, config.base) if config.transform is not None else None
+    return target_tables(config, describe_table(connect(config.source), config.source.table), hook)
+
+
+def check_alike(old: Config, new: Config, target: Target) -> None:
+    """ConfigError or GapFound unless the old config could resume, and both have the same source and tables."""
+    if set(old.target.tables) != set(new.target.tables):
+        raise ConfigError(
+            "target.tables: the new config must name the same tables as the one that it replaces: "
+            f"{', '.join(sorted(old.target.tables))}"
+        )
+    hook = loading.load(old.transform, old.base) if old.transform is not None else None
+    client = connect(old.source)
+    source = describe_table(client, old.source.table)
+    if source.arn != describe_table(connect(new.source), new.source.table).arn:
+        raise ConfigError("source: the new config must read the same table as the one that it replaces")
+    with ends(old) as (old_target, checkpoints):
+        introduce(old, old_target, source, client)
+        tables = target_tables(old, source, hook)
+        places = preexisting.identities(old_target, tables)
+        if places != preexisting.identities(target, tables):
+            raise ConfigError("target: the new config must name the same tables of the same server as the old one")
+        view = CheckpointView(checkpoints.read())
+        start_mode(preexisting.inspect(view, source, old_target, tables, hook), RESUMING)
+
+
+def standing_of(config: Config, now: float) -> Standing:
+    with ends(config) as (_, checkpoints):
+        return standing(checkpoints.read(), now)
+
+
+def busy(first: Claimed, second: Standing) -> Iterator[Reason]:
+    """Commands that compare or repair the tables."""
+    yield from repairing(first)
+    yield from verifying(first, second)
+
+
+def repairing(claimed: Claimed) -> Iterator[Reason]:
+    if any(e.kind == "repair" and not decode_repair(e.text).ended for e in claimed.entries):
+        yield Reason(7, "a verify --repair of these tables is in progress; wait for its end", passing=True)
+
+
+def verifying(first: Claimed, second: Standing) -> Iterator[Reason]:
+    passes = (standing(first, second.at).verification, second.verification)
+    if any(last is not None and _in_progress_pass(last, second.at) for last in passes):
+        yield Reason(7, "a verify pass is in progress; wait for its end", passing=True)
+
+
+def _in_progress_pass(last: Verified, now: float) -> bool:
+    return last.ended is None and now - last.updated < ABANDONED
+
+
+def require_replaces(config: Config) -> None:
+    if config.replaces is None:
+        raise ConfigError(
+            "replaces: is missing. Keep the config that the pipeline runs with, and its hook, under other names; then "
+            "name it here, e.g. replaces: orders-old.yaml (docs/rebuilding.md)"
+        )
