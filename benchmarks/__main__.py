@@ -29,6 +29,7 @@ from benchmarks import (
     references,
     source,
     target_memory,
+    verifying,
 )
 from benchmarks.counting import ratio
 from benchmarks.product import CREDENTIALS, Result
@@ -170,7 +171,17 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=data.CHANGES)
     parser.add_argument(
         "--only",
-        choices=["end-to-end", "decoding", "backlog", "memory", "search", "dynamodb", "target-memory", "latency"],
+        choices=[
+            "end-to-end",
+            "decoding",
+            "backlog",
+            "memory",
+            "search",
+            "dynamodb",
+            "target-memory",
+            "latency",
+            "verifying",
+        ],
     )
     given = parser.parse_args()
     os.environ.update(CREDENTIALS)
@@ -199,6 +210,8 @@ def _parts(given: argparse.Namespace, url: str) -> Iterator[Iterator[str]]:
         yield target_memory.lines(alone)
     if given.only in (None, "latency"):
         yield latency.lines(url)
+    if given.only in (None, "verifying"):
+        yield verifying.lines(given.rounds, url, alone)
 
 
 def _search_lines(rounds: int) -> Iterator[str]:

@@ -23,6 +23,11 @@ def is_ours(name: object) -> bool:
     return is_within(name, OURS)
 
 
+def own_fields(found: object) -> Mapping[str, Any]:
+    """The content of that object; nothing where another tool's document has something else in its place."""
+    return found if isinstance(found, dict) else {}
+
+
 _SYNTHETIC = "documents are reassembled when they are read, and lose digits, order and duplicates"
 
 

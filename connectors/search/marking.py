@@ -18,7 +18,7 @@ from connectors.search.connection import Connection
 from connectors.search.encode import marked_time
 from connectors.search.errors import READING, failure
 from connectors.search.layout import DELETED_AT, Layout, index_id
-from connectors.search.mappings import OURS
+from connectors.search.mappings import OURS, own_fields
 from replicator.batch import DocumentId
 from replicator.errors import TransientError
 
@@ -92,8 +92,16 @@ def _read(connection: Connection, layout: Layout, addresses: Sequence[Address]) 
 def _stored(document: _Document) -> Stored | None:
     if not document.found or document.version is None:
         return None
-    own = _own.decode(document.source).ours
+    own = _ours(document.source)
     return None if own.deleted else Stored(document.version, bytes(document.source), own.deleted_at)
+
+
+def _ours(source: msgspec.Raw) -> _Own:
+    """Replicator's own fields. In another tool's document, the field of this name may be anything."""
+    try:
+        return _own.decode(source).ours
+    except msgspec.ValidationError:
+        return _Own()
 
 
 def _address(layout: Layout, id: DocumentId) -> Address | None:
@@ -116,7 +124,7 @@ def mark_at(address: Address, version: int, stored: Stored, at: float) -> bytes:
     routed = {} if routing is None else {"routing": routing}
     action = {"_id": id, "version": version, "version_type": "external", **routed}
     fields = _fields.decode(stored.source)
-    own = orjson.loads(bytes(fields.pop(OURS, msgspec.Raw(b"{}"))))
-    own |= {"version": version, DELETED_AT: stored.deleted_at or marked_time(at)}
+    own = own_fields(orjson.loads(bytes(fields.pop(OURS, msgspec.Raw(b"{}")))))
+    own = {**own, "version": version, DELETED_AT: stored.deleted_at or marked_time(at)}
     document = {OURS: msgspec.Raw(orjson.dumps(own)), **fields}
     return b'{"index":%b}\n%b\n' % (orjson.dumps(action), msgspec.json.encode(document))

@@ -18,7 +18,7 @@ from connectors.search import catalog, mappings
 from connectors.search.connection import Connection, filtered
 from connectors.search.errors import READING, engine_failure
 from connectors.search.layout import MARKED, Layout, index_id
-from connectors.search.mappings import OURS
+from connectors.search.mappings import OURS, own_fields
 from replicator.batch import DocumentId
 from replicator.errors import ReplicatorError, TransientError
 
@@ -202,7 +202,7 @@ _OLDEST = filtered("aggregations.of.oldest.value", "aggregations.of.buckets.olde
 
 
 def _tombstone(hit: Any, below: int) -> bytes:
-    own = {**hit.get("_source", {}).get(OURS, {}), "version": below, "deleted": True}
+    own = {**own_fields(hit.get("_source", {}).get(OURS)), "version": below, "deleted": True}
     action = {"_id": hit["_id"], "version": below, "version_type": "external", **_routing(hit)}
     return orjson.dumps({"index": action}) + b"\n" + orjson.dumps({OURS: own}) + b"\n"
 

@@ -23,7 +23,7 @@ from connectors.search.connection import Connection
 from connectors.search.encode import TableEncoder, insisting
 from connectors.search.errors import failure
 from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout
-from connectors.search.mappings import OURS
+from connectors.search.mappings import OURS, own_fields
 from connectors.search.marking import Stored
 from connectors.search.responses import worst
 from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
@@ -97,10 +97,9 @@ class IndexVerification:
         found = response.json
         if response.status >= 300 or not isinstance(found, dict) or found.get("_shards", {}).get("failed", 0):
             raise failure(response, self.connection.server, "walking through the index")
-        ids = [_id(hit["_source"][OURS], self.layout) for hit in found["hits"]["hits"]]
-        if ids:
-            return Walked(ids, found["_scroll_id"])
-        return Walked((), None)
+        hits = found["hits"]["hits"]
+        ids = [id for hit in hits if (id := _id(hit.get("_source", {}).get(OURS), self.layout)) is not None]
+        return Walked(ids, found["_scroll_id"] if hits else None)
 
     def replace(self, writes: Sequence[Upsert]) -> list[str]:
         rejections: list[Rejection] = []
@@ -140,8 +139,12 @@ class IndexVerification:
         return self.layout.marks and document.deleted_at is not None
 
 
-def _id(own: Mapping[str, str], layout: Layout) -> DocumentId:
-    return tuple(own[part] for part in layout.parts)
+def _id(found: object, layout: Layout) -> DocumentId | None:
+    """None for a document that replicator did not write, as in an adopted index."""
+    own = own_fields(found)
+    parts = [own.get(part) for part in layout.parts]
+    texts = tuple(part for part in parts if isinstance(part, str))
+    return texts if len(texts) == len(parts) else None
 
 
 def _exact(source: bytes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from connectors.search.target import SearchTarget
 from replicator.batch import Outcome
 from replicator.errors import ConfigError, NotAuthenticated, NotPermitted, TransientError, Unfinished
 from replicator.target.contract import Table
+from replicator.target.verification import Walked
 from replicator.testing.contract.kit import PK, at, batch, put, remove
 from replicator.version import FIRST_EPOCH
 from tests.connectors.dynamodb.dynamodb_kit import late_after
@@ -314,6 +315,44 @@ def test_a_shard_that_does_not_respond_fails_a_sweep(server: Server) -> None:
 def swept_hits(*ids: str) -> Told:
     hits = [{"_id": id, "_version": 1, "_source": {"replicator": {"partition": id}}} for id in ids]
     return said(200, {"hits": {"hits": hits}})
+
+
+FOREIGN = [None, "text", 7, [], [{"version": 1}], {"deleted": "true"}, {"deleted_at": 5}]
+"""What an adopted index may hold in place of replicator's own fields: a mapping accepts most of these."""
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+@pytest.mark.parametrize("deletes", ["apply", "mark"])
+def test_a_document_of_another_tool_is_swept_whatever_it_has_in_place_of_own_fields(
+    server: Server, field: object, deletes: str
+) -> None:
+    of = Table("contract", PK, {"deletes": deletes})
+    found = client("elasticsearch", url=server.url)
+    found.open([of], FIRST_EPOCH)
+    source = {"replicator": field, "title": "kept"}
+    server.answers["POST /contract-1/_search"] = said(
+        200, {"hits": {"hits": [{"_id": "a", "_version": 1, "_source": {"replicator": field}}]}}
+    )
+    server.answers["POST /contract-1/_mget"] = said(200, {"docs": [{"found": True, "_version": 1, "_source": source}]})
+    assert found.sweep(of, 5, []) == 1
+    stored = json.loads(server.requests[-1][2].splitlines()[1])
+    own = stored["replicator"]
+    assert own["version"] == 5
+    assert stored.get("title") == ("kept" if deletes == "mark" else None)
+    assert isinstance(own["deleted_at"], str) if deletes == "mark" else own["deleted"] is True
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+def test_a_walk_passes_over_documents_that_replicator_did_not_write(server: Server, field: object) -> None:
+    found = opened(server)
+    theirs = [{"_source": {}}, {"_source": {"replicator": field}}, {}]
+    server.answers["POST /contract-1/_search"] = said(200, {"_scroll_id": "next", "hits": {"hits": theirs}})
+    assert found.walk(TABLE, None) == Walked([], "next")
+    ours = {"_source": {"replicator": {"partition": "a"}}}
+    server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": [*theirs, ours]}})
+    assert found.walk(TABLE, "next") == Walked([("a",)], "next")
+    server.answers["POST /_search/scroll"] = said(200, {"_scroll_id": "next", "hits": {"hits": []}})
+    assert found.walk(TABLE, "next") == Walked([], None)
 
 
 def test_a_sweep_waits_while_a_search_still_shows_removed_documents(server: Server) -> None:
