@@ -18,7 +18,7 @@ from connectors.postgres import Postgres
 from replicator.config.settings import Backfill, Config
 from replicator.engine import run
 from replicator.operations import verify as operation
-from replicator.operations.verify import Progress, Wish
+from replicator.operations.verify import Progress, Request
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result as Compared
 
@@ -73,7 +73,7 @@ def verified(endpoint: str, url: str, transform: str | None) -> Result:
     config = _config(endpoint, url, transform)
 
     def work() -> int:
-        tally = operation.verify(config, Wish(), Silent(), threading.Event())
+        tally = operation.verify(config, Request(), Silent(), threading.Event())
         assert tally.exit_code == 0, tally
         assert tally.walked == tally.documents == data.ITEMS, tally
         return tally.items

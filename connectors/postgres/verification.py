@@ -7,6 +7,7 @@ the column's type. Texts are compared byte by byte, whatever the column's collat
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ from psycopg import sql
 from connectors.postgres import generations
 from connectors.postgres.cells import binary
 from connectors.postgres.cleanup import FROM_TEXT, as_text, live
-from connectors.postgres.encode import Row, TableEncoder, fits
+from connectors.postgres.encode import Row, Statement, TableEncoder, fits
 from connectors.postgres.errors import is_data_error, refusal
 from connectors.postgres.options import Nul
-from connectors.postgres.session import Session
+from connectors.postgres.session import Rows, Session
 from connectors.postgres.table_schema import DELETED, VERSION, TableSchema
 from connectors.postgres.text import literal
 from replicator.batch import Delete, DocumentId, Upsert, Write
@@ -29,20 +30,22 @@ from replicator.key import key_text
 from replicator.target.verification import CHANGED, Comparison, Walked
 
 _PIECE = 2000  # ids of a walk
+_COMPARED = 500  # documents in a statement
 _CASTS = {"text[]", "numeric[]"}  # unnest flattens nested arrays, so these are sent as text literals
 _COLLATED = {"text", "text[]"}
 
 _COMPARE = """
-SELECT d.n::int, t.{version}, {marked}, {differs}
+SELECT d.n::int, t.{version}, {marked}, pg_catalog.to_json({differing})
 FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n) JOIN {table} AS t ON {matches}"""
+_DIFFERING_COLUMNS = "pg_catalog.array_remove(ARRAY[{columns}]::text[], NULL)"
+_DIFFERING_COLUMN = "CASE WHEN t.{column}{collate} IS DISTINCT FROM {given} THEN {name} END"
 _DIFFERING_NAMES = """
-CASE WHEN t.{column} IS DISTINCT FROM {given} THEN
-  CASE WHEN pg_catalog.jsonb_typeof(t.{column}) = 'object' THEN ARRAY(
-    SELECT coalesce(a.key, b.key) FROM pg_catalog.jsonb_each(t.{column}) AS a
-    FULL JOIN pg_catalog.jsonb_each({given}) AS b ON a.key = b.key
-    WHERE a.value IS DISTINCT FROM b.value ORDER BY 1)
-  ELSE ARRAY[{name}] END
-END"""
+CASE WHEN t.{column} IS NOT DISTINCT FROM {given} THEN '{{}}'::text[]
+WHEN pg_catalog.jsonb_typeof(t.{column}) = 'object' THEN ARRAY(
+  SELECT coalesce(a.key, b.key) FROM pg_catalog.jsonb_each(t.{column}) AS a
+  FULL JOIN pg_catalog.jsonb_each({given}) AS b ON a.key = b.key
+  WHERE a.value IS DISTINCT FROM b.value ORDER BY 1)
+ELSE ARRAY[{name}] END"""
 _STORED = """
 SELECT d.n::int, t.{version} FROM unnest({arrays}) WITH ORDINALITY AS d({names}, n)
 JOIN {table} AS t ON {matches}{live}"""
@@ -70,6 +73,15 @@ _KEPT = """kept AS (
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """A piece of ``count`` documents: why some cannot be stored, and the places of those that the server compares."""
+
+    count: int
+    refused: Mapping[int, str]
+    sent: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class TableVerification:
     """Comparison and repair of one table."""
 
@@ -83,21 +95,50 @@ class TableVerification:
         return cls(session, shape, TableEncoder(shape, nul), opened)
 
     def compare(self, expected: Sequence[Upsert]) -> list[Comparison]:
-        rows: list[Row] = [(write.id, write, 0) for write in expected]
-        refused, literals = self._encoded(rows)
-        found = {number: Comparison(None, refused=reason) for number, reason in refused.items()}
-        sent = [number for number in range(len(rows)) if number not in refused]
-        if sent:
-            for at, version, marked, *differs in self._query(self._compare_sql(), literals):
-                found[sent[at - 1]] = Comparison(version, (DELETED,) if marked else self._names_of(differs))
-        absent = Comparison(None)
-        return [found.get(number, absent) for number in range(len(rows))]
+        """Piece by piece: while the server compares one, the next is encoded."""
+        found: list[Comparison] = []
+        waiting: list[_Asked] = []
+        with self._nothing_left_in_flight():
+            for start in range(0, len(expected), _COMPARED):
+                asked, literals = self._asked(expected[start : start + _COMPARED])
+                while waiting:
+                    found += self._answered(waiting.pop())
+                if asked.sent:
+                    self.session.send([Statement(self._compare_sql().as_bytes(), literals, planned_once=False)])
+                waiting.append(asked)
+            while waiting:
+                found += self._answered(waiting.pop())
+        return found
 
-    def _names_of(self, differs: Sequence[Any]) -> tuple[str, ...]:
-        """What differs: of a whole document the names in it, else the columns."""
-        if self.shape.columns[0].attribute is None:
-            return tuple(differs[0] or ())
-        return tuple(c.name for c, differ in zip(self.shape.columns, differs, strict=True) if differ)
+    @contextlib.contextmanager
+    def _nothing_left_in_flight(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.session.close()
+            raise
+
+    def _asked(self, expected: Sequence[Upsert]) -> tuple[_Asked, list[bytes]]:
+        refused, literals = self._encoded([(write.id, write, 0) for write in expected])
+        sent = [number for number in range(len(expected)) if number not in refused]
+        return _Asked(len(expected), refused, sent), literals
+
+    def _answered(self, asked: _Asked) -> Iterator[Comparison]:
+        found = {number: Comparison(None, refused=reason) for number, reason in asked.refused.items()}
+        for at, version, marked, differing in self._collected() if asked.sent else ():
+            names = (
+                (DELETED,) if marked == b"t" else () if differing == b"[]" else tuple(orjson.loads(differing or b""))
+            )
+            found[asked.sent[int(at or 0) - 1]] = Comparison(int(version or 0), names)  # no column is ever null
+        absent = Comparison(None)
+        return (found.get(number, absent) for number in range(asked.count))
+
+    def _collected(self) -> Rows:
+        try:
+            (rows,) = self.session.collect()
+        except psycopg.Error as e:
+            raise self.session.translated(e) from e
+        return rows
 
     def versions(self, ids: Sequence[DocumentId]) -> list[int | None]:
         possible = [number for number, id in enumerate(ids) if fits(self.shape.keys, id)]
@@ -176,29 +217,33 @@ class TableVerification:
         return {number - 1: "" for (number,) in rows}
 
     def _compare_sql(self) -> sql.Composed:
-        first = len(self.shape.keys)
-        differs: list[sql.Composed] = []
-        for number, column in enumerate(self.shape.columns, start=first):
-            if column.attribute is None:
-                differs.append(
-                    sql.SQL(_DIFFERING_NAMES).format(
-                        column=sql.Identifier(column.name), given=_raw(f"d.c{number}"), name=sql.Literal(column.name)
-                    )
-                )
-                continue
-            given = f"d.c{number}::{column.type}" if column.type in _CASTS else f"d.c{number}"
-            collate = ' COLLATE pg_catalog."C"' if column.type in _COLLATED else ""
-            name = sql.Identifier(column.name)
-            differs.append(_raw("t.{}" + collate + " IS DISTINCT FROM " + given).format(name))
         return sql.SQL(_COMPARE).format(
             version=sql.Identifier(VERSION),
             marked=_raw("t.{} IS NOT NULL").format(sql.Identifier(DELETED)) if self.shape.marks else _raw("false"),
-            differs=sql.SQL(", ").join(differs),
+            differing=self._differing_sql(),
             arrays=self._arrays(),
             names=self._names(),
             table=self.shape.qualified,
             matches=self._matches(),
         )
+
+    def _differing_sql(self) -> sql.Composed:
+        """What differs, as an array of texts: of a whole document the names in it, else the columns."""
+        first, columns = len(self.shape.keys), self.shape.columns
+        if columns[0].attribute is None:
+            column = sql.Identifier(columns[0].name)
+            name = sql.Literal(columns[0].name)
+            return sql.SQL(_DIFFERING_NAMES).format(column=column, given=_raw(f"d.c{first}"), name=name)
+        differing = [
+            sql.SQL(_DIFFERING_COLUMN).format(
+                column=sql.Identifier(c.name),
+                collate=_raw(' COLLATE pg_catalog."C"' if c.type in _COLLATED else ""),
+                given=_raw(f"d.c{n}::{c.type}" if c.type in _CASTS else f"d.c{n}"),
+                name=sql.Literal(c.name),
+            )
+            for n, c in enumerate(columns, start=first)
+        ]
+        return sql.SQL(_DIFFERING_COLUMNS).format(columns=sql.SQL(", ").join(differing))
 
     def _replace_sql(self) -> sql.Composed:
         first, after = len(self.shape.keys), len(self._types()) + 1

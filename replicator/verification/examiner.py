@@ -171,11 +171,12 @@ class Examiner:
         """The documents of each item; None where the hook fails, because then they are unknown."""
         if self.mapping.hook is None:
             return {key: {(self.mapping.tables[0], key)} for key in images}
-        found: dict[Key, set[Place] | None] = {}
-        for key, image in images.items():
-            expected, rejected = self._expected([(key, image)])
-            found[key] = None if rejected else {(w.table, w.id) for w in expected}
-        return found
+        expected, rejected = self._expected(images.items())
+        placed: dict[Key, set[Place]] = {key: set() for key in images}
+        for write in expected:
+            placed[write.item].add((write.table, write.id))
+        failing = {finding.item for finding in rejected}
+        return {key: None if key in failing else places for key, places in placed.items()}
 
     def _is_expected(
         self, table: Table, id: DocumentId, key: Key | None, expected: Mapping[Key, set[Place] | None]
