@@ -140,6 +140,9 @@ def _table_calls(
     findings: list[Finding] = []
     tried(findings, "permission", lambda: images.extend(_sampled(config, client)))
     yield from findings or [_allowed("Scan", arn)]
+    if not findings and not images:
+        untried = "what the target can store was not" if hook is None else f"neither {hook.name} nor the target was"
+        yield Finding("source.table", "note", f"the table is empty, so {untried} tried on an item")
     if hook is not None and images:
         yield from _determinism(config, hook, table, images)
 

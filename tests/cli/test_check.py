@@ -42,6 +42,18 @@ def test_a_ready_pipeline_is_exit_code_0_and_every_permission_is_named(world: Wo
     assert "FAIL" not in out
 
 
+def test_an_empty_table_leaves_hook_and_target_untried_and_check_says_so(world: World) -> None:
+    world.db.create_table("orders")
+    assert "source.table: the table is empty, so what the target can store was not tried on an item" in texts(
+        world, "note"
+    )
+    world.hook("def hook(item):\n    return {'n': item['no such attribute']}\n")
+    untried = "source.table: the table is empty, so neither hook nor the target was tried on an item"
+    assert untried in texts(world, "note")
+    world.db.put("orders", {"id": "1"})
+    assert untried not in texts(world, "note")
+
+
 def test_nothing_is_changed(world: World) -> None:
     world.db.create_table("orders")
     world.db.put("orders", {"id": "1"})
