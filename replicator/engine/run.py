@@ -18,7 +18,7 @@ from replicator.aws.boto import connect
 from replicator.checkpoints.contract import Checkpoints
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
-from replicator.engine import preexisting
+from replicator.engine import imports, preexisting
 from replicator.engine.assembly import assemble, ends, reduced_guarantee
 from replicator.engine.binding import check_start
 from replicator.engine.context import Environment
@@ -62,7 +62,8 @@ def run(
     """
     sweep = remove_expired or config.ttl_deletes == "apply"
     allowed = Allowed(resync, accept_hook_change, accept_identity_change, apply_schema_changes, sweep)
-    hook = load(config.transform, config.base) if config.transform is not None else None
+    with imports.reporting(config.pipeline, imports.IMPORT_TIMEOUT):
+        hook = load(config.transform, config.base) if config.transform is not None else None
     client = connect(config.source)
     environment = Environment(
         stop,
@@ -121,10 +122,10 @@ def _owner_of(checkpoints: Checkpoints) -> str:
 
 
 def _check_parked(pipeline: Pipeline) -> None:
-    """ItemsParked if items that this run parked are still parked."""
-    if (left := pipeline.still_parked) > 0:
+    """ItemsParked if any item is parked, by this run or an earlier one: the caller may go on to use the copy."""
+    if left := len(pipeline.parked):
         raise ItemsParked(
-            f"caught up, except for {left:,} item(s) that this run parked because the hook or the target refused them: "
+            f"caught up, except for {left:,} item(s) that are parked because the hook or the target refused them: "
             "the target does not equal the table. See why with: replicator parked list CONFIG; "
             "then run: replicator parked retry CONFIG --all"
         )

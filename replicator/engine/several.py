@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from replicator.errors import ConfigError, GapFound, ReplicatorError
-from replicator.hooks.loading import load
-from replicator.hooks.time_limit import HookLimit, HookWatch
+from replicator.hooks.time_limit import HookWatch
 from replicator.log import PIPELINE
 
 log = logging.getLogger("replicator")
@@ -17,19 +16,15 @@ log = logging.getLogger("replicator")
 BUG = 1
 SEVERITY = (BUG, 3, 2, 4, 5, 7, 6, 8, 0)  # exit codes, most severe first: a bug, lost records, what only a user can fix
 CHECK_EVERY = 1.0  # seconds between two looks at what the hooks do
-IMPORT_TIMEOUT = 30.0  # seconds; large libraries take several to load
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineRun:
-    """``hook_timeout``: seconds after which a call of its hook is reported; None: never. ``import_timeout``: the same
-    of the hook's import.
-    """
+    """``hook_timeout``: seconds after which a call of its hook is reported; None: never."""
 
     name: str
     work: Callable[[], None]
     hook_timeout: float | None = None
-    import_timeout: float = IMPORT_TIMEOUT
 
 
 def worst(codes: Iterable[int]) -> int:
@@ -56,34 +51,15 @@ def run_each(runs: Iterable[PipelineRun], ended: Callable[[str, int], None], che
             ended(run.name, code)
 
     threads = {run: threading.Thread(target=work, args=(run,), name=f"{PIPELINE} {run.name}") for run in runs}
-    watched = [
-        (run, thread, HookWatch(seconds, calls=calls), report)
-        for run, thread in threads.items()
-        for seconds, calls, report in (
-            (run.hook_timeout, HookLimit.calls, _log_slow_hook),
-            (run.import_timeout, {load.__code__}, _log_slow_import),
-        )
-    ]
+    watches = {run: HookWatch(run.hook_timeout) for run in threads}
     for thread in threads.values():
         thread.start()
     for thread in threads.values():
         while thread.is_alive():
             thread.join(check_every)
-            for run, its_thread, watch, report in watched:
-                if watch.is_overdue(its_thread.ident):
-                    report(run)
-
-
-def _log_slow_import(run: PipelineRun) -> None:
-    log.error(
-        "hook is not imported",
-        extra={
-            "pipeline": run.name,
-            "seconds": run.import_timeout,
-            "do": "the pipeline starts when the file that transform names, and all that it imports, has been executed: "
-            "look there for code outside of functions that waits or loops",
-        },
-    )
+            for run, watch in watches.items():
+                if watch.is_overdue(threads[run].ident):
+                    _log_slow_hook(run)
 
 
 def _log_slow_hook(run: PipelineRun) -> None:

@@ -147,22 +147,17 @@ def _call_in(frame: FrameType | None, calls: Set[CodeType]) -> FrameType | None:
 
 
 class HookWatch:
-    """Notices calls that take longer than ``seconds`` on another thread. It cannot interrupt them.
+    """Notices hooks that run longer than ``seconds`` on another thread. It cannot interrupt them."""
 
-    ``calls``: of which functions; those that call hooks, unless given.
-    """
-
-    def __init__(
-        self, seconds: float | None, now: Callable[[], float] = time.monotonic, calls: Set[CodeType] = HookLimit.calls
-    ) -> None:
-        self._seconds, self._now, self._calls = seconds, now, calls
+    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._now = seconds, now
         self._call: FrameType | None = None
         self._since = 0.0
 
     def is_overdue(self, thread: int | None) -> bool:
         """Whether the thread is in such a call. True once for each call."""
         frame = sys._current_frames().get(thread) if thread is not None and self._seconds is not None else None
-        call = _call_in(frame, self._calls)
+        call = _call_in(frame, HookLimit.calls)
         if call is None or call is not self._call:
             self._call, self._since = call, self._now()
             return False

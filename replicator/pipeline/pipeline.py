@@ -111,7 +111,6 @@ class Pipeline:
         self._refused: dict[Refused, str] = {}
         self._unmarkable: set[Refused] = set()  # their deletes go without the last document, which was refused
         self._reasons: Counter[str] = Counter()  # of changes parked since the last parked_now()
-        self.parked_here: set[str] = set()  # items that this run parked
 
     # Reading
 
@@ -561,17 +560,11 @@ class Pipeline:
         for move in taken.moves:
             if move.value is not None:
                 self._reasons[move.value.reason] += 1
-                self.parked_here.add(move.item)
 
     def parked_now(self) -> Mapping[str, int]:
         """How many changes were parked since the last call, by reason."""
         reasons, self._reasons = self._reasons, Counter()
         return reasons
-
-    @property
-    def still_parked(self) -> int:
-        """How many of the items that this run parked are still parked."""
-        return sum(self.parked.parked(item) is not None for item in self.parked_here)
 
     def _changing_stage(self) -> bool:
         return any(kind == "pipeline" for kind, _, _ in self._pending)

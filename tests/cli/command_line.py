@@ -152,7 +152,7 @@ class World:
 
     def catch_up(self, *more: str) -> None:
         code, _, err = self.shell.run("run", self.config, "--until", "caught-up", *more)
-        assert code == (6 if "item(s) that this run parked" in err else 0), err
+        assert code == (6 if "item(s) that are parked" in err else 0), err
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with self.postgres.connect() as connection:

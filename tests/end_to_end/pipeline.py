@@ -182,7 +182,7 @@ class Pipeline(ABC):
         """The same until it has caught up, which has to go well; its code says whether it parked items."""
         now = ("--now",) if command == "resync" else ()
         ended = self.command(command, *now, "--until", "caught-up", *options)
-        assert ended.code == (6 if "item(s) that this run parked" in ended.err else 0), ended
+        assert ended.code == (6 if "item(s) that are parked" in ended.err else 0), ended
         return ended
 
     def status(self) -> dict[str, Any]:

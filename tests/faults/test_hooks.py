@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from importlib import import_module
 
 import pytest
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 from replicator.aws import boto
 from replicator.cli import main
+from replicator.engine import imports
 from replicator.engine.cleanup import Cleanup
 from replicator.operations import parked as parking
 from replicator.operations.parked import drop, parked_items
@@ -110,6 +113,24 @@ def parked(world: World) -> list[Parked]:
     return list(world.states("parked").values())
 
 
+def test_a_hook_that_hangs_as_it_is_imported_is_reported(faults: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, report = threading.Event(), imports._report
+
+    def reported(pipeline: str, seconds: float) -> None:
+        report(pipeline, seconds)
+        gate.set()
+
+    monkeypatch.setattr(imports, "_report", reported)
+    monkeypatch.setattr(imports, "IMPORT_TIMEOUT", 0.0)
+    monkeypatch.setattr(sys, "hang", gate.wait, raising=False)
+    faults.fill(1)
+    faults.hook("import sys\nsys.hang()\ndef hook(item):\n    return item\n")
+    ended = faults.run()
+    (event,) = [e for e in ended.events if e["event"] == "hook is not imported"]
+    assert (ended.code, event["level"]) == (0, "error")
+    assert "code outside of functions that waits or loops" in event["do"]
+
+
 @pytest.mark.parametrize(("body", "reason"), MISBEHAVES.values(), ids=MISBEHAVES)
 def test_a_hook_that_misbehaves_parks_the_item_and_nothing_else(faults: World, body: str, reason: str) -> None:
     faults.fill()
@@ -118,7 +139,7 @@ def test_a_hook_that_misbehaves_parks_the_item_and_nothing_else(faults: World, b
     (change,) = parked(faults)
 
     assert ended.code == 6
-    assert "caught up, except for 1 item(s) that this run parked" in ended.err
+    assert "caught up, except for 1 item(s) that are parked" in ended.err
     assert len(ended.err.splitlines()) == 1
     assert change.reason.startswith(reason)
     assert list(change.key) == ["k1"]
@@ -296,7 +317,7 @@ def test_a_discarded_change_leaves_the_image_whose_documents_the_next_retry_must
     faults.put("k1", v="-3")
     assert faults.run().code == 6
     faults.hook(works)
-    assert faults.run("--accept-hook-change").code == 0
+    assert faults.run("--accept-hook-change").code == 6
     assert retried_all(faults) == 0
     assert [id[-1] for id in faults.database.documents(TABLE)] == ["k1-3"]
 
