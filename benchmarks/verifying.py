@@ -17,6 +17,8 @@ from benchmarks.product import CREDENTIALS, Result
 from connectors.postgres import Postgres
 from replicator.config.settings import Backfill, Config
 from replicator.engine import run
+from replicator.engine.context import Environment
+from replicator.hooks.time_limit import HookLimit
 from replicator.operations import verify as operation
 from replicator.operations.verify import Progress, Request
 from replicator.verification.differences import Finding
@@ -73,7 +75,8 @@ def verified(endpoint: str, url: str, transform: str | None) -> Result:
     config = _config(endpoint, url, transform)
 
     def work() -> int:
-        tally = operation.verify(config, Request(), Silent(), threading.Event())
+        environment = Environment(threading.Event(), lambda _: None, hook_limit=HookLimit(config.hook_timeout))
+        tally = operation.verify(config, Request(), Silent(), environment)
         assert tally.exit_code == 0, tally
         assert tally.walked == tally.documents == data.ITEMS, tally
         return tally.items

@@ -18,7 +18,7 @@ together; otherwise in a separate store.
     retried    epoch           Retried: the last retry that removed a document or wrote without transactions
     request    ""              ResyncRequest: a rescan that a command requested, until a run starts it
     definition ""              Definition: the tables the pipeline is bound to, and what determines their documents
-    verified   ""              Verified: the last pass of `verify`
+    verified   see below       Verified: passes that compared the source with the copy
     repair     ""              Repair: a command repairs documents, so deletes must leave tombstones
     rebuild    ""              Rebuild: a second generation of the tables is kept beside the first
     stripped   ""              Stripped: `strip` removes versions from the target, so no run may write to it any more
@@ -351,13 +351,25 @@ class Heartbeat:
     repair: str = ""
 
 
+FULL, SAMPLE, BY_RUN = "", "sample", "run"
+"""Ids of the last passes that ended: of `verify` over the whole table and over a sample of it, and of a run's own."""
+
+UNFINISHED: Mapping[str, str] = {FULL: "pass", SAMPLE: "sample pass", BY_RUN: "run pass"}
+"""The id of such a pass while it is in progress: its end replaces the last one, and not its beginning."""
+
+
+FULL_SCOPE = "full"  # the scope of a pass over the whole table
+
+
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The last pass that compared items with their documents; in progress while ``ended`` is None.
+    """A pass that compared items with their documents; in progress, or interrupted, while ``ended`` is None.
 
     ``scope``: "full", or the share of a sample ("1 %"). ``total``: number of the scan's segments; ``segments``: those
-    that are done; ``tables``: those of the target that are. ``hashed``: there were documents whose ids only have a hash
-    of their item's key. ``hook``: the fingerprint of the hook that said what the documents should be.
+    that are done; ``tables``: those of the target that are. ``cursors``: of those that are in progress, by
+    ``segment:NUMBER`` or ``table:NAME``: what is before them is done. ``done``: share of the work. ``found``: when the
+    last difference was confirmed. ``hashed``: there were documents whose ids only have a hash of their item's key.
+    ``hook``: the fingerprint of the hook that said what the documents should be.
     """
 
     started: float
@@ -376,6 +388,13 @@ class Verified:
     ended: float | None = None
     hashed: bool = False
     hook: str = ""
+    cursors: Mapping[str, str] = field(default_factory=dict)
+    done: float = 0.0
+    found: float | None = None
+
+    def found_since(self, moment: float) -> bool:
+        """Whether the pass confirmed a difference after that moment."""
+        return self.differences > 0 and (self.updated if self.found is None else self.found) > moment
 
 
 @dataclass(frozen=True, slots=True)

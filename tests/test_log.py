@@ -13,8 +13,8 @@ from rich.console import Console
 from replicator import log
 from replicator.cli import live_view
 from replicator.cli.render import as_table
-from replicator.pipeline.progress import Backfill, Progress, Shards
-from replicator.state import Counts, Gap
+from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying
+from replicator.state import Counts, Gap, Verified
 
 FULL = Progress(
     "gap",
@@ -27,6 +27,8 @@ FULL = Progress(
     parked=2,
     counts=Counts(10, 5, 3, 1, 1),
     waiting_for="the target does not answer",
+    verified=Verified(100.0, 200.0, 1024, "full", 4, differences=2, parked=1, ended=200.0),
+    verifying=Verifying(Verified(300.0, 400.0, 1024, "full", 4, items=1000, done=0.37), "run"),
 )
 
 
@@ -120,6 +122,8 @@ def test_the_live_view_shows_everything() -> None:
         "10 read = 5 applied + 3 superseded + 1 filtered + 1 parked",
         "records were trimmed (shard shard-7, last position stored 17)",
         "the target does not answer",
+        "up to 1970-01-01 00:01:40 UTC: 2 differences, 1 parked, 0 unconfirmed; the pass ended 1970-01-01 00:03:20 UTC",
+        "37%, 1,000 items, 0 differences",
     ):
         assert part in text
 

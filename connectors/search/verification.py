@@ -30,7 +30,7 @@ from replicator.batch import Delete, DocumentId, Rejection, Upsert, Write
 from replicator.target.verification import CHANGED, Comparison, CursorExpired, Walked
 
 _WALK_PIECE = 2000  # ids
-_KEEP_ALIVE = "5m"  # of a walk, between two pieces; the engine frees it afterwards
+_KEEP_ALIVE = "30m"  # of a walk, between two pieces, which may be paced; the engine frees it afterwards
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,9 @@ def _month(e: Estimate) -> Iterator[str]:
         yield "                 (the stream is off, so its shards are not known)"
     if e.month_reads is not None:
         yield f"  look-ups       {_span(e.month_reads, _money)} (the stream has keys only)"
+    if e.month_verify_units is not None:
+        cost = "no charge beyond provisioned capacity" if e.month_verify is None else _span(e.month_verify, _money)
+        yield f"  verify         {_span(e.month_verify_units, _count)} read units of the run's own passes: {cost}"
     if e.month_writes is not None:
         yield f"  write units    {_span(e.month_writes, _money)} if on demand, and more for indexes"
 
@@ -131,6 +134,8 @@ def _as_json(e: Estimate) -> dict[str, Any]:
         "month_stream_usd": e.month_stream,
         "month_lookups_usd": e.month_reads,
         "month_writes_usd": e.month_writes,
+        "month_verify_read_units": e.month_verify_units,
+        "month_verify_usd": e.month_verify,
     }
     facts = {"items": e.facts.items, "bytes": e.facts.bytes, "open_shards": e.facts.shards, "region": e.facts.region}
     prices = {"prices_as_of": AS_OF, "prices_source": SOURCE, "limited_by": e.limited_by}

@@ -1,9 +1,9 @@
-"""Connects a run to its monitoring, if the config or ``--listen`` asks for it."""
+"""Connects a run to its monitoring and its own verification passes, if the config or ``--listen`` asks for them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from replicator.errors import ConfigError
@@ -31,6 +31,16 @@ def monitored(config: Config, path: str, listen: str | None, observe: Callable[[
 
     with serving(monitor, address):
         yield {"observe": both, "measurements": monitor}
+
+
+def audited(config: Config, more: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The receivers, and the run's own verification passes if they are wanted."""
+    if config.verify is None:
+        return more
+    from replicator.operations.audit import Audit
+
+    audit = Audit(config)
+    return {**more, "observe": audit.observing(more["observe"]), "beside": audit.beside}
 
 
 def _address(config: Config, listen: str | None) -> Address | None:

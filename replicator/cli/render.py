@@ -12,8 +12,8 @@ from rich.text import Text
 
 from replicator.duration import duration
 from replicator.escape import escaped
-from replicator.pipeline.progress import Backfill, Progress
-from replicator.state import ResyncRequest
+from replicator.pipeline.progress import Backfill, Progress, Verifying
+from replicator.state import FULL_SCOPE, ResyncRequest, Verified
 
 if TYPE_CHECKING:
     from replicator.operations.status import Reading
@@ -86,6 +86,10 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
     for gap in p.gaps:
         place = f"shard {gap.shard or 'any'}, last position stored {gap.sequence or 'none'}"
         yield "", Text(escaped(f"{gap.reason} ({place})"), "red")
+    if p.verified is not None:
+        yield "verified", Text(verified(p.verified), style="red" if p.verified.differences else "")
+    if p.verifying is not None:
+        yield "verifying", Text(verifying(p.verifying), style="red" if p.verifying.so_far.differences else "")
     if p.request is not None:
         yield "resync", Text(escaped(requested(p.request)), style="yellow")
     if p.waiting_for:
@@ -94,10 +98,28 @@ def _rows(p: Progress, silent: float) -> Iterator[tuple[str, Any]]:
         yield "waiting for", Text(f"no response from the source or the target for {silent:.0f} s", style="yellow")
 
 
+def verified(last: Verified) -> str:
+    """What the last verification pass found. It proves nothing of what was written after its start."""
+    what = "" if last.scope == FULL_SCOPE else f", of a sample of {last.scope}"
+    left = f", {last.parked:,} parked, {last.unconfirmed:,} unconfirmed" if last.parked or last.unconfirmed else ""
+    until, ended = moment(last.started), moment(last.ended or last.updated)
+    return f"up to {until}: {last.differences:,} differences{left}{what}; the pass ended {ended}"
+
+
+def verifying(going: Verifying) -> str:
+    """How far a verification pass is."""
+    now = going.so_far
+    by = "" if going.by == "run" else ", by replicator verify"
+    return f"{now.done:.0%}, {now.items:,} items, {now.differences:,} differences{by}"
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def requested(request: ResyncRequest) -> str:
     """What a pending request asks for."""
-    since = datetime.fromtimestamp(request.requested, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"requested for {scope(request)}, since {since}; no run has started it yet"
+    return f"requested for {scope(request)}, since {moment(request.requested)}; no run has started it yet"
 
 
 def scope(request: ResyncRequest) -> str:

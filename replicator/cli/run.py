@@ -93,7 +93,7 @@ def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **
     """What ``run``, and ``resync --now``, do."""
     say_first(path, as_json)
     from replicator.cli import live_view
-    from replicator.cli.monitored import monitored
+    from replicator.cli.monitored import audited, monitored
     from replicator.config import settings
     from replicator.engine.generations import resolved
     from replicator.engine.run import run as run_pipeline
@@ -101,7 +101,7 @@ def run_until_stopped(path: str, as_json: bool, *, listen: str | None = None, **
     stop = stop_on_signals()
     loaded = resolved(settings.load(path))
     with live_view.view(as_json, _title(loaded)) as observe, monitored(loaded, path, listen, observe) as more:
-        run_pipeline(loaded, stop=stop, **more, **how)
+        run_pipeline(loaded, stop=stop, **audited(loaded, more), **how)
         if not stop.is_set():
             log.info("caught up", extra={"pipeline": loaded.pipeline})
 
@@ -112,7 +112,7 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
         raise ConfigError("--listen: each of several pipelines needs its own port: set monitoring in its config")
     say_first(f"{len(paths)} pipelines" if len(paths) > 1 else paths[0], as_json)
     from replicator.cli import live_view
-    from replicator.cli.monitored import monitored
+    from replicator.cli.monitored import audited, monitored
     from replicator.config import settings
     from replicator.engine import generations, several
     from replicator.engine.run import run as run_pipeline
@@ -124,7 +124,7 @@ def _run_each(paths: Sequence[str], as_json: bool, *, listen: str | None, **how:
 
         def work(config: Config, confirm: Callable[[], None]) -> None:
             with monitored(config, str(config.path), None, observer_of(config.pipeline)) as more:
-                run_pipeline(config, stop=stop, confirm=confirm, **more, **how)
+                run_pipeline(config, stop=stop, confirm=confirm, **audited(config, more), **how)
             log.info("stopped" if stop.is_set() else "caught up", extra={"pipeline": config.pipeline})
 
         runs = [run for config in loaded for run in generations.runs(config, work, stop)]

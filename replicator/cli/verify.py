@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +70,11 @@ def verify(
     source, 6 if it does not or items are parked, 7 if that cannot be confirmed.
     """
     from replicator.config import settings as configs
+    from replicator.engine.context import Environment
     from replicator.engine.generations import resolved
+    from replicator.engine.stop_event import Stop
     from replicator.errors import ConfigError
+    from replicator.hooks.time_limit import HookLimit
     from replicator.operations.verify import Request
     from replicator.operations.verify import verify as verified
 
@@ -89,11 +91,12 @@ def verify(
     )
     with aside():
         loaded = resolved(configs.load(config))
-    stop = threading.Event()
+    stop = Stop()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         with _report(as_json) as report:
-            tally = verified(loaded, request, report, stop)
+            environment = Environment(stop, lambda _: None, hook_limit=HookLimit(loaded.hook_timeout))
+            tally = verified(loaded, request, report, environment)
     finally:
         signal.signal(signal.SIGTERM, before)
     _summarize(tally, request, as_json=as_json, stopped=stop.is_set())

@@ -90,6 +90,8 @@ def _parts() -> Iterator[str]:
     yield from _model(whole["$defs"]["Backfill"])
     yield "## monitoring"
     yield from _model(whole["$defs"]["Monitoring"])
+    yield "## verify"
+    yield from _model(whole["$defs"]["Verify"])
 
 
 def _installed(group: str) -> list[tuple[str, Any]]:
@@ -188,6 +190,7 @@ def _reference(name: str) -> str:
         "Source": "[section](#source)",
         "Backfill": "[section](#backfill)",
         "Monitoring": "[section](#monitoring)",
+        "Verify": "[section](#verify)",
     }.get(name, f"`{name}`")
 
 

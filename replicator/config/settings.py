@@ -15,9 +15,11 @@ from replicator.config.checkpoints import KEPT_BY_TARGET, Keeping, keeping, with
 from replicator.config.monitoring import Monitoring
 from replicator.config.target import Destination, destination, target_schema
 from replicator.config.validation import validated
+from replicator.config.verification import Verify
 from replicator.config.yaml_file import ConfigFile, Problem, Unset, read
 from replicator.errors import ConfigError
 from replicator.options import Access, Options, is_table_name
+from replicator.target.verification import CANNOT_COMPARE, can_compare
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _ARN = re.compile(r"arn:aws[a-z-]*:dynamodb:(?P<region>[a-z0-9-]+):\d*:table/[A-Za-z0-9_.-]{3,255}")
@@ -140,6 +142,10 @@ class Sections(Options):
         default=None, description="serve metrics, health checks and a status page while the pipeline runs"
     )
 
+    verify: Verify | None = Field(
+        default=None, description="compare the copy with the source by itself, again and again, while the pipeline runs"
+    )
+
     @field_validator("ttl_deletes")
     @classmethod
     def _kept_until_asked(cls, expiry: str, info: ValidationInfo) -> str:
@@ -170,6 +176,7 @@ class Config:
     hook_timeout: float | None = 10.0
     checkpoints: Keeping | None = None
     monitoring: Monitoring | None = None
+    verify: Verify | None = None
     replaces: str | None = None
     path: Path = Path("config.yaml")
 
@@ -237,6 +244,8 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
     if checkpoints is not None and hasattr(target.connector, "checkpoints"):
         problems.append(Problem(("checkpoints",), KEPT_BY_TARGET))
     problems += _loops(sections, target)
+    if sections.verify is not None and not can_compare(target.connector):
+        problems.append(Problem(("verify",), f"{target.type} {CANNOT_COMPARE}"))
     return Config(
         pipeline=sections.pipeline,
         source=sections.source,
@@ -249,6 +258,7 @@ def _config(file: ConfigFile, problems: list[Problem]) -> Config | None:
         hook_timeout=sections.hook_timeout,
         checkpoints=checkpoints,
         monitoring=sections.monitoring,
+        verify=sections.verify,
         replaces=sections.replaces,
         path=file.path,
     )

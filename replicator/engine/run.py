@@ -27,6 +27,7 @@ from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import Allowed
 from replicator.errors import Fenced, ItemsParked, ReplicatorError
+from replicator.hooks.hook import Hook
 from replicator.hooks.loading import load
 from replicator.hooks.time_limit import HookLimit
 from replicator.pipeline.pipeline import Pipeline
@@ -54,9 +55,11 @@ def run(
     remove_expired: bool = False,
     measurements: Measurements | None = None,
     confirm: Callable[[], None] = lambda: None,
+    beside: Callable[[Hook | None], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> None:
     """Replicate until ``stop`` is set, or until caught up. ``resync``: start a new epoch first. ``confirm`` is called
-    once the run owns the pipeline, and may raise to end it before it has looked at the target.
+    once the run owns the pipeline, and may raise to end it before it has looked at the target. ``beside``: the context
+    in which the run works, for what it does besides; it gets the hook.
 
     Raises a ReplicatorError if the run cannot start or continue.
     """
@@ -91,7 +94,7 @@ def run(
         )
         tune_allocator()
         driver = Driver(context, _owner(), environment)
-        with _naming_the_owner(checkpoints):
+        with _naming_the_owner(checkpoints), beside(hook):
             driver.run(until=until, allowed=allowed)
     if until is not None and not stop.is_set():
         _check_parked(driver.pipeline)

@@ -30,7 +30,7 @@ def load(spec: str, base: Path) -> Hook:
     ConfigError names the file and line at fault. Side effect: decimal arithmetic in this thread gets a precision of
     ``DIGITS``, so that DynamoDB numbers stay exact in runs, previews and retries alike.
     """
-    getcontext().prec = DIGITS
+    use_exact_decimals()
     place, _, name = spec.partition(":")
     if not place or not name:
         raise ConfigError(f"transform: {spec!r} must have the form hooks.py:function or package.module:function")
@@ -48,6 +48,11 @@ def load(spec: str, base: Path) -> Hook:
         fingerprint=_fingerprint(path, name, path.parents[above]),
         declared=is_declared(function),
     )
+
+
+def use_exact_decimals() -> None:
+    """Let this thread call hooks; see ``load``."""
+    getcontext().prec = DIGITS
 
 
 def _fingerprint(path: Path, name: str, root: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _weakrefset
 import atexit
+import ctypes
 import gc
 import math
 import os
@@ -144,6 +145,19 @@ def _call_in(frame: FrameType | None, calls: Set[CodeType]) -> FrameType | None:
     while frame is not None and frame.f_code not in calls:
         frame = frame.f_back
     return frame
+
+
+def interrupt(thread: int, seconds: float) -> None:
+    """Raise ``HookTimeout`` in another thread, at its next step in Python.
+
+    If the hook has just returned, that is behind it: the thread must be prepared for it anywhere.
+    """
+
+    class Overdue(HookTimeout):
+        def __init__(self) -> None:
+            super().__init__(seconds)
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Overdue))
 
 
 class HookWatch:

@@ -11,6 +11,7 @@ from replicator.aws import boto
 from replicator.aws.client import Client, completed
 from replicator.aws.errors import AwsError, decoded, failure
 from replicator.checkpoints.contract import AccessChecking, Checkpoints, Store
+from replicator.duration import duration
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.startup import check_source
 from replicator.errors import ConfigError
@@ -24,6 +25,7 @@ from replicator.marks import unmarked
 from replicator.monitoring.server import require_packages, require_usable
 from replicator.operations.check_offline import choices, gathered, hook_of, tried
 from replicator.operations.dry_run import outlook
+from replicator.operations.estimate import pass_units
 from replicator.operations.finding import Finding, Verdict, exit_code, failed, problem
 from replicator.operations.parked import is_unguarded
 from replicator.operations.preview import Refusals, forecast, preview
@@ -32,10 +34,12 @@ from replicator.source import sample
 from replicator.source.decoding import KeyReader
 from replicator.source.stream import describe_stream
 from replicator.source.table import SourceTable, describe_table
-from replicator.target.contract import Denied, Target, marks_of
+from replicator.target.contract import Denied, Table, Target, marks_of
+from replicator.target.verification import Verifiable
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
+    from replicator.config.verification import Verify
 
 SAMPLED = 50  # items that the hook is run on
 
@@ -130,7 +134,7 @@ def _table_calls(
     config: Config, client: Client, table: SourceTable, hook: Hook | None, images: list[bytes]
 ) -> Iterator[Finding]:
     arn = table.arn or table.name
-    if table.view == "KEYS_ONLY":
+    if table.view == "KEYS_ONLY" or config.verify is not None:
         request = {"RequestItems": {config.source.table: {"Keys": [_no_key(table)]}}}
         yield _permitted(client, "BatchGetItem", request, arn)[1]
     if hook is not None and hook.declared:  # parked retry looks at items that a scan found
@@ -231,6 +235,9 @@ def _destination(
             if is_unguarded(target) and not (hook is not None and hook.declared):
                 yield _single_item(config, client, table)  # parked retry looks at every item
         findings = [*gathered("target", _target(config, target, table, hook, images))]
+        if config.verify is not None and table is not None and not exit_code(findings):
+            tables = target_tables(config, table, hook)
+            findings += gathered("verify", _verification(config.verify, target, table, tables))
         if isinstance(checkpoints, Store):
             findings += gathered("checkpoints", _store(checkpoints, create=create))
         if table is not None and (hook is not None or config.transform is None) and _readable(findings):
@@ -274,6 +281,26 @@ def _target(
         yield from (Finding("target", "note", f"run will execute:\n{statement}") for statement in plan)
         yield Finding("target", "ok", f"{config.target.type}: {', '.join(config.target.tables)}")
         yield from _refused(config, forecast(target, wanted), table, hook, images)
+
+
+def _verification(options: Verify, target: Target, table: SourceTable, tables: Sequence[Table]) -> Iterator[Finding]:
+    """What the run's own passes take, and whether they may read the target. Tables that do not exist are not read."""
+    if isinstance(target, Verifiable) and not target.plan(tables):
+        for each in tables:
+            target.versions(each, target.walk(each, None).ids[:1])
+        yield Finding("verify", "ok", "the target's documents can be read")
+    units = pass_units(table.items, table.bytes)
+    seconds = units.high / options.read_units
+    text = (
+        f"a pass takes up to {units.high:,.0f} read units of the source, which is {duration(seconds)} at "
+        f"{options.read_units:g} a second, every {duration(options.every)}"
+    )
+    yield Finding("verify", "note", text)
+    if seconds > options.every:
+        advice = "raise verify.read_units or verify.every"
+        yield Finding(
+            "verify", "note", "a pass may take longer than verify.every; the next one follows at once", advice
+        )
 
 
 def _refused(

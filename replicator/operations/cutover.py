@@ -7,7 +7,7 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -30,10 +30,10 @@ from replicator.key import key_text
 from replicator.options import aws_options
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
-from replicator.pipeline.progress import Progress, progress
+from replicator.pipeline.progress import Progress, passes_of, progress
 from replicator.source.decoding import RecordsDecoder
 from replicator.source.table import SourceTable, describe_table
-from replicator.state import FORMAT, Heartbeat, PipelineState, ShardState, Verified, decode
+from replicator.state import FORMAT, FULL_SCOPE, Heartbeat, PipelineState, ShardState, Verified, decode
 from replicator.target.contract import ComparingSettings, Target, marks_of
 
 READ_WITHIN = 15.0  # seconds in which a live run reads every shard: even without --wait, the command waits that long
@@ -66,7 +66,8 @@ class Criteria:
 class Standing:
     """What the checkpoints say of a pipeline ``at`` a moment.
 
-    ``in_doubt``: seconds for which requests without a response may still be applied. ``parked``: keys of items.
+    ``in_doubt``: seconds for which requests without a response may still be applied. ``verification``: the newest pass
+    over the whole table that ended, else a sample, else one that did not end. ``parked``: keys of items.
     ``heartbeat``: when the run showed last that it is up, by its own clock. ``requested``: a resync is pending.
     """
 
@@ -76,6 +77,7 @@ class Standing:
     shards: Mapping[str, ShardState]
     in_doubt: float | None = None
     verification: Verified | None = None
+    other_passes: Sequence[Verified] = ()
     parked: Sequence[str] = ()
     heartbeat: float | None = None
     requested: bool = False
@@ -113,17 +115,25 @@ def standing(claimed: Claimed, now: float) -> Standing:
     left = None
     if isinstance(heartbeat, Heartbeat) and heartbeat.in_doubt is not None:
         left = max(0.0, heartbeat.in_doubt - max(0.0, now - heartbeat.at))
+    verification, other_passes = _ranked(passes_of(entries).values())
     return Standing(
         at=now,
         progress=current,
         state=state if isinstance(state, PipelineState) else None,
         shards={id: s for (_, id), s in values.items() if isinstance(s, ShardState)},
         in_doubt=left,
-        verification=current.verified,
+        verification=verification,
+        other_passes=other_passes,
         parked=sorted({item_of(e.id) for e in entries if e.kind == "parked"}),
         heartbeat=heartbeat.at if isinstance(heartbeat, Heartbeat) else None,
         requested=any(e.kind == "request" for e in entries),
     )
+
+
+def _ranked(passes: Iterable[Verified]) -> tuple[Verified | None, Sequence[Verified]]:
+    """The pass that proves most, and all others: what it began after, it has seen."""
+    ranked = sorted(passes, key=lambda v: (v.ended is not None, v.scope == FULL_SCOPE, v.started), reverse=True)
+    return (ranked[0] if ranked else None), ranked[1:]
 
 
 def asked(at: Standing) -> float:
@@ -166,6 +176,10 @@ def _unequal(at: Standing) -> Iterator[Reason]:
     if (last := at.verification) is not None and last.differences:
         repaired = f", {last.repaired:,} of them repaired" if last.repaired else ""
         yield Reason(6, f"the last verify pass found {last.differences:,} difference(s){repaired}; verify again")
+    for other in at.other_passes:
+        if last is not None and other.found_since(last.started):
+            which = f"a later verify pass ({other.scope}{'' if other.ended else ', in progress'})"
+            yield Reason(6, f"{which} found {other.differences:,} difference(s); verify again")
 
 
 def _not_live(at: Standing) -> Iterator[Reason]:
@@ -190,7 +204,7 @@ def _unverified(at: Standing, criteria: Criteria) -> Iterator[Reason]:
         yield Reason(7, f"the table was rescanned since the last verify pass; {advice}")
     elif at.state is not None and last.hook != at.state.hook:
         yield Reason(7, f"the hook has changed since the last verify pass; {advice}")
-    elif last.scope != "full":
+    elif last.scope != FULL_SCOPE:
         yield Reason(7, f"the last verify pass compared only a part ({last.scope}); {advice}")
     elif last.parked:
         yield Reason(7, f"the last verify pass could not compare {last.parked:,} item(s), which were parked; {advice}")

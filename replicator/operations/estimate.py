@@ -29,6 +29,7 @@ from replicator.source.table import SourceTable, describe_table
 
 if TYPE_CHECKING:
     from replicator.config.settings import Config
+    from replicator.config.verification import Verify
 
 SAMPLED = 100  # items
 _DAY = 86_400.0
@@ -81,13 +82,17 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured."""
+    """What the config limits. ``poll_interval``: seconds between the requests of an idle shard, if it is configured.
+
+    ``verify``: of the run's own verification passes, if it makes any.
+    """
 
     target: str
     segments: int
     read_units: float | None = None
     write_units: float | None = None
     poll_interval: float | None = None
+    verify: Verify | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,8 @@ class Estimate:
     month_stream: Range
     month_reads: Range | None
     month_writes: Range | None
+    month_verify_units: Range | None
+    month_verify: Range | None
     limited_by: str
 
 
@@ -120,6 +127,7 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
     requests = _stream_requests(facts, limits)
     read, write, stream = (prices.of(name, facts.region) for name in ("reads", "writes", "stream_reads"))
     lookups = _lookups(facts)
+    verified = None if limits.verify is None else _verify_units(facts, limits.verify)
     month_writes = _write_units(facts.changes.times(_MONTH * facts.per_item), facts, limits)
     return Estimate(
         facts=facts,
@@ -134,6 +142,10 @@ def calculated(facts: Facts, limits: Limits, prices: Prices) -> Estimate:
         month_stream=_beyond(requests, prices.free_stream_reads).times(prices.stream_reads / 1e6).times(*stream),
         month_reads=None if lookups is None else lookups.times(prices.reads / 1e6).times(*read),
         month_writes=None if month_writes is None else month_writes.times(prices.writes / 1e6).times(*write),
+        month_verify_units=verified,
+        month_verify=None
+        if verified is None or not facts.on_demand
+        else verified.times(prices.reads / 1e6).times(*read),
         limited_by=limited_by,
     )
 
@@ -152,6 +164,22 @@ def _lookups(facts: Facts) -> Range | None:
         return None
     each = max(1, math.ceil(facts.bytes / max(1, facts.items) / _READ_UNIT))
     return facts.changes.times(_MONTH).times(each, each + 1)
+
+
+def pass_units(items: int, bytes: int) -> Range:
+    """Read units of a verification pass: of the scan, and of each item once more, for which 4 KB are a unit, too.
+
+    At least those of the scan: items of which the hook keeps nothing are not looked up.
+    """
+    scan, each = bytes / _READ_UNIT, math.ceil(bytes / max(1, items) / _READ_UNIT)
+    return Range(scan, (1.0 + _STALE) * (scan + bytes / _PAGE + items * (each + 1)))
+
+
+def _verify_units(facts: Facts, verify: Verify) -> Range:
+    """Of a month: passes do not overlap, and keep to their read units."""
+    units, passes = pass_units(facts.items, facts.bytes), _MONTH / verify.every
+    most = verify.read_units * _MONTH
+    return Range(min(most, units.low * passes), min(most, units.high * passes))
 
 
 def _duration(items: Range, units: Range, writes: Range | None, limits: Limits) -> tuple[Range, str]:
@@ -225,6 +253,7 @@ def limits_of(config: Config) -> Limits:
         read_units=config.backfill.read_units,
         write_units=getattr(config.target.options, "write_units", None),
         poll_interval=config.source.poll_interval,
+        verify=config.verify,
     )
 
 

@@ -303,12 +303,12 @@ def _ended(signs: Mapping[str, Entry]) -> bool:
 
 
 def void_verified(checkpoints: Checkpoints) -> None:
-    """Forget the last verify pass: it proves nothing of items whose changes are about to be discarded.
+    """Forget all verify passes: they prove nothing of items whose changes are about to be discarded.
 
     A pass that is in progress notices, and notes itself no more.
     """
-    if any(e.kind == "verified" for e in checkpoints.read().entries):
-        checkpoints.save([Save("verified", "", None, None)])
+    if passes := [e.id for e in checkpoints.read().entries if e.kind == "verified"]:
+        checkpoints.save([Save("verified", id, None, None) for id in passes])
 
 
 def drop(parked: ParkedItem, checkpoints: Checkpoints) -> str:

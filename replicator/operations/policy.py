@@ -71,14 +71,22 @@ def policies(config: Config, at: PolicyContext) -> dict[str, dict[str, Any]]:
 def grants(config: Config, at: PolicyContext) -> Iterator[Grant]:
     """Everything the config's identities need, each action and resource once per statement."""
     needs = [n for n in needed(config, at) if at.setup or not n.only_for_setup]
-    unasked = {"VerifyCopies": not at.verify, "StripCopies": not at.strip}
-    needs = [n for n in needs if not unasked.get(n.sid)]
+    verifies = at.verify or config.verify is not None
+    unasked = {"VerifyCopies": not verifies, "StripCopies": not at.strip}
+    needs = [_of_a_run(n, at) for n in needs if not unasked.get(n.sid)]
     for need in needs:
         resource = _resource(config, need, at)
         yield from (Grant(_identity(need.access), need.sid, action, resource) for action in need.actions)
     for access in _unique(need.access for need in needs if need.access.role_arn is not None):
         role = STATEMENTS["Role"].resource if access.role_arn == STAND_IN else str(access.role_arn)
         yield Grant(Identity(access.profile), "Role", "sts:AssumeRole", role)
+
+
+def _of_a_run(need: Needed, at: PolicyContext) -> Needed:
+    """A run that verifies looks for no single item."""
+    if need.sid != "VerifyCopies" or at.verify:
+        return need
+    return replace(need, without=need.without | {"dynamodb:Query"})
 
 
 def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
@@ -92,7 +100,7 @@ def needed(config: Config, at: PolicyContext) -> Iterator[Needed]:
         others = connector.permissions(config.target.options, tables, keep_expired=keep_expired)
     yield Needed("source", "Items", config.source)
     yield Needed("source", "Changes", config.source)
-    if at.keys_only or at.verify or at.resync_keys:
+    if at.keys_only or at.verify or at.resync_keys or config.verify is not None:
         yield Needed("source", "LookUpsForKeysOnly", config.source)
     single = [Needed("source", "SingleItems", config.source)] if own_ids else []
     theirs = [replace(n, access=config.source) if n.place == "source" else n for n in others]

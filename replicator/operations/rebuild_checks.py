@@ -17,10 +17,9 @@ from replicator.hooks import loading
 from replicator.operations.cutover import Reason, Standing, standing
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.source.table import describe_table
-from replicator.state import Entry, Rebuild, Verified, decode_repair
+from replicator.state import Entry, Rebuild, decode_repair
 from replicator.target.contract import UNKNOWN_KEYS, Table, Target
 
-ABANDONED = 900.0  # seconds after which a verify pass that shows no progress counts as killed
 EXPIRED = ("expired items that the old copy keeps (ttl_deletes: ignore) are not in the new one",)
 _START = "replicator rebuild start CONFIG"
 
@@ -123,13 +122,10 @@ def repairing(claimed: Claimed) -> Iterator[Reason]:
 
 
 def verifying(first: Claimed, second: Standing) -> Iterator[Reason]:
-    passes = (standing(first, second.at).verification, second.verification)
-    if any(last is not None and _in_progress_pass(last, second.at) for last in passes):
+    """A command's pass would compare the wrong tables from then on; a run, and its own pass, end with the exchange."""
+    passes = (standing(first, second.at).progress.verifying, second.progress.verifying)
+    if any(going is not None and going.by == "command" for going in passes):
         yield Reason(7, "a verify pass is in progress; wait for its end", passing=True)
-
-
-def _in_progress_pass(last: Verified, now: float) -> bool:
-    return last.ended is None and now - last.updated < ABANDONED
 
 
 def require_replaces(config: Config) -> None:

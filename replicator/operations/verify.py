@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
+
+import orjson
 
 from replicator.aws.batch_get import BatchReader
 from replicator.aws.boto import connect
 from replicator.aws.client import Client
-from replicator.aws.threaded import calls_of
 from replicator.batch import DocumentId
 from replicator.change import ScanPage
 from replicator.checkpoints.contract import Checkpoints
@@ -25,42 +25,43 @@ from replicator.config.settings import Config
 from replicator.engine import preexisting
 from replicator.engine.assembly import ends, introduce, target_tables
 from replicator.engine.binding import check_start
-from replicator.engine.retry import RetryPolicy
-from replicator.engine.scheduler import Scheduler
+from replicator.engine.context import Environment
+from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.engine.startup import RESUMING
 from replicator.errors import ConfigError, ReplicatorError
 from replicator.hooks import loading
-from replicator.hooks.hook import DocumentMapping
-from replicator.hooks.time_limit import HookLimit
+from replicator.hooks.hook import DocumentMapping, Hook
 from replicator.key import Key, key_text
+from replicator.operations.pass_record import Part, PassRecord, Voided
 from replicator.operations.repair import Announced, Repairs
 from replicator.pipeline.parked import item_of
 from replicator.source.decoding import KeyReader
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.table import SourceTable, describe_table
 from replicator.state import (
+    FULL,
+    FULL_SCOPE,
+    SAMPLE,
     Entry,
     Heartbeat,
     PipelineState,
-    Save,
     SegmentState,
     ShardState,
     Verified,
     decode,
-    encode,
 )
 from replicator.target.contract import Table, Target
-from replicator.target.verification import CursorExpired, Verifiable
+from replicator.target.verification import CANNOT_COMPARE, CursorExpired, Verifiable
 from replicator.verification.differences import Positions, has_scanned, positions
 from replicator.verification.examiner import Examiner, Floor, Image
 from replicator.verification.verifier import Result, Verifier
 from replicator.version import version
 
-SETTLE_INTERVAL = 1.0  # seconds between reads of the positions
-SAVE_INTERVAL = 10.0  # seconds between saves of the progress
+SETTLE_INTERVAL = 1.0  # seconds between reads of the positions, while there are candidates
+SAVE_INTERVAL = 10.0  # seconds between saves of the progress; without candidates, also between reads of the positions
 POLL = 0.2  # seconds
 FEWEST = 4  # segments of a scan
-PER_SEGMENT = 50_000  # items of a segment: what a pass that is resumed repeats at most
+PER_SEGMENT = 50_000  # items of a segment
 SAMPLED = 20  # segments of a sample at least
 FINEST = 1_000_000  # segments of a scan at most
 
@@ -88,7 +89,7 @@ class Request:
     def scope(self) -> str:
         if self.key is not None:
             return "key"
-        return "full" if self.share >= 1.0 else f"{self.share:.10%}".rstrip("%").rstrip("0").rstrip(".") + " %"
+        return FULL_SCOPE if self.share >= 1.0 else f"{self.share:.10%}".rstrip("%").rstrip("0").rstrip(".") + " %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,20 @@ class Report(Announced, Protocol):
 
     def result(self, result: Result) -> None: ...
     def progress(self, progress: Progress) -> None: ...
+
+
+class Paused(Exception):
+    """The pass must not go on at present. It can be resumed later."""
+
+
+class Watch:
+    """Learns of what a pass reads, and may end it by raising ``Paused``. This one never does."""
+
+    def looked(self, entries: Sequence[Entry], current: Positions) -> None:
+        """The checkpoints were read. What was found so far is not decided yet."""
+
+    def voided(self) -> None:
+        """The pass is no longer recorded, because it proves nothing of changes that were discarded meanwhile."""
 
 
 @dataclass(slots=True)
@@ -159,9 +174,8 @@ class Ends:
 
 
 @contextlib.contextmanager
-def opened(config: Config) -> Iterator[Ends]:
+def opened(config: Config, hook: Hook | None) -> Iterator[Ends]:
     """Both ends of a pipeline that has run. ConfigError if the config is not the pipeline's."""
-    hook = loading.load(config.transform, config.base) if config.transform is not None else None
     client = connect(config.source)
     with ends(config) as (target, checkpoints):
         check_known(config.pipeline, checkpoints, checkpoints.read())
@@ -189,10 +203,7 @@ def opened(config: Config) -> Iterator[Ends]:
 
 def comparing(config: Config, target: Target) -> Verifiable:
     if not isinstance(target, Verifiable):
-        raise ConfigError(
-            f"target.type: {config.target.type} cannot compare documents; its connector would have to implement "
-            "replicator.target.verification.Verifiable"
-        )
+        raise ConfigError(f"target.type: {config.target.type} {CANNOT_COMPARE}")
     return target
 
 
@@ -207,22 +218,37 @@ def scanned_state(checkpoints: Checkpoints) -> PipelineState:
     return state
 
 
-def verify(config: Config, request: Request, report: Report, stop: threading.Event) -> Tally:
-    """One pass. Stops early, with what was found so far, once ``stop`` is set."""
-    with opened(config) as both:
-        source = Source(both, request.read_units)
-        with contextlib.closing(source), Repairs(both, report, wanted=request.repair) as repairs:
-            one = Pass(both, request, report, stop, source, repairs)
-            one.run()
-            return one.tally
+def verify(config: Config, request: Request, report: Report, environment: Environment) -> Tally:
+    """One pass. Ends early, with what was found so far, once ``environment.stop`` is set."""
+    hook = loading.load(config.transform, config.base) if config.transform is not None else None
+    with opened(config, hook) as both:
+        record = PassRecord(both.checkpoints, FULL if request.share >= 1.0 else SAMPLE)
+        return examine(both, request, report, environment, record)
+
+
+def examine(
+    both: Ends,
+    request: Request,
+    report: Report,
+    environment: Environment,
+    record: PassRecord,
+    watch: Watch | None = None,
+) -> Tally:
+    """The same over both ends that are open. What is done is recorded whenever the pass ends early."""
+    source = Source(both, request.read_units, environment)
+    with contextlib.closing(source), Repairs(both, report, wanted=request.repair) as repairs:
+        one = Pass(both, request, report, environment, source, repairs, record, watch or Watch())
+        one.run()
+        return one.tally
 
 
 @dataclass(slots=True)
 class Source:
-    """Reads the source's items by key, within the budget."""
+    """Reads the source's items by key, within the budget. Stopped if that takes longer than the pass may."""
 
     both: Ends
     read_units: float | None
+    environment: Environment
     budget: ReadBudget = field(init=False)
     _reader: BatchReader = field(init=False)
     _keys: KeyReader = field(init=False)
@@ -233,12 +259,16 @@ class Source:
         self._keys = KeyReader(self.both.source.keys)
 
     def read(self, keys: Collection[Key], names: Sequence[str] = ()) -> Mapping[Key, Image]:
+        self._wait()  # before, because what is read is compared at once: it may change
         schema, before = self.both.source.keys, self._reader.units
         images = self._reader.read([schema.typed(key) for key in keys], names)
-        rest = self.budget.spend(self._reader.units - before, time.monotonic())
-        if rest > 0:
-            time.sleep(rest)
+        self.budget.spend(self._reader.units - before, self.environment.monotonic())
         return {self._keys.of(image): image for image in images}
+
+    def _wait(self) -> None:
+        rest = self.budget.spend(0.0, self.environment.monotonic())
+        if rest > 0 and self.environment.stop.wait(rest):
+            raise Stopped
 
     def close(self) -> None:
         self._reader.close()
@@ -248,59 +278,82 @@ class Pass:
     """One pass: scans the source's segments, walks the target's tables, and settles the candidates in between."""
 
     def __init__(
-        self, both: Ends, request: Request, report: Report, stop: threading.Event, source: Source, repairs: Repairs
+        self,
+        both: Ends,
+        request: Request,
+        report: Report,
+        environment: Environment,
+        source: Source,
+        repairs: Repairs,
+        record: PassRecord,
+        watch: Watch,
     ) -> None:
-        self._both, self._request, self._report, self._stop, self._source = both, request, report, stop, source
-        self._repairs = repairs
-        self._random = random.Random()
-        self._retrying = RetryPolicy(stop, report.waiting, time.time, self._random)
+        self._both, self._request, self._report, self._source = both, request, report, source
+        self._repairs, self._record, self._watch = repairs, record, watch
+        self._environment, self._stop = environment, environment.stop
+        self._now, self._monotonic = environment.now, environment.monotonic
+        self._retrying = RetryPolicy(self._stop, report.waiting, self._now, environment.random)
         floor = Floor(version(both.state.complete, 0), both.state.epoch)
-        limit = HookLimit(both.config.hook_timeout)
-        self._examiner = Examiner(both.mapping, both.tables, both.comparing, floor, limit)
+        self._examiner = Examiner(both.mapping, both.tables, both.comparing, floor, environment.hook_limit)
         expiring = both.config.ttl_deletes == "ignore"
         self._verifier = Verifier(
             self._examiner,
             source.read,
             lambda keys: source.read(keys, both.source.keys.names),
-            time.time,
-            time.monotonic,
+            self._now,
+            self._monotonic,
             keeps_expired=expiring,
         )
         self.tally = Tally()
         self._examiner.forgot_hashed = request.share < 1.0  # those of items that the sample does not read are unknown
-        self._settled_at = self._saved_at = -math.inf
-        self._noted = False
+        self._settled_at = self._looked_at = self._saved_at = -math.inf
+        self._records = request.key is None
         self._note = self._first_note()
-        self._phase, self._share = "reading the source", 0.0
-        self._by_segment: dict[int, tuple[int, int]] = {}  # items and documents that this part of the pass compared
+        self._repaired_before = self.tally.repaired
+        self._parts = {name: Part(name, cursor) for name, cursor in self._note.cursors.items()}
+        self._phase = "reading the source"
 
     def run(self) -> None:
-        self._verifier.parked, _ = self._retrying(self._positions)
+        """Until it ends, or is stopped or paused: then what is done is recorded."""
+        try:
+            self._work()
+        except Stopped:
+            self._leave()
+        except Paused:
+            self._leave()
+            raise
+
+    def _work(self) -> None:
+        self._save()
+        self._look()
         if self._request.key is not None:
             self._one(self._request.key(self._both.source))
         else:
             self._scan()
+            self._save()
             self._walk()
         while (self._verifier.pending or self._repairs.pending) and not self._stop.is_set():
             self._phase = "waiting for changes on their way"
             self._settle()
             self._stop.wait(POLL)
-        self._finish()
+        if self._stop.is_set():
+            raise Stopped
+        self._save(ended=self._now())
 
     # The source's items
 
     def _scan(self) -> None:
-        wanted = [n for n in self._segments() if n not in self._note.segments]
-        table = Scanned(self._both.config.source.table, self._both.source.keys, self._random)
-        steps = Scheduler(calls_of(self._both.client))
+        left = {n for n in self._segments() if n not in self._note.segments}
+        table = Scanned(self._both.config.source.table, self._both.source.keys, self._environment.random)
+        steps = self._environment.scheduler(self._both.client)
         steps.full = lambda: self._verifier.full
         with contextlib.closing(steps):
-            waiting, left = iter(wanted), set(wanted)
+            waiting = iter(sorted(left))
             running: set[int] = set()
             while left and not self._stop.is_set():
                 while len(running) < FEWEST * 2 and (segment := next(waiting, None)) is not None:
                     running.add(segment)
-                    steps.add(str(segment), scan(table, segment, SegmentState(total=self._note.total)))
+                    steps.add(str(segment), scan(table, segment, self._segment_state(segment)))
                 result = steps.get(POLL)
                 if result is not None:
                     if result.error is not None:
@@ -308,12 +361,11 @@ class Pass:
                     if result.ended:
                         running.discard(int(result.name))
                         left.discard(int(result.name))
-                        self._ended(segment=int(result.name))
                     elif isinstance(result.value, ScanPage):
                         self._page(result.value)
-                        rest = self._source.budget.spend(result.value.read_units, time.monotonic())
+                        rest = self._source.budget.spend(result.value.read_units, self._monotonic())
                         steps.again(result.name, max(result.value.rest, rest))
-                self._share = 0.5 * (1 - len(left) / max(1, len(wanted)))
+                self._note = replace(self._note, done=self._scanned_share())
                 self._settle()
 
     def _segments(self) -> Sequence[int]:
@@ -322,52 +374,84 @@ class Pass:
         count = max(1, round(self._note.total * self._request.share))
         return random.Random(self._note.started).sample(range(self._note.total), count)
 
+    def _segment_state(self, segment: int) -> SegmentState:
+        part = self._part(f"segment:{segment}")
+        return SegmentState(total=self._note.total, cursor=part.cursor)
+
+    def _part(self, name: str) -> Part:
+        if name not in self._parts:
+            self._parts[name] = Part(name)
+        return self._parts[name]
+
+    def _scanned_share(self) -> float:
+        """The share of the work that is done, as far as the source's count of its items tells."""
+        expected = max(1.0, self._both.source.items * self._request.share)
+        return max(self._note.done, 0.5 * min(0.99, self.tally.items / expected))
+
     def _page(self, page: ScanPage) -> None:
         if page.waiting_for is not None:
             self._report.waiting(page.waiting_for)
             return
-        at, items = time.time(), [(key, image) for key, image in page.items if image is not None]
-        self._take(self._retrying(lambda: list(self._verifier.scanned(items, at, f"segment:{page.segment}"))))
+        part, at = self._part(f"segment:{page.segment}"), self._now()
+        items = [(key, image) for key, image in page.items if image is not None]
+        before = self._examiner.documents
+        self._take(lambda: self._verifier.scanned(items, at, part.next_origin))
+        documents = self._examiner.documents - before
         self.tally.items += len(page.items)
-        documents = self._note.documents + self._examiner.documents
-        before = self._by_segment.get(page.segment, (0, 0))
-        self._by_segment[page.segment] = before[0] + len(page.items), before[1] + documents - self.tally.documents
-        self.tally.documents = documents
+        self.tally.documents += documents
+        cursor = None if page.cursor is None else orjson.dumps(page.cursor).decode()
+        part.read(cursor, len(page.items), documents)
 
     # The target's documents
 
     def _walk(self) -> None:
         self._phase = "reading the target"
-        names = [name for name in self._both.tables if name not in self._note.tables]
+        names = list(self._both.tables)
         for number, name in enumerate(names):
+            if name in self._note.tables:
+                continue
             estimate = max(1, self.tally.documents // len(names))
-            walked = 0
-            for ids in self._pieces(self._both.tables[name]):
+            part = self._part(f"table:{name}")
+            walked = estimate * max(0.0, (self._note.done - 0.5) * 2 * len(names) - number)  # if the pass is resumed
+            for ids, cursor in self._pieces(self._both.tables[name], part):
                 walked += len(ids)
                 self.tally.walked += len(ids)
                 wanted = [id for id in ids if self._is_sampled(id)]
-                self._take(self._retrying(lambda ids=wanted, name=name: self._looked_for(name, ids)))  # type: ignore[misc]
-                self._share = 0.5 + 0.5 * (number + min(1.0, walked / estimate)) / len(names)
+                for portion in self._portions(wanted):
+                    self._take(partial(self._looked_for, name, portion, part.next_origin))
+                    self._settle()
+                part.read(cursor)
+                share = (number + min(0.99, walked / estimate)) / len(names)
+                self._note = replace(self._note, done=max(self._note.done, 0.5 + 0.5 * share))
                 self._settle()
                 while self._verifier.full and not self._stop.is_set():
                     self._stop.wait(POLL)
                     self._settle()
             if self._stop.is_set():
                 return
-            self._ended(table=name)
 
-    def _looked_for(self, name: str, ids: Sequence[DocumentId]) -> list[Result]:
-        return list(self._verifier.walked(name, ids, f"table:{name}")) if ids else []
+    def _looked_for(self, name: str, ids: Sequence[DocumentId], origin: str) -> Iterator[Result]:
+        return self._verifier.walked(name, ids, origin) if ids else iter(())
 
-    def _pieces(self, table: Table, within: DocumentId = ()) -> Iterator[Sequence[DocumentId]]:
-        cursor: str | None = None
+    def _portions(self, ids: Sequence[DocumentId]) -> Iterator[Sequence[DocumentId]]:
+        """Ids whose items can be read in a few seconds: candidates are not to wait for long."""
+        units = self._request.read_units
+        size = len(ids) if units is None else max(1, math.ceil(units * SAVE_INTERVAL))
+        for start in range(0, len(ids), max(1, size)):
+            yield ids[start : start + size]
+
+    def _pieces(
+        self, table: Table, part: Part, within: DocumentId = ()
+    ) -> Iterator[tuple[Sequence[DocumentId], str | None]]:
+        cursor = part.cursor
         while not self._stop.is_set():
             try:
                 piece = self._retrying(lambda c=cursor: self._both.comparing.walk(table, c, within))  # type: ignore[misc]
             except CursorExpired:
                 cursor = None
+                part.start_over()
                 continue
-            yield piece.ids
+            yield piece.ids, piece.cursor
             if (cursor := piece.cursor) is None:
                 return
 
@@ -381,25 +465,24 @@ class Pass:
 
     def _one(self, key: Key) -> None:
         verifier, own = self._verifier, self._both.mapping.own_ids
-        self._take(self._retrying(lambda: list(verifier.look_at(key, "key"))))
+        self._take(lambda: verifier.look_at(key, "key"))
         within: DocumentId = (key_text(key),) if own else key
         for name, table in self._both.tables.items():
-            for ids in self._pieces(table, within):
-                self._take(self._retrying(lambda ids=ids, name=name: self._looked_for(name, ids)))  # type: ignore[misc]
+            for ids, _ in self._pieces(table, Part(f"table:{name}"), within):
+                self._take(partial(self._looked_for, name, ids, f"table:{name}"))
         self.tally.items = 1
 
     # Candidates
 
     def _settle(self) -> None:
-        now = time.monotonic()
+        now = self._monotonic()
         if now - self._settled_at < SETTLE_INTERVAL:
             return
         self._settled_at = now
-        self._verifier.parked, current = self._retrying(self._positions)
-        if not self._repairs.waits or current.blocked_by:
-            self._take(self._retrying(lambda: list(self._verifier.settle(current))))
+        if self._verifier.pending or self._repairs.waits or now - self._looked_at >= SAVE_INTERVAL:
+            self._look()
         self._repairs.flush(self._verifier)
-        self.tally.repaired = self._repairs.repaired
+        self.tally.repaired = self._repaired_before + self._repairs.repaired
         if now - self._saved_at >= SAVE_INTERVAL:
             self._save()
         self._report.progress(
@@ -407,35 +490,44 @@ class Pass:
                 self._phase,
                 self.tally.items,
                 self.tally.documents,
-                None if self._request.key else self._share,
+                None if self._request.key else self._note.done,
                 self._verifier.pending,
                 self.tally.differences,
             )
         )
 
-    def _positions(self) -> tuple[Collection[str], Positions]:
-        entries = self._both.checkpoints.read().entries
-        return parked_items(entries), positions_of(entries, self._both.state.epoch, time.time())
+    def _look(self) -> None:
+        """Read the checkpoints, and settle the candidates that are due."""
+        self._looked_at = self._monotonic()
+        entries = self._retrying(lambda: self._both.checkpoints.read().entries)
+        self._verifier.parked = parked_items(entries)
+        current = positions_of(entries, self._both.state.epoch, self._now())
+        self._watch.looked(entries, current)
+        if not self._repairs.waits or current.blocked_by:
+            self._take(lambda: self._verifier.settle(current))
 
-    def _take(self, results: Iterable[Result]) -> None:
+    def _take(self, results: Callable[[], Iterable[Result]]) -> None:
+        """Count and report each result as it comes: what comes before a failure does not come again."""
+        self._retrying(lambda: self._taken(results()))
+
+    def _taken(self, results: Iterable[Result]) -> None:
         for result in results:
             self.tally.count(result)
             self._report.result(result)
             if result.outcome == "difference":
+                self._note = replace(self._note, found=self._now())
                 self._repairs.offer(result)
 
-    # What is noted
+    # What is recorded
 
     def _first_note(self) -> Verified:
-        now, request = time.time(), self._request
-        stored = last(self._both.checkpoints.read().entries)
+        now, request, state = self._now(), self._request, self._both.state
         if request.resume:
-            if stored is None or stored.ended is not None or stored.epoch != self._both.state.epoch:
-                raise ConfigError("--resume: there is no unfinished pass of this epoch; start one without --resume")
-            if stored.hook != self._both.state.hook:
-                raise ConfigError("--resume: the hook has changed since that pass began; start one without --resume")
-            if stored.scope != request.scope:
-                raise ConfigError(f"--resume: the unfinished pass is of scope {stored.scope}, not {request.scope}")
+            stored = self._record.unfinished()
+            if reason := not_resumable(stored, state, request.scope):
+                raise ConfigError(f"--resume: {reason}; start one without --resume")
+            assert stored is not None
+            self._record.resume(stored)
             self.tally = Tally(stored.items, stored.documents, 0, 0, 0, stored.differences, stored.repaired)
             self.tally.parked, self.tally.unconfirmed = stored.parked, stored.unconfirmed
             self._examiner.forgot_hashed |= stored.hashed
@@ -444,53 +536,72 @@ class Pass:
         total = max(FEWEST, items // PER_SEGMENT)
         if request.share < 1.0:
             total = max(total, items // 1000, math.ceil(SAMPLED / request.share))
-        state = self._both.state
         return Verified(now, now, state.epoch, request.scope, min(total, FINEST), hook=state.hook)
 
-    def _ended(self, segment: int | None = None, table: str | None = None) -> None:
-        note = self._note
-        if segment is not None:
-            self._note = replace(note, segments=(*note.segments, segment))
-        if table is not None:
-            self._note = replace(note, tables=(*note.tables, table))
-
     def _save(self, ended: float | None = None) -> None:
-        """Note what is done: segments and tables of which no candidate is left."""
-        if self._request.key is not None:
+        """Record what is done, and with ``ended`` that all is."""
+        if not self._records:
             return
-        self._saved_at = time.monotonic()
-        open_origins, tally = self._verifier.origins(), self.tally
-        if "repair" in open_origins or self._is_void():
+        self._saved_at = self._monotonic()
+        note = self._noted(ended)
+        if note is None:
             return
-        segments = tuple(n for n in self._note.segments if f"segment:{n}" not in open_origins)
-        repeated = [self._by_segment[n] for n in self._by_segment.keys() - set(segments)]  # if the pass is resumed
-        note = replace(
-            self._note,
-            updated=time.time(),
-            segments=segments,
-            tables=tuple(name for name in self._note.tables if f"table:{name}" not in open_origins),
-            items=tally.items - sum(items for items, _ in repeated),
-            documents=tally.documents - sum(documents for _, documents in repeated),
+        record = self._record.save if ended is None else self._record.end
+        try:
+            self._retrying(lambda: record(note))
+        except Voided:
+            self._records = False
+            self._watch.voided()
+
+    def _leave(self) -> None:
+        """Record what is done before the pass ends early, unless the checkpoints cannot be reached now."""
+        note = self._noted(None) if self._records else None
+        if note is not None:
+            with contextlib.suppress(ReplicatorError, Voided):
+                self._record.save(note)
+
+    def _noted(self, ended: float | None) -> Verified | None:
+        """What to record: segments, tables and pieces of them of which no candidate is left.
+
+        None if there is nothing new to record: candidates of a repair that came too late are of no piece.
+        """
+        origins, tally, note = self._verifier.origins(), self.tally, self._note
+        if "repair" in origins:
+            return None
+        for part in self._parts.values():
+            done = part.take_done(origins)
+            items, documents = sum(p.items for p in done), sum(p.documents for p in done)
+            note = replace(note, items=note.items + items, documents=note.documents + documents)
+        ended_parts = [name for name, part in self._parts.items() if part.done]
+        for name in ended_parts:
+            del self._parts[name]
+            kind, _, rest = name.partition(":")
+            if kind == "table":
+                note = replace(note, tables=(*note.tables, rest))
+            else:
+                note = replace(note, segments=(*note.segments, int(rest)))
+        self._note = replace(
+            note,
+            updated=self._now(),
+            cursors={name: part.cursor for name, part in self._parts.items() if part.cursor is not None},
             differences=tally.differences,
             repaired=tally.repaired,
             parked=tally.parked,
             unconfirmed=tally.unconfirmed,
             ended=ended,
+            done=1.0 if ended is not None else note.done,
             hashed=self._examiner.has_hashed,
         )
-        self._retrying(lambda: self._both.checkpoints.save([Save("verified", "", None, encode(note))]))
-        self._noted = True
+        return self._note
 
-    def _is_void(self) -> bool:
-        """Whether `parked drop` removed the note: the pass proves nothing of items discarded since it began."""
-        return self._noted and self._retrying(lambda: last(self._both.checkpoints.read().entries)) is None
 
-    def _finish(self) -> None:
-        if self._stop.is_set():
-            with contextlib.suppress(ReplicatorError):
-                self._both.checkpoints.save(())
-            return
-        self._save(time.time())
+def not_resumable(stored: Verified | None, state: PipelineState, scope: str) -> str:
+    """Why the pass cannot be resumed; empty if it can."""
+    if stored is None or stored.epoch != state.epoch:
+        return "there is no unfinished pass of this epoch"
+    if stored.hook != state.hook:
+        return "the hook has changed since that pass began"
+    return "" if stored.scope == scope else f"the unfinished pass is of scope {stored.scope}, not {scope}"
 
 
 def parked_items(entries: Sequence[Entry]) -> frozenset[str]:
@@ -508,9 +619,3 @@ def positions_of(entries: Sequence[Entry], epoch: int, now: float) -> Positions:
     assert heartbeat is None or isinstance(heartbeat, Heartbeat)
     shards: dict[str, ShardState] = values["shard"]
     return positions(state, epoch, shards, heartbeat, now)
-
-
-def last(entries: Sequence[Entry]) -> Verified | None:
-    """The last pass, ended or not."""
-    found = [decode(e.kind, e.id, e.text) for e in entries if e.kind == "verified"]
-    return next((v for v in found if isinstance(v, Verified)), None)

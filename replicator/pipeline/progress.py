@@ -11,6 +11,8 @@ from msgspec import structs
 from replicator.pipeline.lineage import childless, readable
 from replicator.pipeline.parked import item_of
 from replicator.state import (
+    BY_RUN,
+    UNFINISHED,
     Counts,
     Entry,
     Gap,
@@ -27,6 +29,7 @@ from replicator.state import (
 
 RETENTION_HOURS = 24.0  # DynamoDB Streams keeps a record that long
 HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a run counts as stopped
+ABANDONED = 900.0  # seconds without a sign of a command's pass after which it does not count as in progress
 CLOCK_SKEW = 300.0  # seconds that another machine's clock may be ahead; times further in the future are ignored
 
 
@@ -49,13 +52,20 @@ class Shards(msgspec.Struct, frozen=True):
     waiting: int = 0
 
 
+class Verifying(msgspec.Struct, frozen=True):
+    """A verification pass in progress. ``by``: "run", or "command"."""
+
+    so_far: Verified
+    by: str
+
+
 class Progress(msgspec.Struct, frozen=True):
     """A pipeline's progress at one moment; None means unknown.
 
     ``phase``: backfill, catching-up, live, gap or stopped. ``rate``: records per second. ``gaps``: those not repaired.
     ``parked``: number of items. ``owner``: the run that may write, alive or not. ``retention_left_hours``: hours until
     the stream starts to drop unread records. ``request``: a rescan that no run has started yet. ``verified``: the last
-    pass of ``verify``. ``stripped``: `strip` has ended the pipeline.
+    pass of ``verify``, or of the run itself, that ended. ``stripped``: `strip` has ended the pipeline.
     """
 
     phase: str
@@ -72,6 +82,7 @@ class Progress(msgspec.Struct, frozen=True):
     owner: Owner | None = None
     request: ResyncRequest | None = None
     verified: Verified | None = None
+    verifying: Verifying | None = None
     stripped: Stripped | None = None
 
 
@@ -90,7 +101,29 @@ def progress(entries: Iterable[Entry], counts: Mapping[str, Counts], now: float)
         owner=kinds["owner"].get(""),
         request=kinds["request"].get(""),
     )
-    return structs.replace(current, verified=kinds["verified"].get(""), stripped=kinds["stripped"].get(""))
+    return structs.replace(with_passes(current, kinds["verified"], now), stripped=kinds["stripped"].get(""))
+
+
+def passes_of(entries: Iterable[Entry]) -> dict[str, Verified]:
+    """The verification passes, by the ids of their entries."""
+    found = {e.id: decode(e.kind, e.id, e.text) for e in entries if e.kind == "verified"}
+    return {id: v for id, v in found.items() if isinstance(v, Verified)}
+
+
+def with_passes(progress: Progress, passes: Mapping[str, Verified], now: float) -> Progress:
+    """``progress`` with the last pass that ended and the one in progress. A run's own may wait for a long time."""
+    ended = [v for v in passes.values() if v.ended is not None]
+    by = {UNFINISHED[BY_RUN]: "run"}
+    going = [
+        (id in by, v.updated, Verifying(v, by.get(id, "command")))
+        for id, v in passes.items()
+        if v.ended is None and (id in by or now - v.updated < ABANDONED)
+    ]
+    return structs.replace(
+        progress,
+        verified=max(ended, key=lambda v: v.ended or 0.0, default=None),
+        verifying=max(going, key=lambda g: g[:2])[2] if going else None,
+    )
 
 
 def measured(
@@ -137,7 +170,7 @@ def as_values(progress: Progress) -> dict[str, Any]:
     None: unknown, or no backfill was requested.
     """
     b, o, r, v = progress.backfill, progress.owner, progress.request, progress.verified
-    s = progress.stripped
+    s, going = progress.stripped, progress.verifying
     return {
         "phase": progress.phase,
         "lag_seconds": progress.lag_seconds,
@@ -173,6 +206,20 @@ def as_values(progress: Progress) -> dict[str, Any]:
             "repaired": v.repaired,
             "parked": v.parked,
             "unconfirmed": v.unconfirmed,
+        },
+        "verifying": going
+        and {
+            "by": going.by,
+            "started_at": going.so_far.started,
+            "updated_at": going.so_far.updated,
+            "scope": going.so_far.scope,
+            "done": going.so_far.done,
+            "items": going.so_far.items,
+            "documents": going.so_far.documents,
+            "differences": going.so_far.differences,
+            "repaired": going.so_far.repaired,
+            "parked": going.so_far.parked,
+            "unconfirmed": going.so_far.unconfirmed,
         },
         "stripped": s and {"started_at": s.started, "ended_at": s.ended},
     }

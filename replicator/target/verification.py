@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -31,6 +31,11 @@ class Comparison(msgspec.Struct, frozen=True, gc=False):
     version: int | None
     fields: tuple[str, ...] = ()
     refused: str = ""
+
+
+CANNOT_COMPARE = (
+    "cannot compare documents; its connector would have to implement replicator.target.verification.Verifiable"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,11 @@ class Verifiable(Protocol):
         Every document that is stored during the whole walk is returned at least once. A cursor may be used again
         later; CursorExpired if the target no longer knows it.
         """
+
+
+def can_compare(connector: Any) -> bool:
+    """Whether the targets of a connector are ``Verifiable``, as far as that can be told before one is made."""
+    return not isinstance(connector, type) or issubclass(connector, Verifiable)
 
 
 @runtime_checkable

@@ -72,8 +72,9 @@ class Examiner:
         expected, findings = self._expected(items)
         if self.mapping.own_ids:
             self._remember(expected)
+        findings += self._compared(expected).values()
         self.documents += len(expected)
-        return findings + list(self._compared(expected).values())
+        return findings
 
     def walked(
         self, table: Table, ids: Sequence[DocumentId], read: Callable[[Collection[Key]], Mapping[Key, Image]]

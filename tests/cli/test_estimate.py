@@ -58,6 +58,15 @@ def test_the_text_says_what_it_is_based_on_and_what_is_missing(world: World) -> 
     assert "not included: a target that is not DynamoDB, data transfer" in out
 
 
+def test_the_passes_of_a_run_that_verifies_are_part_of_the_month(world: World) -> None:
+    filled(world)
+    world.change("target:", "verify: {every: 7d}\ntarget:")
+    e = estimated(world)
+    assert 50 * 5000 / 4096 * 4 < e["month_verify_read_units"][0] < e["month_verify_read_units"][1]
+    _, out, _ = world.call("estimate", world.config, "--human")
+    assert "read units of the run's own passes: " in out
+
+
 def test_limits_of_the_config_decide_and_a_hook_that_filters_counts(world: World) -> None:
     filled(world, 10)
     world.hook("def hook(item):\n    return item if int(item['id']) % 2 else None\n")

@@ -163,6 +163,16 @@ def test_a_resync_of_keys_needs_look_ups_which_the_policy_includes_if_asked(tmp_
         assert Permission(RESOURCES["source", "table"], "dynamodb:BatchGetItem") in accounts.of["source"].used
 
 
+def test_a_run_that_verifies_needs_look_ups_which_the_policy_includes(tmp_path: Path) -> None:
+    with serving(tmp_path, dynamodb(", create: true"), more="verify: {{read_units: 1000}}\n") as accounts:
+        accounts.allow()
+        accounts.call("check", "--create")
+        accounts.run()
+        accounts.run("resync")
+        accounts.call("check")
+        accounts.assert_all_used()
+
+
 def test_postgres_needs_the_source_alone(tmp_path: Path, one_postgres: Database) -> None:
     with serving(tmp_path, f"{{{{type: postgres, url: '{one_postgres.url}', table: orders}}}}") as accounts:
         accounts.allow()

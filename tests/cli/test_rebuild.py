@@ -185,10 +185,10 @@ def test_the_documented_steps_lead_from_a_changed_hook_to_a_new_copy(
         await_that(lambda: phases(orders) == ["live", "live"], process)
         with ends(load(str(orders.folder / "orders-old.yaml"))) as (_, checkpoints):  # a verify that was killed
             note = Verified(started=time.time(), updated=time.time(), epoch=1024, scope="full", total=4)
-            checkpoints.save([Save("verified", "", 0, encode(note))])
+            checkpoints.save([Save("verified", "pass", 0, encode(note))])
             assert refusal(orders, "rollback") == (7, ["a verify pass is in progress; wait for its end"])
             carry_out([*rollback, "--unchecked"])
-            checkpoints.save([Save("verified", "", 1, None)])
+            checkpoints.save([Save("verified", "pass", 1, None)])
         assert documents(orders, "orders")["later"] == {"made": "old", "n": 1}
         await_that(lambda: phases(orders) == ["live", "live"], process)
         carry_out(switch)
@@ -232,12 +232,12 @@ def test_a_rebuild_that_is_canceled_leaves_the_pipeline_as_it_was(orders: World)
     )
     with ends(load(orders.config)) as (_, checkpoints):
         note = Verified(started=time.time(), updated=time.time(), epoch=1024, scope="full", total=4)
-        checkpoints.save([Save("verified", "", 0, encode(note)), Save("repair", "", 0, encode(Repair("token")))])
+        checkpoints.save([Save("verified", "pass", 0, encode(note)), Save("repair", "", 0, encode(Repair("token")))])
         assert refusal(orders, "switch", "--unverified")[1][1:] == [
             "a verify --repair of these tables is in progress; wait for its end",
             "a verify pass is in progress; wait for its end",
         ]
-        checkpoints.save([Save("verified", "", 1, None), Save("repair", "", 1, None)])
+        checkpoints.save([Save("verified", "pass", 1, None), Save("repair", "", 1, None)])
     code, (text,) = refusal(orders, "finish")
     assert (code, text.partition(". ")[0]) == (2, "the new tables are not live, so the old ones are not removed")
     done(orders, "cancel")

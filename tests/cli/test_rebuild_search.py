@@ -297,7 +297,9 @@ def test_a_rebuild_that_is_canceled_leaves_the_old_copy_as_it_was_and_a_run_foll
         await_that(shop.live, process)
         with ends(load(shop.replaced)) as (_, checkpoints):
             note = Verified(started=time.time(), updated=time.time(), epoch=1024, scope="full", total=4)
-            checkpoints.save([Save("verified", "", 0, encode(note)), Save("repair", "", 0, encode(Repair("token")))])
+            checkpoints.save(
+                [Save("verified", "pass", 0, encode(note)), Save("repair", "", 0, encode(Repair("token")))]
+            )
             assert shop.rebuild("switch", "--unverified") == (
                 7,
                 [
@@ -305,7 +307,7 @@ def test_a_rebuild_that_is_canceled_leaves_the_old_copy_as_it_was_and_a_run_foll
                     "a verify pass is in progress; wait for its end",
                 ],
             )
-            checkpoints.save([Save("verified", "", 1, None), Save("repair", "", 1, None)])
+            checkpoints.save([Save("verified", "pass", 1, None), Save("repair", "", 1, None)])
         shop.done("cancel")
         shop.done("cancel")
         shop.put("more 0", 0)

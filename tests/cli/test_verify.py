@@ -11,8 +11,10 @@ import pytest
 
 from replicator.config.settings import load
 from replicator.engine.assembly import ends
+from replicator.engine.context import Environment
 from replicator.operations.parked import void_verified
-from replicator.operations.verify import Progress, Request, last, verify
+from replicator.operations.verify import Progress, Request, verify
+from replicator.pipeline.progress import passes_of
 from replicator.state import Verified, decode, encode
 from replicator.verification.differences import Finding
 from replicator.verification.verifier import Result
@@ -82,9 +84,9 @@ def test_a_pass_during_which_parked_changes_were_discarded_is_not_noted(
         monkeypatch.setenv(name, value)
     config = load(copied.config)
     with ends(config) as (_, checkpoints):
-        tally = verify(config, Request(), Discarding(), threading.Event())
+        tally = verify(config, Request(), Discarding(), Environment(threading.Event(), lambda _: None))
         assert tally.exit_code == 0
-        assert last(checkpoints.read().entries) is None
+        assert passes_of(checkpoints.read().entries) == {}
 
 
 def test_differences_are_named_in_text_by_key_and_fields_without_values(copied: World) -> None:
@@ -157,8 +159,8 @@ def note(world: World, value: Verified) -> None:
     with world.postgres.connect() as connection:
         connection.execute(
             "INSERT INTO replicator.checkpoints (pipeline, kind, id, revision, value) "
-            "VALUES ('orders', 'verified', '', 1, %s)",
-            (encode(value),),
+            "VALUES ('orders', 'verified', %s, 1, %s)",
+            ("pass" if value.ended is None else "", encode(value)),
         )
         connection.commit()
 
@@ -239,6 +241,52 @@ def test_a_target_that_cannot_compare_documents_is_refused(mirror: World) -> Non
     mirror.catch_up()
     code, _, err = mirror.call("verify", mirror.config)
     assert (code, "target.type: sqlite cannot compare documents" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_run_cannot_verify_what_cannot_be_compared(mirror: World, command: str) -> None:
+    mirror.change("target:", "verify: {every: 1h}\ntarget:")
+    code, _, err = mirror.call(command, mirror.config)
+    assert (code, "verify: sqlite cannot compare documents; its connector would have to" in err) == (2, True), err
+
+
+def test_check_says_what_the_passes_of_a_run_read_and_whether_they_may(copied: World) -> None:
+    copied.change("target:", "verify: {every: 1m, read_units: 5}\ntarget:")
+    code, out, _ = copied.call("check", copied.config, "--human")
+    assert code == 0, out
+    assert "ok    verify: the target's documents can be read" in out
+    assert "note  verify: a pass takes up to 22 read units of the source, which is 4 s at 5 a second" in out
+    assert "longer than verify.every" not in out
+    for n in range(1000):
+        copied.db.put("orders", {"id": f"more{n}", "n": n})
+    copied.db.fail("BatchGetItem", "AccessDeniedException", times=None)
+    code, out, _ = copied.call("check", copied.config, "--human")
+    assert (code, "FAIL  permission: dynamodb:BatchGetItem on" in out) == (4, True), out
+    assert "a pass may take longer than verify.every; the next one follows at once" in out
+
+
+def test_each_pipeline_of_a_process_verifies_its_own_copy(copied: World) -> None:
+    copied.change("target:", "verify: {every: 1h, read_units: 1000}\ntarget:")
+    other = copied.folder / "users.yaml"
+    other.write_text((copied.folder / "orders.yaml").read_text().replace("orders", "users"))
+    copied.db.create_table("users")
+    copied.db.put("users", {"id": "1"})
+    change(copied, "DELETE FROM orders WHERE id = '4'")
+    left, found = {"orders", "users"}, []
+    with copied.shell.start("run", copied.config, str(other), "--json") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = orjson.loads(line)
+            found += [event] if event["event"] == "difference" else []
+            left -= {event["pipeline"]} if event["event"] == "verify ended" else set()
+            if not left:
+                break
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [(e["pipeline"], e["kind"], e["id"]) for e in found] == [("orders", "missing", '["4"]')]
+    status = copied.lines("status", copied.config, str(other))
+    assert [(s["pipeline"], s["verified"]["items"]) for s in status] == [("orders", 10), ("users", 1)]
 
 
 def test_a_pass_keeps_to_its_read_units(copied: World) -> None:

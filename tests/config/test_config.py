@@ -75,6 +75,40 @@ def test_another_poll_interval_is_a_mistake(write: Write, given: str) -> None:
     assert problem.startswith("orders.yaml:5: source.poll_interval: must be ")
 
 
+@pytest.mark.parametrize(
+    ("given", "every", "units"),
+    [
+        ("{}", 86_400.0, 50.0),
+        ("{every: 12h, read_units: 5}", 43_200.0, 5.0),
+        ("{every: 7d}", 604_800.0, 50.0),
+        ("{every: 90 m}", 5400.0, 50.0),
+        ("{every: 60}", 60.0, 50.0),
+        ('{every: "${P}"}', 250.0, 50.0),
+    ],
+)
+def test_the_time_between_verification_passes_is_a_duration(
+    write: Write, given: str, every: float, units: float
+) -> None:
+    verify = config.load(write(f"{RIGHT}verify: {given}\n"), {"P": "250s"}).verify
+
+    assert verify is not None
+    assert (verify.every, verify.read_units) == (every, units)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("{every: 59s}", "verify.every: must be from 1m to 366d"),
+        ("{every: 400d}", "verify.every: must be from 1m to 366d"),
+        ("{every: daily}", "verify.every: must be a duration such as 12h, 24h or 7d"),
+        ("{read_units: 4}", "verify.read_units: must be at least 5"),
+        ("{often: 1h}", "verify.often: unknown key"),
+    ],
+)
+def test_other_verification_options_are_a_mistake(write: Write, given: str, problem: str) -> None:
+    assert [text.partition(problem)[1] for text in problems(write(f"{RIGHT}verify: {given}\n"))] == [problem]
+
+
 def test_a_loaded_config_cannot_be_changed(write: Write) -> None:
     loaded = config.load(write(RIGHT), {})
 

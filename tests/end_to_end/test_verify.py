@@ -146,3 +146,28 @@ def test_without_a_run_a_difference_is_unconfirmed(copy: Copy, source: Source) -
     assert (ended.code, summary(ended)["unconfirmed"]) == (7, 2), ended
     assert {line["result"] for line in ended.lines[:-1]} == {"unconfirmed"}
     assert "no run of this pipeline is up" in ended.lines[0]["reason"]
+
+
+def test_a_killed_run_goes_on_with_its_own_verification(copy: Copy, source: Source) -> None:
+    """And with its stream; what its pass finds is named by key, and changes no exit code."""
+    copy.configure(None, None, verify={"every": "1h", "read_units": 5})
+    filled(source, 150)
+    with copy.start() as run:
+        run.until("verify started")
+        run.eventually(lambda: (copy.status()["verifying"] or {}).get("items") == 150, "the scan is recorded")
+        before = copy.status()["verifying"]
+        run.kill()
+    copy.execute("UPDATE {} SET pk = 'gone' WHERE pk = 'v7'")
+    copy.configure(None, None, verify={"every": "1h", "read_units": 1000})
+    with copy.start() as run:
+        run.until("verify resumed")
+        source.put("new", n=1)
+        ended = run.until("verify ended")
+        found = run.events("difference")
+        assert run.stop().code == 0
+    after = copy.status()
+    assert (before["by"], after["verifying"]) == ("run", None)
+    assert after["verified"]["started_at"] == before["started_at"]
+    assert [(e["kind"], e["id"]) for e in found] == [("extra", '["gone"]')], "the scan that came before is not repeated"
+    assert (ended["items"], ended["extra"], after["verified"]["differences"]) == (150, 1, 1)
+    assert len(copy.query("SELECT pk FROM {} WHERE pk = 'new'", copy.name)) == 1

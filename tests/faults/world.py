@@ -168,6 +168,12 @@ class World:
         self.stop = Stop(self.clock)
         (folder / "orders.yaml").write_text(_CONFIG)
 
+    @contextlib.contextmanager
+    def ends(self, _: object) -> Iterator[tuple[Any, Any]]:
+        """The target and its checkpoints, as ``engine.assembly`` opens them."""
+        target = self.target()
+        yield target, getattr(target, "checkpoints", None) or self.store()
+
     # What a test changes
 
     def configure(self, **options: Any) -> None:
@@ -248,11 +254,6 @@ def _plain(value: object) -> object:
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World(tmp_path)
 
-    @contextlib.contextmanager
-    def ends(_: object) -> Iterator[tuple[Any, Any]]:
-        target = world.target()
-        yield target, getattr(target, "checkpoints", None) or world.store()
-
     def outside(stop: Any, observe: Callable[[Progress], None], hook_limit: Any, **more: Any) -> context.Environment:
         clock = world.clock
         return context.Environment(
@@ -260,8 +261,8 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         )
 
     monkeypatch.setattr(running, "connect", lambda *_: world.client)
-    monkeypatch.setattr(assembly, "ends", ends)
-    monkeypatch.setattr(running, "ends", ends)
+    monkeypatch.setattr(assembly, "ends", world.ends)
+    monkeypatch.setattr(running, "ends", world.ends)
     monkeypatch.setattr(running, "Environment", outside)
     monkeypatch.setattr(running, "tune_allocator", lambda: None)
     monkeypatch.setattr(sys.modules["replicator.cli.run"], "stop_on_signals", lambda *_: world.stop)

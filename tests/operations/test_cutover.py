@@ -133,6 +133,34 @@ def test_a_recent_full_verify_pass_without_differences_is_needed(
     assert (found, wanted in text) == (code, True), text
 
 
+SINCE = {"started": NOW - 300, "updated": NOW - 60, "ended": None, "found": NOW - 100}
+
+
+@pytest.mark.parametrize(
+    ("id", "change", "wanted"),
+    [
+        ("pass", {}, ""),
+        ("run pass", {"differences": 2}, "a later verify pass (full, in progress) found 2 difference(s)"),
+        (
+            "sample",
+            {"differences": 2, "scope": "1 %", "ended": NOW - 60},
+            "a later verify pass (1 %) found 2 difference",
+        ),
+        ("sample", {"scope": "1 %", "ended": NOW - 60}, ""),
+        ("run pass", {"differences": 2, "started": NOW - 5000, "found": NOW - 901}, ""),
+        ("run", {"differences": 2, "started": NOW - 5000, "found": NOW - 901, "ended": NOW}, ""),
+        ("run", {"ended": NOW - 60, "differences": 2}, "the last verify pass found 2 difference(s)"),
+        ("pass", {"differences": 2, "found": None}, "a later verify pass (full, in progress) found 2 difference(s)"),
+    ],
+)
+def test_a_pass_beside_the_last_full_one_counts_only_by_what_it_found_since(
+    id: str, change: dict[str, Any], wanted: str
+) -> None:
+    found = said(None, BEAT, PASS, entry("verified", id, json.dumps(PASS | SINCE | change)))
+    assert [code for code, _ in found] == ([6] if wanted else [])
+    assert wanted in "".join(text for _, text in found)
+
+
 def test_the_most_severe_reason_comes_first_and_decides_the_exit_code() -> None:
     gap = entry("gap", "1", Gap("records expired", NOW, 1024, "a", "5"))
     parked = [Entry("parked", f'["k{n}"]@{1:019d}', 1, "") for n in range(5)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from replicator.aws.prices import PRICES
+from replicator.config.verification import Verify
 from replicator.operations.estimate import Facts, Limits, Range, calculated, idle_requests
 
 FACTS = Facts(
@@ -55,6 +56,21 @@ def test_idle_polls_are_charged_for_every_open_shard_and_the_free_ones_may_be_us
     assert e.month_stream.low == pytest.approx((e.month_requests.low - 2_500_000) * 0.2 / 1e6)
     assert e.month_stream.high == pytest.approx(e.month_requests.high * 0.2 / 1e6)
     assert calculated(replace(FACTS, shards=1), LIMITS, PRICES).month_stream.low == 0
+
+
+def test_the_passes_of_a_run_that_verifies_read_each_item_once_or_twice_but_no_more_than_they_may() -> None:
+    scan = (4 << 30) / 4096
+    daily = calculated(FACTS, replace(LIMITS, verify=Verify(every=86_400, read_units=1000)), PRICES)
+    assert daily.month_verify_units is not None
+    assert daily.month_verify is not None
+    assert daily.month_verify_units.low == scan * 30
+    assert 2 * scan * 30 < daily.month_verify_units.high < 5 * scan * 30
+    assert daily.month_verify.low == pytest.approx(scan * 30 * 0.125 / 1e6)
+    slow = calculated(FACTS, replace(LIMITS, verify=Verify(every=3600, read_units=5)), PRICES)
+    assert slow.month_verify_units == Range(5 * 30 * 86_400, 5 * 30 * 86_400)
+    assert calculated(FACTS, LIMITS, PRICES).month_verify_units is None
+    provisioned = calculated(replace(FACTS, on_demand=False), replace(LIMITS, verify=Verify()), PRICES)
+    assert provisioned.month_verify is None
 
 
 def test_a_shorter_poll_interval_costs_more_requests() -> None:
