@@ -72,7 +72,8 @@ def _version_type(index: catalog.Index) -> str:
 
 
 def parts(layout: Layout) -> Parts:
-    """What stored documents depend on: each field with its parameters, the mapping's other parameters, the routing.
+    """What stored documents depend on: each field with its parameters, the mapping's other parameters, the routing,
+    the name of the ingest pipeline (its definition is noted in the index, see ``ingest``).
 
     Settings, replicas and ``adopt`` are not included: changing them leaves stored documents valid.
     """
@@ -80,7 +81,8 @@ def parts(layout: Layout) -> Parts:
     outside = {name: _text(value) for name, value in around.items()}
     fields = {f"{_FIELD}{path}": _text(field) for path, field in _fields(layout.mapping["properties"])}
     routing = {} if layout.routed_by is None else {"routing": layout.parts[layout.routed_by]}
-    return {**outside, **fields, **routing, **({_DELETES: "mark"} if layout.marks else {})}
+    ingest = {} if layout.ingest is None else {"ingest_pipeline": layout.ingest}
+    return {**outside, **fields, **routing, **ingest, **({_DELETES: "mark"} if layout.marks else {})}
 
 
 def _fields(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

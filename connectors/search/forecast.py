@@ -27,7 +27,7 @@ def refusals(writes: Sequence[Write], layouts: Mapping[str, Layout]) -> Iterator
         entries = list(encoders[write.table].entries([write], "", rejections))
         yield from rejections
         layout = layouts[write.table]
-        if not rejections and isinstance(write, Upsert) and not layout.whole:
+        if not rejections and isinstance(write, Upsert) and not layout.whole and layout.ingest is None:
             document = orjson.loads(entries[0].lines.splitlines()[1])
             document.pop(OURS, None)
             for reason in _object("", document, layout.mapping, "strict"):

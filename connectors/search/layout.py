@@ -35,7 +35,7 @@ class Layout:
     object that is not searchable; otherwise its attributes are fields. ``routed_by``: the position in ``parts`` of the
     routing value. ``added``: the key that each document must contain, as its hook may have left it out. ``marks``:
     documents whose item is gone stay, and are marked. ``beside``: during a rebuild, the index of the other generation,
-    to which the alias may point as well.
+    to which the alias may point as well. ``ingest``: the ingest pipeline that documents go through.
     """
 
     alias: str
@@ -50,6 +50,7 @@ class Layout:
     added: KeySchema | None = None
     marks: bool = False
     beside: str = ""
+    ingest: str | None = None
 
     @property
     def own(self) -> dict[str, Any]:
@@ -111,8 +112,21 @@ def _layout(table: Table) -> Layout:
     mapping = _mapping(options.mapping, own_fields(parts, marks=marks), keys, routed=routed_by is not None)
     settings = _settings(options)
     added = table.keys if keys and not whole else None
-    shards, adopt = options.shards, options.adopt
-    return Layout(table.name, name, parts, whole, mapping, settings, shards, routed_by, adopt, added, marks, beside)
+    return Layout(
+        table.name,
+        name,
+        parts,
+        whole,
+        mapping,
+        settings,
+        shards=options.shards,
+        routed_by=routed_by,
+        adopt=options.adopt,
+        added=added,
+        marks=marks,
+        beside=beside,
+        ingest=options.ingest_pipeline,
+    )
 
 
 def _index_of(table: Table) -> str:

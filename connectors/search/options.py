@@ -71,6 +71,12 @@ def _safe_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _pipeline_name(name: str) -> str:
+    if not name.strip() or name == "_none" or any(mark in name for mark in ",*\0"):
+        raise ValueError("must be the name of an ingest pipeline, without commas or asterisks")
+    return name
+
+
 class SearchTable(Options):
     """Options of one index. The table's name is the alias for searching it."""
 
@@ -96,6 +102,9 @@ class SearchTable(Options):
         default=False, description="true: the item's key attributes are fields, also where the hook leaves them out"
     )
     routing: str | None = Field(default=None, description="key attribute that decides the shard of a document")
+    ingest_pipeline: Annotated[str, AfterValidator(_pipeline_name)] | None = Field(
+        default=None, description="ingest pipeline of the cluster that documents go through"
+    )
     adopt: bool = Field(
         default=False, description="take over an index that another tool or pipeline created and filled"
     )

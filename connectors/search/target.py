@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import orjson
 
-from connectors.search import catalog, checks, definition, forecast, generations, marking, searches
+from connectors.search import catalog, checks, definition, forecast, generations, ingest, marking, searches
 from connectors.search.bulk import Bulk, Size
 from connectors.search.checks import Opened, Watch
 from connectors.search.conflicts import Conflicts
@@ -226,11 +226,19 @@ class SearchTarget(ComparesByTable):
     def _usable(self, layout: Layout, epoch: int) -> tuple[catalog.State, Sequence[str]]:
         state = catalog.state(self._connection, layout)
         problems = [*self._mismatches(layout, state), *catalog.overtaken(layout, state, epoch)]
+        if state.index is not None and state.index.epoch == epoch:
+            problems += self._other_ingest(layout, state.index)
         return state, problems or self._foreseen(layout, state)
 
+    def _other_ingest(self, layout: Layout, index: catalog.Index) -> Iterator[str]:
+        return ingest.changed(layout, index.notes, ingest.digest(self._connection, layout))
+
     def _foreseen(self, layout: Layout, state: catalog.State) -> Sequence[str]:
-        """Hazards that an absent index would have once it is created, so that no such index is left behind."""
-        return [] if state.index is not None else list(checks.templates(self._connection, layout))
+        """Hazards of the ingest pipeline, and those that an absent index would have once it is created, so that no such
+        index is left behind.
+        """
+        foreseen = list(ingest.problems(self._connection, layout))
+        return foreseen if state.index is not None else [*foreseen, *checks.templates(self._connection, layout)]
 
     def _ready(self, layout: Layout, state: catalog.State, epoch: int) -> Opened:
         """Create what is absent and store the notes.
@@ -247,7 +255,7 @@ class SearchTarget(ComparesByTable):
                 f"{self.server}: the index {layout.index} was created, but cannot be found; looking again"
             )
         checks.check_versioning(self._bulk, layout, self.server)
-        notes = catalog.notes(layout, self._pipeline, epoch)
+        notes = {**catalog.notes(layout, self._pipeline, epoch), **ingest.digest(self._connection, layout)}
         catalog.note(self._connection, layout, state.index, notes)
         return Opened(layout, state.index.id, notes)
 
@@ -295,7 +303,8 @@ class SearchTarget(ComparesByTable):
     def _problems(self, layout: Layout, state: catalog.State) -> Sequence[str]:
         if state.index is not None and state.index.replaced:
             return [*self._mismatches(layout, state), catalog.replaced(layout)]
-        return self._epoch_problems(layout, state)
+        changed = self._other_ingest(layout, state.index) if state.index is not None else ()
+        return [*changed, *self._epoch_problems(layout, state)]
 
     def _epoch_problems(self, layout: Layout, state: catalog.State) -> Sequence[str]:
         problems = [*self._mismatches(layout, state)] or [*self._foreseen(layout, state)]

@@ -17,12 +17,12 @@ from urllib.parse import quote
 import orjson
 from msgspec import structs
 
-from connectors.search import marking, searches
+from connectors.search import ingest, marking, searches
 from connectors.search.bulk import Bulk
 from connectors.search.connection import Connection
 from connectors.search.encode import TableEncoder, insisting
 from connectors.search.errors import failure
-from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout
+from connectors.search.layout import DELETED_AT, LIVE, MARKED, WHOLE, Layout, index_id
 from connectors.search.mappings import OURS, own_fields
 from connectors.search.marking import Stored
 from connectors.search.responses import worst
@@ -57,6 +57,10 @@ class IndexVerification:
         rejections: list[Rejection] = []
         lines = {entry.write.id: entry.lines for entry in self.encoder.entries(writes, "", rejections)}
         refused = {rejection.write.id: rejection.reason for rejection in rejections}
+        sources = {id: of.split(b"\n", 2)[1] for id, of in lines.items()}
+        if self.layout.ingest is not None:
+            sources, failing = self._through_pipeline(sources)
+            refused |= failing
         for write, document in zip(writes, documents, strict=True):
             version = None if document is None else document.version
             if write.id in refused:
@@ -66,7 +70,18 @@ class IndexVerification:
             elif self._is_marked(document):
                 yield Comparison(version, (f"{OURS}.{DELETED_AT}",))
             else:
-                yield Comparison(version, self._differing(document.source, lines[write.id].split(b"\n", 2)[1]))
+                yield Comparison(version, self._differing(document.source, sources[write.id]))
+
+    def _through_pipeline(
+        self, sources: Mapping[DocumentId, bytes]
+    ) -> tuple[dict[DocumentId, bytes], dict[DocumentId, str]]:
+        """What the ingest pipeline makes of documents, and why it makes nothing of others."""
+        by_index_id = {index_id(id): id for id in sources}
+        given = {text: sources[id] for text, id in by_index_id.items()}
+        made = ingest.simulated(self.connection, self.layout, given) if given else {}
+        passed = {by_index_id[text]: source for text, source in made.items() if source is not None}
+        failing = {id: ingest.FAILS for id in sources if id not in passed}
+        return passed, failing
 
     def _differing(self, stored: bytes, expected: bytes) -> tuple[str, ...]:
         """The names of the fields that differ."""

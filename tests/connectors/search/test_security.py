@@ -28,10 +28,15 @@ writer:
   indices: [{names: ["secured*"], privileges: [manage, read, index, delete]}]
 reader:
   indices: [{names: ["secured*"], privileges: [read, view_index_metadata]}]
+through:
+  cluster: [read_pipeline]
+  indices: [{names: ["secured*"], privileges: [manage, read, index, delete]}]
+maker:
+  cluster: [manage_ingest_pipelines]
 """
 NEEDED = ("manage", "read", "index", "delete")
 LACKING = {f"no-{one}": [privilege for privilege in NEEDED if privilege != one] for one in NEEDED}
-USERS = ("writer", "reader", *LACKING)
+USERS = ("writer", "reader", "through", "maker", *LACKING)
 PASSWORD = "only for this test"
 TABLE = Table("secured", PK)
 
@@ -101,6 +106,20 @@ def test_a_refusal_names_the_missing_privilege(secured: SearchServer) -> None:
     logged_in(secured, "writer").open([TABLE], FIRST_EPOCH + 2)
     with pytest.raises(NotPermitted, match=r"data/write/bulk.* is unauthorized for user \[reader\].*granted by.*index"):
         logged_in(secured, "reader").open([TABLE], FIRST_EPOCH + 7)
+
+
+def test_an_ingest_pipeline_needs_a_privilege_of_the_cluster(secured: SearchServer) -> None:
+    maker = logged_in(secured, "maker")._connection
+    maker.ask("PUT", "/_ingest/pipeline/secured-p", b'{"processors":[]}', doing="making a pipeline")
+    of = Table("secured-through", PK, {"ingest_pipeline": "secured-p"})
+    assert list(logged_in(secured, "through").check([of])) == []
+    target = logged_in(secured, "through")
+    target.open([of], FIRST_EPOCH)
+    expected = put({"pk": "a"}, 1, table="secured-through")
+    assert target.write(batch(expected)) == Outcome()
+    assert target.compare(of, [expected])[0].fields == ()
+    with pytest.raises(NotPermitted, match="read_pipeline"):
+        logged_in(secured, "writer").check([of])
 
 
 @pytest.mark.parametrize(("user", "password"), [("writer", "wrong"), ("nobody", PASSWORD)])
