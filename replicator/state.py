@@ -392,6 +392,10 @@ class Verified:
     done: float = 0.0
     found: float | None = None
 
+    @property
+    def unrepaired(self) -> int:
+        return self.differences - self.repaired
+
     def found_since(self, moment: float) -> bool:
         """Whether the pass confirmed a difference after that moment."""
         return self.differences > 0 and (self.updated if self.found is None else self.found) > moment

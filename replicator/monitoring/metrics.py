@@ -32,12 +32,16 @@ Labels = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A run at the moment of a scrape. ``progressed_at``: wall clock, when it last made progress."""
+    """A run at the moment of a scrape. ``progressed_at``: wall clock, when it last made progress.
+
+    ``verify_due``: when the next verification pass must have ended.
+    """
 
     progress: Progress
     details: Details
     healthy: bool
     progressed_at: float
+    verify_due: float | None = None
 
 
 class Metrics:
@@ -118,6 +122,7 @@ class _Moments(Collector):
         yield info
         yield from self._state(moment)
         yield from self._backfill(moment.progress)
+        yield from self._verification(moment)
         yield from self._work(moment)
 
     def _state(self, moment: Moment) -> Iterator[Metric]:
@@ -145,6 +150,28 @@ class _Moments(Collector):
         yield self._gauge("backfill_eta_seconds", "Estimated time until the backfill ends.", b.eta_seconds)
         yield self._gauge("backfill_segments", "Segments of the backfill.", b.segments)
         yield self._gauge("backfill_ended_segments", "Segments that are stored to their end.", b.segments_ended)
+
+    def _verification(self, moment: Moment) -> Iterator[Metric]:
+        last, going = moment.progress.verified, moment.progress.verifying
+        current = None if going is None else going.so_far
+        if last is None and current is None and moment.verify_due is None:
+            return
+        text = "Documents found to differ and not repaired, by the last pass that ended and the current one."
+        differences = GaugeMetricFamily("replicator_verify_differences", text, labels=["pipeline", "pass"])
+        for name, found in (("last", last), ("current", current)):
+            if found is not None:
+                differences.add_metric([self._pipeline, name], found.unrepaired)
+        yield differences
+        newest = current or last
+        text = "Share of the newest pass that is done."
+        yield self._gauge("verify_progress_ratio", text, None if newest is None else newest.done)
+        if last is not None:
+            yield self._gauge("verify_last_start_timestamp_seconds", "When the last pass began.", last.started)
+            yield self._gauge("verify_last_end_timestamp_seconds", "When the last pass ended.", last.ended)
+            text = "Documents that the last pass could not decide on."
+            yield self._gauge("verify_unconfirmed", text, last.unconfirmed)
+        text = "When the next pass of the run must have ended."
+        yield self._gauge("verify_due_timestamp_seconds", text, moment.verify_due)
 
     def _work(self, moment: Moment) -> Iterator[Metric]:
         p, d = moment.progress, moment.details

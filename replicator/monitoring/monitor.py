@@ -20,13 +20,17 @@ SILENT = 1.5  # seconds without a report after which the lag is known to grow
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is monitored. ``config``: the file, as the user names it. ``source``, ``target``: as the page shows them."""
+    """What is monitored. ``config``: the file, as the user names it. ``source``, ``target``: as the page shows them.
+
+    ``verify_every``: seconds from one verification pass of the run to the next; None if it makes none.
+    """
 
     pipeline: str
     config: str
     source: str
     target: str
     tables: tuple[str, ...] = ()
+    verify_every: float | None = None
 
 
 class Monitor:
@@ -120,7 +124,19 @@ class Monitor:
 
     def moment(self) -> Moment:
         progressed_at = self._now() - (self._monotonic() - self._moved)
-        return Moment(self.progress(), self._details, self.health().ok, progressed_at)
+        return Moment(self.progress(), self._details, self.health().ok, progressed_at, self.verify_due())
+
+    def verify_due(self) -> float | None:
+        """When the next verification pass must have ended; None if the run makes none.
+
+        It begins ``verify_every`` after the beginning of the last one, and should not take longer than that.
+        """
+        every, progress = self.subject.verify_every, self._progress
+        if every is None:
+            return None
+        if progress.verified is not None:
+            return progress.verified.started + 2 * every
+        return (self.began if progress.verifying is None else progress.verifying.so_far.started) + 2 * every
 
     def status(self) -> Mapping[str, Any]:
         """The fields of ``status --json``."""

@@ -34,7 +34,8 @@ def subject_of(config: Config, path: str) -> Subject:
 
     target = config.target
     source = f"DynamoDB {config.source.table}"
-    return Subject(config.pipeline, path, source, target.type, tuple(target.tables))
+    every = config.verify.every if config.verify is not None else None
+    return Subject(config.pipeline, path, source, target.type, tuple(target.tables), every)
 
 
 def monitor_of(subject: Subject) -> Monitor:

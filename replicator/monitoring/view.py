@@ -16,7 +16,7 @@ from replicator.monitoring.history import Sample
 from replicator.monitoring.monitor import Monitor
 from replicator.pipeline.details import MOST_PARKED, ShardDetail
 from replicator.pipeline.progress import Backfill, Progress
-from replicator.state import Counts, Gap
+from replicator.state import FULL_SCOPE, Counts, Gap, Verified
 
 LOW_RETENTION = 6.0  # hours
 DEEPEST = 8  # level of the shard tree that is still indented further
@@ -79,6 +79,16 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
+class Verification:
+    """Verification passes: of the one in progress its ``percent`` (None: there is none), and the last that ended."""
+
+    percent: float | None
+    current: str
+    last: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """Something a person should know: a sentence and, if there is one, the command that helps."""
 
@@ -101,6 +111,7 @@ class View:
     facts: tuple[Fact, ...]
     alarms: tuple[Alarm, ...]
     scan: Scan | None
+    verification: Verification | None
     charts: tuple[Chart, ...]
     bands: tuple[Band, ...]
     phases: tuple[tuple[str, str], ...]
@@ -132,6 +143,7 @@ def view(monitor: Monitor) -> View:
         facts=tuple(_facts(progress)),
         alarms=tuple(_alarms(monitor, progress)),
         scan=_scan(progress.backfill),
+        verification=_verification(monitor, progress, now),
         charts=tuple(_charts(samples, span)),
         bands=bands,
         phases=tuple((b, _LABELS.get(b, b)) for b in dict.fromkeys(band.phase for band in bands)),
@@ -159,7 +171,9 @@ def _phase(progress: Progress, verdict: Verdict) -> str:
 
 def _label(progress: Progress, phase: str) -> str:
     label = _LABELS.get(progress.phase, progress.phase)
-    return f"{label}, {phase}" if phase in ("waiting", "stalled") else label
+    if phase in ("waiting", "stalled"):
+        return f"{label}, {phase}"
+    return f"{label}, verifying" if phase == "live" and progress.verifying is not None else label
 
 
 def headline(progress: Progress, verdict: Verdict, stage: str = "") -> str:
@@ -218,6 +232,9 @@ def _alarms(monitor: Monitor, p: Progress) -> Iterator[Alarm]:
     if p.parked:
         text = "Fix the hook or the table, then store them again. Other items are not held up."
         yield Alarm("warn", f"{p.parked:,} parked", text, f"replicator parked retry {config} --all")
+    if found := _unrepaired(p):
+        text = "Documents differ from what their items require, and lag does not explain it: look for the cause first."
+        yield Alarm("bad", f"{found:,} differences", text, f"replicator verify {config} --repair")
     doubt = monitor.details.in_doubt_seconds
     if doubt:
         text = f"For {duration(doubt)} writes without a response may still be applied; versions keep them harmless."
@@ -243,6 +260,36 @@ def _scan(b: Backfill | None) -> Scan | None:
     rate = "rate unknown yet" if b.rate is None else f"{b.rate:,.0f}/s"
     eta = "" if b.eta_seconds is None else f", about {duration(b.eta_seconds)} left"
     return Scan(round(percent, 1), False, f"{b.items:,}{of} items", f"{rate}{eta}")
+
+
+def _unrepaired(p: Progress) -> int:
+    """Documents that differ, by the last pass that ended or by the current one, whichever found more."""
+    passes = (p.verified, None if p.verifying is None else p.verifying.so_far)
+    return max(0 if found is None else found.unrepaired for found in passes)
+
+
+def _verification(monitor: Monitor, p: Progress, now: float) -> Verification | None:
+    last, going, due = p.verified, p.verifying, monitor.verify_due()
+    if last is None and going is None and due is None:
+        return None
+    percent, current = None, "the next pass is due" if due is not None and last is None else ""
+    if going is not None:
+        percent, so_far = round(100 * going.so_far.done, 1), going.so_far
+        by = "" if going.by == "run" else " by replicator verify"
+        current = f"verifying{by}: {percent:.0f} %, {so_far.items:,} items, {so_far.differences:,} differences"
+    overdue = due is not None and now > due
+    tone = "bad" if _unrepaired(p) else "warn" if overdue else ""
+    return Verification(percent, current, _last_pass(last, now), tone)
+
+
+def _last_pass(last: Verified | None, now: float) -> str:
+    if last is None or last.ended is None:
+        return "never verified"
+    rest = f", {last.parked:,} parked" if last.parked else ""
+    rest += f", {last.unconfirmed:,} unconfirmed" if last.unconfirmed else ""
+    scope = "" if last.scope == FULL_SCOPE else f" in a sample of {last.scope}"
+    found = f"{last.differences:,} differences{scope}{rest}, {brief(max(0.0, now - last.ended))} ago"
+    return f"verified up to {_day(last.started)} {_clock(last.started)}: {found}"
 
 
 def _charts(samples: Sequence[Sample], span: float) -> Iterator[Chart]:
@@ -319,6 +366,10 @@ def _ago(span: float) -> str:
 
 def _clock(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
 
 
 def _footer(monitor: Monitor, p: Progress) -> Iterator[str]:

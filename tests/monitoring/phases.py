@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,8 @@ from msgspec import structs
 from replicator.monitoring.history import EVERY, Sample
 from replicator.monitoring.monitor import Monitor, Subject
 from replicator.pipeline.details import Details, ParkedDetail, ShardDetail
-from replicator.pipeline.progress import Backfill, Progress, Shards
-from replicator.state import Counts, Gap, Owner
+from replicator.pipeline.progress import Backfill, Progress, Shards, Verifying
+from replicator.state import FULL_SCOPE, Counts, Gap, Owner, Verified
 
 NOW = 1_780_000_000.0
 SUBJECT = Subject("orders", "orders.yaml", "DynamoDB orders", "postgres", ("orders",))
@@ -115,6 +115,13 @@ _PARKED = (
 )
 
 
+_VERIFIED = Verified(
+    NOW - 90_000, NOW - 62_000, 1024, FULL_SCOPE, 41, items=2_051_004, documents=2_051_004, ended=NOW - 62_000
+)
+_VERIFYING = Verifying(Verified(NOW - 3600, NOW - 4, 1024, FULL_SCOPE, 41, items=1_420_118, done=0.37), "run")
+_DIFFERENT = replace(_VERIFIED, differences=3, parked=1, found=NOW - 70_000)
+
+
 def stories() -> Mapping[str, Story]:
     waiting = partial(_waiting, 214.0, _live)
     late = tuple(structs.replace(s, through=s.through and s.through - 214.0) for s in _SHARDS)
@@ -133,6 +140,8 @@ def stories() -> Mapping[str, Story]:
             _catching_up,
         ),
         "live": Story(_LIVE, _DETAILS, _live),
+        "verifying": Story(structs.replace(_LIVE, verified=_VERIFIED, verifying=_VERIFYING), _DETAILS, _live),
+        "differences": Story(structs.replace(_LIVE, verified=_DIFFERENT), _DETAILS, _live),
         "waiting": Story(
             lost, structs.replace(_DETAILS, shards=late, in_doubt_seconds=86.0), waiting, seconds_stuck=214.0
         ),

@@ -52,6 +52,8 @@ SHOWN = {
     "live": ("live", "every change up to 0.4 s ago"),
     "waiting": ("catching up, waiting", "connection refused"),
     "gap": ("gap", "replicator resync orders.yaml"),
+    "verifying": ("live, verifying", "verifying: 37 %, 1,420,118 items, 0 differences"),
+    "differences": ("live", "replicator verify orders.yaml --repair"),
     "parked": ("live", "replicator parked retry orders.yaml --all"),
     "stalled": ("catching up, stalled", "no progress for 41 s"),
 }

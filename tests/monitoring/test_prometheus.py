@@ -76,10 +76,11 @@ def metrics_in(expression: str) -> set[str]:
 
 @pytest.fixture
 def proxied(world: World) -> Iterator[tuple[World, Proxy]]:
-    """A run whose connections to Postgres go through a proxy, and whose hook rejects one item."""
+    """A run that verifies, whose connections to Postgres go through a proxy, and whose hook rejects one item."""
     port = int(re.findall(r":(\d+)/", world.postgres.url)[0])
     with Proxy("127.0.0.1", port) as proxy:
         world.change(f":{port}/", f":{proxy.port}/")
+        world.change("target:", "verify: {every: 1h, read_units: 1000}\ntarget:")
         world.hook(
             "def hook(item):\n    if item['id'] == '7':\n        raise ValueError('no')\n    return {'id': '1'}\n"
         )

@@ -65,9 +65,11 @@ def test_every_metric_is_documented_and_no_other(world: World) -> None:
         for row, kind in re.findall(r"^\| (`replicator_.*?) \| (\w+) \|", text, re.MULTILINE)
         for name in re.findall(r"`(replicator_\w+)`", row)
     }
+    world.change("target:", "verify: {every: 1h, read_units: 1000}\ntarget:")
     fill(world)
     with monitored(world) as run:
         run.live()
+        run.eventually(lambda: run.get("/status.json").json["verified"], "the run verifies its copy")
         exported = set(re.findall(r"^# TYPE (replicator_\w+) (\w+)$", run.get("/metrics").text, re.MULTILINE))
 
     assert exported == documented

@@ -1,0 +1,85 @@
+"""What the page and the metrics say of a run's verification passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from replicator.monitoring.monitor import Monitor
+from replicator.monitoring.view import view
+from replicator.pipeline.progress import Verifying
+from replicator.state import FULL_SCOPE, Verified
+from tests.monitoring.phases import NOW, SUBJECT, monitor, stories
+from tests.monitoring.test_run import metrics
+
+HOUR = 3600.0
+EVERY_DAY = replace(SUBJECT, verify_every=24 * HOUR)
+LAST = Verified(NOW - 30 * HOUR, NOW - 29 * HOUR, 1024, FULL_SCOPE, 4, ended=NOW - 29 * HOUR, done=1.0)
+CURRENT = Verifying(Verified(NOW - HOUR, NOW, 1024, FULL_SCOPE, 4, done=0.25), "run")
+
+
+def observed(**more: Verified | Verifying) -> Monitor:
+    story = stories()["live"]
+    return monitor(replace(story, progress=structs.replace(story.progress, **more)), EVERY_DAY)
+
+
+@pytest.mark.parametrize(
+    ("passes", "due"),
+    [
+        ({"verified": LAST}, NOW + 18 * HOUR),
+        ({"verified": LAST, "verifying": CURRENT}, NOW + 18 * HOUR),
+        ({"verifying": CURRENT}, NOW + 47 * HOUR),
+        ({}, NOW - 5000 + 48 * HOUR),
+    ],
+)
+def test_a_pass_must_have_ended_two_intervals_after_the_last_one_or_the_run_began(
+    passes: dict[str, Verified | Verifying], due: float
+) -> None:
+    seen = observed(**passes)
+    assert metrics(seen.metrics.text().decode())['replicator_verify_due_timestamp_seconds{pipeline="orders"}'] == due
+
+
+def test_the_metrics_tell_the_last_pass_from_the_current_one_and_leave_out_what_was_repaired() -> None:
+    current = Verifying(replace(CURRENT.so_far, differences=2), "run")
+    seen = observed(verified=replace(LAST, differences=5, repaired=5, unconfirmed=1), verifying=current)
+    samples = metrics(seen.metrics.text().decode())
+    assert samples['replicator_verify_differences{pass="last",pipeline="orders"}'] == 0
+    assert samples['replicator_verify_differences{pass="current",pipeline="orders"}'] == 2
+    assert samples['replicator_verify_progress_ratio{pipeline="orders"}'] == 0.25
+    assert samples['replicator_verify_last_start_timestamp_seconds{pipeline="orders"}'] == LAST.started
+    assert samples['replicator_verify_last_end_timestamp_seconds{pipeline="orders"}'] == LAST.ended
+    assert samples['replicator_verify_unconfirmed{pipeline="orders"}'] == 1
+
+
+def test_a_run_that_verifies_nothing_has_no_such_metrics_and_no_card() -> None:
+    seen = monitor(stories()["live"])
+    assert "replicator_verify" not in seen.metrics.text().decode()
+    assert view(seen).verification is None
+
+
+def test_the_page_says_how_far_a_pass_is_and_what_the_last_one_found() -> None:
+    shown = view(observed(verified=LAST, verifying=CURRENT))
+    assert shown.verification is not None
+    assert (shown.label, shown.verification.percent, shown.verification.tone) == ("live, verifying", 25.0, "")
+    assert shown.verification.current == "verifying: 25 %, 0 items, 0 differences"
+    assert shown.verification.last == "verified up to 2026-05-27 14:26:40 UTC: 0 differences, 29 h ago"
+    assert not any("differences" in alarm.title for alarm in shown.alarms)
+
+
+def test_an_overdue_pass_and_differences_look_like_it() -> None:
+    overdue = view(observed(verified=replace(LAST, started=NOW - 49 * HOUR))).verification
+    assert overdue is not None
+    assert overdue.tone == "warn"
+    found = view(observed(verified=replace(LAST, differences=3, repaired=1)))
+    assert found.verification is not None
+    assert found.verification.tone == "bad"
+    (alarm,) = [alarm for alarm in found.alarms if alarm.title == "2 differences"]
+    assert (alarm.tone, alarm.command) == ("bad", "replicator verify orders.yaml --repair")
+
+
+def test_before_the_first_pass_the_page_says_that_nothing_is_proven() -> None:
+    shown = view(observed()).verification
+    assert shown is not None
+    assert (shown.current, shown.last) == ("the next pass is due", "never verified")
