@@ -60,7 +60,7 @@ class DynamoDB(ComparesByTable):
         options = self._options
         if not options.loops:
             return None
-        return Marks(options.version_attribute, options.deleted_attribute, options.mark_attribute)
+        return self.attributes
 
     @property
     def reduced_guarantee(self) -> str:
@@ -164,6 +164,12 @@ class DynamoDB(ComparesByTable):
         return self._cleanup.purge(layout(table, self._options), below, spare)
 
     @property
+    def attributes(self) -> Marks:
+        """What it may add to items, with an opposite pipeline or without."""
+        options = self._options
+        return Marks(options.version_attribute, options.deleted_attribute, options.mark_attribute)
+
+    @property
     def unstrippable(self) -> str:
         """Why nothing can be removed from items; empty if it can."""
         if self._options.pristine:
@@ -178,8 +184,9 @@ class DynamoDB(ComparesByTable):
     def strip(self, table: Table, after: str) -> Page:
         if not after:
             self._tables.end(layout(table, self._options))
-        names = (self._options.version_attribute, self._options.deleted_attribute, self._options.mark_attribute)
-        return strip_page(self._account.client, self._writer, layout(table, self._options), names, after)
+        return strip_page(
+            self._account.client, self._writer, layout(table, self._options), self.attributes.names, after
+        )
 
     @property
     def unrepairable(self) -> str:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 @click.command
 @config_argument
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--unchecked", is_flag=True, help="Do not look for changes of the source that were not copied.")
 @json_option
 @click.pass_context
-def strip(ctx: click.Context, config: str, yes: bool, as_json: bool) -> None:
+def strip(ctx: click.Context, config: str, yes: bool, unchecked: bool, as_json: bool) -> None:
     """Remove replicator's attributes from a DynamoDB table that has been cut over, and its tombstones.
 
     Applications may write to the table meanwhile: an item is changed only if replicator's attributes in it are the ones
@@ -29,7 +30,8 @@ def strip(ctx: click.Context, config: str, yes: bool, as_json: bool) -> None:
     write. Can be stopped and repeated at any time; keeps to target.write_units. Exits with 7 if applications keep
     writing attributes back that they read earlier.
 
-    Refuses while a run is up, requests are in doubt, items are parked, or an opposite pipeline (loops) needs them.
+    Refuses while a run is up, requests are in doubt, items are parked, the source has changes that are not copied yet,
+    or an opposite pipeline (loops) needs the attributes.
     Asks for confirmation unless --yes is given; without a terminal, --yes is required.
     """
     from replicator.config import settings
@@ -43,7 +45,7 @@ def strip(ctx: click.Context, config: str, yes: bool, as_json: bool) -> None:
             say_aside(f"{note.items:,} items, {note.tombstones:,} tombstones")
 
     with aside():
-        done = operation.strip(settings.load(config), confirmed, report, time.time)
+        done = operation.strip(settings.load(config), confirmed, report, time.time, unchecked=unchecked)
     if done is None:
         return
     if as_json:

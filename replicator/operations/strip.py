@@ -7,26 +7,36 @@ the first removal on no run of it may write: the checkpoints say so before anyth
 from __future__ import annotations
 
 import os
+import random
 import socket
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from replicator.aws.boto import connect
+from replicator.aws.client import Client
+from replicator.change import OwnWrite, Record
 from replicator.checkpoints.contract import Checkpoints, Claimed
 from replicator.checkpoints.presence import check_known
 from replicator.config.settings import Config
 from replicator.engine import preexisting, startup
 from replicator.engine.assembly import ends, introduce, target_tables
-from replicator.errors import ConfigError, Fenced
+from replicator.errors import ConfigError, Fenced, GapFound
 from replicator.hooks import loading
+from replicator.key import key_text
+from replicator.marks import Marks
+from replicator.operations.unread import unread
 from replicator.pipeline import stages
+from replicator.pipeline.advance import unmarked
 from replicator.pipeline.checkpoint_view import CheckpointView
 from replicator.pipeline.progress import HEARTBEAT_TIMEOUT
-from replicator.source.table import describe_table
+from replicator.source.decoding import RecordsDecoder
+from replicator.source.stream import Stream
+from replicator.source.table import SourceTable, describe_table
 from replicator.state import LONGEST_IN_DOUBT, Heartbeat, Owner, PipelineState, Save, Stripped, decode_repair, encode
 from replicator.target.contract import Strippable, Table
 
+_ONCE_MORE = "start the run once more, until it is live, and stop it"
 MOST_PASSES = 3  # an application that writes back what it read earlier brings attributes back
 
 
@@ -44,8 +54,13 @@ def strip(
     confirmed: Callable[[Sequence[str]], bool],
     report: Callable[[Stripped], None],
     now: Callable[[], float],
+    *,
+    unchecked: bool = False,
 ) -> Outcome | None:
-    """Strip the tables whose names ``confirmed`` is called with; None if it returns False."""
+    """Strip the tables whose names ``confirmed`` is called with; None if it returns False.
+
+    ``unchecked``: without looking for changes of the source that were not copied.
+    """
     hook = loading.load(config.transform, config.base) if config.transform is not None else None
     client = connect(config.source)
     with ends(config) as (target, checkpoints):
@@ -67,6 +82,8 @@ def strip(
             return None
         claimed = checkpoints.claim(Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), now()))
         _check(claimed, now())  # a run may have been up in the meantime
+        if not unchecked:
+            _check_drained(config, client, source, target.attributes, CheckpointView(claimed), now)
         return _Stripping(target, checkpoints, claimed, report, now).all(tables)
 
 
@@ -80,10 +97,50 @@ def _check(claimed: Claimed, now: float) -> None:
         raise ConfigError(f"strip: {reason}. Nothing was removed" if view.stripped is None else f"strip: {reason}")
 
 
+def _check_drained(
+    config: Config, client: Client, source: SourceTable, marks: Marks, view: CheckpointView, now: Callable[[], float]
+) -> None:
+    """ConfigError if the source has changes that no run of this pipeline has copied: none will from now on.
+
+    What an opposite pipeline wrote does not count.
+    """
+    if view.stripped is not None:
+        return
+    try:
+        late = _late(config, client, source, marks, view, now)
+    except GapFound as e:
+        raise ConfigError(
+            f"strip: it can no longer be told whether every change of {source.name} was copied: {e}. If nothing has "
+            "written to it since the last run, repeat this command with --unchecked. Nothing was removed"
+        ) from e
+    if late is not None:
+        raise ConfigError(
+            f"strip: {source.name} has changes that are not copied yet, for example of item {key_text(late.key)}, and "
+            f"no run could copy them afterwards: stop what writes there, {_ONCE_MORE}. Nothing was removed"
+        )
+
+
+def _late(
+    config: Config, client: Client, source: SourceTable, marks: Marks, view: CheckpointView, now: Callable[[], float]
+) -> Record | None:
+    arn = source.stream_arn
+    if arn is None or view.pipeline is None or arn != view.pipeline.stream_arn:
+        raise GapFound("its stream is not the one that the last run has read")
+
+    def counts(record: Record) -> bool:
+        return not (config.ttl_deletes == "ignore" and record.expired) and not isinstance(
+            unmarked(record, marks), OwnWrite
+        )
+
+    decode = RecordsDecoder(source.keys, images=source.view != "KEYS_ONLY")
+    stream = Stream(arn, config.source.table, source.keys, decode, now, random.Random())
+    return unread(client, stream, view.shards, counts)
+
+
 def needed(view: CheckpointView, *, parked: int, repairing: bool, now: float) -> str:
     """Why the pipeline still needs the versions; empty if it does not."""
     state, heartbeat = view.pipeline, view.heartbeat
-    once_more = "start the run once more, until it is live, and stop it"
+    once_more = _ONCE_MORE
     if state is None or state.stage != stages.FOLLOWING or any(gap.repaired is None for gap in view.gaps.values()):
         return f"the copy is not complete (see: replicator status CONFIG), so it cannot have taken over; {once_more}"
     if heartbeat is not None and heartbeat.phase != "stopped" and now - heartbeat.at <= HEARTBEAT_TIMEOUT:

@@ -186,6 +186,10 @@ class Strippable(Protocol):
     def unstrippable(self) -> str:
         """Why not, in a sentence; empty if it can."""
 
+    @property
+    def attributes(self) -> Marks:
+        """The names of what it removes, also without an opposite pipeline at present."""
+
     def strip(self, table: Table, after: str) -> Page:
         """Strip the page of ``table`` behind ``after`` (empty: the first): each document whose version is unchanged.
 

@@ -68,11 +68,13 @@ class Copy:
         access = {"region": "us-east-1", "endpoint_url": self.endpoint}
         target = {"type": "dynamodb", "table": f"{self.table}-copy", "create": True, **access, **target}
         config = {"pipeline": self.table, "source": {"table": self.table, **access}, "target": target}
+        if target.get("adopt"):
+            config["backfill"] = {"enabled": False}
         if checkpoints:
             config["checkpoints"] = {"type": "dynamodb", "table": checkpoints, **access}
         (self.folder / "orders.yaml").write_text(json.dumps(config))
 
-    def make(self) -> None:
+    def make(self, **target: Any) -> None:
         self.api.create_table(
             TableName=self.table,
             KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
@@ -82,7 +84,7 @@ class Copy:
         )
         for n in range(ITEMS):
             self.api.put_item(TableName=self.table, Item={"pk": {"S": f"k{n}"}, "n": {"N": str(n)}})
-        self.configure()
+        self.configure(**target)
         self.run()
 
     def run(self) -> None:
@@ -221,6 +223,59 @@ def test_what_applications_write_meanwhile_stays_theirs(anywhere: Copy, monkeypa
         key: n for key, n in expected.items() if key not in deleted
     }
     assert not any(OURS & item.keys() for item in anywhere.items().values())
+
+
+def test_changes_of_the_source_that_no_run_has_copied_are_copied_first(copied: Copy) -> None:
+    copied.api.put_item(TableName=copied.table, Item={"pk": {"S": "late"}, "n": {"N": "1"}})
+    code, _, err = copied.call("strip", copied.config, "--yes")
+    assert (code, 'orders has changes that are not copied yet, for example of item ["late"]' in err) == (2, True), err
+    assert "start the run once more, until it is live, and stop it. Nothing was removed" in err
+    assert all("_replicator_version" in item for item in copied.items().values())
+    copied.run()
+    assert copied.strip()["items"] == ITEMS + 1
+    copied.api.put_item(TableName=copied.table, Item={"pk": {"S": "later"}, "n": {"N": "1"}})
+    copied.strip()  # the pipeline has ended already
+
+
+def test_what_the_opposite_pipeline_wrote_to_the_source_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    with served(DynamoDB(now=time.time, random=random.Random(1))) as endpoint:
+        there, back = Copy(tmp_path, endpoint, "orders"), Copy(tmp_path / "back", endpoint, "orders-copy")
+        there.make(loops=True)
+        stream = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+        there.api.update_table(TableName="orders-copy", StreamSpecification=stream)
+        back.folder.mkdir()
+        back.configure(table="orders", create=False, adopt=True, loops=True)
+        back.run()
+        there.put("new", n={"N": "1"})
+        there.update("k1", 100)
+        there.api.delete_item(TableName="orders-copy", Key={"pk": {"S": "k2"}})
+        back.run()
+        assert {item["pk"]["S"]: item["n"]["N"] for item in kit.items(endpoint, "orders") if "n" in item}["k1"] == "100"
+        there.configure()
+        there.api.put_item(TableName="orders", Item={"pk": {"S": "late"}, "n": {"N": "1"}})
+        assert there.call("strip", there.config, "--yes")[0] == 2
+        there.api.delete_item(TableName="orders", Key={"pk": {"S": "late"}})
+        there.configure(loops=True)
+        there.run()
+        there.put("newer", n={"N": "2"})
+        back.run()
+        there.configure()
+        there.strip()
+
+
+def test_without_the_records_that_followed_it_goes_on_only_unchecked(copied: Copy) -> None:
+    for stream in ({"StreamEnabled": False}, {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}):
+        copied.api.update_table(TableName=copied.table, StreamSpecification=stream)
+    code, _, err = copied.call("strip", copied.config, "--yes")
+    assert code == 2
+    assert "it can no longer be told whether every change of orders was copied: its stream is not" in err
+    assert all("_replicator_version" in item for item in copied.items().values())
+    code, _, err = copied.call("strip", copied.config, "--yes", "--unchecked")
+    assert code == 0, err
 
 
 def test_it_may_be_killed_at_any_step_and_is_repeated(anywhere: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
