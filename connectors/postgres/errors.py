@@ -6,8 +6,10 @@ triggers and functions, may quote a row.
 
 from __future__ import annotations
 
+import re
+
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from replicator.errors import ConfigError, Fenced, NotAuthenticated, NotPermitted, ReplicatorError, TransientError
 
@@ -59,8 +61,8 @@ def depends_on_others(error: psycopg.Error) -> bool:
     return (error.sqlstate or "") in (*_RELATIONS, SKIPPED) or (error.sqlstate or "")[:2] == "P0"
 
 
-def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
-    """Our error for a failed statement. ``setting``: the config key that names the server."""
+def translated(error: psycopg.Error, server: str, setting: str, user: str = "") -> Exception:
+    """Our error for a failed statement. ``setting``: the config key that names the server. ``user``: of the login."""
     state = error.sqlstate
     if state == FENCED:
         return Fenced("another run owns this pipeline now, or its checkpoints were changed: this run must stop")
@@ -69,7 +71,7 @@ def translated(error: psycopg.Error, server: str, setting: str) -> Exception:
     if state is None or state in _WAIT or state[:2] in _WAIT_CLASSES:
         return TransientError(f"Postgres at {server}: {_WAIT.get(state or '') or _words(error)}")
     if state == "42501":
-        return _not_permitted(error, server, setting)
+        return _not_permitted(error, server, setting, user)
     if state[:2] in _CHANGED_CLASSES:
         return ConfigError(f"Postgres at {server}: {_words(error)}; {_changed(error)}")
     return ReplicatorError(f"Postgres at {server} refuses a statement: {_name(error)}. Its own log says more")
@@ -113,19 +115,30 @@ def _is_ours(error: psycopg.Error) -> bool:
     return _OURS in context or not context
 
 
-def _not_permitted(error: psycopg.Error, server: str, setting: str) -> NotPermitted:
+def _not_permitted(error: psycopg.Error, server: str, setting: str, user: str) -> NotPermitted:
     text = _words(error)
-    return NotPermitted(f"Postgres at {server}: {text}", text, server, _grant(text, setting))
+    to = _quoted(user) if user else f"the user of {setting}"
+    return NotPermitted(f"Postgres at {server}: {text}", text, server, _grant(text, to))
 
 
-def _grant(text: str, setting: str) -> str:
+def _grant(text: str, to: str) -> str:
+    """What allows it: the words of ``check``, as far as the server's message tells the object."""
     if "must be owner" in text or "must be member" in text:
-        return f"ALTER TABLE … OWNER TO the user of {setting}"
-    if "for database" in text:
-        return f"GRANT CREATE ON DATABASE … TO the user of {setting} (for the schema replicator)"
-    if "for schema" in text:
-        return f"GRANT USAGE, CREATE ON SCHEMA … TO the user of {setting}"
-    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON … TO the user of {setting}"
+        return f"ALTER TABLE … OWNER TO {to}"
+    kind, name = denied.groups() if (denied := _DENIED.search(text)) else ("table", "")
+    object = _quoted(name) if name else "…"
+    if kind == "database":
+        return f"GRANT CREATE ON DATABASE {object} TO {to} (for the schema replicator)"
+    if kind == "schema":
+        return f"GRANT USAGE, CREATE ON SCHEMA {object} TO {to}"
+    return f"GRANT SELECT, INSERT, UPDATE, DELETE ON {object} TO {to}"
+
+
+_DENIED = re.compile(r"permission denied for (database|schema|table) (.+)")
+
+
+def _quoted(name: str) -> str:
+    return sql.Identifier(name).as_string(None)
 
 
 def _words(error: psycopg.Error) -> str:

@@ -51,7 +51,7 @@ class Session:
         self._section = section
         self._server = address(self._url)
         self._connection: Watched | None = None
-        self._logged_in = False  # ever
+        self._user = ""  # of the last login
         self._prepared: dict[bytes, bytes] = {}
         self._sent: list[bool] | None = None  # for each pending result: whether ``collect`` returns it
 
@@ -106,7 +106,7 @@ class Session:
         return found[1:-1]
 
     def translated(self, error: psycopg.Error) -> Exception:
-        return translated(error, self._server, f"{self._section}.url")
+        return translated(error, self._server, f"{self._section}.url", self._user)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -126,7 +126,7 @@ class Session:
         except UnicodeDecodeError:
             problem = "is not text"
         text = f"{self._section}.password_file: {path} {problem}"
-        raise TransientError(text) if self._logged_in else ConfigError(text)
+        raise TransientError(text) if self._user else ConfigError(text)
 
     def _queue(self, connection: pq.abc.PGconn, statement: Statement) -> None:
         assert self._sent is not None
@@ -158,8 +158,8 @@ class Session:
         try:
             connection = connect(self._url, settings, self._patience, f"{self._section}.timeout")
         except psycopg.OperationalError as e:
-            raise unreachable(e, self._server, f"{self._section}.url", logged_in=self._logged_in) from e
-        self._connection, self._logged_in = connection, True
+            raise unreachable(e, self._server, f"{self._section}.url", logged_in=bool(self._user)) from e
+        self._connection, self._user = connection, connection.info.user
         connection.prepare_threshold = (
             None  # else psycopg deallocates our prepared statements with its own, after an ALTER
         )

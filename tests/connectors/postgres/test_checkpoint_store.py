@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,9 @@ def test_a_role_without_privileges_is_told_which_to_grant(one_postgres: Database
     run(one_postgres, "CREATE ROLE guest LOGIN PASSWORD 'guest'")
     one = store(one_postgres.url.replace("//postgres", "//guest:guest", 1))
     (problem,) = one.check()
-    assert problem.startswith("checkpoints: the schema replicator cannot be created: GRANT CREATE ON DATABASE")
-    with pytest.raises(NotPermitted, match=r"TO the user of checkpoints\.url \(for the schema replicator\)"):
+    words, _, grant = problem.partition(": GRANT")
+    assert words == "checkpoints: the schema replicator cannot be created"
+    with pytest.raises(NotPermitted, match=re.escape(f"GRANT{grant} (for the schema replicator)")):
         one.claim(owner())
     one.close()
     run(one_postgres, "DROP ROLE guest")
