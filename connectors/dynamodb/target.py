@@ -204,6 +204,9 @@ class DynamoDB(ComparesByTable):
             "replicator resync"
         )
 
+    def past(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[bool]:
+        return self._verification(table).past(ids)
+
     def _verification(self, table: Table) -> TableVerification:
         known = self._verifications.get(table.name)
         if known is None:

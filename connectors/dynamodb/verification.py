@@ -74,6 +74,11 @@ class TableVerification:
         items = self._items(ids, (*self.layout.keys.names, *ours))
         return [None if (item := items.get(id)) is None else self._version(item) for id in ids]
 
+    def past(self, ids: Sequence[DocumentId]) -> list[bool]:
+        names = tuple(dict.fromkeys((*self.layout.keys.names, self.expiry)))
+        items = self._items(ids, names) if self.expiry else {}
+        return [id in items and self._is_due(items[id]) for id in ids]
+
     def walk(self, cursor: str | None, within: DocumentId) -> Walked:
         request = self._query(within) if within else self._scan()
         if cursor is not None:

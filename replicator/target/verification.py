@@ -74,6 +74,14 @@ def can_compare(connector: Any) -> bool:
 
 
 @runtime_checkable
+class Expiring(Protocol):
+    """A target that removes documents by itself once their time has passed, as the source does."""
+
+    def past(self, table: Table, ids: Sequence[DocumentId]) -> Sequence[bool]:
+        """Which of these stored documents may be removed at any moment: none of them is extra."""
+
+
+@runtime_checkable
 class Repairable(Verifiable, Protocol):
     """A target that can change a document if, and only if, its version is exactly the one that was read."""
 

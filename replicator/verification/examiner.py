@@ -19,7 +19,7 @@ from replicator.items.item import Item
 from replicator.key import Key, key_text
 from replicator.marks import unmarked
 from replicator.target.contract import Table, marks_of
-from replicator.target.verification import VERSION_FIELD, Comparison, Verifiable
+from replicator.target.verification import VERSION_FIELD, Comparison, Expiring, Verifiable
 from replicator.verification.differences import Finding
 from replicator.version import epoch_of
 
@@ -94,8 +94,10 @@ class Examiner:
             return Look({place: replace(findings[0], table=place[0], id=place[1]) for place in places}, {})
         wanted = {(w.table, w.id): w for w in expected if (w.table, w.id) in places}
         found = self._compared(list(wanted.values()))
-        for (table, id), version in self.versions([place for place in places if place not in wanted]).items():
-            if version is not None:
+        others = [place for place in places if place not in wanted]
+        expiring = self._past(others)
+        for (table, id), version in self.versions(others).items():
+            if version is not None and (table, id) not in expiring:
                 found[table, id] = Finding("extra", table, id, key, version)
         return Look(found, wanted)
 
@@ -105,6 +107,16 @@ class Examiner:
         for name, ids in _by_table(places).items():
             for id, version in zip(ids, self.target.versions(self.tables[name], ids), strict=True):
                 found[name, id] = version
+        return found
+
+    def _past(self, places: Collection[Place]) -> set[Place]:
+        """Those of the stored documents that the target's own time to live may remove."""
+        if not isinstance(self.target, Expiring):
+            return set()
+        found: set[Place] = set()
+        for name, ids in _by_table(places).items():
+            past = self.target.past(self.tables[name], ids)
+            found.update((name, id) for id, gone in zip(ids, past, strict=True) if gone)
         return found
 
     def places(self, key: Key, image: Image | None) -> list[Place]:

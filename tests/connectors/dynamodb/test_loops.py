@@ -287,6 +287,9 @@ def test_an_item_past_its_time_is_no_difference_in_whichever_table_it_expired_fi
         verify = ("verify", str(tmp_path / "forward.yaml"), "--json")
         code, out, err = loop.shell.run(*verify)
         assert (code, json.loads(out)["result"]) == (0, "equal"), err
+        for key in ("here", "there", "lasting"):
+            code, out, err = loop.shell.run(*verify, "--key", json.dumps({"pk": key}))
+            assert (code, json.loads(out)["result"]) == (0, "equal"), (key, err)
         loop.api.delete_item(TableName="copy", Key={"pk": {"S": "lasting"}})
         loop.put("copy", "extra", 1, ttl=future)
         code, out, err = loop.shell.run(*verify)
