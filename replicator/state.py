@@ -13,6 +13,7 @@ together; otherwise in a separate store.
     segment    number          SegmentState
     gap        time            Gap
     parked     key@version     Parked: an item's newest refused change, with its images
+    item       item            ParkedItem: which parked entry workers have for the item, so that two cannot add one each
     dropped    key@version     Dropped: documents an item may have in the target, after its parked change was discarded
     spared     item            Spared: an item that was parked during a sweep and must be swept once it no longer is
     retried    epoch           Retried: the last retry that removed a document or wrote without transactions
@@ -153,13 +154,15 @@ class Slot:
 
     ``epoch``, ``stage``: of the pipeline, as the worker knows them: it has no batch of an earlier one any more.
     ``in_doubt``: seconds for which requests of the worker may still be applied, stored before any delete relies on a
-    tombstone because of them. ``lingers``: as in PipelineState, of the slot's worker.
+    tombstone because of them. ``begun``: how often the worker's in-doubt window was opened or extended, by its own
+    count. ``lingers``: as in PipelineState, of the slot's worker.
     """
 
     epoch: int
     stage: str
     in_doubt: float = 0.0
     lingers: float | None = LONGEST_IN_DOUBT
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,17 @@ class Parked:
     changes: Mapping[str, int] = field(default_factory=dict)
     leaves: tuple[Place, ...] | None = None
     base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedItem:
+    """Which parked entry a worker has stored of the item (``id``), while there is one.
+
+    Workers change it with the parked entry. An item's scanned image and its changes may be in two slots, and entries of
+    different versions have different ids, so that neither save would find the other.
+    """
+
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +465,7 @@ VALUES: Mapping[str, type] = {
     "segment": SegmentState,
     "gap": Gap,
     "parked": Parked,
+    "item": ParkedItem,
     "definition": Definition,
     "dropped": Dropped,
     "retried": Retried,

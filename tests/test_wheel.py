@@ -77,11 +77,11 @@ def environment(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> 
     interpreter = python(request.param)
     if interpreter is None:
         pytest.skip(f"NOT TESTED: Python {request.param} is not installed")
-    run(interpreter, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path).check_returncode()
+    run(interpreter, "-m", "venv", tmp_path / "env", cwd=tmp_path).check_returncode()
     bin = tmp_path / "env" / "bin"
-    requirement = f"replicator[{EXTRAS}] @ {wheel.as_uri()}"
-    pip = (sys.executable, "-m", "pip", "--python", bin / "python")
-    with_packages(*pip, "install", "-q", "--no-compile", requirement, cwd=tmp_path)
+    with_packages(
+        bin / "python", "-m", "pip", "install", "-q", f"replicator[{EXTRAS}] @ {wheel.as_uri()}", cwd=tmp_path
+    )
     return bin
 
 

@@ -30,7 +30,10 @@ PAUSE_FACTOR = 4.0  # while changes are waiting, pause this many times as long a
 
 @dataclass(slots=True)
 class Cleanup:
-    """The cleanup work of one run. ``in_doubt``: the target's in-doubt window, if it is one that AppliesLate."""
+    """The cleanup work of one run. ``in_doubt``: the target's in-doubt window, if it is one that AppliesLate.
+
+    ``may_purge``: whether no worker needs the tombstones that the last piece of a purge has found.
+    """
 
     target: Target
     checkpoints: Checkpoints
@@ -41,6 +44,7 @@ class Cleanup:
     now: Callable[[], float]
     monotonic: Callable[[], float]
     in_doubt: InDoubtWindow | None
+    may_purge: Callable[[], bool] = lambda: True
     _spared_items: set[str] = field(default_factory=set)  # by the current sweep
     _through: dict[Pass, set[str]] = field(default_factory=dict)  # tables that a pass has finished
     _refused: dict[str, SweepRefused] = field(default_factory=dict)  # by table
@@ -174,7 +178,7 @@ class Cleanup:
         return self._piece("sweep", below, partial(self.target.sweep, below=below, spare=spare))
 
     def _purge(self, epoch: int) -> bool:
-        if self.in_doubt or self.pipeline.parked.repairing:
+        if self.in_doubt or self.pipeline.parked.repairing or not self.may_purge():
             return False  # the tombstones are purged after the in-doubt window, or once the repair has ended
         below, spare = version(epoch + 1, 0), self._of_parked(self._parked_by_run())
         return self._piece("purge", below, partial(self.target.purge, below=below, spare=spare))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,7 +21,12 @@ from replicator.version import epoch_of
 
 REQUEST = "request"
 OF_COMMANDS = (PARKED, DROPPED, REQUEST)  # the kinds of entries that commands change during a run
+OF_OTHERS = (*OF_COMMANDS, "item")  # also those that other workers change
 CONFIRMED = 5.0  # seconds for which a run trusts its last ownership check
+
+
+class _Unacknowledged(Exception):
+    """The in-doubt window was opened or extended, and the slot's entry does not say so yet."""
 
 
 class Delivery:
@@ -60,6 +65,7 @@ class Delivery:
         self._waiting: tuple[Batch, Any] | None = None  # encoded, not sent yet
         self._failed = False
         self._confirmed = -math.inf
+        self._said: tuple[int, bool] | None = None  # the in-doubt window as the slot's entry says, or soon will
 
     @property
     def busy(self) -> bool:
@@ -78,6 +84,10 @@ class Delivery:
     def offer(self, batch: Batch) -> None:
         """Store ``batch`` after all earlier ones. It returns to the pipeline if one of those is refused."""
         assert not self.full, "a batch is waiting: push it first"
+        if self._pipeline.slot and not batch.parts and not self._transactional:
+            if self._settled():
+                self._finish(batch, Outcome)
+            return
         if self._overlapping is None:
             self._sent_at = self._monotonic()
             self._finish(batch, lambda: self._written_out(batch))
@@ -95,7 +105,10 @@ class Delivery:
         waiting, self._waiting = self._waiting, None
         if self._settled() and waiting is not None:
             self._in_flight, encoded = waiting
-            self._sent(encoded)
+            if self._is_acknowledged(self._in_flight):
+                self._sent(encoded)
+            else:
+                self._failed = True
 
     def settle(self) -> None:
         """Wait until every offered batch is stored or returned to the pipeline."""
@@ -165,6 +178,8 @@ class Delivery:
             return None
 
     def _written(self, batch: Batch) -> Outcome:
+        if not self._is_acknowledged(batch):
+            raise _Unacknowledged
         self.confirm()
         return self._target.write(batch)
 
@@ -181,6 +196,10 @@ class Delivery:
                 self._confirmed = self._now()
         except Fenced as e:
             return self._overtaken(batch, e)
+        except _Unacknowledged:
+            self._pipeline.give_back()
+            self.acknowledge()
+            return False
         self._pipeline.stored(batch, outcome, self._now())
         if changes := sum(part.counts.read for part in batch.parts):
             self._report_stored(changes, self._monotonic() - self._sent_at)
@@ -189,11 +208,13 @@ class Delivery:
     def _overtaken(self, batch: Batch, fenced: Fenced) -> bool:
         """Handle a failed compare-and-set. If this run still owns the pipeline, a command changed parked entries.
 
-        If the batch had been stored before that and only the response was lost, the pipeline entry shows it.
+        If the batch had been stored before that and only the response was lost, the pipeline's (or slot's) entry shows
+        it.
         """
+        fence = ("slot", self._pipeline.slot) if self._pipeline.slot else ("pipeline", "")
         self._retrying(lambda: self._checkpoints.save(()), asks="checkpoints")
         stored = {(e.kind, e.id): e for e in self._retrying(self._checkpoints.read, asks="checkpoints").entries}
-        if any(s.kind == "pipeline" and _made(s, stored) for s in batch.saves):
+        if any((s.kind, s.id) == fence and _made(s, stored) for s in batch.saves):
             self._pipeline.stored(batch, Outcome(), self._now())
         elif any(_went_back(s, stored) for s in batch.saves):
             raise CheckpointsReverted(
@@ -207,24 +228,50 @@ class Delivery:
             self._pipeline.request_changed(stored.get((REQUEST, "")))
         self.know_parked()
         if self._in_doubt is not None:  # the command's writes may still be applied, whatever is parked now
-            moved = [epoch_of(version_in(s.id)) for s in batch.saves if s.kind != REQUEST and _moved(s, stored)]
+            of_items = [s for s in batch.saves if s.kind in (PARKED, DROPPED)]
+            moved = [epoch_of(version_in(s.id)) for s in of_items if _moved(s, stored)]
             self._in_doubt.begin(earlier=any(epoch < self._pipeline.epoch for epoch in moved))
         return False
 
-    def know_parked(self) -> None:
-        """Reload the parked items from the checkpoints. No batch may be in flight.
+    def acknowledge(self) -> None:
+        """Store with the next batch what this worker's in-doubt window is, if the slot's entry does not say so yet.
+
+        Nothing that relies on a tombstone because of the window is sent before that. What the window left to purge is
+        left to the coordinator.
+        """
+        window = self._in_doubt
+        if window is None:
+            if self._said is None:
+                self._pipeline.acknowledge(lingers=None)
+            self._said = 0, False
+            return
+        if window.over:
+            window.settle()
+        if self._said != (window.begun, bool(window)):
+            self._said = window.begun, bool(window)
+            self._pipeline.acknowledge(in_doubt=window.left or 0.0, begun=window.begun)
+
+    def _is_acknowledged(self, batch: Batch) -> bool:
+        if not (self._pipeline.slot and batch.parts) or self._in_doubt is None:
+            return True
+        return self._pipeline.acknowledged == self._in_doubt.begun
+
+    def know_parked(self, entries: Sequence[Entry] | None = None) -> None:
+        """Reload the parked items from the checkpoints (``entries``, if just read). No batch may be in flight.
 
         If a command retried changes since, its writes may still be applied, even if the item is no longer parked. A
         sweep starts over only if they are of an earlier epoch: otherwise frequent retries would postpone it forever.
         """
         before = self._pipeline.parked
-        found = self._retrying(lambda: known(self._checkpoints, before), asks="checkpoints")
+        if entries is None and self._pipeline.slot:
+            entries = self._retrying(self._checkpoints.read, asks="checkpoints").entries
+        found = self._retrying(lambda: known(self._checkpoints, before, entries), asks="checkpoints")
         if self._in_doubt is not None and found.retries != before.retries:
             epoch = self._pipeline.epoch
             self._in_doubt.begin(earlier=found.retries.before(epoch) != before.retries.before(epoch))
         if self._in_doubt is not None and (found.repairing or before.repairing):
             self._in_doubt.begin()  # its inserts may be applied late: deletes leave tombstones, which are purged later
-        self._pipeline.know(found)
+        self._pipeline.know(found, entries or ())
 
     def fence_repairs(self) -> None:
         """Before an epoch: make a command's inserts of what it read until now fail, which could come behind the sweep.
@@ -261,11 +308,11 @@ def _went_back(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
     """Whether an entry that only runs change is older than what this run saved."""
     entry = stored.get((save.kind, save.id))
     there = 0 if entry is None else entry.revision
-    return save.kind not in OF_COMMANDS and save.expected is not None and there < save.expected
+    return save.kind not in OF_OTHERS and save.expected is not None and there < save.expected
 
 
 def _moved(save: Save, stored: Mapping[tuple[str, str], Entry]) -> bool:
-    """Whether a command changed the entry that the save expects."""
+    """Whether a command, or another worker, changed the entry that the save expects."""
     entry = stored.get((save.kind, save.id))
     there = 0 if entry is None else entry.revision
-    return save.kind in OF_COMMANDS and save.expected is not None and there != save.expected
+    return save.kind in OF_OTHERS and save.expected is not None and there != save.expected

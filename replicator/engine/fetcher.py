@@ -9,18 +9,22 @@ from typing import Any
 
 from replicator.aws.client import Call
 from replicator.change import Listing, Page, ScanPage
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.delivery import Delivery
 from replicator.engine.measurements import Measurements, Unmeasured
 from replicator.engine.scheduler import Scheduler, StepResult
 from replicator.errors import ConfigError, GapFound, ReplicatorError, TransientError
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen
+from replicator.source.decoding import RecordsDecoder
 from replicator.source.scan import ReadBudget, Scanned, scan
 from replicator.source.shard_reader import read
 from replicator.source.stream import LISTING_REST, Stream, children, listing
 from replicator.source.table import SourceTable
 from replicator.state import SegmentState
 
+POLL_TIMEOUT = 0.1  # seconds
 LISTING_INTERVAL = 30.0  # seconds between full listings while the lineage is complete
 MIN_RELIST, MAX_RELIST = 0.5, 10.0  # seconds between listings while shards are missing from the lineage
 MAX_SINGLE_LOOKUPS = 3  # childless shards to look up individually; for more, a full listing is cheaper
@@ -131,7 +135,7 @@ class Fetcher:
 
     def _list(self) -> None:
         now = self.now()
-        if self.steps.has(_LISTING) or now < self._ask_at:
+        if self.pipeline.slot or self.steps.has(_LISTING) or now < self._ask_at:  # a coordinator lists for all workers
             return
         childless = self.pipeline.childless
         self._asked &= childless
@@ -169,6 +173,61 @@ class Fetcher:
             self._list_at = self.now() + self._list_rest
         else:
             self._list_rest, self._list_at = MIN_RELIST, self.now() + LISTING_INTERVAL
+
+
+def fetcher_for(
+    context: RunContext,
+    environment: Environment,
+    pipeline: Pipeline,
+    table: SourceTable,
+    arn: str,
+    budget: ReadBudget,
+    steps: Scheduler,
+) -> Fetcher:
+    """A fetcher for ``table`` and its stream ``arn``."""
+    name = context.config.source.table  # may be an ARN, which a table of another account requires
+    stream = Stream(
+        arn=arn,
+        table=name,
+        keys=table.keys,
+        decode=RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY"),
+        now=environment.now,
+        random=environment.random,
+        keys_only=table.view == "KEYS_ONLY",
+        poll_interval=context.config.source.poll_interval,
+    )
+    return Fetcher(
+        pipeline,
+        pipeline.pages,
+        stream,
+        Scanned(name, table.keys, environment.random),
+        budget,
+        steps,
+        environment.monotonic,
+        environment.random,
+        environment.measurements,
+    )
+
+
+def send(fetcher: Fetcher, delivery: Delivery) -> bool:
+    """Start reads, and deliver the next batch. Returns whether there was one."""
+    fetcher.advance()
+    batch = None if delivery.full else delivery.taken()
+    if batch is not None:
+        delivery.offer(batch)
+    return batch is not None
+
+
+def receive(fetcher: Fetcher, delivery: Delivery, *, sent: bool, busy: bool) -> None:
+    """Process what was read. Without anything to do, wait for that, or for the batch in flight."""
+
+    def accepting() -> bool:
+        delivery.nudge()  # sends the encoded batch if its predecessor is stored
+        return not delivery.full
+
+    polled = fetcher.poll(0.0 if busy else POLL_TIMEOUT, accepting)
+    if not polled and not sent:
+        delivery.push()
 
 
 def end_of_stream(before: SourceTable, now: SourceTable | None) -> ReplicatorError:

@@ -11,12 +11,13 @@ from typing import Literal
 
 from replicator.aws.client import answered
 from replicator.change import Listing
+from replicator.checkpoints.contract import Claimed
 from replicator.engine import preexisting, startup
 from replicator.engine.binding import Binding, Recheck
 from replicator.engine.cleanup import Cleanup
 from replicator.engine.context import Environment, RunContext
 from replicator.engine.delivery import Delivery
-from replicator.engine.fetcher import Fetcher, end_of_stream, explained
+from replicator.engine.fetcher import Fetcher, end_of_stream, explained, fetcher_for, receive, send
 from replicator.engine.heartbeat import ProgressReporter, warn_if_replacing
 from replicator.engine.parked_limits import ParkedWatch
 from replicator.engine.resync_request import RequestWatch
@@ -24,13 +25,13 @@ from replicator.engine.retry import RetryPolicy, Stopped
 from replicator.errors import ConfigError, GapFound, NotPermitted, ReplicatorError, TransientError
 from replicator.options import aws_options
 from replicator.pipeline import stages
+from replicator.pipeline.coordination import Workers
 from replicator.pipeline.details import Details, parked_details, shard_details
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.pipeline import Pipeline
 from replicator.source import chosen
-from replicator.source.decoding import RecordsDecoder
-from replicator.source.scan import ReadBudget, Scanned
-from replicator.source.stream import Stream, listing
+from replicator.source.scan import ReadBudget
+from replicator.source.stream import listing
 from replicator.source.table import SourceTable, describe_table, find_table
 from replicator.state import Owner, PipelineState, ResyncRequest, Save, encode
 from replicator.target import in_doubt
@@ -38,7 +39,6 @@ from replicator.target.contract import AppliesLate, Transactional, caution_of, m
 
 log = logging.getLogger("replicator")
 
-POLL_TIMEOUT = 0.1  # seconds
 MAX_RESYNCS = 3  # per run; more would be a loop
 
 
@@ -46,6 +46,7 @@ class Driver:
     """One run of a pipeline. Claims the pipeline on construction."""
 
     _fetcher: Fetcher | None = None  # until startup has decided what to read
+    _workers: Workers | None = None  # that do this run's reading and writing
 
     def __init__(self, context: RunContext, owner: Owner, environment: Environment) -> None:
         self._context, self._environment, self._now = context, environment, environment.now
@@ -54,7 +55,7 @@ class Driver:
         self._owner, self._measurements = owner, environment.measurements
         retried = self._measurements.retried
         starting = RetryPolicy(stop, environment.waiting, self._now, random, retried)
-        claimed = starting(lambda: context.checkpoints.claim(owner), asks="checkpoints")
+        claimed = starting(lambda: self._claim(owner), asks="checkpoints")
         environment.confirm()
         self._retrying = RetryPolicy(stop, self._report, self._now, random, retried)
         self._pages = PageBuffer()
@@ -64,6 +65,7 @@ class Driver:
             pages=self._pages,
             ignore_expired=context.config.ttl_deletes == "ignore",
             marks=marks_of(context.target),
+            workers=self._workers,
             now=self._started,
         )
         self._reporter = ProgressReporter(self.pipeline, environment.observe, self._now, monotonic, who=owner.who)
@@ -110,11 +112,7 @@ class Driver:
     def run(self, *, until: Literal["caught-up"] | None, allowed: startup.Allowed = startup.RESUMING) -> None:
         """Replicate until stopped, caught up, or an error. Stores the batches in flight before it returns."""
         try:
-            self._delivery.know_parked()
-            try:
-                self._start(allowed)
-            except GapFound as gap:
-                self._gap(gap)
+            self.start(allowed)
             self._run(until)
             self._shut_down()
         except Stopped:
@@ -123,6 +121,17 @@ class Driver:
             self._steps.close()
 
     # Starting
+
+    def start(self, allowed: startup.Allowed) -> None:
+        """Start an epoch, or resume."""
+        self._delivery.know_parked()
+        try:
+            self._start(allowed)
+        except GapFound as gap:
+            self._gap(gap)
+
+    def _claim(self, owner: Owner) -> Claimed:
+        return self._context.checkpoints.claim(owner)
 
     def _start(self, allowed: startup.Allowed) -> None:
         start = self._binding.inspect(self._table)
@@ -141,7 +150,7 @@ class Driver:
             self._change(startup.with_hook(self._state(), start.hook))
         self._binding.open(start)
         if start.state.opening:
-            self._change(replace(self._state(), opening=False))
+            self._tables_opened()
         self._fetch()
         log.info("resuming", extra={"stage": start.state.stage, "epoch": start.state.epoch})
 
@@ -164,7 +173,7 @@ class Driver:
             self._binding.extend(start)
         if start.has_documents:
             self._binding.check_new_epoch()
-        state = startup.new_epoch(start, enabled=backfill.enabled, now=self._now())
+        state = self._opening(startup.new_epoch(start, enabled=backfill.enabled, now=self._now()))
         segments = stages.segments(backfill.segments) if state.stage == stages.SCANNING else {}
         self._delivery.fence_repairs()
         self._fetch()
@@ -172,7 +181,16 @@ class Driver:
         self._delivery.flush()
         self._binding.open(start)
         self._delivery.flush()
+        if self._state().opening:
+            self._tables_opened()
         log.info("snapshot started", extra={"epoch": state.epoch, "shards": len(self.pipeline.shards)})
+
+    def _opening(self, state: PipelineState) -> PipelineState:
+        """The state with which an epoch begins. This process writes nothing before it has opened the tables."""
+        return state
+
+    def _tables_opened(self) -> None:
+        self._change(replace(self._state(), opening=False))
 
     def _end_request(self, start: startup.StartupState) -> None:
         """Remove the request that the epoch has just begun for; one for another config stays."""
@@ -220,7 +238,7 @@ class Driver:
         if self._state().epoch != state.epoch:
             return  # the request was changed in the meantime
         self._retrying(lambda: self._context.target.open(self._context.tables, state.epoch))
-        self._change(replace(self._state(), opening=False))
+        self._tables_opened()
         log.info(
             "partial resync started",
             extra={"epoch": state.epoch, "items": len(request.keys), "conditions": len(request.where)},
@@ -246,9 +264,18 @@ class Driver:
             self._open_window(state.lingers, earlier=False)
         if state.lingers_earlier is not None:
             self._open_window(state.lingers_earlier)
+        self._take_over_slots(state.complete)
         now = replace(state, lingers=in_doubt.WINDOW, retried=retried, retried_earlier=earlier)
         if self._in_doubt is not None and now != self._state():
             self._change(now)
+
+    def _take_over_slots(self, complete: int) -> None:
+        """The same of the workers of a run that had several."""
+        slots = {id: slot for id, slot in self.pipeline.view.slots.items() if slot.lingers is not None}
+        for slot in slots.values():
+            self._open_window(slot.lingers or 0.0, earlier=slot.epoch < complete)
+        if self._workers is None:
+            self.pipeline.end_slots(slots)
 
     def _hand_over_window(self) -> None:
         """Store how long the next run must keep the window open: all requests of this run are answered or in doubt."""
@@ -268,30 +295,10 @@ class Driver:
 
     def _fetch(self) -> None:
         """Create a fetcher for the table's current stream."""
-        table, environment = self._table, self._environment
-        name = self._context.config.source.table  # may be an ARN, which a table of another account requires
         self._steps.clear()
-        stream = Stream(
-            arn=table.stream_arn or "",
-            table=name,
-            keys=table.keys,
-            decode=RecordsDecoder(table.keys, images=table.view != "KEYS_ONLY"),
-            now=self._now,
-            random=environment.random,
-            keys_only=table.view == "KEYS_ONLY",
-            poll_interval=self._context.config.source.poll_interval,
-        )
-        scanned = Scanned(name, table.keys, environment.random)
-        self._fetcher = Fetcher(
-            self.pipeline,
-            self._pages,
-            stream,
-            scanned,
-            self._budget,
-            self._steps,
-            environment.monotonic,
-            environment.random,
-            self._measurements,
+        table, arn = self._table, self._table.stream_arn or ""
+        self._fetcher = fetcher_for(
+            self._context, self._environment, self.pipeline, table, arn, self._budget, self._steps
         )
 
     def _full_listing(self) -> Listing:
@@ -316,10 +323,13 @@ class Driver:
             caught_up = until == "caught-up" and self.pipeline.caught_up(self._started)
             if caught_up and not self._cleanup.overdue and not self._requests.pending:
                 return
-            try:
-                self._turn()
-            except GapFound as gap:
-                self._gap(explained(gap, self._table, self._current_table()) if gap.gone else gap)
+            self._guarded_turn()
+
+    def _guarded_turn(self) -> None:
+        try:
+            self._turn()
+        except GapFound as gap:
+            self._gap(explained(gap, self._table, self._current_table()) if gap.gone else gap)
 
     def _current_table(self) -> SourceTable | None:
         """The source table as it is now; None if it no longer exists."""
@@ -332,25 +342,15 @@ class Driver:
         assert self._fetcher is not None
         self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
         self._reporter.tick()
-        self._fetcher.advance()
-        batch = None if self._delivery.full else self._delivery.taken()
-        if batch is not None:
-            self._delivery.offer(batch)
-        busy = batch is not None or self._delivery.busy
+        sent = send(self._fetcher, self._delivery)
+        busy = sent or self._delivery.busy
         busy = self._cleanup.do(idle=not busy) or busy
-        polled = self._fetcher.poll(0.0 if busy else POLL_TIMEOUT, self._accepting)
-        if not polled and batch is None:
-            self._delivery.push()
+        receive(self._fetcher, self._delivery, sent=sent, busy=busy)
         if self._fetcher.finished:
             raise end_of_stream(self._table, self._current_table())
         self._watch.check()
         self._recheck.check()
         self._carry_out_request()
-
-    def _accepting(self) -> bool:
-        """Send the encoded batch if its predecessor is stored. Returns whether another one may be encoded."""
-        self._delivery.nudge()
-        return not self._delivery.full
 
     def _gap(self, gap: GapFound) -> None:
         """Record the gap, then rescan the table (``on_gap: resync``) or end the run with it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from replicator.state import (
     Entry,
     Gap,
     Heartbeat,
+    ParkedItem,
     PipelineState,
     ResyncRequest,
     Save,
@@ -37,13 +38,16 @@ _UNREAD = ("owner", "parked", "dropped", "repair", "verified", "rebuild")
 class CheckpointView:
     """Entries by kind and id. ``put`` assumes that the save will succeed; ``undo`` reverts it."""
 
-    def __init__(self, claimed: Claimed) -> None:
+    def __init__(self, claimed: Claimed, before: CheckpointView | None = None) -> None:
+        """``before``: an earlier view, from which unchanged shards are taken: there may be thousands."""
         self._revisions: dict[Place, int] = {}
         self._values: dict[str, dict[str, Any]] = {kind: {} for kind in VALUES}
         for e in claimed.entries:
             if e.kind not in _UNREAD:
+                known = before.shards.get(e.id) if before is not None and e.kind == "shard" else None
+                same = known is not None and before is not None and before._revisions["shard", e.id] == e.revision
                 self._revisions[e.kind, e.id] = e.revision
-                self._values[e.kind][e.id] = decode(e.kind, e.id, e.text)
+                self._values[e.kind][e.id] = known if same else decode(e.kind, e.id, e.text)
 
     def discard_times_after(self, now: float) -> None:
         """Discard read and listing times that lie after ``now``: the clock was set back, so they prove nothing."""
@@ -81,11 +85,24 @@ class CheckpointView:
     def shards(self) -> Mapping[str, ShardState]:
         return self._values["shard"]
 
-    def learn_shard(self, entry: Entry) -> ShardState:
-        """Take over a shard's entry that another process has stored."""
-        state: ShardState = decode(entry.kind, entry.id, entry.text)  # type: ignore[assignment]
-        self._revisions["shard", entry.id], self._values["shard"][entry.id] = entry.revision, state
-        return state
+    def learn(self, entry: Entry) -> object:
+        """Take over an entry that another process has stored."""
+        value = decode(entry.kind, entry.id, entry.text)
+        self._revisions[entry.kind, entry.id], self._values[entry.kind][entry.id] = entry.revision, value
+        return value
+
+    def relearn(self, kind: str, entries: Iterable[Entry]) -> None:
+        """Take over all entries of a kind, as others have stored them."""
+        for id in list(self._values[kind]):
+            self._revisions.pop((kind, id), None)
+        self._values[kind].clear()
+        for entry in entries:
+            if entry.kind == kind:
+                self.learn(entry)
+
+    @property
+    def items(self) -> Mapping[str, ParkedItem]:
+        return self._values["item"]
 
     @property
     def slots(self) -> Mapping[str, Slot]:

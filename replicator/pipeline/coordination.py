@@ -7,7 +7,7 @@ that is not in the checkpoints, so that another one can go on from there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from replicator.pipeline import stages
@@ -22,6 +22,17 @@ from replicator.state import (
     Slot,
     encode,
 )
+
+UNCLAIMED = Slot(0, "")  # of a slot whose worker has not stored anything
+Decision = Callable[[PipelineState, Mapping[str, Slot], Mapping[str, Owner], float], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers of a run, by their ``slots``, and the ``coordinator`` that takes these away."""
+
+    slots: tuple[str, ...]
+    coordinator: Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ def give_shards(
         slot = _least(load)
         load[slot] += 1
         state = replace(stages.start(shards[id], shards), slot=slot)
-        given[id] = Given(state, _inherited_window(state, shards, slots))
+        given[id] = Given(state, inherited_window(state, shards, slots))
     return given
 
 
@@ -75,7 +86,8 @@ def _least(load: Counter[str]) -> str:
     return min(load, key=lambda slot: (load[slot], slot))
 
 
-def _inherited_window(child: ShardState, shards: Mapping[str, ShardState], slots: Mapping[str, Slot]) -> float:
+def inherited_window(child: ShardState, shards: Mapping[str, ShardState], slots: Mapping[str, Slot]) -> float:
+    """For how many seconds writes of the parent's worker may still be applied, if that is another one."""
     parent = shards.get(child.parent) if child.parent is not None else None
     if parent is None or parent.slot == child.slot:
         return 0.0

@@ -246,14 +246,16 @@ def item_of(id: str) -> str:
     return head if at and len(tail) == 19 and tail.isdigit() else id
 
 
-def known(checkpoints: Checkpoints, before: ParkedItems | None = None) -> ParkedItems:
+def known(
+    checkpoints: Checkpoints, before: ParkedItems | None = None, entries: Iterable[Entry] | None = None
+) -> ParkedItems:
     """Read the parked items, with their numbers of changes and, if the hook chooses ids, their documents.
 
     Revisions are read before the entries, so a change in between only makes the run's next save of the entry fail.
     Entries whose revision is the same as ``before`` are not read again. Images are not kept in memory, except those
-    needed to determine documents in the target (``base``).
+    needed to determine documents in the target (``base``). ``entries``: of the checkpoints, if they were just read.
     """
-    entries = checkpoints.read().entries
+    entries = checkpoints.read().entries if entries is None else entries
     revisions = {e.id: e.revision for e in entries if e.kind == PARKED}
     _check_single(revisions)
     found = {id: old for id in revisions if (old := _unchanged(before, id, revisions[id])) is not None}

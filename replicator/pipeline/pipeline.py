@@ -28,6 +28,7 @@ from replicator.pipeline import lineage, stages
 from replicator.pipeline.advance import scanned, streamed
 from replicator.pipeline.checkpoint_view import CheckpointView, Undo
 from replicator.pipeline.compaction import BatchContext, Refused
+from replicator.pipeline.coordination import Workers, inherited_window, taking_away
 from replicator.pipeline.discovery import Discovery, News
 from replicator.pipeline.page_buffer import PageBuffer
 from replicator.pipeline.parked import DROPPED, PARKED, Move, ParkedItems
@@ -37,12 +38,15 @@ from replicator.state import (
     Entry,
     Gap,
     Heartbeat,
+    ParkedItem,
     PipelineState,
     Save,
     SegmentState,
     ShardState,
     Slot,
     Spared,
+    decode,
+    encode,
 )
 from replicator.version import LAST_EPOCH
 
@@ -71,6 +75,7 @@ class Pipeline:
     of the opposite pipeline, if there is one. ``slot``: the part of the shards and segments that this worker claimed
     (``Slotted.claim_slot``); "" for a run that has all of them. A worker knows the other slots' shards as they were
     stored when it claimed its own, and is told of later ones (``learn``). Listings, epochs and stages are not its work.
+    ``workers``: of the coordinator of a run that has several: it lists and decides, and reads no shard or segment.
     Not thread-safe.
     """
 
@@ -84,10 +89,13 @@ class Pipeline:
         ignore_expired: bool = False,
         marks: Marks | None = None,
         slot: str = "",
+        workers: Workers | None = None,
         now: float = math.inf,
     ) -> None:
         self.mapping = mapping
         self.slot = slot
+        self.workers = workers
+        self.acknowledged: int | None = None  # Slot.begun, as stored by this worker
         self.marks = marks
         self.ignore_expired = ignore_expired
         self.view = CheckpointView(claimed)
@@ -132,7 +140,7 @@ class Pipeline:
                 yield int(id), segment
 
     def _owns(self, state: ShardState | SegmentState) -> bool:
-        return not self.slot or state.slot == self.slot
+        return self.workers is None and (not self.slot or state.slot == self.slot)
 
     @property
     def childless(self) -> set[str]:
@@ -157,6 +165,7 @@ class Pipeline:
         self._pending += [("segment", id, None) for id in self.view.segments if id not in segments]
         self._pending += [("spared", id, None) for id in self.view.spared]  # the next sweep determines them again
         self._pending += [(DROPPED, held.id, None) for held in self.parked.all_dropped()]
+        self._pending += [("item", id, None) for id in self.view.items]
         self._pending += [("shard", id, s) for id, s in fresh.items()]
         self._pending += [("segment", id, s) for id, s in segments.items()]
         self._pending.append(("pipeline", "", state))
@@ -178,26 +187,84 @@ class Pipeline:
         self._pending += [("segment", id, segment) for id, segment in segments.items()]
         self._pending += [("pipeline", "", state), ("request", "", None)]
 
-    def acknowledge(self, *, in_doubt: float = 0.0, lingers: float | None = LONGEST_IN_DOUBT) -> None:
+    def acknowledge(self, *, in_doubt: float = 0.0, lingers: float | None = LONGEST_IN_DOUBT, begun: int = 0) -> None:
         """Store with the next batch that this worker knows the pipeline's epoch and stage, and its in-doubt window.
 
         A coordinator waits for this: no batch of an earlier epoch or stage can follow it. Nothing is written before the
         first time, so that a slot is known to be idle, or to have a worker that says what it has sent.
         """
         assert self.state is not None
-        self._pending.append(("slot", self.slot, Slot(self.state.epoch, self.state.stage, in_doubt, lingers)))
+        self._pending.append(("slot", self.slot, Slot(self.state.epoch, self.state.stage, in_doubt, lingers, begun)))
 
-    def learn(self, shards: Iterable[Entry]) -> None:
-        """Entries of shards as a coordinator has stored them: those it gave to this slot, and their parents in others.
+    def learn(self, entries: Iterable[Entry]) -> None:
+        """Entries as a coordinator has stored them: shards that it gave to this slot, their parents in other slots, and
+        those slots.
 
         What this worker already owns only it has changed since, so there is nothing to learn of that.
         """
         assert self.slot, "a run that has all shards lists them itself"
-        for entry in shards:
-            known = self.view.shards.get(entry.id)
-            if known is None or not self._owns(known):
-                self.shards[entry.id] = self.view.learn_shard(entry)
+        for entry in entries:
+            if entry.kind == "slot" and entry.id != self.slot:
+                self.view.learn(entry)
+            elif entry.kind == "shard" and not self._has(entry.id):
+                state = self.view.learn(entry)
+                assert isinstance(state, ShardState)
+                self.shards[entry.id] = state
         self._readable = self._childless = None
+
+    def _has(self, shard: str) -> bool:
+        known = self.view.shards.get(shard)
+        return known is not None and self._owns(known)
+
+    def unlearnt(self, entries: Iterable[Entry]) -> bool:
+        """Whether there are shards of this slot among the entries that it does not have yet."""
+        shards = {e.id: decode("shard", e.id, e.text) for e in entries if e.kind == "shard" and not self._has(e.id)}
+        return any(isinstance(state, ShardState) and state.slot == self.slot for state in shards.values())
+
+    def inherited_window(self, shards: Iterable[str] | None = None) -> float:
+        """Seconds for which writes of the workers that had the parents of this slot's ``shards`` may be applied."""
+        states = self.view.shards
+        own = [id for id in (states if shards is None else shards) if self._has(id) and not states[id].ended]
+        return max((inherited_window(states[id], states, self.view.slots) for id in own), default=0.0)
+
+    def end_slots(self, slots: Mapping[str, Slot]) -> None:
+        """Store with the next batch that this run took over the in-doubt windows of these slots' workers."""
+        self._pending += [("slot", id, replace(slot, in_doubt=0.0, lingers=None)) for id, slot in slots.items()]
+
+    # Coordinating workers
+
+    def give(self, shards: Mapping[str, ShardState], segments: Mapping[str, SegmentState]) -> None:
+        """Store with the next batch which slots have these from now on."""
+        self._pending += [("shard", id, state) for id, state in shards.items()]
+        self._pending += [("segment", id, state) for id, state in segments.items()]
+
+    def renew_slots(self, lingers: float | None, now: float) -> None:
+        """Take the slots away with the next batch, and store what in-doubt window their workers must begin with: each
+        may have got shards of others.
+        """
+        assert self.workers is not None
+        owner = replace(self.workers.coordinator, run="", started=now)
+        self._pending += [("slot", slot, Slot(0, "", lingers=lingers)) for slot in self.workers.slots]
+        self._pending += [("owner", slot, owner) for slot in self.workers.slots]
+
+    def note_run(self, coordinator: str, revision: int) -> None:
+        """Store with the next batch that a ``coordinator`` of the run with this revision has given everything."""
+        self._pending.append(("slot", coordinator, Slot(0, "", lingers=None, begun=revision)))
+
+    def reread(self, claimed: Claimed) -> None:
+        """Take over what is stored by now: workers change most of it. Nothing may be left to store."""
+        nothing_left = not self._in_flight and not self._pending
+        assert nothing_left, "store that first: it is based on what was stored before"
+        self.view = CheckpointView(claimed, self.view)
+        self.total = sum(claimed.counts.values(), Counts())
+        self.shards, self.segments = dict(self.view.shards), dict(self.view.segments)
+        self.state = self.view.pipeline
+        self._readable = self._childless = None
+
+    def abandon(self) -> None:
+        """Give up what is not stored, because it is based on entries that a worker has changed; gaps remain."""
+        self.give_back()
+        self._pending = [p for p in self._pending if p[0] == "gap"]
 
     def end_request(self) -> None:
         """Remove the pending request with the next batch: the epoch that begins with it carries it out."""
@@ -315,10 +382,14 @@ class Pipeline:
         """The last epoch that scanned the whole table; while another begins, all there were are earlier."""
         return LAST_EPOCH + 1 if self.state is None else self.state.complete
 
-    def know(self, parked: ParkedItems) -> None:
-        """Replace the parked items after a command changed them. No batch may be in flight."""
+    def know(self, parked: ParkedItems, entries: Iterable[Entry] = ()) -> None:
+        """Replace the parked items after a command or another worker changed them. No batch may be in flight.
+
+        ``entries``: of the checkpoints, when these were read.
+        """
         assert not self._in_flight, "batches in flight assume the previous entries"
         self.parked = parked
+        self.view.relearn("item", entries)
 
     # Output
 
@@ -327,6 +398,7 @@ class Pipeline:
         if not (self._pending or self.pages or self._heartbeat):
             return None
         taken = _Taken(pending=self._pending)
+        before = self.view.pipeline
         self._pending = []
         for kind, id, value in taken.pending:
             self._put(taken, kind, id, value)
@@ -336,6 +408,7 @@ class Pipeline:
         if not taken.saves and not parts:
             return None
         self._put_fence(taken)
+        self._put_owners(taken, before, now)
         taken.batch = Batch(parts, list(taken.saves.values()), tombstones=self._remembers_deletes)
         self._in_flight.append(taken)
         return taken.batch
@@ -449,6 +522,9 @@ class Pipeline:
             if known is not None:  # otherwise it was removed or replaced
                 self._move(taken, [Move(kind, known)])
             return
+        if kind == "owner":  # a claim of whoever comes next is none of the pipeline's, so there is nothing to compare
+            taken.saves[kind, id] = Save(kind, id, None, encode(value))
+            return
         save, undo = self.view.put(kind, id, value, taken.saves.get((kind, id)))
         taken.saves[kind, id] = save
         if save.text is None and save.expected == 0:
@@ -462,6 +538,8 @@ class Pipeline:
             taken.moves.append(move)
             for save in move.saves:
                 taken.saves[save.kind, save.id] = save
+            if self.slot and move.kind == PARKED:
+                self._put(taken, "item", move.item, None if move.after is None else ParkedItem(move.after.id))
 
     def _put_heartbeat(self, taken: _Taken) -> None:
         if self._heartbeat is None:
@@ -492,6 +570,13 @@ class Pipeline:
         assert fence is not None or not self.slot, "acknowledge first"
         if moves and place not in taken.saves and fence is not None:
             self._put(taken, *place, fence)
+
+    def _put_owners(self, taken: _Taken, before: PipelineState | None, now: float) -> None:
+        """A new epoch or stage takes the slots from their workers, so that no batch of an earlier one can follow it."""
+        if self.workers is not None and _phase(before) != _phase(self.view.pipeline):
+            owner = replace(self.workers.coordinator, started=now)
+            for save in taking_away(self.workers.slots, owner):
+                taken.saves[save.kind, save.id] = save
 
     def _put_anchors(self, taken: _Taken) -> bool:
         """Store a shard's first sequence number before any write uses its ordinals; a restart could renumber them.
@@ -552,6 +637,8 @@ class Pipeline:
             _set(self.segments, id, value, SegmentState)
         elif isinstance(value, Heartbeat):
             self.listing_stored = value.listed
+        elif isinstance(value, Slot):
+            self.acknowledged = value.begun
 
     def _parked_durably(self, taken: _Taken) -> None:
         for refused in taken.refused:
@@ -568,6 +655,11 @@ class Pipeline:
 
     def _changing_stage(self) -> bool:
         return any(kind == "pipeline" for kind, _, _ in self._pending)
+
+
+def _phase(state: PipelineState | None) -> tuple[int, str, bool] | None:
+    """The part of the pipeline's state that every worker must know before it writes."""
+    return None if state is None else (state.epoch, state.stage, state.opening)
 
 
 def _place(state: ShardState) -> tuple[bool, bool]:

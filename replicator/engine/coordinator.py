@@ -1,0 +1,263 @@
+"""The coordinator of a run with several workers: lists, decides and cleans up, and reads no shard or segment itself.
+
+It is a ``Driver`` whose reading and writing others do. What it decides is in ``pipeline.coordination``; all that it
+knows of the workers it reads from the checkpoints, again and again, so that another coordinator can take its place at
+any time. Each of the two claims an entry of its own, like a slot, and the later one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from replicator.checkpoints.contract import Claimed, Slotted
+from replicator.engine import startup
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.fetcher import end_of_stream, receive, send
+from replicator.engine.local import Driver
+from replicator.engine.parked_limits import check_parked
+from replicator.engine.startup import StartupState
+from replicator.engine.worker import News
+from replicator.errors import ConfigError, Fenced, GapFound
+from replicator.pipeline import coordination, stages
+from replicator.pipeline.coordination import Workers
+from replicator.state import LONGEST_IN_DOUBT, Entry, Gap, Owner, PipelineState, ShardState, decode
+from replicator.target.contract import Unguarded
+
+log = logging.getLogger("replicator")
+
+COORDINATOR = "coordinator"  # the slot that the coordinator itself claims
+READ_INTERVAL = 1.0  # seconds between two looks at what the workers have stored
+DOUBT_SEEN = 10.0  # seconds for which a worker's in-doubt window counts as open after it was last seen to be
+
+
+class Coordinator(Driver):
+    """The coordinator of a run with ``slots``. Claims the pipeline, unless it replaces another one of the ``run``."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        owner: Owner,
+        environment: Environment,
+        slots: tuple[str, ...],
+        run: int | None = None,
+    ) -> None:
+        _check_supported(context)
+        self._workers = Workers(slots, owner)
+        self._run_revision = run or 0
+        self._owners: dict[str, Owner] = {}
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._stored: Mapping[str, ShardState] = {}
+        self._read_at = -math.inf
+        super().__init__(context, owner, environment)
+        self._cleanup.may_purge = self._may_purge
+        self._lingers = self._lingering()
+
+    @property
+    def revision(self) -> int:
+        """The revision of the run's claim, which workers and further coordinators are given."""
+        return self._run_revision
+
+    def _claim(self, owner: Owner) -> Claimed:
+        checkpoints = self._context.checkpoints
+        assert isinstance(checkpoints, Slotted)
+        if not self._run_revision:
+            self._run_revision = checkpoints.claim(owner).revision
+        return checkpoints.claim_slot(owner, COORDINATOR, self._run_revision)
+
+    def _lingering(self) -> float | None:
+        """How long writes of earlier runs may still be applied: what each worker's window begins with."""
+        state, slots = self.pipeline.view.pipeline, self.pipeline.view.slots.values()
+        if state is None:
+            return LONGEST_IN_DOUBT
+        return max((s for s in (state.lingers, *(slot.lingers for slot in slots)) if s is not None), default=None)
+
+    # What is stored by now
+
+    def _refresh(self) -> None:
+        self._delivery.flush()
+        claimed = self._retrying(self._context.checkpoints.read, asks="checkpoints")
+        self.pipeline.reread(claimed)
+        self._delivery.know_parked(claimed.entries)
+        self._entries = {(e.kind, e.id): e for e in claimed.entries}
+        self._stored = dict(self.pipeline.shards)
+        owners = {e.id: decode("owner", e.id, e.text) for e in claimed.entries if e.kind == "owner"}
+        self._owners = {id: owner for id, owner in owners.items() if isinstance(owner, Owner)}
+        self._read_at = self._environment.monotonic()
+
+    def _start_over(self) -> None:
+        """A worker has changed an entry meanwhile: decide again, unless this coordinator was replaced (Fenced)."""
+        self._retrying(lambda: self._context.checkpoints.save(()), asks="checkpoints")
+        self.pipeline.abandon()
+        self._refresh()
+
+    # Starting
+
+    def start(self, allowed: startup.Allowed) -> None:
+        while True:
+            try:
+                return super().start(allowed)
+            except Fenced:  # a worker may have begun already
+                self._start_over()
+
+    def _start(self, allowed: startup.Allowed) -> None:
+        super()._start(allowed)
+        if self._is_new_run:
+            self._tables_opened()
+
+    def _begin(self, start: StartupState) -> None:
+        self._stop_workers()
+        super()._begin(start)
+
+    def _stop_workers(self) -> None:
+        """Take all slots away until the tables are opened: shards and segments stay as they are stored now."""
+        state = self.pipeline.view.pipeline
+        if state is not None and not state.opening:
+            self._change(replace(state, opening=True))
+        self._refresh()
+
+    def _opening(self, state: PipelineState) -> PipelineState:
+        return replace(state, opening=True)
+
+    def _tables_opened(self) -> None:
+        """Give everything to slots; from then on workers may claim them."""
+        self._refresh()
+        self._give()
+        if self._is_new_run:
+            self.pipeline.renew_slots(self._lingers, self._now())
+            self.pipeline.note_run(COORDINATOR, self._run_revision)
+        super()._tables_opened()
+
+    @property
+    def _is_new_run(self) -> bool:
+        """Whether no coordinator of this run has given everything to slots yet."""
+        noted = self.pipeline.view.slots.get(COORDINATOR)
+        return noted is None or noted.begun != self._run_revision
+
+    # Running
+
+    def step(self) -> None:
+        """One iteration. Another engine may call this instead of ``run``, between ``start`` and ``end``."""
+        self._guarded_turn()
+
+    def end(self) -> None:
+        """Store what is in flight, and what the next run must know of the in-doubt window."""
+        self._refresh()
+        self._shut_down()
+        self._steps.close()
+
+    def _turn(self) -> None:
+        try:
+            self._coordinate()
+        except Fenced:
+            self._start_over()
+
+    def _gap(self, gap: GapFound) -> None:
+        try:
+            super()._gap(gap)
+        except Fenced:
+            self._start_over()
+
+    def _coordinate(self) -> None:
+        assert self._fetcher is not None
+        self._reporter.waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
+        self._reporter.tick()
+        if self._environment.monotonic() - self._read_at >= READ_INTERVAL:
+            self._refresh()
+            self._watch_workers()
+            self._give()
+        sent = send(self._fetcher, self._delivery)
+        busy = self._may_clean() and self._cleanup.do()
+        receive(self._fetcher, self._delivery, sent=sent, busy=sent or busy)
+        if self._fetcher.finished:
+            raise end_of_stream(self._table, self._current_table())
+        self._recheck.check()
+        self._carry_out_request()
+
+    def _watch_workers(self) -> None:
+        """Notice what workers found. GapFound, or ConfigError if all together parked too much."""
+        check_parked(self.pipeline.parked, self._context.config.parked_limit)
+        state = self._state()
+        for gap in self.pipeline.view.gaps.values():
+            if gap.repaired is None and gap.epoch >= state.complete:
+                raise _found(gap)
+        self._notice_doubt()
+
+    def _give(self) -> None:
+        """Give shards that may be read by now, and segments, to slots that are there."""
+        assert self._workers is not None
+        pipeline, slots = self.pipeline, self._workers.slots
+        stored = {id: slot for id, slot in pipeline.view.slots.items() if id in slots}
+        known = {slot: stored.get(slot, coordination.UNCLAIMED) for slot in slots}
+        shards = coordination.give_shards(pipeline.shards, pipeline.segments, known)
+        given = {id: one.state for id, one in shards.items()}
+        segments = coordination.give_segments({**pipeline.shards, **given}, pipeline.segments, slots)
+        if given or segments:
+            pipeline.give(given, segments)
+            self._refresh()
+
+    def news(self) -> News:
+        """What each slot's worker must be told of: shards that it was given and has not begun, their parents, and the
+        claim of the slot for which that holds.
+
+        Repeated until the worker has stored something of them, so nothing depends on one message.
+        """
+        found: dict[str, list[Entry]] = {}
+        for id, shard in self._stored.items():
+            begun = shard.ended or shard.sequence or shard.anchor or shard.through
+            if shard.slot and not begun:
+                claim = self._entries.get(("owner", shard.slot))
+                found.setdefault(shard.slot, [] if claim is None else [claim]).extend(self._told(id, shard.parent))
+        return found
+
+    def _told(self, shard: str, parent: str | None) -> list[Entry]:
+        of_parent = self._stored.get(parent) if parent is not None else None
+        places = [("shard", shard)]
+        if of_parent is not None and parent is not None:
+            places += [("shard", parent), ("slot", of_parent.slot)]
+        return [self._entries[place] for place in places if place in self._entries]
+
+    # Cleaning up
+
+    def _may_clean(self) -> bool:
+        """Whether a sweep, if one is due, may begin: no worker writes as in an earlier stage."""
+        state = self.pipeline.state
+        if state is None or state.opening:
+            return False
+        return state.stage != stages.SWEEPING or self._in_doubt is None or self._asks(coordination.may_sweep)
+
+    def _may_purge(self) -> bool:
+        """Whether no worker needs the tombstones that were found before now."""
+        if self._in_doubt is None:
+            return True  # late transactions find that their slot was claimed anew
+        self._refresh()
+        return self._notice_doubt() and not self._in_doubt
+
+    def _notice_doubt(self) -> bool:
+        """Keep the in-doubt window open, and with it owe a purge, while a worker's is. Returns whether none is."""
+        if self._in_doubt is None or self._asks(coordination.may_purge):
+            return True
+        self._in_doubt.begin(DOUBT_SEEN)
+        return False
+
+    def _asks(self, decision: coordination.Decision) -> bool:
+        assert self._workers is not None
+        slots = {s: self.pipeline.view.slots.get(s, coordination.UNCLAIMED) for s in self._workers.slots}
+        return decision(self._state(), slots, self._owners, self._now())
+
+
+def _found(gap: Gap) -> GapFound:
+    return GapFound(gap.reason, gap.shard, gap.sequence)
+
+
+def _check_supported(context: RunContext) -> None:
+    """ConfigError for what needs a single process."""
+    if isinstance(context.target, Unguarded) and context.target.unguarded:
+        raise ConfigError(
+            "target.pristine: without versions in the items, writes of several workers to one item cannot be told "
+            "apart: remove the option, or use one process"
+        )
+    if not isinstance(context.checkpoints, Slotted):
+        raise ConfigError("checkpoints: this store cannot be written by several workers; use one process")

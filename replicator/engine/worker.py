@@ -1,0 +1,352 @@
+"""A worker of a run with several: reads the shards and segments of its slot, and writes what they contain.
+
+It keeps nothing that is not in the checkpoints, so another one can take its place at any time. The coordinator takes
+the slot away for each new epoch and stage; then the worker claims it again, and starts from what is stored. It ends
+(Fenced) once another worker has claimed the slot, or another run the pipeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+
+from msgspec import structs
+
+from replicator.checkpoints.contract import Slotted
+from replicator.engine.binding import Recheck
+from replicator.engine.context import Environment, RunContext
+from replicator.engine.delivery import Delivery
+from replicator.engine.fetcher import Fetcher, explained, fetcher_for, receive, send
+from replicator.engine.heartbeat import HEARTBEAT_INTERVAL
+from replicator.engine.parked_limits import ParkedWatch
+from replicator.engine.retry import RetryPolicy, Stopped
+from replicator.errors import ConfigError, Fenced, GapFound, TransientError
+from replicator.pipeline import stages
+from replicator.pipeline.pipeline import Pipeline
+from replicator.source.scan import ReadBudget
+from replicator.source.table import SourceTable, find_table
+from replicator.state import LONGEST_IN_DOUBT, Entry, Heartbeat, Owner, PipelineState, Save, decode, encode
+from replicator.target.contract import AppliesLate, Transactional, marks_of
+
+log = logging.getLogger("replicator")
+
+CLAIM_INTERVAL = 0.5  # seconds between two looks at whether the slot may be claimed
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a worker works on: the ``slot``, in the ``run`` (the revision of its claim) with so many ``slots``."""
+
+    slot: str
+    run: int
+    slots: int = 1
+
+
+class Worker:
+    """One worker, from its start to its end.
+
+    ``connect`` gives the source, target and checkpoints for one claim of the slot, and closes them on exit.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        owner: Owner,
+        connect: Callable[[], AbstractContextManager[RunContext]],
+        environment: Environment,
+    ) -> None:
+        self._post, self._owner, self._connect, self._environment = post, owner, connect, environment
+        self._resources = ExitStack()
+        self._held: SlotRun | None = None
+        self._lingers: float | None = LONGEST_IN_DOUBT  # of what this process sent under its last claim
+        self._claimed_before = False
+
+    def run(self) -> None:
+        """Work until stopped, or until another worker or run has taken over (Fenced). Stores what is in flight."""
+        try:
+            while not self._environment.stop.is_set():
+                if not self.step():
+                    self._environment.stop.wait(CLAIM_INTERVAL)
+            self.end()
+        except Stopped:
+            log.info("stopped while waiting", extra={"slot": self._post.slot})
+        finally:
+            self._release()
+
+    def end(self) -> None:
+        """Store what is in flight, and release the slot."""
+        if self._held is not None:
+            self._held.shut_down()
+        self._release()
+
+    def step(self) -> bool:
+        """One iteration; False while the slot cannot be claimed, because an epoch is about to begin."""
+        if self._held is None and not self._claim():
+            return False
+        assert self._held is not None
+        try:
+            self._held.step()
+        except Fenced as e:
+            self._fenced(e)
+        return True
+
+    def learn(self, entries: Sequence[Entry]) -> None:
+        """What the coordinator tells: shards that the slot got since it was claimed (``Coordinator.news``).
+
+        Nothing is lost if this is: a claim reads everything, and the coordinator repeats what was not begun.
+        """
+        if self._held is not None:
+            self._held.learn(entries)
+
+    def _claim(self) -> bool:
+        context = self._resources.enter_context(self._connect())
+        try:
+            lingers = self._lingers if self._claimed_before else math.nan
+            self._held = SlotRun.claimed(context, self._post, self._owner, self._environment, lingers)
+        except Fenced as e:
+            self._fenced(e)
+        except BaseException:
+            self._release()
+            raise
+        if self._held is None:
+            self._release()
+            return False
+        self._claimed_before = True
+        return True
+
+    def _fenced(self, fenced: Fenced) -> None:
+        """Claim the slot again if the coordinator took it away, or changed something of it."""
+        held = self._held
+        self._lingers = held.lingers if held is not None else self._lingers
+        if held is None or not held.may_claim_again():
+            self._release()
+            raise fenced
+        self._release()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.close()
+        self._held = None
+        self._resources.close()
+
+
+class SlotRun:
+    """A slot from one claim of it to the next."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        post: Post,
+        owner: Owner,
+        environment: Environment,
+        pipeline: Pipeline,
+        revision: int,
+        retrying: RetryPolicy,
+    ) -> None:
+        target, now, monotonic = context.target, environment.now, environment.monotonic
+        self.pipeline, self._revision = pipeline, revision
+        self._context, self._environment, self._post, self._owner = context, environment, post, owner
+        self._retrying = retrying
+        self._in_doubt = target.in_doubt if isinstance(target, AppliesLate) else None
+        self._delivery = Delivery(
+            target,
+            context.checkpoints,
+            pipeline,
+            retrying,
+            now,
+            environment.hook_limit,
+            self._save_heartbeat,
+            environment.measurements.stored,
+        )
+        everything = sys.maxsize  # the limit is for all workers together: the coordinator's matter
+        self._watch = ParkedWatch(pipeline, self._delivery, everything, monotonic, pipeline.total)
+        self._recheck = Recheck(target, context.tables, self._delivery, retrying, monotonic)
+        self._steps = environment.scheduler(context.client)
+        self._fetcher = self._open_fetcher()
+        self._gapped = False
+        self._beat_at = -math.inf
+        self._waiting_for: str | None = None
+
+    @classmethod
+    def claimed(
+        cls, context: RunContext, post: Post, owner: Owner, environment: Environment, lingers: float | None
+    ) -> SlotRun | None:
+        """The slot, claimed; None while no epoch has begun or its tables are being opened.
+
+        ``lingers``: how long this process' own writes under an earlier claim are in doubt; NaN if it had none.
+        """
+        checkpoints, now = context.checkpoints, environment.now
+        assert isinstance(checkpoints, Slotted)
+        retrying = RetryPolicy(environment.stop, environment.waiting, now, environment.random)
+        if not _has_begun(retrying(checkpoints.pipeline, asks="checkpoints")):
+            return None
+        claimed = retrying(lambda: checkpoints.claim_slot(owner, post.slot, post.run), asks="checkpoints")
+        pipeline = Pipeline(
+            context.mapping,
+            claimed,
+            ignore_expired=context.config.ttl_deletes == "ignore",
+            marks=marks_of(context.target),
+            slot=post.slot,
+            now=now(),
+        )
+        if not _has_begun(pipeline.state):
+            return None
+        held = cls(context, post, owner, environment, pipeline, claimed.revision, retrying)
+        held.begin(lingers)
+        return held
+
+    def begin(self, lingers: float | None) -> None:
+        """Open the tables, and the in-doubt window, before anything is written."""
+        state = self._state
+        hook = self._context.hook
+        if state.hook != (hook.fingerprint if hook is not None else ""):
+            raise ConfigError("transform: this worker has another hook than the run: start all of them with the same")
+        self._retrying(lambda: self._context.target.open(self._context.tables, state.epoch))
+        if self._in_doubt is not None:
+            self._take_over_window(lingers)
+        self._delivery.know_parked()
+        self._delivery.acknowledge()
+        log.info("slot claimed", extra={"slot": self._post.slot, "stage": state.stage, "epoch": state.epoch})
+
+    def _take_over_window(self, lingers: float | None) -> None:
+        """Reopen the in-doubt window: of the slot's last worker, and of the workers that had its shards' parents."""
+        assert self._in_doubt is not None
+        slot = self.pipeline.view.slots.get(self._post.slot)
+        of_slot = slot.lingers if slot is not None else LONGEST_IN_DOUBT
+        if lingers is not None and math.isnan(lingers):
+            lingers = of_slot
+        renewed = of_slot if slot is None or slot.epoch == 0 else None  # by a run's first coordinator, for all slots
+        for seconds in (lingers, renewed, self.pipeline.inherited_window()):
+            if seconds:
+                self._in_doubt.begin(seconds)
+
+    def learn(self, entries: Sequence[Entry]) -> None:
+        """New shards of this slot. What earlier workers parked of their items is known before they are read.
+
+        What was read before the slot was claimed is not believed: it may be of an earlier epoch.
+        """
+        current = Entry("owner", self._post.slot, self._revision, "")
+        if current not in (structs.replace(e, text="") for e in entries) or not self.pipeline.unlearnt(entries):
+            return
+        self._delivery.settle()
+        self.pipeline.learn(entries)
+        window = self.pipeline.inherited_window([e.id for e in entries if e.kind == "shard"])
+        if self._in_doubt is not None and window:
+            self._in_doubt.begin(window)
+        self._delivery.know_parked()
+
+    def step(self) -> None:
+        """One iteration: start reads, deliver a batch, process results, run periodic checks."""
+        try:
+            self._step()
+        except GapFound as gap:
+            self._gap(explained(gap, self._context.table, self._current_table()) if gap.gone else gap)
+
+    def _step(self) -> None:
+        self._delivery.acknowledge()
+        self._beat()
+        if self._gapped:
+            self._delivery.flush()
+            self._environment.stop.wait(CLAIM_INTERVAL)
+            return
+        sent = send(self._fetcher, self._delivery)
+        receive(self._fetcher, self._delivery, sent=sent, busy=sent or self._delivery.busy)
+        self._watch.check()
+        self._recheck.check()
+
+    def _gap(self, gap: GapFound) -> None:
+        """Record the gap for the coordinator, which begins an epoch or ends the run. Until then, nothing is read."""
+        log.error("gap", extra={"reason": gap.reason, "shard": gap.shard, "slot": self._post.slot})
+        self._steps.clear()
+        self._gapped = True
+        self.pipeline.gap(gap, self._environment.now())
+        self._delivery.flush()
+        self.pipeline.drop_ahead()
+
+    def _current_table(self) -> SourceTable | None:
+        name = self._context.config.source.table
+        return self._retrying(lambda: find_table(self._context.client, name), asks="source")
+
+    def shut_down(self) -> None:
+        """Store the batches in flight, and how long the next worker must keep the in-doubt window open."""
+        self._delivery.settle()
+        self.pipeline.drop_ahead()
+        window = self._in_doubt
+        self.pipeline.heartbeat(replace(self._heartbeat(), phase="stopped"))
+        left = None if window is None else window.left
+        begun = 0 if window is None else window.begun
+        self.pipeline.acknowledge(in_doubt=left or 0.0, lingers=left, begun=begun)
+        self._delivery.flush()
+        self._watch.end()
+
+    def close(self) -> None:
+        self._steps.close()
+
+    @property
+    def lingers(self) -> float | None:
+        """How long writes under this claim may still be applied; all of it if some are in flight."""
+        if self._in_doubt is None:
+            return None
+        return LONGEST_IN_DOUBT if self._delivery.busy else self._in_doubt.left
+
+    def may_claim_again(self) -> bool:
+        """Whether the run goes on, and no other worker has claimed the slot."""
+        entries = self._retrying(self._context.checkpoints.read, asks="checkpoints").entries
+        owners = {e.id: e for e in entries if e.kind == "owner"}
+        owner = decode("owner", self._post.slot, owners[self._post.slot].text)
+        assert isinstance(owner, Owner)
+        return owners[""].revision == self._post.run and owner.run in ("", self._owner.run)
+
+    @property
+    def _state(self) -> PipelineState:
+        state = self.pipeline.state
+        assert state is not None
+        return state
+
+    def _open_fetcher(self) -> Fetcher:
+        """Of the stream that the epoch is about, also if the table has another one by now."""
+        config, state = self._context.config, self._state
+        units = config.backfill.read_units
+        budget = ReadBudget(None if units is None else units / self._post.slots)
+        table, arn = self._context.table, state.stream_arn
+        return fetcher_for(self._context, self._environment, self.pipeline, table, arn, budget, self._steps)
+
+    # Heartbeats
+
+    def _beat(self) -> None:
+        self._waiting_for = next(iter(self._fetcher.waiting_for.values()), None)
+        now = self._environment.monotonic()
+        if now - self._beat_at >= HEARTBEAT_INTERVAL:
+            self._beat_at = now
+            self.pipeline.heartbeat(self._heartbeat())
+
+    def _heartbeat(self) -> Heartbeat:
+        phase = "backfill" if self._state.stage != stages.FOLLOWING else "live"
+        window, repair = self._in_doubt, self.pipeline.parked.repairing
+        return Heartbeat(
+            self._environment.now(),
+            phase,
+            waiting_for=self._waiting_for,
+            who=self._owner.who,
+            repair=repair,
+            in_doubt=None if window is None else window.left,
+        )
+
+    def _save_heartbeat(self) -> None:
+        """Save a heartbeat ahead of the batch that waits for the target; needs a store that is not the target."""
+        if not isinstance(self._context.target, Transactional):
+            with contextlib.suppress(TransientError):
+                self._context.checkpoints.save([Save("pulse", self._post.slot, None, encode(self._heartbeat()))])
+
+
+def _has_begun(state: PipelineState | None) -> bool:
+    return state is not None and not state.opening
+
+
+News = Mapping[str, Sequence[Entry]]
+"""What workers are to be told, by slot."""

@@ -1,0 +1,403 @@
+"""A run with several workers and a coordinator, step by step in memory."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from replicator.batch import Batch, DocumentId, Outcome
+from replicator.engine import preexisting
+from replicator.engine.coordinator import COORDINATOR, Coordinator
+from replicator.engine.local import Driver
+from replicator.engine.startup import RESUMING, digest
+from replicator.engine.worker import Worker
+from replicator.errors import ConfigError, Fenced, GapFound, TransientError
+from replicator.hooks.hook import Hook
+from replicator.pipeline.checkpoint_view import CheckpointView
+from replicator.pipeline.parked import item_of, version_in
+from replicator.state import LONGEST_IN_DOUBT, Gap, ResyncRequest, Save, Slot, decode, encode
+from replicator.target.contract import Table
+from replicator.testing.memory import MemoryCheckpoints
+from replicator.testing.memory_index import MemoryIndex
+from replicator.version import FIRST_EPOCH, epoch_of
+from tests.engine.cluster import TABLE, Cluster
+from tests.simulation.runs import limit_turns
+from tests.simulation.targets import Killed
+
+KINDS = pytest.mark.parametrize("index", [False, True], ids=["transactions", "no transactions"])
+
+
+def churn(cluster: Cluster, chance: random.Random, steps: int) -> None:
+    """Items change, and shards split and roll over, while the run goes on."""
+    for n in range(steps):
+        cluster.round()
+        key = f"k{chance.randrange(20)}"
+        if chance.random() < 0.3:
+            cluster.delete(key)
+        else:
+            cluster.write(key, n)
+        if n % 40 == 20 and len(shards := cluster.source.open_shards(TABLE)) < 6:
+            cluster.source.split(TABLE, shards[chance.randrange(len(shards))])
+
+
+def alone(cluster: Cluster, one: Worker | Coordinator) -> None:
+    """Steps of one of them, which the others outlive."""
+    for _ in range(100):
+        cluster.clock.now += 0.1
+        one.step()
+
+
+def slot_of(cluster: Cluster, slot: str) -> Slot:
+    found = decode("slot", slot, cluster.database.entries["slot", slot][1])
+    assert isinstance(found, Slot)
+    return found
+
+
+@KINDS
+def test_workers_follow_a_table_whose_shards_split_until_the_target_equals_it(index: bool) -> None:
+    cluster = Cluster(index=index)
+    for n in range(20):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    churn(cluster, random.Random(1), 120)
+    cluster.settle()
+    assert cluster.stored == cluster.wanted
+    assert {shard.slot for shard in cluster.running.pipeline.shards.values() if not shard.ended} == {"0", "1", "2"}
+    total = cluster.running.pipeline.total
+    assert total.read == total.applied + total.superseded + total.filtered + total.parked > 100
+    cluster.outlive_doubt()
+    assert cluster.stored == cluster.wanted
+    assert cluster.database.tombstones == {TABLE: {}}
+
+
+def test_a_worker_whose_slot_another_one_has_claimed_ends_and_stores_nothing_more() -> None:
+    cluster = Cluster()
+    cluster.start()
+    cluster.settle()
+    old = cluster.workers["0"]
+    cluster.workers["0"] = cluster.worker("0")
+    for n in range(10):
+        cluster.write(f"k{n}", n)
+    cluster.settle()
+    before = dict(cluster.database.entries)
+    with pytest.raises(Fenced):
+        alone(cluster, old)
+    assert {p: e for p, e in cluster.database.entries.items() if before.get(p) != e} == {}
+    assert cluster.stored == cluster.wanted
+
+
+def test_a_later_coordinator_goes_on_with_the_same_workers_and_the_earlier_one_ends() -> None:
+    cluster = Cluster()
+    cluster.start()
+    cluster.settle()
+    early, claims = cluster.running, {s: cluster.database.entries["owner", s][0] for s in cluster.slots}
+    cluster.replace_coordinator()
+    with pytest.raises(Fenced, match=COORDINATOR):
+        alone(cluster, early)
+    assert {s: cluster.database.entries["owner", s][0] for s in cluster.slots} == claims
+    churn(cluster, random.Random(2), 60)
+    cluster.settle()
+    assert cluster.stored == cluster.wanted
+
+
+def test_a_later_run_replaces_the_coordinator_and_all_workers_of_the_earlier_one() -> None:
+    cluster = Cluster()
+    cluster.start()
+    cluster.settle()
+    early, workers = cluster.running, dict(cluster.workers)
+    cluster.start()
+    everyone: list[Worker | Coordinator] = [early, *workers.values()]
+    for one in everyone:
+        with pytest.raises(Fenced):
+            alone(cluster, one)
+    cluster.write("k", 1)
+    cluster.settle()
+    assert cluster.stored == cluster.wanted
+
+
+def test_what_the_coordinator_tells_is_repeated_until_the_worker_has_begun_with_it() -> None:
+    cluster = Cluster(shards=1)
+    cluster.start()
+    cluster.settle()
+    for shard in cluster.source.open_shards(TABLE):
+        cluster.source.split(TABLE, shard)
+    cluster.write("k", 1)
+    for _ in range(300):
+        cluster.round(told=False)
+    assert cluster.stored == {}, "nobody knows of the children"
+    assert cluster.running.news()
+    cluster.settle()
+    assert cluster.stored == cluster.wanted
+    assert cluster.running.news() == {}
+
+
+@KINDS
+def test_a_gap_that_a_worker_finds_begins_an_epoch_for_all_of_them(index: bool) -> None:
+    cluster = Cluster(index=index)
+    cluster.start()
+    lose_records(cluster)
+    cluster.delete("k1")
+    epoch = cluster.running.pipeline.epoch
+    cluster.rounds(300)
+    cluster.settle()
+    assert cluster.running.pipeline.epoch == epoch + 1
+    assert cluster.stored == cluster.wanted
+    gaps = [decode(*place, text) for place, (_, text) in cluster.database.entries.items() if place[0] == "gap"]
+    assert [gap.repaired is not None for gap in gaps if isinstance(gap, Gap)] == [True] * len(gaps)
+    assert gaps
+
+
+def test_a_gap_that_a_worker_finds_ends_the_run_where_the_config_says_so() -> None:
+    cluster = Cluster(on_gap="stop")
+    cluster.start()
+    lose_records(cluster)
+    with pytest.raises(GapFound):
+        cluster.rounds(300)
+
+
+def lose_records(cluster: Cluster) -> None:
+    """While no worker is there, records are written and trimmed."""
+    cluster.write("k0", 0)
+    cluster.settle()
+    cluster.workers.clear()
+    for n in range(20):
+        cluster.write(f"k{n}", n)
+    cluster.trim_all()
+    cluster.restart_workers()
+
+
+def test_parked_limit_holds_for_all_workers_together() -> None:
+    cluster = Cluster(hook=hook(lambda item: 1 / 0), parked_limit=5)
+    for n in range(5):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    cluster.rounds(200)
+    assert sum(kind == "parked" for kind, _ in cluster.database.entries) == 5
+    cluster.write("k5", 5)
+    with pytest.raises(ConfigError, match="parked_limit"):
+        cluster.rounds(200)
+
+
+def test_an_item_that_two_workers_refuse_at_the_same_time_is_parked_once() -> None:
+    """One has scanned it, and one has its change."""
+    cluster = Cluster(hook=hook(lambda item: 1 / 0), shards=1)
+    for n in range(8):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    for n in range(200):
+        cluster.round()
+        cluster.write(f"k{n % 8}", n)
+    cluster.rounds(200)
+    parked = [id for kind, id in cluster.database.entries if kind == "parked"]
+    assert Counter(map(item_of, parked)) == {f'["k{n}"]': 1 for n in range(8)}
+    assert {epoch_of(version_in(id)) << 48 == version_in(id) for id in parked} == {False}, "the newest is kept"
+
+
+def hook(function: Callable[[Any], Any], fingerprint: str = "one") -> Hook:
+    return Hook("hook", function, fingerprint, declared=False)
+
+
+def test_a_worker_with_another_hook_than_the_run_is_refused() -> None:
+    cluster = Cluster(hook=hook(lambda item: item))
+    cluster.start()
+    cluster.hook = hook(lambda item: None, "two")
+    with pytest.raises(ConfigError, match="another hook"):
+        cluster.workers["0"].step()
+
+
+@KINDS
+def test_one_process_goes_on_where_workers_ended_and_workers_where_it_ended(index: bool) -> None:
+    """Whether they end in good order, or are killed."""
+    cluster = Cluster(index=index)
+    for n in range(20):
+        cluster.write(f"k{n}", n)
+    for n in range(6):
+        if n % 2:
+            run_in_one_process(cluster)
+            continue
+        cluster.slots = ("0", "1", "2") if n % 4 else ("0", "1")
+        cluster.start()
+        churn(cluster, random.Random(n), 40)
+        if n == 2:
+            cluster.stop()
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    assert cluster.stored == cluster.wanted
+    assert cluster.database.tombstones == {TABLE: {}}
+    assert cluster.running.pipeline.epoch == FIRST_EPOCH, "nothing was taken for a gap"
+
+
+def run_in_one_process(cluster: Cluster) -> None:
+    cluster.write("k1", 1)
+    driver = Driver(cluster.context(), cluster.owner("one"), cluster.environment())
+    limit_turns(driver, 100)
+    with suppress(Killed):
+        driver.run(until=None)
+
+
+@KINDS
+def test_a_requested_resync_is_carried_out_by_all_workers(index: bool) -> None:
+    cluster = Cluster(index=index)
+    for n in range(9):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    for keys in ((("k1",), ("k2",)), ()):
+        rows = cluster.database.rows[TABLE]
+        del rows["k1",]
+        rows["k2",] = rows["k2",][0], b'{"by": "hand"}'
+        request(cluster, keys)
+        for n in range(200):
+            cluster.round()
+            cluster.write("k3", n)
+        cluster.settle()
+        assert cluster.stored == cluster.wanted
+        cluster.outlive_doubt()
+    assert cluster.running.pipeline.state is not None
+    assert cluster.running.pipeline.state.epoch == FIRST_EPOCH + 2
+
+
+def request(cluster: Cluster, keys: tuple[tuple[str, ...], ...]) -> None:
+    context, view = cluster.context(), CheckpointView(MemoryCheckpoints(cluster.database).read())
+    found = preexisting.inspect(view, context.table, context.target, context.tables, context.hook)
+    wanted = ResyncRequest(cluster.clock(), digest(found), keys=keys)
+    MemoryCheckpoints(cluster.database).save([Save("request", "", 0, encode(wanted))])
+
+
+# Requests in doubt, at a target without transactions
+
+
+def test_a_worker_says_that_its_writes_are_in_doubt_before_a_delete_relies_on_a_tombstone() -> None:
+    cluster = Cluster(index=True, slots=2)
+    losing, said = set[str](), list[float]()
+
+    class Losing(MemoryIndex):
+        def write(self, batch: Batch) -> Outcome:
+            """The response of some items is lost once; what the entries say is noted as a tombstone is left."""
+            items = {str(w.id[0]) for part in batch.parts for w in part.writes}
+            if self.in_doubt and items:
+                said.append(max(slot_of(cluster, slot).in_doubt for slot in cluster.slots))
+            if lost := items & losing:
+                losing.difference_update(lost)
+                self.in_doubt.begin()
+                raise TransientError("the response was lost")
+            return super().write(batch)
+
+    cluster.index_type = Losing
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    assert {slot_of(cluster, slot).in_doubt for slot in cluster.slots} == {0.0}
+    losing.add("k0")
+    cluster.write("k0", 0)
+    cluster.delete("k0")
+    cluster.settle()
+    assert said
+    assert min(said) > 0.0
+    cluster.outlive_doubt()
+    assert cluster.database.tombstones == {TABLE: {}}
+
+
+def test_a_purge_waits_until_no_worker_has_writes_in_doubt() -> None:
+    """Also for one that loses a response between the look for tombstones and their removal."""
+    cluster = Cluster(index=True, slots=2)
+    purges = list[float]()
+
+    class Noting(MemoryIndex):
+        def purge(self, table: Table, below: int, spare: Sequence[DocumentId] = ()) -> int:
+            purges.append(max(slot_of(cluster, slot).in_doubt for slot in cluster.slots))
+            return super().purge(table, below, spare)
+
+    cluster.index_type = Noting
+    for n in range(9):
+        cluster.write(f"k{n}", n)
+    cluster.start()
+    for n in range(9):
+        cluster.round()
+        cluster.delete(f"k{n}")
+    cluster.settle()
+    assert cluster.database.tombstones[TABLE]
+    assert not purges, "the workers began with an in-doubt window"
+    cluster.outlive_doubt()
+    assert cluster.database.tombstones == {TABLE: {}}
+    assert set(purges) == {0.0}
+
+
+def test_a_child_in_another_slot_opens_with_the_in_doubt_window_of_its_parents_worker() -> None:
+    cluster = Cluster(index=True, slots=2, shards=1)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    (parent,) = cluster.source.open_shards(TABLE)
+    held = cluster.workers[cluster.running.pipeline.shards[parent].slot]._held
+    assert held is not None
+    assert held._in_doubt is not None
+    held._in_doubt.begin()
+    cluster.source.split(TABLE, parent)
+    cluster.rounds(100)
+    windows = [worker._held._in_doubt for worker in cluster.workers.values() if worker._held is not None]
+    assert [bool(window) for window in windows] == [True, True]
+
+
+def test_a_worker_that_ends_in_good_order_leaves_no_window_to_the_next_and_one_that_is_killed_all_of_it() -> None:
+    cluster = Cluster(index=True, slots=2)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    cluster.workers["0"].end()
+    assert [slot_of(cluster, slot).lingers for slot in cluster.slots] == [None, LONGEST_IN_DOUBT]
+    cluster.restart_workers()
+    cluster.rounds(10)
+    assert [bool(slot_of(cluster, slot).in_doubt) for slot in cluster.slots] == [False, True]
+
+
+@pytest.mark.parametrize("later", ["workers", "one process"])
+def test_a_run_begins_with_the_in_doubt_window_that_another_engines_killed_run_left(later: str) -> None:
+    cluster = Cluster(index=True, slots=2)
+    cluster.start()
+    cluster.settle()
+    cluster.outlive_doubt()
+    if later == "one process":
+        cluster.running.end()  # only the workers are killed
+        driver = Driver(cluster.context(), cluster.owner("one"), cluster.environment())
+        driver.start(RESUMING)
+        assert bool(driver._in_doubt)
+        assert {slot_of(cluster, slot).lingers for slot in cluster.slots} == {None}
+        return
+    cluster.stop()
+    run_in_one_process(cluster)
+    cluster.start()
+    cluster.rounds(3)
+    assert min(slot_of(cluster, slot).in_doubt for slot in cluster.slots) > 0.0
+
+
+# What is refused
+
+
+def test_what_compares_no_versions_is_refused_for_several_workers() -> None:
+    class Pristine(MemoryIndex):
+        unguarded = True
+
+    cluster = Cluster(index=True)
+    cluster.index_type = Pristine
+    with pytest.raises(ConfigError, match="pristine"):
+        cluster.start()
+    assert cluster.database.entries == {}
+
+
+def test_a_store_that_only_one_process_can_write_is_refused() -> None:
+    class Single(MemoryCheckpoints):
+        claim_slot = None  # type: ignore[assignment]
+
+    cluster = Cluster(index=True)
+    context = replace(cluster.context(), checkpoints=Single(cluster.database))
+    with pytest.raises(ConfigError, match="several workers"):
+        Coordinator(context, cluster.owner("c"), cluster.environment(), cluster.slots)
