@@ -31,6 +31,9 @@ from replicator.target.verification import ComparesByTable
 _LOCK = """
 SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('replicator tables'::text, 0::bigint))"""
 
+# Readers queue behind an ALTER TABLE that waits for a long transaction. Between two attempts they get their turn.
+_BRIEFLY = "SET LOCAL lock_timeout = '500ms'"
+
 _REPEATS = 3  # of a batch that conflicts with another session
 
 
@@ -128,6 +131,7 @@ class Postgres(ComparesByTable):
 
     def extend(self, tables: Sequence[Table], changes: Sequence[Change]) -> None:
         with self._session.connection() as connection, connection.transaction():
+            connection.execute(_BRIEFLY)
             for statement in catalog.additions(shapes(tables, self._options.schema_), changes) or ():
                 connection.execute(statement)
 
@@ -321,8 +325,10 @@ class Postgres(ComparesByTable):
         if table is None:
             connection.execute(catalog.create_table(shape))
         elif table.lacks_versions:
+            connection.execute(_BRIEFLY)
             connection.execute(catalog.add_version(shape))
         if table is not None and catalog.lacks_marks(shape, table):
+            connection.execute(_BRIEFLY)
             connection.execute(catalog.add_marks(shape))
         if shape.marks and (table is None or not table.marks):
             connection.execute(catalog.comment_on_marks(shape))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from connectors.postgres import Postgres
+from replicator.errors import TransientError
+from replicator.identity import changes
 from replicator.target.contract import Table
 from replicator.version import FIRST_EPOCH
 from tests.cli.command_line import World
@@ -98,6 +104,37 @@ def test_a_table_that_was_adopted_is_not_adopted_again(one_postgres: Database) -
         one.open([table], FIRST_EPOCH)
         assert (one.adopted([table]), one.plan([table]), one.epoch([table])) == ([], [], FIRST_EPOCH)
     assert [(row["pk"], row["_version"]) for row in rows(one_postgres, "orders")] == [("a", 0)]
+
+
+ADOPTED = Table("orders", PK, {"adopt": True})
+_WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+
+
+@pytest.mark.parametrize("step", ["adopt", "extend"])
+def test_while_a_long_transaction_holds_the_table_other_readers_do_not_wait_for_it(
+    one_postgres: Database, step: str
+) -> None:
+    run(one_postgres, "CREATE TABLE orders (pk text PRIMARY KEY, document jsonb NOT NULL)")
+    one, more = target(one_postgres), Table("orders", PK, {"columns": {"total": "numeric"}})
+    added = changes({"orders": {}}, {"orders": one.parts(more)})
+
+    def alter(stop: threading.Event) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(TransientError):
+                one.open([ADOPTED], FIRST_EPOCH) if step == "adopt" else one.extend([more], added)
+
+    with one_postgres.connect() as long, one_postgres.connect() as reader, ThreadPoolExecutor() as pool:
+        long.execute("BEGIN; SELECT FROM orders")
+        stop = threading.Event()
+        altering = pool.submit(alter, stop)
+        while reader.execute(_WAITING).fetchone() == (0,):
+            assert not altering.done()
+        reader.execute("SET statement_timeout = '20s'")  # less than a session waits for other locks
+        try:
+            assert reader.execute("SELECT count(*) FROM orders").fetchone() == (0,)
+        finally:
+            stop.set()
+            long.execute("COMMIT")
 
 
 def test_versions_of_another_tool_are_taken_over_only_where_adopt_says_so(one_postgres: Database) -> None:
